@@ -30,9 +30,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="both sides of every ratio, in one run")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
     parser.add_argument(
-        "--only", choices=["chapter", "redis", "recovery", "estimate", "logs"], default="",
+        "--only",
+        choices=["chapter", "redis", "recovery", "estimate", "logs"],
+        default="",
         help="one chapter alone: §1, §2, §8, §6; or of §8 the estimate of the RTO (with --megabytes 10000, say)",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
     suite: Suite | None = None

@@ -110,8 +110,10 @@ class Chapter:
             with running_gateway() as server:
                 peer.append(self._copy(server, stored))
             starting.append(shell.run([AWS / "bin" / "aws", "--version"]).seconds)
-            self.place.tell(f"S3 {number + 1}: ours {ours[-1].step('copy_backup'):.1f} s of {ours[-1].seconds:.1f} s, "
-                            f"aws s3 cp {peer[-1]:.1f} s")  # fmt: skip
+            self.place.tell(
+                f"S3 {number + 1}: ours {ours[-1].step('copy_backup'):.1f} s of {ours[-1].seconds:.1f} s, "
+                f"aws s3 cp {peer[-1]:.1f} s"
+            )
         return s3_figures(ours, peer, starting, megabytes)
 
     def _replicate(self, server: S3Server) -> Called:
@@ -140,13 +142,22 @@ def s3_figures(
     sent = [call.step("copy_backup") for call in ours]
     copied = [seconds - start for seconds in peer]
     return [
-        Figure.ratio(f"S3: copy_backup, the step of replicate_backups that hashes and sends a backup of "
-                     f"{megabytes:.0f} MB ÷ aws s3 cp --recursive (0.8 × its speed)", sent, peer, S3_BAR),
+        Figure.ratio(
+            f"S3: copy_backup, the step of replicate_backups that hashes and sends a backup of "
+            f"{megabytes:.0f} MB ÷ aws s3 cp --recursive (0.8 × its speed)",
+            sent,
+            peer,
+            S3_BAR,
+        ),
         Figure.ratio(f"… ÷ aws s3 cp without its start-up (aws --version: {start:.2f} s)", sent, copied, S3_BAR),
-        Figure.ratio("… the whole replicate_backups: comparing stores, sending, reading all back by SHA-256, "
-                     "reporting ÷ aws s3 cp, which only sends", [call.seconds for call in ours], peer),
+        Figure.ratio(
+            "… the whole replicate_backups: comparing stores, sending, reading all back by SHA-256, "
+            "reporting ÷ aws s3 cp, which only sends",
+            [call.seconds for call in ours],
+            peer,
+        ),
         Figure.seconds("… of that, reading back (prove_copy)", [call.step("prove_copy") for call in ours]),
-    ]  # fmt: skip
+    ]
 
 
 def _install_aws() -> None:

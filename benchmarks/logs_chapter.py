@@ -121,9 +121,11 @@ def _write(path: Path, count: int, line: Any) -> None:
 def _application_line(number: int, at: str) -> str:
     head = f'{{"timestamp": "{at}", "level": '
     if number % 5 == 0:
-        return (f'{head}"INFO", "module": "ai", "message": "AI API Call", "provider": "azure", "model": "gpt-4o", '
-                f'"prompt_tokens": {number % 900}, "completion_tokens": {number % 300}, '
-                f'"total_tokens": {number % 900 + number % 300}}}\n')  # fmt: skip
+        return (
+            f'{head}"INFO", "module": "ai", "message": "AI API Call", "provider": "azure", "model": "gpt-4o", '
+            f'"prompt_tokens": {number % 900}, "completion_tokens": {number % 300}, '
+            f'"total_tokens": {number % 900 + number % 300}}}\n'
+        )
     if number % 100 == 1:
         return f'{head}"ERROR", "module": "interview", "message": "session {number} ended after {number % 60} s"}}\n'
     said = f"GET /api/sessions/{number}"
@@ -132,9 +134,11 @@ def _application_line(number: int, at: str) -> str:
 
 def _audit_line(number: int, at: str) -> str:
     action = ("login", "create_session", "answer", "evaluate", "read")[number % 5]
-    return (f'{{"timestamp": "{at}", "level": "INFO", "logger": "audit", "user_id": "user-{number % 1009}", '
-            f'"action": "{action}", "resource": "session_{number % 7919}", "result": "success", '
-            f'"ip_address": "10.0.{number % 1009 % 250}.{number % 1009 % 7}"}}\n')  # fmt: skip
+    return (
+        f'{{"timestamp": "{at}", "level": "INFO", "logger": "audit", "user_id": "user-{number % 1009}", '
+        f'"action": "{action}", "resource": "session_{number % 7919}", "result": "success", '
+        f'"ip_address": "10.0.{number % 1009 % 250}.{number % 1009 % 7}"}}\n'
+    )
 
 
 def _read(path: Path) -> None:

@@ -114,5 +114,7 @@ class Peers:
 
     def run(self, argv: list[str]) -> float:
         """One of libpq's programs; returns its seconds."""
-        return shell.run([shutil.which(argv[0], path=self.environment()["PATH"]) or argv[0], *argv[1:]],
-                         environment=self.environment()).seconds  # fmt: skip
+        return shell.run(
+            [shutil.which(argv[0], path=self.environment()["PATH"]) or argv[0], *argv[1:]],
+            environment=self.environment(),
+        ).seconds

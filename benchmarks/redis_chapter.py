@@ -165,8 +165,13 @@ def _client(server: RedisServer, seen: list[float]) -> Iterator[None]:
 def _until_it_calls(server: RedisServer) -> None:
     client = server.client()
     client.delete("bench:client")
-    until(lambda: client.exists("bench:client"), what="a call of the other client", seconds=20, every_seconds=0.01,
-          hint="look at benchmarks/redis_client.py")  # fmt: skip
+    until(
+        lambda: client.exists("bench:client"),
+        what="a call of the other client",
+        seconds=20,
+        every_seconds=0.01,
+        hint="look at benchmarks/redis_client.py",
+    )
 
 
 @contextlib.contextmanager

@@ -55,13 +55,16 @@ def figures(tell: Tell, rounds: int = ROUNDS) -> list[Figure]:
     shown = f"{lost} of {writes:,} in {rounds} rounds"
     return [
         *(
-            Figure.seconds(f"Redis failover, planned: {phase}", [one.phases[phase] for one in done],
-                           BAR_SECONDS if phase == PHASES[-1] else None)
+            Figure.seconds(
+                f"Redis failover, planned: {phase}",
+                [one.phases[phase] for one in done],
+                BAR_SECONDS if phase == PHASES[-1] else None,
+            )
             for phase in PHASES
         ),
         Figure.seconds("… longest time without an acknowledged write", [one.gap_seconds for one in done], BAR_SECONDS),
         Figure("… acknowledged writes lost", lost, 0, shown=shown),
-    ]  # fmt: skip
+    ]
 
 
 def planned() -> Round:

@@ -16,7 +16,7 @@ from benchmarks.place import NAME, Called, Place
 from benchmarks.recovery.chapter import RecoveryChapter
 from benchmarks.redis_chapter import RedisChapter
 from blocks.config import toml
-from runbook.page.render import size
+from runbook.units import size
 from tasks.backups import catalogue
 from tasks.postgres.dump.dump import best_compression
 from tasks.postgres.restore.staged_copy import default_jobs
@@ -97,8 +97,10 @@ class Suite:
             peer.append(peers.back_up())
             self.place.settle(rows)
             alone.append(peers.dump_alone(default_jobs(), compression))
-            self.place.tell(f"backup {number + 1}: ours {ours[-1].seconds:.1f} s, pg_dump -F c {peer[-1]:.1f} s, "
-                            f"our pg_dump alone {alone[-1]:.1f} s")  # fmt: skip
+            self.place.tell(
+                f"backup {number + 1}: ours {ours[-1].seconds:.1f} s, pg_dump -F c {peer[-1]:.1f} s, "
+                f"our pg_dump alone {alone[-1]:.1f} s"
+            )
         store = DirectoryStore(Path(self.place.status["stores"]["postgres"]))
         mine = catalogue.find_backup(store, "postgres").manifest.bytes
         other = peers.dump.stat().st_size
@@ -108,9 +110,15 @@ class Suite:
         self.figures += [
             Figure.ratio("backup ÷ pg_dump -F c -b", [call.seconds for call in ours], peer, 0.50),
             Figure("backup's size ÷ pg_dump -F c -b", mine / other, 1.10, shown=f"{mine / other:.2f} ({size(mine)})"),
-            Figure("manifest's share of the backup", share, 0.25, dumping, statistics.median(alone),
-                   shown=f"{share:.0%} of {wall:.1f} s"),
-        ]  # fmt: skip
+            Figure(
+                "manifest's share of the backup",
+                share,
+                0.25,
+                dumping,
+                statistics.median(alone),
+                shown=f"{share:.0%} of {wall:.1f} s",
+            ),
+        ]
         return ours
 
     def restores(self, peers: Peers, rows: Mapping[str, int]) -> None:
@@ -127,21 +135,29 @@ class Suite:
             for sides, options in ((script, ""), (parallel, "-j2")):
                 self.place.settle(rows)
                 sides.append(peers.recover(options))
-            self.place.tell(f"full restore {number + 1}: ours {ours[-1].seconds:.1f} s, script "
-                            f"{script[-1].seconds:.1f} s, with -j2 {parallel[-1].seconds:.1f} s")  # fmt: skip
+            self.place.tell(
+                f"full restore {number + 1}: ours {ours[-1].seconds:.1f} s, script "
+                f"{script[-1].seconds:.1f} s, with -j2 {parallel[-1].seconds:.1f} s"
+            )
         self.profile = ours
         mine = [call.from_to("stop_services", "smoke_check") for call in ours]  # as the script: stop → healthy
         self.figures += [
             Figure.ratio("full restore ÷ disaster_recovery.sh", mine, [one.seconds for one in script], 0.45),
-            Figure.ratio("… the whole flow, with judging before and reporting after", [call.seconds for call in ours],
-                         [one.seconds for one in script]),
+            Figure.ratio(
+                "… the whole flow, with judging before and reporting after",
+                [call.seconds for call in ours],
+                [one.seconds for one in script],
+            ),
             Figure.ratio("… without its sleep 10", mine, [one.seconds - one.slept_seconds for one in script]),
             Figure.ratio("… with pg_restore -j2", mine, [one.seconds for one in parallel]),
-            Figure.ratio("… with pg_restore -j2, without its sleep 10", mine,
-                         [one.seconds - one.slept_seconds for one in parallel]),
+            Figure.ratio(
+                "… with pg_restore -j2, without its sleep 10",
+                mine,
+                [one.seconds - one.slept_seconds for one in parallel],
+            ),
             _bytes("peak extra disk during the restore", [one.peak_bytes for one in growth]),
             _bytes("WAL written by the restore", [one.wal_bytes for one in growth]),
-        ]  # fmt: skip
+        ]
 
     def outage(self, rows: Mapping[str, int]) -> None:
         """What a client of the database sees of `restore_database`."""
@@ -173,9 +189,15 @@ class Suite:
         shown = f"; {len(problems)} errors" if problems else ""
         before, during = _p99(idle), _p99(busy)
         self.figures.append(
-            Figure("application's p99 during a backup ÷ idle", during / before, 1.5, during, before,
-                   shown=f"{during / before:.2f} ({during * 1000:.0f} ms ÷ {before * 1000:.0f} ms{shown})")
-        )  # fmt: skip
+            Figure(
+                "application's p99 during a backup ÷ idle",
+                during / before,
+                1.5,
+                during,
+                before,
+                shown=f"{during / before:.2f} ({during * 1000:.0f} ms ÷ {before * 1000:.0f} ms{shown})",
+            )
+        )
 
     def orchestration(self, backups: Sequence[Called]) -> None:
         """Wall time in which no step ran; and a cheap flow through Prefect against the same function without it."""
@@ -187,11 +209,20 @@ class Suite:
         difference = statistics.median(through) - statistics.median(direct)
         self.figures += [
             Figure.seconds("orchestration: full restore's wall time without any step running", beside, 3.0),
-            Figure.seconds("orchestration: backup's wall time without any step running",
-                           [call.beside_steps_seconds for call in backups], 3.0),
-            Figure("orchestration: backup_redis through Prefect − directly", difference, 3.0,
-                   statistics.median(through), statistics.median(direct), unit="s"),
-        ]  # fmt: skip
+            Figure.seconds(
+                "orchestration: backup's wall time without any step running",
+                [call.beside_steps_seconds for call in backups],
+                3.0,
+            ),
+            Figure(
+                "orchestration: backup_redis through Prefect − directly",
+                difference,
+                3.0,
+                statistics.median(through),
+                statistics.median(direct),
+                unit="s",
+            ),
+        ]
 
 
 def _bytes(name: str, values: Sequence[int]) -> Figure:

@@ -71,8 +71,10 @@ class AIProviders(Block):
             if not re.fullmatch(r"[\w.-]+:\d{1,5}", address):
                 raise ValueError(f"proxy: {name} is “{address}”; expected is host:port, e.g. 127.0.0.1:9101")
         if self.proxy and not re.fullmatch(r"http://[\w.-]+:\d{1,5}/?", self.control):
-            raise ValueError(f"control is “{self.control}”; with proxy it is where the proxy takes faults, e.g. "
-                             "http://127.0.0.1:9100")  # fmt: skip
+            raise ValueError(
+                f"control is “{self.control}”; with proxy it is where the proxy takes faults, e.g. "
+                "http://127.0.0.1:9100"
+            )
         if self.proxy and (left := [name for name in self.chain if name not in self.proxy]):
             raise ValueError(f"proxy lacks {', '.join(left)}: give every provider of chain an address")
         return self

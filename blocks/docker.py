@@ -117,8 +117,10 @@ def engine(host: str, *, seconds: int = 0) -> Iterator[Any]:
         if not shape and type(error) is not Exception:  # the SDK's own, where it can make nothing of an answer
             raise
         told = f"{type(error).__name__} {excerpt(str(error))}"
-        raise OpsError(f"the program that answers at {where} is not a supported Docker Engine: {told}",
-                       "correct host under [docker], or check the engine's version") from error  # fmt: skip
+        raise OpsError(
+            f"the program that answers at {where} is not a supported Docker Engine: {told}",
+            "correct host under [docker], or check the engine's version",
+        ) from error
 
 
 def words(error: docker.errors.APIError) -> str:
@@ -137,5 +139,4 @@ def _unreachable(where: str, error: Exception, seconds: int) -> OpsError:
         return Unreachable(
             f"Docker at {where} does not answer", "start it (systemctl start docker), or correct host under [docker]"
         )
-    return OpsError(f"what answers at {where} is no Docker: {excerpt(str(error), 200)}",
-                    "correct host under [docker]")  # fmt: skip
+    return OpsError(f"what answers at {where} is no Docker: {excerpt(str(error), 200)}", "correct host under [docker]")

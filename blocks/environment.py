@@ -33,7 +33,7 @@ from blocks.redis.server import Redis
 from blocks.services.service import Services
 from runbook.errors import OpsError
 from runbook.guard.brief import asked_briefly
-from runbook.thresholds import default_limits
+from runbook.metrics import default_limits
 
 Stores = Literal["backups", "copies"]
 Tier = Literal["production", "staging", "development"]
@@ -91,8 +91,10 @@ class Environment(Block):
         for name, (warn, critical) in thresholds.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                raise ValueError(f"{name} is not a metric" + (f" (did you mean {near[0]}?)" if near else
-                                 f"; one of {', '.join(known)}"))  # fmt: skip
+                raise ValueError(
+                    f"{name} is not a metric"
+                    + (f" (did you mean {near[0]}?)" if near else f"; one of {', '.join(known)}")
+                )
             if warn > critical:
                 raise ValueError(f"{name} = [{warn:g}, {critical:g}] warns above its critical limit")
         return thresholds

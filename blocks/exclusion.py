@@ -271,9 +271,11 @@ def _who_locks(inode: int) -> str:
 
 
 def _locked(what: str, who: str) -> Locked:
-    return Locked(f"{what} is being changed by {who}",
-                  "wait for that run to end; if it belongs to another environment, two environments describe the same "
-                  "system: run python -m deployments.doctor")  # fmt: skip
+    return Locked(
+        f"{what} is being changed by {who}",
+        "wait for that run to end; if it belongs to another environment, two environments describe the same "
+        "system: run python -m deployments.doctor",
+    )
 
 
 def _take(part: Part) -> bool:

@@ -88,8 +88,11 @@ class HttpStep(BaseModel):
     @property
     def used(self) -> set[str]:
         """The names in braces."""
-        return {name for text in _texts([self.path, self.headers, self.body, self.form, self.expect])
-                for name in _NAME.findall(text)}  # fmt: skip
+        return {
+            name
+            for text in _texts([self.path, self.headers, self.body, self.form, self.expect])
+            for name in _NAME.findall(text)
+        }
 
     def request(self, values: Values) -> Request:
         """What is sent.

@@ -17,10 +17,31 @@ from runbook.errors import OpsError
 
 # What lines of the logs may have: §6.1 and §6.4, access lines, AI calls (§5.2).
 LOG_FIELDS = (
-    "timestamp", "level", "logger", "message", "module", "function", "line", "user_id", "action", "resource", "result",
-    "ip_address", "user_agent", "method", "path", "status", "duration_ms", "provider", "model", "prompt_tokens",
-    "completion_tokens", "total_tokens", "error", "exception",
-)  # fmt: skip
+    "timestamp",
+    "level",
+    "logger",
+    "message",
+    "module",
+    "function",
+    "line",
+    "user_id",
+    "action",
+    "resource",
+    "result",
+    "ip_address",
+    "user_agent",
+    "method",
+    "path",
+    "status",
+    "duration_ms",
+    "provider",
+    "model",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "error",
+    "exception",
+)
 
 
 def _needed(section: str, key: str, value: str) -> str:

@@ -161,10 +161,13 @@ def deploy(name: str, *, paused: bool = False) -> str:
                 client.delete_deployment(found.id)
     pools = ", ".join(f"{chapter} → {pool}" for chapter, pool in environment.pools.items())
     scheduled = sum(bool(entry.get("schedules")) for entry in described["deployments"])
-    return (f"deployed {len(described['deployments'])} runbooks to {name}" + (f" ({pools})" if pools else "")
-            + f", {scheduled} of them scheduled in {environment.timezone}"
-            + (": paused, deploy again without --paused to begin" if paused else "")
-            + (f"; deleted {len(gone)} of parts that it has no more" if gone else ""))  # fmt: skip
+    return (
+        f"deployed {len(described['deployments'])} runbooks to {name}"
+        + (f" ({pools})" if pools else "")
+        + f", {scheduled} of them scheduled in {environment.timezone}"
+        + (": paused, deploy again without --paused to begin" if paused else "")
+        + (f"; deleted {len(gone)} of parts that it has no more" if gone else "")
+    )
 
 
 def deployed(entries: Sequence[Mapping[str, Any]], environment: str) -> dict[str, DeploymentResponse]:
@@ -188,8 +191,16 @@ def _deploy(name: str, described: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "prefect.yaml"
         path.write_text(text, encoding="utf-8")
-        argv: list[str | Path] = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
-                                  path]  # fmt: skip
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "--no-prompt",
+            "deploy",
+            "--all",
+            "--prefect-file",
+            path,
+        ]
         given = {
             "OPS_ENVIRONMENT": name,
             "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT)),

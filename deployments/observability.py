@@ -19,7 +19,8 @@ import yaml  # type: ignore[import-untyped]
 from blocks.config import toml
 from flows.monitoring.exposition import exported
 from flows.monitoring.rounds import TIMING
-from flows.monitoring.table import METRICS, Metric
+from flows.monitoring.table import ALARMS, Alarm
+from runbook import metrics
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 
@@ -47,53 +48,125 @@ def alert(name: str, expr: str, severity: str, summary: str, todo: str, minutes:
 
 def rules(limits: Limits) -> dict[str, Any]:
     """alerts.yaml (https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/)."""
-    rows = [rule for metric in METRICS.values() for rule in _of_metric(metric, limits)]
-    return {"groups": [{"name": "interview-ops-metrics", "rules": rows},
-                       {"name": "interview-ops-recovery", "rules": list(_of_recovery(limits))}]}  # fmt: skip
+    rows = [rule for row in ALARMS.values() for rule in _of_alarm(row, limits)]
+    return {
+        "groups": [
+            {"name": "interview-ops-metrics", "rules": rows},
+            {"name": "interview-ops-recovery", "rules": list(_of_recovery(limits))},
+        ]
+    }
 
 
-def _of_metric(metric: Metric, limits: Limits) -> list[dict[str, Any]]:
-    name, limit = exported(metric.name), metric.limit(limits)
-    camel = "".join(part.capitalize() for part in metric.name.replace(".", "_").split("_"))
+def _of_alarm(row: Alarm, limits: Limits) -> list[dict[str, Any]]:
+    name, limit = exported(row.name), row.limit(limits)
+    camel = "".join(part.capitalize() for part in row.name.replace(".", "_").split("_"))
     minutes = TIMING.seconds / 60
     return [
-        alert(f"Ops{camel}", f"{name} > {limit:g}", SEVERITY[metric.severity],
-              f"{metric.title} over {metric.show(limit)} (付録B {metric.action})", metric.hint, minutes),
-        alert(f"Ops{camel}NotMeasured", f"{name}_measured == 0", SEVERITY[metric.blind],
-              f"{metric.title} cannot be measured", "read the watcher's log, and the report of watch-metrics", minutes),
-    ]  # fmt: skip
+        alert(
+            f"Ops{camel}",
+            f"{name} > {limit:g}",
+            SEVERITY[row.severity],
+            f"{row.title} over {row.show(limit)} (付録B {row.action})",
+            row.hint,
+            minutes,
+        ),
+        alert(
+            f"Ops{camel}NotMeasured",
+            f"{name}_measured == 0",
+            SEVERITY[row.blind],
+            f"{row.title} cannot be measured",
+            "read the watcher's log, and the report of watch-metrics",
+            minutes,
+        ),
+    ]
 
 
 def _of_recovery(limits: Limits) -> list[dict[str, Any]]:
-    oldest = limits.get("backup.age_seconds", (3600.0, float(DAY)))[1]
+    oldest = limits.get(metrics.BACKUP_AGE.name, (3600.0, float(DAY)))[1]
     return [
-        alert("OpsWatcherSilent",  # of a day: the series of a watcher that died ends
-              "time() - max_over_time(ops_watch_last_round_timestamp_seconds[1d]) > 180", "critical",
-              "the watcher has not measured for three minutes", "systemctl status interview-ops-watcher"),
-        alert("OpsRecoveryNotChecked", "time() - ops_recovery_checked_timestamp_seconds > 1800", "critical",
-              "nobody knows what can be restored", "run check-recovery-objectives; check Prefect's worker"),
-        alert("OpsRecoveryLossOverObjective", OVER.format("ops_recovery_loss_seconds", "ops_objective_rpo_seconds"),
-              "critical",
-              "more than the RPO would be lost ({{ $labels.resource }})", "run show-recovery-options", 5),
-        alert("OpsRecoveryLossNotMeasured", "ops_recovery_loss_seconds_measured == 0", "critical",
-              "nothing can be restored, or nobody knows ({{ $labels.resource }})", "run check-recovery-objectives", 10),
-        alert("OpsRecoveryEstimateOverObjective",
-              OVER.format("ops_recovery_estimate_seconds", "ops_objective_rto_seconds"), "warning",
-              "a recovery would take longer than the RTO ({{ $labels.resource }})",
-              "see in past reports which step takes long", 15),
-        alert("OpsRecoveryNotProven", "ops_recovery_proven == 0", "warning",
-              "no restore has proven the newest recovery point ({{ $labels.resource }})", "run verify-backup", 60),
-        alert("OpsBackupOld", f"ops_backup_age_seconds > {oldest:g}", "critical",
-              "the newest backup is too old ({{ $labels.kind }})", "run the backup by hand, then check its schedule"),
-        alert("OpsBackupNotVerified", f"ops_backup_verified_age_seconds > {VERIFIED_DAYS * DAY}", "warning",
-              "no recent backup is verified ({{ $labels.kind }})", "run verify-backup"),
-        alert("OpsBackupVerifiedNotMeasured", "ops_backup_verified_age_seconds_measured == 0", "warning",
-              "no backup is verified, or nobody knows ({{ $labels.kind }})", "run verify-backup", 60),
-        alert("OpsDrillFailed", "ops_drill_last_ok == 0", "warning", "the last drill failed",
-              "read its report, fix what it found, run run-drill again"),
-        alert("OpsDrillOverdue", f"time() - ops_drill_last_timestamp_seconds > {DRILL_DAYS * DAY}", "warning",
-              "no drill for over a quarter", "run run-drill"),
-    ]  # fmt: skip
+        alert(
+            "OpsWatcherSilent",  # of a day: the series of a watcher that died ends
+            "time() - max_over_time(ops_watch_last_round_timestamp_seconds[1d]) > 180",
+            "critical",
+            "the watcher has not measured for three minutes",
+            "systemctl status interview-ops-watcher",
+        ),
+        alert(
+            "OpsRecoveryNotChecked",
+            "time() - ops_recovery_checked_timestamp_seconds > 1800",
+            "critical",
+            "nobody knows what can be restored",
+            "run check-recovery-objectives; check Prefect's worker",
+        ),
+        alert(
+            "OpsRecoveryLossOverObjective",
+            OVER.format("ops_recovery_loss_seconds", "ops_objective_rpo_seconds"),
+            "critical",
+            "more than the RPO would be lost ({{ $labels.resource }})",
+            "run show-recovery-options",
+            5,
+        ),
+        alert(
+            "OpsRecoveryLossNotMeasured",
+            "ops_recovery_loss_seconds_measured == 0",
+            "critical",
+            "nothing can be restored, or nobody knows ({{ $labels.resource }})",
+            "run check-recovery-objectives",
+            10,
+        ),
+        alert(
+            "OpsRecoveryEstimateOverObjective",
+            OVER.format("ops_recovery_estimate_seconds", "ops_objective_rto_seconds"),
+            "warning",
+            "a recovery would take longer than the RTO ({{ $labels.resource }})",
+            "see in past reports which step takes long",
+            15,
+        ),
+        alert(
+            "OpsRecoveryNotProven",
+            "ops_recovery_proven == 0",
+            "warning",
+            "no restore has proven the newest recovery point ({{ $labels.resource }})",
+            "run verify-backup",
+            60,
+        ),
+        alert(
+            "OpsBackupOld",
+            f"ops_backup_age_seconds > {oldest:g}",
+            "critical",
+            "the newest backup is too old ({{ $labels.kind }})",
+            "run the backup by hand, then check its schedule",
+        ),
+        alert(
+            "OpsBackupNotVerified",
+            f"ops_backup_verified_age_seconds > {VERIFIED_DAYS * DAY}",
+            "warning",
+            "no recent backup is verified ({{ $labels.kind }})",
+            "run verify-backup",
+        ),
+        alert(
+            "OpsBackupVerifiedNotMeasured",
+            "ops_backup_verified_age_seconds_measured == 0",
+            "warning",
+            "no backup is verified, or nobody knows ({{ $labels.kind }})",
+            "run verify-backup",
+            60,
+        ),
+        alert(
+            "OpsDrillFailed",
+            "ops_drill_last_ok == 0",
+            "warning",
+            "the last drill failed",
+            "read its report, fix what it found, run run-drill again",
+        ),
+        alert(
+            "OpsDrillOverdue",
+            f"time() - ops_drill_last_timestamp_seconds > {DRILL_DAYS * DAY}",
+            "warning",
+            "no drill for over a quarter",
+            "run run-drill",
+        ),
+    ]
 
 
 def dashboard(limits: Limits) -> dict[str, Any]:
@@ -101,31 +174,60 @@ def dashboard(limits: Limits) -> dict[str, Any]:
     recovery = [
         ("Lost if restored now, of the RPO", 'ops_recovery_loss_seconds{environment=~"$environment"}', "s", None),
         ("Estimated duration of a recovery", 'ops_recovery_estimate_seconds{environment=~"$environment"}', "s", None),
-        ("Age of the newest backup", 'ops_backup_age_seconds{environment=~"$environment"}', "s",
-         limits.get("backup.age_seconds", (3600.0, float(DAY)))[1]),
-        ("Age of the newest verified backup", 'ops_backup_verified_age_seconds{environment=~"$environment"}', "s",
-         float(VERIFIED_DAYS * DAY)),
-        ("Since the last drill", 'time() - ops_drill_last_timestamp_seconds{environment=~"$environment"}', "s",
-         float(DRILL_DAYS * DAY)),
+        (
+            "Age of the newest backup",
+            'ops_backup_age_seconds{environment=~"$environment"}',
+            "s",
+            limits.get(metrics.BACKUP_AGE.name, (3600.0, float(DAY)))[1],
+        ),
+        (
+            "Age of the newest verified backup",
+            'ops_backup_verified_age_seconds{environment=~"$environment"}',
+            "s",
+            float(VERIFIED_DAYS * DAY),
+        ),
+        (
+            "Since the last drill",
+            'time() - ops_drill_last_timestamp_seconds{environment=~"$environment"}',
+            "s",
+            float(DRILL_DAYS * DAY),
+        ),
         ("RTO of the last drill", 'ops_drill_last_rto_seconds{environment=~"$environment"}', "s", None),
-    ]  # fmt: skip
+    ]
     units = {"s": "s", "ratio": "percentunit", "count": "short"}
-    metrics = [
-        (f"{one.title} ({one.name})", f'{exported(one.name)}{{environment=~"$environment"}}', units[one.unit],
-         one.limit(limits))
-        for one in METRICS.values()
-    ]  # fmt: skip
-    panels = [_panel(number, *row) for number, row in enumerate([*recovery, *metrics], 1)]
+    alarms = [
+        (
+            f"{one.title} ({one.name})",
+            f'{exported(one.name)}{{environment=~"$environment"}}',
+            units[one.metric.unit],
+            one.limit(limits),
+        )
+        for one in ALARMS.values()
+    ]
+    panels = [_panel(number, *row) for number, row in enumerate([*recovery, *alarms], 1)]
     variable = {
-        "name": "environment", "type": "query", "label": "environment", "multi": True, "includeAll": True,
-        "datasource": _SOURCE, "query": "label_values(ops_objective_rpo_seconds, environment)", "refresh": 2,
-    }  # fmt: skip
+        "name": "environment",
+        "type": "query",
+        "label": "environment",
+        "multi": True,
+        "includeAll": True,
+        "datasource": _SOURCE,
+        "query": "label_values(ops_objective_rpo_seconds, environment)",
+        "refresh": 2,
+    }
     return {
-        "title": "interview-ops", "uid": "interview-ops", "schemaVersion": 39, "version": 1, "editable": True,
-        "refresh": "1m", "time": {"from": "now-24h", "to": "now"}, "tags": ["interview-ops"],
+        "title": "interview-ops",
+        "uid": "interview-ops",
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "refresh": "1m",
+        "time": {"from": "now-24h", "to": "now"},
+        "tags": ["interview-ops"],
         "__inputs": [{"name": "DS_PROMETHEUS", "label": "Prometheus", "type": "datasource", "pluginId": "prometheus"}],
-        "templating": {"list": [variable]}, "panels": panels,
-    }  # fmt: skip
+        "templating": {"list": [variable]},
+        "panels": panels,
+    }
 
 
 _SOURCE = {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}
@@ -134,24 +236,36 @@ _SOURCE = {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}
 def _panel(number: int, title: str, expr: str, unit: str, limit: float | None) -> dict[str, Any]:
     steps = [{"color": "green", "value": None}, *([{"color": "red", "value": limit}] if limit is not None else [])]
     return {
-        "id": number, "title": title, "type": "timeseries", "datasource": _SOURCE,
+        "id": number,
+        "title": title,
+        "type": "timeseries",
+        "datasource": _SOURCE,
         "gridPos": {"h": 8, "w": 8, "x": (number - 1) % 3 * 8, "y": (number - 1) // 3 * 8},
-        "fieldConfig": {"defaults": {"unit": unit, "min": 0, "thresholds": {"mode": "absolute", "steps": steps},
-                                     "custom": {"thresholdsStyle": {"mode": "line" if limit is not None else "off"}}},
-                        "overrides": []},
-        "targets": [{"refId": "A", "datasource": _SOURCE, "expr": expr,
-                     "legendFormat": "{{environment}} {{resource}}{{kind}}{{host}}"}],
-    }  # fmt: skip
+        "fieldConfig": {
+            "defaults": {
+                "unit": unit,
+                "min": 0,
+                "thresholds": {"mode": "absolute", "steps": steps},
+                "custom": {"thresholdsStyle": {"mode": "line" if limit is not None else "off"}},
+            },
+            "overrides": [],
+        },
+        "targets": [
+            {
+                "refId": "A",
+                "datasource": _SOURCE,
+                "expr": expr,
+                "legendFormat": "{{environment}} {{resource}}{{kind}}{{host}}",
+            }
+        ],
+    }
 
 
 def texts(limits: Limits) -> dict[Path, str]:
     """Both files."""
     head = "# Made by python -m deployments.observability: change the table or [thresholds], then make it again.\n"
     dumped = yaml.safe_dump(rules(limits), sort_keys=False, allow_unicode=True, width=120)
-    return {
-        RULES: head + dumped,
-        DASHBOARD: json.dumps(dashboard(limits), ensure_ascii=False, indent=1) + "\n",
-    }
+    return {RULES: head + dumped, DASHBOARD: json.dumps(dashboard(limits), ensure_ascii=False, indent=1) + "\n"}
 
 
 def main(arguments: Sequence[str] = ()) -> int:

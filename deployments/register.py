@@ -65,8 +65,10 @@ def describe_expectations(environment: str) -> list[str]:
         with env.postgres.connect(env.postgres.database, seconds=CONNECT_SECONDS) as connection:
             _, _, absent = judgeable(suites, read_columns(connection))
     except OpsError as error:
-        return [f"{environment}: {len(suites)} suites of expectations; could not check them against the database: "
-                f"{error.message}"]  # fmt: skip
+        return [
+            f"{environment}: {len(suites)} suites of expectations; could not check them against the database: "
+            f"{error.message}"
+        ]
     return [f"{environment}: {len(suites)} suites of expectations", *(f"  not applicable: {one}" for one in absent)]
 
 
@@ -83,14 +85,18 @@ def check_approvable(env: Environment) -> None:
         except OpsError as error:
             raise OpsError(f"[approval] required names {name}, which is no runbook", error.hint) from None
         if "confirm" not in parameters:
-            raise OpsError(f"[approval] required names {name}, which only reads: it never needs an approval",
-                           "remove it from required")  # fmt: skip
+            raise OpsError(
+                f"[approval] required names {name}, which only reads: it never needs an approval",
+                "remove it from required",
+            )
         function = f".{name.replace('-', '_')}"
         own = [entry for entry in entries if entry["entrypoint"].endswith(function)]
         given = [one.get("parameters") or {} for entry in own for one in (entry, *(entry.get("schedules") or []))]
         if any(one.get("confirm") for one in given):
-            raise OpsError(f"[approval] required names {name}, which a schedule confirms: nobody would approve it",
-                           "remove confirm from its schedule in prefect.yaml, or the name from required")  # fmt: skip
+            raise OpsError(
+                f"[approval] required names {name}, which a schedule confirms: nobody would approve it",
+                "remove confirm from its schedule in prefect.yaml, or the name from required",
+            )
 
 
 def main() -> int:

@@ -42,8 +42,9 @@ def propose(env: Environment, directory: Path) -> Iterator[str]:
             if skipped := left_out(table):
                 yield f"  not read, the table is large: {', '.join(skipped)}"
     except OSError as error:
-        raise OpsError(f"{directory} cannot be written to: {error.strerror}", "correct its owner, or name another "
-                       "--directory") from None  # fmt: skip
+        raise OpsError(
+            f"{directory} cannot be written to: {error.strerror}", "correct its owner, or name another --directory"
+        ) from None
     if env.suites != directory.resolve():
         yield f"review them, then name the directory in {toml.file_of(env.name).name}: [expectations] directory"
 

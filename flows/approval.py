@@ -56,8 +56,10 @@ def _asked(env: Environment, approvals: Approval, planned: Report) -> Approved:
     plan, launcher = planned.facts["plan"], os.environ.get("SUDO_USER") or getpass.getuser()
     ends = datetime.now(UTC) + timedelta(minutes=approvals.minutes)
     override = f" In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
-    print(f"{described(planned)}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
-          f"person ({', '.join(approvals.approvers)}) within {approvals.minutes:g} minutes.{override}")  # fmt: skip
+    print(
+        f"{described(planned)}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
+        f"person ({', '.join(approvals.approvers)}) within {approvals.minutes:g} minutes.{override}"
+    )
     why = "no code was given"
     for text in _texts():
         now = datetime.now(UTC)

@@ -8,8 +8,8 @@ from typing import TypeVar
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from runbook import clock
-from runbook.page.render import duration
 from runbook.report import Report
+from runbook.units import duration
 from tasks.backups.retention import most_unattended
 from tasks.host.clocks import Skew, read_skews
 from tasks.stores.store import Store
@@ -26,7 +26,7 @@ def judge_clocks(report: Report, env: Environment, *stores: Store, database: Pos
     servers = [database] if database else env.nodes()
     skews = read_skews(servers, stores)
     over = [one for one in skews if one.is_over]
-    report.expect(
+    report.require(
         "this host's clock",
         not over,
         "synchronise both clocks (chronyc tracking, timedatectl), then launch it again; nothing was deleted",
@@ -49,8 +49,10 @@ def limit_unattended(report: Report, env: Environment, what: str, doomed: Sequen
     most = most_unattended(total, env.unattended_share)
     if not report.unattended or len(doomed) <= most:
         return doomed
-    report.warn("share that is deleted", "the next run deletes more; to delete them all now, check the plan and launch "
-                "this with confirm",
-                value=f"{len(doomed)} of {total} {what} can be deleted; this run deletes {most}",
-                expected=f"at most {env.unattended_share:.0%} in one unattended run (unattended_share)")  # fmt: skip
+    report.warn(
+        "share that is deleted",
+        "the next run deletes more; to delete them all now, check the plan and launch this with confirm",
+        value=f"{len(doomed)} of {total} {what} can be deleted; this run deletes {most}",
+        expected=f"at most {env.unattended_share:.0%} in one unattended run (unattended_share)",
+    )
     return doomed[:most]

@@ -106,9 +106,13 @@ def _json(text: str) -> Any:
 
 
 def launch(
-    flow: Flow[..., Any], parameters: Mapping[str, Any], tell: Callable[[Report], str] = lambda report: "",
-    *, alone: bool = False, without_prefect: bool = False,
-) -> int:  # fmt: skip
+    flow: Flow[..., Any],
+    parameters: Mapping[str, Any],
+    tell: Callable[[Report], str] = lambda report: "",
+    *,
+    alone: bool = False,
+    without_prefect: bool = False,
+) -> int:
     """Run a runbook and print its sentence, after what there is to `tell` of its report; the exit code. `alone`: not as
     a flow run, even where Prefect answers. Where it does not answer, maintenance that changes something needs
     `without_prefect`. The parameters' bounds are checked here: outside a flow run nobody else does."""

@@ -11,8 +11,8 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.guard.permit import Tolerance
 from runbook.guard.pins import NO_ANSWER, digest
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.postgres.server.server import read_position
 from tasks.redis.cache.flushing import TOLERANCE
 from tasks.redis.server import read_progress
@@ -31,8 +31,12 @@ def pin_database(report: Report, postgres: Postgres, *, replaced: bool = False, 
         report.pin_state(name, NO_ANSWER, lost=replaced)
         return
     if found.pooled:
-        report.expect("[postgres] is PostgreSQL itself", False, DIRECT, value=f"a connection pooler: {POOLED}",
-                      expected="no pooler between")  # fmt: skip
+        report.fail(
+            "[postgres] is PostgreSQL itself",
+            DIRECT,
+            value=f"a connection pooler: {POOLED}",
+            expected="no pooler between",
+        )
     report.pin_state(name, f"OID {found.oid or 'none'}", lost=replaced)
     report.pin_state("WAL", f"{found.system}/{found.timeline}", written=found.lsn if replaced else -1, lost=replaced)
 
@@ -60,8 +64,9 @@ def pin_copies(report: Report, items: Iterable[tuple[object, int]]) -> None:
     """Databases, tables or directories that are to be deleted: each by name, with its bytes. Vacuum and a server's
     hint bits change a size a little; more was written by somebody who still uses the copy."""
     rows = [(str(name), number) for name, number in items]
-    report.pin_state("copies", f"{len(rows)}, {digest(sorted(name for name, _ in rows))}",
-                     items=[digest([name]) for name, _ in rows])  # fmt: skip
+    report.pin_state(
+        "copies", f"{len(rows)}, {digest(sorted(name for name, _ in rows))}", items=[digest([name]) for name, _ in rows]
+    )
     for name, number in rows:
         report.pin_state(f"bytes of {name}", number, tolerance=SIZE_TOLERANCE)
 

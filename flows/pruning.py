@@ -10,19 +10,11 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.store import mark_failed, note, store_for
 from runbook import clock
 from runbook.guard.permit import Permit
-from runbook.page.render import duration, size
 from runbook.report import Report
+from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
-from tasks.backups.retention import (
-    Rule,
-    Stored,
-    delete_backups,
-    need_of,
-    read_backup,
-    read_store,
-    reasons_to_stay,
-)
+from tasks.backups.retention import Rule, Stored, delete_backups, need_of, read_backup, read_store, reasons_to_stay
 
 
 def find_prunable(
@@ -37,16 +29,26 @@ def find_prunable(
     judge_clocks(report, env, store)
     stored = read_store(store, kind, env.name)
     ahead = stored.from_the_future()
-    report.expect("clock", not ahead, "correct this host's clock, or look who took them: ages mean nothing now",
-                  value=f"of the future: {', '.join(ahead[:3])}" if ahead else "none is of the future")  # fmt: skip
+    report.require(
+        "clock",
+        not ahead,
+        "correct this host's clock, or look who took them: ages mean nothing now",
+        value=f"of the future: {', '.join(ahead[:3])}" if ahead else "none is of the future",
+    )
     if stored.unreadable:
-        report.warn("manifests that cannot be read", f"look at them in {store.where}; they are never deleted here",
-                    value=", ".join(stored.unreadable[:5]))  # fmt: skip
+        report.warn(
+            "manifests that cannot be read",
+            f"look at them in {store.where}; they are never deleted here",
+            value=", ".join(stored.unreadable[:5]),
+        )
     verified = [backup for backup in stored.backups if backup.is_proven]
     if stored.backups and len(verified) < rule.keep.verified:
-        report.warn("verified backups", f"verify-backup with kind={kind} verifies more; none is deleted before there "
-                    f"are {rule.keep.verified}", value=len(verified),
-                    expected=f"at least {rule.keep.verified}")  # fmt: skip
+        report.warn(
+            "verified backups",
+            f"verify-backup with kind={kind} verifies more; none is deleted before there are {rule.keep.verified}",
+            value=len(verified),
+            expected=f"at least {rule.keep.verified}",
+        )
     report.fail_if_critical()
     _tell_rule(report, stored, rule, which)
     number = len(stored.backups) + len(stored.kept)
@@ -62,12 +64,18 @@ def find_prunable(
 def _tell_rule(report: Report, stored: Stored, rule: Rule, which: Stores) -> None:
     """The rule, and why each backup that stays does."""
     keep = rule.keep
-    report.fact("retention", f"all of {keep.hours} hours, then the newest of {keep.daily} days, {keep.weekly} weeks "
-                f"and {keep.monthly} months; the {keep.verified} newest verified ones in any case")  # fmt: skip
+    report.fact(
+        "retention",
+        f"all of {keep.hours} hours, then the newest of {keep.daily} days, {keep.weekly} weeks "
+        f"and {keep.monthly} months; the {keep.verified} newest verified ones in any case",
+    )
     if stored.backups:
         need = need_of(which, stored.backups[0].manifest.kind, stored.backups, keep)
-        report.fact("disk for this retention", f"up to {size(need.bytes)}: {need.number} backups of about "
-                    f"{size(int(need.each_bytes))}; there are {size(need.there_bytes)} now")  # fmt: skip
+        report.fact(
+            "disk for this retention",
+            f"up to {size(need.bytes)}: {need.number} backups of about "
+            f"{size(int(need.each_bytes))}; there are {size(need.there_bytes)} now",
+        )
         stays = Counter(reasons_to_stay(stored.backups, rule, clock.now()).values())
         report.table("Backups that stay", ("number", "why"), [(number, why) for why, number in stays.items()])
 
@@ -75,7 +83,7 @@ def _tell_rule(report: Report, stored: Stored, rule: Rule, which: Stores) -> Non
 def _judge_kept(report: Report, newest: Backup) -> None:
     """What the deleted ones leave it to, read once more to its end: it may have gone bad since it was verified."""
     problems = read_backup(newest)
-    report.expect(
+    report.require(
         f"files of {newest.name}, the newest that is verified",
         not problems,
         "verify-backup another one first; nothing is deleted",

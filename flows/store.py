@@ -7,9 +7,9 @@ from typing import get_args
 
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError, Unreachable, VerificationFailed
-from runbook.page.render import duration, size
 from runbook.page.shown import show_table
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks.backups import catalogue, fetched_files
 from tasks.backups.catalogue import Backup
 from tasks.backups.log import append_line
@@ -81,7 +81,7 @@ def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, sou
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)
     problems = read_files(report, backup)
-    report.expect(
+    report.require(
         f"files of {backup.name}",
         not problems,
         catalogue.instead_of(backup) if problems else "",
@@ -104,13 +104,13 @@ def read_files(report: Report, backup: Backup) -> list[str]:
 
 def judge_origin(report: Report, env: Environment, backup: Backup, wanted: str) -> None:
     """A store may be shared: another environment's backup is taken only by its name."""
-    report.expect(
+    report.require(
         "environment of the backup",
         backup.manifest.environment == env.name,
         f"it was taken of {backup.manifest.environment}; if that is meant, launch it with backup={backup.name}",
         value=backup.manifest.environment,
         expected=env.name,
-        otherwise=Status.WARN if wanted == backup.name else Status.CRITICAL,
+        worst=Status.WARN if wanted == backup.name else Status.CRITICAL,
     )
 
 
@@ -119,21 +119,19 @@ def judge_key(report: Report, backup: Backup) -> None:
     recipients = backup.manifest.recipients
     if not recipients:
         return
-    report.expect(
+    report.prefer(
         "escrowed key",
         len(recipients) > 1,
         "add the public key of a second one that is kept elsewhere to [backups] recipients",
         value=f"{len(recipients)} recipients",
         expected="2 or more",
-        otherwise=Status.WARN,
     )
-    report.expect(
+    report.prefer(
         "key of the backups",
         backup.store.key.readable,
         "set [backups] identity_env to the secret key of one of the recipients: nothing here could restore this",
         value="fits one of the recipients" if backup.store.key.readable else "missing, or another one",
         expected="this environment can read what it writes",
-        otherwise=Status.WARN,
     )
 
 
@@ -203,12 +201,17 @@ def tell_backups(report: Report, env: Environment) -> None:
     columns = ("backup", "kind", "where", "taken (UTC)", "age", "size", "encrypted", "verified by a restore")
     told = [
         (
-            backup.name, _kind_of(backup, env), which, f"{backup.manifest.taken:%Y-%m-%d %H:%M}",
-            duration(backup.age_seconds), size(backup.manifest.bytes), "yes" if backup.manifest.is_encrypted else "no",
+            backup.name,
+            _kind_of(backup, env),
+            which,
+            f"{backup.manifest.taken:%Y-%m-%d %H:%M}",
+            duration(backup.age_seconds),
+            size(backup.manifest.bytes),
+            "yes" if backup.manifest.is_encrypted else "no",
             backup.verified or "never",
         )
         for backup, which in rows
-    ]  # fmt: skip
+    ]
     more = f" (the newest {MOST_SHOWN} of {len(told)}; all are in the artifact)" if len(told) > MOST_SHOWN else ""
     report.table(f"All backups{more}", columns, told[:MOST_SHOWN])
     show_table(f"backups-{env.name}", f"すべてのバックアップ ({env.title or env.name})", columns, told)

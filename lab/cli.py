@@ -46,9 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--name", default="lab", help="the environment's name (default: lab)")
     parsers["up"].add_argument("--megabytes", type=_size, help=f"data of a new lab (default: {lifecycle.MEGABYTES})")
     parsers["up"].add_argument(
-        "--postgres-bin", metavar="DIR", default="",
+        "--postgres-bin",
+        metavar="DIR",
+        default="",
         help="run the PostgreSQL whose programs are there, not the wheel's (new labs: also OPS_LAB_POSTGRES_BIN)",
-    )  # fmt: skip
+    )
     parsers["up"].add_argument(
         "--dr", action="store_true", help="with a worker and deployments of the second region too (NAME-dr)"
     )

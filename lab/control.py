@@ -195,9 +195,7 @@ class Control:
         return answer.status_code == httpx.codes.OK and int(answer.text) > 0
 
     def _server(self) -> Program:
-        argv = (
-            PYTHON, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.state.port),
-        )  # fmt: skip
+        argv = (PYTHON, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.state.port))
         environment = {
             **prefect_variables(self.layout, self.state),
             # In memory, a slot that is held when the server restarts would stay taken for ever.

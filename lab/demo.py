@@ -203,8 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
     if demo and demo.destroyed:
-        print(f"The lab's data is destroyed: launch {RESTORE}/{chosen.name} with confirm={chosen.name} in the UI, "
-              f"{demo.status['prefect_ui']}/deployments", file=sys.stderr)  # fmt: skip
+        print(
+            f"The lab's data is destroyed: launch {RESTORE}/{chosen.name} with confirm={chosen.name} in the UI, "
+            f"{demo.status['prefect_ui']}/deployments",
+            file=sys.stderr,
+        )
     return 1
 
 

@@ -28,16 +28,24 @@ CLUSTER: _Backups = (("backup-cluster", {"kind": "full"}, "cluster"),)
 BACKUPS: dict[str, _Backups] = {
     "region_outage": (*CLUSTER, ("backup-redis", {}, "redis"), ("backup-files", {}, "files")),
     "bad_release": (),
-    "full_restore": (
-        ("backup-database", {}, "postgres"),
-        ("backup-redis", {}, "redis"),
-        ("backup-files", {}, "files"),
-    ),
+    "full_restore": (("backup-database", {}, "postgres"), ("backup-redis", {}, "redis"), ("backup-files", {}, "files")),
 }
 REPLICATED = ("region_outage",)
 """These begin in the other region, with what was replicated there."""
-SHOWN = ("scenario", "goal", "fault", "detected by", "diagnosis", "RTO", "RPO", "given up", "確認項目", "ledgers",
-         "the drill's own overhead", "RTO of earlier drills")  # fmt: skip
+SHOWN = (
+    "scenario",
+    "goal",
+    "fault",
+    "detected by",
+    "diagnosis",
+    "RTO",
+    "RPO",
+    "given up",
+    "確認項目",
+    "ledgers",
+    "the drill's own overhead",
+    "RTO of earlier drills",
+)
 
 
 def prepare(lab: Lab, runs: Runs, scenario: str, tell: Tell) -> None:

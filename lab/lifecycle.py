@@ -232,9 +232,13 @@ def _with_free_ports(services: Services, tell: Tell) -> Services:
 
 def _idle_ports(ports: Ports, running: set[str]) -> tuple[int, ...]:
     of = {
-        "postgresql": ports.postgres, "postgresql-standby": ports.postgres_standby, "redis": ports.redis,
-        "redis-replica": ports.redis_replica, "ai-providers": ports.ai_providers, "grc-backend": ports.backend,
+        "postgresql": ports.postgres,
+        "postgresql-standby": ports.postgres_standby,
+        "redis": ports.redis,
+        "redis-replica": ports.redis_replica,
+        "ai-providers": ports.ai_providers,
+        "grc-backend": ports.backend,
         "grc-frontend": ports.frontend,
         **dict(zip(valkey.SENTINELS, ports.sentinels, strict=True)),
-    }  # fmt: skip
+    }
     return tuple(port for name, port in of.items() if name not in running)

@@ -91,11 +91,19 @@ def run(
     other = account if account and account.is_other else None
     try:
         done = subprocess.run(
-            line, cwd=cwd, env=environment, timeout=seconds, check=False,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            user=other.uid if other else None, group=other.gid if other else None,
+            line,
+            cwd=cwd,
+            env=environment,
+            timeout=seconds,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            user=other.uid if other else None,
+            group=other.gid if other else None,
             extra_groups=[] if other else None,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(line, -1, f"no end within {seconds:.0f} s") from error
     if done.returncode:

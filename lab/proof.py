@@ -13,7 +13,7 @@ from typing import Any
 
 from lab.runs import Run
 from runbook.files.chain import reports_in
-from runbook.page.render import duration
+from runbook.units import duration
 from tasks.drill.account import Account
 from tasks.drill.ledger import Ledger
 
@@ -75,9 +75,11 @@ class Proof:
             return text + f"they agree, write by write: {len(mine)} of {len(named)}"
         more = f"{len(named - mine)} that the ledger does not miss (logged just after the snapshot that holds them)"
         less = f"{len(mine - named)} missing in the report"
-        return text + "they differ: the report names " + " and ".join(
-            part for part, counts in ((more, named - mine), (less, mine - named)) if counts
-        )  # fmt: skip
+        return (
+            text
+            + "they differ: the report names "
+            + " and ".join(part for part, counts in ((more, named - mine), (less, mine - named)) if counts)
+        )
 
     def text(self, links: Sequence[str]) -> str:
         """The report for a terminal."""

@@ -65,9 +65,13 @@ class Runs:
         follower.tell_the_rest()
         state = ended["state"]
         return Run(
-            launched["id"], ended["name"], state["type"], state.get("message") or "",
-            time.monotonic() - started, tuple(follower.lines),
-        )  # fmt: skip
+            launched["id"],
+            ended["name"],
+            state["type"],
+            state.get("message") or "",
+            time.monotonic() - started,
+            tuple(follower.lines),
+        )
 
     def link(self, run: str) -> str:
         """The run's page."""
@@ -148,8 +152,10 @@ class _Follower:
     def _new_lines(self) -> Iterator[tuple[datetime, str]]:
         body = {
             "logs": {"flow_run_id": {"any_": [self.run]}, "level": {"ge_": 20}},
-            "sort": "TIMESTAMP_ASC", "offset": self._logged, "limit": PAGE,
-        }  # fmt: skip
+            "sort": "TIMESTAMP_ASC",
+            "offset": self._logged,
+            "limit": PAGE,
+        }
         found = self.runs.call("POST", "/logs/filter", body)
         self._logged += len(found)
         for line in found:

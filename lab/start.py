@@ -164,8 +164,9 @@ def _application(services: Services, megabytes: int, tell: Tell) -> None:
         run([PYTHON, "-m", "alembic", "upgrade", "head"], cwd=backend, environment=clean_environment())
         run(
             [PYTHON, "-m", "grc_backend.create_user", _MONITOR],
-            cwd=backend, environment={**clean_environment(), **secret},
-        )  # fmt: skip
+            cwd=backend,
+            environment={**clean_environment(), **secret},
+        )
         if not _has_interviews(services):  # an interrupted `up` may have begun to add some
             fill(services, megabytes, tell)
         services.provisioned.touch()

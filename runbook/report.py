@@ -15,7 +15,7 @@ from typing import Any
 from runbook.errors import NotConfirmed, RunbookFailed, without_logins
 from runbook.guard.guards import Approving, Held, Planned
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
-from runbook.thresholds import limit_of
+from runbook.metrics import Metric
 
 NOT_CONFIGURED = "not configured"
 
@@ -144,7 +144,7 @@ class Report:
         """When the run began, as text."""
         return self.started.isoformat(timespec="seconds")
 
-    def expect(
+    def require(
         self,
         name: str,
         ok: bool,
@@ -152,47 +152,73 @@ class Report:
         *,
         value: object = "",
         expected: object = "",
-        otherwise: Status = Status.CRITICAL,
+        worst: Status = Status.CRITICAL,
         stops: bool = True,
     ) -> bool:
-        """Record whether something holds; `hint` says what to do where it does not. Returns `ok`. `stops=False`: the
-        run goes on, however bad it is."""
-        status = Status.OK if ok else otherwise
+        """Record a condition: OK if it holds, otherwise `worst` with `hint`, the next step.
+
+        `stops=False`: the run continues even if the finding is CRITICAL. Returns `ok`.
+        """
+        status = Status.OK if ok else worst
         shown = "" if ok else without_logins(hint)
         self.findings.append(Finding(name, status, without_logins(str(value)), str(expected), shown, stops))
         return ok
 
-    def judge(
-        self, metric: str, value: float, hint: str = "", *, of: str = "", worst: Status = Status.CRITICAL
-    ) -> Status:
-        """Compare a number with the environment's thresholds (warn above, critical above), or with the defaults.
+    def prefer(self, name: str, ok: bool, hint: str, *, value: object = "", expected: object = "") -> bool:
+        """Record a condition that is a WARN if it does not hold. Returns `ok`."""
+        return self.require(name, ok, hint, value=value, expected=expected, worst=Status.WARN)
 
-        `of` tells what it is of; with `worst=WARN` it stops nothing, however bad.
-        """
-        warn, critical = self.limit(metric)
-        status = Status.OK if value <= warn else Status.WARN if value <= critical else worst  # NaN too
-        shown = "" if status is Status.OK else hint
-        limits = f"≤ {_number(warn)} (critical above {_number(critical)})"
-        name = f"{metric} ({of})" if of else metric
-        self.findings.append(Finding(name, status, _number(value), limits, shown))
-        return status
-
-    def limit(self, metric: str) -> tuple[float, float]:
-        """Warn above, critical above: the environment's threshold of a metric, or its default."""
-        return limit_of(self.limits, metric)
+    def passed(self, name: str, *, value: object = "", expected: object = "") -> None:
+        """Record an OK."""
+        self.require(name, True, "", value=value, expected=expected)
 
     def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:
-        """Something an operator should know that stops nothing."""
-        self.expect(name, False, hint, value=value, expected=expected, otherwise=Status.WARN)
+        """Record a WARN: an operator should know it, the run continues."""
+        self.prefer(name, False, hint, value=value, expected=expected)
+
+    def fail(
+        self,
+        name: str,
+        hint: str,
+        *,
+        value: object = "",
+        expected: object = "",
+        worst: Status = Status.CRITICAL,
+        stops: bool = True,
+    ) -> None:
+        """Record a CRITICAL, or a finding of the status `worst`."""
+        self.require(name, False, hint, value=value, expected=expected, worst=worst, stops=stops)
+
+    def judge(
+        self, metric: Metric, value: float, hint: str = "", *, of: str = "", worst: Status = Status.CRITICAL
+    ) -> Status:
+        """Compare a value with the environment's limits of a metric, or with its defaults.
+
+        `of`: what was measured. `worst=WARN`: the run continues, whatever the value.
+        """
+        warn, critical = self.limit(metric)
+        status = Status.OK if value <= warn else Status.WARN if value <= critical else worst  # NaN is `worst`
+        shown = "" if status is Status.OK else hint
+        limits = f"≤ {metric.show(warn)} (critical above {metric.show(critical)})"
+        name = f"{metric.name} ({of})" if of else metric.name
+        self.findings.append(Finding(name, status, metric.show(value), limits, shown))
+        return status
+
+    def limit(self, metric: Metric) -> tuple[float, float]:
+        """WARN above the first, CRITICAL above the second: the environment's thresholds, or the metric's defaults."""
+        return self.limits.get(metric.name, metric.limits)
 
     def attach(self, evidence: Evidence) -> None:
         """Keep something to look at."""
         rows = tuple(tuple(map(without_logins, row)) for row in evidence.rows)
         self.evidence.append(replace(evidence, rows=rows, text=without_logins(evidence.text)))
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Keep a table; every cell is shown as text."""
-        self.attach(Evidence(name, tuple(columns), tuple(tuple(str(cell) for cell in row) for row in rows)))
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, most: int = 200) -> None:
+        """Keep a table, every cell as text; after `most` rows one more states how many are left out."""
+        shown = [tuple(str(cell) for cell in row) for row in rows[:most]]
+        if len(rows) > most:
+            shown.append((f"… {len(rows) - most:,} more", *[""] * (len(columns) - 1)))
+        self.attach(Evidence(name, tuple(columns), tuple(shown)))
 
     def fact(self, name: str, value: object) -> None:
         """One line of the page's head: what somebody reads first."""
@@ -216,9 +242,15 @@ class Report:
         self.pins[parameter] = value
 
     def pin_state(
-        self, what: str, value: object, *, written: int = -1, lost: bool = False, tolerance: Tolerance | None = None,
+        self,
+        what: str,
+        value: object,
+        *,
+        written: int = -1,
+        lost: bool = False,
+        tolerance: Tolerance | None = None,
         items: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """What the plan found and a confirmed run must find again, such as the live database's OID. `written`: a
         position in bytes that ordinary writes advance (LSN, replication offset); `lost`: it is replaced, and later
         writes are lost. `tolerance`: how far a number may be from the planned one. `items`: digests of a list."""
@@ -323,7 +355,3 @@ class Report:
             "evidence": [asdict(evidence) for evidence in self.evidence],
             "previous": self.previous,
         }
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if abs(value) < 100_000 else f"{value:,.0f}"

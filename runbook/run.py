@@ -34,9 +34,16 @@ PATIENCE_SECONDS = 3600.0
 
 @contextlib.contextmanager
 def runbook(
-    title: str, target: Target, confirm: str = "", plan: str = "", *, changes: bool = False,
-    rank: Rank = "maintenance", often: bool = False, name: str = "",
-) -> Iterator[Report]:  # fmt: skip
+    title: str,
+    target: Target,
+    confirm: str = "",
+    plan: str = "",
+    *,
+    changes: bool = False,
+    rank: Rank = "maintenance",
+    often: bool = False,
+    name: str = "",
+) -> Iterator[Report]:
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
     `changes` takes the environment's lock before anything is judged (a scheduled run waits for it, and for the
@@ -70,8 +77,9 @@ def runbook(
             if changes:
                 allowed = rank if confirm == target.name else "maintenance"  # a plan ends nobody's work
                 patience = PATIENCE_SECONDS if within is None and is_scheduled() else 0.0
-                lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed, patience,
-                                                excluding=target.exclusion))  # fmt: skip
+                lock = stack.enter_context(
+                    hold(target.name, target.reports_directory, title, allowed, patience, excluding=target.exclusion)
+                )
                 report.lock = lock
                 if within is None or within.lock is None:
                     report.at_end(partial(_report_silence, report, lock))
@@ -151,8 +159,11 @@ def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
     if found and report.confirm:
         raise found.refusal(target.name)
     if found:
-        report.warn("the environment is contained", "what deletes or changes is refused until release-containment",
-                    value=found.told)  # fmt: skip
+        report.warn(
+            "the environment is contained",
+            "what deletes or changes is refused until release-containment",
+            value=found.told,
+        )
     assert isinstance(report.lock, EnvironmentLock)
     report.lock = _Uncontained(report.lock, target)
 
@@ -176,8 +187,12 @@ class _Uncontained:
 
 def _report_silence(report: Report, lock: EnvironmentLock) -> None:
     if silence := lock.silence:
-        report.warn("Prefect did not answer", "check the Prefect server: states, logs and artifacts of this run may be "
-                    "missing there; this report is complete", value=silence)  # fmt: skip
+        report.warn(
+            "Prefect did not answer",
+            "check the Prefect server: states, logs and artifacts of this run may be "
+            "missing there; this report is complete",
+            value=silence,
+        )
 
 
 def _failed(report: Report, error: OpsError) -> None:

@@ -93,9 +93,15 @@ def run(
     with _outputs() as printed:
         started = time.monotonic()
         with spawn(
-            argv, environment=environment, inherit=inherit, directory=directory, user=user, nice=nice,
-            stdout=printed.out, stderr=printed.err,
-        ) as child:  # fmt: skip
+            argv,
+            environment=environment,
+            inherit=inherit,
+            directory=directory,
+            user=user,
+            nice=nice,
+            stdout=printed.out,
+            stderr=printed.err,
+        ) as child:
             code = _wait(argv, child, printed, timeout_seconds, stall, hint)
         return printed.completed(argv, code, environment or {}, hint, started, accepted)
 

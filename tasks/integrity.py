@@ -107,8 +107,10 @@ def _dated(wanted: Mapping[str, Suite], taken: datetime) -> dict[str, Suite]:
     moment = f"timestamptz '{taken.isoformat()}'"
 
     def dated(item: dict[str, Any]) -> dict[str, Any]:
-        kwargs = {key: value.replace(TAKEN, moment) if isinstance(value, str) else value
-                  for key, value in item["kwargs"].items()}  # fmt: skip
+        kwargs = {
+            key: value.replace(TAKEN, moment) if isinstance(value, str) else value
+            for key, value in item["kwargs"].items()
+        }
         return {**item, "kwargs": kwargs}
 
     return {name: [dated(item) for item in suite] for name, suite in wanted.items()}
@@ -167,8 +169,9 @@ def judgeable(
         else:
             here = {*columns[table], ""}
             runnable[name] = [item for item in suite if item["kwargs"].get("column", "") in here]
-            absent += [f"{name}: {name_of(item)}: there is no such column" for item in suite
-                       if item not in runnable[name]]  # fmt: skip
+            absent += [
+                f"{name}: {name_of(item)}: there is no such column" for item in suite if item not in runnable[name]
+            ]
     return runnable, rows, absent
 
 

@@ -55,19 +55,27 @@ def _required(found: Found) -> dict[str, Any]:
     """Something for each parameter that has no default."""
     fillers: dict[object, Any] = {str: "x", int: 1, bool: True}
     needed = [one for one in found.parameters.values() if one.default is inspect.Parameter.empty]
-    return {one.name: fillers.get(found.hints[one.name], ("x",) if typing.get_origin(found.hints[one.name]) else "x")
-            for one in needed if one.name != "environment"}  # fmt: skip
+    return {
+        one.name: fillers.get(found.hints[one.name], ("x",) if typing.get_origin(found.hints[one.name]) else "x")
+        for one in needed
+        if one.name != "environment"
+    }
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["clean-logs", "discard-superseded", "clean-docker", "free-disk-emergency", "clean-prefect-history"],
+    "name", ["clean-logs", "discard-superseded", "clean-docker", "free-disk-emergency", "clean-prefect-history"]
 )
 def test_what_deletes_by_age_refuses_a_wrong_clock(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How clocks are read, and prune-backups: tests/database/backup/test_verify_and_prune.py."""
     server = PrefectServer(password=SecretStr(""), admin_password=SecretStr(""), keep_days=1)
-    env = Environment(name=NAME, reports=str(tmp_path), rpo_seconds=1, rto_seconds=1,
-                      thresholds={METRIC: [0, 1]}, slugs={"prefect_server": ""})  # fmt: skip
+    env = Environment(
+        name=NAME,
+        reports=str(tmp_path),
+        rpo_seconds=1,
+        rto_seconds=1,
+        thresholds={METRIC: [0, 1]},
+        slugs={"prefect_server": ""},
+    )
     monkeypatch.setattr("flows.deleting.read_skews", lambda servers, stores: (Skew("Prefect", 86400.0),))
     (found,) = (found for found in FLOWS if found.flow.name == name)
     given = {"confirm": NAME} if "confirm" in found.parameters else {}

@@ -17,7 +17,7 @@ from benchmarks.place import DATABASE, NAME, Called, Place
 from benchmarks.recovery import drill, failover, pgbackrest, s3
 from benchmarks.recovery.estimate import EstimateChapter
 from runbook import shell
-from runbook.page.render import size
+from runbook.units import size
 
 ROUNDS = 2
 BACKUP = "flows.database.base_backup:backup_cluster"
@@ -71,14 +71,22 @@ class RecoveryChapter:
             for statement in ONE_PERCENT:
                 self.place.sql(statement, DATABASE)
             incremental.append(self.place.call(BACKUP, kind="incremental"))
-            self.place.tell(f"base backup {number + 1}: full {full[-1].seconds:.1f} s, "
-                            f"incremental {incremental[-1].seconds:.1f} s")  # fmt: skip
+            self.place.tell(
+                f"base backup {number + 1}: full {full[-1].seconds:.1f} s, incremental {incremental[-1].seconds:.1f} s"
+            )
         return [
-            Figure.ratio("incremental base backup after 1 % updates ÷ full", [one.seconds for one in incremental],
-                         [one.seconds for one in full], 0.15),
-            Figure.ratio("… their copying and pg_verifybackup alone (take_base)",
-                         [one.step("take_base") for one in incremental], [one.step("take_base") for one in full]),
-        ]  # fmt: skip
+            Figure.ratio(
+                "incremental base backup after 1 % updates ÷ full",
+                [one.seconds for one in incremental],
+                [one.seconds for one in full],
+                0.15,
+            ),
+            Figure.ratio(
+                "… their copying and pg_verifybackup alone (take_base)",
+                [one.step("take_base") for one in incremental],
+                [one.step("take_base") for one in full],
+            ),
+        ]
 
     def points(self) -> list[Figure]:
         """To the transaction before a bug, whole cluster, against the manual's script and against cp of its files."""
@@ -92,25 +100,32 @@ class RecoveryChapter:
             self.place.settle(self.rows)
             copied.append(self.copy())
             script.append(self.peers.recover().seconds)
-            self.place.tell(f"point in time {number + 1}: ours {ours[-1].seconds:.1f} s, script {script[-1]:.1f} s, "
-                            f"cp {copied[-1]:.1f} s")  # fmt: skip
+            self.place.tell(
+                f"point in time {number + 1}: ours {ours[-1].seconds:.1f} s, script {script[-1]:.1f} s, "
+                f"cp {copied[-1]:.1f} s"
+            )
         self.place.call(REJOIN, confirm=NAME)
         whole = [one.seconds for one in ours]
         outage = [one.from_to("stop_services", "start_services") for one in ours]
         return [
             Figure.ratio("restore to a point in time, the whole flow ÷ disaster_recovery.sh", whole, script, 0.25),
             Figure.ratio("… its outage, from stop to start of the services ÷ disaster_recovery.sh", outage, script),
-            Figure.ratio("… building the copy (build_instance) ÷ cp of the same bytes",
-                         [one.step("build_instance") for one in ours], copied, 1.5),
-        ]  # fmt: skip
+            Figure.ratio(
+                "… building the copy (build_instance) ÷ cp of the same bytes",
+                [one.step("build_instance") for one in ours],
+                copied,
+                1.5,
+            ),
+        ]
 
     def bug(self) -> int:
         """A transaction that rewrites a row; its number."""
         self.place.sql("SELECT pg_switch_wal()")
         found = self.place.sql(
             "WITH gone AS (UPDATE public.users SET id = id WHERE id = (SELECT min(id) FROM public.users)"
-            " RETURNING 1) SELECT pg_current_xact_id()::xid::text::bigint FROM gone", DATABASE,
-        )  # fmt: skip
+            " RETURNING 1) SELECT pg_current_xact_id()::xid::text::bigint FROM gone",
+            DATABASE,
+        )
         return int(found[0][0])
 
     def copy(self) -> float:
@@ -134,7 +149,12 @@ class RecoveryChapter:
         self.place.tell(f"replay: {size(written)} of WAL in {seconds:.1f} s")
         self.place.call(REJOIN, confirm=NAME)
         return [
-            Figure(f"replay of {size(written)} of WAL", seconds, ours=seconds, unit="s",
-                   shown=f"{size(written / max(seconds, 1e-9))} a second"),
+            Figure(
+                f"replay of {size(written)} of WAL",
+                seconds,
+                ours=seconds,
+                unit="s",
+                shown=f"{size(written / max(seconds, 1e-9))} a second",
+            ),
             Figure.seconds("… the whole restore with that WAL", [called.seconds]),
-        ]  # fmt: skip
+        ]

@@ -24,11 +24,18 @@ def figures(place: Place) -> list[Figure]:
     own = seconds["the drill itself"]
     place.tell(f"drill: {called.seconds:.1f} s; its own overhead: {called.facts[OVERHEAD]}")
     return [
-        Figure.seconds("database failure in a drill: from the fault until the monitoring noticed it",
-                       [seconds["waiting for the alarm"]]),
-        Figure("a drill's own overhead: neither waiting for the alarm, nor runbooks, nor checks", own, ours=own,
-               unit="s", shown=f"{own:.2f} s of {called.seconds:.1f} s"),
-    ]  # fmt: skip
+        Figure.seconds(
+            "database failure in a drill: from the fault until the monitoring noticed it",
+            [seconds["waiting for the alarm"]],
+        ),
+        Figure(
+            "a drill's own overhead: neither waiting for the alarm, nor runbooks, nor checks",
+            own,
+            ours=own,
+            unit="s",
+            shown=f"{own:.2f} s of {called.seconds:.1f} s",
+        ),
+    ]
 
 
 def _table(report: dict[str, object], name: str) -> list[list[str]]:

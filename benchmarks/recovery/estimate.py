@@ -48,8 +48,10 @@ class EstimateChapter:
         whole = int(self.place.sql(f"SELECT pg_database_size('{DATABASE}')")[0][0]) >> 20
         small = [one for share in SHARES for one in self.restored(max(int(whole * share), 1))]
         self.place.call(BACKUP, direct=True)
-        return [self._against(small, VERIFY, "verify_backup"),
-                self._against(small, RESTORE, "restore_database", confirm=NAME)]  # fmt: skip
+        return [
+            self._against(small, VERIFY, "verify_backup"),
+            self._against(small, RESTORE, "restore_database", confirm=NAME),
+        ]
 
     def restored(self, megabytes: int) -> list[Sample]:
         """Verified restores of a backup of a database of that size, on the same server."""
@@ -70,8 +72,14 @@ class EstimateChapter:
         real = statistics.median(one.seconds for one in found)
         off = expected.seconds / real - 1
         self.place.tell(f"estimate of {name}: {expected.seconds:.1f} s, measured {real:.1f} s")
-        return Figure(f"estimate of the RTO from restores of 10 % and 30 % of the size, off {name}'s measured seconds",
-                      abs(off), BAR, expected.seconds, real, shown=f"{off:+.0%}")  # fmt: skip
+        return Figure(
+            f"estimate of the RTO from restores of 10 % and 30 % of the size, off {name}'s measured seconds",
+            abs(off),
+            BAR,
+            expected.seconds,
+            real,
+            shown=f"{off:+.0%}",
+        )
 
     @contextmanager
     def _database(self, megabytes: int) -> Iterator[None]:

@@ -49,8 +49,10 @@ def _mode(template: Template, mode: str, tell: Tell, rounds: int) -> list[Figure
     for number in range(rounds):
         done.append(failover(template, mode))
         last = done[-1]
-        tell(f"postgres failover, {mode} {number + 1}: {last.phases[PHASES[-1]]:.2f} s from pg_promote to a write, "
-             f"{last.lost} of {last.acknowledged:,} writes lost")  # fmt: skip
+        tell(
+            f"postgres failover, {mode} {number + 1}: {last.phases[PHASES[-1]]:.2f} s from pg_promote to a write, "
+            f"{last.lost} of {last.acknowledged:,} writes lost"
+        )
     name = f"PostgreSQL failover, {mode}"
     *apart, to_write = ([one.phases[phase] for one in done] for phase in PHASES)
     lost, writes = sum(one.lost for one in done), sum(one.acknowledged for one in done)

@@ -17,7 +17,7 @@ from benchmarks.figures import Figure
 from benchmarks.place import Called, call, variables
 from lab.progress import Tell
 from runbook import shell
-from runbook.page.render import size
+from runbook.units import size
 from tasks.pgbackrest.command import environment_of
 from tests.fixtures.postgres.clusters import NAME, Cluster, running_cluster
 from tests.fixtures.postgres.templates import Template
@@ -97,8 +97,13 @@ class Pgbackrest:
 def figures(tell: Tell, megabytes: int) -> list[Figure]:
     """Raises OpsError where a side failed."""
     if shutil.which("pgbackrest") is None or not (PROGRAMS / "postgres").exists():
-        return [Figure("÷ pgBackRest", 0.0, shown="not measured: it and PostgreSQL 17 are not installed "
-                       "(tests/system/install does it)")]  # fmt: skip
+        return [
+            Figure(
+                "÷ pgBackRest",
+                0.0,
+                shown="not measured: it and PostgreSQL 17 are not installed (tests/system/install does it)",
+            )
+        ]
     with _cluster(megabytes) as cluster:
         peer = Pgbackrest(cluster)
         peer.prepare()
@@ -119,21 +124,30 @@ def _measured(cluster: Cluster, peer: Pgbackrest, tell: Tell) -> list[Figure]:
         restores.append(call(VERIFY, NAME, direct=True, kind="cluster"))
         os.sync()
         restoring.append(peer.restore())
-        tell(f"pgBackRest {number + 1}: backup {theirs[-1]:.1f} s (ours {backups[-1].seconds:.1f} s), "
-             f"restore {restoring[-1]:.1f} s (ours {restores[-1].step('build_instance'):.1f} s)")  # fmt: skip
+        tell(
+            f"pgBackRest {number + 1}: backup {theirs[-1]:.1f} s (ours {backups[-1].seconds:.1f} s), "
+            f"restore {restoring[-1]:.1f} s (ours {restores[-1].step('build_instance'):.1f} s)"
+        )
     newest = max((cluster.root / "backups" / "cluster").iterdir())
     mine = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     both = [one + two for one, two in zip(theirs, proving, strict=True)]
     return [
-        Figure.ratio("full base backup, verified: backup_cluster without shipping WAL (pgBackRest's is archived all "
-                     "along) ÷ pgBackRest's backup and verify",
-                     [one.seconds - one.step("ship_now") for one in backups], both),
-        Figure.ratio("… copying and verifying alone: take_base ÷ the same",
-                     [one.step("take_base") for one in backups], both),
+        Figure.ratio(
+            "full base backup, verified: backup_cluster without shipping WAL (pgBackRest's is archived all "
+            "along) ÷ pgBackRest's backup and verify",
+            [one.seconds - one.step("ship_now") for one in backups],
+            both,
+        ),
+        Figure.ratio(
+            "… copying and verifying alone: take_base ÷ the same", [one.step("take_base") for one in backups], both
+        ),
         Figure("… its size ÷ pgBackRest's", mine / peer.bytes(), shown=f"{mine / peer.bytes():.2f} ({size(mine)})"),
-        Figure.ratio("… restored into a directory and verified: build_instance ÷ pgBackRest's restore",
-                     [one.step("build_instance") for one in restores], restoring),
-    ]  # fmt: skip
+        Figure.ratio(
+            "… restored into a directory and verified: build_instance ÷ pgBackRest's restore",
+            [one.step("build_instance") for one in restores],
+            restoring,
+        ),
+    ]
 
 
 def _settle(cluster: Cluster) -> None:
@@ -153,10 +167,7 @@ def _cluster(megabytes: int) -> Iterator[Cluster]:
                 "max_wal_size = 2GB",
                 "shared_buffers = 128MB",
             ]
-            with (
-                running_cluster(template, settings=settings, on_disk=True) as cluster,
-                variables(**cluster.variables),
-            ):
+            with running_cluster(template, settings=settings, on_disk=True) as cluster, variables(**cluster.variables):
                 cluster.sql("postgres", "CREATE TABLE filled (id bigserial PRIMARY KEY, a text, b text, c text)")
                 while cluster.sql("postgres", "SELECT pg_database_size('grc_db')")[0][0] < megabytes << 20:
                     cluster.sql("postgres", FILL)

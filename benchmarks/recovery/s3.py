@@ -10,7 +10,7 @@ from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
 from benchmarks.s3 import copies_on, keep_newest
-from runbook.page.render import size
+from runbook.units import size
 from tests.s3.servers import running_gateway
 
 ROUNDS = 2
@@ -39,10 +39,19 @@ def figures(place: Place, peers: Peers, rows: Mapping[str, int]) -> list[Figure]
     restored = int(place.sql(f"SELECT pg_database_size('{DATABASE}')")[0][0])  # not before: it was bloated by updates
     seconds = statistics.median(one.seconds for one in far)
     return [
-        Figure(f"S3 → restored: a backup of {size(backup)}, to a live database of {size(restored)}", seconds,
-               ours=seconds, unit="s", shown=f"{size(restored / seconds)} a second"),
-        Figure.ratio("… ÷ the same restore from the local store", [one.seconds for one in far],
-                     [one.seconds for one in near]),
-        Figure.ratio("… fetching and comparing every file by SHA-256 (verify_files) ÷ comparing local ones",
-                     [one.step("verify_files") for one in far], [one.step("verify_files") for one in near]),
-    ]  # fmt: skip
+        Figure(
+            f"S3 → restored: a backup of {size(backup)}, to a live database of {size(restored)}",
+            seconds,
+            ours=seconds,
+            unit="s",
+            shown=f"{size(restored / seconds)} a second",
+        ),
+        Figure.ratio(
+            "… ÷ the same restore from the local store", [one.seconds for one in far], [one.seconds for one in near]
+        ),
+        Figure.ratio(
+            "… fetching and comparing every file by SHA-256 (verify_files) ÷ comparing local ones",
+            [one.step("verify_files") for one in far],
+            [one.step("verify_files") for one in near],
+        ),
+    ]

@@ -103,8 +103,12 @@ def reviewed(block: Environment) -> dict[str, Any]:
     keys = {"unattended": found.get("unattended", []), "disposable": bool(found.get("disposable", False))}
     if hashlib.sha256(content).hexdigest() == block.reviewed:
         return keys
-    logger().warning("%s was not registered from this host's TOML: nothing runs unattended and no drill starts before "
-                     "`python -m deployments.register %s`", block.name, block.name)  # fmt: skip
+    logger().warning(
+        "%s was not registered from this host's TOML: nothing runs unattended and no drill starts before "
+        "`python -m deployments.register %s`",
+        block.name,
+        block.name,
+    )
     return {"unattended": [], "disposable": False}
 
 

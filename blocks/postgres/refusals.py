@@ -18,19 +18,28 @@ DISK_FULL, NO_MEMORY, CLOSED, NO_RIGHT, UNKNOWN = "53100", "53200", "55000", "42
 # Of one text the first that fits: names of roles and databases are quoted in it, and may hold any word.
 _TEXTS = (
     (DISK_FULL, r"No space left on device|空き領域がありません"),
-    (TOO_MANY, r"too many (?:clients already|connections for (?:role|database))|connection slots are reserved|"
-     r"requested standby connections exceeds|no more connections allowed|"
-     r"クライアント数が多すぎます|接続が多すぎます|のために予約されています"),
+    (
+        TOO_MANY,
+        r"too many (?:clients already|connections for (?:role|database))|connection slots are reserved|"
+        r"requested standby connections exceeds|no more connections allowed|"
+        r"クライアント数が多すぎます|接続が多すぎます|のために予約されています",
+    ),
     (WRONG_PASSWORD, r"password authentication failed|no password supplied|パスワード認証"),
-    (NOT_ADMITTED, r"pg_hba\.conf|is not permitted to log in|authentication failed for user|"
-     r"valid client certificate|ログインが許可されていません|認証に失敗しました|role \"[^\"]*\" does not exist|"
-     r"ロール\"[^\"]*\"は存在しません"),
+    (
+        NOT_ADMITTED,
+        r"pg_hba\.conf|is not permitted to log in|authentication failed for user|"
+        r"valid client certificate|ログインが許可されていません|認証に失敗しました|role \"[^\"]*\" does not exist|"
+        r"ロール\"[^\"]*\"は存在しません",
+    ),
     (NO_DATABASE, r"database \"[^\"]*\" does not exist|データベース\"[^\"]*\"は存在しません"),
     (CLOSED, r"is not currently accepting connections|cannot connect to invalid database|接続を受け付けて"),
-    (NO_RIGHT, r"to start (?:WAL sender|walsender)|permission denied for database|"
-     r"データベース\"[^\"]*\".*(?:権限|アクセスが拒否)"),
+    (
+        NO_RIGHT,
+        r"to start (?:WAL sender|walsender)|permission denied for database|"
+        r"データベース\"[^\"]*\".*(?:権限|アクセスが拒否)",
+    ),
     (NO_MEMORY, r"out of (?:shared )?memory|メモリ不足"),
-)  # fmt: skip
+)
 _HINTS = {
     DISK_FULL: "launch free-disk-emergency: it shows what uses the disk and what can be deleted",
     TOO_MANY: "close idle sessions (close-idle-connections); check-connections shows who holds the connections",
@@ -42,13 +51,17 @@ _HINTS = {
     NO_MEMORY: "read the server's log: lower max_connections or shared_buffers, or give its host more memory",
 }
 _LIMITS = (
-    (r"connections for role|ロール.*接続が多すぎます",
-     "raise that role's own limit (ALTER ROLE … CONNECTION LIMIT) or close its idle sessions (close-idle-connections)"),
-    (r"connections for database|データベース.*接続が多すぎます",
-     "raise that database's own limit (ALTER DATABASE … CONNECTION LIMIT) or close idle sessions in it"),
+    (
+        r"connections for role|ロール.*接続が多すぎます",
+        "raise that role's limit (ALTER ROLE … CONNECTION LIMIT), or close its idle sessions: close-idle-connections",
+    ),
+    (
+        r"connections for database|データベース.*接続が多すぎます",
+        "raise that database's own limit (ALTER DATABASE … CONNECTION LIMIT) or close idle sessions in it",
+    ),
     (r"standby connections", "raise max_wal_senders (needs a restart), or end a replication connection"),
     (r"no more connections allowed", "PgBouncer is full, not PostgreSQL: raise max_client_conn in its configuration"),
-)  # fmt: skip
+)
 
 
 class Starting(Unreachable):

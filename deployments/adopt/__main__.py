@@ -22,14 +22,7 @@ from pydantic import SecretStr
 from blocks.config import secrets, toml
 from blocks.redis.server import Redis
 from deployments.adopt.application import ANSWER_SECONDS, find_application
-from deployments.adopt.description import (
-    BY_KEY,
-    QUESTIONS,
-    describe,
-    variables,
-    write_description,
-    write_secrets,
-)
+from deployments.adopt.description import BY_KEY, QUESTIONS, describe, variables, write_description, write_secrets
 from deployments.adopt.servers import Server, Unit, find_postgres, find_redis
 from deployments.doctor.__main__ import examine, show
 from runbook.drivers import exit_code
@@ -98,8 +91,12 @@ def _asked_of_redis(found: Mapping[str, str], passwords: dict[str, str]) -> dict
     """What Redis itself answers: its directory and its configuration file, or that it wants a password."""
     if not (found.get("redis.host") and found.get("redis.port")):
         return {}
-    block = Redis(host=found["redis.host"], port=int(found["redis.port"]), username=found.get("redis.username", ""),
-                  password=SecretStr(passwords.get("redis", "")))  # fmt: skip
+    block = Redis(
+        host=found["redis.host"],
+        port=int(found["redis.port"]),
+        username=found.get("redis.username", ""),
+        password=SecretStr(passwords.get("redis", "")),
+    )
     try:
         client = block.client(answer_seconds=ANSWER_SECONDS)
         try:
@@ -214,13 +211,22 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m deployments.adopt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("name", nargs="?", default=os.environ.get("OPS_ENVIRONMENT", "") or "live",
-                      help="of the environment; default: OPS_ENVIRONMENT, or live")  # fmt: skip
+    made.add_argument(
+        "name",
+        nargs="?",
+        default=os.environ.get("OPS_ENVIRONMENT", "") or "live",
+        help="of the environment; default: OPS_ENVIRONMENT, or live",
+    )
     made.add_argument("--yes", action="store_true", help="take what was found, ask nothing")
     made.add_argument("--force", action="store_true", help="write the TOML anew where it is there")
     for question in QUESTIONS:
-        made.add_argument(question.flag, dest=question.key, default=argparse.SUPPRESS, metavar="VALUE",
-                          help=f"{question.text}".replace("%", "%%"))  # fmt: skip
+        made.add_argument(
+            question.flag,
+            dest=question.key,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"{question.text}".replace("%", "%%"),
+        )
     return made
 
 

@@ -94,8 +94,11 @@ def describe(name: str, answers: Mapping[str, str], passwords: Sequence[str]) ->
     sections["backups"] = _backups(answers)
     for part, key, variable, text in variables(name, answers, passwords):
         sections.setdefault(part, []).append(f'{key} = "{variable}" # {text}')
-    lines = [f"# {name}: written by python -m deployments.adopt. Secrets are in {name}.env next to it, mode 0600.",
-             f'name = "{name}"', *sections.pop("", [])]  # fmt: skip
+    lines = [
+        f"# {name}: written by python -m deployments.adopt. Secrets are in {name}.env next to it, mode 0600.",
+        f'name = "{name}"',
+        *sections.pop("", []),
+    ]
     lines += ["unattended = [] # runbooks that may run without a person's confirm (docs/plans.md)"]
     for section, keys in sections.items():
         lines += ["", *([f"# {HEADS[section]}"] if section in HEADS else []), f"[{section}]", *keys]
@@ -158,9 +161,13 @@ def write_secrets(path: Path, wanted: Mapping[str, str], found: Mapping[str, str
         OpsError: others can read the file, or it cannot be written.
     """
     there = secrets.read_file(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else [
-        "# Secrets. NAME= without a value is not filled in yet. A variable of the shell comes before the one here."
-    ]  # fmt: skip
+    lines = (
+        path.read_text(encoding="utf-8").splitlines()
+        if path.exists()
+        else [
+            "# Secrets. NAME= without a value is not filled in yet. A variable of the shell comes before the one here."
+        ]
+    )
     values = {variable: there.get(variable) or found.get(variable, "") for variable in wanted}
     for variable, whose in wanted.items():
         if variable not in there:
@@ -173,5 +180,6 @@ def write_secrets(path: Path, wanted: Mapping[str, str], found: Mapping[str, str
             opened.write("\n".join([*lines, ""]))
     except OSError as error:
         raise OpsError(f"{path} cannot be written: {error.strerror}", "name another file of the TOML") from None
-    return [variable for variable in wanted if not values[variable] and variable not in os.environ
-            and variable not in there]  # fmt: skip
+    return [
+        variable for variable in wanted if not values[variable] and variable not in os.environ and variable not in there
+    ]

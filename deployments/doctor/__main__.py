@@ -88,16 +88,22 @@ def examine(name: str) -> Iterator[Line]:
     for what, look in looks(env).items():
         yield from looked(what, look)
     if not PREFECT_API_URL.value():
-        yield prefer(False, f"Prefect is not checked ({PREFECT}): PREFECT_API_URL is not set",
-                     "start a Prefect server, set it, deploy; then run this again")  # fmt: skip
+        yield prefer(
+            False,
+            f"Prefect is not checked ({PREFECT}): PREFECT_API_URL is not set",
+            "start a Prefect server, set it, deploy; then run this again",
+        )
         return
     answered = list(looked("Prefect", control.look_at_api))
     yield from answered
     if not answered[0].ok:
         return
     if not control.is_registered(env):
-        yield prefer(False, f"{name} is not deployed in Prefect: not checked ({PREFECT})",
-                     f"{control.REGISTER.format(name)} --paused; then run this again")  # fmt: skip
+        yield prefer(
+            False,
+            f"{name} is not deployed in Prefect: not checked ({PREFECT})",
+            f"{control.REGISTER.format(name)} --paused; then run this again",
+        )
         return
     for what, look in looks_at_prefect(env).items():
         yield from looked(what, look)

@@ -40,8 +40,10 @@ def look_at_api() -> Iterator[Line]:
         raise OpsError("PREFECT_API_URL is not set", "set it in this shell, and in the worker's environment file")
     user, _, password = (_secret(PREFECT_API_AUTH_STRING.value())).partition(":")
     if user and not password:
-        raise OpsError("PREFECT_API_AUTH_STRING has an empty password",
-                       "set a password on the server (compose.env: PREFECT_PASSWORD), then here")  # fmt: skip
+        raise OpsError(
+            "PREFECT_API_AUTH_STRING has an empty password",
+            "set a password on the server (compose.env: PREFECT_PASSWORD), then here",
+        )
     with httpx.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False) as client:
         try:
             asked = time.time()
@@ -54,10 +56,16 @@ def look_at_api() -> Iterator[Line]:
     if answer.is_error:
         raise OpsError(f"Prefect at {address} answers {answer.status_code}", "correct PREFECT_API_AUTH_STRING")
     yield Line(f"Prefect {answer.json()} at {address} answers")
-    yield expect(stranger.status_code == httpx.codes.UNAUTHORIZED, "Prefect asks for a password",
-                 "set PREFECT_SERVER_API_AUTH_STRING on the server: anybody may launch a restore")  # fmt: skip
-    yield expect(answer.json() == prefect.__version__, f"Prefect here is {prefect.__version__}",
-                 "server and workers of one version: install requirements.lock on both")  # fmt: skip
+    yield expect(
+        stranger.status_code == httpx.codes.UNAUTHORIZED,
+        "Prefect asks for a password",
+        "set PREFECT_SERVER_API_AUTH_STRING on the server: anybody may launch a restore",
+    )
+    yield expect(
+        answer.json() == prefect.__version__,
+        f"Prefect here is {prefect.__version__}",
+        "server and workers of one version: install requirements.lock on both",
+    )
     if date := answer.headers.get("date"):
         yield clock("Prefect", parsedate_to_datetime(date).timestamp(), (asked, answered), DATE_SECONDS)
     yield from _settings(settings.json() if settings.is_success else {})
@@ -66,13 +74,19 @@ def look_at_api() -> Iterator[Line]:
 def _settings(told: dict[str, Any]) -> Iterator[Line]:
     storage = str(told.get("server", {}).get("concurrency", {}).get("lease_storage", "unknown"))
     lasts = "memory" not in storage and storage != "unknown"
-    yield expect(lasts, f"lease storage of the server is {storage}",
-                 "set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect_redis.lease_storage: in memory, a lock that is "
-                 "held when the server restarts stays taken for ever")  # fmt: skip
+    yield expect(
+        lasts,
+        f"lease storage of the server is {storage}",
+        "set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect_redis.lease_storage: in memory, a lock that is "
+        "held when the server restarts stays taken for ever",
+    )
     seconds = get_current_settings().flows.heartbeat_frequency
-    yield expect(seconds == HEARTBEAT_SECONDS, f"heartbeat of flows is {seconds or 'off'} (s)",
-                 f"set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} in every shell and worker: live runs "
-                 "would be marked Crashed, or dead ones never")  # fmt: skip
+    yield expect(
+        seconds == HEARTBEAT_SECONDS,
+        f"heartbeat of flows is {seconds or 'off'} (s)",
+        f"set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} in every shell and worker: live runs "
+        "would be marked Crashed, or dead ones never",
+    )
 
 
 def _secret(value: Any) -> str:
@@ -101,8 +115,11 @@ def look_at_blocks(env: Environment) -> Iterator[Line]:
             continue
         own = wanted[part]
         other = [name for name in type(own).model_fields if getattr(there, name, None) != getattr(own, name)]
-        yield expect(not other, f"block {slug} is what the TOML says",
-                     f"{', '.join(other)} differs: {todo}, if the TOML is right")  # fmt: skip
+        yield expect(
+            not other,
+            f"block {slug} is what the TOML says",
+            f"{', '.join(other)} differs: {todo}, if the TOML is right",
+        )
 
 
 def look_at_pools(env: Environment) -> Iterator[Line]:
@@ -116,8 +133,11 @@ def look_at_pools(env: Environment) -> Iterator[Line]:
                 continue
             workers = client.read_workers_for_work_pool(pool)
             online = [worker.name for worker in workers if str(worker.status).upper().endswith("ONLINE")]
-            yield expect(online, f"work pool {pool} has {len(online)} workers ({', '.join(online[:5])})",
-                         "start its worker (systemctl start interview-ops-worker): what is due waits")  # fmt: skip
+            yield expect(
+                online,
+                f"work pool {pool} has {len(online)} workers ({', '.join(online[:5])})",
+                "start its worker (systemctl start interview-ops-worker): what is due waits",
+            )
             yield expect(not found.is_paused, f"work pool {pool} is open", f"prefect work-pool resume {pool}")
 
 
@@ -133,16 +153,20 @@ def look_at_deployments(env: Environment) -> Iterator[Line]:
     there = {(str(found.entrypoint), found.name): found for found in found_there}
     missing = [f"{entrypoint} ({name})" for entrypoint, name in wanted if (entrypoint, name) not in there]
     shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-    yield expect(not missing, f"{len(entries) - len(missing)} of {len(entries)} runbooks are deployed",
-                 f"{shown}: {REGISTER.format(env.name)}")  # fmt: skip
+    yield expect(
+        not missing,
+        f"{len(entries) - len(missing)} of {len(entries)} runbooks are deployed",
+        f"{shown}: {REGISTER.format(env.name)}",
+    )
     wrong, paused = [], []
     for (entrypoint, name), entry in wanted.items():
         if found := there.get((entrypoint, name)):
             pool = env.pools.get(entrypoint.split(".")[1], env.name)
             wrong += [f"{entrypoint} ({found.work_pool_name})"] if found.work_pool_name != pool else []
             paused += [f"{entrypoint} ({name})"] if has_schedule(entry, env) and _is_paused(entry, found) else []
-    yield expect(not wrong, "deployments are in the pools of their hosts",
-                 f"{', '.join(wrong[:3])}: {REGISTER.format(env.name)}")  # fmt: skip
+    yield expect(
+        not wrong, "deployments are in the pools of their hosts", f"{', '.join(wrong[:3])}: {REGISTER.format(env.name)}"
+    )
     if env.tier == "production":
         yield expect(not paused, "no schedule is paused", f"{', '.join(paused[:5])}: resume it in the UI")
 
@@ -169,5 +193,8 @@ def look_at_automations(env: Environment) -> Iterator[Line]:
     """All are there and on."""
     for name, state in automations.listed(env.name).items():
         todo = f"python -m deployments.automations register --environment {env.name}"
-        yield expect(state == "on", f"automation {name} is {state}",
-                     todo if state == "missing" else "switch it on in the UI, or say there why it is off")  # fmt: skip
+        yield expect(
+            state == "on",
+            f"automation {name} is {state}",
+            todo if state == "missing" else "switch it on in the UI, or say there why it is off",
+        )

@@ -47,8 +47,12 @@ def look_at_postgres(env: Environment, part: str, postgres: Postgres) -> Iterato
         answered = time.time()
         yield Line(f"[{part}] PostgreSQL {version} at {postgres.host}:{postgres.port} answers")
         told = "a superuser" if superuser else "not a superuser"
-        yield prefer(superuser, f"[{part}] admin_user {postgres.admin_user} is {told}",
-                     "name a superuser: dumps need BYPASSRLS, restores need owners", "a superuser")  # fmt: skip
+        yield prefer(
+            superuser,
+            f"[{part}] admin_user {postgres.admin_user} is {told}",
+            "name a superuser: dumps need BYPASSRLS, restores need owners",
+            "a superuser",
+        )
         if is_pooled(connection):
             yield expect(False, f"[{part}] a connection pooler answers: {POOLED}", DIRECT, "PostgreSQL itself")
         yield from _log_ins(env, part, postgres)
@@ -59,8 +63,11 @@ def look_at_postgres(env: Environment, part: str, postgres: Postgres) -> Iterato
 
 
 def _log_ins(env: Environment, part: str, postgres: Postgres) -> Iterator[Line]:
-    yield _logs_in(f"[{part}] user {postgres.user}", f"to {postgres.database}",
-                   lambda: postgres.connect(postgres.database, as_application=True).close())  # fmt: skip
+    yield _logs_in(
+        f"[{part}] user {postgres.user}",
+        f"to {postgres.database}",
+        lambda: postgres.connect(postgres.database, as_application=True).close(),
+    )
     if env.has("standby") and part != "prefect_server":
         yield _logs_in(f"[{part}] admin_user {postgres.admin_user}", "for replication", lambda: _replicate(postgres))
 
@@ -77,9 +84,14 @@ def _replicate(postgres: Postgres) -> None:
     found = postgres.environment()
     try:
         psycopg.connect(
-            host=postgres.host, port=postgres.port, user=found["PGUSER"], password=found["PGPASSWORD"],
-            replication="true", connect_timeout=CONNECT_SECONDS, **postgres.transport(),
-        ).close()  # fmt: skip
+            host=postgres.host,
+            port=postgres.port,
+            user=found["PGUSER"],
+            password=found["PGPASSWORD"],
+            replication="true",
+            connect_timeout=CONNECT_SECONDS,
+            **postgres.transport(),
+        ).close()
     except psycopg.Error as error:
         said = str(error)
         match sqlstate_of(said):
@@ -94,14 +106,20 @@ def _replicate(postgres: Postgres) -> None:
 
 def _programs(part: str, postgres: Postgres, major: int) -> Iterator[Line]:
     missing = [name for name in POSTGRES_PROGRAMS if not (Path(postgres.programs) / name).exists()]
-    yield expect(not missing, f"[{part}] programs in {postgres.programs}",
-                 f"{', '.join(missing)} not there: install PostgreSQL's, or correct [{part}] programs",
-                 f"{', '.join(POSTGRES_PROGRAMS)}")  # fmt: skip
+    yield expect(
+        not missing,
+        f"[{part}] programs in {postgres.programs}",
+        f"{', '.join(missing)} not there: install PostgreSQL's, or correct [{part}] programs",
+        f"{', '.join(POSTGRES_PROGRAMS)}",
+    )
     if "pg_dump" not in missing:
         found = program_version(postgres, "pg_dump")
-        yield expect(found == major, f"[{part}] programs are of PostgreSQL {found}",
-                     f"the server is {major}: install its programs, or correct [{part}] programs",
-                     f"PostgreSQL {major}")  # fmt: skip
+        yield expect(
+            found == major,
+            f"[{part}] programs are of PostgreSQL {found}",
+            f"the server is {major}: install its programs, or correct [{part}] programs",
+            f"PostgreSQL {major}",
+        )
 
 
 def _files(env: Environment, part: str, postgres: Postgres, connection: Connection) -> Iterator[Line]:
@@ -110,12 +128,19 @@ def _files(env: Environment, part: str, postgres: Postgres, connection: Connecti
     for directory in (path, path.parent):
         ok = directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
         line = expect if env.has("wal") else prefer  # a dump is restored without
-        yield line(ok, f"[{part}] {directory} is {'' if ok else 'not '}writable",
-                   "run the worker as root, or as its owner: no base backup could be restored")  # fmt: skip
+        yield line(
+            ok,
+            f"[{part}] {directory} is {'' if ok else 'not '}writable",
+            "run the worker as root, or as its owner: no base backup could be restored",
+        )
     if not _is_container(env):  # there its paths and users are the container's own
         data, configuration = (str(one) for one in execute(connection, _FILES)[0])
-        yield expect(_same(data, path), f"[{part}] data_directory is {path}",
-                     f"correct [{part}] data_directory", f"{data}, the server's own")  # fmt: skip
+        yield expect(
+            _same(data, path),
+            f"[{part}] data_directory is {path}",
+            f"correct [{part}] data_directory",
+            f"{data}, the server's own",
+        )
         yield from _owner(f"[{part}]", path, postgres.os_user)
         yield from _configuration(part, path, postgres.config_file, configuration)
 
@@ -123,8 +148,12 @@ def _files(env: Environment, part: str, postgres: Postgres, connection: Connecti
 def _configuration(part: str, data: Path, described: str, configuration: str) -> Iterator[Line]:
     own = described or str(data / "postgresql.conf")
     line = expect if described else prefer
-    yield line(_same(configuration, Path(own)), f"[{part}] config_file is {described or 'in the data directory'}",
-                 f'set [{part}] config_file = "{configuration}"', f"{configuration}, the server's own")  # fmt: skip
+    yield line(
+        _same(configuration, Path(own)),
+        f"[{part}] config_file is {described or 'in the data directory'}",
+        f'set [{part}] config_file = "{configuration}"',
+        f"{configuration}, the server's own",
+    )
 
 
 def look_at_redis(env: Environment) -> Iterator[Line]:
@@ -147,23 +176,38 @@ def look_at_redis(env: Environment) -> Iterator[Line]:
     if not is_here(block.host) or block.remote or _is_container(env):
         return
     path = Path(block.data_directory)
-    yield expect(_same(directory, path), f"[redis] data_directory is {path}", "correct [redis] data_directory",
-                 f"{directory or 'unknown: CONFIG GET dir is refused'}, the server's own")  # fmt: skip
+    yield expect(
+        _same(directory, path),
+        f"[redis] data_directory is {path}",
+        "correct [redis] data_directory",
+        f"{directory or 'unknown: CONFIG GET dir is refused'}, the server's own",
+    )
     ok = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
-    yield expect(ok, f"[redis] {path} is writable",
-                 "it is not there, or not for this user: run the worker as root, or as its owner")  # fmt: skip
+    yield expect(
+        ok,
+        f"[redis] {path} is writable",
+        "it is not there, or not for this user: run the worker as root, or as its owner",
+    )
     yield from _owner("[redis]", path, block.os_user)
     own = str(info.get("config_file", ""))
     line = expect if "config_file" in block.model_fields_set else prefer
-    yield line(Path(block.config_file).is_file(), f"[redis] config_file is {block.config_file}",
-                 "it is not there: correct [redis] config_file", f"{own or 'a file'}, the server's own")  # fmt: skip
+    yield line(
+        Path(block.config_file).is_file(),
+        f"[redis] config_file is {block.config_file}",
+        "it is not there: correct [redis] config_file",
+        f"{own or 'a file'}, the server's own",
+    )
 
 
 def _owner(where: str, path: Path, os_user: str) -> Iterator[Line]:
     if path.exists():
         own = path.stat().st_uid
-        yield expect(shell.owner_of(os_user)[0] == own, f"{where} os_user is {os_user}", f"correct {where} os_user",
-                     f"{_user(own)}, the owner of {path}")  # fmt: skip
+        yield expect(
+            shell.owner_of(os_user)[0] == own,
+            f"{where} os_user is {os_user}",
+            f"correct {where} os_user",
+            f"{_user(own)}, the owner of {path}",
+        )
 
 
 def _user(uid: int) -> str:

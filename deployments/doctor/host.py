@@ -19,8 +19,11 @@ def look_at_application(env: Environment) -> Iterator[Line]:
     """Backend and frontend are healthy."""
     problems = read_problems.work(env.application)
     for name, problem in problems.items():
-        yield expect(not problem, f"[application] {problem or f'{name} is healthy'}", "launch diagnose-application: it "
-                     "finds out why")  # fmt: skip
+        yield expect(
+            not problem,
+            f"[application] {problem or f'{name} is healthy'}",
+            "launch diagnose-application: it finds out why",
+        )
     if not problems:
         yield Line("[application] no health check is configured: only that its services run is checked")
 

@@ -15,7 +15,7 @@ from blocks.postgres.server import execute
 from deployments.doctor.line import Line, expect, prefer
 from flows.database.free_space import WAL_RATIO
 from runbook.errors import OpsError
-from runbook.page.render import size
+from runbook.units import size
 from tasks.backups import catalogue
 from tasks.host.disk import Disk, disk_of, is_here
 from tasks.stores.store import store_of
@@ -34,8 +34,11 @@ def look_at_places(env: Environment) -> Iterator[Line]:
     if env.has("backups"):
         yield from _on_other_disk(env)
         if env.backups.recipients:
-            yield expect(len(env.backups.recipients) > 1, "[backups] keys", "add a second, escrowed recipient: a lost "
-                         "key loses every backup")  # fmt: skip
+            yield expect(
+                len(env.backups.recipients) > 1,
+                "[backups] keys",
+                "add a second, escrowed recipient: a lost key loses every backup",
+            )
 
 
 def _stores(which: str, stores: Backups) -> Iterator[Line]:
@@ -53,8 +56,12 @@ def _writable(what: str, path: Path) -> Line:
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     where = f"on {_mount(there)}" if ok else "cannot be written"
-    return expect(ok, f"{what} {path} {where}", f"{there} is not writable for this user: correct its owner or mode",
-                  "a directory that this user can write")  # fmt: skip
+    return expect(
+        ok,
+        f"{what} {path} {where}",
+        f"{there} is not writable for this user: correct its owner or mode",
+        "a directory that this user can write",
+    )
 
 
 def _mount(path: Path) -> str:
@@ -72,9 +79,12 @@ def _on_other_disk(env: Environment) -> Iterator[Line]:
         return
     data, place = disk_of(Path(env.postgres.data_directory)), disk_of(Path(env.backups.postgres))
     apart = data.device != place.device
-    yield prefer(apart, f"[backups] postgres is on {'another' if apart else 'the same'} file system as the database",
-                 "add [copies] in another place: a lost disk loses data and backups",
-                 "another one, or [copies]")  # fmt: skip
+    yield prefer(
+        apart,
+        f"[backups] postgres is on {'another' if apart else 'the same'} file system as the database",
+        "add [copies] in another place: a lost disk loses data and backups",
+        "another one, or [copies]",
+    )
 
 
 def look_at_space(env: Environment) -> Iterator[Line]:
@@ -85,12 +95,19 @@ def look_at_space(env: Environment) -> Iterator[Line]:
     data = Path(env.postgres.data_directory)
     if is_here(env.postgres.host) and data.exists():
         disk = disk_of(data)
-        yield expect(disk.free_bytes > needed, f"free disk space for a staged copy of {env.postgres.database}: "
-                     f"{size(disk.free_bytes)} at {data}", "free-disk-emergency shows what can be deleted",
-                     f"more than {size(needed)}, the database and its WAL")  # fmt: skip
+        yield expect(
+            disk.free_bytes > needed,
+            f"free disk space for a staged copy of {env.postgres.database}: {size(disk.free_bytes)} at {data}",
+            "free-disk-emergency shows what can be deleted",
+            f"more than {size(needed)}, the database and its WAL",
+        )
     else:
-        yield prefer(False, f"free disk space for a staged copy is not checked: {env.postgres.host} is another host",
-                     f"check there that {size(needed)} are free", f"more than {size(needed)}")  # fmt: skip
+        yield prefer(
+            False,
+            f"free disk space for a staged copy is not checked: {env.postgres.host} is another host",
+            f"check there that {size(needed)} are free",
+            f"more than {size(needed)}",
+        )
     if env.has("backups") and env.backups.postgres and not env.backups.postgres.startswith("s3://"):
         yield _retention(env, disk_of(Path(env.backups.postgres)), database_bytes)
 
@@ -102,7 +119,9 @@ def _retention(env: Environment, disk: Disk, database_bytes: int) -> Line:
     each, whose = database_bytes, "the database's size"
     with contextlib.suppress(OpsError):
         each, whose = catalogue.find_backup(store_of(env, "postgres"), "postgres").manifest.bytes, "the newest one's"
-    return prefer(disk.free_bytes > count * each,
-                  f"free disk space for {count} backups of the database: {size(disk.free_bytes)} at {disk.path}",
-                  "use a larger disk, s3://…, or a shorter [backups] keep",
-                  f"more than {size(count * each)} ({count} of {size(each)}, {whose})")  # fmt: skip
+    return prefer(
+        disk.free_bytes > count * each,
+        f"free disk space for {count} backups of the database: {size(disk.free_bytes)} at {disk.path}",
+        "use a larger disk, s3://…, or a shorter [backups] keep",
+        f"more than {size(count * each)} ({count} of {size(each)}, {whose})",
+    )

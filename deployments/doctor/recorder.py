@@ -44,8 +44,11 @@ def look_at_recorder() -> Iterator[Line]:
 
 def _runs_with_tasks(client: SyncPrefectClient, since: datetime, until: datetime) -> set[str]:
     """Flow runs of the newest events of tasks."""
-    wanted = {"event": {"prefix": ["prefect.task-run."]}, "order": "DESC",
-              "occurred": {"since": since.isoformat(), "until": until.isoformat()}}  # fmt: skip
+    wanted = {
+        "event": {"prefix": ["prefect.task-run."]},
+        "order": "DESC",
+        "occurred": {"since": since.isoformat(), "until": until.isoformat()},
+    }
     page = client.request("POST", "/events/filter", json={"filter": wanted}).json()
     events = list(page["events"])
     for _ in range(PAGES - 1):

@@ -29,9 +29,12 @@ def look_at_services(env: Environment) -> Iterator[Line]:
         yield prefer(state.comes_back, f"{what} is {state.told}", "start it, or say why it is stopped", "running")
     for part, role in NEEDED.items():
         if env.has(part) and role not in env.services.names and _is_local(env, part):
-            yield prefer(False, f"[services] names has no {role}",
-                         f"add {role} to [services] names: a full restore stops and starts it",
-                         f"the unit, program or container of [{part}]")  # fmt: skip
+            yield prefer(
+                False,
+                f"[services] names has no {role}",
+                f"add {role} to [services] names: a full restore stops and starts it",
+                f"the unit, program or container of [{part}]",
+            )
 
 
 def _is_local(env: Environment, part: str) -> bool:

@@ -29,10 +29,11 @@ def look_at_sharing(env: Environment) -> Iterator[Line]:
                 yield Line(f"{name} is shared with the environment {other.name}, as declared")
                 continue
             yield expect(
-                False, f"{name} is described by the environment {other.name} too",
+                False,
+                f"{name} is described by the environment {other.name} too",
                 f'correct one of them; if both are right, add shares = ["{other.name}"] to the TOML of {env.name}',
                 "one environment for each database, Redis server and directory",
-            )  # fmt: skip
+            )
     if alone:
         yield Line(f"no other environment describes {', '.join(own.values()) or 'anything that can be reached'}")
 

@@ -33,11 +33,7 @@ def automations(client: SyncPrefectClient, environment: str) -> list[AutomationC
     """None where the environment names nobody to tell."""
     if not toml.environment(environment).has("alerts"):
         return []
-    return [
-        failed(client, environment),
-        late(client, environment),
-        *server_tells(client, environment),
-    ]
+    return [failed(client, environment), late(client, environment), *server_tells(client, environment)]
 
 
 def failed(client: SyncPrefectClient, environment: str) -> AutomationCore:
@@ -106,13 +102,22 @@ def server_tells(client: SyncPrefectClient, environment: str, silence: timedelta
 
     own = _of(environment, ESCALATE)
     silent = EventTrigger(
-        after={LATE}, expect=BEGAN | FAILED, match_related=own, for_each={EACH_RUN}, posture=Posture.Proactive,
-        threshold=1, within=silence,
-    )  # fmt: skip
+        after={LATE},
+        expect=BEGAN | FAILED,
+        match_related=own,
+        for_each={EACH_RUN},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=silence,
+    )
     broken = EventTrigger(
-        expect=FAILED, match_related=own, for_each={EACH_DEPLOYMENT}, posture=Posture.Reactive, threshold=1,
+        expect=FAILED,
+        match_related=own,
+        for_each={EACH_DEPLOYMENT},
+        posture=Posture.Reactive,
+        threshold=1,
         within=THROTTLE,
-    )  # fmt: skip
+    )
     return [
         telling("escalation-silent", f"{environment} の escalate が始まらない: worker を確認", silent),
         telling("escalation-failed", f"{environment} の escalate が失敗: レポートの番号に電話", broken),

@@ -34,6 +34,5 @@ def deployed(client: SyncPrefectClient, environment: str, what: str, name: str) 
         return client.read_deployment_by_name(name).id
     except ObjectNotFound:
         raise OpsError(
-            f"{what} is not deployed for {environment}",
-            f"python -m deployments.deploy --environment {environment}",
+            f"{what} is not deployed for {environment}", f"python -m deployments.deploy --environment {environment}"
         ) from None

@@ -20,7 +20,7 @@ from blocks.environment import Environment
 from deployments.runbooks import flows_for
 from deployments.triggers.launch import launch
 from flows.monitoring.sources import other_hosts
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
 from tasks.monitoring.events import PREFIX
 
 WITHIN = timedelta(hours=1)
@@ -47,7 +47,7 @@ class Deed:
         if self.again:
             return f"{self.flow} when a metric is still exceeded after ten minutes, and every hour"
         what = f"{self.metric} is exceeded" if self.measured else f"{self.metric} could not be measured"
-        action = METRICS[self.metric].action if self.measured and self.metric in METRICS else "調査"
+        action = ALARMS[self.metric].action if self.measured and self.metric in ALARMS else "調査"
         return f"付録B {action}: {self.flow} when {what}, once an hour at most"
 
 
@@ -78,7 +78,7 @@ def _acts(env: Environment) -> Iterator[Deed]:
 def escalations(env: Environment, acted_on: Collection[str]) -> Iterator[Deed]:
     """People are called at once, except for a metric on which a pre-authorised runbook acts: it has ten minutes to
     help. A runbook that only advises or plans helps nobody."""
-    for metric in METRICS.values():
+    for metric in ALARMS.values():
         if metric.name not in acted_on:
             yield Deed(f"escalate-{metric.name}", metric.name, "escalate", {"severity": metric.severity, **TOLD})
     if other_hosts(env):
@@ -98,8 +98,12 @@ def automations(client: SyncPrefectClient, environment: str) -> list[AutomationC
 
 def silent(client: SyncPrefectClient, environment: str, silence: timedelta = SILENCE) -> AutomationCore:
     """A watcher that died, hangs or cannot write says nothing, as if all were well: it is escalated."""
-    given = {"severity": "severe", "what": f"{environment} の監視が止まっている: flows.monitoring.serve を確認",
-             "owner": "SRE", "key": f"watching {environment}"}  # fmt: skip
+    given = {
+        "severity": "severe",
+        "what": f"{environment} の監視が止まっている: flows.monitoring.serve を確認",
+        "owner": "SRE",
+        "key": f"watching {environment}",
+    }
     return AutomationCore(
         name=f"watching-silent-{environment}",
         description="監視が止まったらエスカレーションする (nobody has watched for half an hour)",

@@ -63,8 +63,9 @@ def _planned(name: str) -> list[Planned]:
     if not env.has("alerts"):
         return []
     there = {one for one, entry in entries().items() if has_schedule(entry, env)}
-    rows = [replace(row, deployments=tuple(filter(there.__contains__, row.deployments)))
-            for row in read_table().planned()]  # fmt: skip
+    rows = [
+        replace(row, deployments=tuple(filter(there.__contains__, row.deployments))) for row in read_table().planned()
+    ]
     return [row for row in rows if row.deployments]
 
 

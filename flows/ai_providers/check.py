@@ -85,10 +85,14 @@ def _configured(report: Report, ai: AIProviders) -> list[Provider]:
         if not lacks:
             found.append(provider)
         elif provider in ai.chain:
-            report.warn(f"{provider} is looked at", f"add {', '.join(lacks)} to [ai_providers], or take it off chain",
-                        value=f"no: {', '.join(lacks)} is empty")  # fmt: skip
-    report.expect("a provider is named", bool(found), "describe the providers in [ai_providers]",
-                  value=", ".join(found) or "none")  # fmt: skip
+            report.warn(
+                f"{provider} is looked at",
+                f"add {', '.join(lacks)} to [ai_providers], or take it off chain",
+                value=f"no: {', '.join(lacks)} is empty",
+            )
+    report.require(
+        "a provider is named", bool(found), "describe the providers in [ai_providers]", value=", ".join(found) or "none"
+    )
     return found
 
 
@@ -145,17 +149,19 @@ def _judge_bedrock(report: Report, ai: AIProviders, dates: Mapping[str, Dates], 
     try:
         models = read_bedrock_models(ai)
     except OpsError as error:
-        report.expect("bedrock: its models' lifecycle", False, error.hint, value=f"not known: {error.message}")
+        report.fail("bedrock: its models' lifecycle", error.hint, value=f"not known: {error.message}")
         return
     for name in ai.bedrock_models:
         model = model_of(name)
-        report.expect(f"bedrock {name} is listed", model in models,
-                      "correct [ai_providers]: it has ended, or is of another region",
-                      value="yes" if model in models else f"no: {len(models)} others are",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"bedrock {name} is listed",
+            model in models,
+            "correct [ai_providers]: it has ended, or is of another region",
+            value="yes" if model in models else f"no: {len(models)} others are",
+        )
         found = models.get(model)
         if found and found.status == "ACTIVE" and not found.retires:
-            report.expect(f"bedrock {name} is current", True, "", value=found.status)
+            report.passed(f"bedrock {name} is current", value=found.status)
             continue  # it gets 6 months from LEGACY on
         judge_retirement(report, f"bedrock {name}", [model], dates.get("bedrock"), found, today)
 
@@ -165,8 +171,10 @@ def _judge_vertex(
 ) -> None:
     with told(report, f"vertex: {ai.vertex_project} in {ai.vertex_location}"):
         endpoints = read_vertex_endpoints(ai, token)
-        report.expect(f"vertex: {ai.vertex_project} in {ai.vertex_location}", True, "",
-                      value=f"reached; {len(endpoints)} endpoints of its own")  # fmt: skip
+        report.passed(
+            f"vertex: {ai.vertex_project} in {ai.vertex_location}",
+            value=f"reached; {len(endpoints)} endpoints of its own",
+        )
         if endpoints:
             report.table(
                 "Vertex AI: the project's own endpoints", ("endpoint and models",), [(one,) for one in endpoints]
@@ -191,18 +199,25 @@ def judge_answer(report: Report, ai: AIProviders, answer: Answer) -> None:
     """Whether it answers as the application needs it; how long it took, and how many tokens."""
     what = f"{answer.provider} {answer.model}"
     otherwise = Status.WARN if answer.kind == "throttled" else Status.CRITICAL
-    report.expect(f"{what} answers", answer.ok, HINTS.get(answer.kind, ""), value=answer.told, otherwise=otherwise)
+    report.require(f"{what} answers", answer.ok, HINTS.get(answer.kind, ""), value=answer.told, worst=otherwise)
     if not answer.ok:
         return
-    report.expect(f"{what} is quick", answer.seconds <= ai.slow_seconds,
-                  "look at the provider's status page and at its quota; another region may be quicker",
-                  value=f"{answer.seconds:.2f} s", expected=f"at most {ai.slow_seconds:g} s",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        f"{what} is quick",
+        answer.seconds <= ai.slow_seconds,
+        "look at the provider's status page and at its quota; another region may be quicker",
+        value=f"{answer.seconds:.2f} s",
+        expected=f"at most {ai.slow_seconds:g} s",
+    )
     # The prompt has about 20.
     most = ai.canary_tokens + 60
-    report.expect(f"{what} keeps to the token budget", answer.tokens <= most,
-                  "it takes more than max_tokens allows (reasoning?): calls cost more than they seem",
-                  value=answer.tokens, expected=f"at most {most}", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        f"{what} keeps to the token budget",
+        answer.tokens <= most,
+        "it takes more than max_tokens allows (reasoning?): calls cost more than they seem",
+        value=answer.tokens,
+        expected=f"at most {most}",
+    )
 
 
 def judge_retirement(
@@ -213,42 +228,69 @@ def judge_retirement(
     by = dates.source if dates else ""
     day, by = (found.retires, "the service says so") if found and found.retires else (told, by)
     if found and found.status:
-        report.expect(f"{what} is current", found.status.upper() in ("ACTIVE", "GENERALLY-AVAILABLE", "PREVIEW"),
-                      "move to a newer one before it ends: accounts that did not use it for a while are refused",
-                      value=found.status, otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"{what} is current",
+            found.status.upper() in ("ACTIVE", "GENERALLY-AVAILABLE", "PREVIEW"),
+            "move to a newer one before it ends: accounts that did not use it for a while are refused",
+            value=found.status,
+        )
     if day is None:
-        report.expect(f"{what} stays", False, f"look its retirement up, and {SECTION_OF}",
-                      value="not known until when", otherwise=Status.WARN)  # fmt: skip
+        report.warn(f"{what} stays", f"look its retirement up, and {SECTION_OF}", value="not known until when")
         return
     left = day - today
     hint = (
         "move to a newer one: update-ai-api-version for an API version, [ai_providers] and the application for a model"
     )
-    report.expect(f"{what} stays", left > SOON, hint, value=f"until {day} ({left.days} days), {by}" if left.days > 0
-                  else f"retired on {day}, {by}", expected=f"more than {SOON.days} days",
-                  otherwise=Status.WARN if left.days > 0 else Status.CRITICAL)  # fmt: skip
+    report.require(
+        f"{what} stays",
+        left > SOON,
+        hint,
+        value=f"until {day} ({left.days} days), {by}" if left.days > 0 else f"retired on {day}, {by}",
+        expected=f"more than {SOON.days} days",
+        worst=Status.WARN if left.days > 0 else Status.CRITICAL,
+    )
 
 
 def judge_dates(report: Report, dates: Mapping[str, Dates], used: Sequence[str], today: date) -> None:
     """Whether somebody has looked lately: a table of dates is right on the day on which it is written."""
     for section in used:
         if section not in dates:
-            report.warn(f"retirement dates of {section}", f"add a section {section} with source, looked_at and retires",
-                        value="the table has none")  # fmt: skip
+            report.warn(
+                f"retirement dates of {section}",
+                f"add a section {section} with source, looked_at and retires",
+                value="the table has none",
+            )
             continue
         found = dates[section]
         age = today - found.looked_at
-        report.expect(f"retirement dates of {section}", age <= OLD,
-                      f"read {found.source}, then correct the dates and looked_at in the table",
-                      value=f"looked at on {found.looked_at}, {age.days} days ago", expected=f"within {OLD.days} days",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"retirement dates of {section}",
+            age <= OLD,
+            f"read {found.source}, then correct the dates and looked_at in the table",
+            value=f"looked at on {found.looked_at}, {age.days} days ago",
+            expected=f"within {OLD.days} days",
+        )
 
 
 def tell_answers(report: Report, answers: Sequence[Answer]) -> None:
     """All of them, and how long they took."""
-    report.table("Canaries", ("provider", "model", "answers", "as", "seconds", "tokens"),
-                 [(one.provider, one.model, "yes" if one.ok else f"{one.kind}: {one.said}", one.version,
-                   f"{one.seconds:.2f}", one.tokens or "") for one in answers])  # fmt: skip
-    drawn = [Bar(f"{one.provider} {one.model}", (one.seconds,), f"{one.seconds:.2f} s" if one.ok else one.kind)
-             for one in answers]  # fmt: skip
+    report.table(
+        "Canaries",
+        ("provider", "model", "answers", "as", "seconds", "tokens"),
+        [
+            (
+                one.provider,
+                one.model,
+                "yes" if one.ok else f"{one.kind}: {one.said}",
+                one.version,
+                f"{one.seconds:.2f}",
+                one.tokens or "",
+            )
+            for one in answers
+        ],
+    )
+    drawn = [
+        Bar(f"{one.provider} {one.model}", (one.seconds,), f"{one.seconds:.2f} s" if one.ok else one.kind)
+        for one in answers
+    ]
     report.attach(Evidence("Latency", svg=bars(drawn)))

@@ -102,12 +102,24 @@ def _judge_means(report: Report, env: Environment, fault: RehearsedFault) -> Non
         RunbookFailed: they cannot.
     """
     ai = env.ai_providers
-    report.expect("means to make a provider fail", bool(ai.control), PROXY_HINT,
-                  value="the proxy" if ai.proxy else f"the providers' own control at {ai.control}" if ai.control else
-                  "none: the fallback cannot be rehearsed here")  # fmt: skip
+    report.require(
+        "means to make a provider fail",
+        bool(ai.control),
+        PROXY_HINT,
+        value="the proxy"
+        if ai.proxy
+        else f"the providers' own control at {ai.control}"
+        if ai.control
+        else "none: the fallback cannot be rehearsed here",
+    )
     if ai.control and not ai.proxy:
-        report.expect("kind of fault", fault == "500", PROXY_HINT, value=f"{fault}, without the proxy",
-                      expected="500: the providers' own control knows no other")  # fmt: skip
+        report.require(
+            "kind of fault",
+            fault == "500",
+            PROXY_HINT,
+            value=f"{fault}, without the proxy",
+            expected="500: the providers' own control knows no other",
+        )
     report.fail_if_critical()
 
 
@@ -120,10 +132,13 @@ def _judge_use(report: Report, env: Environment, before: Mapping[str, int], firs
     if not env.ai_providers.proxy:
         return
     passed = read_received(env).get(first, 0) - before.get(first, 0)
-    report.expect("the application uses the proxy", passed > 0,
-                  f"set the base URL of {first} in the application to http://{env.ai_providers.proxy[first]} "
-                  "and restart it",
-                  value=f"{passed} requests for {first}", expected="at least 1 for one question")  # fmt: skip
+    report.require(
+        "the application uses the proxy",
+        passed > 0,
+        f"set the base URL of {first} in the application to http://{env.ai_providers.proxy[first]} and restart it",
+        value=f"{passed} requests for {first}",
+        expected="at least 1 for one question",
+    )
     report.fail_if_critical()
 
 
@@ -131,15 +146,24 @@ def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: 
     """All there, or taken away by a rehearsal that was killed."""
     states = read_provider_states(env)
     if unknown := [name for name in chain if name not in states]:
-        raise OpsError(f"[ai_providers] chain names {', '.join(unknown)}, and the providers are {', '.join(states)}",
-                       "correct chain")  # fmt: skip
+        raise OpsError(
+            f"[ai_providers] chain names {', '.join(unknown)}, and the providers are {', '.join(states)}",
+            "correct chain",
+        )
     gone = [name for name in chain if states[name] == FAILING]
     if left:
-        report.warn("a rehearsal that had not ended", "nothing to do: they are given back when this is carried out",
-                    value=f"process {left.process}, {left.since}; {', '.join(gone) or 'none'} away")  # fmt: skip
+        report.warn(
+            "a rehearsal that had not ended",
+            "nothing to do: they are given back when this is carried out",
+            value=f"process {left.process}, {left.since}; {', '.join(gone) or 'none'} away",
+        )
         return
-    report.expect("every provider answers before it", not gone, "give them back first, or wait until they answer",
-                  value=f"{', '.join(gone)}: {FAILING}" if gone else ", ".join(chain))  # fmt: skip
+    report.require(
+        "every provider answers before it",
+        not gone,
+        "give them back first, or wait until they answer",
+        value=f"{', '.join(gone)}: {FAILING}" if gone else ", ".join(chain),
+    )
 
 
 def _rehearse(
@@ -171,9 +195,13 @@ def _rehearse(
 
 
 def _judge_reply(report: Report, when: str, reply: Reply, expected: str) -> None:
-    report.expect(f"{when} the user gets an answer", reply.answered and reply.provider == expected,
-                  "look at the application's log for “Provider … failed”, and at the order of its chain",
-                  value=reply.told, expected=expected)  # fmt: skip
+    report.require(
+        f"{when} the user gets an answer",
+        reply.answered and reply.provider == expected,
+        "look at the application's log for “Provider … failed”, and at the order of its chain",
+        value=reply.told,
+        expected=expected,
+    )
 
 
 def _judge_all_gone(report: Report, env: Environment, interview: Interview, replies: Sequence[Reply]) -> None:
@@ -181,33 +209,47 @@ def _judge_all_gone(report: Report, env: Environment, interview: Interview, repl
     reply = replies[-1]
     report.fact("without any provider", reply.told)
     clear = reply.status == UNAVAILABLE and bool(reply.said)
-    report.expect("without any provider the user gets a clear refusal", clear,
-                  "answer 503 with a sentence: 500 looks like a bug, and a client that waits looks like nothing",
-                  value=reply.told, expected=UNAVAILABLE)  # fmt: skip
+    report.require(
+        "without any provider the user gets a clear refusal",
+        clear,
+        "answer 503 with a sentence: 500 looks like a bug, and a client that waits looks like nothing",
+        value=reply.told,
+        expected=UNAVAILABLE,
+    )
     stored = read_stored(interview)
     if stored is None:
         report.fact("nothing is half stored", "not checked: [application.ai] stored is not configured")
     else:
         halves = stored.halves(replies)
-        report.expect("nothing is half stored", not halves,
-                      "store question and reply in one transaction, after the reply is there",
-                      value=f"{len(halves)} of {len(replies)} questions are half stored",
-                      expected="answered ones with their answers, refused ones not at all")  # fmt: skip
+        report.require(
+            "nothing is half stored",
+            not halves,
+            "store question and reply in one transaction, after the reply is there",
+            value=f"{len(halves)} of {len(replies)} questions are half stored",
+            expected="answered ones with their answers, refused ones not at all",
+        )
     try:
         health = wait_healthy(env.application, seconds=30, in_a_row=1)
     except OpsError as error:
-        report.expect("all else goes on", False, error.hint, value=error.message)
+        report.fail("all else goes on", error.hint, value=error.message)
     else:
         if health.configured:
-            report.expect("all else goes on", True, "", value=health.answer)
+            report.passed("all else goes on", value=health.answer)
         else:
             report.fact("health", health.answer)
 
 
 def _report_results(report: Report, replies: Sequence[tuple[str, Reply]]) -> None:
-    report.table("What the user got", ("away", "answer by", "status", "seconds"),
-                 [(away, f"{one.provider} {one.model}".strip() or f"nobody: {one.said}", one.status,
-                   f"{one.seconds:.2f}") for away, one in replies])  # fmt: skip
-    drawn = [Bar(f"without {away}", (one.seconds,), f"{one.seconds:.2f} s, {one.provider or one.status}")
-             for away, one in replies]  # fmt: skip
+    report.table(
+        "What the user got",
+        ("away", "answer by", "status", "seconds"),
+        [
+            (away, f"{one.provider} {one.model}".strip() or f"nobody: {one.said}", one.status, f"{one.seconds:.2f}")
+            for away, one in replies
+        ],
+    )
+    drawn = [
+        Bar(f"without {away}", (one.seconds,), f"{one.seconds:.2f} s, {one.provider or one.status}")
+        for away, one in replies
+    ]
     report.attach(Evidence("How long an answer took", svg=bars(drawn)))

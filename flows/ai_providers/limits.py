@@ -74,16 +74,23 @@ def check_rate_limits(
 def _judge_counters(report: Report, env: Environment) -> None:
     limits = env.ai_providers.rate_limits if env.has("ai_providers") else {}
     if not limits:
-        report.warn("the limiter's counters", 'add [ai_providers] rate_limits = { "rate_limit:ai:" = [100, 3600] }:'
-                    " what its keys begin with → requests, and seconds",
-                    value="not known: no limit is named")  # fmt: skip
+        report.warn(
+            "the limiter's counters",
+            'add [ai_providers] rate_limits = { "rate_limit:ai:" = [100, 3600] }:'
+            " what its keys begin with → requests, and seconds",
+            value="not known: no limit is named",
+        )
         return
     block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
     found = read_counters(block, limits, NEAR_RATIO, COUNTERS_SECONDS)
     total = sum(counted.keys for counted in found.prefixes)
     report.fact("counters", f"{total:,} on {block.address}")
-    report.expect("all counters were read", found.is_complete, "launch it again when Redis is less busy",
-                  value=f"{total:,} in {found.seconds:.1f} s", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "all counters were read",
+        found.is_complete,
+        "launch it again when Redis is less busy",
+        value=f"{total:,} in {found.seconds:.1f} s",
+    )
     for counted in found.prefixes:
         _judge_prefix(report, counted)
     _tell_counters(report, found.prefixes)
@@ -91,25 +98,42 @@ def _judge_counters(report: Report, env: Environment) -> None:
 
 def _judge_prefix(report: Report, found: Counted) -> None:
     limit = f"{found.most:,} in {found.window_seconds:,} s"
-    report.expect(f"{found.prefix} over the limit", not found.over.count,
-                  "they are refused now: see who they are, and whether the limit fits how people work",
-                  value=_who(found.over.first, found.over.count), expected=limit, otherwise=Status.WARN)  # fmt: skip
-    report.expect(f"{found.prefix} near the limit", not found.near.count,
-                  "nothing yet: they are refused soon if they go on", expected=f"under {NEAR_RATIO:.0%} of {limit}",
-                  value=_who(found.near.first, found.near.count), otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        f"{found.prefix} over the limit",
+        not found.over.count,
+        "they are refused now: see who they are, and whether the limit fits how people work",
+        value=_who(found.over.first, found.over.count),
+        expected=limit,
+    )
+    report.prefer(
+        f"{found.prefix} near the limit",
+        not found.near.count,
+        "nothing yet: they are refused soon if they go on",
+        expected=f"under {NEAR_RATIO:.0%} of {limit}",
+        value=_who(found.near.first, found.near.count),
+    )
     locked = found.locked
-    report.expect(f"{found.prefix} every counter expires", not found.lasting.count,
-                  f"EXPIRE each of them {found.window_seconds}: INCR went through and EXPIRE did not; set both in one "
-                  "MULTI", value=_who(locked.first or found.lasting.first, found.lasting.count)
-                  + (f"; {locked.count:,} of them locked out for ever" if locked.count else ""),
-                  otherwise=Status.CRITICAL if locked.count else Status.WARN)  # fmt: skip
-    report.expect(f"{found.prefix} no counter outlives its window", not found.long.count,
-                  "correct the limiter's EXPIRE, or the window in [ai_providers] rate_limits",
-                  value=_who(found.long.first, found.long.count), expected=f"at most {found.window_seconds:,} s",
-                  otherwise=Status.WARN)  # fmt: skip
-    report.expect(f"{found.prefix} every counter is a number", not found.unreadable.count,
-                  "something else writes under this prefix: the limiter fails there; find it, or correct the prefix",
-                  value=_who(found.unreadable.first, found.unreadable.count), otherwise=Status.WARN)  # fmt: skip
+    report.require(
+        f"{found.prefix} every counter expires",
+        not found.lasting.count,
+        f"EXPIRE each of them {found.window_seconds}: INCR went through and EXPIRE did not; set both in one MULTI",
+        value=_who(locked.first or found.lasting.first, found.lasting.count)
+        + (f"; {locked.count:,} of them locked out for ever" if locked.count else ""),
+        worst=Status.CRITICAL if locked.count else Status.WARN,
+    )
+    report.prefer(
+        f"{found.prefix} no counter outlives its window",
+        not found.long.count,
+        "correct the limiter's EXPIRE, or the window in [ai_providers] rate_limits",
+        value=_who(found.long.first, found.long.count),
+        expected=f"at most {found.window_seconds:,} s",
+    )
+    report.prefer(
+        f"{found.prefix} every counter is a number",
+        not found.unreadable.count,
+        "something else writes under this prefix: the limiter fails there; find it, or correct the prefix",
+        value=_who(found.unreadable.first, found.unreadable.count),
+    )
 
 
 def _who(first: Sequence[Counter], count: int) -> str:
@@ -123,8 +147,11 @@ def _who(first: Sequence[Counter], count: int) -> str:
 def _tell_counters(report: Report, prefixes: Sequence[Counted]) -> None:
     rows = []
     for found in prefixes:
-        noted = {(one.database, one.key): one for some in (found.over, found.near, found.lasting, found.long)
-                 for one in some.first}  # fmt: skip
+        noted = {
+            (one.database, one.key): one
+            for some in (found.over, found.near, found.lasting, found.long)
+            for one in some.first
+        }
         for one in sorted(noted.values(), key=lambda one: -(one.count or 0))[:SHOWN]:
             ttl = "never expires" if one.ttl_seconds < 0 else f"{one.ttl_seconds:,.0f} s"
             rows.append((found.prefix, one.database, masked(one.key), one.count, f"{found.most:,}", ttl))
@@ -144,19 +171,42 @@ def _judge_refusals(report: Report, env: Environment, since: datetime, end: date
     users, providers = ([one for one in found if one.kind == kind] for kind in ("user", "provider"))
     counts = sum(one.count for one in users), sum(one.count for one in providers)
     report.fact("refusals", f"{counts[0]:,} of users, {counts[1]:,} by providers, beside {calls:,} AI calls")
-    report.expect("users were refused (429)", not users, "see who they are: one user's program, or a limit too low",
-                  value=_most(users), expected="none", otherwise=Status.WARN)  # fmt: skip
-    report.expect("providers refused (429)", not providers,
-                  "ask the provider for a higher quota, or spread the calls; the application falls back meanwhile",
-                  value=_most(providers), expected="none", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "users were refused (429)",
+        not users,
+        "see who they are: one user's program, or a limit too low",
+        value=_most(users),
+        expected="none",
+    )
+    report.prefer(
+        "providers refused (429)",
+        not providers,
+        "ask the provider for a higher quota, or spread the calls; the application falls back meanwhile",
+        value=_most(providers),
+        expected="none",
+    )
     _judge_storms(report, [one for one in found if one.most >= storm], end, storm)
     if found:
-        report.table("Refusals (429)", ("of", "who", "how many", "first", "last", "most within a minute", "at"),
-                     [(one.kind, masked(one.who), f"{one.count:,}", f"{one.first:%m-%d %H:%M:%S}",
-                       f"{one.last:%m-%d %H:%M:%S}", one.most, f"{one.most_at:%m-%d %H:%M:%S}")
-                      for one in found[:SHOWN]])  # fmt: skip
-        drawn = [Bar(f"{hour:%m-%d %H:00} {offset(hour)}", (sum(both),), f"{both[0]:,} users, {both[1]:,} providers")
-                 for hour, both in hours[-24 * 7 :]]  # fmt: skip
+        report.table(
+            "Refusals (429)",
+            ("of", "who", "how many", "first", "last", "most within a minute", "at"),
+            [
+                (
+                    one.kind,
+                    masked(one.who),
+                    f"{one.count:,}",
+                    f"{one.first:%m-%d %H:%M:%S}",
+                    f"{one.last:%m-%d %H:%M:%S}",
+                    one.most,
+                    f"{one.most_at:%m-%d %H:%M:%S}",
+                )
+                for one in found[:SHOWN]
+            ],
+        )
+        drawn = [
+            Bar(f"{hour:%m-%d %H:00} {offset(hour)}", (sum(both),), f"{both[0]:,} users, {both[1]:,} providers")
+            for hour, both in hours[-24 * 7 :]
+        ]
         report.attach(Evidence(f"Refusals by hour ({env.zone.key}), hours without any left out", svg=bars(drawn)))
 
 
@@ -166,11 +216,18 @@ def _judge_storms(report: Report, storms: Sequence[Refusals], end: datetime, sto
     worst = storms[0] if storms else None
     value = (
         f"{len(storms)}; the worst: {worst.most:,} within a minute, {worst.kind} {masked(worst.who)}, at "
-        f"{worst.most_at:%m-%d %H:%M:%S}" if worst else "none")  # fmt: skip
-    report.expect("retry storms", not storms,
-                  "block that user, or stop that caller; then have it wait (4 to 60 s, growing) and give up after 5",
-                  value=value + ("; it goes on" if goes_on else ""), expected=f"fewer than {storm} within a minute",
-                  otherwise=Status.CRITICAL if goes_on else Status.WARN)  # fmt: skip
+        f"{worst.most_at:%m-%d %H:%M:%S}"
+        if worst
+        else "none"
+    )
+    report.require(
+        "retry storms",
+        not storms,
+        "block that user, or stop that caller; then have it wait (4 to 60 s, growing) and give up after 5",
+        value=value + ("; it goes on" if goes_on else ""),
+        expected=f"fewer than {storm} within a minute",
+        worst=Status.CRITICAL if goes_on else Status.WARN,
+    )
 
 
 def _most(found: Sequence[Refusals]) -> str:

@@ -18,4 +18,4 @@ def told(report: Report, what: str, otherwise: Status = Status.CRITICAL) -> Iter
         raise
     except OpsError as error:
         hint = error.hint or "correct that, then launch it again"
-        report.expect(what, False, hint, value=f"not known: {error.message}", otherwise=otherwise)
+        report.fail(what, hint, value=f"not known: {error.message}", worst=otherwise)

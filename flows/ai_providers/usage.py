@@ -70,9 +70,15 @@ def tell_tokens(report: Report, env: Environment, month: str = "") -> str:
     _tell_use(report, env, own, first, last)
     _judge_budget(report, env, uses, own, today if not month or last == today else None)
     unusual = tokens.unusual_days(tokens.by_day(uses, begin, last), first)
-    report.expect("days unlike others", not unusual, "look at who asked on those days: search-logs, by user",
-                  value="; ".join(f"{day}: {_tokens(own, day):,} tokens after a median of {median:,.0f}"
-                                  for day, median in unusual.items()) or "none", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "days unlike others",
+        not unusual,
+        "look at who asked on those days: search-logs, by user",
+        value="; ".join(
+            f"{day}: {_tokens(own, day):,} tokens after a median of {median:,.0f}" for day, median in unusual.items()
+        )
+        or "none",
+    )
     return f"{sum(use.total for use in own):,} tokens in {sum(use.calls for use in own):,} calls"
 
 
@@ -100,8 +106,12 @@ def _tell_use(report: Report, env: Environment, own: Sequence[Use], first: date,
         models[use.provider, use.model].append(use)
     rows = []
     for (provider, model), found in sorted(models.items(), key=lambda item: -sum(use.total for use in item[1])):
-        numbers = (sum(use.calls for use in found), sum(use.prompt for use in found),
-                   sum(use.completion for use in found), sum(use.total for use in found))  # fmt: skip
+        numbers = (
+            sum(use.calls for use in found),
+            sum(use.prompt for use in found),
+            sum(use.completion for use in found),
+            sum(use.total for use in found),
+        )
         cost = f"{sum(use.cost(prices) or 0.0 for use in found):,.2f}" if model in prices else "no price"
         rows.append((provider, model, *(f"{number:,}" for number in numbers), cost))
     currency = env.ai_providers.currency if env.has("ai_providers") else ""
@@ -110,10 +120,12 @@ def _tell_use(report: Report, env: Environment, own: Sequence[Use], first: date,
     days = tokens.by_day(own, first, last)
     report.attach(Evidence("Tokens by day", svg=bars([Bar(str(day), (n,), f"{n:,}") for day, n in days.items()])))
     tokenless = sum(use.tokenless for use in own)
-    report.expect("token counts are in the log", not tokenless,
-                  "the sums are too small: correct the application's formatter (docs/logs.md), which drops extra=",
-                  value=f"{tokenless:,} of {sum(use.calls for use in own):,} calls tell none" if tokenless else "all",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "token counts are in the log",
+        not tokenless,
+        "the sums are too small: correct the application's formatter (docs/logs.md), which drops extra=",
+        value=f"{tokenless:,} of {sum(use.calls for use in own):,} calls tell none" if tokenless else "all",
+    )
 
 
 def _judge_budget(
@@ -121,17 +133,27 @@ def _judge_budget(
 ) -> None:
     """Cost against the budget; `today` where the month goes on."""
     if not env.has("ai_providers") or not env.ai_providers.prices:
-        report.warn("what it costs", "add [ai_providers] with prices and a budget to the environment's TOML",
-                    value="not known: there is no table of prices")  # fmt: skip
+        report.warn(
+            "what it costs",
+            "add [ai_providers] with prices and a budget to the environment's TOML",
+            value="not known: there is no table of prices",
+        )
         return
     ai = env.ai_providers
     unpriced = sorted({use.model for use in own if use.model not in ai.prices})
-    report.expect("every model has a price", not unpriced, "add it to [ai_providers] prices: its cost is in no sum",
-                  value=", ".join(unpriced) or "yes", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "every model has a price",
+        not unpriced,
+        "add it to [ai_providers] prices: its cost is in no sum",
+        value=", ".join(unpriced) or "yes",
+    )
     unsplit = sum(use.unsplit for use in own)
-    report.expect("every call tells its prompt and completion tokens", not unsplit, "the cost is too small: have the "
-                  "application log both, prices differ", value=f"{unsplit:,} tell a total only" if unsplit else "yes",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "every call tells its prompt and completion tokens",
+        not unsplit,
+        "the cost is too small: have the application log both, prices differ",
+        value=f"{unsplit:,} tell a total only" if unsplit else "yes",
+    )
     costs = defaultdict[date, float](float)
     for use in uses:
         costs[use.day] += use.cost(ai.prices) or 0.0
@@ -144,10 +166,19 @@ def _judge_budget(
         report.warn("the budget", "set [ai_providers] budget", value="there is none")
         return
     used = spent / ai.budget
-    report.expect("the budget", used < WARN_RATIO, "look at the days and models above; lower the limit per user",
-                  value=f"{used:.0%} of {ai.budget:,.2f} {ai.currency} used", expected=f"under {WARN_RATIO:.0%}",
-                  otherwise=Status.CRITICAL if used >= 1 else Status.WARN)  # fmt: skip
+    report.require(
+        "the budget",
+        used < WARN_RATIO,
+        "look at the days and models above; lower the limit per user",
+        value=f"{used:.0%} of {ai.budget:,.2f} {ai.currency} used",
+        expected=f"under {WARN_RATIO:.0%}",
+        worst=Status.CRITICAL if used >= 1 else Status.WARN,
+    )
     if today and used < 1:
-        report.expect("the budget at the month's end", expected <= ai.budget, "it will not last: look at it now",
-                      value=f"{expected:,.2f} {ai.currency} by the last days", expected=f"at most {ai.budget:,.2f}",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            "the budget at the month's end",
+            expected <= ai.budget,
+            "it will not last: look at it now",
+            value=f"{expected:,.2f} {ai.currency} by the last days",
+            expected=f"at most {ai.budget:,.2f}",
+        )

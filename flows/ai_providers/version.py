@@ -75,8 +75,11 @@ def update_ai_api_version(
         before = read_variable(env.application, variable, KEY)
         left = record.read(path, HalfDone, "look which version the env_file has, then remove the file")
         if left:
-            report.warn("a switch that had not ended", "nothing to do: it is brought to its end",
-                        value=f"{left.before} → {left.after}, since {left.since}")  # fmt: skip
+            report.warn(
+                "a switch that had not ended",
+                "nothing to do: it is brought to its end",
+                value=f"{left.before} → {left.after}, since {left.since}",
+            )
         report.fact("API version", f"{before} → {version}, in {env.application.env_file}")
         compare(report, tried.ai_providers, before, version)
         _judge_dates(report, tried, version)
@@ -149,20 +152,29 @@ def compare(report: Report, ai: AIProviders, before: str, after: str) -> None:
     asked = [(ask_azure.submit(ai, name, before), ask_azure.submit(ai, name, after)) for name in ai.azure_deployments]
     pairs = [(old.result(), new.result()) for old, new in asked]
     for old, new in pairs:
-        report.expect(f"{new.model} answers on {after}", new.ok, HINTS.get(new.kind, ""), value=new.told)
-        report.expect(f"{old.model} answers on {before}", old.ok,
-                      "the way back may not work: " + HINTS.get(old.kind, ""),
-                      value=old.told, otherwise=Status.WARN)  # fmt: skip
-    found = [(new.model, *one) for old, new in pairs if old.ok and new.ok
-             for one in shape.differences(old.body, new.body)]  # fmt: skip
+        report.require(f"{new.model} answers on {after}", new.ok, HINTS.get(new.kind, ""), value=new.told)
+        report.prefer(
+            f"{old.model} answers on {before}",
+            old.ok,
+            "the way back may not work: " + HINTS.get(old.kind, ""),
+            value=old.told,
+        )
+    found = [
+        (new.model, *one) for old, new in pairs if old.ok and new.ok for one in shape.differences(old.body, new.body)
+    ]
     if found:
-        report.table(f"Fields of the answers, {before} → {after}", ("deployment", "field", "before", "after"),
-                     [(model, path, was or "not there", now or "not there")
-                      for model, path, was, now in found])  # fmt: skip
+        report.table(
+            f"Fields of the answers, {before} → {after}",
+            ("deployment", "field", "before", "after"),
+            [(model, path, was or "not there", now or "not there") for model, path, was, now in found],
+        )
     lost = sorted({path for _, path, was, now in found if was and was != now})
-    report.expect("no field went or changed its type", not lost, "see whether the application reads it, then go on",
-                  value=", ".join(lost[:5]) or f"{sum(not was for _, _, was, _ in found)} are new, none went",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "no field went or changed its type",
+        not lost,
+        "see whether the application reads it, then go on",
+        value=", ".join(lost[:5]) or f"{sum(not was for _, _, was, _ in found)} are new, none went",
+    )
     _tell_checklist(report, pairs, lost, before, after)
 
 
@@ -178,17 +190,29 @@ def _tell_checklist(
     def mark(ok: bool, text: str) -> str:
         return ("☑ " if ok else "☒ ") + text if both else "☐ not compared: one of the two does not answer"
 
-    report.table("Checklist of breaking changes", ("check", "result"), [
-        ("every deployment answers", ("☑ " if all(new.ok for new in news) else "☒ ")
-         + ", ".join(f"{new.model}: {new.kind}" for new in news)),
-        ("the fields that the application reads are there", "☒ no" if any(new.kind == "shape" for new in news)
-         else "☑ yes" if all(new.ok for new in news) else "☐ not known: no answer"),
-        ("no field went or changed its type", mark(not lost, ", ".join(lost) or "none")),
-        ("about as quick", mark(not slower, ", ".join(slower) or "yes")),
-        ("about as many tokens", mark(not tokens, ", ".join(tokens) or "yes")),
-        ("breaking changes in the documentation", f"☐ to be read by a person, {before} → {after}: {DOCUMENTATION}"),
-        ("streaming, tools, structured answers, content filters", "☐ to be tried by a person: no canary uses them"),
-    ])  # fmt: skip
+    report.table(
+        "Checklist of breaking changes",
+        ("check", "result"),
+        [
+            (
+                "every deployment answers",
+                ("☑ " if all(new.ok for new in news) else "☒ ") + ", ".join(f"{new.model}: {new.kind}" for new in news),
+            ),
+            (
+                "the fields that the application reads are there",
+                "☒ no"
+                if any(new.kind == "shape" for new in news)
+                else "☑ yes"
+                if all(new.ok for new in news)
+                else "☐ not known: no answer",
+            ),
+            ("no field went or changed its type", mark(not lost, ", ".join(lost) or "none")),
+            ("about as quick", mark(not slower, ", ".join(slower) or "yes")),
+            ("about as many tokens", mark(not tokens, ", ".join(tokens) or "yes")),
+            ("breaking changes in the documentation", f"☐ to be read by a person, {before} → {after}: {DOCUMENTATION}"),
+            ("streaming, tools, structured answers, content filters", "☐ to be tried by a person: no canary uses them"),
+        ],
+    )
 
 
 def judge_sdks(report: Report, env: Environment) -> None:
@@ -200,16 +224,24 @@ def judge_sdks(report: Report, env: Environment) -> None:
     except OpsError as error:
         report.warn("SDKs of the application", error.hint, value=f"not known: {error.message}")
         return
-    report.table("SDKs of the application", ("package", "installed", "needed"),
-                 [(name, installed[name] or "not installed", needed.get(name, "nothing is said"))
-                  for name in names])  # fmt: skip
+    report.table(
+        "SDKs of the application",
+        ("package", "installed", "needed"),
+        [(name, installed[name] or "not installed", needed.get(name, "nothing is said")) for name in names],
+    )
     behind = [
         f"{name} {installed[name]} < {least}" if installed[name] else f"{name} is not installed (needed: {least})"
-        for name, least in needed.items() if not installed[name] or is_behind(installed[name], least) is not False
-    ]  # fmt: skip
-    report.expect("SDKs of the application", not behind, "update them first, with update-dependencies or by hand",
-                  value=", ".join(behind) or ", ".join(f"{name} {installed[name]}" for name in needed) or
-                  "none is named in [ai_providers] sdks", otherwise=Status.WARN)  # fmt: skip
+        for name, least in needed.items()
+        if not installed[name] or is_behind(installed[name], least) is not False
+    ]
+    report.prefer(
+        "SDKs of the application",
+        not behind,
+        "update them first, with update-dependencies or by hand",
+        value=", ".join(behind)
+        or ", ".join(f"{name} {installed[name]}" for name in needed)
+        or "none is named in [ai_providers] sdks",
+    )
 
 
 def judge_variable(report: Report, env: Environment, variable: str) -> None:
@@ -218,10 +250,13 @@ def judge_variable(report: Report, env: Environment, variable: str) -> None:
     what = f"a restart has the backend read {variable} again"
     with told(report, what, Status.WARN):
         given = variable in env.services.environment(BACKEND)
-        report.expect(what, not given,
-                      "a container: change its env_file, then deploy-application with recreate; a unit: take the "
-                      "variable out of its Environment",
-                      value="no: its container or unit has a value of its own" if given else "yes")  # fmt: skip
+        report.require(
+            what,
+            not given,
+            "a container: change its env_file, then deploy-application with recreate; a unit: take the "
+            "variable out of its Environment",
+            value="no: its container or unit has a value of its own" if given else "yes",
+        )
 
 
 def switch(
@@ -241,15 +276,22 @@ def switch(
         set_variable(permit, env.application, variable, before, KEY)
         again = _restarted(permit, env, RETURN_SECONDS)
         if again:
-            raise OpsError(f"with {before} back the application is not well either: {again}",
-                           "look at the backend's log; the version is not what it lacks")  # fmt: skip
-        report.expect(f"the application is well with {after}", False,
-                      "look at the backend's log and at the table of differences; the old version is in use again",
-                      value=f"{problem}; returned to {before}, with which it is well")  # fmt: skip
+            raise OpsError(
+                f"with {before} back the application is not well either: {again}",
+                "look at the backend's log; the version is not what it lacks",
+            )
+        report.fail(
+            f"the application is well with {after}",
+            "look at the backend's log and at the table of differences; the old version is in use again",
+            value=f"{problem}; returned to {before}, with which it is well",
+        )
     else:
-        report.expect(f"the application is well with {after}", True, "",
-                      value="healthy, and a user's question was answered" if env.application.ai.ask else
-                      "healthy; a user's question was not tried: [application.ai] ask is not configured")  # fmt: skip
+        report.passed(
+            f"the application is well with {after}",
+            value="healthy, and a user's question was answered"
+            if env.application.ai.ask
+            else "healthy; a user's question was not tried: [application.ai] ask is not configured",
+        )
     path.unlink()
     report.state = None
 

@@ -33,14 +33,23 @@ def keep_branch(report: Report, env: Environment, tree: Worktree) -> None:
 
 
 def prove_branch(
-    report: Report, env: Environment, tree: Worktree, seconds: float, *, python: Path | None = None,
+    report: Report,
+    env: Environment,
+    tree: Worktree,
+    seconds: float,
+    *,
+    python: Path | None = None,
     parts: Collection[str] = ("backend", "web"),
-) -> None:  # fmt: skip
+) -> None:
     """Run the application's tests in the worktree, the backend's by `python` (default: the application's own)."""
     application = env.application
     if "backend" in parts:
-        judge_suite(report, env, backend_suite(application, tree.at(application.source),
-                                               python or Path(application.need("python"))), seconds)  # fmt: skip
+        judge_suite(
+            report,
+            env,
+            backend_suite(application, tree.at(application.source), python or Path(application.need("python"))),
+            seconds,
+        )
     if "web" in parts and application.web_directory:
         web = tree.at(Path(application.web_directory))
         judge_suite(report, env, web_suite("web tests", application, application.web_test_command, web), seconds)
@@ -49,16 +58,24 @@ def prove_branch(
 def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) -> None:
     """Run one; where it fails, say which tests do. Where there is none that is told, and is no pass."""
     if not suite.command:
-        report.warn(suite.name, "name them in [application] of the environment's TOML: nothing proves the branch",
-                    value="none were run")  # fmt: skip
+        report.warn(
+            suite.name,
+            "name them in [application] of the environment's TOML: nothing proves the branch",
+            value="none were run",
+        )
         return
     tested = run_suite(suite, seconds)
     kept = keep(report, env, f"{suite.name}.txt", tested.output)
     if not tested.passed and tested.output:
         last = "\n".join(tested.output.splitlines()[-LAST_LINES:])
         report.attach(Evidence(f"End of {suite.name}", text=fenced(last)))
-    report.expect(suite.name, tested.passed, f"look at {kept}; the branch stays, nothing was merged",
-                  value=tested.told, expected="all pass")  # fmt: skip
+    report.require(
+        suite.name,
+        tested.passed,
+        f"look at {kept}; the branch stays, nothing was merged",
+        value=tested.told,
+        expected="all pass",
+    )
 
 
 def keep(report: Report, env: Environment, name: str, text: str) -> Path:

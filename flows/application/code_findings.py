@@ -21,7 +21,7 @@ def ask(report: Report, name: str, question: Callable[[], Checked]) -> Checked |
     try:
         return question()
     except OpsError as error:
-        report.expect(name, False, error.hint, value=error.message, expected="an answer")
+        report.fail(name, error.hint, value=error.message, expected="an answer")
         return None
 
 
@@ -50,13 +50,13 @@ def judge(report: Report, checked: Checked, hint: str, *, otherwise: Status = St
     """One finding of a tool's answer: errors as `otherwise` says, else warnings."""
     warnings = len(checked.problems) - checked.errors
     value = f"{checked.errors} errors, {warnings} warnings in {checked.files} files"
-    report.expect(
+    report.require(
         checked.tool,
         not checked.problems,
         hint,
         value=value,
         expected="none",
-        otherwise=otherwise if checked.errors else Status.WARN,
+        worst=otherwise if checked.errors else Status.WARN,
     )
     told = "; ".join((f"{checked.version}, {checked.files} files in {checked.seconds:.1f} s", *checked.notes))
     report.fact(checked.tool, told)

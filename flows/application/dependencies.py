@@ -16,7 +16,7 @@ from flows.application.update_steps import Wish, judge_tests, update_node, updat
 from runbook.errors import OpsError
 from runbook.kinds import Pending
 from runbook.page.markdown import fenced
-from runbook.report import Evidence, Report, Status
+from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.application.worktree import require_repository, uncommitted, worktree
 from tasks.dependencies import node_packages as node
@@ -137,10 +137,7 @@ def answered(report: Report, what: str, pending: Pending[T], nothing: T) -> T:
 
 
 def judge_python(
-    report: Report,
-    listed: Pending[tuple[Package, ...]],
-    outdated: Pending[Newer],
-    conflicts: Pending[tuple[str, ...]],
+    report: Report, listed: Pending[tuple[Package, ...]], outdated: Pending[Newer], conflicts: Pending[tuple[str, ...]]
 ) -> list[tuple[str, Outdated]]:
     """Inventory and conflicts; returns what is outdated."""
     packages = answered(report, "Python: installed packages", listed, ())
@@ -148,8 +145,11 @@ def judge_python(
     report.fact("Python packages", len(packages) or "not known")
     newer = answered(report, "Python: outdated packages", outdated, Newer((), ()))
     if newer.not_known:
-        report.warn("Python: newer versions", "see that pip's index can be reached; these may be outdated too",
-                    value=f"not known of {len(newer.not_known)}: {_few(newer.not_known)}")  # fmt: skip
+        report.warn(
+            "Python: newer versions",
+            "see that pip's index can be reached; these may be outdated too",
+            value=f"not known of {len(newer.not_known)}: {_few(newer.not_known)}",
+        )
     _judge_none(report, "Python: conflicts", conflicts, "pip installs what is required by: pip install --upgrade")
     return [("Python", one) for one in newer.found]
 
@@ -166,9 +166,12 @@ def judge_python_lock(report: Report, application: Application) -> None:
     except OpsError as error:
         report.warn("Python: lock file", error.hint, value=f"not known: {error.message}")
         return
-    report.expect("Python: lock file", not problems, "make it anew from its manifests, and commit it",
-                  value=f"out of step: {_few(problems)}" if problems else "in step",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "Python: lock file",
+        not problems,
+        "make it anew from its manifests, and commit it",
+        value=f"out of step: {_few(problems)}" if problems else "in step",
+    )
 
 
 def judge_node(
@@ -186,9 +189,12 @@ def judge_node(
     _judge_none(report, "node: peers", peers, "install the peer in the version that is wanted, or update who wants it")
     problem = answered(report, "node: lock file", lock, None)
     if problem is not None:
-        report.expect("node: lock file", not problem, "pnpm install --lockfile-only, and commit pnpm-lock.yaml",
-                      value=f"out of step: {problem[:200]}" if problem else "in step",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            "node: lock file",
+            not problem,
+            "pnpm install --lockfile-only, and commit pnpm-lock.yaml",
+            value=f"out of step: {problem[:200]}" if problem else "in step",
+        )
     return [("node", one) for one in answered(report, "node: outdated packages", outdated, ())]
 
 
@@ -206,15 +212,22 @@ def tell_outdated(report: Report, outdated: Sequence[tuple[str, Outdated]], know
         counted.update(level for level, version in zip(LEVELS, found, strict=True) if version)
     report.table("Outdated", ("package", "installed", "patch", "minor", "major", "of", "wanted by"), rows)
     if missed:
-        report.warn("versions before the newest", "see that the index and the registry can be reached",
-                    value=f"not known of {len(missed)}: {_few(missed)}")  # fmt: skip
+        report.warn(
+            "versions before the newest",
+            "see that the index and the registry can be reached",
+            value=f"not known of {len(missed)}: {_few(missed)}",
+        )
     for place, level in enumerate(LEVELS, 2):
         names = [f"{row[0]} {row[1]} → {row[place]}" for row in rows if row[place]]
         if level == "major":  # to be decided, not to be hurried
             report.fact("major versions", f"{len(names)}: {_few(names)}" if names else "none")
             continue
-        report.expect(f"outdated by a {level} version", not names, f"update-dependencies with level={level}",
-                      value=f"{len(names)}: {_few(names)}" if names else "none", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"outdated by a {level} version",
+            not names,
+            f"update-dependencies with level={level}",
+            value=f"{len(names)}: {_few(names)}" if names else "none",
+        )
     told = ", ".join(f"{counted[level]} {level}" for level in LEVELS if counted[level])
     return f"newer versions: {told}" if told else "nothing is known to be outdated"
 
@@ -225,8 +238,7 @@ def _judge_none(report: Report, what: str, pending: Pending[tuple[str, ...]], hi
     except OpsError as error:
         report.warn(what, error.hint, value=f"not known: {error.message}", expected="an answer")
         return
-    report.expect(what, not problems, hint, value=f"{len(problems)}: {_few(problems)}" if problems else "none",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(what, not problems, hint, value=f"{len(problems)}: {_few(problems)}" if problems else "none")
 
 
 def _few(texts: Sequence[str]) -> str:

@@ -11,9 +11,9 @@ from prefect import flow
 
 from blocks.environment import Environment, Stores
 from flows.store import choose_backup, judge_key, mark_failed, mark_verified, note, store_for, tidy
-from runbook.page.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.application.files import archive_files, directory_of, measure_files, read_archive_back
 from tasks.application.staged_files import try_files
 from tasks.backups import manifest, publishing
@@ -43,7 +43,7 @@ def backup_files(environment: str) -> Report:
         store = store_for(env, "files")
         tidy(report, env, store)  # before the room is judged: what a killed run left takes it
         found = measure_files(env.application, store.spool)
-        report.expect(
+        report.require(
             "free space in the store",
             found.free_bytes > found.bytes,
             f"free {size(found.bytes - found.free_bytes)} at {store.spool}, or give the store more space",
@@ -63,7 +63,7 @@ def _take(report: Report, env: Environment, store: Store) -> str:
     name, directory = publishing.begin(store, "files", env.name, env.zone)
     archived = archive_files(env.application, directory)
     problems = read_archive_back(directory, archived.entries)
-    report.expect(
+    report.require(
         "archive read back",
         not problems,
         "launch it again; look at the store's disk",
@@ -115,7 +115,7 @@ def verify_files(report: Report, env: Environment, wanted: str, source: Stores) 
     report.fail_if_critical()
     started, entries = time.monotonic(), entries_of(backup.manifest)
     problems = read_archive_back(backup.path, entries)
-    report.expect(
+    report.require(
         "archive read back",
         not problems,
         "verify another one, and take a new backup",
@@ -126,7 +126,7 @@ def verify_files(report: Report, env: Environment, wanted: str, source: Stores) 
         mark_failed(report, backup, problems[0])
     report.fail_if_critical()
     tried = try_files(backup)
-    report.expect(
+    report.require(
         "unpacked files equal to the backup",
         not tried.differences,
         "the archive is whole: run this as the user who restores (root gives files their owners)",

@@ -15,9 +15,9 @@ from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.application.connection_string import SWITCH, switch_target
 from tasks.application.health import wait_healthy
 from tasks.application.staged_files import (
@@ -62,8 +62,12 @@ def restore_files(
     with runbook("Restore files", env, confirm, plan, changes=True, rank="recovery") as report:
         chosen = choose_backup(report, env, "files", backup, source)
         _judge(report, env, chosen)
-        report.plan("restore alongside", f"{chosen.name} into {env.application.directory}.restoring, and compare it",
-                    size=chosen.manifest.bytes, seconds=1)  # fmt: skip
+        report.plan(
+            "restore alongside",
+            f"{chosen.name} into {env.application.directory}.restoring, and compare it",
+            size=chosen.manifest.bytes,
+            seconds=1,
+        )
         _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory)
         pin_paths(report, "live files", env.application.directory)
         permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env))
@@ -157,10 +161,11 @@ def services_stopped(report: Report, env: Environment) -> Iterator[Stopped]:
 def _start_again(report: Report, env: Environment, stopped: Stopped) -> None:
     try:
         start_services(env.services, list(stopped.running))
-        report.state_is("the live files are unchanged; services run as before", "fix the findings above, then run this "
-                        "again")  # fmt: skip
+        report.state_is(
+            "the live files are unchanged; services run as before", "fix the findings above, then run this again"
+        )
     except OpsError as error:  # the first error is the one to read first
-        report.expect("services started again", False, error.hint, value=error.message)
+        report.fail("services started again", error.hint, value=error.message)
 
 
 def _roles(env: Environment) -> list[str]:
@@ -170,7 +175,7 @@ def _roles(env: Environment) -> list[str]:
 
 def _judge(report: Report, env: Environment, chosen: Backup) -> None:
     found = judge_files_backup(env.application, chosen)
-    report.expect(
+    report.require(
         "place of the restored files",
         not found.problems,
         "free space there, or correct [application] directory",
@@ -181,10 +186,13 @@ def _judge(report: Report, env: Environment, chosen: Backup) -> None:
 
 
 def _prove(report: Report, chosen: Backup, copy: FilesCopy) -> None:
-    equal = report.expect("files equal to the backup", not copy.differences,
-                          f"the live files are unchanged; {instead_of(chosen)}" if copy.differences else "",
-                          value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
-                          expected="content, mode and owner of every entry")  # fmt: skip
+    equal = report.require(
+        "files equal to the backup",
+        not copy.differences,
+        f"the live files are unchanged; {instead_of(chosen)}" if copy.differences else "",
+        value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
+        expected="content, mode and owner of every entry",
+    )
     if not equal:
         mark_failed(report, chosen, copy.differences[0])
     report.fail_if_critical()
@@ -229,10 +237,21 @@ def _start(report: Report, env: Environment, swapped: FilesSwapped) -> None:
 def _tell_aside(report: Report, env: Environment, aside: Path) -> None:
     found = read_aside(env.application, aside)
     report.fact("files there", f"{found.files:,}, {size(found.bytes)}")
-    report.expect("files in the directory", found.files > 0, "name another directory in kept", value=f"{found.files:,}",
-                  expected="at least 1")  # fmt: skip
+    report.require(
+        "files in the directory",
+        found.files > 0,
+        "name another directory in kept",
+        value=f"{found.files:,}",
+        expected="at least 1",
+    )
     if found.written:
-        report.warn("files written since the restore", "copy those that are needed out of the directory set aside",
-                    value=f"{len(found.written):,}; the undo sets them aside")  # fmt: skip
-        report.table(f"Files written since {found.since:%Y-%m-%d %H:%M:%S UTC}", ("file",),
-                     [(name,) for name in found.written[:MOST_SHOWN]])  # fmt: skip
+        report.warn(
+            "files written since the restore",
+            "copy those that are needed out of the directory set aside",
+            value=f"{len(found.written):,}; the undo sets them aside",
+        )
+        report.table(
+            f"Files written since {found.since:%Y-%m-%d %H:%M:%S UTC}",
+            ("file",),
+            [(name,) for name in found.written[:MOST_SHOWN]],
+        )

@@ -18,7 +18,7 @@ from flows.application.code_findings import the_repository, the_workspace
 from runbook.errors import OpsError, without_logins
 from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
-from runbook.report import Evidence, Report, Status
+from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.application.programs import answer, python_program, web_program
 from tasks.application.worktree import Worktree, bring_packages, git, inside, sweep, worktree
@@ -84,11 +84,12 @@ def _place(application: Application, repository: Path, web: Path, seconds: float
     numbers = [re.search(r"\d+\.\d+\.\d+", version) for version in versions]
     config = next((path for path in sorted(web.glob("eslint.config.*"))), None)
     if not config or not all(numbers):
-        raise OpsError("ESLint's configuration or a tool's version cannot be found",
-                       f"there must be {web}/eslint.config.js, and both must answer --version")  # fmt: skip
+        raise OpsError(
+            "ESLint's configuration or a tool's version cannot be found",
+            f"there must be {web}/eslint.config.js, and both must answer --version",
+        )
     within = ruff.is_relative_to(repository)
-    folders = ["" if (path := str(inside(repository, folder))) == "." else path
-               for folder in (application.source, web)]  # fmt: skip
+    folders = ["" if (path := str(inside(repository, folder))) == "." else path for folder in (application.source, web)]
     return Place(
         ruff=str(ruff.relative_to(repository)) if within else "ruff",
         ruff_version=numbers[0][0] if numbers[0] else "",
@@ -165,9 +166,12 @@ def _on_branch(report: Report, env: Environment, program: Path, text: str, secon
 
 def _judge(report: Report, ended: Mapping[str, str]) -> None:
     failed = [name for name, how in ended.items() if how == "Failed"]
-    report.expect("hooks on all files", not failed, "correct what they name: until then every commit of it is refused",
-                  value=f"failed: {', '.join(failed)}" if failed else f"{len(ended)} ran",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "hooks on all files",
+        not failed,
+        "correct what they name: until then every commit of it is refused",
+        value=f"failed: {', '.join(failed)}" if failed else f"{len(ended)} ran",
+    )
 
 
 def _bring_ruff(application: Application, tree: Worktree) -> None:
@@ -177,8 +181,10 @@ def _bring_ruff(application: Application, tree: Worktree) -> None:
     environment = ruff.parent.parent
     if not environment.is_relative_to(tree.repository):
         if not shutil.which("ruff"):
-            raise OpsError(f"ruff is not on PATH, only at {ruff}", "hooks call it by its name: put it on the PATH of "
-                           "this worker, and of whoever commits")  # fmt: skip
+            raise OpsError(
+                f"ruff is not on PATH, only at {ruff}",
+                "hooks call it by its name: put it on the PATH of this worker, and of whoever commits",
+            )
         return
     there = tree.directory / environment.relative_to(tree.repository)
     if not there.exists():

@@ -72,8 +72,9 @@ def lint_code(
         chosen = tuple(chosen_files(repository, files, (*PYTHON, *WEB)))
         wanted = _wanted(tools, chosen)
         web = the_workspace(env) if "eslint" in wanted else repository
-        source = Source(application, repository, application.source, web, chosen,
-                        tuple(python_rules), tuple(web_rules), seconds)  # fmt: skip
+        source = Source(
+            application, repository, application.source, web, chosen, tuple(python_rules), tuple(web_rules), seconds
+        )
         cache = web / ".eslintcache"
         cached = cache.exists()
         answers = _asked(report, source, wanted)
@@ -119,8 +120,13 @@ def _fix(report: Report, env: Environment, source: Source, wanted: Sequence[Lint
     with worktree(source.repository, branch) as tree:
         if env.application.web_directory:
             bring_packages(tree, Path(env.application.web_directory))
-        there = replace(source, repository=tree.directory, backend=tree.at(source.backend), web=tree.at(source.web),
-                        files=tuple(map(tree.at, source.files)))  # fmt: skip
+        there = replace(
+            source,
+            repository=tree.directory,
+            backend=tree.at(source.backend),
+            web=tree.at(source.web),
+            files=tuple(map(tree.at, source.files)),
+        )
         repair(there, wanted)
         changed = tree.changed()
         if not tree.commit("Lint: what ruff and ESLint repair by themselves"):

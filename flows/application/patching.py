@@ -87,24 +87,43 @@ def patch_vulnerability(
         repository = require_repository(application.repository)
         require_remote(repository, remote)
         holes = find_holes(report, application, advisory.strip(), seconds)
-        report.table("Vulnerable", ("part", "package", "installed", "safe version", "severity", "what"),
-                     [(one.part, one.advisory.package, ", ".join(one.advisory.versions), one.safe or "none yet",
-                       one.advisory.severity.name, one.advisory.summary[:160]) for one in holes])  # fmt: skip
+        report.table(
+            "Vulnerable",
+            ("part", "package", "installed", "safe version", "severity", "what"),
+            [
+                (
+                    one.part,
+                    one.advisory.package,
+                    ", ".join(one.advisory.versions),
+                    one.safe or "none yet",
+                    one.advisory.severity.name,
+                    one.advisory.summary[:160],
+                )
+                for one in holes
+            ],
+        )
         tell_dependents(report, application, holes, seconds)
-        report.expect("a version that fixes it", all(one.safe for one in holes),
-                      "there is none yet: take the package out of reach (a flag, a proxy's rule), and ask again",
-                      value=", ".join(f"{one.advisory.package} {one.safe or 'none'}" for one in holes))  # fmt: skip
+        report.require(
+            "a version that fixes it",
+            all(one.safe for one in holes),
+            "there is none yet: take the package out of reach (a flag, a proxy's rule), and ask again",
+            value=", ".join(f"{one.advisory.package} {one.safe or 'none'}" for one in holes),
+        )
         report.fail_if_critical()
         if deploy and any(one.part == "web" for one in holes) and not (env.has("docker") and env.docker.containers):
-            raise OpsError("a release that is unpacked brings no node packages: what runs stays vulnerable",
-                           "launch it without deploy, and deploy what is built from the branch by hand")  # fmt: skip
+            raise OpsError(
+                "a release that is unpacked brings no node packages: what runs stays vulnerable",
+                "launch it without deploy, and deploy what is built from the branch by hand",
+            )
         branch, working, base = _branches(report, repository, holes[0].advisory.name)
         with worktree(repository, working, base) as tree:
             if branch == working:
                 apply(application, tree, holes, seconds)
                 if not tree.commit(f"security: fix {holes[0].advisory.name} vulnerability"):
-                    raise OpsError("the repository names the safe version already",
-                                   "what is installed is behind it: deploy it with deploy-application")  # fmt: skip
+                    raise OpsError(
+                        "the repository names the safe version already",
+                        "what is installed is behind it: deploy it with deploy-application",
+                    )
             commit = tree.head()
             _prove(report, env, tree, holes, seconds)
         report.fact("branch", f"{branch} in {repository}")
@@ -209,8 +228,10 @@ def find_holes(report: Report, application: Application, wanted: str, seconds: f
     ]
     if not holes:
         told = "; ".join(f"{scan.looked_at} packages of {part} looked at" for part, scan in scans.items())
-        raise OpsError(f"no package is known to have {wanted} ({told or 'nothing was looked at'})",
-                       "see scan-vulnerabilities for its ids; what is not known there is not known here")  # fmt: skip
+        raise OpsError(
+            f"no package is known to have {wanted} ({told or 'nothing was looked at'})",
+            "see scan-vulnerabilities for its ids; what is not known there is not known here",
+        )
     return holes
 
 
@@ -272,9 +293,13 @@ def prove_gone(report: Report, env: Environment, tree: Worktree, holes: Sequence
         value = (
             "not known" if scan is None else f"still there: {left[0].package} {left[0].versions}" if left else "gone"
         )
-        report.expect(f"{part}: the vulnerability", scan is not None and not left,
-                      "its dependents hold the old version: update them, or override it by hand (pnpm overrides)",
-                      value=value, expected="gone by a second audit")  # fmt: skip
+        report.require(
+            f"{part}: the vulnerability",
+            scan is not None and not left,
+            "its dependents hold the old version: update them, or override it by hand (pnpm overrides)",
+            value=value,
+            expected="gone by a second audit",
+        )
 
 
 def _audit(report: Report, application: Application, part: Part, where: Path, seconds: float) -> Scan | None:

@@ -15,7 +15,7 @@ from flows.application.code_findings import the_workspace
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import digest
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
 from tasks.application.programs import find_program
 from tasks.application.worktree import inside, require_repository, uncommitted
@@ -84,8 +84,11 @@ def _plan_web(report: Report, env: Environment) -> Act:
 def _plan_backend(report: Report, env: Environment) -> Act:
     live, lock = venv.venv_of(env.application), venv.read_lock(env.application)
     if lock.loose:
-        report.warn("lock of the backend", "pin them (pip freeze): else two installations are not the same",
-                    value=f"{len(lock.loose)} without a version: {', '.join(lock.loose[:3])}")  # fmt: skip
+        report.warn(
+            "lock of the backend",
+            "pin them (pip freeze): else two installations are not the same",
+            value=f"{len(lock.loose)} without a version: {', '.join(lock.loose[:3])}",
+        )
     report.plan(REINSTALL, f"{live}: the backend's environment, by {lock.path.name}")
     return Act(REINSTALL, str(live))
 
@@ -142,8 +145,11 @@ def _tell_unignored(report: Report, env: Environment, link: Path) -> None:
     with contextlib.suppress(OpsError):
         repository = require_repository(env.application.repository)
         if str(inside(repository, link.parent) / link.name) in uncommitted(repository):
-            report.warn("link of the environment", f"write {link.name} without a slash in .gitignore",
-                        value=f"git does not ignore {link}, which is a link now")  # fmt: skip
+            report.warn(
+                "link of the environment",
+                f"write {link.name} without a slash in .gitignore",
+                value=f"git does not ignore {link}, which is a link now",
+            )
 
 
 def _judge_imports(report: Report, before: set[str], after: set[str]) -> None:
@@ -153,16 +159,22 @@ def _judge_imports(report: Report, before: set[str], after: set[str]) -> None:
         OpsError: something no longer is.
     """
     if lost := sorted(after - before):
-        raise OpsError(f"the new environment cannot import {'; '.join(lost[:3])}",
-                       "add what is missing to the lock; the old environment is live")  # fmt: skip
+        raise OpsError(
+            f"the new environment cannot import {'; '.join(lost[:3])}",
+            "add what is missing to the lock; the old environment is live",
+        )
     if after and not any(found.name == "imports" for found in report.findings):
-        report.expect("imports", False, "add them to the lock, if the application needs them",
-                      value="; ".join(sorted(after)[:3]), otherwise=Status.WARN)  # fmt: skip
+        report.warn(
+            "imports", "add them to the lock, if the application needs them", value="; ".join(sorted(after)[:3])
+        )
 
 
 def _used(report: Report, what: str, users: list[str]) -> bool:
     """Whether somebody may still load from the old one: then it stays until the next launch."""
     if users:
-        report.warn(f"old {what} kept", "restart them now; the next launch of this runbook removes the old one",
-                    value=f"still run from it: {', '.join(users[:5])}")  # fmt: skip
+        report.warn(
+            f"old {what} kept",
+            "restart them now; the next launch of this runbook removes the old one",
+            value=f"still run from it: {', '.join(users[:5])}",
+        )
     return bool(users)

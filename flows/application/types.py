@@ -54,10 +54,17 @@ def check_types(
         python, web = (chosen_files(repository, files, suffixes) for suffixes in (PYTHON, WEB))
         html = evidence_path(report, env, "mypy")
         questions: dict[Tool, Callable[[], Checked]] = {
-            "mypy": lambda: read_mypy(application, repository, python, strict=strict, seconds=seconds,
-                                      cache=env.reports_directory / "cache" / "mypy", html=html),
+            "mypy": lambda: read_mypy(
+                application,
+                repository,
+                python,
+                strict=strict,
+                seconds=seconds,
+                cache=env.reports_directory / "cache" / "mypy",
+                html=html,
+            ),
             "tsc": lambda: read_tsc(the_workspace(env), repository, web, strict=strict, seconds=seconds),
-        }  # fmt: skip
+        }
         wanted = [tool for tool in dict.fromkeys(tools) if not files or (python if tool == "mypy" else web)]
         if not wanted:
             raise OpsError("none of the chosen files is for the chosen tools", "name .py or .ts/.tsx files")

@@ -51,8 +51,12 @@ class Wish:
         """Names that were given and not updated."""
         updated = {canonical(one.name) for one in done}
         if left := [one for one in self.packages if canonical(one) not in updated]:
-            report.warn("packages that were chosen", "see check-dependencies: its name, and how far the newest one is",
-                        value=f"not updated: {', '.join(left)}", expected="all of them")  # fmt: skip
+            report.warn(
+                "packages that were chosen",
+                "see check-dependencies: its name, and how far the newest one is",
+                value=f"not updated: {', '.join(left)}",
+                expected="all of them",
+            )
 
 
 def update_python(report: Report, application: Application, tree: Worktree, wish: Wish) -> list[Done]:
@@ -110,7 +114,8 @@ def _set(report: Report, directory: Path, work: Callable[[], object]) -> bool:
         work()
     except OpsError as error:
         git(directory, "restore", "--", ".")
-        return report.expect(f"{directory.name}: new versions", False, error.hint, value=f"not set: {error.message}")
+        report.fail(f"{directory.name}: new versions", error.hint, value=f"not set: {error.message}")
+        return False
     return True
 
 
@@ -142,7 +147,7 @@ def _prepared(report: Report, part: str, work: Callable[[], Path]) -> Path | Non
     try:
         return work()
     except OpsError as error:
-        report.expect(f"{part}: installed", False, error.hint or "look at the branch; it stays", value=error.message)
+        report.fail(f"{part}: installed", error.hint or "look at the branch; it stays", value=error.message)
         return None
 
 

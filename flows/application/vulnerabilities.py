@@ -130,18 +130,29 @@ def judge_unanswered(report: Report, what: str, error: OpsError) -> None:
 def judge_scans(report: Report, scans: Sequence[Scan], found: Sequence[Advisory], new: Sequence[bool]) -> None:
     """The table, one finding for each severity, and what the scanners left out."""
     for scan in scans:
-        report.expect(f"{scan.tool}: {scan.place}", bool(scan.looked_at), "nothing was looked at: see the place",
-                      value=f"{scan.looked_at:,} looked at, {len(scan.found):,} known vulnerabilities",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"{scan.tool}: {scan.place}",
+            bool(scan.looked_at),
+            "nothing was looked at: see the place",
+            value=f"{scan.looked_at:,} looked at, {len(scan.found):,} known vulnerabilities",
+        )
         if scan.gaps:
-            report.warn(f"{scan.tool} left out", "what is left out is not known, not clean",
-                        value=f"{len(scan.gaps)}: {'; '.join(scan.gaps[:3])}")  # fmt: skip
+            report.warn(
+                f"{scan.tool} left out",
+                "what is left out is not known, not clean",
+                value=f"{len(scan.gaps)}: {'; '.join(scan.gaps[:3])}",
+            )
     report.table(TABLE, COLUMNS, [_row(one, is_new) for one, is_new in zip(found, new, strict=True)])
     for severity, (status, hint) in JUDGED.items():
         if names := [f"{one.package} {one.name}" for one in found if one.severity is severity]:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            report.expect(f"vulnerabilities, {severity.name.lower()}", False, hint, expected="none", otherwise=status,
-                          value=f"{len(names)}: {', '.join(names[:5])}{more}")  # fmt: skip
+            report.fail(
+                f"vulnerabilities, {severity.name.lower()}",
+                hint,
+                expected="none",
+                value=f"{len(names)}: {', '.join(names[:5])}{more}",
+                worst=status,
+            )
 
 
 def tell_new(
@@ -176,5 +187,14 @@ def _row(one: Advisory, is_new: bool) -> tuple[str, ...]:
     others = ", ".join(other for other in one.ids if other != one.name)
     fixed = " or ".join(one.fixed) or "no version yet"
     summary = one.summary if len(one.summary) <= MOST_TEXT else one.summary[: MOST_TEXT - 1] + "…"
-    return (one.severity.name, one.package, ", ".join(one.versions), one.name, others, fixed,
-            "new" if is_new else "", ", ".join(one.places), summary)  # fmt: skip
+    return (
+        one.severity.name,
+        one.package,
+        ", ".join(one.versions),
+        one.name,
+        others,
+        fixed,
+        "new" if is_new else "",
+        ", ".join(one.places),
+        summary,
+    )

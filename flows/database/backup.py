@@ -23,9 +23,9 @@ from flows.store import judge_key, mark_failed, mark_verified, measured, note, s
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.guard.permit import Act
 from runbook.page import render
-from runbook.page.render import duration, size
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import PREFIX, Backup, kind_of
 from tasks.backups.manifest import Kind, Manifest, sums_of
@@ -216,13 +216,7 @@ def prune_backups(
 SPACE_RATIO = 0.8
 # Beyond it other sessions leave too little; the dump itself refuses where there is too little.
 LOCK_RATIO = 0.8
-KIND_OF: dict[Form, Kind] = {
-    "full": "postgres",
-    "schema": "schema",
-    "tables": "tables",
-    "sql": "sql",
-    "sql.gz": "sql",
-}
+KIND_OF: dict[Form, Kind] = {"full": "postgres", "schema": "schema", "tables": "tables", "sql": "sql", "sql.gz": "sql"}
 
 
 def judge_wanted(env: Environment, form: Form, tables: Sequence[str]) -> What:
@@ -245,11 +239,14 @@ def judge_source(report: Report, env: Environment, server: Server) -> None:
     """What must hold of a server whose content is to be trusted."""
     judge_programs(env.postgres, server)
     locks = read_lock_room(env.postgres, env.postgres.database)
-    report.expect("locks for a dump", locks.tables <= LOCK_RATIO * locks.locks, locks.remedy,
-                  value=f"{locks.tables:,} tables, each of which a dump locks",
-                  expected=f"at most {LOCK_RATIO:.0%} of the server's table of locks: {locks.text}",
-                  otherwise=Status.WARN)  # fmt: skip
-    report.expect(
+    report.prefer(
+        "locks for a dump",
+        locks.tables <= LOCK_RATIO * locks.locks,
+        locks.remedy,
+        value=f"{locks.tables:,} tables, each of which a dump locks",
+        expected=f"at most {LOCK_RATIO:.0%} of the server's table of locks: {locks.text}",
+    )
+    report.require(
         "rights of the login",
         server.superuser,
         f"give {env.postgres.admin_user} BYPASSRLS: row security hides rows from a dump without an error",
@@ -266,7 +263,7 @@ def judge_room(report: Report, env: Environment, store: Store) -> None:
     """Free space where the backup is made."""
     needed = int(read_database_bytes(env.postgres, env.postgres.database) * SPACE_RATIO)
     disk = read_disk(store.spool)
-    report.expect(
+    report.require(
         "free space in the store",
         disk.free_bytes > needed,
         f"free {size(needed - disk.free_bytes)} at {store.spool}, or give the store more space",
@@ -276,9 +273,16 @@ def judge_room(report: Report, env: Environment, store: Store) -> None:
 
 
 def take(
-    report: Report, env: Environment, server: Server, store: Store, jobs: int, what: What = FULL, *,
-    kind: Kind | None = None, tool: str = "",
-) -> Backup:  # fmt: skip
+    report: Report,
+    env: Environment,
+    server: Server,
+    store: Store,
+    jobs: int,
+    what: What = FULL,
+    *,
+    kind: Kind | None = None,
+    tool: str = "",
+) -> Backup:
     """Dump, read the manifest in the same snapshot, seal, put into the store. Of another database than the
     application's: its own `kind`, and the `tool` that wrote that."""
     started = time.monotonic()
@@ -313,13 +317,12 @@ def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
     report.fact("dump", f"{duration(dumped.dump_seconds)} with {dumped.jobs} jobs")
     report.fact("manifest", f"{duration(dumped.manifest_seconds)}, beside the dump")
     judge_key(report, backup)
-    report.expect(
+    report.prefer(
         "sequences",
         not dumped.behind,
         "advance them with setval: the next insert would collide",
         value="; ".join(dumped.behind[:3]) or f"{len(content.sequences)} at or past their columns",
         expected="not behind their columns",
-        otherwise=Status.WARN,
     )
     if content.uncomputable:
         ours = "the backup has their stored values, and our restores load them; pg_restore alone fails"

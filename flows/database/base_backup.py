@@ -15,9 +15,9 @@ from flows.database.free_space import judge_room
 from flows.database.wal_reading import judge_wal
 from flows.store import judge_key, mark_failed, mark_verified, note, store_for, tell_backups, tidy
 from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
-from runbook.page.render import duration, size
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, open_all
 from tasks.backups.manifest import Manifest, sums_of
@@ -102,12 +102,21 @@ NO_INCREMENTAL = "no incremental base backups"
 def judge_source(report: Report, env: Environment, source: Source, kind: Form) -> None:
     """What must hold of a server of which a copy is taken."""
     found = program_version(env.postgres, "pg_basebackup")
-    report.expect("programs", found == source.major,
-                  f"install PostgreSQL {source.major}'s programs, or correct [postgres] programs",
-                  value=found, expected=source.major)  # fmt: skip
-    report.expect("rights of the login", source.may_replicate, f"ALTER ROLE {env.postgres.admin_user} REPLICATION",
-                  value=env.postgres.admin_user, expected="superuser or REPLICATION")  # fmt: skip
-    report.expect(
+    report.require(
+        "programs",
+        found == source.major,
+        f"install PostgreSQL {source.major}'s programs, or correct [postgres] programs",
+        value=found,
+        expected=source.major,
+    )
+    report.require(
+        "rights of the login",
+        source.may_replicate,
+        f"ALTER ROLE {env.postgres.admin_user} REPLICATION",
+        value=env.postgres.admin_user,
+        expected="superuser or REPLICATION",
+    )
+    report.require(
         "tablespaces",
         not source.tablespaces,
         "a restore beside would write into the live ones: move their tables into pg_default (ALTER TABLE … SET "
@@ -115,10 +124,20 @@ def judge_source(report: Report, env: Environment, source: Source, kind: Form) -
         value=", ".join(source.tablespaces) or "only PostgreSQL's own",
     )
     if kind == "incremental":
-        report.expect("version for incremental backups", source.major >= INCREMENTAL_VERSION, "take a full one",
-                      value=source.major, expected=f"{INCREMENTAL_VERSION} or newer")  # fmt: skip
-        report.expect("summarize_wal", source.summarizes, "ALTER SYSTEM SET summarize_wal = on, then take a full one",
-                      value="on" if source.summarizes else "off", expected="on")  # fmt: skip
+        report.require(
+            "version for incremental backups",
+            source.major >= INCREMENTAL_VERSION,
+            "take a full one",
+            value=source.major,
+            expected=f"{INCREMENTAL_VERSION} or newer",
+        )
+        report.require(
+            "summarize_wal",
+            source.summarizes,
+            "ALTER SYSTEM SET summarize_wal = on, then take a full one",
+            value="on" if source.summarizes else "off",
+            expected="on",
+        )
     for name, on in (("data checksums", source.checksums), ("fsync", source.fsync)):
         if not on:
             hint = "switch it on: a copy certifies corruption too, and a power cut loses what was acknowledged"
@@ -175,9 +194,13 @@ def judge_store_space(report: Report, store: Store, source: Source, base: Backup
     needed = int(source.bytes * SPACE_RATIO * (0.5 if base else 1.0))
     needed += source.bytes if source.major < TAR_VERSION else 0
     disk = read_disk(store.spool)
-    report.expect("free space in the store", disk.free_bytes > needed,
-                  f"free {size(needed - disk.free_bytes)} at {store.spool}, or give the store more space",
-                  value=size(disk.free_bytes), expected=f"more than {size(needed)}")  # fmt: skip
+    report.require(
+        "free space in the store",
+        disk.free_bytes > needed,
+        f"free {size(needed - disk.free_bytes)} at {store.spool}, or give the store more space",
+        value=size(disk.free_bytes),
+        expected=f"more than {size(needed)}",
+    )
 
 
 def by_pgbackrest(env: Environment) -> bool:
@@ -234,13 +257,12 @@ def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
         report.warn("archived WAL", error.hint or hint, value=error.message)
         return
     reaches = bool(chain.links) and chain.end >= content.stop and not chain.trouble and not shipped.refused
-    report.expect(
+    report.prefer(
         "archived WAL",
         reaches,
         hint,
         value="; ".join(shipped.refused) or chain.trouble or f"{chain.told}",
         expected=f"from {content.stop_lsn} on without a gap",
-        otherwise=Status.WARN,
     )
     if chain.links:
         report.fact("newest archived WAL", lsn_text(chain.end))
@@ -270,8 +292,13 @@ def at_hand(report: Report, env: Environment, chosen: Backup, source: Stores) ->
     whole = lineage(chosen, open_all(store_for(env, "cluster", source), "cluster")[0])
     for backup in whole[:-1]:
         problems = store.read_files(report, backup)
-        report.expect(f"files of {backup.name}", not problems, f"{chosen.name} stands on it; {OTHER_BACKUPS}",
-                      value="; ".join(problems[:3]) or "whole", expected="as in the manifest (SHA-256)")  # fmt: skip
+        report.require(
+            f"files of {backup.name}",
+            not problems,
+            f"{chosen.name} stands on it; {OTHER_BACKUPS}",
+            value="; ".join(problems[:3]) or "whole",
+            expected="as in the manifest (SHA-256)",
+        )
     report.fact("stands on", " ← ".join(backup.name for backup in reversed(whole)))
     report.fail_if_critical()
     return whole
@@ -280,9 +307,13 @@ def at_hand(report: Report, env: Environment, chosen: Backup, source: Stores) ->
 def judge_version(report: Report, env: Environment, backup: Backup) -> None:
     """A physical copy runs with its own major version only."""
     found, wanted = program_version(env.postgres, "postgres"), cluster_in(backup).major
-    report.expect("version of PostgreSQL", found == wanted,
-                  f"install PostgreSQL {wanted}'s programs and name them in [postgres] programs",
-                  value=found, expected=wanted)  # fmt: skip
+    report.require(
+        "version of PostgreSQL",
+        found == wanted,
+        f"install PostgreSQL {wanted}'s programs and name them in [postgres] programs",
+        value=found,
+        expected=wanted,
+    )
 
 
 def judge_space(report: Report, env: Environment, whole: Sequence[Backup], wal_bytes: int = 0) -> None:
@@ -319,8 +350,12 @@ def verify_cluster(report: Report, env: Environment, wanted: str, source: Stores
         put_away(instance)
     report.fact("restored in", duration(built.seconds))
     report.table("Read on the private instance", ("database", "tables", "rows"), read.rows)
-    report.expect("every page could be read", not read.problems, "take another backup; look at the live cluster's disk",
-                  value="; ".join(read.problems[:3]) or f"{len(read.rows)} databases")  # fmt: skip
+    report.require(
+        "every page could be read",
+        not read.problems,
+        "take another backup; look at the live cluster's disk",
+        value="; ".join(read.problems[:3]) or f"{len(read.rows)} databases",
+    )
     report.fail_if_critical()
     mark_verified(report, chosen)
     judge_wal(report, env, chosen, source)

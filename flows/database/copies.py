@@ -11,9 +11,9 @@ from blocks.environment import Environment
 from flows.store import mark_failed, note, store_for, tell_backups, tidy
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
-from runbook.page.render import duration, size
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
 from tasks.backups.publishing import sweep_spool
@@ -56,8 +56,11 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
         both = [each for each in get_args(Kind) if has_place(env, each) and has_place(env, each, "copies")]
         for each in both if kind == "all" else (kind,):
             copied += _replicate(report, env, each, read)
-        report.table("Copied now", ("backup", "size", "seconds"),
-                     [(one.name, size(one.bytes), f"{one.seconds:.1f}") for one in copied[-MOST_SHOWN:]])  # fmt: skip
+        report.table(
+            "Copied now",
+            ("backup", "size", "seconds"),
+            [(one.name, size(one.bytes), f"{one.seconds:.1f}") for one in copied[-MOST_SHOWN:]],
+        )
         whole = sum(one.bytes for one in copied)
         if copied:
             note(report, env, f"Replicated {len(copied)} - {', '.join(one.name for one in copied)}, {size(whole)}")
@@ -73,11 +76,19 @@ def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> l
     sweep_spool(first, kind, missing)
     tidy(report, env, second, kind=kind, wanted=missing)
     for name in gap.different:
-        report.expect(f"copy of {name}", False, f"compare both manifests; one of them was altered: {first.where}, "
-                      f"{second.where}", value="has another manifest", expected="the same")  # fmt: skip
+        report.fail(
+            f"copy of {name}",
+            f"compare both manifests; one of them was altered: {first.where}, {second.where}",
+            value="has another manifest",
+            expected="the same",
+        )
     for name in gap.bad_copies:
-        report.expect(f"copy of {name}", False, f"move it out of {second.where}, then launch this again: it is copied "
-                      "anew", value="its manifest cannot be read", expected="a readable manifest")  # fmt: skip
+        report.fail(
+            f"copy of {name}",
+            f"move it out of {second.where}, then launch this again: it is copied anew",
+            value="its manifest cannot be read",
+            expected="a readable manifest",
+        )
     for name in gap.unreadable:
         report.warn(f"manifest of {name}", f"look at it in {first.where}; it is not copied", value="cannot be read")
     copied = [one for backup in gap.missing if (one := _copy(report, backup, second))]
@@ -109,13 +120,21 @@ def _read_there(report: Report, gap: Gap, second: Store, read: Reading) -> set[s
             note_verified(backup, second)
     known = [copy for copy in gap.there if copy.failed and copy.name not in problems]
     for copy in known:
-        report.warn(f"copy of {copy.name}", f"remove it from {second.where} and launch this again: it is copied anew",
-                    value=f"did not stand its proof of {copy.failed}", expected="nothing against it")  # fmt: skip
+        report.warn(
+            f"copy of {copy.name}",
+            f"remove it from {second.where} and launch this again: it is copied anew",
+            value=f"did not stand its proof of {copy.failed}",
+            expected="nothing against it",
+        )
     if wanted:
         told = [f"{name}: {problem}" for name, problem in problems.items()]
-        report.expect(f"copies of {gap.kind} that were there", not told,
-                      f"remove what is bad from {second.where} and launch this again", value="; ".join(told[:3])
-                      or f"{len(wanted)} read", expected="as their manifests say (SHA-256)")  # fmt: skip
+        report.require(
+            f"copies of {gap.kind} that were there",
+            not told,
+            f"remove what is bad from {second.where} and launch this again",
+            value="; ".join(told[:3]) or f"{len(wanted)} read",
+            expected="as their manifests say (SHA-256)",
+        )
     return {*problems, *(copy.name for copy in known)}
 
 
@@ -129,7 +148,7 @@ def _copy(report: Report, backup: Backup, second: Store) -> Copied | None:
     except Unreachable:
         raise
     except OpsError as error:
-        report.expect(f"copy of {backup.name}", False, error.hint, value=error.message, expected="equal to the backup")
+        report.fail(f"copy of {backup.name}", error.hint, value=error.message, expected="equal to the backup")
         return None
 
 
@@ -144,11 +163,10 @@ def _judge_newest(
             report.warn(f"newest copy of {kind}", "see above why there is none", value="none")
         return
     newest = max(there, key=lambda backup: backup.manifest.taken)
-    report.expect(
+    report.prefer(
         f"newest copy of {kind}",
         newest.age_seconds <= env.rpo_seconds or kind in ("schema", "tables", "sql"),
         "take backups more often, or copy them at once: that much is lost when this place is",
         value=f"{newest.name}, {duration(newest.age_seconds)} old, one of {len(there)} in {second.where}",
         expected=f"at most {duration(env.rpo_seconds)} old",
-        otherwise=Status.WARN,
     )

@@ -100,7 +100,7 @@ def report_results(
     except Unreachable:
         raise
     except OpsError as error:
-        report.expect(name, False, error.hint or UNREAD, value=error.message, expected="all hold", stops=strict)
+        report.fail(name, error.hint or UNREAD, value=error.message, expected="all hold", stops=strict)
         report.fail_if_critical()
         return None
     report.table(f"Expectations {where}", ("table", "expectation", "holds", "observed"), found.rows)
@@ -109,7 +109,7 @@ def report_results(
     broken = [row for row in found.rows if not row.ok and earlier.get(_rule(row), True)]
     changed = any(earlier.get(_rule(row)) for row in broken)
     hint = CHANGED if changed else KNOWN + AND_NOW if before is None else YOUNGER
-    report.expect(name, not broken, hint, value=_value(found, broken), expected="all hold", stops=strict or changed)
+    report.require(name, not broken, hint, value=_value(found, broken), expected="all hold", stops=strict or changed)
     report.fail_if_critical()
     return found
 

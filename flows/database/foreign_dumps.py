@@ -10,8 +10,8 @@ from blocks.environment import Environment
 from blocks.postgres.server import first_line
 from flows.database import expectations
 from runbook.errors import OpsError, Unreachable
-from runbook.page.render import size
 from runbook.report import Report, Status
+from runbook.units import size
 from tasks.integrity import Expectations
 from tasks.postgres.content import relations
 from tasks.postgres.content.content import RowCounts, read_counts
@@ -40,29 +40,57 @@ def judge(report: Report, env: Environment, found: ForeignDump, into: str, serve
         RunbookFailed: it is not whole, of a newer server, or lacks tables that the live database has.
     """
     report.fact("dump", f"{found.path}, written {found.written:%Y-%m-%d %H:%M:%S UTC}")
-    report.warn("no manifest", "it cannot be proven, and its SQL runs as administrator: name only a dump that you "
-                "trust; take backups with backup-database: those can", value=f"{found.name} is a dump of "
-                f"{size(found.bytes)} and no more", expected="a backup with a manifest")  # fmt: skip
-    report.expect("end of the dump", found.complete, "take another: pg_dump did not end, rows are missing",
-                  value="there" if found.complete else "missing", expected="pg_dump's last line")  # fmt: skip
-    report.expect("server version", found.major <= server.major, f"restore to PostgreSQL {found.major} or newer",
-                  value=server.text, expected=f"{found.major or 'not stated'} or newer")  # fmt: skip
+    report.warn(
+        "no manifest",
+        "it cannot be proven, and its SQL runs as administrator: name only a dump that you "
+        "trust; take backups with backup-database: those can",
+        value=f"{found.name} is a dump of {size(found.bytes)} and no more",
+        expected="a backup with a manifest",
+    )
+    report.require(
+        "end of the dump",
+        found.complete,
+        "take another: pg_dump did not end, rows are missing",
+        value="there" if found.complete else "missing",
+        expected="pg_dump's last line",
+    )
+    report.require(
+        "server version",
+        found.major <= server.major,
+        f"restore to PostgreSQL {found.major} or newer",
+        value=server.text,
+        expected=f"{found.major or 'not stated'} or newer",
+    )
     if found.database not in ("", env.postgres.database):
-        report.warn("database in the dump", "make sure that this is meant", value=found.database,
-                    expected=env.postgres.database)  # fmt: skip
+        report.warn(
+            "database in the dump", "make sure that this is meant", value=found.database, expected=env.postgres.database
+        )
     if not found.fenced:
-        report.warn("psql", r"update PostgreSQL's programs: only newer ones (15.14, 16.10, 17.6, 18) have \restrict",
-                    value="no command to psql was found in the text; psql itself does not refuse them",
-                    expected="it does")  # fmt: skip
+        report.warn(
+            "psql",
+            r"update PostgreSQL's programs: only newer ones (15.14, 16.10, 17.6, 18) have \restrict",
+            value="no command to psql was found in the text; psql itself does not refuse them",
+            expected="it does",
+        )
     if found.orphans:
-        report.expect("foreign keys to tables that are not in the dump", False, INTO if not into else "take a dump of "
-                      "the whole database to have them", value="left out: " + _some([one.removeprefix(" FK CONSTRAINT ")
-                      for one in found.orphans]), expected="none", otherwise=_severity(into))  # fmt: skip
+        report.fail(
+            "foreign keys to tables that are not in the dump",
+            INTO if not into else "take a dump of the whole database to have them",
+            value="left out: " + _some([one.removeprefix(" FK CONSTRAINT ") for one in found.orphans]),
+            expected="none",
+            worst=_severity(into),
+        )
     if found.tables is not None and not into and (live := _read_live(report, env)):
-        lacking = [one.key for one in live.values()
-                   if one.kind == "table" and f"{one.schema}.{one.name}" not in found.tables]  # fmt: skip
-        report.expect("tables in the dump", not lacking, MISSING, value=f"missing: {_some(lacking)}" if lacking
-                      else len(found.tables), expected="every table of the live database")  # fmt: skip
+        lacking = [
+            one.key for one in live.values() if one.kind == "table" and f"{one.schema}.{one.name}" not in found.tables
+        ]
+        report.require(
+            "tables in the dump",
+            not lacking,
+            MISSING,
+            value=f"missing: {_some(lacking)}" if lacking else len(found.tables),
+            expected="every table of the live database",
+        )
     report.fail_if_critical()
 
 
@@ -116,30 +144,51 @@ def _read_live(report: Report, env: Environment) -> Relations:
         raise
     except (OpsError, psycopg.Error) as error:
         why = error.message if isinstance(error, OpsError) else first_line(error)
-        report.warn("comparison with the live database", "make sure yourself that nothing is missing in the dump",
-                    value=f"not measured: {name} cannot be read: {why}")  # fmt: skip
+        report.warn(
+            "comparison with the live database",
+            "make sure yourself that nothing is missing in the dump",
+            value=f"not measured: {name} cannot be read: {why}",
+        )
         return {}
 
 
 def _tell_rows(report: Report, counts: RowCounts, total: int, into: str) -> None:
     rows = sorted(counts.rows, key=lambda row: -row[1])
-    hint = ("it has definitions only; choose another dump to have rows" if into
-            else f"choose another dump: this one has definitions only ({INTO})")  # fmt: skip
-    report.expect("rows in the copy", total > 0, hint, value=f"{total:,} in {len(rows)} tables", expected="some",
-                  otherwise=_severity(into))  # fmt: skip
+    hint = (
+        "it has definitions only; choose another dump to have rows"
+        if into
+        else f"choose another dump: this one has definitions only ({INTO})"
+    )
+    report.require(
+        "rows in the copy",
+        total > 0,
+        hint,
+        value=f"{total:,} in {len(rows)} tables",
+        expected="some",
+        worst=_severity(into),
+    )
     more = f" (the {MOST_SHOWN} largest of {len(rows)})" if len(rows) > MOST_SHOWN else ""
-    report.table(f"In the copy{more}, compared with nothing", ("table", "rows"),
-                 [(table, f"{count:,}") for table, count in rows[:MOST_SHOWN]])  # fmt: skip
+    report.table(
+        f"In the copy{more}, compared with nothing",
+        ("table", "rows"),
+        [(table, f"{count:,}") for table, count in rows[:MOST_SHOWN]],
+    )
 
 
 def _judge_missing(report: Report, live: Relations, lacking: Sequence[str], into: str) -> None:
     if into and lacking:
         report.fact("not in the copy, but live", _some(lacking))
     elif not into:
-        report.expect("everything that is live is in the copy", not lacking, MISSING, value=f"missing: {_some(lacking)}"
-                      if lacking else f"{len(live)} tables, views, sequences, functions and types, with their columns, "
-                      "constraints, indexes, triggers and policies",
-                      expected="nothing is missing")  # fmt: skip
+        report.require(
+            "everything that is live is in the copy",
+            not lacking,
+            MISSING,
+            value=f"missing: {_some(lacking)}"
+            if lacking
+            else f"{len(live)} tables, views, sequences, functions and types, with their columns, "
+            "constraints, indexes, triggers and policies",
+            expected="nothing is missing",
+        )
     if lacking:
         report.table("Live, and not in the copy", ("what",), [(key,) for key in lacking[:MOST_SHOWN]])
 
@@ -147,20 +196,24 @@ def _judge_missing(report: Report, live: Relations, lacking: Sequence[str], into
 def _judge_rights(report: Report, env: Environment, live: Relations, copied: Relations, into: str) -> None:
     """What the application could do before the swap it must be able to do after it."""
     lost = relations.lost_rights(live, copied) if live else relations.unreadable(copied)
-    report.expect(
+    report.require(
         f"rights of {env.postgres.user} in the copy",
         not lost,
         RIGHTS if not into else f"GRANT them before {env.postgres.user} uses it, or take the dump without -O and -x",
         value=f"missing: {_some(lost)}" if lost else f"{len(copied)} objects",
         expected="as in the live database" if live else "may read every table",
-        otherwise=_severity(into),
+        worst=_severity(into),
     )
     if lost:
         shown = [(one,) for one in lost[:MOST_SHOWN]]
         report.table(f"What {env.postgres.user} may not do in the copy", ("what",), shown)
     if others := relations.other_owners(live, copied):
-        report.warn("owners in the copy", "ALTER … OWNER TO, where that is not meant", value=_some(others),
-                    expected="as in the live database")  # fmt: skip
+        report.warn(
+            "owners in the copy",
+            "ALTER … OWNER TO, where that is not meant",
+            value=_some(others),
+            expected="as in the live database",
+        )
 
 
 def _tell_expectations(report: Report, found: Expectations, into: str, *, stops: bool) -> None:
@@ -172,8 +225,19 @@ def _tell_expectations(report: Report, found: Expectations, into: str, *, stops:
         if not stops:
             hint = "the dump breaks this rule, and no database is live: correct the rows, or restore another dump"
         value = "; ".join(found.failed[:3]) or f"{len(found.rows)} hold"
-        report.expect("expectations on the copy", found.ok, hint, value=value, expected="all hold",
-                      otherwise=_severity(into), stops=stops)  # fmt: skip
+        report.require(
+            "expectations on the copy",
+            found.ok,
+            hint,
+            value=value,
+            expected="all hold",
+            stops=stops,
+            worst=_severity(into),
+        )
     else:
-        report.warn("expectations on the copy", "the dump has no table that they are about: look at the rows yourself",
-                    value="not measured", expected="all hold")  # fmt: skip
+        report.warn(
+            "expectations on the copy",
+            "the dump has no table that they are about: look at the rows yourself",
+            value="not measured",
+            expected="all hold",
+        )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from blocks.environment import Environment
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.host.disk import Disk, disk_on
 
 # recovery-rules: a restore writes WAL of 0.86 of the database's size.
@@ -31,7 +31,7 @@ def judge_room(
             hint = f"look there yourself: {size(much)} are needed; this host, or this user, cannot see it"
             report.warn(f"free space at {path}", hint, value="not measured")
     for device, disk in found.items():
-        report.expect(
+        report.require(
             f"free space at {disk.path}",
             disk.free_bytes > needed[device],
             f"free {size(needed[device] - disk.free_bytes)} there (discard-superseded removes old databases)",

@@ -19,9 +19,9 @@ from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import duration
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration
 from tasks.backups.catalogue import Backup
 from tasks.postgres.dump.fill import Source
 from tasks.postgres.dump.foreign import ForeignDump, is_foreign, read_foreign
@@ -75,7 +75,7 @@ def choose(
         return Restorable(found.name, source, _properties(env), found.estimate_bytes, None, found)
     backup = restore_steps.choose_backup(report, env, wanted, which)
     content = content_in(backup)
-    report.expect(
+    report.require(
         "what is in the backup",
         content.part == "full" or bool(into),
         f"restore-tables puts chosen tables into the live database; into=… makes another database of {backup.name}",
@@ -83,8 +83,12 @@ def choose(
         expected="everything, to take the live database's place",
     )
     if into and content.part == "tables":
-        report.warn("foreign keys", "they would need other tables' rows; take a full backup to have them",
-                    value="left out", expected="none is missing")  # fmt: skip
+        report.warn(
+            "foreign keys",
+            "they would need other tables' rows; take a full backup to have them",
+            value="left out",
+            expected="none is missing",
+        )
     restore_steps.judge_server(report, env, backup, server)
     if not into:
         restore_steps.judge_login(report, env, server)
@@ -107,8 +111,11 @@ def _properties(env: Environment) -> Properties:
 
 def _new_rights(owner: str) -> tuple[str, ...]:
     """Those that CREATE DATABASE gives: https://www.postgresql.org/docs/current/ddl-priv.html"""
-    return (*(f"{owner}: {right}" for right in ("CONNECT", "CREATE", "TEMPORARY")),
-            "PUBLIC: CONNECT", "PUBLIC: TEMPORARY")  # fmt: skip
+    return (
+        *(f"{owner}: {right}" for right in ("CONNECT", "CREATE", "TEMPORARY")),
+        "PUBLIC: CONNECT",
+        "PUBLIC: TEMPORARY",
+    )
 
 
 def judge_name(report: Report, env: Environment, into: str) -> None:
@@ -129,7 +136,7 @@ def judge_name(report: Report, env: Environment, into: str) -> None:
         or live in (copy_name(into), building_name(live, into))
     )
     why = "is the live database" if into == live else "is there already" if taken else "is reserved" if reserved else ""
-    report.expect(
+    report.require(
         "name of the new database",
         not why,
         "leave into empty to restore the live database"
@@ -197,13 +204,12 @@ def tell_lost(report: Report, env: Environment, chosen: Restorable) -> None:
         restore_steps.tell_window(report, env, chosen.backup)
     elif chosen.foreign:
         age = (report.started - chosen.foreign.written).total_seconds()
-        report.expect(
+        report.prefer(
             "data loss against the RPO",
             age <= env.rpo_seconds,
             "every write since pg_dump began is lost; the file's date says when it ended",
             value=f"more than {duration(age)}",
             expected=f"at most {duration(env.rpo_seconds)}",
-            otherwise=Status.WARN,
         )
 
 
@@ -334,15 +340,21 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         since = read_writes(env.postgres, name) - old.writes
         lost = f"about {since:,} rows" if old.writes >= 0 and since >= 0 else "an unknown number of rows"
         report.fact("written since the swap, and not in the old database", lost)
-        report.plan("swap back", f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; "
-                    f"the present {name} is kept", size=old.bytes, seconds=0.2)  # fmt: skip
+        report.plan(
+            "swap back",
+            f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the present {name} is kept",
+            size=old.bytes,
+            seconds=0.2,
+        )
         pin_database(report, env.postgres, replaced=True)
         permit = report.permit(Act(UNDO, old.name))
         report.state_is("the live database was not touched", "launch it again when what is said above is put right")
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
             swapped = swap_back(permit, env.postgres, guard, old, live.oid)
-        report.state_is(f"{old.name} is {name} again, and the one before it is kept as {swapped.kept}",
-                        "do not launch this again: it would swap once more")  # fmt: skip
+        report.state_is(
+            f"{old.name} is {name} again, and the one before it is kept as {swapped.kept}",
+            "do not launch this again: it would swap once more",
+        )
         report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
         report.outcome = f"{old.name} is {name} again"
         report.fact("replaced database", f"kept as {swapped.kept}")

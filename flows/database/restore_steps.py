@@ -10,10 +10,11 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
+from runbook import metrics
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import duration
 from runbook.report import Report, Status
+from runbook.units import duration
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
@@ -67,7 +68,7 @@ def choose_backup(
         hint = "it can be restored: full-restore goes live with it and ends CRITICAL; with strict=true it refuses it"
         report.warn("expectations that the backup breaks", hint, value=backup.broken)
     hint = "what was written after it is lost; look for a newer one"
-    report.judge("backup.age_seconds", backup.age_seconds, hint, worst=Status.WARN)
+    report.judge(metrics.BACKUP_AGE, backup.age_seconds, hint, worst=Status.WARN)
     _judge_content(report, env, backup)
     report.fail_if_critical()
     return backup
@@ -78,14 +79,14 @@ def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
         content = content_in(backup)
     except ValueError as error:
         raise VerificationFailed(f"{backup.name} has no readable content manifest", OTHER_BACKUPS) from error
-    report.expect(
+    report.require(
         "database in the backup",
         content.database == env.postgres.database,
         "choose a backup of this database: this one was taken of another",
         value=content.database,
         expected=env.postgres.database,
     )
-    report.expect(
+    report.require(
         "form of the content manifest",
         content.form == FORM,
         "restore it with the version of this project that took it",
@@ -111,7 +112,7 @@ def judge_server(
     content, postgres = content_in(backup), on or env.postgres
     judge_programs(postgres, server)
     major = content.server_version // 10000
-    report.expect(
+    report.require(
         "server version",
         server.major >= major,
         f"restore to PostgreSQL {major} or newer: a dump of a newer server does not restore into an older one",
@@ -119,14 +120,14 @@ def judge_server(
         expected=f"{major} or newer",
     )
     compression = compression_of(backup.manifest.readable_files)
-    report.expect(
+    report.require(
         "compression",
         knows_compression(postgres, compression),
         f"correct [postgres] programs: these were built without {compression}",
         value=compression,
     )
     missing = [role for role in content.roles if role not in server.roles]
-    report.expect(
+    report.require(
         "roles",
         not missing or (roles_are_made and server.is_bare),
         f"create them first (globals.sql in {backup.where} has them), then launch this again",
@@ -144,14 +145,18 @@ def without_accepted(report: Report, env: Environment, source: Source, accept: S
     given = [name.strip() for name in accept if name.strip()]
     if source.form == "plain":
         if given:
-            report.expect("accept", False, "choose a backup in directory format: of SQL text nothing can be left out",
-                          value=", ".join(given), expected="empty")  # fmt: skip
+            report.fail(
+                "accept",
+                "choose a backup in directory format: of SQL text nothing can be left out",
+                value=", ".join(given),
+                expected="empty",
+            )
         return source
     if not (wanted := list(dict.fromkeys([*given, *env.postgres.accept]))):
         return source
     unknown = find_unknown(env.postgres, source.path, wanted)
     wrong = [name for name in given if name in unknown]
-    report.expect(
+    report.require(
         "accept",
         not wrong,
         "; ".join(f"did you mean {unknown[name]}?" for name in wrong if unknown[name])
@@ -169,7 +174,7 @@ def without_accepted(report: Report, env: Environment, source: Source, accept: S
 def judge_requirements(report: Report, found: Sequence[Requirement]) -> None:
     """Each as a finding."""
     for item in found:
-        report.expect(item.name, item.ok, item.hint, value=item.value, expected=item.expected)
+        report.require(item.name, item.ok, item.hint, value=item.value, expected=item.expected)
 
 
 def judge_login(report: Report, env: Environment, server: Server, on: Postgres | None = None) -> None:
@@ -179,7 +184,7 @@ def judge_login(report: Report, env: Environment, server: Server, on: Postgres |
 
 def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
     """What is tied to the live database and would be torn off by a swap."""
-    report.expect(
+    report.require(
         "tied to the live database",
         not obstacles,
         "; ".join(obstacle.hint for obstacle in obstacles),
@@ -200,8 +205,11 @@ def plan_database(report: Report, env: Environment, backup: Backup) -> None:
     seconds = content.bytes / RESTORE_BYTES_PER_SECOND
     name, copy = env.postgres.database, copy_name(env.postgres.database)
     report.plan(f"restore {backup.name} beside", f"into {copy}", size=content.bytes, seconds=seconds)
-    report.plan("prove the copy", f"{content.rows:,} rows in {len(content.tables)} tables against the manifest",
-                seconds=seconds / 5)  # fmt: skip
+    report.plan(
+        "prove the copy",
+        f"{content.rows:,} rows in {len(content.tables)} tables against the manifest",
+        seconds=seconds / 5,
+    )
     report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
 
 
@@ -231,14 +239,17 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     """
     expected = content_in(backup)
     found = read_content.after(copy)(env.postgres, copy.database)
-    found = found.model_copy(update={"definitions": as_once_stored(found.definitions, expected.definitions,
-                                                                    expected.properties.encoding)})  # fmt: skip
+    found = found.model_copy(
+        update={"definitions": as_once_stored(found.definitions, expected.definitions, expected.properties.encoding)}
+    )
     texts = compare_definitions.after(found)(env.postgres, copy.database, expected.definitions, found.definitions)
     comparison = compare(expected, found, texts, unfilled=copy.unfilled, accepted=copy.accepted)
-    report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
-        (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
-    ])  # fmt: skip
-    report.expect(
+    report.table(
+        "Proven equal to the backup",
+        ("what", "expected", "found", "equal"),
+        [(what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven],
+    )
+    report.require(
         "copy equal to the backup",
         not comparison.differences,
         f"the copy is {copy.database}: see the differences, then {catalogue.instead_of(backup)}"
@@ -311,7 +322,7 @@ def tell_statistics(report: Report, found: Statistics) -> None:
 def try_application_login(report: Report, env: Environment, copy: Copy, *, after: object) -> str:
     """pg_hba may name the database, and a privilege may be missing: better seen before the swap."""
     user = try_login.after(after)(env.postgres, copy.database)
-    report.expect("log-in of the application's role to the copy", user == env.postgres.user, "", value=user)
+    report.require("log-in of the application's role to the copy", user == env.postgres.user, "", value=user)
     return user
 
 
@@ -342,11 +353,10 @@ def tell_window(report: Report, env: Environment, backup: Backup) -> None:
     """What is lost by going back to a snapshot, as time."""
     lost = backup.age_seconds
     report.fact("lost", f"every write after {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}, {duration(lost)} before now")
-    report.expect(
+    report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,
         "WAL archiving or more frequent backups shorten it",
         value=duration(lost),
         expected=f"at most {duration(env.rpo_seconds)}",
-        otherwise=Status.WARN,
     )

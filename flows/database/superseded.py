@@ -23,9 +23,9 @@ from runbook import clock
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
-from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.application.staged_files import superseded_files
 from tasks.backups.retention import AS_TOML
 from tasks.postgres.restore.staged_copy import drop

@@ -16,7 +16,7 @@ from flows.database.restore import NEWEST
 from flows.pinned import pin_database
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.guard.permit import Act
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import TableSum
@@ -198,7 +198,7 @@ def judge_definitions(report: Report, pairs: Sequence[Pair], ties: Ties, backup:
         for name, definition in ties.deferrable
         if not any(f" {name} (owner " in key.replace(".", " ") and definition in text for key, text in texts.items())
     ]
-    report.expect(
+    report.require(
         "deferrable constraints",
         not newer,
         "they are not checked while rows are replaced: make them NOT DEFERRABLE meanwhile, or restore-database",
@@ -210,7 +210,7 @@ def judge_columns(report: Report, pairs: Sequence[Pair], *, kept: bool = False) 
     """Rows go back into the columns that they came from, or not at all."""
     for pair in pairs:
         unequal = unequal_columns(pair.wanted, pair.live, kept=kept)
-        report.expect(
+        report.require(
             f"columns of {pair.live.name}",
             not unequal,
             "restore into another database (restore-database into=…) and copy by hand what is wanted",
@@ -221,7 +221,7 @@ def judge_columns(report: Report, pairs: Sequence[Pair], *, kept: bool = False) 
 
 def judge_ties(report: Report, ties: Ties) -> None:
     """Refusals, and what somebody should know."""
-    report.expect(
+    report.require(
         "what acts on the rows by itself",
         not ties.refusals,
         "do what is said there, then launch this again",
@@ -276,7 +276,7 @@ def prove(report: Report, wanted: Wanted, found: Sequence[TableSum]) -> None:
         ("table", "expected", "found", "equal"),
         [(n, f"{a.rows:,} rows", f"{b.rows:,} rows", "🛑" if n in unequal else "✅") for n, a, b in rows],
     )
-    report.expect(
+    report.require(
         "rows equal to the backup",
         not unequal,
         f"the live tables were not touched; {OTHER_BACKUPS}",
@@ -311,8 +311,11 @@ def tell_done(report: Report, env: Environment, pairs: Sequence[Pair], ties: Tie
     if done.sequences:
         report.fact("sequences advanced", ", ".join(done.sequences))
     for one in done.dangling:
-        report.warn(f"{one.key.name}, which is not validated", "correct those rows, then VALIDATE CONSTRAINT",
-                    value=f"{one.rows:,} rows reference what is not there")  # fmt: skip
+        report.warn(
+            f"{one.key.name}, which is not validated",
+            "correct those rows, then VALIDATE CONSTRAINT",
+            value=f"{one.rows:,} rows reference what is not there",
+        )
     if ties.materialised:
         report.warn(
             "materialised views over these tables",
@@ -320,10 +323,9 @@ def tell_done(report: Report, env: Environment, pairs: Sequence[Pair], ties: Tie
             value="they show what they showed",
         )
     failed = tidy_tables.after(done)(env.postgres, [pair.live for pair in pairs])
-    report.expect(
+    report.prefer(
         "vacuum and statistics of these tables",
         not failed,
         "vacuum-database with mode=plain_analyze and these tables",
         value="; ".join(failed) or "done",
-        otherwise=Status.WARN,
     )

@@ -29,8 +29,9 @@ def judge_commits(report: Report, env: Environment) -> None:
         what = (
             f"{len(found.connected)} of {found.needed} connected that synchronous_standby_names ({found.names}) needs"
         )
-        report.warn("commits wait for ever", "start the standby or the receiver of WAL; else this run goes on alone",
-                    value=what)  # fmt: skip
+        report.warn(
+            "commits wait for ever", "start the standby or the receiver of WAL; else this run goes on alone", value=what
+        )
         report.plan(
             "go on without a standby", f"if none connects within {ATTACH_SECONDS:.0f} s: commits wait for nobody"
         )
@@ -43,9 +44,12 @@ def free_commits(report: Report, permit: Permit, env: Environment, *, after: obj
     if not found.needed or not (new or found.hangs) or (not new and _attached(env)):
         return
     commit_alone.after(found)(permit, env.postgres)
-    report.warn("commits wait for no standby", LEFT_BEHIND,
-                value="synchronous_standby_names was overridden: none of them is connected",
-                expected=found.names)  # fmt: skip
+    report.warn(
+        "commits wait for no standby",
+        LEFT_BEHIND,
+        value="synchronous_standby_names was overridden: none of them is connected",
+        expected=found.names,
+    )
 
 
 def _attached(env: Environment) -> bool:

@@ -10,8 +10,8 @@ from flows.database.base_backup import by_pgbackrest
 from flows.deleting import limit_unattended
 from flows.store import store_for
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.backups.retention import Rule, read_store
 from tasks.cluster.content import cluster_in

@@ -27,19 +27,28 @@ def mend(report: Report, archive: Archive, replaced: Sequence[Link], undecodable
     for link in replaced:
         name = f"damaged segment {link.segment.name}"
         if link.stored.end:  # the archiver would replace it by the receiver's, which has the same damage
-            report.warn(name, "check the disk of [wal] directory; switch to a new segment (SELECT pg_switch_wal()) and "
-                        "run backup-cluster: until then a recovery needs that other copy",
-                        value="the unfinished segment in the archive is damaged; another copy (pg_wal, the other "
-                        "archive) decodes further and is used", expected="decodes to its end")  # fmt: skip
+            report.warn(
+                name,
+                "check the disk of [wal] directory; switch to a new segment (SELECT pg_switch_wal()) and "
+                "run backup-cluster: until then a recovery needs that other copy",
+                value="the unfinished segment in the archive is damaged; another copy (pg_wal, the other "
+                "archive) decodes further and is used",
+                expected="decodes to its end",
+            )
             continue
         try:
             replace_damaged(archive, link, (directory / link.segment.name).read_bytes())
         except OpsError as error:
-            report.warn(name, f"copy the receiver's file of that name to a safe place, then: {error.hint}",
-                        value=f"it could not be replaced in the archive: {error.message}")  # fmt: skip
+            report.warn(
+                name,
+                f"copy the receiver's file of that name to a safe place, then: {error.hint}",
+                value=f"it could not be replaced in the archive: {error.message}",
+            )
         else:
-            report.fact(name, "replaced in the archive by the receiver's copy, which decodes and continues the "
-                        "segments next to it")  # fmt: skip
+            report.fact(
+                name,
+                "replaced in the archive by the receiver's copy, which decodes and continues the segments next to it",
+            )
     if undecodable and not undecodable.stored.damaged and not undecodable.stored.end:
         with contextlib.suppress(OpsError):  # a repository that only pgBackRest writes: each run finds it again
             mark_damaged(archive, undecodable)
@@ -61,9 +70,16 @@ def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) 
             if not is_on(history, content):
                 history = timeline_in(archive, listing, content.timeline)
             chain = chain_from(listing, history, content.stop, content.segment_bytes)
-            reader = Reader(env.postgres, archive, content.system, chain, Path(directory),
-                            copies_of(env, content.system, backup.manifest.environment),
-                            end=content.stop, keeps=False)  # fmt: skip
+            reader = Reader(
+                env.postgres,
+                archive,
+                content.system,
+                chain,
+                Path(directory),
+                copies_of(env, content.system, backup.manifest.environment),
+                end=content.stop,
+                keeps=False,
+            )
             for _ in reader.batches():
                 pass
             behind = reader.behind()
@@ -74,7 +90,7 @@ def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) 
     why = reader.damage or chain.trouble
     more = f"; behind it: {behind.told}" if behind else ""
     pruned = f"; {chain.end_reason}: only newer base backups reach later points" if chain.pruned else ""
-    report.expect(
+    report.require(
         "WAL after the base backup",
         not why,
         "run backup-cluster now: nothing behind that place can be restored to a point in time. Then look for an intact "

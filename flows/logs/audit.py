@@ -12,7 +12,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
 from flows.logs.findings import tell_read, tell_undated
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.figures import logins
 from tasks.logs.reading.conditions import Conditions, parse_moment
@@ -21,12 +21,7 @@ from tasks.logs.reading.source import Source, reading
 
 SHOWN = 100
 FIELDS = logins.FIELDS[1:]
-COLUMNS = {
-    "time": "time",
-    "here": "here",
-    "line": "line",
-    **{name: f"coalesce({name}, '')" for name in FIELDS},
-}
+COLUMNS = {"time": "time", "here": "here", "line": "line", **{name: f"coalesce({name}, '')" for name in FIELDS}}
 
 
 @flow(name="search-audit-log", flow_run_name="search-audit-log {environment}")
@@ -97,11 +92,16 @@ def _tell_history(report: Report, env: Environment, source: Source, first: int) 
     """The events, and how many of each kind."""
     count = int(source.rows("SELECT count(*) FROM picked")[0][0])
     report.fact("found", f"{count:,} events")
-    groups = source.rows("SELECT action, result, count(*), count(DISTINCT user_id), count(DISTINCT ip_address) "
-                         "FROM picked GROUP BY ALL ORDER BY 3 DESC LIMIT 30")  # fmt: skip
+    groups = source.rows(
+        "SELECT action, result, count(*), count(DISTINCT user_id), count(DISTINCT ip_address) "
+        "FROM picked GROUP BY ALL ORDER BY 3 DESC LIMIT 30"
+    )
     report.table("By action and result", ("action", "result", "events", "users", "addresses"), groups)
-    rows = source.rows(f"SELECT strftime(here, '%Y-%m-%d %H:%M:%S'), {', '.join(FIELDS)}, line FROM picked "  # noqa: S608
-                       "ORDER BY time, line LIMIT $first", {"first": first})  # fmt: skip
+    rows = source.rows(
+        f"SELECT strftime(here, '%Y-%m-%d %H:%M:%S'), {', '.join(FIELDS)}, line FROM picked "  # noqa: S608
+        "ORDER BY time, line LIMIT $first",
+        {"first": first},
+    )
     report.table(
         f"The first {min(len(rows), SHOWN)}", (f"time ({env.zone.key})", *FIELDS), [row[:-1] for row in rows[:SHOWN]]
     )
@@ -116,18 +116,34 @@ def judge_logins(
     bursts = logins.find_bursts(source, since, failures, minutes)
     broken_in = logins.find_broken_in(source, since, failures, minutes)
     unusual = logins.find_unusual(source, since, env.zone)
-    report.table(f"Failed log-ins, {failures} or more within {minutes} min",
-                 ("", "of", "most within", "first", "last", "users or addresses"),
-                 [("user" if one.of == "who" else one.of, one.name, one.most, one.first, one.last, one.others)
-                  for one in bursts])  # fmt: skip
-    report.table("Unusual log-ins", (f"time ({env.zone.key})", "user", "address", "what is unusual"),
-                 [(one.at, one.who, one.address, one.why) for one in (*broken_in, *unusual)])  # fmt: skip
-    report.expect("log-ins right behind many failures", not broken_in,
-                  "ask them; if it was not they: end their sessions (clear-cache), change their passwords",
-                  value=", ".join(f"{one.who} from {one.address}" for one in broken_in[:5]) or "none")  # fmt: skip
-    report.expect("many failed log-ins", not bursts, "look at the addresses; block them at the proxy",
-                  value="; ".join(f"{one.name}: {one.most}" for one in bursts[:5]) or "none",
-                  otherwise=Status.WARN)  # fmt: skip
-    report.expect("log-ins from new addresses or at night", not unusual, "ask these users whether it was they",
-                  value=", ".join(f"{one.who} from {one.address}" for one in unusual[:5]) or "none",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.table(
+        f"Failed log-ins, {failures} or more within {minutes} min",
+        ("", "of", "most within", "first", "last", "users or addresses"),
+        [
+            ("user" if one.of == "who" else one.of, one.name, one.most, one.first, one.last, one.others)
+            for one in bursts
+        ],
+    )
+    report.table(
+        "Unusual log-ins",
+        (f"time ({env.zone.key})", "user", "address", "what is unusual"),
+        [(one.at, one.who, one.address, one.why) for one in (*broken_in, *unusual)],
+    )
+    report.require(
+        "log-ins right behind many failures",
+        not broken_in,
+        "ask them; if it was not they: end their sessions (clear-cache), change their passwords",
+        value=", ".join(f"{one.who} from {one.address}" for one in broken_in[:5]) or "none",
+    )
+    report.prefer(
+        "many failed log-ins",
+        not bursts,
+        "look at the addresses; block them at the proxy",
+        value="; ".join(f"{one.name}: {one.most}" for one in bursts[:5]) or "none",
+    )
+    report.prefer(
+        "log-ins from new addresses or at night",
+        not unusual,
+        "ask these users whether it was they",
+        value=", ".join(f"{one.who} from {one.address}" for one in unusual[:5]) or "none",
+    )

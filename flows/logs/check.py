@@ -14,9 +14,9 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.logs.findings import Log, path_of, tell_read
 from runbook.errors import OpsError
-from runbook.page.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import size
 from tasks.logs.figures.form import APP, AUDIT, Form, find_leaks, read_form
 from tasks.logs.reading.files import LogFile, find_logs
 from tasks.logs.reading.source import reading
@@ -51,7 +51,7 @@ def check_logging(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 
             try:
                 files = find_logs(Path(path_of(env, log)))
             except OpsError as error:
-                report.expect(f"{log}: the log", False, error.hint, value=error.message)
+                report.fail(f"{log}: the log", error.hint, value=error.message)
                 continue
             _check(report, env, log, files, datetime.now(UTC) - timedelta(days=days))
         judge_handlers(report, env)
@@ -76,37 +76,33 @@ SHORT_DAYS = 14
 
 def judge_form(report: Report, env: Environment, log: Log, form: Form) -> None:
     """JSON, fields, zones, clock, tokens."""
-    report.expect(
+    report.prefer(
         f"{log}: lines that are JSON",
         form.valid_ratio >= VALID_RATIO,
         "look at the samples: who writes them?",
         value=f"{form.valid_ratio:.3%} of {form.lines + form.bad:,}",
         expected=f"at least {VALID_RATIO:.1%}",
-        otherwise=Status.WARN,
     )
     lacking = ", ".join(f"{name} in {count:,}" for name, count in form.missing.items())
-    report.expect(
+    report.prefer(
         f"{log}: fields of every line",
         not lacking,
         "correct the application's formatter (§6.1)",
         value=f"missing: {lacking}" if lacking else "all are there",
-        otherwise=Status.WARN,
     )
-    report.expect(
+    report.prefer(
         f"{log}: times have a zone",
         not form.naive,
         "datetime.now(UTC).isoformat() in place of utcnow()",
         value=f"{form.naive:,} have none: read as UTC" if form.naive else "all",
-        otherwise=Status.WARN,
     )
     if log == "app":
-        report.expect(
+        report.prefer(
             "token counts reach the log",
             not form.tokenless,
             "logging puts extra= on the record itself, and the manual's formatter reads record.extra: merge "
             "the record's own attributes, as docs/logs.md shows",
             value=f"{form.tokenless:,} AI calls without a number of tokens" if form.tokenless else "all",
-            otherwise=Status.WARN,
         )
     _judge_clock(report, env, log, form)
 
@@ -123,7 +119,7 @@ def _judge_clock(report: Report, env: Environment, log: Log, form: Form) -> None
         if local
         else "correct that host's clock (chronyc tracking)"
     )
-    report.expect(
+    report.require(
         f"{log}: the clock",
         ahead <= AHEAD_SECONDS,
         hint,
@@ -142,12 +138,11 @@ def judge_leaks(report: Report, log: Log, files: Sequence[LogFile]) -> None:
     except OSError as error:
         report.warn(f"{log}: secrets in it", "run the worker as a user that may read it", value=error.strerror)
         return
-    report.expect(
+    report.prefer(
         f"{log}: secrets and personal data",
         not leaks,
         "do not log it; then remove the old files (clean-logs)",
         value=", ".join(f"{leak.kind} in {leak.lines:,} of {looked:,} lines" for leak in leaks) or "none found",
-        otherwise=Status.WARN,
     )
     if leaks:
         report.table(
@@ -164,36 +159,34 @@ def judge_rotation(report: Report, env: Environment, log: Log, files: Sequence[L
         return
     path, configuration = Path(path_of(env, log)), Path(env.logs.rotation)
     found = read_rotation(configuration, path)
-    report.expect(
+    report.prefer(
         f"{log}: rotated once",
         len(found.blocks) == 1,
         f"write the block of §6.2 into {configuration}" if not found.blocks else "leave one block for it",
         value=f"{len(found.blocks)} blocks of {configuration} cover it",
         expected="1",
-        otherwise=Status.WARN,
     )
     if found.blocks:
         differing = found.differences()
-        report.expect(
+        report.prefer(
             f"{log}: rotation as in the manual",
             not differing,
             "correct it, or leave it where it is meant so",
             value="; ".join(f"{name}: {here} (manual: {wanted})" for name, here, wanted in differing) or "as in §6.2",
-            otherwise=Status.WARN,
         )
-        report.expect(
+        report.require(
             f"{log}: logrotate takes its configuration",
             found.asked and not found.said,
             "correct the file" if found.asked else "apt install logrotate; nothing rotates the logs without it",
             value=found.said or ("yes" if found.asked else "logrotate is not installed"),
-            otherwise=Status.CRITICAL if found.said else Status.WARN,
+            worst=Status.CRITICAL if found.said else Status.WARN,
         )
     rotated = [file for file in files if file.path != path]
     holders = read_holders(rotated)
     stuck = [
         f"{holders.by_inode[file.inode]} into {file.path.name}" for file in rotated if file.inode in holders.writing
     ]
-    report.expect(
+    report.require(
         f"{log}: reopened after rotation",
         not stuck,
         "restart it; then use WatchedFileHandler, or copytruncate",
@@ -207,12 +200,11 @@ def judge_handlers(report: Report, env: Environment) -> None:
         return
     handlers = find_handlers(Path(env.application.backend_directory))
     twice = bool(handlers and env.logs.rotation) and Path(env.logs.rotation).exists()
-    report.expect(
+    report.prefer(
         "one that rotates",
         not twice,
         "leave it to logrotate: WatchedFileHandler in the application",
         value=f"logrotate, and {', '.join(handlers[:3])}" if twice else "not both",
-        otherwise=Status.WARN,
     )
 
 
@@ -231,11 +223,10 @@ def judge_disk(report: Report, env: Environment) -> None:
         span = (files[-1].modified - files[0].modified).total_seconds() / 86_400
         daily += sum(file.bytes for file in files) / max(span, 1)
     days = free / daily if daily else float("inf")
-    report.expect(
+    report.prefer(
         "disk of the logs",
         days >= SHORT_DAYS,
         "clean-logs, or a larger disk",
         value=f"{size(free)} free, {size(daily)} a day: {min(days, 9999):,.0f} days",
         expected=f"at least {SHORT_DAYS} days",
-        otherwise=Status.WARN,
     )

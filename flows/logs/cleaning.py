@@ -16,9 +16,9 @@ from flows.logs.findings import Log, path_of
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
-from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.logs.reading.files import LogFile, find_logs
 from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_logs
 
@@ -77,8 +77,9 @@ def clean_logs(
         gone = remove_logs(permit, chosen, before)
         left = [file.path.name for file in chosen if file not in gone]
         if left:
-            report.warn("files that stayed", "launch it again: they were rotated or opened meanwhile",
-                        value=", ".join(left[:5]))  # fmt: skip
+            report.warn(
+                "files that stayed", "launch it again: they were rotated or opened meanwhile", value=", ".join(left[:5])
+            )
         report.outcome = f"{len(gone)} files removed, {size(sum(file.bytes for file in gone))}"
     return report
 
@@ -87,9 +88,15 @@ def _not_held(report: Report, old: Sequence[LogFile], holders: Holders) -> list[
     """Those that nobody has open."""
     held = [(file.path.name, holders.by_inode[file.inode]) for file in old if file.inode in holders.by_inode]
     if held:
-        report.warn("rotated files that are still open", "make that process open its log again, or restart it",
-                    value="; ".join(f"{name}: {who}" for name, who in held[:5]))  # fmt: skip
+        report.warn(
+            "rotated files that are still open",
+            "make that process open its log again, or restart it",
+            value="; ".join(f"{name}: {who}" for name, who in held[:5]),
+        )
     if old and not holders.whole:
-        report.warn("processes that were asked", "run the worker as root, or as the application's user",
-                    value="not all: this user may not look at others'")  # fmt: skip
+        report.warn(
+            "processes that were asked",
+            "run the worker as root, or as the application's user",
+            value="not all: this user may not look at others'",
+        )
     return [file for file in old if file.inode not in holders.by_inode]

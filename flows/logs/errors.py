@@ -13,7 +13,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.logs.findings import tell_read, tell_undated
 from runbook.page.plots import Bar, bars
-from runbook.report import Evidence, Report, Status
+from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.logs.figures.errors import COLUMNS, Kind, kinds
 from tasks.logs.masking import masked
@@ -30,10 +30,7 @@ MORE_RATIO, MORE_LINES = 2.0, 20
 
 @flow(name="summarise-errors", flow_run_name="summarise-errors {environment}")
 def summarise_errors(
-    environment: str,
-    hours: Annotated[int, Field(ge=1, le=24 * 31)] = 24,
-    until: str = "",
-    warnings: bool = False,
+    environment: str, hours: Annotated[int, Field(ge=1, le=24 * 31)] = 24, until: str = "", warnings: bool = False
 ) -> Report:
     """エラーログ確認: トップエラーメッセージ集計・時間帯別のエラー数 (§6.3, §7.2)
 
@@ -80,22 +77,43 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
     report.table(
         f"What they say (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
         ("", "lines", "before", "level", "kind", "modules", "first", "last", "the newest, masked"),
-        [("new" if known and not one.before else "", one.count, one.before if known else "?", one.level,
-          masked(one.text)[:200], one.modules, f"{one.first:%m-%d %H:%M:%S}", f"{one.last:%m-%d %H:%M:%S}",
-          masked(one.example)[:300]) for one in found[:SHOWN]],
-    )  # fmt: skip
+        [
+            (
+                "new" if known and not one.before else "",
+                one.count,
+                one.before if known else "?",
+                one.level,
+                masked(one.text)[:200],
+                one.modules,
+                f"{one.first:%m-%d %H:%M:%S}",
+                f"{one.last:%m-%d %H:%M:%S}",
+                masked(one.example)[:300],
+            )
+            for one in found[:SHOWN]
+        ],
+    )
     if not known:
-        report.warn("what is new", "nothing to do: it will be known when the log is old enough",
-                    value="the log does not reach back as many hours before")  # fmt: skip
+        report.warn(
+            "what is new",
+            "nothing to do: it will be known when the log is old enough",
+            value="the log does not reach back as many hours before",
+        )
         return
     new = [one for one in found if not one.before]
-    report.expect("new kinds of errors", not new, "look at them in the table: what was deployed or changed since?",
-                  value="; ".join(masked(one.text)[:80] for one in new[:3]) or "none",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "new kinds of errors",
+        not new,
+        "look at them in the table: what was deployed or changed since?",
+        value="; ".join(masked(one.text)[:80] for one in new[:3]) or "none",
+    )
     more = total > MORE_RATIO * before and total - before >= MORE_LINES
-    report.expect("errors against the hours before", not more, "look at when they began, in the picture",
-                  value=f"{total:,} after {before:,}", expected=f"at most {MORE_RATIO:g} times as many",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "errors against the hours before",
+        not more,
+        "look at when they began, in the picture",
+        value=f"{total:,} after {before:,}",
+        expected=f"at most {MORE_RATIO:g} times as many",
+    )
 
 
 def _tell_hours(report: Report, source: Source, since: datetime, end: datetime, zone: ZoneInfo) -> None:

@@ -13,9 +13,9 @@ from flows.pinned import pin_paths
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
-from runbook.page.render import size
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.application.health import wait_healthy
 from tasks.logs.reading.files import find_logs
 from tasks.logs.rotation.rotating import ROTATE, rotate, verify_rotated
@@ -48,10 +48,13 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
         if before is None:
             raise OpsError(f"there is no {log}, only rotated files", "find out why the application writes none")
         found = read_rotation(configuration, log)
-        report.expect("its rotation", len(found.blocks) == 1 and not found.said,
-                      f"write the block of §6.2 into {configuration}; check-logging says what differs",
-                      value=found.said or f"{len(found.blocks)} blocks of {configuration} cover it",
-                      expected="1 block")  # fmt: skip
+        report.require(
+            "its rotation",
+            len(found.blocks) == 1 and not found.said,
+            f"write the block of §6.2 into {configuration}; check-logging says what differs",
+            value=found.said or f"{len(found.blocks)} blocks of {configuration} cover it",
+            expected="1 block",
+        )
         report.fail_if_critical()
         report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1)
         pin_paths(report, "log", log)
@@ -59,12 +62,24 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
         said = rotate(permit, configuration)
         report.attach(Evidence("What logrotate said", text=fenced(worth_reading(said)[-6000:])))
         became = verify_rotated(log, before, lambda: _ask(env))
-        report.expect("lines of before", bool(became.kept), "look for them: nothing has the old file's number",
-                      value=became.kept or "gone")  # fmt: skip
-        report.expect("the new file is written to", became.new_bytes > 0, "restart the application: it logs nowhere",
-                      value=size(became.new_bytes))  # fmt: skip
-        report.expect("the old file is let go", not became.stuck, "restart it, then use WatchedFileHandler in it",
-                      value=became.stuck or "nobody writes to it")  # fmt: skip
+        report.require(
+            "lines of before",
+            bool(became.kept),
+            "look for them: nothing has the old file's number",
+            value=became.kept or "gone",
+        )
+        report.require(
+            "the new file is written to",
+            became.new_bytes > 0,
+            "restart the application: it logs nowhere",
+            value=size(became.new_bytes),
+        )
+        report.require(
+            "the old file is let go",
+            not became.stuck,
+            "restart it, then use WatchedFileHandler in it",
+            value=became.stuck or "nobody writes to it",
+        )
         report.outcome = f"{log.name} is {became.kept} now, and a new one is written to"
     return report
 

@@ -18,9 +18,12 @@ from runbook.run import runbook
 
 @flow(name="acknowledge-incident", flow_run_name="acknowledge-incident {environment}")
 def acknowledge_incident(
-    environment: str, by: str, incident: str = "", note: str = "",
+    environment: str,
+    by: str,
+    incident: str = "",
+    note: str = "",
     action: Literal["acknowledge", "resolve"] = "acknowledge",
-) -> Report:  # fmt: skip
+) -> Report:
     """インシデントの確認・解決 (付録C)
 
     Notes who takes an incident: nobody else is told from then on, and whoever was told learns who has it. With resolve

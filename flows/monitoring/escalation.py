@@ -21,9 +21,13 @@ from tasks.alerts.incident import Incident
 
 @flow(name="escalate", flow_run_name="escalate {environment}")
 def escalate(
-    environment: str, severity: Literal["severe", "normal"] = "normal", what: str = "", owner: str = "", run: str = "",
+    environment: str,
+    severity: Literal["severe", "normal"] = "normal",
+    what: str = "",
+    owner: str = "",
+    run: str = "",
     key: str = "",
-) -> Report:  # fmt: skip
+) -> Report:
     """エスカレーション (付録C)
 
     Tells whoever is on call (and the owner's own contacts) at once, the team lead after 15 minutes, the manager after
@@ -51,7 +55,7 @@ def escalate(
     with runbook("Escalate", env, often=True) as report:
         required(env)
         for error in incidents(env).damaged():
-            report.expect("a file of an incident", False, error.hint, value=error.message)
+            report.fail("a file of an incident", error.hint, value=error.message)
         new = (
             open_incident(report, env, what=what, severity=severity, owner=owner, run=run, key=key)
             if what or run
@@ -70,16 +74,30 @@ def _follow_up(report: Report, env: Environment, found: Incident) -> None:
     """The run that tells the next level, at its minute. Without it the schedule does, up to 5 minutes late."""
     due = due_next(env, found)
     if due and not schedule_next(env.name, found.id, due):
-        report.warn("the next level's run", "its schedule goes on, every 5 minutes: look that it is active",
-                    value="not scheduled by itself")  # fmt: skip
+        report.warn(
+            "the next level's run",
+            "its schedule goes on, every 5 minutes: look that it is active",
+            value="not scheduled by itself",
+        )
     if found.waiting and not due:
-        report.warn(f"{found.id} is acknowledged", "everybody was told: phone them, numbers are in [alerts]",
-                    value=found.what)  # fmt: skip
+        report.warn(
+            f"{found.id} is acknowledged", "everybody was told: phone them, numbers are in [alerts]", value=found.what
+        )
 
 
 def _show(report: Report, env: Environment, found: list[Incident]) -> None:
-    rows = [(one.id, wording.SEVERITIES[one.severity], one.what, wording.moment(env, one.since), one.owner,
-             one.acknowledged_by or "nobody", wording.told(env, one)) for one in found]  # fmt: skip
+    rows = [
+        (
+            one.id,
+            wording.SEVERITIES[one.severity],
+            one.what,
+            wording.moment(env, one.since),
+            one.owner,
+            one.acknowledged_by or "nobody",
+            wording.told(env, one),
+        )
+        for one in found
+    ]
     report.table("Open incidents", ("incident", "severity", "what", "since", "owner", "acknowledged by", "told"), rows)
     report.outcome = f"{len(found)} open, {sum(one.waiting for one in found)} of them not acknowledged"
 

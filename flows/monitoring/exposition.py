@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from blocks.environment import Environment
 from flows.monitoring.sources import Reading
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
 from runbook.errors import OpsError
 from tasks.monitoring import state
 from tasks.recovery_points import standing
@@ -52,12 +52,18 @@ def exported(metric: str) -> str:
 
 def names() -> set[str]:
     """Every name that can be exported: what rules and dashboards may use."""
-    measured = {exported(name) for name in METRICS} | {PREFIX + name for name in HELP if name in _MEASURED}
+    measured = {exported(name) for name in ALARMS} | {PREFIX + name for name in HELP if name in _MEASURED}
     return measured | {f"{name}_measured" for name in measured} | {PREFIX + name for name in HELP}
 
 
-_MEASURED = ("recovery_loss_seconds", "recovery_estimate_seconds", "backup_age_seconds", "backup_verified_age_seconds",
-             "drill_last_timestamp_seconds", "drill_last_rto_seconds")  # fmt: skip
+_MEASURED = (
+    "recovery_loss_seconds",
+    "recovery_estimate_seconds",
+    "backup_age_seconds",
+    "backup_verified_age_seconds",
+    "drill_last_timestamp_seconds",
+    "drill_last_rto_seconds",
+)
 
 
 class Exposition(Collector):
@@ -119,7 +125,7 @@ class Gauges:
         self.set(f"{name}_measured", float(value is not None), "1: measured, 0: not", **labels)
 
 
-METRICS_HELP = {name.replace(".", "_"): f"{one.title} (付録B)" for name, one in METRICS.items()}
+METRICS_HELP = {name.replace(".", "_"): f"{one.title} (付録B)" for name, one in ALARMS.items()}
 
 
 def _recovery(gauges: Gauges, found: Standing, now: datetime) -> None:
@@ -167,8 +173,10 @@ def serve(exposition: Exposition, host: str, port: int) -> Callable[[], None]:
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
-        raise OpsError(f"metrics cannot be served on {host}:{port}: {error.strerror or error}",
-                       "correct [monitoring] metrics_address, or end what uses it") from None  # fmt: skip
+        raise OpsError(
+            f"metrics cannot be served on {host}:{port}: {error.strerror or error}",
+            "correct [monitoring] metrics_address, or end what uses it",
+        ) from None
 
     def stop() -> None:
         server.shutdown()

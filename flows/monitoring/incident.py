@@ -39,15 +39,23 @@ def required(env: Environment) -> Alerts:
         OpsError: the environment does not say.
     """
     if not env.has("alerts"):
-        raise OpsError(f"environment {env.name} says nothing of whom to tell", "add [alerts] to its TOML "
-                       "(docs/escalation.md) and register it; until then, phone whoever is on call")  # fmt: skip
+        raise OpsError(
+            f"environment {env.name} says nothing of whom to tell",
+            "add [alerts] to its TOML (docs/escalation.md) and register it; until then, phone whoever is on call",
+        )
     return env.alerts
 
 
 def open_incident(
-    report: Report, env: Environment, *, what: str = "", severity: Severity = "normal", owner: str = "", run: str = "",
+    report: Report,
+    env: Environment,
+    *,
+    what: str = "",
+    severity: Severity = "normal",
+    owner: str = "",
+    run: str = "",
     key: str = "",
-) -> Incident:  # fmt: skip
+) -> Incident:
     """Open one, or join the open one of the same key, and tell whoever is to know at once."""
     alerts = required(env)
     cause = read_cause(run)
@@ -57,8 +65,11 @@ def open_incident(
     try:
         found, before = incidents(env).open_or_join(new, alerts.reopen_hours * 3600)
     except OpsError as error:  # a full disk may be what it is about: whoever is on call is told all the same
-        report.expect("the incident is on disk", False, f"{error.hint}. It escalates to nobody by itself: phone them",
-                      value=error.message)  # fmt: skip
+        report.fail(
+            "the incident is on disk",
+            f"{error.hint}. It escalates to nobody by itself: phone them",
+            value=error.message,
+        )
         found, before = new, None
     report.fact("incident", f"{found.id}: {found.what}")
     if before and before.id == found.id:
@@ -141,13 +152,15 @@ def _report_results(
         reason = _failure(report, alerts, channel, contact, message)
         found = _note(kept, found, Told(number, contact, channel, began, "failed" if reason else "sent", reason))
         if not reason:
-            report.expect(f"{person.role} was told of {found.id}", True, "", value=channel)
+            report.passed(f"{person.role} was told of {found.id}", value=channel)
             failpoint(f"told {contact}")
             return found
-    report.expect(f"{person.role} was told of {found.id}", False,
-                  f"phone {person.name or person.role}: {person.phone or 'no number is known'}. "
-                  "Then repair the channels of [alerts]",
-                  value="no channel took it")  # fmt: skip
+    report.fail(
+        f"{person.role} was told of {found.id}",
+        f"phone {person.name or person.role}: {person.phone or 'no number is known'}. "
+        "Then repair the channels of [alerts]",
+        value="no channel took it",
+    )
     return found
 
 
@@ -156,9 +169,11 @@ def _failure(report: Report, alerts: Alerts, channel: str, contact: str, message
     try:
         send_message(alerts, channel, contact, message)  # type: ignore[arg-type]
     except OpsError as error:
-        report.warn(f"channel {channel} for {alerts.contacts[contact].role}",
-                    f"look at [alerts] of the TOML and at the {channel} service; the next channel was tried",
-                    value=error.message)  # fmt: skip
+        report.warn(
+            f"channel {channel} for {alerts.contacts[contact].role}",
+            f"look at [alerts] of the TOML and at the {channel} service; the next channel was tried",
+            value=error.message,
+        )
         return error.message
     return ""
 
@@ -203,7 +218,7 @@ def notify_stakeholders(report: Report, env: Environment, found: Incident) -> In
     for contact in required(env).stakeholders:
         if not found.reached(STAKEHOLDERS, contact):
             found = _report_results(report, env, found, STAKEHOLDERS, contact, read_cause(found.run))
-    report.expect("stakeholders are named", bool(env.alerts.stakeholders), "add stakeholders to [alerts]")
+    report.require("stakeholders are named", bool(env.alerts.stakeholders), "add stakeholders to [alerts]")
     return found
 
 
@@ -234,4 +249,4 @@ def prune(report: Report, env: Environment) -> None:
     except OpsError as error:
         report.warn("incidents that were over long ago", error.hint, value=error.message)
     for one in gone:
-        report.expect(f"{one.id} was over for {days:g} days", True, "", value=wording.summary(env, one))
+        report.passed(f"{one.id} was over for {days:g} days", value=wording.summary(env, one))

@@ -8,7 +8,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.monitoring.rounds import TIMING, Round, take_round
-from flows.monitoring.table import METRICS, Metric, metric_of
+from flows.monitoring.table import ALARMS, Alarm, alarm_of
 from flows.recovery.objectives.check import serves_elsewhere
 from runbook.page.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
@@ -59,30 +59,33 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
     """Each metric; whether Prefect was told."""
     report.fact("measured", f"{found.at:%Y-%m-%d %H:%M:%S} UTC" + (" by another run" if found.by_another else ""))
     for name, standing in found.standings.items():
-        _judge(report, env, metric_of(name), standing)
-    exceeded = [metric_of(name).title for name, standing in found.standings.items() if standing.exceeded]
+        _judge(report, env, alarm_of(name), standing)
+    exceeded = [alarm_of(name).title for name, standing in found.standings.items() if standing.exceeded]
     for name, change in found.changed.items():
         report.fact(f"{change} now", ", ".join(filter(None, [report.facts.get(f"{change} now"), name])))
     if found.problem:
-        report.warn("Prefect was told", "look at the server and PREFECT_API_URL; it is told as soon as it answers",
-                    value=f"{found.unsent} events are kept: {found.problem}")  # fmt: skip
+        report.warn(
+            "Prefect was told",
+            "look at the server and PREFECT_API_URL; it is told as soon as it answers",
+            value=f"{found.unsent} events are kept: {found.problem}",
+        )
     report.outcome = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are well"
 
 
-def _judge(report: Report, env: Environment, metric: Metric, standing: Standing) -> None:
+def _judge(report: Report, env: Environment, metric: Alarm, standing: Standing) -> None:
     limit, value = metric.limit(env.limits), standing.value
     shown = "not measured" if value is None else metric.show(value)
     since = f", since {standing.since:%m-%d %H:%M} UTC" if standing.exceeded and standing.since else ""
     waits = "back below it" if standing.exceeded else "over it"
     row = f" ({waits} {standing.against} of {TIMING.samples} times)" if standing.against else ""
     severity = metric.blind if value is None else metric.severity
-    report.expect(
+    report.require(
         f"{metric.category} {metric.title} ({metric.name})",
         not standing.exceeded,
         metric.hint,
         value=f"{shown}{since}{row}: {standing.told}",
         expected=f"at most {metric.show(limit)} ({metric.action})",
-        otherwise=Status.CRITICAL if severity == "severe" else Status.WARN,
+        worst=Status.CRITICAL if severity == "severe" else Status.WARN,
     )
 
 
@@ -93,13 +96,16 @@ def tell_history(report: Report, env: Environment, since: datetime, now: datetim
     except OSError as error:
         report.warn("the history", "correct the owner of reports/metrics", value=f"not read: {error.strerror}")
         return
-    lines = [_trace(env, metric_of(name), samples, since, now) for name, samples in sorted(found.items())
-             if name.partition("@")[0] in METRICS]  # fmt: skip
+    lines = [
+        _trace(env, alarm_of(name), samples, since, now)
+        for name, samples in sorted(found.items())
+        if name.partition("@")[0] in ALARMS
+    ]
     if lines:
         report.attach(Evidence("The last 24 hours (dashed: the limit)", svg=traces(lines)))
 
 
-def _trace(env: Environment, metric: Metric, samples: list[Sample], since: datetime, now: datetime) -> Trace:
+def _trace(env: Environment, metric: Alarm, samples: list[Sample], since: datetime, now: datetime) -> Trace:
     whole = (now - since).total_seconds()
     kept = _thinned([((one.at - since).total_seconds() / whole, one.most) for one in samples])
     return Trace(metric.name, kept, metric.limit(env.limits), metric.show(samples[-1].value))

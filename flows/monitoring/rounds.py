@@ -11,7 +11,8 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.monitoring.sources import Reading, read_host, sources
-from flows.monitoring.table import Metric, metric_of
+from flows.monitoring.table import Alarm, alarm_of
+from runbook import metrics
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.logs.figures.spending import read_spent
@@ -53,10 +54,10 @@ def measure(env: Environment, now: datetime) -> dict[str, Reading]:
         getattr(env, part, None)
     answers = ask_beside({name: ask for name, (ask, _) in asked.items()}, ANSWER_SECONDS)
     found = dict[str, Reading]()
-    for name, (_, metrics) in asked.items():
+    for name, (_, names) in asked.items():
         answer = answers[name]
         if isinstance(answer, OpsError):
-            found |= dict.fromkeys(metrics, Reading(None, answer.message))
+            found |= dict.fromkeys(names, Reading(None, answer.message))
         else:
             found |= answer
     return found
@@ -77,7 +78,7 @@ def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Roun
             return Round(kept.at, kept.standings, {}, len(kept.unsent), problem, by_another=True)
         readings = measure(env, now)
         readings |= _tokens(env, kept, now)
-        readings["host.cpu.used_ratio"] = _processors(kept, now)
+        readings[metrics.CPU.name] = _processors(kept, now)
         changed = _judge(env, kept, readings, now, timing)
         kept.at, kept.host = now, socket.gethostname()
         _keep(reports, now, readings)
@@ -116,7 +117,7 @@ def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
     """The month's cost against its budget, once an hour: it reads the log of the day."""
     if not (env.has("ai_providers") and env.has("logs") and env.ai_providers.budget and env.ai_providers.prices):
         return {}
-    ai, name = env.ai_providers, "ai.tokens.budget_ratio"
+    ai, name = env.ai_providers, metrics.TOKENS.name
     if not kept.spent or not timedelta() <= now - kept.spent[0] < TOKENS_EVERY:
         try:
             found = read_spent.work(env.logs, env.zone, ai.prices, now, kept.logs)
@@ -137,7 +138,7 @@ def _judge(
     kept.standings = {name: one for name, one in kept.standings.items() if name in readings}
     changed = dict[str, Change]()
     for name, reading in readings.items():
-        metric, before = metric_of(name), kept.standings.get(name, Standing())
+        metric, before = alarm_of(name), kept.standings.get(name, Standing())
         after, change = step(before, reading.value, reading.told, now, metric.bounds(env.limits), timing)
         kept.standings[name] = after
         if change:
@@ -151,7 +152,7 @@ def _judge(
     return changed
 
 
-def payload(env: Environment, metric: Metric, standing: Standing) -> dict[str, object]:
+def payload(env: Environment, metric: Alarm, standing: Standing) -> dict[str, object]:
     """What an event says: the contract of `ops.metric.*`, and a sentence of it."""
     limit, value = metric.limit(env.limits), standing.value
     severity = metric.blind if value is None else metric.severity

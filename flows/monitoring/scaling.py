@@ -10,6 +10,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from runbook import metrics
 from runbook.errors import OpsError
 from runbook.page.form import Forms, read_forms
 from runbook.report import Report
@@ -19,7 +20,7 @@ from tasks.monitoring.history import Sample, history
 from tasks.postgres.sessions.connections import Activity, read_activity
 
 Part = Literal["connections", "cpu"]
-METRIC: dict[Part, str] = {"connections": "postgres.connections.used_ratio", "cpu": "host.cpu.used_ratio"}
+METRIC: dict[Part, str] = {"connections": metrics.CONNECTIONS.name, "cpu": metrics.CPU.name}
 TARGET_RATIO = 0.6
 """Of what there will be: room for a peak that is half as high again, below the table's 80 %."""
 ROUND_TO = 10
@@ -67,8 +68,11 @@ def advise_scaling(
 
 def _tell_peak(report: Report, found: list[Sample], part: Part) -> None:
     if not found:
-        report.warn("the history", "start python -m flows.monitoring.serve: it notes a value each minute",
-                    value=f"nothing was noted of {METRIC[part]}: only this moment is known")  # fmt: skip
+        report.warn(
+            "the history",
+            "start python -m flows.monitoring.serve: it notes a value each minute",
+            value=f"nothing was noted of {METRIC[part]}: only this moment is known",
+        )
         return
     peak = max(found, key=lambda one: one.most)
     over = sum(one.most > 0.8 for one in found)
@@ -89,17 +93,23 @@ def _advise_connections(report: Report, env: Environment, forms: Forms, found: l
     close = {"environment": env.name, "min_seconds": 300}
     if idle:
         report.fact("what frees some first", forms.link("close-idle-connections", env.name, close))
-    report.warn("max_connections",
-                f"free what is idle in a transaction, lower the pools, then raise it to {wanted}: on a standby first, "
-                f"then here, each with a restart; each connection takes {BYTES_PER_CONNECTION} of memory",
-                value=f"{most}, of which {used:.0f} were used", expected=f"{wanted}")  # fmt: skip
+    report.warn(
+        "max_connections",
+        f"free what is idle in a transaction, lower the pools, then raise it to {wanted}: on a standby first, "
+        f"then here, each with a restart; each connection takes {BYTES_PER_CONNECTION} of memory",
+        value=f"{most}, of which {used:.0f} were used",
+        expected=f"{wanted}",
+    )
     report.outcome = f"raise max_connections from {most} to {wanted}"
 
 
 def _idle(report: Report, activity: Activity) -> int:
     idle = [one for one in activity.clients if one.is_idle_in_transaction]
-    rows = [("in use", sum(not one.is_idle for one in activity.clients) - len(idle)),
-            ("idle", sum(one.is_idle for one in activity.clients)), ("idle in a transaction", len(idle))]  # fmt: skip
+    rows = [
+        ("in use", sum(not one.is_idle for one in activity.clients) - len(idle)),
+        ("idle", sum(one.is_idle for one in activity.clients)),
+        ("idle in a transaction", len(idle)),
+    ]
     report.table("Connections now", ("state", "count"), rows)
     return len(idle)
 
@@ -117,6 +127,10 @@ def _advise_processors(report: Report, env: Environment, forms: Forms, found: li
     given = {"environment": env.name, "samples": 10}
     if env.has("docker") or env.has("cloud"):
         report.fact("what they cost", forms.link("review-resources", env.name, given))
-    report.warn("processors", f"look first for what takes them; then give this host {wanted}, or run a second backend "
-                "beside it", value=f"{now.count}, of which {used:.1f} were used", expected=f"{wanted}")  # fmt: skip
+    report.warn(
+        "processors",
+        f"look first for what takes them; then give this host {wanted}, or run a second backend beside it",
+        value=f"{now.count}, of which {used:.1f} were used",
+        expected=f"{wanted}",
+    )
     report.outcome = f"raise the processors of this host from {now.count} to {wanted}"

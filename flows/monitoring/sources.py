@@ -14,8 +14,9 @@ from blocks.postgres import nodes
 from blocks.postgres.refusals import TOO_MANY, LoginRefused
 from blocks.postgres.server import Postgres
 from flows.monitoring.table import named
+from runbook import metrics
 from runbook.errors import OpsError
-from runbook.page.render import size
+from runbook.units import size
 from tasks.application.health import health_checks, wait_healthy
 from tasks.host.disk import Disk, disk_of, is_here
 from tasks.host.load import read_processors
@@ -32,9 +33,9 @@ LEAST_REQUESTS = 20
 """One failed request alone is no rate: fewer requests than these count as so many."""
 NO_REQUESTS = "there were no requests"
 SILENT_SECONDS = 25.0
-DISK, CPU = "host.disk.used_ratio", "host.cpu.used_ratio"
-CONNECTIONS, LAG = "postgres.connections.used_ratio", "postgres.replication.lag_seconds"
-STREAMS = "postgres.wal.streams_missing"
+DISK, CPU = metrics.DISK.name, metrics.CPU.name
+CONNECTIONS, LAG = metrics.CONNECTIONS.name, metrics.REPLICATION_LAG.name
+STREAMS = metrics.STREAMS_MISSING.name
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_application(env: Environment, now: datetime, window: timedelta = WINDOW
             found = read_access.work(env.logs, now - window)
         except OpsError as error:
             found = error
-    return {"api.response_seconds": _response(health, found), "api.error_ratio": _errors(health, found)}
+    return {metrics.API_RESPONSE.name: _response(health, found), metrics.API_ERRORS.name: _errors(health, found)}
 
 
 def _can_be_asked(env: Environment) -> bool:
@@ -179,14 +180,14 @@ def read_redis(env: Environment) -> Readings:
     memory = read_memory.work(master_by(env.redis, read_sentinels.work(env.redis)))
     used, limit = memory.used - memory.not_counted, memory.limit
     of = f"{size(used)} of maxmemory {size(limit)}" if limit else f"no maxmemory: {size(used)} of the host's memory"
-    return {"redis.memory.used_ratio": Reading(used / (limit or memory.host), of)}
+    return {metrics.REDIS_MEMORY.name: Reading(used / (limit or memory.host), of)}
 
 
 def read_service_states(env: Environment) -> Readings:
     """Services that do not run."""
     stopped = read_services.work(env.services, list(env.services.names)).stopped
     told = f"stopped: {', '.join(stopped)}" if stopped else f"all {len(env.services.names)} run"
-    return {"services.stopped": Reading(len(stopped), told)}
+    return {metrics.SERVICES_STOPPED.name: Reading(len(stopped), told)}
 
 
 def read_disks(env: Environment, host: str = "") -> Readings:
@@ -237,17 +238,20 @@ def read_host(before: tuple[str, float, float], since: str) -> tuple[Reading, tu
 def sources(env: Environment, now: datetime, window: timedelta = WINDOW) -> dict[str, tuple[Asked, tuple[str, ...]]]:
     """What there is to ask in an environment, and the metrics of each."""
     known: dict[str, tuple[Asked, tuple[str, ...], bool]] = {
-        "application": (lambda: read_application(env, now, window), ("api.response_seconds", "api.error_ratio"),
-                        _can_be_asked(env)),
+        "application": (
+            lambda: read_application(env, now, window),
+            (metrics.API_RESPONSE.name, metrics.API_ERRORS.name),
+            _can_be_asked(env),
+        ),
         "database": (lambda: read_database(env), _of_database(env) if env.has("postgres") else (), env.has("postgres")),
-        "redis": (lambda: read_redis(env), ("redis.memory.used_ratio",), env.has("redis")),
-        "services": (lambda: read_service_states(env), ("services.stopped",), bool(env.services.names)),
+        "redis": (lambda: read_redis(env), (metrics.REDIS_MEMORY.name,), env.has("redis")),
+        "services": (lambda: read_service_states(env), (metrics.SERVICES_STOPPED.name,), bool(env.services.names)),
         "disks": (lambda: read_disks(env), (DISK,), True),
-    }  # fmt: skip
-    asked = {name: (ask, metrics) for name, (ask, metrics, there) in known.items() if there}
+    }
+    asked = {name: (ask, names) for name, (ask, names, there) in known.items() if there}
     for host in other_hosts(env):
-        metrics = (named(DISK, host), named(CPU, host))
-        asked[f"host {host}"] = (partial(read_other_host, env, host, now), metrics)
+        names = (named(DISK, host), named(CPU, host))
+        asked[f"host {host}"] = (partial(read_other_host, env, host, now), names)
     return asked
 
 

@@ -1,4 +1,4 @@
-"""The table of 付録B as data, and what check flows measure cheaply besides."""
+"""The alarms of 付録B, and the others that the watcher measures: what each is called, and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,77 +6,152 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from runbook.thresholds import DEFAULTS
+from runbook import metrics
+from runbook.metrics import Limits, Metric
 from tasks.monitoring.hysteresis import Bounds
 
 Severity = Literal["severe", "normal"]
-Unit = Literal["s", "ratio", "count"]
+
+
+def named(metric: str, host: str) -> str:
+    """The name of a metric on another host: `host.disk.used_ratio@db1`."""
+    return f"{metric}@{host}" if host else metric
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A row. Its limits are the environment's [thresholds], or runbook.thresholds; `alarm` is which of the two is the
-    table's. `severity` of a value over it; `blind`: of not being measured at all."""
+class Alarm:
+    """A row of the table. `level`: which of the metric's two limits raises the alarm. `severity`: of an exceeded limit;
+    `blind`: of a metric that cannot be measured. `host`: another host than the watcher's."""
 
-    name: str
+    metric: Metric
     category: str
-    title: str
-    unit: Unit
+    metric_title: str
     action: str
     owner: str
     hint: str
     severity: Severity = "normal"
     blind: Severity = "normal"
-    alarm: Literal["warn", "critical"] = "warn"
+    level: Literal["warn", "critical"] = "warn"
+    host: str = ""
 
-    def limit(self, limits: Mapping[str, tuple[float, float]]) -> float:
-        """Above it the table's action is due."""
-        name = self.name.partition("@")[0]
-        return limits.get(name, DEFAULTS[name])[self.alarm == "critical"]
+    @property
+    def name(self) -> str:
+        """`host.disk.used_ratio`, or `host.disk.used_ratio@db1` for another host."""
+        return named(self.metric.name, self.host)
 
-    def bounds(self, limits: Mapping[str, tuple[float, float]]) -> Bounds:
-        """With the lower limit at which it is well again."""
+    @property
+    def title(self) -> str:
+        """The metric's Japanese title, with the host if it is another one."""
+        return f"{self.metric_title} ({self.host})" if self.host else self.metric_title
+
+    def limit(self, limits: Limits) -> float:
+        """The limit above which the alarm is raised."""
+        return limits.get(self.metric.name, self.metric.limits)[self.level == "critical"]
+
+    def bounds(self, limits: Limits) -> Bounds:
+        """The limit, and the lower one at which the alarm clears."""
         return Bounds.below(self.limit(limits))
 
     def show(self, value: float) -> str:
-        """With its unit."""
-        return {"s": f"{value:.2f} s", "ratio": f"{value:.1%}", "count": f"{value:g}"}[self.unit]
+        """A value with its unit."""
+        return self.metric.show(value)
 
 
 TABLE = (
-    Metric("api.response_seconds", "API", "レスポンスタイム", "s", "アラート", "SRE",
-           "look for the slow requests: search-logs with duration_ms>2000; then check-connections"),
-    Metric("api.error_ratio", "API", "エラーレート", "ratio", "緊急対応", "SRE",
-           "summarise-errors says which; diagnose-application why, and what to run next", "severe", "severe"),
-    Metric("postgres.connections.used_ratio", "DB", "接続数", "ratio", "スケールアップ", "DBA",
-           "advise-scaling says by how much; close-idle-connections ends what holds them for nothing", blind="severe"),
-    Metric("postgres.replication.lag_seconds", "DB", "レプリケーション遅延", "s", "調査", "DBA",
-           "diagnose-database and check-replication say what holds the standby back: a long query there, its disk, the "
-           "network, or a paused replay"),
-    Metric("redis.memory.used_ratio", "Redis", "メモリ使用率", "ratio", "キャッシュクリア", "SRE",
-           "clear-cache for what is made anew; check-redis-memory says what fills it", alarm="critical"),
-    Metric("host.cpu.used_ratio", "インフラ", "CPU使用率", "ratio", "スケールアップ", "SRE",
-           "advise-scaling says by how much; look for what takes it: check-docker-usage, check-connections"),
-    Metric("host.disk.used_ratio", "インフラ", "ディスク使用率", "ratio", "クリーンアップ", "DevOps",
-           "clean-logs, clean-docker, prune-backups; never anything in pg_wal by hand"),
-    Metric("ai.tokens.budget_ratio", "AI", "トークン使用量", "ratio", "コスト最適化", "SRE",
-           "report-token-usage says which models and days; lower the limit per user"),
-)  # fmt: skip
+    Alarm(
+        metrics.API_RESPONSE,
+        "API",
+        "レスポンスタイム",
+        "アラート",
+        "SRE",
+        "look for the slow requests: search-logs with duration_ms>2000; then check-connections",
+    ),
+    Alarm(
+        metrics.API_ERRORS,
+        "API",
+        "エラーレート",
+        "緊急対応",
+        "SRE",
+        "summarise-errors says which; diagnose-application why, and what to run next",
+        "severe",
+        "severe",
+    ),
+    Alarm(
+        metrics.CONNECTIONS,
+        "DB",
+        "接続数",
+        "スケールアップ",
+        "DBA",
+        "advise-scaling says by how much; close-idle-connections ends what holds them for nothing",
+        blind="severe",
+    ),
+    Alarm(
+        metrics.REPLICATION_LAG,
+        "DB",
+        "レプリケーション遅延",
+        "調査",
+        "DBA",
+        "diagnose-database and check-replication say what holds the standby back: a long query there, its disk, the "
+        "network, or a paused replay",
+    ),
+    Alarm(
+        metrics.REDIS_MEMORY,
+        "Redis",
+        "メモリ使用率",
+        "キャッシュクリア",
+        "SRE",
+        "clear-cache for what is made anew; check-redis-memory says what fills it",
+        level="critical",
+    ),
+    Alarm(
+        metrics.CPU,
+        "インフラ",
+        "CPU使用率",
+        "スケールアップ",
+        "SRE",
+        "advise-scaling says by how much; look for what takes it: check-docker-usage, check-connections",
+    ),
+    Alarm(
+        metrics.DISK,
+        "インフラ",
+        "ディスク使用率",
+        "クリーンアップ",
+        "DevOps",
+        "clean-logs, clean-docker, prune-backups; never anything in pg_wal by hand",
+    ),
+    Alarm(
+        metrics.TOKENS,
+        "AI",
+        "トークン使用量",
+        "コスト最適化",
+        "SRE",
+        "report-token-usage says which models and days; lower the limit per user",
+    ),
+)
 BESIDES = (
-    Metric("services.stopped", "サービス", "停止中のサービス", "count", "アラート", "SRE",
-           "find out why it stopped (its log), then start it; diagnose-application tells causes", "severe"),
-    Metric("postgres.wal.streams_missing", "DB", "WALの受信停止", "count", "調査", "DBA",
-           "start the standby or the receiver that does not stream: until then a lost primary loses writes", "severe"),
-)  # fmt: skip
-METRICS: Mapping[str, Metric] = {one.name: one for one in (*TABLE, *BESIDES)}
+    Alarm(
+        metrics.SERVICES_STOPPED,
+        "サービス",
+        "停止中のサービス",
+        "アラート",
+        "SRE",
+        "find out why it stopped (its log), then start it; diagnose-application tells causes",
+        "severe",
+    ),
+    Alarm(
+        metrics.STREAMS_MISSING,
+        "DB",
+        "WALの受信停止",
+        "調査",
+        "DBA",
+        "start the standby or the receiver that does not stream: until then a lost primary loses writes",
+        "severe",
+    ),
+)
+ALARMS: Mapping[str, Alarm] = {one.name: one for one in (*TABLE, *BESIDES)}
 
 
-def named(metric: str, host: str) -> str:
-    """A metric of another host than the watcher's: `host.disk.used_ratio@db1`."""
-    return f"{metric}@{host}"
-
-
-def metric_of(name: str) -> Metric:
-    """The row of a metric, whichever host it is of."""
+def alarm_of(name: str) -> Alarm:
+    """The alarm of a metric, with its host."""
     row, _, host = name.partition("@")
-    return replace(METRICS[row], name=name, title=f"{METRICS[row].title} ({host})") if host else METRICS[row]
+    return replace(ALARMS[row], host=host)

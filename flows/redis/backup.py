@@ -13,8 +13,8 @@ from blocks.redis.server import Redis
 from flows import store as stores
 from flows.redis.master import judge_master
 from runbook.errors import Unreachable
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import KEPT, Backup
 from tasks.backups.manifest import Manifest, sums_of
@@ -73,12 +73,14 @@ def _put_rewrites_back(report: Report, env: Environment, form: Form) -> None:
         if done := put_rewrites_back(env.redis, env.reports_directory):
             report.fact("put back", done)
     except Unreachable as error:
-        report.expect(
-            "the AOF's rewrites, which a killed backup left off", False,
+        report.fail(
+            "the AOF's rewrites, which a killed backup left off",
             "nothing, if it is gone for good (then remove redis-aof-rewrites.json from the reports); else it is put "
             "right by the next backup that reaches it" + (": take this one with kind=rdb" if form == "aof" else ""),
-            value=error.message, expected="put back", otherwise=Status.CRITICAL if form == "aof" else Status.WARN,
-        )  # fmt: skip
+            value=error.message,
+            expected="put back",
+            worst=Status.CRITICAL if form == "aof" else Status.WARN,
+        )
         report.fail_if_critical()
 
 
@@ -87,13 +89,16 @@ def _judge_leftover(report: Report, env: Environment) -> None:
     try:
         follows = bool(left and still_follows(env.redis.at(left.server), left))
     except Unreachable as error:
-        report.warn("an earlier restore was killed", "launch restore-redis again when that server is back: it puts "
-                    "that right", value=error.message, expected="nothing left")  # fmt: skip
+        report.warn(
+            "an earlier restore was killed",
+            "launch restore-redis again when that server is back: it puts that right",
+            value=error.message,
+            expected="nothing left",
+        )
         return
     if left and follows:
-        report.expect(
+        report.fail(
             "an earlier restore was killed",
-            False,
             "launch restore-redis again: it puts that right",
             value=f"{left.server} is a replica of a temporary server that is gone",
             expected="a master",
@@ -162,7 +167,7 @@ def _over_network(
 
 def _judge_aof(report: Report, env: Environment, block: Redis, source: Source, store: Store) -> None:
     here = _is_here(env, block)
-    report.expect(
+    report.require(
         "the AOF's files",
         here,
         "take it with kind=rdb: that goes over the network",
@@ -172,8 +177,13 @@ def _judge_aof(report: Report, env: Environment, block: Redis, source: Source, s
     if not here:
         return
     needed, free = read_aof_bytes(block) + 2 * source.dataset_bytes, read_disk(store.spool).free_bytes
-    report.expect("free space for the AOF", free > needed, f"free {size(needed - free)} at {store.spool}",
-                  value=size(free), expected=f"more than {size(needed)}")  # fmt: skip
+    report.require(
+        "free space for the AOF",
+        free > needed,
+        f"free {size(needed - free)} at {store.spool}",
+        value=size(free),
+        expected=f"more than {size(needed)}",
+    )
 
 
 def _take_aof(report: Report, env: Environment, block: Redis, source: Source, store: Store) -> Backup:
@@ -194,13 +204,12 @@ BYTES_PER_KEY = 64
 
 def judge_source(report: Report, source: Source, store: Path) -> None:
     """What must hold of a server, and of the disks, before a snapshot is taken."""
-    report.expect(
+    report.prefer(
         "role",
         source.role == "master",
         "back up the master: a replica may lag behind it",
         value=source.role,
         expected="master",
-        otherwise=Status.WARN,
     )
     if source.save_status != "ok":
         report.warn("the save before this one", "look at the server's log", value=source.save_status, expected="ok")
@@ -209,7 +218,7 @@ def judge_source(report: Report, source: Source, store: Path) -> None:
     if len({disk.device for disk, _ in disks.values()}) == 1:
         disks = {"the store": (read_disk(store), 2 * needed)}
     for where, (disk, wanted) in disks.items():
-        report.expect(
+        report.require(
             f"free space in {where}",
             disk.free_bytes > wanted,
             f"free {size(wanted - disk.free_bytes)} at {disk.path}",

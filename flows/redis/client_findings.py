@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from runbook.page.render import duration, size
+from runbook import metrics
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks.redis.client_list import Client
 from tasks.redis.clients import Clients
 
@@ -23,13 +24,13 @@ COLUMNS = ("id", "address", "name", "user", "what", "idle for", "age", "buffers"
 
 def judge_role(report: Report, found: Clients, otherwise: Status) -> None:
     """The application's connections are the master's."""
-    report.expect(
+    report.require(
         "role",
         found.role == "master",
         "name the master in [redis], or its Sentinels, and register the blocks again: the application is there",
         value=found.role,
         expected="master",
-        otherwise=otherwise,
+        worst=otherwise,
     )
 
 
@@ -43,33 +44,31 @@ def judge_complete(report: Report, found: Clients) -> None:
 def judge_places(report: Report, found: Clients) -> None:
     """Against maxclients, and whether anybody was turned away already."""
     report.judge(
-        "redis.clients.used_ratio",
-        round(found.used_ratio, 3),
+        metrics.CLIENTS,
+        found.used_ratio,
         f"{CLOSE_FLOW}; lower the pools of what the tables show; or raise it: {APPLY} with "
         f"override='maxclients = …' (it needs as many file descriptors, and 32 more)",
         of=f"{found.connected + found.replicas:,} of {found.most:,}, {found.replicas} of them replicas",
     )
-    report.expect(
+    report.prefer(
         "rejected connections",
         not found.rejected,
         "maxclients was reached: find who opens so many (the tables), then CONFIG RESETSTAT to count anew",
         value=f"{found.rejected:,} in {duration(found.uptime_seconds)}",
         expected="0",
-        otherwise=Status.WARN,
     )
 
 
 def judge_idle(report: Report, found: Clients) -> None:
     """Idle connections only take places: they matter while those are scarce."""
     long = [one for one in found.clients if one.kind == "normal" and one.idle_seconds >= MANUAL_IDLE_SECONDS]
-    warn_ratio = report.limit("redis.clients.used_ratio")[0]
-    report.expect(
+    warn_ratio = report.limit(metrics.CLIENTS)[0]
+    report.prefer(
         "idle for 3600 s and more",
         not long or found.used_ratio <= warn_ratio,
         f"{CLOSE_FLOW} (min_seconds={MANUAL_IDLE_SECONDS}), or a timeout: {APPLY} with names=timeout",
         value=len(long),
         expected=f"any number while at most {warn_ratio:.0%} of maxclients are in use",
-        otherwise=Status.WARN,
     )
     classes = Counter(_age(one.idle_seconds) for one in found.clients)
     report.table("Idle for", ("idle for", "connections"), [(name, classes[name]) for name in _age_names()])
@@ -83,8 +82,8 @@ def judge_buffers(report: Report, found: Clients) -> None:
     taken = found.client_bytes
     if most:
         report.judge(
-            "redis.clients.memory_ratio",
-            round(taken / most, 3),
+            metrics.CLIENT_MEMORY,
+            taken / most,
             "close the biggest of the table below (CLIENT KILL ID …), and have its program read what it asks for",
             of=f"{size(taken)} of {size(most)}",
         )
@@ -92,13 +91,12 @@ def judge_buffers(report: Report, found: Clients) -> None:
         report.warn("memory of clients", "compare it with the host's memory", value=f"{size(taken)}: of an unknown all")
     slow = sorted((one for one in found.clients if one.output_bytes), key=lambda one: -one.output_bytes)
     big = [one for one in slow if one.output_bytes > BIG_OUTPUT_BYTES]
-    report.expect(
+    report.prefer(
         "output buffers",
         not big,
         f"CLIENT KILL ID {big[0].id} ends the biggest: it does not read what it asked for" if big else "",
         value=f"{size(slow[0].output_bytes)} wait for {slow[0].address}" if slow else "empty",
         expected=f"≤ {size(BIG_OUTPUT_BYTES)} for each",
-        otherwise=Status.WARN,
     )
     counts = f"{found.output_disconnections:,} did not read, {found.query_disconnections:,} sent too much"
     report.fact("disconnected for their buffers", f"{counts}, {found.evicted:,} for maxmemory-clients")
@@ -122,7 +120,7 @@ def judge_special(report: Report, found: Clients) -> None:
 def judge_settings(report: Report, found: Clients) -> None:
     """timeout against the manual's, dead peers, and the limits that keep a slow reader from filling the memory."""
     timeout, keepalive = found.number("timeout"), found.number("tcp-keepalive")
-    report.expect(
+    report.prefer(
         "timeout",
         0 < timeout <= MANUAL_TIMEOUT_SECONDS,
         f"{APPLY} with names=timeout: idle connections are never closed"
@@ -130,26 +128,23 @@ def judge_settings(report: Report, found: Clients) -> None:
         else f"{APPLY} with names=timeout: they are closed later than the manual has it",
         value=f"{timeout} s" if timeout else "0 (never)",
         expected=f"{MANUAL_TIMEOUT_SECONDS} s or less (it spares replicas, pub/sub and blocked ones)",
-        otherwise=Status.WARN,
     )
-    report.expect(
+    report.prefer(
         "tcp-keepalive",
         0 < keepalive <= KEEPALIVE_SECONDS,
         f"CONFIG SET tcp-keepalive {KEEPALIVE_SECONDS}, then CONFIG REWRITE: a dead peer's place is never freed",
         value=f"{keepalive} s",
         expected=f"1 to {KEEPALIVE_SECONDS} s",
-        otherwise=Status.WARN,
     )
     limits = found.output_limits
     unbounded = [name for name in ("slave", "replica", "pubsub") if name in limits and not any(limits[name][:2])]
-    report.expect(
+    report.prefer(
         "client-output-buffer-limit",
         not unbounded,
         f"give {', '.join(unbounded)} a limit (CONFIG SET client-output-buffer-limit 'pubsub 32mb 8mb 60'): one that "
         "does not read fills the memory",
         value=found.settings["client-output-buffer-limit"],
         expected="a limit for replicas and pub/sub",
-        otherwise=Status.WARN,
     )
 
 
@@ -198,10 +193,20 @@ def _what(one: Client) -> str:
 
 def _table(report: Report, name: str, clients: Sequence[Client]) -> None:
     rows: list[tuple[object, ...]] = [
-        (one.id, one.address, one.name, one.user, _what(one), duration(one.idle_seconds), duration(one.age_seconds),
-         size(one.query_bytes + one.output_bytes), size(one.memory_bytes), one.command)
+        (
+            one.id,
+            one.address,
+            one.name,
+            one.user,
+            _what(one),
+            duration(one.idle_seconds),
+            duration(one.age_seconds),
+            size(one.query_bytes + one.output_bytes),
+            size(one.memory_bytes),
+            one.command,
+        )
         for one in clients[:MOST_ROWS]
-    ]  # fmt: skip
+    ]
     if len(clients) > MOST_ROWS:
         rows.append((f"… {len(clients) - MOST_ROWS} more", *[""] * (len(COLUMNS) - 1)))
     if rows:

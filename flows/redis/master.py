@@ -35,7 +35,7 @@ def judge_master(report: Report, block: Redis, watch: Watch, *, changes: bool, w
     elif changes and waiver is not None:
         hint += f"; if you know that {server.address} is the master: launch it with master={server.address}"
     otherwise = Status.CRITICAL if changes and not waiver else Status.WARN
-    report.expect(VOUCHED, False, hint, value=doubt, expected="a majority names it", otherwise=otherwise)
+    report.fail(VOUCHED, hint, value=doubt, expected="a majority names it", worst=otherwise)
     return server
 
 

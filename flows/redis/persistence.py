@@ -20,9 +20,9 @@ from flows.redis.master import judge_master
 from flows.redis.restore import choice, methods
 from flows.redis.snapshot import Kind
 from runbook.guard.permit import Act
-from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.redis.persistence.place import read_place
 from tasks.redis.persistence.saving import BLOCK, rewrite_aof, save_blocking, save_in_background
 from tasks.redis.persistence.state import read_persistence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.redis.persistence_findings import APPLY, SAVE_FLOW
-from runbook.page.render import size
 from runbook.report import Report, Status
+from runbook.units import size
 from tasks.redis.persistence.files import DataFile
 from tasks.redis.persistence.place import Place
 from tasks.redis.persistence.state import Persistence
@@ -24,10 +24,13 @@ def judge_place(report: Report, server: Persistence, place: Place) -> None:
         hint = "run it there, by a worker on that host"
         report.warn("files, disk and kernel: not measured", hint, value=place.problem)
     if place.trouble or not place.problem:
-        report.expect(
-            "the data directory", not place.trouble, place.remedy, value=place.trouble or place.directory,
+        report.require(
+            "the data directory",
+            not place.trouble,
+            place.remedy,
+            value=place.trouble or place.directory,
             expected="there, and the server can write to it",
-        )  # fmt: skip
+        )
     if place.problem:
         return
     judge_disk(report, server, place, 2 if server.appendonly else 1)
@@ -39,13 +42,13 @@ def judge_disk(report: Report, server: Persistence, place: Place, copies: int) -
     if not place.directory.is_dir():
         return
     once, needed = server.dataset_bytes, server.dataset_bytes * copies
-    report.expect(
+    report.require(
         "free space for a save" + (" and a rewrite" if copies > 1 else ""),
         place.free_bytes > needed,
         f"free {size(needed - place.free_bytes)} at {place.directory}: a save that fails stops writes",
         value=size(place.free_bytes),
         expected=f"more than {size(needed)}",
-        otherwise=Status.WARN if place.free_bytes > once else Status.CRITICAL,
+        worst=Status.WARN if place.free_bytes > once else Status.CRITICAL,
     )
 
 
@@ -54,22 +57,20 @@ def _judge_kernel(report: Report, server: Persistence, place: Place) -> None:
         report.warn("overcommit_memory", "look at /proc/sys/vm/overcommit_memory on its host", value="not measured")
     else:
         small = place.overcommit == "0" and server.used_bytes < SMALL_RATIO * server.system_bytes
-        report.expect(
+        report.prefer(
             "overcommit_memory",
             place.overcommit == "1" or small,
             "sysctl vm.overcommit_memory=1, and in /etc/sysctl.d: a fork may be refused, and every save fails then",
             value=place.overcommit,
             expected=f"1 (or 0 while the data is less than {SMALL_RATIO:.0%} of the memory)",
-            otherwise=Status.WARN,
         )
     if place.huge_pages:
-        report.expect(
+        report.prefer(
             "transparent huge pages",
             place.huge_pages != "always" or server.settings["disable-thp"] == "yes",
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled: during a save each write copies 2 MB",
             value=place.huge_pages,
             expected="madvise or never, or disable-thp yes",
-            otherwise=Status.WARN,
         )
 
 
@@ -82,18 +83,23 @@ def judge_files(report: Report, server: Persistence, place: Place, written: dict
     rewrite = f"{SAVE_FLOW} with kind=rewrite, before anything restarts: it writes them anew from memory"
     if server.appendonly:
         gone = ", ".join(file.name for file in place.missing[:3]) or ("all of them" if not place.aof else "")
-        report.expect(
-            "files of the AOF", not gone, rewrite, value=f"missing: {gone}" if gone else f"{len(place.aof)} files",
+        report.require(
+            "files of the AOF",
+            not gone,
+            rewrite,
+            value=f"missing: {gone}" if gone else f"{len(place.aof)} files",
             expected="every file that the manifest names: the server does not start without",
-        )  # fmt: skip
+        )
     else:
-        report.expect(
-            "the RDB", not (place.rdb_problem or place.rdb.is_missing) or not server.keys
+        report.require(
+            "the RDB",
+            not (place.rdb_problem or place.rdb.is_missing)
+            or not server.keys
             or bool(server.is_fresh and server.rules and place.rdb.is_missing),
             f"{SAVE_FLOW} with kind=bgsave",
             value=f"{place.rdb.name} is missing" if place.rdb.is_missing else place.rdb_problem or _row(place.rdb)[2],
             expected="there, whole and of the last save: it is all that a start loads",
-        )  # fmt: skip
+        )
     if written:
         _judge_next_start(report, server, place, written["appendonly"] == "yes")
     if place.remains:
@@ -110,7 +116,7 @@ def judge_files(report: Report, server: Persistence, place: Place, written: dict
 def _judge_next_start(report: Report, server: Persistence, place: Place, aof_then: bool) -> None:
     """A start goes by the file: the AOF wins where it is on there, and an AOF that is not there loads as nothing."""
     if server.appendonly == aof_then:
-        report.expect("the next start", True, "", value="as it runs now", expected="loads what runs now")
+        report.passed("the next start", value="as it runs now", expected="loads what runs now")
         return
     keep = f"{APPLY}, or CONFIG REWRITE, keeps what runs now in {server.config_file}"
     if server.appendonly:
@@ -120,7 +126,7 @@ def _judge_next_start(report: Report, server: Persistence, place: Place, aof_the
         keep = f"CONFIG SET appendonly yes writes the AOF now; or {keep}"
         loads = f"the AOF of {_row(place.aof[-1])[3]}, which wins over the RDB" if place.aof else "0 keys"
         told = f"appendonly is no now and yes in {server.config_file}: it would load {loads}"
-    report.expect("the next start", False, keep, value=told, expected="loads what runs now")
+    report.fail("the next start", keep, value=told, expected="loads what runs now")
 
 
 def judge_written(report: Report, server: Persistence, written: dict[str, str], problem: str) -> None:
@@ -130,14 +136,13 @@ def judge_written(report: Report, server: Persistence, written: dict[str, str], 
         report.warn("configuration file: not measured", f"what was set at run time may be lost: {told}", value=problem)
         return
     different = [name for name in written if name != "appendonly" and not _same(server, name, written[name])]
-    report.expect(
+    report.prefer(
         "configuration file",
         not different,
         f"CONFIG REWRITE keeps what runs now, {APPLY} brings the manual's values into both",
         value="; ".join(f"{n} {server.settings[n] or 'off'} runs, {written[n] or 'off'} is written" for n in different)
         or server.config_file,
         expected="what runs now",
-        otherwise=Status.WARN,
     )
 
 
@@ -156,14 +161,15 @@ def judge_sentinels(report: Report, name: str, watch: Watch) -> None:
     """Whether all of them watch the master: else nobody fails it over."""
     for view in watch.views:
         told = view.problem or (f"watches {view.master}" if view.master else f"does not watch {name}")
-        hint = "start it" if view.problem else (
-            f"SENTINEL MONITOR {name} <master's host> <port> <quorum> and SENTINEL SET {name} auth-pass on it; where a "
-            "restore was killed: reattach-redis"
-        )  # fmt: skip
-        report.expect(
-            f"Sentinel {view.address}", bool(view.master), hint, value=told, expected=f"watches {name}",
-            otherwise=Status.WARN,
-        )  # fmt: skip
+        hint = (
+            "start it"
+            if view.problem
+            else (
+                f"SENTINEL MONITOR {name} <master's host> <port> <quorum> and SENTINEL SET {name} auth-pass on it; "
+                "after a killed restore: reattach-redis"
+            )
+        )
+        report.prefer(f"Sentinel {view.address}", bool(view.master), hint, value=told, expected=f"watches {name}")
 
 
 def _row(file: DataFile) -> tuple[str, str, str, str]:

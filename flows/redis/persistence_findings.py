@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from runbook.page.render import duration, size
+from runbook import metrics
+from runbook.metrics import default_limits
 from runbook.report import Report, Status
-from runbook.thresholds import by_rpo
+from runbook.units import duration, size
 from tasks.redis.persistence.place import Place
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
 
-LOSS = "redis.loss_seconds"
 SHOWN = "%Y-%m-%d %H:%M:%S UTC"
 # What the kernel keeps before it writes by itself (vm.dirty_expire_centisecs).
 KERNEL_SECONDS = 30.0
@@ -27,17 +27,16 @@ def judge_server(report: Report, server: Persistence) -> None:
     state = server.state
     report.fact("server", f"{server.address} ({state.role}, {server.version})")
     report.fact("keys", f"{server.keys:,} ({size(server.dataset_bytes)} in memory)")
-    report.expect(
+    report.prefer(
         "role",
         state.role == "master",
         "this is what a replica keeps: name the Sentinels in [redis], or check its master",
         value=state.role if state.role == "master" else f"a replica of {state.master}",
         expected="master",
-        otherwise=Status.WARN,
     )
     saves = ", ".join(map(str, server.rules)) or "no save by itself"
     aof = f"AOF, fsync {server.settings['appendfsync']}" if server.appendonly else "no AOF"
-    report.expect(
+    report.require(
         "persistence",
         bool(server.rules) or server.appendonly,
         f"nothing that clients write is kept: {APPLY} switches save and appendonly on, then {SAVE_FLOW}",
@@ -69,7 +68,7 @@ def judge_failures(report: Report, server: Persistence, place: Place, *, watched
     state = server.state
     cause = f"{place.trouble}: {place.remedy}" if place.trouble else "find the cause (disk, memory, the server's log)"
     fails_over = ": Sentinels take that for no answer, and fail it over" if watched else ""
-    report.expect(
+    report.require(
         "takes writes",
         not server.refuses_writes,
         f"every write, and PING, is answered with MISCONF now{fails_over}. {cause}; then {SAVE_FLOW} with kind=bgsave: "
@@ -77,18 +76,22 @@ def judge_failures(report: Report, server: Persistence, place: Place, *, watched
         value=f"no: {server.refuses_writes}" if server.refuses_writes else "yes",
         expected="yes",
     )
-    report.expect(
-        "last save", state.save_ok, f"{cause}; then {SAVE_FLOW} with kind=bgsave", value=_ok(state.save_ok),
+    report.require(
+        "last save",
+        state.save_ok,
+        f"{cause}; then {SAVE_FLOW} with kind=bgsave",
+        value=_ok(state.save_ok),
         expected="ok",
-    )  # fmt: skip
-    report.expect(
-        "last AOF rewrite", state.rewrite_ok, f"{cause}; then {SAVE_FLOW} with kind=rewrite: the AOF grows until then",
-        value=_ok(state.rewrite_ok), expected="ok", otherwise=Status.WARN,
-    )  # fmt: skip
+    )
+    report.prefer(
+        "last AOF rewrite",
+        state.rewrite_ok,
+        f"{cause}; then {SAVE_FLOW} with kind=rewrite: the AOF grows until then",
+        value=_ok(state.rewrite_ok),
+        expected="ok",
+    )
     if server.appendonly:
-        report.expect(
-            "last write to the AOF", state.write_ok, cause, value=_ok(state.write_ok), expected="ok"
-        )  # fmt: skip
+        report.require("last write to the AOF", state.write_ok, cause, value=_ok(state.write_ok), expected="ok")
 
 
 def judge_last(report: Report, server: Persistence) -> None:
@@ -98,13 +101,12 @@ def judge_last(report: Report, server: Persistence) -> None:
     ago = f"{when}, {duration(since)} ago"
     report.fact("last save", f"{ago}; {state.changes:,} changes since" + _took(state.save_seconds))
     due = [rule for rule in server.rules if since > rule.seconds + DUE_SECONDS and state.changes >= rule.changes]
-    report.expect(
+    report.prefer(
         "a save that is due",
         not due or state.saving,
         f"{SAVE_FLOW}, and look at the server's log: it should have saved by itself",
         value=f"{due[0]} is overdue by {duration(since - due[0].seconds)}" if due else "none",
         expected="none",
-        otherwise=Status.WARN,
     )
     if server.appendonly:
         grown = (state.aof_bytes / state.aof_base_bytes - 1) if state.aof_base_bytes else 0.0
@@ -112,13 +114,12 @@ def judge_last(report: Report, server: Persistence) -> None:
         report.fact("AOF", told)
         percentage = int(server.settings["auto-aof-rewrite-percentage"])
         least = max(int(server.settings["auto-aof-rewrite-min-size"]), 1)
-        report.expect(
+        report.prefer(
             "growth of the AOF",
             state.rewriting or not percentage or state.aof_bytes < 2 * least or grown * 100 < 2 * percentage,
             f"{SAVE_FLOW} with kind=rewrite: the server should have rewritten it by itself",
             value=f"{grown:.0%}",
             expected=f"a rewrite at {percentage}% beyond {size(least)}",
-            otherwise=Status.WARN,
         )
 
 
@@ -126,21 +127,21 @@ def judge_cost(report: Report, server: Persistence) -> None:
     """What saving costs clients and memory."""
     state = server.state
     report.judge(
-        "redis.fork_seconds",
-        round(state.fork_seconds, 4),
+        metrics.FORK,
+        state.fork_seconds,
         "every client waits that long at each save: switch huge pages off, or keep less data in one server",
         worst=Status.WARN,
     )
     hours = max(server.uptime_seconds / 3600, 1.0)
     report.judge(
-        "redis.aof.delayed_fsyncs_per_hour",
-        round(state.delayed_fsyncs / hours, 2),
+        metrics.DELAYED_FSYNCS,
+        state.delayed_fsyncs / hours,
         "the disk is too slow for the AOF: look at what else writes to it; clients wait, and 2 s may be lost",
         of=f"{state.delayed_fsyncs:,} in {duration(server.uptime_seconds)}",
         worst=Status.WARN,
     )
     copied = max(state.save_cow_bytes, state.rewrite_cow_bytes)
-    report.expect(
+    report.prefer(
         "memory for a save",
         0 < server.used_bytes + copied < server.system_bytes,
         "lower maxmemory or add memory: pages that are written during a save exist twice"
@@ -148,26 +149,24 @@ def judge_cost(report: Report, server: Persistence) -> None:
         else "not measured: the server does not say how much memory its host has",
         value=f"{size(server.used_bytes)} used, {size(copied)} copied at the last save",
         expected=f"less than {size(server.system_bytes)} together",
-        otherwise=Status.WARN,
     )
 
 
 def judge_loss(report: Report, server: Persistence, place: Place, rpo_seconds: float) -> None:
     """What would be gone if the server, or its host, died now; against the environment's RPO."""
     seconds, told = loss_of(server, place)
-    report.limits = {**by_rpo(rpo_seconds), **report.limits}
+    report.limits = {**default_limits(rpo_seconds), **report.limits}
     hint = place.remedy or f"{SAVE_FLOW} now (kind={'rewrite' if server.appendonly else 'bgsave'}); then see below why"
-    report.judge(LOSS, round(seconds, 1), hint, of=told)
+    report.judge(metrics.REDIS_LOSS, seconds, hint, of=told)
     report.fact("a kill now would lose", told)
     worst = min((rule.seconds for rule in server.rules if rule.changes <= 1), default=0)
     if not server.appendonly and server.rules:
-        report.expect(
+        report.prefer(
             "loss at worst",
             0 < worst <= rpo_seconds,
             f"{APPLY}: appendonly yes, or a rule such as {MANUAL_RULES[0]}",
             value=f"{duration(worst)} of changes" if worst else "few changes are never saved by themselves",
             expected=f"≤ {duration(rpo_seconds)}",
-            otherwise=Status.WARN,
         )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from flows.redis.persistence_files import judge_disk
-from runbook.page.render import duration, size
-from runbook.report import Report, Status
+from runbook.report import Report
+from runbook.units import duration, size
 from tasks.redis.persistence.place import Place
 from tasks.redis.persistence.saving import Saved
 from tasks.redis.persistence.state import Persistence
@@ -29,19 +29,25 @@ def judge_save(report: Report, server: Persistence, place: Place, kind: Kind) ->
     if state.role != "master":
         report.warn("role", "its master saves on its own", value=f"a replica of {state.master}", expected="master")
     if kind == "rewrite":
-        report.expect(
-            "appendonly", server.appendonly, "apply-redis-settings switches it on: that writes the AOF as well",
-            value="yes" if server.appendonly else "no: there is no AOF to rewrite", expected="yes",
-        )  # fmt: skip
+        report.require(
+            "appendonly",
+            server.appendonly,
+            "apply-redis-settings switches it on: that writes the AOF as well",
+            value="yes" if server.appendonly else "no: there is no AOF to rewrite",
+            expected="yes",
+        )
     if not state.save_ok:
         report.warn("the save before this one", "this one tells why, if it fails too", value="failed", expected="ok")
     if place.problem:
         report.warn("disk: not measured", "look at it there before a big save", value=place.problem)
     if place.trouble or not place.problem:
-        report.expect(
-            "the data directory", not place.trouble, f"{place.remedy}; nothing was begun",
-            value=place.trouble or place.directory, expected="there, and the server can write to it",
-        )  # fmt: skip
+        report.require(
+            "the data directory",
+            not place.trouble,
+            f"{place.remedy}; nothing was begun",
+            value=place.trouble or place.directory,
+            expected="there, and the server can write to it",
+        )
     if place.problem:
         return
     judge_disk(report, server, place, 1)
@@ -58,7 +64,7 @@ def judge_standstill(report: Report, server: Persistence, watch: Watch) -> None:
     answering = [view.settings.get("down-after-milliseconds", USUAL_DOWN_AFTER_MS) for view in watch.answering]
     if answering:
         patience = min(answering) / 1000
-        report.expect(
+        report.require(
             "shorter than the Sentinels' patience",
             seconds < patience / 2,
             "take kind=bgsave: they would fail the master over while it saves",
@@ -67,9 +73,11 @@ def judge_standstill(report: Report, server: Persistence, watch: Watch) -> None:
         )
     beside = f"; {server.replicas} replicas wait too" if server.replicas else ""
     report.plan(
-        "SAVE", f"{server.address}: {server.keys:,} keys; no client is served until it ends{beside}",
-        size=server.dataset_bytes, seconds=seconds,
-    )  # fmt: skip
+        "SAVE",
+        f"{server.address}: {server.keys:,} keys; no client is served until it ends{beside}",
+        size=server.dataset_bytes,
+        seconds=seconds,
+    )
 
 
 def judge_master(report: Report, server: Persistence, watch: Watch) -> None:
@@ -90,16 +98,18 @@ def tell_saved(report: Report, kind: Kind, saved: Saved, place: Place) -> None:
     report.fact("changes since", f"{after.changes:,}" if kind != "rewrite" else "in the AOF")
     files = place.aof if kind == "rewrite" else (place.rdb,)
     if not place.problem:
-        rows = [(Path(file.name).name, file.what, size(file.bytes), f"{file.modified:%H:%M:%S UTC}") for file in files
-                if file.modified]  # fmt: skip
+        rows = [
+            (Path(file.name).name, file.what, size(file.bytes), f"{file.modified:%H:%M:%S UTC}")
+            for file in files
+            if file.modified
+        ]
         report.table("Files", ("file", "what", "size", "written"), rows)
-        report.expect(
+        report.require(
             "the files are there",
             len(rows) == len(files) > 0,
             "somebody removed them in this moment: launch it again",
             value=", ".join(row[0] for row in rows) or "none",
             expected="as the server wrote them",
-            otherwise=Status.CRITICAL,
         )
     name = COMMANDS[kind]
     total = sum(max(file.bytes, 0) for file in files)

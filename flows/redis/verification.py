@@ -6,8 +6,8 @@ import time
 
 from blocks.environment import Environment, Stores
 from flows.store import choose_backup, mark_failed, mark_verified
-from runbook.page.render import duration
 from runbook.report import Report
+from runbook.units import duration
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.proof import prove_backup
 from tasks.redis.content.manifest import COLUMNS
@@ -28,7 +28,7 @@ def verify_redis(report: Report, env: Environment, wanted: str, source: Stores) 
     report.fact("restored in", duration(time.monotonic() - started))
     report.fact("keys expired since the backup", f"{comparison.expired_since:,}")
     report.table("Proven equal to the backup", COLUMNS, comparison.rows())
-    report.expect(
+    report.require(
         "scratch server equal to the backup",
         comparison.is_equal,
         "verify another one, and take a new backup",

@@ -9,6 +9,7 @@ from flows.logs.audit import judge_logins
 from flows.logs.findings import tell_read, tell_undated
 from flows.routine.page import Page
 from flows.routine.sources.traffic import Traffic
+from runbook import metrics
 from runbook.report import Status
 from tasks.logs.figures import logins
 from tasks.logs.reading.conditions import Conditions
@@ -23,9 +24,13 @@ def judge_access(page: Page, found: Traffic) -> str:
     """Answers by status; far too many refusals are somebody who tries."""
     use = found.use
     page.report.table("Answers by status", ("status", "requests", "most of them"), found.statuses)
-    page.judge("api.refused_ratio", use.refused / use.count,
-               f"{page.launch('search-logs')} with fields=status>=400: who asks for what is not his?",
-               of=f"{use.refused:,} of {use.count:,} answered 4xx", worst=Status.WARN)  # fmt: skip
+    page.judge(
+        metrics.API_REFUSED,
+        use.refused / use.count,
+        f"{page.launch('search-logs')} with fields=status>=400: who asks for what is not his?",
+        of=f"{use.refused:,} of {use.count:,} answered 4xx",
+        worst=Status.WARN,
+    )
     return f"{use.count:,} requests: {use.errors:,} failed (5xx), {use.refused:,} refused (4xx)"
 
 
@@ -55,19 +60,35 @@ def judge_log_ins(page: Page, days: int) -> str | None:
 def judge_api_use(page: Page, found: Traffic) -> str:
     """Users by requests, and days on which one asked far more than usual."""
     report, total = page.report, found.use.count
-    report.table(f"Users by requests (the first {len(found.users)})",
-                 ("user", "requests", "share", "days", "5xx", "4xx"),
-                 [(one.who or "(nobody logged in)", f"{one.count:,}", f"{one.count / total:.1%}", one.days, one.errors,
-                   one.refused) for one in found.users])  # fmt: skip
-    report.table("Days of users that are unlike others", ("day", "user", "requests", "usual", "why"),
-                 [(one.day, one.who, f"{one.count:,}", f"{one.usual:,.0f}", one.why)
-                  for one in found.unusual[:SHOWN]])  # fmt: skip
+    report.table(
+        f"Users by requests (the first {len(found.users)})",
+        ("user", "requests", "share", "days", "5xx", "4xx"),
+        [
+            (
+                one.who or "(nobody logged in)",
+                f"{one.count:,}",
+                f"{one.count / total:.1%}",
+                one.days,
+                one.errors,
+                one.refused,
+            )
+            for one in found.users
+        ],
+    )
+    report.table(
+        "Days of users that are unlike others",
+        ("day", "user", "requests", "usual", "why"),
+        [(one.day, one.who, f"{one.count:,}", f"{one.usual:,.0f}", one.why) for one in found.unusual[:SHOWN]],
+    )
     known = [one for one in found.users if one.who]
     if not known:
         page.not_measured("API use by user", "no request tells its user_id", "the application logs it: docs/routine.md")
         return "no user is known"
     told = "; ".join(f"{one.who} on {one.day}: {one.count:,}, {one.why}" for one in found.unusual[:3])
-    report.expect("API use unlike other days", not found.unusual, "ask them, or check-rate-limits: is it a script, or "
-                  "a stolen login? search-audit-log shows where it came from", value=told or "none",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "API use unlike other days",
+        not found.unusual,
+        "ask them, or check-rate-limits: is it a script, or a stolen login? search-audit-log shows where it came from",
+        value=told or "none",
+    )
     return f"{len(found.unusual)} unusual days of users; most: {known[0].who} with {known[0].count / total:.0%}"

@@ -14,9 +14,9 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.infrastructure.images.bases import judge_release
 from flows.routine.sources.evidence import Evidence
-from runbook.page.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import size
 from tasks.application.versions import read_versions
 from tasks.docker.bases import support_of
 from tasks.host.disk import Disk, disk_on
@@ -107,17 +107,30 @@ def tell_capacity(report: Report, evidence: Evidence, env: Environment, since: d
     monthly = sum(max(one.monthly_bytes, 0) for one in grown if one.known)
     for path, disk in disks.items() if monthly else ():
         months = disk.free_bytes / monthly
-        report.expect(f"disk of {path}", months >= full_months, "add disk, or keep fewer backups (prune-backups)",
-                      value=f"full in {months:.0f} months at {size(int(monthly))} a month",
-                      expected=f"not within {full_months} months", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"disk of {path}",
+            months >= full_months,
+            "add disk, or keep fewer backups (prune-backups)",
+            value=f"full in {months:.0f} months at {size(int(monthly))} a month",
+            expected=f"not within {full_months} months",
+        )
 
 
 def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) -> None:
     """By month, as the backups that were verified had it."""
     months = sorted({month for one in grown for month in one.by_month()})
-    report.table("Capacity trend (size of backups)", ("of", *months, "a month"),
-                 [(one.of, *(size(one.by_month()[month]) if month in one.by_month() else "" for month in months),
-                   size(int(one.monthly_bytes)) if one.known else "not known") for one in grown])  # fmt: skip
+    report.table(
+        "Capacity trend (size of backups)",
+        ("of", *months, "a month"),
+        [
+            (
+                one.of,
+                *(size(one.by_month()[month]) if month in one.by_month() else "" for month in months),
+                size(int(one.monthly_bytes)) if one.known else "not known",
+            )
+            for one in grown
+        ],
+    )
     if not any(one.known for one in grown):
         evidence.lacks("capacity trend", "no two reports of verify-backup are a month apart")
 
@@ -150,10 +163,17 @@ def tell_incidents(report: Report, env: Environment, since: datetime) -> int:
         if bad:
             rows.append((len(bad), len(runs), name, f"{bad[0].started:%Y-%m-%d %H:%M}", _why(bad[0])))
             still += [name] * (runs[0] is bad[0])
-    report.table("Incidents: CRITICAL reports by runbook", ("times", "of reports", "runbook", "last (UTC)", "why"),
-                 sorted(rows, reverse=True)[:SHOWN])  # fmt: skip
-    report.expect("no runbook's last report is CRITICAL", not still, "launch each of them again, and do what it says",
-                  value=", ".join(still[:10]) or "none", otherwise=Status.WARN)  # fmt: skip
+    report.table(
+        "Incidents: CRITICAL reports by runbook",
+        ("times", "of reports", "runbook", "last (UTC)", "why"),
+        sorted(rows, reverse=True)[:SHOWN],
+    )
+    report.prefer(
+        "no runbook's last report is CRITICAL",
+        not still,
+        "launch each of them again, and do what it says",
+        value=", ".join(still[:10]) or "none",
+    )
     return all_
 
 
@@ -182,8 +202,14 @@ def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]
         yield "PostgreSQL", node.service, where, role
     if env.has("postgres"):
         hint = "two take writes: fence one of them now (docs/failover.md)" if primaries else "see what does not answer"
-        evidence.report.expect("one primary", primaries == 1, hint, value=primaries, expected=1,
-                               otherwise=Status.CRITICAL if primaries else Status.WARN)  # fmt: skip
+        evidence.report.require(
+            "one primary",
+            primaries == 1,
+            hint,
+            value=primaries,
+            expected=1,
+            worst=Status.CRITICAL if primaries else Status.WARN,
+        )
 
 
 def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:

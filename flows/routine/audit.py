@@ -14,9 +14,10 @@ from blocks.environment import Environment
 from flows.routine.sources.evidence import Evidence
 from runbook.errors import OpsError
 from runbook.files.chain import verify_chain
-from runbook.page.render import key, size
+from runbook.page.render import key
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import size
 from tasks.application.versions import read_versions
 from tasks.host.service_accounts import read_accounts
 from tasks.logs.figures.users import read_users
@@ -53,13 +54,14 @@ def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le
         for name in leaking:
             del evidence.files[name]
         told = f"left out: {', '.join(leaking)}" if leaking else f"{len(evidence.secrets)} looked for"
-        report.expect("no secret is in the archive", not leaking, "change that secret: it stands where it must not",
-                      value=told)  # fmt: skip
+        report.require(
+            "no secret is in the archive", not leaking, "change that secret: it stands where it must not", value=told
+        )
         path = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}-{key(report)}-{env.name}.tar.gz"
         about = {"environment": env.name, "collected": report.started_at, "days": days, "missing": evidence.missing}
         sealed = seal(path, evidence.files, about, report.started)
         wrong = verify_sealed.after(sealed)(path)
-        report.expect("the archive is as its manifest says", not wrong, "collect it again", value="; ".join(wrong[:5]))
+        report.require("the archive is as its manifest says", not wrong, "collect it again", value="; ".join(wrong[:5]))
         report.fact("archive", f"{path}, {size(sealed.bytes)}, {sealed.files} files")
         report.fact("SHA-256 of the archive", sealed.sha256)
         evidence.tell_missing()
@@ -104,19 +106,34 @@ def _reports(report: Report, evidence: Evidence, env: Environment, since: dateti
     problems = evidence.ask(name, lambda: _broken(env.reports_directory))
     if problems is None:
         return
-    report.expect(name, not problems, "find out who changed what: the reports in Prefect have the hashes as they were",
-                  value="; ".join(problems[:5]) or "whole")  # fmt: skip
+    report.require(
+        name,
+        not problems,
+        "find out who changed what: the reports in Prefect have the hashes as they were",
+        value="; ".join(problems[:5]) or "whole",
+    )
     found = list(filed(env.reports_directory, env.name, since=since))
-    index = [{"file": one.path.name, "runbook": one.runbook, "status": one.status, "started": one.started,
-              "hash": one.content.get("hash")} for one in found]  # fmt: skip
+    index = [
+        {
+            "file": one.path.name,
+            "runbook": one.runbook,
+            "status": one.status,
+            "started": one.started,
+            "hash": one.content.get("hash"),
+        }
+        for one in found
+    ]
     evidence.add(f"reports/{env.name}/index.json", {"problems": problems, "reports": index})
     for one in found:
         if one.path.stem.endswith(WHOLE):
             evidence.add(f"reports/{env.name}/{one.path.name}", one.content)
     critical = sum(one.status == Status.CRITICAL for one in found)
     report.fact(f"reports ({env.name})", f"{len(found):,}, {critical:,} of them CRITICAL")
-    drills = [(f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get("scenario", "")) for one in found
-              if one.path.stem.endswith(f"-{DRILL}")]  # fmt: skip
+    drills = [
+        (f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get("scenario", ""))
+        for one in found
+        if one.path.stem.endswith(f"-{DRILL}")
+    ]
     report.table(f"Drills ({env.name})", ("began", "status", "scenario"), drills)
 
 
@@ -135,13 +152,23 @@ def _postgres(report: Report, evidence: Evidence, env: Environment) -> None:
         evidence.lacks("pg_hba.conf", f"{env.postgres.admin_user} may not read it")
     evidence.add("access/postgres.json", {"roles": found.roles, "rights": found.rights, "rules": found.rules})
     evidence.add("settings/postgres.json", found.settings)
-    report.table("Database roles", ("role", "attributes", "member of", "password"),
-                 [(role.name, ", ".join(role.attributes), ", ".join(role.of), _yes(role.has_password))
-                  for role in found.roles[:SHOWN]])  # fmt: skip
+    report.table(
+        "Database roles",
+        ("role", "attributes", "member of", "password"),
+        [
+            (role.name, ", ".join(role.attributes), ", ".join(role.of), _yes(role.has_password))
+            for role in found.roles[:SHOWN]
+        ],
+    )
     masters = [role.name for role in found.roles if {"superuser", "login"} <= set(role.attributes)]
     others = [name for name in masters if name != env.postgres.admin_user]
-    report.expect("superusers of the database", not others, "ALTER ROLE … NOSUPERUSER, where it is not needed",
-                  value=", ".join(masters), expected=env.postgres.admin_user, otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "superusers of the database",
+        not others,
+        "ALTER ROLE … NOSUPERUSER, where it is not needed",
+        value=", ".join(masters),
+        expected=env.postgres.admin_user,
+    )
 
 
 def _yes(value: bool | None) -> str:
@@ -154,12 +181,19 @@ def _redis(report: Report, evidence: Evidence, env: Environment) -> None:
         return
     evidence.add("access/redis.json", found.users)
     evidence.add("settings/redis.json", found.settings)
-    report.table("Redis users", ("user", "flags", "passwords", "commands", "keys"),
-                 [(user.name, ", ".join(user.flags), user.passwords, user.commands, user.keys)
-                  for user in found.users[:SHOWN]])  # fmt: skip
+    report.table(
+        "Redis users",
+        ("user", "flags", "passwords", "commands", "keys"),
+        [(user.name, ", ".join(user.flags), user.passwords, user.commands, user.keys) for user in found.users[:SHOWN]],
+    )
     unlocked = [user.name for user in found.users if user.open]
-    report.expect("Redis users without a password", not unlocked, "ACL SETUSER … >password, or requirepass",
-                  value=", ".join(unlocked) or "none", expected="none", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "Redis users without a password",
+        not unlocked,
+        "ACL SETUSER … >password, or requirepass",
+        value=", ".join(unlocked) or "none",
+        expected="none",
+    )
 
 
 def _services(report: Report, evidence: Evidence, env: Environment) -> None:
@@ -170,11 +204,19 @@ def _services(report: Report, evidence: Evidence, env: Environment) -> None:
     if not accounts:
         report.leave_out("services")
     evidence.add("access/services.json", accounts)
-    report.table("Users of services", ("service", "user"),
-                 [(f"{one.role} ({one.service})", one.user or "not measured") for one in accounts])  # fmt: skip
+    report.table(
+        "Users of services",
+        ("service", "user"),
+        [(f"{one.role} ({one.service})", one.user or "not measured") for one in accounts],
+    )
     roots = [one.role for one in accounts if one.is_root]
-    report.expect("services that run as root", not roots, "give each a user of its own: User= in its unit",
-                  value=", ".join(roots) or "none", expected="none", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "services that run as root",
+        not roots,
+        "give each a user of its own: User= in its unit",
+        value=", ".join(roots) or "none",
+        expected="none",
+    )
 
 
 def _users(report: Report, evidence: Evidence, env: Environment, *, since: datetime) -> None:
@@ -182,9 +224,14 @@ def _users(report: Report, evidence: Evidence, env: Environment, *, since: datet
     if found is None:
         return
     evidence.add("access/application_users.json", found.users)
-    report.table("Users of the application, the last to come", ("user", "events", "failed", "addresses", "last"),
-                 [(evidence.shown(user.who), user.events, user.failed, user.addresses, f"{user.last:%Y-%m-%d %H:%M}")
-                  for user in found.users[:SHOWN]])  # fmt: skip
+    report.table(
+        "Users of the application, the last to come",
+        ("user", "events", "failed", "addresses", "last"),
+        [
+            (evidence.shown(user.who), user.events, user.failed, user.addresses, f"{user.last:%Y-%m-%d %H:%M}")
+            for user in found.users[:SHOWN]
+        ],
+    )
     report.fact("users of the application", f"{len(found.users):,} in the audit log")
     if found.bad:
         evidence.lacks("lines of the audit log", f"{found.bad:,} are no JSON")
@@ -200,8 +247,11 @@ def _versions(report: Report, evidence: Evidence, env: Environment) -> None:
         if not one.version:
             evidence.lacks(f"version of {one.product} ({one.where})", one.problem)
     evidence.add("versions.json", versions)
-    report.table("Versions", ("what", "where", "version"),
-                 [(one.product, one.where, one.version or "not measured") for one in versions])  # fmt: skip
+    report.table(
+        "Versions",
+        ("what", "where", "version"),
+        [(one.product, one.where, one.version or "not measured") for one in versions],
+    )
 
 
 def _described(env: Environment) -> dict[str, object]:

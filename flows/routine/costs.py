@@ -98,7 +98,7 @@ def judge_tokens(page: Page, month: str = "") -> str | None:
     if told and told.endswith(" in 0 calls"):
         message = page.env.logs.ai_message
         why = f"the log has no line “{message}” of this month" if message else "[logs] ai_message is not configured"
-        page.not_measured("AI tokens", why, "is it the application's own log? docs/ai-providers.md")  # fmt: skip
+        page.not_measured("AI tokens", why, "is it the application's own log? docs/ai-providers.md")
     return told
 
 
@@ -139,9 +139,13 @@ def read_months(page: Page, first: date) -> Mapping[str, Month]:
     def month(name: str, found: list[tokens.Use]) -> Month:
         costs = [cost for use in found if (cost := use.cost(prices)) is not None]
         whole = began is not None and began <= datetime.fromisoformat(f"{name}-01").replace(tzinfo=env.zone)
-        return Month(sum(use.calls for use in found), sum(use.total for use in found), sum(costs) if costs else None,
-                     whole and not damaged,
-                     len(costs) == len(found) and not any(use.tokenless or use.unsplit for use in found))  # fmt: skip
+        return Month(
+            sum(use.calls for use in found),
+            sum(use.total for use in found),
+            sum(costs) if costs else None,
+            whole and not damaged,
+            len(costs) == len(found) and not any(use.tokenless or use.unsplit for use in found),
+        )
 
     return {name: month(name, found) for name, found in by_month.items()}
 
@@ -237,8 +241,11 @@ def tell_sums(page: Page, found: list[Sum]) -> None:
     lines = [Bar(one.month, (_number(one.total),), one.total) for one in found]
     page.report.attach(Evidence("Cost by month", svg=bars(lines)))
     if found and found[-1].total == UNKNOWN and any(map(page.env.has, ("cloud", "ai_providers"))):
-        page.not_measured("what this month cost", "neither a bill nor prices of AI models could be read",
-                          "add [cloud], and [ai_providers] with prices, to the environment's TOML")  # fmt: skip
+        page.not_measured(
+            "what this month cost",
+            "neither a bill nor prices of AI models could be read",
+            "add [cloud], and [ai_providers] with prices, to the environment's TOML",
+        )
 
 
 def _number(text: str) -> float:

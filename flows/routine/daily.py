@@ -21,12 +21,12 @@ from flows.redis.memory.findings import judge_memory
 from flows.routine.page import Page
 from flows.routine.sources.past import AHEAD, CLOCKS, is_ahead
 from flows.routine.sources.places import read_places
-from runbook import clock
+from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.kinds import Pending
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.application.health import NO_HEALTH, Health, health_checks, wait_healthy
 from tasks.backups.catalogue import Backup
 from tasks.backups.retention import Stored, read_stores
@@ -72,7 +72,7 @@ def _judge_health(page: Page, asked: Mapping[str, Pending[Health]]) -> None:
     hint = page.launch("diagnose-application")
     for name, pending in asked.items():
         if health := page.part(name, pending.result, hint=hint, otherwise=Status.CRITICAL):
-            page.report.expect(name, True, "", value=f"{' and '.join(health.targets)} answers well")
+            page.report.passed(name, value=f"{' and '.join(health.targets)} answers well")
     page.report.fact("health", f"asked: {', '.join(asked)}" if asked else NO_HEALTH)
 
 
@@ -91,9 +91,7 @@ def _count_errors(page: Page) -> None:
     ahead = Conditions().within(end + CLOCKS, None).levels(LEVELS)
     with reading(files, env.zone, since=since - timedelta(hours=HOURS), names=env.logs.fields) as source:
         bad = source.pick_each(
-            picked=wanted.choice(errors.COLUMNS),
-            undated=wanted.undated(),
-            ahead=ahead.choice({"time": "time"}),
+            picked=wanted.choice(errors.COLUMNS), undated=wanted.undated(), ahead=ahead.choice({"time": "time"})
         )
         found = errors.kinds(source, since)
         timeless = count_undated(source)
@@ -102,23 +100,33 @@ def _count_errors(page: Page) -> None:
     count = sum(one.count for one in found)
     hint = f"{page.launch('summarise-errors')} says what is new and when it began"
     worst = found[0].text[:60] if found else "none"
-    page.judge("logs.errors.day_count", count, hint, of=f"last {HOURS} h, most: {masked(worst)}")
+    page.judge(metrics.LOG_ERRORS, count, hint, of=f"last {HOURS} h, most: {masked(worst)}")
     if timeless:
-        report.warn("errors without a time", "they may be of today: correct the application's formatter (§6.1)",
-                    value=f"{timeless:,}, in no count")  # fmt: skip
+        report.warn(
+            "errors without a time",
+            "they may be of today: correct the application's formatter (§6.1)",
+            value=f"{timeless:,}, in no count",
+        )
     if future:
-        report.warn("errors of the future", "correct the clock of the application's host, or of this one",
-                    value=f"{future:,}, in no count")  # fmt: skip
+        report.warn(
+            "errors of the future",
+            "correct the clock of the application's host, or of this one",
+            value=f"{future:,}, in no count",
+        )
     began = begins_at(files[0], env.logs.field("timestamp"))
     if began is None or began > since:
         page.log_begins("all of the day's errors", began, "look at how it is rotated: check-logging")
     if files[-1].modified < since:
         page.not_measured("the log", f"nothing was written to it for {HOURS} h", "does the application log elsewhere?")
     report.fact("errors", f"{count:,} in {HOURS} h")
-    report.table(f"Errors of the last {HOURS} h (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
-                 ("lines", "the day before", "level", "kind", "modules", "last"),
-                 [(one.count, one.before, one.level, masked(one.text)[:200], one.modules, f"{one.last:%m-%d %H:%M:%S}")
-                  for one in found[:SHOWN]])  # fmt: skip
+    report.table(
+        f"Errors of the last {HOURS} h (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
+        ("lines", "the day before", "level", "kind", "modules", "last"),
+        [
+            (one.count, one.before, one.level, masked(one.text)[:200], one.modules, f"{one.last:%m-%d %H:%M:%S}")
+            for one in found[:SHOWN]
+        ],
+    )
 
 
 def judge_disks(page: Page) -> None:
@@ -130,14 +138,19 @@ def judge_disks(page: Page) -> None:
         hint = (
             f"{page.launch('free-disk-emergency')} finds what holds the space; clean-logs, clean-docker, prune-backups"
         )
-        page.judge("host.disk.used_ratio", one.used_ratio, hint, of=f"{shown}; {free}")
+        page.judge(metrics.DISK, one.used_ratio, hint, of=f"{shown}; {free}")
     for place, why in unknown:
         page.not_measured(f"disk of {place.what}", why, f"look at {place.path} there")
     if filled:
         page.report.fact("disk", f"{filled[0].used_ratio:.0%} at most, where {filled[0].what[0]} is")
-    page.report.table("Disks", ("used", "free", "of", "what is on it"),
-                      [(f"{one.used_ratio:.0%}", size(one.disk.free_bytes), size(one.disk.total_bytes),
-                        ", ".join(one.what)) for one in filled])  # fmt: skip
+    page.report.table(
+        "Disks",
+        ("used", "free", "of", "what is on it"),
+        [
+            (f"{one.used_ratio:.0%}", size(one.disk.free_bytes), size(one.disk.total_bytes), ", ".join(one.what))
+            for one in filled
+        ],
+    )
 
 
 def ask_connections(page: Page) -> Judge:
@@ -154,11 +167,16 @@ def _judge_connections(page: Page, pending: Pending[Activity]) -> None:
     if activity is None:
         return
     judge_used(page.report, activity)
-    page.report.fact("connections", f"{len(activity.clients) + 1} of {activity.limits.most}, "
-                     f"{activity.limits.reserved} of them reserved")  # fmt: skip
+    page.report.fact(
+        "connections",
+        f"{len(activity.clients) + 1} of {activity.limits.most}, {activity.limits.reserved} of them reserved",
+    )
     if activity.hidden:
-        page.not_measured("what sessions do", f"{activity.hidden} sessions hide it: the counts are too low",
-                          f"make {page.env.postgres.admin_user} a member of pg_read_all_stats")  # fmt: skip
+        page.not_measured(
+            "what sessions do",
+            f"{activity.hidden} sessions hide it: the counts are too low",
+            f"make {page.env.postgres.admin_user} a member of pg_read_all_stats",
+        )
 
 
 def ask_wraparound(page: Page) -> Judge:
@@ -179,8 +197,9 @@ def ask_redis(page: Page) -> Judge:
     if not page.names("redis"):
         return lambda: None
     pending = read_sentinels.submit(page.env.redis)
-    return lambda: page.part("Redis", lambda: _judge_redis(page, pending), hint=page.launch("diagnose-redis"),
-                             otherwise=Status.CRITICAL)  # fmt: skip
+    return lambda: page.part(
+        "Redis", lambda: _judge_redis(page, pending), hint=page.launch("diagnose-redis"), otherwise=Status.CRITICAL
+    )
 
 
 def _judge_redis(page: Page, pending: Pending[Watch]) -> None:
@@ -197,11 +216,15 @@ def ask_load(page: Page) -> Judge:
 
 
 def _judge_load(page: Page, report: Report, found: Load) -> None:
-    page.judge("host.load.per_processor", found.load_ratio, "look who takes them: top; is a backup running?",
-               of=f"{found.load:.1f} of {found.processors} processors, 15 min", worst=Status.WARN)  # fmt: skip
+    page.judge(
+        metrics.LOAD,
+        found.load_ratio,
+        "look who takes them: top; is a backup running?",
+        of=f"{found.load:.1f} of {found.processors} processors, 15 min",
+        worst=Status.WARN,
+    )
     free = f"{size(found.available_bytes)} of {size(found.memory_bytes)} to be had"
-    page.judge("host.memory.used_ratio", found.memory_ratio, "look who takes it: top, by memory", of=free,
-               worst=Status.WARN)  # fmt: skip
+    page.judge(metrics.MEMORY, found.memory_ratio, "look who takes it: top, by memory", of=free, worst=Status.WARN)
     report.fact("this host", f"load {found.load:.1f} on {found.processors} processors; memory: {free}")
 
 
@@ -276,16 +299,19 @@ def _judge_resource(page: Page, reach: Reach, resource: Resource) -> None:
     stored, name = reach.stored["backups", resource], f"newest backup of {resource}"
     take = page.launch(TAKEN_BY[resource])
     if isinstance(stored, OpsError):
-        page.report.expect(name, False, stored.hint, value=f"not measured: {stored.message}")
+        page.report.fail(name, stored.hint, value=f"not measured: {stored.message}")
         return
     for bad in stored.unreadable:
         page.report.warn(f"{bad} in the store", "look at it: its manifest cannot be read", value="not known")
     if ahead := stored.from_the_future():
-        page.report.warn(f"clock, by the backups of {resource}", "correct the clock of who took them",
-                         value=f"of the future: {', '.join(ahead[:3])}")  # fmt: skip
+        page.report.warn(
+            f"clock, by the backups of {resource}",
+            "correct the clock of who took them",
+            value=f"of the future: {', '.join(ahead[:3])}",
+        )
     there = [one for one in stored.backups if one.age_seconds >= 0]
     if not there:
-        page.report.expect(name, False, f"{take} takes one now", value="there is none")
+        page.report.fail(name, f"{take} takes one now", value="there is none")
         return
     _judge_age(page, reach, resource, there[-1], take)
     _judge_proof(page, resource, there)
@@ -299,15 +325,22 @@ def _judge_age(page: Page, reach: Reach, resource: Resource, newest: Backup, tak
     best, rpo = reach.best(resource, "data corrupted"), f"at most {duration(env.rpo_seconds)} (RPO)"
     loss = best.loss_seconds(reach.now) if best else None
     if newest.failed:
-        page.report.expect(f"newest backup of {resource}", False, f"{take} takes another; its report says why",
-                           value=f"{newest.name} did not stand its proof ({newest.failed})")  # fmt: skip
+        page.report.fail(
+            f"newest backup of {resource}",
+            f"{take} takes another; its report says why",
+            value=f"{newest.name} did not stand its proof ({newest.failed})",
+        )
     if age > env.rpo_seconds and best and loss is not None and best.means != "backup" and loss <= env.rpo_seconds:
-        page.report.expect(f"newest backup of {resource}", age <= WEEKLY.total_seconds(), f"{take} takes one now",
-                           value=f"{told}; {best.told} loses {duration(loss)}", expected=rpo,
-                           otherwise=Status.WARN)  # fmt: skip
+        page.report.prefer(
+            f"newest backup of {resource}",
+            age <= WEEKLY.total_seconds(),
+            f"{take} takes one now",
+            value=f"{told}; {best.told} loses {duration(loss)}",
+            expected=rpo,
+        )
         return
     hint = f"{take} takes one now; a daily one cannot hold {duration(env.rpo_seconds)}: archive WAL, or take it oftener"
-    page.judge("backup.age_seconds", age, hint, of=f"{resource}: {told}, RPO {duration(env.rpo_seconds)}")
+    page.judge(metrics.BACKUP_AGE, age, hint, of=f"{resource}: {told}, RPO {duration(env.rpo_seconds)}")
 
 
 def _judge_proof(page: Page, resource: Resource, there: list[Backup]) -> None:
@@ -316,10 +349,13 @@ def _judge_proof(page: Page, resource: Resource, there: list[Backup]) -> None:
     page.report.fact(f"last proven backup of {resource}", proven or "never")
     at = datetime.fromisoformat(proven) if proven else None
     well = at is not None and not is_ahead(at) and clock.now() - at <= WEEKLY
-    page.report.expect(f"a backup of {resource} was proven by a restore", well,
-                       f"{page.launch('verify-backup', kind=_KIND[resource])} restores one beside, and compares it",
-                       value=f"last at {proven}" if proven else "never", expected=f"within {WEEKLY.days} days",
-                       otherwise=Status.WARN)  # fmt: skip
+    page.report.prefer(
+        f"a backup of {resource} was proven by a restore",
+        well,
+        f"{page.launch('verify-backup', kind=_KIND[resource])} restores one beside, and compares it",
+        value=f"last at {proven}" if proven else "never",
+        expected=f"within {WEEKLY.days} days",
+    )
 
 
 _KIND: dict[Resource, str] = {"database": "postgres", "redis": "redis", "files": "files"}
@@ -343,6 +379,11 @@ def _judge_bases(page: Page) -> None:
     well = newest is not None and newest.age_seconds <= WEEKLY.total_seconds() and not newest.failed
     value = f"{newest.name} is {duration(newest.age_seconds)} old" if newest else "there is none"
     failed = f"; it did not stand its proof ({newest.failed})" if newest and newest.failed else ""
-    page.report.expect("newest base backup", well, f"{page.launch('backup-cluster')} takes one", value=value + failed,
-                       expected=f"within {WEEKLY.days} days",
-                       otherwise=Status.WARN if newest else Status.CRITICAL)  # fmt: skip
+    page.report.require(
+        "newest base backup",
+        well,
+        f"{page.launch('backup-cluster')} takes one",
+        value=value + failed,
+        expected=f"within {WEEKLY.days} days",
+        worst=Status.WARN if newest else Status.CRITICAL,
+    )

@@ -10,10 +10,12 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
+from runbook import metrics
 from runbook.errors import OpsError
+from runbook.metrics import CATALOGUE, Metric
 from runbook.page.plots import Bar, bars
-from runbook.report import Evidence, Report, Status
+from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.application.health import wait_healthy
 from tasks.faults.disposable import where_disposable
@@ -90,7 +92,7 @@ def _run(report: Report, env: Environment, load: Load) -> None:
     report_results(report, env, load, driven, taken)
     health = wait_healthy(env.application, seconds=AFTER_SECONDS)
     if health.configured:
-        report.expect("healthy after it", True, "", value=health.answer)
+        report.passed("healthy after it", value=health.answer)
     else:
         report.fact("health", health.answer)
 
@@ -112,8 +114,10 @@ def report_results(report: Report, env: Environment, load: Load, driven: Driven,
     """Everything about one test."""
     found = driven.results
     report.table(TABLE, COLUMNS, [one.row for one in (*found.endpoints, found.whole)])
-    drawn = [Bar(one.name, (one.p95,), f"p50 {one.p50:.2f} · p95 {one.p95:.2f} · p99 {one.p99:.2f} s")
-             for one in (*found.endpoints, found.whole)]  # fmt: skip
+    drawn = [
+        Bar(one.name, (one.p95,), f"p50 {one.p50:.2f} · p95 {one.p95:.2f} · p99 {one.p99:.2f} s")
+        for one in (*found.endpoints, found.whole)
+    ]
     report.attach(Evidence("p95 by endpoint", svg=bars(drawn)))
     if found.failures:
         report.table("Failed requests (they may lack the last second)", ("endpoint", "error", "times"), found.failures)
@@ -122,58 +126,79 @@ def report_results(report: Report, env: Environment, load: Load, driven: Driven,
     _judge_errors(report, env, found.whole)
     _judge_coverage(report, env, load, found)
     _judge_saturation(report, env, taken)
-    report.expect("the generator was not the limit", driven.generator <= GENERATOR,
-                  "Locust had no processor left: the times are its own too; use fewer users, or another host",
-                  value=f"{driven.generator:.0%} of a processor", expected=f"at most {GENERATOR:.0%}",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "the generator was not the limit",
+        driven.generator <= GENERATOR,
+        "Locust had no processor left: the times are its own too; use fewer users, or another host",
+        value=f"{driven.generator:.0%} of a processor",
+        expected=f"at most {GENERATOR:.0%}",
+    )
     _compare(report, env, load, found)
     whole = found.whole
-    report.outcome = (f"{whole.requests:,} requests, {whole.per_second:.1f}/s, p95 {whole.p95:.2f} s, "
-                      f"{whole.error_ratio:.1%} failed")  # fmt: skip
+    report.outcome = (
+        f"{whole.requests:,} requests, {whole.per_second:.1f}/s, p95 {whole.p95:.2f} s, {whole.error_ratio:.1%} failed"
+    )
 
 
-def _limit(env: Environment, metric: str) -> float:
+def _limit(env: Environment, metric: Metric) -> float:
     """The alarm of 付録B, or the first of the metric's two limits."""
-    return METRICS[metric].limit(env.limits) if metric in METRICS else env.limits[metric][0]
+    return ALARMS[metric.name].limit(env.limits) if metric.name in ALARMS else env.limits[metric.name][0]
 
 
 def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
-    most = _limit(env, "api.response_seconds")
-    report.expect(f"{one.name}: response time", one.p95 <= most,
-                  "look at what was saturated below, at review-performance (slow queries), and at check-ai-providers",
-                  value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s", expected=f"p95 at most {most:g} s",
-                  otherwise=Status.WARN)  # fmt: skip
-    ratio = _limit(env, "api.error_ratio")
-    report.expect(f"{one.name}: errors", one.error_ratio <= ratio,
-                  "search-logs by level ERROR for these minutes; check-ai-providers where only the AI's answers fail",
-                  value=f"{one.error_ratio:.1%} of {one.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
+    most = _limit(env, metrics.API_RESPONSE)
+    report.prefer(
+        f"{one.name}: response time",
+        one.p95 <= most,
+        "look at what was saturated below, at review-performance (slow queries), and at check-ai-providers",
+        value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s",
+        expected=f"p95 at most {most:g} s",
+    )
+    ratio = _limit(env, metrics.API_ERRORS)
+    report.require(
+        f"{one.name}: errors",
+        one.error_ratio <= ratio,
+        "search-logs by level ERROR for these minutes; check-ai-providers where only the AI's answers fail",
+        value=f"{one.error_ratio:.1%} of {one.requests}",
+        expected=f"at most {ratio:.0%}",
+    )
 
 
 def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
-    ratio = _limit(env, "api.error_ratio")
-    report.expect("errors of all requests", whole.error_ratio <= ratio,
-                  "the endpoints above say which; this load is more than the system takes",
-                  value=f"{whole.error_ratio:.1%} of {whole.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
+    ratio = _limit(env, metrics.API_ERRORS)
+    report.require(
+        "errors of all requests",
+        whole.error_ratio <= ratio,
+        "the endpoints above say which; this load is more than the system takes",
+        value=f"{whole.error_ratio:.1%} of {whole.requests}",
+        expected=f"at most {ratio:.0%}",
+    )
 
 
 def _judge_coverage(report: Report, env: Environment, load: Load, found: Results) -> None:
     """What nobody asked was not measured."""
     steps = env.application.load_test
     missing = [one.title for one in steps if not found.of(one.title) and (not one.ai or load.ai_answers)]
-    report.expect("every endpoint was measured", not missing, "let it run longer, or with more users",
-                  value=f"not measured: {', '.join(missing)}" if missing else "yes", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "every endpoint was measured",
+        not missing,
+        "let it run longer, or with more users",
+        value=f"not measured: {', '.join(missing)}" if missing else "yes",
+    )
     if not load.ai_answers and any(one.ai for one in steps):
         report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: none were asked for")
     if refused := sum(seen.requests for one in steps if one.ai and (seen := found.of(limited(one.title)))):
-        report.warn("AI answers were refused by the limit per user",
-                    "raise the application's own limit in this environment, or lower ai_answers",
-                    value=f"{refused} times")  # fmt: skip
+        report.warn(
+            "AI answers were refused by the limit per user",
+            "raise the application's own limit in this environment, or lower ai_answers",
+            value=f"{refused} times",
+        )
 
 
 def _judge_saturation(report: Report, env: Environment, taken: Saturation) -> None:
     rows = list[tuple[str, ...]]()
     for metric in SATURABLE:
-        most = _limit(env, metric)
+        most = _limit(env, CATALOGUE[metric])
         samples = taken.samples.get(metric, [])
         if not samples:
             why = taken.missing.get(metric, "the test was too short for a second sample")
@@ -181,8 +206,7 @@ def _judge_saturation(report: Report, env: Environment, taken: Saturation) -> No
             continue
         mean, top = sum(samples) / len(samples), max(samples)
         rows.append((metric, str(len(samples)), f"{mean:.1%}", f"{top:.1%}", f"{most:.0%}"))
-        report.expect(metric, top <= most, HINTS[metric], value=f"at most {top:.0%}", expected=f"at most {most:.0%}",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(metric, top <= most, HINTS[metric], value=f"at most {top:.0%}", expected=f"at most {most:.0%}")
         if problem := taken.missing.get(metric):
             report.warn(f"{metric} during the test", "it did not answer at times: see its log", value=problem)
     report.table("Saturation during the test", ("metric", "samples", "mean", "most", "saturated above"), rows)
@@ -203,8 +227,10 @@ def _compare(report: Report, env: Environment, load: Load, found: Results) -> No
     past = [one for one in islice(filed(env.reports_directory, env.name, RUNBOOK), 4 * MOST) if one.rows(TABLE)][:MOST]
     rows = [(f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get(FACT, ""), *_whole(one)[1:]) for one in past]
     report.table("The tests before", ("began", "status", "load", *COLUMNS[1:]), rows)
-    drawn = [Bar(f"{one.started:%Y-%m-%d}", (float(_whole(one)[5]),), f"p95 {_whole(one)[5]} s, {one.facts.get(FACT)}")
-             for one in reversed(past)]  # fmt: skip
+    drawn = [
+        Bar(f"{one.started:%Y-%m-%d}", (float(_whole(one)[5]),), f"p95 {_whole(one)[5]} s, {one.facts.get(FACT)}")
+        for one in reversed(past)
+    ]
     drawn.append(Bar("this test", (found.whole.p95,), f"p95 {found.whole.p95:.3f} s"))
     report.attach(Evidence("p95 of all requests, test by test", svg=bars(drawn)))
     same = next((one for one in past if one.facts.get(FACT) == load.told and one.status != "CRITICAL"), None)
@@ -217,9 +243,13 @@ def _compare(report: Report, env: Environment, load: Load, found: Results) -> No
         now = found.whole if row[0] == found.whole.name else found.of(row[0])
         if now and now.p95 > float(row[5]) * SLOWER and now.p95 - float(row[5]) > SLOWER_SECONDS:
             slower.append(f"{row[0]}: p95 {row[5]} → {now.p95:.3f} s")
-    report.expect("as fast as the last time", not slower, "what changed since: a release, settings, data, the host",
-                  value="; ".join(slower) or "yes", expected=f"at most {SLOWER - 1:.0%} slower",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "as fast as the last time",
+        not slower,
+        "what changed since: a release, settings, data, the host",
+        value="; ".join(slower) or "yes",
+        expected=f"at most {SLOWER - 1:.0%} slower",
+    )
 
 
 def _whole(one: Filed) -> list[str]:

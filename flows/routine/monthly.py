@@ -23,9 +23,10 @@ from flows.routine.sources.past import MONTHLY, done, is_ahead, judge_last, link
 from flows.routine.sources.traffic import Traffic, read_traffic
 from flows.routine.sources.trends import judge_trends
 from flows.routine.weekly import LOUD, SCAN, can_scan, judge_alerts
-from runbook.page.render import MARK, size
+from runbook.page.render import MARK
 from runbook.report import NOT_CONFIGURED, Report, Status
 from runbook.run import runbook
+from runbook.units import size
 from tasks.postgres.sessions.statements import Statements, read_statements, sample_waits
 from tasks.postgres.upkeep.autovacuum import read_autovacuum
 from tasks.postgres.upkeep.indexes import read_indexes, read_statistics
@@ -144,12 +145,19 @@ def answered(page: Page, *, box: str) -> str | None:
             continue
         link(page, CHECKLIST, found)
         fresh = not is_ahead(found.finished) and (datetime.now(UTC) - found.finished).days <= QUARTER_DAYS
-        page.report.expect(box, row[2] == "実施" and fresh, page.launch(CHECKLIST, checklist="cost_review"),
-                           value=f"{row[2]} ({row[3]}, {row[4]}) {row[5]}".strip(), otherwise=Status.WARN,
-                           expected=f"実施, within {QUARTER_DAYS} days")  # fmt: skip
+        page.report.prefer(
+            box,
+            row[2] == "実施" and fresh,
+            page.launch(CHECKLIST, checklist="cost_review"),
+            value=f"{row[2]} ({row[3]}, {row[4]}) {row[5]}".strip(),
+            expected=f"実施, within {QUARTER_DAYS} days",
+        )
         return f"{row[2]}: {row[3]}"
-    page.not_measured(box, "only a person can tell, and nobody has answered", page.launch(CHECKLIST,
-                      checklist="cost_review") + " asks for it")  # fmt: skip
+    page.not_measured(
+        box,
+        "only a person can tell, and nobody has answered",
+        page.launch(CHECKLIST, checklist="cost_review") + " asks for it",
+    )
     return None
 
 
@@ -167,18 +175,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "API使用量の異常検知",
     ),
     "データベース": ("VACUUM実行", "インデックス使用状況確認", "スロークエリ分析", "統計情報更新"),
-    "パフォーマンス": (
-        "レスポンスタイム分析",
-        "エラーレート確認",
-        "リソース使用トレンド分析",
-        "ボトルネック特定",
-    ),
-    "コスト": (
-        "クラウドリソース使用量確認",
-        "AIトークン使用量分析",
-        "未使用リソース削減",
-        "コスト最適化施策実施",
-    ),
+    "パフォーマンス": ("レスポンスタイム分析", "エラーレート確認", "リソース使用トレンド分析", "ボトルネック特定"),
+    "コスト": ("クラウドリソース使用量確認", "AIトークン使用量分析", "未使用リソース削減", "コスト最適化施策実施"),
 }
 TABLE = "月次保守チェックリスト"
 COLUMNS = ("", "グループ", "項目", "結果", "次の一手")
@@ -209,7 +207,7 @@ class Sheet:
         if len(report.findings) == before and not told:
             self.page.not_measured(box, "it has no source here", "see the report's other findings")
         if len(report.findings) == before:
-            report.expect(box, True, "", value=told)
+            report.passed(box, value=told)
         found = report.findings[before:]
         bad = max(found, key=lambda one: list(Status).index(one.status))
         unmeasured = bad.status is not Status.OK and all(
@@ -282,8 +280,13 @@ def tests(page: Page) -> str | None:
     link(page, newest.runbook, newest)
     for one in _suites(newest):
         status = Status(one["status"])
-        page.report.expect(f"{newest.runbook}: {one['name']}", status is Status.OK, one["hint"] or "see its report",
-                           value=one["value"], otherwise=status)  # fmt: skip
+        page.report.require(
+            f"{newest.runbook}: {one['name']}",
+            status is Status.OK,
+            one["hint"] or "see its report",
+            value=one["value"],
+            worst=status,
+        )
     return f"{newest.runbook} of {newest.started:%Y-%m-%d}"
 
 
@@ -320,8 +323,9 @@ def patches(page: Page) -> str | None:
     value = f"{len(loud)} high or critical by the scan of {scanned.started:%Y-%m-%d}"
     value += f"; patched since: {told(patched)}" if newer and patched else ""
     hint = f"{page.launch(SCAN)} again" if newer else f"{page.launch(PATCH)} for each, and deploy what it makes"
-    page.report.expect(name, not loud, hint, value=value, expected="none",
-                       otherwise=Status.WARN if newer else Status.CRITICAL)  # fmt: skip
+    page.report.require(
+        name, not loud, hint, value=value, expected="none", worst=Status.WARN if newer else Status.CRITICAL
+    )
     return value
 
 
@@ -361,7 +365,12 @@ def statistics(page: Page) -> str | None:
     never = [table.name for table in filled if table.last_times[2:] == ("never", "never")]
     stale = [f"{table.name}: {table.changed:,} rows changed" for table in filled if table.is_stale]
     launch = page.launch("vacuum-database", mode="analyze")
-    page.report.expect(name, not never and not stale, launch, expected="analyzed, and few changes since",
-                       value="; ".join([*(f"{one}: never analyzed" for one in never[:5]), *stale[:5]])
-                       or f"{len(filled)} tables with rows", otherwise=Status.WARN)  # fmt: skip
+    page.report.prefer(
+        name,
+        not never and not stale,
+        launch,
+        expected="analyzed, and few changes since",
+        value="; ".join([*(f"{one}: never analyzed" for one in never[:5]), *stale[:5]])
+        or f"{len(filled)} tables with rows",
+    )
     return f"{len(filled)} tables with rows, {len(never)} never analyzed, {len(stale)} stale"

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
+from runbook.metrics import Metric
 from runbook.page.form import Forms, read_forms
 from runbook.report import Report, Status
 
@@ -43,7 +44,7 @@ class Page:
         except OpsError as error:
             told = "; ".join(text for text in (hint, error.hint) if text) or "look at it"
             value = f"{NOT_MEASURED}: {error.message}"
-            self.report.expect(name, False, told, value=value, otherwise=otherwise)
+            self.report.fail(name, told, value=value, worst=otherwise)
             return None
 
     def not_measured(self, name: str, why: str, hint: str) -> None:
@@ -63,6 +64,6 @@ class Page:
         told = f"{began.astimezone(self.env.zone):%Y-%m-%d %H:%M} {self.env.zone.key}" if began else "no known time"
         self.not_measured(name, f"the log begins at {told}, later than that", hint)
 
-    def judge(self, metric: str, value: float, hint: str, *, of: str, worst: Status = Status.CRITICAL) -> Status:
-        """`Report.judge` of a rounded value."""
-        return self.report.judge(metric, round(value, 3), hint, of=of, worst=worst)
+    def judge(self, metric: Metric, value: float, hint: str, *, of: str, worst: Status = Status.CRITICAL) -> Status:
+        """`Report.judge`."""
+        return self.report.judge(metric, value, hint, of=of, worst=worst)

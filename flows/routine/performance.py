@@ -13,8 +13,9 @@ from flows.routine.page import Page
 from flows.routine.sources.figures import read_figures
 from flows.routine.sources.traffic import Traffic, read_traffic
 from flows.routine.sources.trends import judge_trends
+from runbook import metrics
 from runbook.page.plots import Bar, bars
-from runbook.report import Evidence, Report, Status
+from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.logs.figures.requests import Use
 from tasks.postgres.sessions.statements import Statement, Statements, Waits, read_statements, sample_waits
@@ -69,20 +70,28 @@ def judge_response(page: Page, found: Traffic) -> str:
     """p95 of all against the alarm, each path that is over it, and whether it became slower."""
     report = page.report
     of = f"p95 of {found.told}; p50 {found.use.p50:,.0f} ms, p99 {found.use.p99:,.0f} ms"
-    page.judge("api.response_seconds", found.use.p95 / 1000, "look at the slow paths below", of=of)
-    limit = report.limit("api.response_seconds")[0] * 1000
+    page.judge(metrics.API_RESPONSE, found.use.p95 / 1000, "look at the slow paths below", of=of)
+    limit = report.limit(metrics.API_RESPONSE)[0] * 1000
     slow = [(name, use) for name, use in found.paths if use.p95 > limit]
     told = "; ".join(f"{name}: p95 {use.p95 / 1000:.1f} s of {use.count:,}" for name, use in slow[:5])
-    report.expect("slow paths", not slow, "look at their statements below; ask the developers for an index or a cache",
-                  value=told or "none", expected=f"p95 of each at most {limit / 1000:g} s",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "slow paths",
+        not slow,
+        "look at their statements below; ask the developers for an index or a cache",
+        value=told or "none",
+        expected=f"p95 of each at most {limit / 1000:g} s",
+    )
     if found.before is None:
         page.report.fact("compared with the days before", "nothing: the log does not reach back so far")
     else:
         slower = found.use.p95 > SLOWER_TIMES * found.before.p95
-        report.expect("slower than the days before", not slower, "what was deployed since? the picture shows the day",
-                      value=f"p95 {found.use.p95:,.0f} ms after {found.before.p95:,.0f} ms",
-                      expected=f"at most {SLOWER_TIMES:g} times", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            "slower than the days before",
+            not slower,
+            "what was deployed since? the picture shows the day",
+            value=f"p95 {found.use.p95:,.0f} ms after {found.before.p95:,.0f} ms",
+            expected=f"at most {SLOWER_TIMES:g} times",
+        )
     return f"p50 {found.use.p50:,.0f} ms, p95 {found.use.p95:,.0f} ms, p99 {found.use.p99:,.0f} ms, {found.told}"
 
 
@@ -90,22 +99,39 @@ def judge_error_rate(page: Page, found: Traffic) -> str:
     """5xx of all requests, and the paths where they are many."""
     use = found.use
     hint = page.launch("summarise-errors")
-    page.judge("api.error_ratio", use.error_ratio, f"{hint} says what fails",
-               of=f"{use.errors:,} of {use.count:,} requests")  # fmt: skip
-    limit = page.report.limit("api.error_ratio")[1]
+    page.judge(
+        metrics.API_ERRORS, use.error_ratio, f"{hint} says what fails", of=f"{use.errors:,} of {use.count:,} requests"
+    )
+    limit = page.report.limit(metrics.API_ERRORS)[1]
     bad = [(name, one) for name, one in found.paths if one.count >= LEAST_REQUESTS and one.error_ratio > limit]
     told = "; ".join(f"{name}: {one.error_ratio:.0%} of {one.count:,}" for name, one in bad[:5])
-    page.report.expect("paths that fail", not bad, f"{hint}; search-logs with fields=path=…", value=told or "none",
-                       expected=f"each at most {limit:.0%}", otherwise=Status.WARN)  # fmt: skip
+    page.report.prefer(
+        "paths that fail",
+        not bad,
+        f"{hint}; search-logs with fields=path=…",
+        value=told or "none",
+        expected=f"each at most {limit:.0%}",
+    )
     return f"{use.error_ratio:.2%} of {use.count:,} requests failed"
 
 
 def tell_paths(page: Page, found: Traffic) -> None:
     """By path, those that took most of the time first."""
     total = found.use.total_seconds or 1
-    rows = [(name, f"{one.count:,}", f"{one.p50:,.0f}", f"{one.p95:,.0f}", f"{one.p99:,.0f}", f"{one.longest:,.0f}",
-             f"{one.total_seconds / total:.1%}", one.errors, one.refused)
-            for name, one in found.paths[:SHOWN]]  # fmt: skip
+    rows = [
+        (
+            name,
+            f"{one.count:,}",
+            f"{one.p50:,.0f}",
+            f"{one.p95:,.0f}",
+            f"{one.p99:,.0f}",
+            f"{one.longest:,.0f}",
+            f"{one.total_seconds / total:.1%}",
+            one.errors,
+            one.refused,
+        )
+        for name, one in found.paths[:SHOWN]
+    ]
     page.report.table(f"Paths (the first {len(rows)} by time of {len(found.paths)})", COLUMNS, rows)
 
 
@@ -126,45 +152,65 @@ def judge_statements(page: Page, found: Statements) -> str:
     report, since = page.report, f"since {found.since} UTC"
     slow = [one for one in found.found if one.mean_ms > SLOW_STATEMENT_MS]
     told = "; ".join(f"{one.mean_ms / 1000:.1f} s × {one.calls:,}: {one.text[:60]}" for one in slow[:3])
-    report.expect("slow statements", not slow, "EXPLAIN (ANALYZE, BUFFERS) them; check-indexes tells missing indexes, "
-                  "check-autovacuum old statistics", value=told or f"none {since}",
-                  expected=f"mean at most {SLOW_STATEMENT_MS / 1000:g} s", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "slow statements",
+        not slow,
+        "EXPLAIN (ANALYZE, BUFFERS) them; check-indexes tells missing indexes, check-autovacuum old statistics",
+        value=told or f"none {since}",
+        expected=f"mean at most {SLOW_STATEMENT_MS / 1000:g} s",
+    )
     if found.hidden:
-        page.not_measured("texts of statements", f"{found.hidden} are hidden from {page.env.postgres.admin_user}",
-                          "make it a member of pg_read_all_stats")  # fmt: skip
+        page.not_measured(
+            "texts of statements",
+            f"{found.hidden} are hidden from {page.env.postgres.admin_user}",
+            "make it a member of pg_read_all_stats",
+        )
     if found.dropped:
-        report.fact("statements forgotten", f"{found.dropped:,} times the rarest were, since pg_stat_statements.max is "
-                    "small")  # fmt: skip
-    report.table(f"Statements by time, {since}",
-                 ("share", "calls", "mean ms", "longest ms", "rows", "blocks read", "temporary blocks", "statement"),
-                 [_statement(one) for one in found.found[:SHOWN]])  # fmt: skip
+        report.fact(
+            "statements forgotten", f"{found.dropped:,} times the rarest were, since pg_stat_statements.max is small"
+        )
+    report.table(
+        f"Statements by time, {since}",
+        ("share", "calls", "mean ms", "longest ms", "rows", "blocks read", "temporary blocks", "statement"),
+        [_statement(one) for one in found.found[:SHOWN]],
+    )
     first = found.found[0] if found.found else None
     return f"{len(slow)} slow; {first.share:.0%} of the time: {first.text[:60]}" if first else f"none {since}"
 
 
 def _statement(one: Statement) -> tuple[object, ...]:
-    return (f"{one.share:.1%}", f"{one.calls:,}", f"{one.mean_ms:,.1f}", f"{one.longest_ms:,.1f}", f"{one.rows:,}",
-            f"{one.read_blocks:,}", f"{one.temporary_blocks:,}", one.text)  # fmt: skip
+    return (
+        f"{one.share:.1%}",
+        f"{one.calls:,}",
+        f"{one.mean_ms:,.1f}",
+        f"{one.longest_ms:,.1f}",
+        f"{one.rows:,}",
+        f"{one.read_blocks:,}",
+        f"{one.temporary_blocks:,}",
+        one.text,
+    )
 
 
-def judge_bottlenecks(
-    page: Page, traffic: Traffic | None, statements: Statements | None, waits: Waits | None
-) -> str:  # fmt: skip
+def judge_bottlenecks(page: Page, traffic: Traffic | None, statements: Statements | None, waits: Waits | None) -> str:
     """Where the time goes: the paths, the statements and the waits that have most of it. What is missing is told where
     it was to be read."""
     rows = [*_path_rows(traffic), *_statement_rows(statements), *_wait_rows(waits)]
     page.report.table("Where the time goes", ("of", "share", "what", "look at"), rows)
     if waits:
         locked = sum(share for event, share in waits.shares if event.startswith("Lock:"))
-        page.report.expect("waiting for locks", waits.busy < LEAST_BUSY or locked < LOCKED_SHARE,
-                           f"{page.launch('check-connections')} shows who blocks whom",
-                           value=f"{locked:.0%} of {waits.busy:.1f} busy sessions", otherwise=Status.WARN,
-                           expected=f"under {LOCKED_SHARE:.0%}")  # fmt: skip
+        page.report.prefer(
+            "waiting for locks",
+            waits.busy < LEAST_BUSY or locked < LOCKED_SHARE,
+            f"{page.launch('check-connections')} shows who blocks whom",
+            value=f"{locked:.0%} of {waits.busy:.1f} busy sessions",
+            expected=f"under {LOCKED_SHARE:.0%}",
+        )
     needed = (("requests", "logs", traffic), ("statements", "postgres", statements), ("waits", "postgres", waits))
     missing = [what for what, part, found in needed if not found and page.names(part)]
     if missing:
-        page.not_measured("all places where time goes", f"{', '.join(missing)} could not be looked at",
-                          "see what is said of them")  # fmt: skip
+        page.not_measured(
+            "all places where time goes", f"{', '.join(missing)} could not be looked at", "see what is said of them"
+        )
     return "; ".join(f"{of}: {what} ({share})" for of, share, what, _ in _firsts(rows)) or "nothing takes any time"
 
 
@@ -175,15 +221,27 @@ def _firsts(rows: Sequence[tuple[str, str, str, str]]) -> list[tuple[str, str, s
 def _path_rows(found: Traffic | None) -> list[tuple[str, str, str, str]]:
     total = found.use.total_seconds if found else 0
     paths = found.paths[:5] if found and total else ()
-    return [("requests", f"{use.total_seconds / total:.0%}",
-             f"{name}: {use.count:,} × {use.total_seconds * 1000 / use.count:,.0f} ms",
-             "its p95 against p50: a few slow calls, or all of them") for name, use in paths]  # fmt: skip
+    return [
+        (
+            "requests",
+            f"{use.total_seconds / total:.0%}",
+            f"{name}: {use.count:,} × {use.total_seconds * 1000 / use.count:,.0f} ms",
+            "its p95 against p50: a few slow calls, or all of them",
+        )
+        for name, use in paths
+    ]
 
 
 def _statement_rows(found: Statements | None) -> list[tuple[str, str, str, str]]:
-    return [("statements", f"{one.share:.0%}", f"{one.calls:,} × {one.mean_ms:,.1f} ms: {one.text[:100]}",
-             "EXPLAIN (ANALYZE, BUFFERS); blocks read and temporary blocks above")
-            for one in (found.found[:5] if found else ())]  # fmt: skip
+    return [
+        (
+            "statements",
+            f"{one.share:.0%}",
+            f"{one.calls:,} × {one.mean_ms:,.1f} ms: {one.text[:100]}",
+            "EXPLAIN (ANALYZE, BUFFERS); blocks read and temporary blocks above",
+        )
+        for one in (found.found[:5] if found else ())
+    ]
 
 
 _LOOK_AT = {
@@ -197,8 +255,10 @@ _LOOK_AT = {
 
 def _wait_rows(found: Waits | None) -> list[tuple[str, str, str, str]]:
     """Nobody busy is no row."""
-    return [("waits", f"{share:.0%}", event, _LOOK_AT.get(event.partition(":")[0], "docs of wait events"))
-            for event, share in (found.shares[:5] if found else ())]  # fmt: skip
+    return [
+        ("waits", f"{share:.0%}", event, _LOOK_AT.get(event.partition(":")[0], "docs of wait events"))
+        for event, share in (found.shares[:5] if found else ())
+    ]
 
 
 def told_waits(found: Waits) -> str:

@@ -12,8 +12,7 @@ from flows.database.superseded import find_aside
 from flows.logs.cleaning import MANUAL_DAYS
 from flows.routine.page import NOT_MEASURED, Page
 from runbook.errors import OpsError
-from runbook.page.render import size
-from runbook.report import Status
+from runbook.units import size
 from tasks.backups.manifest import Kind
 from tasks.backups.retention import Stored, read_stores, rule_of
 from tasks.docker.inventory import read_inventory
@@ -50,8 +49,9 @@ def judge_savings(page: Page) -> str:
     if not found and not all(looked):
         page.not_measured("what could be saved", "not every place could be looked at", "see what is said of them")
         return NOT_MEASURED
-    page.report.expect("what could be saved", not found, "see the table: each has the runbook that frees it",
-                       value=told, otherwise=Status.WARN)  # fmt: skip
+    page.report.prefer(
+        "what could be saved", not found, "see the table: each has the runbook that frees it", value=told
+    )
     return told
 
 
@@ -62,9 +62,11 @@ def _report_results(page: Page, found: list[Saving]) -> str:
     def money(taken: int) -> str:
         return f"{taken / 1e9 * price:,.2f} {cloud.currency}" if cloud and price else "no price: [cloud] disk_price"
 
-    page.report.table("What could be saved", ("what", "bytes", "cost of a month", "by"),
-                      [(one.what, size(one.bytes), money(one.bytes), page.launch(one.runbook))
-                       for one in found])  # fmt: skip
+    page.report.table(
+        "What could be saved",
+        ("what", "bytes", "cost of a month", "by"),
+        [(one.what, size(one.bytes), money(one.bytes), page.launch(one.runbook)) for one in found],
+    )
     total = sum(one.bytes for one in found)
     return f"{size(total)} in {len(found)} places ({money(total)})" if found else "nothing"
 

@@ -16,9 +16,9 @@ from flows.recovery.objectives.points import resources_of
 from flows.routine.page import Page
 from flows.routine.sources.past import AHEAD, WEEKLY, done, is_ahead, judge_last, link, told
 from runbook.errors import OpsError
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.backups.catalogue import PREFIX
 from tasks.backups.manifest import Kind
 from tasks.dependencies.severity import Severity
@@ -81,8 +81,7 @@ def judge_verifications(page: Page) -> None:
     for kind in kinds:
         _judge_verification(page, kind, next((one for one in reports if _is_of(one, kind)), None))
     if lost := next((one for one in reports[:1] if not {"kind", "backup"} & one.facts.keys()), None):
-        page.report.expect("the last verify-backup", False, "see its report: it found no backup to restore",
-                           value=told(lost))  # fmt: skip
+        page.report.fail("the last verify-backup", "see its report: it found no backup to restore", value=told(lost))
 
 
 def _is_of(one: Filed, kind: Kind) -> bool:
@@ -102,9 +101,14 @@ def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
         f"take another backup, then {launch}" if failed else AHEAD if ahead else f"{launch}: its schedule does not run"
     )
     value = f"{told(found)} ({'of the future' if ahead else f'{duration(age.total_seconds())} ago'})"
-    page.report.expect(name, not failed and not late and not ahead, hint, value=value,
-                       expected=f"within {WEEKLY.days} days",
-                       otherwise=Status.CRITICAL if failed else Status.WARN)  # fmt: skip
+    page.report.require(
+        name,
+        not failed and not late and not ahead,
+        hint,
+        value=value,
+        expected=f"within {WEEKLY.days} days",
+        worst=Status.CRITICAL if failed else Status.WARN,
+    )
 
 
 def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
@@ -127,7 +131,7 @@ def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
     new = sum(len(row) > 6 and row[6] == "new" for row in loud)
     names = ", ".join(f"{row[1]} {row[3]}" for row in loud[:5] if len(row) > 3)
     value = f"{len(loud)}, {new} of them new: {names}" if loud else f"none of {len(rows)}"
-    page.report.expect("high and critical vulnerabilities", not loud, hint, expected="none", value=value)
+    page.report.require("high and critical vulnerabilities", not loud, hint, expected="none", value=value)
     return value
 
 

@@ -15,9 +15,9 @@ from runbook.errors import OpsError
 from runbook.guard import containment
 from runbook.guard.lock import hold
 from runbook.page.markdown import code, escaped, fenced
-from runbook.page.render import duration
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.units import duration
 from runbook.wait import until
 from tasks.application.health import NO_HEALTH, health_checks, read_problems
 from tasks.application.start_trial import (
@@ -89,12 +89,20 @@ def start_beside(found: Diagnosis) -> Trial | None:
 
 
 def _report_results(found: Diagnosis, trial: Trial) -> None:
-    how = "it serves" if trial.served else f"it ended with exit code {trial.code}" if trial.code is not None \
-        else "it neither served nor ended"  # fmt: skip
+    how = (
+        "it serves"
+        if trial.served
+        else f"it ended with exit code {trial.code}"
+        if trial.code is not None
+        else "it neither served nor ended"
+    )
     hooks = "" if trial.hooks else f", without its start-up hooks ({HOOKS}=off)"
     told = f"{how} after {duration(trial.seconds)}{hooks}, with these variables: {trial.variables}"
-    down = "what keeps the service down is not in its code" if trial.hooks else \
-        "its code and settings load; its hooks, its unit or its user keep the service down"  # fmt: skip
+    down = (
+        "what keeps the service down is not in its code"
+        if trial.hooks
+        else "its code and settings load; its hooks, its unit or its user keep the service down"
+    )
     found.told(QUESTION, f"{told}: {down}" if trial.served else told)
     head = f"{code(trial.command)} — {escaped(told)}\n\n"
     found.report.attach(Evidence("Foreground start on a free port", text=head + fenced(trial.output or "(nothing)")))
@@ -108,9 +116,13 @@ PACKAGES = Next("check-dependencies", "compare what is installed with what is lo
 MIGRATE = Next("apply-migrations", "bring the database to the code's revision (plan first)")
 FREE_DISK = Next("free-disk-emergency", "make room")
 _FOLLOW: dict[str, tuple[Next, ...]] = {
-    "import": (PACKAGES, DEPLOY), "syntax": (DEPLOY,), "migration": (MIGRATE,), "database": (DATABASE,),
-    "redis": (REDIS,), "disk": (FREE_DISK,),
-}  # fmt: skip
+    "import": (PACKAGES, DEPLOY),
+    "syntax": (DEPLOY,),
+    "migration": (MIGRATE,),
+    "database": (DATABASE,),
+    "redis": (REDIS,),
+    "disk": (FREE_DISK,),
+}
 SETTLED_SECONDS = 10.0
 
 
@@ -141,10 +153,15 @@ def _judge_database(found: Diagnosis) -> bool:
         found.well(question, greeting.detail)
         judge_own_login(found)
         return True
-    found.blame(question, greeting.detail, Cause(
-        f"the database behind it at {where} does not take connections ({greeting.state}: {greeting.detail})",
-        "diagnose-database says why; the application recovers by itself, or is restarted then", (DATABASE,),
-    ))  # fmt: skip
+    found.blame(
+        question,
+        greeting.detail,
+        Cause(
+            f"the database behind it at {where} does not take connections ({greeting.state}: {greeting.detail})",
+            "diagnose-database says why; the application recovers by itself, or is restarted then",
+            (DATABASE,),
+        ),
+    )
     return False
 
 
@@ -157,10 +174,15 @@ def _judge_redis(found: Diagnosis) -> None:
     if answer.state == "well":
         found.well(question, answer.said)
         return
-    found.blame(question, answer.said, Cause(
-        f"Redis behind it at {redis.address} does not answer well ({answer.state}: {answer.said})",
-        "diagnose-redis says why; the application recovers by itself, or is restarted then", (REDIS,),
-    ))  # fmt: skip
+    found.blame(
+        question,
+        answer.said,
+        Cause(
+            f"Redis behind it at {redis.address} does not answer well ({answer.state}: {answer.said})",
+            "diagnose-redis says why; the application recovers by itself, or is restarted then",
+            (REDIS,),
+        ),
+    )
 
 
 def _judge_role(found: Diagnosis, role: str, url: str, problem: str) -> None:
@@ -183,8 +205,11 @@ def _judge_role(found: Diagnosis, role: str, url: str, problem: str) -> None:
     if runs and (listener or not reason or reason.kind in ("unknown", "database", "redis")):
         found.blame(f"why is {role} not healthy?", problem, _unhealthy_cause(role, problem, reason))
         return
-    found.blame(f"why does {role} not start?", reason.line if reason else "its log does not say", _start_cause(
-        role, told, problem, reason))  # fmt: skip
+    found.blame(
+        f"why does {role} not start?",
+        reason.line if reason else "its log does not say",
+        _start_cause(role, told, problem, reason),
+    )
 
 
 def _judge_service(found: Diagnosis, role: str, url: str) -> None:
@@ -223,8 +248,10 @@ def _reason_of(logged: Reason | None, trial: Trial | None) -> Reason | None:
 
 def _taken(role: str, listener: Listener) -> Cause:
     who = f"process {listener.pid} ({listener.name})"
-    return Cause(f"the port of {role} is taken: {who} listens on {listener.port}, and is not its service",
-                 f"look what that is (ps -fp {listener.pid}); end it, then start {role}")  # fmt: skip
+    return Cause(
+        f"the port of {role} is taken: {who} listens on {listener.port}, and is not its service",
+        f"look what that is (ps -fp {listener.pid}); end it, then start {role}",
+    )
 
 
 def _unattended(role: str, listener: Listener, told: str) -> Cause:
@@ -233,7 +260,7 @@ def _unattended(role: str, listener: Listener, told: str) -> Cause:
         f"{listener.port}",
         f"nobody starts that again: look what it is (ps -fp {listener.pid}); end it, then start {role}",
         status=Status.WARN,
-    )  # fmt: skip
+    )
 
 
 def _unhealthy_cause(role: str, problem: str, reason: Reason | None) -> Cause:
@@ -243,7 +270,7 @@ def _unhealthy_cause(role: str, problem: str, reason: Reason | None) -> Cause:
         f"{role} runs and is not healthy: {problem}{said}",
         "look at the errors of its log, and at what its answer names",
         (LOGS, *(_FOLLOW.get(reason.kind, ()) if said and reason else ())),
-    )  # fmt: skip
+    )
 
 
 def _start_cause(role: str, told: str, problem: str, reason: Reason | None) -> Cause:
@@ -253,9 +280,11 @@ def _start_cause(role: str, told: str, problem: str, reason: Reason | None) -> C
         )
     hint = {
         "import": "install what is missing (check-dependencies names it), or go back to the version before",
-        "syntax": "go back to the version before", "variable": "add it to the env file or the unit, and restart it",
-        "migration": "apply-migrations", "port": "end what listens there (ss -ltnp names it), then start it",
-    }.get(reason.kind, "correct what that line says, then start it")  # fmt: skip
+        "syntax": "go back to the version before",
+        "variable": "add it to the env file or the unit, and restart it",
+        "migration": "apply-migrations",
+        "port": "end what listens there (ss -ltnp names it), then start it",
+    }.get(reason.kind, "correct what that line says, then start it")
     return Cause(f"{role} does not start: {reason.what}", hint, _FOLLOW.get(reason.kind, (LOGS,)))
 
 
@@ -273,6 +302,7 @@ def _judge_migrations(found: Diagnosis) -> None:
             return
         cause = Cause(
             f"a migration is missing: the database is at {revision or 'none'}, the code wants {wanted}",
-            "apply-migrations rehearses and applies them", (MIGRATE,),
-        )  # fmt: skip
+            "apply-migrations rehearses and applies them",
+            (MIGRATE,),
+        )
         found.blame(question, revision or "none", cause)

@@ -11,10 +11,11 @@ from blocks.environment import Environment
 from blocks.postgres.refusals import DISK_FULL, TOO_MANY, UNKNOWN, LoginRefused, is_own_limit
 from flows.database.server.session_findings import judge_blocked, judge_idle, judge_used
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service, worst_of
+from runbook import metrics
 from runbook.errors import OpsError
-from runbook.page.render import duration
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration
 from tasks.host.disk import disk_on
 from tasks.postgres.replication.status import Replication, read_replication
 from tasks.postgres.server.greeting import Greeting, read_greeting
@@ -94,11 +95,23 @@ def _judge_disk(found: Diagnosis) -> None:
     told = disk.told
     found.report.fact("disk of the database", told)
     if disk.free_bytes < LEAST_BYTES or disk.used_ratio > 0.99:
-        found.blame(question, told, Cause(f"the disk of PostgreSQL is full: {told} at {disk.path}",
-                    "make room before it stops: it ends when it cannot write WAL", (FREE_DISK,)))  # fmt: skip
+        found.blame(
+            question,
+            told,
+            Cause(
+                f"the disk of PostgreSQL is full: {told} at {disk.path}",
+                "make room before it stops: it ends when it cannot write WAL",
+                (FREE_DISK,),
+            ),
+        )
     elif disk.used_ratio > 0.95:
-        found.blame(question, told, Cause(f"the disk of PostgreSQL is nearly full: {told}",
-                    "make room before it stops", (FREE_DISK,), Status.WARN))  # fmt: skip
+        found.blame(
+            question,
+            told,
+            Cause(
+                f"the disk of PostgreSQL is nearly full: {told}", "make room before it stops", (FREE_DISK,), Status.WARN
+            ),
+        )
     else:
         found.well(question, told)
 
@@ -134,21 +147,33 @@ def _silent_cause(found: Diagnosis, where: str, greeting: Greeting, reason: Reas
     ways = (Next("postgres-failover", "promote the standby"), OPTIONS) if found.env.has("standby") else (OPTIONS,)
     match greeting.state:
         case "unknown name":
-            return Cause(f"the name of PostgreSQL's host is not known here: {found.env.postgres.host}",
-                         "correct [postgres] host, or the name server")  # fmt: skip
+            return Cause(
+                f"the name of PostgreSQL's host is not known here: {found.env.postgres.host}",
+                "correct [postgres] host, or the name server",
+            )
         case "unreachable":
-            return Cause(f"the host of PostgreSQL cannot be reached: {where} ({greeting.detail})",
-                         "look whether the host runs, and at network and firewall between", ways)  # fmt: skip
+            return Cause(
+                f"the host of PostgreSQL cannot be reached: {where} ({greeting.detail})",
+                "look whether the host runs, and at network and firewall between",
+                ways,
+            )
         case "silent":
-            return Cause(f"PostgreSQL at {where} hangs: it takes connections and says nothing (or it is no PostgreSQL)",
-                         "look at its host (CPU, disk, a stopped process: ps -o stat), and its log", ways)  # fmt: skip
+            return Cause(
+                f"PostgreSQL at {where} hangs: it takes connections and says nothing (or it is no PostgreSQL)",
+                "look at its host (CPU, disk, a stopped process: ps -o stat), and its log",
+                ways,
+            )
         case "not PostgreSQL":
-            return Cause(f"what listens on {where} is no PostgreSQL ({greeting.detail})",
-                         "ss -ltnp names the process; correct [postgres] port, or end that process")  # fmt: skip
+            return Cause(
+                f"what listens on {where} is no PostgreSQL ({greeting.detail})",
+                "ss -ltnp names the process; correct [postgres] port, or end that process",
+            )
         case "not now":
-            return Cause(f"PostgreSQL at {where} is starting up, recovering or stopping: {greeting.detail}",
-                         "wait: it replays WAL since its last checkpoint; its log tells how far. Launch this again",
-                         (Next("diagnose-database", "look again in a minute"),))  # fmt: skip
+            return Cause(
+                f"PostgreSQL at {where} is starting up, recovering or stopping: {greeting.detail}",
+                "wait: it replays WAL since its last checkpoint; its log tells how far. Launch this again",
+                (Next("diagnose-database", "look again in a minute"),),
+            )
     return _down_cause(found, where, reason, ways)
 
 
@@ -159,17 +184,24 @@ def _down_cause(found: Diagnosis, where: str, reason: Reason | None, ways: tuple
     if reason:
         found.told("what does its log say?", reason.line)
     disk = (FREE_DISK,) if reason and reason.kind == "disk" else ()
-    undo = (Next("undo-postgres-settings", "put back what ALTER SYSTEM wrote"),) \
-        if reason and reason.kind == "configuration" else ()  # fmt: skip
+    undo = (
+        (Next("undo-postgres-settings", "put back what ALTER SYSTEM wrote"),)
+        if reason and reason.kind == "configuration"
+        else ()
+    )
     # A service manager starts again and again what ends at once: for a moment each time there is a process.
     if state and state.pid:
-        return Cause(f"nobody listens on {where}, and yet the server's process runs ({told}){since}",
-                     reason.hint if reason else "compare port and listen_addresses with [postgres]; it may be starting",
-                     (*disk, *undo, *ways))  # fmt: skip
+        return Cause(
+            f"nobody listens on {where}, and yet the server's process runs ({told}){since}",
+            reason.hint if reason else "compare port and listen_addresses with [postgres]; it may be starting",
+            (*disk, *undo, *ways),
+        )
     dead = f"the server's process is dead ({told})" if state else f"nobody listens there ({told})"
-    return Cause(f"PostgreSQL at {where} is down: {dead}{since}",
-                 reason.hint if reason else "start it; where it ends again its log says why",
-                 (*disk, *undo, *ways))  # fmt: skip
+    return Cause(
+        f"PostgreSQL at {where} is down: {dead}{since}",
+        reason.hint if reason else "start it; where it ends again its log says why",
+        (*disk, *undo, *ways),
+    )
 
 
 def _full_disk(told: str) -> Cause:
@@ -252,8 +284,11 @@ def walk_inside(found: Diagnosis) -> None:
     activity = found.ask("who is connected?", lambda: read_activity(node))
     if activity:
         if activity.hidden:
-            found.skip("what does every session do?", f"{activity.hidden} sessions hide it",
-                       f"make {node.admin_user} a member of pg_read_all_stats")  # fmt: skip
+            found.skip(
+                "what does every session do?",
+                f"{activity.hidden} sessions hide it",
+                f"make {node.admin_user} a member of pg_read_all_stats",
+            )
         _judge_places(found, activity)
         _judge_locks(found, activity)
         _judge_idle(found, activity)
@@ -271,20 +306,35 @@ def _judge_writing(found: Diagnosis) -> None:
         if trial.ok:
             found.well(question, "a temporary table, rolled back")
         elif trial.kind == "disk":
-            found.blame(question, trial.said, Cause(f"the disk of PostgreSQL is full: {trial.said}",
-                        "make room, never by hand in pg_wal", (FREE_DISK,)))  # fmt: skip
+            found.blame(
+                question,
+                trial.said,
+                Cause(
+                    f"the disk of PostgreSQL is full: {trial.said}", "make room, never by hand in pg_wal", (FREE_DISK,)
+                ),
+            )
         elif trial.kind == "read only":
             ways = (Next("postgres-failover", "promote it, if the primary is lost"), OPTIONS)
-            found.blame(question, trial.said, Cause(f"the database takes no writes: {trial.said}",
-                        "it is a standby, or somebody contained it (release-containment)", ways))  # fmt: skip
+            found.blame(
+                question,
+                trial.said,
+                Cause(
+                    f"the database takes no writes: {trial.said}",
+                    "it is a standby, or somebody contained it (release-containment)",
+                    ways,
+                ),
+            )
         else:
-            found.blame(question, trial.said, Cause(f"PostgreSQL refuses a write: {trial.said}",
-                        "correct that; its log tells more"))  # fmt: skip
+            found.blame(
+                question,
+                trial.said,
+                Cause(f"PostgreSQL refuses a write: {trial.said}", "correct that; its log tells more"),
+            )
 
 
 def _judge_places(found: Diagnosis, activity: Activity) -> None:
     question, limits = "are there places left?", activity.limits
-    status = worst_of(found.report, lambda: judge_used(found.report, activity), "postgres.connections.used_ratio")
+    status = worst_of(found.report, lambda: judge_used(found.report, activity), metrics.CONNECTIONS.name)
     told = f"{len(activity.clients) + 1} of {limits.most}, {limits.reserved} of them reserved"
     counted = Counter((one.user, one.application or "no name") for one in activity.clients).most_common(1)
     by = f", {counted[0][1]} by {counted[0][0][0]} ({counted[0][0][1]})" if counted else ""
@@ -295,18 +345,30 @@ def _judge_places(found: Diagnosis, activity: Activity) -> None:
     limited = [(kind, name, most) for kind, name, there, most in narrow if 0 <= most <= there]
     if limited:
         kind, name, most = limited[0]
-        found.blame(question, told, Cause(
-            f"the {kind} {name} has reached its own connection limit of {most}: max_connections does not matter",
-            f"ALTER {kind.upper()} {name} CONNECTION LIMIT raises it; close-idle-connections ends idle sessions",
-            (CLOSE, CHECK),
-        ))  # fmt: skip
+        found.blame(
+            question,
+            told,
+            Cause(
+                f"the {kind} {name} has reached its own connection limit of {most}: max_connections does not matter",
+                f"ALTER {kind.upper()} {name} CONNECTION LIMIT raises it; close-idle-connections ends idle sessions",
+                (CLOSE, CHECK),
+            ),
+        )
         return
     full = len(activity.clients) >= limits.ordinary or own >= limits.application
     if full or (status is not Status.OK and activity.used_ratio >= 0.95):
         found.blame(question, told, full_cause(found, f"{node.host}:{node.port}", f" ({told}{by})", limits.most))
     elif status is not Status.OK:
-        found.blame(question, told, Cause(f"PostgreSQL is near its connection limit: {told}{by}",
-                    "lower the pools, or raise max_connections", (CLOSE, CHECK), Status.WARN))  # fmt: skip
+        found.blame(
+            question,
+            told,
+            Cause(
+                f"PostgreSQL is near its connection limit: {told}{by}",
+                "lower the pools, or raise max_connections",
+                (CLOSE, CHECK),
+                Status.WARN,
+            ),
+        )
     else:
         found.well(question, told)
 
@@ -329,10 +391,18 @@ def _judge_locks(found: Diagnosis, activity: Activity) -> None:
     told = f"{len(activity.blocked)} sessions wait, the longest for {duration(waited)}, behind {who}"
     idle = root.session is not None and root.session.is_idle_in_transaction
     doing = "" if root.session is None else f"; its statement: {root.session.statement[:120]}"
-    found.blame(question, told, Cause(f"a lock pile-up: {told}{doing}",
-                "end it by close-idle-connections, its client forgot it" if idle else
-                "the table “Who blocks whom” begins with who holds them up; pg_cancel_backend ends its statement",
-                (CLOSE, CHECK) if idle else (CHECK,), status))  # fmt: skip
+    found.blame(
+        question,
+        told,
+        Cause(
+            f"a lock pile-up: {told}{doing}",
+            "end it by close-idle-connections, its client forgot it"
+            if idle
+            else "the table “Who blocks whom” begins with who holds them up; pg_cancel_backend ends its statement",
+            (CLOSE, CHECK) if idle else (CHECK,),
+            status,
+        ),
+    )
 
 
 def _judge_idle(found: Diagnosis, activity: Activity) -> None:
@@ -344,11 +414,16 @@ def _judge_idle(found: Diagnosis, activity: Activity) -> None:
     told = f"{len(idle)} of {len(activity.clients)} sessions"
     if idle and (many or status is not Status.OK):
         longest = max(one.state_seconds for one in idle)
-        found.blame(question, told, Cause(
-            f"{told} sit idle in a transaction, the longest for {duration(longest)}: they hold places, locks and rows",
-            "the code forgets to end its transactions; close them, and set idle_in_transaction_session_timeout",
-            (CLOSE, CHECK), status if status is not Status.OK else Status.WARN,
-        ))  # fmt: skip
+        found.blame(
+            question,
+            told,
+            Cause(
+                f"{told} are idle in a transaction, the longest for {duration(longest)}; they hold locks",
+                "the code forgets to end its transactions; close them, and set idle_in_transaction_session_timeout",
+                (CLOSE, CHECK),
+                status if status is not Status.OK else Status.WARN,
+            ),
+        )
     else:
         found.well(question, told)
 
@@ -362,40 +437,81 @@ def _judge_standby(found: Diagnosis) -> None:
     if greeting.state == "ready":
         found.well(question, greeting.detail)
         return
-    found.blame(question, greeting.detail, Cause(
-        f"the standby at {node.host}:{node.port} does not answer ({greeting.state}: {greeting.detail})",
-        "start it, or look at its log; until then nothing takes over, and a slot keeps WAL for it",
-        (REPLICATION, Next("rejoin-standby", "make it follow again")), Status.WARN,
-    ))  # fmt: skip
+    found.blame(
+        question,
+        greeting.detail,
+        Cause(
+            f"the standby at {node.host}:{node.port} does not answer ({greeting.state}: {greeting.detail})",
+            "start it, or look at its log; until then nothing takes over, and a slot keeps WAL for it",
+            (REPLICATION, Next("rejoin-standby", "make it follow again")),
+            Status.WARN,
+        ),
+    )
 
 
 def _judge_replication(found: Diagnosis, replication: Replication) -> None:
     if replication.settings.in_recovery:
-        found.blame("is it a primary?", "it is in recovery", Cause(
-            "PostgreSQL is in recovery: it is a standby, and takes no writes",
-            "promote it only when the primary is proven lost", (Next("postgres-failover", "promote it"), OPTIONS),
-        ))  # fmt: skip
+        found.blame(
+            "is it a primary?",
+            "it is in recovery",
+            Cause(
+                "PostgreSQL is in recovery: it is a standby, and takes no writes",
+                "promote it only when the primary is proven lost",
+                (Next("postgres-failover", "promote it"), OPTIONS),
+            ),
+        )
         return
     question = "do commits wait for a standby?"
     if replication.waiting_commits and replication.waited_seconds > WAITED_SECONDS:
         told = f"{replication.waiting_commits} commits wait, the longest for {duration(replication.waited_seconds)}"
-        found.blame(question, told, Cause(f"{told}, for the standby that synchronous_standby_names asks for",
-                    "bring the standby or the receiver back; never cancel what waits", (REPLICATION,)))  # fmt: skip
+        found.blame(
+            question,
+            told,
+            Cause(
+                f"{told}, for the standby that synchronous_standby_names asks for",
+                "bring the standby or the receiver back; never cancel what waits",
+                (REPLICATION,),
+            ),
+        )
     else:
         found.well(question, f"{replication.waiting_commits} commits wait")
     lagging = [one for one in replication.standbys if one.lag_seconds > LAG_SECONDS]
     if lagging:
         told = ", ".join(f"{one.name} by {duration(one.lag_seconds)}" for one in lagging)
-        found.blame("does a standby lag?", told, Cause(f"replication lags: {told}",
-                    "look at the standby's host, and at long queries there", (REPLICATION,), Status.WARN))  # fmt: skip
+        found.blame(
+            "does a standby lag?",
+            told,
+            Cause(
+                f"replication lags: {told}",
+                "look at the standby's host, and at long queries there",
+                (REPLICATION,),
+                Status.WARN,
+            ),
+        )
     else:
         found.well("does a standby lag?", f"{len(replication.standbys)} are connected")
     archiver = replication.archiver
     if archiver.is_failing:
         told = f"{archiver.waiting} files wait, the last failure was {archiver.last_failed}"
-        found.blame("is WAL archived?", told, Cause(f"archiving of WAL fails, and pg_wal grows: {told}",
-                    "the server's log says why archive_command fails", (REPLICATION,), Status.WARN))  # fmt: skip
+        found.blame(
+            "is WAL archived?",
+            told,
+            Cause(
+                f"archiving of WAL fails, and pg_wal grows: {told}",
+                "the server's log says why archive_command fails",
+                (REPLICATION,),
+                Status.WARN,
+            ),
+        )
     lost = [one.name for one in replication.slots if one.wal_status == "lost"]
     if lost:
-        found.blame("are the slots whole?", ", ".join(lost), Cause(f"replication slots are lost: {', '.join(lost)}",
-                    "their standby needs a new base backup", (REPLICATION,), Status.WARN))  # fmt: skip
+        found.blame(
+            "are the slots whole?",
+            ", ".join(lost),
+            Cause(
+                f"replication slots are lost: {', '.join(lost)}",
+                "their standby needs a new base backup",
+                (REPLICATION,),
+                Status.WARN,
+            ),
+        )

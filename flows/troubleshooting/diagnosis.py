@@ -130,8 +130,10 @@ class Diagnosis:
         """The report's findings: the likely cause first, then the others, then what could not be asked."""
         report = self.report
         self.causes.sort(key=lambda one: one.status is not Status.CRITICAL)  # a warning is no cause of an outage
-        findings = [Finding(CAUSE if not number else "also found", cause.status, self.clean(cause.what), "", cause.hint)
-                    for number, cause in enumerate(self.causes)]  # fmt: skip
+        findings = [
+            Finding(CAUSE if not number else "also found", cause.status, self.clean(cause.what), "", cause.hint)
+            for number, cause in enumerate(self.causes)
+        ]
         if not self.causes:
             sure = not self.unknown
             value = NOTHING if sure else f"not found, and {len(self.unknown)} probes could not be made"

@@ -24,9 +24,10 @@ from flows.troubleshooting.disk_holders import find_holders, tell_holders
 from flows.troubleshooting.disk_systems import FileSystem, judge_systems, read_systems
 from runbook.drivers import exit_code
 from runbook.guard.alone import OPTION, RISK
-from runbook.page.render import markdown, size
+from runbook.page.render import markdown
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import size
 
 
 @flow(name="free-disk-emergency", flow_run_name="free-disk-emergency {environment}")
@@ -72,8 +73,11 @@ def free_disk_emergency(
         before = datetime.now(UTC) - timedelta(days=log_days)
         removals = find_removals(report, env, {one.device for one in full}, before, scratch_hours * 3600)
         if not removals:
-            report.expect("something that may go", False, "decide on what “What holds the space” names, in its order",
-                          value="nothing is left that may be removed without a decision")  # fmt: skip
+            report.fail(
+                "something that may go",
+                "decide on what “What holds the space” names, in its order",
+                value="nothing is left that may be removed without a decision",
+            )
             report.fail_if_critical()
         for one in removals:
             report.plan(one.act.kind, one.detail, size=one.bytes)

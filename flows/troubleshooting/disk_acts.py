@@ -14,8 +14,8 @@ from blocks.environment import Environment
 from flows.troubleshooting.disk_systems import paths_of
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import duration
 from runbook.report import Report
+from runbook.units import duration
 from tasks.backups.manifest import Kind
 from tasks.host import space
 from tasks.host.disk import disk_of
@@ -105,12 +105,18 @@ def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Remova
     holders = cleaning.read_holders(old)
     held = [one.path.name for one in old if one.inode in holders.by_inode]
     if held:
-        report.warn("rotated logs that are still open", "have their process open its log again: their space is free "
-                    "only then", value=", ".join(held[:5]))  # fmt: skip
+        report.warn(
+            "rotated logs that are still open",
+            "have their process open its log again: their space is free only then",
+            value=", ".join(held[:5]),
+        )
     unknown = [] if holders.whole else [one for one in old if not _is_ours(one.path)]
     if unknown:
-        report.warn("rotated logs that may be open", "run it as root, or as the user that writes them: this one may "
-                    "not look at others' processes", value=", ".join(one.path.name for one in unknown[:5]))  # fmt: skip
+        report.warn(
+            "rotated logs that may be open",
+            "run it as root, or as the user that writes them: this one may not look at others' processes",
+            value=", ".join(one.path.name for one in unknown[:5]),
+        )
     for one in old:
         if one.inode not in holders.by_inode and one not in unknown:
             age = duration((report.started - one.modified).total_seconds())

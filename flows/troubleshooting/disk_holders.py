@@ -16,8 +16,8 @@ from flows.troubleshooting.disk_systems import FileSystem, paths_of
 from runbook.errors import OpsError, Unreachable
 from runbook.page.form import read_forms
 from runbook.page.markdown import escaped
-from runbook.page.render import size
 from runbook.report import Evidence, Report
+from runbook.units import size
 from tasks.docker.inventory import read_inventory
 from tasks.host.space import measure_trees
 from tasks.postgres.replication.status import read_replication
@@ -43,8 +43,11 @@ class Holder:
 def find_holders(report: Report, env: Environment, systems: Sequence[FileSystem]) -> list[Holder]:
     """All that are known, the biggest first."""
     found: list[Holder] = []
-    for what, part, ask in (("the database", "postgres", _of_server), ("kept data", "postgres", _kept),
-                            ("Docker", "docker", _of_docker)):  # fmt: skip
+    for what, part, ask in (
+        ("the database", "postgres", _of_server),
+        ("kept data", "postgres", _kept),
+        ("Docker", "docker", _of_docker),
+    ):
         if not env.has(part):
             continue
         try:
@@ -62,38 +65,61 @@ def _of_server(env: Environment) -> Iterator[Holder]:
     node = env.postgres
     greeting = read_greeting(node)
     if greeting.state != "ready":  # or every question would be asked again and again
-        raise Unreachable(f"PostgreSQL at {node.host}:{node.port} does not answer: {greeting.detail}",
-                          "what it says of slots and archiver is missing here: diagnose-database")  # fmt: skip
+        raise Unreachable(
+            f"PostgreSQL at {node.host}:{node.port} does not answer: {greeting.detail}",
+            "what it says of slots and archiver is missing here: diagnose-database",
+        )
     space, replication = read_server_space(node), read_replication(node)
     for slot in replication.slots:
         if slot.held_bytes > space.segment_bytes or not slot.active:
             state = "in use" if slot.active else f"nobody reads it since {slot.inactive_since or 'its creation'}"
-            advice = ("bring its consumer back, or it catches up" if slot.active else
-                      f"dropping it is a decision: its consumer then needs a new base backup. "
-                      f"SELECT pg_drop_replication_slot('{slot.name}')")  # fmt: skip
+            advice = (
+                "bring its consumer back, or it catches up"
+                if slot.active
+                else f"dropping it is a decision: its consumer then needs a new base backup. "
+                f"SELECT pg_drop_replication_slot('{slot.name}')"
+            )
             yield Holder(f"WAL kept for the slot {slot.name} ({state})", slot.held_bytes, advice, "check-replication")
     archiver = replication.archiver
     if archiver.waiting:
         state = f"failing since {archiver.last_failed}" if archiver.is_failing else "it is behind"
         advice = "mend archive_command (the server's log says why), then the server removes them itself"
-        yield Holder(f"{archiver.waiting} files of WAL that wait for the archiver ({state})",
-                     archiver.waiting * space.segment_bytes, advice, "check-replication")  # fmt: skip
+        yield Holder(
+            f"{archiver.waiting} files of WAL that wait for the archiver ({state})",
+            archiver.waiting * space.segment_bytes,
+            advice,
+            "check-replication",
+        )
     yield Holder("pg_wal in all, by the server", space.wal_bytes, NEVER, "check-replication")
     if space.temporary_bytes:
-        yield Holder("temporary files of queries", space.temporary_bytes, "they go with their query: find it, end it; "
-                     "temp_file_limit keeps the next one small", "check-connections")  # fmt: skip
+        yield Holder(
+            "temporary files of queries",
+            space.temporary_bytes,
+            "they go with their query: find it, end it; temp_file_limit keeps the next one small",
+            "check-connections",
+        )
 
 
 def _kept(env: Environment) -> Iterator[Holder]:
     """What restores replaced: gone by name only, when the restore has proven itself."""
     if read_greeting(env.postgres).state == "ready":  # its absence is told above
         for old in find_superseded(env.postgres):
-            yield Holder(f"database {old.name}, replaced {old.since}", old.bytes, "discard it by name, once what "
-                         "replaced it is proven", "discard-superseded", (("names", [old.name]),))  # fmt: skip
+            yield Holder(
+                f"database {old.name}, replaced {old.since}",
+                old.bytes,
+                "discard it by name, once what replaced it is proven",
+                "discard-superseded",
+                (("names", [old.name]),),
+            )
     paths = [path for aside in directories_aside(env) for path in aside]
     for path, taken in measure_trees(paths).items():
-        yield Holder(f"directory {path}, replaced by a restore", taken.bytes, "discard it by name, once what replaced "
-                     "it is proven", "discard-superseded", (("names", [str(path)]),))  # fmt: skip
+        yield Holder(
+            f"directory {path}, replaced by a restore",
+            taken.bytes,
+            "discard it by name, once what replaced it is proven",
+            "discard-superseded",
+            (("names", [str(path)]),),
+        )
 
 
 def _of_docker(env: Environment) -> Iterator[Holder]:
@@ -145,8 +171,11 @@ _ADVICE = {
 def tell_holders(report: Report, env: Environment, holders: Sequence[Holder], systems: Sequence[FileSystem]) -> None:
     """The table, and the forms of those who decide."""
     rows = [(one.what, size(one.bytes), one.advice) for one in holders]
-    report.table("What holds the space, the biggest first (some of it is counted in two rows)",
-                 ("what", "bytes", "what to do"), rows)  # fmt: skip
+    report.table(
+        "What holds the space, the biggest first (some of it is counted in two rows)",
+        ("what", "bytes", "what to do"),
+        rows,
+    )
     forms = read_forms([env.name])
     decided: dict[tuple[str, str], Holder] = {}
     for one in holders:

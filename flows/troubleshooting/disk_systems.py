@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.environment import Environment
+from runbook import metrics
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.host.disk import Disk, disk_of, is_here
 from tasks.host.space import temporary_directory
-
-METRIC = "host.disk.used_ratio"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class FileSystem:
 
     def is_over(self, report: Report) -> bool:
         """Whether it is fuller than the environment's threshold."""
-        return self.disk.used_ratio > report.limit(METRIC)[0]
+        return self.disk.used_ratio > report.limit(metrics.DISK)[0]
 
 
 def paths_of(env: Environment) -> Iterator[tuple[str, Path]]:
@@ -81,14 +80,18 @@ def read_systems(report: Report, env: Environment) -> list[FileSystem]:
 
 def judge_systems(report: Report, systems: Sequence[FileSystem], *, otherwise: Status, when: str = "") -> None:
     """A full disk is this run's reason, not its obstacle: before something was removed it is no more than a warning."""
-    warn, critical = report.limit(METRIC)
+    warn, critical = report.limit(metrics.DISK)
     for one in systems:
         where = one.paths[0].rpartition(" ")[2]
         status = otherwise if one.disk.used_ratio > critical else Status.WARN
-        report.expect(" ".join(filter(None, (METRIC, when, f"({where})"))), not one.is_over(report),
-                      "what holds it is in the table below, the biggest first",
-                      value=f"{one.disk.used_ratio:.1%}, {one.disk.told}",
-                      expected=f"≤ {warn:.0%} (critical above {critical:.0%})", otherwise=status)  # fmt: skip
+        report.require(
+            " ".join(filter(None, (metrics.DISK.name, when, f"({where})"))),
+            not one.is_over(report),
+            "what holds it is in the table below, the biggest first",
+            value=f"{one.disk.used_ratio:.1%}, {one.disk.told}",
+            expected=f"≤ {warn:.0%} (critical above {critical:.0%})",
+            worst=status,
+        )
     if not when:
         rows = [(f"{one.disk.used_ratio:.1%}", one.disk.told, "; ".join(one.paths)) for one in systems]
         report.table("File systems", ("used", "what is left", "what of the environment is on it"), rows)

@@ -11,10 +11,11 @@ from blocks.redis.server import Redis
 from flows.redis.client_findings import judge_places
 from flows.redis.master import judge_master
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service, worst_of
+from runbook import metrics
 from runbook.errors import OpsError
-from runbook.page.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import size
 from tasks.redis.clients import read_clients
 from tasks.redis.greeting import Answer, read_answer
 from tasks.redis.memory.info import Memory, read_memory
@@ -91,14 +92,21 @@ def _judge_answer(found: Diagnosis, block: Redis, answer: Answer, log: str) -> b
         case "closed":
             cause = _down(found, block, log, ways)
         case "unreachable":
-            cause = Cause(f"the host of Redis cannot be reached: {block.address} ({answer.said})",
-                          "look whether the host runs, and at network and firewall between", ways)  # fmt: skip
+            cause = Cause(
+                f"the host of Redis cannot be reached: {block.address} ({answer.said})",
+                "look whether the host runs, and at network and firewall between",
+                ways,
+            )
         case "unknown name":
-            cause = Cause(f"the name of Redis's host is not known here: {block.host}",
-                          "correct [redis] host, or the name server")  # fmt: skip
+            cause = Cause(
+                f"the name of Redis's host is not known here: {block.host}", "correct [redis] host, or the name server"
+            )
         case "hangs":
-            cause = Cause(f"Redis at {block.address} hangs: it takes connections and does not answer",
-                          "a slow command or a stopped process: look at its host, and at its log", ways)  # fmt: skip
+            cause = Cause(
+                f"Redis at {block.address} hangs: it takes connections and does not answer",
+                "a slow command or a stopped process: look at its host, and at its log",
+                ways,
+            )
         case "full":
             cause = _full(block)
         case "loading":
@@ -124,11 +132,15 @@ def _down(found: Diagnosis, block: Redis, log: str, ways: tuple[Next, ...]) -> C
     last = next((line.strip() for line in reversed(log.splitlines()) if _TELLING.search(line)), "")
     since = f"; its log says: {last[:200]}" if last else ""
     if state and state.pid:
-        return Cause(f"nobody listens on {block.address}, and yet the server's process runs ({told}){since}",
-                     "compare port and bind with [redis]; it may be starting", ways)  # fmt: skip
+        return Cause(
+            f"nobody listens on {block.address}, and yet the server's process runs ({told}){since}",
+            "compare port and bind with [redis]; it may be starting",
+            ways,
+        )
     dead = f"the server's process is dead ({told})" if state else f"nobody listens there ({told})"
-    return Cause(f"Redis at {block.address} is down: {dead}{since}",
-                 "start it; where it ends again its log says why", ways)  # fmt: skip
+    return Cause(
+        f"Redis at {block.address} is down: {dead}{since}", "start it; where it ends again its log says why", ways
+    )
 
 
 # What a server says of its own end; other warnings are of its start, and it lived with them.
@@ -149,18 +161,29 @@ def _judge_writing(found: Diagnosis, block: Redis) -> None:
         case "no memory":
             found.blame(question, said, _no_memory(found, block))
         case "cannot save":
-            found.blame(question, said, Cause(
-                f"Redis at {block.address} refuses writes, since its last save failed (MISCONF)",
-                "mend what the save failed of (disk, rights), then a save that ends well lets it write again",
-                (PERSISTENCE, Next("snapshot-redis", "save again, once that is mended"),
-                 Next("free-disk-emergency", "make room, where the disk is full")),
-            ))  # fmt: skip
+            found.blame(
+                question,
+                said,
+                Cause(
+                    f"Redis at {block.address} refuses writes, since its last save failed (MISCONF)",
+                    "mend what the save failed of (disk, rights), then a save that ends well lets it write again",
+                    (
+                        PERSISTENCE,
+                        Next("snapshot-redis", "save again, once that is mended"),
+                        Next("free-disk-emergency", "make room, where the disk is full"),
+                    ),
+                ),
+            )
         case "replica":
-            found.blame(question, said, Cause(
-                f"Redis at {block.address} is a replica: it takes no writes",
-                "name the master in [redis], or its Sentinels; promote it only where the master is lost",
-                (FAILOVER, Next("check-redis-clients", "see its role")),
-            ))  # fmt: skip
+            found.blame(
+                question,
+                said,
+                Cause(
+                    f"Redis at {block.address} is a replica: it takes no writes",
+                    "name the master in [redis], or its Sentinels; promote it only where the master is lost",
+                    (FAILOVER, Next("check-redis-clients", "see its role")),
+                ),
+            )
         case "forbidden":
             found.skip(question, said, "allow the environment's user SET on ops:diagnose:*, or write by hand")
         case _:
@@ -187,8 +210,11 @@ def _more_memory(memory: Memory | None) -> tuple[Next, ...]:
     """The manual's `maxmemory 2gb`, or more where it has that already; with what must be undone."""
     wanted = MANUAL_BYTES if not memory or memory.limit < MANUAL_BYTES else memory.limit * 3 // 2
     text = "2gb" if wanted == MANUAL_BYTES else str(wanted)
-    parameters = {"override": f"maxmemory {text}", "override_hours": REMEDY_HOURS,
-                  "reason": "memory full (diagnose-redis)"}  # fmt: skip
+    parameters = {
+        "override": f"maxmemory {text}",
+        "override_hours": REMEDY_HOURS,
+        "reason": "memory full (diagnose-redis)",
+    }
     host = f"; the host has {size(memory.host)}" if memory else ""
     reminder = f"it ends after {REMEDY_HOURS} h: undo it then, when the data fits again{host}"
     return (
@@ -226,14 +252,21 @@ def _judge_places(found: Diagnosis, block: Redis) -> None:
     if not clients:
         return
     told = f"{clients.connected + clients.replicas:,} of {clients.most:,}, {clients.rejected:,} were turned away"
-    metric = "redis.clients.used_ratio"
+    metric = metrics.CLIENTS.name
     status = worst_of(found.report, lambda: judge_places(found.report, clients), metric)
     if status is Status.OK:
         found.well(question, told)
     else:
-        found.blame(question, told, Cause(f"Redis is near its maxclients: {told}",
-                    "close what is idle, lower the pools, or raise maxclients", _full(block).follow,
-                    status))  # fmt: skip
+        found.blame(
+            question,
+            told,
+            Cause(
+                f"Redis is near its maxclients: {told}",
+                "close what is idle, lower the pools, or raise maxclients",
+                _full(block).follow,
+                status,
+            ),
+        )
 
 
 def _judge_saving(found: Diagnosis, block: Redis) -> None:

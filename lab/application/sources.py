@@ -8,11 +8,7 @@ from pathlib import Path
 
 from lab.application.install import BACKEND_PARTS, FRONTEND_PARTS, SOURCE, requirements
 
-TREE: Mapping[str, tuple[str, ...]] = {
-    "backend": (*BACKEND_PARTS, "tests"),
-    "frontend": FRONTEND_PARTS,
-    "": ("web",),
-}
+TREE: Mapping[str, tuple[str, ...]] = {"backend": (*BACKEND_PARTS, "tests"), "frontend": FRONTEND_PARTS, "": ("web",)}
 PYPROJECT = """[tool.mypy]
 files = ["grc_backend"]
 

@@ -28,14 +28,7 @@ STATISTICS_BYTES = 256 * 1024  # what ANALYZE adds at the end
 TYPICAL_SESSION_BYTES = 6500  # with its messages, evaluations, audit events and their indexes
 PROGRESS_EVERY_SECONDS = 5.0
 
-ANALYZED = (
-    "users",
-    "interview_sessions",
-    "interview_messages",
-    "evaluations",
-    "audit_events",
-    "position_statistics",
-)
+ANALYZED = ("users", "interview_sessions", "interview_messages", "evaluations", "audit_events", "position_statistics")
 
 Connection = psycopg.Connection[TupleRow]
 

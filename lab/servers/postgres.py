@@ -143,11 +143,24 @@ def create_cluster(node: Node, state: State, binaries: Binaries, account: Accoun
         password = Path(directory) / "password"
         write(password, state.passwords.postgres_admin + "\n", 0o400, account)
         run(
-            [binaries.postgres / "initdb", "-D", partial, "-U", ADMIN, f"--pwfile={password}",
-             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", *locale, *iterations,
-             "--data-checksums", "--no-sync"],
-            cwd=Path(directory), account=account,
-        )  # fmt: skip
+            [
+                binaries.postgres / "initdb",
+                "-D",
+                partial,
+                "-U",
+                ADMIN,
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                *locale,
+                *iterations,
+                "--data-checksums",
+                "--no-sync",
+            ],
+            cwd=Path(directory),
+            account=account,
+        )
     partial.rename(node.data)
     return True
 

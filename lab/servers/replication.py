@@ -37,9 +37,15 @@ def programs(layout: Layout, state: State, binaries: Binaries, account: Account)
     hosts, ports = ",".join("127.0.0.1" for _ in both), ",".join(str(node.port) for node in both)
     address = f"host={hosts} port={ports} target_session_attrs=primary {_login(layout, RECEIVER)}"
     argv = (
-        binaries.postgres / "pg_receivewal", "-D", layout.wal, f"--slot={RECEIVER_SLOT}", "--synchronous",
-        "--status-interval=1", "--no-password", f"--dbname={address}",
-    )  # fmt: skip
+        binaries.postgres / "pg_receivewal",
+        "-D",
+        layout.wal,
+        f"--slot={RECEIVER_SLOT}",
+        "--synchronous",
+        "--status-interval=1",
+        "--no-password",
+        f"--dbname={address}",
+    )
     user = account.name if account.is_other else ""
     receiver = Program(RECEIVER_PROGRAM, argv, layout.wal, user=user, stop_signal="INT")  # all that it has is on disk
     return [*(postgres.program(node, binaries, account) for node in both), receiver]
@@ -73,10 +79,24 @@ def create_standby(standby: Node, primary: Node, layout: Layout, binaries: Binar
     shutil.rmtree(partial, ignore_errors=True)
     address = f"host=127.0.0.1 port={primary.port} {_login(layout, 'base-backup')}"
     run(
-        [binaries.postgres / "pg_basebackup", "-D", partial, f"--slot={STANDBY_SLOT}", "-X", "stream", "-c", "fast",
-         "--no-sync", "--no-password", "-d", address],
-        cwd=standby.data.parent, account=account, seconds=900,
-    )  # fmt: skip
+        [
+            binaries.postgres / "pg_basebackup",
+            "-D",
+            partial,
+            f"--slot={STANDBY_SLOT}",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "--no-sync",
+            "--no-password",
+            "-d",
+            address,
+        ],
+        cwd=standby.data.parent,
+        account=account,
+        seconds=900,
+    )
     follow_from_start(partial, primary, layout, account)
     partial.rename(standby.data)
 

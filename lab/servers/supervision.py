@@ -77,23 +77,27 @@ class Supervisor:
 
     def write(self, programs: Sequence[Program], include: str = "") -> None:
         """Write the configuration, mode 0600. `include` is a glob relative to it."""
-        text = _section("supervisord", {
-            "identifier": str(self.configuration),
-            "pidfile": str(self.pid_file),
-            "logfile": str(self.logs / "supervisord.log"),
-            "logfile_maxbytes": "5MB",
-            "logfile_backups": "1",
-            "umask": "022",
-            "nocleanup": "true",
-            "minfds": "1024",
-            **({"user": "root"} if os.geteuid() == 0 else {}),
-        })  # fmt: skip
-        text += _section("rpcinterface:supervisor", {
-            "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface",
-        })  # fmt: skip
-        text += _section("inet_http_server", {
-            "port": f"127.0.0.1:{self.port}", "username": "ops", "password": self.password,
-        })  # fmt: skip
+        text = _section(
+            "supervisord",
+            {
+                "identifier": str(self.configuration),
+                "pidfile": str(self.pid_file),
+                "logfile": str(self.logs / "supervisord.log"),
+                "logfile_maxbytes": "5MB",
+                "logfile_backups": "1",
+                "umask": "022",
+                "nocleanup": "true",
+                "minfds": "1024",
+                **({"user": "root"} if os.geteuid() == 0 else {}),
+            },
+        )
+        text += _section(
+            "rpcinterface:supervisor",
+            {"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"},
+        )
+        text += _section(
+            "inet_http_server", {"port": f"127.0.0.1:{self.port}", "username": "ops", "password": self.password}
+        )
         text += "".join(self.section(program) for program in programs)
         text += _section("include", {"files": include}) if include else ""
         write(self.configuration, text, 0o600)
@@ -101,25 +105,28 @@ class Supervisor:
     def section(self, program: Program) -> str:
         """The program's part of the configuration."""
         environment = {**program.environment, MARK: str(self.configuration)}
-        return _section(f"program:{program.name}", {
-            "command": " ".join(shlex.quote(str(word)) for word in program.argv),
-            "directory": str(program.cwd),
-            "environment": ",".join(f"{name}={_quoted(name, value)}" for name, value in environment.items()),
-            **({"user": program.user} if program.user else {}),
-            "umask": program.umask,
-            "autostart": str(program.autostart).lower(),
-            "autorestart": "true",
-            "startsecs": "1",
-            "startretries": "1000",
-            "stopsignal": program.stop_signal,
-            "stopwaitsecs": "30",
-            "stopasgroup": str(program.stop_group).lower(),
-            "killasgroup": "true",
-            "redirect_stderr": "true",
-            "stdout_logfile": str(self.logs / f"{program.name}.log"),
-            "stdout_logfile_maxbytes": "20MB",
-            "stdout_logfile_backups": "1",
-        })  # fmt: skip
+        return _section(
+            f"program:{program.name}",
+            {
+                "command": " ".join(shlex.quote(str(word)) for word in program.argv),
+                "directory": str(program.cwd),
+                "environment": ",".join(f"{name}={_quoted(name, value)}" for name, value in environment.items()),
+                **({"user": program.user} if program.user else {}),
+                "umask": program.umask,
+                "autostart": str(program.autostart).lower(),
+                "autorestart": "true",
+                "startsecs": "1",
+                "startretries": "1000",
+                "stopsignal": program.stop_signal,
+                "stopwaitsecs": "30",
+                "stopasgroup": str(program.stop_group).lower(),
+                "killasgroup": "true",
+                "redirect_stderr": "true",
+                "stdout_logfile": str(self.logs / f"{program.name}.log"),
+                "stdout_logfile_maxbytes": "20MB",
+                "stdout_logfile_backups": "1",
+            },
+        )
 
     def launch(self, environment: Mapping[str, str]) -> None:
         """Start supervisord as a daemon; it holds nothing of this terminal.

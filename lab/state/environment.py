@@ -85,10 +85,7 @@ def system_variables(
     chosen: Layout, first: State, second: State, binaries: Binaries, account: Account
 ) -> dict[str, str]:
     """Everything but Prefect, for a program or a shell of one of the two regions: `first` and `second` are theirs."""
-    return {
-        **lab_variables(chosen.first, first, binaries, account),
-        **region_variables(chosen, chosen.second, second),
-    }
+    return {**lab_variables(chosen.first, first, binaries, account), **region_variables(chosen, chosen.second, second)}
 
 
 def _place(prefix: str, layout: Layout, state: State) -> dict[str, str]:

@@ -90,5 +90,4 @@ def result_of(report: Report) -> str:
 
 
 def _write(path: Path, filed: Filed) -> None:
-    durable.write(path, json.dumps({**vars(filed), "at": filed.at.isoformat()}, indent=1) + "\n",
-                  mode=durable.PRIVATE)  # fmt: skip
+    durable.write(path, json.dumps({**vars(filed), "at": filed.at.isoformat()}, indent=1) + "\n", mode=durable.PRIVATE)

@@ -22,10 +22,14 @@ def approval_form(plan: str, description: str, *, pages: bool) -> type[RunInput]
     }
     if pages:
         fields["override"] = (
-            _shown(str, "緊急時: 承認なしで実行する理由 (override)", "入力すると承認なしで続行し、オンコールに連絡する",
-                   max_length=300),
+            _shown(
+                str,
+                "緊急時: 承認なしで実行する理由 (override)",
+                "入力すると承認なしで続行し、オンコールに連絡する",
+                max_length=300,
+            ),
             "",
-        )  # fmt: skip
+        )
     made: type[RunInput] = create_model("Approval", __base__=RunInput, **fields)
     made._description = description
     return made
@@ -38,8 +42,10 @@ def _shown(kind: Any, title: str, description: str, **bounds: Any) -> Any:
 
 def describe_request(report: Report, plan: str, why: str, seconds: float) -> str:
     """What the approver reads above the form."""
-    lines = [f"**{escaped(report.runbook)}** on **{escaped(report.environment)}**: plan {code(plan)}. "
-             f"Without an approval within {seconds / 60:.0f} minutes the run fails."]  # fmt: skip
+    lines = [
+        f"**{escaped(report.runbook)}** on **{escaped(report.environment)}**: plan {code(plan)}. "
+        f"Without an approval within {seconds / 60:.0f} minutes the run fails."
+    ]
     if why:
         lines.insert(0, f"**Not approved yet: {escaped(why)}.**")
     lines.append(described(report))

@@ -55,8 +55,10 @@ def claim(reports: Path, name: str, step: int, owner: str) -> None:
         if path.read_text(encoding="utf-8") != owner:
             raise Refused(f"this code of {name} was used before", "wait for the app's next code") from None
     except OSError as error:
-        raise OpsError(f"the use of the code cannot be recorded in {directory}: {error.strerror}",
-                       "free disk space there or correct its owner") from None  # fmt: skip
+        raise OpsError(
+            f"the use of the code cannot be recorded in {directory}: {error.strerror}",
+            "free disk space there or correct its owner",
+        ) from None
 
 
 def refuse_launcher(approvals: Approvals, name: str, launcher: str) -> None:

@@ -103,9 +103,14 @@ class EnvironmentLock:
 
 @contextlib.contextmanager
 def hold(
-    environment: str, directory: Path, runbook: str, rank: Rank, patience_seconds: float = 0.0, *,
+    environment: str,
+    directory: Path,
+    runbook: str,
+    rank: Rank,
+    patience_seconds: float = 0.0,
+    *,
     excluding: Callable[[str], Excluding] | None = None,
-) -> Iterator[EnvironmentLock]:  # fmt: skip
+) -> Iterator[EnvironmentLock]:
     """Hold an environment; a runbook inside a runbook passes at once. Held, it is waited for `patience_seconds`.
 
     Raises:
@@ -257,8 +262,11 @@ def _end(holder: Holder, environment: str, file: IO[str]) -> bool:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 process.send(number)
         try:
-            until(lambda: taken(file) or _has_changed(holder, file), what=f"the end of “{holder.runbook}”",
-                  seconds=END_SECONDS)  # fmt: skip
+            until(
+                lambda: taken(file) or _has_changed(holder, file),
+                what=f"the end of “{holder.runbook}”",
+                seconds=END_SECONDS,
+            )
         except Unreachable:
             continue
         if not taken(file):

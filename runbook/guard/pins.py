@@ -18,14 +18,15 @@ from urllib.parse import quote, unquote
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
 
+from runbook import metrics
 from runbook.errors import NotConfirmed
 from runbook.guard.carried_out import LAST, PLAN, RUN, CarriedOut, Done, Records, current_run
 from runbook.guard.permit import Pin
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 
 PARAMETER = "plan"
-WRITES = "plan.writes_bytes"
+WRITES = metrics.PLAN_WRITES
 VALID = timedelta(days=7)
 AGAIN = "launch it with an empty confirm to see a new plan"
 NO_ANSWER = "no answer"
@@ -62,8 +63,11 @@ class Plan:
         """What differs: (what, in this plan, now). Bytes that were written since are not among it."""
         names = dict.fromkeys([*self.pins, *now.pins])
         rows = [(name, _shown(self.pins, name), _shown(now.pins, name)) for name in names if not self._fits(name, now)]
-        rows += [(name, str(pin.written), str(now.pins[name].written)) for name, pin in self.pins.items()
-                 if name in now.pins and pin.written > now.pins[name].written]  # fmt: skip
+        rows += [
+            (name, str(pin.written), str(now.pins[name].written))
+            for name, pin in self.pins.items()
+            if name in now.pins and pin.written > now.pins[name].written
+        ]
         return [*rows, *([("acts", self.acts, now.acts)] if self.acts != now.acts else [])]
 
     def _fits(self, name: str, now: Plan) -> bool:
@@ -82,8 +86,11 @@ class Plan:
 
     def written(self, now: Plan) -> dict[str, int]:
         """Bytes that were written since this plan, by pin."""
-        return {name: pin.written - self.pins[name].written for name, pin in now.pins.items()
-                if name in self.pins and pin.written >= 0 <= self.pins[name].written}  # fmt: skip
+        return {
+            name: pin.written - self.pins[name].written
+            for name, pin in now.pins.items()
+            if name in self.pins and pin.written >= 0 <= self.pins[name].written
+        }
 
 
 def _shown(pins: Mapping[str, Pin], name: str) -> str:
@@ -113,8 +120,10 @@ def read_plan(text: str) -> Plan:
             return plan
     except (KeyError, ValueError):
         pass
-    raise NotConfirmed(f"plan is “{text[:40]}”, which is no plan's fingerprint",
-                       "use the link in the plan's report, or leave plan empty")  # fmt: skip
+    raise NotConfirmed(
+        f"plan is “{text[:40]}”, which is no plan's fingerprint",
+        "use the link in the plan's report, or leave plan empty",
+    )
 
 
 @dataclass
@@ -144,8 +153,10 @@ class Pinned:
         done = self.records.find(f"{RUN}{run}") if run and not self.inner else None
         if done and done.attempt != attempt:
             if done.ended:
-                raise CarriedOut(f"this flow run was carried out {done.described}: a retry changes nothing",
-                                 "launch the runbook anew with an empty confirm to see a new plan")  # fmt: skip
+                raise CarriedOut(
+                    f"this flow run was carried out {done.described}: a retry changes nothing",
+                    "launch the runbook anew with an empty confirm to see a new plan",
+                )
             self.given, self.begun = self.given or done.plan, done
 
     def describe(self, report: Report) -> None:
@@ -205,8 +216,12 @@ class Pinned:
             if number > most:
                 changes.append((f"writes ({name})", "none", f"{size(number)}, more than {size(most)}{end}"))
             elif number > warn:
-                report.warn(f"writes since the plan ({name})", "nothing to do if that was expected; else stop and plan "
-                            "again", value=f"{size(number)}{end}", expected=f"at most {size(warn)}")  # fmt: skip
+                report.warn(
+                    f"writes since the plan ({name})",
+                    "nothing to do if that was expected; else stop and plan again",
+                    value=f"{size(number)}{end}",
+                    expected=f"at most {size(warn)}",
+                )
 
     def begin(self, report: Report) -> None:
         """Note what this run is permitted, for one that goes on with it."""
@@ -243,11 +258,17 @@ class Pinned:
         try:
             self.records.write(names, Done(report.runbook, at, plan, ended, attempt, link, items))
         except OSError as error:
-            report.warn("record that the plan was carried out", "do not retry this run: nothing would refuse it",
-                        value=f"cannot be written to {self.records.directory}: {error.strerror}")  # fmt: skip
+            report.warn(
+                "record that the plan was carried out",
+                "do not retry this run: nothing would refuse it",
+                value=f"cannot be written to {self.records.directory}: {error.strerror}",
+            )
         if self.records.is_local and (run or self.given):
-            report.fact("record of this run", "on this host only: Prefect does not answer. Do not confirm this plan on "
-                        "another host, and do not retry this run there")  # fmt: skip
+            report.fact(
+                "record of this run",
+                "on this host only: Prefect does not answer. Do not confirm this plan on "
+                "another host, and do not retry this run there",
+            )
         else:
             report.facts.pop("record of this run", None)
 

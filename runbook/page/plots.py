@@ -75,8 +75,11 @@ def _trace(number: int, line: Trace) -> str:
 
     places = [(LEFT + min(max(at, 0.0), 1.0) * width, height(value), value) for at, value in line.points]
     curve = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
-    over = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.8" fill="{SHADES[0]}"/>'
-                   for x, y, value in places if value > line.limit)  # fmt: skip
+    over = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.8" fill="{SHADES[0]}"/>'
+        for x, y, value in places
+        if value > line.limit
+    )
     limit, base = height(line.limit), top + TALL - 12
     return (
         f'<text x="{LEFT - 8}" y="{base - 6}" fill="#343a40" text-anchor="end">{escape(line.label)}</text>'

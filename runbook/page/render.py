@@ -12,6 +12,7 @@ from typing import Any
 
 from runbook.page.markdown import code, escaped
 from runbook.report import Evidence, Report, Status, StepTime
+from runbook.units import duration, size
 
 MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.CRITICAL: "🛑"}
 COLOUR = {Status.OK: "#2f9e62", Status.WARN: "#d9a400", Status.CRITICAL: "#d6336c", Status.PLANNED: "#5c7cfa"}
@@ -29,25 +30,6 @@ def key(report: Report) -> str:
 def dumps(value: Any) -> str:
     """JSON for a link."""
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def size(number: float) -> str:
-    """Bytes for people: `426.0 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.2f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `4 h 00 min`, `2 min 05 s`, `12.3 s`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -20,9 +20,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
     PartialCredentialsError,
     ReadTimeoutError,
 )
-from botocore.exceptions import (
-    ConnectionError as NotConnected,
-)
+from botocore.exceptions import ConnectionError as NotConnected
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from pydantic import SecretStr
 

@@ -46,8 +46,10 @@ def read_dates(ai: AIProviders) -> dict[str, Dates]:
         return {name: _dates(name, section) for name, section in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise OpsError(f"{path.name}, the table of retirement dates, cannot be read: {why}",
-                       "each section has source, looked_at and retires: name = a date") from None  # fmt: skip
+        raise OpsError(
+            f"{path.name}, the table of retirement dates, cannot be read: {why}",
+            "each section has source, looked_at and retires: name = a date",
+        ) from None
 
 
 def _dates(name: str, section: dict[str, Any]) -> Dates:

@@ -83,8 +83,9 @@ def _gcloud_token(ai: AIProviders) -> str:
             GCLOUD, inherit=(*shell.NETWORK, "CLOUDSDK_*", "GOOGLE_*"), timeout_seconds=ai.timeout_seconds
         ).stdout.strip()
     except OpsError as error:
-        raise OpsError(f"there is no access token for Vertex AI: no default credentials, and {error.message}",
-                       LOG_IN) from None  # fmt: skip
+        raise OpsError(
+            f"there is no access token for Vertex AI: no default credentials, and {error.message}", LOG_IN
+        ) from None
 
 
 @probe

@@ -107,8 +107,9 @@ def _mail(alerts: Alerts, to: str, message: Message) -> None:
     try:
         server: smtplib.SMTP
         if alerts.smtp_security == "tls":
-            server = smtplib.SMTP_SSL(alerts.smtp_host, alerts.smtp_port, timeout=alerts.deadline_seconds,
-                                      context=secured)  # fmt: skip
+            server = smtplib.SMTP_SSL(
+                alerts.smtp_host, alerts.smtp_port, timeout=alerts.deadline_seconds, context=secured
+            )
         else:
             server = smtplib.SMTP(alerts.smtp_host, alerts.smtp_port, timeout=alerts.deadline_seconds)
         with contextlib.closing(server):

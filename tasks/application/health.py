@@ -200,9 +200,11 @@ def _port_problem(check: HealthCheck) -> str:
 def _command_problem(application: Application) -> str:
     try:
         shell.run(
-            application.health_command, environment=_variables(application), inherit=_inherit(application),
+            application.health_command,
+            environment=_variables(application),
+            inherit=_inherit(application),
             timeout_seconds=ONCE_SECONDS,
-        )  # fmt: skip
+        )
     except OpsError as error:
         return hide(f"health_command: {error.message}", secrets_of(application))
     return ""
@@ -244,9 +246,11 @@ def _step(client: StepClient, step: HttpStep) -> Callable[[], str]:
 def _smoke_command(application: Application) -> str:
     try:
         done = shell.run(
-            application.smoke_command, environment=_variables(application), inherit=_inherit(application),
+            application.smoke_command,
+            environment=_variables(application),
+            inherit=_inherit(application),
             timeout_seconds=application.smoke_seconds,
-        )  # fmt: skip
+        )
     except OpsError as error:
         raise StepFailed(hide(error.message, secrets_of(application))) from None
     return hide(done.stdout.strip().rpartition("\n")[2][:SHOWN], secrets_of(application)) or "exit status 0"

@@ -112,8 +112,9 @@ class StepClient:
         what, end = f"{step.method} {step.path}", time.monotonic() + step.seconds
         late = f"{what}: no answer within {step.seconds:g} s"
         try:
-            with self._client.stream(request.method, self.url.rstrip("/") + request.path, timeout=step.seconds,
-                                     **request.arguments) as answer:  # fmt: skip
+            with self._client.stream(
+                request.method, self.url.rstrip("/") + request.path, timeout=step.seconds, **request.arguments
+            ) as answer:
                 content = b""
                 for chunk in answer.iter_bytes():
                     content += chunk

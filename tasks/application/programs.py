@@ -62,8 +62,10 @@ def web_program(web: Path, name: str) -> Path:
     except OpsError:
         if (web / "node_modules").is_dir():
             raise
-        raise OpsError(f"{name} is not installed: {web} has no node_modules",
-                       "launch reinstall-dependencies with parts=web, or run pnpm install there") from None  # fmt: skip
+        raise OpsError(
+            f"{name} is not installed: {web} has no node_modules",
+            "launch reinstall-dependencies with parts=web, or run pnpm install there",
+        ) from None
 
 
 def answer(
@@ -109,6 +111,8 @@ def parsed(name: str, text: str, kind: type) -> Any:
     except ValueError:
         found = None
     if not isinstance(found, kind):
-        raise OpsError(f"{name} printed something else than its JSON: {excerpt(text)}",
-                       f"run {name} by hand: its answer cannot be used, which is no pass")  # fmt: skip
+        raise OpsError(
+            f"{name} printed something else than its JSON: {excerpt(text)}",
+            f"run {name} by hand: its answer cannot be used, which is no pass",
+        )
     return found

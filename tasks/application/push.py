@@ -18,8 +18,10 @@ def require_remote(repository: Path, remote: str) -> None:
     """Raises OpsError where the repository knows no such remote."""
     known = git(repository, "remote").split()
     if remote not in known:
-        raise OpsError(f"{repository} has no remote “{remote[:40]}”",
-                       f"choose one of: {', '.join(known) or 'none; add one with git remote add'}")  # fmt: skip
+        raise OpsError(
+            f"{repository} has no remote “{remote[:40]}”",
+            f"choose one of: {', '.join(known) or 'none; add one with git remote add'}",
+        )
 
 
 @action(idempotent=True)

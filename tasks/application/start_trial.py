@@ -66,22 +66,34 @@ def start_in_foreground(application: Application) -> Trial:
     told = f"{len(values)} of {application.env_file}" if values else "none but PATH and HOME"
     port, mark = _free_port(), uuid.uuid4().hex
     argv = [_filled(word, application.python, port) for word in application.start_command]
-    own = {HOOKS: "off", **values, **application.start_variables, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": "1",
-           "PYTHONUNBUFFERED": "1", MARK: mark}  # fmt: skip
+    own = {
+        HOOKS: "off",
+        **values,
+        **application.start_variables,
+        "PORT": str(port),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        MARK: mark,
+    }
     forgotten = [word for name in os.environ if name not in KEPT and name not in own for word in ("-u", name)]
     lines, started = deque[bytes](maxlen=LINES), time.monotonic()
     try:
         with shell.spawn(
-            ["env", *forgotten, *argv], environment=own, directory=directory, user=_owner(directory),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as child:  # fmt: skip
+            ["env", *forgotten, *argv],
+            environment=own,
+            directory=directory,
+            user=_owner(directory),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as child:
             reader = threading.Thread(target=_keep, args=(child.stdout, lines), daemon=True)
             reader.start()
             served = _serves(child, port)
             code = child.poll()
     except PermissionError as error:
-        raise OpsError(f"{error.filename} may not be run by this user", "run the worker as the application's user") \
-            from None  # fmt: skip
+        raise OpsError(
+            f"{error.filename} may not be run by this user", "run the worker as the application's user"
+        ) from None
     finally:
         _end_heirs(mark)
     reader.join(END_SECONDS)
@@ -215,25 +227,45 @@ _KNOWN = (
     ("import", re.compile(r"ImportError: (.{1,160})"), "an import fails: {0}"),
     ("import", re.compile(r"Error loading ASGI app\. (.{1,160})"), "an import fails: {0}"),
     ("syntax", re.compile(r"((?:SyntaxError|IndentationError|TabError): .{1,160})"), "its code cannot be read: {0}"),
-    ("variable", re.compile(r"missing in \.env and in the environment: ([A-Z0-9_, ]+)"),
-     "a variable of its environment is missing: {0}"),
+    (
+        "variable",
+        re.compile(r"missing in \.env and in the environment: ([A-Z0-9_, ]+)"),
+        "a variable of its environment is missing: {0}",
+    ),
     ("variable", re.compile(r"KeyError: '([A-Z][A-Z0-9_]+)'"), "a variable of its environment is missing: {0}"),
-    ("variable", re.compile(r"(?i)environment variable[s]? [`'\"]?(\w+)[`'\"]? (?:is |are )?"
-                            r"(?:not set|missing|required|undefined)"),
-     "a variable of its environment is missing: {0}"),
+    (
+        "variable",
+        re.compile(
+            r"(?i)environment variable[s]? [`'\"]?(\w+)[`'\"]? (?:is |are )?"
+            r"(?:not set|missing|required|undefined)"
+        ),
+        "a variable of its environment is missing: {0}",
+    ),
     ("variable", re.compile(r"(?i)validation errors? for \w*settings"), "its settings are incomplete or wrong"),
-    ("migration", re.compile(r"(?:UndefinedTable|UndefinedColumn|relation \"[\w.]+\" does not exist"
-                             r"|column \"?[\w.]+\"? does not exist)"), "the database lacks a migration"),
-    ("database", re.compile(r"password authentication failed|InvalidPasswordError"),
-     "the database refuses its password"),
-    ("database", re.compile(r"(?:OperationalError|CannotConnectNowError|TooManyConnections|ConnectionDoesNotExist)"),
-     "the database does not take it"),
+    (
+        "migration",
+        re.compile(
+            r"(?:UndefinedTable|UndefinedColumn|relation \"[\w.]+\" does not exist"
+            r"|column \"?[\w.]+\"? does not exist)"
+        ),
+        "the database lacks a migration",
+    ),
+    (
+        "database",
+        re.compile(r"password authentication failed|InvalidPasswordError"),
+        "the database refuses its password",
+    ),
+    (
+        "database",
+        re.compile(r"(?:OperationalError|CannotConnectNowError|TooManyConnections|ConnectionDoesNotExist)"),
+        "the database does not take it",
+    ),
     ("redis", re.compile(r"redis\.exceptions\.\w+"), "Redis does not take it"),
     ("rights", re.compile(r"PermissionError: (.{1,160})"), "it may not: {0}"),
     ("disk", re.compile(r"No space left on device"), "the disk is full"),
     ("memory", re.compile(r"MemoryError|Cannot allocate memory"), "there is not enough memory"),
     ("unknown", re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception)\b.{0,160})", re.MULTILINE), "{0}"),
-)  # fmt: skip
+)
 STARTED = re.compile(r"Application startup complete|Uvicorn running on|Started server process")
 
 

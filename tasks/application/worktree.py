@@ -94,8 +94,10 @@ def inside(repository: Path, path: Path) -> Path:
     try:
         return path.resolve().relative_to(repository.resolve())
     except ValueError:
-        raise OpsError(f"{path} is not in the repository {repository}",
-                       "correct repository, backend_directory or backend_source, web_directory") from None  # fmt: skip
+        raise OpsError(
+            f"{path} is not in the repository {repository}",
+            "correct repository, backend_directory or backend_source, web_directory",
+        ) from None
 
 
 def require_repository(named: str) -> Path:
@@ -111,8 +113,10 @@ def require_repository(named: str) -> Path:
     try:
         top = git(Path(named), "rev-parse", "--show-toplevel").strip()
     except CommandFailed as error:
-        raise OpsError(f"{named} is no git checkout that can be used: {error.message}",
-                       "correct [application] repository; the worker's user must own it") from None  # fmt: skip
+        raise OpsError(
+            f"{named} is no git checkout that can be used: {error.message}",
+            "correct [application] repository; the worker's user must own it",
+        ) from None
     if not Path(top).is_absolute() or not Path(top).is_dir():
         raise OpsError(f"git says that the top of {named} is “{excerpt(top)}”", "run git by hand there: is it git?")
     return Path(top)

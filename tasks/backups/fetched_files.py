@@ -10,7 +10,7 @@ from pathlib import Path
 from runbook.errors import OpsError, VerificationFailed
 from runbook.guard.process import is_abandoned
 from runbook.kinds import probe
-from runbook.page.render import size
+from runbook.units import size
 from tasks.backups import manifest as manifests
 from tasks.backups.catalogue import AT_HAND, Backup, hand_of
 from tasks.backups.encryption import decrypt_files

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
-from runbook.page.render import size
+from runbook.units import size
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup, note_of
 from tasks.backups.manifest import MANIFEST, SEAL, Kind

@@ -61,8 +61,10 @@ def reasons_to_stay(backups: Sequence[Backup], rule: Rule, now: datetime) -> dic
     ordered = sorted(backups, key=lambda one: one.manifest.taken)
     proven, verified = [one for one in ordered if one.is_proven], [one for one in ordered if one.verified]
     if len(proven) < rule.keep.verified or ordered[-1].manifest.taken > now:
-        return {one.name: "too few are verified" if ordered[-1].manifest.taken <= now else "the clock jumped"
-                for one in ordered}  # fmt: skip
+        return {
+            one.name: "too few are verified" if ordered[-1].manifest.taken <= now else "the clock jumped"
+            for one in ordered
+        }
     newest = [*proven[-rule.keep.verified :], *verified[-rule.keep.verified :]]
     stays = {one.name: f"one of the {rule.keep.verified} newest verified" for one in newest}
     for one in ordered:

@@ -173,8 +173,9 @@ def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[s
     permit.require(kind, names[0])
     variables = {"OPS_CERTIFICATE": str(Path(block.directory) / names[0]), "OPS_CERTIFICATE_NAMES": " ".join(names)}
     hint = "fix what renew_command prints, then run this again"
-    shell.run(block.renew_command, environment=variables, inherit=_inherit(block), timeout_seconds=CERTBOT_SECONDS,
-              hint=hint)  # fmt: skip
+    shell.run(
+        block.renew_command, environment=variables, inherit=_inherit(block), timeout_seconds=CERTBOT_SECONDS, hint=hint
+    )
     try:
         shell.run(block.reloading(), timeout_seconds=RELOAD_SECONDS)
     except OpsError as error:
@@ -194,8 +195,9 @@ def run_certbot(permit: Permit, block: Certificates, kind: Kind, names: Sequence
     permit.require(kind, names[0])
     trust = {"REQUESTS_CA_BUNDLE": block.acme_authorities} if block.acme_authorities else {}
     argv, hint = command(block, kind, names), "look into certbot's log (letsencrypt.log)"
-    done = shell.run(argv, environment={**trust, "LC_ALL": "C"}, inherit=_inherit(block),
-                     timeout_seconds=CERTBOT_SECONDS, hint=hint)  # fmt: skip
+    done = shell.run(
+        argv, environment={**trust, "LC_ALL": "C"}, inherit=_inherit(block), timeout_seconds=CERTBOT_SECONDS, hint=hint
+    )
     wrong = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "reported error code" in line]
     return "; ".join(wrong)
 

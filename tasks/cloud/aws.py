@@ -160,9 +160,14 @@ def read_costs(cloud: Cloud, today: date) -> list[Cost]:
 def _mean(watch: Any, namespace: str, metric: str, places: Sequence[tuple[str, str]], days: int) -> float | None:
     now = datetime.now(UTC)
     points = watch.get_metric_statistics(
-        Namespace=namespace, MetricName=metric, Dimensions=[{"Name": name, "Value": value} for name, value in places],
-        StartTime=now - timedelta(days=days), EndTime=now, Period=DAY_SECONDS, Statistics=["Average"],
-    )["Datapoints"]  # fmt: skip
+        Namespace=namespace,
+        MetricName=metric,
+        Dimensions=[{"Name": name, "Value": value} for name, value in places],
+        StartTime=now - timedelta(days=days),
+        EndTime=now,
+        Period=DAY_SECONDS,
+        Statistics=["Average"],
+    )["Datapoints"]
     return sum(point["Average"] for point in points) / len(points) if points else None
 
 
@@ -190,8 +195,9 @@ def _asked(service: str) -> Iterator[None]:
             raise Unreachable(told, "wait a minute, then launch it again: no right is missing") from None
         raise OpsError(told, _hint(code)) from None
     except BotoCoreError as error:
-        raise Unreachable(f"{service} does not answer: {excerpt(str(error), 200)}",
-                          "look at [cloud] endpoint, region and credentials") from None  # fmt: skip
+        raise Unreachable(
+            f"{service} does not answer: {excerpt(str(error), 200)}", "look at [cloud] endpoint, region and credentials"
+        ) from None
     except (
         ResponseParserError,
         KeyError,
@@ -199,5 +205,6 @@ def _asked(service: str) -> Iterator[None]:
         TypeError,
         ValueError,
     ):  # botocore takes any JSON for an object
-        raise OpsError(f"what answers as {service} is no such service: its answer cannot be read",
-                       "look at [cloud] endpoint") from None  # fmt: skip
+        raise OpsError(
+            f"what answers as {service} is no such service: its answer cannot be read", "look at [cloud] endpoint"
+        ) from None

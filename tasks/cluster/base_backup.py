@@ -18,8 +18,8 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
-from runbook.page.render import size
 from runbook.progress import Done, progress
+from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.backups.encryption import ENDING, decrypt_files
 from tasks.cluster.content import ClusterContent
@@ -80,9 +80,17 @@ def read_source(postgres: Postgres) -> Source:
     version, system, segment, summarize, checksums, fsync, replicates, whole, recovering = row
     names = tuple(str(name) for (name,) in tablespaces)
     return Source(
-        int(version), int(str(system)), int(segment), summarize == "on", checksums == "on", fsync == "on",
-        bool(replicates), names, int(whole), bool(recovering),
-    )  # fmt: skip
+        int(version),
+        int(str(system)),
+        int(segment),
+        summarize == "on",
+        checksums == "on",
+        fsync == "on",
+        bool(replicates),
+        names,
+        int(whole),
+        bool(recovering),
+    )
 
 
 _SOURCE = """

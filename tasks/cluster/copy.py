@@ -71,8 +71,10 @@ def build_instance(
 
 def _require(wal: Wal | None) -> Wal:
     if wal is None or wal.tool != "pgbackrest":
-        raise OpsError("this backup is in pgBackRest's repository, and the environment does not use it",
-                       "set tool, stanza and config in [wal] of its TOML")  # fmt: skip
+        raise OpsError(
+            "this backup is in pgBackRest's repository, and the environment does not use it",
+            "set tool, stanza and config in [wal] of its TOML",
+        )
     return wal
 
 

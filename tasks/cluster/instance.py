@@ -166,8 +166,10 @@ def settings_of(instance: Instance, stop: Stop | None, timeline: int) -> dict[st
 def _control(instance: Instance) -> dict[str, str]:
     printed = shell.run(
         [instance.postgres.program("pg_controldata"), str(instance.data)],
-        user=instance.postgres.os_user, environment={"LC_ALL": "C"}, directory=Path("/"),
-    ).stdout  # fmt: skip
+        user=instance.postgres.os_user,
+        environment={"LC_ALL": "C"},
+        directory=Path("/"),
+    ).stdout
     pairs = (line.partition(":") for line in printed.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 

@@ -120,8 +120,11 @@ def _configuration(postgres: Postgres, data: Path, settings: dict[str, str]) -> 
             program, directory = postgres.program("postgres"), str(data)
             found[name] = shell.run(
                 [program, "-D", directory, *options, "-C", name],
-                user=postgres.os_user, directory=Path("/"), environment={"LC_ALL": "C"}, timeout_seconds=30,
-            ).stdout.strip()  # fmt: skip
+                user=postgres.os_user,
+                directory=Path("/"),
+                environment={"LC_ALL": "C"},
+                timeout_seconds=30,
+            ).stdout.strip()
     except CommandFailed as error:
         return Requirement(START, False, words_of(error.stderr), f"{file} can be read", hint), found
     return Requirement(START, True, f"{file} can be read", "its configuration can be read", hint), found
@@ -143,8 +146,11 @@ def _control(postgres: Postgres, data: Path) -> tuple[dict[str, str], str]:
     try:
         printed = shell.run(
             [postgres.program("pg_controldata"), "-D", data],
-            user=postgres.os_user, environment={"LC_ALL": "C"}, directory=Path("/"), timeout_seconds=30,
-        )  # fmt: skip
+            user=postgres.os_user,
+            environment={"LC_ALL": "C"},
+            directory=Path("/"),
+            timeout_seconds=30,
+        )
     except CommandFailed as error:
         return {}, error.message
     if _DAMAGED in printed.stdout + printed.stderr:

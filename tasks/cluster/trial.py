@@ -23,7 +23,7 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.files import durable
 from runbook.guard.process import is_abandoned, this_process
 from runbook.kinds import action
-from runbook.page.render import size
+from runbook.units import size
 from runbook.wait import until
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.catalog_wal import keep_databases
@@ -45,8 +45,17 @@ WAL_SECONDS, START_SECONDS = 120.0, 120.0
 TEMPLATE = "template1"
 _TEMPLATE_OID = 1
 _COPIED = ("global", "pg_xact", "pg_multixact", "pg_commit_ts", "pg_twophase", "pg_replslot", "pg_logical")
-_EMPTY = ("base", "pg_subtrans", "pg_notify", "pg_serial", "pg_snapshots", "pg_stat", "pg_stat_tmp", "pg_dynshmem",
-          "pg_tblspc")  # fmt: skip
+_EMPTY = (
+    "base",
+    "pg_subtrans",
+    "pg_notify",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_dynshmem",
+    "pg_tblspc",
+)
 _LEFT_OUT = ("postmaster.pid", "postmaster.opts", "current_logfiles", "backup_manifest", "tablespace_map")
 _MOST_FILE_BYTES = 1 << 20  # of the data directory's own files: configuration, certificates
 _OWN_HBA = "local all all {0}\nhost all all all {0}\n"
@@ -181,8 +190,9 @@ def _segments(directory: Path, first: Segment, system: int) -> list[Segment]:
 def _require_space(root: Path, parts: list[Path], wal: list[Segment]) -> None:
     needed = sum(taken_by(part).bytes for part in parts) + sum(one.bytes for one in wal) + SPARE_BYTES
     if needed > MOST_BYTES:
-        raise OpsError(f"its catalogs and the WAL since its last checkpoint are {size(needed)}, "
-                       f"more than {size(MOST_BYTES)}")  # fmt: skip
+        raise OpsError(
+            f"its catalogs and the WAL since its last checkpoint are {size(needed)}, more than {size(MOST_BYTES)}"
+        )
     if (free := disk_of(root).free_bytes) < 2 * needed:
         raise OpsError(f"a copy of its catalogs needs {size(needed)}, and {size(free)} are free at {root.parent}")
 

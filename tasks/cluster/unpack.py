@@ -93,8 +93,10 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
     try:
         shell.run(
             [postgres.program("pg_combinebackup"), *parts, f"--output={data}", "--no-sync"],
-            user=postgres.os_user, environment={"LC_ALL": "C"}, directory=root,
-        )  # fmt: skip
+            user=postgres.os_user,
+            environment={"LC_ALL": "C"},
+            directory=root,
+        )
     except CommandFailed as error:
         require_health(error, f"{lineage[-1].name} cannot be put together in {data}", data)
         raise VerificationFailed(

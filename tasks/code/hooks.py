@@ -86,24 +86,36 @@ def local_hooks(place: Place, missing: Sequence[str]) -> list[dict[str, Any]]:
     hooks: dict[str, dict[str, Any]] = {
         "ruff": {"name": "ruff check", "entry": f"{place.ruff} check --fix --force-exclude", **python},
         "ruff-format": {"name": "ruff format", "entry": f"{place.ruff} format --force-exclude", **python},
-        "eslint": {"name": "eslint", "entry": eslint, "language": "system",
-                   "files": f"^{re.escape(place.web)}/.*{WEB_FILES}" if place.web else WEB_FILES},
-    }  # fmt: skip
+        "eslint": {
+            "name": "eslint",
+            "entry": eslint,
+            "language": "system",
+            "files": f"^{re.escape(place.web)}/.*{WEB_FILES}" if place.web else WEB_FILES,
+        },
+    }
     return [{"repo": "local", "hooks": [{"id": hook, **hooks[hook]} for hook in missing]}] if missing else []
 
 
 def remote_hooks(place: Place, missing: Sequence[str], packages: Sequence[str]) -> list[dict[str, Any]]:
     """The tools' own hook repositories, at the versions that the application uses."""
     found = list[dict[str, Any]]()
-    ruff = [{"id": hook, **({"args": ["--fix"]} if hook == "ruff" else {}), **_only(place.backend)}
-            for hook in missing if hook != "eslint"]  # fmt: skip
+    ruff = [
+        {"id": hook, **({"args": ["--fix"]} if hook == "ruff" else {}), **_only(place.backend)}
+        for hook in missing
+        if hook != "eslint"
+    ]
     if ruff:
         found.append({"repo": RUFF, "rev": f"v{place.ruff_version}", "hooks": ruff})
     if "eslint" in missing:
         config = ["--config", place.config] if place.web else []
         files = f"^{re.escape(place.web)}/.*{WEB_FILES}" if place.web else WEB_FILES
-        eslint = {"id": "eslint", "args": ["--fix", "--no-warn-ignored", *config], "files": files, "types": ["file"],
-                  "additional_dependencies": list(packages)}  # fmt: skip
+        eslint = {
+            "id": "eslint",
+            "args": ["--fix", "--no-warn-ignored", *config],
+            "files": files,
+            "types": ["file"],
+            "additional_dependencies": list(packages),
+        }
         found.append({"repo": ESLINT, "rev": f"v{place.eslint_version}", "hooks": [eslint]})
     return found
 
@@ -165,12 +177,20 @@ def run_hooks(program: Path, tree: Worktree, cache: Path, seconds: float) -> Ran
         OpsError: pre-commit failed, hung, or did not say how any hook ended.
     """
     argv: list[str | Path] = [program, "run", "--all-files", "--color", "never"]
-    said = answer(argv, tree.directory, seconds=seconds, accepted=(0, 1), inherit=PACKAGE_VARIABLES,
-                  environment={"PRE_COMMIT_HOME": str(cache)})  # fmt: skip
+    said = answer(
+        argv,
+        tree.directory,
+        seconds=seconds,
+        accepted=(0, 1),
+        inherit=PACKAGE_VARIABLES,
+        environment={"PRE_COMMIT_HOME": str(cache)},
+    )
     hooks = {name.strip(): how for name, how in _RESULT.findall(said.stdout)}
     if not hooks or (said.code and "Failed" not in hooks.values()):
-        raise OpsError(f"pre-commit did not tell how its hooks ended: {excerpt(said.stdout)}",
-                       "run pre-commit run --all-files on the branch by hand")  # fmt: skip
+        raise OpsError(
+            f"pre-commit did not tell how its hooks ended: {excerpt(said.stdout)}",
+            "run pre-commit run --all-files on the branch by hand",
+        )
     return Ran(hooks, said.stdout, said.seconds)
 
 

@@ -67,8 +67,16 @@ def read_ruff(source: Source) -> Checked:
         OpsError: ruff is missing, hangs, refuses (an unknown rule), or its answer cannot be used.
     """
     version, files = _ruff_version(source), _python_files(source)
-    said = source.ruff("check", "--no-cache", "--no-fix", "--output-format", "json", *source.rules_of_ruff(), "--",
-                       *source.python_targets())  # fmt: skip
+    said = source.ruff(
+        "check",
+        "--no-cache",
+        "--no-fix",
+        "--output-format",
+        "json",
+        *source.rules_of_ruff(),
+        "--",
+        *source.python_targets(),
+    )
     problems = _understood("ruff", said, lambda answer: [_of_ruff(source, one) for one in answer])
     _require_reason("ruff", said, problems)
     return Checked("ruff", version, len(files), problems, said.seconds)
@@ -87,8 +95,9 @@ def read_ruff_format(source: Source) -> Checked:
     if not counted:
         raise _unusable("ruff format", said)
     lines = said.stdout.splitlines()
-    names = [line[4:] for line, after in itertools.pairwise(lines)
-             if line.startswith("--- ") and after.startswith("+++ ")]  # fmt: skip
+    names = [
+        line[4:] for line, after in itertools.pairwise(lines) if line.startswith("--- ") and after.startswith("+++ ")
+    ]
     problems = tuple(
         Problem(
             "ruff format", shown(source.repository, source.backend / name), 0, "format", "not formatted", fixable=True
@@ -200,5 +209,7 @@ def _require_reason(name: str, said: Completed, problems: Sequence[Problem]) -> 
 
 
 def _unusable(name: str, said: Completed) -> OpsError:
-    return OpsError(f"{name} exited {said.code} and printed {excerpt(said.stdout + said.stderr)}",
-                    f"run {name} by hand: its answer cannot be used, which is no pass")  # fmt: skip
+    return OpsError(
+        f"{name} exited {said.code} and printed {excerpt(said.stdout + said.stderr)}",
+        f"run {name} by hand: its answer cannot be used, which is no pass",
+    )

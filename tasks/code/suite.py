@@ -63,8 +63,14 @@ def web_suite(name: str, application: Application, command: Sequence[str], web: 
 def run_suite(suite: Suite, seconds: float) -> Tested:
     """Run it; one that hangs or is not there did not pass."""
     try:
-        done = answer(suite.command, suite.directory, seconds=seconds, accepted=range(256),
-                      environment=suite.variables, inherit=suite.inherit)  # fmt: skip
+        done = answer(
+            suite.command,
+            suite.directory,
+            seconds=seconds,
+            accepted=range(256),
+            environment=suite.variables,
+            inherit=suite.inherit,
+        )
     except OpsError as error:
         return Tested(False, error.message)
     output = done.stdout + done.stderr

@@ -35,9 +35,15 @@ _TSC_WHOLE = re.compile(r"error (?P<code>TS\d+): (?P<message>.*)")
 
 @probe
 def read_mypy(
-    application: Application, repository: Path, files: Sequence[Path], *, strict: bool, seconds: float, cache: Path,
+    application: Application,
+    repository: Path,
+    files: Sequence[Path],
+    *,
+    strict: bool,
+    seconds: float,
+    cache: Path,
     html: Path,
-) -> Checked:  # fmt: skip
+) -> Checked:
     """Ask mypy in the backend's directory: the chosen `files`, else what its configuration names, else everything.
     `html` is where it writes its report, for which it needs lxml.
 
@@ -49,26 +55,47 @@ def read_mypy(
     version = answer([mypy, "--version"], backend, seconds=seconds, inherit=IMPORTING).stdout.strip()
     if not version.startswith("mypy "):
         raise OpsError(f"mypy says that its version is “{excerpt(version)}”", f"look at {mypy}: this is not mypy")
-    argv: list[str | Path] = [mypy, "--cache-dir", cache, "--no-pretty", "--show-error-codes", "--hide-error-context",
-            "--hide-error-end", "--hide-column-numbers", "--no-color-output", "--error-summary"]  # fmt: skip
+    argv: list[str | Path] = [
+        mypy,
+        "--cache-dir",
+        cache,
+        "--no-pretty",
+        "--show-error-codes",
+        "--hide-error-context",
+        "--hide-error-end",
+        "--hide-column-numbers",
+        "--no-color-output",
+        "--error-summary",
+    ]
     if application.python and Path(application.python).exists():
         argv += ["--python-executable", application.python]
     argv += ["--strict"] if strict else []
     said, notes = _with_html(argv, files, backend, seconds, html)
     end = _MYPY_END.search(said.stdout)
     if not end and not _MYPY_STOPPED.search(said.stdout):
-        raise OpsError(f"mypy did not say what it checked: {excerpt(said.stdout)}",
-                       "run mypy by hand: its answer cannot be used, which is no pass")  # fmt: skip
+        raise OpsError(
+            f"mypy did not say what it checked: {excerpt(said.stdout)}",
+            "run mypy by hand: its answer cannot be used, which is no pass",
+        )
     if not end:
         notes = (*notes, "mypy stopped at an error that prevents further checking: correct it first")
     problems = tuple(
-        Problem("mypy", shown(repository, backend / found["file"]), int(found["line"] or 0), found["code"] or "",
-                found["message"], _severity(found["severity"]))
-        for line in said.stdout.splitlines() if (found := _MYPY.fullmatch(line))
-    )  # fmt: skip
+        Problem(
+            "mypy",
+            shown(repository, backend / found["file"]),
+            int(found["line"] or 0),
+            found["code"] or "",
+            found["message"],
+            _severity(found["severity"]),
+        )
+        for line in said.stdout.splitlines()
+        if (found := _MYPY.fullmatch(line))
+    )
     if said.code and not problems:
-        raise OpsError(f"mypy exited {said.code} and named no error: {excerpt(said.stdout)}",
-                       "run mypy by hand: its answer cannot be used, which is no pass")  # fmt: skip
+        raise OpsError(
+            f"mypy exited {said.code} and named no error: {excerpt(said.stdout)}",
+            "run mypy by hand: its answer cannot be used, which is no pass",
+        )
     return Checked("mypy", version, int(end[1]) if end else 0, problems, said.seconds, notes)
 
 
@@ -89,8 +116,9 @@ def _targeted(argv: Sequence[str | Path], files: Sequence[Path], backend: Path, 
     quiet = {"PYTHONDONTWRITEBYTECODE": "1"}
 
     def asked(*targets: str | Path) -> Completed:
-        said = answer([*argv, *targets], backend, seconds=seconds, accepted=(0, 1, 2), environment=quiet,
-                      inherit=IMPORTING)  # fmt: skip
+        said = answer(
+            [*argv, *targets], backend, seconds=seconds, accepted=(0, 1, 2), environment=quiet, inherit=IMPORTING
+        )
         if said.code == 2 and not said.stdout.strip():
             raise CommandFailed([str(part) for part in argv], 2, said.stderr, "run mypy by hand")
         return said
@@ -178,8 +206,10 @@ def _tsc_problems(said: Completed, web: Path, repository: Path) -> list[Problem]
         elif whole := _TSC_WHOLE.fullmatch(line):
             found.append(Problem("tsc", "tsconfig.json", 0, whole["code"], whole["message"]))
     if said.code and not found:
-        raise OpsError(f"tsc exited {said.code} and named no error: {excerpt(said.stdout)}",
-                       "run tsc by hand: its answer cannot be used, which is no pass")  # fmt: skip
+        raise OpsError(
+            f"tsc exited {said.code} and named no error: {excerpt(said.stdout)}",
+            "run tsc by hand: its answer cannot be used, which is no pass",
+        )
     return found
 
 

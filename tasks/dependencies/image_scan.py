@@ -45,8 +45,12 @@ def scan_image(image: str, seconds: float) -> Scan:
     scanner = find_scanner()
     if image.startswith("-"):
         raise OpsError(f"“{image[:40]}” is no image", "correct [application] images")
-    done = answer([scanner, *ARGUMENTS[scanner.name], image], Path("/"), seconds=seconds,
-                  inherit=(*shell.NETWORK, "TRIVY_*", "GRYPE_*", "DOCKER_*"))  # fmt: skip
+    done = answer(
+        [scanner, *ARGUMENTS[scanner.name], image],
+        Path("/"),
+        seconds=seconds,
+        inherit=(*shell.NETWORK, "TRIVY_*", "GRYPE_*", "DOCKER_*"),
+    )
     content = parsed(scanner.name, done.stdout, dict)
     with known_form(scanner.name):
         found, looked_at = (_of_trivy if scanner.name == "trivy" else _of_grype)(content, f"image {image}")

@@ -28,8 +28,10 @@ def tools_of(web: Path) -> list[str]:
     """
     if found := [tool for lock, tool in LOCKS.items() if (web / lock).is_file()]:
         return found
-    raise OpsError(f"{web} has no lock file", "make one (pnpm install --lockfile-only), commit it, or correct "
-                   "[application] web_directory")  # fmt: skip
+    raise OpsError(
+        f"{web} has no lock file",
+        "make one (pnpm install --lockfile-only), commit it, or correct [application] web_directory",
+    )
 
 
 @probe
@@ -42,12 +44,20 @@ def audit_node(web: Path, tool: str, only_production: bool, seconds: float) -> S
     """
     find_program("node")
     narrow = {"pnpm": ["--prod"], "npm": ["--omit=dev"]}[tool] if only_production else []
-    done = answer([find_program(tool), "audit", "--json", *narrow], web, seconds=seconds, accepted=(0, 1),
-                  environment=PATIENCE, inherit=NODE_VARIABLES)  # fmt: skip
+    done = answer(
+        [find_program(tool), "audit", "--json", *narrow],
+        web,
+        seconds=seconds,
+        accepted=(0, 1),
+        environment=PATIENCE,
+        inherit=NODE_VARIABLES,
+    )
     content = parsed(f"{tool} audit", done.stdout, dict)
     if problem := content.get("error") or content.get("message"):
-        raise OpsError(f"{tool} audit gave no answer: {_said(problem)}",
-                       "see that the registry can be reached and serves advisories")  # fmt: skip
+        raise OpsError(
+            f"{tool} audit gave no answer: {_said(problem)}",
+            "see that the registry can be reached and serves advisories",
+        )
     read = _of_pnpm if "advisories" in content else _of_npm
     with known_form(f"{tool} audit"):
         found = read(content, f"packages of {web}")

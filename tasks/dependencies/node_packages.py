@@ -31,8 +31,14 @@ def pnpm(web: Path, *arguments: str, seconds: float, accepted: Sequence[int] = (
         OpsError: it failed, hung or is not installed.
     """
     find_program("node")
-    return answer([find_program("pnpm"), *arguments], web, seconds=seconds, accepted=accepted,
-                  environment={**PATIENCE, "CI": "true"}, inherit=NODE_VARIABLES)  # fmt: skip
+    return answer(
+        [find_program("pnpm"), *arguments],
+        web,
+        seconds=seconds,
+        accepted=accepted,
+        environment={**PATIENCE, "CI": "true"},
+        inherit=NODE_VARIABLES,
+    )
 
 
 def require_pnpm_lock(web: Path) -> None:

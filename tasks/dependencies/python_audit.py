@@ -53,8 +53,10 @@ def audit_python(application: Application, seconds: float) -> Scan:
         done = answer(argv, Path(folder), seconds=seconds, accepted=(0, 1), inherit=PYTHON_VARIABLES)
         raw = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
     if not raw:
-        raise OpsError(f"pip-audit gave no answer: {_last(done.stderr)}",
-                       f"see that {application.advisories} can be reached from here")  # fmt: skip
+        raise OpsError(
+            f"pip-audit gave no answer: {_last(done.stderr)}",
+            f"see that {application.advisories} can be reached from here",
+        )
     content = parsed("pip-audit", raw, dict)
     return _scan(application, content, raw, done.stderr)
 

@@ -37,8 +37,14 @@ def pip(python: Path, *arguments: str | Path, seconds: float, accepted: Sequence
         OpsError: it failed, hung or is not there.
     """
     program = find_program("pip", Path(sys.executable).parent)
-    return answer([program, "--python", python, *arguments], Path("/"), seconds=seconds, accepted=accepted,
-                  environment=PATIENCE, inherit=PYTHON_VARIABLES)  # fmt: skip
+    return answer(
+        [program, "--python", python, *arguments],
+        Path("/"),
+        seconds=seconds,
+        accepted=accepted,
+        environment=PATIENCE,
+        inherit=PYTHON_VARIABLES,
+    )
 
 
 @probe
@@ -106,8 +112,9 @@ def versions_of(python: Path, name: str, seconds: float) -> list[str]:
     try:
         done = pip(python, "index", "versions", name, seconds=seconds)
     except CommandFailed as error:
-        raise OpsError(f"the index tells no versions of {name}: {error.message}",
-                       "see pip's index: pip index versions") from None  # fmt: skip
+        raise OpsError(
+            f"the index tells no versions of {name}: {error.message}", "see pip's index: pip index versions"
+        ) from None
     return _listed(done, "Available versions:", "pip index versions")
 
 

@@ -49,11 +49,18 @@ def pin_python(
                 f"{files[0].read_text(encoding='utf-8').rstrip()}\n{name}>={version}\n", encoding="utf-8"
             )
     if lock and application.lock_command:
-        answer(application.lock_command, backend, seconds=seconds, environment=PATIENCE,
-               inherit=(*PYTHON_VARIABLES, *application.inherit))  # fmt: skip
+        answer(
+            application.lock_command,
+            backend,
+            seconds=seconds,
+            environment=PATIENCE,
+            inherit=(*PYTHON_VARIABLES, *application.inherit),
+        )
     if lock and (problems := out_of_step(read_requirements(files), read_requirements([lock]))):
-        raise OpsError(f"{lock.name} would be out of step: {'; '.join(problems[:3])}",
-                       "a requirement file holds it back; or name [application] lock_command")  # fmt: skip
+        raise OpsError(
+            f"{lock.name} would be out of step: {'; '.join(problems[:3])}",
+            "a requirement file holds it back; or name [application] lock_command",
+        )
 
 
 @action
@@ -69,6 +76,7 @@ def virtual_environment(application: Application, backend: Path, directory: Path
     python = directory / "bin" / "python"
     pip(python, "install", "--quiet", *files, seconds=seconds)
     if problems := conflicts_in(pip(python, "check", seconds=seconds, accepted=(0, 1))):
-        raise OpsError(f"the new versions do not go together: {excerpt('; '.join(problems), 200)}",
-                       "choose fewer packages")  # fmt: skip
+        raise OpsError(
+            f"the new versions do not go together: {excerpt('; '.join(problems), 200)}", "choose fewer packages"
+        )
     return directory

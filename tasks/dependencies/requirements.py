@@ -44,8 +44,10 @@ def read_requirements(files: Sequence[Path]) -> list[Wanted]:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise OpsError(f"{file} cannot be read: {type(error).__name__}",
-                           "correct [application] requirements, requirements_lock") from None  # fmt: skip
+            raise OpsError(
+                f"{file} cannot be read: {type(error).__name__}",
+                "correct [application] requirements, requirements_lock",
+            ) from None
         for line in text.replace("\\\n", " ").splitlines():
             wanted = _HASH.sub("", re.sub(r"(^|\s)#.*", "", line)).strip()
             if not wanted or wanted.startswith("-"):

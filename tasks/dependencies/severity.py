@@ -57,8 +57,13 @@ def base_score(vector: str) -> float:
     try:
         changed = metrics["S"] == "C"
         lost = 1 - math.prod(1 - _IMPACT[metrics[name]] for name in "CIA")
-        ease = (8.22 * _ATTACK[metrics["AV"]] * _COMPLEXITY[metrics["AC"]]
-                * _PRIVILEGES[metrics["S"]][metrics["PR"]] * _INTERACTION[metrics["UI"]])  # fmt: skip
+        ease = (
+            8.22
+            * _ATTACK[metrics["AV"]]
+            * _COMPLEXITY[metrics["AC"]]
+            * _PRIVILEGES[metrics["S"]][metrics["PR"]]
+            * _INTERACTION[metrics["UI"]]
+        )
     except KeyError:
         return math.nan
     impact = 7.52 * (lost - 0.029) - 3.25 * (lost - 0.02) ** 15 if changed else 6.42 * lost

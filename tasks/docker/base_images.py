@@ -62,8 +62,10 @@ def bases_of(block: Docker, checkout: Path) -> dict[tuple[str, Base], tuple[str,
         try:
             text = (checkout / one.dockerfile).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise OpsError(f"{one.dockerfile} of {role} cannot be read: {type(error).__name__}",
-                           f"correct it under [docker.containers.{role}]") from None  # fmt: skip
+            raise OpsError(
+                f"{one.dockerfile} of {role} cannot be read: {type(error).__name__}",
+                f"correct it under [docker.containers.{role}]",
+            ) from None
         try:
             for base in find_bases(text):
                 found[one.dockerfile, base] = (*found.get((one.dockerfile, base), ()), role)
@@ -146,8 +148,10 @@ def try_image(block: Docker, reference: str, command: Sequence[str]) -> str:
         finally:
             container.remove(force=True)
     if code:
-        raise OpsError(f"the test of {reference} exits {code}: {' / '.join(said.splitlines()[-3:])[:400]}",
-                       "look at what it says; the branch is kept")  # fmt: skip
+        raise OpsError(
+            f"the test of {reference} exits {code}: {' / '.join(said.splitlines()[-3:])[:400]}",
+            "look at what it says; the branch is kept",
+        )
     return said
 
 

@@ -130,9 +130,15 @@ def build_image(block: Docker, role: str, source: Source, version: str, *, trial
     lines = deque[str](maxlen=KEPT_LINES)
     with engine(block.host, seconds=SILENT_SECONDS) as client:
         stream = client.api.build(
-            path=str(context), dockerfile=str(dockerfile), tag=f"{repository}:{version}", rm=True, forcerm=True,
-            labels=labels(version, source), decode=True, pull=trial,
-        )  # fmt: skip
+            path=str(context),
+            dockerfile=str(dockerfile),
+            tag=f"{repository}:{version}",
+            rm=True,
+            forcerm=True,
+            labels=labels(version, source),
+            decode=True,
+            pull=trial,
+        )
         _follow(role, stream, lines)
         tags = (version,) if trial else (version, source.short)
         for tag in tags[1:]:
@@ -174,6 +180,8 @@ def push_image(permit: Permit, block: Docker, reference: str) -> str:
             pushed = (part.get("aux") or {}).get("Digest") or pushed
     there = read_digest.work(block, reference)
     if not pushed or there != pushed:
-        raise OpsError(f"{reference} was pushed as {pushed or 'nothing'}, and the registry has {there or 'none'}",
-                       "push it again; look who else writes to that tag")  # fmt: skip
+        raise OpsError(
+            f"{reference} was pushed as {pushed or 'nothing'}, and the registry has {there or 'none'}",
+            "push it again; look who else writes to that tag",
+        )
     return there

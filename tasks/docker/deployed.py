@@ -73,9 +73,16 @@ def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
             reference = one.attrs["Config"]["Image"] if one else ""
             version = labels.get(VERSION) or ("" if "sha256:" in reference else reference.rpartition(":")[2])
             found.append(
-                Deployed(role, name, reference, one.attrs["Image"] if one else "", version,
-                         bool(one and one.status == "running"), before.attrs["Config"]["Image"] if before else "")
-            )  # fmt: skip
+                Deployed(
+                    role,
+                    name,
+                    reference,
+                    one.attrs["Image"] if one else "",
+                    version,
+                    bool(one and one.status == "running"),
+                    before.attrs["Config"]["Image"] if before else "",
+                )
+            )
     return found
 
 

@@ -72,8 +72,10 @@ def find_images(block: Docker, roles: Sequence[str], version: str) -> list[Wante
             here = _inspected(client, reference)
             digest = digest or _digest_of(here, block.repository(role))
             if not digest and not here:
-                raise OpsError(f"there is no image {reference}: not on the engine, and {away}",
-                               "build it (build-images with push), or correct the version")  # fmt: skip
+                raise OpsError(
+                    f"there is no image {reference}: not on the engine, and {away}",
+                    "build it (build-images with push), or correct the version",
+                )
             found.append(Wanted(role, block.name_of(role), reference, digest, str(here.get("Id", ""))))
     return found
 

@@ -42,8 +42,10 @@ def read_source(checkout: str) -> Source:
         revision = git(directory, "rev-parse", "HEAD").strip()
         dirty = tuple(uncommitted(directory))
     except CommandFailed as error:
-        raise OpsError(f"{checkout} is no git checkout that can be used: {error.message}",
-                       "correct [docker] checkout; the worker's user must own it") from None  # fmt: skip
+        raise OpsError(
+            f"{checkout} is no git checkout that can be used: {error.message}",
+            "correct [docker] checkout; the worker's user must own it",
+        ) from None
     return Source(directory, revision, _origin(directory), dirty)
 
 

@@ -104,8 +104,11 @@ def _stored(connection: Connection, prefix: str, attempts: Sequence[Attempt], ap
 
 def _strangers(stored: Counter[str], known: set[str]) -> list[str]:
     """Rows with this ledger's prefix that it does not know, or that are there twice."""
-    return [f"{name}: {'stored twice' if name in known else 'of nobody'}" for name, count in stored.items()
-            if name not in known or count > 1]  # fmt: skip
+    return [
+        f"{name}: {'stored twice' if name in known else 'of nobody'}"
+        for name, count in stored.items()
+        if name not in known or count > 1
+    ]
 
 
 def _versions(connection: Connection, attempts: Sequence[Attempt]) -> tuple[list[Attempt], int, list[str]]:

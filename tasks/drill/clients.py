@@ -45,8 +45,11 @@ class Clients:
         """
         for name, ledger in self.ledgers.items():
             wanted = len(ledger.acknowledged()) + more
-            until(lambda ledger=ledger, wanted=wanted: len(ledger.acknowledged()) >= wanted,  # type: ignore[misc]
-                  what=f"{more} acknowledged writes {name}", seconds=WRITES_SECONDS)  # fmt: skip
+            until(
+                lambda ledger=ledger, wanted=wanted: len(ledger.acknowledged()) >= wanted,  # type: ignore[misc]
+                what=f"{more} acknowledged writes {name}",
+                seconds=WRITES_SECONDS,
+            )
 
 
 def first_good(attempts: list[Attempt], after: datetime, until_at: datetime) -> datetime | None:
@@ -67,10 +70,7 @@ def writing(
     Raises:
         OpsError: the application lets nobody in at first.
     """
-    with (
-        Writer(application, clients.application, url=url),
-        DirectWriter(servers, database, clients.direct),
-    ):
+    with Writer(application, clients.application, url=url), DirectWriter(servers, database, clients.direct):
         yield clients
 
 
@@ -78,6 +78,9 @@ def served(clients: Clients, struck: datetime, recovered: datetime, seconds: flo
     """When users were served again after a fault that was recovered from; waits for it. None: not within `seconds`."""
     ledger = clients.application
     with contextlib.suppress(Unreachable):
-        until(lambda: any(one.sent > recovered for one in ledger.acknowledged(after=recovered)),
-              what="a good request", seconds=seconds)  # fmt: skip
+        until(
+            lambda: any(one.sent > recovered for one in ledger.acknowledged(after=recovered)),
+            what="a good request",
+            seconds=seconds,
+        )
     return first_good(ledger.attempts(), struck, recovered)

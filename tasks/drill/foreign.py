@@ -29,8 +29,10 @@ def foreign_standby(standby: Postgres) -> Iterator[Postgres]:
     try:
         shell.run(
             [standby.program("initdb"), "-D", instance.data, "-U", standby.admin_user, *_LIKE_OTHERS],
-            user=standby.os_user, environment={"LC_ALL": "C"}, directory=Path("/"),
-        )  # fmt: skip
+            user=standby.os_user,
+            environment={"LC_ALL": "C"},
+            directory=Path("/"),
+        )
         with running(instance, None, as_standby=True):
             until(lambda: _answers(instance.postgres), what="the start of another cluster's standby", seconds=60)
             failpoint("drill: another cluster's standby")

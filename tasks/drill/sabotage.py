@@ -66,8 +66,10 @@ def alter_segment(archive: Path, segment: str, offset: int, *, resum: bool) -> s
     for path in _of_segment(archive, segment):
         match = _ARCHIVED.fullmatch(path.name)
         if match is None:
-            raise OpsError(f"{path.name} is encrypted: it cannot be altered so that its sum is right",
-                           "hold the drill where the archive is not encrypted")  # fmt: skip
+            raise OpsError(
+                f"{path.name} is encrypted: it cannot be altered so that its sum is right",
+                "hold the drill where the archive is not encrypted",
+            )
         content = bytearray(gzip.decompress(path.read_bytes()))
         if offset < len(content):
             content[offset] ^= 1

@@ -71,8 +71,12 @@ class Writer:
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
-        until(self._log_in, what=f"the log-in of {self._user}", seconds=LOGIN_SECONDS,
-              hint="see what its health check says")  # fmt: skip
+        until(
+            self._log_in,
+            what=f"the log-in of {self._user}",
+            seconds=LOGIN_SECONDS,
+            hint="see what its health check says",
+        )
         self._thread.start()
         return self
 
@@ -149,8 +153,10 @@ class Writer:
             try:
                 answer = self._client.send(step)
                 if 400 <= answer.status < 500 and answer.status not in step.status:
-                    raise OpsError(f"the application refuses {self._user}: {answer.status}",
-                                   "correct [application] user and password_env, or writes.login")  # fmt: skip
+                    raise OpsError(
+                        f"the application refuses {self._user}: {answer.status}",
+                        "correct [application] user and password_env, or writes.login",
+                    )
                 self._client.judge(step, answer)
             except StepFailed as error:
                 raise Unreachable(f"the application does not answer: {error}") from None

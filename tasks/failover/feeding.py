@@ -144,8 +144,10 @@ def _staged(feeding: Feeding, old: Postgres) -> Iterator[Path]:
     standby, now = feeding.standby, ask_member(feeding.standby)
     found = own_wal(old, now)
     if found is None or any(other.beyond.end > found.beyond.end for other in sources_of(standby, feeding.wal, now)):
-        raise OpsError(f"{OLD_PRIMARY} in {old.data_directory} does not go on from {lsn_text(now.written)}",
-                       "launch this again: it judges anew what can be fed")  # fmt: skip
+        raise OpsError(
+            f"{OLD_PRIMARY} in {old.data_directory} does not go on from {lsn_text(now.written)}",
+            "launch this again: it judges anew what can be fed",
+        )
     data = Path(standby.data_directory)
     staged, owner = data.with_name(f"{data.name}.feed"), data.stat()
     shutil.rmtree(staged, ignore_errors=True)

@@ -118,9 +118,12 @@ def _port(postgres: Postgres) -> Evidence:
         return Evidence(what, True, f"{address(postgres)} refuses connections")
     except OSError as error:
         return Evidence(what, None, f"{address(postgres)} cannot be reached ({error})", ATTEST)
-    return Evidence(what, False, f"{address(postgres)} accepts connections",
-                    "it lives, or hangs: mode=planned while it answers; else fence=true stops it through its "
-                    "supervisor")  # fmt: skip
+    return Evidence(
+        what,
+        False,
+        f"{address(postgres)} accepts connections",
+        "it lives, or hangs: mode=planned while it answers; else fence=true stops it through its supervisor",
+    )
 
 
 def _knock(postgres: Postgres) -> None:
@@ -141,9 +144,13 @@ def _supervisor(services: Services, postgres: Postgres) -> Evidence:
     except OpsError as error:
         return Evidence(what, None, error.message, error.hint or ATTEST)
     told = f"{services.names[postgres.service]}: {state.told}" + (f", process {state.pid}" if state.pid else "")
-    return Evidence(what, not state.comes_back, told,
-                    "its supervisor would start it again: launch it with fence=true, or stop "
-                    f"{services.names[postgres.service]} there")  # fmt: skip
+    return Evidence(
+        what,
+        not state.comes_back,
+        told,
+        "its supervisor would start it again: launch it with fence=true, or stop "
+        f"{services.names[postgres.service]} there",
+    )
 
 
 def _boot(services: Services, postgres: Postgres) -> Evidence:
@@ -173,8 +180,12 @@ def _processes(postgres: Postgres, supervised: Evidence) -> Evidence:
     if unseen and not left:
         told = f"this user may not look at {unseen} servers' processes; its supervisor says: {supervised.seen}"
         return Evidence(what, supervised.holds, told, supervised.hint)
-    return Evidence(what, not left, f"processes {', '.join(map(str, left[:5]))}" if left else "none",
-                    "end them, the oldest first: kill -INT")  # fmt: skip
+    return Evidence(
+        what,
+        not left,
+        f"processes {', '.join(map(str, left[:5]))}" if left else "none",
+        "end them, the oldest first: kill -INT",
+    )
 
 
 def look_for_processes(data: Path) -> tuple[list[int], int]:

@@ -100,9 +100,21 @@ def ask_member(postgres: Postgres) -> Member:
         return Member(where, first_line(error))
     recovery, system, timeline, received, written, paused, receiver, heard, version, names, commit = row
     return Member(
-        where, "", False, bool(recovery), int(system), int(timeline), int(received), int(written), str(paused),
-        str(receiver), str(heard), int(version), str(names), str(commit),
-    )  # fmt: skip
+        where,
+        "",
+        False,
+        bool(recovery),
+        int(system),
+        int(timeline),
+        int(received),
+        int(written),
+        str(paused),
+        str(receiver),
+        str(heard),
+        int(version),
+        str(names),
+        str(commit),
+    )
 
 
 # A receiver that hears nothing asks for an answer at half of its timeout, and a primary that lives gives one.

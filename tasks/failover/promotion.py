@@ -64,8 +64,10 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
     with new.connect() as connection:
         done = execute(connection, "SELECT pg_promote(true, %s)", PROMOTE_SECONDS)[0][0]
     if not done:
-        raise OpsError(f"{before.address} was not promoted within {PROMOTE_SECONDS} s", "look at its log, then launch "
-                       "it again: it goes on, or says who is the primary")  # fmt: skip
+        raise OpsError(
+            f"{before.address} was not promoted within {PROMOTE_SECONDS} s",
+            "look at its log, then launch it again: it goes on, or says who is the primary",
+        )
     finished = time.monotonic()
     failpoint("failover: promoted")
     return Promoted(ask_member(new).timeline, switched_at(new), began, finished, fencing)

@@ -125,11 +125,19 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     _finish_recovery(standby, aside)
     failpoint("rejoin: recovered")
     shell.run(
-        [standby.program("pg_rewind"), "-D", aside, f"--source-server={_source(primary, 'rewind')}",
-         "--no-ensure-shutdown"],
-        environment=_login(primary), user=standby.os_user, directory=Path("/"),
-        stall=shell.Stall(primary.stall_seconds), hint=_instead(aside),
-    )  # fmt: skip
+        [
+            standby.program("pg_rewind"),
+            "-D",
+            aside,
+            f"--source-server={_source(primary, 'rewind')}",
+            "--no-ensure-shutdown",
+        ],
+        environment=_login(primary),
+        user=standby.os_user,
+        directory=Path("/"),
+        stall=shell.Stall(primary.stall_seconds),
+        hint=_instead(aside),
+    )
     failpoint("rejoin: rewound")
     put_back(aside, json.loads(note.read_text(encoding="utf-8")))
     follow(standby, upstream, aside)
@@ -160,10 +168,21 @@ def _finish_recovery(standby: Postgres, aside: Path) -> None:
         return
     settings = ["-c", f"config_file={standby.config_file}"] if standby.config_file else []
     shell.run(
-        [standby.program("postgres"), "--single", "-F", "-D", aside, *settings, "-c", f"data_directory={aside}",
-         standby.maintenance_database],
-        user=standby.os_user, directory=Path("/"), hint=_instead(aside),
-    )  # fmt: skip
+        [
+            standby.program("postgres"),
+            "--single",
+            "-F",
+            "-D",
+            aside,
+            *settings,
+            "-c",
+            f"data_directory={aside}",
+            standby.maintenance_database,
+        ],
+        user=standby.os_user,
+        directory=Path("/"),
+        hint=_instead(aside),
+    )
 
 
 def _instead(aside: Path) -> str:
@@ -198,12 +217,25 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     upstream = upstream_of(primary, standby)
     slot = [f"--slot={standby.slot}"] if standby.slot else []
     shell.run(
-        [standby.program("pg_basebackup"), "-D", beside, "-X", "stream", "-c", "fast", "--no-password", *slot,
-         "-d", _source(primary, "base-backup")],
-        environment=_login(primary), user=standby.os_user, directory=Path("/"),
+        [
+            standby.program("pg_basebackup"),
+            "-D",
+            beside,
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "--no-password",
+            *slot,
+            "-d",
+            _source(primary, "base-backup"),
+        ],
+        environment=_login(primary),
+        user=standby.os_user,
+        directory=Path("/"),
         stall=shell.Stall(primary.stall_seconds),
         hint="look at the primary's log and at the room on this disk, then launch it again",
-    )  # fmt: skip
+    )
     put_back(beside, kept)
     follow(standby, upstream, beside)
     failpoint("rejoin: copied")

@@ -57,8 +57,10 @@ def set_clock(env: Environment, role: str, directory: str, seconds: float) -> No
         until(lambda: _is_loaded(services, role, library), what="that it is loaded", seconds=LOADED_SECONDS)
     except Unreachable:
         reset_clock(env, role, directory)
-        raise OpsError(f"{role} does not load {library}", "its program must be linked dynamically, for this processor, "
-                       "and its user must be able to read that file") from None  # fmt: skip
+        raise OpsError(
+            f"{role} does not load {library}",
+            "its program must be linked dynamically, for this processor, and its user must be able to read that file",
+        ) from None
     _wait(env, role)
 
 

@@ -25,8 +25,10 @@ def corruption_of(env: Environment) -> Corruption:
         OpsError: the environment describes none.
     """
     if env.application.corruption is None:
-        raise OpsError("[application.corruption] is not configured: the drill has no table to spoil",
-                       "name table, time and set (docs/application.md)")  # fmt: skip
+        raise OpsError(
+            "[application.corruption] is not configured: the drill has no table to spoil",
+            "name table, time and set (docs/application.md)",
+        )
     return env.application.corruption
 
 

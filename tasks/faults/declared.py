@@ -22,7 +22,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.page.render import duration, size
+from runbook.units import duration, size
 from tasks.ai.answer import Failed
 from tasks.ai.http import call
 from tasks.faults import clock as service_clock
@@ -139,8 +139,12 @@ def strike_declared(permit: Permit, env: Environment, fault: DeclaredFault) -> F
         case "full_disk":
             _fill(Path(fault.directory), fault.leave_bytes)
         case _:
-            _relay(fault, "POST", "/control/relay", {"failing": True, "fault": fault.kind,
-                                                     "delay_seconds": fault.delay_seconds})  # fmt: skip
+            _relay(
+                fault,
+                "POST",
+                "/control/relay",
+                {"failing": True, "fault": fault.kind, "delay_seconds": fault.delay_seconds},
+            )
     return Fault(fault.text, began, datetime.now(UTC))
 
 

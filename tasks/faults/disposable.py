@@ -34,8 +34,10 @@ def where_disposable(env: Environment) -> Environment:
         return env
     other = Environment.find(env.drill_environment)
     if shared := _servers(env) & _servers(other):
-        raise OpsError(f"{other.name} is no place for drills of {env.name}: both are {', '.join(sorted(shared))}",
-                       f"describe servers of its own in the TOML of {other.name}")  # fmt: skip
+        raise OpsError(
+            f"{other.name} is no place for drills of {env.name}: both are {', '.join(sorted(shared))}",
+            f"describe servers of its own in the TOML of {other.name}",
+        )
     return other
 
 

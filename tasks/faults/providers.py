@@ -66,8 +66,10 @@ def read_received(env: Environment) -> dict[str, int]:
         return {}
     found = _asked(env, "GET", "/health").get("received")
     if not isinstance(found, dict):
-        raise OpsError(f"{env.ai_providers.control} is not the proxy", "run python -m tasks.ai.proxy there, or correct "
-                       "[ai_providers] control")  # fmt: skip
+        raise OpsError(
+            f"{env.ai_providers.control} is not the proxy",
+            "run python -m tasks.ai.proxy there, or correct [ai_providers] control",
+        )
     return {str(name): int(count) for name, count in found.items()}
 
 
@@ -110,13 +112,17 @@ def _set(
 ) -> None:
     kind: dict[str, str | float] = {"fault": fault, "delay_seconds": delay_seconds} if env.ai_providers.proxy else {}
     if fault != "500" and not kind:
-        raise OpsError(f"{fault} needs the proxy: the providers' own control only makes them fail",
-                       "set [ai_providers] proxy and run python -m tasks.ai.proxy")  # fmt: skip
+        raise OpsError(
+            f"{fault} needs the proxy: the providers' own control only makes them fail",
+            "set [ai_providers] proxy and run python -m tasks.ai.proxy",
+        )
     _asked(env, "POST", f"/control/{name}", {"failing": failing, **kind})
     state = read_provider_states.work(env).get(name)
     if (state == FAILING) is not failing:
-        raise OpsError(f"{name} was told to {'fail' if failing else 'answer'}, and is {state}",
-                       "restart the providers: they forget it then")  # fmt: skip
+        raise OpsError(
+            f"{name} was told to {'fail' if failing else 'answer'}, and is {state}",
+            "restart the providers: they forget it then",
+        )
 
 
 def _asked(
@@ -124,8 +130,7 @@ def _asked(
 ) -> dict[str, object]:
     control = env.ai_providers.control.rstrip("/")
     if not control:
-        raise OpsError(f"nothing says how the AI providers of {env.name} are told to fail",
-                       PROXY_HINT)  # fmt: skip
+        raise OpsError(f"nothing says how the AI providers of {env.name} are told to fail", PROXY_HINT)
     try:
         return call(method, control + path, {}, SECONDS, body, proxied=False)
     except Failed as error:

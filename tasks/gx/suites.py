@@ -51,8 +51,10 @@ def _check(path: Path, suite: object) -> None:
     for number, item in enumerate(suite, 1):
         given = item if isinstance(item, dict) else {}
         if not isinstance(given.get("type"), str) or not isinstance(given.get("kwargs"), dict):
-            raise OpsError(f"{path} is not a suite of expectations: its entry {number} has no type or no kwargs",
-                           f"expected: {EXPECTED}")  # fmt: skip
+            raise OpsError(
+                f"{path} is not a suite of expectations: its entry {number} has no type or no kwargs",
+                f"expected: {EXPECTED}",
+            )
         if given["type"] not in known_types():
             near = difflib.get_close_matches(given["type"], known_types(), 1)
             raise OpsError(

@@ -98,9 +98,12 @@ def define(
     login, database = quote(request["user"], safe=""), quote(request["database"], safe="")
     shown_host = host if re.fullmatch(r"[\w.-]+", host) else "localhost"  # it takes nothing else
     connection = {
-        **request.get("transport", {}), "host": host, "passfile": str(passfile), "connect_timeout": 10,
+        **request.get("transport", {}),
+        "host": host,
+        "passfile": str(passfile),
+        "connect_timeout": 10,
         "options": f"{SESSION} {request.get('options', '')}",
-    }  # fmt: skip
+    }
     source = context.data_sources.add_postgres(
         name,
         connection_string=f"postgresql+psycopg://{login}@{shown_host}:{port}/{database}",
@@ -119,9 +122,7 @@ def define(
         rows = sql.SQL("SELECT {} FROM {}").format(listed, sql.Identifier(schema, table)).as_string()
         batch = source.add_query_asset(name=name, query=rows).add_batch_definition_whole_table(name)
     definition = gx.ValidationDefinition(
-        name=name,
-        data=batch,
-        suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=list(suite))),
+        name=name, data=batch, suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=list(suite)))
     )
     return context.validation_definitions.add(definition)
 
@@ -177,8 +178,11 @@ def _exception(info: Mapping[str, Any]) -> str:
 def build_docs(context: Any, directory: Path) -> Path | None:
     """Data Docs as static pages in `directory`, without the fonts and pictures that would make up most of them."""
     backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(directory.absolute())}
-    site = {"class_name": "SiteBuilder", "store_backend": backend,
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False}}  # fmt: skip
+    site = {
+        "class_name": "SiteBuilder",
+        "store_backend": backend,
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False},
+    }
     context.add_data_docs_site("evidence", site)
     context.build_data_docs(site_names=["evidence"])
     for heavy in ("fonts", "images"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from blocks.hosts import is_here
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from runbook.page.render import size
+from runbook.units import size
 
 __all__ = ["Disk", "disk_of", "disk_on", "is_here", "read_disk"]
 INODES_RATIO = 0.8  # nobody asks for them before
@@ -60,8 +60,14 @@ def disk_of(path: Path) -> Disk:
         found = os.statvfs(there)
         inodes = 1 - found.f_favail / found.f_files if found.f_files else 0.0  # btrfs counts none
         reserved = (found.f_bfree - found.f_bavail) * found.f_frsize
-        return Disk(str(path), found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, there.stat().st_dev,
-                    inodes, reserved)  # fmt: skip
+        return Disk(
+            str(path),
+            found.f_blocks * found.f_frsize,
+            found.f_bavail * found.f_frsize,
+            there.stat().st_dev,
+            inodes,
+            reserved,
+        )
     except OSError as error:
         raise OpsError(f"the disk of {path} cannot be measured: {error.strerror}", "let this user see it") from None
 

@@ -22,9 +22,19 @@ from runbook.kinds import action, probe
 REMOVE = "remove scratch directory"
 # Of tempfile.mkdtemp in tasks and flows. Worktrees are git's, and `sweep` of tasks.application.worktree removes them.
 PREFIXES = (
-    "ops-pg-", "ops-wal-", "ops-redis-", "ops-catalog-", "ops-audit-", "ops-pnpm-", "ops-pip-", "ops-release-",
-    "ops-tsc-", "ops-logs-", "ops-logrotate-", "ops-gx-",
-)  # fmt: skip
+    "ops-pg-",
+    "ops-wal-",
+    "ops-redis-",
+    "ops-catalog-",
+    "ops-audit-",
+    "ops-pnpm-",
+    "ops-pip-",
+    "ops-release-",
+    "ops-tsc-",
+    "ops-logs-",
+    "ops-logrotate-",
+    "ops-gx-",
+)
 
 
 @dataclass(frozen=True)

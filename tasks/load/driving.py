@@ -55,8 +55,10 @@ class Driven:
 def require_load(application: Application) -> None:
     """Raises OpsError where the environment does not describe what the users of a load test do."""
     if not application.load_test:
-        raise OpsError("[[application.load_test]] is not configured: the users of a load test have nothing to do",
-                       "describe their requests (docs/application.md)")  # fmt: skip
+        raise OpsError(
+            "[[application.load_test]] is not configured: the users of a load test have nothing to do",
+            "describe their requests (docs/application.md)",
+        )
 
 
 @action
@@ -69,8 +71,14 @@ def drive_load(application: Application, load: Load, directory: Path, look: Call
     directory.mkdir(parents=True, exist_ok=True)
     taken = list[float]()
     with (directory / LOG).open("wb") as log:
-        with shell.spawn(_argv(application, load, directory), environment=_secrets(application, load),
-                         inherit=shell.NETWORK, directory=directory, stdout=log, stderr=log) as child:  # fmt: skip
+        with shell.spawn(
+            _argv(application, load, directory),
+            environment=_secrets(application, load),
+            inherit=shell.NETWORK,
+            directory=directory,
+            stdout=log,
+            stderr=log,
+        ) as child:
             _wait(child, load, look, taken)
         code = child.returncode
     if code:
@@ -82,11 +90,31 @@ def drive_load(application: Application, load: Load, directory: Path, look: Call
 
 def _argv(application: Application, load: Load, directory: Path) -> list[str | Path]:
     return [
-        *LOCUST, "-f", USERS, "--headless", "--host", application.url.rstrip("/"),
-        "--users", str(load.users), "--spawn-rate", str(load.spawn_rate), "--run-time", f"{load.seconds}s",
-        "--csv", directory / "load", "--csv-full-history", "--json-file", directory / "load",
-        "--stop-timeout", str(STOP_SECONDS), "--exit-code-on-error", "0", "--only-summary", "--loglevel", "WARNING",
-    ]  # fmt: skip
+        *LOCUST,
+        "-f",
+        USERS,
+        "--headless",
+        "--host",
+        application.url.rstrip("/"),
+        "--users",
+        str(load.users),
+        "--spawn-rate",
+        str(load.spawn_rate),
+        "--run-time",
+        f"{load.seconds}s",
+        "--csv",
+        directory / "load",
+        "--csv-full-history",
+        "--json-file",
+        directory / "load",
+        "--stop-timeout",
+        str(STOP_SECONDS),
+        "--exit-code-on-error",
+        "0",
+        "--only-summary",
+        "--loglevel",
+        "WARNING",
+    ]
 
 
 def _secrets(application: Application, load: Load) -> Mapping[str, str]:

@@ -37,8 +37,14 @@ class Endpoint:
     def row(self) -> tuple[str, ...]:
         """For a table of COLUMNS."""
         times = (f"{seconds:.3f}" for seconds in (self.p50, self.p95, self.p99, self.longest))
-        return (self.name, str(self.requests), str(self.failed), f"{self.error_ratio:.4f}", *times,
-                f"{self.per_second:.2f}")  # fmt: skip
+        return (
+            self.name,
+            str(self.requests),
+            str(self.failed),
+            f"{self.error_ratio:.4f}",
+            *times,
+            f"{self.per_second:.2f}",
+        )
 
 
 @dataclass(frozen=True)

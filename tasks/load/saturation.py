@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from blocks.environment import Environment
+from runbook import metrics
 from runbook.errors import OpsError
 from tasks.host.disk import is_here
 from tasks.postgres.sessions.connections import read_activity
@@ -18,10 +19,10 @@ from tasks.redis.clients import read_clients
 from tasks.redis.memory.info import read_memory
 
 EVERY_SECONDS = 2.0
-CPU = "host.cpu.used_ratio"
-CONNECTIONS = "postgres.connections.used_ratio"
-CLIENTS = "redis.clients.used_ratio"
-MEMORY = "redis.memory.used_ratio"
+CPU = metrics.CPU.name
+CONNECTIONS = metrics.CONNECTIONS.name
+CLIENTS = metrics.CLIENTS.name
+MEMORY = metrics.REDIS_MEMORY.name
 
 
 @dataclass

@@ -48,9 +48,13 @@ class User(HttpUser):
         values = {**self.values, TEXT: f"負荷試験 (interview-ops) {uuid.uuid4()}"}
         request = step.request(values)
         with self.client.request(
-            request.method, request.path, name=step.title, timeout=step.seconds, catch_response=True,
+            request.method,
+            request.path,
+            name=step.title,
+            timeout=step.seconds,
+            catch_response=True,
             **request.arguments,
-        ) as answer:  # fmt: skip
+        ) as answer:
             if answer.status_code == TOO_MANY and step.ai:
                 answer.request_meta["name"] = limited(step.title)  # the limit works; it is no answer either
                 answer.success()

@@ -17,8 +17,8 @@ from runbook import shell
 from runbook.errors import CommandFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
-from runbook.page.render import size
 from runbook.progress import Done, progress
+from runbook.units import size
 from tasks.postgres.dump.dump import NICE
 from tasks.postgres.restore.staged_copy import drop, name_beside, oid_of
 from tasks.postgres.server.properties import apply_properties, creation, read_properties

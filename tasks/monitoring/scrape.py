@@ -7,12 +7,13 @@ from datetime import datetime
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from runbook import metrics
 from runbook.errors import OpsError
 
 ANSWER_SECONDS = 5.0
 OLD_SECONDS = 180.0
 ROUND = "ops_watch_last_round_timestamp_seconds"
-SERVED = {"ops_host_disk_used_ratio": "host.disk.used_ratio", "ops_host_cpu_used_ratio": "host.cpu.used_ratio"}
+SERVED = {"ops_host_disk_used_ratio": metrics.DISK.name, "ops_host_cpu_used_ratio": metrics.CPU.name}
 
 
 def read_host_values(address: str, environment: str, host: str, now: datetime) -> dict[str, float | None]:
@@ -27,8 +28,11 @@ def read_host_values(address: str, environment: str, host: str, now: datetime) -
         samples = [one for family in text_string_to_metric_families(answer.text) for one in family.samples]
     except (httpx.HTTPError, ValueError) as error:
         raise OpsError(f"the watcher of {host} at {address} does not answer ({type(error).__name__})", todo) from None
-    own = {one.name: one.value for one in samples if one.labels.get("environment") == environment
-           and one.labels.get("host", "") in ("", host)}  # fmt: skip
+    own = {
+        one.name: one.value
+        for one in samples
+        if one.labels.get("environment") == environment and one.labels.get("host", "") in ("", host)
+    }
     age = now.timestamp() - own.get(ROUND, 0.0)
     if age > OLD_SECONDS:
         told = f"has not measured for {age:.0f} s" if ROUND in own else f"does not watch {environment} on {host}"

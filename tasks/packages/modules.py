@@ -70,8 +70,10 @@ def settle_modules(permit: Permit, web: Path) -> str:
         return ""
     if proven:
         if late := users_of(web, NODE, before=(staging / PROVEN).stat().st_mtime):
-            raise OpsError(f"packages from before the last reinstallation are in use: {', '.join(late[:5])}",
-                           "restart them, then launch this again")  # fmt: skip
+            raise OpsError(
+                f"packages from before the last reinstallation are in use: {', '.join(late[:5])}",
+                "restart them, then launch this again",
+            )
         _remove_old(web)
         return "the old packages that an earlier run had kept are gone"
     put_back(web)
@@ -102,8 +104,13 @@ def build_modules(permit: Permit, web: Path, seconds: float) -> Installed:
             if (web / name).exists():
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(web / name, staging / name, follow_symlinks=False)
-        said = answer([pnpm, "install", "--frozen-lockfile", "--prefer-offline"], staging, seconds=seconds,
-                      environment={"CI": "true"}, inherit=NODE_VARIABLES)  # fmt: skip
+        said = answer(
+            [pnpm, "install", "--frozen-lockfile", "--prefer-offline"],
+            staging,
+            seconds=seconds,
+            environment={"CI": "true"},
+            inherit=NODE_VARIABLES,
+        )
         _require_there(staging)
         proven = _prove(pnpm, staging, seconds)
         _retarget(staging, web)
@@ -216,8 +223,10 @@ def _prove(pnpm: Path, web: Path, seconds: float) -> int:
             if not version or there != version or not (own / "node_modules" / name).exists():
                 problems.append(f"{name} of {package.get('name')}: {there or 'missing'} instead of {version or 'one'}")
     if problems:
-        raise VerificationFailed(f"packages are not what the lock says: {'; '.join(problems[:3])}",
-                                 "run pnpm install by hand, and look at what it says")  # fmt: skip
+        raise VerificationFailed(
+            f"packages are not what the lock says: {'; '.join(problems[:3])}",
+            "run pnpm install by hand, and look at what it says",
+        )
     if not count:
         raise VerificationFailed("pnpm lists no dependency of the workspace", "look at pnpm-workspace.yaml")
     return count

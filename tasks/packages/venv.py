@@ -61,8 +61,10 @@ def venv_of(application: Application) -> Path:
     if python.parent.name != "bin" or ((venv / "bin").is_dir() and not (venv / "pyvenv.cfg").is_file()):
         raise OpsError(f"{python} is of no virtual environment", "correct [application] python: …/venv/bin/python")
     if venv.exists() and venv.samefile(sys.prefix):
-        raise OpsError(f"{venv} is the environment that this worker itself runs in: it is not replaced here",
-                       "give the application one of its own ([application] python), or leave backend out")  # fmt: skip
+        raise OpsError(
+            f"{venv} is the environment that this worker itself runs in: it is not replaced here",
+            "give the application one of its own ([application] python), or leave backend out",
+        )
     return venv
 
 

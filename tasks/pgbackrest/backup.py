@@ -53,8 +53,10 @@ def take_label(wal: Wal, postgres: Postgres, source: Source, form: Form, directo
     failpoint("pgbackrest: taken")
     new = [one for one in _labels(wal, postgres) if one.label not in known]
     if not new or new[-1].system != source.system:
-        raise VerificationFailed(f"pgBackRest's stanza {wal.stanza} has no new backup of this cluster",
-                                 "look at its pg1-path: it must be this environment's server")  # fmt: skip
+        raise VerificationFailed(
+            f"pgBackRest's stanza {wal.stanza} has no new backup of this cluster",
+            "look at its pg1-path: it must be this environment's server",
+        )
     started = time.monotonic()
     verify_label(wal, postgres, new[-1].label)
     content = _content(postgres, source, new[-1])
@@ -112,8 +114,9 @@ def require_kept(wal: Wal, postgres: Postgres, content: ClusterContent) -> Label
     if found is None:
         raise VerificationFailed(f"pgBackRest has no backup {content.label} any more", _EXPIRED)
     if found.damaged:
-        raise VerificationFailed(f"pgBackRest found damaged pages in the cluster when it took {content.label}",
-                                 OTHER_BACKUPS)  # fmt: skip
+        raise VerificationFailed(
+            f"pgBackRest found damaged pages in the cluster when it took {content.label}", OTHER_BACKUPS
+        )
     return found
 
 
@@ -169,8 +172,12 @@ def archive_rest(postgres: Postgres) -> Archived:
             last = execute(connection, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")[0][0]
             return str(last)[:24] >= segment
 
-        until(archived, what=f"the archiving of {segment}", seconds=ARCHIVE_SECONDS,
-              hint="look at pg_stat_archiver and at the server's log: archive_command fails")  # fmt: skip
+        until(
+            archived,
+            what=f"the archiving of {segment}",
+            seconds=ARCHIVE_SECONDS,
+            hint="look at pg_stat_archiver and at the server's log: archive_command fails",
+        )
     return Archived(segment)
 
 

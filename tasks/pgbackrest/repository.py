@@ -63,9 +63,14 @@ class Repository:
         argv = argv_of(self.wal, "repo-get", self._path(name))
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             with shell.spawn(
-                argv, environment=environment_of(self.postgres), inherit=INHERIT, directory=Path("/"),
-                user=self.postgres.os_user, stdout=out, stderr=err,
-            ) as child:  # fmt: skip
+                argv,
+                environment=environment_of(self.postgres),
+                inherit=INHERIT,
+                directory=Path("/"),
+                user=self.postgres.os_user,
+                stdout=out,
+                stderr=err,
+            ) as child:
                 code = child.wait()
             err.seek(0)
             if code:
@@ -117,8 +122,9 @@ class RepositoryArchive(Archive):
         match = _NAME.fullmatch(stored.name)
         packed = (match and match["packed"]) or ""
         if packed not in _UNPACK:
-            raise OpsError(f"{stored.of} is packed by {packed}, which is not read here",
-                           "set compress-type=gz in pgbackrest.conf")  # fmt: skip
+            raise OpsError(
+                f"{stored.of} is packed by {packed}, which is not read here", "set compress-type=gz in pgbackrest.conf"
+            )
         content = self.place.get(stored.name)
         try:
             found = _UNPACK[packed](content)

@@ -228,16 +228,21 @@ def count_old_events(server: PrefectServer, before: datetime) -> int:
         Unreachable: nobody answers.
         OpsError: the password is refused, or an answer is an error.
     """
-    wanted = {"filter": {"occurred": {"since": datetime(2020, 1, 1, tzinfo=UTC).isoformat(),
-                                      "until": before.isoformat()}}, "limit": 1}  # fmt: skip
+    wanted = {
+        "filter": {"occurred": {"since": datetime(2020, 1, 1, tzinfo=UTC).isoformat(), "until": before.isoformat()}},
+        "limit": 1,
+    }
     with _client(server) as client:
         return int(_ask(client, "POST", "/events/filter", wanted)["total"])
 
 
 def missing_in(rows: Mapping[str, int], answer: Answer) -> list[str]:
     """What the API knows fewer of than there are rows (per table), as sentences."""
-    return [f"{answer.counts[what]} of {rows[table]} {what}" for what, table in TABLES.items()
-            if answer.counts[what] < rows[table]]  # fmt: skip
+    return [
+        f"{answer.counts[what]} of {rows[table]} {what}"
+        for what, table in TABLES.items()
+        if answer.counts[what] < rows[table]
+    ]
 
 
 def _client(server: PrefectServer) -> httpx.Client:

@@ -98,8 +98,9 @@ def _served(server: PrefectServer, copy: Copy) -> Iterator[PrefectServer]:
     auth, url = SecretStr(f"trial:{secrets.token_hex(24)}"), f"http://127.0.0.1:{port}/api"
     with tempfile.TemporaryDirectory(prefix="ops-prefect-") as home:
         variables = _variables(server, copy, home) | {
-            "PREFECT_SERVER_API_AUTH_STRING": auth.get_secret_value(), "PREFECT_API_URL": url,
-        }  # fmt: skip
+            "PREFECT_SERVER_API_AUTH_STRING": auth.get_secret_value(),
+            "PREFECT_API_URL": url,
+        }
         argv = [*PROGRAM, "start", "--no-services", "--host", "127.0.0.1", "--port", str(port)]
         log = Path(home) / "log"
         with (

@@ -80,9 +80,17 @@ def backup_points(
 def _point(resource: Resource, which: Stores, backup: Backup, every: float) -> Point:
     manifest = backup.manifest
     return Point(
-        resource, "backup", which, backup.name, manifest.taken, proven=backup.verified, bytes=manifest.bytes,
-        restored_bytes=_restored(backup), every_seconds=every, detail=f"in {backup.store.where}",
-    )  # fmt: skip
+        resource,
+        "backup",
+        which,
+        backup.name,
+        manifest.taken,
+        proven=backup.verified,
+        bytes=manifest.bytes,
+        restored_bytes=_restored(backup),
+        every_seconds=every,
+        detail=f"in {backup.store.where}",
+    )
 
 
 def _restored(backup: Backup) -> int:

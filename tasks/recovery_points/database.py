@@ -9,7 +9,7 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
-from runbook.page.render import size
+from runbook.units import size
 from tasks.backups.catalogue import Backup, open_all
 from tasks.backups.manifest import CHUNK_BYTES
 from tasks.cluster.content import cluster_in, lineage
@@ -52,11 +52,15 @@ def read_standby_point(env: Environment, written: Written) -> Point:
     paused = "" if member.paused == "not paused" else f"replay is {member.paused}"
     behind = size(written.end - reached) + " behind" if written.end > reached else "has everything"
     return replace(
-        point, at=moment.at, exact=moment.exact, proven=f"answers, {member.receiver or 'is sent nothing'}",
+        point,
+        at=moment.at,
+        exact=moment.exact,
+        proven=f"answers, {member.receiver or 'is sent nothing'}",
         problem=paused or ("" if moment.at else "nobody can say of which moment its data is"),
         hint="SELECT pg_wal_replay_resume() on it: a failover refuses it like this" if paused else REJOIN,
-        unknown=moment.at is None, detail=behind if written.end else "the primary does not answer",
-    )  # fmt: skip
+        unknown=moment.at is None,
+        detail=behind if written.end else "the primary does not answer",
+    )
 
 
 def _unfit(member: Member, written: Written) -> str:
@@ -137,9 +141,13 @@ def _best(found: Sequence[Point]) -> list[Point]:
 
 
 def _point(
-    backup: Backup, backups: Sequence[Backup], listing: Listing, history: Timeline,
-    moment_at: Callable[[Chain], Moment], none: Point,
-) -> Point:  # fmt: skip
+    backup: Backup,
+    backups: Sequence[Backup],
+    listing: Listing,
+    history: Timeline,
+    moment_at: Callable[[Chain], Moment],
+    none: Point,
+) -> Point:
     content = cluster_in(backup)
     point = replace(none, name=backup.name, proven=backup.verified)
     try:
@@ -152,11 +160,15 @@ def _point(
         return replace(point, problem=f"the archive has no WAL after it: {why}", hint=RECEIVER)
     moment, wal = moment_at(chain), len(chain.links) * content.segment_bytes
     return replace(
-        point, at=moment.at or content.stopped, exact=moment.exact, bytes=content.bytes + wal,
+        point,
+        at=moment.at or content.stopped,
+        exact=moment.exact,
+        bytes=content.bytes + wal,
         restored_bytes=content.bytes * (2 if len(whole) > 1 else 1) + wal,
-        problem=chain.trouble, hint=GAP if chain.trouble else "",
+        problem=chain.trouble,
+        hint=GAP if chain.trouble else "",
         detail=f"{chain.told}; goes back to {content.stopped:%Y-%m-%d %H:%M UTC}",
-    )  # fmt: skip
+    )
 
 
 def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:

@@ -14,7 +14,7 @@ from blocks.redis.server import Redis
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from runbook.page.render import size
+from runbook.units import size
 from tasks.application.files import directory_of
 from tasks.backups.entries import walk
 from tasks.recovery_points.point import Point, best_of

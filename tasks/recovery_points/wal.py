@@ -119,8 +119,9 @@ def _find_segments(directory: Path) -> list[Local]:
     return []
 
 
-def moment_of(env: Environment, written: Written, end: int, chain: Chain | None = None,
-              archive: Archive | None = None) -> Moment:  # fmt: skip
+def moment_of(
+    env: Environment, written: Written, end: int, chain: Chain | None = None, archive: Archive | None = None
+) -> Moment:
     """The moment of a copy that ends at `end`: that of the first commit that it lacks; now, where it lacks none."""
     if written.end and end + LEAST_COMMIT_BYTES > written.end:
         return Moment(written.asked, True)

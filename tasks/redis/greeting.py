@@ -16,9 +16,22 @@ from tasks.host.ports import read_reach
 from tasks.redis.server import GREETING_SECONDS, at_once, call
 
 State = Literal[
-    "well", "closed", "unreachable", "unknown name", "hangs", "password", "forbidden", "loading", "full", "no memory",
-    "cannot save", "replica", "no master", "no replicas", "other",
-]  # fmt: skip
+    "well",
+    "closed",
+    "unreachable",
+    "unknown name",
+    "hangs",
+    "password",
+    "forbidden",
+    "loading",
+    "full",
+    "no memory",
+    "cannot save",
+    "replica",
+    "no master",
+    "no replicas",
+    "other",
+]
 
 
 @dataclass(frozen=True)

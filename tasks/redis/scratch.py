@@ -68,9 +68,11 @@ def scratch_server(
             contextlib.closing(at_once(block.scratch(place / "socket"))) as client,
         ):
             until(
-                lambda: _is_loaded(client, child, log), what="loading on the scratch server", seconds=LOAD_SECONDS,
+                lambda: _is_loaded(client, child, log),
+                what="loading on the scratch server",
+                seconds=LOAD_SECONDS,
                 every_seconds=0.03,
-            )  # fmt: skip
+            )
             yield client
             if child.poll() is None:
                 end(client, child, save=False)

@@ -56,8 +56,10 @@ def require_venv(application: Application, release: Release) -> None:
         OpsError: `venv` is another one than what ran before had.
     """
     if named := _named_venv(application, release):
-        raise OpsError(f"the virtual environment of what ran before, {named}, is gone",
-                       "deploy a version that is known to be well: its packages are installed anew")  # fmt: skip
+        raise OpsError(
+            f"the virtual environment of what ran before, {named}, is gone",
+            "deploy a version that is known to be well: its packages are installed anew",
+        )
 
 
 def _named_venv(application: Application, release: Release) -> Path | None:

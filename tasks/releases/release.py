@@ -67,8 +67,10 @@ def find_release(application: Application, version: str, commit: str = "") -> Re
     """
     repository, directory = require_repository(application.repository), directory_of(application)
     if directory.is_relative_to(repository) or repository.is_relative_to(directory):
-        raise OpsError(f"the checkout {repository} is itself what runs: a release cannot be unpacked over it",
-                       "set [application] repository and directory apart")  # fmt: skip
+        raise OpsError(
+            f"the checkout {repository} is itself what runs: a release cannot be unpacked over it",
+            "set [application] repository and directory apart",
+        )
     if not _VERSION.fullmatch(version):
         raise OpsError(f"“{version[:40]}” is no version", "name a tag, a branch or a commit of the repository")
     try:
@@ -77,12 +79,15 @@ def find_release(application: Application, version: str, commit: str = "") -> Re
         raise OpsError(f"{repository} has no version “{version}”", "correct it, or git fetch there first") from None
     parts = tuple(application.release)
     if missing := [part for part in parts if not git(repository, "ls-tree", commit, "--", part).strip()]:
-        raise OpsError(f"{version} has no {', '.join(missing)}",
-                       "choose another version, or correct [application] release")  # fmt: skip
+        raise OpsError(
+            f"{version} has no {', '.join(missing)}", "choose another version, or correct [application] release"
+        )
     listed = git(repository, "ls-tree", "-r", "-z", commit, "--", *parts).split("\0")
     if modules := [line.partition("\t")[2] for line in listed if line.startswith("160000 ")]:
-        raise OpsError(f"{version} has submodules, which are not unpacked: {', '.join(modules[:3])}",
-                       "take them off [application] release, or commit their files")  # fmt: skip
+        raise OpsError(
+            f"{version} has submodules, which are not unpacked: {', '.join(modules[:3])}",
+            "take them off [application] release, or commit their files",
+        )
     return Release(version, commit, repository, parts, directory)
 
 
@@ -138,8 +143,10 @@ def extract(release: Release, place: Path) -> None:
         with tarfile.open(archive) as content:
             content.extractall(place, filter="data")
     if missing := [part for part in release.parts if not os.path.lexists(place / part)]:
-        raise OpsError(f"git leaves {', '.join(missing)} out of what it unpacks of {release.version}",
-                       "look for export-ignore in .gitattributes, or correct [application] release")  # fmt: skip
+        raise OpsError(
+            f"git leaves {', '.join(missing)} out of what it unpacks of {release.version}",
+            "look for export-ignore in .gitattributes, or correct [application] release",
+        )
 
 
 @contextlib.contextmanager

@@ -21,8 +21,10 @@ def require_outside(application: Application, release: Release) -> None:
         lexical, real = Path(name).absolute(), Path(name).parent.resolve() / Path(name).name
         for part in release.parts:
             if any(path.is_relative_to(release.directory / part) for path in (lexical, real)):
-                raise OpsError(f"{name} is under {part}, which a release replaces",
-                               f"move it out of there, or take {part} off [application] release")  # fmt: skip
+                raise OpsError(
+                    f"{name} is under {part}, which a release replaces",
+                    f"move it out of there, or take {part} off [application] release",
+                )
 
 
 @probe

@@ -46,8 +46,10 @@ def keep_before(permit: Permit, application: Application, release: Release) -> N
     before, live = before_of(release.directory), release.directory
     if before.is_dir():
         if strange := set(release.parts) - _kept(before).keys():
-            raise OpsError(f"the copy of what ran before, {before}, is without {', '.join(sorted(strange))}",
-                           "set [application] release as it was then, and deploy that version first")  # fmt: skip
+            raise OpsError(
+                f"the copy of what ran before, {before}, is without {', '.join(sorted(strange))}",
+                "set [application] release as it was then, and deploy that version first",
+            )
         return
     fresh = before.with_name(f"{before.name}.new")
     with told(fresh):
@@ -94,8 +96,10 @@ def put_before_back(permit: Permit, release: Release) -> None:
     before = before_of(release.directory)
     kept = _kept(before)
     if lost := [part for part, there in kept.items() if there and not os.path.lexists(before / part)]:
-        raise OpsError(f"the copy of what ran before, {before}, has lost {', '.join(lost)}",
-                       "deploy a version that is known to be well")  # fmt: skip
+        raise OpsError(
+            f"the copy of what ran before, {before}, has lost {', '.join(lost)}",
+            "deploy a version that is known to be well",
+        )
     with told(release.directory):
         for part, there in kept.items():
             live = release.directory / part
@@ -191,8 +195,9 @@ def _kept(before: Path) -> dict[str, bool]:
     try:
         return dict(json.loads((before / PARTS).read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        raise OpsError(f"{before} does not say what it has",
-                       "move it away, and deploy a version that is known to be well") from None  # fmt: skip
+        raise OpsError(
+            f"{before} does not say what it has", "move it away, and deploy a version that is known to be well"
+        ) from None
 
 
 def _sweep(before: Path) -> None:

@@ -72,8 +72,11 @@ def verify_sealed(path: Path) -> tuple[str, ...]:
         listed = {one["name"]: str(one["sha256"]) for one in json.loads(found.pop(MANIFEST))["files"]}
     except (OSError, tarfile.TarError, EOFError, KeyError, ValueError) as error:
         raise OpsError(f"{path} cannot be read: {type(error).__name__}", "collect the evidence again") from None
-    changed = [f"{name} was changed" for name, data in found.items()
-               if name in listed and hashlib.sha256(data).hexdigest() != listed[name]]  # fmt: skip
+    changed = [
+        f"{name} was changed"
+        for name, data in found.items()
+        if name in listed and hashlib.sha256(data).hexdigest() != listed[name]
+    ]
     missing = [f"{name} is missing" for name in listed if name not in found]
     return (*changed, *missing, *(f"{name} is not in the manifest" for name in found if name not in listed))
 

@@ -89,14 +89,7 @@ def _expected(bucket: Bucket, key: str, bytes_: int) -> str:
 
 
 def _write(
-    bucket: Bucket,
-    key: str,
-    etag: str,
-    part: Path,
-    start: int,
-    end: int,
-    workers: int,
-    tell: Callable[[int], None],
+    bucket: Bucket, key: str, etag: str, part: Path, start: int, end: int, workers: int, tell: Callable[[int], None]
 ) -> None:
     """Bring the file to `end` bytes, keeping the first `start`. It grows in order: its size says what is there."""
     with part.open("r+b" if start else "wb") as file:
@@ -130,10 +123,7 @@ def _range(bucket: Bucket, key: str, etag: str, first: int, end: int) -> bytearr
 
     def more() -> bool:
         answer = bucket.client().get_object(
-            Bucket=bucket.bucket,
-            Key=bucket.key(key),
-            Range=f"bytes={first + len(content)}-{end - 1}",
-            IfMatch=etag,
+            Bucket=bucket.bucket, Key=bucket.key(key), Range=f"bytes={first + len(content)}-{end - 1}", IfMatch=etag
         )
         if answer["ContentLength"] != end - first - len(content):
             answer["Body"].close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from blocks.s3 import Bucket
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
-from runbook.page.render import size
+from runbook.units import size
 from tasks.s3.requests import Refused, attempt
 from tasks.s3.upload import put
 from tasks.s3.writing import MISSING, SHA256, require_encrypted, require_locked, written_with

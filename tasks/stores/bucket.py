@@ -13,8 +13,8 @@ from pathlib import Path
 from blocks.s3 import Bucket
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.page.render import size
 from runbook.progress import Done, progress
+from runbook.units import size
 from tasks.backups import manifest as manifests
 from tasks.backups.encryption import Key
 from tasks.backups.manifest import MANIFEST, SEAL, FileSum

@@ -15,7 +15,7 @@ from pathlib import Path
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import durable
-from runbook.page.render import size
+from runbook.units import size
 from tasks.backups.encryption import NO_KEY, Key
 from tasks.backups.manifest import MANIFEST, SEAL, FileSum, damage, text_in
 from tasks.host.disk import disk_of

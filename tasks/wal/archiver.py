@@ -32,9 +32,12 @@ class Archiver:
     """Rounds over the receiver's directory; what it did, and why not, is printed once, for the service's log."""
 
     def __init__(
-        self, directory: Path, destinations: Sequence[Destination], keep: int = KEEP_SEGMENTS,
+        self,
+        directory: Path,
+        destinations: Sequence[Destination],
+        keep: int = KEEP_SEGMENTS,
         is_contained: Callable[[], bool] = lambda: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.directory, self.destinations, self.keep = directory, destinations, keep
         self.is_contained = is_contained
         self.stop = threading.Event()
@@ -100,8 +103,12 @@ def main(arguments: Sequence[str] = ()) -> int:
     given = parser.parse_args(arguments or None)
     try:
         env = Environment.find(given.environment)
-        archiver = Archiver(Path(env.wal.directory), destinations_of(env), given.keep_segments,
-                            partial(containment.is_here, env.name, env.reports_directory))  # fmt: skip
+        archiver = Archiver(
+            Path(env.wal.directory),
+            destinations_of(env),
+            given.keep_segments,
+            partial(containment.is_here, env.name, env.reports_directory),
+        )
         for which in get_args(Stores):
             if env.has(which) and not (root := env.stores(which).wal).startswith("s3://"):
                 for directory in Path(root).glob(f"{env.name}/*"):

@@ -246,8 +246,13 @@ def test_what_is_not_known_is_never_ok(place: Place, server: ProviderServer) -> 
 def test_gcloud_is_asked_for_a_token_and_each_way_without_one_is_told(
     place: Place, monkeypatch: pytest.MonkeyPatch, program: str, said: str
 ) -> None:
-    place.describe(vertex_token_variable="", azure_deployments="[]", bedrock_models="[]", chain='["vertex"]',
-                   timeout_seconds="0.5" if "sleep" in program else "300")  # fmt: skip
+    place.describe(
+        vertex_token_variable="",
+        azure_deployments="[]",
+        bedrock_models="[]",
+        chain='["vertex"]',
+        timeout_seconds="0.5" if "sleep" in program else "300",
+    )
     programs = place.base / "bin"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")

@@ -131,8 +131,9 @@ def test_of_24_hours_across_a_change_of_the_clock_none_is_the_25th(limiter: Redi
     found = bad(check_rate_limits.fn(NAME, until="2026-10-25 12:00"))
     assert found["users were refused (429)"] == (Status.WARN, "1 times: 42 1")
     assert found["lines without a readable time"] == (Status.WARN, "1")
-    (logs / "app.log").write_text("".join(line("request", noon - timedelta(hours=hours), **request("42"))
-                                          for hours in (10.25, 9.75)))  # fmt: skip
+    (logs / "app.log").write_text(
+        "".join(line("request", noon - timedelta(hours=hours), **request("42")) for hours in (10.25, 9.75))
+    )
     report = check_rate_limits.fn(NAME, until="2026-10-25 12:00")
     (table,) = [item for item in report.evidence if item.name == "Refusals (429)"]
     assert table.rows[0][3:5] == ("10-25 02:45:00", "10-25 02:15:00"), "the first is the earlier one"

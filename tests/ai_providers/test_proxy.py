@@ -34,18 +34,31 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def described(url: str) -> AIProviders:
     return AIProviders(
-        azure_endpoint=url, azure_key=SecretStr(KEY), bedrock_region="ap-northeast-1", bedrock_access_key="ops",
-        bedrock_secret_key=SecretStr(SECRET), bedrock_runtime_endpoint=url, vertex_project="grc", vertex_endpoint=url,
+        azure_endpoint=url,
+        azure_key=SecretStr(KEY),
+        bedrock_region="ap-northeast-1",
+        bedrock_access_key="ops",
+        bedrock_secret_key=SecretStr(SECRET),
+        bedrock_runtime_endpoint=url,
+        vertex_project="grc",
+        vertex_endpoint=url,
         proxy={name: f"127.0.0.1:{free_port()}" for name in ("azure", "bedrock", "vertex")},
-        control=f"http://127.0.0.1:{free_port()}", timeout_seconds=60,
-    )  # fmt: skip
+        control=f"http://127.0.0.1:{free_port()}",
+        timeout_seconds=60,
+    )
 
 
 def through(ai: AIProviders, **changed: Any) -> AIProviders:
     """The same, as the application describes it: the proxy's addresses are its base URLs."""
     at = {name: f"http://{address}" for name, address in ai.proxy.items()}
-    return ai.model_copy(update={"azure_endpoint": at["azure"], "bedrock_runtime_endpoint": at["bedrock"],
-                                 "vertex_endpoint": at["vertex"], **changed})  # fmt: skip
+    return ai.model_copy(
+        update={
+            "azure_endpoint": at["azure"],
+            "bedrock_runtime_endpoint": at["bedrock"],
+            "vertex_endpoint": at["vertex"],
+            **changed,
+        }
+    )
 
 
 @pytest.fixture
@@ -63,16 +76,21 @@ def test_each_provider_s_protocol_passes_and_each_fault_is_of_one_provider_only(
     app = through(ai)
 
     def kinds(app: AIProviders = app) -> list[str]:
-        answers = (ask_azure(app, "gpt-4o", "2024-10-21"), ask_bedrock(app, f"jp.{MODEL}"),
-                   ask_vertex(app, "gemini-2.5-pro", SecretStr(TOKEN)))  # fmt: skip
+        answers = (
+            ask_azure(app, "gpt-4o", "2024-10-21"),
+            ask_bedrock(app, f"jp.{MODEL}"),
+            ask_vertex(app, "gemini-2.5-pro", SecretStr(TOKEN)),
+        )
         return [answer.kind for answer in answers]
 
     with ProviderProxy(ai) as proxy:
         assert kinds() == ["ok", "ok", "ok"]
         assert httpx.get(f"{ai.control}/health", timeout=60).json() == {
-            "status": "healthy", "proxy": True, "providers": dict.fromkeys(ai.proxy, "ok"),
+            "status": "healthy",
+            "proxy": True,
+            "providers": dict.fromkeys(ai.proxy, "ok"),
             "received": dict.fromkeys(ai.proxy, 1),
-        }  # fmt: skip
+        }
         for fault, kind in {"500": "broken", "429": "throttled", "refused": "unreachable"}.items():
             assert control(ai, "azure", failing=True, fault=fault).status_code == 200
             assert kinds() == [kind, "ok", "ok"], fault

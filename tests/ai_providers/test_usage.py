@@ -43,8 +43,15 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def test_tokens_and_costs_are_added_up_by_model_in_the_operators_month(logs: Path) -> None:
-    new_year = line("AI API Call", datetime(2026, 1, 31, 15, tzinfo=UTC), model="gpt-4o", provider="azure",
-                    prompt_tokens=1, completion_tokens=1, total_tokens=2)  # fmt: skip
+    new_year = line(
+        "AI API Call",
+        datetime(2026, 1, 31, 15, tzinfo=UTC),
+        model="gpt-4o",
+        provider="azure",
+        prompt_tokens=1,
+        completion_tokens=1,
+        total_tokens=2,
+    )
     write(logs, call(0), new_year, call(3), call(4, 500_000, "gemini-1.5-pro"), line("request"), budget=100)
     report = report_token_usage.fn(NAME, month="2026-02")
     assert rows(report) == [

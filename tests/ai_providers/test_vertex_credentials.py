@@ -43,8 +43,14 @@ class Google(FaultyHandler):
 
     def do_GET(self) -> None:
         assert self.headers["Metadata-Flavor"] == "Google"
-        found = {"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer", "email": "ops@grc.iam.test",
-                 "scopes": [SCOPE], "aliases": ["default"]}  # fmt: skip
+        found = {
+            "access_token": TOKEN,
+            "expires_in": 3600,
+            "token_type": "Bearer",
+            "email": "ops@grc.iam.test",
+            "scopes": [SCOPE],
+            "aliases": ["default"],
+        }
         if "/project/project-id" in self.path:
             self.send(200, b"grc", Content_Type="text/plain", Metadata_Flavor="Google")
         else:
@@ -68,10 +74,19 @@ def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultySe
 def account(path: Path, token_uri: str, key: rsa.RSAPrivateKey) -> Path:
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, *form).decode()
-    path.write_text(json.dumps({
-        "type": "service_account", "project_id": "grc", "private_key_id": "1", "private_key": pem,
-        "client_email": "ops@grc.iam.test", "client_id": "1", "token_uri": token_uri,
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "type": "service_account",
+                "project_id": "grc",
+                "private_key_id": "1",
+                "private_key": pem,
+                "client_email": "ops@grc.iam.test",
+                "client_id": "1",
+                "token_uri": token_uri,
+            }
+        )
+    )
     return path
 
 

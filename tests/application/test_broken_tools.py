@@ -123,8 +123,14 @@ PACKAGES: dict[str, Callable[[int], Report]] = {
 }
 
 
-CASES = [("pip", "check"), ("pip", "update"), ("pnpm", "check"), ("pnpm", "update"), ("pnpm", "reinstall"),
-         ("pip-audit", "patch")]  # fmt: skip
+CASES = [
+    ("pip", "check"),
+    ("pip", "update"),
+    ("pnpm", "check"),
+    ("pnpm", "update"),
+    ("pnpm", "reinstall"),
+    ("pip-audit", "patch"),
+]
 
 
 @EACH

@@ -102,8 +102,10 @@ def test_hooks_are_merged_run_and_installed(tools: Checkout) -> None:
     (tools.root / PYTHON_FILE).write_text("import os\nimport os\n")
     refused = subprocess.run(
         ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--all", "--message", "no"],
-        cwd=tools.root, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tools.root,
+        capture_output=True,
+        text=True,
+    )
     assert refused.returncode == 1
     assert "ruff check" in refused.stderr
 
@@ -132,8 +134,10 @@ def test_the_tools_own_repositories_are_pinned_to_the_application_s_versions(
     (eslint,) = remote_hooks(place, ["eslint"], eslint_packages(bare.web))
     assert (eslint["repo"], eslint["rev"]) == (ESLINT, "v9.1.0")
     assert eslint["hooks"][0]["additional_dependencies"] == [
-        "eslint@10.15.0", "typescript@6.0.3", "typescript-eslint@8.74.0",
-    ]  # fmt: skip
+        "eslint@10.15.0",
+        "typescript@6.0.3",
+        "typescript-eslint@8.74.0",
+    ]
 
 
 @pytest.mark.parametrize("text", ["exit 0", "echo garbage", "exit 3"], ids=["silent", "garbage", "failing"])

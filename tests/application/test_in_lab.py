@@ -128,8 +128,13 @@ def test_seeded_types_and_style_are_found(lab: Lab, checkout: Checkout, node: Pa
 
 def test_seeded_old_and_vulnerable_packages_are_found(lab: Lab, checkout: Checkout, served: Registry) -> None:
     manifests = [json.loads(path.read_text()) for path in checkout.web.rglob("package.json")]
-    wanted = {name: version for one in manifests for key in ("dependencies", "devDependencies")
-              for name, version in one.get(key, {}).items() if not version.startswith("workspace:")}  # fmt: skip
+    wanted = {
+        name: version
+        for one in manifests
+        for key in ("dependencies", "devDependencies")
+        for name, version in one.get(key, {}).items()
+        if not version.startswith("workspace:")
+    }
     for name, version in wanted.items():
         served.tarball(name, version)
     served.tarball("react", "99.0.0")

@@ -60,15 +60,17 @@ def test_problems_are_found_and_repaired_on_a_branch_only(sloppy: Checkout) -> N
     assert report.status is Status.WARN
     rows = next(kept for kept in report.evidence if kept.name.startswith("Problems")).rows
     assert {(row[0].rpartition("/")[2], row[3]) for row in rows} == {
-        ("wrong.py", "F401"), ("wrong.py", "B006"), ("wrong.py", "format"),
-        ("wrong.ts", "eqeqeq"), ("wrong.ts", "no-var"), ("wrong.ts", "@typescript-eslint/no-explicit-any"),
-    }  # fmt: skip
+        ("wrong.py", "F401"),
+        ("wrong.py", "B006"),
+        ("wrong.py", "format"),
+        ("wrong.ts", "eqeqeq"),
+        ("wrong.ts", "no-var"),
+        ("wrong.ts", "@typescript-eslint/no-explicit-any"),
+    }
     (branch,) = [name for name in sloppy.branches() if name != "main"]
     assert "import os" not in sloppy.git("show", f"{branch}:{PYTHON_FILE}")
     assert "const y = x == 1" in sloppy.git("show", f"{branch}:{WEB_FILE}")
-    assert sloppy.git("diff", "--name-only", f"main..{branch}").split() == [
-        PYTHON_FILE, WEB_FILE,
-    ]  # fmt: skip
+    assert sloppy.git("diff", "--name-only", f"main..{branch}").split() == [PYTHON_FILE, WEB_FILE]
     assert "-import os" in next(kept.text for kept in report.evidence if kept.name == "Difference")
     assert finding(report, "ruff after the fix").startswith("WARN: 1 errors")
     assert finding(report, "ruff format after the fix").startswith("OK")

@@ -126,9 +126,14 @@ def test_node_modules_are_swapped_after_their_proof_and_turbo_s_cache_goes(check
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "point",
-    ["before swap_modules", "reinstall: between renames", "before prove_modules", "before drop_old_modules",
-     "reinstall: old ones removed"],
-)  # fmt: skip
+    [
+        "before swap_modules",
+        "reinstall: between renames",
+        "before prove_modules",
+        "before drop_old_modules",
+        "reinstall: old ones removed",
+    ],
+)
 def test_killed_anywhere_and_launched_again_it_ends_well(checkout: Checkout, point: str) -> None:
     killed(point, "web")
     report = reinstall_dependencies.fn(NAME, parts=("web",), confirm=NAME)

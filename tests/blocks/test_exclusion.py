@@ -69,8 +69,10 @@ def described(
 
     def end() -> None:
         if request.param == "postgres":
-            postgres_server.sql("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
-                                "WHERE application_name LIKE 'interview-ops %'")  # fmt: skip
+            postgres_server.sql(
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'interview-ops %'"
+            )
         else:
             with served.client() as client:
                 for one in client.client_list():

@@ -188,10 +188,10 @@ def test_a_server_that_speaks_japanese(postgres: Postgres) -> None:
         ("28000", 'role "too many clients" is not permitted to log in', "LOGIN right"),
         ("55000", 'database "connections" is not currently accepting connections', "datallowconn"),
         ("42501", 'permission denied for database "grc_db"', "GRANT CONNECT"),
-        ("53100", 'could not write init file: No space left on device', "free-disk-emergency"),
+        ("53100", "could not write init file: No space left on device", "free-disk-emergency"),
         ("28P01", "Passwort-Authentifizierung fehlgeschlagen", "the server's own words"),
     ],
-)  # fmt: skip
+)
 def test_a_refused_login_is_classified_by_its_code(postgres: Postgres, code: str, said: str, hint: str) -> None:
     """In a language that is not known no cause is guessed; nothing but 28P01 is blamed on a password."""
     with server_that_says(code, said) as port:
@@ -263,8 +263,9 @@ def test_a_session_whose_peer_is_gone_ends(postgres: Postgres) -> None:
     with changed(postgres, unanswered_seconds=7).connect() as connection:
         told = connection.info.get_parameters()
         assert {name: told[name] for name in ("keepalives_idle", "tcp_user_timeout")} == {
-            "keepalives_idle": "30", "tcp_user_timeout": "7000",
-        }  # fmt: skip
+            "keepalives_idle": "30",
+            "tcp_user_timeout": "7000",
+        }
         descriptor = socket.socket(fileno=connection.fileno())
         try:
             assert descriptor.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000

@@ -16,8 +16,8 @@ from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from blocks.services.service import SupervisorServices
 from blocks.services.systemd import SystemdServices
 from runbook.errors import OpsError
+from runbook.metrics import default_limits
 from runbook.target import Target
-from runbook.thresholds import default_limits
 from tasks.gx.suites import read_suites
 
 SHIPPED = ["production", "staging", "development", "lab", "lab-dr"]
@@ -262,37 +262,117 @@ def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('database = "grc_db"', 'databse = "grc_db"', "[postgres] databse is wrong: found an unknown key — expected: a known key (did you mean database?)"),
-        ("[postgres]", "[postgress]", "postgress is wrong: found an unknown key — expected: a known key (did you mean postgres?)"),
-        ("[services]", "[service]", "service is wrong: found an unknown key — expected: a known key (did you mean services?)"),
-        ('title =', 'titel =', "titel is wrong: found an unknown key — expected: a known key (did you mean title?)"),
-        ('title =', 'qqqq =', "qqqq is wrong: found an unknown key — expected: a known key"),
-        ("password_env", "pasword_env", "[postgres] pasword_env is wrong: found an unknown key — expected: a known key (did you mean password_env?)"),
-        ('user = "grc_user"', "", "[postgres] user is wrong: found nothing — expected: a value: the application's role"),
-        ('"${OPS_TEST_NUMBER}"', '"no number"', "[postgres] port is wrong: found “no number” — expected: a valid integer"),
-        ('"${OPS_TEST_NUMBER}"', "70000", "[postgres] port is wrong: found 70000 — expected: less than or equal to 65535"),
-        ("[3600, 86400]", "[3600]", "thresholds.backup.age_seconds is wrong: found [3600] — expected: at least 2 items"),
+        (
+            'database = "grc_db"',
+            'databse = "grc_db"',
+            "[postgres] databse is wrong: found an unknown key — expected: a known key (did you mean database?)",
+        ),
+        (
+            "[postgres]",
+            "[postgress]",
+            "postgress is wrong: found an unknown key — expected: a known key (did you mean postgres?)",
+        ),
+        (
+            "[services]",
+            "[service]",
+            "service is wrong: found an unknown key — expected: a known key (did you mean services?)",
+        ),
+        ("title =", "titel =", "titel is wrong: found an unknown key — expected: a known key (did you mean title?)"),
+        ("title =", "qqqq =", "qqqq is wrong: found an unknown key — expected: a known key"),
+        (
+            "password_env",
+            "pasword_env",
+            "[postgres] pasword_env is wrong: found an unknown key — expected: a known key (did you mean password_env?)",
+        ),
+        (
+            'user = "grc_user"',
+            "",
+            "[postgres] user is wrong: found nothing — expected: a value: the application's role",
+        ),
+        (
+            '"${OPS_TEST_NUMBER}"',
+            '"no number"',
+            "[postgres] port is wrong: found “no number” — expected: a valid integer",
+        ),
+        (
+            '"${OPS_TEST_NUMBER}"',
+            "70000",
+            "[postgres] port is wrong: found 70000 — expected: less than or equal to 65535",
+        ),
+        (
+            "[3600, 86400]",
+            "[3600]",
+            "thresholds.backup.age_seconds is wrong: found [3600] — expected: at least 2 items",
+        ),
         ("[3600, 86400]", '["a", 1]', "thresholds.backup.age_seconds.0 is wrong: found “a” — expected: a valid number"),
-        ('rpo = "90m"', 'rpo = "soon"', "[objectives] rpo is wrong: found “soon” — expected: a duration above 0, as 30m, 1h or 7d"),
+        (
+            'rpo = "90m"',
+            'rpo = "soon"',
+            "[objectives] rpo is wrong: found “soon” — expected: a duration above 0, as 30m, 1h or 7d",
+        ),
         ('rpo = "90m"', "rpo = 90", "[objectives] rpo is wrong: found 90 — expected: a duration"),
         ('rpo = "90m"', "", "[objectives] rpo is wrong: found nothing — expected: a duration"),
         ('rpo = "90m"', 'rpo = "0h"', "[objectives] rpo is wrong: found “0h” — expected: a duration above 0"),
-        ('kind = "supervisor"', 'kind = "podman"', "[services] kind is wrong: found “podman” — expected: one of supervisor, systemd, docker"),
-        ('kind = "supervisor"', "kind = []", "[services] kind is wrong: found [] — expected: one of supervisor, systemd"),
+        (
+            'kind = "supervisor"',
+            'kind = "podman"',
+            "[services] kind is wrong: found “podman” — expected: one of supervisor, systemd, docker",
+        ),
+        (
+            'kind = "supervisor"',
+            "kind = []",
+            "[services] kind is wrong: found [] — expected: one of supervisor, systemd",
+        ),
         ('"trial"', '"../x"', "name is wrong: found “../x” — expected: a lower-case letter, then"),
         ('"trial"', '"本番"', "name is wrong: found “本番” — expected: a lower-case letter, then"),
-        ('name = "trial"', 'name = "trial"\nlogs = "/var/log"', "logs is wrong: found “/var/log” — expected: a table: [logs]"),
-        ('name = "trial"', 'name = "trial"\ntimezone = "Asia/Tokio"', "timezone is wrong: found “Asia/Tokio” — expected: Asia/Tokio is no"),
-        ("[services]", 'protected_prefixes = ["session:*"]\n[services]', "[redis] protected_prefixes is wrong: found ['session:*'] — expected: “session:*” protects nothing: write what"),
-        ("[services]", 'protected_prefixes = ["queue:", ""]\n[services]', "[redis] protected_prefixes is wrong: found ['queue:', ''] — expected: “” protects nothing"),
-        ("${OPS_TEST_TITLE}:26379", "${OPS_NOWHERE}:26379", "1 variable is not set: OPS_NOWHERE ([redis] sentinels) — set them in this shell, or"),
-        ("grc-${OPS_TEST_NUMBER}", "${OPS_NOWHERE}", "1 variable is not set: OPS_NOWHERE ([services] names.backend) — set"),
+        (
+            'name = "trial"',
+            'name = "trial"\nlogs = "/var/log"',
+            "logs is wrong: found “/var/log” — expected: a table: [logs]",
+        ),
+        (
+            'name = "trial"',
+            'name = "trial"\ntimezone = "Asia/Tokio"',
+            "timezone is wrong: found “Asia/Tokio” — expected: Asia/Tokio is no",
+        ),
+        (
+            "[services]",
+            'protected_prefixes = ["session:*"]\n[services]',
+            "[redis] protected_prefixes is wrong: found ['session:*'] — expected: “session:*” protects nothing: write what",
+        ),
+        (
+            "[services]",
+            'protected_prefixes = ["queue:", ""]\n[services]',
+            "[redis] protected_prefixes is wrong: found ['queue:', ''] — expected: “” protects nothing",
+        ),
+        (
+            "${OPS_TEST_TITLE}:26379",
+            "${OPS_NOWHERE}:26379",
+            "1 variable is not set: OPS_NOWHERE ([redis] sentinels) — set them in this shell, or",
+        ),
+        (
+            "grc-${OPS_TEST_NUMBER}",
+            "${OPS_NOWHERE}",
+            "1 variable is not set: OPS_NOWHERE ([services] names.backend) — set",
+        ),
         ('"OPS_TEST_PASSWORD"', '"OPS_NOWHERE"', "1 variable is not set: OPS_NOWHERE ([postgres] password_env) — set"),
-        ('"OPS_TEST_PASSWORD"', "3", "[postgres] password_env is wrong: found something else (not shown) — expected: the name of an environment variable"),
-        ('"backup.age_seconds"', '"backup.age_second"', "thresholds is wrong: found {'backup.age_second': [3600, 86400]} — expected: backup.age_second is not a metric (did you mean backup.age_seconds?)"),
-        ("[3600, 86400]", "[3600, 60]", "thresholds is wrong: found {'backup.age_seconds': [3600, 60]} — expected: backup.age_seconds = [3600, 60] warns above its critical limit"),
+        (
+            '"OPS_TEST_PASSWORD"',
+            "3",
+            "[postgres] password_env is wrong: found something else (not shown) — expected: the name of an environment variable",
+        ),
+        (
+            '"backup.age_seconds"',
+            '"backup.age_second"',
+            "thresholds is wrong: found {'backup.age_second': [3600, 86400]} — expected: backup.age_second is not a metric (did you mean backup.age_seconds?)",
+        ),
+        (
+            "[3600, 86400]",
+            "[3600, 60]",
+            "thresholds is wrong: found {'backup.age_seconds': [3600, 60]} — expected: backup.age_seconds = [3600, 60] warns above its critical limit",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_told_with_its_key_and_what_is_expected(file: File, old: str, new: str, message: str) -> None:
     assert file.wrong(old, new).startswith(message)
 
@@ -360,8 +440,23 @@ def test_the_file_of_one_environment_is_not_read_for_another(file: File, monkeyp
     assert toml.file_of("staging").name == "staging.toml"
 
 
-HOSTILE = ["", "nowhere", "../x", "production/../staging", "Production", "production\n", "'; DROP TABLE x", '"', "x" * 200,
-           "本番環境", ".", "-x", "a b", "a\x00b", "%2e%2e"]  # fmt: skip
+HOSTILE = [
+    "",
+    "nowhere",
+    "../x",
+    "production/../staging",
+    "Production",
+    "production\n",
+    "'; DROP TABLE x",
+    '"',
+    "x" * 200,
+    "本番環境",
+    ".",
+    "-x",
+    "a b",
+    "a\x00b",
+    "%2e%2e",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -33,10 +33,19 @@ def configure(trial: Trial, section: str, **values: object) -> None:
 def in_bucket(trial: Trial, bucket: Bucket, section: str = "backups", **more: object) -> None:
     place = f"s3://{bucket.bucket}/{bucket.prefix}"
     configure(
-        trial, section, postgres=f"{place}/postgresql", redis=f"{place}/redis", files=f"{place}/files",
-        spool=str(trial.reports.parent / "spool"), endpoint=bucket.endpoint, access_key=ACCESS_KEY,
-        secret_key_env="TRIAL_S3_SECRET", region="us-east-1", patience_seconds=2, **more,
-    )  # fmt: skip
+        trial,
+        section,
+        postgres=f"{place}/postgresql",
+        redis=f"{place}/redis",
+        files=f"{place}/files",
+        spool=str(trial.reports.parent / "spool"),
+        endpoint=bucket.endpoint,
+        access_key=ACCESS_KEY,
+        secret_key_env="TRIAL_S3_SECRET",
+        region="us-east-1",
+        patience_seconds=2,
+        **more,
+    )
 
 
 def names(trial: Trial, which: Stores = "backups") -> list[str]:

@@ -89,18 +89,33 @@ def test_only_what_an_environment_has_is_deployed() -> None:
     lab = toml.environment(os.environ["OPS_ENVIRONMENT"])
     whole = deployed(lab)
     absent = {need for one in EVERY.keys() - whole for need in EVERY[one]["needs"]}
-    assert absent <= {"docker", "docker.checkout", "docker|cloud", "certificates", "certificates.domains", "cloud",
-                      "backups.prefect", "copies.prefect", "prefect_server", "prefect_server.keep_days"}  # fmt: skip
+    assert absent <= {
+        "docker",
+        "docker.checkout",
+        "docker|cloud",
+        "certificates",
+        "certificates.domains",
+        "cloud",
+        "backups.prefect",
+        "copies.prefect",
+        "prefect_server",
+        "prefect_server.keep_days",
+    }
     gone = whole - deployed(without(lab, "copies"))
-    assert gone == {"replicate-backups/x", *(f"prune-backups/x-copies{kind}"
-                                             for kind in ("", "-redis", "-files", "-cluster"))}  # fmt: skip
+    assert gone == {
+        "replicate-backups/x",
+        *(f"prune-backups/x-copies{kind}" for kind in ("", "-redis", "-files", "-cluster")),
+    }
     assert whole - deployed(without(lab, "alerts")) == {"escalate/x", "acknowledge-incident/x"}
     for part, chapter in (("redis", "redis"), ("logs", "logs"), ("ai_providers", "ai_providers")):
         left = {EVERY[one]["entrypoint"].split(".")[1] for one in deployed(without(lab, part))}
         assert chapter not in left, part
     real = lab.model_copy(update={"disposable": False}).with_parts(lab.parts())
-    assert whole - deployed(real) == {"run-drill/x", "run-performance-test/x", *(
-        f"run-checklist/x-drill-{when}" for when in ("preparation", "day", "follow-up"))}  # fmt: skip
+    assert whole - deployed(real) == {
+        "run-drill/x",
+        "run-performance-test/x",
+        *(f"run-checklist/x-drill-{when}" for when in ("preparation", "day", "follow-up")),
+    }
     assert deployed(real.model_copy(update={"drill_environment": "lab"}).with_parts(lab.parts())) == whole
     bare = without(lab, *(lab.slugs.keys() - {"postgres", "services"}))
     assert len(deployed(bare)) < 50
@@ -113,8 +128,9 @@ def test_only_what_an_environment_has_is_deployed() -> None:
 def test_what_an_entry_needs_is_a_part_that_there_can_be() -> None:
     """A misspelt one would be deployed nowhere; a part that a chapter is of is among its entries' needs."""
     for name, entry in EVERY.items():
-        for need in [one for each in (*entry.get("needs", ()), *entry.get("schedule_needs", ())) for one in
-                     each.split("|")]:  # fmt: skip
+        for need in [
+            one for each in (*entry.get("needs", ()), *entry.get("schedule_needs", ())) for one in each.split("|")
+        ]:
             part, _, field = need.partition(".")
             kind = toml.PARTS.get(part)
             assert kind or need in Environment.model_fields, (name, need)

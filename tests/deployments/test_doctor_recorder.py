@@ -24,10 +24,13 @@ def tell(run: str, ago: timedelta) -> None:
     resource, related = f"prefect.task-run.{uuid.uuid4()}", f"prefect.flow-run.{run}"
     with get_client(sync_client=True) as client:
         event = {
-            "id": str(uuid.uuid4()), "occurred": (datetime.now(UTC) - ago).isoformat(), "payload": {},
-            "event": "prefect.task-run.Completed", "resource": {"prefect.resource.id": resource},
+            "id": str(uuid.uuid4()),
+            "occurred": (datetime.now(UTC) - ago).isoformat(),
+            "payload": {},
+            "event": "prefect.task-run.Completed",
+            "resource": {"prefect.resource.id": resource},
             "related": [{"prefect.resource.id": related, "prefect.resource.role": "flow-run"}],
-        }  # fmt: skip
+        }
         client.request("POST", "/events", json=[event])
 
 

@@ -59,9 +59,15 @@ def with_all_senders_in_use(server: PostgresServer) -> Iterator[Postgres]:
     with contextlib.ExitStack() as stack:
         for _ in range(most):
             stack.enter_context(
-                psycopg.connect(host="127.0.0.1", port=server.port, user=ADMIN, password=ADMIN_PASSWORD,
-                                replication="true", autocommit=True)
-            )  # fmt: skip
+                psycopg.connect(
+                    host="127.0.0.1",
+                    port=server.port,
+                    user=ADMIN,
+                    password=ADMIN_PASSWORD,
+                    replication="true",
+                    autocommit=True,
+                )
+            )
         yield as_watcher(server)
 
 

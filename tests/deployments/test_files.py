@@ -62,9 +62,11 @@ def test_the_example_starts_nothing_until_each_secret_is_set() -> None:
     lines = (DEPLOYMENTS / "compose.env.example").read_text().splitlines()
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     wanted = set(re.findall(r"\$\{(\w*PASSWORD\w*)", text))
-    assert wanted == set(re.findall(r"\$\{(\w*PASSWORD\w*):\?", text)) == {
-        "PREFECT_PASSWORD", "PREFECT_DATABASE_PASSWORD", "PREFECT_REDIS_PASSWORD",
-    }  # fmt: skip
+    assert (
+        wanted
+        == set(re.findall(r"\$\{(\w*PASSWORD\w*):\?", text))
+        == {"PREFECT_PASSWORD", "PREFECT_DATABASE_PASSWORD", "PREFECT_REDIS_PASSWORD"}
+    )
     assert {name: example[name] for name in wanted} == dict.fromkeys(wanted, "")
 
 

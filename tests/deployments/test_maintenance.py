@@ -95,8 +95,11 @@ def test_every_kind_that_is_pruned_is_verified_each_week() -> None:
     """Else weekly-check warns for ever, and nothing of it is ever pruned."""
 
     def kinds(flow: str) -> set[str]:
-        return {entry["parameters"].get("kind", "postgres") for name, entry in entries().items()
-                if name.partition("/")[0] == flow and crons_of(name)}  # fmt: skip
+        return {
+            entry["parameters"].get("kind", "postgres")
+            for name, entry in entries().items()
+            if name.partition("/")[0] == flow and crons_of(name)
+        }
 
     assert kinds("verify-backup") == kinds("prune-backups") == {"postgres", "redis", "files", "cluster", "prefect"}
 
@@ -152,8 +155,15 @@ def test_cron_lines_are_told_to_people() -> None:
         "*/5 * * * *",
     )
     assert [told(line) for line in lines] == [
-        "毎日 08:30", "毎週月曜 07:00", "毎週日曜 07:00", "毎週月曜から土曜 04:30", "毎月2日 01:05", "1・4・7・10月15日 13:00", "6月1日 09:00", "5分ごと",
-    ]  # fmt: skip
+        "毎日 08:30",
+        "毎週月曜 07:00",
+        "毎週日曜 07:00",
+        "毎週月曜から土曜 04:30",
+        "毎月2日 01:05",
+        "1・4・7・10月15日 13:00",
+        "6月1日 09:00",
+        "5分ごと",
+    ]
 
 
 def test_the_page_shows_the_data() -> None:

@@ -93,9 +93,12 @@ def test_what_takes_too_long_or_does_not_begin_is_escalated_once_and_what_ends_i
         until(lambda: expected <= set(escalated()), what="all escalations", seconds=300)
         found = escalated()
         assert found[str(slow.id)] == {
-            "environment": name, "owner": "DBA", "run": str(slow.id), "key": f"overdue-{slow.id}",
+            "environment": name,
+            "owner": "DBA",
+            "run": str(slow.id),
+            "key": f"overdue-{slow.id}",
             "what": f"{slow.name} (試験, 1分) has not ended after twice that time",
-        }  # fmt: skip
+        }
         assert found[str(stuck.id)]["key"] == f"stuck-{stuck.id}"
         assert found[str(stuck.id)]["what"].startswith(f"{stuck.name} was sent to a worker")
         assert not {str(ended.id), str(waits.id)} & set(escalated())

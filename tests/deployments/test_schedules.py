@@ -22,8 +22,12 @@ from runbook.errors import OpsError
 
 NAME = "schedules-trial"
 DAILY, COPIES, HOURLY, BY_HAND = f"{NAME}-redis", f"{NAME}-copies-redis", f"{NAME}!", NAME
-LOOKED_AT = {("prune_backups", "-redis"), ("prune_backups", "-copies-redis"), ("take_due_backups", ""),
-             ("clear_cache", "")}  # fmt: skip
+LOOKED_AT = {
+    ("prune_backups", "-redis"),
+    ("prune_backups", "-copies-redis"),
+    ("take_due_backups", ""),
+    ("clear_cache", ""),
+}
 TOML = """
 name = "{name}"
 timezone = "{zone}"
@@ -99,8 +103,11 @@ def scheduled() -> set[str]:
 
 
 def zones() -> dict[str, set[str | None]]:
-    return {name: {one.schedule.timezone for one in found.schedules if isinstance(one.schedule, CronSchedule)}
-            for name, found in deployed().items() if found.schedules}  # fmt: skip
+    return {
+        name: {one.schedule.timezone for one in found.schedules if isinstance(one.schedule, CronSchedule)}
+        for name, found in deployed().items()
+        if found.schedules
+    }
 
 
 def paused() -> set[str]:
@@ -139,8 +146,16 @@ def test_prefect_s_own_command_deploys_as_well(file: Path, monkeypatch: pytest.M
     content = yaml.safe_load((deploy.ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     few = {**content, "deployments": [entry for entry in content["deployments"] if looked_at(entry)][:1]}
     (file.parent / "prefect.yaml").write_text(yaml.safe_dump(few, allow_unicode=True))
-    argv = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
-            file.parent / "prefect.yaml")  # fmt: skip
+    argv = (
+        sys.executable,
+        "-m",
+        "prefect",
+        "--no-prompt",
+        "deploy",
+        "--all",
+        "--prefect-file",
+        file.parent / "prefect.yaml",
+    )
     done = subprocess.run(argv, cwd=deploy.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert zones() == {DAILY: {"Asia/Tokyo"}}

@@ -51,8 +51,15 @@ def test_the_doctor_refuses_two_environments_on_one_system_unless_declared(
     monkeypatch.setenv("OPS_OTHER_REGION", "two")
 
     def look(**second: object) -> list[Line]:
-        first = {"root": tmp_path, "host": "127.0.0.1", "postgres": postgres_server.port, "database": "grc_db",
-                 "redis": server.port, "directory": "app", "shares": ""}  # fmt: skip
+        first = {
+            "root": tmp_path,
+            "host": "127.0.0.1",
+            "postgres": postgres_server.port,
+            "database": "grc_db",
+            "redis": server.port,
+            "directory": "app",
+            "shares": "",
+        }
         for variable, name, values in (("OPS_ENVIRONMENT", "one", {}), ("OPS_OTHER_REGION", "two", second)):
             path = tmp_path / f"{name}.toml"
             path.write_text(TOML.format(**{**first, **values, "name": name}))
@@ -63,8 +70,10 @@ def test_the_doctor_refuses_two_environments_on_one_system_unless_declared(
         found = look(host="localhost", directory="link")  # other words for the same
         assert [line.level for line in found] == ["CRITICAL"] * 3
         assert [line.what.partition(" is described by the environment two too")[0] for line in found] == [
-            f"grc_db on localhost:{postgres_server.port}", f"Redis 127.0.0.1:{server.port}", f"{tmp_path}/link",
-        ]  # fmt: skip
+            f"grc_db on localhost:{postgres_server.port}",
+            f"Redis 127.0.0.1:{server.port}",
+            f"{tmp_path}/link",
+        ]
         assert 'add shares = ["two"] to the TOML of one' in found[0].todo
         declared = look(host="localhost", directory="link", shares='shares = ["one"]')
         assert [line.level for line in declared] == ["OK"] * 3

@@ -66,8 +66,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Envi
         taken = datetime.now(UTC) - timedelta(days=days)
         directory = tmp_path / "b" / "files" / f"app_{taken:%Y%m%d_%H%M%S}"
         directory.mkdir(parents=True)
-        manifest.write(directory, Manifest(kind="files", name=directory.name, environment=NAME, taken=taken,
-                                           seconds=1.0, host="h", tool="t", files={}, content={}))  # fmt: skip
+        manifest.write(
+            directory,
+            Manifest(
+                kind="files",
+                name=directory.name,
+                environment=NAME,
+                taken=taken,
+                seconds=1.0,
+                host="h",
+                tool="t",
+                files={},
+                content={},
+            ),
+        )
         catalogue.mark_verified.work(DirectoryStore(directory.parent), directory.name, {"by": "test"})
 
     def write(*unattended: str) -> Environment:
@@ -106,10 +118,11 @@ def launch(flow: Flow[..., Report], run: FlowRun, parameters: Mapping[str, str])
     return report
 
 
-@pytest.mark.parametrize(("flow", "parameters", "old"), [
-    (clean_logs, {}, "log/app.log.9"),
-    (prune_backups, {"kind": "files"}, "b/files/app_*"),
-], ids=["clean-logs", "prune-backups"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flow", "parameters", "old"),
+    [(clean_logs, {}, "log/app.log.9"), (prune_backups, {"kind": "files"}, "b/files/app_*")],
+    ids=["clean-logs", "prune-backups"],
+)
 def test_a_clean_up_is_a_plan_until_the_environment_names_it(
     place: Callable[..., Environment], tmp_path: Path, flow: Flow[..., Report], parameters: dict[str, str], old: str
 ) -> None:

@@ -220,12 +220,20 @@ def _value(value: object) -> str:
 @pytest.mark.parametrize(
     "text",
     [
-        "make nothing-like-that", "make drill SCENARI=x", "python -m flows.recovery.optionss",
-        "python -m flows.recovery.objectives.options --enviroment production", "prefect work-pool create production --typ process",
-        "prefect wrk-pool create production", "rm -rf /", "PREFECT_NOT_THERE=1",
-        "python -m flows.launch restore-databas environment=production", "python -m flows.launch restore-redis enviroment=x", "OPS_NOT_THERE=1", "export OPS_NOT_HERE=2",
+        "make nothing-like-that",
+        "make drill SCENARI=x",
+        "python -m flows.recovery.optionss",
+        "python -m flows.recovery.objectives.options --enviroment production",
+        "prefect work-pool create production --typ process",
+        "prefect wrk-pool create production",
+        "rm -rf /",
+        "PREFECT_NOT_THERE=1",
+        "python -m flows.launch restore-databas environment=production",
+        "python -m flows.launch restore-redis enviroment=x",
+        "OPS_NOT_THERE=1",
+        "export OPS_NOT_HERE=2",
     ],
-)  # fmt: skip
+)
 def test_that_check_sees_what_is_wrong(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.docs.commands import command
 

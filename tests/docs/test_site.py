@@ -12,15 +12,19 @@ from tests.docs.commands import ROOT
 
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|video)\b[^>]*?\bsrc=["']?(?P<src>https?:[^"'\s>]+)"""
-    r"""|<link\b[^>]*?\bhref=["']?(?P<href>https?:[^"'\s>]+)""",
+    r"""|<link\b[^>]*?\bhref=["']?(?P<href>https?:[^"'\s>]+)"""
 )
 
 
 def test_the_site_is_built_strictly_and_asks_nobody(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
     assert done.returncode == 0, done.stderr
     pages = sorted(tmp_path.glob("*.html"))
     assert len(pages) > 20

@@ -28,11 +28,7 @@ def test_a_module_is_read_for_its_messages_and_the_docstrings_of_its_flows(tmp_p
         '"""Told to developers."""\n@flow(name="x")\ndef one():\n    """Whoever reads this in the UI."""\n'
         '    raise OpsError(f"{one} is gone", "look at it")\n\ndef two():\n    """Told."""\n'
     )
-    assert [(one.line, one.word) for one in wording.in_module(module)] == [
-        (4, "Whoever"),
-        (5, "look at"),
-        (5, "gone"),
-    ]
+    assert [(one.line, one.word) for one in wording.in_module(module)] == [(4, "Whoever"), (5, "look at"), (5, "gone")]
 
 
 @pytest.mark.parametrize(

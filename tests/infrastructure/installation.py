@@ -162,10 +162,16 @@ class Installation:
         path = self.base / f"{NAME}.toml"
         path.write_text(
             TOML.format(
-                name=NAME, base=self.base, postgres=self.postgres, redis=self.redis, supervisor=self.supervisor,
-                operations=OPERATIONS.to_public(), escrowed=ESCROWED.to_public(), api=self.api,
+                name=NAME,
+                base=self.base,
+                postgres=self.postgres,
+                redis=self.redis,
+                supervisor=self.supervisor,
+                operations=OPERATIONS.to_public(),
+                escrowed=ESCROWED.to_public(),
+                api=self.api,
             )
-        )  # fmt: skip
+        )
         return path
 
     def environ(self) -> dict[str, str]:

@@ -26,8 +26,13 @@ from tests.infrastructure.test_resources import CLOUD, TOML
 
 Mode = Literal["hangs", "closes", "garbage", "half", "other", "list", "broken"]
 MODES: tuple[Mode, ...] = ("hangs", "closes", "garbage", "half", "other", "list", "broken")
-BODIES = {"garbage": b"hello", "half": b'{"Containers": [{"Id', "other": b'{"a": 1}', "list": b"[1]",
-          "broken": f"see https://worker:{SECRET}@registry.test/".encode()}  # fmt: skip
+BODIES = {
+    "garbage": b"hello",
+    "half": b'{"Containers": [{"Id',
+    "other": b'{"a": 1}',
+    "list": b"[1]",
+    "broken": f"see https://worker:{SECRET}@registry.test/".encode(),
+}
 DOCKER = """
 [docker]
 host = "{host}"
@@ -135,9 +140,13 @@ CASES += [("usage", mode, version) for mode in MODES for version in (b"", VERSIO
 
 @pytest.mark.parametrize(("flow", "mode", "version"), dict.fromkeys(CASES))
 def test_an_engine_that_gives_no_answer_is_told(
-    flow: str, mode: Mode, version: bytes, described: Callable[[str], None], tmp_path: Path,
+    flow: str,
+    mode: Mode,
+    version: bytes,
+    described: Callable[[str], None],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("tasks.docker.inventory.COUNT_SECONDS", 2)
     with answering(mode, version) as port:
         described(DOCKER.format(host=f"tcp://127.0.0.1:{port}", base=tmp_path))

@@ -150,9 +150,22 @@ def other_key(authority: Authority) -> Issued:
         (old_between, "chain", "CN=old, which signed CN=app.test, is valid from"),
         (other_key, "private key", "is not this certificate's key"),
     ],
-    ids=["name", "rsa", "curve", "sha1", "sha1-chain", "staple", "leaf", "itself", "stranger", "impostor", "no-authority",
-         "old", "key"],
-)  # fmt: skip
+    ids=[
+        "name",
+        "rsa",
+        "curve",
+        "sha1",
+        "sha1-chain",
+        "staple",
+        "leaf",
+        "itself",
+        "stranger",
+        "impostor",
+        "no-authority",
+        "old",
+        "key",
+    ],
+)
 def test_what_is_wrong_with_a_file_is_told(
     make: Callable[[Authority], Issued], finding: str, told: str, register: Register, authority: Authority
 ) -> None:
@@ -255,7 +268,7 @@ def test_only_the_leaf_is_served(register: Register, authority: Authority) -> No
         (old_between, "verified", "expired"),
     ],
     ids=["name", "weak", "weak-refused", "itself", "stranger", "expired"],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_what_is_served(
     make: Callable[[Authority], Issued], finding: str, told: str, register: Register, authority: Authority
 ) -> None:
@@ -372,12 +385,16 @@ def test_what_openssl_says_of_stapling(
     ("path", "line", "told"),
     [
         ("var/spool/cron/crontabs/root", '0 0 * * * certbot renew --quiet --post-hook "systemctl reload nginx"', True),
-        ("etc/cron.d/certbot", "0 */12 * * * root test -x /usr/bin/certbot && perl -e 'sleep int(rand(1))' && certbot -q renew", True),
+        (
+            "etc/cron.d/certbot",
+            "0 */12 * * * root test -x /usr/bin/certbot && perl -e 'sleep int(rand(1))' && certbot -q renew",
+            True,
+        ),
         ("etc/crontab", "# 0 0 * * * root certbot renew", False),
         ("etc/crontab", "0 0 * * * root certbot certificates", False),
     ],
     ids=["manual", "debian", "comment", "other"],
-)  # fmt: skip
+)
 def test_a_second_schedule_is_told(
     path: str, line: str, told: bool, register: Register, authority: Authority, tmp_path: Path
 ) -> None:

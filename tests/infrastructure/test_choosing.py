@@ -32,8 +32,21 @@ def ago(hours: float) -> datetime:
 
 def container(name: str, image: str = "i0", state: str = "exited", hours: float = 500, **more: Any) -> SeenContainer:
     given = {"networks": (), "volumes": (), "labels": {}, **more}
-    return SeenContainer(f"id-{name}", name, image, image, state, ago(hours), 10, limits=Limits(0, 0, 0), exit_code=0,
-                         restarts=0, out_of_memory=False, health="", **given)  # fmt: skip
+    return SeenContainer(
+        f"id-{name}",
+        name,
+        image,
+        image,
+        state,
+        ago(hours),
+        10,
+        limits=Limits(0, 0, 0),
+        exit_code=0,
+        restarts=0,
+        out_of_memory=False,
+        health="",
+        **given,
+    )
 
 
 def image(identity: str, *tags: str, hours: float = 500) -> SeenImage:
@@ -70,9 +83,14 @@ def test_stopped_containers_go_but_not_young_ones_nor_what_runs_nor_the_applicat
 
 
 def test_the_newest_images_of_each_repository_stay() -> None:
-    images = [image("a", "app:1", hours=900), image("b", "app:2", "app:stable", hours=800),
-              image("c", "app:3", "app:latest", hours=700), image("d", "reg:5000/app:1", hours=900),
-              image("e", hours=600), image("f", "app:4", hours=600)]  # fmt: skip
+    images = [
+        image("a", "app:1", hours=900),
+        image("b", "app:2", "app:stable", hours=800),
+        image("c", "app:3", "app:latest", hours=700),
+        image("d", "reg:5000/app:1", hours=900),
+        image("e", hours=600),
+        image("f", "app:4", hours=600),
+    ]
     assert kept_tags(images, 2) == {"app:3", "app:latest", "app:4", "reg:5000/app:1"}
     chosen = choose(inventory(images=tuple(images)), wish())
     assert names(chosen) == ["app:1", "app:2", "app:stable", "e"]

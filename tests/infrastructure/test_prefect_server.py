@@ -89,9 +89,13 @@ def deploy(name: str, flow: Flow[..., Any] = errand, **parameters: object) -> UU
     with get_client(sync_client=True) as client:
         step = {"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}
         return client.create_deployment(
-            client.create_flow(flow), name, work_pool_name=POOL, parameters=parameters, pull_steps=[step],
+            client.create_flow(flow),
+            name,
+            work_pool_name=POOL,
+            parameters=parameters,
+            pull_steps=[step],
             entrypoint=f"tests.infrastructure.errands.{flow.fn.__name__}",
-        )  # fmt: skip
+        )
 
 
 def start(deployment: UUID, name: str, state: State[Any] | None = None) -> UUID:
@@ -272,9 +276,12 @@ def filled(prefect: Installation, tmp_path_factory: pytest.TempPathFactory) -> d
     Secret(value=TOKEN).save("deploy-token", overwrite=True)  # type: ignore[arg-type]
     with get_client(sync_client=True) as client:
         client.create_automation(
-            AutomationCore(name="kept", actions=[DoNothing()],
-                           trigger=EventTrigger(expect={"ops.nothing"}, posture=Posture.Reactive, threshold=1))
-        )  # fmt: skip
+            AutomationCore(
+                name="kept",
+                actions=[DoNothing()],
+                trigger=EventTrigger(expect={"ops.nothing"}, posture=Posture.Reactive, threshold=1),
+            )
+        )
     ensure_limit(NAME)
     tomorrow = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
     runs = {"done": Completed(), "under-way": Running(), "tomorrow": tomorrow, "overdue": tomorrow}
@@ -390,12 +397,17 @@ def older_database(prefect: Installation, filled: object) -> None:
     tool = {**os.environ, **prefect.variables()}
     dump = subprocess.run(
         [Path(prefect.postgres.programs) / "pg_dump", "--no-password", "prefect"],
-        env={**tool, **prefect_block().environment()}, capture_output=True, check=True,
-    )  # fmt: skip
+        env={**tool, **prefect_block().environment()},
+        capture_output=True,
+        check=True,
+    )
     subprocess.run(
         [Path(prefect.postgres.programs) / "psql", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", OLDER],
-        env={**tool, **prefect_block().environment()}, input=dump.stdout, capture_output=True, check=True,
-    )  # fmt: skip
+        env={**tool, **prefect_block().environment()},
+        input=dump.stdout,
+        capture_output=True,
+        check=True,
+    )
     there = prefect_block().url(OLDER, driver="postgresql+asyncpg")
     argv = [sys.executable, "-m", "prefect", "server", "database", "downgrade", "-y", "-r", BEFORE]
     done = subprocess.run(argv, env={**tool, "PREFECT_SERVER_DATABASE_CONNECTION_URL": there}, capture_output=True)
@@ -492,8 +504,13 @@ def told_by_doctor(level: Level = "CRITICAL") -> dict[str, str]:
 
 
 def test_old_history_is_deleted_and_what_runs_or_waits_is_kept(prefect: Installation) -> None:
-    states = {"completed": Completed(), "failed": Failed(message="x"), "running": Running(), "scheduled": Scheduled(),
-              "suspended": Suspended(timeout_seconds=3600)}  # fmt: skip
+    states = {
+        "completed": Completed(),
+        "failed": Failed(message="x"),
+        "running": Running(),
+        "scheduled": Scheduled(),
+        "suspended": Suspended(timeout_seconds=3600),
+    }
     identity = deploy("history")
     runs = {name: start(identity, f"old-{name}") for name in (*states, "young")}
     with get_client(sync_client=True) as client:
@@ -501,8 +518,9 @@ def test_old_history_is_deleted_and_what_runs_or_waits_is_kept(prefect: Installa
             for state in (Running(), states.get(name, Completed())):
                 client.set_flow_run_state(run, state, force=True)
         at = datetime.now(UTC)
-        client.create_logs([LogCreate(name="trial", level=20, message="hello", timestamp=at, flow_run_id=run)
-                            for run in runs.values()])  # fmt: skip
+        client.create_logs(
+            [LogCreate(name="trial", level=20, message="hello", timestamp=at, flow_run_id=run) for run in runs.values()]
+        )
         for name in ("completed", "young"):
             client.create_artifact(ArtifactCreate(key=f"of-{name}", type="markdown", flow_run_id=runs[name], data="x"))
 
@@ -511,8 +529,10 @@ def test_old_history_is_deleted_and_what_runs_or_waits_is_kept(prefect: Installa
         return {name for name, run in runs.items() if (str(run),) in found}
 
     until(lambda: left("log") == set(runs), what="the logs of the runs", seconds=60)
-    prefect.sql("UPDATE flow_run SET end_time = end_time - interval '40 days', start_time = start_time "
-                "- interval '40 days' WHERE name LIKE 'old-%' AND name <> 'old-young' RETURNING id")  # fmt: skip
+    prefect.sql(
+        "UPDATE flow_run SET end_time = end_time - interval '40 days', start_time = start_time "
+        "- interval '40 days' WHERE name LIKE 'old-%' AND name <> 'old-young' RETURNING id"
+    )
     with described(lambda text: text.replace("auth_env", "keep_days = 30\nauth_env")):
         report = clean_prefect_history.fn(NAME)
     assert report.outcome == "2 flow runs deleted"
@@ -521,8 +541,9 @@ def test_old_history_is_deleted_and_what_runs_or_waits_is_kept(prefect: Installa
     assert {name for name, run in runs.items() if prefect.sql("SELECT 1 FROM flow_run WHERE id = %s", run)} == stays
     assert left("artifact") == {"young"}
     until(lambda: left("log") == stays, what="that the logs are gone as well", seconds=60)
-    (vacuumed,) = prefect.sql("SELECT last_vacuum > now() - interval '5 min' FROM pg_stat_user_tables "
-                              "WHERE relname = 'flow_run'")  # fmt: skip
+    (vacuumed,) = prefect.sql(
+        "SELECT last_vacuum > now() - interval '5 min' FROM pg_stat_user_tables WHERE relname = 'flow_run'"
+    )
     assert vacuumed == (True,)
     with get_client(sync_client=True) as client:
         for name in stays:
@@ -659,9 +680,12 @@ def test_everything_is_back_on_a_new_cluster_with_an_empty_redis(
         assert client.read_automations_by_name("kept")[0].enabled
         assert client.read_global_concurrency_limit_by_name(f"env-{NAME}").active_slots == 0
     assert [state_of(filled[name]) for name in ("done", "under-way", "tomorrow")] == [
-        "Completed", "Cancelled", "Scheduled",
-    ]  # fmt: skip
+        "Completed",
+        "Cancelled",
+        "Scheduled",
+    ]
     assert prefect.sql("SELECT 1 FROM flow_run WHERE id = %s", filled["overdue"]) == []
     assert {name: one.state for name, one in prefect.supervisor.services().items()} == {
-        "prefect-api": "RUNNING", "prefect-services": "RUNNING",
-    }  # fmt: skip
+        "prefect-api": "RUNNING",
+        "prefect-services": "RUNNING",
+    }

@@ -95,16 +95,27 @@ def test_the_plan_says_what_is_due_and_why(register: Register, authority: Author
         ("", "exit 3", "certbot exited 3", "apt install certbot"),
         ("echo garbage; exit 1", "echo certbot 4.0.0", "certbot exited 1", "letsencrypt.log"),
         ("exec sleep 600", "echo certbot 4.0.0", "certbot did not end within 2 s", "letsencrypt.log"),
-        (f"cat <<'END'\n{REFUSED}END\nexit 1", "echo certbot 4.0.0",
-         "the challenge of app.test failed (connection): Get", "open port 80"),
+        (
+            f"cat <<'END'\n{REFUSED}END\nexit 1",
+            "echo certbot 4.0.0",
+            "the challenge of app.test failed (connection): Get",
+            "open port 80",
+        ),
         ("exit 0", "echo certbot 4.0.0", "the old one", "it says that it went well"),
     ],
     ids=["missing", "garbage-version", "version-fails", "fails", "hangs", "refused", "does-nothing"],
-)  # fmt: skip
+)
 def test_a_certbot_that_does_not_renew_is_told_and_the_old_one_stays(
-    script: str, version: str | None, told: str, hint: str,
-    register: Register, authority: Authority, program: Certbot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    script: str,
+    version: str | None,
+    told: str,
+    hint: str,
+    register: Register,
+    authority: Authority,
+    program: Certbot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     live = register([APP, "second.test"])
     for name in (APP, "second.test"):
         authority.issue(name, days=5).write(live / name)

@@ -95,13 +95,18 @@ def test_what_is_throttled_lacks_no_right(monkeypatch: pytest.MonkeyPatch) -> No
     right, credentials = "give the worker's role the right", "correct the worker's credentials"
     cases = {
         "wait a minute": (
-            ("RequestLimitExceeded", 503), ("LimitExceededException", 400), ("Throttling", 400),
-            ("TooManyRequestsException", 429), ("SlowDown", 503), ("ThrottlingException", 400), ("InternalError", 500),
+            ("RequestLimitExceeded", 503),
+            ("LimitExceededException", 400),
+            ("Throttling", 400),
+            ("TooManyRequestsException", 429),
+            ("SlowDown", 503),
+            ("ThrottlingException", 400),
+            ("InternalError", 500),
         ),
         right: (("UnauthorizedOperation", 403), ("AccessDeniedException", 400)),
         credentials: (("AuthFailure", 401), ("UnrecognizedClientException", 400), ("RequestExpired", 400)),
         "correct [cloud]": (("InvalidParameterValue", 400),),
-    }  # fmt: skip
+    }
     with serving(Refusing()) as server:
         cloud = Cloud(endpoint=server.url, region=REGION, access_key="testing", secret_key=SecretStr("testing"))
         asked = (find_unattached_addresses.work, lambda of: read_costs.work(of, date(2026, 2, 1)))
@@ -118,9 +123,14 @@ def test_what_an_account_pays_for_and_nobody_uses(described: Path, moto: S3Serve
     add(described, CLOUD.format(endpoint=endpoint))
 
     def client(service: str) -> Any:
-        return boto3.client(service, endpoint_url=endpoint, region_name=REGION, aws_access_key_id="testing",
-                            aws_secret_access_key="testing",
-                            config=Config(request_checksum_calculation="when_required"))  # fmt: skip
+        return boto3.client(
+            service,
+            endpoint_url=endpoint,
+            region_name=REGION,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+            config=Config(request_checksum_calculation="when_required"),
+        )
 
     ec2, s3 = client("ec2"), client("s3")
     ids = [one["InstanceId"] for one in ec2.run_instances(ImageId="ami-12c6146b", MinCount=2, MaxCount=2)["Instances"]]
@@ -187,7 +197,12 @@ def test_idle_and_oversized_containers_by_the_most_that_they_took() -> None:
 def test_an_instance_at_0_percent_is_idle() -> None:
     since = datetime.now(UTC) - timedelta(days=30)
     report = Report("Review resources", "trial")
-    judge_instances(report, [Instance("i-1", "web", "t3.large", "running", since, 0.0),
-                             Instance("i-2", "api", "t3.large", "running", since, 40.0)])  # fmt: skip
+    judge_instances(
+        report,
+        [
+            Instance("i-1", "web", "t3.large", "running", since, 0.0),
+            Instance("i-2", "api", "t3.large", "running", since, 40.0),
+        ],
+    )
     assert values(report)["idle instances"] == "WARN: web (t3.large) 0.0 %"
     assert values(report)["what instances do"] == "OK: known"

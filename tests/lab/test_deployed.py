@@ -91,8 +91,10 @@ def test_every_form_is_filled_in_with_what_its_flow_takes(deployed: Lab) -> None
     try:
         report = show(deployed.name)
         assert {way["way"] for way in ways(report) if way["newest moment"] != "none"} >= {
-            "everything: database, Redis and files from backups", "the database from a backup", "Redis from a backup",
-        }  # fmt: skip
+            "everything: database, Redis and files from backups",
+            "the database from a backup",
+            "Redis from a backup",
+        }
         assert "does not answer" in report.facts["primary of the database"]
         assert f"python -m flows.recovery.full_restore --environment {deployed.name} --source copies" in forms(report)
     finally:

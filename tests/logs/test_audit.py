@@ -16,10 +16,17 @@ from tests.fixtures.logfiles import NAME, NOON, every, line
 DAY = timedelta(days=1)
 
 
-def event(at: datetime, user: str = "u1", action: str = "login", result: str = "success", address: str = "10.0.0.1",
-          resource: str = "") -> str:  # fmt: skip
-    return line("Audit Event", at, user_id=user, action=action, result=result, ip_address=address,
-                resource=resource or user)  # fmt: skip
+def event(
+    at: datetime,
+    user: str = "u1",
+    action: str = "login",
+    result: str = "success",
+    address: str = "10.0.0.1",
+    resource: str = "",
+) -> str:
+    return line(
+        "Audit Event", at, user_id=user, action=action, result=result, ip_address=address, resource=resource or user
+    )
 
 
 def usual(user: str = "u1", days: int = 12) -> str:
@@ -48,8 +55,9 @@ def test_a_success_behind_many_failures_is_critical_and_fewer_are_not(logs: Path
     tries = "".join(event(at, result="failure") for at in every(30, 9))
     (logs / "audit.log").write_text(usual() + tries + event(NOON + timedelta(minutes=5)))
     assert search_audit_log.fn(NAME).status is Status.OK
-    (logs / "audit.log").write_text(usual() + tries + event(NOON + timedelta(minutes=4.6), result="failure")
-                                    + event(NOON + timedelta(minutes=5)))  # fmt: skip
+    (logs / "audit.log").write_text(
+        usual() + tries + event(NOON + timedelta(minutes=4.6), result="failure") + event(NOON + timedelta(minutes=5))
+    )
     with pytest.raises(RunbookFailed, match="right behind many failures: u1 from 10.0.0.1") as failed:
         search_audit_log.fn(NAME, user="somebody else")
     assert rows(failed.value.report, "Failed")[0][:3] == ("address", "10.0.0.1", "10")

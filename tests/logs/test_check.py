@@ -41,8 +41,15 @@ def now(seconds: float = 0) -> str:
 
 
 def app(**fields: object) -> str:
-    entry = {"timestamp": now(), "level": "INFO", "logger": "grc", "message": "request", "module": "m", "function": "f",
-             "line": 1}  # fmt: skip
+    entry = {
+        "timestamp": now(),
+        "level": "INFO",
+        "logger": "grc",
+        "message": "request",
+        "module": "m",
+        "function": "f",
+        "line": 1,
+    }
     return json.dumps(entry | fields, ensure_ascii=False) + "\n"
 
 
@@ -69,14 +76,22 @@ def test_what_is_right_is_not_complained_about_but_for_the_missing_logrotate(rig
     assert bad(check_logging.fn(NAME)) == MISSING
 
 
-@pytest.mark.parametrize(("line", "name", "value"), [
-    ("Traceback\n", "app: lines that are JSON", "66.667% of 3"),
-    (app(timestamp="2026-11-25T00:00:00"), "app: times have a zone", "1 have none: read as UTC"),
-    (json.dumps({"timestamp": now(), "message": "x"}) + "\n", "app: fields of every line", "missing: level in 1"),
-    (app(message="AI API Call"), "token counts reach the log", "1 AI calls without a number of tokens"),
-    (app(headers={"Authorization": "Bearer abcdefghijkl"}), "app: secrets and personal data", "secret in 1 of 3 lines"),
-    (app(message="\\u30e1 taro@example.com"), "app: secrets and personal data", "mail address in 1 of 3 lines"),
-], ids=["no JSON", "no zone", "a field", "no tokens", "a secret", "an address"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("Traceback\n", "app: lines that are JSON", "66.667% of 3"),
+        (app(timestamp="2026-11-25T00:00:00"), "app: times have a zone", "1 have none: read as UTC"),
+        (json.dumps({"timestamp": now(), "message": "x"}) + "\n", "app: fields of every line", "missing: level in 1"),
+        (app(message="AI API Call"), "token counts reach the log", "1 AI calls without a number of tokens"),
+        (
+            app(headers={"Authorization": "Bearer abcdefghijkl"}),
+            "app: secrets and personal data",
+            "secret in 1 of 3 lines",
+        ),
+        (app(message="\\u30e1 taro@example.com"), "app: secrets and personal data", "mail address in 1 of 3 lines"),
+    ],
+    ids=["no JSON", "no zone", "a field", "no tokens", "a secret", "an address"],
+)
 def test_a_line_that_is_not_as_it_should_be_warns(right: Path, line: str, name: str, value: str) -> None:
     with (right / "app.log").open("a") as log:
         log.write(line)

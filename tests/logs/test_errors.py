@@ -93,8 +93,12 @@ def test_no_error_is_dropped_for_its_time_or_for_how_its_level_is_written(logs: 
     )
     report = summarise_errors.fn(NAME, until=UNTIL)
     assert {(row[3], row[4]) for row in rows(report)} == {
-        ("ERROR", "a"), ("FATAL", "b"), ("ERROR", "c"), ("ERR", "d"), ("CRITICAL", "e"),
-    }  # fmt: skip
+        ("ERROR", "a"),
+        ("FATAL", "b"),
+        ("ERROR", "c"),
+        ("ERR", "d"),
+        ("CRITICAL", "e"),
+    }
     assert values(report)["lines without a readable time"] == "2"
     found = search_logs.fn(NAME, level=("ERROR",), since=(NOON - timedelta(days=1)).isoformat(), until=UNTIL)
     assert found.outcome == "3 lines found"

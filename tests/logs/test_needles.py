@@ -42,8 +42,21 @@ WANTED = {
     "unequal": Conditions().fields(["user_id!=user-1"]),
     "two": Conditions().equals("level", ["ERROR"]).equals("user_id", ["user-1"]),
 }
-FOUND = {"message": 3, "user": 2, "one of two": 3, "level": 2, "japanese": 2, "slash": 2, "number": 3, "object": 1,
-         "number in a text's field": 1, "bool": 1, "quotes": 1, "unequal": 6, "two": 2}  # fmt: skip
+FOUND = {
+    "message": 3,
+    "user": 2,
+    "one of two": 3,
+    "level": 2,
+    "japanese": 2,
+    "slash": 2,
+    "number": 3,
+    "object": 1,
+    "number in a text's field": 1,
+    "bool": 1,
+    "quotes": 1,
+    "unequal": 6,
+    "two": 2,
+}
 
 
 @pytest.mark.parametrize("name", WANTED)

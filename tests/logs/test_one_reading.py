@@ -22,9 +22,11 @@ ZONE = ZoneInfo("Asia/Tokyo")
 BEGIN = datetime.min.replace(tzinfo=UTC)
 FIELDS = ("user_id", "action", "resource", "result", "ip_address")
 EXTRACTED = {
-    "time": "time", "here": "here", "line": "line",
+    "time": "time",
+    "here": "here",
+    "line": "line",
     **{name: f"coalesce(json_extract_string(line, '$.{name}'), '')" for name in FIELDS},
-}  # fmt: skip
+}
 LOGIN = "json_extract_string(line, '$.action') = 'login'"
 LOGINS = {
     "time": "time",
@@ -33,12 +35,24 @@ LOGINS = {
     "address": "coalesce(json_extract_string(line, '$.ip_address'), '')",
     "success": "json_extract_string(line, '$.result') = 'success'",
 }
-BAD = ("no JSON, user-1 and login", '["login", "user-1"]', '{"action": "login", "user_id": "user-1"', "", "\\", "17",
-       '{"action": "login"}}')  # fmt: skip
+BAD = (
+    "no JSON, user-1 and login",
+    '["login", "user-1"]',
+    '{"action": "login", "user_id": "user-1"',
+    "",
+    "\\",
+    "17",
+    '{"action": "login"}}',
+)
 SEARCHES: Mapping[str, tuple[str, ...]] = {
-    "everything": (), "user": ("user_id=user-1",), "number": ("user_id=17",), "action": ("action=login",),
-    "failures": ("result=failure", "ip_address=10.0.0.2"), "resource": ("resource=面接",), "nobody": ("user_id=x",),
-}  # fmt: skip
+    "everything": (),
+    "user": ("user_id=user-1",),
+    "number": ("user_id=17",),
+    "action": ("action=login",),
+    "failures": ("result=failure", "ip_address=10.0.0.2"),
+    "resource": ("resource=面接",),
+    "nobody": ("user_id=x",),
+}
 
 
 def escaped(text: str) -> str:

@@ -36,10 +36,16 @@ def test_without_a_log_or_a_configuration_it_is_refused(logs: Path, monkeypatch:
 
 def test_what_logrotate_said_of_files_that_are_not_there_is_left_out() -> None:
     said = "\n".join(
-        ("rotating pattern: app.log", "renaming app.log.2.gz to app.log.3.gz (rotatecount 30, logstart 1, i 2), ",
-         "old log app.log.2.gz does not exist", "renaming app.log.1.gz to app.log.2.gz (rotatecount 30, logstart 1, i 1), ",
-         "old log app.log.1.gz does not exist", "renaming app.log to app.log.1", "error: no room")
-    )  # fmt: skip
+        (
+            "rotating pattern: app.log",
+            "renaming app.log.2.gz to app.log.3.gz (rotatecount 30, logstart 1, i 2), ",
+            "old log app.log.2.gz does not exist",
+            "renaming app.log.1.gz to app.log.2.gz (rotatecount 30, logstart 1, i 1), ",
+            "old log app.log.1.gz does not exist",
+            "renaming app.log to app.log.1",
+            "error: no room",
+        )
+    )
     assert worth_reading(said).splitlines() == [
         "rotating pattern: app.log",
         "renaming app.log to app.log.1",

@@ -77,10 +77,18 @@ def test_the_hour_that_comes_twice_is_two(logs: Path) -> None:
 
 def test_what_is_no_json_is_counted_and_shown_and_the_rest_is_found(logs: Path) -> None:
     lines = [
-        line("first").encode(), b"Traceback (most recent call last):\n", b"\n", b"[1, 2]\n", b'"text"\n',
-        '{"message": "シフトJIS"}\n'.encode("cp932"), b'{"a": "\x00"}\n', b'{"level": "INFO"} and more\n',
-        line("x" * 1_000_000).encode(), line("last", level="ERROR").encode(), b'{"timestamp": "2026-02-15T12:0',
-    ]  # fmt: skip
+        line("first").encode(),
+        b"Traceback (most recent call last):\n",
+        b"\n",
+        b"[1, 2]\n",
+        b'"text"\n',
+        '{"message": "シフトJIS"}\n'.encode("cp932"),
+        b'{"a": "\x00"}\n',
+        b'{"level": "INFO"} and more\n',
+        line("x" * 1_000_000).encode(),
+        line("last", level="ERROR").encode(),
+        b'{"timestamp": "2026-02-15T12:0',
+    ]
     (logs / "app.log").write_bytes(b"".join(lines))
     report = search_logs.fn(NAME)
     assert "lines that are no JSON objects: 6" in values(report), "the half-written last one is told apart"

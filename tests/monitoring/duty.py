@@ -82,8 +82,15 @@ class Duty:
         channels: tuple[str, ...] = ("email",),
         seconds: float = 60,
     ) -> None:
-        text = TOML.format(name=self.name, base=self.base, url=self.web.url, smtp=self.mail.port, seconds=seconds,
-                           minutes=minutes, channels=json.dumps(channels))  # fmt: skip
+        text = TOML.format(
+            name=self.name,
+            base=self.base,
+            url=self.web.url,
+            smtp=self.mail.port,
+            seconds=seconds,
+            minutes=minutes,
+            channels=json.dumps(channels),
+        )
         (self.base / "trial.toml").write_text(text, encoding="utf-8")
 
     @property

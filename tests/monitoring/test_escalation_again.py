@@ -36,7 +36,9 @@ def test_what_becomes_severe_pages_again_though_somebody_has_it(duty: Duty) -> N
     assert (new.severity, old.resolved_by) == ("severe", f"{new.id}: it has become severe")
     assert duty.told[before:] == ["oncall", "oncall"], "called, and told where it goes on; the others have 15 minutes"
     assert [letter["Subject"] for letter in duty.mail.letters[before:]] == [
-        "🛑 [trial] disk", f"⚠️ [trial] {new.id} に引き継ぐ: disk"]  # fmt: skip
+        "🛑 [trial] disk",
+        f"⚠️ [trial] {new.id} に引き継ぐ: disk",
+    ]
     assert due_next(duty.env, new) == new.since + timedelta(minutes=15)
     escalate.fn(NAME, what="disk", key="k")
     assert duty.told[before + 2 :] == [], "no less severe again"

@@ -53,7 +53,10 @@ def test_what_each_channel_sends(duty: Duty) -> None:
     assert lines_of(attachment["content"]) == ["⚠️ [trial] 停止 <b> & x", "内容: <b>"]
     assert (got[HOOK][0]["to"], got[HOOK][0]["text"]) == ("チームリード", "内容: <b>")
     assert {key: got[PAGER][0][key] for key in ("routing_key", "event_action", "dedup_key")} == {
-        "routing_key": KEY, "event_action": "trigger", "dedup_key": "i"}  # fmt: skip
+        "routing_key": KEY,
+        "event_action": "trigger",
+        "dedup_key": "i",
+    }
     assert got[PAGER][0]["payload"]["severity"] == "error"
 
 

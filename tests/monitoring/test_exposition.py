@@ -20,7 +20,7 @@ from flows.monitoring.exposition import Exposition, known_of
 from flows.monitoring.rounds import Round, take_round
 from flows.monitoring.serve import HostWatcher, Watcher
 from flows.monitoring.sources import Reading
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
 from runbook.errors import OpsError
 from tasks.recovery_points import standing
 from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, Standing
@@ -73,8 +73,17 @@ def at(moment: datetime) -> Callable[[], datetime]:
 
 
 def record(now: datetime) -> Standing:
-    database = Recoverable("database", "green", "", now - timedelta(minutes=3), 180.0, 240.5, "point in time",
-                           "restore-to-point", "2026-11-28")  # fmt: skip
+    database = Recoverable(
+        "database",
+        "green",
+        "",
+        now - timedelta(minutes=3),
+        180.0,
+        240.5,
+        "point in time",
+        "restore-to-point",
+        "2026-11-28",
+    )
     lost = Recoverable("redis", "red", "none", None, None, None, "none", "show-recovery-options", "")
     ages = (BackupAge("postgres", now - timedelta(hours=1), now - timedelta(hours=25)), BackupAge("redis", None, None))
     drill = LastDrill(now - timedelta(days=3), "CRITICAL", "full_restore", None)
@@ -113,7 +122,7 @@ def test_everything_that_is_known_is_served_and_what_is_not_measured_is_absent(w
     late = at(now + timedelta(hours=1))
     with served(Exposition(at_env(watched), known_of(at_env(watched)), late)) as url:
         old = scraped(url)
-    assert {name for name, _ in old if name in {exposition.exported(one) for one in METRICS}} == set()
+    assert {name for name, _ in old if name in {exposition.exported(one) for one in ALARMS}} == set()
     assert {one for (name, _), one in old.items() if name == "ops_api_error_ratio_measured"} == {0}
     assert value(old, "ops_recovery_loss_seconds", resource="database") is None, "nobody has checked for an hour"
     assert value(old, "ops_backup_age_seconds_measured", kind="postgres") == 0
@@ -137,7 +146,7 @@ def test_rules_and_dashboard_use_only_what_is_exported_and_the_same_limits() -> 
         used = set(USED.findall(expr))
         assert used, expr
         assert used <= exposition.names(), expr
-    for metric in METRICS.values():
+    for metric in ALARMS.values():
         name = exposition.exported(metric.name)
         (over,) = [rule for rule in rules.values() if str(rule["expr"]).startswith(f"{name} > ")]
         assert float(over["expr"].split(" > ")[1]) == metric.limit({})
@@ -189,9 +198,12 @@ def measured(watched: Watched, minute: int, names: list[str]) -> dict[str, Readi
 
 @pytest.mark.parametrize(
     ("more", "key"),
-    [('metrics_address = "9187"', "metrics_address"), ('hosts = { db1 = "db1:9187" }', "hosts"),
-     ('metrics_adress = "127.0.0.1:9187"', "metrics_adress")],
-)  # fmt: skip
+    [
+        ('metrics_address = "9187"', "metrics_address"),
+        ('hosts = { db1 = "db1:9187" }', "hosts"),
+        ('metrics_adress = "127.0.0.1:9187"', "metrics_adress"),
+    ],
+)
 def test_a_wrong_address_is_refused_with_what_is_expected(watched: Watched, more: str, key: str) -> None:
     watched.toml.write_text(watched.toml.read_text() + f"[monitoring]\n{more}\n")
     with pytest.raises(OpsError, match=rf"\[monitoring\] {key} is wrong"):

@@ -27,10 +27,10 @@ from flows.monitoring import sources
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.scaling import advise_scaling
 from flows.monitoring.serve import Watcher
-from flows.monitoring.table import METRICS, TABLE
+from flows.monitoring.table import ALARMS, TABLE
 from runbook.errors import OpsError, RunbookFailed
+from runbook.metrics import CATALOGUE
 from runbook.report import Status
-from runbook.thresholds import DEFAULTS
 from runbook.wait import until
 from tasks.host.disk import Disk, disk_of
 from tasks.monitoring import history, state
@@ -50,15 +50,21 @@ from tests.monitoring.watched import (
 __all__ = ["backend", "small_postgres", "small_redis", "watched"]
 Seed = Callable[[Watched], AbstractContextManager[object]]
 MANUAL = {
-    "レスポンスタイム": 2, "エラーレート": 0.05, "接続数": 0.8, "レプリケーション遅延": 10, "メモリ使用率": 0.9,
-    "CPU使用率": 0.8, "ディスク使用率": 0.85, "トークン使用量": 0.8,
-}  # fmt: skip
+    "レスポンスタイム": 2,
+    "エラーレート": 0.05,
+    "接続数": 0.8,
+    "レプリケーション遅延": 10,
+    "メモリ使用率": 0.9,
+    "CPU使用率": 0.8,
+    "ディスク使用率": 0.85,
+    "トークン使用量": 0.8,
+}
 
 
 def test_the_table_is_the_manuals() -> None:
     path = toml.DIRECTORY / "production.toml"
     written = {name: tuple(pair) for name, pair in tomllib.loads(path.read_text())["thresholds"].items()}
-    assert {one.name: DEFAULTS[one.name] for one in TABLE} == {one.name: written[one.name] for one in TABLE}
+    assert {one.name: CATALOGUE[one.name].limits for one in TABLE} == {one.name: written[one.name] for one in TABLE}
     assert {one.title: one.limit({}) for one in TABLE} == MANUAL
     assert [one.action for one in TABLE] == [
         *(
@@ -72,8 +78,8 @@ def test_the_table_is_the_manuals() -> None:
             "コスト最適化",
         )
     ]
-    assert METRICS["redis.memory.used_ratio"].limit({"redis.memory.used_ratio": (0.5, 0.6)}) == 0.6
-    assert METRICS["host.disk.used_ratio"].limit({"host.disk.used_ratio": (0.5, 0.6)}) == 0.5
+    assert ALARMS["redis.memory.used_ratio"].limit({"redis.memory.used_ratio": (0.5, 0.6)}) == 0.6
+    assert ALARMS["host.disk.used_ratio"].limit({"host.disk.used_ratio": (0.5, 0.6)}) == 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -154,26 +160,39 @@ def full_disk(watched: Watched) -> Iterator[None]:
 
 @contextmanager
 def spent(watched: Watched) -> Iterator[None]:
-    told = {"timestamp": watched.at(watched.minute).isoformat(), "level": "INFO", "logger": "grc.ai",
-            "message": "AI API Call", "module": "ai", "provider": "azure", "model": "gpt-4o",
-            "prompt_tokens": 500_000, "completion_tokens": 1_000_000, "total_tokens": 1_500_000}  # fmt: skip
+    told = {
+        "timestamp": watched.at(watched.minute).isoformat(),
+        "level": "INFO",
+        "logger": "grc.ai",
+        "message": "AI API Call",
+        "module": "ai",
+        "provider": "azure",
+        "model": "gpt-4o",
+        "prompt_tokens": 500_000,
+        "completion_tokens": 1_000_000,
+        "total_tokens": 1_500_000,
+    }
     with watched.log.open("a") as log:
         log.write(json.dumps(told) + "\n")  # 1 + 8 of a budget of 10
     yield
 
 
 SEEDS: dict[str, Seed] = {
-    "api.response_seconds": slow, "api.error_ratio": failing, "postgres.connections.used_ratio": crowded,
-    "redis.memory.used_ratio": full_redis, "host.cpu.used_ratio": busy, "host.disk.used_ratio": full_disk,
+    "api.response_seconds": slow,
+    "api.error_ratio": failing,
+    "postgres.connections.used_ratio": crowded,
+    "redis.memory.used_ratio": full_redis,
+    "host.cpu.used_ratio": busy,
+    "host.disk.used_ratio": full_disk,
     "ai.tokens.budget_ratio": spent,
-}  # fmt: skip
+}
 
 
 def test_a_system_that_is_well_is_said_to_be(watched: Watched) -> None:
     found = watched.rounds(4)
     assert exceeded(watched) == set()
     assert {name for name, one in found.standings.items() if not one.measured} == set()
-    assert found.standings.keys() == METRICS.keys() - {
+    assert found.standings.keys() == ALARMS.keys() - {
         *("postgres.replication.lag_seconds", "postgres.wal.streams_missing", "services.stopped")
     }, "no standby, no services in it"
     assert state.load(watched.reports).unsent == []
@@ -205,7 +224,7 @@ def test_each_row_is_found_after_three_minutes_and_is_well_again_after_three(wat
     assert told["value"] > told["threshold"]
     assert told["hint"]
     assert told["severity"] == ("severe" if metric == "api.error_ratio" else "normal")
-    assert METRICS[metric].title in told["what"]
+    assert ALARMS[metric].title in told["what"]
     if metric == "ai.tokens.budget_ratio":
         return  # a month's cost does not come down
     watched.minute += 5 * (metric in ("api.response_seconds", "api.error_ratio"))  # of the last five minutes
@@ -222,7 +241,7 @@ def found_events(watched: Watched) -> list[dict[str, object]]:
 def test_the_application_down_is_an_error_rate_of_all(watched: Watched, backend: Backend) -> None:
     backend.status = 503
     assert watched.rounds(3).changed == {"api.error_ratio": "exceeded"}
-    with pytest.raises(RunbookFailed, match="API エラーレート.*100.0%.*backend answers 503"):
+    with pytest.raises(RunbookFailed, match="API エラーレート.*100 %.*backend answers 503"):
         watch_metrics.fn(NAME)
 
 

@@ -19,7 +19,7 @@ from prefect.flow_engine import run_flow_sync
 from deployments import automations
 from deployments.triggers import metrics
 from flows.monitoring.rounds import payload, take_round, tell_watching
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
 from runbook.errors import Unreachable
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
@@ -110,7 +110,7 @@ def tell(
     standing = Standing(exceeded=True, value=value, told=told)
     now = datetime.now(UTC)
     assert (
-        events.send([events.event(kind, payload(watched.environment, METRICS[metric], standing), now, again=again)])
+        events.send([events.event(kind, payload(watched.environment, ALARMS[metric], standing), now, again=again)])
         == ""
     )
 
@@ -158,8 +158,12 @@ def _escalated(of: DeploymentFilter) -> None:
         )
     }, "clear-cache only planned, and advise-scaling only advised: people are called at once"
     assert told[f"api.error_ratio {NAME}"] == {
-        "environment": NAME, "severity": "severe", "owner": "SRE", "key": f"api.error_ratio {NAME}",
-        "what": "API エラーレート (api.error_ratio): 40.0% (limit 5.0%): 8 of 20 requests failed"}  # fmt: skip
+        "environment": NAME,
+        "severity": "severe",
+        "owner": "SRE",
+        "key": f"api.error_ratio {NAME}",
+        "what": "API エラーレート (api.error_ratio): 40.0% (limit 5.0%): 8 of 20 requests failed",
+    }
     assert told[f"postgres.connections.used_ratio {NAME}"]["severity"] == "severe"
 
 

@@ -122,9 +122,16 @@ class Watched:
 
     def requests(self, number: int, status: int = 200, milliseconds: float = 20.0) -> None:
         """Lines of the application's access log, of this minute."""
-        told = {"timestamp": (self.at(self.minute) - timedelta(seconds=1)).isoformat(), "level": "INFO",
-                "logger": "grc_backend.access", "message": "request", "module": "access", "path": "/api/x",
-                "status": status, "duration_ms": milliseconds}  # fmt: skip
+        told = {
+            "timestamp": (self.at(self.minute) - timedelta(seconds=1)).isoformat(),
+            "level": "INFO",
+            "logger": "grc_backend.access",
+            "message": "request",
+            "module": "access",
+            "path": "/api/x",
+            "status": status,
+            "duration_ms": milliseconds,
+        }
         with self.log.open("a") as file:
             file.write((json.dumps(told) + "\n") * number)
         os.utime(self.log, (self.at(self.minute).timestamp(),) * 2)
@@ -159,9 +166,12 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture
 def watched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_postgres: PostgresServer, small_redis: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_postgres: PostgresServer,
+    small_redis: RedisServer,
     backend: Backend,
-) -> Watched:  # fmt: skip
+) -> Watched:
     """All is well in it."""
     be_patient(monkeypatch)
     monkeypatch.setenv("OPS_ENVIRONMENT", NAME)

@@ -249,13 +249,18 @@ class SentinelServer(RedisServer):
 
     def text(self) -> str:
         """Watches the master from its start."""
-        return "\n".join((
-            *(f"port {self.port}", "bind 127.0.0.1", f'dir "{self.root}"', "daemonize no"),
-            f"sentinel monitor {MASTER} 127.0.0.1 {self._master.port} {self._quorum}",
-            f'sentinel auth-pass {MASTER} "{PASSWORD}"',
-            f"sentinel down-after-milliseconds {MASTER} {PATIENT_MS}",
-            f"sentinel failover-timeout {MASTER} {PATIENT_MS}",
-        )) + "\n"  # fmt: skip
+        return (
+            "\n".join(
+                (
+                    *(f"port {self.port}", "bind 127.0.0.1", f'dir "{self.root}"', "daemonize no"),
+                    f"sentinel monitor {MASTER} 127.0.0.1 {self._master.port} {self._quorum}",
+                    f'sentinel auth-pass {MASTER} "{PASSWORD}"',
+                    f"sentinel down-after-milliseconds {MASTER} {PATIENT_MS}",
+                    f"sentinel failover-timeout {MASTER} {PATIENT_MS}",
+                )
+            )
+            + "\n"
+        )
 
     def start(self, *options: str, wait: bool = True) -> None:
         """In Sentinel mode. Redis 8 saves a password with a blank in it without quotes, and cannot read that again.

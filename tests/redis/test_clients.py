@@ -445,9 +445,7 @@ def test_each_is_looked_at_again(limited: RedisServer, monkeypatch: pytest.Monke
 
     after_the_first(monkeypatch, meanwhile)
     report = close(min_seconds=10)
-    assert results(report) == {
-        "first": "closed", "again": "left alone: it works again", "gone": "gone by itself",
-    }  # fmt: skip
+    assert results(report) == {"first": "closed", "again": "left alone: it works again", "gone": "gone by itself"}
     assert {"again", "other"} <= set(names(limited))
     assert first.ping()
     others[0].close()

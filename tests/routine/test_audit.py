@@ -80,9 +80,13 @@ def audited(postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest
     told["root_user"] = "user = root" if account.is_other else ""
     (tmp_path / "trial.toml").write_text(TOML.format(**told))
     (tmp_path / "supervisord.conf").write_text(SUPERVISORD.format(**told))
-    for variable, value in (("OPS_ENVIRONMENT", NAME), ("OPS_ENVIRONMENT_FILE", str(tmp_path / "trial.toml")),
-                            ("TRIAL_PASSWORD", ROLE_PASSWORD), ("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD),
-                            ("TRIAL_REDIS_PASSWORD", PASSWORD)):  # fmt: skip
+    for variable, value in (
+        ("OPS_ENVIRONMENT", NAME),
+        ("OPS_ENVIRONMENT_FILE", str(tmp_path / "trial.toml")),
+        ("TRIAL_PASSWORD", ROLE_PASSWORD),
+        ("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD),
+        ("TRIAL_REDIS_PASSWORD", PASSWORD),
+    ):
         monkeypatch.setenv(variable, value)
     postgres_server.create_database(DATABASE)
     argv = [sys.executable, "-m", "supervisor.supervisord", "-c", tmp_path / "supervisord.conf"]

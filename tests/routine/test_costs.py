@@ -45,8 +45,15 @@ def review(months: int = 3) -> Report:
 
 
 def call(hours: float, tokens: int) -> str:
-    return app_line("AI API Call", hours, provider="azure", model="gpt-4o", prompt_tokens=tokens // 2,
-                    completion_tokens=tokens // 2, total_tokens=tokens)  # fmt: skip
+    return app_line(
+        "AI API Call",
+        hours,
+        provider="azure",
+        model="gpt-4o",
+        prompt_tokens=tokens // 2,
+        completion_tokens=tokens // 2,
+        total_tokens=tokens,
+    )
 
 
 @pytest.fixture
@@ -106,8 +113,9 @@ def test_a_month_of_which_the_log_has_the_end_only_is_not_told_as_the_whole(day:
 
 def test_a_model_without_a_price_is_not_free(day: Day) -> None:
     day.write(PRICES)
-    other = app_line("AI API Call", 0, provider="azure", model="gpt-9", prompt_tokens=9, completion_tokens=9,
-                     total_tokens=18)  # fmt: skip
+    other = app_line(
+        "AI API Call", 0, provider="azure", model="gpt-9", prompt_tokens=9, completion_tokens=9, total_tokens=18
+    )
     day.log(call(0, 1_000_000) + other)
     assert rows(review(1), "Sums by month")[0][1:4:2] == ("not measured", "1,000,018")
     assert rows(review(1), "Sums by month")[0][4:] == ("at least 5.00 USD", "at least 5.00 USD")

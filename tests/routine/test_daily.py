@@ -56,11 +56,14 @@ def test_a_morning_on_which_all_is_well_is_one_page_of_six(day: Day) -> None:
     assert "## Disks" in report.path.with_suffix(".md").read_text()
 
 
-@pytest.mark.parametrize(("part", "tables"), [
-    ("health", {"Errors of the last 24 h (the first 0 of 0 kinds)"}),
-    ("backup", {"Recovery points"}),
-    ("resources", {"Connections", "Memory", "Disks", "Wraparound: databases", "Wraparound: oldest tables of "}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("part", "tables"),
+    [
+        ("health", {"Errors of the last 24 h (the first 0 of 0 kinds)"}),
+        ("backup", {"Recovery points"}),
+        ("resources", {"Connections", "Memory", "Disks", "Wraparound: databases", "Wraparound: oldest tables of "}),
+    ],
+)
 def test_a_part_has_its_own_rows_only(day: Day, part: Part, tables: set[str]) -> None:
     assert {table.name.removesuffix(day.database) for table in check(part).evidence} == tables
 
@@ -92,8 +95,10 @@ def test_errors_are_those_of_exactly_a_day_over_rotated_files(day: Day) -> None:
     report = check("health")
     assert report.facts["errors"] == "4 in 24 h"
     (table,) = report.evidence[-1:]
-    assert [row[:4] for row in table.rows] == [("3", "3", "ERROR", "Timeout after <n> s"),
-                                               ("1", "0", "CRITICAL", "it is")]  # fmt: skip
+    assert [row[:4] for row in table.rows] == [
+        ("3", "3", "ERROR", "Timeout after <n> s"),
+        ("1", "0", "CRITICAL", "it is"),
+    ]
     assert finding(report, "logs.errors.day_count").status is Status.OK
     assert finding(report, "lines that are no JSON").value == "1", "is in no count, and is told"
     day.log(*[app_line("again", 2, "ERROR")] * 30)
@@ -127,14 +132,18 @@ def damaged(day: Day) -> None:
     packed.write_bytes(gzip.compress(app_line("x" * 10_000, 3).encode())[:-30])
 
 
-@pytest.mark.parametrize(("break_it", "name", "value"), [
-    (emptied, "errors", "not measured: there is no log"),
-    (begun_lately, "all of the day's errors", "not measured: the log begins at"),
-    (undated, "errors without a time", "1, in no count"),
-    (of_tomorrow, "errors of the future", "1, in no count"),
-    (silent, "the log", "not measured: nothing was written to it for 24 h"),
-    (damaged, "app.log.1.gz is whole", "damaged"),
-], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+@pytest.mark.parametrize(
+    ("break_it", "name", "value"),
+    [
+        (emptied, "errors", "not measured: there is no log"),
+        (begun_lately, "all of the day's errors", "not measured: the log begins at"),
+        (undated, "errors without a time", "1, in no count"),
+        (of_tomorrow, "errors of the future", "1, in no count"),
+        (silent, "the log", "not measured: nothing was written to it for 24 h"),
+        (damaged, "app.log.1.gz is whole", "damaged"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_errors_that_cannot_be_counted_are_never_none(
     day: Day, break_it: Callable[[Day], None], name: str, value: str
 ) -> None:

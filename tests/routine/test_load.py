@@ -200,8 +200,13 @@ def test_an_environment_that_is_needed_gets_no_load(
 
 
 def test_percentiles_are_of_every_request(tmp_path: Path) -> None:
-    one = {"name": "a", "num_failures": 1, "response_times": {"10": 90, "200": 9, "3000": 1}, "start_time": 100.0,
-           "last_request_timestamp": 110.0}  # fmt: skip
+    one = {
+        "name": "a",
+        "num_failures": 1,
+        "response_times": {"10": 90, "200": 9, "3000": 1},
+        "start_time": 100.0,
+        "last_request_timestamp": 110.0,
+    }
     (tmp_path / results.STATS).write_text(json.dumps([one]))
     found = results.read_results(tmp_path)
     (endpoint,) = found.endpoints

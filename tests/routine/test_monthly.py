@@ -74,13 +74,28 @@ def boxes(report: Report) -> dict[str, str]:
 
 
 def login(hours: float, user: str = "u1", result: str = "success", address: str = "10.0.0.1") -> str:
-    return app_line("Audit Event", hours, user_id=user, action="login", resource=user, result=result,
-                    ip_address=address, user_agent="x")  # fmt: skip
+    return app_line(
+        "Audit Event",
+        hours,
+        user_id=user,
+        action="login",
+        resource=user,
+        result=result,
+        ip_address=address,
+        user_agent="x",
+    )
 
 
 def call(hours: float) -> str:
-    return app_line("AI API Call", hours, provider="azure", model="gpt-4o", prompt_tokens=500, completion_tokens=500,
-                    total_tokens=1000)  # fmt: skip
+    return app_line(
+        "AI API Call",
+        hours,
+        provider="azure",
+        model="gpt-4o",
+        prompt_tokens=500,
+        completion_tokens=500,
+        total_tokens=1000,
+    )
 
 
 def worked(day: Day, counting: PostgresServer) -> None:
@@ -163,10 +178,16 @@ def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> No
     file(day, "Run checklist", 1, table=("Checklist", answer), checklist="cost_review: 0 of 1")
     counting.sql("CREATE TABLE IF NOT EXISTS unseen AS SELECT generate_series(1, 10) AS n", database="grc_db")
     counting.sql("CREATE INDEX IF NOT EXISTS twice ON numbers (n)", database="grc_db")
-    day.log(*[access_line("/api/slow", 9000, 500, user="u1")] * 60, *[call(0)] * 2000,
-            *[access_line("/api/secret", 5, 403, hours=2, user="mallory")] * 90)  # fmt: skip
-    day.log(*[login(3 - n / 100, "u2", "failure", "203.0.113.9") for n in range(11)],
-            login(2.88, "u2", address="203.0.113.9"), name="audit.log")  # fmt: skip
+    day.log(
+        *[access_line("/api/slow", 9000, 500, user="u1")] * 60,
+        *[call(0)] * 2000,
+        *[access_line("/api/secret", 5, 403, hours=2, user="mallory")] * 90,
+    )
+    day.log(
+        *[login(3 - n / 100, "u2", "failure", "203.0.113.9") for n in range(11)],
+        login(2.88, "u2", address="203.0.113.9"),
+        name="audit.log",
+    )
     try:
         marks = boxes(maintain())
     finally:
@@ -175,9 +196,14 @@ def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> No
     assert well == {"スロークエリ分析", "リソース使用トレンド分析", "ボトルネック特定", "未使用リソース削減"}
     critical = {box for box, mark in marks.items() if mark == "🛑"}
     assert critical == {
-        "セキュリティ脆弱性スキャン", "テスト実行・動作確認", "セキュリティパッチ適用", "異常なログインパターン確認",
-        "エラーレート確認", "レスポンスタイム分析", "AIトークン使用量分析",
-    }  # fmt: skip
+        "セキュリティ脆弱性スキャン",
+        "テスト実行・動作確認",
+        "セキュリティパッチ適用",
+        "異常なログインパターン確認",
+        "エラーレート確認",
+        "レスポンスタイム分析",
+        "AIトークン使用量分析",
+    }
 
 
 def test_a_user_who_asks_far_more_than_before_is_told(day: Day) -> None:

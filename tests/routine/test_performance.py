@@ -35,8 +35,11 @@ def test_percentiles_are_those_of_the_lines_by_path_over_rotated_files(day: Day)
     old = [app_line("began", 24 * 70), *[access_line("/api/x/1", 10, hours=24 * 31)] * 3]
     packed.write_bytes(gzip.compress("".join([*old, *lines]).encode()))
     os.utime(packed, (ago(20).timestamp(),) * 2)
-    day.log(access_line("/api/x/6a1f0c1e-8f6b-4a51-9d3e-0123456789ab/7?page=2", 50, 404), "Traceback\n",
-            access_line("/api/x/1", 1, status=None))  # fmt: skip
+    day.log(
+        access_line("/api/x/6a1f0c1e-8f6b-4a51-9d3e-0123456789ab/7?page=2", 50, 404),
+        "Traceback\n",
+        access_line("/api/x/1", 1, status=None),
+    )
     report = review()
     paths = rows(report, "Paths")
     assert paths[0][:6] == ("GET /api/x/{id}", "100", "50", "95", "99", "100")

@@ -67,11 +67,7 @@ audit = "{base}/log/audit.log"
 backup = "{base}/log/db_backup.log"
 rotation = "{base}/logrotate.conf"
 """
-ENVIRONMENTS = {
-    "PostgreSQL alone": (POSTGRES,),
-    "Redis alone": (REDIS,),
-    "no frontend": (POSTGRES, REDIS, BACKEND),
-}
+ENVIRONMENTS = {"PostgreSQL alone": (POSTGRES,), "Redis alone": (REDIS,), "no frontend": (POSTGRES, REDIS, BACKEND)}
 WAITS_FOR_PEOPLE = "run-checklist"
 """It is suspended until somebody answers: tests/routine/checklist/test_checklist.py."""
 FIRST_BACKUPS = ("backup-database", "backup-redis", "backup-files")
@@ -129,9 +125,11 @@ def at(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 def day_of(env: Environment) -> list[tuple[str, Mapping[str, Any]]]:
     """Whatever this environment has a schedule for, weekly and yearly ones too; the guide's first backups before."""
-    chosen = {name: entry for name, entry in entries().items()
-              if has_schedule(entry, env) and entry.get("schedules")
-              and name.partition("/")[0] != WAITS_FOR_PEOPLE}  # fmt: skip
+    chosen = {
+        name: entry
+        for name, entry in entries().items()
+        if has_schedule(entry, env) and entry.get("schedules") and name.partition("/")[0] != WAITS_FOR_PEOPLE
+    }
     first = [(name, chosen[name]) for name in FIRST_BACKUPS if name in chosen]
     return [*first, *sorted(chosen.items(), key=lambda one: at(one[1]))]
 
@@ -162,8 +160,9 @@ def test_a_day_without_a_red_run(few: Environment, missing: list[str]) -> None:
     assert {name: why for name, report in reports if (why := red(report))} == {}
     assert missing == [], "what is not there is nobody's to ask for"
     absent = {"redis", "logs", "docker"} - few.slugs.keys()
-    left_out = {part for _, one in reports if isinstance(one, Report)
-                for part in one.facts.get(NOT_CONFIGURED, "").split(", ")}  # fmt: skip
+    left_out = {
+        part for _, one in reports if isinstance(one, Report) for part in one.facts.get(NOT_CONFIGURED, "").split(", ")
+    }
     assert absent <= left_out
     for name, report in reports:
         assert isinstance(report, Report)

@@ -24,9 +24,16 @@ def check() -> Report:
     return reported(lambda: weekly_check.fn(NAME))
 
 
-def file(day: Day, title: str, days: float, *, bad: str = "", good: str = "",
-         table: tuple[str, list[tuple[str, ...]]] | None = None,
-         **facts: str) -> Path:  # fmt: skip
+def file(
+    day: Day,
+    title: str,
+    days: float,
+    *,
+    bad: str = "",
+    good: str = "",
+    table: tuple[str, list[tuple[str, ...]]] | None = None,
+    **facts: str,
+) -> Path:
     """A report of some days ago, as that runbook would have left it."""
     at = datetime.now(UTC) - timedelta(days=days)
     report = Report(title, NAME, started=at, finished=at, facts=dict(facts), outcome="done")
@@ -48,8 +55,9 @@ def test_a_week_in_which_all_was_done_is_well(day: Day, monkeypatch: pytest.Monk
     authority = Authority()
     (day.base / "root.pem").write_bytes(authority.root.chain)
     authority.issue("app.test").write(day.base / "live" / "app.test")
-    day.write(f'[certificates]\ndirectory = "{day.base}/live"\nauthorities = "{day.base}/root.pem"\n'
-              'domains = ["app.test"]\n')  # fmt: skip
+    day.write(
+        f'[certificates]\ndirectory = "{day.base}/live"\nauthorities = "{day.base}/root.pem"\ndomains = ["app.test"]\n'
+    )
     day.log(app_line("x"), name="audit.log")
     day.log("2026-01-01 backup\n", name="db_backup.log")
     for name in ("backup_20260101_030000", "dump_20260101_030000"):
@@ -65,8 +73,11 @@ def test_a_week_in_which_all_was_done_is_well(day: Day, monkeypatch: pytest.Monk
 
 def test_what_was_never_done_is_not_measured(day: Day) -> None:
     report = check()
-    for name, flow in (("restore of a postgres backup", "verify-backup"), ("restore of a redis backup", "verify-backup"),
-                       ("vulnerability scan", "scan-vulnerabilities")):  # fmt: skip
+    for name, flow in (
+        ("restore of a postgres backup", "verify-backup"),
+        ("restore of a redis backup", "verify-backup"),
+        ("vulnerability scan", "scan-vulnerabilities"),
+    ):
         found = finding(report, name)
         assert found.status is Status.WARN
         assert found.value.startswith("not measured")

@@ -30,9 +30,16 @@ def subclasses(kind: type[BaseException]) -> Iterator[type[BaseException]]:
 
 def errors() -> Iterator[BaseException]:
     """One of each class; what only its constructor could fill in is left out."""
-    for root in (psycopg.Error, redis.exceptions.RedisError, httpx.HTTPError, httpx.InvalidURL,
-                 botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, docker.errors.DockerException,
-                 sqlalchemy.exc.SQLAlchemyError):  # fmt: skip
+    for root in (
+        psycopg.Error,
+        redis.exceptions.RedisError,
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+        docker.errors.DockerException,
+        sqlalchemy.exc.SQLAlchemyError,
+    ):
         for kind in subclasses(root):
             said = "the server said something\nDETAIL:  Key (email)=(hanako@example.com) already exists."
             try:
@@ -109,8 +116,11 @@ WITHOUT_A_RUN = {"run_drill"}
 
 def modules(pattern: str) -> dict[str, ast.Module]:
     """The modules in whose text a pattern is."""
-    paths = [path for layer in ("runbook", "blocks", "tasks", "flows", "deployments")
-             for path in sorted((ROOT / layer).rglob("*.py"))]  # fmt: skip
+    paths = [
+        path
+        for layer in ("runbook", "blocks", "tasks", "flows", "deployments")
+        for path in sorted((ROOT / layer).rglob("*.py"))
+    ]
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
     return {name: ast.parse(text) for name, text in texts.items() if re.search(pattern, text, re.MULTILINE)}
 
@@ -134,8 +144,11 @@ def opened(module: ast.Module) -> set[str]:
     """Whose clients a module opens."""
     known = origins(module)
     words = (call.split(".") for call in calls([module]))
-    return {driver for first, *_, last in (w * 2 if len(w) == 1 else w for w in words)
-            if (driver := known.get(first, "")) in OPENING and last in OPENING[driver]}  # fmt: skip
+    return {
+        driver
+        for first, *_, last in (w * 2 if len(w) == 1 else w for w in words)
+        if (driver := known.get(first, "")) in OPENING and last in OPENING[driver]
+    }
 
 
 def caught(module: ast.Module) -> set[str]:
@@ -145,8 +158,12 @@ def caught(module: ast.Module) -> set[str]:
         kinds = [node.type] if isinstance(node, ast.ExceptHandler) and node.type else []
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
             kinds = list(node.args)
-        names = {ast.unparse(one).partition(".")[0] for kind in kinds for one in ast.walk(kind)
-                 if isinstance(one, ast.Name | ast.Attribute)}  # fmt: skip
+        names = {
+            ast.unparse(one).partition(".")[0]
+            for kind in kinds
+            for one in ast.walk(kind)
+            if isinstance(one, ast.Name | ast.Attribute)
+        }
         found |= {known.get(name, "") for name in names} | ({"every"} if "Exception" in names else set())
     return found
 
@@ -155,8 +172,13 @@ def test_who_opens_a_client_translates_its_errors() -> None:
     parsed = modules(rf"^\s*(?:import|from) (?:{'|'.join([*OPENING, 'botocore'])})\b")
     openers = {name: drivers for name, module in parsed.items() if (drivers := opened(module))}
     assert len(openers) > 15, "the walk finds them"
-    raw = [(name, driver) for name, drivers in openers.items() if name not in LEFT_TO_THE_RUN for driver in drivers
-           if not caught(parsed[TRANSLATED_BY.get(name, name)]) & {*ERRORS.get(driver, {driver}), "every"}]  # fmt: skip
+    raw = [
+        (name, driver)
+        for name, drivers in openers.items()
+        if name not in LEFT_TO_THE_RUN
+        for driver in drivers
+        if not caught(parsed[TRANSLATED_BY.get(name, name)]) & {*ERRORS.get(driver, {driver}), "every"}
+    ]
     assert raw == [], "catch that driver's errors there, or go through the block's client"
     assert TRANSLATED_BY.keys() <= openers.keys()
 
@@ -184,7 +206,10 @@ def test_a_program_prints_a_drivers_error_as_a_sentence(capsys: pytest.CaptureFi
 
     assert exit_code(main) == 1
     assert "free-disk-emergency" in capsys.readouterr().err
-    raw = [name for name, module in modules(r"^    sys\.exit\(main\(\)\)").items()
-           if set(origins(module).values()) & {*OPENING, "blocks", "flows", "prefect"}
-           and not caught(module) & OPENING.keys()]  # fmt: skip
+    raw = [
+        name
+        for name, module in modules(r"^    sys\.exit\(main\(\)\)").items()
+        if set(origins(module).values()) & {*OPENING, "blocks", "flows", "prefect"}
+        and not caught(module) & OPENING.keys()
+    ]
     assert raw == [], "write sys.exit(exit_code(main))"

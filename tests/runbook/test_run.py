@@ -72,7 +72,7 @@ def test_a_critical_finding_fails_the_run_at_its_end(system: System) -> None:
     after = []
 
     def work(report: Report) -> None:
-        report.expect("backup", False, "take one")
+        report.fail("backup", "take one")
         after.append(report)  # a check goes on after a bad finding
 
     with pytest.raises(RunbookFailed) as error:
@@ -131,7 +131,7 @@ def test_a_critical_finding_before_the_permit(system: System, confirm: str) -> N
     done: list[str] = []
 
     def work(report: Report) -> None:
-        report.expect("backup", False, "take one")
+        report.fail("backup", "take one")
         dropping(done, report)
 
     with pytest.raises(RunbookFailed):
@@ -203,7 +203,7 @@ def test_a_runbook_that_only_reads_needs_no_lock(system: System) -> None:
 def test_a_failed_runbook_inside_fails_the_outer_one(system: System) -> None:
     def inner(report: Report) -> None:
         assert current_report() is report
-        report.expect("backup", False, "take one")
+        report.fail("backup", "take one")
 
     def drill(report: Report) -> None:
         carry_out(system, inner, changes=True)

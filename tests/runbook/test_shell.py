@@ -55,8 +55,13 @@ def test_the_environment_is_added_and_the_directory_is_entered(tmp_path: Path) -
 
 def test_a_child_gets_none_of_this_process_s_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a scratch server, pg_rewind or a test suite prints of its environment."""
-    secrets = {"PREFECT_API_AUTH_STRING": "u:s3cret", "OPS_POSTGRES_PASSWORD": "s3cret", "PGPASSWORD": "s3cret",
-               "PIP_INDEX_URL": "https://u:s3cret@index", "https_proxy": "http://u:s3cret@proxy"}  # fmt: skip
+    secrets = {
+        "PREFECT_API_AUTH_STRING": "u:s3cret",
+        "OPS_POSTGRES_PASSWORD": "s3cret",
+        "PGPASSWORD": "s3cret",
+        "PIP_INDEX_URL": "https://u:s3cret@index",
+        "https_proxy": "http://u:s3cret@proxy",
+    }
     for name, value in {**secrets, "LC_TIME": "C", "PGSSLROOTCERT": "/ca.pem"}.items():
         monkeypatch.setenv(name, value)
 

@@ -49,8 +49,17 @@ def fill(store: BucketStore) -> list[str]:
     def put(number: int) -> str:
         taken = FIRST + timedelta(hours=number)
         name = f"backup_{taken:%Y%m%d_%H%M%S}"
-        manifest = Manifest(kind="postgres", name=name, environment="other" if number % 10 == 9 else "trial", taken=taken,
-                            seconds=1.0, host="db", tool="pg_dump", files=FILES, content={})  # fmt: skip
+        manifest = Manifest(
+            kind="postgres",
+            name=name,
+            environment="other" if number % 10 == 9 else "trial",
+            taken=taken,
+            seconds=1.0,
+            host="db",
+            tool="pg_dump",
+            files=FILES,
+            content={},
+        )
         text = text_of(manifest)
         for path in (*(f"data/{table}.dat" for table in range(TABLES)), SEAL, MANIFEST):
             content = {SEAL: seal_of(text), MANIFEST: text}.get(path, "x")

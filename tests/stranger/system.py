@@ -147,9 +147,13 @@ class Stranger:
     def describe(self, *changes: tuple[str, str], more: str = "") -> None:
         """Write the TOML: the minimal one, with texts replaced and lines added."""
         text = TOML.format(
-            name=NAME, root=self.root, user=self.account.name, programs=self.programs,
-            redis_program=self.redis_program, **self.ports,
-        )  # fmt: skip
+            name=NAME,
+            root=self.root,
+            user=self.account.name,
+            programs=self.programs,
+            redis_program=self.redis_program,
+            **self.ports,
+        )
         for old, new in changes:
             assert old in text, old
             text = text.replace(old, new)
@@ -203,8 +207,11 @@ class Stranger:
         self.sql(f"CREATE DATABASE {DATABASE} OWNER {ROLE}", database="postgres")
         if self.alembic:
             address = f"postgresql://{ROLE}@127.0.0.1:{self.ports['postgres']}/{DATABASE}"
-            run([sys.executable, "-m", "alembic", "upgrade", "head"], cwd=self.backend,
-                environment={**os.environ, "DATABASE_URL": address, "PGPASSWORD": ROLE_PASSWORD})  # fmt: skip
+            run(
+                [sys.executable, "-m", "alembic", "upgrade", "head"],
+                cwd=self.backend,
+                environment={**os.environ, "DATABASE_URL": address, "PGPASSWORD": ROLE_PASSWORD},
+            )
         else:
             self.sql(f"SET ROLE {ROLE}; {SCHEMA}")
         self.supervisor.start("keys")
@@ -221,8 +228,19 @@ class Stranger:
 
     def _processes(self) -> list[Program]:
         user = self.account.name if self.account.is_other else ""
-        postgres = [self.programs / "postgres", "-D", self.root / "pg/data", "-c", f"port={self.ports['postgres']}",
-                    "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]  # fmt: skip
+        postgres = [
+            self.programs / "postgres",
+            "-D",
+            self.root / "pg/data",
+            "-c",
+            f"port={self.ports['postgres']}",
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+            "-c",
+            "fsync=off",
+        ]
         environment = {
             "DATABASE_URL": f"host=127.0.0.1 port={self.ports['postgres']} dbname={DATABASE} user={ROLE}",
             "PGPASSWORD": ROLE_PASSWORD,
@@ -238,9 +256,14 @@ class Stranger:
     def sql(self, statement: str, *, database: str = DATABASE) -> list[Any]:
         """As administrator; the rows of the last statement."""
         with psycopg.connect(
-            host="127.0.0.1", port=self.ports["postgres"], user="postgres", password=ADMIN_PASSWORD, dbname=database,
-            autocommit=True, connect_timeout=60,
-        ) as connection:  # fmt: skip
+            host="127.0.0.1",
+            port=self.ports["postgres"],
+            user="postgres",
+            password=ADMIN_PASSWORD,
+            dbname=database,
+            autocommit=True,
+            connect_timeout=60,
+        ) as connection:
             cursor = connection.execute(statement.encode())
             while cursor.nextset():
                 pass

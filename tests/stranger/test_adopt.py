@@ -84,8 +84,16 @@ def test_a_running_system_is_adopted(stranger: Stranger, tmp_path: Path, monkeyp
 
 def test_what_is_needed_and_not_found_is_named_with_its_flags(stranger: Stranger, tmp_path: Path) -> None:
     """Of another host nothing can be found here."""
-    done = adopt(stranger, tmp_path, "--postgres-host", "db.example.com", "--redis-host", "",
-                 "--application-directory", str(tmp_path))  # fmt: skip
+    done = adopt(
+        stranger,
+        tmp_path,
+        "--postgres-host",
+        "db.example.com",
+        "--redis-host",
+        "",
+        "--application-directory",
+        str(tmp_path),
+    )
     assert done.code == 2
     for flag in ("--postgres-database", "--postgres-user", "--postgres-programs", "--postgres-data-directory"):
         assert flag in done.text, done.text

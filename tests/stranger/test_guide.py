@@ -60,9 +60,16 @@ class Reader:
     def type(self, text: str, code: int = 0) -> str:
         """A block, to its end."""
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self.own(text)], cwd=ROOT, env=self.shell, text=True, timeout=600,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
+            ["bash", "-euo", "pipefail", "-c", self.own(text)],
+            cwd=ROOT,
+            env=self.shell,
+            text=True,
+            timeout=600,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
         assert done.returncode == code, f"{text}\n{done.stdout[-6000:]}\n{self.findings()}"
         return done.stdout
 
@@ -81,9 +88,13 @@ class Reader:
         before, _, last = self.own(text).rpartition("\n")
         started = subprocess.Popen(
             [*STOPPABLE, "bash", "-euc", f"{before}\nexec env {last}"],
-            cwd=ROOT, env=self.shell, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=self.shell,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             yield
             started.terminate()

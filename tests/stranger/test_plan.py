@@ -150,8 +150,9 @@ def tablespace_that_is_gone(stranger: Stranger, patch: pytest.MonkeyPatch) -> It
     stranger.sql(f"CREATE TABLESPACE aside LOCATION '{place}'", database="postgres")
     move = "ALTER DATABASE members SET TABLESPACE "
     stranger.supervisor.stop("members")
-    stranger.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = 'members'",
-                 database="postgres")  # fmt: skip
+    stranger.sql(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = 'members'", database="postgres"
+    )
     stranger.sql(move + "aside", database="postgres")
     taken = backup_database.fn(NAME)
     stranger.sql(move + "pg_default", database="postgres")
@@ -238,8 +239,9 @@ def role_that_no_backup_has(stranger: Stranger, patch: pytest.MonkeyPatch) -> It
 
 @refused_with("tied to the live database: subscription members_feed", down=True)
 def subscription_of_the_live_database(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
-    stranger.sql("CREATE SUBSCRIPTION members_feed CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p"
-                 " WITH (connect = false)")  # fmt: skip
+    stranger.sql(
+        "CREATE SUBSCRIPTION members_feed CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect = false)"
+    )
     yield None
     stranger.sql("ALTER SUBSCRIPTION members_feed SET (slot_name = NONE)")
     stranger.sql("DROP SUBSCRIPTION members_feed")
@@ -250,8 +252,10 @@ def stopped_server_of_another_version(stranger: Stranger, patch: pytest.MonkeyPa
     other = stranger.root / "pg/other"
     other.mkdir()
     (other / "PG_VERSION").write_text("9.6\n")
-    stranger.describe((f'data_directory = "{stranger.root}/pg/data"', f'data_directory = "{other}"'),
-                      (f"port = {stranger.ports['postgres']}", "port = 1"))  # fmt: skip
+    stranger.describe(
+        (f'data_directory = "{stranger.root}/pg/data"', f'data_directory = "{other}"'),
+        (f"port = {stranger.ports['postgres']}", "port = 1"),
+    )
     yield None
     shutil.rmtree(other)
 

@@ -282,9 +282,14 @@ class DockerHost(Host):
     def program(self, *argv: str | Path) -> Done:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         done = subprocess.run(
-            [str(word) for word in argv], cwd=CHECKOUT, env={**kept, **self.variables, "LANG": "C.UTF-8"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
+            [str(word) for word in argv],
+            cwd=CHECKOUT,
+            env={**kept, **self.variables, "LANG": "C.UTF-8"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         return Done(done.returncode, done.stdout)
 
     def turn(self, role: str) -> Turn:
@@ -321,10 +326,21 @@ class DockerHost(Host):
         password.write_text(self.state.passwords.postgres_admin)
         password.chmod(0o444)
         run(
-            [PROGRAMS / "initdb", "-D", self.postgres_data, "-U", "postgres", f"--pwfile={password}",
-             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums"],
-            account=account, cwd=Path("/"),
-        )  # fmt: skip
+            [
+                PROGRAMS / "initdb",
+                "-D",
+                self.postgres_data,
+                "-U",
+                "postgres",
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--data-checksums",
+            ],
+            account=account,
+            cwd=Path("/"),
+        )
         password.unlink()
         run(["chown", "--recursive", f"{POSTGRES_USER}:{POSTGRES_USER}", self.postgres_data])
 

@@ -196,14 +196,19 @@ class Interview:
         return Content(self._rows(), keys, dict(_files(self.host.application)))
 
     def _rows(self) -> dict[str, Counter[str]]:
-        names = [name for (name,) in self.sql(
-            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'm')"
-        )]  # fmt: skip
+        names = [
+            name
+            for (name,) in self.sql(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'm')"
+            )
+        ]
         dsn = postgres.admin_dsn(self.state, self.state.ports.postgres, "grc_db")
         with psycopg.connect(dsn) as connection:
             statement = sql.SQL("SELECT t::text FROM ONLY {} t")
-            return {name: Counter(text for (text,) in connection.execute(statement.format(sql.Identifier(name))))
-                    for name in names}  # fmt: skip
+            return {
+                name: Counter(text for (text,) in connection.execute(statement.format(sql.Identifier(name))))
+                for name in names
+            }
 
     def destroy(self) -> None:
         """The backend dies with its files, tables and keys go; and then somebody goes on writing."""

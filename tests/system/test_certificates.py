@@ -230,8 +230,10 @@ def test_a_wildcard_by_dns_a_record_that_is_wrong_and_a_certificate_by_standalon
 ) -> None:
     base, served = place.base, [f"{APP}@127.0.0.1:{place.https}", f"{WWW}@127.0.0.1:{place.https}"]
     (base / "hook.py").write_text(HOOK)
-    hooks = {key: [sys.executable, str(base / "hook.py"), action, str(place.names)]
-             for key, action in (("dns_auth_hook", "set-txt"), ("dns_cleanup_hook", "clear-txt"))}  # fmt: skip
+    hooks = {
+        key: [sys.executable, str(base / "hook.py"), action, str(place.names)]
+        for key, action in (("dns_auth_hook", "set-txt"), ("dns_cleanup_hook", "clear-txt"))
+    }
     common = f"""
 acme_server = "https://localhost:{place.acme}/dir"
 acme_authorities = "{base}/acme.pem"

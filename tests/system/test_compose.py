@@ -121,16 +121,24 @@ class Site:
         (self.base / "environments").mkdir()
         (self.base / "environments" / f"{NAME}.toml").write_text(
             TOML.format(
-                operations=identities[0].to_public(), escrowed=identities[1].to_public(),
-                database=self.ports["PREFECT_DATABASE_PORT"], api=self.ports["PREFECT_PORT"],
+                operations=identities[0].to_public(),
+                escrowed=identities[1].to_public(),
+                database=self.ports["PREFECT_DATABASE_PORT"],
+                api=self.ports["PREFECT_PORT"],
             )
-        )  # fmt: skip
+        )
         lines = {
-            **self.ports, **self.secrets, "OPS_ENVIRONMENT": NAME, "OPS_IMAGE": "interview-ops:test",
-            "POSTGRES_IMAGE": "compose-postgres:1", "REDIS_IMAGE": "compose-redis:1",
-            "DOCKER_SOCKET": socket, "DOCKER_GID": socket.stat().st_gid,
-            "OPS_SECRETS_FILE": self.base / "secrets.env", "OPS_ENVIRONMENTS": self.base / "environments",
-        }  # fmt: skip
+            **self.ports,
+            **self.secrets,
+            "OPS_ENVIRONMENT": NAME,
+            "OPS_IMAGE": "interview-ops:test",
+            "POSTGRES_IMAGE": "compose-postgres:1",
+            "REDIS_IMAGE": "compose-redis:1",
+            "DOCKER_SOCKET": socket,
+            "DOCKER_GID": socket.stat().st_gid,
+            "OPS_SECRETS_FILE": self.base / "secrets.env",
+            "OPS_ENVIRONMENTS": self.base / "environments",
+        }
         own = {
             "TRIAL_PASSWORD": self.secrets["PREFECT_DATABASE_PASSWORD"],
             "TRIAL_AUTH": f"ops:{self.secrets['PREFECT_PASSWORD']}",
@@ -144,9 +152,13 @@ class Site:
         # What a shell has set wins over the env file, and this one has a lab's.
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("OPS_", "PREFECT_"))}
         done = subprocess.run(
-            ["docker", *map(str, words)], cwd=directory, capture_output=True, text=True, check=False,
+            ["docker", *map(str, words)],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            check=False,
             env={**ours, "DOCKER_HOST": self.engine.host, "DOCKER_BUILDKIT": "0"},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, f"docker {words}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
@@ -173,9 +185,15 @@ class Site:
         self.image("compose-postgres:1", POSTGRES_FILE, start=POSTGRES_START.encode())
         self.image("compose-redis:1", REDIS_FILE)
         self.docker(
-            "build", "--quiet", "--network=host", f"--build-arg=BASE={BASE}", "--build-arg=PACKAGES=",
-            "--file=deployments/Dockerfile", "--tag=interview-ops:test", ".",
-        )  # fmt: skip
+            "build",
+            "--quiet",
+            "--network=host",
+            f"--build-arg=BASE={BASE}",
+            "--build-arg=PACKAGES=",
+            "--file=deployments/Dockerfile",
+            "--tag=interview-ops:test",
+            ".",
+        )
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         user, password = "ops", self.secrets["PREFECT_PASSWORD"]
@@ -193,8 +211,10 @@ class Site:
         under_way = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}}
         until(
             lambda: self.ask("POST", "/flow_runs/count", under_way) == 0,
-            what="the end of what is under way", seconds=PATIENCE_SECONDS, every_seconds=1,
-        )  # fmt: skip
+            what="the end of what is under way",
+            seconds=PATIENCE_SECONDS,
+            every_seconds=1,
+        )
 
     def launch(self, deployment: str, **parameters: object) -> tuple[str, str]:
         """Run a deployment to its end; its state and message."""

@@ -38,8 +38,12 @@ def pooled(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Postgres
     login, port, account = postgres_server.block(), free_port(), Account.of_servers()
     configuration = Path("/var/tmp") / f"ops-pooler-{port}.ini"
     password = login.admin_password.get_secret_value()
-    write(configuration, CONFIGURATION.format(server=postgres_server, login=login, password=password, port=port), 0o600,
-          account)  # fmt: skip
+    write(
+        configuration,
+        CONFIGURATION.format(server=postgres_server, login=login, password=password, port=port),
+        0o600,
+        account,
+    )
     own = {"user": account.uid, "group": account.gid, "extra_groups": []} if account.is_other else {}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, configuration], stdout=log, stderr=log, **own)

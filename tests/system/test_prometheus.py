@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from deployments.observability import RULES
 from flows.monitoring.exposition import Exposition
 from flows.monitoring.sources import Reading
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
 from tasks.recovery_points import standing
 from tests.monitoring.test_exposition import record
 from tests.monitoring.watched import NAME, Watched, backend, small_postgres, small_redis, watched
@@ -47,17 +47,26 @@ def test_prometheus_fires_what_it_should_and_nothing_else(tmp_path: Path) -> Non
         *series("ops_api_error_ratio", f"0.01x{MINUTES}"),
         *series("ops_api_error_ratio_measured", f"1x{MINUTES}"),
         *series("ops_watch_last_round_timestamp_seconds", "0+60x5 300x2"),
-    ]  # fmt: skip
+    ]
     wanted = {
         "OpsRecoveryLossOverObjective": 2,
         "OpsHostDiskUsedRatio": 2,
         "OpsWatcherSilent": 2,
         "OpsApiErrorRatio": 0,
     }
-    checks = [{"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)', "eval_time": "20m",
-               "exp_samples": [{"labels": "{}", "value": count}]} for name, count in wanted.items()]  # fmt: skip
-    test = {"rule_files": [str(RULES)], "evaluation_interval": "1m",
-            "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": checks}]}  # fmt: skip
+    checks = [
+        {
+            "expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)',
+            "eval_time": "20m",
+            "exp_samples": [{"labels": "{}", "value": count}],
+        }
+        for name, count in wanted.items()
+    ]
+    test = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": checks}],
+    }
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump(test))
     promtool("test", "rules", str(path))
@@ -66,7 +75,7 @@ def test_prometheus_fires_what_it_should_and_nothing_else(tmp_path: Path) -> Non
 def test_prometheus_reads_what_the_watcher_serves(watched: Watched) -> None:
     now = datetime.now(UTC)
     standing.save(watched.reports, record(now))
-    readings = {name: Reading(0.5, "") for name in METRICS} | {"host.disk.used_ratio@db1": Reading(None, "")}
+    readings = {name: Reading(0.5, "") for name in ALARMS} | {"host.disk.used_ratio@db1": Reading(None, "")}
     registry = CollectorRegistry()
     registry.register(Exposition(lambda: watched.environment, lambda: (now, readings, {}), lambda: now))
     text = generate_latest(registry)

@@ -148,8 +148,9 @@ class Machine:
             "PREFECT_API_URL": "http://127.0.0.1:9/api",
         }
         argv = self.inside(sys.executable, "-c", RUN, what, NAME, *words)
-        done = subprocess.run(argv, cwd=CHECKOUT, env={**os.environ, **variables}, capture_output=True, text=True,
-                              timeout=600)  # fmt: skip
+        done = subprocess.run(
+            argv, cwd=CHECKOUT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=600
+        )
         return done.returncode, done.stdout + done.stderr
 
     def stop_server(self) -> None:
@@ -159,9 +160,14 @@ class Machine:
 
     def sql(self, statement: str) -> Any:
         """By psycopg in this host's network."""
-        argv = self.inside(sys.executable, "-c", "import psycopg, sys; c = psycopg.connect(sys.argv[1], autocommit=True)"
-                           ".execute(sys.argv[2]); print(c.fetchone()[0] if c.description else '')",
-                           self.dsn(self.name), statement)  # fmt: skip
+        argv = self.inside(
+            sys.executable,
+            "-c",
+            "import psycopg, sys; c = psycopg.connect(sys.argv[1], autocommit=True)"
+            ".execute(sys.argv[2]); print(c.fetchone()[0] if c.description else '')",
+            self.dsn(self.name),
+            statement,
+        )
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise psycopg.OperationalError(done.stderr.strip().splitlines()[-1])
@@ -186,8 +192,10 @@ def machines() -> Iterator[dict[str, Machine]]:
         for space in spaces.values():
             run(["ip", "netns", "add", space], cwd=Path("/"))
         one, two = spaces.values()
-        run(["ip", "link", "add", "eth", "netns", one, "type", "veth", "peer", "name", "eth", "netns", two],
-            cwd=Path("/"))  # fmt: skip
+        run(
+            ["ip", "link", "add", "eth", "netns", one, "type", "veth", "peer", "name", "eth", "netns", two],
+            cwd=Path("/"),
+        )
         for name in spaces:
             made[name] = _machine(name, spaces[name], base / name, template)
         made["a"].boot()
@@ -207,22 +215,32 @@ def machines() -> Iterator[dict[str, Machine]]:
 def _machine(name: str, space: str, root: Path, template: Template) -> Machine:
     account, found = Account.of_servers(), binaries()
     machine = Machine(name, space, root, template.passwords, found.postgres)
-    for words in (("addr", "add", f"{ADDRESSES[name]}/24", "dev", "eth"), ("link", "set", "eth", "up"),
-                  ("link", "set", "lo", "up")):  # fmt: skip
+    for words in (
+        ("addr", "add", f"{ADDRESSES[name]}/24", "dev", "eth"),
+        ("link", "set", "eth", "up"),
+        ("link", "set", "lo", "up"),
+    ):
         run(machine.inside("ip", *words), cwd=Path("/"))
     account.directory(root, 0o755)
     run(["cp", "-a", template.data, machine.data], cwd=Path("/"), account=account)
     (machine.data / "postgresql.conf").write_text(SETTINGS)
-    (machine.data / "pg_hba.conf").write_text("".join(f"host {what} all 10.213.77.0/24 scram-sha-256\n"
-                                                      for what in ("all", "replication")))  # fmt: skip
+    (machine.data / "pg_hba.conf").write_text(
+        "".join(f"host {what} all 10.213.77.0/24 scram-sha-256\n" for what in ("all", "replication"))
+    )
     if name == "b":
         other = machine.dsn("a").replace("dbname=postgres", "application_name=standby")
         with (machine.data / "postgresql.auto.conf").open("a") as file:
             file.write(f"primary_conninfo = '{other}'\nprimary_slot_name = 'standby'\n")
         (machine.data / "standby.signal").touch()
         account.own(machine.data / "standby.signal")
-    text = SUPERVISOR.format(address=ADDRESSES[name], password=machine.passwords.supervisor, root=root,
-                             programs=found.postgres, data=machine.data, user=account.name)  # fmt: skip
+    text = SUPERVISOR.format(
+        address=ADDRESSES[name],
+        password=machine.passwords.supervisor,
+        root=root,
+        programs=found.postgres,
+        data=machine.data,
+        user=account.name,
+    )
     (root / "supervisord.conf").write_text(text)
     toml = TOML.format(reports=root / "reports", **ADDRESSES)
     for part, host in (("postgres", "a"), ("standby", "b")):

@@ -75,8 +75,11 @@ def test_sound_data_passes_and_leaves_docs_but_neither_session_nor_secret(
             assert ROLE_PASSWORD not in text
     statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
     # Its sessions are closed; the server takes a moment to see the last one off.
-    until(lambda: postgres_server.sql(statement, interview.database) == [(0,)], seconds=120,
-          what="the end of its sessions, which would block the swap's rename")  # fmt: skip
+    until(
+        lambda: postgres_server.sql(statement, interview.database) == [(0,)],
+        seconds=120,
+        what="the end of its sessions, which would block the swap's rename",
+    )
     output = capfd.readouterr()
     assert "Calculating" not in output.err, "no progress bars"
 

@@ -93,16 +93,24 @@ class Host:
         account = self.server.account
         user = account.name if account.is_other else ""
         options = [word for setting in self.server.settings for word in ("-c", setting)]
-        address = ("-c", "listen_addresses=127.0.0.1", "-c", f"port={self.server.port}", "-c",
-                   "unix_socket_directories=")  # fmt: skip
+        address = (
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            f"port={self.server.port}",
+            "-c",
+            "unix_socket_directories=",
+        )
         postgres = (self.server.programs / "postgres", "-D", self.server.data, *address, *options)
         valkey = (self.redis.program, self.redis.configuration)
         serve = (sys.executable, "-m", "uvicorn", "grc_backend.main:app", "--port", str(self.backend_port))
-        self.supervisor.write([
-            Program("postgresql", postgres, self.server.root, user=user, stop_signal="INT", autostart=True),
-            Program("redis", valkey, self.redis.root, user=user, autostart=True),
-            Program("grc-backend", serve, self.backend, {"PYTHONDONTWRITEBYTECODE": "1"}),
-        ])  # fmt: skip
+        self.supervisor.write(
+            [
+                Program("postgresql", postgres, self.server.root, user=user, stop_signal="INT", autostart=True),
+                Program("redis", valkey, self.redis.root, user=user, autostart=True),
+                Program("grc-backend", serve, self.backend, {"PYTHONDONTWRITEBYTECODE": "1"}),
+            ]
+        )
         self.supervisor.launch({**clean_environment(), "PATH": os.environ["PATH"]})
         self.wait()
         self.server.create_database("grc_db")
@@ -145,12 +153,25 @@ class Host:
     def describe(self, directory: Path, **other: object) -> Path:
         """Write the environment; `other` values are wrong ones. Its reports are the test's own."""
         values = {
-            "reports": directory / "reports", "host": "127.0.0.1", "port": self.server.port,
-            "programs": self.server.programs, "data": self.server.data, "user": self.server.account.name,
-            "redis_host": "127.0.0.1", "redis_port": self.redis.port, "redis_data": self.redis.data,
-            "redis_file": self.redis.configuration, "redis_program": self.redis.program, "control": self.control,
-            "env_file": "", "url": "", "python": sys.executable, "backend": self.backend, "more": "", "admin": "postgres",
-        }  # fmt: skip
+            "reports": directory / "reports",
+            "host": "127.0.0.1",
+            "port": self.server.port,
+            "programs": self.server.programs,
+            "data": self.server.data,
+            "user": self.server.account.name,
+            "redis_host": "127.0.0.1",
+            "redis_port": self.redis.port,
+            "redis_data": self.redis.data,
+            "redis_file": self.redis.configuration,
+            "redis_program": self.redis.program,
+            "control": self.control,
+            "env_file": "",
+            "url": "",
+            "python": sys.executable,
+            "backend": self.backend,
+            "more": "",
+            "admin": "postgres",
+        }
         path, values = directory / "sick.toml", {**values, **other}
         path.write_text(TOML.format(**values, health="/health" if values["url"] else ""))
         return path

@@ -44,8 +44,11 @@ def test_of_a_healthy_server_nothing_is_found(host: Host, tmp_path: Path) -> Non
 
 def test_what_clients_sent_is_in_no_report(host: Host) -> None:
     host.server.sql("CREATE TABLE IF NOT EXISTS people (name text UNIQUE, age int)", database="grc_db")
-    for statement in ("INSERT INTO people VALUES ('Hanako-4716', 1)", "INSERT INTO people VALUES ('Hanako-4716', 1)",
-                      "SELECT\n'Hanako-4716'::int"):  # fmt: skip
+    for statement in (
+        "INSERT INTO people VALUES ('Hanako-4716', 1)",
+        "INSERT INTO people VALUES ('Hanako-4716', 1)",
+        "SELECT\n'Hanako-4716'::int",
+    ):
         with contextlib.suppress(psycopg.Error):
             host.server.sql(statement, database="grc_db")
     report = diagnosed()
@@ -178,9 +181,13 @@ def sessions(host: Host, count: int) -> Iterator[list[psycopg.Connection[tuple[o
 def _opened(host: Host) -> psycopg.Connection[tuple[object, ...]]:
     try:
         return psycopg.connect(
-            host="127.0.0.1", port=host.server.port, user=ROLE, password=ROLE_PASSWORD, dbname="grc_db",
+            host="127.0.0.1",
+            port=host.server.port,
+            user=ROLE,
+            password=ROLE_PASSWORD,
+            dbname="grc_db",
             application_name="grc_backend",
-        )  # fmt: skip
+        )
     except psycopg.OperationalError as error:  # who has just left has it for a moment yet
         raise Unreachable(str(error)) from None
 
@@ -247,8 +254,10 @@ def _waits(session: psycopg.Connection[tuple[object, ...]]) -> None:
 
 
 def _blocked(host: Host) -> object:
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND clock_timestamp() > " \
-        "state_change + interval '0.2 s'"  # fmt: skip
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND clock_timestamp() > "
+        "state_change + interval '0.2 s'"
+    )
     return host.server.sql(waiting)[0][0]
 
 

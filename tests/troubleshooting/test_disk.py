@@ -18,11 +18,16 @@ from tests.troubleshooting.conftest import Host, evidence, following
 KEPT = "grc_db__old_20260101_000000"
 ROOT = Path(__file__).parents[2]
 STAYS = {
-    "pg/pg_wal/000000010000000000000001", "log/app.log", "log/app.log.2", "log/app.log.3",
-    "backups/postgresql/.partial-other-postgres_20260101_000000/toc.dat", "tmp/ops-pg-live/postmaster.pid",
-    "tmp/ops-pip-young/wheel", "tmp/ops-redis-ours/data/dump.rdb",
+    "pg/pg_wal/000000010000000000000001",
+    "log/app.log",
+    "log/app.log.2",
+    "log/app.log.3",
+    "backups/postgresql/.partial-other-postgres_20260101_000000/toc.dat",
+    "tmp/ops-pg-live/postmaster.pid",
+    "tmp/ops-pip-young/wheel",
+    "tmp/ops-redis-ours/data/dump.rdb",
     "backups/redis/.partial-full-redis_20260101_000000/dump.rdb",
-}  # fmt: skip
+}
 GOES = ("tmp/ops-wal-dead", "backups/postgresql/.partial-full-postgres_20260101_000000", "log/app.log.1")
 
 

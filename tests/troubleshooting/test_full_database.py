@@ -48,9 +48,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresS
         toml = tmp_path / "sick.toml"
         toml.write_text(TOML.format(server=server, reports=tmp_path / "reports"))
         for name, value in {
-            "OPS_ENVIRONMENT": "sick", "OPS_ENVIRONMENT_FILE": str(toml), "SICK_PASSWORD": ROLE_PASSWORD,
+            "OPS_ENVIRONMENT": "sick",
+            "OPS_ENVIRONMENT_FILE": str(toml),
+            "SICK_PASSWORD": ROLE_PASSWORD,
             "SICK_ADMIN_PASSWORD": ADMIN_PASSWORD,
-        }.items():  # fmt: skip
+        }.items():
             monkeypatch.setenv(name, value)
         yield server
     finally:

@@ -53,9 +53,12 @@ def test_bounds_hold_without_prefect_too(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_runbook_of_the_chapter_can_be_launched_by_its_form() -> None:
     """With the environment alone, where nothing else is filled in."""
-    named = {one.args[0].value for path in CHAPTER for one in ast.walk(ast.parse(path.read_text()))
-             if isinstance(one, ast.Call) and getattr(one.func, "id", "") == "Next"
-             and isinstance(one.args[0], ast.Constant)}  # fmt: skip
+    named = {
+        one.args[0].value
+        for path in CHAPTER
+        for one in ast.walk(ast.parse(path.read_text()))
+        if isinstance(one, ast.Call) and getattr(one.func, "id", "") == "Next" and isinstance(one.args[0], ast.Constant)
+    }
     named |= {flow for flow, _ in _ADVICE.values() if flow}
     assert len(named) > 20
     for flow in map(str, named):

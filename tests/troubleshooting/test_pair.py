@@ -31,8 +31,10 @@ def test_a_healthy_pair_and_one_whose_commits_wait(cluster: Cluster, monkeypatch
     writer = cluster.connect("postgres")
     commit = threading.Thread(target=writer.execute, args=("INSERT INTO waits VALUES (1)",))
     commit.start()
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND clock_timestamp() - state_change " \
-        "> interval '0.3 s'"  # fmt: skip
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND clock_timestamp() - state_change "
+        "> interval '0.3 s'"
+    )
     until(lambda: cluster.sql("postgres", waiting)[0][0], what="a commit that waits", seconds=120)
     with pytest.raises(RunbookFailed) as failed:
         diagnose_database.fn(environment=NAME)

@@ -21,9 +21,14 @@ from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 CHROMIUM = "/usr/bin/chromium"
 # As root, without a GPU, and without asking the world for anything of Chromium's own.
 FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 SECONDS = 120
 SIZE = {"width": 1280, "height": 860}
 MOST_BYTES = 200_000
@@ -115,9 +120,11 @@ class Operator:
     def report(self, key: str) -> Locator:
         """The report of the run whose page is open, by the run's tab Artifacts; opened."""
         self.page.get_by_role("tab", name="Artifacts").click()
-        link = self.page.get_by_role("tabpanel").get_by_role("link").filter(
-            has=self.page.get_by_role("heading", name=key, exact=True)
-        )  # fmt: skip
+        link = (
+            self.page.get_by_role("tabpanel")
+            .get_by_role("link")
+            .filter(has=self.page.get_by_role("heading", name=key, exact=True))
+        )
         link.first.click()
         self.page.wait_for_url(re.compile("/artifacts/artifact/"))
         shown = self.page.get_by_role("tabpanel", name="Artifact")
@@ -159,9 +166,12 @@ class Form:
     def parameter(self, name: str) -> Locator:
         """A parameter's field, found by its label."""
         label = re.compile(rf"^{re.escape(name)}( \(Optional\))?$")
-        return self.root.locator("fieldset, div").filter(has=self.page.get_by_text(label)).filter(
-            has=self.page.get_by_role("group")
-        ).last  # fmt: skip
+        return (
+            self.root.locator("fieldset, div")
+            .filter(has=self.page.get_by_text(label))
+            .filter(has=self.page.get_by_role("group"))
+            .last
+        )
 
     def text(self, name: str) -> Locator:
         return self.root.get_by_role("textbox", name=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"))

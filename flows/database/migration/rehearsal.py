@@ -15,8 +15,8 @@ from blocks.environment import Environment
 from flows.database.expectations import FACT, NONE, tell_not_applicable
 from flows.database.free_space import WAL_RATIO, judge_room
 from runbook.errors import OpsError
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks import integrity
 from tasks.migrations.columns import Columns, count_filled
 from tasks.migrations.locks import Lock, Watched
@@ -136,13 +136,12 @@ def _there_and_back(
     _expect_equal(report, env, f"schema after {again[0]} and {back[0]}", (scratch, states[0], home), hint)
     if back[0] == "down":
         lost = counted(env, losses(states[0], home))
-        report.expect(
+        report.prefer(
             "rows after up and down",
             not lost,
             "a rollback would lose them: have the migration keep them aside",
             value="; ".join(f"{loss.table}: {loss.rows:,} rows, {loss.what}" for loss in lost[:3]) or "all there",
             expected="those of before",
-            otherwise=Status.WARN,
         )
     repeated = migrate_rehearsal.after(home)(env.postgres, env.application, scratch, *again)
     if not repeated.error:
@@ -172,8 +171,11 @@ def compare_live(report: Report, env: Environment, rehearsed: Rehearsed) -> tupl
     Where texts differ, PostgreSQL judges them on a scratch copy of the live schema: it would lock live tables.
     """
     expected = rehearsed.after.definitions
-    now = {key: text for key, text in read_live_schema(env.postgres, env.postgres.database).items()
-           if "(invalid)" not in key}  # fmt: skip
+    now = {
+        key: text
+        for key, text in read_live_schema(env.postgres, env.postgres.database).items()
+        if "(invalid)" not in key
+    }
     other = differences(expected, now)
     if not other:
         return ()
@@ -191,13 +193,12 @@ def compare_live(report: Report, env: Environment, rehearsed: Rehearsed) -> tupl
 def _expect_equal(report: Report, env: Environment, name: str, states: tuple[str, State, State], hint: str) -> None:
     scratch, expected, found = states
     other = compare_schemas.after(found)(env.postgres, scratch, expected.definitions, found.definitions)
-    report.expect(
+    report.prefer(
         name,
         not other,
         hint,
         value="; ".join(other[:3]) + (f" and {len(other) - 3} more" if other[3:] else "") or "as before",
         expected="every definition as before",
-        otherwise=Status.WARN,
     )
 
 
@@ -212,7 +213,7 @@ def _tell_passes(report: Report, passes: list[Passed]) -> None:
     report.table("Rehearsal on the copy", ("way", "to", "took", "result"), rows)
     for name, way in zip(names, passes, strict=True):
         asked = way is passes[0]
-        report.expect(
+        report.require(
             f"rehearsal: {name}",
             not way.error,
             "correct the migration: the live database was not touched"
@@ -220,7 +221,7 @@ def _tell_passes(report: Report, passes: list[Passed]) -> None:
             else "correct it before you need it: until then a backup is the only way back",
             value=way.error or duration(way.seconds),
             expected="it works on a copy of the database",
-            otherwise=Status.CRITICAL if asked else Status.WARN,
+            worst=Status.CRITICAL if asked else Status.WARN,
         )
 
 
@@ -242,7 +243,7 @@ def tell_locks(report: Report, watched: Watched, longest: float, *, stops: bool)
             value="not measured",
         )
         return
-    report.expect(
+    report.prefer(
         "giving up on a lock",
         not watched.unlimited,
         "set lock_timeout in alembic/env.py, whose driver ignores PGOPTIONS (asyncpg: connect_args={'server_settings': "
@@ -250,7 +251,6 @@ def tell_locks(report: Report, watched: Watched, longest: float, *, stops: bool)
         value=f"never: {', '.join(watched.unlimited[:5])} waits, and everybody behind it" * bool(watched.unlimited)
         or "in time",
         expected="a lock_timeout in every migration's session",
-        otherwise=Status.WARN,
     )
     report.table(
         "Migrations on the copy", ("revision", "took"), [(r, duration(s)) for r, s in watched.seconds[:MOST_SHOWN]]
@@ -263,23 +263,22 @@ def tell_locks(report: Report, watched: Watched, longest: float, *, stops: bool)
         [_row(lock) for lock in found[:MOST_SHOWN]],
     )
     large = [lock for lock in found if lock.bytes > LARGE_BYTES or lock.rows > LARGE_ROWS]
-    report.expect(
+    report.prefer(
         "locks on large tables",
         not large,
         LARGE_HINT,
         value="; ".join(map(str, large[:3])) or "none that block writes",
         expected=f"none that block writes to more than {size(LARGE_BYTES)} or {LARGE_ROWS:,} rows",
-        otherwise=Status.WARN,
     )
     worst = found[0] if found else None
-    report.expect(
+    report.require(
         "longest lock",
         not worst or worst.seconds <= longest,
         f"stop the backend and launch this again with longest_lock_seconds above {worst.seconds if worst else 0:.0f}; "
         f"or: {LARGE_HINT}",
         value=str(worst) if worst else "none that blocks writes",
         expected=f"at most {longest:g} s",
-        otherwise=Status.CRITICAL if stops else Status.WARN,
+        worst=Status.CRITICAL if stops else Status.WARN,
     )
 
 
@@ -297,7 +296,7 @@ def expect_sound(report: Report, env: Environment, database: str, where: str) ->
     evidence = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}"
     found = integrity.run_expectations(env.postgres, database, evidence, env.suites)
     report.table(f"Expectations {where}", ("table", "expectation", "holds", "observed"), found.rows)
-    report.expect(
+    report.require(
         f"expectations {where}",
         found.ok,
         "look at the table of expectations: the migrated data breaks the application's rules",

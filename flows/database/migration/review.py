@@ -12,7 +12,7 @@ from blocks.environment import Environment
 from flows.database.migration.rehearsal import put_away
 from runbook.errors import OpsError
 from runbook.page.markdown import fenced
-from runbook.report import Evidence, Report, Status
+from runbook.report import Evidence, Report
 from tasks.migrations.program import require_reached
 from tasks.migrations.rehearsal import Direction, compare_schemas, migrate_rehearsal, read_state
 from tasks.migrations.scratch import create_rehearsal
@@ -22,29 +22,59 @@ MOST_LINES = 200
 # What autogenerate does not see, or sees wrongly; and where in a file it may be.
 # https://alembic.sqlalchemy.org/en/latest/autogenerate.html#what-does-autogenerate-detect-and-what-does-it-not-detect
 CHECKLIST = (
-    ("名前の変更", "テーブル・列の改名は drop + add になる → op.rename_table / alter_column(new_column_name=) に直す",
-     r"op\.(drop_table|drop_column|batch_alter)|\bDROP (TABLE|COLUMN)\b"),
-    ("型とサーバー側デフォルト", "compare_type / compare_server_default の設定次第で検出されない。USING 句も必要か確認",
-     r"type_=|server_default|postgresql_using|\bTYPE\b"),
-    ("ENUM の値", "値の変更は検出されない。downgrade で型を DROP するか。新しい値を同じトランザクションで使わないか",
-     r"Enum\(|\bENUM\b|ADD VALUE"),
-    ("CHECK・EXCLUDE 制約", "検出されない。手で書く。名前のない制約は downgrade で消せない",
-     r"check_constraint|CheckConstraint|\bCHECK\b|\bEXCLUDE\b|constraint\(None"),
-    ("部分・式インデックス", "条件 (WHERE) と式の変更は検出されないことがある",
-     r"postgresql_where|sa\.text\(|literal_column"),
-    ("ビュー・関数・トリガー・権限", "検出されない。依存するビューがあると列の変更は失敗する",
-     r"\b(VIEW|FUNCTION|TRIGGER|GRANT|POLICY|SEQUENCE)\b"),
-    ("データの移行", "検出されない。大きな UPDATE はバッチに分ける。再実行しても同じ結果か",
-     r"\b(UPDATE|INSERT|DELETE)\b|bulk_insert"),
-    ("NOT NULL の追加", "NULL の行があると失敗する。大きなテーブルは CHECK NOT VALID → VALIDATE → SET NOT NULL",
-     r"nullable=False|NOT NULL"),
-    ("インデックスの作成", "CREATE INDEX は書き込みを止める。大きなテーブルは autocommit_block の中で CONCURRENTLY",
-     r"create_index|CREATE (UNIQUE )?INDEX"),
-    ("外部キー・制約の追加", "両方のテーブルをロックする。NOT VALID で追加し、次のマイグレーションで VALIDATE",
-     r"create_foreign_key|ForeignKey|ADD CONSTRAINT"),
+    (
+        "名前の変更",
+        "テーブル・列の改名は drop + add になる → op.rename_table / alter_column(new_column_name=) に直す",
+        r"op\.(drop_table|drop_column|batch_alter)|\bDROP (TABLE|COLUMN)\b",
+    ),
+    (
+        "型とサーバー側デフォルト",
+        "compare_type / compare_server_default の設定次第で検出されない。USING 句も必要か確認",
+        r"type_=|server_default|postgresql_using|\bTYPE\b",
+    ),
+    (
+        "ENUM の値",
+        "値の変更は検出されない。downgrade で型を DROP するか。新しい値を同じトランザクションで使わないか",
+        r"Enum\(|\bENUM\b|ADD VALUE",
+    ),
+    (
+        "CHECK・EXCLUDE 制約",
+        "検出されない。手で書く。名前のない制約は downgrade で消せない",
+        r"check_constraint|CheckConstraint|\bCHECK\b|\bEXCLUDE\b|constraint\(None",
+    ),
+    (
+        "部分・式インデックス",
+        "条件 (WHERE) と式の変更は検出されないことがある",
+        r"postgresql_where|sa\.text\(|literal_column",
+    ),
+    (
+        "ビュー・関数・トリガー・権限",
+        "検出されない。依存するビューがあると列の変更は失敗する",
+        r"\b(VIEW|FUNCTION|TRIGGER|GRANT|POLICY|SEQUENCE)\b",
+    ),
+    (
+        "データの移行",
+        "検出されない。大きな UPDATE はバッチに分ける。再実行しても同じ結果か",
+        r"\b(UPDATE|INSERT|DELETE)\b|bulk_insert",
+    ),
+    (
+        "NOT NULL の追加",
+        "NULL の行があると失敗する。大きなテーブルは CHECK NOT VALID → VALIDATE → SET NOT NULL",
+        r"nullable=False|NOT NULL",
+    ),
+    (
+        "インデックスの作成",
+        "CREATE INDEX は書き込みを止める。大きなテーブルは autocommit_block の中で CONCURRENTLY",
+        r"create_index|CREATE (UNIQUE )?INDEX",
+    ),
+    (
+        "外部キー・制約の追加",
+        "両方のテーブルをロックする。NOT VALID で追加し、次のマイグレーションで VALIDATE",
+        r"create_foreign_key|ForeignKey|ADD CONSTRAINT",
+    ),
     ("ロックの影響", "check-migrations (rehearse=true) の表: どのテーブルを何秒ロックするか", r"op\.alter|ALTER TABLE"),
     ("downgrade", "upgrade のすべてを逆順に戻すか。失われるデータは何か", r"def downgrade"),
-)  # fmt: skip
+)
 
 
 @contextmanager
@@ -59,7 +89,7 @@ def scratch_at(report: Report, env: Environment, revision: str) -> Iterator[str]
         require_reached(env.postgres, env.application, name)
         if revision:
             came = migrate_rehearsal(env.postgres, env.application, name, "up", revision)
-            report.expect(
+            report.require(
                 "migrations from nothing",
                 not came.error,
                 "an empty database cannot be brought to head: correct the migration that fails",
@@ -106,8 +136,11 @@ def judge_new(report: Report, script: Script, *, generated: bool) -> None:
     report.fact("revision", f"{script.revision}, after {', '.join(script.down) or 'nothing'}")
     _expect(report, "upgrade", script.upgrade == "written", script, script.upgrade)
     _expect(report, "downgrade", script.downgrade == "written", script, script.downgrade)
-    report.table("レビュー項目 (autogenerate が見落とすもの)", ("項目", "確認すること", "このファイルでは"),
-                 [(item, what, _places(pattern, text)) for item, what, pattern in CHECKLIST])  # fmt: skip
+    report.table(
+        "レビュー項目 (autogenerate が見落とすもの)",
+        ("項目", "確認すること", "このファイルでは"),
+        [(item, what, _places(pattern, text)) for item, what, pattern in CHECKLIST],
+    )
     lines = text.splitlines()
     more = f"\n… {len(lines) - MOST_LINES} more lines" if lines[MOST_LINES:] else ""
     shown = "\n".join(lines[:MOST_LINES]) + more
@@ -121,13 +154,12 @@ def judge_new(report: Report, script: Script, *, generated: bool) -> None:
 
 
 def _expect(report: Report, name: str, ok: bool, script: Script, value: str) -> None:
-    report.expect(
+    report.require(
         name,
         ok,
         f"write upgrade() and downgrade() in {script.path}, then launch this again with the same message",
         value=value,
         expected="written, and undone by its downgrade",
-        otherwise=Status.CRITICAL,
     )
 
 

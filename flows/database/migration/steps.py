@@ -20,8 +20,8 @@ from flows.database.migration.rehearsal import (
 )
 from flows.store import store_for
 from runbook.errors import OpsError, VerificationFailed
-from runbook.page.render import duration
 from runbook.report import Report, Status
+from runbook.units import duration
 from runbook.wait import until
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
@@ -39,7 +39,7 @@ def judge_heads(report: Report, heads: Heads, current: str) -> None:
     """Where the database and the application's migrations are; several heads are an error."""
     report.fact("revision of the database", current or "none")
     report.fact("heads of the application", ", ".join(heads.names) or "none")
-    report.expect(
+    report.require(
         "one head",
         len(heads.names) < 2,
         "merge them (`alembic merge heads`) in the application's repository, test it, and deploy that",
@@ -54,14 +54,14 @@ def judge_pending(report: Report, heads: Heads, current: str, revision: str) -> 
     report.fail_if_critical()
     pending = heads.pending(current, revision)
     value = ", ".join(script.revision for script in pending) or f"none up to {revision}"
-    report.expect("pending migrations", True, "", value=value)
+    report.passed("pending migrations", value=value)
     return pending
 
 
 def judge_downgrades(report: Report, scripts: Sequence[Script], otherwise: Status) -> None:
     """Scripts whose downgrade does not lead back, found by reading them."""
     bad = [script for script in scripts if not script.reversible]
-    report.expect(
+    report.require(
         "downgrades",
         not bad,
         UNREVERSIBLE_HINT,
@@ -69,7 +69,7 @@ def judge_downgrades(report: Report, scripts: Sequence[Script], otherwise: Statu
         + (f" and {len(bad) - 5} more" if bad[5:] else "")
         or f"{len(scripts)} written",
         expected="one that undoes its upgrade, in every script",
-        otherwise=otherwise,
+        worst=otherwise,
     )
 
 
@@ -140,13 +140,12 @@ def judge_backend(report: Report, env: Environment, target: str) -> None:
     if not env.has("services") or "backend" not in env.services.names:
         return
     running = read_services(env.services, ["backend"]).running["backend"]
-    report.expect(
+    report.prefer(
         "backend",
         not running,
         "stop it, or have it run the older release first: newer code fails on an older schema",
         value="running" if running else "stopped",
         expected="not the newer code",
-        otherwise=Status.WARN,
     )
 
 
@@ -168,13 +167,12 @@ def tell_losses(report: Report, env: Environment, rehearsed: Rehearsed) -> list[
 def judge_upgrade(report: Report, env: Environment, rehearsed: Rehearsed) -> None:
     """What an upgrade loses: it may be meant, and nobody is left to find it out afterwards."""
     rows = [loss for loss in tell_losses(report, env, rehearsed) if loss.rows and not loss.columns]
-    report.expect(
+    report.prefer(
         "rows that are lost",
         not rows,
         "they stay in the newest backup only: have the migration keep them aside, where that is not meant",
         value="; ".join(f"{x.table}: {x.rows:,} rows, {x.what}" for x in rows[:3]) or "none",
         expected="none",
-        otherwise=Status.WARN,
     )
 
 
@@ -187,7 +185,7 @@ def judge_losses(report: Report, env: Environment, rehearsed: Rehearsed, undo: U
     report.fact("rows that are lost", value)
     if report.confirm:
         hint = f"if that is meant, launch it with lose_rows={rows}"
-        report.expect("rows that are lost", rows <= accepted, hint, value=value, expected=f"at most {accepted:,}")
+        report.require("rows that are lost", rows <= accepted, hint, value=value, expected=f"at most {accepted:,}")
     elif rows:
         report.plan("lose rows", f"{value} (What is lost names them): confirm with lose_rows={rows}")
     return replace(
@@ -232,13 +230,12 @@ def carry_out(
     report.fact("took", duration(done.seconds))
     report.table("What Alembic said", ("line",), [(line,) for line in done.output.splitlines()])
     other = compare_live(report, env, rehearsed)
-    report.expect(
+    report.prefer(
         "schema",
         not other,
         "somebody changed it meanwhile, or the migration depends on the moment: look at both",
         value="; ".join(other[:3]) or f"{len(rehearsed.after.definitions)} definitions as rehearsed",
         expected="as rehearsed",
-        otherwise=Status.WARN,
     )
 
 

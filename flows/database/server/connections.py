@@ -13,9 +13,9 @@ from flows.database.server.session_findings import MANUAL_IDLE_SECONDS, MOST_ROW
 from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
-from runbook.page.render import duration
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration
 from tasks.postgres.sessions.closing import CLOSE, close_sessions, why_kept
 from tasks.postgres.sessions.connections import Activity, Limits, Session, read_activity
 from tasks.postgres.sessions.pool import ECHO, OVERFLOW, RECOMMENDED, RECYCLE, SIZE, Pool, read_pool
@@ -197,11 +197,11 @@ def judge_values(report: Report, env: Environment, pool: Pool) -> None:
             where = f"set {name} in {env.application.backend_directory}/.env"
             report.warn(f"{name} not measured", where, value="not found", expected=manual)
         elif found.number is None:
-            report.expect(name, False, f"correct it in {found.source}", value=found.text, expected="a number")
+            report.fail(name, f"correct it in {found.source}", value=found.text, expected="a number")
         else:
             hint = f"set it to {manual} in {found.source} and restart the backend, or record why it differs"
             same = found.number == float(manual)
-            report.expect(name, same, hint, value=found.text, expected=manual, otherwise=Status.WARN)
+            report.prefer(name, same, hint, value=found.text, expected=manual)
     report.table("Pool", ("setting", "application", "manual", "read from"), rows)
     _judge_echo(report, env, pool)
 
@@ -212,13 +212,13 @@ def _judge_echo(report: Report, env: Environment, pool: Pool) -> None:
         hint = f"set {ECHO}=false in {env.application.backend_directory}/.env"
         report.warn(f"{ECHO} not measured", hint, value=found.text if found else "not found", expected="False")
         return
-    report.expect(
+    report.require(
         ECHO,
         not found.is_on or env.tier == "development",
         f"set it to false in {found.source} and restart the backend: every statement is written to the log",
         value=found.text,
         expected="False" if env.tier != "development" else "any, in development",
-        otherwise=Status.CRITICAL if env.tier == "production" else Status.WARN,
+        worst=Status.CRITICAL if env.tier == "production" else Status.WARN,
     )
 
 
@@ -226,13 +226,12 @@ def judge_recycle(report: Report, limits: Limits, pool: Pool) -> None:
     """A server that ends idle sessions earlier than the pool renews them leaves it dead ones."""
     found, limit = pool.values.get(RECYCLE), limits.idle_session_timeout_seconds
     if found and found.number is not None and limit > 0:
-        report.expect(
+        report.prefer(
             "recycle before the server ends idle sessions",
             0 <= found.number < limit,
             f"make {RECYCLE} shorter than idle_session_timeout, or the pool hands out dead connections",
             value=f"{found.text} s",
             expected=f"less than {limit:g} s",
-            otherwise=Status.WARN,
         )
 
 
@@ -247,7 +246,7 @@ def judge_total(report: Report, env: Environment, activity: Activity, pool: Pool
     if size is None or overflow is None:
         report.warn("connections at most: not measured", f"set {SIZE} and {OVERFLOW} where the application reads them")
     elif size <= 0 or overflow < 0:  # SQLAlchemy's "no limit"
-        report.expect("connections at most", False, f"set {SIZE} above 0 and {OVERFLOW} to 0 or more", value="no limit")
+        report.fail("connections at most", f"set {SIZE} above 0 and {OVERFLOW} to 0 or more", value="no limit")
     else:
         total = int((size + overflow) * count)
         shown = f"({size:g} + {overflow:g}) × {count} workers = {total} of {activity.limits.most}"
@@ -259,7 +258,7 @@ def _judge_room(report: Report, env: Environment, activity: Activity, total: int
     limits, user = activity.limits, env.postgres.user
     others = sum(session.user != user and not session.superuser for session in activity.clients)
     free = min(limits.application, limits.ordinary - others)
-    report.expect(
+    report.require(
         "connections at most",
         total <= free,
         "lower the pool or the workers, put PgBouncer between, or raise max_connections (needs a restart)",
@@ -269,11 +268,10 @@ def _judge_room(report: Report, env: Environment, activity: Activity, total: int
     if free >= total > limits.most * ALARM_RATIO:
         report.warn("room beside the pool", f"lower the pool: the alarm is at {ALARM_RATIO:.0%}", value=shown)
     used = sum(session.user == user for session in activity.clients)
-    report.expect(
+    report.prefer(
         "the role's connections now",
         used <= total,
         "launch it with the right workers=…, or find out who else logs in as the application's role",
         value=used,
         expected=f"at most {total}",
-        otherwise=Status.WARN,
     )

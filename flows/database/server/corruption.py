@@ -14,9 +14,9 @@ from blocks.postgres.server import Postgres
 from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
-from runbook.page.render import duration, size
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.postgres.upkeep.amcheck import (
     EXTENSION,
     INSTALL,
@@ -163,22 +163,34 @@ ON_STANDBY = (
 def judge_checksums(report: Report, found: Checksums, *, standby: bool) -> None:
     """Whether damage can be noticed at all, and what has been."""
     also = ", on the primary and every standby while all are stopped" if standby else ""
-    report.expect("data checksums", found.on, f"stop the server and switch them on: pg_checksums --enable{also}",
-                  value="on" if found.on else "off: failures are not measured", otherwise=Status.WARN)  # fmt: skip
-    report.expect("settings that hide damage", not found.hiding, "switch them off: damaged pages are read as if sound",
-                  value=", ".join(found.hiding) or "none", expected="none")  # fmt: skip
+    report.prefer(
+        "data checksums",
+        found.on,
+        f"stop the server and switch them on: pg_checksums --enable{also}",
+        value="on" if found.on else "off: failures are not measured",
+    )
+    report.require(
+        "settings that hide damage",
+        not found.hiding,
+        "switch them off: damaged pages are read as if sound",
+        value=", ".join(found.hiding) or "none",
+        expected="none",
+    )
     for failed in found.failures[:MOST_FINDINGS]:
-        report.expect(
+        report.fail(
             f"failed checksums in {failed.database or 'what all databases share'}",
-            False,
-            (ON_STANDBY if standby else "find the page in the server's log, check disk and memory of the host, restore "
-             "(restore-database) or REINDEX where only an index is hit")
+            (
+                ON_STANDBY
+                if standby
+                else "find the page in the server's log, check disk and memory of the host, restore "
+                "(restore-database) or REINDEX where only an index is hit"
+            )
             + "; pg_stat_reset() in that database starts the count anew",
             value=f"{failed.count}, the last at {failed.last}",
             expected="0",
-        )  # fmt: skip
+        )
     if found.on and not found.failures:
-        report.expect("failed checksums", True, "", value=0, expected=0)
+        report.passed("failed checksums", value=0, expected=0)
 
 
 def judge_collations(report: Report, found: Collations, database: str, *, standby: bool) -> None:
@@ -190,23 +202,30 @@ def judge_collations(report: Report, found: Collations, database: str, *, standb
         if len(changed.indexes) > 5:
             indexes = f"REINDEX the {len(changed.indexes)} indexes in the table below"
         refresh = f"ALTER {kind.upper()} {target} REFRESH {'COLLATION ' * (kind == 'database')}VERSION"
-        elsewhere = "launch this with where=primary; where only the standby differs, give its host the primary's " \
-                    "operating system; where both do, on the primary: "  # fmt: skip
-        report.warn(f"version of {changed.name}", f"{elsewhere * standby}{indexes}; then {refresh}",
-                    value=f"recorded {changed.recorded}, the provider has {changed.actual}",
-                    expected="the same: text may sort differently, indexes miss rows")  # fmt: skip
+        elsewhere = (
+            "launch this with where=primary; where only the standby differs, give its host the primary's "
+            "operating system; where both do, on the primary: "
+        )
+        report.warn(
+            f"version of {changed.name}",
+            f"{elsewhere * standby}{indexes}; then {refresh}",
+            value=f"recorded {changed.recorded}, the provider has {changed.actual}",
+            expected="the same: text may sort differently, indexes miss rows",
+        )
     if found.changed:
         rows = [(changed.name, index) for changed in found.changed for index in changed.indexes]
         _table(report, "Indexes that depend on a changed collation", ("collation", "index"), rows)
     if found.unrecorded:
-        report.warn("collations without a recorded version",
-                    "REINDEX what sorts by them, unless the host's libraries are those it was built with; a version is "
-                    "recorded only when the database (restore-database) or the collation is made anew",
-                    value=f"not measured: {', '.join(found.unrecorded[:5])}"
-                    + f" and {len(found.unrecorded) - 5} more" * (len(found.unrecorded) > 5))  # fmt: skip
+        report.warn(
+            "collations without a recorded version",
+            "REINDEX what sorts by them, unless the host's libraries are those it was built with; a version is "
+            "recorded only when the database (restore-database) or the collation is made anew",
+            value=f"not measured: {', '.join(found.unrecorded[:5])}"
+            + f" and {len(found.unrecorded) - 5} more" * (len(found.unrecorded) > 5),
+        )
     if not found.changed:
         value = f"{found.compared} the same, {found.unversioned} without a version (C sorts by bytes and needs none)"
-        report.expect("collation versions", True, "", value=value)
+        report.passed("collation versions", value=value)
 
 
 def judge_checked(report: Report, checked: tuple[Checked, ...], *, live: bool, standby: bool) -> None:
@@ -214,31 +233,38 @@ def judge_checked(report: Report, checked: tuple[Checked, ...], *, live: bool, s
     damaged = [one for one in checked if one.outcome == "damaged"]
     for one in damaged[:MOST_FINDINGS]:
         remedy = ON_STANDBY if standby else _remedy(one, damaged, live)
-        report.expect(f"{_kind(one)} {one.relation.name}", False, remedy,
-                      value=one.message, expected="sound")  # fmt: skip
+        report.fail(f"{_kind(one)} {one.relation.name}", remedy, value=one.message, expected="sound")
     if len(damaged) > MOST_FINDINGS:
         report.warn("more damaged relations", "they are in the table", value=len(damaged) - MOST_FINDINGS)
     reached = [one for one in checked if one.outcome == "sound"]
     if not damaged and reached:
-        report.expect("heap and indexes", True, "", value=f"{len(reached)} sound, {size(_bytes(reached))}")
+        report.passed("heap and indexes", value=f"{len(reached)} sound, {size(_bytes(reached))}")
     missed = [one for one in checked if one.outcome == "not reached"]
     names = list(dict.fromkeys(one.relation.table for one in missed))
-    report.expect("time budget", not missed, f"launch it with a larger budget_seconds, or with tables={names[:5]}",
-                  value=f"{len(missed)} of {len(checked)} relations not reached ({size(_bytes(missed))})",
-                  expected="all reached", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "time budget",
+        not missed,
+        f"launch it with a larger budget_seconds, or with tables={names[:5]}",
+        value=f"{len(missed)} of {len(checked)} relations not reached ({size(_bytes(missed))})",
+        expected="all reached",
+    )
     # Indexes of other kinds are a lasting gap and in the table; what should have been checked and was not is a finding.
     failed = [one for one in checked if one.outcome == "not checked" and not one.relation.why_not]
     if failed:
-        report.warn("relations that could not be checked", "see why, then launch it with their tables",
-                    value="; ".join(f"{one.relation.name}: {one.message}" for one in failed[:3]))  # fmt: skip
+        report.warn(
+            "relations that could not be checked",
+            "see why, then launch it with their tables",
+            value="; ".join(f"{one.relation.name}: {one.message}" for one in failed[:3]),
+        )
     if not damaged and not reached:
         report.warn("heap and indexes", "see the table for the reasons", value="not measured: nothing was checked")
 
 
 def _remedy(one: Checked, damaged: list[Checked], live: bool) -> str:
     if one.relation.is_index:
-        heap_is_sound = not any(other.relation.table == one.relation.table and not other.relation.is_index
-                                for other in damaged)  # fmt: skip
+        heap_is_sound = not any(
+            other.relation.table == one.relation.table and not other.relation.is_index for other in damaged
+        )
         rebuild = f"REINDEX INDEX CONCURRENTLY {one.relation.name}"
         return f"its table is sound: {rebuild}" if heap_is_sound else f"the table's damage first, then {rebuild}"
     first = "keep a copy of the files, check disk and memory of the host, then restore: restore-database, "
@@ -249,11 +275,20 @@ def _remedy(one: Checked, damaged: list[Checked], live: bool) -> str:
 def report_results(report: Report, checked: tuple[Checked, ...], heapallindexed: bool) -> None:
     """The outcome and the tables."""
     count = Counter(one.outcome for one in checked)
-    report.outcome = ", ".join(f"{count[outcome]} {outcome}" for outcome in ("sound", "damaged", "not reached",
-                               "not checked") if count[outcome]) or "there was nothing to check"  # fmt: skip
-    report.fact("checked", f"{size(_bytes(one for one in checked if one.outcome in ('sound', 'damaged')))} in "
-                f"{duration(sum(one.seconds for one in checked))}; rows missing from indexes: "
-                f"{'looked for' if heapallindexed else 'not looked for (heapallindexed)'}")  # fmt: skip
+    report.outcome = (
+        ", ".join(
+            f"{count[outcome]} {outcome}"
+            for outcome in ("sound", "damaged", "not reached", "not checked")
+            if count[outcome]
+        )
+        or "there was nothing to check"
+    )
+    report.fact(
+        "checked",
+        f"{size(_bytes(one for one in checked if one.outcome in ('sound', 'damaged')))} in "
+        f"{duration(sum(one.seconds for one in checked))}; rows missing from indexes: "
+        f"{'looked for' if heapallindexed else 'not looked for (heapallindexed)'}",
+    )
     if ends := [one.relation.name for one in checked if one.relation.is_unindexed and one.outcome == "sound"]:
         names = ", ".join(ends[:MOST_FINDINGS]) + " …" * (len(ends) > MOST_FINDINGS)
         report.fact(
@@ -266,9 +301,11 @@ def report_results(report: Report, checked: tuple[Checked, ...], heapallindexed:
     _table(report, "Damaged, or not checked", ("relation", "kind", "outcome", "why"), rows)
     longest = sorted((one for one in checked if one.outcome == "sound"), key=lambda one: -one.seconds)[:20]
     columns = ("relation", "kind", "size", "seconds")
-    report.table("Sound: what took longest", columns,
-                 [(one.relation.name, _kind(one), size(one.relation.bytes), f"{one.seconds:.2f}") for one in longest],
-                 )  # fmt: skip
+    report.table(
+        "Sound: what took longest",
+        columns,
+        [(one.relation.name, _kind(one), size(one.relation.bytes), f"{one.seconds:.2f}") for one in longest],
+    )
 
 
 def _table(report: Report, name: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

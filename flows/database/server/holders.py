@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from runbook.page.render import duration
 from runbook.report import Report, Status
+from runbook.units import duration
 from tasks.postgres.sessions.holders import Holder
 
 LONG_SECONDS = 300
@@ -37,11 +37,11 @@ def judge_holders(
 ) -> None:
     """One finding for each, with how to end it; one that is well where there is none."""
     for holder in holders[:MOST_NAMED]:
-        report.expect(what, False, holder.remedy, value=holder.text, expected=expected, otherwise=otherwise)
+        report.fail(what, holder.remedy, value=holder.text, expected=expected, worst=otherwise)
     if len(holders) > MOST_NAMED:
-        report.expect(what, False, "end those first", value=f"{len(holders) - MOST_NAMED} more", otherwise=otherwise)
+        report.fail(what, "end those first", value=f"{len(holders) - MOST_NAMED} more", worst=otherwise)
     if not holders:
-        report.expect(what, True, "", value="none")
+        report.passed(what, value="none")
 
 
 def judge_horizon(report: Report, holders: Sequence[Holder], long_seconds: int) -> None:

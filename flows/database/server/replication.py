@@ -13,9 +13,9 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.database.server.holders import judge_horizon
 from flows.database.server.wraparound import judge_wraparound
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.host.disk import disk_on
 from tasks.postgres.replication.rates import Rates, measure_rates, seconds_until
 from tasks.postgres.replication.status import Replication, Slot, Standby, parse_sync_names, read_replication
@@ -82,19 +82,25 @@ def judge_mode(report: Report, found: Replication) -> None:
     settings, names = found.settings, parse_sync_names(found.settings.sync_names)
     if settings.in_recovery:
         report.fact("replication mode", f"this server is a standby ({found.receiver or 'no WAL receiver'})")
-        report.expect("WAL receiver", found.receiver.startswith("streaming"),
-                      "look at primary_conninfo and the primary's log; it may be replaying from the archive",
-                      value=found.receiver or "none", expected="streaming", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            "WAL receiver",
+            found.receiver.startswith("streaming"),
+            "look at primary_conninfo and the primary's log; it may be replaying from the archive",
+            value=found.receiver or "none",
+            expected="streaming",
+        )
         age = found.replay_age_seconds
         report.fact("last replayed transaction", "none" if age is None else f"{duration(age)} ago")
         return
     report.fact("replication mode", _mode(found))
     report.fact("synchronous_commit", "; ".join((settings.sync_commit, *settings.sync_commit_elsewhere)))
     carried = bool(found.physical) or (settings.archives and not found.archiver.is_failing)
-    report.expect("copy of the WAL elsewhere", carried,
-                  "connect a standby or archive WAL: until then what was written since the newest backup is only here",
-                  value="standby or archive" if carried else "none: no standby, no archiving that works",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "copy of the WAL elsewhere",
+        carried,
+        "connect a standby or archive WAL: until then what was written since the newest backup is only here",
+        value="standby or archive" if carried else "none: no standby, no archiving that works",
+    )
     if names.needed:
         _judge_sync(report, found)
 
@@ -104,10 +110,13 @@ def judge_configured(report: Report, found: Replication) -> None:
     if found.settings.in_recovery:
         return
     replaying = [standby for standby in found.physical if standby.replay_bytes is not None]
-    report.expect("standby of the environment", bool(replaying),
-                  "start it, its log says why it does not stream; or take [standby] out of the environment",
-                  value=", ".join(s.name or s.address for s in replaying) or "none is connected",
-                  expected="connected", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "standby of the environment",
+        bool(replaying),
+        "start it, its log says why it does not stream; or take [standby] out of the environment",
+        value=", ".join(s.name or s.address for s in replaying) or "none is connected",
+        expected="connected",
+    )
 
 
 def _mode(found: Replication) -> str:
@@ -128,7 +137,7 @@ def _judge_sync(report: Report, found: Replication) -> None:
     settings, names = found.settings, parse_sync_names(found.settings.sync_names)
     there, unmatched = _synchronous(found.standbys), names.unmatched(found.standbys)
     waits = settings.sync_commit not in DOES_NOT_WAIT
-    report.expect(
+    report.require(
         "standbys that synchronous_standby_names needs",
         len(there) >= names.needed,
         f"every commit waits for ever: start a standby with application_name {' or '.join(unmatched) or 'listed'}; or, "
@@ -136,19 +145,28 @@ def _judge_sync(report: Report, found: Replication) -> None:
         "Do not cancel the waiting sessions: a cancelled wait answers “committed”",
         value=f"{len(there)} of {names.needed} connected; {found.waiting_commits} commits are waiting",
         expected=settings.sync_names,
-        otherwise=Status.CRITICAL if waits else Status.WARN,
+        worst=Status.CRITICAL if waits else Status.WARN,
     )
     if unmatched and len(there) >= names.needed:
-        report.warn("names that nobody matches", "start that standby, or take the name out of the list",
-                    value=", ".join(unmatched), expected=settings.sync_names)  # fmt: skip
-    report.expect("synchronous_commit", waits and not settings.sync_commit_elsewhere,
-                  "set it to on, also for the roles and databases named: else their commits can be lost",
-                  value="; ".join((settings.sync_commit, *settings.sync_commit_elsewhere)),
-                  otherwise=Status.WARN)  # fmt: skip
-    report.expect("commits that wait for a standby", found.waited_seconds <= COMMIT_WAIT_SECONDS,
-                  "see to the standby's lag; cancel none of them: a cancelled wait answers “committed”",
-                  value=f"{found.waiting_commits}, the longest for {duration(found.waited_seconds)}",
-                  expected=f"≤ {COMMIT_WAIT_SECONDS:.0f} s", otherwise=Status.WARN)  # fmt: skip
+        report.warn(
+            "names that nobody matches",
+            "start that standby, or take the name out of the list",
+            value=", ".join(unmatched),
+            expected=settings.sync_names,
+        )
+    report.prefer(
+        "synchronous_commit",
+        waits and not settings.sync_commit_elsewhere,
+        "set it to on, also for the roles and databases named: else their commits can be lost",
+        value="; ".join((settings.sync_commit, *settings.sync_commit_elsewhere)),
+    )
+    report.prefer(
+        "commits that wait for a standby",
+        found.waited_seconds <= COMMIT_WAIT_SECONDS,
+        "see to the standby's lag; cancel none of them: a cancelled wait answers “committed”",
+        value=f"{found.waiting_commits}, the longest for {duration(found.waited_seconds)}",
+        expected=f"≤ {COMMIT_WAIT_SECONDS:.0f} s",
+    )
 
 
 def _synchronous(standbys: tuple[Standby, ...]) -> list[Standby]:
@@ -163,17 +181,26 @@ def judge_standbys(report: Report, standbys: tuple[Standby, ...], wal_per_second
         silent = s.silent_seconds > SILENT_SECONDS and behind > 0
         lag = _lag(s, behind, wal_per_second)
         shown = "no end of time" if math.isinf(lag) else duration(lag)
-        rows.append((s.name, s.address, s.state, s.sync_state, s.slot or "none", size(s.flush_bytes),
-                     "receives only" if s.replay_bytes is None else size(s.replay_bytes), shown))  # fmt: skip
+        rows.append(
+            (
+                s.name,
+                s.address,
+                s.state,
+                s.sync_state,
+                s.slot or "none",
+                size(s.flush_bytes),
+                "receives only" if s.replay_bytes is None else size(s.replay_bytes),
+                shown,
+            )
+        )
         well = s.state == "streaming" and not silent and lag <= LAG_SECONDS
-        report.expect(
+        report.prefer(
             f"standby {s.name or s.address}",
             well,
             "look at its log, its disk and the network; replay may be paused (SELECT pg_wal_replay_resume() there) "
             "or held by a query (pg_stat_activity there)",
             value=f"{s.state}, {s.sync_state}, {size(behind)} and {shown} behind" + (" (silent)" if silent else ""),
             expected=f"streaming, lag ≤ {LAG_SECONDS:.0f} s",
-            otherwise=Status.WARN,
         )
         if not s.slot and s.state == "streaming":
             report.fact(f"slot of {s.name}", "none: WAL that it still needs may be removed (wal_keep_size)")
@@ -211,15 +238,30 @@ def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int
         left = math.nan if room is None else rates.wal.seconds_left(room)
         shown = "not measured" if math.isnan(left) else time_left(left)
         end = "until it is lost" if lost_first else "until the disk is full"
-        rows.append((slot.name, slot.kind, slot.database, "yes" if slot.active else slot.inactive_since or "no",
-                     slot.wal_status, size(slot.held_bytes), "no limit" if slot.safe_bytes is None else
-                     size(slot.safe_bytes), f"{shown} {end}",
-                     "" if room is None else time_left(rates.wal.seconds_left_on_average(room))))  # fmt: skip
+        rows.append(
+            (
+                slot.name,
+                slot.kind,
+                slot.database,
+                "yes" if slot.active else slot.inactive_since or "no",
+                slot.wal_status,
+                size(slot.held_bytes),
+                "no limit" if slot.safe_bytes is None else size(slot.safe_bytes),
+                f"{shown} {end}",
+                "" if room is None else time_left(rates.wal.seconds_left_on_average(room)),
+            )
+        )
         status, hint = _verdict(slot, left, limit, lost_first)
         value = f"{'active' if slot.active else 'inactive'}, {slot.wal_status}, holds {size(slot.held_bytes)}, "
         value += f"{shown} {end}" if slot.wal_status != "lost" else "its WAL is gone"
-        report.expect(f"slot {slot.name}", status is Status.OK, hint, value=value,
-                      expected=f"active, more than {duration(WARN_SECONDS)} left", otherwise=status)  # fmt: skip
+        report.require(
+            f"slot {slot.name}",
+            status is Status.OK,
+            hint,
+            value=value,
+            expected=f"active, more than {duration(WARN_SECONDS)} left",
+            worst=status,
+        )
     columns = (
         "slot",
         "kind",
@@ -266,7 +308,7 @@ def judge_archiver(report: Report, found: Replication, rates: Rates, free: int |
         left = f"{time_left(rates.wal.seconds_left(free))} at the present rate, {average} at the average one"
     report.fact("archiving", f"last {archiver.last_archived}; {archiver.waiting} files wait")
     failing = archiver.is_failing or rates.failures > 0
-    report.expect(
+    report.require(
         "archiver",
         not failing and bool(settings.archives_by),
         "read the server's log for archive_command's message and correct it: pg_wal grows until then, and no recovery "
@@ -276,10 +318,13 @@ def judge_archiver(report: Report, found: Replication, rates: Rates, free: int |
         expected="no failure since the last success",
     )
     if not failing and settings.archives_by:
-        report.expect("files that wait for the archiver", archiver.waiting_seconds <= ARCHIVE_WAIT_SECONDS,
-                      f"archive_command hangs or is too slow; time until the disk is full: {left}",
-                      value=f"{archiver.waiting}, the oldest for {duration(archiver.waiting_seconds)}",
-                      expected=f"≤ {duration(ARCHIVE_WAIT_SECONDS)}", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            "files that wait for the archiver",
+            archiver.waiting_seconds <= ARCHIVE_WAIT_SECONDS,
+            f"archive_command hangs or is too slow; time until the disk is full: {left}",
+            value=f"{archiver.waiting}, the oldest for {duration(archiver.waiting_seconds)}",
+            expected=f"≤ {duration(ARCHIVE_WAIT_SECONDS)}",
+        )
 
 
 def free_for_wal(postgres: Postgres) -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from runbook.page.render import duration
-from runbook.report import Report, Status
+from runbook import metrics
+from runbook.report import Report
+from runbook.units import duration
 from tasks.postgres.sessions.blocking import tree_of
 from tasks.postgres.sessions.connections import Activity, Session
 
@@ -18,16 +19,12 @@ WORKING = (
 )
 
 
-def _judge(report: Report, metric: str, value: float, hint: str, of: str) -> Status:
-    return report.judge(metric, round(value, 3), hint, of=of)
-
-
 def judge_used(report: Report, activity: Activity) -> None:
     """Clients against the places that the server has, and who they are."""
     clients, limits = activity.clients, activity.limits
     hint = "close what is idle in a transaction, lower the pools, or raise max_connections (needs a restart)"
     of = f"{len(clients) + 1} of {limits.most}; {limits.reserved} of them are reserved"
-    _judge(report, "postgres.connections.used_ratio", activity.used_ratio, hint, of)
+    report.judge(metrics.CONNECTIONS, activity.used_ratio, hint, of=of)
     counted = Counter((s.database, s.user, s.application, s.state or "starting") for s in clients)
     rows = [(*key, count) for key, count in counted.most_common()]
     report.table("Connections", ("database", "user", "application", "state", "count"), rows)
@@ -39,14 +36,13 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
     """In a transaction: this database's sessions are judged, others' told. Outside one they only take places."""
     idle = sorted((s for s in activity.clients if s.is_idle_in_transaction), key=lambda s: -s.state_seconds)
     held, others = [s for s in idle if s.database == database], [s for s in idle if s.database != database]
-    _judge(
-        report,
-        "postgres.sessions.idle_in_transaction_seconds",
+    report.judge(
+        metrics.IDLE,
         max((session.state_seconds for session in held), default=0.0),
         f"correct the code that forgets it; to end it: {CLOSE_FLOW} with min_seconds={MANUAL_IDLE_SECONDS} or less",
-        f"{len(held)} sessions" + (f", the longest is process {held[0].pid}" if held else ""),
+        of=f"{len(held)} sessions" + (f", the longest is process {held[0].pid}" if held else ""),
     )
-    limit = report.limit("postgres.sessions.idle_in_transaction_seconds")[0]
+    limit = report.limit(metrics.IDLE)[0]
     if others and others[0].state_seconds > limit:
         counted = Counter(session.database for session in others)
         report.warn(
@@ -57,14 +53,13 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
         )
     long = [session for session in activity.clients if session.is_idle and session.state_seconds > MANUAL_IDLE_SECONDS]
     long.sort(key=lambda session: -session.state_seconds)
-    warn_ratio = report.limit("postgres.connections.used_ratio")[0]
-    report.expect(
+    warn_ratio = report.limit(metrics.CONNECTIONS)[0]
+    report.prefer(
         "idle for more than 5 minutes",
         not long or activity.used_ratio <= warn_ratio,
         f"places are scarce: lower the pools that hold them, or {CLOSE_FLOW} with also_idle (of {database} only)",
         value=len(long),
         expected=f"any number while at most {warn_ratio:.0%} of the connections are in use",
-        otherwise=Status.WARN,
     )
     _table(report, "Idle in transaction", [*held, *others])
     _table(report, "Idle for more than 5 minutes", long)
@@ -83,7 +78,7 @@ def judge_blocked(report: Report, activity: Activity, database: str) -> None:
     if any(line.pid == 0 for line in roots):
         hint = "COMMIT PREPARED or ROLLBACK PREPARED what pg_prepared_xacts lists"
     of = f"{len(activity.blocked)} sessions" + (f", by {by}" if by else "")
-    _judge(report, "postgres.sessions.blocked_seconds", waited, hint, of)
+    report.judge(metrics.BLOCKED, waited, hint, of=of)
     rows = [
         ("└ " * line.depth + str(line.pid or "prepared transaction"), *_cells(line.session))
         for line in tree[:MOST_ROWS]

@@ -61,7 +61,7 @@ def judge_setting(report: Report, setting: Setting, overrides: Overrides) -> boo
         hint = f"correct the server's start command (source: {setting.source}): it stands above ALTER SYSTEM"
     worst = Status.CRITICAL if setting.name == "autovacuum" and not running else Status.WARN
     expected = wanted if exact else BY_NAME[setting.name]
-    return report.expect(setting.name, well, hint, value=value, expected=expected, otherwise=worst)
+    return report.require(setting.name, well, hint, value=value, expected=expected, worst=worst)
 
 
 def tell_settings(report: Report, found: ServerSettings, overrides: Overrides) -> None:
@@ -69,10 +69,10 @@ def tell_settings(report: Report, found: ServerSettings, overrides: Overrides) -
     if missing := [name for name in MANUAL if name not in found.by_name]:
         report.warn("not measured", "look whether this version of PostgreSQL renamed them", value=", ".join(missing))
     rows = [
-        (s.name, s.shown, _value_for(name, overrides), BY_NAME[name].section, s.source, needs(s),
-         _note(s, overrides))
-        for name in MANUAL if (s := found.by_name.get(name))
-    ]  # fmt: skip
+        (s.name, s.shown, _value_for(name, overrides), BY_NAME[name].section, s.source, needs(s), _note(s, overrides))
+        for name in MANUAL
+        if (s := found.by_name.get(name))
+    ]
     report.table("Settings", ("setting", "running", "wanted", "section", "source", "takes effect by", "note"), rows)
 
 
@@ -89,7 +89,7 @@ def _note(setting: Setting, overrides: Overrides) -> str:
 
 def judge_files(report: Report, found: ServerSettings) -> None:
     """An error in a configuration file stops every reload."""
-    report.expect(
+    report.require(
         "configuration files",
         not found.file_errors,
         "correct that line: until then a reload takes nothing over and a restart fails",
@@ -102,13 +102,12 @@ def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides)
     for name, (record, value) in overrides.items():
         setting = found.by_name.get(name)
         if setting and setting.is_filed(value):
-            report.expect(
+            report.prefer(
                 f"override {name} = {value}",
                 not record.is_expired,
                 f"{UNDO} with record={record.name}, or {APPLY} with names={name} for the manual's value",
                 value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
                 expected="removed when its time is over",
-                otherwise=Status.WARN,
             )
 
 

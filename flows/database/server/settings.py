@@ -233,7 +233,7 @@ def judge_order(report: Report, found: ServerSettings, wanted: Mapping[str, str]
     if "max_connections" not in wanted or setting.same(setting.coming, wanted["max_connections"]):
         return
     new, old = float(setting.measure(wanted["max_connections"])), float(setting.measure(setting.value))
-    report.expect(
+    report.require(
         "max_connections above the reserved ones",
         new > found.reserved,
         f"choose more than {found.reserved}: the server would not start again",

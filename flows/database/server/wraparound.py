@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks.postgres.replication.rates import Rate
 from tasks.postgres.replication.wraparound import STOP_AGE, Age, Wraparound
 
@@ -26,20 +26,25 @@ def judge_wraparound(report: Report, found: Wraparound, xids: Rate, database: st
     report.fact("until transaction ids run out, were nothing frozen", _days(left))
     for age in [age for age in found.databases if _status(age, found, xids) is not Status.OK][:MOST_FINDINGS]:
         tables = ", ".join(table.name for table in found.tables[:3]) if age.name == database else "its oldest tables"
-        report.expect(
+        report.fail(
             f"age of database {age.name}",
-            False,
             f"end what holds xmin back (check-replication lists it), then VACUUM (FREEZE, INDEX_CLEANUP OFF) {tables}",
             value=f"{age.xids:,} transactions, {age.multixacts:,} multixacts; {_days(_left(age, xids))} left",
             expected=f"autovacuum freezes at {found.freeze_max_age:,} and {found.multixact_freeze_max_age:,}",
-            otherwise=_status(age, found, xids),
+            worst=_status(age, found, xids),
         )
     if all(_status(age, found, xids) is Status.OK for age in found.databases):
-        report.expect("age of the databases", True, "", value=f"at most {worst.xids:,} ({worst.name})",
-                      expected=f"autovacuum freezes at {found.freeze_max_age:,}")  # fmt: skip
+        report.passed(
+            "age of the databases",
+            value=f"at most {worst.xids:,} ({worst.name})",
+            expected=f"autovacuum freezes at {found.freeze_max_age:,}",
+        )
     for table in [table for table in found.tables if table.temporary and table.oldest > found.freeze_max_age]:
-        report.warn(f"temporary table {table.name}", "end its session, or drop it: autovacuum cannot freeze it",
-                    value=f"{table.xids:,}")  # fmt: skip
+        report.warn(
+            f"temporary table {table.name}",
+            "end its session, or drop it: autovacuum cannot freeze it",
+            value=f"{table.xids:,}",
+        )
     _tables(report, found, xids, database)
 
 
@@ -60,10 +65,16 @@ def _left(age: Age, xids: Rate) -> float:
 def _tables(report: Report, found: Wraparound, xids: Rate, database: str) -> None:
     def rows(ages: Sequence[Age]) -> list[tuple[object, ...]]:
         return [
-            (a.name, f"{a.xids:,}", f"{a.multixacts:,}", f"{a.oldest / STOP_AGE:.1%}",
-             _days(_left(a, xids)), size(a.bytes) if a.bytes else "")
+            (
+                a.name,
+                f"{a.xids:,}",
+                f"{a.multixacts:,}",
+                f"{a.oldest / STOP_AGE:.1%}",
+                _days(_left(a, xids)),
+                size(a.bytes) if a.bytes else "",
+            )
             for a in ages[:MOST_ROWS]
-        ]  # fmt: skip
+        ]
 
     columns = ("name", "age (transactions)", "age (multixacts)", "of the limit", "left, were nothing frozen", "size")
     report.table("Wraparound: databases", columns, rows(found.databases))

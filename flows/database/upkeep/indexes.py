@@ -14,9 +14,9 @@ from flows.database.upkeep.vacuum import judge_space, require_primary
 from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
@@ -114,7 +114,7 @@ def rebuild_indexes(
         for index in leftovers:
             reason = drop_leftover(permit, env.postgres, index, lock_seconds)
             hint = "launch it again when that is done"
-            report.expect(f"leftover {index.name}", not reason, hint, value=reason or "dropped", otherwise=Status.WARN)
+            report.prefer(f"leftover {index.name}", not reason, hint, value=reason or "dropped")
         report.state_is(
             "every index that was valid still is; an interrupted rebuild may have left an invalid one beside it",
             "launch it again: it drops what was left and rebuilds the rest",
@@ -202,7 +202,7 @@ def _plan(report: Report, leftovers: list[Index], chosen: tuple[Index, ...]) -> 
 
 def _report_results(report: Report, done: list[Rebuilt], leftovers: int) -> None:
     for one in (one for one in done if one.failed):
-        report.expect(f"index {one.name}", False, one.hint, value=one.failed)
+        report.fail(f"index {one.name}", one.hint, value=one.failed)
     rows = [
         (one.name, f"{size(one.before_bytes)} → {size(one.after_bytes)}", f"{one.seconds:.1f}", one.attempts)
         for one in done
@@ -247,22 +247,20 @@ def _names(indexes: Sequence[Index]) -> str:
 def judge_invalid(report: Report, indexes: tuple[Index, ...]) -> None:
     """An invalid index is written to and never read: it only costs."""
     leftovers = [index for index in indexes if index.is_leftover]
-    report.expect(
+    report.prefer(
         "leftovers of rebuilds",
         not leftovers,
         "rebuild-indexes without any choice drops them",
         value=_names(leftovers) or "none",
         expected="none",
-        otherwise=Status.WARN,
     )
     broken = [index for index in indexes if index.is_broken and not index.is_leftover]
-    report.expect(
+    report.prefer(
         "invalid indexes",
         not broken,
         f"rebuild-indexes with indexes={[index.name for index in broken[:5]]}; or DROP INDEX CONCURRENTLY them",
         value=_names(broken) or "none",
         expected="none",
-        otherwise=Status.WARN,
     )
     if live := [index for index in indexes if not index.valid and index.building]:
         report.fact("being built now", _names(live))
@@ -272,13 +270,12 @@ def judge_duplicates(report: Report, indexes: tuple[Index, ...]) -> None:
     """Those that add nothing to another one, and the statements that drop them."""
     found = find_duplicates(indexes)
     wasted = sum(other.bytes for _, other in found)
-    report.expect(
+    report.prefer(
         "duplicate indexes",
         not found,
         "see the table Duplicates: the statement drops the one that adds nothing",
         value=f"{_names([other for _, other in found])} ({size(wasted)})" if found else "none",
         expected="none",
-        otherwise=Status.WARN,
     )
     if found:
         rows = [(kept.name, other.name, size(other.bytes), _drop_text(other)) for kept, other in found]
@@ -300,13 +297,12 @@ def judge_unused(report: Report, indexes: tuple[Index, ...], statistics: Statist
         rows = [(*row[:3], "not yet") for row in rows]
     else:
         standbys = f"; {statistics.standbys} standbys count their own scans: ask them first" * bool(statistics.standbys)
-        report.expect(
+        report.prefer(
             "unused indexes",
             not unused,
             f"see the table Never scanned: drop what nobody misses{standbys}",
             value=f"{_names(unused)} ({size(sum(index.bytes for index in unused))})" if unused else "none",
             expected="none",
-            otherwise=Status.WARN,
         )
     if rows:
         show(report, f"Never scanned since {statistics.since} UTC", ("index", "table", "size", "statement"), rows)
@@ -314,13 +310,12 @@ def judge_unused(report: Report, indexes: tuple[Index, ...], statistics: Statist
 
 def judge_missing(report: Report, missing: tuple[ForeignKey, ...]) -> None:
     """Foreign keys whose deletions read a whole table."""
-    report.expect(
+    report.prefer(
         "foreign keys without an index",
         not missing,
         "see the table: a deletion above reads the whole table; create the index where rows are ever deleted there",
         value=", ".join(f"{key.table} ({key.constraint})" for key in missing[:5]) or "none",
         expected="none",
-        otherwise=Status.WARN,
     )
     if missing:
         columns = ("table", "constraint", "refers to", "rows", "size", "statement")
@@ -331,11 +326,10 @@ def judge_missing(report: Report, missing: tuple[ForeignKey, ...]) -> None:
 def judge_bloat(report: Report, indexes: tuple[Index, ...]) -> None:
     """Big indexes that are mostly air, by estimate."""
     bloated = [i for i in indexes if i.valid and i.bloat_ratio >= BLOATED_RATIO and i.bytes >= BLOATED_BYTES]
-    report.expect(
+    report.prefer(
         "bloat (estimate)",
         not bloated,
         f"ANALYZE, look again; then rebuild-indexes with indexes={[index.name for index in bloated[:5]]}",
         value=", ".join(f"{i.name}: {i.bloat_ratio:.0%} of {size(i.bytes)}" for i in bloated[:5]) or "none",
         expected=f"below {BLOATED_RATIO:.0%}, or smaller than {size(BLOATED_BYTES)}",
-        otherwise=Status.WARN,
     )

@@ -13,9 +13,9 @@ from flows.database.server.setting_steps import find_overrides, judge_setting
 from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
-from runbook.page.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.recommended import AUTOVACUUM
 from tasks.postgres.server.server import read_server
@@ -149,7 +149,7 @@ def judge_space(report: Report, path: str, free_bytes: int, needed_bytes: int) -
     if free_bytes < 0:
         report.warn(f"free space at {path}", f"look there: {size(needed_bytes)} are needed", value="not measured")
         return
-    report.expect(
+    report.require(
         f"free space at {path}",
         free_bytes > needed_bytes,
         f"free {size(needed_bytes - free_bytes)} there, or choose smaller ones",
@@ -192,7 +192,7 @@ def _report_results(
     )
     failed = [one for one in done if one.failed]
     for one in failed[:MOST_SHOWN]:
-        report.expect(f"table {one.name}", False, one.hint, value=one.failed, otherwise=Status.CRITICAL)
+        report.fail(f"table {one.name}", one.hint, value=one.failed)
     warned = [one for one in done if one.warned and not one.failed]
     for one in warned[:MOST_SHOWN]:
         report.warn(f"table {one.name}", one.hint or "look at the server's log", value=f"done; warned: {one.warned}")
@@ -218,13 +218,12 @@ def _judge_rest(
         if blamed
         else "look for a younger transaction: launch this again with long_seconds=0; else it is load: launch it again"
     )
-    report.expect(
+    report.prefer(
         "dead rows that vacuum had to leave",
         not left,
         hint,
         value=", ".join(f"{t.name}: {t.dead:,} ({t.dead_ratio:.0%})" for t in left[:5]) or "few",
         expected=f"below {DEAD_RATIO:.0%} of each table",
-        otherwise=Status.WARN,
     )
 
 
@@ -270,7 +269,7 @@ def judge_settings(report: Report, env: Environment, found: Autovacuum) -> None:
     for name in AUTOVACUUM:
         if name in settings.by_name:
             judge_setting(report, settings.by_name[name], overrides)
-    report.expect(
+    report.require(
         "track_counts",
         found.counted,
         "ALTER SYSTEM SET track_counts = on; then SELECT pg_reload_conf(): without it autovacuum does nothing",
@@ -285,13 +284,12 @@ def judge_tables(report: Report, found: Autovacuum) -> None:
     behind = [table for table in found.tables if table.is_behind]
     for table in behind[:MOST_SHOWN]:
         why = "" if table.enabled else ", autovacuum is off for it"
-        report.expect(
+        report.fail(
             f"autovacuum keeps up with {table.name}",
-            False,
             f"{table.remedy} Then vacuum-database with tables=[{table.name}]",
             value=f"{table.dead:,} dead rows, {table.dead_ratio:.0%} of all{why}",
             expected=f"it comes at {table.vacuum_trigger:,.0f}",
-            otherwise=Status.CRITICAL if table.dead_ratio >= MOSTLY_DEAD else Status.WARN,
+            worst=Status.CRITICAL if table.dead_ratio >= MOSTLY_DEAD else Status.WARN,
         )
     if unknown := [table for table in found.tables if table.is_unknown]:
         report.warn(
@@ -300,15 +298,14 @@ def judge_tables(report: Report, found: Autovacuum) -> None:
             value=f"not measured: {', '.join(table.name for table in unknown[:5])} ({len(unknown)}); counters lost",
         )
     if not behind and not unknown and found.counted:
-        report.expect("autovacuum keeps up with every table", True, "", value=f"{len(found.tables)} tables")
+        report.passed("autovacuum keeps up with every table", value=f"{len(found.tables)} tables")
     stale = [table for table in found.tables if table.is_stale]
-    report.expect(
+    report.prefer(
         "planner statistics",
         not stale,
         "vacuum-database with mode=analyze and these tables",
         value=", ".join(f"{t.name}: {t.changed:,} rows changed" for t in stale[:5]) or "recent",
         expected="renewed after few changes",
-        otherwise=Status.WARN,
     )
     rows = [_row(table) for table in found.tables]
     more = f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""
@@ -341,11 +338,11 @@ def judge_ages(report: Report, found: Autovacuum) -> None:
     for age in found.ages:
         late = FREEZE_IS_LATE * age.freeze_max_age
         near = age.xids > WRAPAROUND_IS_NEAR
-        report.expect(
+        report.require(
             f"age in {age.what}",
             age.xids <= late and not near,
             "end what holds dead rows back, then vacuum-database (plain, all tables): it freezes old rows",
             value=f"{age.xids:,}, {age.xids / WRAPAROUND_XIDS:.1%} of the way to wraparound",
             expected=f"≤ {late:,.0f}",
-            otherwise=Status.CRITICAL if near else Status.WARN,
+            worst=Status.CRITICAL if near else Status.WARN,
         )

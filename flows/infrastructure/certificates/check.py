@@ -11,7 +11,7 @@ from blocks.environment import Environment
 from blocks.places import Certificates
 from flows.infrastructure.certificates.findings import judge_files, judge_schedules, judge_served, tell_certificates
 from flows.infrastructure.certificates.steps import read_all, read_known
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
 from tasks.certificates.files import Files
 from tasks.certificates.served import Served
@@ -63,6 +63,9 @@ def _judge_looked_at(report: Report, files: Sequence[Files], served: Sequence[Se
     asked = {shown.server.name.lower() for shown in served}
     for found in files:
         names = found.chain[0].covers if found.chain else found.names.__contains__
-        report.expect(f"{found.name}: served", any(names(name) for name in asked),
-                      f"add “{found.name}:443” to [certificates] served", otherwise=Status.WARN,
-                      value="" if any(names(name) for name in asked) else "no server is asked for it")  # fmt: skip
+        report.prefer(
+            f"{found.name}: served",
+            any(names(name) for name in asked),
+            f"add “{found.name}:443” to [certificates] served",
+            value="" if any(names(name) for name in asked) else "no server is asked for it",
+        )

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from blocks.tls import TlsServer
 from runbook.errors import OpsError
-from runbook.report import Report, Status
+from runbook.report import Report
 from tasks.certificates.certificate import (
     LEAST_CURVE_BITS,
     LEAST_RSA_BITS,
@@ -31,45 +31,59 @@ def judge_files(report: Report, found: Files, authorities: Sequence[Certificate]
     """A certificate's files: there, whole, each other's, for these names, and for long enough."""
     label = f"{found.name} (file)"
     if not found.chain:
-        report.expect(label, False, found.trouble[1], value=found.trouble[0])
+        report.fail(label, found.trouble[1], value=found.trouble[0])
         return
     certificate = found.chain[0]
     why, hint = found.key_trouble
-    report.expect(f"{label}: private key", not why, hint, value=why or "the certificate's own")
+    report.require(f"{label}: private key", not why, hint, value=why or "the certificate's own")
     uncovered = [name for name in found.names if not certificate.covers(name)]
-    report.expect(f"{label}: names", not uncovered, f"{RENEW}: it asks for them too",
-                  value=f"it is not for {', '.join(uncovered)}" if uncovered else ", ".join(found.names))  # fmt: skip
+    report.require(
+        f"{label}: names",
+        not uncovered,
+        f"{RENEW}: it asks for them too",
+        value=f"it is not for {', '.join(uncovered)}" if uncovered else ", ".join(found.names),
+    )
     first = min(found.chain, key=lambda one: one.ends)
     judge_expiry(report, label, certificate if certificate.is_due(now) else first, now)
     _judge_strength(report, label, found.chain)
     if authorities:
         broken = missing_link(found.chain, authorities, now)
         hint = f"put all of them into {CHAIN}, in order, or name the authority in [certificates] authorities"
-        report.expect(f"{label}: chain", not broken, hint, value=broken or f"whole, {len(found.chain)} certificates")
+        report.require(f"{label}: chain", not broken, hint, value=broken or f"whole, {len(found.chain)} certificates")
     if certificate.must_staple:
-        report.warn(f"{label}: must-staple", "issue it anew without --must-staple: Let's Encrypt answers no OCSP any "
-                    "more", value="browsers refuse it wherever no OCSP answer is stapled")  # fmt: skip
+        report.warn(
+            f"{label}: must-staple",
+            "issue it anew without --must-staple: Let's Encrypt answers no OCSP any more",
+            value="browsers refuse it wherever no OCSP answer is stapled",
+        )
 
 
 def judge_served(report: Report, found: Served, files: Sequence[Files], now: datetime) -> None:
     """What a server shows: believed, for its name, for long enough, and the one of the file."""
     server, certificate = found.server, found.certificate
     if certificate is None:
-        report.expect(server.text, False, found.trouble[1], value=found.trouble[0])
+        report.fail(server.text, found.trouble[1], value=found.trouble[0])
         return
     own = file_of(files, server.name)
     covered = certificate.covers(server.name)
-    report.expect(f"{server.text}: name", covered, "serve another one there, or correct the name asked for",
-                  value=server.name if covered else f"shown to {server.name}: {', '.join(certificate.names) or 'none'}",
-                  )  # fmt: skip
+    report.require(
+        f"{server.text}: name",
+        covered,
+        "serve another one there, or correct the name asked for",
+        value=server.name if covered else f"shown to {server.name}: {', '.join(certificate.names) or 'none'}",
+    )
     judge_expiry(report, server.text, certificate, now)
     _judge_strength(report, server.text, (certificate,))
-    report.expect(f"{server.text}: verified", not found.refused, _refusal_hint(found, own),
-                  value=found.refused or f"yes, {found.version}")  # fmt: skip
+    report.require(
+        f"{server.text}: verified",
+        not found.refused,
+        _refusal_hint(found, own),
+        value=found.refused or f"yes, {found.version}",
+    )
     if certificate.must_staple:
         _judge_stapling(report, server)
     if own is not None:
-        report.expect(f"{server.text}: the file's", *same_as_file(certificate, own), otherwise=Status.WARN)
+        report.prefer(f"{server.text}: the file's", *same_as_file(certificate, own))
 
 
 def same_as_file(served: Certificate, files: Files) -> tuple[bool, str]:
@@ -98,11 +112,11 @@ def judge_expiry(report: Report, label: str, certificate: Certificate, now: date
     left, name = certificate.left(now), f"{label}: expiry"
     value = f"{in_days(left)} left, until {certificate.ends:%Y-%m-%d %H:%M} UTC ({certificate.subject})"
     if certificate.begins > now:
-        report.expect(name, False, "correct the host's clock, or wait", value=f"valid only from {certificate.begins}")
+        report.fail(name, "correct the host's clock, or wait", value=f"valid only from {certificate.begins}")
     elif left < timedelta(0):
-        report.expect(name, False, f"{RENEW} now", value=f"expired at {certificate.ends:%Y-%m-%d %H:%M} UTC")
+        report.fail(name, f"{RENEW} now", value=f"expired at {certificate.ends:%Y-%m-%d %H:%M} UTC")
     elif certificate.within(URGENT, URGENT_SHARE, now):
-        report.expect(name, False, f"{RENEW} now, and find out why nobody did", value=value, expected="over 7 days")
+        report.fail(name, f"{RENEW} now, and find out why nobody did", value=value, expected="over 7 days")
     elif certificate.within(OVERDUE, OVERDUE_SHARE, now):
         hint = f"its renewal is overdue: {RENEW}, and look at its last reports"
         report.warn(name, hint, value=value, expected="over 14 days")
@@ -110,7 +124,7 @@ def judge_expiry(report: Report, label: str, certificate: Certificate, now: date
         hint = f"its renewal is due: {RENEW}, if its schedule does not"
         report.warn(name, hint, value=value, expected="over 30 days")
     else:
-        report.expect(name, True, "", value=value, expected="over 30 days")
+        report.passed(name, value=value, expected="over 30 days")
 
 
 def in_days(left: timedelta) -> str:
@@ -120,9 +134,13 @@ def in_days(left: timedelta) -> str:
 
 def _judge_strength(report: Report, label: str, chain: Sequence[Certificate]) -> None:
     weak = [f"{one.subject}: {', '.join(one.weaknesses)}" for one in chain if one.weaknesses]
-    report.expect(f"{label}: strength", not weak, "issue it anew with certbot's own settings (ECDSA, SHA-256)",
-                  value="; ".join(weak) or chain[0].key,
-                  expected=f"RSA {LEAST_RSA_BITS}, a curve of {LEAST_CURVE_BITS} bits, SHA-256, or more")  # fmt: skip
+    report.require(
+        f"{label}: strength",
+        not weak,
+        "issue it anew with certbot's own settings (ECDSA, SHA-256)",
+        value="; ".join(weak) or chain[0].key,
+        expected=f"RSA {LEAST_RSA_BITS}, a curve of {LEAST_CURVE_BITS} bits, SHA-256, or more",
+    )
 
 
 def _judge_stapling(report: Report, server: TlsServer) -> None:
@@ -132,8 +150,12 @@ def _judge_stapling(report: Report, server: TlsServer) -> None:
     except OpsError as error:
         report.warn(name, error.hint, value=error.message)
         return
-    report.expect(name, stapled == "successful", "issue it anew without must-staple, or turn stapling on (nginx: "
-                  "ssl_stapling)", value=f"stapled: {stapled or 'nothing'}")  # fmt: skip
+    report.require(
+        name,
+        stapled == "successful",
+        "issue it anew without must-staple, or turn stapling on (nginx: ssl_stapling)",
+        value=f"stapled: {stapled or 'nothing'}",
+    )
 
 
 def judge_schedules(report: Report) -> None:
@@ -141,10 +163,13 @@ def judge_schedules(report: Report) -> None:
     schedules = find_schedules()
     if schedules.unread:
         report.warn("other schedules", "let the worker's user read them", value=f"not read: {schedules.unread[0]} …")
-    report.expect("renewed by one schedule", not schedules.found,
-                  "turn the others off (systemctl disable certbot.timer; the line in the crontab): they reload nothing "
-                  "and prove nothing",
-                  value=", ".join(schedules.found) or "by renew-certificates", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "renewed by one schedule",
+        not schedules.found,
+        "turn the others off (systemctl disable certbot.timer; the line in the crontab): they reload nothing "
+        "and prove nothing",
+        value=", ".join(schedules.found) or "by renew-certificates",
+    )
 
 
 def tell_certificates(report: Report, files: Sequence[Files], served: Sequence[Served], now: datetime) -> None:
@@ -157,5 +182,12 @@ def tell_certificates(report: Report, files: Sequence[Files], served: Sequence[S
 def _row(where: str, certificate: Certificate | None, now: datetime) -> tuple[str, ...]:
     if certificate is None:
         return (where, *("–" for _ in COLUMNS[1:]))
-    return (where, ", ".join(certificate.names), certificate.issuer, certificate.key, certificate.serial_text,
-            f"{certificate.ends:%Y-%m-%d %H:%M} UTC", in_days(certificate.left(now)))  # fmt: skip
+    return (
+        where,
+        ", ".join(certificate.names),
+        certificate.issuer,
+        certificate.key,
+        certificate.serial_text,
+        f"{certificate.ends:%Y-%m-%d %H:%M} UTC",
+        in_days(certificate.left(now)),
+    )

@@ -92,9 +92,11 @@ def _tell_unasked(report: Report, chosen: Sequence[Files], shown: Sequence[Seque
     """A certificate that a killed run renewed, or whose hook failed, may never have been loaded."""
     for files, servers in zip(chosen, shown, strict=True):
         if files.chain and not any(one.server.protocol == "https" for one in servers):
-            report.warn(f"{files.name}: served", f"add “{files.name}:443” to [certificates] served",
-                        value="no web server is asked for it: whether the one in the file is loaded is not known"
-                        )  # fmt: skip
+            report.warn(
+                f"{files.name}: served",
+                f"add “{files.name}:443” to [certificates] served",
+                value="no web server is asked for it: whether the one in the file is loaded is not known",
+            )
 
 
 def _plan(report: Report, block: Certificates, due: Sequence[Work]) -> None:
@@ -106,9 +108,13 @@ def _plan(report: Report, block: Certificates, due: Sequence[Work]) -> None:
         return
     if block.challenge == "standalone":
         problem = certbot.read_port_problem(block.standalone_port)
-        report.expect("port for standalone", not problem, "stop what listens there, or use webroot or dns-01",
-                      value=problem or f"{block.standalone_port} is free")  # fmt: skip
+        report.require(
+            "port for standalone",
+            not problem,
+            "stop what listens there, or use webroot or dns-01",
+            value=problem or f"{block.standalone_port} is free",
+        )
     try:
         report.fact("certbot", certbot.read_version())
     except OpsError as error:
-        report.expect("certbot", False, error.hint, value=error.message)
+        report.fail("certbot", error.hint, value=error.message)

@@ -47,7 +47,7 @@ def read_known(report: Report, block: Certificates) -> Sequence[Certificate]:
     try:
         return read_authorities(block.authorities)
     except OpsError as error:
-        report.expect("authorities", False, error.hint, value=f"{error.message}: no chain could be verified")
+        report.fail("authorities", error.hint, value=f"{error.message}: no chain could be verified")
         return ()
 
 
@@ -98,10 +98,14 @@ def do(report: Report, permit: Permit, block: Certificates, work: Work, known: S
             wrong = certbot.run_certbot(permit, block, work.kind, work.files.names)
     except OpsError as error:
         what, hint = certbot.told(error)
-        report.expect(name, False, hint, value=f"{what}; {_what_stays(block, work)}")
+        report.fail(name, hint, value=f"{what}; {_what_stays(block, work)}")
         return False
-    report.expect(name, not wrong, f"look at the configuration of {block.web_server} (nginx -t), and launch it again",
-                  value=wrong or "done")  # fmt: skip
+    report.require(
+        name,
+        not wrong,
+        f"look at the configuration of {block.web_server} (nginx -t), and launch it again",
+        value=wrong or "done",
+    )
     return _prove(report, block, work, known) and not wrong
 
 
@@ -120,17 +124,26 @@ def _prove(report: Report, block: Certificates, work: Work, known: Sequence[Cert
     files = read_files(Path(block.directory), work.files.names)
     before = work.files.chain[0].parsed if work.files.chain else None
     new = bool(files.chain) and (work.kind == RELOAD or files.chain[0].parsed != before)
-    made = "renew_command exited 0: check where it writes" if block.renew_command else "look into certbot's log: it " \
-        "says that it went well"  # fmt: skip
-    if not report.expect(f"{files.name}: new", new, made,
-                         value=f"serial {files.chain[0].serial_text}" if new else files.trouble[0] or "the old one",
-                         ):  # fmt: skip
+    made = (
+        "renew_command exited 0: check where it writes"
+        if block.renew_command
+        else "look into certbot's log: it says that it went well"
+    )
+    if not report.require(
+        f"{files.name}: new",
+        new,
+        made,
+        value=f"serial {files.chain[0].serial_text}" if new else files.trouble[0] or "the old one",
+    ):
         return False
     judge_files(report, files, known, datetime.now(UTC))
     servers = [server for server in block.servers() if _name_is_of(server.name, files, [files])]
     if not servers:
-        report.warn(f"{files.name}: served", f"add “{files.name}:443” to [certificates] served",
-                    value="no server is asked for it: whether it is served is not known")  # fmt: skip
+        report.warn(
+            f"{files.name}: served",
+            f"add “{files.name}:443” to [certificates] served",
+            value="no server is asked for it: whether it is served is not known",
+        )
     shown = [wait_until_served.submit(server, block.authorities, files.chain[0]) for server in servers]
     judged = [_judge_shown(report, one.result(), files, work.kind) for one in shown]  # all of them
     return all(judged)
@@ -143,6 +156,11 @@ def _judge_shown(report: Report, shown: Served, files: Files, kind: Kind) -> boo
     lenient = kind == ISSUE or not _is_reloaded(shown.server)
     if not same and shown.certificate:
         hint = "have it read the new files, and reload it" if lenient else f"look at its configuration: {hint}"
-    return report.expect(f"{shown.server.text}: shows the new one", same, hint, value=value,
-                         expected=f"serial {files.chain[0].serial_text}",
-                         otherwise=Status.WARN if lenient else Status.CRITICAL)  # fmt: skip
+    return report.require(
+        f"{shown.server.text}: shows the new one",
+        same,
+        hint,
+        value=value,
+        expected=f"serial {files.chain[0].serial_text}",
+        worst=Status.WARN if lenient else Status.CRITICAL,
+    )

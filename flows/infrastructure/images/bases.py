@@ -80,8 +80,12 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = F
     with runbook("Update base images", env, changes=True) as report:
         block, source = env.docker, read_source(env.docker.checkout)
         name = branch or f"base-images-{report.started:%Y%m%d-%H%M%S}"
-        report.expect("the checkout is what was committed", not source.dirty, "the branch begins without it",
-                      value=", ".join(source.dirty[:5]) or "yes")  # fmt: skip
+        report.require(
+            "the checkout is what was committed",
+            not source.dirty,
+            "the branch begins without it",
+            value=", ".join(source.dirty[:5]) or "yes",
+        )
         report.fail_if_critical()
         images = read_base_images(block, source.directory)
         changes = _changes(images, to, pin)
@@ -100,8 +104,16 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = F
 
 
 def _report_results(report: Report, images: Sequence[BaseImage]) -> None:
-    rows = [(one.base.reference, f"{one.dockerfile}:{one.base.line}", ", ".join(one.roles),
-             one.built.date() if one.built else "not here", one.theirs or one.away) for one in images]  # fmt: skip
+    rows = [
+        (
+            one.base.reference,
+            f"{one.dockerfile}:{one.base.line}",
+            ", ".join(one.roles),
+            one.built.date() if one.built else "not here",
+            one.theirs or one.away,
+        )
+        for one in images
+    ]
     report.table("Base images", ("image", "where", "for", "built", "in the registry"), rows)
 
 
@@ -146,12 +158,15 @@ def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
         report.attach(Evidence(f"Build of {role}", text=fenced(built.log[-2000:])))
         test = block.container(role).test
         if not test:
-            report.warn(f"test of {role}", f"add test under [docker.containers.{role}]: a command that proves it",
-                        value="there is none: it builds, nobody knows whether it works")  # fmt: skip
+            report.warn(
+                f"test of {role}",
+                f"add test under [docker.containers.{role}]: a command that proves it",
+                value="there is none: it builds, nobody knows whether it works",
+            )
             return
         said = try_image(block, built.id, test)
         report.attach(Evidence(f"Test of {role}", text=fenced(said[-2000:])))
-        report.expect(f"test of {role}", True, "", value="passed")
+        report.passed(f"test of {role}", value="passed")
     finally:
         forget_image(block.host, built.references)
 
@@ -182,13 +197,22 @@ def judge_release(report: Report, name: str, part: Support, today: date, hint: s
     if not part.known:
         report.warn(name, f"look it up, and add it to tasks/docker/releases.toml: {part.source}", value="not known")
     elif part.ends is None:
-        report.expect(name, today - part.checked <= OLD_TABLE, f"look it up again: {part.source}",
-                      value=f"no end announced, {told}", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            name,
+            today - part.checked <= OLD_TABLE,
+            f"look it up again: {part.source}",
+            value=f"no end announced, {told}",
+        )
     else:
         over = part.ends < today
-        report.expect(name, part.ends - today > SOON, hint,
-                      value=f"{'ended' if over else 'until'} {part.ends}, {told}", expected=f"beyond {today + SOON}",
-                      otherwise=Status.CRITICAL if over else Status.WARN)  # fmt: skip
+        report.require(
+            name,
+            part.ends - today > SOON,
+            hint,
+            value=f"{'ended' if over else 'until'} {part.ends}, {told}",
+            expected=f"beyond {today + SOON}",
+            worst=Status.CRITICAL if over else Status.WARN,
+        )
 
 
 def judge_drift(report: Report, image: BaseImage) -> None:
@@ -197,24 +221,36 @@ def judge_drift(report: Report, image: BaseImage) -> None:
     if image.away:
         report.warn(name, "ask again when the registry answers, or correct the name", value=f"not known: {image.away}")
     elif not image.ours and not image.base.digest:
-        report.expect(name, True, "", value=f"not on this engine; the registry has {image.theirs}")
+        report.passed(name, value=f"not on this engine; the registry has {image.theirs}")
     else:
-        report.expect(name, not image.drifted, "update-base-images builds with it and tests it",
-                      value=f"the registry has {image.theirs}" if image.drifted else "is the one here",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            name,
+            not image.drifted,
+            "update-base-images builds with it and tests it",
+            value=f"the registry has {image.theirs}" if image.drifted else "is the one here",
+        )
 
 
 def tell_pins(report: Report, images: Sequence[BaseImage]) -> None:
     """A tag moves: two builds of one commit may begin from two images."""
     loose = {one.base.reference: one.pinned for one in images if not one.base.digest}
     for reference, pinned in loose.items():
-        report.fact(f"{reference} is not pinned", f"FROM {pinned} pins it: update-base-images with pin writes that"
-                    if pinned else "its digest is not known: neither a registry nor the engine tells one")  # fmt: skip
+        report.fact(
+            f"{reference} is not pinned",
+            f"FROM {pinned} pins it: update-base-images with pin writes that"
+            if pinned
+            else "its digest is not known: neither a registry nor the engine tells one",
+        )
 
 
 def judge_age(report: Report, image: BaseImage, most_days: int) -> None:
     """An old image lacks the fixes since, whatever the registry has."""
     if image.built:
         days = (report.started - image.built).days
-        report.expect(f"age of {image.base.named}", days <= most_days, "build with a fresh one: update-base-images",
-                      value=f"{days} days", expected=f"at most {most_days}", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"age of {image.base.named}",
+            days <= most_days,
+            "build with a fresh one: update-base-images",
+            value=f"{days} days",
+            expected=f"at most {most_days}",
+        )

@@ -8,9 +8,9 @@ from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.page.markdown import fenced
-from runbook.page.render import size
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.units import size
 from tasks.docker.base_images import read_base_digests
 from tasks.docker.building import (
     REVISION,
@@ -77,8 +77,11 @@ def build_images(
             report.pin_state("commit", source.short)
             permit = report.permit(*map(push_act, references))
         built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]
-        report.table("Images", ("role", "image", "id", "bytes"),
-                     [(one.role, one.references[0], one.id, size(one.bytes)) for one in built])  # fmt: skip
+        report.table(
+            "Images",
+            ("role", "image", "id", "bytes"),
+            [(one.role, one.references[0], one.id, size(one.bytes)) for one in built],
+        )
         pins = read_base_digests(block, source.directory, [one.role for one in built])
         rows = [(name, pinned or "not known: the tag is not pinned") for name, pinned in pins.items()]
         report.table("Built from", ("FROM", "image by digest"), rows)
@@ -93,9 +96,13 @@ def build_images(
 def _judge_source(report: Report, source: Source, push: bool) -> None:
     report.fact("checkout", f"{source.directory} at {source.revision}")
     changed = ", ".join(source.dirty[:5]) + (" …" if len(source.dirty) > 5 else "")
-    report.expect("the checkout is what was committed", not source.dirty,
-                  "commit it, or build in a clean checkout: nobody could build this image again",
-                  value=changed or "yes", otherwise=Status.CRITICAL if push else Status.WARN)  # fmt: skip
+    report.require(
+        "the checkout is what was committed",
+        not source.dirty,
+        "commit it, or build in a clean checkout: nobody could build this image again",
+        value=changed or "yes",
+        worst=Status.CRITICAL if push else Status.WARN,
+    )
 
 
 def _judge_version(report: Report, block: Docker, role: str, version: str, source: Source, push: bool) -> bool:
@@ -106,17 +113,24 @@ def _judge_version(report: Report, block: Docker, role: str, version: str, sourc
     revision = (there or {}).get(REVISION, "unknown")
     clean = revision == source.revision and not source.dirty
     ours = there is None or clean or revision == f"{source.revision}-dirty"
-    report.expect(f"{reference} here", ours, "choose another version: that one is of another commit",
-                  value=f"of {revision}" if there is not None else "not there yet")  # fmt: skip
+    report.require(
+        f"{reference} here",
+        ours,
+        "choose another version: that one is of another commit",
+        value=f"of {revision}" if there is not None else "not there yet",
+    )
     if not push:
         return False
     if not block.registry:
         raise OpsError("the environment names no registry", "add registry under [docker], or build without push")
     digest = read_digest(block, reference)
     begun = bool(digest) and clean and digest in read_pushed(block.host, reference)
-    report.expect(f"{reference} in the registry", not digest or begun,
-                  "choose another version: others may run that one",
-                  value=f"{digest}, pushed from here" if begun else digest or "not there yet")  # fmt: skip
+    report.require(
+        f"{reference} in the registry",
+        not digest or begun,
+        "choose another version: others may run that one",
+        value=f"{digest}, pushed from here" if begun else digest or "not there yet",
+    )
     return begun
 
 

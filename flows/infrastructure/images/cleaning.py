@@ -13,9 +13,9 @@ from blocks.services.service import DockerServices
 from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
-from runbook.page.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.docker.choosing import Kind, Wish, choose
 from tasks.docker.deployed import aside, failed
 from tasks.docker.inventory import read_inventory
@@ -86,13 +86,18 @@ def clean_docker(
         pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
         permit = report.permit(*map(act_of, doomed))
         done = remove(permit, env.docker.host, doomed)
-        report.table("Removed", ("kind", "name", "bytes", "result"),
-                     [(item.doomed.kind, item.doomed.name, size(item.doomed.bytes), item.kept or "removed")
-                      for item in done])  # fmt: skip
+        report.table(
+            "Removed",
+            ("kind", "name", "bytes", "result"),
+            [(item.doomed.kind, item.doomed.name, size(item.doomed.bytes), item.kept or "removed") for item in done],
+        )
         kept = [item for item in done if item.kept]
         if kept:
-            report.warn("what stayed", "launch it again if it must go: it was looked at right before",
-                        value="; ".join(f"{item.doomed.name}: {item.kept}" for item in kept[:5]))  # fmt: skip
+            report.warn(
+                "what stayed",
+                "launch it again if it must go: it was looked at right before",
+                value="; ".join(f"{item.doomed.name}: {item.kept}" for item in kept[:5]),
+            )
         gone = [item.doomed for item in done if not item.kept]
         report.fact("layers after", size(read_inventory.after(done)(env.docker.host).layers_bytes))
         report.outcome = f"{len(gone)} of {len(done)} removed, {size(sum(one.bytes for one in gone))}"

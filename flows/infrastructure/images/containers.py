@@ -12,7 +12,7 @@ from runbook.errors import Locked, LockLost, OpsError, RunbookFailed, Unreachabl
 from runbook.guard.permit import Act, Permit
 from runbook.page.form import read_forms
 from runbook.page.markdown import fenced
-from runbook.report import Evidence, Report, Status
+from runbook.report import Evidence, Report
 from runbook.wait import until
 from tasks.application.health import wait_healthy
 from tasks.docker.building import VERSION, check_version, read_labels
@@ -85,8 +85,10 @@ class Containers:
         new = [one for one in pulled if self.again or same.get(one.role) != one.image_id]
         _accept(report, env, permit, now, pulled, self.seconds)
         made = make_containers(permit, block, new)
-        report.state_is("a deployment that was broken off", f"launch deploy-application again, version={self.version}: "
-                        "it goes on, and what ran before is still kept")  # fmt: skip
+        report.state_is(
+            "a deployment that was broken off",
+            f"launch deploy-application again, version={self.version}: it goes on, and what ran before is still kept",
+        )
         try:
             swap_containers(permit, block, new)
             _prove(report, env, [one.role for one in pulled], self.seconds)
@@ -117,17 +119,25 @@ def _in_order(block: Docker, roles: Sequence[str]) -> list[str]:
 
 
 def _report_results(report: Report, env: Environment, now: Sequence[Deployed], found: Sequence[Wanted]) -> None:
-    rows = [(one.name, one.reference or "none", "runs" if one.running else "does not run", want.reference,
-             want.image) for one, want in zip(now, found, strict=True)]  # fmt: skip
+    rows = [
+        (one.name, one.reference or "none", "runs" if one.running else "does not run", want.reference, want.image)
+        for one, want in zip(now, found, strict=True)
+    ]
     report.table("Containers", ("container", "now", "state", "then", "image by digest"), rows)
     for want in found:
         if not want.digest:
-            report.fact(f"{want.reference} is not pinned", "no registry gave it a digest: this engine's image "
-                        f"{want.image_id} is deployed; another host may have another one by that tag")  # fmt: skip
+            report.fact(
+                f"{want.reference} is not pinned",
+                "no registry gave it a digest: this engine's image "
+                f"{want.image_id} is deployed; another host may have another one by that tag",
+            )
     for one in now:
         if one.before:
-            report.warn(f"{one.name} of before", "this run goes back to that one where it must",
-                        value=f"a deployment was broken off: {one.before} was set aside")  # fmt: skip
+            report.warn(
+                f"{one.name} of before",
+                "this run goes back to that one where it must",
+                value=f"a deployment was broken off: {one.before} was set aside",
+            )
     versions = {one.version for one in now if one.version}
     if len(versions) == 1:
         back = {"environment": env.name, "version": versions.pop()}
@@ -153,8 +163,13 @@ def _judge_labels(report: Report, block: Docker, pulled: Sequence[Wanted], versi
     """What the image says of itself."""
     for one in pulled:
         told = (read_labels(block.host, one.image) or {}).get(VERSION, "")
-        report.expect(f"label of {one.reference}", told == version, "build it with build-images: it is labelled then",
-                      value=told or "none", expected=version, otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            f"label of {one.reference}",
+            told == version,
+            "build it with build-images: it is labelled then",
+            value=told or "none",
+            expected=version,
+        )
 
 
 def _prove(report: Report, env: Environment, roles: Sequence[str], seconds: int) -> None:
@@ -186,16 +201,20 @@ def _prove(report: Report, env: Environment, roles: Sequence[str], seconds: int)
 
 
 def _go_back(
-    report: Report, env: Environment, permit: Permit, touched: Sequence[Wanted], made: Mapping[str, str],
-    error: OpsError, seconds: int,
-) -> None:  # fmt: skip
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    touched: Sequence[Wanted],
+    made: Mapping[str, str],
+    error: OpsError,
+    seconds: int,
+) -> None:
     """The containers of before again.
 
     Raises:
         RunbookFailed: always: the version is not there.
     """
-    report.expect("the new version is healthy", False, "look at its logs below; what was before runs again",
-                  value=error.message)  # fmt: skip
+    report.fail("the new version is healthy", "look at its logs below; what was before runs again", value=error.message)
     without = take_back(permit, env.docker, touched, made)
     report.state = None
     hint = "launch deploy-application with a version that is known to be well"
@@ -203,9 +222,9 @@ def _go_back(
         if without or not touched:
             raise OpsError(f"there was nothing to go back to{': ' if without else ''}{', '.join(without)}")
         _prove(report, env, [one.role for one in touched], max(seconds, BACK_SECONDS))
-        report.expect("what was before runs again", True, hint, value="and is healthy")
+        report.passed("what was before runs again", value="and is healthy")
     except OpsError as second:
-        report.expect("what was before runs again", False, hint, value=second.message)
+        report.fail("what was before runs again", hint, value=second.message)
     _attach_logs(report, env, permit, touched)
     raise RunbookFailed(report)
 

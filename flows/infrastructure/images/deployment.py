@@ -98,5 +98,7 @@ def require_way(env: Environment) -> None:
     """Raises OpsError where the environment describes no way to deploy."""
     if (env.has("docker") and env.docker.containers) or (env.has("application") and env.application.release):
         return
-    raise OpsError(f"{env.name} has no way to deploy: it describes neither containers nor a release to unpack",
-                   "add [docker.containers.backend], or [application] release, to its TOML")  # fmt: skip
+    raise OpsError(
+        f"{env.name} has no way to deploy: it describes neither containers nor a release to unpack",
+        "add [docker.containers.backend], or [application] release, to its TOML",
+    )

@@ -80,9 +80,11 @@ class Unpack:
         require_outside(self.env.application, self.release)
         self._report_results(report)
         if strangers := find_strangers(self.release, self.now):
-            report.expect("files that no commit has", False,
-                          "move them out of the release's parts, or take the part off [application] release",
-                          value=f"{len(strangers)} would be lost: {', '.join(strangers[:3])}")  # fmt: skip
+            report.fail(
+                "files that no commit has",
+                "move them out of the release's parts, or take the part off [application] release",
+                value=f"{len(strangers)} would be lost: {', '.join(strangers[:3])}",
+            )
         report.plan("unpack", f"{self.release.act.target}: {', '.join(self.release.parts)}")
         acts = [self.release.act]
         if packages := self._plan_packages(report):
@@ -92,17 +94,25 @@ class Unpack:
 
     def _report_results(self, report: Report) -> None:
         now, new = self.now, self.release
-        report.table("Release", ("", "version", "commit"),
-                     [("now", now.version or "not known", now.commit), ("then", new.version, new.commit)])  # fmt: skip
+        report.table(
+            "Release",
+            ("", "version", "commit"),
+            [("now", now.version or "not known", now.commit), ("then", new.version, new.commit)],
+        )
         if now.known:
-            brought, left = (git(new.repository, "rev-list", "--count", span).strip()
-                             for span in (f"{now.commit}..{new.commit}", f"{new.commit}..{now.commit}"))  # fmt: skip
+            brought, left = (
+                git(new.repository, "rev-list", "--count", span).strip()
+                for span in (f"{now.commit}..{new.commit}", f"{new.commit}..{now.commit}")
+            )
             report.fact("difference", f"{brought} commits more than what runs, {left} fewer")
             back = {"environment": self.env.name, "version": now.commit}
             report.fact("the way back", read_forms([self.env.name]).link("deploy-application", self.env.name, back))
         if now.broken_off:
-            report.warn("what ran before", "this run goes back to that where it must",
-                        value="a deployment was broken off: a copy of what ran before it is kept")  # fmt: skip
+            report.warn(
+                "what ran before",
+                "this run goes back to that where it must",
+                value="a deployment was broken off: a copy of what ran before it is kept",
+            )
 
     def _plan_packages(self, report: Report) -> Act | None:
         """The packages that the release wants. Where Python is not the application's own they cannot be changed."""
@@ -110,12 +120,12 @@ class Unpack:
         value = "; ".join(self.behind[:3]) or "all that it wants are there"
         kept = kept_venv(application, self.release) or venv.renamed_venv(application)
         if not self.behind and not kept:
-            report.expect("packages", True, "", value=value)
+            report.passed("packages", value=value)
             return None
         try:
             live = venv.venv_of(application)
         except OpsError as error:
-            report.expect("packages", False, error.hint, value=f"{value}; {error.message}")
+            report.fail("packages", error.hint, value=f"{value}; {error.message}")
             return None
         report.plan(REINSTALL, f"{live}: {value}")
         return Act(REINSTALL, str(live))
@@ -139,8 +149,10 @@ class Unpack:
         report.at_end(partial(shutil.rmtree, place, ignore_errors=True))
         built = self._build_packages(permit, report, place) if self.behind else None
         keep_before(permit, application, release)
-        report.state_is("a deployment that was broken off", "launch deploy-application again with the same version: "
-                        "it begins anew, and what ran before is still kept")  # fmt: skip
+        report.state_is(
+            "a deployment that was broken off",
+            "launch deploy-application again with the same version: it begins anew, and what ran before is still kept",
+        )
         try:
             report.require_lock()
             stop_services(self.env.services, self.roles)
@@ -174,8 +186,10 @@ class Unpack:
         now = application.model_copy(update={"python": str(built / "bin" / "python")})
         if left := find_packages_behind(now, self.release, PACKAGE_SECONDS):
             shutil.rmtree(built, ignore_errors=True)
-            raise OpsError(f"what {lock.path.name} installs is not what the release wants: {'; '.join(left[:3])}",
-                           f"correct {lock.path.name}")  # fmt: skip
+            raise OpsError(
+                f"what {lock.path.name} installs is not what the release wants: {'; '.join(left[:3])}",
+                f"correct {lock.path.name}",
+            )
         return built
 
     def _prove(self, report: Report, seconds: float) -> None:
@@ -199,8 +213,11 @@ class Unpack:
             return False
         changed = find_differences(self.release)
         if changed:
-            report.warn("live files", "find out who changed them; they are replaced now",
-                        value=f"{len(changed)} are not as committed: {', '.join(changed[:3])}")  # fmt: skip
+            report.warn(
+                "live files",
+                "find out who changed them; they are replaced now",
+                value=f"{len(changed)} are not as committed: {', '.join(changed[:3])}",
+            )
         return not changed
 
     def _is_well(self, report: Report) -> bool:
@@ -219,8 +236,9 @@ class Unpack:
             RunbookFailed: always: the version is not there.
         """
         application, services = self.env.application, self.env.services
-        report.expect("the new version is healthy", False, "look at its logs below; what was before runs again",
-                      value=error.message)  # fmt: skip
+        report.fail(
+            "the new version is healthy", "look at its logs below; what was before runs again", value=error.message
+        )
         hint = "launch deploy-application with a version that is known to be well"
         try:
             report.require_lock()
@@ -234,9 +252,9 @@ class Unpack:
             self._prove(report, max(self.seconds, BACK_SECONDS))
             drop_before(permit, self.release)
             report.state = None
-            report.expect("what was before runs again", True, hint, value="and is healthy")
+            report.passed("what was before runs again", value="and is healthy")
         except OpsError as second:
-            report.expect("what was before runs again", False, hint, value=second.message)
+            report.fail("what was before runs again", hint, value=second.message)
         self._attach_logs(report)  # last: the way back waits for no log
         raise RunbookFailed(report)
 

@@ -15,9 +15,9 @@ from blocks.environment import Environment
 from flows.infrastructure.images.usage import listed
 from runbook.errors import OpsError
 from runbook.page.form import read_forms
-from runbook.page.render import size
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.cloud import aws
 from tasks.cloud.aws import CPU_DAYS, BucketSize, Cost, Instance, Volume
 from tasks.docker.inventory import Inventory, read_inventory
@@ -107,14 +107,30 @@ def judge_size(report: Report, found: Inventory, taken: Sequence[Mapping[str, Us
         enough = max(2 * memory, LEAST_MEMORY)
         if one.limits.memory and memory < one.limits.memory * SPARE_RATIO and enough < one.limits.memory:
             spare.append(f"{one.name} ({size(memory)} of {size(one.limits.memory)}; {size(enough)} would do)")
-        rows.append((one.name, len(uses), f"{cpus:.3f}", f"{one.limits.cpus:g}" if one.limits.cpus else "no limit",
-                     size(memory), size(one.limits.memory) if one.limits.memory else "no limit"))  # fmt: skip
+        rows.append(
+            (
+                one.name,
+                len(uses),
+                f"{cpus:.3f}",
+                f"{one.limits.cpus:g}" if one.limits.cpus else "no limit",
+                size(memory),
+                size(one.limits.memory) if one.limits.memory else "no limit",
+            )
+        )
     report.table("Most that containers took", ("container", "samples", "processors", "of", "memory", "of"), rows)
-    report.expect("idle containers", not idle, "ask what they are for; stop those that nobody needs",
-                  value=listed(idle), expected=f"over {IDLE_CPUS:g} processors", otherwise=Status.WARN)  # fmt: skip
-    report.expect("containers with far more memory than they take", not spare,
-                  "lower their memory under [docker.containers], then deploy-application with recreate",
-                  value=listed(spare), otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "idle containers",
+        not idle,
+        "ask what they are for; stop those that nobody needs",
+        value=listed(idle),
+        expected=f"over {IDLE_CPUS:g} processors",
+    )
+    report.prefer(
+        "containers with far more memory than they take",
+        not spare,
+        "lower their memory under [docker.containers], then deploy-application with recreate",
+        value=listed(spare),
+    )
 
 
 def tell_leftovers(report: Report, found: Inventory, cloud: Cloud | None) -> None:
@@ -129,9 +145,12 @@ def tell_leftovers(report: Report, found: Inventory, cloud: Cloud | None) -> Non
     rows = [(kind, name, size(taken), money(taken / 1e9 * price, cloud)) for kind, name, taken in left]
     report.table("What nobody uses", ("what", "name", "bytes", "cost of a month"), rows)
     total = sum(taken for _, _, taken in left)
-    report.expect("what nobody uses", not left, "clean-docker removes it; the link fills it in",
-                  value=f"{len(left)}, {size(total)}, {money(total / 1e9 * price, cloud)}" if left else "nothing",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "what nobody uses",
+        not left,
+        "clean-docker removes it; the link fills it in",
+        value=f"{len(left)}, {size(total)}, {money(total / 1e9 * price, cloud)}" if left else "nothing",
+    )
 
 
 def money(amount: float, cloud: Cloud | None) -> str:
@@ -145,48 +164,66 @@ ROWS = 30
 
 def judge_instances(report: Report, found: Sequence[Instance]) -> None:
     """Stopped ones still pay for their disks; idle ones for everything."""
-    report.table("EC2 instances", ("instance", "name", "type", "state", f"CPU of {CPU_DAYS} days", "since"),
-                 [(one.id, one.name, one.kind, one.state, _percent(one), one.since.date())
-                  for one in found])  # fmt: skip
+    report.table(
+        "EC2 instances",
+        ("instance", "name", "type", "state", f"CPU of {CPU_DAYS} days", "since"),
+        [(one.id, one.name, one.kind, one.state, _percent(one), one.since.date()) for one in found],
+    )
     running = [one for one in found if one.state == "running"]
     known = [(one, one.cpu_percent) for one in running if one.cpu_percent is not None]
     idle = [f"{_named(one)} {_percent(one)}" for one, percent in known if percent < IDLE_PERCENT]
-    report.expect("idle instances", not idle, "ask what they are for; a smaller type, or none", value=listed(idle),
-                  expected=f"at least {IDLE_PERCENT:g} %", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "idle instances",
+        not idle,
+        "ask what they are for; a smaller type, or none",
+        value=listed(idle),
+        expected=f"at least {IDLE_PERCENT:g} %",
+    )
     unknown = [_named(one) for one in running if one.cpu_percent is None]
-    report.expect("what instances do", not unknown, "look whether CloudWatch may be read, and counts them",
-                  value=f"not known of {listed(unknown)}" if unknown else "known", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "what instances do",
+        not unknown,
+        "look whether CloudWatch may be read, and counts them",
+        value=f"not known of {listed(unknown)}" if unknown else "known",
+    )
     stopped = [_named(one) for one in found if one.state == "stopped"]
-    report.expect("stopped instances", not stopped, "their disks are paid for: keep an image, or end them",
-                  value=listed(stopped), otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "stopped instances", not stopped, "their disks are paid for: keep an image, or end them", value=listed(stopped)
+    )
 
 
 def judge_volumes(report: Report, cloud: Cloud, found: Sequence[Volume]) -> None:
     """Disks that nothing is attached to."""
     total = sum(one.gigabytes for one in found)
     value = f"{total} GB in {listed([one.id for one in found])}: {_money(cloud, total * cloud.disk_price)}"
-    report.expect("unattached disks", not found, "keep a snapshot, then delete them", value=value if found else "none",
-                  otherwise=Status.WARN)  # fmt: skip
-    rows = [(one.id, f"{one.gigabytes} GB", one.since.date(), _money(cloud, one.gigabytes * cloud.disk_price))
-            for one in found]  # fmt: skip
+    report.prefer("unattached disks", not found, "keep a snapshot, then delete them", value=value if found else "none")
+    rows = [
+        (one.id, f"{one.gigabytes} GB", one.since.date(), _money(cloud, one.gigabytes * cloud.disk_price))
+        for one in found
+    ]
     report.table("Unattached disks", ("disk", "size", "since", "cost of a month"), rows)
 
 
 def judge_addresses(report: Report, cloud: Cloud, found: Sequence[str]) -> None:
     """Addresses that lead nowhere."""
     value = f"{listed(list(found))}: {_money(cloud, len(found) * cloud.address_price)}" if found else "none"
-    report.expect("unattached addresses", not found, "release them, unless a DNS name leads there", value=value,
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer("unattached addresses", not found, "release them, unless a DNS name leads there", value=value)
 
 
 def judge_buckets(report: Report, found: Sequence[BucketSize]) -> None:
     """Sizes; one that nobody counted is told."""
-    rows = [(one.name, "not known" if one.bytes is None else size(one.bytes))
-            for one in sorted(found, key=lambda one: -(one.bytes or 0))]  # fmt: skip
+    rows = [
+        (one.name, "not known" if one.bytes is None else size(one.bytes))
+        for one in sorted(found, key=lambda one: -(one.bytes or 0))
+    ]
     report.table("Buckets", ("bucket", "standard storage"), rows)
     unknown = [one.name for one in found if one.bytes is None]
-    report.expect("sizes of buckets", not unknown, "CloudWatch has no number: empty, or too new, or not to be read",
-                  value=f"not known of {listed(unknown)}" if unknown else "known", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "sizes of buckets",
+        not unknown,
+        "CloudWatch has no number: empty, or too new, or not to be read",
+        value=f"not known of {listed(unknown)}" if unknown else "known",
+    )
 
 
 def judge_costs(report: Report, found: Sequence[Cost]) -> Mapping[str, float]:
@@ -196,11 +233,12 @@ def judge_costs(report: Report, found: Sequence[Cost]) -> Mapping[str, float]:
         months[one.month] += one.amount
     for month, amount in sorted(months.items()):
         report.fact(f"bill of {month}", f"{amount:,.2f} {found[0].unit}")
-    rows = [(one.month, one.service, f"{one.amount:,.2f} {one.unit}") for one in
-            sorted(found, key=lambda one: (one.month, one.amount), reverse=True)[:ROWS]]  # fmt: skip
+    rows = [
+        (one.month, one.service, f"{one.amount:,.2f} {one.unit}")
+        for one in sorted(found, key=lambda one: (one.month, one.amount), reverse=True)[:ROWS]
+    ]
     report.table("The bill", ("month", "service", "cost"), rows)
-    report.expect("the bill", bool(found), "look whether Cost Explorer is enabled", value="read" if found else "empty",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer("the bill", bool(found), "look whether Cost Explorer is enabled", value="read" if found else "empty")
     return months
 
 

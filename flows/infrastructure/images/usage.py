@@ -10,9 +10,9 @@ from prefect import flow
 from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook.page.form import read_forms
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.docker.inventory import Inventory, Limits, SeenContainer, read_inventory, short
 from tasks.docker.usage import Use, read_use
 from tasks.host.disk import disk_on
@@ -63,9 +63,13 @@ def _judge_disk(report: Report, block: Docker, found: Inventory) -> None:
         report.warn("the engine's disk", "look at its free space there", value="this host or user cannot see it")
         return
     used = 1 - disk.free_bytes / disk.total_bytes
-    report.expect("the engine's disk", used <= FULL_RATIO, "clean-docker frees what nobody uses, or take a larger disk",
-                  value=f"{used:.0%} used, {size(disk.free_bytes)} free at {found.root}",
-                  expected=f"at most {FULL_RATIO:.0%}", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "the engine's disk",
+        used <= FULL_RATIO,
+        "clean-docker frees what nobody uses, or take a larger disk",
+        value=f"{used:.0%} used, {size(disk.free_bytes)} free at {found.root}",
+        expected=f"at most {FULL_RATIO:.0%}",
+    )
 
 
 WARN_RATIO, CRITICAL_RATIO = 0.8, 0.95
@@ -80,14 +84,28 @@ def judge_containers(report: Report, found: Inventory, expected: Mapping[str, st
         one = by_name.get(name)
         runs = one is not None and one.state == "running" and one.health != "unhealthy"
         state = f"{one.state} {one.health}".strip() if one else "there is none"
-        report.expect(f"container {name}", runs, f"look at its log: docker logs {name}; deploy-application makes it",
-                      value=state, expected=f"running: it is the {role}")  # fmt: skip
+        report.require(
+            f"container {name}",
+            runs,
+            f"look at its log: docker logs {name}; deploy-application makes it",
+            value=state,
+            expected=f"running: it is the {role}",
+        )
     killed = [one.name for one in found.containers if one.out_of_memory]
-    report.expect("out of memory", not killed, "raise their limit, or find what takes it: the kernel killed them",
-                  value=listed(killed), otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "out of memory",
+        not killed,
+        "raise their limit, or find what takes it: the kernel killed them",
+        value=listed(killed),
+    )
     unsteady = [f"{one.name} ({one.restarts})" for one in found.containers if one.restarts >= MANY_RESTARTS]
-    report.expect("restarts", not unsteady, "look at their logs: the engine starts them again and again",
-                  value=listed(unsteady), expected=f"fewer than {MANY_RESTARTS}", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "restarts",
+        not unsteady,
+        "look at their logs: the engine starts them again and again",
+        value=listed(unsteady),
+        expected=f"fewer than {MANY_RESTARTS}",
+    )
 
 
 def expected_in(block: Docker) -> Mapping[str, str]:
@@ -101,9 +119,13 @@ def judge_leftovers(report: Report, found: Inventory, block: Docker) -> None:
     _leftover(report, "stopped containers", [one.name for one in stopped], sum(one.bytes for one in stopped))
     images, volumes = found.dangling_images(), found.dangling_volumes()
     _leftover(report, "images without a name", [one.name for one in images], sum(one.bytes for one in images))
-    _leftover(report, "volumes that nobody mounts", [one.name for one in volumes],
-              sum(max(one.bytes, 0) for one in volumes),
-              "look what is in them; clean-docker removes those it is told by name")  # fmt: skip
+    _leftover(
+        report,
+        "volumes that nobody mounts",
+        [one.name for one in volumes],
+        sum(max(one.bytes, 0) for one in volumes),
+        "look what is in them; clean-docker removes those it is told by name",
+    )
     _leftover(report, "networks that nobody is on", [one.name for one in found.dangling_networks()], 0)
     idle = [one for one in found.cache if not one.in_use]
     report.fact("build cache", f"{size(sum(one.bytes for one in idle))} of {len(idle)} records are not in use")
@@ -122,46 +144,87 @@ def judge_use(report: Report, found: Inventory, use: Mapping[str, Use]) -> None:
         most, cpus = one.limits.memory or found.memory, one.limits.cpus or found.processors
         ratio = taken.memory / most
         if ratio > WARN_RATIO:
-            report.expect(f"memory of {one.name}", False,
-                          "raise its limit, or find what takes it: it is killed over it",
-                          value=f"{ratio:.0%} of {size(most)}", expected=f"at most {WARN_RATIO:.0%}",
-                          otherwise=Status.CRITICAL if ratio > CRITICAL_RATIO else Status.WARN)  # fmt: skip
+            report.fail(
+                f"memory of {one.name}",
+                "raise its limit, or find what takes it: it is killed over it",
+                value=f"{ratio:.0%} of {size(most)}",
+                expected=f"at most {WARN_RATIO:.0%}",
+                worst=Status.CRITICAL if ratio > CRITICAL_RATIO else Status.WARN,
+            )
         if taken.cpus > cpus * CRITICAL_RATIO:
-            report.warn(f"processors of {one.name}", "it is held back by its limit, if it goes on like this",
-                        value=f"{taken.cpus:.2f} of {cpus:g}")  # fmt: skip
-        rows.append((one.name, one.image, f"{taken.cpus:.2f}", _limit(one.limits.cpus, "{:g}"), size(taken.memory),
-                     _limit(one.limits.memory, ""), f"{ratio:.0%}", _since(report, one)))  # fmt: skip
+            report.warn(
+                f"processors of {one.name}",
+                "it is held back by its limit, if it goes on like this",
+                value=f"{taken.cpus:.2f} of {cpus:g}",
+            )
+        rows.append(
+            (
+                one.name,
+                one.image,
+                f"{taken.cpus:.2f}",
+                _limit(one.limits.cpus, "{:g}"),
+                size(taken.memory),
+                _limit(one.limits.memory, ""),
+                f"{ratio:.0%}",
+                _since(report, one),
+            )
+        )
     report.table("Running containers", ("container", "image", "processors", "of", "memory", "of", "used", "for"), rows)
 
 
 def judge_limits(report: Report, found: Inventory, block: Docker) -> None:
     """No limit: one container can take the machine. Another limit than the environment's: somebody changed it."""
     free = [one.name for one in found.containers if not one.stopped and not (one.limits.memory and one.limits.cpus)]
-    report.expect("containers without a limit", not free, "run them with --memory and --cpus: one can take the machine",
-                  value=listed(free), expected="none", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "containers without a limit",
+        not free,
+        "run them with --memory and --cpus: one can take the machine",
+        value=listed(free),
+        expected="none",
+    )
     by_name = {one.name: one for one in found.containers}
     for role, wanted in block.containers.items():
         one = by_name.get(block.name_of(role))
         recommended = Limits(wanted.memory, wanted.reservation, wanted.cpus)
         if one and one.name not in free:
-            report.expect(f"limits of {one.name}", one.limits == recommended,
-                          "deploy-application makes it with those of [docker.containers], or correct them there",
-                          value=_shown(one.limits), expected=_shown(recommended), otherwise=Status.WARN)  # fmt: skip
+            report.prefer(
+                f"limits of {one.name}",
+                one.limits == recommended,
+                "deploy-application makes it with those of [docker.containers], or correct them there",
+                value=_shown(one.limits),
+                expected=_shown(recommended),
+            )
 
 
 def tell_inventory(report: Report, found: Inventory) -> None:
     """Tables of everything that is not running."""
-    report.table("Stopped containers", ("container", "image", "state", "exit code", "bytes", "for"),
-                 [(one.name, one.image, one.state, one.exit_code, size(one.bytes), _since(report, one))
-                  for one in found.containers if one.stopped])  # fmt: skip
+    report.table(
+        "Stopped containers",
+        ("container", "image", "state", "exit code", "bytes", "for"),
+        [
+            (one.name, one.image, one.state, one.exit_code, size(one.bytes), _since(report, one))
+            for one in found.containers
+            if one.stopped
+        ],
+    )
     used = {one.image_id for one in found.containers}
-    report.table("Images", ("image", "id", "own bytes", "containers"),
-                 [(", ".join(one.tags) or "(none)", short(one.id), size(one.bytes), "yes" if one.id in used else "none")
-                  for one in sorted(found.images, key=lambda one: -one.bytes)])  # fmt: skip
+    report.table(
+        "Images",
+        ("image", "id", "own bytes", "containers"),
+        [
+            (", ".join(one.tags) or "(none)", short(one.id), size(one.bytes), "yes" if one.id in used else "none")
+            for one in sorted(found.images, key=lambda one: -one.bytes)
+        ],
+    )
     unused = {one.name for one in found.dangling_volumes()}
-    report.table("Volumes", ("volume", "bytes", "mounted"),
-                 [(one.name, size(one.bytes) if one.bytes >= 0 else "not told", "no" if one.name in unused else "yes")
-                  for one in found.volumes])  # fmt: skip
+    report.table(
+        "Volumes",
+        ("volume", "bytes", "mounted"),
+        [
+            (one.name, size(one.bytes) if one.bytes >= 0 else "not told", "no" if one.name in unused else "yes")
+            for one in found.volumes
+        ],
+    )
 
 
 def listed(names: Sequence[str]) -> str:
@@ -172,7 +235,7 @@ def listed(names: Sequence[str]) -> str:
 
 def _leftover(report: Report, what: str, names: Sequence[str], taken: int, hint: str = "") -> None:
     value = f"{len(names)}, {size(taken)}: {listed(names)}" if names else "none"
-    report.expect(what, not names, hint or "clean-docker removes them", value=value, otherwise=Status.WARN)
+    report.prefer(what, not names, hint or "clean-docker removes them", value=value)
 
 
 def _limit(value: float, shown: str) -> str:

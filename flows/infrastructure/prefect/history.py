@@ -9,9 +9,9 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.deleting import judge_clocks
 from runbook.errors import OpsError
-from runbook.page.render import size
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.upkeep.vacuum import read_tables, vacuum_tables
 from tasks.prefect.server import count_old_events, count_old_runs, delete_old_runs
@@ -59,17 +59,30 @@ def _vacuum(report: Report, env: Environment) -> None:
     after = {table.name: table for table in read_tables.after(done)(database)}
     for one in done:
         if one.failed:
-            report.expect(f"VACUUM of {one.name}", False, one.hint, value=one.failed, otherwise=Status.WARN)
+            report.warn(f"VACUUM of {one.name}", one.hint, value=one.failed)
     biggest = sorted((one for one in tables if one.name in after), key=lambda one: -one.total_bytes)[:SHOWN]
-    report.table("The biggest tables of Prefect's database", ("table", "dead rows", "size with indexes"),
-                 [(one.name, f"{one.dead:,} → {after[one.name].dead:,}",
-                   f"{size(one.total_bytes)} → {size(after[one.name].total_bytes)}") for one in biggest])  # fmt: skip
+    report.table(
+        "The biggest tables of Prefect's database",
+        ("table", "dead rows", "size with indexes"),
+        [
+            (
+                one.name,
+                f"{one.dead:,} → {after[one.name].dead:,}",
+                f"{size(one.total_bytes)} → {size(after[one.name].total_bytes)}",
+            )
+            for one in biggest
+        ],
+    )
     report.fact("database", f"{size(sum(one.total_bytes for one in after.values()))} in {len(after)} tables")
 
 
 def _judge_events(report: Report, env: Environment, before: datetime) -> None:
     old = count_old_events(env.prefect_server, before)
-    report.expect("events older than keep_days", not old,
-                  f"set {EVENTS_SETTING} of Prefect's server to {env.prefect_server.keep_days * 86_400} (seconds) or "
-                  "less; the server deletes them within an hour",
-                  value=f"{old:,}", expected="0: Prefect deletes them itself", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "events older than keep_days",
+        not old,
+        f"set {EVENTS_SETTING} of Prefect's server to {env.prefect_server.keep_days * 86_400} (seconds) or "
+        "less; the server deletes them within an hour",
+        value=f"{old:,}",
+        expected="0: Prefect deletes them itself",
+    )

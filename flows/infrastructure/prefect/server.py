@@ -29,9 +29,9 @@ from flows.launch import launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.drivers import exit_code
-from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import size
 from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in
 from tasks.postgres.restore.swap import advisory_lock, swap_databases
 from tasks.postgres.server.server import find_obstacles, read_identity, read_server
@@ -146,10 +146,7 @@ def restore_prefect(
 
 @flow(name="rehearse-prefect-upgrade", flow_run_name="rehearse-prefect-upgrade {environment} {backup}")
 def rehearse_prefect_upgrade(
-    environment: str,
-    backup: str = "latest",
-    source: Stores = "backups",
-    jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    environment: str, backup: str = "latest", source: Stores = "backups", jobs: Annotated[int, Field(ge=0, le=32)] = 0
 ) -> Report:
     """Prefect のアップグレードのリハーサル (§8.2)
 

@@ -13,8 +13,8 @@ from flows.database import restore_steps
 from flows.store import judge_key
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
 from tasks.backups.retention import read_store
 from tasks.host.services import ServiceStates, read_services, start_services, stop_services
@@ -35,15 +35,16 @@ from tasks.prefect.server import (
 )
 from tasks.stores.store import Store
 
-HOLDERS_HINT = ("wait for them to end, or cancel them; a run that died frees its lock within two minutes. Then run it "
-                "again")  # fmt: skip
+HOLDERS_HINT = (
+    "wait for them to end, or cancel them; a run that died frees its lock within two minutes. Then run it again"
+)
 COMMAND = "python -m flows.infrastructure.prefect.server restore --environment {0} --backup {1} --confirm {0}"
 MOST_SHOWN = 20
 
 
 def judge_encrypted(report: Report, store: Store) -> None:
     """Whoever has the dump has every secret that is in Prefect."""
-    report.expect(
+    report.require(
         "encryption of the backup",
         bool(store.key.recipients),
         'add recipients = ["age1…", "age1…"] to [backups], one of them escrowed (docs/backup-stores.md)',
@@ -55,9 +56,13 @@ def judge_encrypted(report: Report, store: Store) -> None:
 def judge_key_inside(report: Report, env: Environment) -> None:
     """Where the secrets' key is set outside (PREFECT_SERVER_ENCRYPTION_KEY), no backup of the database has it."""
     if not read_prefect_database(env.prefect_server).has_key:
-        report.warn("key of the secrets", "keep PREFECT_SERVER_ENCRYPTION_KEY where the backups are not: without it no "
-                    "secret can be read again; a Prefect without any secret has none yet",
-                    value="not in the database", expected="in the database")  # fmt: skip
+        report.warn(
+            "key of the secrets",
+            "keep PREFECT_SERVER_ENCRYPTION_KEY where the backups are not: without it no "
+            "secret can be read again; a Prefect without any secret has none yet",
+            value="not in the database",
+            expected="in the database",
+        )
 
 
 def version_told(report: Report, env: Environment) -> str:
@@ -67,8 +72,11 @@ def version_told(report: Report, env: Environment) -> str:
     except OpsError as error:
         report.warn("Prefect's API", error.hint or "look at its log", value=error.message)
         return f"Prefect {prefect.__version__} here"
-    report.fact("Prefect", f"{answer.version}; {answer.counts['deployments']} deployments, "
-                f"{answer.blocks} blocks, {answer.counts['automations']} automations")  # fmt: skip
+    report.fact(
+        "Prefect",
+        f"{answer.version}; {answer.counts['deployments']} deployments, "
+        f"{answer.blocks} blocks, {answer.counts['automations']} automations",
+    )
     return f"Prefect {answer.version}"
 
 
@@ -84,7 +92,7 @@ def tell_stored(report: Report, env: Environment, store: Store) -> None:
 
 def judge_caller(report: Report, env: Environment, confirm: str) -> None:
     """A flow run would replace the database that it is written to."""
-    report.expect(
+    report.require(
         "launched outside of Prefect",
         not (FlowRunContext.get() and confirm),
         f"on a host that reaches the database: {COMMAND.format(env.name, 'latest')}",
@@ -99,7 +107,7 @@ def judge_revision(report: Report, chosen: Backup) -> None:
     content, known = content_in(chosen), revisions()
     judge_key(report, chosen)
     report.fact("taken with", chosen.manifest.tool)
-    report.expect(
+    report.require(
         "revision of Prefect's tables",
         content.revision == known[0],
         f"install the Prefect that took it ({chosen.manifest.tool}), restore, then upgrade (docs/prefect-upgrade.md)"
@@ -124,8 +132,12 @@ def judge_services(report: Report, env: Environment, live: Identity) -> ServiceS
         report.warn("live database", "nothing to do: it is kept aside", value=error.message)
         return found
     runs = ", ".join(inside.runs[:5])
-    report.expect("runs that are under way", not runs, "wait for them or cancel them: their ends would be forgotten, "
-                  "their processes go on", value=runs or "none", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "runs that are under way",
+        not runs,
+        "wait for them or cancel them: their ends would be forgotten, their processes go on",
+        value=runs or "none",
+    )
     judge_holders(report, env, inside)
     return found
 
@@ -135,8 +147,14 @@ def judge_holders(report: Report, env: Environment, inside: PrefectDatabase) -> 
     change the same environment. Where the API does not answer, a lease cannot be renewed, and lasts 90 s at most."""
     held = "; ".join(inside.holders)
     otherwise = Status.CRITICAL if held and answers(env.prefect_server) else Status.WARN
-    report.expect("runs that hold a lock", not held, HOLDERS_HINT, value=held or "none",
-                  expected="none: a restore frees all locks", otherwise=otherwise)  # fmt: skip
+    report.require(
+        "runs that hold a lock",
+        not held,
+        HOLDERS_HINT,
+        value=held or "none",
+        expected="none: a restore frees all locks",
+        worst=otherwise,
+    )
 
 
 def refuse_holders(env: Environment) -> None:
@@ -159,8 +177,9 @@ def plan(report: Report, env: Environment, own: Environment, chosen: Backup, ser
     report.plan("settle the copy", "scheduled runs that are overdue go, slots of locks are freed", seconds=0.1)
     report.plan("stop Prefect", ", ".join(reversed(env.prefect_server.roles)), seconds=5)
     report.plan_steps.append(swap)
-    report.plan("start Prefect", f"{', '.join(env.prefect_server.roles)}; wait for {env.prefect_server.api_url}",
-                seconds=15)  # fmt: skip
+    report.plan(
+        "start Prefect", f"{', '.join(env.prefect_server.roles)}; wait for {env.prefect_server.api_url}", seconds=15
+    )
     report.plan("look", "deployments, automations, every block in clear; runs that ended since are marked cancelled")
     report.fact("to carry it out", COMMAND.format(env.name, chosen.name))
 
@@ -193,8 +212,10 @@ def stopped(report: Report, env: Environment, found: ServiceStates, live: Identi
     except BaseException:
         with contextlib.suppress(OpsError):
             start_services(manager, [role for role in server.roles if found.running.get(role)])
-        report.state_is("Prefect's database was not replaced; its services were started again",
-                        "look whether they run, then launch this again")  # fmt: skip
+        report.state_is(
+            "Prefect's database was not replaced; its services were started again",
+            "look whether they run, then launch this again",
+        )
         raise
 
 
@@ -218,10 +239,18 @@ def bring_up(report: Report, env: Environment, rows: Mapping[str, int], swapped:
     started = start_services.after(lost)(manager, server.roles[1:]) if server.roles[1:] else started
     answer = read_api.after(started)(server)
     missing = missing_in(rows, answer)
-    report.expect("what the API knows", not missing, "look at its log", value="; ".join(missing) or "everything",
-                  expected="every deployment and automation of the backup")  # fmt: skip
-    report.expect("secrets", True, "", value=f"{answer.blocks} blocks read in clear")
+    report.require(
+        "what the API knows",
+        not missing,
+        "look at its log",
+        value="; ".join(missing) or "everything",
+        expected="every deployment and automation of the backup",
+    )
+    report.passed("secrets", value=f"{answer.blocks} blocks read in clear")
     report.fact("Prefect", f"{answer.version}; {', '.join(f'{n} {what}' for what, n in answer.counts.items())}")
     if lost:
-        report.table("Runs whose end is not in the backup (marked cancelled; their reports say how they ended)",
-                     ("run",), [(name,) for name in lost])  # fmt: skip
+        report.table(
+            "Runs whose end is not in the backup (marked cancelled; their reports say how they ended)",
+            ("run",),
+            [(name,) for name in lost],
+        )

@@ -9,8 +9,8 @@ from flows.database import restore_steps
 from flows.infrastructure.prefect.steps import COMMAND
 from flows.store import judge_key, mark_verified
 from runbook.errors import OpsError
-from runbook.page.render import duration
-from runbook.report import Report, Status
+from runbook.report import Report
+from runbook.units import duration
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import DatabaseContent, read_content
 from tasks.postgres.restore.staged_copy import Copy, content_in, create_scratch, drop_scratch, dump_in, fill_scratch
@@ -19,9 +19,20 @@ from tasks.prefect.upgrade import HINT, migrate_copy, read_revision, read_served
 
 MODULE = "python -m flows.infrastructure.prefect.server"
 LASTING = (
-    "automation", "block_document", "block_schema", "block_type", "concurrency_limit_v2", "configuration", "deployment",
-    "deployment_schedule", "flow", "flow_run", "variable", "work_pool", "work_queue",
-)  # fmt: skip
+    "automation",
+    "block_document",
+    "block_schema",
+    "block_type",
+    "concurrency_limit_v2",
+    "configuration",
+    "deployment",
+    "deployment_schedule",
+    "flow",
+    "flow_run",
+    "variable",
+    "work_pool",
+    "work_queue",
+)
 """Tables of which no upgrade may lose a row. Of others (events, logs, states) a migration may tidy some away."""
 
 
@@ -31,11 +42,13 @@ def judge_versions(report: Report, chosen: Backup) -> bool:
     judge_key(report, chosen)
     report.fact("taken with", chosen.manifest.tool)
     report.fact("would become", f"Prefect {prefect.__version__}, revision {known[0]}")
-    report.expect(
-        "revision of Prefect's tables", content.revision in known,
+    report.require(
+        "revision of Prefect's tables",
+        content.revision in known,
         f"install a newer Prefect than {prefect.__version__} here: the one that wrote the backup is ahead of it",
-        value=content.revision or "none", expected=f"{known[0]}, or one before it",
-    )  # fmt: skip
+        value=content.revision or "none",
+        expected=f"{known[0]}, or one before it",
+    )
     return f"Prefect {prefect.__version__}" not in chosen.manifest.tool or content.revision != known[0]
 
 
@@ -45,14 +58,21 @@ def judge_live(report: Report, env: Environment, content: DatabaseContent) -> No
     try:
         revision, answer = read_revision(server, server.database), read_api(server)
     except OpsError as error:
-        report.warn("live Prefect", "nothing to do where it is stopped for the upgrade: launch this again when it runs",
-                    value=error.message)  # fmt: skip
+        report.warn(
+            "live Prefect",
+            "nothing to do where it is stopped for the upgrade: launch this again when it runs",
+            value=error.message,
+        )
         return
     report.fact("live", f"Prefect {answer.version}, revision {revision}")
     if (answer.version, revision) == (prefect.__version__, revisions()[0]):
         missing = missing_in({table: one.rows for table, one in content.tables.items()}, answer)
-        report.expect("what the upgraded API knows", not missing, "was that deleted since the backup? Else go back",
-                      value="; ".join(missing) or "everything that the backup has", otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            "what the upgraded API knows",
+            not missing,
+            "was that deleted since the backup? Else go back",
+            value="; ".join(missing) or "everything that the backup has",
+        )
 
 
 def rehearse(report: Report, own: Environment, env: Environment, chosen: Backup, jobs: int) -> None:
@@ -70,15 +90,25 @@ def rehearse(report: Report, own: Environment, env: Environment, chosen: Backup,
         mark_verified(report, chosen)
         migrated = migrate_copy.after(proven)(server, scratch)
         report.fact("migrated in", duration(migrated.seconds))
-        report.expect("revision of the migrated copy", migrated.revision == revisions()[0], HINT,
-                      value=migrated.revision or "none", expected=revisions()[0])  # fmt: skip
+        report.require(
+            "revision of the migrated copy",
+            migrated.revision == revisions()[0],
+            HINT,
+            value=migrated.revision or "none",
+            expected=revisions()[0],
+        )
         after = judge_rows(report, own, proven, scratch, migrated)
         report.fail_if_critical()
         answer = read_served.after(after)(server, scratch)
         missing = missing_in({table: one.rows for table, one in content.tables.items()}, answer)
-        report.expect("what the new API knows", not missing, HINT, value="; ".join(missing) or "everything",
-                      expected="every deployment and automation of the backup")  # fmt: skip
-        report.expect("secrets", True, "", value=f"{answer.blocks} blocks read in clear by Prefect {answer.version}")
+        report.require(
+            "what the new API knows",
+            not missing,
+            HINT,
+            value="; ".join(missing) or "everything",
+            expected="every deployment and automation of the backup",
+        )
+        report.passed("secrets", value=f"{answer.blocks} blocks read in clear by Prefect {answer.version}")
         report.fail_if_critical()
     finally:
         drop_scratch(own.postgres)
@@ -97,8 +127,13 @@ def judge_rows(report: Report, own: Environment, before: DatabaseContent, copy: 
             (lost if table.partition(".")[2] in LASTING else less).append(table)
     rows += [(table, "", after.tables[table].rows) for table in sorted(after.tables.keys() - before.tables.keys())]
     report.table("Tables that the migration changed", ("table", "rows before", "rows after"), rows)
-    report.expect("rows that last", not lost, HINT, value=f"fewer in {', '.join(lost)}" if lost else "all are there",
-                  expected=f"none is lost of {len(LASTING)} tables")  # fmt: skip
+    report.require(
+        "rows that last",
+        not lost,
+        HINT,
+        value=f"fewer in {', '.join(lost)}" if lost else "all are there",
+        expected=f"none is lost of {len(LASTING)} tables",
+    )
     if less:
         report.warn("other rows", "see in the release notes why", value=f"fewer in {', '.join(less)}")
     return after
@@ -108,15 +143,25 @@ def tell_switch(report: Report, env: Environment) -> None:
     """What is left to people: the switch."""
     new, roles = prefect.__version__, ", ".join(reversed(env.prefect_server.roles))
     pools = sorted({env.name, *env.pools.values()})
-    report.table("The upgrade, step by step (docs/prefect-upgrade.md)", ("step", "how"), [
-        ("pause the pools, wait until nothing runs", "; ".join(f"prefect work-pool pause {pool}" for pool in pools)),
-        ("stop workers and Prefect", f"the workers of every host, then {roles}"),
-        ("the last backup: nothing writes any more", f"{MODULE} backup --environment {env.name}"),
-        ("rehearse with that one", f"{MODULE} upgrade --environment {env.name} (of Prefect {new})"),
-        (f"migrate by Prefect {new}", "prefect server database upgrade -y; compose.yaml's service migrate does it"),
-        ("start Prefect, then workers of the same version", f"make doctor ENVIRONMENT={env.name}; launch this again"),
-        ("to go back", f"with the old version installed: {COMMAND.format(env.name, 'the last backup')}"),
-    ])  # fmt: skip
+    report.table(
+        "The upgrade, step by step (docs/prefect-upgrade.md)",
+        ("step", "how"),
+        [
+            (
+                "pause the pools, wait until nothing runs",
+                "; ".join(f"prefect work-pool pause {pool}" for pool in pools),
+            ),
+            ("stop workers and Prefect", f"the workers of every host, then {roles}"),
+            ("the last backup: nothing writes any more", f"{MODULE} backup --environment {env.name}"),
+            ("rehearse with that one", f"{MODULE} upgrade --environment {env.name} (of Prefect {new})"),
+            (f"migrate by Prefect {new}", "prefect server database upgrade -y; compose.yaml's service migrate does it"),
+            (
+                "start Prefect, then workers of the same version",
+                f"make doctor ENVIRONMENT={env.name}; launch this again",
+            ),
+            ("to go back", f"with the old version installed: {COMMAND.format(env.name, 'the last backup')}"),
+        ],
+    )
 
 
 def outcome(chosen: Backup, is_newer: bool) -> str:

@@ -15,17 +15,18 @@ from pathlib import Path
 from blocks.environment import Environment
 from blocks.people.alerts import Alerts
 from flows.monitoring import incident
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
 from flows.recovery.drills.scenario import Drill, Symptom
+from runbook import metrics
 from runbook.errors import OpsError, Unreachable
-from runbook.page.render import duration
+from runbook.units import duration
 from runbook.wait import until
 from tasks.alerts.incident import Incident
 
 METRIC_OF = {
-    "application": "api.error_ratio",
-    "database": "postgres.connections.used_ratio",
-    "replication": "postgres.wal.streams_missing",
+    "application": metrics.API_ERRORS.name,
+    "database": metrics.CONNECTIONS.name,
+    "replication": metrics.STREAMS_MISSING.name,
 }
 """Of the sensors that are metrics."""
 ARRIVES_SECONDS = 30.0
@@ -45,7 +46,7 @@ def answer_alarm(drill: Drill, symptom: Symptom) -> Incident | None:
         taken = _taken(drill, symptom)
         _rehearse_levels(drill)
     except OpsError as error:
-        drill.report.expect("escalation", False, error.hint or HINT, value=error.message)
+        drill.report.fail("escalation", error.hint or HINT, value=error.message)
         return None
     return taken
 
@@ -59,7 +60,7 @@ def declare(drill: Drill, taken: Incident | None) -> None:
         found = incident.declare(drill.report, env, taken.id, _by(drill))
         found = incident.notify_stakeholders(drill.report, env, found)
     except OpsError as error:
-        drill.report.expect("incident declared", False, error.hint or HINT, value=error.message)
+        drill.report.fail("incident declared", error.hint or HINT, value=error.message)
         return
     told = [one for one in env.alerts.stakeholders if found.reached(incident.STAKEHOLDERS, one)]
     drill.done["declared"] = f"{found.id}, by {found.declared_by}"
@@ -80,7 +81,7 @@ def drilled(drill: Drill, channel: str, *, at_once: bool = False) -> Environment
 
 def _taken(drill: Drill, symptom: Symptom) -> Incident:
     env = drill.env if drill.page else drilled(drill, "alerts.jsonl")
-    metric = METRICS.get(METRIC_OF.get(symptom.sensor, ""))
+    metric = ALARMS.get(METRIC_OF.get(symptom.sensor, ""))
     what = f"訓練: {metric.title if metric else symptom.sensor}: {symptom.told}"
     key = f"drill {metric.name if metric else symptom.sensor}"
     owner = metric.owner if metric else "SRE"
@@ -134,8 +135,11 @@ def close(drill: Drill) -> None:
     try:
         incident.resolve(drill.report, drill.env, name, _by(drill), "訓練は終了しました")
     except OpsError as error:
-        drill.report.warn(f"incident {name} of the drill", error.hint or "run acknowledge-incident with action=resolve",
-                          value=error.message)  # fmt: skip
+        drill.report.warn(
+            f"incident {name} of the drill",
+            error.hint or "run acknowledge-incident with action=resolve",
+            value=error.message,
+        )
 
 
 def _rehearse_levels(drill: Drill) -> None:
@@ -149,8 +153,13 @@ def _rehearse_levels(drill: Drill) -> None:
     missing = [name for name in wanted if name not in reached or name not in _arrived(env.alerts, opened)]
     in_order = [name for name in reached if name in wanted] == wanted
     levels = ", ".join(f"{level.minutes:g} min {'・'.join(level.contacts)}" for level in drill.env.alerts.path)
-    ok = drill.report.expect("every level is told", not missing and in_order, HINT, expected=levels,
-                             value=f"missing: {', '.join(missing)}" if missing else ", ".join(reached))  # fmt: skip
+    ok = drill.report.require(
+        "every level is told",
+        not missing and in_order,
+        HINT,
+        expected=levels,
+        value=f"missing: {', '.join(missing)}" if missing else ", ".join(reached),
+    )
     if ok:
         drill.done["escalation"] = f"nobody answered: told in this order: {', '.join(reached)}"
 
@@ -160,8 +169,11 @@ def _arrived(alerts: Alerts, found: Incident) -> Mapping[str, str]:
     if not Path(alerts.file).exists():
         return {}
     lines = [json.loads(line) for line in Path(alerts.file).read_text(encoding="utf-8").splitlines()]
-    return {line["number"].removeprefix(f"{found.id}-").partition("-")[2]: line["title"]
-            for line in lines if line["incident"] == found.id}  # fmt: skip
+    return {
+        line["number"].removeprefix(f"{found.id}-").partition("-")[2]: line["title"]
+        for line in lines
+        if line["incident"] == found.id
+    }
 
 
 def _by(drill: Drill) -> str:

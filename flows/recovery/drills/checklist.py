@@ -31,8 +31,11 @@ def report_results(report: Report, done: Mapping[str, str]) -> None:
     """Every box; and once more, by themselves, those that nobody has checked yet."""
     rows = [(box.part, _mark(box, done), box.text, _who(box, done)) for box in BOXES]
     report.table("Training checklist (§8.4)", ("part", "", "box", "checked by"), rows)
-    open_boxes = [(box.part, box.text, "a person must" if not box.key else "this scenario does not touch it")
-                  for box in BOXES if box.key not in done]  # fmt: skip
+    open_boxes = [
+        (box.part, box.text, "a person must" if not box.key else "this scenario does not touch it")
+        for box in BOXES
+        if box.key not in done
+    ]
     report.table("Not checked in this drill", ("part", "what", "why"), open_boxes)
 
 

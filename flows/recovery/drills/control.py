@@ -22,8 +22,10 @@ def require_accepted(derived: Environment, flow: Flow[..., Report], **parameters
         OpsError: it refuses it, so that the control would show nothing.
     """
     if told := _refusal(derived, flow, **parameters):
-        raise OpsError(f"{flow.name} refuses the copy before it is sabotaged: {told}",
-                       "the negative control shows nothing: look at what it says")  # fmt: skip
+        raise OpsError(
+            f"{flow.name} refuses the copy before it is sabotaged: {told}",
+            "the negative control shows nothing: look at what it says",
+        )
 
 
 def try_sabotaged(derived: Environment, flow: Flow[..., Report], sabotage: str, **parameters: Any) -> Refusal:
@@ -45,10 +47,13 @@ def _refusal(derived: Environment, flow: Flow[..., Report], **parameters: Any) -
 
 def report_results(report: Report, controls: list[Refusal]) -> None:
     """Each of them; one that was accepted makes the drill CRITICAL, and none at all too."""
-    report.table("Negative controls", ("sabotage", "runbook", "refused"),
-                 [(one.sabotage, one.runbook, one.refused or "NO: accepted") for one in controls])  # fmt: skip
+    report.table(
+        "Negative controls",
+        ("sabotage", "runbook", "refused"),
+        [(one.sabotage, one.runbook, one.refused or "NO: accepted") for one in controls],
+    )
     accepted = [f"{one.runbook}: {one.sabotage}" for one in controls if not one.refused]
-    report.expect(
+    report.require(
         "negative controls",
         bool(controls) and not accepted,
         "the runbook would accept a bad copy: nothing that it says is proof, correct it before anything else"

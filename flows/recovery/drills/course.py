@@ -80,7 +80,7 @@ def _scope(drill: Drill, scenario: Scenario) -> None:
     known = {one.sensor for one in drill.symptoms}
     drill.symptoms += [Symptom(name, told, now()) for name, told in found.items() if told and name not in known]
     noticed = [one for one in drill.symptoms if one.sensor in scenario.sensors]
-    drill.report.expect(
+    drill.report.require(
         "noticed by",
         bool(noticed),
         "the monitoring sees that something is wrong, and not what: look at that sensor",
@@ -105,5 +105,5 @@ def _check(drill: Drill, live: Environment) -> None:
         drill.report.fact("phase 5: smoke checks", result.detail)
         return
     drill.report.table("Checks of phase 5", ("check", "works", "seconds", "detail"), result.rows)
-    drill.report.expect("phase 5: the application works", result.ok, "look at the backend's log", value=result.detail)
+    drill.report.require("phase 5: the application works", result.ok, "look at the backend's log", value=result.detail)
     drill.done |= {row.check: row.detail for row in result.rows if row.ok}

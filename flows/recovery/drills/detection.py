@@ -15,8 +15,9 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.database.expectations import FACT, NONE
 from flows.monitoring.sources import STREAMS, Reading, Readings, find_primary, read_application, read_database
-from flows.monitoring.table import METRICS
+from flows.monitoring.table import ALARMS
 from flows.recovery.drills.scenario import Drill, Symptom, now
+from runbook import metrics
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
@@ -31,7 +32,7 @@ IN_A_ROW = 2
 
 def application(env: Environment, _: Path) -> str:
     """Health of backend and frontend, as their users' load balancer asks for it: nothing of the minutes before."""
-    return exceeded(env, read_application(env, now(), timedelta()), "api.error_ratio")
+    return exceeded(env, read_application(env, now(), timedelta()), metrics.API_ERRORS.name)
 
 
 def database(env: Environment, _: Path) -> str:
@@ -51,7 +52,7 @@ def replication(env: Environment, _: Path) -> str:
 def exceeded(env: Environment, readings: Readings, name: str) -> str:
     """The text of a metric that is over its limit, or was not measured; "" where it is well or not watched here."""
     found = readings.get(name, Reading(0.0, ""))
-    is_well = found.value is not None and found.value <= METRICS[name].limit(env.limits)
+    is_well = found.value is not None and found.value <= ALARMS[name].limit(env.limits)
     return "" if is_well else found.told
 
 
@@ -76,8 +77,12 @@ def expect_rules(drill: Drill) -> None:
         drill.report.fact(FACT, NONE)
         return
     broken = content(drill.env, drill.directory / "evidence")
-    drill.report.expect("expectations after the recovery", not broken, "the data breaks the application's rules",
-                        value=broken or "all hold")  # fmt: skip
+    drill.report.require(
+        "expectations after the recovery",
+        not broken,
+        "the data breaks the application's rules",
+        value=broken or "all hold",
+    )
 
 
 def rules_hold(env: Environment) -> str:
@@ -140,16 +145,22 @@ def watch(env: Environment, evidence: Path, seconds: float, sensors: Mapping[str
     try:
         return _found(until(heard, what="an alarm", seconds=seconds, every_seconds=EVERY_SECONDS))
     except Unreachable:
-        raise OpsError(f"no sensor noticed the fault within {seconds:.0f} s",
-                       "the monitoring is blind for it: add a sensor that sees it") from None  # fmt: skip
+        raise OpsError(
+            f"no sensor noticed the fault within {seconds:.0f} s",
+            "the monitoring is blind for it: add a sensor that sees it",
+        ) from None
     finally:
         pool.shutdown(wait=False)
 
 
 def _answer(
-    pool: ThreadPoolExecutor, pending: dict[str, Future[str]], name: str, sensor: Sensor, env: Environment,
+    pool: ThreadPoolExecutor,
+    pending: dict[str, Future[str]],
+    name: str,
+    sensor: Sensor,
+    env: Environment,
     evidence: Path,
-) -> str | None:  # fmt: skip
+) -> str | None:
     """A slow sensor answers from beside; None: not yet."""
     if name not in SLOW:
         return sensor(env, evidence)

@@ -43,9 +43,14 @@ SCENARIOS: dict[str, Scenario] = {
 
 @flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
 def run_drill(
-    environment: str, scenario: ScenarioName = "database_failure", declaration: str = "", page: bool = False,
-    participants: tuple[str, ...] = (), plan: str = "", confirm: str = "",
-) -> Report:  # fmt: skip
+    environment: str,
+    scenario: ScenarioName = "database_failure",
+    declaration: str = "",
+    page: bool = False,
+    participants: tuple[str, ...] = (),
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
     """災害復旧訓練 (§8.4)
 
     Holds one of the manual's drills, for real: while clients write through the application and to the database, it
@@ -118,9 +123,14 @@ def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path
 
 
 def _hold(
-    report: Report, permit: Permit, env: Environment, scenario: Scenario, directory: Path, checked: dict[str, str],
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    scenario: Scenario,
+    directory: Path,
+    checked: dict[str, str],
     page: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Played, brought back, told."""
     targets = " | ".join(act.target for act in permit.acts)
     half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets, **scenario.notes())
@@ -149,8 +159,7 @@ def _healed(drill: Drill, scenario: Scenario) -> Iterator[None]:
     except OpsError as error:
         if isinstance(error, RunbookFailed) and error.report is not drill.report:
             drill.keep(error.report)
-        drill.report.expect("the drill went through", False, error.hint or "look at what its runbooks say",
-                            value=error.message)  # fmt: skip
+        drill.report.fail("the drill went through", error.hint or "look at what its runbooks say", value=error.message)
         scenario.heal(drill)
     except BaseException:  # cancelled, perhaps: as far as the grace goes; the record stays for the next launch
         with contextlib.suppress(OpsError):
@@ -199,8 +208,10 @@ def _end_half_done(report: Report, permit: Permit, env: Environment, left: HalfD
     """A drill that was killed: the system is healed, its clients' account is told, and no other drill is held."""
     scenario = SCENARIOS.get(left.scenario) or left_behind(left)
     if scenario is None:
-        raise OpsError(f"a drill of {left.scenario} has not ended, and this version knows no such scenario",
-                       "heal the system by hand, then remove .drill-half-done from the reports")  # fmt: skip
+        raise OpsError(
+            f"a drill of {left.scenario} has not ended, and this version knows no such scenario",
+            "heal the system by hand, then remove .drill-half-done from the reports",
+        )
     report.state_is(f"a half-done drill is being healed: {left.told}", AGAIN)
     expectations.prepare(env)
     _heal(report, env, scenario, permit, left)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from flows.database.superseded import Aside, discard_superseded, find_aside
 from flows.recovery.drills.scenario import Drill
 from runbook.errors import OpsError
-from runbook.page.render import size
 from runbook.report import Status
+from runbook.units import size
 
 TAKEN = "Backup cluster"
 HINT = "look at it, then launch discard-superseded"

@@ -8,8 +8,9 @@ from html import escape
 
 from runbook.files import durable
 from runbook.log import logger
-from runbook.page.render import MARK, duration, timeline
+from runbook.page.render import MARK, timeline
 from runbook.report import Evidence, Report, Status
+from runbook.units import duration
 
 _STYLE = """
 body{font-family:system-ui,"Noto Sans JP",sans-serif;color:#212529;margin:2rem auto;max-width:70rem;padding:0 1rem}
@@ -43,8 +44,10 @@ def html(report: Report) -> str:
     """The whole page: facts, findings, tables, plots and steps; nothing is loaded from elsewhere."""
     title = f"{MARK[report.status]} {report.runbook} · {report.environment} · {report.status}"
     facts = {"started": f"{report.started:%Y-%m-%d %H:%M:%S UTC}", "took": duration(report.seconds)} | report.facts
-    findings = [(f.status, f.name, f.value, f.expected, f.hint)
-                for f in sorted(report.findings, key=lambda f: -list(Status).index(f.status))]  # fmt: skip
+    findings = [
+        (f.status, f.name, f.value, f.expected, f.hint)
+        for f in sorted(report.findings, key=lambda f: -list(Status).index(f.status))
+    ]
     parts = [
         f"<h1>{escape(title)}</h1><p>{escape(report.sentence())}</p>",
         _table((), list(facts.items())),

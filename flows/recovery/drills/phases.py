@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flows.routine.checklist.texts import checklist
-from runbook.page.render import duration
 from runbook.report import Report, Status, StepTime
+from runbook.units import duration
 
 _DAY = checklist("drill_day").phases
 NAMES = tuple(phase.title.partition(": ")[2] for phase in _DAY)
@@ -58,10 +58,14 @@ class Phases:
     def bars(self) -> list[StepTime]:
         """For the plot."""
         return [
-            StepTime(f"{number} {NAMES[number - 1]}", begun, self.seconds.get(number, 0.0),
-                     Status.OK if self.ok.get(number) and self.within(number) else Status.CRITICAL)
+            StepTime(
+                f"{number} {NAMES[number - 1]}",
+                begun,
+                self.seconds.get(number, 0.0),
+                Status.OK if self.ok.get(number) and self.within(number) else Status.CRITICAL,
+            )
             for number, begun in sorted(self.begun.items())
-        ]  # fmt: skip
+        ]
 
     def within(self, number: int) -> bool:
         """Whether it took no longer than the manual gives it."""
@@ -81,5 +85,4 @@ class Phases:
 
     def _judge(self, report: Report, number: int, took: str) -> None:
         name, limit = f"phase {number} {NAMES[number - 1]}", f"at most {MINUTES[number - 1]} min"
-        report.expect(name, self.within(number), "see in the timeline which step took long", value=took, expected=limit,
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(name, self.within(number), "see in the timeline which step took long", value=took, expected=limit)

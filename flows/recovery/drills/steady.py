@@ -23,8 +23,13 @@ def judge(report: Report, env: Environment, scenario: Scenario, evidence: Path) 
         RunbookFailed: it is not; nothing was touched.
     """
     for name, told in detection.ask_all(env, evidence).items():
-        report.expect(f"steady state: {name}", not told, "put that right first: a drill begins with a healthy system",
-                      value=told or "well", expected="well")  # fmt: skip
+        report.require(
+            f"steady state: {name}",
+            not told,
+            "put that right first: a drill begins with a healthy system",
+            value=told or "well",
+            expected="well",
+        )
     verified = [_judge_backup(report, env, kind) for kind in scenario.backups]
     scenario.judge(report, env)
     report.fail_if_critical()
@@ -42,8 +47,13 @@ def _judge_backup(report: Report, env: Environment, kind: str) -> str:
     except OpsError as error:
         problem = error.message
     flow = {"cluster": "backup-cluster", "redis": "backup-redis", "files": "backup-files"}.get(kind, "backup-database")
-    report.expect(f"verified backup: {kind}", bool(found), f"launch {flow}, then verify-backup with kind={kind}",
-                  value=found or problem or "none", expected="one whose restore was proven")  # fmt: skip
+    report.require(
+        f"verified backup: {kind}",
+        bool(found),
+        f"launch {flow}, then verify-backup with kind={kind}",
+        value=found or problem or "none",
+        expected="one whose restore was proven",
+    )
     return found
 
 
@@ -61,6 +71,10 @@ def wait_settled(drill: Drill, env: Environment) -> None:
 
     until(silent, what="a healthy system", seconds=SETTLE_SECONDS, every_seconds=0.5)
     problems = {name: told for name, told in detection.ask_all(env, drill.directory / "evidence").items() if told}
-    drill.report.expect("healthy at the end", not problems, "heal it before anybody uses it: what is said here first",
-                        value="; ".join(problems.values()) or "every sensor is silent",
-                        expected="every sensor is silent")  # fmt: skip
+    drill.report.require(
+        "healthy at the end",
+        not problems,
+        "heal it before anybody uses it: what is said here first",
+        value="; ".join(problems.values()) or "every sensor is silent",
+        expected="every sensor is silent",
+    )

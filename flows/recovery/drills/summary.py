@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Drill, Scenario
 from runbook.page import render
-from runbook.page.render import duration
 from runbook.report import Evidence, Report, Status, StepTime
+from runbook.units import duration
 from tasks.drill.account import Account, account_in
 from tasks.drill.ledger import Attempt
 
@@ -63,19 +63,48 @@ def _tell_ledger(report: Report, accounts: Mapping[str, Account], outcome: Outco
     """Attempts and what became of them, by client; and every lost write."""
     report.table(
         "Ledger",
-        ("writes", "attempted", "acknowledged", "refused", "indeterminate", "lost", "recovered", "unknown",
-         "unexpected"),
-        [(name, a.attempted, a.acknowledged, a.refused, a.indeterminate, len(a.lost), a.recovered, a.unknown,
-          len(a.unexpected)) for name, a in accounts.items()],
-    )  # fmt: skip
+        (
+            "writes",
+            "attempted",
+            "acknowledged",
+            "refused",
+            "indeterminate",
+            "lost",
+            "recovered",
+            "unknown",
+            "unexpected",
+        ),
+        [
+            (
+                name,
+                a.attempted,
+                a.acknowledged,
+                a.refused,
+                a.indeterminate,
+                len(a.lost),
+                a.recovered,
+                a.unknown,
+                len(a.unexpected),
+            )
+            for name, a in accounts.items()
+        ],
+    )
     strange = [row for account in accounts.values() for row in account.unexpected]
-    report.expect("unexpected rows", not strange, "find out who wrote them, or what wrote them twice",
-                  value="; ".join(strange[:5]) or "none", expected="none")  # fmt: skip
-    groups = [("before the fault", outcome.lost), ("after the fault", outcome.given_up)] if outcome else [
-        ("nobody knows: before or after", tuple(one for found in accounts.values() for one in found.lost))
-    ]  # fmt: skip
-    rows = [(when, f"{one.answered:%H:%M:%S.%f}", one.kind, one.key or one.id)
-            for when, group in groups for one in group]  # fmt: skip
+    report.require(
+        "unexpected rows",
+        not strange,
+        "find out who wrote them, or what wrote them twice",
+        value="; ".join(strange[:5]) or "none",
+        expected="none",
+    )
+    groups = (
+        [("before the fault", outcome.lost), ("after the fault", outcome.given_up)]
+        if outcome
+        else [("nobody knows: before or after", tuple(one for found in accounts.values() for one in found.lost))]
+    )
+    rows = [
+        (when, f"{one.answered:%H:%M:%S.%f}", one.kind, one.key or one.id) for when, group in groups for one in group
+    ]
     report.table("Lost writes, one by one", ("acknowledged", "at (UTC)", "kind", "key"), rows[:MOST_LOST])
 
 
@@ -83,16 +112,29 @@ def tell_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outc
     """Against the scenario's targets of §8.4."""
     targets = scenario.targets(drill.env)
     rto, lost = outcome.rto_seconds, len(outcome.lost)
-    report.expect("RTO", rto is not None and rto <= targets.rto_seconds, "see in the timeline which step took long",
-                  value="users were not served again" if rto is None else duration(rto),
-                  expected=f"at most {duration(targets.rto_seconds)}")  # fmt: skip
+    report.require(
+        "RTO",
+        rto is not None and rto <= targets.rto_seconds,
+        "see in the timeline which step took long",
+        value="users were not served again" if rto is None else duration(rto),
+        expected=f"at most {duration(targets.rto_seconds)}",
+    )
     if targets.lost_writes >= 0:
-        report.expect("lost acknowledged writes", lost <= targets.lost_writes, "they are in the table of lost writes: "
-                      "find out whether replication was synchronous, and what the runbook did not replay",
-                      value=lost, expected=targets.lost_writes)  # fmt: skip
-    report.expect("RPO", outcome.rpo_seconds <= targets.rpo_seconds, "back up more often, or archive WAL",
-                  value=f"{lost:,} writes, {duration(outcome.rpo_seconds)}",
-                  expected=f"at most {duration(targets.rpo_seconds)}")  # fmt: skip
+        report.require(
+            "lost acknowledged writes",
+            lost <= targets.lost_writes,
+            "they are in the table of lost writes: "
+            "find out whether replication was synchronous, and what the runbook did not replay",
+            value=lost,
+            expected=targets.lost_writes,
+        )
+    report.require(
+        "RPO",
+        outcome.rpo_seconds <= targets.rpo_seconds,
+        "back up more often, or archive WAL",
+        value=f"{lost:,} writes, {duration(outcome.rpo_seconds)}",
+        expected=f"at most {duration(targets.rpo_seconds)}",
+    )
     report.fact("RTO", f"{'not reached' if rto is None else duration(rto)}, from the fault to the first good request")
     report.fact("RPO", f"{lost:,} acknowledged writes of before the fault, {duration(outcome.rpo_seconds)}")
     if outcome.given_up:
@@ -105,8 +147,11 @@ def tell_measured(report: Report, drill: Drill, outcome: Outcome | None) -> None
     rows: list[tuple[str, object]] = [("scenario", drill.half_done.scenario)]
     if outcome:
         rto = outcome.rto_seconds
-        rows += [("rto_seconds", "" if rto is None else f"{rto:.2f}"), ("lost_writes", len(outcome.lost)),
-                 ("rpo_seconds", f"{outcome.rpo_seconds:.2f}")]  # fmt: skip
+        rows += [
+            ("rto_seconds", "" if rto is None else f"{rto:.2f}"),
+            ("lost_writes", len(outcome.lost)),
+            ("rpo_seconds", f"{outcome.rpo_seconds:.2f}"),
+        ]
     rows += [(f"phase_{number}_seconds", f"{seconds:.2f}") for number, seconds in sorted(drill.phases.seconds.items())]
     report.table(MEASURED, ("measure", "value"), rows)
 
@@ -124,8 +169,10 @@ def tell_timeline(report: Report, drill: Drill) -> None:
     report.attach(Evidence("Timeline", svg=render.bars(steps, began)))
     events = [(f"{began:%H:%M:%S.%f}", "fault", drill.fault.what)]
     events += [(f"{first.at:%H:%M:%S.%f}", f"alarm: {first.sensor}", first.told)] if first else []
-    events += [(f"{run.started:%H:%M:%S.%f}", f"{run.runbook} ({run.status})", run.outcome or run.sentence())
-               for run in drill.runs]  # fmt: skip
+    events += [
+        (f"{run.started:%H:%M:%S.%f}", f"{run.runbook} ({run.status})", run.outcome or run.sentence())
+        for run in drill.runs
+    ]
     events += [(f"{served:%H:%M:%S.%f}", "first good request", "users are served again")] if served else []
     report.table("Events", ("at (UTC)", "event", "detail"), sorted(events))
     report.table("Alarms", ("sensor", "says"), [(one.sensor, one.told) for one in drill.symptoms])
@@ -133,9 +180,12 @@ def tell_timeline(report: Report, drill: Drill) -> None:
 
 def tell_problems(report: Report, drill: Drill) -> None:
     """What went wrong, in the drill and in its runbooks, each with what to do: the action items."""
-    rows = [(name, f.status, f"{f.name}: {f.value}", f.hint)
-            for name, findings in (("drill", report.findings), *((run.runbook, run.findings) for run in drill.runs))
-            for f in findings if f.status is not Status.OK]  # fmt: skip
+    rows = [
+        (name, f.status, f"{f.name}: {f.value}", f.hint)
+        for name, findings in (("drill", report.findings), *((run.runbook, run.findings) for run in drill.runs))
+        for f in findings
+        if f.status is not Status.OK
+    ]
     unique = list(dict.fromkeys(rows))
     report.table("What went wrong, and action items", ("where", "", "what", "action"), unique)
     drill.done["problems"] = f"{len(unique)} found"
@@ -151,12 +201,16 @@ def tell_overhead(report: Report, drill: Drill, seconds: Mapping[str, float]) ->
     runs = [(run.started, run.seconds) for run in drill.runs]
     whole = (now - report.started).total_seconds()
     own = whole - _covered([*waited, *checked, *runs])
-    report.table("The drill's seconds", ("part", "seconds"), [
-        ("waiting for the alarm", f"{_covered(waited):.2f}"),
-        ("runbooks", f"{_covered(runs):.2f}"),
-        ("checks of phase 5", f"{_covered(checked):.2f}"),
-        ("the drill itself", f"{own:.2f}"),
-    ])  # fmt: skip
+    report.table(
+        "The drill's seconds",
+        ("part", "seconds"),
+        [
+            ("waiting for the alarm", f"{_covered(waited):.2f}"),
+            ("runbooks", f"{_covered(runs):.2f}"),
+            ("checks of phase 5", f"{_covered(checked):.2f}"),
+            ("the drill itself", f"{own:.2f}"),
+        ],
+    )
     parts = ", ".join(f"{name} {duration(took)}" for name, took in seconds.items())
     told = f"{duration(own)} of {duration(whole)} ({parts}); the runbooks took {duration(_covered(runs))}"
     report.fact("the drill's own overhead", told)

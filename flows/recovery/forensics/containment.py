@@ -172,9 +172,12 @@ def _has_slot(report: Report, primary: Postgres) -> bool:
     """Whether the slot is there that keeps WAL; that it has lost it is told."""
     slots = [slot for slot in read_replication(primary).slots if slot.name == SLOT]
     if slots and slots[0].wal_status == "lost":
-        report.warn("WAL that was kept", "look at pg_wal with find-transaction for what is left; raise "
-                    "max_slot_wal_keep_size, drop the slot, and launch this again to keep what comes",
-                    value=f"slot {SLOT} has lost it: max_slot_wal_keep_size was reached")  # fmt: skip
+        report.warn(
+            "WAL that was kept",
+            "look at pg_wal with find-transaction for what is left; raise "
+            "max_slot_wal_keep_size, drop the slot, and launch this again to keep what comes",
+            value=f"slot {SLOT} has lost it: max_slot_wal_keep_size was reached",
+        )
     return bool(slots)
 
 
@@ -187,9 +190,11 @@ def _waits_for(report: Report, primary: Postgres | None, standby: Replaying) -> 
     names = parse_sync_names(found.settings.sync_names).names
     waits = applies and (standby.postgres.name in names or "*" in names)
     if waits:
-        report.warn(f"replay on {standby.address} goes on", "take it out of synchronous_standby_names, or choose "
-                    "synchronous_commit=on, then launch this again",
-                    value="commits wait for its replay (remote_apply): paused, it would hang them")  # fmt: skip
+        report.warn(
+            f"replay on {standby.address} goes on",
+            "take it out of synchronous_standby_names, or choose synchronous_commit=on, then launch this again",
+            value="commits wait for its replay (remote_apply): paused, it would hang them",
+        )
     return waits
 
 
@@ -217,14 +222,24 @@ def _tell_limits(report: Report, writers: Writers) -> None:
     """What goes on writing all the same."""
     report.fact("not held off", "superusers, and a client that asks for BEGIN READ WRITE or SET by name")
     if writers.superusers:
-        report.warn("sessions of superusers", "end them by hand where they are not yours",
-                    value=f"{writers.superusers} in this database")  # fmt: skip
+        report.warn(
+            "sessions of superusers",
+            "end them by hand where they are not yours",
+            value=f"{writers.superusers} in this database",
+        )
     if writers.prepared:
-        report.warn("prepared transactions", "COMMIT PREPARED would still write them: leave them alone, or ROLLBACK "
-                    "PREPARED when you know what they are", value=", ".join(writers.prepared[:5]))  # fmt: skip
+        report.warn(
+            "prepared transactions",
+            "COMMIT PREPARED would still write them: leave them alone, or ROLLBACK "
+            "PREPARED when you know what they are",
+            value=", ".join(writers.prepared[:5]),
+        )
     if writers.subscriptions:
-        report.warn("subscriptions", "they go on writing: ALTER SUBSCRIPTION … DISABLE",
-                    value=", ".join(writers.subscriptions[:5]))  # fmt: skip
+        report.warn(
+            "subscriptions",
+            "they go on writing: ALTER SUBSCRIPTION … DISABLE",
+            value=", ".join(writers.subscriptions[:5]),
+        )
 
 
 def noted(env: Environment, known: Contained | None, scene: Scene, reason: str, by: str) -> Contained:
@@ -254,22 +269,31 @@ def hold_still(report: Report, permit: Permit, env: Environment, scene: Scene) -
         return
     for writer in scene.writers.roles:
         left = block_writes(permit, scene.primary, writer.role)
-        report.expect(
+        report.require(
             f"writes of role {writer.role} are blocked",
             not left,
             "their commits wait for a standby, and are not cancelled: start the standby, then launch this again",
             value=f"{left} sessions of before are left" if left else f"{writer.sessions} sessions ended",
         )
     refusal = try_to_write(scene.primary)
-    report.expect("the application cannot write", bool(refusal), "somebody has set it back: look at pg_db_role_setting",
-                  value=refusal or f"{scene.primary.user} could write in a new session")  # fmt: skip
+    report.require(
+        "the application cannot write",
+        bool(refusal),
+        "somebody has set it back: look at pg_db_role_setting",
+        value=refusal or f"{scene.primary.user} could write in a new session",
+    )
 
 
 def conclude(report: Report, contained: Contained, scene: Scene) -> None:
     """What is held still, and how to go back."""
-    report.table("Held still", ("what", "where", "before"),
-                 [("maintenance", "everything that deletes or changes", "free"),
-                  *((one.kind, one.target, one.before or "nothing") for one in contained.held)])  # fmt: skip
+    report.table(
+        "Held still",
+        ("what", "where", "before"),
+        [
+            ("maintenance", "everything that deletes or changes", "free"),
+            *((one.kind, one.target, one.before or "nothing") for one in contained.held),
+        ],
+    )
     blocked = ", writes are blocked" if scene.writers else ""
     report.outcome = f"{contained.told}; {len(contained.held)} things held still{blocked}; undo: release-containment"
 
@@ -292,8 +316,11 @@ def release(report: Report, permit: Permit, env: Environment, found: Contained) 
             done = _release_one(permit, env, one)
         except OpsError as error:
             left.append(one)
-            report.expect(f"{one.kind} of {one.target} is as it was", False,
-                          error.hint or "start the server, then launch this again", value=error.message)  # fmt: skip
+            report.fail(
+                f"{one.kind} of {one.target} is as it was",
+                error.hint or "start the server, then launch this again",
+                value=error.message,
+            )
             continue
         rows.append((one.kind, one.target, done))
         failpoint("release: one")

@@ -80,8 +80,10 @@ def opened(report: Report, env: Environment, wanted: str) -> Iterator[Source]:
             yield Source(f"data directory {chosen}", block, env.postgres.database)
     else:
         there = ", ".join(reversed(found)) or "none at all"
-        raise OpsError(f"there is no kept database or data directory “{wanted[:80]}”",
-                       f"there are, newest first: {there}; a running server is named host:port/database")  # fmt: skip
+        raise OpsError(
+            f"there is no kept database or data directory “{wanted[:80]}”",
+            f"there are, newest first: {there}; a running server is named host:port/database",
+        )
 
 
 def _kept_directories(env: Environment) -> list[str]:
@@ -94,8 +96,12 @@ def _kept_directories(env: Environment) -> list[str]:
 def _started(report: Report, env: Environment, directory: Path) -> Iterator[Postgres]:
     """Its own files are used: it recovers from its crash, if it had one, and is stopped again. No row changes."""
     root = root_for(env.postgres, SALVAGING)
-    until(lambda: not servers_in(directory), what=f"the end of the server that works in {directory}", seconds=30,
-          hint="a run that was killed had started it, or somebody did: stop it, then launch this again")  # fmt: skip
+    until(
+        lambda: not servers_in(directory),
+        what=f"the end of the server that works in {directory}",
+        seconds=30,
+        hint="a run that was killed had started it, or somebody did: stop it, then launch this again",
+    )
     sweep_instance(root)
     instance = prepare_instance(env.postgres, root)
     report.at_end(lambda: put_away(instance))
@@ -224,8 +230,9 @@ def compare(
         chosen = [one.name for one in resolve(tables, known_in(ours))] if tables else []
         matched = match_keyed(live, ours, theirs, chosen)
         counted = tuple(writer.compare(ours, theirs, one, since, differing) for one in matched.tables)
-    salvage = Salvage(stamp, source.told, read_database_oid.work(live, live.database), writer.close(), counted,
-                      matched.others)  # fmt: skip
+    salvage = Salvage(
+        stamp, source.told, read_database_oid.work(live, live.database), writer.close(), counted, matched.others
+    )
     keep(env, salvage)
     return salvage
 
@@ -316,34 +323,51 @@ def report_results(report: Report, env: Environment, salvage: Salvage) -> None:
     report.table(
         "Rows by primary key",
         ("table", "only in the source", "only live", "differing", "of those written live since", "INSERTs", "UPDATEs"),
-        [(one.table, one.missing, one.live_only, one.differing, one.conflicts, one.inserts, one.updates)
-         for one in salvage.tables],
-    )  # fmt: skip
+        [
+            (one.table, one.missing, one.live_only, one.differing, one.conflicts, one.inserts, one.updates)
+            for one in salvage.tables
+        ],
+    )
     if samples := [(one.table, text) for one in salvage.tables for text in one.samples]:
         report.table("Samples (texts are masked: read the files)", ("table", "statement"), samples)
     if salvage.others:
         report.table("Not comparable", ("table", "why"), salvage.others)
-        report.warn("tables that could not be compared", "look at them by hand in the source: no file has their rows",
-                    value=", ".join(name for name, _ in salvage.others[:10]))  # fmt: skip
+        report.warn(
+            "tables that could not be compared",
+            "look at them by hand in the source: no file has their rows",
+            value=", ".join(name for name, _ in salvage.others[:10]),
+        )
     conflicts = sum(one.conflicts for one in salvage.tables)
     held_back = sum(one.differing - one.updates for one in salvage.tables)
     if conflicts and held_back:
-        report.warn("conflicts", "read them in the CSV (“differs”); differing=overwrite takes the source's values",
-                    value=f"{conflicts:,} rows differ and were written in the live database since, or nobody can say: "
-                    "left as they are")  # fmt: skip
+        report.warn(
+            "conflicts",
+            "read them in the CSV (“differs”); differing=overwrite takes the source's values",
+            value=f"{conflicts:,} rows differ and were written in the live database since, or nobody can say: "
+            "left as they are",
+        )
     elif conflicts:
-        report.warn("conflicts", "read the UPDATEs before you confirm: they go over what was written since",
-                    value=f"{conflicts:,} rows that were written live since get the source's values")  # fmt: skip
+        report.warn(
+            "conflicts",
+            "read the UPDATEs before you confirm: they go over what was written since",
+            value=f"{conflicts:,} rows that were written live since get the source's values",
+        )
     if any(one.missing for one in salvage.tables):
-        report.fact("rows only in the source", "lost by the recovery, or deleted in the live database since: the keys "
-                    "do not tell which; read the file before you confirm")  # fmt: skip
+        report.fact(
+            "rows only in the source",
+            "lost by the recovery, or deleted in the live database since: the keys "
+            "do not tell which; read the file before you confirm",
+        )
 
 
 def plan_salvage(report: Report, salvage: Salvage) -> None:
     """A line a table."""
     for one in salvage.written:
-        report.plan("write", f"{one.table}: {one.inserts:,} rows inserted, {one.updates:,} updated",
-                    seconds=(one.inserts + one.updates) / 5000)  # fmt: skip
+        report.plan(
+            "write",
+            f"{one.table}: {one.inserts:,} rows inserted, {one.updates:,} updated",
+            seconds=(one.inserts + one.updates) / 5000,
+        )
     report.plan("before the commit", "foreign keys asked, sequences advanced; all of it in one transaction")
 
 
@@ -358,7 +382,10 @@ def tell_done(report: Report, salvage: Salvage, done: Applied) -> None:
     if done.sequences:
         report.fact("sequences advanced", ", ".join(done.sequences))
     if ran.passed:
-        report.warn("statements that found nothing to do", "their rows were written live since they were compared, or "
-                    "this was applied before: launch it again without reviewed to see what is left",
-                    value=f"{ran.passed:,}, such as {ran.examples[0]}")  # fmt: skip
+        report.warn(
+            "statements that found nothing to do",
+            "their rows were written live since they were compared, or "
+            "this was applied before: launch it again without reviewed to see what is left",
+            value=f"{ran.passed:,}, such as {ran.examples[0]}",
+        )
     report.outcome = f"{ran.inserted:,} rows inserted and {ran.updated:,} updated, of {salvage.source}"

@@ -114,8 +114,16 @@ def _sum(rows: dict[Pair, int] | object, toast: set[Pair]) -> int:
 
 def _row(deed: Deed) -> tuple[object, ...]:
     end = deed.end
-    return (f"{end.at:%Y-%m-%d %H:%M:%S.%f}", end.xid, lsn_text(end.lsn), deed.told, deed.deleted, deed.updated,
-            deed.toast, deed.tables)  # fmt: skip
+    return (
+        f"{end.at:%Y-%m-%d %H:%M:%S.%f}",
+        end.xid,
+        lsn_text(end.lsn),
+        deed.told,
+        deed.deleted,
+        deed.updated,
+        deed.toast,
+        deed.tables,
+    )
 
 
 def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
@@ -123,8 +131,12 @@ def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
     chosen = sorted(deeds, key=lambda deed: (deed.early, not deed.whole, -deed.deleted - deed.updated))[:MOST_LINKS]
     lines, forms = [], read_forms([env.name])
     for deed in sorted(chosen, key=lambda deed: deed.end.lsn):
-        target = {"environment": env.name, "by": "before_transaction", "target": str(deed.end.xid),
-                  "timeline": account.window.supply.timeline.number}  # fmt: skip
+        target = {
+            "environment": env.name,
+            "by": "before_transaction",
+            "target": str(deed.end.xid),
+            "timeline": account.window.supply.timeline.number,
+        }
         ways = [f"the whole cluster, just before it: {forms.link('restore-to-point', env.name, target)}"]
         if account.table.strip() and "DROP" not in deed.whole:
             only = {**target, "mode": "tables", "tables": [account.table]}
@@ -138,11 +150,17 @@ def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
 
 
 def _tell_rewrites(report: Report, account: Account) -> None:
-    rows = [(f"{one.end.at:%Y-%m-%d %H:%M:%S.%f}", one.end.xid, name)
-            for one, what, name, _ in account.files.events if what == "rewrite"]  # fmt: skip
+    rows = [
+        (f"{one.end.at:%Y-%m-%d %H:%M:%S.%f}", one.end.xid, name)
+        for one, what, name, _ in account.files.events
+        if what == "rewrite"
+    ]
     if rows:
-        report.table("Rewritten whole (VACUUM FULL, CLUSTER, ALTER TABLE): rows stay", ("committed (UTC)",
-                     "transaction", "table"), rows)  # fmt: skip
+        report.table(
+            "Rewritten whole (VACUUM FULL, CLUSTER, ALTER TABLE): rows stay",
+            ("committed (UTC)", "transaction", "table"),
+            rows,
+        )
     places = [(one.name, one.where, one.oid, one.file) for one in account.tables.found]
     report.table("Where the table was found", ("table", "in", "OID", "file"), places)
 
@@ -150,18 +168,22 @@ def _tell_rewrites(report: Report, account: Account) -> None:
 def _judge_known(report: Report, account: Account) -> None:
     """A name that nobody knows: what was dropped is told by OID."""
     known = bool(account.tables.found)
-    gone = [(f"{one.end.at:%Y-%m-%d %H:%M:%S}", one.end.xid, ", ".join(str(oid) for _, oid in sorted(one.end.dropped)))
-            for one in account.definitions.found
-            if one.end.files and one.end.dropped - one.transient and account.window.holds(one.end)]  # fmt: skip
+    gone = [
+        (f"{one.end.at:%Y-%m-%d %H:%M:%S}", one.end.xid, ", ".join(str(oid) for _, oid in sorted(one.end.dropped)))
+        for one in account.definitions.found
+        if one.end.files and one.end.dropped - one.transient and account.window.holds(one.end)
+    ]
     if gone and not known:
         report.table("Dropped in the window (tables, indexes, TOAST)", ("committed (UTC)", "transaction", "OIDs"), gone)
-    report.expect(
+    report.require(
         f"the table {account.table or 'of that OID'} is known",
         known,
         "see its spelling; if it was dropped: launch it again with oid, one of those in the table of what was dropped "
-        "(a table's own is the lowest of its transaction)" if gone else "see its spelling",
+        "(a table's own is the lowest of its transaction)"
+        if gone
+        else "see its spelling",
         value=account.tables.unknown if not known else ", ".join(sorted({one.where for one in account.tables.found})),
-    )  # fmt: skip
+    )
 
 
 def _tell_databases(report: Report, account: Account, deeds: Sequence[Deed]) -> None:
@@ -170,13 +192,20 @@ def _tell_databases(report: Report, account: Account, deeds: Sequence[Deed]) -> 
     others = [deed for deed in deeds if live and deed.database != live]
     if others:
         places = sorted({tables.place(deed.database) for deed in others})
-        report.warn("rows of a database that is not the live one", "it was the live one until it was replaced, or was "
-                    "written to since: undo-restore brings it back, salvage-writes what only it has",
-                    value=f"{len(others)} of {len(deeds)} transactions: {', '.join(places)}")  # fmt: skip
+        report.warn(
+            "rows of a database that is not the live one",
+            "it was the live one until it was replaced, or was "
+            "written to since: undo-restore brings it back, salvage-writes what only it has",
+            value=f"{len(others)} of {len(deeds)} transactions: {', '.join(places)}",
+        )
     elif (made := account.definitions.databases_made.get(live)) and tables.databases <= {live}:
-        report.warn("the live database was made in the window", "what was done before that was done in another one, "
-                    "which no catalog here knows any more: look in the second store (source=copies) for an older base "
-                    "backup, or name since after it", value=f"at LSN {lsn_text(made)}")  # fmt: skip
+        report.warn(
+            "the live database was made in the window",
+            "what was done before that was done in another one, "
+            "which no catalog here knows any more: look in the second store (source=copies) for an older base "
+            "backup, or name since after it",
+            value=f"at LSN {lsn_text(made)}",
+        )
 
 
 def _tell_limits(report: Report, account: Account) -> None:
@@ -186,13 +215,19 @@ def _tell_limits(report: Report, account: Account) -> None:
         report.fact("not shown", f"{touches.left_out} transactions with fewer rows (at_least)")
     still = sorted(touches.open.items(), key=lambda item: -item[1])[:MOST_OPEN]
     if still:
-        report.warn("transactions whose end is not in the window", "they are open, or ended behind the window or in a "
-                    "gap of it: look at pg_stat_activity and pg_prepared_xacts, or set until later",
-                    value=", ".join(f"{xid} ({rows:,} rows)" for xid, rows in still))  # fmt: skip
+        report.warn(
+            "transactions whose end is not in the window",
+            "they are open, or ended behind the window or in a "
+            "gap of it: look at pg_stat_activity and pg_prepared_xacts, or set until later",
+            value=", ".join(f"{xid} ({rows:,} rows)" for xid, rows in still),
+        )
     if begun := [str(end.xid) for end in account.definitions.begun if account.window.holds(end)]:
         first = lsn_text(account.window.numbers[0] * account.window.supply.segment_bytes)
-        report.warn("transactions that began before the window", "set since earlier to count all of their rows",
-                    value=f"{', '.join(begun[:MOST_OPEN])}: rows before LSN {first} are not counted")  # fmt: skip
+        report.warn(
+            "transactions that began before the window",
+            "set since earlier to count all of their rows",
+            value=f"{', '.join(begun[:MOST_OPEN])}: rows before LSN {first} are not counted",
+        )
 
 
 def _conclude(report: Report, account: Account, deeds: Sequence[Deed]) -> None:
@@ -284,8 +319,10 @@ def find_tables(report: Report, env: Environment, typed: str, oid: int, source: 
     if oid:
         database = tables.database or next((one.database for one in tables.found), 0)
         if not database:
-            raise OpsError(f"the database of OID {oid} cannot be told: {tables.unknown}",
-                           "start the server, or the standby, or name the table without its OID")  # fmt: skip
+            raise OpsError(
+                f"the database of OID {oid} cannot be told: {tables.unknown}",
+                "start the server, or the standby, or name the table without its OID",
+            )
         tables.found.append(Filed(database, oid, typed or f"OID {oid}", oid, 0, "the form"))
     elif not any(one.where == live.database for one in tables.found):
         _ask_backup(report, env, tables, source, tables.unknown)

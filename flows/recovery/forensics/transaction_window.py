@@ -15,9 +15,9 @@ from blocks.postgres import nodes
 from flows.store import store_for
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
-from runbook.page.render import size
 from runbook.progress import Done, progress
 from runbook.report import Report, Status
+from runbook.units import size
 from tasks.backups.catalogue import open_all
 from tasks.cluster.content import cluster_in
 from tasks.cluster.target import Target, parse_target
@@ -85,8 +85,10 @@ def find_system(env: Environment, source: Stores) -> int:
     backups, _ = open_all(store_for(env, "cluster", source), "cluster")
     own = [one for one in backups if one.manifest.environment == env.name]
     if not own:
-        raise OpsError("nothing tells which cluster is meant: the server does not answer, there is no WAL here and no "
-                       "base backup", "look at [postgres], [wal] and [backups] cluster")  # fmt: skip
+        raise OpsError(
+            "nothing tells which cluster is meant: the server does not answer, there is no WAL here and no base backup",
+            "look at [postgres], [wal] and [backups] cluster",
+        )
     return cluster_in(max(own, key=lambda one: one.manifest.taken)).system
 
 
@@ -123,12 +125,17 @@ def choose_window(env: Environment, supply: Supply, edges: tuple[Target, Target]
         last = numbers[min(place + 1, len(numbers) - 1)]
     inside = tuple(number for number in numbers if first <= number <= last)
     if not inside:
-        raise OpsError("there is no WAL in that window", f"there is from {_at(supply, numbers[0])} to "
-                       f"{_at(supply, numbers[-1] + 1)}: choose since and until within that")  # fmt: skip
+        raise OpsError(
+            "there is no WAL in that window",
+            f"there is from {_at(supply, numbers[0])} to "
+            f"{_at(supply, numbers[-1] + 1)}: choose since and until within that",
+        )
     if len(inside) > most:
         bytes_ = len(inside) * supply.segment_bytes
-        raise OpsError(f"the window has {len(inside)} segments of WAL ({size(bytes_)}), more than {most}",
-                       "narrow since and until, or raise most_segments")  # fmt: skip
+        raise OpsError(
+            f"the window has {len(inside)} segments of WAL ({size(bytes_)}), more than {most}",
+            "narrow since and until, or raise most_segments",
+        )
     missing = supply.missing(max(first, min(numbers[0], inside[0])), min(last, numbers[-1]))
     return Window(supply, inside, tuple(missing), since, until, directory)
 
@@ -190,13 +197,13 @@ def judge_window(report: Report, window: Window, *, found: bool) -> None:
     names = [*window.missing, *window.damaged]
     told_names = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if names[MOST_NAMED:] else "")
     why = f" ({next(iter(window.damaged.values()))})" if window.damaged else ""
-    report.expect(
+    report.require(
         "WAL of the window without a gap",
         not names,
         "what was committed there is not told: look for these segments in the second store (source=copies), the "
         "receiver's directory and on the standby, put them into [wal] directory, and launch this again",
         value=f"missing: {told_names}{why}" if names else f"{len(window.numbers)} segments, every one was read",
-        otherwise=Status.WARN if found else Status.CRITICAL,
+        worst=Status.WARN if found else Status.CRITICAL,
     )
     for why in window.supply.silent:
         report.warn("a place of WAL", "what is only there was not read; have this user read it", value=why)
@@ -206,8 +213,11 @@ def tell_window(report: Report, window: Window) -> None:
     """What was looked through."""
     supply = window.supply
     places = sorted({supply.pieces[number].where for number in window.numbers})
-    report.fact("WAL", f"LSN {_at(supply, window.numbers[0])} to {_at(supply, window.numbers[-1] + 1)} on timeline "
-                f"{supply.timeline.number}, {len(window.numbers)} segments, from {', '.join(places)}")  # fmt: skip
+    report.fact(
+        "WAL",
+        f"LSN {_at(supply, window.numbers[0])} to {_at(supply, window.numbers[-1] + 1)} on timeline "
+        f"{supply.timeline.number}, {len(window.numbers)} segments, from {', '.join(places)}",
+    )
     report.fact("window", f"{_edge_told(window.since)} to {_edge_told(window.until)}")
     report.fact("cluster", f"system identifier {supply.system}")
 
@@ -224,6 +234,9 @@ def judge_begin(report: Report, window: Window, first: End | None, *, asked: boo
     late = first is not None and window.since.by == "time" and first.at > window.since.at
     if asked and late and window.numbers[0] == numbers[0] and numbers[0] > 1:
         assert first
-        report.warn("WAL as far back as the window", "older WAL may be in the second store: source=copies",
-                    value=f"the oldest commit that could be read is of {first.at:%Y-%m-%d %H:%M:%S UTC}",
-                    expected=_edge_told(window.since))  # fmt: skip
+        report.warn(
+            "WAL as far back as the window",
+            "older WAL may be in the second store: source=copies",
+            value=f"the oldest commit that could be read is of {first.at:%Y-%m-%d %H:%M:%S UTC}",
+            expected=_edge_told(window.since),
+        )

@@ -16,8 +16,8 @@ from flows.store import mark_verified
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
-from runbook.page.render import duration
-from runbook.report import Report, Status
+from runbook.report import Report
+from runbook.units import duration
 from tasks.application.connection_string import switch_target
 from tasks.application.health import Health, SmokeResult, smoke_check, wait_healthy
 from tasks.application.staged_files import swap_files
@@ -123,8 +123,12 @@ def start(report: Report, env: Environment, copies: Beside, held: Held) -> None:
         outage = (datetime.now(UTC) - held.stopping_at).total_seconds()
         report.fact("services out of order for", f"{duration(outage)}, from their stop until healthy")
     if copies.redis:
-        report.expect("Redis live", not problems, "look at its log; what it replaced is kept aside",
-                      value="; ".join(problems[:3]) or "every key without TTL is there")  # fmt: skip
+        report.require(
+            "Redis live",
+            not problems,
+            "look at its log; what it replaced is kept aside",
+            value="; ".join(problems[:3]) or "every key without TTL is there",
+        )
     _tell_counts(report, dict(counting.result().rows), copies)
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     held.last = _smoke(report, env, health)
@@ -143,8 +147,12 @@ def _tell_counts(report: Report, live: dict[str, int], copies: Beside) -> None:
     fewer = [
         f"{name}: {live.get(name, 0):,} of {rows:,}" for name, rows in copies.rows.items() if live.get(name, 0) < rows
     ]
-    report.expect("rows live", not fewer, "find out who deletes: the copy had them all when it took the live name",
-                  value="; ".join(fewer[:3]) or f"{sum(live.values()):,} in {len(live)} tables")  # fmt: skip
+    report.require(
+        "rows live",
+        not fewer,
+        "find out who deletes: the copy had them all when it took the live name",
+        value="; ".join(fewer[:3]) or f"{sum(live.values()):,} in {len(live)} tables",
+    )
 
 
 def _smoke(report: Report, env: Environment, health: Health) -> SmokeResult:
@@ -156,9 +164,13 @@ def _smoke(report: Report, env: Environment, health: Health) -> SmokeResult:
 def report_results(report: Report, env: Environment, chosen: Chosen, held: Held) -> None:
     """RTO, RPO, and the writes that are lost, named."""
     report.fail_if_critical()
-    report.expect("recovery time against the RTO", report.seconds <= env.rto_seconds, "see which step took long",
-                  value=duration(report.seconds), expected=f"at most {duration(env.rto_seconds)}",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "recovery time against the RTO",
+        report.seconds <= env.rto_seconds,
+        "see which step took long",
+        value=duration(report.seconds),
+        expected=f"at most {duration(env.rto_seconds)}",
+    )
     report.fact("RTO", f"{duration(report.seconds)} of {duration(env.rto_seconds)}")
     database.tell_window(report, env, chosen.database)
     tell_lost(report, env, chosen, held)

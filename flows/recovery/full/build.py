@@ -14,8 +14,8 @@ from flows.recovery.full.database_server import Found
 from flows.redis.restore.steps import plan_detaching, tell_redis_proof
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import Permit
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.application.staged_files import FilesCopy, build_files_copy
 from tasks.integrity import Expectations
 from tasks.postgres.content.content import read_counts
@@ -78,14 +78,19 @@ def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
         ("application files", chosen.files, env.application.directory if chosen.files else ""),
     ):
         if backup:
-            report.plan(f"restore {name} beside", f"{backup.name} into {live}.restoring, and prove it",
-                        size=backup.manifest.bytes, seconds=1)  # fmt: skip
+            report.plan(
+                f"restore {name} beside",
+                f"{backup.name} into {live}.restoring, and prove it",
+                size=backup.manifest.bytes,
+                seconds=1,
+            )
 
 
 def plan_start(report: Report, env: Environment) -> None:
     """The last lines."""
-    report.plan("start services", ", ".join(env.services_in(("redis", "backend", "frontend"))),
-                seconds=START_ESTIMATE_SECONDS)  # fmt: skip
+    report.plan(
+        "start services", ", ".join(env.services_in(("redis", "backend", "frontend"))), seconds=START_ESTIMATE_SECONDS
+    )
     report.plan("check", "health, expectations again, the described smoke checks")
 
 
@@ -109,14 +114,7 @@ def build_others(permit: Permit, env: Environment, chosen: Chosen) -> Beside:
 
 
 def prove(
-    report: Report,
-    permit: Permit,
-    env: Environment,
-    chosen: Chosen,
-    copies: Copies,
-    *,
-    jobs: int,
-    strict: bool = False,
+    report: Report, permit: Permit, env: Environment, chosen: Chosen, copies: Copies, *, jobs: int, strict: bool = False
 ) -> None:
     """Compare every copy with its manifest, run the expectations, migrate, run them again. A rule that was broken in
     the backup already ends the run only if it is `strict`.
@@ -158,7 +156,11 @@ def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Besid
         tell_redis_proof(report, env, chosen.redis, copies.redis)
     if not (copy := copies.files):
         return
-    report.expect("files equal to the backup", not copy.differences, f"nothing live was touched; {OTHER_BACKUPS}",
-                  value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
-                  expected="every entry's content, mode and owner")  # fmt: skip
+    report.require(
+        "files equal to the backup",
+        not copy.differences,
+        f"nothing live was touched; {OTHER_BACKUPS}",
+        value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
+        expected="every entry's content, mode and owner",
+    )
     report.fail_if_critical()

@@ -14,9 +14,10 @@ from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, store_for
+from runbook import metrics
 from runbook.guard.permit import Act
-from runbook.page.render import size
 from runbook.report import Report, Status
+from runbook.units import size
 from tasks.application.connection_string import SWITCH
 from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
@@ -132,27 +133,26 @@ def _nearest(
     store = store_for(env, kind, source)
     backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
     if not backup:
-        report.expect(
+        report.fail(
             f"{kind} backup",
-            False,
             f"{kind} is left as it is; take backups of it too"
             if live.exists()
             else f"look for one (source=copies); to begin without what was in it launch this with without={kind}",
             value=f"there is none in {store.where}" + ("" if live.exists() else f", and {live} is gone"),
-            otherwise=Status.WARN if live.exists() else Status.CRITICAL,
+            worst=Status.WARN if live.exists() else Status.CRITICAL,
         )
         return None
     gap = abs((backup.manifest.taken - moment).total_seconds())
     report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     hint = f"database and {kind} are of different times: expect rows without keys"
-    report.judge("backup.gap_seconds", gap, hint, of=kind, worst=Status.WARN)
+    report.judge(metrics.BACKUP_GAP, gap, hint, of=kind, worst=Status.WARN)
     return backup
 
 
 def _judge_files(report: Report, env: Environment, backup: Backup) -> None:
     damage = read_files(report, backup)
     found = judge_files_backup(env.application, backup, damage)
-    report.expect(
+    report.require(
         f"files of {backup.name}",
         not found.problems,
         f"move {backup.name} out of {backup.store.where} and launch again: the next nearest is taken",

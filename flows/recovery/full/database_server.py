@@ -68,7 +68,7 @@ def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
     """Every service that the run starts or stops has a name under [services.names]."""
     needed = [*(["redis"] if env.has("redis") else []), *([env.postgres.service] if state != "up" else [])]
     missing = [role for role in needed if role not in env.services.names]
-    report.expect(
+    report.require(
         "services",
         not missing,
         "name them under [services.names]: this run stops and starts them",
@@ -148,8 +148,11 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
         if made.names:
             report.fact("roles created from the backup", ", ".join(made.names))
         if made.without_password:
-            report.warn("passwords of roles", "set them (ALTER ROLE … PASSWORD): a backup holds none",
-                        value=", ".join(made.without_password))  # fmt: skip
+            report.warn(
+                "passwords of roles",
+                "set them (ALTER ROLE … PASSWORD): a backup holds none",
+                value=", ".join(made.without_password),
+            )
     return live
 
 

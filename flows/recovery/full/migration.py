@@ -49,8 +49,12 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
         pending = _heads(env, files).pending(revision)
     except OpsError as error:
         hint = "correct [application] backend_directory: alembic upgrade head runs there on the copy"
-        report.expect("migrations", False, error.hint or hint, value=error.message,
-                      expected=f"one head, and revision {revision or 'none'} known")  # fmt: skip
+        report.fail(
+            "migrations",
+            error.hint or hint,
+            value=error.message,
+            expected=f"one head, and revision {revision or 'none'} known",
+        )
         return
     names = ", ".join(script.revision for script in pending) or "nothing pending"
     report.plan("migrate the copy", f"alembic upgrade head, from {revision or 'no revision'}: {names}")
@@ -69,7 +73,7 @@ def _judge_program(report: Report, env: Environment, files: Backup | None, key: 
     if not there and files and root and Path(program).is_relative_to(root):
         names = {entry.path for entry in listing.entries_of(files.manifest)}
         there = Path(program).relative_to(root).as_posix() in names
-    report.expect(
+    report.require(
         f"program of [application] {key}",
         there,
         f"install it, or correct [application] {key}: it migrates the copy",
@@ -79,9 +83,15 @@ def _judge_program(report: Report, env: Environment, files: Backup | None, key: 
 
 
 def migrate(
-    report: Report, permit: Permit, env: Environment, database: str, files: FilesCopy | None, *, revision: str,
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    database: str,
+    files: FilesCopy | None,
+    *,
+    revision: str,
     after: object,
-) -> Migrated | None:  # fmt: skip
+) -> Migrated | None:
     """Migrate the copy with the code that will run on it; None where that changed nothing.
 
     Args:

@@ -51,10 +51,10 @@ def judge(report: Report, env: Environment, backup: Backup, offer: Judge, *, abs
 def _try(report: Report, env: Environment, stopped: Stopped | None, offer: Judge, *, in_container: bool) -> None:
     try:
         with trial(env.postgres, stopped, in_container=in_container) as postgres:
-            report.expect(_ADMINISTRATOR, True, "", value="accepted")
+            report.passed(_ADMINISTRATOR, value="accepted")
             server = read_server(postgres)
             name = env.postgres.maintenance_database
-            report.expect(
+            report.require(
                 "maintenance database",
                 postgres.maintenance_database == name or name in server.databases,
                 "correct [postgres] maintenance_database, or create that database",
@@ -65,9 +65,9 @@ def _try(report: Report, env: Environment, stopped: Stopped | None, offer: Judge
                 database.judge_requirements(report, read_preloads(postgres, stopped.preloaded))
             offer(postgres, server)
     except LoginRefused as error:
-        report.expect(_ADMINISTRATOR, False, error.hint, value=error.message, expected="accepted")
+        report.fail(_ADMINISTRATOR, error.hint, value=error.message, expected="accepted")
     except StartRefused as error:
-        report.expect(START if stopped else _NEW, False, error.hint, value=error.message, expected="it starts")
+        report.fail(START if stopped else _NEW, error.hint, value=error.message, expected="it starts")
     except OpsError as error:
         _leave(report, error.message)
     else:

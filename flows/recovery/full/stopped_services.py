@@ -61,7 +61,7 @@ class Held:
             if self.around and "redis" in self.running:
                 put_back(self.report, self.env, self.permit, self.around)
         except OpsError as error:
-            self.report.expect("services started again", False, error.hint, value=error.message)
+            self.report.fail("services started again", error.hint, value=error.message)
             self.report.state_is(
                 "nothing live was replaced; services were stopped, and not all of them run again",
                 f"start {', '.join(self.running)} by hand, then launch this again",

@@ -33,7 +33,7 @@ from runbook.errors import OpsError
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly
 from runbook.log import logger
-from runbook.page.render import duration
+from runbook.units import duration
 from tasks.backups.retention import Stored
 from tasks.recovery_points import standing
 from tasks.recovery_points.backups import KINDS
@@ -45,9 +45,11 @@ FILE, ARTIFACT = "recovery-board.html", "recovery-board"
 DRILL_FLOW, DRILL_REPORT, DRILL_TABLE = "run-drill", "dr-drill", "Measured"
 JUDGED: tuple[Danger, ...] = ("server lost", "data corrupted")
 RUNBOOKS: dict[Means, str] = {
-    "standby": "postgres-failover", "point in time": "restore-to-point", "replica": "redis-failover",
+    "standby": "postgres-failover",
+    "point in time": "restore-to-point",
+    "replica": "redis-failover",
     "backup": "full-restore",
-}  # fmt: skip
+}
 WORST: tuple[State, ...] = ("red", "yellow", "green")
 
 
@@ -101,8 +103,18 @@ def standing_of(env: Environment, reach: Reach) -> Standing:
     """What is known of an environment now."""
     resources = tuple(_recoverable(env, reach, resource) for resource in resources_of(env))
     backups = tuple(_ages(resource, reach) for resource in resources_of(env) if env.has("backups"))
-    return Standing(env.name, env.title, env.timezone, reach.now, env.rpo_seconds, env.rto_seconds, resources, backups,
-                    _last_drill(env), _next_drill(env.name))  # fmt: skip
+    return Standing(
+        env.name,
+        env.title,
+        env.timezone,
+        reach.now,
+        env.rpo_seconds,
+        env.rto_seconds,
+        resources,
+        backups,
+        _last_drill(env),
+        _next_drill(env.name),
+    )
 
 
 def _recoverable(env: Environment, reach: Reach, resource: Resource) -> Recoverable:
@@ -123,8 +135,17 @@ def _judged(env: Environment, reach: Reach, resource: Resource, danger: Danger) 
     taken = reach.estimate(chosen)
     seconds = taken.seconds if taken else None
     state, why = _state(env, reach, chosen, seconds, danger)
-    return Recoverable(resource, state, why, chosen.at, chosen.loss_seconds(reach.now), seconds, chosen.told,
-                       RUNBOOKS[chosen.means], chosen.proven)  # fmt: skip
+    return Recoverable(
+        resource,
+        state,
+        why,
+        chosen.at,
+        chosen.loss_seconds(reach.now),
+        seconds,
+        chosen.told,
+        RUNBOOKS[chosen.means],
+        chosen.proven,
+    )
 
 
 def _state(env: Environment, reach: Reach, point: Point, seconds: float | None, danger: Danger) -> tuple[State, str]:
@@ -147,15 +168,22 @@ def _ages(resource: Resource, reach: Reach) -> BackupAge:
         return BackupAge(KINDS[resource], None, None)
     whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= reach.now]
     verified = [one.manifest.taken for one in whole if one.verified]
-    return BackupAge(KINDS[resource], max((one.manifest.taken for one in whole), default=None),
-                     max(verified, default=None))  # fmt: skip
+    return BackupAge(
+        KINDS[resource], max((one.manifest.taken for one in whole), default=None), max(verified, default=None)
+    )
 
 
 def _last_drill(env: Environment) -> LastDrill | None:
     try:
         where = Environment.find(env.drill_environment) if env.drill_environment else env
-        found = next((one for one in filed(where.reports_directory, where.name, DRILL_REPORT)
-                      if one.status != "PLANNED" and one.rows(DRILL_TABLE)), None)  # fmt: skip
+        found = next(
+            (
+                one
+                for one in filed(where.reports_directory, where.name, DRILL_REPORT)
+                if one.status != "PLANNED" and one.rows(DRILL_TABLE)
+            ),
+            None,
+        )
     except OpsError:
         return None
     if found is None:

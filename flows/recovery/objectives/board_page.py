@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from html import escape
 from zoneinfo import ZoneInfo
 
-from runbook.page.render import duration, table
+from runbook.page.render import table
+from runbook.units import duration
 from tasks.recovery_points.standing import LastDrill, Recoverable, Standing, State
 
 STALE = timedelta(minutes=30)
@@ -16,8 +17,18 @@ WORST: tuple[State, ...] = ("red", "yellow", "green")
 MARK: dict[State, str] = {"red": "✗", "yellow": "▲", "green": "✓"}
 """Every font has these, and they differ without colours too."""
 ANSWER: dict[State, str] = {"red": "no, or not within the objectives", "yellow": "yes, but not proven", "green": "yes"}
-COLUMNS = ("environment", "recoverable now?", "resource", "to which point", "lost", "in how long", "by", "proven",
-           "last drill", "next drill")  # fmt: skip
+COLUMNS = (
+    "environment",
+    "recoverable now?",
+    "resource",
+    "to which point",
+    "lost",
+    "in how long",
+    "by",
+    "proven",
+    "last drill",
+    "next drill",
+)
 _STYLE = """
 :root{color-scheme:light dark;--text:#1b1f24;--page:#fff;--line:#c9d1d9;--head:#f1f3f5;--red:#ffdce0;--yellow:#fff3bf;
 --green:#d8f5e0;--dim:#57606a}
@@ -51,13 +62,23 @@ def html(standings: Sequence[Standing], now: datetime) -> str:
 def markdown(standings: Sequence[Standing], now: datetime) -> str:
     """For the Prefect artifact."""
     rows = [
-        (one.environment, f"{_answer(one, now)}: {_why(one, now)}".rstrip(": "),
-         f"{MARK[found.state]} {found.resource}", *_cells(one, found), _drill(one), _next(one))
+        (
+            one.environment,
+            f"{_answer(one, now)}: {_why(one, now)}".rstrip(": "),
+            f"{MARK[found.state]} {found.resource}",
+            *_cells(one, found),
+            _drill(one),
+            _next(one),
+        )
         for one in ordered(standings, now)
         for found in by_state(one)
-    ]  # fmt: skip
-    parts = ("# 復旧ボード (recovery board)", _summary(standings, now), table(COLUMNS, rows),
-             f"Built {now:%Y-%m-%d %H:%M:%S UTC}.")  # fmt: skip
+    ]
+    parts = (
+        "# 復旧ボード (recovery board)",
+        _summary(standings, now),
+        table(COLUMNS, rows),
+        f"Built {now:%Y-%m-%d %H:%M:%S UTC}.",
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,9 +147,7 @@ def _cells(one: Standing, found: Recoverable) -> tuple[str, ...]:
     point = moment(one, found.at) if found.at else "none"
     loss = duration(found.loss_seconds) if found.loss_seconds is not None else "everything, or not known"
     takes = duration(found.seconds) if found.seconds is not None else "never measured"
-    return (
-        point, loss, takes, f"{found.option}: {found.runbook}", _proven(one, found.proven)
-    )  # fmt: skip
+    return (point, loss, takes, f"{found.option}: {found.runbook}", _proven(one, found.proven))
 
 
 def _proven(one: Standing, text: str) -> str:

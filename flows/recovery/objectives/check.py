@@ -10,9 +10,9 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.recovery.objectives import board
 from flows.recovery.objectives.points import OPTIONS, Reach, judge_sources, read_reach, resources_of
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.recovery_points.backups import TAKEN_BY
 from tasks.recovery_points.point import Danger, Point, Resource, best_of
 
@@ -76,11 +76,17 @@ def tell_points(report: Report, reach: Reach) -> None:
     rows = []
     for point in reach.points:
         taken = reach.estimate(point)
-        rows.append((
-            point.resource, point.told, f"{point.at:%Y-%m-%d %H:%M:%S}" if point.at else "not known" * point.unknown,
-            told_loss(point, reach), point.proven or "never", duration(taken.seconds) if taken else "never measured",
-            "; ".join(text for text in (point.problem, point.detail) if text),
-        ))  # fmt: skip
+        rows.append(
+            (
+                point.resource,
+                point.told,
+                f"{point.at:%Y-%m-%d %H:%M:%S}" if point.at else "not known" * point.unknown,
+                told_loss(point, reach),
+                point.proven or "never",
+                duration(taken.seconds) if taken else "never measured",
+                "; ".join(text for text in (point.problem, point.detail) if text),
+            )
+        )
     columns = ("of", "by", "newest moment (UTC)", "lost", "proven", "takes", "")
     report.table("Recovery points", columns, rows)
 
@@ -107,23 +113,36 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
         if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
             # A decision, not an incident: where no second place is described, nobody is paged for it.
             value = "if this host were lost, everything would be: all backups are on it"
-            report.expect(name, False, f"{ELSEWHERE}; {OPTIONS}", expected=expected, value=value,
-                          otherwise=Status.CRITICAL if env.has("copies") else Status.WARN)  # fmt: skip
+            report.fail(
+                name,
+                f"{ELSEWHERE}; {OPTIONS}",
+                expected=expected,
+                value=value,
+                worst=Status.CRITICAL if env.has("copies") else Status.WARN,
+            )
             return
         why = f"not known: {first.problem}" if first and first.unknown else "everything is lost: nothing is left of it"
         hint = first.hint if first else f"{TAKEN_BY[resource]} takes backups"
-        report.expect(name, False, hint, value=why, expected=expected)
+        report.fail(name, hint, value=why, expected=expected)
         return
     told = f"{told_loss(chosen, reach)} lost, by {chosen.told}"
     if not _is_near(env, reach, chosen):
-        report.expect(name, False, _hint(env, chosen), value=told, expected=expected)
+        report.fail(name, _hint(env, chosen), value=told, expected=expected)
         return
-    report.expect(name, bool(chosen.proven), "verify-backup restores it, and notes that it is proven",
-                  value=told + ("" if chosen.proven else ", which was never proven by a restore"), expected=expected,
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        name,
+        bool(chosen.proven),
+        "verify-backup restores it, and notes that it is proven",
+        value=told + ("" if chosen.proven else ", which was never proven by a restore"),
+        expected=expected,
+    )
     if chosen.every_seconds > env.rpo_seconds:
-        report.warn(f"{name}: between two backups", _hint(env, chosen), expected=expected,
-                    value=f"up to {duration(chosen.every_seconds)} lost: so far apart they are")  # fmt: skip
+        report.warn(
+            f"{name}: between two backups",
+            _hint(env, chosen),
+            expected=expected,
+            value=f"up to {duration(chosen.every_seconds)} lost: so far apart they are",
+        )
 
 
 def _is_near(env: Environment, reach: Reach, point: Point) -> bool:
@@ -156,7 +175,7 @@ def _judge_duration(report: Report, env: Environment, reach: Reach) -> None:
         sizes = f", of {size(found.smallest)} to {size(found.biggest)}" if found.biggest else ""
         told = f"about {duration(found.seconds)}, from {found.samples} measured{sizes}"
         hint = "see in past reports which step takes long; more jobs, a faster disk, or a standby shorten it"
-        report.expect(name, found.seconds <= env.rto_seconds, hint, value=told, expected=expected)
+        report.require(name, found.seconds <= env.rto_seconds, hint, value=told, expected=expected)
 
 
 def _outcome(env: Environment, reach: Reach) -> str:

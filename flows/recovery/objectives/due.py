@@ -16,9 +16,9 @@ from flows.recovery.objectives.check import serves_elsewhere, tell_points, told_
 from flows.recovery.objectives.points import read_reach, resources_of
 from flows.redis.persistence import backup_redis
 from runbook.errors import Locked, OpsError, RunbookFailed
-from runbook.page.render import duration
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration
 from tasks.backups.retention import Stored
 from tasks.recovery_points.point import Danger, Place, Point, Resource, best_of
 
@@ -114,10 +114,15 @@ def _done(report: Report, what: str, work: Flow[..., Report], **parameters: obje
     try:
         launch(work, **parameters)
     except Locked as error:
-        report.warn(what, "the next run tries again; check-recovery-objectives tells when the RPO is exceeded",
-                    value=error.message)  # fmt: skip
+        report.warn(
+            what,
+            "the next run tries again; check-recovery-objectives tells when the RPO is exceeded",
+            value=error.message,
+        )
         return False
     except OpsError as error:
         hint = "see its own report" if isinstance(error, RunbookFailed) else error.hint
-        return report.expect(what, False, hint, value=error.message, otherwise=Status.CRITICAL)
-    return report.expect(what, True, "", value="taken")
+        report.fail(what, hint, value=error.message)
+        return False
+    report.passed(what, value="taken")
+    return True

@@ -30,9 +30,10 @@ from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.page.form import Forms, read_forms
 from runbook.page.markdown import escaped
-from runbook.page.render import duration, size, table
-from runbook.report import Evidence, Report, Status
+from runbook.page.render import table
+from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.application.staged_files import superseded_files
 from tasks.host.disk import disk_on
 from tasks.postgres.restore.superseded import find_superseded
@@ -85,11 +86,16 @@ _COLUMNS = ("#", "way", "helps when", "newest moment", "lost", "proven", "takes"
 def _row(number: int, way: Way, env: Environment, now: datetime) -> tuple[object, ...]:
     room = f"{size(way.needs)} / {size(way.free) if way.free >= 0 else 'not measured'}" if way.needs else ""
     return (
-        number, way.what, ", ".join(way.helps),
-        f"{way.at.astimezone(env.zone):%m-%d %H:%M:%S}" if way.at else "none", told_loss(way, now),
-        way.proven or "never", "never measured" if math.isnan(way.seconds) else f"about {duration(way.seconds)}",
-        room, "; ".join(way.problems),
-    )  # fmt: skip
+        number,
+        way.what,
+        ", ".join(way.helps),
+        f"{way.at.astimezone(env.zone):%m-%d %H:%M:%S}" if way.at else "none",
+        told_loss(way, now),
+        way.proven or "never",
+        "never measured" if math.isnan(way.seconds) else f"about {duration(way.seconds)}",
+        room,
+        "; ".join(way.problems),
+    )
 
 
 def told_loss(way: Way, now: datetime) -> str:
@@ -114,10 +120,12 @@ def _judge(report: Report, env: Environment, reach: Reach) -> None:
         points = [point for point in reach.points if point.resource == resource]
         unknown = next((point for point in points if point.unknown), None)
         found = any(point.at for point in points)
-        report.expect(f"a way for the {resource}", found,
-                      unknown.hint if unknown else f"look for copies elsewhere; {TAKEN_BY[resource]} takes backups",
-                      value="there is one" if found else f"not known: {unknown.problem}" if unknown else "none",
-                      otherwise=Status.CRITICAL)  # fmt: skip
+        report.require(
+            f"a way for the {resource}",
+            found,
+            unknown.hint if unknown else f"look for copies elsewhere; {TAKEN_BY[resource]} takes backups",
+            value="there is one" if found else f"not known: {unknown.problem}" if unknown else "none",
+        )
 
 
 def as_text(report: Report) -> str:
@@ -199,46 +207,87 @@ def _of_points(env: Environment, reach: Reach) -> Iterator[Way]:
         match point.resource, point.means:
             case "database", "standby":
                 mode = "planned" if reach.written.end else "unplanned"
-                yield _way(env, reach, point, "postgres-failover", "failover to the standby",
-                           {"mode": mode, "new_primary": point.name})  # fmt: skip
+                yield _way(
+                    env,
+                    reach,
+                    point,
+                    "postgres-failover",
+                    "failover to the standby",
+                    {"mode": mode, "new_primary": point.name},
+                )
             case "database", "point in time":
-                yield _way(env, reach, point, "restore-to-point", "the whole cluster at a point in time",
-                           {"by": "latest", **source})  # fmt: skip
-                yield _way(env, reach, point, "restore-to-point", "single tables as they were at a point in time",
-                           {"by": "before_transaction", "mode": "tables", **source},
-                           ("data corrupted",))  # fmt: skip
+                yield _way(
+                    env,
+                    reach,
+                    point,
+                    "restore-to-point",
+                    "the whole cluster at a point in time",
+                    {"by": "latest", **source},
+                )
+                yield _way(
+                    env,
+                    reach,
+                    point,
+                    "restore-to-point",
+                    "single tables as they were at a point in time",
+                    {"by": "before_transaction", "mode": "tables", **source},
+                    ("data corrupted",),
+                )
             case "database", "backup":
                 named = {"backup": point.name, **source}
                 yield _way(env, reach, point, "restore-database", "the database from a backup", named)
-                yield _way(env, reach, point, "restore-tables", "single tables from a backup", named,
-                           ("data corrupted",))  # fmt: skip
+                yield _way(
+                    env, reach, point, "restore-tables", "single tables from a backup", named, ("data corrupted",)
+                )
             case "redis", "replica":
                 mode = "planned" if point.exact else "unplanned"
                 yield _way(env, reach, point, "redis-failover", "Redis: failover to a replica", {"mode": mode})
             case "redis", "backup":
                 yield _way(env, reach, point, "restore-redis", "Redis from a backup", {"backup": point.name, **source})
             case "files", "backup":
-                yield _way(env, reach, point, "restore-files", "application files from a backup",
-                           {"backup": point.name, **source})  # fmt: skip
+                yield _way(
+                    env,
+                    reach,
+                    point,
+                    "restore-files",
+                    "application files from a backup",
+                    {"backup": point.name, **source},
+                )
 
 
 def _way(
-    env: Environment, reach: Reach, point: Point, flow: str, what: str, parameters: Mapping[str, object],
+    env: Environment,
+    reach: Reach,
+    point: Point,
+    flow: str,
+    what: str,
+    parameters: Mapping[str, object],
     helps: tuple[Danger, ...] = (),
-) -> Way:  # fmt: skip
+) -> Way:
     taken = reach.estimate(point)
     needs, free = _room(env, point)
     problems = [f"{point.problem} — {point.hint}"] if point.problem else []
     if not reach.written.end and (flow in LIVE or parameters.get("mode") == "tables"):
-        problems.append(f"it needs a server that takes writes ({reach.written.problem}) — start it, or launch "
-                        "full-restore or restore-to-point, which do not need one")  # fmt: skip
+        problems.append(
+            f"it needs a server that takes writes ({reach.written.problem}) — start it, or launch "
+            "full-restore or restore-to-point, which do not need one"
+        )
     if 0 <= free < needs:
         problems.append(f"{size(needs - free)} too little room: discard-superseded removes old data")
     return Way(
-        flow, env.name, what, {"environment": env.name, **parameters},
+        flow,
+        env.name,
+        what,
+        {"environment": env.name, **parameters},
         helps or tuple(danger for danger in get_args(Danger) if point.serves(danger)),
-        point.at, point.exact, point.proven, taken.seconds if taken else math.nan, needs, free, tuple(problems),
-    )  # fmt: skip
+        point.at,
+        point.exact,
+        point.proven,
+        taken.seconds if taken else math.nan,
+        needs,
+        free,
+        tuple(problems),
+    )
 
 
 def _room(env: Environment, point: Point) -> tuple[int, int]:
@@ -270,8 +319,11 @@ def _full(env: Environment, reach: Reach, which: Stores) -> Way:
     }
     best = {resource: best_of(points) for resource, points in of.items()}
     chosen = [point for point in best.values() if point]
-    problems = [f"{points[0].resource}: {points[0].problem} — {points[0].hint}" for points in of.values()
-                if points and not best_of(points)]  # fmt: skip
+    problems = [
+        f"{points[0].resource}: {points[0].problem} — {points[0].hint}"
+        for points in of.values()
+        if points and not best_of(points)
+    ]
     rooms = [_room(env, point) for point in chosen]
     taken = reach.estimate_everything(chosen)
     database = best.get("database")
@@ -279,12 +331,19 @@ def _full(env: Environment, reach: Reach, which: Stores) -> Way:
     if any(point.beside for point in chosen):
         helps = ("everything lost, and this host not",)
     return Way(
-        "full-restore", env.name, "everything: database, Redis and files from backups",
-        {"environment": env.name, "source": which, **({"backup": database.name} if database else {})}, helps,
-        database.at if database else None, True, database.proven if database else "",
-        taken.seconds if taken else math.nan, sum(needs for needs, _ in rooms),
-        min((free for _, free in rooms if free >= 0), default=-1), tuple(problems),
-    )  # fmt: skip
+        "full-restore",
+        env.name,
+        "everything: database, Redis and files from backups",
+        {"environment": env.name, "source": which, **({"backup": database.name} if database else {})},
+        helps,
+        database.at if database else None,
+        True,
+        database.proven if database else "",
+        taken.seconds if taken else math.nan,
+        sum(needs for needs, _ in rooms),
+        min((free for _, free in rooms if free >= 0), default=-1),
+        tuple(problems),
+    )
 
 
 def other_regions(env: Environment) -> list[str]:
@@ -309,10 +368,17 @@ def _regions(env: Environment, reach: Reach) -> Iterator[Way]:
     for name in other_regions(env):
         problem = "" if best else "nothing of the database is in the copies — replicate-backups brings it there"
         yield Way(
-            "region-failover", name, f"failover of the region to {name}", {"environment": name, "source": env.name},
-            ("region lost",), best.at if best else None, best.exact if best else True, best.proven if best else "",
-            taken.seconds if taken else math.nan, problems=(problem,) if problem else (),
-        )  # fmt: skip
+            "region-failover",
+            name,
+            f"failover of the region to {name}",
+            {"environment": name, "source": env.name},
+            ("region lost",),
+            best.at if best else None,
+            best.exact if best else True,
+            best.proven if best else "",
+            taken.seconds if taken else math.nan,
+            problems=(problem,) if problem else (),
+        )
 
 
 def _undos(env: Environment, reach: Reach) -> Iterator[Way]:
@@ -339,8 +405,16 @@ def _undo(env: Environment, flow: str, what: str, kept: str, since: str) -> Way:
     except ValueError:
         at = None
     at = at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
-    return Way(flow, env.name, what, {"environment": env.name, "kept": kept}, ("a restore that was a mistake",), at,
-               proven="kept as it was", problems=() if at else ("nobody noted when it was replaced",))  # fmt: skip
+    return Way(
+        flow,
+        env.name,
+        what,
+        {"environment": env.name, "kept": kept},
+        ("a restore that was a mistake",),
+        at,
+        proven="kept as it was",
+        problems=() if at else ("nobody noted when it was replaced",),
+    )
 
 
 def names_of(ways: Sequence[Way]) -> list[str]:

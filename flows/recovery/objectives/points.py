@@ -11,8 +11,8 @@ from typing import get_args
 from blocks.environment import Environment, Stores
 from runbook import clock
 from runbook.errors import OpsError
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.backups.retention import Stored, read_stores
 from tasks.postgres.replication.incident_slot import SLOT
 from tasks.postgres.replication.status import read_replication
@@ -104,8 +104,11 @@ def _judge_slots(report: Report, env: Environment) -> None:
         drop = f"start its consumer, or drop it: SELECT pg_drop_replication_slot('{slot.name}')"
         hint = "find-transaction reads it there; release-containment drops it" if slot.name == SLOT else drop
         kept = "it has lost its WAL" if slot.wal_status == "lost" else f"it keeps {size(slot.held_bytes)} of WAL"
-        report.warn(f"slot {slot.name}", f"{hint}; check-replication tells how long the disk lasts",
-                    value=f"nobody reads it; {kept}, which is no recovery point: it goes with the primary")  # fmt: skip
+        report.warn(
+            f"slot {slot.name}",
+            f"{hint}; check-replication tells how long the disk lasts",
+            value=f"nobody reads it; {kept}, which is no recovery point: it goes with the primary",
+        )
 
 
 def judge_sources(report: Report, env: Environment, reach: Reach) -> None:
@@ -114,8 +117,11 @@ def judge_sources(report: Report, env: Environment, reach: Reach) -> None:
     if not written.end and written.problem:
         report.warn("the primary", f"losses are counted from what is known; {OPTIONS}", value=written.problem)
     elif env.has("wal") and env.wal.name not in (written.streams or {}):
-        report.warn("the receiver of WAL", f"look at the log of {env.wal.service}, and start it: until then the loss "
-                    "grows", value="it does not stream")  # fmt: skip
+        report.warn(
+            "the receiver of WAL",
+            f"look at the log of {env.wal.service}, and start it: until then the loss grows",
+            value="it does not stream",
+        )
     if written.end:
         _judge_slots(report, env)
     for point in reach.points:
@@ -126,8 +132,14 @@ def judge_sources(report: Report, env: Environment, reach: Reach) -> None:
         if isinstance(stored, OpsError):
             continue
         if bad := bad_newest(stored):
-            report.warn(f"newest backup of {resource} in {which}", "its report says why; take another, and verify it",
-                        value=f"{bad.name} did not stand its proof ({bad.failed})")  # fmt: skip
+            report.warn(
+                f"newest backup of {resource} in {which}",
+                "its report says why; take another, and verify it",
+                value=f"{bad.name} did not stand its proof ({bad.failed})",
+            )
         if ahead := stored.from_the_future():
-            report.warn(f"clock, by the backups of {resource} in {which}", "correct the clock of who took them: they "
-                        "are not counted", value=f"of the future: {', '.join(ahead[:3])}")  # fmt: skip
+            report.warn(
+                f"clock, by the backups of {resource} in {which}",
+                "correct the clock of who took them: they are not counted",
+                value=f"of the future: {', '.join(ahead[:3])}",
+            )

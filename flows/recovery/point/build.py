@@ -12,7 +12,7 @@ from flows.recovery.point.target import epochs
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action
-from runbook.report import Report, Status
+from runbook.report import Report
 from tasks.cluster.copy import Built, build_instance
 from tasks.cluster.instance import Instance
 from tasks.cluster.recovery import read_standing
@@ -57,14 +57,22 @@ def prove(report: Report, env: Environment, instance: Instance, origin: Origin, 
     """
     found = read_standing(instance, stop, epochs(origin, stop))
     content = origin.content
-    report.expect("isolation of the copy", not found.isolation, "do not use it: it could reach into production",
-                  value="; ".join(found.isolation) or "no archiving, no streaming, no subscriptions, own port",
-                  )  # fmt: skip
-    report.expect("cluster of the copy", found.system == content.system, "the base backup is another cluster's",
-                  value=found.system, expected=content.system)  # fmt: skip
+    report.require(
+        "isolation of the copy",
+        not found.isolation,
+        "do not use it: it could reach into production",
+        value="; ".join(found.isolation) or "no archiving, no streaming, no subscriptions, own port",
+    )
+    report.require(
+        "cluster of the copy",
+        found.system == content.system,
+        "the base backup is another cluster's",
+        value=found.system,
+        expected=content.system,
+    )
     begin = stop.before.lsn if stop.before else content.stop - 1
     reached = begin < found.replayed and (not stop.lsn or stop.inclusive or found.replayed <= stop.lsn)
-    report.expect(
+    report.require(
         "the copy stands at the target",
         found.paused and reached,
         "look at its log; nothing live was touched",
@@ -72,13 +80,17 @@ def prove(report: Report, env: Environment, instance: Instance, origin: Origin, 
         expected=f"up to {lsn_text(stop.lsn)}",
     )
     if stop.before:
-        report.expect(f"the last transaction before the target ({stop.before.xid}) is there",
-                      found.before == "committed", f"nothing live was touched; {OTHER_BACKUPS}",
-                      value=found.before, expected="committed")  # fmt: skip
+        report.require(
+            f"the last transaction before the target ({stop.before.xid}) is there",
+            found.before == "committed",
+            f"nothing live was touched; {OTHER_BACKUPS}",
+            value=found.before,
+            expected="committed",
+        )
     else:
         report.fact("the last transaction before the target", "none was committed since the base backup")
     if stop.after:
-        report.expect(
+        report.require(
             f"the first transaction after the target ({stop.after.xid}) is not there",
             found.after in ("in progress", "not begun", "aborted"),
             "nothing live was touched; name the target by LSN",
@@ -104,5 +116,9 @@ def _compare(report: Report, env: Environment, instance: Instance) -> None:
         ("table", "copy", "live"),
         [(name, copy.get(name, "no such table"), live.get(name, "not known") if live else "down") for name in names],
     )
-    report.expect("the application's database is in the copy", bool(copy) or not live, "look at the copy's log",
-                  value=f"{len(copy)} tables", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "the application's database is in the copy",
+        bool(copy) or not live,
+        "look at the copy's log",
+        value=f"{len(copy)} tables",
+    )

@@ -11,7 +11,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from flows.store import judge_origin, mark_failed, read_files, store_for
 from runbook.errors import OpsError, VerificationFailed
-from runbook.report import Report, Status
+from runbook.report import Report
 from tasks.backups.catalogue import Backup, instead_of, open_all
 from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
@@ -54,8 +54,11 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
         return
     received = env.wal.method == "archive_command" or wait_received(env.postgres, env.wal.name)
     if not received and nodes.ask(env.postgres):
-        report.warn("the receiver of WAL", f"look at the log of {env.wal.service}: what it has not received cannot be "
-                    "restored", value="it does not stream, or is behind the primary")  # fmt: skip
+        report.warn(
+            "the receiver of WAL",
+            f"look at the log of {env.wal.service}: what it has not received cannot be restored",
+            value="it does not stream, or is behind the primary",
+        )
     try:
         done = ship_now(env, source)
     except OpsError as error:
@@ -73,14 +76,7 @@ def ship_rest(report: Report, env: Environment) -> None:
 
 
 def choose_origin(
-    report: Report,
-    env: Environment,
-    target: Target,
-    wanted: str,
-    timeline: int,
-    source: Stores,
-    *,
-    of: str = "",
+    report: Report, env: Environment, target: Target, wanted: str, timeline: int, source: Stores, *, of: str = ""
 ) -> Origin:
     """The newest base backup from which the target can be reached. `of`: another environment's, whose backups are here.
 
@@ -178,13 +174,12 @@ def _report_results(report: Report, whole: Sequence[Backup], chain: Chain, oldes
         "oldest reachable point", f"{first.stopped:%Y-%m-%d %H:%M:%S UTC}, LSN {first.stop_lsn} ({oldest.name})"
     )
     report.fact("newest reachable point", f"LSN {lsn_text(chain.end or content.stop)} at most")
-    report.expect(
+    report.prefer(
         "continuity of the WAL",
         not chain.trouble,
         "nothing behind it can be reached from here: look for that segment (the second store: source=copies; the "
         "receiver's directory), or start from a base backup that was taken after it",
         value=chain.trouble or "without a gap" + f"; {chain.end_reason}" * bool(chain.pruned),
-        otherwise=Status.WARN,
     )
 
 
@@ -200,7 +195,7 @@ def bring_files(report: Report, origin: Origin) -> None:
         except VerificationFailed as error:
             problems = [error.message]
             mark_failed(report, backup, error.message)
-        report.expect(
+        report.require(
             f"files of {backup.name}",
             not problems,
             f"the replica store may have it whole (source=copies); {instead_of(backup)}" if problems else "",

@@ -137,9 +137,7 @@ def _plan(report: Report, env: Environment, origin: Origin, found: Found, mode: 
         plan(report, tables)
 
 
-def _swap(
-    report: Report, permit: Permit, env: Environment, origin: Origin, instance: Instance, stop: Stop
-) -> None:  # fmt: skip
+def _swap(report: Report, permit: Permit, env: Environment, origin: Origin, instance: Instance, stop: Stop) -> None:
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
         build.prove(report, env, instance, origin, stop)

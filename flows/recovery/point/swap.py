@@ -15,19 +15,13 @@ from flows.database.waiting_commits import free_commits
 from flows.recovery.point.choice import Origin, ship
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import duration
-from runbook.report import Report, Status
+from runbook.report import Report
+from runbook.units import duration
 from runbook.wait import until
 from tasks.application.health import smoke_check, wait_healthy
 from tasks.cluster.instance import Instance
 from tasks.cluster.recovery import promote_instance
-from tasks.cluster.swap import (
-    REPLACE_CLUSTER,
-    ensure_wal_directory,
-    set_wal_aside,
-    superseded_clusters,
-    swap_cluster,
-)
+from tasks.cluster.swap import REPLACE_CLUSTER, ensure_wal_directory, set_wal_aside, superseded_clusters, swap_cluster
 from tasks.host.services import read_services, start_services, stop_services
 from tasks.postgres.replication.synchronous import ALONE, address
 from tasks.postgres.restore.planner_statistics import analyze
@@ -87,7 +81,7 @@ class Held:
         try:
             start_services(self.env.services, [role for role in dict.fromkeys(order) if role in self.running])
         except OpsError as error:
-            self.report.expect("services started again", False, error.hint, value=error.message)
+            self.report.fail("services started again", error.hint, value=error.message)
             self.report.state_is(
                 "nothing live was replaced; services were stopped, and not all of them run again",
                 f"start {', '.join(self.running)} by hand, then launch this again",
@@ -191,8 +185,12 @@ def _judge_receiver(report: Report, env: Environment) -> None:
         told = "streams the new timeline"
     except Unreachable as error:
         told = error.message
-    report.expect("receiver of WAL", told.startswith("streams"), f"look at the log of {env.wal.service}, and whether "
-                  f"slot {env.wal.slot} is there", value=told, otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "receiver of WAL",
+        told.startswith("streams"),
+        f"look at the log of {env.wal.service}, and whether slot {env.wal.slot} is there",
+        value=told,
+    )
 
 
 def tell_after(report: Report, env: Environment, origin: Origin, held: Held, timeline: int) -> None:
@@ -200,8 +198,11 @@ def tell_after(report: Report, env: Environment, origin: Origin, held: Held, tim
     primary = env.postgres
     report.fact("timeline", f"{timeline} (it came from {origin.chain.timeline.number})")
     report.fact("kept aside", ", ".join(held.kept) or "nothing: there was nothing left")
-    report.fact("undo", f"stop the services, rename {primary.data_directory} away and the kept one back, start them: "
-                "what was written since is in the one that was renamed away")  # fmt: skip
+    report.fact(
+        "undo",
+        f"stop the services, rename {primary.data_directory} away and the kept one back, start them: "
+        "what was written since is in the one that was renamed away",
+    )
     report.warn(
         "no base backup of the new timeline",
         f"backup-cluster with kind=full, now: until then a recovery starts from {origin.backup.name}",

@@ -47,8 +47,15 @@ def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Pat
     content, stop = origin.content, None
     with told(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    reader = Reader(env.postgres, origin.archive, content.system, origin.chain, directory,
-                    copies_of(env, content.system, origin.backup.manifest.environment), end=content.stop)  # fmt: skip
+    reader = Reader(
+        env.postgres,
+        origin.archive,
+        content.system,
+        origin.chain,
+        directory,
+        copies_of(env, content.system, origin.backup.manifest.environment),
+        end=content.stop,
+    )
     for _ in reader.batches():
         if stop := find_stop(target, reader.commits, content.stop, reader.end, whole=reader.is_whole):
             break
@@ -87,15 +94,19 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     reason = found.damage or origin.chain.end_reason
     if found.damage or found.behind:
         behind = f"; behind it: {found.behind.told}" if found.behind else ""
-        report.expect("WAL of the archive", False, _beyond(found, origin, newest), value=f"{reason}{behind}",
-                      expected="whole, of this cluster",
-                      otherwise=Status.WARN if found.stop and target.by != "latest" else Status.CRITICAL)  # fmt: skip
+        report.fail(
+            "WAL of the archive",
+            _beyond(found, origin, newest),
+            value=f"{reason}{behind}",
+            expected="whole, of this cluster",
+            worst=Status.WARN if found.stop and target.by != "latest" else Status.CRITICAL,
+        )
         if target.by == "latest":
             found = replace(found, stop=None)
     early = _is_early(target, origin)
     if early and target.by == "time":  # the first commit after it is in the archive, and those before it are not
         found = replace(found, stop=None)
-    report.expect(
+    report.require(
         "the target is within the archive",
         found.stop is not None,
         f"oldest reachable point: {oldest.stopped.isoformat(timespec='seconds')}, LSN {oldest.stop_lsn}; newest: "
@@ -125,8 +136,10 @@ def _beyond(found: Found, origin: Origin, newest: str) -> str:
     """What to do about a gap: mend it, or accept in so many words what is lost behind it."""
     there = f"by=transaction target={found.newest.xid}" if found.newest else f"by=lsn target={origin.content.stop_lsn}"
     if origin.chain.pruned and not found.damage:
-        return ("launch it with backup=auto: a newer base backup reaches later points. This one reaches only up to "
-                f"{newest}: that is {there}")  # fmt: skip
+        return (
+            "launch it with backup=auto: a newer base backup reaches later points. This one reaches only up to "
+            f"{newest}: that is {there}"
+        )
     return (
         "look for an intact copy of that segment: the second store (source=copies), the receiver's directory, pg_wal "
         "of the old primary and the standby; put it into [wal] directory, then launch this again. Without one, launch "
@@ -151,11 +164,15 @@ def _why(target: Target, early: bool, reason: str, origin: Origin) -> str:
         return "that is before the oldest base backup"
     if reason:
         return f"it cannot be reached, since {reason}"
-    ahead = "" if origin.chain.timeline.number == 1 else (
-        f" along timeline {origin.chain.timeline.number}, which was begun at "
-        f"{lsn_text(origin.chain.timeline.ancestors[-1][1])}: if what you mean was written before that on another "
-        "timeline, name it (timeline=…); if a run before this one has restored to this very point, it is done"
-    )  # fmt: skip
+    ahead = (
+        ""
+        if origin.chain.timeline.number == 1
+        else (
+            f" along timeline {origin.chain.timeline.number}, which was begun at "
+            f"{lsn_text(origin.chain.timeline.ancestors[-1][1])}: if what you mean was written before that on another "
+            "timeline, name it (timeline=…); if a run before this one has restored to this very point, it is done"
+        )
+    )
     return f"the archive holds nothing of it{ahead}"
 
 

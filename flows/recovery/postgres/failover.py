@@ -107,11 +107,15 @@ def _judge_again(
     try:
         found = read_pair(env, mode, address(pair.new))
         if (found.course, found.target) != (pair.course, pair.target):
-            raise OpsError(f"changed since it was judged: it was {pair.target}, it is {found.target}",
-                           "launch it again: a new plan")  # fmt: skip
+            raise OpsError(
+                f"changed since it was judged: it was {pair.target}, it is {found.target}",
+                "launch it again: a new plan",
+            )
         if found.course == "take over" and found.will.received > pair.will.received:
-            raise OpsError(f"{found.will.address} has got more WAL since it was judged: the old primary lives",
-                           "look at the old primary again")  # fmt: skip
+            raise OpsError(
+                f"{found.will.address} has got more WAL since it was judged: the old primary lives",
+                "look at the old primary again",
+            )
         judge(again, found, mode, attested, fence, limit)
     except RunbookFailed as error:
         raise OpsError(f"changed since it was judged: {error.message}", "launch it again: a new plan") from None
@@ -123,8 +127,11 @@ def _plan(report: Report, env: Environment, pair: Pair, fence: bool) -> None:
         report.plan("stop", f"{address(pair.old)} in good order (fast shutdown): writes stand still", seconds=1.0)
     elif fence:
         report.plan("stop", f"{address(pair.old)} through its supervisor, where it would start it again", seconds=1.0)
-    report.plan("fence", "port closed, not started again, no process left; its service disabled, so that a reboot does "
-                "not start it; its files say that it is a standby")  # fmt: skip
+    report.plan(
+        "fence",
+        "port closed, not started again, no process left; its service disabled, so that a reboot does "
+        "not start it; its files say that it is a standby",
+    )
     more = ", and what only the old primary's directory of WAL has" if feeds_old_wal(pair) else ""
     report.plan("replay", f"on {address(pair.new)} everything that it and the receiver of WAL have{more}", seconds=1.0)
     report.plan("promote", f"{address(pair.new)}: pg_promote, then slots and the receiver of WAL", seconds=1.0)

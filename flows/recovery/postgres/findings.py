@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flows.recovery.postgres.pair import Mode, Pair
-from runbook.page.render import size
 from runbook.report import Report, Status
+from runbook.units import size
 from tasks.failover.feeding import RECEIVER, own_wal, sources_of
 from tasks.failover.fencing import Fencing
 from tasks.host.disk import is_here
@@ -38,26 +38,37 @@ def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
     was, will = pair.was, pair.will
     begun = pair.begun is not None and pair.begun.new == will.address
     if was.is_primary and mode == "unplanned":
-        report.expect(f"the old primary {was.address} is dead", False,
-                      "it lives: a second primary beside it would be a split brain. Launch it as planned",
-                      value=f"it takes writes (timeline {was.timeline})", expected="no answer")  # fmt: skip
+        report.fail(
+            f"the old primary {was.address} is dead",
+            "it lives: a second primary beside it would be a split brain. Launch it as planned",
+            value=f"it takes writes (timeline {was.timeline})",
+            expected="no answer",
+        )
     if not was.is_primary and mode == "planned" and not begun:
         why = was.problem or "it is in recovery"
-        report.expect(f"the primary {was.address} answers", False,
-                      "start it, or launch it with mode=unplanned if it is dead" if was.problem else
-                      "nobody takes writes: mode=unplanned, with new_primary, when you know which has everything",
-                      value=why)  # fmt: skip
+        report.fail(
+            f"the primary {was.address} answers",
+            "start it, or launch it with mode=unplanned if it is dead"
+            if was.problem
+            else "nobody takes writes: mode=unplanned, with new_primary, when you know which has everything",
+            value=why,
+        )
     if will.problem:
-        report.expect(f"the standby {will.address} answers", False,
-                      "start it and look at its log; without a standby: restore-to-point or restore-database",
-                      value=will.problem)  # fmt: skip
+        report.fail(
+            f"the standby {will.address} answers",
+            "start it and look at its log; without a standby: restore-to-point or restore-database",
+            value=will.problem,
+        )
     elif not will.in_recovery:
-        report.expect(f"the standby {will.address} is a standby", False,
-                      "it was promoted already, beside a living primary: find out which of the two took writes, stop "
-                      "the other, and join it again with rejoin-standby",
-                      value=f"it takes writes (timeline {will.timeline})", expected="in recovery")  # fmt: skip
+        report.fail(
+            f"the standby {will.address} is a standby",
+            "it was promoted already, beside a living primary: find out which of the two took writes, stop "
+            "the other, and join it again with rejoin-standby",
+            value=f"it takes writes (timeline {will.timeline})",
+            expected="in recovery",
+        )
     else:
-        report.expect(f"the standby {will.address} is a standby", True, "", value="in recovery")
+        report.passed(f"the standby {will.address} is a standby", value="in recovery")
 
 
 def _judge_identity(report: Report, pair: Pair) -> None:
@@ -66,12 +77,15 @@ def _judge_identity(report: Report, pair: Pair) -> None:
     timelines = {"the old primary": pair.old_timeline}
     for source in sources_of(pair.new, pair.wal, pair.will) if pair.course == "take over" else ():
         if source.problem and source.name == RECEIVER:
-            report.warn(source.name, "have this user read its directory; else what only it has is lost",
-                        value=f"it cannot be compared: {source.problem}")  # fmt: skip
+            report.warn(
+                source.name,
+                "have this user read its directory; else what only it has is lost",
+                value=f"it cannot be compared: {source.problem}",
+            )
         known |= {source.name: source.system}
         timelines |= {source.name: source.timeline if source.timeline > mine else 0}  # it may be behind
     others = {name: found for name, found in known.items() if found and found != pair.will.system}
-    report.expect(
+    report.require(
         "system identifier",
         not others,
         "the standby is of another cluster: correct [standby], or make it a copy of this one with rejoin-standby",
@@ -83,7 +97,7 @@ def _judge_identity(report: Report, pair: Pair) -> None:
     if others:
         return
     apart = {name: found for name, found in timelines.items() if found and found != mine}
-    report.expect(
+    report.require(
         "timeline",
         not apart,
         "the standby follows another history than what the others hold: rejoin-standby, or promote the one that has it",
@@ -93,7 +107,7 @@ def _judge_identity(report: Report, pair: Pair) -> None:
 
 
 def _judge_replay(report: Report, pair: Pair) -> None:
-    report.expect(
+    report.require(
         "replay is not paused",
         pair.will.paused == "not paused",
         f"{report.contained}: release-containment resumes it; then launch it again"
@@ -103,42 +117,55 @@ def _judge_replay(report: Report, pair: Pair) -> None:
         expected="not paused",
     )
     if pair.course == "hand over":
-        report.expect("the standby streams", bool(pair.lag and pair.lag.state == "streaming"),
-                      "look at its log and its primary_conninfo; rejoin-standby joins it again",
-                      value=pair.lag.state if pair.lag else f"no {pair.new.name or 'name'} is connected",
-                      expected="streaming")  # fmt: skip
+        report.require(
+            "the standby streams",
+            bool(pair.lag and pair.lag.state == "streaming"),
+            "look at its log and its primary_conninfo; rejoin-standby joins it again",
+            value=pair.lag.state if pair.lag else f"no {pair.new.name or 'name'} is connected",
+            expected="streaming",
+        )
 
 
 def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) -> None:
     """Proven, or attested where nobody here can look; never against what is seen."""
     proven = [f"{row.what}: {row.seen}" for row in fencing.rows if row.holds]
-    report.table(f"Fence of {fencing.server}", ("what", "holds", "seen"),
-                 [(row.what, {True: "proven", False: "no", None: "unknown"}[row.holds], row.seen)
-                  for row in fencing.rows])  # fmt: skip
+    report.table(
+        f"Fence of {fencing.server}",
+        ("what", "holds", "seen"),
+        [(row.what, {True: "proven", False: "no", None: "unknown"}[row.holds], row.seen) for row in fencing.rows],
+    )
     for row in fencing.against:
         if fence:
             report.warn(f"the old primary: {row.what}", "nothing to do: this run stops it first", value=row.seen)
         else:
-            report.expect(f"the old primary: {row.what}", False, row.hint, value=row.seen)
+            report.fail(f"the old primary: {row.what}", row.hint, value=row.seen)
     for row in fencing.by_run:
         report.fact(f"the old primary: {row.what}", f"not yet ({row.seen}): this run sees to that before it promotes")
     if not fencing.against:
-        report.expect("fence, proven", bool(proven), "nothing is proven", value="; ".join(proven) or "nothing",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer("fence, proven", bool(proven), "nothing is proven", value="; ".join(proven) or "nothing")
     for row in fencing.unknown:
         if attested:
-            report.warn("fence, attested and not proven", "have the evidence kept: who, how, when",
-                        value=f"{row.what} ({row.seen}): attested by {attested}")  # fmt: skip
+            report.warn(
+                "fence, attested and not proven",
+                "have the evidence kept: who, how, when",
+                value=f"{row.what} ({row.seen}): attested by {attested}",
+            )
         else:
-            report.expect(f"the old primary: {row.what}", False, row.hint, value=row.seen, expected="seen")
+            report.fail(f"the old primary: {row.what}", row.hint, value=row.seen, expected="seen")
 
 
 def _judge_silence(report: Report, pair: Pair, fence: bool) -> None:
     """A primary that still sends WAL lives, whatever anybody attests."""
     silent = pair.will.receiver != "streaming"
     seen = pair.will.receiver or "none" if silent else f"{pair.will.address} is still streamed to"
-    report.expect("the old primary sends no WAL", silent, "the old primary is alive: stop it, or set fence=true",
-                  value=seen, expected="none", otherwise=Status.WARN if fence else Status.CRITICAL)  # fmt: skip
+    report.require(
+        "the old primary sends no WAL",
+        silent,
+        "the old primary is alive: stop it, or set fence=true",
+        value=seen,
+        expected="none",
+        worst=Status.WARN if fence else Status.CRITICAL,
+    )
 
 
 def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
@@ -146,25 +173,37 @@ def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
     if pair.course == "hand over":
         if pair.lag:
             behind = max(pair.lag.flush_bytes, pair.lag.replay_bytes)
-            _expect_lag(report, behind, limit_bytes, "wait until it has caught up (check-replication), or allow more "
-                        "with max_lag_megabytes: writes stand still for that long")  # fmt: skip
+            _expect_lag(
+                report,
+                behind,
+                limit_bytes,
+                "wait until it has caught up (check-replication), or allow more "
+                "with max_lag_megabytes: writes stand still for that long",
+            )
         return
     missing = missing_bytes(pair)
     if missing is None:
-        report.warn("lag of the standby", "what the old primary had beyond is not known: compare with "
-                    "the application's records", value="not measured: its files cannot be read")  # fmt: skip
+        report.warn(
+            "lag of the standby",
+            "what the old primary had beyond is not known: compare with the application's records",
+            value="not measured: its files cannot be read",
+        )
         return
     if feeds_old_wal(pair):
         report.fact(
             "WAL that only the old primary has", f"{size(missing)}: it is fed to the standby before the promotion"
         )
         return
-    _expect_lag(report, missing, limit_bytes, "start the old primary if it can be, or bring its WAL to the standby; "
-                "allow that loss with max_lag_megabytes")  # fmt: skip
+    _expect_lag(
+        report,
+        missing,
+        limit_bytes,
+        "start the old primary if it can be, or bring its WAL to the standby; allow that loss with max_lag_megabytes",
+    )
 
 
 def _expect_lag(report: Report, found: int, limit: int, hint: str) -> None:
-    report.expect("lag of the standby", found <= limit, hint, value=size(found), expected=f"at most {size(limit)}")
+    report.require("lag of the standby", found <= limit, hint, value=size(found), expected=f"at most {size(limit)}")
 
 
 def missing_bytes(pair: Pair) -> int | None:

@@ -117,13 +117,20 @@ def _described(
         names, commit = read_configured(old, "synchronous_standby_names"), found
         told = "the configuration files of the dead primary"
     return Pair(
-        course, old, new, was, will,
+        course,
+        old,
+        new,
+        was,
+        will,
         env.wal if env.has("wal") else None,
         read_control(old) if down else None,
         lag,
         find_fencing(env.services, old) if course == "take over" else None,
-        begun, names, commit, told,
-    )  # fmt: skip
+        begun,
+        names,
+        commit,
+        told,
+    )
 
 
 def tell_pair(report: Report, title: str, pair: Pair) -> None:

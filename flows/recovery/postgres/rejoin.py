@@ -13,8 +13,8 @@ from flows.launch import command
 from flows.recovery.postgres.steps import AGAIN, tell_receiver
 from runbook.errors import CommandFailed, OpsError
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import size
 from runbook.report import Report, Status
+from runbook.units import size
 from tasks.failover.fencing import FENCE, allow_start, mark_standby
 from tasks.failover.member import Control, Member, read_control, read_member
 from tasks.failover.promotion import (
@@ -103,26 +103,52 @@ def judge_joining(report: Report, env: Environment, joining: Joining, method: Me
     """
     node, says, control = joining.node, joining.says, joining.control
     main = read_member(joining.primary)
-    report.expect(f"the primary {main.address}", main.is_primary, "launch postgres-failover first: nobody takes writes",
-                  value=main.problem or ("takes writes" if main.is_primary else "it is in recovery"))  # fmt: skip
-    report.expect(f"{says.address} takes no writes", not says.is_primary,
-                  f"stop its service {node.service} now: two servers take writes, and what it takes is lost",
-                  value=says.problem or ("in recovery" if says.in_recovery else "it takes writes"))  # fmt: skip
-    report.expect("its files are on this host", is_here(node.host), join_there(env, node), value=node.host)
-    report.expect("its application_name and slot are named", bool(node.name and node.slot),
-                  "add name and slot to its table in the environment's TOML",
-                  value=f"{node.name or 'no name'}, {node.slot or 'no slot'}", otherwise=Status.WARN)  # fmt: skip
+    report.require(
+        f"the primary {main.address}",
+        main.is_primary,
+        "launch postgres-failover first: nobody takes writes",
+        value=main.problem or ("takes writes" if main.is_primary else "it is in recovery"),
+    )
+    report.require(
+        f"{says.address} takes no writes",
+        not says.is_primary,
+        f"stop its service {node.service} now: two servers take writes, and what it takes is lost",
+        value=says.problem or ("in recovery" if says.in_recovery else "it takes writes"),
+    )
+    report.require("its files are on this host", is_here(node.host), join_there(env, node), value=node.host)
+    report.prefer(
+        "its application_name and slot are named",
+        bool(node.name and node.slot),
+        "add name and slot to its table in the environment's TOML",
+        value=f"{node.name or 'no name'}, {node.slot or 'no slot'}",
+    )
     other = control and control.system != main.system and joining.way != "base_backup" and method != "base_backup"
-    report.expect("system identifier", not other, "it is of another cluster: method=base_backup replaces it, and keeps "
-                  "its files aside", value=control.system if control else "no files", expected=main.system)  # fmt: skip
+    report.require(
+        "system identifier",
+        not other,
+        "it is of another cluster: method=base_backup replaces it, and keeps its files aside",
+        value=control.system if control else "no files",
+        expected=main.system,
+    )
     if method == "rewind":
-        report.expect("a rewind is possible", joining.way != "base_backup", "method=base_backup",
-                      value="its files are gone, or a rewind of them was killed" if joining.way == "base_backup"
-                      else control.state if control else "")  # fmt: skip
+        report.require(
+            "a rewind is possible",
+            joining.way != "base_backup",
+            "method=base_backup",
+            value="its files are gone, or a rewind of them was killed"
+            if joining.way == "base_backup"
+            else control.state
+            if control
+            else "",
+        )
     mounted = os.path.ismount(node.data_directory)
-    report.expect("its data directory can be renamed", not mounted, "mount that file system on the parent directory, "
-                  "and have data_directory name a directory in it: a mount point cannot be renamed",
-                  value=f"{node.data_directory} is a mount point" if mounted else node.data_directory)  # fmt: skip
+    report.require(
+        "its data directory can be renamed",
+        not mounted,
+        "mount that file system on the parent directory, "
+        "and have data_directory name a directory in it: a mount point cannot be renamed",
+        value=f"{node.data_directory} is a mount point" if mounted else node.data_directory,
+    )
     report.fail_if_critical()
     _judge_room(report, joining, method)
     _tell_diverged(report, joining)
@@ -140,9 +166,14 @@ def _judge_room(report: Report, joining: Joining, method: Method) -> None:
     free = disk_of(Path(joining.node.data_directory)).free_bytes
     must = method == "base_backup" or joining.way == "base_backup"
     if method != "rewind":
-        report.expect("room for a base backup", free > needed * 1.1, "free space there; a rewind needs none",
-                      value=f"{size(free)} free", expected=f"more than {size(int(needed * 1.1))}",
-                      otherwise=Status.CRITICAL if must else Status.WARN)  # fmt: skip
+        report.require(
+            "room for a base backup",
+            free > needed * 1.1,
+            "free space there; a rewind needs none",
+            value=f"{size(free)} free",
+            expected=f"more than {size(int(needed * 1.1))}",
+            worst=Status.CRITICAL if must else Status.WARN,
+        )
 
 
 def _tell_diverged(report: Report, joining: Joining) -> None:
@@ -165,8 +196,11 @@ def plan_joining(report: Report, joining: Joining, method: Method) -> None:
     report.plan("stop", f"{node.service}, where it runs")
     report.plan("save", f"its WAL beyond the new timeline's beginning, beside {node.data_directory}")
     way = joining.way if method == "auto" else method
-    told = {"start": "it is a standby already: it is told whom to follow", "rewind": "pg_rewind",
-            "base_backup": "pg_basebackup beside; its old files are kept aside"}[way]  # fmt: skip
+    told = {
+        "start": "it is a standby already: it is told whom to follow",
+        "rewind": "pg_rewind",
+        "base_backup": "pg_basebackup beside; its old files are kept aside",
+    }[way]
     more = ", and a base backup where that fails" if method == "auto" and way != "base_backup" else ""
     report.plan("join", f"{told}{more}")
     report.plan("start", f"{node.service}, until it streams from {address(joining.primary)}")
@@ -194,7 +228,7 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     if not _starts(env, joining, done, last=method != "auto" or done.way == "base_backup"):
         done = _copy_after_all(report, permit, env, joining, method)
     report.fact("joined by", f"{done.way}, {done.seconds:.1f} s" + (f"; old files: {done.kept}" if done.kept else ""))
-    report.expect("standby", True, "", value=f"{address(node)} streams from {address(primary)}")
+    report.passed("standby", value=f"{address(node)} streams from {address(primary)}")
     wait_for_all(report, permit, env, primary)
 
 
@@ -264,8 +298,12 @@ def wait_for_all(report: Report, permit: Permit, env: Environment, primary: Post
         commit_together(primary)
     if not commits_return(primary, ATTACH_SECONDS):
         found = commit_alone(permit, primary)
-        report.warn("commits wait for no standby", "look at who is named in synchronous_standby_names and not "
-                    "there (check-replication), then launch this again", value=found.names or "overridden")  # fmt: skip
+        report.warn(
+            "commits wait for no standby",
+            "look at who is named in synchronous_standby_names and not "
+            "there (check-replication), then launch this again",
+            value=found.names or "overridden",
+        )
 
 
 _OVERRIDDEN = """

@@ -17,7 +17,7 @@ from flows.recovery.postgres.pair import Mode, Pair
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Act, Permit
-from runbook.report import Report, Status
+from runbook.report import Report
 from tasks.application.connection_string import SWITCH, switch_target
 from tasks.application.health import wait_healthy
 from tasks.failover.feeding import FEED, Fed, Feeding, feed
@@ -83,9 +83,16 @@ class Done:
 
 
 def stop_and_promote(
-    report: Report, permit: Permit, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool,
-    phases: Phases, ledger: Ledger,
-) -> Done:  # fmt: skip
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    pair: Pair,
+    mode: Mode,
+    attested: str,
+    fence: bool,
+    phases: Phases,
+    ledger: Ledger,
+) -> Done:
     """Until the new primary takes writes.
 
     Raises:
@@ -130,8 +137,10 @@ def _fence(
             stopped = stop_services.after(stopped)(env.services, [pair.wal.service])
     control = read_control.after(stopped)(pair.old)
     if pair.course == "hand over" and control and not control.shut_down:
-        raise OpsError(f"{address(pair.old)} did not shut down in good order: “{control.state}”",
-                       "look at its log; launch it again: mode=unplanned where it does not start again")  # fmt: skip
+        raise OpsError(
+            f"{address(pair.old)} did not shut down in good order: “{control.state}”",
+            "look at its log; launch it again: mode=unplanned where it does not start again",
+        )
     fencing = find_fencing.after(control)(env.services, pair.old)
     fencing.require(attested, kept_down=False)
     return control, fencing, keep_down.after(fencing)(permit, env.services, pair.old)
@@ -145,12 +154,15 @@ def _go_back(report: Report, env: Environment, pair: Pair) -> None:
         remove_signal(pair.old)
         start_services(env.services, roles)
     except (OpsError, OSError) as error:
-        report.expect("the old primary started again", False, f"start {pair.old.service} by hand, without {SIGNAL}",
-                      value=str(error))  # fmt: skip
+        report.fail(
+            "the old primary started again", f"start {pair.old.service} by hand, without {SIGNAL}", value=str(error)
+        )
         return
     forget(env.reports_directory)
-    report.state_is(f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
-                    "put right what is said above, and launch it again")  # fmt: skip
+    report.state_is(
+        f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
+        "put right what is said above, and launch it again",
+    )
 
 
 def _let_go(report: Report, env: Environment, pair: Pair) -> None:
@@ -163,8 +175,10 @@ def _let_go(report: Report, env: Environment, pair: Pair) -> None:
         allow_start(env.services, pair.old.service)
     remove_signal(pair.old)
     forget(env.reports_directory)
-    report.state_is(f"nobody was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
-                    "fix the finding above, then launch it again; or start the old primary")  # fmt: skip
+    report.state_is(
+        f"nobody was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
+        "fix the finding above, then launch it again; or start the old primary",
+    )
 
 
 def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) -> None:
@@ -173,8 +187,9 @@ def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) ->
         return
     fencing = find_fencing(env.services, pair.old)
     for row in fencing.against:
-        report.warn(f"the old primary: {row.what}", f"stop its service {pair.old.service}, then rejoin-standby",
-                    value=row.seen)  # fmt: skip
+        report.warn(
+            f"the old primary: {row.what}", f"stop its service {pair.old.service}, then rejoin-standby", value=row.seen
+        )
     if not fencing.against:
         keep_down.after(fencing)(permit, env.services, pair.old)
 
@@ -189,11 +204,13 @@ def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: 
     if not commits_return(pair.new, RETURN_SECONDS):
         found = read_synchrony.after(made)(pair.new)
         commit_alone.after(found)(permit, pair.new)
-        report.warn("commits wait for no standby",
-                    "rejoin-standby joins the other server again, and commits wait for it then; until then a failure "
-                    "of this one loses what nobody else has",
-                    value=f"none of those for whom commits wait is connected ({found.names}): that was overridden",
-                    expected=found.names)  # fmt: skip
+        report.warn(
+            "commits wait for no standby",
+            "rejoin-standby joins the other server again, and commits wait for it then; until then a failure "
+            "of this one loses what nobody else has",
+            value=f"none of those for whom commits wait is connected ({found.names}): that was overridden",
+            expected=found.names,
+        )
 
 
 def tell_receiver(report: Report, primary: Postgres, wal: Wal, seconds: float = ATTACH_SECONDS) -> None:
@@ -201,7 +218,7 @@ def tell_receiver(report: Report, primary: Postgres, wal: Wal, seconds: float = 
     attached = wait_for_stream(primary, wal.name, seconds)
     told = f"{wal.name} {'streams' if attached else 'does not stream'} from {address(primary)}"
     hint = "look at its log; its connection string must name both servers, with target_session_attrs=primary"
-    report.expect("WAL receiver", attached, hint, value=told, expected="streaming", otherwise=Status.WARN)
+    report.prefer("WAL receiver", attached, hint, value=told, expected="streaming")
 
 
 def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phases: Phases, *, restart: bool) -> None:
@@ -218,11 +235,13 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
         if env.application.env_file:
             switched = switch_target(permit, env.application, pair.new)
             changed, last = switched.changed, switched
-            report.fact("connection string",
-                        f"{switched.before} → {switched.after}" if changed else switched.after)  # fmt: skip
+            report.fact("connection string", f"{switched.before} → {switched.after}" if changed else switched.after)
         else:
-            report.warn("connection string of the application", "name its file in [application] "
-                        "env_file; until then change it by hand and restart it", value="no file is named")  # fmt: skip
+            report.warn(
+                "connection string of the application",
+                "name its file in [application] env_file; until then change it by hand and restart it",
+                value="no file is named",
+            )
         roles = env.services_in(("backend",))
         if not roles:
             report.fact("application", "not restarted: the environment names no service for it")
@@ -234,7 +253,7 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
             last = start_services.after(stopped)(env.services, roles)
         health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     if health.configured:
-        report.expect("application", True, "", value=health.answer)
+        report.passed("application", value=health.answer)
     else:
         report.fact("application", health.answer)
 
@@ -245,5 +264,8 @@ def _tell_kept_variable(report: Report, env: Environment, role: str) -> None:
         return
     with contextlib.suppress(OpsError):  # what comes next says whether it is there
         if env.application.dsn_variable in env.services.environment(role):
-            report.warn("connection string of the container", "launch deploy-application with recreate",
-                        value="it was made with one of its own: a restart does not read the file again")  # fmt: skip
+            report.warn(
+                "connection string of the container",
+                "launch deploy-application with recreate",
+                value="it was made with one of its own: a restart does not read the file again",
+            )

@@ -7,8 +7,8 @@ from flows.recovery.postgres.findings import is_synchronous
 from flows.recovery.postgres.pair import Pair
 from flows.recovery.postgres.rejoin import join_there
 from flows.recovery.postgres.steps import Done, Phases
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.failover.ledger import Account
 from tasks.failover.member import read_member
 from tasks.failover.segments import Beyond
@@ -30,8 +30,11 @@ _WHAT = {
 def tell_phases(report: Report, phases: Phases) -> None:
     """Seconds of each, apart."""
     found = {name: phases.seconds[name] for name in _WHAT if name in phases.seconds}
-    report.table("Phases", ("phase", "seconds", "what"),
-                 [(name, f"{seconds:.3f}", _WHAT[name]) for name, seconds in found.items()])  # fmt: skip
+    report.table(
+        "Phases",
+        ("phase", "seconds", "what"),
+        [(name, f"{seconds:.3f}", _WHAT[name]) for name, seconds in found.items()],
+    )
     for name, seconds in found.items():
         report.fact(name, f"{seconds:.3f} s")
 
@@ -50,8 +53,10 @@ def tell_done(report: Report, pair: Pair, done: Done, attested: str) -> None:
         ("where", "directory", "beyond what was replayed"),
         [(source.name, source.directory, source.problem or size(source.beyond.bytes)) for source in done.fed.sources],
     )
-    report.fact("promoted", f"{address(pair.new)} at {lsn_text(done.promoted.switched_at)}, now on timeline "
-                f"{done.promoted.timeline}")  # fmt: skip
+    report.fact(
+        "promoted",
+        f"{address(pair.new)} at {lsn_text(done.promoted.switched_at)}, now on timeline {done.promoted.timeline}",
+    )
 
 
 def tell_loss(report: Report, pair: Pair, done: Done, left: Beyond | None, account: Account) -> None:
@@ -74,8 +79,12 @@ def tell_loss(report: Report, pair: Pair, done: Done, left: Beyond | None, accou
     hint = "rejoin-standby saves that WAL; compare with the application's own records of the time before the failure"
     if left is None:
         hint = "compare with the application's own records of the time before the failure"
-    report.warn("acknowledged writes lost", hint, value=told or "not known: its WAL cannot be read, and the "
-                "mode of replication does not exclude it", expected="0")  # fmt: skip
+    report.warn(
+        "acknowledged writes lost",
+        hint,
+        value=told or "not known: its WAL cannot be read, and the mode of replication does not exclude it",
+        expected="0",
+    )
     report.fact("acknowledged writes lost", f"at most {left.commits:,} transactions" if left else "not known")
 
 
@@ -87,9 +96,12 @@ def _tell_ledger(report: Report, pair: Pair, account: Account) -> None:
         found = account.on(server)
         lost = sum(entry.number in account.missing for entry in found)
         rows.append((server, len(found), found[-1].number if found else "", len(found) - lost))
-    report.table("Acknowledged writes of this run's own client",
-                 ("acknowledged by", "writes", "last number", f"there on {new}"), rows)  # fmt: skip
-    report.expect(
+    report.table(
+        "Acknowledged writes of this run's own client",
+        ("acknowledged by", "writes", "last number", f"there on {new}"),
+        rows,
+    )
+    report.require(
         "this run's own acknowledged writes",
         not account.missing,
         "the application's are lost in proportion: compare with its own records",
@@ -102,17 +114,27 @@ def _tell_ledger(report: Report, pair: Pair, account: Account) -> None:
 def tell_after(report: Report, env: Environment, pair: Pair, *, rejoined: bool) -> None:
     """One primary; what protects it now; and what is to be done next."""
     new, old = read_member(pair.new), read_member(pair.old)
-    report.expect("one primary", new.is_primary and not old.is_primary,
-                  f"stop the service {pair.old.service} now: until then two servers take writes",
-                  value=", ".join(one.address for one in (new, old) if one.is_primary) or "none",
-                  expected=new.address)  # fmt: skip
+    report.require(
+        "one primary",
+        new.is_primary and not old.is_primary,
+        f"stop the service {pair.old.service} now: until then two servers take writes",
+        value=", ".join(one.address for one in (new, old) if one.is_primary) or "none",
+        expected=new.address,
+    )
     sync = read_synchrony(pair.new)
     told = f"wait for {sync.needed} of {', '.join(sync.connected)}" if sync.needed else "wait for nobody"
     report.fact("commits on the new primary", told)
     if not rejoined:
         where = "" if is_here(pair.old.host) else f" ({join_there(env, pair.old)})"
-        report.warn("standby", f"find out why it died, then launch rejoin-standby{where}: until then there is none",
-                    value=f"{old.address} is not joined again")  # fmt: skip
+        report.warn(
+            "standby",
+            f"find out why it died, then launch rejoin-standby{where}: until then there is none",
+            value=f"{old.address} is not joined again",
+        )
     if env.has("wal"):
-        report.warn("base backup", "launch backup-cluster: a recovery to a point on the new timeline begins with the "
-                    "old one's backup until then", value=f"none of timeline {new.timeline} yet")  # fmt: skip
+        report.warn(
+            "base backup",
+            "launch backup-cluster: a recovery to a point on the new timeline begins with the "
+            "old one's backup until then",
+            value=f"none of timeline {new.timeline} yet",
+        )

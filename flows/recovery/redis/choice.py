@@ -5,8 +5,8 @@ from __future__ import annotations
 from blocks.redis.server import Redis
 from flows.recovery.redis.findings import Mode, link
 from runbook.errors import OpsError
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.redis.failover.command import coordinates
 from tasks.redis.failover.group import Group, Member
 from tasks.redis.failover.pause import LONGEST_SECONDS
@@ -36,7 +36,7 @@ def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, 
     equals = _judge_replicas(report, view, why)
     if wanted:
         hint = f"give {wanted} the lowest priority of all (CONFIG SET replica-priority), wait 10 s, launch it again"
-        report.expect(
+        report.require(
             "the new master that was asked for",
             equals == [wanted],
             hint if wanted in why else f"{wanted} is no replica that the Sentinels know: choose one of the table",
@@ -61,7 +61,7 @@ def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, 
 def _judge_replicas(report: Report, view: SentinelView, why: dict[str, str]) -> list[str]:
     """Those that may be promoted, the likeliest first."""
     fit = [address for address, reason in why.items() if not reason]
-    report.expect(
+    report.require(
         "a replica that is fit",
         bool(fit),
         "put right what is said of it" if why else "start a replica: REPLICAOF the master",
@@ -71,7 +71,7 @@ def _judge_replicas(report: Report, view: SentinelView, why: dict[str, str]) -> 
     )
     report.fail_if_critical()
     first = view.promotable[0] if view.promotable else None
-    report.expect(
+    report.require(
         "the one that the Sentinels would promote",
         bool(first and first.address in fit),
         f"put it right, or CONFIG SET replica-priority 0 on it and wait 10 s; fit are: {', '.join(fit)}",

@@ -112,9 +112,9 @@ def _judge(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, 
 def _judge_rights(report: Report, where: str, refused: list[OpsError], mode: Mode = "planned") -> None:
     otherwise = Status.CRITICAL if mode == "planned" else Status.WARN  # a dead master is taken over all the same
     for error in refused:
-        report.expect(f"rights on {where}", False, error.hint, value=error.message, otherwise=otherwise)
+        report.fail(f"rights on {where}", error.hint, value=error.message, worst=otherwise)
     if not refused:
-        report.expect(f"rights on {where}", True, "", value="every command of the failover, tried and discarded")
+        report.passed(f"rights on {where}", value="every command of the failover, tried and discarded")
 
 
 def _judge_again(report: Report, block: Redis, choice: Choice, mode: Mode, wanted: str, before: Before) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from runbook.page.render import duration
 from runbook.report import Report, Status
+from runbook.units import duration
 from tasks.redis.failover.group import Group, Member
 
 Mode = Literal["planned", "unplanned"]
@@ -22,18 +22,18 @@ def judge_sentinels(report: Report, group: Group, mode: Mode, taken_off: str = "
     """
     watch = group.watch
     silent = [view for view in watch.views if not view.answers]
-    report.expect(
+    report.require(
         "Sentinels that answer",
         not silent,
         "start those that do not answer, or take them out of [redis] sentinels",
         value=f"{len(watch.answering)} of {len(watch.views)}"
         + "".join(f"; {view.address} does not: {view.problem}" for view in silent),
         expected="all",
-        otherwise=Status.WARN if watch.answering else Status.CRITICAL,
+        worst=Status.WARN if watch.answering else Status.CRITICAL,
     )
     if not watch.answering:
         report.fail_if_critical()
-    report.expect(
+    report.require(
         "one master by all Sentinels",
         bool(watch.master),
         f"a restore took them off ({taken_off}) and did not put them back: launch reattach-redis"
@@ -44,7 +44,7 @@ def judge_sentinels(report: Report, group: Group, mode: Mode, taken_off: str = "
         expected="the same from all",
     )
     undecided = [view.address for view in watch.answering if not view.can_decide]
-    report.expect(
+    report.require(
         "quorum and majority",
         not undecided and len(watch.answering) >= watch.majority,
         "start the missing Sentinels: without a majority nobody may fail over, and nobody would follow it",
@@ -53,14 +53,14 @@ def judge_sentinels(report: Report, group: Group, mode: Mode, taken_off: str = "
         expected=f"{watch.majority} or more, and SENTINEL CKQUORUM ok at each",
     )
     short = {view.address: view.settings.get("down-after-milliseconds", 0) for view in watch.answering if view.master}
-    report.expect(
+    report.require(
         "down-after-milliseconds",
         all(milliseconds > FIRST_PING_MILLISECONDS for milliseconds in short.values()),
         "SENTINEL SET the master's name down-after-milliseconds 5000, on each: with so little they take a new master "
         "for down before they ping it first, and fail over again, which loses acknowledged writes",
         value=", ".join(f"{milliseconds:,} at {address}" for address, milliseconds in short.items()),
         expected=f"more than {FIRST_PING_MILLISECONDS:,}",
-        otherwise=Status.CRITICAL if mode == "planned" else Status.WARN,
+        worst=Status.CRITICAL if mode == "planned" else Status.WARN,
     )
     report.fail_if_critical()
 
@@ -75,7 +75,7 @@ def judge_living(report: Report, group: Group) -> None:
     assert master
     down = [view.address for view in group.watch.answering if view.sees_down]
     hint = "launch it with mode=unplanned" if master.dead and down else "look at the network between it and this host"
-    report.expect(
+    report.require(
         f"the master {master.address} answers",
         not master.problem,
         hint if master.dead else master.hint,
@@ -84,9 +84,9 @@ def judge_living(report: Report, group: Group) -> None:
     report.fail_if_critical()
     busy = [view.address for view in group.watch.answering if view.in_progress]
     told = ", ".join(busy) or "none"
-    report.expect("no failover is under way", not busy, "wait until it has ended", value=told, expected="none")
+    report.require("no failover is under way", not busy, "wait until it has ended", value=told, expected="none")
     masters = [member.address for member in group.members.values() if member.is_master]
-    report.expect(
+    report.require(
         "one server says that it is the master",
         masters == [master.address] and not master.loading,
         "the Sentinels make a stray one a replica within seconds: wait; else REPLICAOF it by hand. Writes that it took "
@@ -106,7 +106,7 @@ def judge_dead(report: Report, group: Group) -> None:
     """
     master, watch = group.master, group.watch
     assert master
-    report.expect(
+    report.require(
         f"the master {master.address} is dead from here",
         master.dead,
         "it lives: a second master beside it would be a split brain. Launch it with mode=planned"
@@ -118,7 +118,7 @@ def judge_dead(report: Report, group: Group) -> None:
     down = [view for view in watch.answering if view.sees_down]
     agreed = any("o_down" in view.flags or view.in_progress for view in down)
     quorum = max(view.quorum for view in watch.answering)
-    report.expect(
+    report.require(
         "the master is dead for a quorum of the Sentinels",
         len(down) >= quorum and agreed,
         "the Sentinels still reach it: look at the network between it and this host; never fail over on one opinion",

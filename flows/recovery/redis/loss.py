@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blocks.redis.server import Redis
-from runbook.report import Report, Status
+from runbook.report import Report
 from tasks.redis.failover.group import Group, LastSeen, Member, read_last_seen
 from tasks.redis.failover.ledger import Begun
 from tasks.redis.failover.pause import LONGEST_SECONDS
@@ -46,19 +46,18 @@ def tell_planned_loss(report: Report, done: HandOver) -> None:
         -1: "unknown: the new master does not continue the old one's stream",
         0: f"the old master stood at {done.stood:,}, the new one was promoted at {done.new.promoted_at:,}",
     }.get(missing, f"{missing:,} bytes of the stream are missing: {done.stood:,} against {done.new.promoted_at:,}")
-    report.expect(
+    report.require(
         "every acknowledged write is on the new master",
         missing == 0,
         f"what they were may still be read in the AOF of {done.old}; compare with the application's own records",
         value=told,
         expected="promoted with every byte",
     )
-    report.expect(
+    report.prefer(
         "no write between",
         done.unbroken,
         "the pause of writes had a gap before the old master followed: what clients wrote in it is lost",
         value="writes stood still from then until the old master was none" if done.unbroken else "there was a gap",
-        otherwise=Status.WARN,
     )
     report.fact("acknowledged writes lost", "0 (proven)" if done.lost_nothing else told)
 
@@ -135,7 +134,7 @@ def _tell_ledger(report: Report, done: HandOver) -> None:
     ]
     columns = ("acknowledged by", "writes", "last number", f"there on {done.new.address}")
     report.table("Acknowledged writes of this run's own client", columns, rows)
-    report.expect(
+    report.require(
         "this run's own acknowledged writes",
         not account.missing,
         "the application's are lost in proportion: compare with its own records",

@@ -8,7 +8,7 @@ import time
 from blocks.redis.server import Redis
 from flows.recovery.redis.findings import tell_servers
 from runbook.errors import Unreachable
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.wait import until
 from tasks.redis.failover.group import Group, Member, ask_group, read_group
 from tasks.redis.failover.promotion import HandOver, wait_in_sync
@@ -80,7 +80,7 @@ def verify_after(report: Report, block: Redis, new: str, expected: list[str], do
     tell_servers(report, "after", group)
     answering = group.watch.answering
     told = f"{sum(view.master == new for view in answering)} of {len(group.watch.views)}"
-    report.expect(
+    report.require(
         "the new master by all Sentinels",
         set(group.watch.masters) == {new} and len(answering) >= group.watch.majority,
         "wait some seconds and look again: SENTINEL GET-MASTER-ADDR-BY-NAME at each",
@@ -88,7 +88,7 @@ def verify_after(report: Report, block: Redis, new: str, expected: list[str], do
         expected=new,
     )
     masters = [member.address for member in group.members.values() if member.is_master]
-    report.expect(
+    report.require(
         "one master",
         masters == [new],
         f"REPLICAOF {new.replace(':', ' ')} on the other: until then it takes writes that will be lost",
@@ -96,13 +96,12 @@ def verify_after(report: Report, block: Redis, new: str, expected: list[str], do
         expected=new,
     )
     behind = [f"{m.address}: {m.problem or m.role}" for m in members.values() if not _follows(m, group, new)]
-    report.expect(
+    report.prefer(
         "the others follow",
         not behind,
         "look at their logs (a full copy takes its time), then check again: INFO replication",
         value="; ".join(behind) or f"{len(members)} in sync after {waited:.1f} s",
         expected="in sync",
-        otherwise=Status.WARN,
     )
     if down:
         report.warn(

@@ -51,8 +51,12 @@ def plan(report: Report, env: Environment, way: Way, chosen: Chosen) -> None:
         return
     origin, links = way.replay.origin, len(way.replay.found.links)
     wal, content = links * origin.content.segment_bytes, origin.content
-    report.plan("build the cluster", f"{way.backup.name} in {way.replay.instance.root}",
-                size=content.bytes, seconds=content.bytes / 150e6)  # fmt: skip
+    report.plan(
+        "build the cluster",
+        f"{way.backup.name} in {way.replay.instance.root}",
+        size=content.bytes,
+        seconds=content.bytes / 150e6,
+    )
     report.plan("replay", f"{links} segments of WAL", size=wal, seconds=wal / 60e6)
     report.plan("prove", "the last transaction in the WAL is there, the cluster is the old region's")
     check.plan(report, env)

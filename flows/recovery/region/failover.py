@@ -192,8 +192,10 @@ def other_region(env: Environment, source: str) -> Environment:
     if not source.strip():
         raise OpsError("no source was given", "name the environment that failed: its backups are in this one's stores")
     if source == env.name:
-        raise OpsError(f"{source} is to take over from itself", "environment is the region to go to, source the one "
-                       "that failed; in place it is full-restore")  # fmt: skip
+        raise OpsError(
+            f"{source} is to take over from itself",
+            "environment is the region to go to, source the one that failed; in place it is full-restore",
+        )
     if not env.has("endpoint"):
         raise OpsError(f"{env.name} names no endpoint", "add [endpoint] to its TOML: how users are sent to it")
     if not env.application.url:
@@ -226,7 +228,7 @@ class Fence:
             [(row.what, _word(row.holds, self.attested), row.seen) for row in found.rows],
         )
         against, unknown = found.against, found.unknown
-        report.expect(
+        report.require(
             f"the region {found.server} is dead ({when})",
             not against,
             against[0].hint if against else "",
@@ -234,7 +236,7 @@ class Fence:
             expected="nothing answers, and nothing starts it again",
         )
         if unknown and not against:
-            report.expect(
+            report.require(
                 f"the region {found.server} is cut off ({when})",
                 bool(self.attested),
                 unknown[0].hint,
@@ -255,7 +257,7 @@ class Fence:
         if self.archive is None:
             return
         new = sorted(frozenset(self.archive.place.names()) - self.shipped)
-        report.expect(
+        report.require(
             f"no new WAL of {self.old.name} ({when})",
             not new,
             "somebody there lives and sends it: cut that off, then launch this again: it takes what has come along",

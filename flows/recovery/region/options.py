@@ -123,13 +123,14 @@ class Ways:
         if not way.replay or not (behind := way.replay.found.behind):
             return
         why = way.replay.found.damage or way.replay.origin.chain.end_reason
-        self.report.expect(
-            "WAL without a gap", False,
+        self.report.fail(
+            "WAL without a gap",
             "look for an intact copy of that segment: the old region's receiver and pg_wal, another bucket; put it "
             f"into the store. Without one, launch this again with backup={way.backup.name}, which accepts that loss",
-            value=f"{why}; behind it: {behind.told}", expected="whole",
-            otherwise=Status.WARN if way.backup.name == self.wanted else Status.CRITICAL,
-        )  # fmt: skip
+            value=f"{why}; behind it: {behind.told}",
+            expected="whole",
+            worst=Status.WARN if way.backup.name == self.wanted else Status.CRITICAL,
+        )
 
     def _ranked(self) -> list[Way]:
         report, reasons = self.report, dict[str, str]()
@@ -168,8 +169,10 @@ class Ways:
             if not weighed.why:
                 return [way]
             self.tried.add(backup.name)
-        raise OpsError(f"there is no base backup of {self.source} in {store.where}",
-                       "backup-cluster takes them, replicate-backups copies them")  # fmt: skip
+        raise OpsError(
+            f"there is no base backup of {self.source} in {store.where}",
+            "backup-cluster takes them, replicate-backups copies them",
+        )
 
     def _replayed(self, name: str) -> Way:
         report, env = self.report, self.env
@@ -219,8 +222,9 @@ class Ways:
         own = [one for one in known if one.manifest.environment == self.source and one.name not in self.tried]
         chosen = [one for one in own if one.name == self.wanted] or [one for one in own if not one.failed]
         if not chosen:
-            raise OpsError(f"there is no backup of {self.source}'s database in {store.where}",
-                           "replicate-backups copies them")  # fmt: skip
+            raise OpsError(
+                f"there is no backup of {self.source}'s database in {store.where}", "replicate-backups copies them"
+            )
         newest = max(chosen, key=lambda one: one.manifest.taken)
         return [Way(newest, newest.manifest.taken)]
 
@@ -242,8 +246,9 @@ def require_known(env: Environment, source: str, wanted: str, kinds: Collection[
     own = [one.name for one in known if one.manifest.environment == source]
     if wanted not in own:
         newest = ", ".join(reversed(own[-3:])) or "none at all"
-        raise OpsError(f"there is no backup “{wanted[:80]}” of {source} in {store_for(env, kind).where}",
-                       f"the newest: {newest}")  # fmt: skip
+        raise OpsError(
+            f"there is no backup “{wanted[:80]}” of {source} in {store_for(env, kind).where}", f"the newest: {newest}"
+        )
 
 
 def _before(report: Report, way: Way) -> str:

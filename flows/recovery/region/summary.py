@@ -14,8 +14,8 @@ from flows.recovery.region.options import Way
 from flows.store import mark_verified, store_for
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from runbook.page.render import duration
-from runbook.report import Report, Status
+from runbook.report import Report
+from runbook.units import duration
 from tasks.application.endpoint import Sent, read_endpoint
 from tasks.application.health import wait_healthy
 from tasks.backups.catalogue import open_all
@@ -49,15 +49,22 @@ class Phases:
 
     def report_results(self, report: Report, env: Environment) -> None:
         """As a table and as facts, against the RTO."""
-        report.table("Phases", ("phase", "seconds", "what"),
-                     [(name, f"{self.seconds[name]:.1f}", what) for name, what in _WHAT.items()])  # fmt: skip
+        report.table(
+            "Phases",
+            ("phase", "seconds", "what"),
+            [(name, f"{self.seconds[name]:.1f}", what) for name, what in _WHAT.items()],
+        )
         for name in _WHAT:
             report.fact(name, f"{self.seconds[name]:.1f} s")
         passed = report.seconds
         report.fact("RTO", f"{duration(passed)} of {duration(env.rto_seconds)}, counted from this run's start")
-        report.expect("recovery time against the RTO", passed <= env.rto_seconds, "see which phase took long",
-                      value=duration(passed), expected=f"at most {duration(env.rto_seconds)}",
-                      otherwise=Status.WARN)  # fmt: skip
+        report.prefer(
+            "recovery time against the RTO",
+            passed <= env.rto_seconds,
+            "see which phase took long",
+            value=duration(passed),
+            expected=f"at most {duration(env.rto_seconds)}",
+        )
 
 
 def judge_users(report: Report, env: Environment, old: Environment) -> bool:
@@ -75,7 +82,7 @@ def judge_users(report: Report, env: Environment, old: Environment) -> bool:
             healthy = True
         except OpsError as error:
             told, healthy = error.message, False
-        report.expect(
+        report.require(
             f"{env.name} serves",
             healthy,
             f"users are sent here, and may have written: a failover would take that away. Look at the services, or "
@@ -84,8 +91,12 @@ def judge_users(report: Report, env: Environment, old: Environment) -> bool:
         )
         report.fail_if_critical()
     elif sent and sent.rstrip("/") != old.application.url.rstrip("/"):
-        report.warn("where users are sent", f"find out who serves there: neither {old.name} nor {env.name} does",
-                    value=sent, expected=old.application.url)  # fmt: skip
+        report.warn(
+            "where users are sent",
+            f"find out who serves there: neither {old.name} nor {env.name} does",
+            value=sent,
+            expected=old.application.url,
+        )
     return here
 
 
@@ -94,14 +105,23 @@ def tell_loss(report: Report, env: Environment, old: Environment, way: Way) -> N
     may be lost."""
     lost = (report.started - way.newest).total_seconds()
     report.fact("newest point restored", f"{way.newest:%Y-%m-%d %H:%M:%S.%f UTC}, by {way.kind} ({way.backup.name})")
-    report.fact("lost", f"nothing that was committed up to then; at most what was acknowledged in the {duration(lost)} "
-                f"from then until this run found {old.name} dead ({report.started:%Y-%m-%d %H:%M:%S UTC})")  # fmt: skip
-    report.fact("not known here", f"when {old.name} failed, and what it acknowledged after the newest point: that is "
-                "on its disks and in its clients' records only")  # fmt: skip
-    report.expect("data loss against the RPO", lost <= env.rpo_seconds,
-                  "that much may be lost, if the old region went on until this run; keep its disks as they are",
-                  value=f"at most {duration(lost)}", expected=f"at most {duration(env.rpo_seconds)}",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.fact(
+        "lost",
+        f"nothing that was committed up to then; at most what was acknowledged in the {duration(lost)} "
+        f"from then until this run found {old.name} dead ({report.started:%Y-%m-%d %H:%M:%S UTC})",
+    )
+    report.fact(
+        "not known here",
+        f"when {old.name} failed, and what it acknowledged after the newest point: that is "
+        "on its disks and in its clients' records only",
+    )
+    report.prefer(
+        "data loss against the RPO",
+        lost <= env.rpo_seconds,
+        "that much may be lost, if the old region went on until this run; keep its disks as they are",
+        value=f"at most {duration(lost)}",
+        expected=f"at most {duration(env.rpo_seconds)}",
+    )
 
 
 def tell_switch(report: Report, env: Environment, sent: Sent) -> None:
@@ -140,18 +160,28 @@ def tell_after(report: Report, env: Environment, old: Environment) -> None:
     commits = f"commits wait for {', '.join(waiting) or 'nobody'}"
     report.fact("protection now", commits + (", whose WAL is shipped to the store" if waiting else ""))
     if not found.has_base:
-        report.warn("no base backup of this region", f"launch backup-cluster on {env.name} now, then backup-database, "
-                    "backup-redis and backup-files: until then what is written from now on has no backup",
-                    value=f"none of timeline {found.timeline}")  # fmt: skip
+        report.warn(
+            "no base backup of this region",
+            f"launch backup-cluster on {env.name} now, then backup-database, "
+            "backup-redis and backup-files: until then what is written from now on has no backup",
+            value=f"none of timeline {found.timeline}",
+        )
     if env.has("standby") and env.standby.name not in waiting:
         hint = f"build one with rejoin-standby on {env.name}; until then there is nothing to fail over to"
         report.warn("no standby", hint, value=commits)
     if not env.has("copies"):
-        report.warn("no second place", f"add [copies] to {env.name}'s TOML: all that it has is in this region",
-                    value="backups and WAL stay here")  # fmt: skip
-    report.warn(f"the old region {old.name}", "before its hosts are switched on: nothing of it may start by itself. "
-                "Keep its disks: they have what is lost here. The way back: docs/region-failover.md",
-                value="it takes writes again when its services start", expected="nothing of it starts")  # fmt: skip
+        report.warn(
+            "no second place",
+            f"add [copies] to {env.name}'s TOML: all that it has is in this region",
+            value="backups and WAL stay here",
+        )
+    report.warn(
+        f"the old region {old.name}",
+        "before its hosts are switched on: nothing of it may start by itself. "
+        "Keep its disks: they have what is lost here. The way back: docs/region-failover.md",
+        value="it takes writes again when its services start",
+        expected="nothing of it starts",
+    )
 
 
 def tell_proof(report: Report, way: Way) -> None:

@@ -86,9 +86,15 @@ def clear_cache(
     env = Environment.find(environment)
     with runbook("Clear cache", env, confirm, plan, changes=True) as report:
         wanted = Wanted(
-            tuple(env.redis.protected_prefixes), prefixes, pattern, databases, all_databases, only_without_ttl, flush,
+            tuple(env.redis.protected_prefixes),
+            prefixes,
+            pattern,
+            databases,
+            all_databases,
+            only_without_ttl,
+            flush,
             include_protected,
-        )  # fmt: skip
+        )
         wanted.require_sense()
         server = judge_server(report, env, master)
         numbers = wanted.numbers(server)

@@ -11,8 +11,8 @@ from flows import store as stores
 from flows.redis.master import judge_master
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Permit
-from runbook.page.render import duration, size
 from runbook.report import Report
+from runbook.units import duration, size
 from tasks.backups.retention import read_store
 from tasks.redis.cache.clearing import Order, find_keys, read_freed, unlink_keys
 from tasks.redis.cache.flushing import EVERYTHING, Flush, flush_keys, slack
@@ -39,7 +39,7 @@ def judge_server(report: Report, env: Environment, waiver: str) -> CacheServer:
     server = read_cache_server(block)
     replicas = f", replicas: {server.replicas}" if server.replicas else ""
     report.fact("server", f"{server.address}, {server.version}, {server.role}{replicas}")
-    report.expect(
+    report.require(
         "role",
         server.role == "master",
         "name the master in [redis], or its Sentinels; then register the blocks again",
@@ -56,7 +56,7 @@ def judge_number(report: Report, wanted: Wanted, keys: int, expected: int) -> No
         return
     if expected:
         most, least = expected + slack(expected), expected - slack(expected) if wanted.flush else 0
-        report.expect(
+        report.require(
             "expected_keys",
             least <= keys <= most,
             f"the number has changed: {PLAN_AGAIN}",
@@ -64,9 +64,8 @@ def judge_number(report: Report, wanted: Wanted, keys: int, expected: int) -> No
             expected=f"{least:,} to {most:,}",
         )
     elif wanted.is_broad and report.confirm:
-        report.expect(
+        report.fail(
             "expected_keys",
-            False,
             f"it is not enough to confirm the environment here: {PLAN_AGAIN}, then type its number of keys",
             value="not given",
             expected="the number of keys that the plan showed",
@@ -78,7 +77,7 @@ def judge_protected(report: Report, wanted: Wanted, found: Sweep) -> None:
     told = ", ".join(f"{shown(prefix)} {count:,}" for prefix, count in found.protected)
     hint = f"if they shall go too, name them in include_protected: {', '.join(wanted.protected)}"
     if wanted.flush:
-        report.expect("protected keys", not told, f"clear by prefix instead; {hint}", value=told, expected="none")
+        report.require("protected keys", not told, f"clear by prefix instead; {hint}", value=told, expected="none")
     elif told:
         report.warn("protected keys were left out", hint, value=told)
 
@@ -101,11 +100,16 @@ def tell_table(report: Report, name: str, found: Sweep) -> None:
     rows: list[Sequence[object]] = []
     for count in found.counts[:MOST_ROWS]:
         known = count.measured > 0
-        rows.append((
-            f"db {count.database}", shown(count.prefix) or "(no prefix)", f"{count.keys:,}",
-            about + size(count.bytes) if known else "not measured",
-            about + f"{count.without_ttl:,}" if known else "not measured", f"{count.measured:,}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"db {count.database}",
+                shown(count.prefix) or "(no prefix)",
+                f"{count.keys:,}",
+                about + size(count.bytes) if known else "not measured",
+                about + f"{count.without_ttl:,}" if known else "not measured",
+                f"{count.measured:,}",
+            )
+        )
     if len(found.counts) > MOST_ROWS:
         rows.append((f"… {len(found.counts) - MOST_ROWS} more", *[""] * 5))
     report.table(name, ("database", "prefix", "keys", "bytes", "without TTL", "keys measured"), rows)
@@ -155,9 +159,7 @@ def judge_rights(report: Report, env: Environment, order: Order, found: Sweep, f
     else:
         commands = [("UNLINK", key.key) for key in found.first]
     for refusal in find_refusals(env.redis.at(order.server.address), commands) if commands else ():
-        report.expect(
-            "the server would do it", False, refusal.hint, value=refusal.message, expected="for this user, now"
-        )
+        report.fail("the server would do it", refusal.hint, value=refusal.message, expected="for this user, now")
 
 
 def plan_flush(report: Report, flushes: Sequence[Flush]) -> None:

@@ -19,9 +19,9 @@ from flows.redis.memory.findings import (
     tell_activity,
 )
 from flows.redis.memory.tables import tell_databases, tell_keys, tell_pattern, tell_prefixes
-from runbook.page.render import duration, size
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import duration, size
 from tasks.redis.memory.estimates import ZERO
 from tasks.redis.memory.info import Afterwards, Memory, read_activity, read_afterwards, read_memory
 from tasks.redis.memory.listing import find_first_keys
@@ -97,7 +97,7 @@ MOST_MISSING_SHARE, MOST_MISSING = 0.1, 100
 def judge_role(report: Report, memory: Memory, after: Afterwards) -> None:
     """A replica evicts and expires as its master does: what is judged here is the master's."""
     hint = "launch it in the environment of its master, or name the Sentinels in [redis]"
-    report.expect("role", memory.role == "master", hint, value=memory.role, expected="master", otherwise=Status.WARN)
+    report.prefer("role", memory.role == "master", hint, value=memory.role, expected="master")
     if after.role != memory.role:
         hint = "launch it again: its data was replaced by its master's, or it took over from it"
         report.warn("the role changed during this report", hint, value=after.role, expected=memory.role)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runbook.page.render import duration, size
-from runbook.report import Report, Status
+from runbook import metrics
+from runbook.report import Report
+from runbook.units import duration, size
 from tasks.redis.content.reading import shown
 from tasks.redis.memory.estimates import ZERO, Estimate
 from tasks.redis.memory.info import Activity, Memory
@@ -27,7 +28,7 @@ def judge_memory(report: Report, memory: Memory) -> None:
     if memory.limit:
         used = memory.used - memory.not_counted
         of = f"{size(used)} of maxmemory {size(memory.limit)}"
-        report.judge("redis.memory.used_ratio", round(used / memory.limit, 3), FREE, of=of)
+        report.judge(metrics.REDIS_MEMORY, used / memory.limit, FREE, of=of)
     else:
         report.warn(
             "maxmemory is 0",
@@ -42,7 +43,7 @@ def judge_memory(report: Report, memory: Memory) -> None:
     if not 0 < memory.limit <= memory.host:
         of = f"{size(memory.resident)} resident of the host's {size(memory.host)}"
         hint = "clear-cache for what is made anew, or give the host more memory"
-        report.judge("redis.memory.host_ratio", round(memory.resident / memory.host, 3), hint, of=of)
+        report.judge(metrics.REDIS_HOST_MEMORY, memory.resident / memory.host, hint, of=of)
     _judge_fragmentation(report, memory)
     report.table("Memory", ("", "value"), _memory_rows(memory))
 
@@ -58,13 +59,12 @@ def _judge_fragmentation(report: Report, memory: Memory) -> None:
     if memory.used < LEAST_FRAGMENTABLE:
         report.fact("fragmentation", f"{told}: tells nothing below {size(LEAST_FRAGMENTABLE)}")
         return
-    report.expect(
+    report.prefer(
         "fragmentation",
         memory.fragmentation <= MOST_FRAGMENTATION,
         "CONFIG SET activedefrag yes, where the server has it; else MEMORY PURGE, or a failover and a restart",
         value=f"{told}, {size(memory.fragmentation_bytes)}",
         expected=f"≤ {MOST_FRAGMENTATION}",
-        otherwise=Status.WARN,
     )
 
 
@@ -111,15 +111,14 @@ def judge_policy(
         hint = (
             f"it evicts {', '.join(protected)} too: CONFIG SET maxmemory-policy volatile-lru, or a server of their own"
         )
-    report.expect("eviction policy", ok, hint, value=told, expected="fits the keys", otherwise=Status.WARN)
+    report.prefer("eviction policy", ok, hint, value=told, expected="fits the keys")
     now = max(evicted_since - memory.evicted, 0)
-    report.expect(
+    report.prefer(
         "evicted keys",
         not evicted_since,
         "the data does not fit: raise maxmemory, shorten TTLs, or clear-cache",
         value=f"{evicted_since:,} since its start {duration(memory.up_seconds)} ago, {now:,} during this report",
         expected="0",
-        otherwise=Status.WARN,
     )
 
 
@@ -186,14 +185,13 @@ def judge_without_expiry(report: Report, survey: Survey, transient: Sequence[str
     report.fact("keys without expiry", f"{keys:,.0f} of {total:,.0f}" + (f" ({keys / total:.1%})" if total else ""))
     for prefix in transient:
         wrong = [found for found in survey.prefixes if found.prefix == prefix.encode() and found.persistent_keys]
-        report.expect(
+        report.prefer(
             f"{prefix} keys expire",
             not wrong,
             f"set a TTL where they are written; clear-cache removes those of {prefix} that never expire",
             value=f"{sum(found.persistent_keys for found in wrong):,.0f} never do, "
             f"{size(sum(found.persistent_size for found in wrong))}",
             expected="0",
-            otherwise=Status.WARN,
         )
 
 
@@ -206,12 +204,7 @@ def tell_activity(report: Report, memory: Memory, survey: Survey, activity: Acti
         rows = [(f"db {key.database}", shown(key.key)[:100], key.hits) for key in survey.hot]
         report.table("Hot keys (LFU counter, 0 to 255, logarithmic)", ("database", "key", "counter"), rows)
     rows_of_commands = [
-        (
-            command.name,
-            f"{command.calls:,}",
-            duration(command.seconds),
-            f"{command.microseconds_per_call:.1f}",
-        )
+        (command.name, f"{command.calls:,}", duration(command.seconds), f"{command.microseconds_per_call:.1f}")
         for command in activity.commands
     ]
     columns = ("command", "calls", "time", "µs per call")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from flows.redis.memory.findings import about
 from runbook.page.plots import Bar, bars, shares
-from runbook.page.render import duration, size
 from runbook.report import Evidence, Report
+from runbook.units import duration, size
 from tasks.redis.content.reading import shown
 from tasks.redis.memory.estimates import ZERO, Estimate, PrefixSum
 from tasks.redis.memory.listing import Listing

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from blocks.environment import Environment, Stores
 from flows import store as stores
 from flows.redis.restore.steps import judge_files
-from runbook.page.render import size
-from runbook.report import Report, Status
+from runbook.report import Report
+from runbook.units import size
 from tasks.backups import fetched_files
 from tasks.backups.catalogue import KEPT, Backup, find_backup
 from tasks.redis.backup.foreign import Foreign, adopt, is_foreign, read_foreign
@@ -59,7 +59,7 @@ def _tell_lost(report: Report, backup: Backup) -> None:
 def _judge_version(report: Report, env: Environment, header: str, version: int, tool: str) -> None:
     """A newer server's RDB, or the other family's, is refused with the reason before anything is loaded or stopped."""
     found = read_readable(env.redis, version)
-    report.expect(
+    report.require(
         "RDB version",
         found.ok,
         f"restore it with {tool or 'the server that wrote it'} or a newer one of its family ([redis] server_program): "
@@ -106,12 +106,11 @@ def _judge_foreign(report: Report, env: Environment, found: Foreign) -> None:
     if found.rdb:
         _judge_version(report, env, found.rdb.header, found.rdb.version, found.rdb.tool)
     if found.rdb and not found.aof:
-        report.expect(
+        report.prefer(
             "checksum of the RDB",
             found.rdb.checksum,
             "it was saved with rdbchecksum no: a flipped bit inside a value is seen by nobody; choose another where "
             "there is one",
             value="there" if found.rdb.checksum else "none",
             expected="CRC-64, which the server checks as it loads",
-            otherwise=Status.WARN,
         )

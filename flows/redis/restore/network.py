@@ -17,8 +17,8 @@ from flows.redis.restore.choice import Restorable
 from flows.redis.restore.steps import plan_detaching, put_back
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import duration, size
 from runbook.report import Report
+from runbook.units import duration, size
 from tasks.redis.content.reading import drop_prefixes, held_still
 from tasks.redis.line import Line, live_line
 from tasks.redis.persistence.saving import save_in_background
@@ -102,27 +102,43 @@ def _plan(report: Report, env: Environment, target: Target, order: Order) -> Non
     block, left = target.block, target.left
     if left:
         what = "a replica of a temporary server that is gone" if target.follows else "with some settings changed"
-        report.warn("an earlier restore was killed", "this run puts it right",
-                    value=f"it left {block.address} {what}", expected="nothing")  # fmt: skip
+        report.warn(
+            "an earlier restore was killed",
+            "this run puts it right",
+            value=f"it left {block.address} {what}",
+            expected="nothing",
+        )
     kept = f": {left.kept}, of the killed run; nobody has written since" if left and target.follows else ""
     report.plan("keep", f"what {block.address} holds, as a backup{kept}")
     if target.route.way == "replication":
         plan_detaching(report, env, target.around)
         report.plan(
-            "replicate", f"{block.address} follows a temporary server that holds the backup, and takes no writes "
-            f"meanwhile; {target.route.why}", size=order.bytes, seconds=2 + order.bytes / BYTES_PER_SECOND,
-        )  # fmt: skip
-        report.plan("prove", f"{order.keys:,} keys of both sides, in small pieces; then it is a master again",
-                    seconds=max(0.1, order.keys / prefixes.KEYS_PER_SECOND))  # fmt: skip
+            "replicate",
+            f"{block.address} follows a temporary server that holds the backup, and takes no writes "
+            f"meanwhile; {target.route.why}",
+            size=order.bytes,
+            seconds=2 + order.bytes / BYTES_PER_SECOND,
+        )
+        report.plan(
+            "prove",
+            f"{order.keys:,} keys of both sides, in small pieces; then it is a master again",
+            seconds=max(0.1, order.keys / prefixes.KEYS_PER_SECOND),
+        )
         return
     report.fact("key by key, since", target.route.why)
     prefixes.plan(report, order)
 
 
 def _restore(
-    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order,
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    target: Target,
+    scratch: redis.Redis,
+    live: Line,
+    order: Order,
     writes: Writes,
-) -> None:  # fmt: skip
+) -> None:
     block, left = target.block, target.left
     report.state_is("the live data was not touched", "launch it again when what is said above is put right")
     if left:
@@ -175,9 +191,15 @@ def _judge_same(env: Environment, target: Target) -> None:
 
 
 def _replicate(
-    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order,
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    target: Target,
+    scratch: redis.Redis,
+    live: Line,
+    order: Order,
     kept: str,
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """Nobody writes meanwhile; replicas and Sentinels are taken off before, and put back however it ends."""
     block, reports, clock = target.block, env.reports_directory, report.seconds
     taken, nobody = target.around, Writes()
@@ -193,7 +215,7 @@ def _replicate(
         try:
             put_back(report, env, permit, taken)
         except OpsError as second:  # the first error is the one to read first
-            report.expect("replicas and Sentinels put back", False, second.hint, value=second.message)
+            report.fail("replicas and Sentinels put back", second.hint, value=second.message)
         raise
     report.fact("no writes for", duration(report.seconds - clock))
     report.fact("keys restored", f"{found.equal:,} by replication, {size(order.bytes)} in memory")
@@ -208,16 +230,25 @@ def _save(report: Report, block: Redis, before: Persistence) -> None:
     try:
         save_in_background(block, before)
     except OpsError as error:
-        report.expect(
-            "the restored data is saved", False, f"{error.hint}; until snapshot-redis ends well, do not restart it",
-            value=error.message, expected="on its disk: a start would load what was there before",
-        )  # fmt: skip
+        report.fail(
+            "the restored data is saved",
+            f"{error.hint}; until snapshot-redis ends well, do not restart it",
+            value=error.message,
+            expected="on its disk: a start would load what was there before",
+        )
 
 
 def _by_keys(
-    report: Report, env: Environment, permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order,
-    writes: Writes, back: str,
-) -> None:  # fmt: skip
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    block: Redis,
+    scratch: redis.Redis,
+    live: Line,
+    order: Order,
+    writes: Writes,
+    back: str,
+) -> None:
     done = restore_keys(permit, block, scratch, live, order, writes)
     if problem := restore_functions(permit, block, scratch, live, order):
         report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
@@ -260,8 +291,11 @@ def find_target(report: Report, env: Environment, needed_bytes: int) -> Target:
     report.fact("server", block.address)
     if dead:
         host, _, port = block.address.rpartition(":")
-        report.warn("an earlier restore was killed", f"when {dead} is back: REPLICAOF {host} {port} on it",
-                    value=f"{dead}, for which it was, does not answer: this run is for {block.address}")  # fmt: skip
+        report.warn(
+            "an earlier restore was killed",
+            f"when {dead} is back: REPLICAOF {host} {port} on it",
+            value=f"{dead}, for which it was, does not answer: this run is for {block.address}",
+        )
     around = read_surroundings(block, env.reports_directory, of_dead=bool(dead))
     route = find_route(block, needed_bytes)
     return Target(block, around, route, left, bool(left and still_follows(block, left)), dead)
@@ -281,8 +315,11 @@ def _require_successor(
     what = f"{dead}, for which a restore was killed, does not answer{kept}"
     again = f"start it and launch this again: it goes on there. If {dead} is gone for good"
     if not watch.views:
-        raise OpsError(what, f"{again}: name the server that takes its place as host and port in [redis], register the "
-                       "blocks, and launch this again: it goes on there")  # fmt: skip
+        raise OpsError(
+            what,
+            f"{again}: name the server that takes its place as host and port in [redis], register the "
+            "blocks, and launch this again: it goes on there",
+        )
     others = [address for address in (record.others if record else ()) if answers(env.redis.at(address))]
     quorum = max((watcher.quorum for watcher in record.watchers), default=2) if record else 2
     new, name = others[0] if len(others) == 1 else "<host>:<port>", env.redis.sentinel_master

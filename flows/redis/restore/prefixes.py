@@ -16,8 +16,8 @@ from flows.redis.restore import findings
 from flows.redis.restore.choice import Restorable
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.cache.flushing import slack
@@ -125,8 +125,10 @@ def promoted(env: Environment, block: Redis, error: OpsError) -> OpsError | None
     with contextlib.suppress(OpsError):
         now = find_master(env.redis).address
         if now != block.address:
-            return OpsError(f"{now} was made the master in the middle of this ({error.message})",
-                            "launch it again: it begins anew there")  # fmt: skip
+            return OpsError(
+                f"{now} was made the master in the middle of this ({error.message})",
+                "launch it again: it begins anew there",
+            )
     return None
 
 
@@ -138,21 +140,20 @@ def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[red
         RunbookFailed: it is not.
     """
     backup = chosen.backup
-    with (
-        scratch_server(env.redis, backup.path, rdb=RDB) as client,
-        scratch_place() as place,
-    ):
+    with scratch_server(env.redis, backup.path, rdb=RDB) as client, scratch_place() as place:
         if chosen.proven:
             sidecar = place / EXPIRING
             actual = read_content(client, sidecar)
             expected = RedisContent.model_validate(backup.manifest.content)
             found = compare(expected, backup.path / EXPIRING, actual, sidecar)
             report.table("The backup, loaded, against its manifest", PROOF, found.rows())
-            report.expect(
-                "the backup holds what its manifest says", found.is_equal, "" if found.is_equal else instead_of(backup),
+            report.require(
+                "the backup holds what its manifest says",
+                found.is_equal,
+                "" if found.is_equal else instead_of(backup),
                 value="; ".join(found.differences[:3]) or f"every key, in {len(found.proofs)} databases",
                 expected="no difference",
-            )  # fmt: skip
+            )
             report.fail_if_critical()
         yield client
 
@@ -163,18 +164,30 @@ def judge(report: Report, env: Environment, block: Redis, order: Order, refusal:
     Raises:
         RunbookFailed: it does not.
     """
-    report.expect("the live server takes the backup's keys", not refusal, "correct [redis] server_program, or the "
-                  "server's databases; a replica: restore its master", value=refusal or block.address,
-                  expected="a master of a version that reads them")  # fmt: skip
-    report.expect("keys under the prefixes", bool(order.held), "look at the prefixes' spelling: capitals and the colon "
-                  "count", value=f"{order.keys:,} in the backup", expected="some")  # fmt: skip
+    report.require(
+        "the live server takes the backup's keys",
+        not refusal,
+        "correct [redis] server_program, or the server's databases; a replica: restore its master",
+        value=refusal or block.address,
+        expected="a master of a version that reads them",
+    )
+    report.require(
+        "keys under the prefixes",
+        bool(order.held),
+        "look at the prefixes' spelling: capitals and the colon count",
+        value=f"{order.keys:,} in the backup",
+        expected="some",
+    )
     with connected(block) as client:
         memory = client.info("memory")
     limit, used = int(memory.get("maxmemory", 0)), 0 if whole else int(memory["used_memory"])
-    report.expect("memory of the live server", not limit or used + order.bytes < limit, "CONFIG SET maxmemory higher "
-                  "for the time of the restore: else keys would be refused, or others evicted",
-                  value=f"{size(used)} stay, {size(order.bytes)} to come", expected=f"less than {size(limit)}" if limit
-                  else "no limit")  # fmt: skip
+    report.require(
+        "memory of the live server",
+        not limit or used + order.bytes < limit,
+        "CONFIG SET maxmemory higher for the time of the restore: else keys would be refused, or others evicted",
+        value=f"{size(used)} stay, {size(order.bytes)} to come",
+        expected=f"less than {size(limit)}" if limit else "no limit",
+    )
     judge_kept(report, env, block)
     report.fail_if_critical()
 
@@ -186,7 +199,7 @@ def judge_removed(report: Report, order: Order, expected: int) -> None:
     if not report.confirm and order.extra == "remove":
         report.pin("expected_removed", found)
     elif found and report.confirm:
-        report.expect(
+        report.require(
             "expected_removed",
             found <= most,
             "plan again with an empty confirm, look at what would go, and launch what it says",

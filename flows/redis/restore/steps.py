@@ -8,8 +8,8 @@ from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.log import logger
-from runbook.page.render import duration, size
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
@@ -33,7 +33,7 @@ def judge_redis(
 
 def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
     """Whether a backup's files are what its manifest says."""
-    return report.expect(
+    return report.require(
         f"files of {backup.name}",
         not damage,
         f"move it out of {backup.store.where}; {instead_of(backup)}" if damage else "",
@@ -52,13 +52,13 @@ def judge_server(report: Report, env: Environment, backup: Backup, around: Repli
 def judge_preconditions(report: Report, preconditions: Iterable[Precondition]) -> None:
     """Each as a finding; those that do not block are warnings."""
     for found in preconditions:
-        report.expect(
+        report.require(
             f"Redis: {found.name}",
             found.ok,
             found.hint,
             value=found.value,
             expected=found.expected,
-            otherwise=Status.CRITICAL if found.blocks else Status.WARN,
+            worst=Status.CRITICAL if found.blocks else Status.WARN,
         )
 
 
@@ -81,7 +81,7 @@ def plan_detaching(report: Report, env: Environment, around: ReplicationTopology
     """What is taken off before the server stops, and put back when its data is proven; and whether that is allowed."""
     if not around.is_alone:
         unruly = find_unruly(env.redis, around)
-        report.expect(
+        report.require(
             "rights to take off the other servers and the Sentinels",
             not unruly.refusing,
             "give this user what is named there, and keep it: ACL SAVE or CONFIG REWRITE",
@@ -124,7 +124,7 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
     """
     comparison = copy.comparison
     report.table("Redis: the copy against the backup's manifest", COLUMNS, comparison.rows())
-    report.expect(
+    report.require(
         "Redis copy equal to the backup",
         comparison.is_equal,
         "" if comparison.is_equal else f"the live data is untouched; {instead_of(backup)}",
@@ -168,7 +168,7 @@ def replace_redis(
         differences = verify_live_redis.after(started)(env.redis, copy)
     except OpsError as error:
         raise OpsError(f"Redis does not serve the restored data: {error.message}", error.hint or back) from None
-    report.expect(
+    report.require(
         "live Redis serves the copy",
         not differences,
         back,
@@ -192,7 +192,7 @@ def start_again(
         if was_running or taken.master not in ("", taken.own):
             put_back(report, env, permit, taken)
     except OpsError as second:
-        report.expect("Redis started again", False, second.hint, value=second.message)
+        report.fail("Redis started again", second.hint, value=second.message)
         return False
     return True
 

@@ -55,16 +55,19 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
         report.fact("keys before", _keys(env))
         kept_data = _judge(report, env, aside) if aside.exists() else None
         around = read_surroundings(env.redis, env.reports_directory)
-        report.expect(
+        report.require(
             "Sentinels that are not listed",
             not around.unlisted,
             "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good",
             value=around.unlisted or "none",
         )
-        judge_preconditions(report, (
-            *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
-            *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
-        ))  # fmt: skip
+        judge_preconditions(
+            report,
+            (
+                *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
+                *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
+            ),
+        )
         plan_detaching(report, env, around)
         report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2)
         report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)
@@ -103,12 +106,10 @@ def _judge(report: Report, env: Environment, aside: Path) -> Kept:
     try:
         found = read_kept(env.redis, aside)
     except OpsError as error:
-        report.expect(f"{aside.name} loads", False, error.hint, value=error.message, expected="data")
+        report.fail(f"{aside.name} loads", error.hint, value=error.message, expected="data")
         report.fail_if_critical()
         raise
-    report.expect(
-        f"{aside.name} loads", True, "", value=f"{found.keys:,} keys from its {'AOF' if found.is_aof else 'RDB'}"
-    )
+    report.passed(f"{aside.name} loads", value=f"{found.keys:,} keys from its {'AOF' if found.is_aof else 'RDB'}")
     return found
 
 
@@ -155,7 +156,7 @@ def _go_back(
             end_undoing(env.reports_directory)
         return start_again(report, env, permit, taken, was_running=was_running or swapped is not None)
     except OpsError as second:  # the first error is the one to read first
-        report.expect("the present data put back", False, second.hint, value=second.message)
+        report.fail("the present data put back", second.hint, value=second.message)
         return False
 
 

@@ -11,8 +11,8 @@ from blocks.environment import Environment
 from flows.redis.settings.findings import remedy, value_of
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
-from runbook.page.render import size
 from runbook.report import Report
+from runbook.units import size
 from tasks.redis.persistence.place import look_at
 from tasks.redis.settings.changes import ON, RESERVED_FILES, REWRITE, SET, Change, act_of
 from tasks.redis.settings.recommended import BY_NAME, KINDS, MAXMEMORY, normal, require_possible, same, shown
@@ -92,8 +92,8 @@ def order_override(report: Report, found: ServerSettings, change: Change, known:
     name, running = change.name, found.running[change.name]
     if not same(name, running, change.value):
         if obstacle := obstacle_to(found, change):
-            report.expect(
-                f"{name} on {found.address}", False, obstacle[1], value=obstacle[0], expected=shown(name, change.value)
+            report.fail(
+                f"{name} on {found.address}", obstacle[1], value=obstacle[0], expected=shown(name, change.value)
             )
         return Order(found, (replace(change, old=running),), True)
     if before := records.overrides_in_force(known, found).get(name):
@@ -173,12 +173,16 @@ def order_undo(report: Report, found: ServerSettings, record: Record) -> Undo:
         elif not found.is_written(item.name, old):
             left.append(item.name)
             value = f"{shown(item.name, found.running.get(item.name, 'unknown'))} since"
-            report.warn(f"{item.name} left alone", "undo the newer record first, or set it yourself", value=value,
-                        expected=shown(item.name, item.new))  # fmt: skip
+            report.warn(
+                f"{item.name} left alone",
+                "undo the newer record first, or set it yourself",
+                value=value,
+                expected=shown(item.name, item.new),
+            )
     for change in changes:
         if obstacle := obstacle_to(found, change):
             expected = shown(change.name, change.value)
-            report.expect(change.name, False, obstacle[1], value=obstacle[0], expected=expected)
+            report.fail(change.name, obstacle[1], value=obstacle[0], expected=expected)
     order = Order(found, _in_order(changes), bool(changes) or not left)
     return Undo(record, order, tuple(left))
 

@@ -52,13 +52,13 @@ def find_overrides(env: Environment, found: ServerSettings) -> Overrides:
 
 def judge_role(report: Report, found: ServerSettings, otherwise: Status) -> None:
     """The master's values are those that count."""
-    report.expect(
+    report.require(
         "role",
         found.role == "master",
         "name the Sentinels in [redis], or the master, and register the blocks again: a replica keeps its own values",
         value=found.role if found.role == "master" else f"a replica of {found.server.state.master}",
         expected="master",
-        otherwise=otherwise,
+        worst=otherwise,
     )
 
 
@@ -76,10 +76,14 @@ def judge_setting(report: Report, env: Environment, found: ServerSettings, name:
     if _is_excused(found, name, overrides):
         return told.ok
     worst = Status.CRITICAL if found.keeps_nothing and name in KEEPING else Status.WARN
-    return report.expect(
-        name, told.ok, f"{told.why}: {remedy(found, name)}", value=told.running or "off", expected=told.manual,
-        otherwise=worst,
-    )  # fmt: skip
+    return report.require(
+        name,
+        told.ok,
+        f"{told.why}: {remedy(found, name)}",
+        value=told.running or "off",
+        expected=told.manual,
+        worst=worst,
+    )
 
 
 def _is_excused(found: ServerSettings, name: str, overrides: Overrides) -> bool:
@@ -113,13 +117,12 @@ def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides)
     """Temporary values that still stand: each has its time."""
     for name, (record, value) in overrides.items():
         everywhere = "" if found.role == "master" else " and everywhere"
-        report.expect(
+        report.prefer(
             f"override {name} = {shown(name, value)} on {found.address}",
             not record.is_expired,
             f"{UNDO} with record={record.name}, or {APPLY} with names={name}{everywhere}: both end it",
             value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
             expected="removed when its time is over",
-            otherwise=Status.WARN,
         )
 
 
@@ -127,17 +130,17 @@ def judge_file(report: Report, found: ServerSettings) -> None:
     """What runs and is not in the file is lost with the next start."""
     if found.problem:
         told = "start it with one" if not found.server.config_file else f"{APPLY} with names=… writes it in any case"
-        report.warn("configuration file: not measured", f"what was set at run time may be lost: {told}",
-                    value=found.problem)  # fmt: skip
+        report.warn(
+            "configuration file: not measured", f"what was set at run time may be lost: {told}", value=found.problem
+        )
         return
     lost = differences(found.unwritten())
-    report.expect(
+    report.prefer(
         "configuration file",
         not lost,
         f"the next start brings its values back: {APPLY} keeps all that runs (CONFIG REWRITE)",
         value="; ".join(lost) or found.server.config_file,
         expected="what runs now",
-        otherwise=Status.WARN,
     )
     if found.others_problem:
         hint = "correct [redis] server_program: it knows what the next start would bring"
@@ -157,16 +160,18 @@ def judge_replicas(report: Report, env: Environment, others: Sequence[ServerSett
         overrides = find_overrides(env, found)
         judge_overrides(report, found, overrides)
         named = [one.name for one in RECOMMENDED if not _is_excused(found, one.name, overrides)]
-        bad = [f"{name} {value_of(env, found, name).running or 'off'}" for name in named
-               if not value_of(env, found, name).ok]  # fmt: skip
+        bad = [
+            f"{name} {value_of(env, found, name).running or 'off'}"
+            for name in named
+            if not value_of(env, found, name).ok
+        ]
         unkept = [] if found.problem else [f"{name} not in its file" for name in found.unwritten()]
-        report.expect(
+        report.prefer(
             f"settings of {found.address} ({found.role})",
             not bad and not unkept,
             f"they count once it is promoted: {APPLY} with everywhere",
             value=", ".join([*bad, *unkept]) or "as they should be",
             expected="the manual's too",
-            otherwise=Status.WARN,
         )
 
 
@@ -188,15 +193,31 @@ def tell_settings(report: Report, env: Environment, found: ServerSettings, overr
     rows = []
     for one in RECOMMENDED:
         told = value_of(env, found, one.name)
-        rows.append((
-            one.name, told.running or "off", shown(one.name, found.written.get(one.name, "not measured")), told.manual,
-            one.section, found.by.get(one.name, "not measured"), _note(found, one.name, overrides, told),
-        ))  # fmt: skip
+        rows.append(
+            (
+                one.name,
+                told.running or "off",
+                shown(one.name, found.written.get(one.name, "not measured")),
+                told.manual,
+                one.section,
+                found.by.get(one.name, "not measured"),
+                _note(found, one.name, overrides, told),
+            )
+        )
     if MAXMEMORY in overrides:
         note = _note(found, MAXMEMORY, overrides, None)
         file = found.written.get(MAXMEMORY, "not measured")
-        rows.append((MAXMEMORY, shown(MAXMEMORY, found.running[MAXMEMORY]), shown(MAXMEMORY, file), "", "",
-                     found.by.get(MAXMEMORY, ""), note))  # fmt: skip
+        rows.append(
+            (
+                MAXMEMORY,
+                shown(MAXMEMORY, found.running[MAXMEMORY]),
+                shown(MAXMEMORY, file),
+                "",
+                "",
+                found.by.get(MAXMEMORY, ""),
+                note,
+            )
+        )
     columns = ("setting", "running", "in the file", "manual", "section", "takes effect", "note")
     report.table("Settings", columns, rows)
 

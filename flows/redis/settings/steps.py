@@ -10,8 +10,8 @@ from flows.redis.settings.changes import Order, Undo
 from flows.redis.settings.findings import APPLY, KEEPING, UNDO, differences
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
-from runbook.page.render import size
-from runbook.report import Report, Status
+from runbook.report import Report
+from runbook.units import size
 from tasks.redis.settings.changes import OFF, ON, Change, Done, rewrite_file, set_values, switch_aof_on
 from tasks.redis.settings.recommended import parse_rules, same, shown
 from tasks.redis.settings.running import ServerSettings, read_settings
@@ -130,17 +130,21 @@ def undo(report: Report, env: Environment, permit: Permit, each: Undo) -> Result
 def _tell_values(report: Report, order: Order, after: ServerSettings, done: Sequence[Done]) -> int:
     """What runs now; returns how many of the changes do."""
     rows = [
-        (name, shown(name, order.found.running[name]), shown(name, after.running[name]),
-         shown(name, after.written.get(name, "not measured")))
+        (
+            name,
+            shown(name, order.found.running[name]),
+            shown(name, after.running[name]),
+            shown(name, after.written.get(name, "not measured")),
+        )
         for name in (change.name for change in order.changes)
-    ]  # fmt: skip
+    ]
     report.table(f"In effect on {after.address}", ("setting", "before", "running", "in the file"), rows)
     refused = {each.change.name: each.refused for each in done if each.refused}
     return sum(_is_set(report, after, change, refused.get(change.name, "")) for change in order.changes)
 
 
 def _is_set(report: Report, after: ServerSettings, change: Change, refused: str) -> bool:
-    return report.expect(
+    return report.require(
         f"{change} on {after.address}",
         after.is_written(change.name, change.value),
         _after_refusal(change, refused),
@@ -151,13 +155,12 @@ def _is_set(report: Report, after: ServerSettings, change: Change, refused: str)
 
 def _tell_file(report: Report, after: ServerSettings, problem: str, flow: str) -> None:
     lost = differences(after.unwritten())
-    report.expect(
+    report.prefer(
         f"kept in the file of {after.address}",
         not problem and not lost,
         f"{_file_remedy(after, problem, flow)}: until then the values are lost at the next restart",
         value=problem or "; ".join(lost) or after.server.config_file,
         expected="what runs now",
-        otherwise=Status.WARN,
     )
 
 

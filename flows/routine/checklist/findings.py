@@ -8,8 +8,8 @@ from blocks.environment import Environment
 from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, Answer
 from flows.routine.checklist.history import COLUMNS, FACT, TABLE, Past, history
 from flows.routine.checklist.questions import Answered
-from runbook.page.render import duration
 from runbook.report import Report, Status
+from runbook.units import duration
 
 
 def report_results(report: Report, env: Environment, found: Answered, past: Past | None) -> None:
@@ -32,19 +32,26 @@ def report_results(report: Report, env: Environment, found: Answered, past: Past
 def _judge(report: Report, one: Answer, past: Past | None) -> None:
     before = past.rows.get((one.phase.title, one.box.text)) if past else None
     again = f" — 前回 {past.day} も未実施" if past and before and before[2] == NOT_DONE else ""
-    report.expect(f"{one.phase.title}: {one.box.text}", one.result != NOT_DONE,
-                  f"do it, then launch run-checklist again: {one.box.how}",
-                  value=f"{one.result} ({one.who}){f': {one.note}' if one.note else ''}{again}",
-                  otherwise=Status.CRITICAL if one.box.must else Status.WARN)  # fmt: skip
+    report.require(
+        f"{one.phase.title}: {one.box.text}",
+        one.result != NOT_DONE,
+        f"do it, then launch run-checklist again: {one.box.how}",
+        value=f"{one.result} ({one.who}){f': {one.note}' if one.note else ''}{again}",
+        worst=Status.CRITICAL if one.box.must else Status.WARN,
+    )
 
 
 def _judge_due(report: Report, env: Environment, found: Answered) -> None:
     last = max(found.at.values()).astimezone(env.zone)
     report.fact("answered", f"{last:%Y-%m-%d %H:%M}")
     late = (last.date() - found.due).days
-    report.expect("answered in time", late <= 0, "begin it earlier: remind-checklists tells what waits, every day",
-                  value=f"{late} days late" if late > 0 else f"{last:%Y-%m-%d}", expected=f"by {found.due}",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "answered in time",
+        late <= 0,
+        "begin it earlier: remind-checklists tells what waits, every day",
+        value=f"{late} days late" if late > 0 else f"{last:%Y-%m-%d}",
+        expected=f"by {found.due}",
+    )
 
 
 def _judge_minutes(report: Report, found: Answered) -> None:
@@ -59,9 +66,12 @@ def _judge_minutes(report: Report, found: Answered) -> None:
     if not any(phase.minutes for phase in found.checklist.phases):
         return
     report.table("Phases, from answer to answer", ("phase", "answered (UTC)", "took"), rows)
-    report.expect("phases within the manual's minutes", not long,
-                  "find out what they waited for; it may be that only the answer came late",
-                  value="; ".join(long) or "all", otherwise=Status.WARN)  # fmt: skip
+    report.prefer(
+        "phases within the manual's minutes",
+        not long,
+        "find out what they waited for; it may be that only the answer came late",
+        value="; ".join(long) or "all",
+    )
 
 
 def _clock(at: datetime) -> str:

@@ -41,7 +41,7 @@ def form(phase: Phase, description: str, hints: Mapping[str, str], filled: Mappi
     """The form of a phase: who answers, and for each box a result, who did it, a note and a link. `hints` stand beside
     the boxes (by id); `filled` is what was sent before, and is filled in."""
     fields: dict[str, Any] = {
-        "who": (_shown(str, "回答者 (氏名)", "この回答に責任を持つ人", max_length=80), filled.get("who", ...)),
+        "who": (_shown(str, "回答者 (氏名)", "この回答に責任を持つ人", max_length=80), filled.get("who", ...))
     }
     for box in phase.boxes:
         title = f"☐ {box.text}" + (" *" if box.must else "")
@@ -88,10 +88,17 @@ def answers(phase: Phase, given: RunInput, at: datetime) -> list[Answer]:
     found = given.model_dump()
     rows = [(box, found[_field(box)]) for box in phase.boxes]
     return [
-        Answer(phase, box, row["result"], row["who"].strip() or found["who"].strip(), at, row["note"].strip(),
-               row["link"].strip())
+        Answer(
+            phase,
+            box,
+            row["result"],
+            row["who"].strip() or found["who"].strip(),
+            at,
+            row["note"].strip(),
+            row["link"].strip(),
+        )
         for box, row in rows
-    ]  # fmt: skip
+    ]
 
 
 def problems(given: list[Answer]) -> list[str]:

@@ -13,7 +13,7 @@ from flows.routine.checklist.forms import NOT_DONE
 from flows.routine.checklist.history import RUNBOOK, last_time
 from flows.routine.checklist.texts import DEFAULT, NAMES, Checklist, checklist
 from runbook.errors import OpsError
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
 from tasks.prefect.suspended_runs import WaitingRun, find_waiting, launch_escalation
 from tasks.reports.setting_records import Record, read_all
@@ -88,8 +88,7 @@ def _judge(report: Report, env: Environment, one: _Due, today: date) -> None:
     late = one.late(today)
     hint = f"answer its form: {one.run.link}, Resume"
     value = f"{late} days late" if late > 0 else f"due in {-late} days"
-    report.expect(one.run.name, late < -SOON_DAYS, hint, value=value, expected=f"answered by {one.due}",
-                  otherwise=Status.WARN)  # fmt: skip
+    report.prefer(one.run.name, late < -SOON_DAYS, hint, value=value, expected=f"answered by {one.due}")
     if late > 0:
         _escalate(report, env, one, today)
 
@@ -149,6 +148,6 @@ def tell_owner(
     try:
         launched = launch_escalation(env.name, what=what, owner=owner, run=run, key=key, once=f"{key}-{today}")
     except OpsError as error:
-        report.expect(f"{name}: escalated", False, error.hint, value=error.message)
+        report.fail(f"{name}: escalated", error.hint, value=error.message)
     else:
-        report.expect(f"{name}: escalated", True, "", value=f"to {owner}, run {launched}")
+        report.passed(f"{name}: escalated", value=f"to {owner}, run {launched}")

@@ -17,11 +17,7 @@ from runbook.run import runbook
 
 @flow(name="run-checklist", flow_run_name="run-checklist {environment} {checklist}")
 def run_checklist(
-    environment: str,
-    checklist: ChecklistName = DEFAULT,
-    due: str = "",
-    drill_date: str = "",
-    taken_over: str = "",
+    environment: str, checklist: ChecklistName = DEFAULT, due: str = "", drill_date: str = "", taken_over: str = ""
 ) -> Report:
     """チェックリスト: DR訓練の準備・当日・訓練後、監査、レビュー (§8.4, §7.1)
 

@@ -12,7 +12,7 @@ from flows.routine.sources.places import read_places
 from flows.routine.sources.traffic import Traffic
 from flows.routine.sources.trends import Figure
 from runbook.kinds import probe
-from runbook.page.render import size
+from runbook.units import size
 from tasks.logs.reading.files import find_logs
 from tasks.postgres.sessions.connections import read_activity
 from tasks.redis.memory.info import read_memory

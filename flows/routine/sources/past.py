@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 from flows.routine.page import Page
 from runbook import clock
-from runbook.page.render import duration
 from runbook.report import Status
+from runbook.units import duration
 from tasks.reports.past import Filed, filed
 
 WEEKLY, MONTHLY = timedelta(days=8), timedelta(days=35)
@@ -52,15 +52,23 @@ def judge_last(
     if is_ahead(found.started):
         page.report.warn(name, AHEAD, value=f"of the future: {told(found)}", expected=expected)
     elif age > within:
-        page.report.warn(name, f"{launch}: its schedule does not run", expected=expected,
-                         value=f"last {duration(age.total_seconds())} ago: {told(found)}")  # fmt: skip
+        page.report.warn(
+            name,
+            f"{launch}: its schedule does not run",
+            expected=expected,
+            value=f"last {duration(age.total_seconds())} ago: {told(found)}",
+        )
     elif found.status == Status.OK.value:
-        page.report.expect(name, True, "", value=told(found), expected=expected)
+        page.report.passed(name, value=told(found), expected=expected)
     else:
         critical = grave and found.status == Status.CRITICAL.value
-        page.report.expect(name, False, next_hint or f"see its report, {found.path.stem}; then {launch}",
-                           value=told(found), expected=expected,
-                           otherwise=Status.CRITICAL if critical else Status.WARN)  # fmt: skip
+        page.report.fail(
+            name,
+            next_hint or f"see its report, {found.path.stem}; then {launch}",
+            value=told(found),
+            expected=expected,
+            worst=Status.CRITICAL if critical else Status.WARN,
+        )
     return found
 
 

@@ -59,17 +59,31 @@ def _read(page: Page, days: int) -> Traffic | None:
         use, unusable = requests.read_use(source, since, until), requests.count_unusable(source)
         if use is None:
             why = f"no request line in the last {days} days tells a status and a duration"
-            page.not_measured("requests", why, "the application logs each request with method, path, status and "
-                              "duration_ms: docs/routine.md")  # fmt: skip
+            page.not_measured(
+                "requests",
+                why,
+                "the application logs each request with method, path, status and duration_ms: docs/routine.md",
+            )
             return None
         found = Traffic(
-            since, until, use, requests.read_use(source, before, since), (begins_at(files[0], stamp) or until) <= since,
-            unusable, requests.by_path(source, since), requests.by_day(source, since),
-            requests.by_status(source, since), requests.by_user(source, since), requests.unusual_use(source, since),
-        )  # fmt: skip
+            since,
+            until,
+            use,
+            requests.read_use(source, before, since),
+            (begins_at(files[0], stamp) or until) <= since,
+            unusable,
+            requests.by_path(source, since),
+            requests.by_day(source, since),
+            requests.by_status(source, since),
+            requests.by_user(source, since),
+            requests.unusual_use(source, since),
+        )
     if unusable:
-        page.report.warn("access lines without a status or a duration", "they are in none of the numbers: correct the "
-                         "application's log", value=f"{unusable:,}")  # fmt: skip
+        page.report.warn(
+            "access lines without a status or a duration",
+            "they are in none of the numbers: correct the application's log",
+            value=f"{unusable:,}",
+        )
     if not found.reaches:
         hint = "the numbers are of what there is; keep rotated logs longer (§6.2: rotate 30)"
         page.log_begins(f"all of {days} days", begins_at(files[0], stamp), hint)

@@ -90,11 +90,7 @@ class AIService:
     @classmethod
     def at(cls, url: str, executor: ThreadPoolExecutor, others: Mapping[str, str]) -> AIService:
         """Return the production chain with all three providers below `url`, or below another one (`others`)."""
-        chain = (
-            ("azure", "gpt-4o"),
-            ("bedrock", "anthropic.claude-3-5-sonnet"),
-            ("vertex", "gemini-1.5-pro"),
-        )
+        chain = (("azure", "gpt-4o"), ("bedrock", "anthropic.claude-3-5-sonnet"), ("vertex", "gemini-1.5-pro"))
         return cls([HTTPProvider(name, model, f"{others.get(name, url)}/{name}", executor) for name, model in chain])
 
     async def generate_response(self, prompt: str, *, user_id: str, request_id: str) -> Completion:

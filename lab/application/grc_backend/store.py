@@ -51,8 +51,7 @@ class Message:
 async def find_user(connection: AsyncConnection, username: str) -> User | None:
     """Return the user of that name, or None."""
     found = await connection.execute(
-        text("SELECT id, password_hash, is_active FROM public.users WHERE username = :username"),
-        {"username": username},
+        text("SELECT id, password_hash, is_active FROM public.users WHERE username = :username"), {"username": username}
     )
     row = found.one_or_none()
     return None if row is None else User(*row)

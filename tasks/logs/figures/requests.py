@@ -170,15 +170,20 @@ def unusual_use(source: Source, since: datetime) -> list[Unusual]:
         ORDER BY day DESC, n DESC LIMIT $most
         """,
         {
-            "since": since.astimezone(source.zone).replace(tzinfo=None), "times": TIMES, "days": LEAST_DAYS,
-            "least": LEAST_REQUESTS, "refused": LEAST_REFUSED, "share": REFUSED_SHARE, "nearly": NEARLY_ALL,
+            "since": since.astimezone(source.zone).replace(tzinfo=None),
+            "times": TIMES,
+            "days": LEAST_DAYS,
+            "least": LEAST_REQUESTS,
+            "refused": LEAST_REFUSED,
+            "share": REFUSED_SHARE,
+            "nearly": NEARLY_ALL,
             "most": MOST,
         },
-    )  # fmt: skip
+    )
     return [
-        Unusual(day, who, n, float(usual), _why(much, known, refused, n)) for day, who, n, usual, refused, much, known
-        in rows
-    ]  # fmt: skip
+        Unusual(day, who, n, float(usual), _why(much, known, refused, n))
+        for day, who, n, usual, refused, much, known in rows
+    ]
 
 
 def _why(much: bool, known: bool, refused: int, count: int) -> str:

@@ -104,8 +104,11 @@ def unusual_days(days: Mapping[date, int], since: date) -> dict[date, float]:
 def forecast(costs: Mapping[date, float], today: date) -> float:
     """Cost of the whole month of `today`: what was, and for each day that is left the mean of the last full days."""
     month = {day: cost for day, cost in costs.items() if (day.year, day.month) == (today.year, today.month)}
-    full = [costs.get(today - timedelta(days=n), 0.0) for n in range(1, FORECAST_DAYS + 1)
-            if today - timedelta(days=n) >= min(costs, default=today)]  # fmt: skip
+    full = [
+        costs.get(today - timedelta(days=n), 0.0)
+        for n in range(1, FORECAST_DAYS + 1)
+        if today - timedelta(days=n) >= min(costs, default=today)
+    ]
     usual = statistics.mean(full) if full else month.get(today, 0.0)
     left = calendar.monthrange(today.year, today.month)[1] - today.day
     return sum(cost for day, cost in month.items() if day != today) + max(month.get(today, 0.0), usual) + left * usual

@@ -101,8 +101,9 @@ class _Tail:
             return
         except OSError as error:
             why = error.strerror or type(error).__name__
-            raise OpsError(f"{self.file.path.name} cannot be read: {why}",
-                           "run the monitoring as a user that may read the logs") from None  # fmt: skip
+            raise OpsError(
+                f"{self.file.path.name} cannot be read: {why}", "run the monitoring as a user that may read the logs"
+            ) from None
 
     def _entries(self, content: IO[bytes]) -> Iterator[dict[str, Any]]:
         place, rest = content.seek(0, os.SEEK_END), b""

@@ -145,6 +145,8 @@ def parse_moment(text: str, zone: ZoneInfo, what: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise OpsError(f"{what} “{text[:40]}” is no time",
-                       "write it like 2026-02-15, 2026-02-15 03:00 or 2026-02-15T03:00:00+09:00") from None  # fmt: skip
+        raise OpsError(
+            f"{what} “{text[:40]}” is no time",
+            "write it like 2026-02-15, 2026-02-15 03:00 or 2026-02-15T03:00:00+09:00",
+        ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)

@@ -272,6 +272,8 @@ def _refused(error: duckdb.Error) -> OpsError:
             "find it with: awk 'length > 16000000 {print FILENAME, FNR}', and out why it was written",
         )
     if "No space left" in text or isinstance(error, duckdb.OutOfMemoryException):
-        return OpsError(f"what was found does not fit in memory and {Path(tempfile.gettempdir())}",
-                        "search a shorter time, or free disk space")  # fmt: skip
+        return OpsError(
+            f"what was found does not fit in memory and {Path(tempfile.gettempdir())}",
+            "search a shorter time, or free disk space",
+        )
     return OpsError(f"DuckDB refuses the search: {text[:300]}", "correct the condition that it names")

@@ -19,6 +19,9 @@ def find_handlers(directory: Path) -> list[str]:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             continue
-        found += [f"{path.relative_to(directory)}:{number}" for number, line in enumerate(lines, 1)
-                  if _ROTATES.search(line.partition("#")[0])]  # fmt: skip
+        found += [
+            f"{path.relative_to(directory)}:{number}"
+            for number, line in enumerate(lines, 1)
+            if _ROTATES.search(line.partition("#")[0])
+        ]
     return found

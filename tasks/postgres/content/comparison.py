@@ -90,16 +90,20 @@ def _but(expected: DatabaseContent, actual: DatabaseContent, accepted: Collectio
     views = {name for name in expected.populated if f"{VIEW_ROWS} {name}".replace('"', "") in accepted}
     emptied = {table_of(name) for name in accepted}
     hashes = {name: actual.tables[name].hash for name in expected.tables if name in emptied and name in actual.tables}
-    return expected.model_copy(update={
-        "definitions": {key: text for key, text in expected.definitions.items()
-                        if key.rpartition(" (owner ")[0] not in left},
-        "populated": {name: filled and name not in views for name, filled in expected.populated.items()},
-        "tables": {name: table.model_copy(update={"hash": hashes.get(name, table.hash)})
-                   for name, table in expected.tables.items()},
-        "tablespaces": expected.tablespaces and {
-            name: place for name, place in expected.tablespaces.items() if name not in indexes
-        },
-    })  # fmt: skip
+    return expected.model_copy(
+        update={
+            "definitions": {
+                key: text for key, text in expected.definitions.items() if key.rpartition(" (owner ")[0] not in left
+            },
+            "populated": {name: filled and name not in views for name, filled in expected.populated.items()},
+            "tables": {
+                name: table.model_copy(update={"hash": hashes.get(name, table.hash)})
+                for name, table in expected.tables.items()
+            },
+            "tablespaces": expected.tablespaces
+            and {name: place for name, place in expected.tablespaces.items() if name not in indexes},
+        }
+    )
 
 
 def _not_compared(accepted: str) -> str:

@@ -19,7 +19,7 @@ from tasks.postgres.dump.printed import codec, printed
 LOCK_WAIT = "60s"
 _HEADER = re.compile(
     r"--\n-- Name: (?P<name>.*); Type: (?P<type>[A-Z ]+); Schema: (?P<schema>.*?); Owner: (?P<owner>.*?)"
-    r"(?:; Tablespace: .*)?\n--\n",
+    r"(?:; Tablespace: .*)?\n--\n"
 )
 # A header inside one of these is part of the object: of a function's text, of a comment, of a name.
 _QUOTED = re.compile(

@@ -193,8 +193,9 @@ def _split(text: str) -> tuple[str, str]:
 def _spelled(statements: str) -> str:
     """As later versions of pg_dump write it: 15 calls a view and a sequence a table where it sets their owners, and
     doubles a blank."""
-    statements = re.sub(r"^ALTER (?:TABLE|VIEW|MATERIALIZED VIEW|SEQUENCE)( .+ OWNER TO )", r"ALTER\1", statements,
-                        flags=re.MULTILINE)  # fmt: skip
+    statements = re.sub(
+        r"^ALTER (?:TABLE|VIEW|MATERIALIZED VIEW|SEQUENCE)( .+ OWNER TO )", r"ALTER\1", statements, flags=re.MULTILINE
+    )
     return re.sub(r"( ON [A-Z]+)  TO ", r"\1 TO ", statements)
 
 

@@ -160,8 +160,10 @@ def whole_rows(connection: Connection, table: Table, keyed: Keyed, keys: Sequenc
     """The texts of the columns that take values, of at most `FETCH` rows; found by the key's index."""
     if not keys:
         return {}
-    texts = [sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(sql.Identifier(name), text_of(name))
-             for name in keyed.written]  # fmt: skip
+    texts = [
+        sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(sql.Identifier(name), text_of(name))
+        for name in keyed.written
+    ]
     one = sql.SQL("({})").format(sql.SQL(", ").join([sql.Placeholder()] * len(keyed.key)))
     query = sql.SQL("SELECT {keys}, {texts} FROM {rows} WHERE ({names}) IN ({wanted})").format(
         keys=sql.SQL(", ").join(text_of(column) for column in keyed.key),

@@ -24,8 +24,8 @@ from runbook.errors import CommandFailed, OpsError, Unreachable, VerificationFai
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.log import logger
-from runbook.page.render import size
 from runbook.progress import progress
+from runbook.units import size
 from tasks.host.disk import disk_of
 from tasks.postgres.content.content import DatabaseContent, Part, SequenceValue, content_in_session
 from tasks.postgres.content.definitions import definitions_seen, dumped_definitions
@@ -248,8 +248,9 @@ def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: Dum
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
     with progress(done.tell), _telling_contention(postgres):
         try:
-            return shell.run(argv, environment=environment, nice=NICE, stall=postgres.stall(),
-                             hint="nothing was published").seconds  # fmt: skip
+            return shell.run(
+                argv, environment=environment, nice=NICE, stall=postgres.stall(), hint="nothing was published"
+            ).seconds
         except CommandFailed as error:
             if _ENDED in error.stderr:
                 raise Unreachable("PostgreSQL ended the session of pg_dump as it began", _AGAIN) from None

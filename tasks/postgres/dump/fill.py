@@ -18,8 +18,8 @@ from psycopg import sql
 from blocks.postgres.server import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
-from runbook.page.render import size
 from runbook.progress import Done, progress
+from runbook.units import size
 from tasks.postgres.content.definitions import dumped_definitions
 from tasks.postgres.content.quiet import copy_options, quiet
 from tasks.postgres.dump import accepted
@@ -123,9 +123,11 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
             file.write("\n".join(listed) + "\n")
             file.flush()
             return shell.run(
-                [*argv, f"--use-list={file.name}", *options, str(source.path)], environment=environment,
-                stall=postgres.stall(database), hint=source.hint,
-            ).seconds  # fmt: skip
+                [*argv, f"--use-list={file.name}", *options, str(source.path)],
+                environment=environment,
+                stall=postgres.stall(database),
+                hint=source.hint,
+            ).seconds
 
     try:
         if source.unchecked or source.stored or source.accepted:

@@ -101,8 +101,10 @@ def _form(path: Path) -> str:
     if start.startswith(MAGIC):
         return "custom"
     if start[257:262] == b"ustar" or path.suffix == ".tar":
-        raise OpsError(f"{path.name} is in tar format, which is not supported", f"choose {SUPPORTED}; "
-                       "or unpack it with tar -x into an empty directory and name that")  # fmt: skip
+        raise OpsError(
+            f"{path.name} is in tar format, which is not supported",
+            f"choose {SUPPORTED}; or unpack it with tar -x into an empty directory and name that",
+        )
     if path.suffix != ".sql" and not path.name.endswith(".sql.gz"):
         raise OpsError(f"{path.name} is no dump in pg_dump's custom format", f"choose {SUPPORTED}")
     return "plain"

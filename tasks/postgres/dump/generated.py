@@ -120,8 +120,9 @@ def load_rows(postgres: Postgres, directory: Path, database: str, columns: Colle
                     while block := source.read(_BLOCK_BYTES):
                         rows.write(block)
             except (psycopg.DataError, psycopg.IntegrityError) as error:
-                raise VerificationFailed(f"{one.schema_name}.{one.table} does not restore: {first_line(error)}",
-                                         "nothing was replaced") from None  # fmt: skip
+                raise VerificationFailed(
+                    f"{one.schema_name}.{one.table} does not restore: {first_line(error)}", "nothing was replaced"
+                ) from None
 
 
 @contextmanager

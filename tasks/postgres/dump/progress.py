@@ -16,8 +16,8 @@ import psycopg
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import Unreachable
-from runbook.page.render import size
 from runbook.progress import Done
+from runbook.units import size
 
 LARGE_OBJECTS = 2613  # pg_largeobject's OID: its rows are dumped one file each
 _TABLE, _LARGE_OBJECT = re.compile(r"\d+\.dat(\.\w+)?"), re.compile(r"blob_\d+\.dat(\.\w+)?")

@@ -81,8 +81,11 @@ def _turn(node: Postgres, statement: str, wanted: str) -> str:
     try:
         with node.connect() as connection:
             execute(connection, statement.encode())  # type: ignore[arg-type]
-            until(lambda: execute(connection, _STATE)[0][0] == wanted, what=f"“{wanted}” of {address(node)}",
-                  seconds=SECONDS)  # fmt: skip
+            until(
+                lambda: execute(connection, _STATE)[0][0] == wanted,
+                what=f"“{wanted}” of {address(node)}",
+                seconds=SECONDS,
+            )
             return str(execute(connection, _STATE)[0][1])
     except psycopg.errors.ObjectNotInPrerequisiteState:
         raise OpsError(f"{address(node)} is no standby any more", "it was promoted: launch this again") from None

@@ -183,9 +183,16 @@ SELECT (SELECT concat_ws(' ', status, 'from', sender_host) FROM pg_stat_wal_rece
 def _slot(row: tuple[object, ...]) -> Slot:
     name, kind, database, active, status, held, safe, since, synced = row
     return Slot(
-        str(name), str(kind), str(database or ""), bool(active), str(status or "reserves nothing"),
-        int(str(held)), None if safe is None else int(str(safe)), str(since or "")[:19], bool(synced),
-    )  # fmt: skip
+        str(name),
+        str(kind),
+        str(database or ""),
+        bool(active),
+        str(status or "reserves nothing"),
+        int(str(held)),
+        None if safe is None else int(str(safe)),
+        str(since or "")[:19],
+        bool(synced),
+    )
 
 
 # to_jsonb: `inactive_since` and `synced` are new in 17.
@@ -201,10 +208,17 @@ FROM here, pg_replication_slots s ORDER BY active, slot_name
 def _standby(row: tuple[object, ...]) -> Standby:
     name, address, state, sync, slot, logical, flush, replay, lag, silent = row
     return Standby(
-        str(name), str(address), str(state), str(sync), str(slot or ""), bool(logical), int(str(flush)),
-        None if replay is None else int(str(replay)), float(str(lag)) if lag is not None else math.nan,
+        str(name),
+        str(address),
+        str(state),
+        str(sync),
+        str(slot or ""),
+        bool(logical),
+        int(str(flush)),
+        None if replay is None else int(str(replay)),
+        float(str(lag)) if lag is not None else math.nan,
         float(str(silent)) if silent is not None else math.nan,
-    )  # fmt: skip
+    )
 
 
 # What was replayed last says nothing of now where a standby has fallen silent: hence the time since its last reply. Who
@@ -227,9 +241,14 @@ def _archiver(connection: Connection) -> Archiver:
     archived, failed, archived_wal, archived_at, failed_wal, failed_at = execute(connection, _ARCHIVER)[0]
     waiting, oldest = execute(connection, _READY)[0]
     return Archiver(
-        int(archived), int(failed), _at(archived_wal, archived_at), _at(failed_wal, failed_at),
-        bool(failed_at and (archived_at is None or failed_at > archived_at)), int(waiting), float(oldest),
-    )  # fmt: skip
+        int(archived),
+        int(failed),
+        _at(archived_wal, archived_at),
+        _at(failed_wal, failed_at),
+        bool(failed_at and (archived_at is None or failed_at > archived_at)),
+        int(waiting),
+        float(oldest),
+    )
 
 
 def _at(name: object, moment: datetime | None) -> str:

@@ -60,9 +60,11 @@ def find_writers(postgres: Postgres) -> Writers:
         prepared = execute(connection, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
         subscriptions = execute(connection, _SUBSCRIPTIONS)
     return Writers(
-        tuple(Writer(str(role), str(setting), int(sessions)) for role, setting, sessions in rows), int(superusers),
-        tuple(str(row[0]) for row in prepared), tuple(str(row[0]) for row in subscriptions),
-    )  # fmt: skip
+        tuple(Writer(str(role), str(setting), int(sessions)) for role, setting, sessions in rows),
+        int(superusers),
+        tuple(str(row[0]) for row in prepared),
+        tuple(str(row[0]) for row in subscriptions),
+    )
 
 
 _WRITERS = """

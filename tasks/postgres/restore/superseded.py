@@ -28,9 +28,7 @@ class Superseded:
 def writes_of(connection: Connection, database: str) -> int:
     """Rows written in a database since its statistics began."""
     rows = execute(
-        connection,
-        "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = %s",
-        database,
+        connection, "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = %s", database
     )
     return int(rows[0][0]) if rows else 0
 
@@ -66,8 +64,9 @@ def read_swap(postgres: Postgres) -> int:
             connection,
             "SELECT live.xmin::text::bigint FROM pg_database live JOIN pg_database kept "
             "ON kept.xmin::text = live.xmin::text WHERE live.datname = %s AND kept.datname = ANY (%s)",
-            postgres.database, kept,
-        )  # fmt: skip
+            postgres.database,
+            kept,
+        )
     return int(rows[0][0]) if rows else 0
 
 

@@ -106,12 +106,7 @@ def _kept_name(connection: Connection, database: str) -> str:
 
 
 def exchange(
-    postgres: Postgres,
-    guard: Connection,
-    renames: list[tuple[str, str, int]],
-    *,
-    by: str,
-    comment: str | None = None,
+    postgres: Postgres, guard: Connection, renames: list[tuple[str, str, int]], *, by: str, comment: str | None = None
 ) -> float:
     """Rename databases (from, to, OID) in one transaction; returns the seconds for which clients were held off. The one
     that becomes live gets `comment`, where one is given. A session that is lost at its commit is no failure of it.

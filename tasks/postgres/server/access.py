@@ -66,10 +66,16 @@ def read_access(postgres: Postgres) -> Access:
         superuser = bool(execute(connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0][0])
         with_password = {str(row[0]) for row in execute(connection, _PASSWORDS)} if superuser else set[str]()
         roles = tuple(
-            Role(str(row[0]), tuple(row[1]), tuple(row[2]), int(row[3]), str(row[4] or ""),
-                 str(row[0]) in with_password if superuser else None)
+            Role(
+                str(row[0]),
+                tuple(row[1]),
+                tuple(row[2]),
+                int(row[3]),
+                str(row[4] or ""),
+                str(row[0]) in with_password if superuser else None,
+            )
             for row in execute(connection, _ROLES)
-        )  # fmt: skip
+        )
         rights = tuple(
             Right(str(row[0]), str(row[1]), str(row[2]), int(row[3]), str(row[4]))
             for row in execute(connection, _RIGHTS)

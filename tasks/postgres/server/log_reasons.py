@@ -22,28 +22,68 @@ class Reason:
 
 
 _KNOWN = (
-    ("disk", r"No space left on device|could not extend file|ディスク.*(?:空き|領域)", "its disk is full",
-     "make room: free-disk-emergency (never in pg_wal by hand), then start it"),
-    ("port", r"could not bind .*(?:Address already in use|in use)|Is another postmaster already running on port",
-     "another process has its port", "end that process (ss -ltnp names it), or correct port, then start it"),
-    ("lock file", r'lock file "[^"]*postmaster\.pid" already exists', "another server runs in its data directory",
-     "look whether that process is a PostgreSQL of this directory; only where it is none, remove postmaster.pid"),
-    ("configuration", r"configuration file .* contains errors|syntax error in file|invalid value for parameter|"
-     r"unrecognized configuration parameter", "its configuration has an error",
-     "correct the line that the log names, or undo-postgres-settings where ALTER SYSTEM wrote it"),
-    ("configuration", r'could not access file "[^"]+": No such file', "a library that it should load is missing",
-     "install it, or take it out of shared_preload_libraries (undo-postgres-settings where ALTER SYSTEM wrote it)"),
-    ("rights", r"could not (?:open|access|read|create) .*Permission denied|has invalid permissions",
-     "it may not read its own files", "give the data directory back to its user, mode 0700"),
-    ("memory", r"could not (?:create shared memory|map anonymous shared memory|fork)|out of memory",
-     "there is not enough memory", "lower shared_buffers or max_connections, or give the host more memory"),
-    ("damage", r"could not locate a valid checkpoint record|invalid page in block|PANIC: ",
-     "its files are damaged", "do not start it again and again: show-recovery-options names the ways back"),
-    ("killed", r"terminated by signal 9", "a process of it was killed (kill -9, or the kernel short of memory)",
-     "look at dmesg for the OOM killer; it recovers by itself when it is started"),
-    ("ended", r"received (?:fast|smart|immediate) shutdown request", "somebody stopped it",
-     "ask who did, and start it"),
-)  # fmt: skip
+    (
+        "disk",
+        r"No space left on device|could not extend file|ディスク.*(?:空き|領域)",
+        "its disk is full",
+        "make room: free-disk-emergency (never in pg_wal by hand), then start it",
+    ),
+    (
+        "port",
+        r"could not bind .*(?:Address already in use|in use)|Is another postmaster already running on port",
+        "another process has its port",
+        "end that process (ss -ltnp names it), or correct port, then start it",
+    ),
+    (
+        "lock file",
+        r'lock file "[^"]*postmaster\.pid" already exists',
+        "another server runs in its data directory",
+        "look whether that process is a PostgreSQL of this directory; only where it is none, remove postmaster.pid",
+    ),
+    (
+        "configuration",
+        r"configuration file .* contains errors|syntax error in file|invalid value for parameter|"
+        r"unrecognized configuration parameter",
+        "its configuration has an error",
+        "correct the line that the log names, or undo-postgres-settings where ALTER SYSTEM wrote it",
+    ),
+    (
+        "configuration",
+        r'could not access file "[^"]+": No such file',
+        "a library that it should load is missing",
+        "install it, or take it out of shared_preload_libraries (undo-postgres-settings where ALTER SYSTEM wrote it)",
+    ),
+    (
+        "rights",
+        r"could not (?:open|access|read|create) .*Permission denied|has invalid permissions",
+        "it may not read its own files",
+        "give the data directory back to its user, mode 0700",
+    ),
+    (
+        "memory",
+        r"could not (?:create shared memory|map anonymous shared memory|fork)|out of memory",
+        "there is not enough memory",
+        "lower shared_buffers or max_connections, or give the host more memory",
+    ),
+    (
+        "damage",
+        r"could not locate a valid checkpoint record|invalid page in block|PANIC: ",
+        "its files are damaged",
+        "do not start it again and again: show-recovery-options names the ways back",
+    ),
+    (
+        "killed",
+        r"terminated by signal 9",
+        "a process of it was killed (kill -9, or the kernel short of memory)",
+        "look at dmesg for the OOM killer; it recovers by itself when it is started",
+    ),
+    (
+        "ended",
+        r"received (?:fast|smart|immediate) shutdown request",
+        "somebody stopped it",
+        "ask who did, and start it",
+    ),
+)
 
 
 def find_reason(log: str) -> Reason | None:

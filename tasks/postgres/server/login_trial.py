@@ -48,8 +48,9 @@ def try_own_login(application: Application) -> Trial:
         with psycopg.connect(url, connect_timeout=OWN_SECONDS, application_name="interview-ops", autocommit=True):
             return Trial("", "")
     except psycopg.ProgrammingError:  # a driver's own parameters; the message may quote the URL
-        raise OpsError(f"libpq does not understand {application.dsn_variable}", "log in by hand as the application") \
-            from None  # fmt: skip
+        raise OpsError(
+            f"libpq does not understand {application.dsn_variable}", "log in by hand as the application"
+        ) from None
     except psycopg.OperationalError as error:
         said = str(error).strip().splitlines()[-1].strip()
         code = sqlstate_of(said)
@@ -75,8 +76,9 @@ def try_to_extend(postgres: Postgres, *, as_application: bool) -> Trial:
         except (errors.DiskFull, errors.IoError) as error:
             return Trial("disk", first_line(error))
         except errors.InsufficientPrivilege as error:
-            raise OpsError(f"it may not create temporary tables: {first_line(error)}", "GRANT TEMPORARY ON DATABASE") \
-                from None  # fmt: skip
+            raise OpsError(
+                f"it may not create temporary tables: {first_line(error)}", "GRANT TEMPORARY ON DATABASE"
+            ) from None
         except psycopg.OperationalError as error:
             if connection.broken:
                 raise

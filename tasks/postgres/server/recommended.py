@@ -158,7 +158,4 @@ class Setting:
         return OpsError(f"“{text[:40]}” is no value of {self.name}", f"write it as, for example, {example}")
 
 
-_BOOLEANS = {
-    **dict.fromkeys(("on", "true", "yes", "1"), "on"),
-    **dict.fromkeys(("off", "false", "no", "0"), "off"),
-}
+_BOOLEANS = {**dict.fromkeys(("on", "true", "yes", "1"), "on"), **dict.fromkeys(("off", "false", "no", "0"), "off")}

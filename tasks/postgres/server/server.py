@@ -58,9 +58,15 @@ def read_server(postgres: Postgres) -> Server:
         row = execute(connection, _SERVER)[0]
         version, text, superuser, checksums, fsync, in_recovery, roles, databases = row
         return Server(
-            int(version), str(text), bool(superuser), checksums == "on", fsync == "on", bool(in_recovery),
-            tuple(roles), tuple(databases),
-        )  # fmt: skip
+            int(version),
+            str(text),
+            bool(superuser),
+            checksums == "on",
+            fsync == "on",
+            bool(in_recovery),
+            tuple(roles),
+            tuple(databases),
+        )
 
 
 _SERVER = """

@@ -93,8 +93,12 @@ def _read(connection: Connection) -> ServerSettings:
         {str(row[0]): Setting(*row) for row in rows},
         tuple(Narrower(*row) for row in narrower),
         tuple(str(row[0]) for row in errors),
-        str(identifier), bool(in_recovery), int(standbys), int(clients), int(reserved),
-    )  # fmt: skip
+        str(identifier),
+        bool(in_recovery),
+        int(standbys),
+        int(clients),
+        int(reserved),
+    )
 
 
 _SETTINGS = """

@@ -14,7 +14,7 @@ from typing import Literal
 
 from blocks.postgres.server import Postgres, execute
 from runbook.kinds import probe
-from runbook.page.render import duration
+from runbook.units import duration
 from tasks.postgres.upkeep.session import upkeep_session
 
 Kind = Literal[

@@ -82,10 +82,19 @@ def _read(connection: Connection, schema: str, database: str) -> Statements:
         raise OpsError(f"{LIBRARY} cannot be read: {first_line(error)}", CREATE) from None
     hidden = sum(row[0] == "<insufficient privilege>" for row in rows)
     found = [
-        Statement(masked(text)[:MOST_TEXT], int(calls), seconds, mean, longest, int(count), int(read), int(temporary),
-                  seconds / total if total else 0.0)
+        Statement(
+            masked(text)[:MOST_TEXT],
+            int(calls),
+            seconds,
+            mean,
+            longest,
+            int(count),
+            int(read),
+            int(temporary),
+            seconds / total if total else 0.0,
+        )
         for text, calls, seconds, mean, longest, count, read, temporary in rows
-    ]  # fmt: skip
+    ]
     return Statements(tuple(found), str(since), total, hidden, int(dropped))
 
 

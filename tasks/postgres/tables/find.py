@@ -143,9 +143,7 @@ def table_of(connection: Connection, known: Known) -> Table:
         raise OpsError(f"{known.name} has no columns to restore", "leave it out")
     leaves = tuple(tuple(map(str, row[0])) for row in execute(connection, _LEAVES, known.oid))
     size = int(execute(connection, _BYTES, known.oid)[0][0])
-    return Table(
-        known.oid, known.schema, known.relation, known.name, known.kind == "p", tuple(columns), leaves, size
-    )  # fmt: skip
+    return Table(known.oid, known.schema, known.relation, known.name, known.kind == "p", tuple(columns), leaves, size)
 
 
 _COLUMNS = """

@@ -112,9 +112,12 @@ def _printed(connection: Connection, table: Table, column: Column) -> str:
     """How PostgreSQL prints the expression of a generated column; the text itself where the server refuses it."""
     clone = sql.Identifier(ASIDE, table.relation)
     like = sql.SQL("CREATE TABLE {} (LIKE {}, {} {} GENERATED ALWAYS AS ({}) STORED)").format(
-        clone, sql.Identifier(table.schema, table.relation), sql.Identifier(ASIDE),
-        sql.SQL(column.type), sql.SQL(column.generated),
-    )  # fmt: skip
+        clone,
+        sql.Identifier(table.schema, table.relation),
+        sql.Identifier(ASIDE),
+        sql.SQL(column.type),
+        sql.SQL(column.generated),
+    )
     try:
         with connection.transaction(force_rollback=True):
             connection.execute(like, binary=True)

@@ -37,6 +37,7 @@ def find_rewriter(postgres: Postgres, database: str, table: str) -> Rewriter:
     with postgres.connect(database) as connection:
         rows = execute(connection, query)
     if not rows:
-        raise OpsError(f"{table} is empty: no row tells who wrote it last",
-                       "find the transaction that emptied it in WAL")  # fmt: skip
+        raise OpsError(
+            f"{table} is empty: no row tells who wrote it last", "find the transaction that emptied it in WAL"
+        )
     return Rewriter(int(str(rows[0][0])), int(str(rows[0][1])), int(str(rows[0][2])))

@@ -22,7 +22,7 @@ from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.page.render import size
+from runbook.units import size
 from tasks.postgres.content.keyed import FETCH, Difference, Key, Keyed, Row, differences, whole_rows
 from tasks.postgres.server.masking import masked
 from tasks.postgres.tables.checks import advance, require_deferrable, require_references, require_unchanged
@@ -107,9 +107,14 @@ class Writer:
         return counted
 
     def _statement(
-        self, live: Connection, keyed: Keyed, one: Difference, ours: dict[Key, Row], theirs: dict[Key, Row],
+        self,
+        live: Connection,
+        keyed: Keyed,
+        one: Difference,
+        ours: dict[Key, Row],
+        theirs: dict[Key, Row],
         differing: Differing,
-    ) -> str:  # fmt: skip
+    ) -> str:
         if one.what == "source only" and (row := ours.get(one.key)):
             return insert(live, keyed, row)
         if one.what == "differs" and (differing == "overwrite" or (differing == "unchanged" and not one.later)):
@@ -146,14 +151,12 @@ def _count(counted: Counted, one: Difference, statement: str) -> None:
 
 def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
     """A row as it was, unless its key is there by then."""
-    statement = sql.SQL(
-        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO NOTHING;"
-    ).format(
+    statement = sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO NOTHING;").format(
         _name(keyed),
         sql.SQL(", ").join(map(sql.Identifier, keyed.written)),
         sql.SQL(", ").join(literal(connection, value) for value in row),
         sql.SQL(", ").join(map(sql.Identifier, keyed.key)),
-    )  # fmt: skip
+    )
     return statement.as_string(connection) + "\n"
 
 
@@ -202,8 +205,10 @@ def statements_in(path: Path, digest: str) -> Iterator[str]:
         VerificationFailed: it was changed since.
     """
     if digest_of(path) != digest:
-        raise VerificationFailed(f"{path} was changed since it was written ({size(path.stat().st_size)})",
-                                 "launch it again without reviewed: it compares anew")  # fmt: skip
+        raise VerificationFailed(
+            f"{path} was changed since it was written ({size(path.stat().st_size)})",
+            "launch it again without reviewed: it compares anew",
+        )
     with path.open(encoding="utf-8", newline="\n") as file:
         yield from (line for line in file if line.startswith(("INSERT INTO ", "UPDATE ")))
 

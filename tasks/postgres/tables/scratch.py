@@ -17,8 +17,8 @@ from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.page.render import size
 from runbook.progress import Done, progress
+from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.dump.dump import DUMP

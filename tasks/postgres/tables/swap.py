@@ -86,9 +86,13 @@ class Order:
 
 @action
 def swap_rows(
-    permit: Permit, postgres: Postgres, guard: Connection, scratch: Copy, pairs: Sequence[tuple[Pair, TableSum]],
+    permit: Permit,
+    postgres: Postgres,
+    guard: Connection,
+    scratch: Copy,
+    pairs: Sequence[tuple[Pair, TableSum]],
     order: Order,
-) -> Exchange:  # fmt: skip
+) -> Exchange:
     """Bring the scratch database's rows into temporary tables, then put them in the place of the live ones.
 
     Texts are copied: in binary form a regclass, or an array of an enum, carries the other database's OIDs.
@@ -186,10 +190,13 @@ def _in_transaction(
             raise VerificationFailed(f"{one.pair.live.name}: {deleted} rows deleted, {old.rows} kept", _LOOK)
     failpoint("tables: deleted")
     for one in replacements:
-        connection.execute(_INSERT.format(
-            table=sql.Identifier(one.pair.live.schema, one.pair.live.relation), columns=one.pair.live.written,
-            source=one.source,
-        ))  # fmt: skip
+        connection.execute(
+            _INSERT.format(
+                table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
+                columns=one.pair.live.written,
+                source=one.source,
+            )
+        )
     failpoint("tables: inserted")
     dangling = tuple(find_dangling(connection, order.ties.keys))
     require_references(dangling)
@@ -197,8 +204,10 @@ def _in_transaction(
     require_equal(connection, [(one.pair.live, one.expected) for one in replacements])
     # The last step: no rollback takes it back.
     advanced = tuple(name for one in order.ties.sequences if (name := advance(connection, one)))
-    replaced = (Replaced(one.pair.live.name, old.rows, one.expected.rows, old.name)
-                for one, old in zip(replacements, kept, strict=True))  # fmt: skip
+    replaced = (
+        Replaced(one.pair.live.name, old.rows, one.expected.rows, old.name)
+        for one, old in zip(replacements, kept, strict=True)
+    )
     return tuple(replaced), advanced, dangling
 
 

@@ -196,7 +196,12 @@ def _key(row: tuple[object, ...], chosen: set[int]) -> ForeignKey:
     name, cs, c, cp, ps, p, pp, columns, full, validated, temporal, child, parent, child_name, parent_name = row
     outside = next((str(other) for oid, other in ((child, child_name), (parent, parent_name)) if oid not in chosen), "")
     return ForeignKey(
-        str(name), (str(cs), str(c), bool(cp)), (str(ps), str(p), bool(pp)),
+        str(name),
+        (str(cs), str(c), bool(cp)),
+        (str(ps), str(p), bool(pp)),
         tuple(tuple(column) for column in columns),  # type: ignore[attr-defined]
-        bool(full), bool(validated), bool(temporal), outside,
-    )  # fmt: skip
+        bool(full),
+        bool(validated),
+        bool(temporal),
+        outside,
+    )

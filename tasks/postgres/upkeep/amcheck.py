@@ -81,8 +81,9 @@ def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> 
             names = ", ".join(sorted(missing))
             raise OpsError(f"there is no table {names} in {database}", "write table or schema.table, as they are")
         rows = execute(connection, _RELATIONS, not tables, [row[0] for row in found])
-    return tuple(Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6]), bool(r[7]))
-                 for r in rows)  # fmt: skip
+    return tuple(
+        Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6]), bool(r[7])) for r in rows
+    )
 
 
 @contextmanager

@@ -95,12 +95,25 @@ def read_autovacuum(postgres: Postgres) -> Autovacuum:
     with upkeep_session(postgres) as connection:
         tables = [
             Activity(
-                name, int(rows), int(live), int(dead), int(changed), float(trigger), float(analyze), float(factor),
-                bool(enabled), own, tuple(times), int(runs), int(size), int(xids),
+                name,
+                int(rows),
+                int(live),
+                int(dead),
+                int(changed),
+                float(trigger),
+                float(analyze),
+                float(factor),
+                bool(on),
+                own,
+                tuple(times),
+                int(runs),
+                int(size),
+                int(xids),
             )
-            for name, rows, live, dead, changed, trigger, analyze, factor, enabled, own, times, runs, size, xids
-            in execute(connection, _TABLES)
-        ]  # fmt: skip
+            for name, rows, live, dead, changed, trigger, analyze, factor, on, own, times, runs, size, xids in execute(
+                connection, _TABLES
+            )
+        ]
         counted, reset = execute(connection, _COUNTED)[0]
         return Autovacuum(
             tuple(sorted(tables, key=lambda t: -t.dead / max(t.vacuum_trigger, 1))),

@@ -94,11 +94,15 @@ def read_collations(postgres: Postgres, database: str) -> Collations:
             sum(row[1] is None and row[2] is None for row in rows),
             tuple(str(row[0]) for row in rows if row[1] is None and row[2] is not None),
             tuple(
-                Collation(str(row[0]), str(row[1]), str(row[2] or "none"),
-                          tuple(str(index[0]) for index in execute(connection, _INDEXES, row[3])))
+                Collation(
+                    str(row[0]),
+                    str(row[1]),
+                    str(row[2] or "none"),
+                    tuple(str(index[0]) for index in execute(connection, _INDEXES, row[3])),
+                )
                 for row in changed
             ),
-        )  # fmt: skip
+        )
 
 
 # 100 is the database's own collation (DEFAULT_COLLATION_OID). Of the others only those that something depends on, or

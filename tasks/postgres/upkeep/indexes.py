@@ -113,10 +113,33 @@ def _index(row: TupleRow) -> Index:
     primary, unique, nulls_alike, exclusion, identity, partition, valid, building = map(bool, flags)
     constraint, same_as, definition, tablespace = map(str, texts)
     return Index(
-        int(oid), name, schema, relation, table[0], table[1], table[2], method, int(size), int(estimate), int(scans),
-        last_scan, int(fetched[0]), int(fetched[1]), primary, unique, nulls_alike, exclusion, identity, partition,
-        valid, building, constraint, same_as, definition, tablespace,
-    )  # fmt: skip
+        int(oid),
+        name,
+        schema,
+        relation,
+        table[0],
+        table[1],
+        table[2],
+        method,
+        int(size),
+        int(estimate),
+        int(scans),
+        last_scan,
+        int(fetched[0]),
+        int(fetched[1]),
+        primary,
+        unique,
+        nulls_alike,
+        exclusion,
+        identity,
+        partition,
+        valid,
+        building,
+        constraint,
+        same_as,
+        definition,
+        tablespace,
+    )
 
 
 LAST_SCAN_VERSION = 160_000

@@ -14,8 +14,8 @@ from psycopg import errors
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
-from runbook.page.render import size
 from runbook.progress import Done
+from runbook.units import size
 from tasks.host.disk import disk_on
 
 LOCK_SECONDS = 10
@@ -29,12 +29,7 @@ NO_TIMEOUTS = {
     "transaction_timeout": "0",
 }
 # The last one ends the work of a run that was killed: else it would hold its locks until it is done.
-SESSION = {
-    **NO_TIMEOUTS,
-    "search_path": "",
-    "TimeZone": "UTC",
-    "client_connection_check_interval": "2s",
-}
+SESSION = {**NO_TIMEOUTS, "search_path": "", "TimeZone": "UTC", "client_connection_check_interval": "2s"}
 LOCKED_HINT = (
     "see who holds it: SELECT pid, mode, relation::regclass FROM pg_locks WHERE granted AND relation IS NOT NULL "
     "ORDER BY mode; end that session or wait, and launch this again"

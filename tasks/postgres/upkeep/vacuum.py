@@ -81,12 +81,23 @@ def read_tables(postgres: Postgres) -> tuple[Table, ...]:
     with upkeep_session(postgres) as connection:
         return tuple(
             Table(
-                int(oid), name, schema, relation, kind == "p", bool(system),
-                int(live), int(dead), int(heap), int(total), int(xids), str(tablespace),
+                int(oid),
+                name,
+                schema,
+                relation,
+                kind == "p",
+                bool(system),
+                int(live),
+                int(dead),
+                int(heap),
+                int(total),
+                int(xids),
+                str(tablespace),
             )
-            for oid, name, schema, relation, kind, system, live, dead, heap, total, xids, tablespace
-            in execute(connection, _TABLES)
-        )  # fmt: skip
+            for oid, name, schema, relation, kind, system, live, dead, heap, total, xids, tablespace in execute(
+                connection, _TABLES
+            )
+        )
 
 
 _TABLES = """

@@ -42,8 +42,10 @@ def lost_end(connection: Connection, oid: int) -> str:
             return ""
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFile):
         return ""  # this role reads no files; or the table was rewritten meanwhile
-    return (f"the visibility map covers {known} pages, the file has {pages}: its end was cut off (or, rarely, a VACUUM "
-            "that cut it was interrupted by an error)")  # fmt: skip
+    return (
+        f"the visibility map covers {known} pages, the file has {pages}: its end was cut off (or, rarely, a VACUUM "
+        "that cut it was interrupted by an error)"
+    )
 
 
 def _pages_of_one(block_bytes: int) -> int:

@@ -168,8 +168,10 @@ def _refuse(client: redis.Redis, source: Redis) -> None:
     if found := _LOGIN.search(log):
         raise OpsError(f"{source.address} refuses a replica's log-in: {found[1]}", "correct the secret of [redis]")
     if found := _FORBIDDEN.search(log):
-        raise ReplicationForbidden(f"{source.address} forbids replication: {found[1]}",
-                                   f"ACL SETUSER {source.username or 'default'} +psync +replconf +ping")  # fmt: skip
+        raise ReplicationForbidden(
+            f"{source.address} forbids replication: {found[1]}",
+            f"ACL SETUSER {source.username or 'default'} +psync +replconf +ping",
+        )
     if found := _UNREADABLE.search(log):
         raise VerificationFailed(
             f"{program_version(source)} cannot read what {source.address} sends: {found[1]}",
@@ -184,8 +186,11 @@ def _last_line(log: str) -> str:
 def _tell(info: dict[str, Any], told: list[float]) -> None:
     if time.monotonic() - told[0] > PROGRESS_SECONDS:
         told[0] = time.monotonic()
-        logger().info("replication: %s of %s bytes", info.get("master_sync_read_bytes", 0),
-                      info.get("master_sync_total_bytes", "an unknown number of"))  # fmt: skip
+        logger().info(
+            "replication: %s of %s bytes",
+            info.get("master_sync_read_bytes", 0),
+            info.get("master_sync_total_bytes", "an unknown number of"),
+        )
 
 
 def _caught_up(block: Redis, client: redis.Redis) -> datetime:

@@ -28,10 +28,7 @@ def prove_backup(block: Redis, backup: Backup) -> RedisComparison:
     except ValidationError:
         raise VerificationFailed(f"{backup.name} has no readable content manifest", OTHER_BACKUPS) from None
     refuse_empty(backup.path / RDB)
-    with (
-        scratch_server(block, backup.path, rdb=RDB) as client,
-        scratch_place() as place,
-    ):
+    with scratch_server(block, backup.path, rdb=RDB) as client, scratch_place() as place:
         sidecar = place / EXPIRING
         actual = read_content(client, sidecar)
         return compare(expected, backup.path / EXPIRING, actual, sidecar)

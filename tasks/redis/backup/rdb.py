@@ -70,8 +70,10 @@ class Readable:
                 runs[-1][1] = version
             else:
                 runs.append([version, version])
-        named = [f"up to {last}" if first <= 1 else f"{first}" if first == last else f"{first} to {last}"
-                 for first, last in runs]  # fmt: skip
+        named = [
+            f"up to {last}" if first <= 1 else f"{first}" if first == last else f"{first} to {last}"
+            for first, last in runs
+        ]
         return f"{self.program} reads RDB versions {', and '.join(named) or 'of no kind'}"
 
 

@@ -153,10 +153,15 @@ def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual
         where = (number, "key")
         proofs.append(
             Proof(
-                number, before.persistent_keys, after.persistent_keys, equal,
-                lines.required[where], lines.found[where], lines.gone[where],
+                number,
+                before.persistent_keys,
+                after.persistent_keys,
+                equal,
+                lines.required[where],
+                lines.found[where],
+                lines.gone[where],
             )
-        )  # fmt: skip
+        )
     differences += _sidecar_whole(expected, lines)
     differences += _functions(expected, actual)
     return RedisComparison(tuple(differences), tuple(proofs))

@@ -91,9 +91,18 @@ def _hand_over(block: Redis, choice: Choice) -> HandOver:
         account = ledger.account(block.at(new.address))
     forget(block.at(new.address))
     return HandOver(
-        choice.master, new, how, stood, choice.replid, unbroken, caught_up - pause.began, switched - pause.began,
-        agreed - pause.began, first.at - pause.began, account,
-    )  # fmt: skip
+        choice.master,
+        new,
+        how,
+        stood,
+        choice.replid,
+        unbroken,
+        caught_up - pause.began,
+        switched - pause.began,
+        agreed - pause.began,
+        first.at - pause.began,
+        account,
+    )
 
 
 @action(idempotent=True)
@@ -136,9 +145,18 @@ def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
         first = ledger.wait_for(new.address, WRITE_SECONDS)
         account = ledger.account(block.at(new.address))
     return HandOver(
-        choice.master, new, forcing.how, -1, choice.replid, False, 0.0, switched - began, agreed - began,
-        first.at - began, account,
-    )  # fmt: skip
+        choice.master,
+        new,
+        forcing.how,
+        -1,
+        choice.replid,
+        False,
+        0.0,
+        switched - began,
+        agreed - began,
+        first.at - began,
+        account,
+    )
 
 
 def _catch_up(block: Redis, choice: Choice) -> int:

@@ -28,8 +28,16 @@ PREFIX = "ops-failover:"
 BEGUN = f"{PREFIX}begun"
 KEPT_SECONDS = 3600
 GAP_SECONDS = 0.005
-_OPTIONS = ("username", "password", "client_name", "retry", "protocol", "legacy_responses",
-            "socket_timeout", "socket_connect_timeout")  # fmt: skip
+_OPTIONS = (
+    "username",
+    "password",
+    "client_name",
+    "retry",
+    "protocol",
+    "legacy_responses",
+    "socket_timeout",
+    "socket_connect_timeout",
+)
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,16 @@ def look_at(server: Persistence) -> Place:
         return Place(directory, "", trouble, remedy, overcommit=kernel[0], huge_pages=kernel[1])
     try:
         return Place(
-            directory, "", trouble, remedy, disk_of(directory).free_bytes,
+            directory,
+            "",
+            trouble,
+            remedy,
+            disk_of(directory).free_bytes,
             *_rdb(server, directory / server.settings["dbfilename"]),
-            aof_files(directory, server.settings), tuple(remains_in(directory)), *kernel,
-        )  # fmt: skip
+            aof_files(directory, server.settings),
+            tuple(remains_in(directory)),
+            *kernel,
+        )
     except PermissionError as error:
         return Place(directory, f"{error.filename} cannot be read by this user: run as root or as the server's user")
 

@@ -23,7 +23,7 @@ from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.log import logger
-from runbook.page.render import size
+from runbook.units import size
 from runbook.wait import until
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
@@ -125,9 +125,11 @@ def _remove_leftover(block: Redis, directory: Path) -> None:
     """A killed run's copy; its scratch server dies with it, which takes a moment."""
     if directory.exists():
         until(
-            lambda: not holders(block, directory), what=f"the end of the server on {directory}",
-            seconds=LEFTOVER_SECONDS, hint="end it by hand: a killed restore left it behind",
-        )  # fmt: skip
+            lambda: not holders(block, directory),
+            what=f"the end of the server on {directory}",
+            seconds=LEFTOVER_SECONDS,
+            hint="end it by hand: a killed restore left it behind",
+        )
         logger().info("removing %s, which a restore that was killed left behind", directory)
         shutil.rmtree(directory)
 

@@ -22,8 +22,16 @@ from tasks.redis.restore.prefixes import Held, Order, absent
 from tasks.redis.restore.values import same_value
 from tasks.redis.restore.writes import Writes
 
-COLUMNS = ("database", "prefix", "keys of the backup", "equal", "written by clients since", "expired since",
-           "DIFFERENT", "others there")  # fmt: skip
+COLUMNS = (
+    "database",
+    "prefix",
+    "keys of the backup",
+    "equal",
+    "written by clients since",
+    "expired since",
+    "DIFFERENT",
+    "others there",
+)
 DIGEST_BYTES = 1 << 16
 """A thousand small members hashed in Lua take a server 3 ms; what takes more is read in pieces."""
 MOST_NAMED = 5
@@ -107,8 +115,9 @@ def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: Order, w
             fading = volatile_databases(scratch) | volatile_databases(client)
         except redis.RedisError as error:
             raise block.refused(error) from None
-        rows = tuple(_Comparing(backup, live, one, one.database in fading, writes, order.extra).row()
-                     for one in order.held)  # fmt: skip
+        rows = tuple(
+            _Comparing(backup, live, one, one.database in fading, writes, order.extra).row() for one in order.held
+        )
     return Comparison(rows, writes.known)
 
 

@@ -12,22 +12,14 @@ import psutil
 from blocks.redis.server import Redis
 from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable, VerificationFailed
 from runbook.kinds import probe
-from runbook.page.render import size
+from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
 from tasks.redis.scratch import refuse_empty, scratch_server
-from tasks.redis.server import (
-    connected,
-    family,
-    key_counts,
-    live_directory,
-    loaded_keys,
-    program_version,
-    version_of,
-)
+from tasks.redis.server import connected, family, key_counts, live_directory, loaded_keys, program_version, version_of
 from tasks.redis.settings.file import Configuration, read_configuration
 from tasks.redis.topology.topology import ReplicationTopology
 
@@ -186,7 +178,7 @@ def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int
             version,
             program,
             blocks=family(version) != family(program),
-        ),
+        )
     ], keys
 
 

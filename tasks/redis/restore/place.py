@@ -11,7 +11,7 @@ from pathlib import Path
 from blocks.redis.server import Redis
 from runbook import shell
 from runbook.errors import OpsError
-from runbook.page.render import size
+from runbook.units import size
 from tasks.host.disk import disk_of
 from tasks.redis.server import answers, live_directory
 from tasks.redis.settings.file import read_configuration
@@ -41,8 +41,9 @@ def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) ->
     wrong = _unwritable(parent) or _unmovable(parent, live)
     yield Precondition(name, not wrong, f"run as root or give this user {parent}", wrong or f"{parent} writable")
     wrong = _owner(block.os_user)
-    yield Precondition("owner of the copy", not wrong, "correct [redis] os_user, or run as it or as root",
-                       wrong or block.os_user)  # fmt: skip
+    yield Precondition(
+        "owner of the copy", not wrong, "correct [redis] os_user, or run as it or as root", wrong or block.os_user
+    )
     if writes_configuration and (wrong := _configuration(block)):
         hint = f"run as root, give this user the file and its directory, or take replicaof out of {block.config_file}"
         yield Precondition("the configuration can be written", False, hint, wrong)

@@ -58,9 +58,11 @@ class Order:
     @property
     def target(self) -> str:
         """For the permit: it names the counts."""
-        parts = [f"db {one.database} {shown(one.prefix) or 'every key'}: {one.backup:,} keys"
-                 + (f", {one.extra:,} others removed" if self.extra == "remove" else "")
-                 for one in self.held]  # fmt: skip
+        parts = [
+            f"db {one.database} {shown(one.prefix) or 'every key'}: {one.backup:,} keys"
+            + (f", {one.extra:,} others removed" if self.extra == "remove" else "")
+            for one in self.held
+        ]
         return f"on {self.address} ({'; '.join(parts)})"
 
     @property

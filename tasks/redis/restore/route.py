@@ -46,8 +46,13 @@ def find_route(block: Redis, needed_bytes: int) -> Route:
             return Route("keys", forbidden)
     free = int(memory.get("total_system_memory", 0)) - int(memory["used_memory"])
     swaps = free > needed_bytes * 1.2
-    return Route("replication", "its old data stays until the new is loaded" if swaps else
-                 "its memory does not hold both: the old data goes before the new is loaded", swaps)  # fmt: skip
+    return Route(
+        "replication",
+        "its old data stays until the new is loaded"
+        if swaps
+        else "its memory does not hold both: the old data goes before the new is loaded",
+        swaps,
+    )
 
 
 def _forbids_replicaof(client: redis.Redis) -> str:

@@ -154,6 +154,11 @@ def _named(pairs: list[Any]) -> dict[bytes, Any]:
 
 
 _COMPARED: dict[bytes, Callable[[_Pair], bool]] = {
-    b"string": _string, b"list": _list, b"zset": _sorted_set, b"set": _set, b"hash": _hash, b"stream": _stream,
+    b"string": _string,
+    b"list": _list,
+    b"zset": _sorted_set,
+    b"set": _set,
+    b"hash": _hash,
+    b"stream": _stream,
     b"none": lambda _pair: True,
-}  # fmt: skip
+}

@@ -64,8 +64,12 @@ class WatchedWrites(Writes):
             if not self._writer.call(0, "PUBLISH", self._channel, mark):
                 self.problem = "the connection that is told of writes is gone"
                 return
-            until(lambda: mark in self._marks or self.problem, what="word of all writes", seconds=SETTLE_SECONDS,
-                  every_seconds=0.005)  # fmt: skip
+            until(
+                lambda: mark in self._marks or self.problem,
+                what="word of all writes",
+                seconds=SETTLE_SECONDS,
+                every_seconds=0.005,
+            )
         except Unreachable:
             raise
         except OpsError as error:

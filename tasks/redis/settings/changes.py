@@ -102,8 +102,10 @@ def _steps(found: ServerSettings, change: Change) -> list[str]:
     """maxclients goes up in steps, so that a refusal comes before the server has tried for long."""
     if change.name != "maxclients":
         return [change.value]
-    return [*map(str, range(int(found.running["maxclients"]) + STEP_CLIENTS, int(change.value), STEP_CLIENTS)),
-            change.value]  # fmt: skip
+    return [
+        *map(str, range(int(found.running["maxclients"]) + STEP_CLIENTS, int(change.value), STEP_CLIENTS)),
+        change.value,
+    ]
 
 
 def require_same(client: redis.Redis, found: ServerSettings) -> None:

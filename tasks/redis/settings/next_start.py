@@ -94,9 +94,11 @@ def started(block: Redis, text: str) -> Iterator[redis.Redis]:
             contextlib.closing(at_once(block.scratch(place / "socket"))) as client,
         ):
             until(
-                lambda: _answers(client, child, place / "log"), what="the answer of a scratch server",
-                seconds=START_SECONDS, every_seconds=0.02,
-            )  # fmt: skip
+                lambda: _answers(client, child, place / "log"),
+                what="the answer of a scratch server",
+                seconds=START_SECONDS,
+                every_seconds=0.02,
+            )
             yield client
 
 

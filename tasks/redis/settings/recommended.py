@@ -12,14 +12,26 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from runbook.errors import OpsError
-from runbook.page.render import size
+from runbook.units import size
 
 Kind = Literal["rules", "yes or no", "fsync", "number", "bytes", "name"]
 Name = Literal[
-    "save", "stop-writes-on-bgsave-error", "rdbcompression", "rdbchecksum", "dbfilename", "dir", "appendonly",
-    "appendfilename", "appendfsync", "auto-aof-rewrite-percentage", "auto-aof-rewrite-min-size",
-    "no-appendfsync-on-rewrite", "maxclients", "timeout", "maxmemory",
-]  # fmt: skip
+    "save",
+    "stop-writes-on-bgsave-error",
+    "rdbcompression",
+    "rdbchecksum",
+    "dbfilename",
+    "dir",
+    "appendonly",
+    "appendfilename",
+    "appendfsync",
+    "auto-aof-rewrite-percentage",
+    "auto-aof-rewrite-min-size",
+    "no-appendfsync-on-rewrite",
+    "maxclients",
+    "timeout",
+    "maxmemory",
+]
 """The manual's settings, and the one that its appendix sets for a time: what a form offers."""
 
 DEFAULTS = {
@@ -75,20 +87,31 @@ _NAME = "any name: where the data lies is read from the server"
 RECOMMENDED = (
     Recommended("save", "900 1 300 10 60 10000", "§2.3", "rules", "nothing saves as early as"),
     Recommended(
-        "stop-writes-on-bgsave-error", "yes", "§2.3", "yes or no",
+        "stop-writes-on-bgsave-error",
+        "yes",
+        "§2.3",
+        "yes or no",
         "writes go on while nothing can be saved, and nobody notices",
     ),
     Recommended("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is bigger than it need be"),
     Recommended("rdbchecksum", "yes", "§2.3", "yes or no", "a damaged RDB would be loaded unnoticed"),
     Recommended("dbfilename", "dump.rdb", "§2.3", "name", shown=f"dump.rdb ({_NAME})"),
     Recommended(
-        "dir", "/var/lib/redis", "§2.3", "name", "the environment says otherwise ([redis] data_directory)",
+        "dir",
+        "/var/lib/redis",
+        "§2.3",
+        "name",
+        "the environment says otherwise ([redis] data_directory)",
         "/var/lib/redis, or [redis] data_directory",
     ),
     Recommended("appendonly", "yes", "§2.3", "yes or no", "a kill loses every change since the last save"),
     Recommended("appendfilename", "appendonly.aof", "§2.3", "name", shown=f"appendonly.aof ({_NAME})"),
     Recommended(
-        "appendfsync", "everysec", "§2.3", "fsync", "a power cut loses what the kernel had not written",
+        "appendfsync",
+        "everysec",
+        "§2.3",
+        "fsync",
+        "a power cut loses what the kernel had not written",
         "everysec, or always",
     ),
     Recommended("auto-aof-rewrite-percentage", "100", "§2.3", "number", _GROWS, "100 or less"),
@@ -96,12 +119,16 @@ RECOMMENDED = (
         "auto-aof-rewrite-min-size", "64mb", "§2.3", "bytes", _GROWS, "64mb (67.1 MB), or the size of the data"
     ),
     Recommended(
-        "no-appendfsync-on-rewrite", "no", "default", "yes or no",
-        "during a rewrite nothing is fsynced: 30 s may be lost", "no (the default)",
+        "no-appendfsync-on-rewrite",
+        "no",
+        "default",
+        "yes or no",
+        "during a rewrite nothing is fsynced: 30 s may be lost",
+        "no (the default)",
     ),
     Recommended("maxclients", "10000", "§2.4", "number", "fewer clients than the manual plans for", "10000 or more"),
     Recommended("timeout", "300", "§2.4", "number", "idle connections keep their places", "300 or less, not 0"),
-)  # fmt: skip
+)
 BY_NAME: Mapping[str, Recommended] = {one.name: one for one in RECOMMENDED}
 MAXMEMORY = "maxmemory"
 KINDS: Mapping[str, Kind] = {**{one.name: one.kind for one in RECOMMENDED}, MAXMEMORY: "bytes"}

@@ -103,9 +103,11 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
     watching = [watcher.address for watcher in around.watchers if watcher.address not in rest]
     if watching:
         until(
-            lambda: _agreed(block, master, watching), what="the Sentinels' agreement", seconds=AGREE_SECONDS,
+            lambda: _agreed(block, master, watching),
+            what="the Sentinels' agreement",
+            seconds=AGREE_SECONDS,
             hint=f"ask each: SENTINEL CKQUORUM {block.sentinel_master}",
-        )  # fmt: skip
+        )
     _note_rest(reports / RECORD, around, master, rest.keys())
     return (
         *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
@@ -113,9 +115,12 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
         *filter(None, [_unwritten(lead)]),
         *(f"{problem}; launch reattach-redis when {address} is back" for address, problem in rest.items()),
         *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
-        *(f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
-          for address in around.silent if address not in rest),
-    )  # fmt: skip
+        *(
+            f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
+            for address in around.silent
+            if address not in rest
+        ),
+    )
 
 
 def _tried(work: Callable[..., None], *given: object) -> str:

@@ -170,8 +170,9 @@ class Archive:
                 newest[one.of[:8]] = max(one.of, newest.get(one.of[:8], ""))
         for timeline, segment in newest.items():
             if not listing.is_pruned(segment):
-                self.place.put(f"{segment}.pruned", b"the WAL up to here was deleted: no base backup needs it\n",
-                               lasting=False)  # fmt: skip
+                self.place.put(
+                    f"{segment}.pruned", b"the WAL up to here was deleted: no base backup needs it\n", lasting=False
+                )
                 if older := listing.pruned.get(timeline):
                     self.place.remove([f"{older}.pruned"])
 

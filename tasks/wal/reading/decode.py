@@ -44,8 +44,11 @@ class Behind:
     @property
     def told(self) -> str:
         """For people."""
-        until = f"with commits until {self.newest.at:%Y-%m-%d %H:%M:%S UTC} ({self.newest.told})" if self.newest else (
-            "in whose end no commit could be read")  # fmt: skip
+        until = (
+            f"with commits until {self.newest.at:%Y-%m-%d %H:%M:%S UTC} ({self.newest.told})"
+            if self.newest
+            else ("in whose end no commit could be read")
+        )
         more = f"{self.segments} later segments are in the archive" if self.segments else "more of that segment follows"
         return f"{more}, {until}"
 
@@ -165,8 +168,10 @@ class Reader:
         if begin := found.broken_at:
             link = self.undecodable = next(link for link in links if link.segment.end > begin)
             what = "has records behind the place where decoding ends" if link.stored.end else "is damaged"
-            self.damage = (f"{link.segment.name} in {self.archive.place.where} {what}: its WAL does not decode "
-                           f"from {lsn_text(begin)} on, although its checksum is right")  # fmt: skip
+            self.damage = (
+                f"{link.segment.name} in {self.archive.place.where} {what}: its WAL does not decode "
+                f"from {lsn_text(begin)} on, although its checksum is right"
+            )
 
     def _decode(self, files: Files, *, is_last: bool) -> _Decoded:
         """Where the archive ends the last record may not be whole yet: no other follows it then."""

@@ -61,8 +61,11 @@ def find_segments(directory: Path) -> list[Local]:
 
 def _found(directory: Path) -> list[Local]:
     paths = {path.name: path for path in directory.iterdir()}
-    found = [_local(path) for name, path in paths.items() if name.removesuffix(".partial") not in paths
-             or not name.endswith(".partial")]  # fmt: skip
+    found = [
+        _local(path)
+        for name, path in paths.items()
+        if name.removesuffix(".partial") not in paths or not name.endswith(".partial")
+    ]
     return sorted((one for one in found if one), key=lambda one: (one.timeline, one.start))
 
 

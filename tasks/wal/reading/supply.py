@@ -123,8 +123,10 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
     bytes_ = found[0].segment.bytes if found else SEGMENT_BYTES
     if listing:
         for whole, names in ((True, listing.segments), (False, listing.partials)):
-            found += [Piece(Segment.named(name, bytes_), "the archive", whole, stored=intact(same)[-1])
-                      for name, same in names.items()]  # fmt: skip
+            found += [
+                Piece(Segment.named(name, bytes_), "the archive", whole, stored=intact(same)[-1])
+                for name, same in names.items()
+            ]
     if not found:
         hint = "look at [wal] directory and [backups] wal of the environment, and at the receiver's log"
         raise OpsError("there is no WAL to read" + "".join(f"; {why}" for why in silent), hint)
@@ -136,8 +138,9 @@ def directories_of(env: Environment) -> list[tuple[str, Path]]:
     """Those of this host: the receiver's, and the servers' own."""
     found = [(RECEIVED, Path(env.wal.directory))] if env.has("wal") else []
     nodes = [env.postgres, *([env.standby] if env.has("standby") else [])]  # the primary's goes further
-    found += [(f"pg_wal of {one.host}:{one.port}", Path(one.data_directory) / "pg_wal")
-              for one in nodes if is_here(one.host)]  # fmt: skip
+    found += [
+        (f"pg_wal of {one.host}:{one.port}", Path(one.data_directory) / "pg_wal") for one in nodes if is_here(one.host)
+    ]
     return [(where, path) for where, path in found if path.is_dir()]
 
 

@@ -42,9 +42,11 @@ class Commit:
 
 
 def commits_in(
-    postgres: Postgres, files: Sequence[tuple[Segment, Path]], stopped: Callable[[int], None] = lambda _: None,
+    postgres: Postgres,
+    files: Sequence[tuple[Segment, Path]],
+    stopped: Callable[[int], None] = lambda _: None,
     start: int = 0,
-) -> list[Commit]:  # fmt: skip
+) -> list[Commit]:
     """Every commit in consecutive segments of one history, in the order of WAL. `stopped`, `start`: see `lines_in`.
 
     Raises:
@@ -55,9 +57,12 @@ def commits_in(
 
 
 def lines_in(
-    postgres: Postgres, files: Sequence[tuple[Segment, Path]], managers: Sequence[str],
-    stopped: Callable[[int], None] = lambda _: None, start: int = 0,
-) -> Iterator[str]:  # fmt: skip
+    postgres: Postgres,
+    files: Sequence[tuple[Segment, Path]],
+    managers: Sequence[str],
+    stopped: Callable[[int], None] = lambda _: None,
+    start: int = 0,
+) -> Iterator[str]:
     """What pg_waldump prints of some resource managers' records in consecutive segments of one history, from the first
     that begins at or after `start` on (0: from their beginning). `stopped` is told the LSN behind which it read
     nothing, where it could not read to the end.

@@ -86,7 +86,7 @@ def test_chosen_tables_have_their_rows_and_everybody_s_definitions(trial: Trial)
     assert report.status in GOOD
     backup = newest(trial, "tables")
     assert set(backup.manifest.content["tables"]) == {
-        *("public.answers_2026_01", "public.answers_rest", "public.by_mood", 'public."Empty Table"'),
+        *("public.answers_2026_01", "public.answers_rest", "public.by_mood", 'public."Empty Table"')
     }
     assert verify_backup.fn(NAME, backup=backup.name).status in GOOD
     with pytest.raises(RunbookFailed, match="some tables.*restore-tables puts chosen tables into the live database"):
@@ -154,8 +154,7 @@ def test_into_makes_another_database_and_leaves_the_live_one(trial: Trial) -> No
 
 
 @pytest.mark.parametrize(
-    "ending",
-    ["__new", "__new_0123abcd", "__verify", "__tables", "__rehearsal", "__old_20260215_030000"],
+    "ending", ["__new", "__new_0123abcd", "__verify", "__tables", "__rehearsal", "__old_20260215_030000"]
 )
 def test_names_that_runs_drop_are_not_given(trial: Trial, ending: str) -> None:
     """Whatever they begin with: another environment's run may make and drop just that."""
@@ -171,7 +170,7 @@ def test_a_database_beside_the_new_name_is_left_alone(trial: Trial) -> None:
     assert restore_database.fn(NAME, into=other, confirm=NAME).status in GOOD
     assert trial.sql("SELECT count(*) FROM precious", database=stranger) == [(0,)]
     assert sorted(name for name in trial.databases() if name.startswith(trial.database)) == [
-        *(trial.database, other, stranger),
+        *(trial.database, other, stranger)
     ]
 
 

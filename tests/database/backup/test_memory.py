@@ -52,9 +52,16 @@ def seal(store: Path, megabytes: int) -> None:
         for number in range(megabytes):
             file.write(number.to_bytes(8, "big") + block[8:])
     sealed = Manifest(
-        kind="postgres", name=directory.name, environment=NAME, taken=datetime.now(UTC), seconds=1.0, host="here",
-        tool="by hand", files=manifests.sums_of(directory), content={},
-    )  # fmt: skip
+        kind="postgres",
+        name=directory.name,
+        environment=NAME,
+        taken=datetime.now(UTC),
+        seconds=1.0,
+        host="here",
+        tool="by hand",
+        files=manifests.sums_of(directory),
+        content={},
+    )
     manifests.write(directory, sealed)
 
 

@@ -351,10 +351,12 @@ def test_what_the_server_is_at_fault_for_is_not_the_backup_s(
 
 
 def test_a_pg_restore_that_is_killed_says_nothing_of_the_backup(trial: Trial) -> None:
-    trial.sql("CREATE FUNCTION public.waits(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN "
-              "IF current_database() LIKE '%__verify' THEN PERFORM pg_sleep(600); END IF; RETURN n; END $$;"
-              "CREATE TABLE public.slow (n int); INSERT INTO public.slow VALUES (1);"
-              "CREATE INDEX slow_waits ON public.slow (public.waits(n))")  # fmt: skip
+    trial.sql(
+        "CREATE FUNCTION public.waits(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN "
+        "IF current_database() LIKE '%__verify' THEN PERFORM pg_sleep(600); END IF; RETURN n; END $$;"
+        "CREATE TABLE public.slow (n int); INSERT INTO public.slow VALUES (1);"
+        "CREATE INDEX slow_waits ON public.slow (public.waits(n))"
+    )
     backup_database.fn(NAME)
     catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
 

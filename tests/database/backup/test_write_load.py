@@ -45,9 +45,13 @@ def load(trial: Trial) -> Iterator[list[int]]:
         while not stop.is_set():
             try:
                 with psycopg.connect(
-                    host="127.0.0.1", port=trial.server.port, dbname=trial.database, user="grc_user",
-                    password=os.environ["TRIAL_PASSWORD"], autocommit=True,
-                ) as connection:  # fmt: skip
+                    host="127.0.0.1",
+                    port=trial.server.port,
+                    dbname=trial.database,
+                    user="grc_user",
+                    password=os.environ["TRIAL_PASSWORD"],
+                    autocommit=True,
+                ) as connection:
                     while not stop.wait(max(pause, patience * took)):
                         began = time.monotonic()
                         for statement in statements:

@@ -211,11 +211,7 @@ def test_production_takes_a_backup_first_unless_a_verified_one_is_young(
     )
 
     catalogue.mark_verified(DirectoryStore(store), taken, {"by": "test"})
-    assert [step.step for step in apply_migrations.fn(NAME).plan_steps] == [
-        "rehearse up, down, up",
-        "migrate",
-        "check",
-    ]
+    assert [step.step for step in apply_migrations.fn(NAME).plan_steps] == ["rehearse up, down, up", "migrate", "check"]
     backup_database.fn(NAME)
     steps = [step.step for step in apply_migrations.fn(NAME).plan_steps]
     assert "take a backup" not in steps, "the newest that is verified, not the newest"

@@ -71,8 +71,13 @@ def refused(call: object, *arguments: object, **named: object) -> None:
 def test_an_application_that_goes_to_the_live_database_is_not_rehearsed_there(
     postgres_server: PostgresServer, backend: Path
 ) -> None:
-    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN x int')",
-        "op.execute('ALTER TABLE people DROP COLUMN x')")  # fmt: skip
+    add(
+        backend,
+        "0006",
+        "0005",
+        "op.execute('ALTER TABLE people ADD COLUMN x int')",
+        "op.execute('ALTER TABLE people DROP COLUMN x')",
+    )
     migrate_to(postgres_server, "0006")
     add(backend, "0007", "0006", "op.execute('DROP TABLE people')", "op.execute('CREATE TABLE people (id int)')")
     goes_to_live(postgres_server, backend)
@@ -135,8 +140,13 @@ def test_a_pass_that_does_not_arrive_or_that_moves_the_live_database_is_none(
 
 def test_a_driver_without_a_lock_timeout_is_told(postgres_server: PostgresServer, backend: Path) -> None:
     migrate_to(postgres_server, "0005")
-    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN x int')",
-        "op.execute('ALTER TABLE people DROP COLUMN x')")  # fmt: skip
+    add(
+        backend,
+        "0006",
+        "0005",
+        "op.execute('ALTER TABLE people ADD COLUMN x int')",
+        "op.execute('ALTER TABLE people DROP COLUMN x')",
+    )
     limit = "giving up on a lock"
     assert finding(check_migrations.fn(NAME, rehearse=True), limit) is Status.OK
 

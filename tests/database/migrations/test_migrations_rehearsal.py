@@ -55,8 +55,13 @@ def test_a_lock_on_a_large_table_is_found_before_anybody_confirms(
     """The table is large by its rows; the migration is harmless but for the lock."""
     migrate_to(postgres_server, "0005")
     postgres_server.sql("INSERT INTO people SELECT generate_series(1, 100000)", database=DATABASE)
-    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN note text')",
-        "op.execute('ALTER TABLE people DROP COLUMN note')")  # fmt: skip
+    add(
+        backend,
+        "0006",
+        "0005",
+        "op.execute('ALTER TABLE people ADD COLUMN note text')",
+        "op.execute('ALTER TABLE people DROP COLUMN note')",
+    )
 
     report = check_migrations.fn(NAME, rehearse=True)
     locks = found(report, "locks on large tables")
@@ -77,8 +82,13 @@ def test_a_lock_that_is_held_too_long_ends_the_run_unless_it_is_allowed(
     postgres_server: PostgresServer, backend: Path
 ) -> None:
     migrate_to(postgres_server, "0005")
-    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN x int'); op.execute('SELECT pg_sleep(0.6)')",
-        "op.execute('ALTER TABLE people DROP COLUMN x')")  # fmt: skip
+    add(
+        backend,
+        "0006",
+        "0005",
+        "op.execute('ALTER TABLE people ADD COLUMN x int'); op.execute('SELECT pg_sleep(0.6)')",
+        "op.execute('ALTER TABLE people DROP COLUMN x')",
+    )
     report = failed(apply_migrations, longest_lock_seconds=0.5, confirm=NAME)
     longest = found(report, "longest lock")
     assert longest.status is Status.CRITICAL
@@ -111,8 +121,13 @@ def test_what_fails_on_the_copy_never_runs_on_the_live_database(postgres_server:
 def test_a_downgrade_that_leads_elsewhere_is_found(postgres_server: PostgresServer, backend: Path) -> None:
     """It is written and it runs; it forgets one of two things, and deletes rows."""
     migrate_to(postgres_server, "0005")
-    add(backend, "0006", "0005", "op.execute('CREATE TABLE kept (x int)'); op.execute('ALTER TABLE people ADD COLUMN x int')",
-        "op.execute('ALTER TABLE people DROP COLUMN x'); op.execute('DELETE FROM people')")  # fmt: skip
+    add(
+        backend,
+        "0006",
+        "0005",
+        "op.execute('CREATE TABLE kept (x int)'); op.execute('ALTER TABLE people ADD COLUMN x int')",
+        "op.execute('ALTER TABLE people DROP COLUMN x'); op.execute('DELETE FROM people')",
+    )
     report = check_migrations.fn(NAME, rehearse=True)
     schema = found(report, "schema after up and down")
     assert schema.status is Status.WARN
@@ -165,8 +180,13 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
 def test_empty_columns_go_without_a_number_unless_somebody_fills_them_meanwhile(
     postgres_server: PostgresServer, backend: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN note text')",
-        "op.execute('ALTER TABLE people DROP COLUMN note')")  # fmt: skip
+    add(
+        backend,
+        "0006",
+        "0005",
+        "op.execute('ALTER TABLE people ADD COLUMN note text')",
+        "op.execute('ALTER TABLE people DROP COLUMN note')",
+    )
     migrate_to(postgres_server, "0006")
     with monkeypatch.context() as patched:
         patched.setattr(
@@ -226,8 +246,13 @@ def test_an_upgrade_that_drops_an_empty_column_loses_nothing_and_one_that_delete
 
 def test_a_downgrade_that_makes_a_column_anew_wants_its_number(postgres_server: PostgresServer, backend: Path) -> None:
     add(backend, "0006", "0005", NOTED, DROPPED)
-    add(backend, "0007", "0006", "op.execute('CREATE TABLE half (x int)')",
-        f"op.execute('DROP TABLE half'); {DROPPED}; {ANEW}")  # fmt: skip
+    add(
+        backend,
+        "0007",
+        "0006",
+        "op.execute('CREATE TABLE half (x int)')",
+        f"op.execute('DROP TABLE half'); {DROPPED}; {ANEW}",
+    )
     migrate_to(postgres_server, "0007")
     postgres_server.sql("UPDATE people SET note = 'filled'", database=DATABASE)
     assert rollback_migrations.fn(NAME).facts["rows that are lost"] == "1 in 1 tables"

@@ -242,8 +242,10 @@ def test_a_generated_column_whose_values_no_backup_has_is_left_empty_once_a_pers
     sums = {name: found.model_dump() for name, found in manifest.sums_of(path).items()}
     reseal(path, lambda sealed: (sealed.update(files=sums), sealed["content"].pop("uncomputable")))
     dump = tmp_path / "left.dump"
-    shell.run([trial.server.programs / "pg_dump", "-Fc", "-f", dump, trial.database],
-              environment=trial.environment.postgres.environment())  # fmt: skip
+    shell.run(
+        [trial.server.programs / "pg_dump", "-Fc", "-f", dump, trial.database],
+        environment=trial.environment.postgres.environment(),
+    )
     wanted = "GENERATED COLUMN public.bought.sum"
     with pytest.raises((RunbookFailed, OpsError), match=re.escape(f'accept=["{wanted}"]')):
         restore_database.fn(NAME, backup=str(dump), into="trial_other", confirm=NAME)
@@ -308,9 +310,12 @@ def test_another_encoding_is_backed_up_compared_and_restored(trial: Trial, encod
     assert f"IS '{shown}'" in changed
     assert verify_backup.fn(NAME, backup=plain.name).status in GOOD
     assert restore_database.fn(NAME, confirm=NAME).status in GOOD
-    reseal(newest(trial).path, lambda sealed: sealed["content"]["definitions"].update(
-        {key: value.replace(shown[-1], "x", 1) for key, value in content.definitions.items() if value == changed}
-    ))  # fmt: skip
+    reseal(
+        newest(trial).path,
+        lambda sealed: sealed["content"]["definitions"].update(
+            {key: value.replace(shown[-1], "x", 1) for key, value in content.definitions.items() if value == changed}
+        ),
+    )
     with pytest.raises(RunbookFailed, match="COMMENT public.TABLE .* differs"):
         verify_backup.fn(NAME)
 

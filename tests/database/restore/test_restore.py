@@ -69,9 +69,12 @@ def test_restore_brings_back_what_was_there(trial: Trial) -> None:
         "SELECT count(DISTINCT tablename) FROM pg_stats WHERE tablename IN ('people', 'answers_rest')"
     ) == [(2,)]
     with psycopg.connect(
-        host="127.0.0.1", port=trial.server.port, dbname=trial.database, user="grc_user",
+        host="127.0.0.1",
+        port=trial.server.port,
+        dbname=trial.database,
+        user="grc_user",
         password=os.environ["TRIAL_PASSWORD"],
-    ) as connection:  # fmt: skip
+    ) as connection:
         assert connection.execute("SHOW work_mem").fetchone() == ("8MB",)
         assert connection.execute("SHOW search_path").fetchone() == ('"$user", public',)
 
@@ -282,9 +285,12 @@ def test_swap_under_clients_that_keep_reconnecting(trial: Trial) -> None:
             came = datetime.now(UTC)
             try:
                 with psycopg.connect(
-                    host="127.0.0.1", port=trial.server.port, dbname=trial.database, user="grc_user",
+                    host="127.0.0.1",
+                    port=trial.server.port,
+                    dbname=trial.database,
+                    user="grc_user",
                     password=os.environ["TRIAL_PASSWORD"],
-                ) as connection:  # fmt: skip
+                ) as connection:
                     while not stop.wait(0.01):
                         connection.execute("SELECT count(*) FROM by_mood")
                         seen.append(1)

@@ -34,8 +34,10 @@ def at(trial: Trial, **changes: object) -> Environment:
 def judged(judge: Judge, env: Environment, *arguments: object, **named: object) -> dict[str, Status]:
     report = Report("trial", NAME)
     judge(report, env, *arguments, **named)
-    return {found.name.removeprefix(f"free space at {env.postgres.data_directory}"): found.status
-            for found in report.findings}  # fmt: skip
+    return {
+        found.name.removeprefix(f"free space at {env.postgres.data_directory}"): found.status
+        for found in report.findings
+    }
 
 
 @contextmanager

@@ -24,8 +24,10 @@ def test_copies_of_a_subscriber_own_no_slot_are_disabled_and_can_be_dropped(tria
         host="127.0.0.1", port=server.port, user="postgres", dbname=publisher, password=ADMIN_PASSWORD
     )
     trial.sql("CREATE TABLE t (x int)")
-    trial.sql(f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p "
-              f"WITH (create_slot = false, enabled = false, slot_name = '{slot}')")  # fmt: skip
+    trial.sql(
+        f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p "
+        f"WITH (create_slot = false, enabled = false, slot_name = '{slot}')"
+    )
     trial.sql("CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'none'; END $$")
     trial.sql("CREATE EVENT TRIGGER refuse ON ddl_command_start EXECUTE FUNCTION refuse()")
     try:

@@ -72,13 +72,23 @@ def test_chosen_tables_come_back_and_nothing_else_changes(trial: Trial) -> None:
     assert trial.databases().count(tables_scratch_name(trial.database)) == 0
 
     kept = {one.table: one for one in find_superseded_tables(trial.environment.postgres)}
-    assert set(kept) == {"public.people", "public.answers", "public.by_mood", 'public."Empty Table"', 'public."Über tisch; DROP"'}  # fmt: skip
+    assert set(kept) == {
+        "public.people",
+        "public.answers",
+        "public.by_mood",
+        'public."Empty Table"',
+        'public."Über tisch; DROP"',
+    }
     rights = "SELECT relacl::text, pg_get_userbyid(relowner), relpersistence::text FROM pg_class WHERE oid = %s"
     assert trial.sql(rights, kept["public.people"].oid)[0][1:] == ("grc_user", "p")
-    assert trial.sql(
-        "SELECT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee WHERE c.oid = %s "
-        "AND a.grantee <> c.relowner", kept["public.people"].oid,
-    ) == []  # fmt: skip
+    assert (
+        trial.sql(
+            "SELECT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee WHERE c.oid = %s "
+            "AND a.grantee <> c.relowner",
+            kept["public.people"].oid,
+        )
+        == []
+    )
     assert trial.sql("SELECT count(*) FROM public." + kept["public.people"].relation + " WHERE name = 'X'") == [(99,)]
     told = {finding.name: finding for finding in report.findings}
     assert told["materialised views over these tables"].hint == "REFRESH MATERIALIZED VIEW public.moods"
@@ -111,8 +121,9 @@ def test_a_plan_changes_nothing(trial: Trial) -> None:
     report = restore_tables.fn(NAME, ["people", "by_mood"])
     assert report.status is Status.PLANNED
     assert [step.detail.split(";")[0].split(" of ")[0] for step in report.plan_steps] == [
-        "public.people: 1,990 live rows → 2,000 rows", "public.by_mood: 300 live rows → 300 rows"
-    ]  # fmt: skip
+        "public.people: 1,990 live rows → 2,000 rows",
+        "public.by_mood: 300 live rows → 300 rows",
+    ]
     assert all(step.bytes > 0 and step.seconds > 0 for step in report.plan_steps)
     with pytest.raises(NotConfirmed):
         restore_tables.fn(NAME, ["people"], confirm="yes")
@@ -138,7 +149,15 @@ def test_names_that_are_no_table_are_refused_clearly(trial: Trial) -> None:
     for name, said in {**NAMES, "answers": "is in several schemas: other.answers, public.answers"}.items():
         with pytest.raises(OpsError, match=said):
             match_tables(postgres, trial.database, [name])
-    typed = ["lonely", "by_mood", "public.by_mood", "Empty Table", '"Empty Table"', 'public."Empty Table"', "Über tisch; DROP"]  # fmt: skip
+    typed = [
+        "lonely",
+        "by_mood",
+        "public.by_mood",
+        "Empty Table",
+        '"Empty Table"',
+        'public."Empty Table"',
+        "Über tisch; DROP",
+    ]
     found = [pair.wanted.name for pair in match_tables(postgres, trial.database, typed)]
     assert found == ["other.lonely", "public.by_mood", 'public."Empty Table"', 'public."Über tisch; DROP"']
     with pytest.raises(RunbookFailed, match="no table was named"):
@@ -148,64 +167,86 @@ def test_names_that_are_no_table_are_refused_clearly(trial: Trial) -> None:
 # A change of the live database, the tables to restore, what is said, and how to take the change back.
 REFUSED = {
     "a column added": (
-        "ALTER TABLE by_mood ADD x int", "by_mood", "column x was added since.*into=…. and copy",
+        "ALTER TABLE by_mood ADD x int",
+        "by_mood",
+        "column x was added since.*into=…. and copy",
         "ALTER TABLE by_mood DROP x",
     ),
     "a column dropped": (
-        'ALTER TABLE "Über tisch; DROP" RENAME "SELECT" TO other', "Über tisch; DROP", "column SELECT was dropped since",
+        'ALTER TABLE "Über tisch; DROP" RENAME "SELECT" TO other',
+        "Über tisch; DROP",
+        "column SELECT was dropped since",
         'ALTER TABLE "Über tisch; DROP" RENAME other TO "SELECT"',
     ),
     "a column of another type": (
-        "ALTER TABLE by_mood ALTER n TYPE bigint", "by_mood", "column n was integer, is bigint",
+        "ALTER TABLE by_mood ALTER n TYPE bigint",
+        "by_mood",
+        "column n was integer, is bigint",
         "ALTER TABLE by_mood ALTER n TYPE int",
     ),
     "a column generated otherwise": (
-        "ALTER TABLE people DROP shout, ADD shout text GENERATED ALWAYS AS (lower(name)) STORED", "people",
+        "ALTER TABLE people DROP shout, ADD shout text GENERATED ALWAYS AS (lower(name)) STORED",
+        "people",
         "column shout was text generated as upper.*is text generated as lower",
         "ALTER TABLE people DROP shout, ADD shout text GENERATED ALWAYS AS (upper(name)) STORED",
     ),
     "an inheritance": ("SELECT 1", "notes", "public.long_notes inherits from public.notes", "SELECT 1"),
     "a table that is gone": (
-        "ALTER TABLE by_mood RENAME TO was_by_mood", "by_mood", "has no such table: public.by_mood.*create it empty",
+        "ALTER TABLE by_mood RENAME TO was_by_mood",
+        "by_mood",
+        "has no such table: public.by_mood.*create it empty",
         "ALTER TABLE was_by_mood RENAME TO by_mood",
     ),
     "a check that the rows break": (
-        "ALTER TABLE by_mood ADD CONSTRAINT small CHECK (n < 10) NOT VALID", "by_mood",
+        "ALTER TABLE by_mood ADD CONSTRAINT small CHECK (n < 10) NOT VALID",
+        "by_mood",
         r'refuses rows of the backup: new row for relation "by_mood_\d" violates check constraint "small";',
         "ALTER TABLE by_mood DROP CONSTRAINT small",
     ),
     "a partition that is gone": (
-        "ALTER TABLE answers DETACH PARTITION answers_rest", "answers",
+        "ALTER TABLE answers DETACH PARTITION answers_rest",
+        "answers",
         "refuses rows of the backup: no partition of relation(?!.*contains)",
         "ALTER TABLE answers ATTACH PARTITION answers_rest DEFAULT",
     ),
     "a trigger that fires always": (
-        "ALTER TABLE people ENABLE ALWAYS TRIGGER touch", "people", "trigger touch of public.people fires always",
+        "ALTER TABLE people ENABLE ALWAYS TRIGGER touch",
+        "people",
+        "trigger touch of public.people fires always",
         "ALTER TABLE people ENABLE TRIGGER touch",
     ),
     "a rule": (
-        "CREATE RULE no AS ON DELETE TO by_mood DO INSTEAD NOTHING", "by_mood", "rule no of public.by_mood",
+        "CREATE RULE no AS ON DELETE TO by_mood DO INSTEAD NOTHING",
+        "by_mood",
+        "rule no of public.by_mood",
         "DROP RULE no ON by_mood",
     ),
     "a deferrable constraint": (
-        'ALTER TABLE "Empty Table" ADD CONSTRAINT once UNIQUE ("Key Column") DEFERRABLE', "Empty Table",
-        "newer than the backup: Empty Table once", 'ALTER TABLE "Empty Table" DROP CONSTRAINT once',
+        'ALTER TABLE "Empty Table" ADD CONSTRAINT once UNIQUE ("Key Column") DEFERRABLE',
+        "Empty Table",
+        "newer than the backup: Empty Table once",
+        'ALTER TABLE "Empty Table" DROP CONSTRAINT once',
     ),
     "deletions that nobody can be told": (
-        "CREATE PUBLICATION everything FOR ALL TABLES", "by_mood", "does not have a replica identity",
+        "CREATE PUBLICATION everything FOR ALL TABLES",
+        "by_mood",
+        "does not have a replica identity",
         "DROP PUBLICATION everything",
     ),
     "rows that are referenced by new ones": (
         "INSERT INTO people (id, name) VALUES (5000, 'x'), (5001, 'y');"
         "INSERT INTO answers VALUES (5000, '2026-01-25', 'x'), (5001, '2026-01-25', 'x'), (NULL, '2026-01-25', 'x')",
-        "people", r"answers_person_fkey on public.answers: 2 rows, such as \(5000\), \(5001\).*add public.answers to",
+        "people",
+        r"answers_person_fkey on public.answers: 2 rows, such as \(5000\), \(5001\).*add public.answers to",
         "DELETE FROM answers",
     ),
     "rows that reference what is gone": (
-        "DELETE FROM people WHERE id = 77", "answers",
-        r"answers_person_fkey on public.answers: 1 rows, such as \(77\).*add public.people to tables", "SELECT 1",
+        "DELETE FROM people WHERE id = 77",
+        "answers",
+        r"answers_person_fkey on public.answers: 1 rows, such as \(77\).*add public.people to tables",
+        "SELECT 1",
     ),
-}  # fmt: skip
+}
 
 
 def test_what_cannot_be_restored_is_refused_and_nothing_changes(trial: Trial) -> None:
@@ -489,14 +530,14 @@ def test_a_writer_that_does_not_end_is_named(trial: Trial, monkeypatch: pytest.M
     assert sums(trial) == before
 
 
-@pytest.mark.parametrize("change", ["ALTER TABLE by_mood ADD x int", "DROP TABLE by_mood CASCADE; CREATE TABLE by_mood (mood mood, n int)"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", ["ALTER TABLE by_mood ADD x int", "DROP TABLE by_mood CASCADE; CREATE TABLE by_mood (mood mood, n int)"]
+)
 def test_a_table_that_changes_after_it_was_judged_is_left_alone(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     backup_database.fn(NAME)
-    monkeypatch.setattr(
-        swap, "failpoint", lambda name: trial.sql(change) if name == "tables: staged" else None
-    )  # fmt: skip
+    monkeypatch.setattr(swap, "failpoint", lambda name: trial.sql(change) if name == "tables: staged" else None)
     with pytest.raises(RunbookFailed, match="is another table than was judged|is gone since it was judged"):
         restore("by_mood")
     assert find_superseded_tables(trial.environment.postgres) == ()
@@ -553,10 +594,13 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
     trial.sql("DELETE FROM by_mood WHERE mood = 'ok'")
     broken, log = sums(trial), tmp_path / "points"
     child = forked.launch(
-        ["-c", f"{PATIENT}from {FLOW.rpartition('.')[0]} import restore_tables;"
-         f"restore_tables.fn({NAME!r}, ['by_mood'], confirm={NAME!r})"],
+        [
+            "-c",
+            f"{PATIENT}from {FLOW.rpartition('.')[0]} import restore_tables;"
+            f"restore_tables.fn({NAME!r}, ['by_mood'], confirm={NAME!r})",
+        ],
         {**os.environ, "OPS_FAILPOINT": f"{point}:pause", "OPS_FAILPOINT_LOG": str(log)},
-    )  # fmt: skip
+    )
     paused = psutil.Process(child.pid)
     until(lambda: paused.status() == psutil.STATUS_STOPPED or child.poll() is not None, what=point, seconds=600)
     assert point in log.read_text()

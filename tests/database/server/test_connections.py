@@ -44,10 +44,14 @@ def client(trial: Trial) -> Iterator[Open]:
         if user != ADMIN:
             trial.sql("GRANT CONNECT ON DATABASE " + f'"{trial.database}" TO grc_user')
         connection = psycopg.connect(
-            host="127.0.0.1", port=trial.server.port, user=user, password=password,
+            host="127.0.0.1",
+            port=trial.server.port,
+            user=user,
+            password=password,
             dbname=database or trial.database,
-            application_name=application, **options,
-        )  # fmt: skip
+            application_name=application,
+            **options,
+        )
         opened.append(connection)
         return connection
 
@@ -93,8 +97,9 @@ def block(trial: Trial, connection: psycopg.Connection[Any]) -> threading.Thread
     thread.start()
     until(
         lambda: (s := session(trial, pid(connection))) and s.blocked_by and s.waited_seconds > 0.1,
-        what="the wait", seconds=120,
-    )  # fmt: skip
+        what="the wait",
+        seconds=120,
+    )
     return thread
 
 

@@ -254,8 +254,9 @@ def test_a_damaged_gin_index_and_the_missing_end_of_a_table_are_found(damaged: P
         "INSERT INTO papers SELECT g, to_tsvector('simple', 'w' || g) FROM generate_series(1, 5000) g; "
         "CREATE INDEX papers_words ON papers USING gin (words); CREATE INDEX papers_order ON papers USING gin (words); "
         "CREATE TABLE heap AS SELECT g AS id, repeat('x', 500) AS text FROM generate_series(1, 5000) g; "
-        "CREATE TABLE cut AS SELECT * FROM heap", database=DATABASE,
-    )  # fmt: skip
+        "CREATE TABLE cut AS SELECT * FROM heap",
+        database=DATABASE,
+    )
     for table in ("papers", "heap", "cut"):
         damaged.sql(f"VACUUM ANALYZE {table}", database=DATABASE)
     damaged.sql("CHECKPOINT")

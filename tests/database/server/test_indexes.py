@@ -16,8 +16,8 @@ from flows.database.upkeep import indexes
 from flows.database.upkeep.indexes import check_indexes, rebuild_indexes
 from runbook.errors import NotConfirmed, RunbookFailed, Unreachable
 from runbook.guard.permit import Act, Permit
-from runbook.page.render import size
 from runbook.report import Evidence, Report, Status
+from runbook.units import size
 from runbook.wait import until
 from tasks.postgres.upkeep import reindex, session
 from tasks.postgres.upkeep.indexes import read_indexes
@@ -110,8 +110,11 @@ def test_an_index_that_keeps_out_more_is_no_duplicate_nor_is_one_with_other_para
 
 def test_unused_is_not_only_never_scanned(trial: Trial) -> None:
     trial.sql("SET enable_seqscan = off; SELECT * FROM people WHERE name = 'x'")
-    until(lambda: trial.sql("SELECT 1 FROM pg_stat_user_indexes WHERE idx_scan > 0 AND indexrelname = 'people_name'"),
-          what="the scan's count", seconds=120)  # fmt: skip
+    until(
+        lambda: trial.sql("SELECT 1 FROM pg_stat_user_indexes WHERE idx_scan > 0 AND indexrelname = 'people_name'"),
+        what="the scan's count",
+        seconds=120,
+    )
     trial.sql("CREATE UNIQUE INDEX people_once ON people (id, name)")
     report = check_indexes.fn(NAME, days=0)
     names = {row[0] for row in table(report, "Never scanned").rows}

@@ -106,8 +106,10 @@ def test_an_archive_that_works_is_a_copy_of_the_wal(tmp_path: Path, monkeypatch:
 
         path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
         with path.open("a") as file:
-            file.write(f'[standby]\nhost = "standby.example.org"\ndatabase = "{DATABASE}"\nuser = "grc_user"\n'
-                       'password_env = "TRIAL_PASSWORD"\nadmin_password_env = "TRIAL_ADMIN_PASSWORD"\n')  # fmt: skip
+            file.write(
+                f'[standby]\nhost = "standby.example.org"\ndatabase = "{DATABASE}"\nuser = "grc_user"\n'
+                'password_env = "TRIAL_PASSWORD"\nadmin_password_env = "TRIAL_ADMIN_PASSWORD"\n'
+            )
         with receiver(server, "receiver_1", tmp_path):
             report = check()
         named = finding(report, "standby of the environment")
@@ -122,8 +124,11 @@ def test_a_logical_subscriber_is_no_copy_of_the_wal(tmp_path: Path, monkeypatch:
         server.sql("CREATE TABLE t (x int)", database="subscriber")
         where = {"host": "127.0.0.1", "port": server.port, "user": "postgres", "dbname": DATABASE}
         login = make_conninfo(**where, password=ADMIN_PASSWORD)
-        server.sql(f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p "
-                   "WITH (create_slot = false, enabled = false)", database="subscriber")  # fmt: skip
+        server.sql(
+            f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p "
+            "WITH (create_slot = false, enabled = false)",
+            database="subscriber",
+        )
         streams = "SELECT true FROM pg_stat_replication WHERE application_name = 's' AND state = 'streaming'"
         copies = "SELECT true FROM pg_stat_replication WHERE application_name LIKE '%sync%'"
         with server.connect("subscriber") as other, other.transaction():
@@ -197,8 +202,10 @@ def test_what_holds_xmin_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             pid = leaked.info.backend_pid
             held = {found.value.split(" (")[0]: found for found in report.findings if found.name == "holds xmin back"}
             assert set(held) == {
-                f"transaction of process {pid}", "prepared transaction it's left", "replication slot",
-            }, "and none for the reader"  # fmt: skip
+                f"transaction of process {pid}",
+                "prepared transaction it's left",
+                "replication slot",
+            }, "and none for the reader"
             transaction = held[f"transaction of process {pid}"]
             assert transaction.status is Status.WARN
             assert transaction.hint.startswith(f"end it: SELECT pg_terminate_backend({pid})")
@@ -294,9 +301,12 @@ def receiver(server: PostgresServer, name: str, directory: Path) -> Iterator[Non
     with subprocess.Popen([*map(str, argv), "-d", login], env=environ, stderr=subprocess.DEVNULL) as process:
         try:
             until(
-                lambda: server.sql("SELECT true FROM pg_stat_replication WHERE state = 'streaming' AND flush_lsn > '0/0'"),
-                what="pg_receivewal", seconds=120,
-            )  # fmt: skip
+                lambda: server.sql(
+                    "SELECT true FROM pg_stat_replication WHERE state = 'streaming' AND flush_lsn > '0/0'"
+                ),
+                what="pg_receivewal",
+                seconds=120,
+            )
             yield
         finally:
             process.terminate()
@@ -323,10 +333,18 @@ def test_a_standby_says_that_it_is_one(tmp_path: Path, monkeypatch: pytest.Monke
             login = f"host=127.0.0.1 port={primary.port} user=postgres application_name=s_1"
             # On no command line: another test reads all there are.
             environ = {**os.environ, "PGPASSWORD": ADMIN_PASSWORD}
-            run([standby.programs / "pg_basebackup", *copy, "-d", login], cwd=standby.root, account=standby.account,
-                environment=environ)  # fmt: skip
+            run(
+                [standby.programs / "pg_basebackup", *copy, "-d", login],
+                cwd=standby.root,
+                account=standby.account,
+                environment=environ,
+            )
             standby.start()
-            until(lambda: primary.sql("SELECT true FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()"), what="the standby", seconds=120)  # fmt: skip
+            until(
+                lambda: primary.sql("SELECT true FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()"),
+                what="the standby",
+                seconds=120,
+            )
             report = check()
             assert finding(report, "standby s_1").status is Status.OK
             assert finding(report, "slot standby_1").value.startswith("active, reserved")

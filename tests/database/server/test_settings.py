@@ -108,8 +108,9 @@ def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresS
     planned = apply_postgres_settings.fn(NAME)
     assert planned.status is Status.PLANNED
     assert sorted(step.detail.split(";")[0] for step in planned.plan_steps) == [
-        "max_connections = 200", "work_mem = 4MB",
-    ]  # fmt: skip
+        "max_connections = 200",
+        "work_mem = 4MB",
+    ]
     assert auto(server) == before
     assert not (tmp_path / "reports" / FOLDER).exists()
     report = apply()
@@ -183,8 +184,14 @@ def test_an_override_that_was_recorded_and_never_written_is_none(server: Postgre
     assert found(report, "max_connections").expected == "300"
 
 
-MORE = {"shared_buffers": "320MB", "max_connections": "250", "work_mem": "8MB", "max_wal_size": "8GB",
-        "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_naptime": "15s"}  # fmt: skip
+MORE = {
+    "shared_buffers": "320MB",
+    "max_connections": "250",
+    "work_mem": "8MB",
+    "max_wal_size": "8GB",
+    "autovacuum_vacuum_scale_factor": "0.02",
+    "autovacuum_naptime": "15s",
+}
 
 
 def test_a_bigger_server_and_an_eager_autovacuum_are_well_and_left_alone(server: PostgresServer) -> None:

@@ -27,8 +27,14 @@ from tests.recovery.conftest import System
 from tests.recovery.drills.running import base_backup, begun, critical, environment, forget, hold, process, steady
 
 NAME = "database_failure"
-PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copied", "drill: replay paused",
-          "drill: another cluster's standby")  # fmt: skip
+PLACES = (
+    "drill: struck",
+    "drill: decided",
+    "failover: promoted",
+    "rejoin: copied",
+    "drill: replay paused",
+    "drill: another cluster's standby",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -60,8 +60,12 @@ def test_the_examples_are_valid() -> None:
     names = sorted(path.stem for path in (toml.DIRECTORY / "drills").glob("*.toml"))
     assert len(names) >= 5
     assert {read_declaration(env, name).fault.kind for name in names} == {
-        "latency", "refused", "provider", "full_disk", "clock"
-    }  # fmt: skip
+        "latency",
+        "refused",
+        "provider",
+        "full_disk",
+        "clock",
+    }
 
 
 def restart(system: System) -> None:
@@ -200,9 +204,14 @@ def mounted(disk: Path) -> Iterator[None]:
     ids=["latency", "timeout", "provider", "full_disk", "clock"],
 )
 def test_every_other_kind_of_fault_is_made_detected_and_ended(
-    system: System, relay: Relay, disk: Path, monkeypatch: pytest.MonkeyPatch, kind: str, sensor: str,
+    system: System,
+    relay: Relay,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    sensor: str,
     controls: set[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(declared, "QUIET_SECONDS", 1.0)
     with mounted(disk) if kind == "full_disk" else contextlib.nullcontext():
         report = run_drill.fn(system.name, "declared", kind, confirm=system.name)

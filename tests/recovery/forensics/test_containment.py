@@ -71,8 +71,11 @@ def cluster(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]
     (pair.environment.reports_directory / f".contained-{NAME}").unlink(missing_ok=True)
     if pair.sql("standby", STATE) != [("not paused",)]:
         pair.sql("standby", "SELECT pg_wal_replay_resume()")
-    pair.sql("postgres", "ALTER ROLE grc_user IN DATABASE grc_db RESET ALL; DROP TABLE IF EXISTS notes;"
-             "DROP ROLE IF EXISTS reader, loader")  # fmt: skip
+    pair.sql(
+        "postgres",
+        "ALTER ROLE grc_user IN DATABASE grc_db RESET ALL; DROP TABLE IF EXISTS notes;"
+        "DROP ROLE IF EXISTS reader, loader",
+    )
 
 
 @pytest.fixture
@@ -179,8 +182,11 @@ def writing(cluster: Cluster) -> Iterator[tuple[list[int], list[str]]]:
 @pytest.mark.usefixtures("table")
 def test_writes_are_held_off_from_real_clients_and_an_open_one_is_ended(cluster: Cluster) -> None:
     cluster.sql("postgres", "ALTER ROLE grc_user IN DATABASE grc_db SET work_mem = '8MB'")
-    cluster.sql("postgres", "CREATE ROLE reader LOGIN; GRANT SELECT ON notes TO reader;"
-                "CREATE ROLE loader LOGIN; GRANT INSERT ON notes TO loader")  # fmt: skip
+    cluster.sql(
+        "postgres",
+        "CREATE ROLE reader LOGIN; GRANT SELECT ON notes TO reader;"
+        "CREATE ROLE loader LOGIN; GRANT INSERT ON notes TO loader",
+    )
     before = cluster.sql("postgres", SETTINGS)
     with application(cluster) as holder, writing(cluster) as (done, refused):
         holder.execute("BEGIN")

@@ -101,8 +101,10 @@ def test_what_a_restore_left_behind_comes_back_in_every_type(trial: Trial, left_
 
 def test_what_is_written_after_the_comparison_is_not_overwritten(trial: Trial, left_behind: str) -> None:
     plan = salvage_writes.fn(NAME, tables=("people", "pairs"))
-    trial.sql("UPDATE people SET share = 99 WHERE id = 7; INSERT INTO people (id, name) VALUES (2001, 'somebody else');"
-              "UPDATE pairs SET v = 0 WHERE b = 120")  # fmt: skip
+    trial.sql(
+        "UPDATE people SET share = 99 WHERE id = 7; INSERT INTO people (id, name) VALUES (2001, 'somebody else');"
+        "UPDATE pairs SET v = 0 WHERE b = 120"
+    )
     done = salvage_writes.fn(NAME, reviewed=str(plan.pins["reviewed"]), confirm=NAME)
     assert findings(done)["statements that found nothing to do"].startswith("3,")
     assert "11 rows inserted and 1 updated" in done.outcome
@@ -126,8 +128,11 @@ def test_refused_with_nothing_changed(trial: Trial, left_behind: str) -> None:
     with pytest.raises(OpsError, match="was changed since"):
         salvage_writes.fn(NAME, reviewed=str(plan.pins["reviewed"]), confirm=NAME)
     assert trial.sql(rows) == [(50,)]
-    for wrong, said in (({"source": "nowhere"}, f"newest first: {left_behind}"), ({"tables": ("peple",)}, "no table"),
-                        ({"reviewed": "x-y"}, "no comparison")):  # fmt: skip
+    for wrong, said in (
+        ({"source": "nowhere"}, f"newest first: {left_behind}"),
+        ({"tables": ("peple",)}, "no table"),
+        ({"reviewed": "x-y"}, "no comparison"),
+    ):
         with pytest.raises(OpsError, match=said):
             salvage_writes.fn(**{"environment": NAME, **wrong})
 
@@ -148,8 +153,10 @@ def test_killed_anywhere_and_launched_again(trial: Trial, left_behind: str) -> N
 
 @pytest.mark.soak
 def test_memory_does_not_grow_with_the_table(trial: Trial) -> None:
-    trial.sql("CREATE TABLE wide (id int PRIMARY KEY, body text);"
-              "INSERT INTO wide SELECT g, repeat('x', 1000) FROM generate_series(1, 8000) g")  # fmt: skip
+    trial.sql(
+        "CREATE TABLE wide (id int PRIMARY KEY, body text);"
+        "INSERT INTO wide SELECT g, repeat('x', 1000) FROM generate_series(1, 8000) g"
+    )
     kept = f"{trial.database}__old_20260101_000000"
     trial.sql(f'CREATE DATABASE "{kept}" TEMPLATE "{trial.database}"', database="postgres")
     trial.sql("DELETE FROM wide WHERE id % 2 = 0")

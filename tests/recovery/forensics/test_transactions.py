@@ -89,8 +89,9 @@ def test_a_delete_among_thousands_of_transactions_is_found_and_its_form_goes_bef
     assert int(report.facts["commits in the WAL that was read"].replace(",", "")) > 3000
     (way,) = [one.text for one in report.evidence if one.name == "Go back"]
     assert f'restore-to-point/{NAME}, by="before_transaction", target="{xid}", timeline=1' in way
-    restore_to_point.fn(NAME, by="before_transaction", target=str(xid), mode="tables", tables=["accounts"],
-                        timeline=1, confirm=NAME)  # fmt: skip
+    restore_to_point.fn(
+        NAME, by="before_transaction", target=str(xid), mode="tables", tables=["accounts"], timeline=1, confirm=NAME
+    )
     assert cluster.sql("postgres", "SELECT count(*) FROM accounts") == [(1000,)]
     smaller = deeds(find_transaction.fn(NAME, "public.accounts", kinds=["UPDATE"]))
     assert len(smaller) == 60
@@ -138,9 +139,7 @@ def test_a_dropped_table_is_found_by_its_name_in_the_base_backup(cluster: Cluste
     if anew:
         cluster.sql("postgres", "CREATE TABLE accounts (id int)")
     report = find_transaction.fn(NAME, "accounts")
-    assert deeds(report) == {
-        emptied: ("TRUNCATE", 0, 0), deleted: ("DELETE 10", 10, 0), dropped: ("DROP", 0, 0),
-    }  # fmt: skip
+    assert deeds(report) == {emptied: ("TRUNCATE", 0, 0), deleted: ("DELETE 10", 10, 0), dropped: ("DROP", 0, 0)}
     assert report.facts["name found in"].startswith("base_")
     assert noise_of_others not in deeds(report)
 
@@ -233,9 +232,13 @@ def test_the_window_by_time_and_by_lsn(cluster: Cluster) -> None:
     for edge in (moment.isoformat(), str(lsn)):
         assert list(deeds(find_transaction.fn(NAME, "accounts", since=edge))) == [second]
         assert list(deeds(find_transaction.fn(NAME, "accounts", until=edge, since="0/1000000"))) == [first]
-    for wrong, said in (({"since": "yesterday"}, "does not fit"), ({"since": "FF/0"}, "no WAL in that window"),
-                        ({"table": "acounts"}, "near it"), ({"table": ""}, "no table"),
-                        ({"most_segments": 1}, "more than 1")):  # fmt: skip
+    for wrong, said in (
+        ({"since": "yesterday"}, "does not fit"),
+        ({"since": "FF/0"}, "no WAL in that window"),
+        ({"table": "acounts"}, "near it"),
+        ({"table": ""}, "no table"),
+        ({"most_segments": 1}, "more than 1"),
+    ):
         with pytest.raises(OpsError, match=said):
             find_transaction.fn(**{"environment": NAME, "table": "accounts", **wrong})
 

@@ -57,8 +57,9 @@ def test_without_a_backup_and_without_live_data_only_a_named_waiver_begins_with_
     assert chosen(none, report).redis is None
     assert of(report, "redis backup").status is Status.WARN, "the live data is there, and stays"
 
-    gone = none.with_parts({**none.parts(), "redis": none.redis.model_copy(
-        update={"data_directory": str(tmp_path / "data")})})  # fmt: skip
+    gone = none.with_parts(
+        {**none.parts(), "redis": none.redis.model_copy(update={"data_directory": str(tmp_path / "data")})}
+    )
     report = new(system)
     with pytest.raises(RunbookFailed, match="redis backup: there is none .* is gone"):
         chosen(gone, report)

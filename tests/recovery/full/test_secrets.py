@@ -48,9 +48,11 @@ def test_no_password_gets_out(
     stores = [path for kind in ("postgresql", "redis", "files") for path in layout.store(kind).rglob("*")]
     assert {"globals.sql", "dump.rdb", "manifest.json"} <= {path.name for path in stores}
     looked_at = [
-        layout.reports, *(path for path in stores if path.is_file() and path.suffix != ".gz"), *system.lab.logs(),
+        layout.reports,
+        *(path for path in stores if path.is_file() and path.suffix != ".gz"),
+        *system.lab.logs(),
         control.layout.home,
-    ]  # fmt: skip
+    ]
     assert any(path.name.startswith("prefect.db") for path in control.layout.home.iterdir()), "Prefect's database"
     assert files_holding(looked_at, secrets) == []
 

@@ -24,15 +24,25 @@ from tests.runbook.processes import prefect_server
 __all__ = ["prefect_server"]
 
 NOW = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
-GOOD = Recoverable("database", "green", "", NOW - timedelta(minutes=5), 300.0, 421.0, "point in time (base_1)",
-                   "restore-to-point", "2026-11-28T02:00:00+00:00")  # fmt: skip
+GOOD = Recoverable(
+    "database",
+    "green",
+    "",
+    NOW - timedelta(minutes=5),
+    300.0,
+    421.0,
+    "point in time (base_1)",
+    "restore-to-point",
+    "2026-11-28T02:00:00+00:00",
+)
 DRILL = LastDrill(NOW - timedelta(days=20), "OK", "database_failure", 38.5)
 
 
 def of(name: str, *resources: Recoverable, drill: LastDrill | None = DRILL, checked: datetime = NOW) -> Standing:
     ages = (BackupAge("postgres", NOW, NOW),)
-    return Standing(name, "本番 <b>", "Asia/Tokyo", checked, 3600.0, 14400.0, resources, ages, drill,
-                    NOW + timedelta(days=70))  # fmt: skip
+    return Standing(
+        name, "本番 <b>", "Asia/Tokyo", checked, 3600.0, 14400.0, resources, ages, drill, NOW + timedelta(days=70)
+    )
 
 
 class Page(HTMLParser):
@@ -57,12 +67,22 @@ class Page(HTMLParser):
 
 
 def test_red_comes_first_and_every_question_is_answered() -> None:
-    lost = replace(GOOD, resource="redis", state="red", why="server lost: 9 h 00 min would be lost, RPO 1 h 00 min",
-                   loss_seconds=32400.0, option="backup (<img src=x onerror=alert(1)>)", proven="")  # fmt: skip
+    lost = replace(
+        GOOD,
+        resource="redis",
+        state="red",
+        why="server lost: 9 h 00 min would be lost, RPO 1 h 00 min",
+        loss_seconds=32400.0,
+        option="backup (<img src=x onerror=alert(1)>)",
+        proven="",
+    )
     found = [
-        of("alpha", GOOD), of("beta", GOOD, drill=None), of("gamma", GOOD, lost),
-        of("delta", GOOD, checked=NOW - timedelta(hours=2)), of("epsilon", GOOD, drill=replace(DRILL, status="CRITICAL")),
-    ]  # fmt: skip
+        of("alpha", GOOD),
+        of("beta", GOOD, drill=None),
+        of("gamma", GOOD, lost),
+        of("delta", GOOD, checked=NOW - timedelta(hours=2)),
+        of("epsilon", GOOD, drill=replace(DRILL, status="CRITICAL")),
+    ]
     text = board_page.html(found, NOW)
     page = Page(text)
     assert page.loads == []
@@ -73,9 +93,18 @@ def test_red_comes_first_and_every_question_is_answered() -> None:
     assert "not checked since 2026-11-29 10:00:00+09:00: run check-recovery-objectives" in page.text
     gamma = page.text[page.text.index("gamma") :]
     assert gamma.index("✗ redis") < gamma.index("✓ database"), "red first within an environment too"
-    for told in ("2026-11-29 11:55:00+09:00", "5 min 00 s", "7 min 01 s", "RPO 1 h 00 min, RTO 4 h 00 min",
-                 "point in time (base_1): restore-to-point", "2026-11-28 11:00:00+09:00", "database_failure OK",
-                 "users served after 38.5 s", "2027-02-07 12:00:00+09:00", "no drill has succeeded"):  # fmt: skip
+    for told in (
+        "2026-11-29 11:55:00+09:00",
+        "5 min 00 s",
+        "7 min 01 s",
+        "RPO 1 h 00 min, RTO 4 h 00 min",
+        "point in time (base_1): restore-to-point",
+        "2026-11-28 11:00:00+09:00",
+        "database_failure OK",
+        "users served after 38.5 s",
+        "2027-02-07 12:00:00+09:00",
+        "no drill has succeeded",
+    ):
         assert told in page.text, told
     assert "<img src=x onerror=alert(1)>" in page.text, "as text"
     assert "prefers-color-scheme:dark" in text

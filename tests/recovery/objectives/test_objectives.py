@@ -220,8 +220,10 @@ def test_the_manuals_daily_backup_is_told_before_it_is_too_old_and_red_when_it_i
     configure(cluster, r"\[standby\].*\[services\]", "[services]")
     name = backup_database.fn(NAME).facts["backup"]
     note_proven("postgres", name)
-    cluster.sql("postgres", "SELECT pg_create_physical_replication_slot(name, true)"
-                "FROM unnest(ARRAY['ops_containment', 'forgotten']) name")  # fmt: skip
+    cluster.sql(
+        "postgres",
+        "SELECT pg_create_physical_replication_slot(name, true)FROM unnest(ARRAY['ops_containment', 'forgotten']) name",
+    )
     report = check()
     assert finding(report, "database, data corrupted").status is Status.OK
     assert finding(report, "database, data corrupted").value.endswith(f"by backup ({name})"), "kept WAL is no means"
@@ -254,10 +256,11 @@ def test_a_store_that_cannot_be_read_is_not_known_and_never_well(cluster: Cluste
     ship_now(cluster.environment, "copies")
     assert finding(check(), "database, region lost").status is Status.OK
     configure(
-        cluster, r'postgres = "[^"]*/copies/postgres"(.*?)cluster = "[^"]*"\nwal = "[^"]*"',
+        cluster,
+        r'postgres = "[^"]*/copies/postgres"(.*?)cluster = "[^"]*"\nwal = "[^"]*"',
         r'postgres = "s3://gone/postgres"\1cluster = "s3://gone/cluster"\nwal = "s3://gone/wal"\n'
         r'endpoint = "http://127.0.0.1:9"\naccess_key = "a"\nsecret_key_env = "PAIR_PASSWORD"\npatience_seconds = 1',
-    )  # fmt: skip
+    )
     told = finding(check(), "database, region lost")
     assert told.status is Status.CRITICAL
     assert told.value.startswith("not known: ")

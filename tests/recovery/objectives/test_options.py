@@ -65,8 +65,10 @@ def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster:
     cluster.crash("postgres")
     failover = next(way for way in found(NAME) if way.flow == "postgres-failover")
     assert failover.parameters == {
-        "environment": NAME, "mode": "unplanned", "new_primary": f"127.0.0.1:{cluster.node('standby').port}",
-    }  # fmt: skip
+        "environment": NAME,
+        "mode": "unplanned",
+        "new_primary": f"127.0.0.1:{cluster.node('standby').port}",
+    }
     needing = {way.flow for way in found(NAME) if "a server that takes writes" in str(way.problems)}
     assert needing == {"restore-database", "restore-tables", "restore-to-point"}, "the last one for single tables"
     cluster.crash("standby")

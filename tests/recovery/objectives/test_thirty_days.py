@@ -122,8 +122,8 @@ def shipped(base: Path, server: PostgresServer, redis_port: int, redis_data: Pat
         r'(?m)^os_user = "postgres"$': f'os_user = "{server.account.name}"',
         r"(?m)^port = 6379$": f"port = {redis_port}",
         r'(?m)^data_directory = "/var/lib/redis"$': f'data_directory = "{redis_data}"',
-        r'(?m)^sentinels = .*$': "",
-    }.items():  # fmt: skip
+        r"(?m)^sentinels = .*$": "",
+    }.items():
         text, number = re.subn(pattern, lambda _, new=new: new, text)  # type: ignore[misc]
         assert number, f"production.toml has no {pattern}"
     return text

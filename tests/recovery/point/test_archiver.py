@@ -68,10 +68,15 @@ def in_bucket(cluster: Cluster, server: S3Server, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PAIR_IDENTITY", str(key))
     bucket = server.bucket()
     places(
-        cluster, f'cluster = "s3://{bucket.bucket}/cluster"', f'wal = "s3://{bucket.bucket}/wal"',
-        f'endpoint = "{server.endpoint}"', f'access_key = "{ACCESS_KEY}"', 'secret_key_env = "PAIR_SECRET_KEY"',
-        f'recipients = ["{key.to_public()}"]', 'identity_env = "PAIR_IDENTITY"',
-    )  # fmt: skip
+        cluster,
+        f'cluster = "s3://{bucket.bucket}/cluster"',
+        f'wal = "s3://{bucket.bucket}/wal"',
+        f'endpoint = "{server.endpoint}"',
+        f'access_key = "{ACCESS_KEY}"',
+        'secret_key_env = "PAIR_SECRET_KEY"',
+        f'recipients = ["{key.to_public()}"]',
+        'identity_env = "PAIR_IDENTITY"',
+    )
 
 
 def test_wal_is_shipped_to_a_bucket_encrypted_as_it_comes_and_restores(

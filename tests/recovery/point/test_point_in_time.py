@@ -240,9 +240,9 @@ def damaged(cluster: Cluster, template: Template, how: str) -> None:
             Archive(DirectoryPlace(path.parent), NO_KEY).put(name, found.read_bytes())
 
 
-@pytest.mark.parametrize(("how", "said"), [
-    ("missing", "missing"), ("damaged", "damaged"), ("foreign", "another cluster"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "said"), [("missing", "missing"), ("damaged", "damaged"), ("foreign", "another cluster")]
+)
 def test_bad_wal_is_refused_with_the_point_that_can_be_reached(
     cluster: Cluster, cluster_template: Template, how: str, said: str
 ) -> None:
@@ -496,9 +496,7 @@ def test_a_standby_that_is_ahead_of_the_point_is_joined_again(cluster: Cluster) 
     until(lambda: cluster.sql("standby", "SELECT sum(balance) FROM accounts") == [(5050,)], what="replay", seconds=120)
 
 
-def test_the_end_of_a_segment_is_reported_by_the_receiver_without_the_next_write(
-    cluster: Cluster,
-) -> None:
+def test_the_end_of_a_segment_is_reported_by_the_receiver_without_the_next_write(cluster: Cluster) -> None:
     """It reports what it writes, but not the end of a segment: that comes with its status, every second (by its own
     clock: by default it would be every 10 s)."""
     for number in range(3):

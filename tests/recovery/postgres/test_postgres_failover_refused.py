@@ -114,8 +114,11 @@ def test_the_standby_lags_behind_a_living_primary_and_never_replays_after_its_de
 def test_the_standby_lacks_more_of_a_dead_primary_than_is_allowed(cluster: Cluster) -> None:
     """By the mode of replication nothing of it was acknowledged; this session asked for that."""
     cluster.stop("standby", "receiver")
-    cluster.sql("postgres", "SET synchronous_commit = local; "
-                "CREATE TABLE much AS SELECT repeat(i::text, 100) FROM generate_series(1, 20000) i")  # fmt: skip
+    cluster.sql(
+        "postgres",
+        "SET synchronous_commit = local; "
+        "CREATE TABLE much AS SELECT repeat(i::text, 100) FROM generate_series(1, 20000) i",
+    )
     cluster.crash("postgres")
     cluster.start("standby")
     report = refused("unplanned", max_lag_megabytes=1)

@@ -117,9 +117,7 @@ def follows(server: RedisServer, master: RedisServer) -> bool:
         info = server.client().info("replication")
     except (redis.ConnectionError, redis.TimeoutError):
         return False
-    return bool(
-        info["role"] == "slave" and info["master_port"] == master.port and info["master_link_status"] == "up"
-    )  # fmt: skip
+    return bool(info["role"] == "slave" and info["master_port"] == master.port and info["master_link_status"] == "up")
 
 
 def takes_writes(server: RedisServer) -> bool:
@@ -374,8 +372,9 @@ def test_a_killed_master_is_taken_over_and_the_loss_is_bounded(group: Group) -> 
         begun = time.monotonic()
         until(
             lambda: seen.sentinel_master(MASTER)["info-refresh"] < (time.monotonic() - begun - 2) * 1000,
-            what="a fresh INFO", seconds=120,
-        )  # fmt: skip
+            what="a fresh INFO",
+            seconds=120,
+        )
         group.in_step()  # the replica has what it had then
         writer.wait(200)
         group.master.crash()
@@ -424,8 +423,9 @@ def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
     assert "priority 0" in finding(refused("unplanned"), "a replica that is fit")
     until(
         lambda: all("+vote-for-leader" in sentinel.log.read_text() for sentinel in group.sentinels),
-        what="the vote of each", seconds=120,
-    )  # fmt: skip
+        what="the vote of each",
+        seconds=120,
+    )
     replica.config_set("replica-priority", 100)
     until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=120)
     report = fail_over("unplanned")

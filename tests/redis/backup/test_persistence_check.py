@@ -142,9 +142,11 @@ def test_a_setting_that_is_worse(kept: RedisServer, setting: str, value: str, na
 
 def test_what_is_stricter_is_as_well(kept: RedisServer) -> None:
     for setting, value in (
-        ("save", "60 1"), ("appendfsync", "always"), ("auto-aof-rewrite-percentage", "50"),
+        ("save", "60 1"),
+        ("appendfsync", "always"),
+        ("auto-aof-rewrite-percentage", "50"),
         ("auto-aof-rewrite-min-size", "1mb"),
-    ):  # fmt: skip
+    ):
         kept.client().config_set(setting, value)
     assert set(wrong(check())) == {"configuration file"}
     assert "nothing that was acknowledged" in check().facts["a kill now would lose"]
@@ -437,8 +439,12 @@ def test_a_server_that_dies_between_the_readings(kept: RedisServer, monkeypatch:
 
 def test_the_table_of_settings_is_the_manual_s(kept: RedisServer) -> None:
     assert [each.name for each in settings_of(read_persistence(kept.block()))][:5] == [
-        "save", "stop-writes-on-bgsave-error", "rdbcompression", "rdbchecksum", "appendonly",
-    ]  # fmt: skip
+        "save",
+        "stop-writes-on-bgsave-error",
+        "rdbcompression",
+        "rdbchecksum",
+        "appendonly",
+    ]
 
 
 def _look(server: RedisServer) -> tuple[Persistence, Place]:

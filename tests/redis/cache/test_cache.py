@@ -34,9 +34,17 @@ from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redi
 
 ROOT = Path(__file__).parents[3]
 STRANGE = (
-    b"cache:with spaces", b"cache:'quotes\"", b"cache:new\nline", b"cache:nul\0byte", b"cache:\xff\xfe", b"cache:",
-    "cache:氏名".encode(), b"cache:*", b"cache:\\back", b"cache:" + bytes(range(256)),
-)  # fmt: skip
+    b"cache:with spaces",
+    b"cache:'quotes\"",
+    b"cache:new\nline",
+    b"cache:nul\0byte",
+    b"cache:\xff\xfe",
+    b"cache:",
+    "cache:氏名".encode(),
+    b"cache:*",
+    b"cache:\\back",
+    b"cache:" + bytes(range(256)),
+)
 KEPT = (b"cach:a", b"Cache:a", b"xcache:a", b"cache", b"plain", b"\xff\xfe")
 GOOD = (Status.OK, Status.WARN)
 # By the Sentinels' word, by its refusal of a write, and by its own word, which it gives some seconds after a failover.
@@ -499,10 +507,7 @@ def test_a_replica_is_refused(group: Group, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("seen_by", ["Sentinels", "server"])
 def test_a_replica_is_promoted_meanwhile(
-    group: Group,
-    after_page: Callable[[Callable[[int], None]], None],
-    monkeypatch: pytest.MonkeyPatch,
-    seen_by: str,
+    group: Group, after_page: Callable[[Callable[[int], None]], None], monkeypatch: pytest.MonkeyPatch, seen_by: str
 ) -> None:
     """It says how many were unlinked, and the next run goes on at the new master."""
     old = group.master
@@ -548,9 +553,7 @@ def durable(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
 
 
 def test_the_server_is_killed_meanwhile(
-    durable: RedisServer,
-    after_page: Callable[[Callable[[int], None]], None],
-    monkeypatch: pytest.MonkeyPatch,
+    durable: RedisServer, after_page: Callable[[Callable[[int], None]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(durable.client(), 1000)
     put(durable.client(), "kept")

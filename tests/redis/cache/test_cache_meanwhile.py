@@ -157,10 +157,7 @@ def test_a_restart_between_two_databases(server: RedisServer, at_page: Callable[
 
 @pytest.mark.parametrize("recheck_seconds", [0.0, 1e6])
 def test_it_becomes_a_replica_and_pages_have_nothing_to_unlink(
-    either: RedisServer,
-    at_page: Callable[[int, Act], None],
-    monkeypatch: pytest.MonkeyPatch,
-    recheck_seconds: float,
+    either: RedisServer, at_page: Callable[[int, Act], None], monkeypatch: pytest.MonkeyPatch, recheck_seconds: float
 ) -> None:
     """Its master's data has no such keys, so that no page is refused (READONLY)."""
     monkeypatch.setattr(recheck, "RECHECK_SECONDS", recheck_seconds)

@@ -147,8 +147,9 @@ def test_what_it_reads_touches_no_key(server: RedisServer) -> None:
     client.set("string", "x")
     until(
         lambda: min(client.object("IDLETIME", key) for key in ("list", "string")) >= 1,
-        what="an idle second", seconds=120,
-    )  # fmt: skip
+        what="an idle second",
+        seconds=120,
+    )
     run(pattern="*")
     assert client.object("IDLETIME", "list") >= 1
     assert client.object("IDLETIME", "string") >= 1

@@ -12,8 +12,8 @@ from flows.redis.memory.check import check_redis_memory
 from flows.redis.memory.findings import judge_memory
 from runbook import kinds
 from runbook.errors import RunbookFailed
-from runbook.page.render import size
 from runbook.report import Finding, Report, Status
+from runbook.units import size
 from runbook.wait import until
 from tasks.redis.memory import sweep
 from tasks.redis.memory.info import read_memory

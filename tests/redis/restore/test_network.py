@@ -279,8 +279,13 @@ def test_wrong_password_is_one_sentence(remote: RedisServer, monkeypatch: pytest
     assert "refuses the password" in failed().sentence()
 
 
-POINTS = ("network restore recorded", "live server follows", "live server loaded", "live server compared",
-          "live server is a master again")  # fmt: skip
+POINTS = (
+    "network restore recorded",
+    "live server follows",
+    "live server loaded",
+    "live server compared",
+    "live server is a master again",
+)
 
 
 @pytest.mark.parametrize("where", POINTS)

@@ -167,10 +167,12 @@ def test_a_waiver_does_not_hold_against_a_sentinel_that_names_another(
 
 def test_as_many_must_name_it_as_a_failover_needs() -> None:
     def watch(*named: str, quorum: int = 2, others: int = 2) -> Watch:
-        return Watch(tuple(
-            SentinelView(f"s{n}:1", "silent" if not name else "", name, quorum=quorum, others=others)
-            for n, name in enumerate(named)
-        ))  # fmt: skip
+        return Watch(
+            tuple(
+                SentinelView(f"s{n}:1", "silent" if not name else "", name, quorum=quorum, others=others)
+                for n, name in enumerate(named)
+            )
+        )
 
     assert Watch(()).doubt("a:1") == ""
     assert watch("a:1", "a:1", "").doubt("a:1") == ""

@@ -133,9 +133,13 @@ def test_a_worse_value_is_found_set_kept_and_undone(kept: RedisServer, name: str
 
 def test_what_is_stricter_is_left_alone(kept: RedisServer) -> None:
     more = {
-        "save": "60 1", "appendfsync": "always", "auto-aof-rewrite-percentage": "50",
-        "auto-aof-rewrite-min-size": "1048576", "maxclients": "12000", "timeout": "60",
-    }  # fmt: skip
+        "save": "60 1",
+        "appendfsync": "always",
+        "auto-aof-rewrite-percentage": "50",
+        "auto-aof-rewrite-min-size": "1048576",
+        "maxclients": "12000",
+        "timeout": "60",
+    }
     for name, value in more.items():
         kept.client().config_set(name, value)
     kept.client().config_rewrite()
@@ -336,8 +340,9 @@ def test_what_others_set_at_run_time_is_named(kept: RedisServer) -> None:
     kept.client().config_set("min-replicas-to-write", "0")
     assert apply(override="maxmemory 2gb").status is Status.OK
     assert {name: written(kept, name) for name in ("maxmemory-policy", "hz")} == {
-        "maxmemory-policy": "allkeys-random", "hz": "50",
-    }  # fmt: skip
+        "maxmemory-policy": "allkeys-random",
+        "hz": "50",
+    }
     assert check().status is Status.OK
 
 
@@ -457,8 +462,9 @@ def test_a_run_killed_between_two_values(kept: RedisServer) -> None:
     assert launch(OPS_FAILPOINT=IS_SET) == -signal.SIGKILL
     (path,) = record_paths(kept)
     assert {change["name"]: change["old"] for change in json.loads(path.read_text())["changes"]} == {
-        "timeout": "0", "auto-aof-rewrite-percentage": "0",
-    }  # fmt: skip
+        "timeout": "0",
+        "auto-aof-rewrite-percentage": "0",
+    }
     assert [runs(kept, "auto-aof-rewrite-percentage"), runs(kept, "timeout")] == ["100", "0"]
     assert written(kept, "auto-aof-rewrite-percentage") == "0"
     assert apply().status is Status.OK
@@ -674,9 +680,14 @@ def test_records_of_postgresql_are_read_and_left_alone(kept: RedisServer) -> Non
     folder = kept.root / "reports" / records.FOLDER
     folder.mkdir(parents=True)
     old = {
-        "name": "20260101T000000000000Z", "taken": "2026-01-01T00:00:00+00:00", "system_identifier": "7431",
-        "changes": [{"name": "work_mem", "old": None, "new": "8MB"}], "until": "", "reason": "", "undone": "",
-    }  # fmt: skip
+        "name": "20260101T000000000000Z",
+        "taken": "2026-01-01T00:00:00+00:00",
+        "system_identifier": "7431",
+        "changes": [{"name": "work_mem", "old": None, "new": "8MB"}],
+        "until": "",
+        "reason": "",
+        "undone": "",
+    }
     (folder / f"{old['name']}.json").write_text(json.dumps(old))
     (record,) = records.read_all(kept.root / "reports")
     change = record.change("work_mem")

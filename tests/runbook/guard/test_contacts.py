@@ -18,7 +18,7 @@ CONTACTS = [("role", "phone"), ("オンコールSRE", "000-0000-0001")]
 def run(system: System, *, well: bool) -> Report:
     try:
         with runbook("Trial", system) as report:
-            report.expect("it works", well, "repair it")
+            report.require("it works", well, "repair it")
     except RunbookFailed as error:
         return error.report
     return report

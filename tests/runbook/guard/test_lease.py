@@ -374,9 +374,11 @@ def test_no_question_about_the_lock_waits_for_minutes(
     relay.set_fault("timeout")
     began = time.monotonic()
     for ask in (
-        lambda: leases.ensure_limit(system.name), lambda: leases.release(uuid.uuid4()),
-        lambda: remember(system.name, me), lambda: remembered(system.name),
-    ):  # fmt: skip
+        lambda: leases.ensure_limit(system.name),
+        lambda: leases.release(uuid.uuid4()),
+        lambda: remember(system.name, me),
+        lambda: remembered(system.name),
+    ):
         with pytest.raises(Unreachable, match="an answer of Prefect about the"):
             ask()
     assert time.monotonic() - began < 60

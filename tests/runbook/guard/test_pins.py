@@ -49,7 +49,7 @@ def replace_it(system: System, plan: str = "", confirm: str = "", title: str = "
         report.permit(*(Act("replace", one) for one in LIVE["acts"]))
         if LIVE.get("fails"):
             LIVE["oid"] += 1
-            report.expect("it", False, "again")
+            report.fail("it", "again")
             report.fail_if_critical()
         DONE.append(system.name)
     return report

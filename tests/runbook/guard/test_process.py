@@ -20,8 +20,9 @@ PROGRAM = "from runbook.guard.process import this_process as me; print(me().text
 @pytest.fixture
 def living(request: pytest.FixtureRequest) -> Iterator[tuple[Process, subprocess.Popen[str]]]:
     launcher = getattr(request, "param", ())
-    with subprocess.Popen([*launcher, sys.executable, "-c", PROGRAM], cwd=ROOT, text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:  # fmt: skip
+    with subprocess.Popen(
+        [*launcher, sys.executable, "-c", PROGRAM], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout
         process = parse(child.stdout.readline().strip())
         assert process
@@ -73,5 +74,6 @@ def test_where_proc_belongs_to_another_namespace_nothing_is_judged() -> None:
     program = "import os; from runbook.guard.process import this_process as me; print(me().place, me().is_judgeable)"
     argv = ["unshare", "--pid", "--fork", sys.executable, "-c", program]
     assert subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() == [
-        "unknown", "False",
-    ]  # fmt: skip
+        "unknown",
+        "False",
+    ]

@@ -16,9 +16,28 @@ from runbook.page import render
 from runbook.page.markdown import code, escaped, fenced, link, plain
 from runbook.report import Evidence, Report, Status, StepTime
 
-NASTY = ["a|b", "a\\|b", "\\", "a\\", "<script>x</script>", "a & b &lt;", "one\ntwo", "`a|b`", "|" * 5, "候補者 <名前>",
-         "![x](http://evil/p.png)", "[log in](http://evil)", "[a]: http://evil", "*a* _b_ ~~c~~", "```", "a ` ![x](y) `b",
-         "\\[x](y)", "<http://evil>", "[[x](y)](z)", "![x][a]"]  # fmt: skip
+NASTY = [
+    "a|b",
+    "a\\|b",
+    "\\",
+    "a\\",
+    "<script>x</script>",
+    "a & b &lt;",
+    "one\ntwo",
+    "`a|b`",
+    "|" * 5,
+    "候補者 <名前>",
+    "![x](http://evil/p.png)",
+    "[log in](http://evil)",
+    "[a]: http://evil",
+    "*a* _b_ ~~c~~",
+    "```",
+    "a ` ![x](y) `b",
+    "\\[x](y)",
+    "<http://evil>",
+    "[[x](y)](z)",
+    "![x][a]",
+]
 
 
 def new() -> Report:
@@ -67,8 +86,9 @@ def test_no_content_becomes_html() -> None:
 def test_a_block_of_code_ends_where_its_text_ends(text: str) -> None:
     tokens = MarkdownIt("commonmark").parse(fenced(text, "diff") + "\n\nbehind")
     assert [(token.type, token.content) for token in tokens if token.content] == [
-        ("fence", text + "\n"), ("inline", "behind"),
-    ]  # fmt: skip
+        ("fence", text + "\n"),
+        ("inline", "behind"),
+    ]
     one_line = " ".join(text.split())
     (inline,) = [token for token in MarkdownIt("commonmark").parse(f"a {code(text)} b") if token.type == "inline"]
     assert [child.content for child in inline.children or [] if child.type == "code_inline"] == [one_line]
@@ -99,9 +119,17 @@ def test_bytes_for_people(number: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (12.34, "12.3 s"), (59.94, "59.9 s"), (59.99, "1 min 00 s"), (60, "1 min 00 s"),
-     (125, "2 min 05 s"), (3599.7, "1 h 00 min"), (14400, "4 h 00 min")],
-)  # fmt: skip
+    [
+        (0, "0.0 s"),
+        (12.34, "12.3 s"),
+        (59.94, "59.9 s"),
+        (59.99, "1 min 00 s"),
+        (60, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (14400, "4 h 00 min"),
+    ],
+)
 def test_seconds_for_people(seconds: float, text: str) -> None:
     assert render.duration(seconds) == text
 
@@ -148,9 +176,9 @@ def test_pictures_are_in_the_page() -> None:
 
 def test_the_page_has_everything_worst_first() -> None:
     report = new()
-    report.expect("rows", True, "", value=3, expected=3)
+    report.passed("rows", value=3, expected=3)
     report.warn("fsync", "switch it on")
-    report.expect("backup", False, "take one", value="none", expected="one")
+    report.fail("backup", "take one", value="none", expected="one")
     report.fact("size", "3 MB")
     report.hash, report.previous = "h" * 64, "p" * 64
     page = render.markdown(report)
@@ -180,7 +208,7 @@ def test_ten_thousand_of_everything_stay_under_a_megabyte() -> None:
     report.table("Rows", ("id", "name", "text"), [(n, f"user {n}", "候補者" * 1000) for n in range(10_000)])
     for number in range(10_000):
         report.warn(f"row {number}", "look at it", value=number)
-    report.expect("the worst", False, "do something")
+    report.fail("the worst", "do something")
     page = render.markdown(report)
     assert len(page.encode()) < 1_000_000
     assert page.count("… 9800 more rows in the JSON report") == 2

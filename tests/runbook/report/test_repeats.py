@@ -21,7 +21,7 @@ def look(
 ) -> Report:
     """One run of a check."""
     with runbook("Check often", system, often=True) as found:
-        found.expect(name, status is Status.OK, hint, value=value, otherwise=status)
+        found.require(name, status is Status.OK, hint, value=value, worst=status)
     return found
 
 

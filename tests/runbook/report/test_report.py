@@ -12,13 +12,15 @@ import pytest
 from runbook.current import current_report, use_report
 from runbook.errors import CommandFailed, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.permit import Act, PlanOnly
+from runbook.metrics import Metric, Unit
 from runbook.report import Evidence, Report, Status, StepTime
 
 DROP = Act("drop database", "grc_db_old")
+AGE = Metric("backup.age", 5, 50, "s", "age of the newest backup")
 
 
 def new(confirm: str = "") -> Report:
-    return Report("Restore database", "production", confirm, {"age": (10, 100), "share": (0.5, 0.9)})
+    return Report("Restore database", "production", confirm, {AGE.name: (10, 100)})
 
 
 class Lost:
@@ -38,11 +40,11 @@ def status_of(report: Report) -> str:
 def test_status_is_the_worst_finding() -> None:
     report = new()
     assert status_of(report) == "OK"
-    report.expect("disk", True, "never shown")
+    report.passed("disk")
     assert status_of(report) == "OK"
     report.warn("fsync", "switch it on")
     assert status_of(report) == "WARN"
-    report.expect("backup", False, "take one")
+    report.fail("backup", "take one")
     assert status_of(report) == "CRITICAL"
 
 
@@ -51,7 +53,7 @@ def test_planned_hides_a_warning_and_never_a_critical_finding() -> None:
     report.planned = True
     report.warn("fsync", "switch it on")
     assert status_of(report) == "PLANNED"
-    report.expect("backup", False, "take one")
+    report.fail("backup", "take one")
     assert status_of(report) == "CRITICAL"
 
 
@@ -69,30 +71,51 @@ def test_planned_hides_a_warning_and_never_a_critical_finding() -> None:
 )
 def test_judge_compares_with_the_thresholds(value: float, status: Status) -> None:
     report = new()
-    assert report.judge("age", value, "look") is status
+    assert report.judge(AGE, value, "look") is status
     assert report.status is status
     assert report.findings[0].hint == ("" if status is Status.OK else "look")
 
 
-def test_judge_without_a_threshold_says_which_and_where() -> None:
-    with pytest.raises(OpsError, match=r"no threshold for lag"):
-        new().judge("lag", 1)
+def test_a_metric_without_a_threshold_of_the_environment_has_its_default_limits() -> None:
+    report = Report("Backup", "development")
+    assert report.judge(AGE, 6) is Status.WARN
+    assert report.judge(AGE, 51) is Status.CRITICAL
 
 
-def test_judge_shows_seconds_of_weeks_as_digits() -> None:
-    report = Report("Backup", "development", "", {"age": (604800, 1209600)})
-    report.judge("age", 1234567)
-    assert report.findings[0].value == "1,234,567"
-    assert report.findings[0].expected == "≤ 604,800 (critical above 1,209,600)"
+@pytest.mark.parametrize(
+    ("unit", "value", "limits", "shown", "expected"),
+    [
+        ("s", 1234567, (604800, 1209600), "14 d 6 h", "≤ 7 d 0 h (critical above 14 d 0 h)"),
+        ("s", 0.0123, (0.1, 1), "12.3 ms", "≤ 100 ms (critical above 1.0 s)"),
+        ("ratio", 0.8531, (0.8, 1), "85.3 %", "≤ 80 % (critical above 100 %)"),
+        ("B", 65e6, (64e6, 1e9), "65.0 MB", "≤ 64.0 MB (critical above 1.0 GB)"),
+        ("count", 1234567, (20, 1e6), "1,234,567", "≤ 20 (critical above 1,000,000)"),
+    ],
+)
+def test_judge_shows_values_and_limits_with_their_unit(
+    unit: Unit, value: float, limits: tuple[float, float], shown: str, expected: str
+) -> None:
+    report = Report("Backup", "development")
+    report.judge(Metric("a.metric", *limits, unit, "something"), value)
+    assert (report.findings[0].value, report.findings[0].expected) == (shown, expected)
 
 
-def test_expect_returns_what_holds_and_shows_the_hint_only_where_it_does_not() -> None:
+def test_the_verbs_record_their_status_and_show_the_hint_only_if_something_is_wrong() -> None:
     report = new()
-    assert report.expect("rows", True, "look at the log", value=3, expected=3) is True
-    assert report.expect("rows", False, "look at the log", value=2, expected=3, otherwise=Status.WARN) is False
-    good, bad = report.findings
-    assert (good.status, good.value, good.hint) == (Status.OK, "3", "")
-    assert (bad.status, bad.value, bad.expected, bad.hint) == (Status.WARN, "2", "3", "look at the log")
+    assert report.require("rows", True, "check the log", value=3, expected=3)
+    assert not report.prefer("rows", False, "check the log", value=2, expected=3)
+    assert not report.require("rows", False, "check the log")
+    report.passed("rows")
+    report.warn("rows", "check the log")
+    report.fail("rows", "check the log")
+    assert [(one.status.value, one.hint) for one in report.findings] == [
+        ("OK", ""),
+        ("WARN", "check the log"),
+        ("CRITICAL", "check the log"),
+        ("OK", ""),
+        ("WARN", "check the log"),
+        ("CRITICAL", "check the log"),
+    ]
 
 
 def test_permit_for_the_environment_s_name_only() -> None:
@@ -121,7 +144,7 @@ def test_an_empty_confirm_ends_in_a_plan() -> None:
 @pytest.mark.parametrize("confirm", ["", "production", "wrong"])
 def test_a_critical_finding_refuses_whatever_confirm_is(confirm: str) -> None:
     report = new(confirm)
-    report.expect("backup", False, "take one")
+    report.fail("backup", "take one")
     with pytest.raises(RunbookFailed) as error:
         report.permit(DROP)
     assert error.value.report is report
@@ -145,9 +168,9 @@ def test_no_permit_without_the_lock() -> None:
 def test_the_sentence_says_status_reasons_and_what_to_do() -> None:
     report = new()
     report.warn("fsync", "switch it on")
-    report.expect("space", False, "free 3 GB at /var", value="1 GB")
+    report.fail("space", "free 3 GB at /var", value="1 GB")
     for number in range(3):
-        report.expect(f"table {number}", False, "never shown: the first hint is enough")
+        report.fail(f"table {number}", "never shown: the first hint is enough")
     assert report.sentence() == (
         "Restore database on production: CRITICAL — space: 1 GB; table 0; table 1 (and 1 more). Next: free 3 GB at /var"
     )
@@ -161,13 +184,13 @@ def test_the_sentence_of_a_good_run_is_its_outcome() -> None:
     assert report.sentence() == (
         "Restore database on production: WARN — grc_db is what it was — fsync: off. Next: switch it on"
     )
-    report.expect("login", False, "look")
+    report.fail("login", "look")
     assert "is what it was" not in report.sentence()
 
 
 def test_a_critical_finding_that_does_not_stop_the_run_makes_it_critical_at_its_end() -> None:
     report = new("production")
-    report.expect("rules", False, "correct the rows", value="a score of 500", stops=False)
+    report.fail("rules", "correct the rows", value="a score of 500", stops=False)
     report.fail_if_critical()
     assert report.permit(DROP).acts == (DROP,)
     report.outcome = "the system is up"
@@ -176,7 +199,7 @@ def test_a_critical_finding_that_does_not_stop_the_run_makes_it_critical_at_its_
     assert report.sentence() == (
         "Restore database on production: CRITICAL — the system is up — rules: a score of 500. Next: correct the rows"
     )
-    report.expect("login", False, "look")
+    report.fail("login", "look")
     assert "the system is up" not in report.sentence()
     with pytest.raises(RunbookFailed):
         report.fail_if_critical()
@@ -184,13 +207,13 @@ def test_a_critical_finding_that_does_not_stop_the_run_makes_it_critical_at_its_
 
 def test_the_sentence_is_one_line() -> None:
     report = new()
-    report.expect("psql", False, "read\nthis", value="ERROR:  a\n\tDETAIL:  b")
+    report.fail("psql", "read\nthis", value="ERROR:  a\n\tDETAIL:  b")
     assert report.sentence().endswith("psql: ERROR: a DETAIL: b. Next: read this")
 
 
 def test_the_json_has_everything_and_is_json() -> None:
     report = new()
-    report.expect("rows", True, "", value=3, expected=3)
+    report.passed("rows", value=3, expected=3)
     report.table("Content", ("table", "rows"), [("users", 3)])
     report.attach(Evidence("plot", svg="<svg/>"))
     report.plan("swap", "grc_db", size=5, seconds=0.5)
@@ -224,7 +247,7 @@ def test_the_current_report_is_the_innermost() -> None:
 def test_a_login_in_an_address_that_a_tool_repeats_is_masked() -> None:
     said = "no answer from http://bob:s3cret@registry.test/x"
     report = new()
-    report.expect("packages", False, "look", value=said)
+    report.fail("packages", "look", value=said)
     report.attach(Evidence("Diff", text=said))
     error = OpsError(said)
     for text in (report.findings[0].value, report.evidence[0].text, error.message, str(error)):

@@ -76,11 +76,7 @@ class Bases:
 
 @pytest.fixture
 def trial(
-    engine: Engine,
-    registry: str,
-    environment: Callable[[str], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine, registry: str, environment: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Bases:
     today = date.today()
     tables = TABLES.format(today=today, over=today - timedelta(days=2), later=today + timedelta(days=900))

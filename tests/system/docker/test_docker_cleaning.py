@@ -34,8 +34,13 @@ def exists(get: Callable[[str], Any], name: str) -> bool:
 def test_what_nobody_uses_goes_as_planned(engine: Engine, environment: Callable[[str], None]) -> None:
     client, prefix = engine.client, engine.prefix
     for number in range(3):
-        engine.image("app", f"LABEL number={number}", f"COPY big /big{number}", tags=(str(number),),
-                     files={"big": bytes([number]) * 50_000})  # fmt: skip
+        engine.image(
+            "app",
+            f"LABEL number={number}",
+            f"COPY big /big{number}",
+            tags=(str(number),),
+            files={"big": bytes([number]) * 50_000},
+        )
     for name in ("ended", "backend"):  # the second is the application's own
         engine.run(name, "true", image=f"{prefix}-app:0").wait()
     engine.run("runs", image=f"{prefix}-app:1")

@@ -87,11 +87,7 @@ class Trial:
 
 @pytest.fixture
 def trial(
-    engine: Engine,
-    registry: str,
-    environment: Callable[[str], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine, registry: str, environment: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Trial:
     monkeypatch.setattr(container_way, "STEADY", 2)  # half a second
     made = Trial(engine, registry, tmp_path)

@@ -153,9 +153,14 @@ def test_health_needs_several_good_answers_in_a_row_of_every_path_port_and_comma
     with serving(backend) as url:
         port = int(url.rpartition(":")[2])
         many = application(
-            url + "/", health_path=["/ready", "/live"], health_port=port, health_command=command,
-            health_status=[200, 204], frontend_url=url, frontend_health_path="/live",
-        )  # fmt: skip
+            url + "/",
+            health_path=["/ready", "/live"],
+            health_port=port,
+            health_command=command,
+            health_status=[200, 204],
+            frontend_url=url,
+            frontend_health_path="/live",
+        )
         health = wait_healthy(many, seconds=120, in_a_row=3)
     assert (backend.asked, health.in_a_row, len(health.targets)) == (7, 3, 5)
     assert f"{url}/live and" in health.answer
@@ -168,12 +173,16 @@ def test_health_needs_several_good_answers_in_a_row_of_every_path_port_and_comma
         ({}, "backend answers 503: database unreachable"),
         ({"health_status": [404]}, "backend answers 503: database unreachable"),
         ({"health_path": "", "health_port": 1}, "backend at 127.0.0.1:1 takes no connections"),
-        ({"health_path": "", "health_command": ["sh", "-c", "echo oh $OPS_APPLICATION_PASSWORD >&2; exit 3"]},
-         "health_command: sh exited 3"),
-        ({"health_path": "/live", "frontend_url": "http://127.0.0.1:1", "frontend_health_path": "/"},
-         "frontend at http://127.0.0.1:1/ does not answer"),
+        (
+            {"health_path": "", "health_command": ["sh", "-c", "echo oh $OPS_APPLICATION_PASSWORD >&2; exit 3"]},
+            "health_command: sh exited 3",
+        ),
+        (
+            {"health_path": "/live", "frontend_url": "http://127.0.0.1:1", "frontend_health_path": "/"},
+            "frontend at http://127.0.0.1:1/ does not answer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_healthy_is_reported_with_its_last_answer_within_the_deadline(
     offered: dict[str, Any], said: str
 ) -> None:
@@ -254,10 +263,13 @@ def test_wrong_credentials_and_a_dead_backend_show_no_password() -> None:
         ('writes = { steps = [{ path = "/", stored_in = "t.c", body = "no text" }] }', "a write sends {text}"),
         ('writes = { steps = [{ path = "/", stored_in = "t", body = "{text}" }] }', "write it like table.column"),
         ('ai = { ask = { path = "/", body = "{text}" } }', "takes answer"),
-        ('[application.secrets_env]\nkey = "OPS_NOWHERE_SET"', "1 variable is not set: OPS_NOWHERE_SET ([application] secrets_env.key)"),
+        (
+            '[application.secrets_env]\nkey = "OPS_NOWHERE_SET"',
+            "1 variable is not set: OPS_NOWHERE_SET ([application] secrets_env.key)",
+        ),
         ('frontend_health_path = "/"', "frontend_health_path needs frontend_url"),
     ],
-)  # fmt: skip
+)
 def test_a_description_that_cannot_be_carried_out_is_refused_at_once(tmp_path: Path, described: str, said: str) -> None:
     path = tmp_path / "trial.toml"
     path.write_text(

@@ -40,14 +40,38 @@ def switch(path: Path, variable: str = "DATABASE_URL", to: Postgres = STANDBY) -
 @pytest.mark.parametrize(
     ("line", "before", "after"),
     [
-        ("DATABASE_URL=postgresql://user:pass@db:5432/grc_db", "db:5432", "DATABASE_URL=postgresql://user:pass@standby-server:5433/grc_db"),
-        ("DATABASE_URL=postgresql+asyncpg://user:p%40ss@db/grc_db?ssl=on", "db:5432", "DATABASE_URL=postgresql+asyncpg://user:p%40ss@standby-server:5433/grc_db?ssl=on"),
-        ("DATABASE_URL='postgresql://user:db:5432@db:5432/grc_db'", "db:5432", "DATABASE_URL='postgresql://user:db:5432@standby-server:5433/grc_db'"),
-        ('export DATABASE_URL = "postgresql://db"', "db:5432", 'export DATABASE_URL = "postgresql://standby-server:5433"'),
-        ("DATABASE_URL=postgresql://u:p@[::1]:5432/d", "[::1]:5432", "DATABASE_URL=postgresql://u:p@standby-server:5433/d"),
-        ("DATABASE_URL=postgresql://u:p@db?application_name=x", "db:5432", "DATABASE_URL=postgresql://u:p@standby-server:5433?application_name=x"),
+        (
+            "DATABASE_URL=postgresql://user:pass@db:5432/grc_db",
+            "db:5432",
+            "DATABASE_URL=postgresql://user:pass@standby-server:5433/grc_db",
+        ),
+        (
+            "DATABASE_URL=postgresql+asyncpg://user:p%40ss@db/grc_db?ssl=on",
+            "db:5432",
+            "DATABASE_URL=postgresql+asyncpg://user:p%40ss@standby-server:5433/grc_db?ssl=on",
+        ),
+        (
+            "DATABASE_URL='postgresql://user:db:5432@db:5432/grc_db'",
+            "db:5432",
+            "DATABASE_URL='postgresql://user:db:5432@standby-server:5433/grc_db'",
+        ),
+        (
+            'export DATABASE_URL = "postgresql://db"',
+            "db:5432",
+            'export DATABASE_URL = "postgresql://standby-server:5433"',
+        ),
+        (
+            "DATABASE_URL=postgresql://u:p@[::1]:5432/d",
+            "[::1]:5432",
+            "DATABASE_URL=postgresql://u:p@standby-server:5433/d",
+        ),
+        (
+            "DATABASE_URL=postgresql://u:p@db?application_name=x",
+            "db:5432",
+            "DATABASE_URL=postgresql://u:p@standby-server:5433?application_name=x",
+        ),
     ],
-)  # fmt: skip
+)
 def test_only_the_server_is_changed(tmp_path: Path, line: str, before: str, after: str) -> None:
     path = tmp_path / ".env"
     around = "# DATABASE_URL=postgresql://old\nPORT=8000\nX_DATABASE_URL=a\n{}\nREDIS_URL=redis://db:5432/0\n"

@@ -107,8 +107,15 @@ def test_an_application_that_calls_its_fields_otherwise_is_read_alike(log: Path)
         {"method": "POST", "path": "/orders/7", "status": 201, "duration_ms": 20, "user_id": "ann"},
         {"method": "POST", "path": "/login", "status": 200, "duration_ms": 40, "user_id": "ann"},
         {"method": "GET", "path": "/orders/8", "status": 500, "duration_ms": 60, "user_id": "bob"},
-        {"message": "asked", "provider": "own", "model": "m-1", "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
-    ]  # fmt: skip
+        {
+            "message": "asked",
+            "provider": "own",
+            "model": "m-1",
+            "prompt_tokens": 5,
+            "completion_tokens": 2,
+            "total_tokens": 7,
+        },
+    ]
     stamps = [(MOMENT + timedelta(seconds=number)).isoformat() for number in range(1, 5)]
     entries = [{"timestamp": stamp, "message": "x", **entry} for stamp, entry in zip(stamps, lines, strict=True)]
     write(log, *(json.dumps({names.get(name, name): value for name, value in one.items()}) + "\n" for one in entries))

@@ -74,9 +74,16 @@ def backup_of(application: Application, store: Path, name: str = NAME) -> Backup
 def seal(directory: Path, archived: entries.Archived) -> Manifest:
     """Valid checksums for whatever is in the directory: sabotage is sealed too."""
     sealed = Manifest(
-        kind="files", name=directory.name, environment="test", taken=datetime.now(UTC), seconds=1, host="h", tool="tar.gz",
-        files=manifest.sums_of(directory), content=archived.model_dump(mode="json"),
-    )  # fmt: skip
+        kind="files",
+        name=directory.name,
+        environment="test",
+        taken=datetime.now(UTC),
+        seconds=1,
+        host="h",
+        tool="tar.gz",
+        files=manifest.sums_of(directory),
+        content=archived.model_dump(mode="json"),
+    )
     manifest.write(directory, sealed)
     return sealed
 

@@ -69,8 +69,12 @@ def test_what_a_dead_process_left_is_removed(root: Path) -> None:
 
 def test_what_a_process_of_another_namespace_uses_stays(root: Path) -> None:
     """Its process id is dead or another's here. Once nothing changed for two days it goes."""
-    with subprocess.Popen([*CONTAINER, sys.executable, "-c", PROGRAM, str(root), "lives"], cwd=ROOT,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:  # fmt: skip
+    with subprocess.Popen(
+        [*CONTAINER, sys.executable, "-c", PROGRAM, str(root), "lives"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
         assert child.stdout
         assert child.stdout.readline() == b"there\n"
         before = owned(root)

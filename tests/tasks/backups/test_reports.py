@@ -51,8 +51,11 @@ def test_what_is_no_report_is_passed_over(tmp_path: Path) -> None:
     assert list(past.filed(tmp_path / "absent", "lab")) == []
     file_report(tmp_path, "Run drill", 1)
     whole = '{"environment": "lab", "status": "OK", "started": "2027-01-01", "finished": "2027-01-01", "facts": {}, '
-    strange = (whole + '"findings": [{}], "evidence": []}', whole + '"findings": []}',
-               whole + '"findings": [], "evidence": []}')  # fmt: skip
+    strange = (
+        whole + '"findings": [{}], "evidence": []}',
+        whole + '"findings": []}',
+        whole + '"findings": [], "evidence": []}',
+    )
     for number, text in enumerate(("", "[]", "{}", "nonsense", '{"environment": "lab"}', *strange)):
         (tmp_path / f"20270101T00000{number}Z-host-000009-run-drill.json").write_text(text)
     assert [hours_of(one) for one in past.filed(tmp_path, "lab", "run-drill")] == [1]

@@ -35,12 +35,35 @@ def backup(
     taken: datetime, kind: Kind = "postgres", *, verified: bool = False, failed: bool = False, base: str = ""
 ) -> Backup:
     name = f"backup_{taken.astimezone(UTC):%Y%m%d_%H%M%S}"
-    content = {} if kind != "cluster" else ClusterContent(
-        form="incremental" if base else "full", base=base, system=1, timeline=1, start_lsn="0/1000000", next_xid=1,
-        stop_lsn="0/2000000", stopped=taken, server_version=180000, segment_bytes=1 << 24, bytes=1, database="d",
-    ).model_dump(mode="json")  # fmt: skip
-    manifest = Manifest(kind=kind, name=name, environment="trial", taken=taken, seconds=1.0, host="db", tool="pg_dump",
-                        files={}, content=content)  # fmt: skip
+    content = (
+        {}
+        if kind != "cluster"
+        else ClusterContent(
+            form="incremental" if base else "full",
+            base=base,
+            system=1,
+            timeline=1,
+            start_lsn="0/1000000",
+            next_xid=1,
+            stop_lsn="0/2000000",
+            stopped=taken,
+            server_version=180000,
+            segment_bytes=1 << 24,
+            bytes=1,
+            database="d",
+        ).model_dump(mode="json")
+    )
+    manifest = Manifest(
+        kind=kind,
+        name=name,
+        environment="trial",
+        taken=taken,
+        seconds=1.0,
+        host="db",
+        tool="pg_dump",
+        files={},
+        content=content,
+    )
     return Backup(Path(name), manifest, DirectoryStore(Path("store")), "x" if verified else "", "x" if failed else "")
 
 
@@ -102,18 +125,30 @@ def test_one_of_a_day_stays_also_where_clocks_change(month: int, day: int, hours
     ("keep", "taken", "expected"),
     [
         # The end of a month, and a week that belongs to two months and two years (2026-W53).
-        ({"monthly": 3}, ["2026-09-30 23:59", "2026-10-01 00:01", "2026-10-31 23:59", "2026-11-01 00:01",
-                          "2026-12-30 10:00"], ["2026-10-31 23:59", "2026-11-01 00:01", "2026-12-30 10:00"]),
-        ({"weekly": 2}, ["2026-12-20 12:00", "2026-12-21 12:00", "2026-12-27 23:59", "2026-12-28 00:01",
-                         "2026-12-30 12:00"], ["2026-12-27 23:59", "2026-12-30 12:00"]),
+        (
+            {"monthly": 3},
+            ["2026-09-30 23:59", "2026-10-01 00:01", "2026-10-31 23:59", "2026-11-01 00:01", "2026-12-30 10:00"],
+            ["2026-10-31 23:59", "2026-11-01 00:01", "2026-12-30 10:00"],
+        ),
+        (
+            {"weekly": 2},
+            ["2026-12-20 12:00", "2026-12-21 12:00", "2026-12-27 23:59", "2026-12-28 00:01", "2026-12-30 12:00"],
+            ["2026-12-27 23:59", "2026-12-30 12:00"],
+        ),
         # Gaps: so many days that have a backup, not so many days ago.
-        ({"daily": 3}, ["2026-02-01 12:00", "2026-05-01 12:00", "2026-05-01 18:00", "2026-12-30 12:00"],
-         ["2026-02-01 12:00", "2026-05-01 18:00", "2026-12-30 12:00"]),
+        (
+            {"daily": 3},
+            ["2026-02-01 12:00", "2026-05-01 12:00", "2026-05-01 18:00", "2026-12-30 12:00"],
+            ["2026-02-01 12:00", "2026-05-01 18:00", "2026-12-30 12:00"],
+        ),
         # No tier at all: the hours, and the newest verified one.
-        ({}, ["2026-12-30 12:00", "2026-12-30 16:00", "2026-12-31 11:00", "2026-12-31 12:00"],
-         ["2026-12-30 16:00", "2026-12-31 11:00", "2026-12-31 12:00"]),
+        (
+            {},
+            ["2026-12-30 12:00", "2026-12-30 16:00", "2026-12-31 11:00", "2026-12-31 12:00"],
+            ["2026-12-30 16:00", "2026-12-31 11:00", "2026-12-31 12:00"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_periods(keep: dict[str, int], taken: list[str], expected: list[str]) -> None:
     moments = [datetime.strptime(text, "%Y-%m-%d %H:%M").replace(tzinfo=NEW_YORK) for text in taken]
     rule = Keep(**({"hours": 24, "daily": 0, "weekly": 0, "monthly": 0, "verified": 1} | keep))
@@ -222,8 +257,11 @@ def test_wal_stays_as_far_as_the_kept_base_backups_need_it(tmp_path: Path) -> No
     left = set(range(182 * a_day)) - gone
     window = next(day for day in range(181, 0, -1) if NOW - (begin + timedelta(days=day)) >= timedelta(days=30))
     assert left >= set(range(window * a_day, 182 * a_day)), "any moment of thirty days"
-    spans = {n for one in kept for n in range(cluster_in(one).start // SEGMENT_BYTES,
-             -(-cluster_in(one).stop // SEGMENT_BYTES))}  # fmt: skip
+    spans = {
+        n
+        for one in kept
+        for n in range(cluster_in(one).start // SEGMENT_BYTES, -(-cluster_in(one).stop // SEGMENT_BYTES))
+    }
     assert left == spans | set(range(window * a_day, 182 * a_day))
     assert len(left) < 31 * a_day + 2 * len(kept)
     unproven = [replace(one, verified="") for one in kept]

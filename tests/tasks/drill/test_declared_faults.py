@@ -126,9 +126,14 @@ def test_what_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
     for call in (read_obstacle, heal_declared):
         with pytest.raises(OpsError, match="production is not disposable"):
             call(production, full)
-    for wrong in ({"kind": "latency", "control": "http://127.0.0.1:1"}, {"kind": "refused"}, {"kind": "flood"},
-                  {"kind": "full_disk", "directory": "data"}, {"kind": "clock", "service": "backend", "ahead_seconds": 59},
-                  {"kind": "clock", "ahead_seconds": 7200}):  # fmt: skip
+    for wrong in (
+        {"kind": "latency", "control": "http://127.0.0.1:1"},
+        {"kind": "refused"},
+        {"kind": "flood"},
+        {"kind": "full_disk", "directory": "data"},
+        {"kind": "clock", "service": "backend", "ahead_seconds": 59},
+        {"kind": "clock", "ahead_seconds": 7200},
+    ):
         with pytest.raises(ValidationError):
             DeclaredFault.model_validate(wrong)
 

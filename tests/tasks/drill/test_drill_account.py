@@ -63,17 +63,19 @@ def test_a_row_that_is_gone_an_older_version_and_a_deleted_row_that_is_back_are_
     gone = account(lab, written, f"DELETE FROM interview_ops_drill WHERE key = '{put.key}'")
     assert put in gone.lost
     older = account(
-        lab, written,
+        lab,
+        written,
         f"UPDATE interview_ops_drill SET version = {earlier.version}, attempt = '{earlier.id}' WHERE key = '{put.key}'",
-    )  # fmt: skip
+    )
     assert older.lost == (put,)
     deleted = next(one for one in written.acknowledged() if one.kind == "delete")
     before = next(one for one in written.acknowledged() if (one.key, one.version) == (deleted.key, deleted.version - 1))
     back = account(
-        lab, written,
+        lab,
+        written,
         f"INSERT INTO interview_ops_drill VALUES ('{before.key}', {before.version}, '{before.id}')"
         f" ON CONFLICT (key) DO UPDATE SET version = {before.version}, attempt = '{before.id}'",
-    )  # fmt: skip
+    )
     assert deleted in back.lost
 
 
@@ -97,11 +99,12 @@ def test_who_wrote_through_the_application_only_needs_no_right_on_the_drills_tab
 def test_a_row_of_nobody_is_unexpected(lab: Lab, written: Ledger) -> None:
     key = next(iter(last_of_each(written)))
     found = account(
-        lab, written,
+        lab,
+        written,
         f"INSERT INTO interview_ops_drill VALUES ('{key}', 99, 'somebody')"
         " ON CONFLICT (key) DO UPDATE SET version = 99, attempt = 'somebody'",
         f"INSERT INTO interview_sessions (user_id, position) SELECT min(id), '{text_of('t-stranger')}' FROM users",
-    )  # fmt: skip
+    )
     assert set(found.unexpected) == {"t-stranger: of nobody", f"{key}: version 99 of nobody"}
 
 

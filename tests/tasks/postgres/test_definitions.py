@@ -184,10 +184,13 @@ INTRUDERS = {
         "FUNCTION public.r(integer)",
         "CREATE FUNCTION public.r(i integer) RETURNS boolean\n    LANGUAGE c\n    AS '/nowhere/lib.so', 'r';",
     ),
-    "two statements": ("VIEW public.over", "CREATE VIEW public.over AS SELECT 1 AS v; SELECT nextval('public.t_n_seq');"),
+    "two statements": (
+        "VIEW public.over",
+        "CREATE VIEW public.over AS SELECT 1 AS v; SELECT nextval('public.t_n_seq');",
+    ),
     "another statement": ("VIEW public.over", "DO $$ BEGIN PERFORM nextval('public.t_n_seq'); END $$;"),
     "another object": ("VIEW public.over", "CREATE VIEW public.vw AS\n SELECT v\n   FROM public.t;"),
-}  # fmt: skip
+}
 
 
 def test_nothing_runs_and_nothing_stays_when_a_text_is_judged(rounds: Rounds) -> None:
@@ -242,7 +245,9 @@ def test_a_change_of_each_class_of_objects_is_found_or_named_as_not_compared(pos
         for database in (base, changed):
             with postgres_server.connect(database) as connection:
                 for statement in (BEFORE, *(made for _, made, _ in wanted), SUBSCRIPTION):
-                    connection.execute(statement.format(subscription=database).encode() if "{s" in statement else statement.encode())  # fmt: skip
+                    connection.execute(
+                        statement.format(subscription=database).encode() if "{s" in statement else statement.encode()
+                    )
         postgres = postgres_server.block(base)
         before = content_of(postgres, base)
         with postgres_server.connect(changed) as connection:

@@ -39,42 +39,99 @@ def test_no_text_is_shown_and_the_rest_is(statement: str, shown: str) -> None:
     assert SECRET not in masked(statement)
 
 
-@pytest.mark.parametrize("text", [
-    "postgres://u:pa@hunter2@db/x", "postgres://u:hunter2/x@db/x", "postgres://u:hunter2?x@db/x",
-    'postgres://u:a"hunter2@db/x', "postgres://u:a hunter2@db/x", "postgres://u:a'hunter2@db:5432/x", "https://u:hunter2/x@h",
-    "dsn=postgres%3A%2F%2Fu%3Ahunter2%40db", "postgres://a:b@h and redis://:x@hunter2@h2/0 by a@b.c",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgres://u:pa@hunter2@db/x",
+        "postgres://u:hunter2/x@db/x",
+        "postgres://u:hunter2?x@db/x",
+        'postgres://u:a"hunter2@db/x',
+        "postgres://u:a hunter2@db/x",
+        "postgres://u:a'hunter2@db:5432/x",
+        "https://u:hunter2/x@h",
+        "dsn=postgres%3A%2F%2Fu%3Ahunter2%40db",
+        "postgres://a:b@h and redis://:x@hunter2@h2/0 by a@b.c",
+    ],
+)
 def test_a_password_in_an_address_is_masked_however_it_is_written(text: str) -> None:
     for shown in (without_logins(text), masking.masked(text)):
         assert "hunter2" not in shown
         assert shown.startswith(text[:8])
 
 
-@pytest.mark.parametrize("text", [
-    "host=db user=u password=hunter2 port=5432", r"host=db password='it\'s hunter2' user=u", r"password=it\ hunter2 x",
-    'password=a"hunter2', "password=a/hunter2?x", '{"password": "a\\" hunter2"}', '{"password": "hunter2',
-    r'{\"password\": \"hunter2\"}', "password='cut hunter2", "secret: 20262026hunter2", "passwd=hunter2'x",
-    "Authorization: Bearer hunter2", '"Authorization": "Token hunter2"', "Cookie: a=b; session=hunter2",
-    "authorization: Basic hunter2:x", "password%3Dhunter2%26x", "%22api_key%22%3A%22hunter2%22", "PASSWORD = hunter2",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "host=db user=u password=hunter2 port=5432",
+        r"host=db password='it\'s hunter2' user=u",
+        r"password=it\ hunter2 x",
+        'password=a"hunter2',
+        "password=a/hunter2?x",
+        '{"password": "a\\" hunter2"}',
+        '{"password": "hunter2',
+        r"{\"password\": \"hunter2\"}",
+        "password='cut hunter2",
+        "secret: 20262026hunter2",
+        "passwd=hunter2'x",
+        "Authorization: Bearer hunter2",
+        '"Authorization": "Token hunter2"',
+        "Cookie: a=b; session=hunter2",
+        "authorization: Basic hunter2:x",
+        "password%3Dhunter2%26x",
+        "%22api_key%22%3A%22hunter2%22",
+        "PASSWORD = hunter2",
+    ],
+)
 def test_a_named_secret_is_masked_however_it_is_written(text: str) -> None:
     assert "hunter2" not in masking.masked(text)
     assert "secret" in masking.kinds_in(text)
 
 
-@pytest.mark.parametrize("text", [
-    "total_tokens=12 token: 34", "http://127.0.0.1:8000/a?b=c", "redis://cache:6379/0 refused", "password: null",
-    "a-" * 8000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "total_tokens=12 token: 34",
+        "http://127.0.0.1:8000/a?b=c",
+        "redis://cache:6379/0 refused",
+        "password: null",
+        "a-" * 8000,
+    ],
+)
 def test_what_is_no_secret_is_shown(text: str) -> None:
     assert masking.masked(text) == text
 
 
 HOSTILE = (
-    "a-", "a.", "a@", "@a.", "@a.a-", "a://", "a://b:c@", "http://a:", "ftp://a:b c", "token=", 'token:"', "token=\\",
-    "token='\"", "token ", "cookie:", '\\\"', "eyJ-", "eyJaaaaaaaaa.", "bearer ", "-----BEGIN A", "requirepass ",
-    "auth-pass x ", " >", "%3A%2F%2Fa%3A", "1", "0-", "'", "$a", "/*",
-)  # fmt: skip
+    "a-",
+    "a.",
+    "a@",
+    "@a.",
+    "@a.a-",
+    "a://",
+    "a://b:c@",
+    "http://a:",
+    "ftp://a:b c",
+    "token=",
+    'token:"',
+    "token=\\",
+    "token='\"",
+    "token ",
+    "cookie:",
+    '\\"',
+    "eyJ-",
+    "eyJaaaaaaaaa.",
+    "bearer ",
+    "-----BEGIN A",
+    "requirepass ",
+    "auth-pass x ",
+    " >",
+    "%3A%2F%2Fa%3A",
+    "1",
+    "0-",
+    "'",
+    "$a",
+    "/*",
+)
 
 
 @pytest.mark.parametrize("mask", [masking.masked, without_logins, masked])

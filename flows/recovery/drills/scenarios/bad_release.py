@@ -49,7 +49,7 @@ class BadRelease(Scenario):
             told = ", ".join(changed[:3]) or ("" if live.known else "nobody knows which commit is live")
         except OpsError as error:
             hint, told = error.hint, error.message
-        report.expect("steady state: release", not told, hint, value=told or live.commit, expected="as committed")
+        report.require("steady state: release", not told, hint, value=told or live.commit, expected="as committed")
 
     def strike(self, drill: Drill) -> Fault:
         """A commit with a defect, copied into place."""
@@ -66,8 +66,13 @@ class BadRelease(Scenario):
         live = read_live(application)
         before = git(find_release(application, live.commit).repository, "rev-parse", f"{live.commit}^").strip()
         drill.report.fact("diagnosis", f"{live.commit[:12]} is live; before it was {before[:12]}")
-        drill.report.expect("the diagnosis is right", before == good, "find out why the release names another one",
-                            value=before, expected=good)  # fmt: skip
+        drill.report.require(
+            "the diagnosis is right",
+            before == good,
+            "find out why the release names another one",
+            value=before,
+            expected=good,
+        )
         drill.note(before=before)
         plan = drill.run(deploy_application, version=before)
         drill.done["strategy"] = f"deploy-application: {plan.plan_steps[0].detail}"
@@ -82,8 +87,12 @@ class BadRelease(Scenario):
     def verify(self, drill: Drill) -> None:
         """確認項目: the files are those of the release before, and the expectations hold."""
         changed = find_differences(self._good(drill))
-        drill.report.expect("直前のリリースに復旧", not changed, "look who else writes there",
-                            value=", ".join(changed[:3]) or "every file as committed")  # fmt: skip
+        drill.report.require(
+            "直前のリリースに復旧",
+            not changed,
+            "look who else writes there",
+            value=", ".join(changed[:3]) or "every file as committed",
+        )
         detection.expect_rules(drill)
 
     def settle(self, drill: Drill) -> None:
@@ -97,19 +106,20 @@ class BadRelease(Scenario):
         control.require_accepted(derived, deploy_application, version=notes["good"])
         nothing = git(repository, "hash-object", "-t", "tree", "/dev/null").strip()
         empty = git(repository, "commit-tree", "-m", "nothing", "-p", notes["good"], nothing).strip()
-        sabotaged = {
-            "a release that does not start": notes["branch"],
-            "a commit that lacks the release's files": empty,
-        }
+        sabotaged = {"a release that does not start": notes["branch"], "a commit that lacks the release's files": empty}
         found = [
-            control.try_sabotaged(derived, deploy_application, what, version=version, health_seconds=CONTROL_SECONDS,
-                                  confirm=env.name)
+            control.try_sabotaged(
+                derived, deploy_application, what, version=version, health_seconds=CONTROL_SECONDS, confirm=env.name
+            )
             for what, version in sabotaged.items()
-        ]  # fmt: skip
+        ]
         wrong = [*find_differences(self._good(drill))[:3], *filter(None, [detection.quick(env)["application"]])]
-        drill.report.expect("what was before runs after the negative controls", not wrong,
-                            "deploy-application does not go back: correct it before anything else",
-                            value=", ".join(wrong) or "healthy, every file as committed")  # fmt: skip
+        drill.report.require(
+            "what was before runs after the negative controls",
+            not wrong,
+            "deploy-application does not go back: correct it before anything else",
+            value=", ".join(wrong) or "healthy, every file as committed",
+        )
         self.heal(drill)
         return found
 

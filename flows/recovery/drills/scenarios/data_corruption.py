@@ -52,11 +52,15 @@ class DataCorruption(Scenario):
 
     def judge(self, report: Report, env: Environment) -> None:
         """Only the expectations notice this fault; the negative control spoils a copy of the archive."""
-        report.expect("steady state: expectations", bool(env.suites), "set [expectations] directory in the TOML: "
-                      "nothing else notices this fault", value=env.expectations or "none are configured")  # fmt: skip
+        report.require(
+            "steady state: expectations",
+            bool(env.suites),
+            "set [expectations] directory in the TOML: nothing else notices this fault",
+            value=env.expectations or "none are configured",
+        )
         where = env.backups.wal
         hint = "hold the drill where it is in a directory, and start its archiver: a copy of it is to be spoiled"
-        report.expect("steady state: archive of WAL", Path(where).is_dir(), hint, value=where)
+        report.require("steady state: archive of WAL", Path(where).is_dir(), hint, value=where)
 
     def strike(self, drill: Drill) -> Fault:
         """One transaction; its number and what was there before are noted first, for a run that has to heal."""
@@ -76,12 +80,21 @@ class DataCorruption(Scenario):
         told = f"transaction {found.xid} wrote {found.rows:,} of {found.of_rows:,} rows of {table}"
         drill.report.fact("diagnosis", told)
         was = drill.fault.facts["xid"] if drill.fault else ""
-        drill.report.expect("the diagnosis is right", was == str(found.xid), "find out why the rows name another one",
-                            value=found.xid, expected=was)  # fmt: skip
+        drill.report.require(
+            "the diagnosis is right",
+            was == str(found.xid),
+            "find out why the rows name another one",
+            value=found.xid,
+            expected=was,
+        )
         plan = drill.run(restore_to_point, by="before_transaction", target=str(found.xid))
         drill.done["strategy"] = f"restore-to-point: {plan.facts.get('stops', '')}"
-        drill.note(found=str(found.xid), backup=str(plan.pins["backup"]), timeline=str(plan.pins["timeline"]),
-                   stops=plan.facts["stops"])  # fmt: skip
+        drill.note(
+            found=str(found.xid),
+            backup=str(plan.pins["backup"]),
+            timeline=str(plan.pins["timeline"]),
+            stops=plan.facts["stops"],
+        )
 
     def restore(self, drill: Drill) -> Report:
         """The whole cluster, as it was before the transaction that was found."""
@@ -94,8 +107,13 @@ class DataCorruption(Scenario):
         """確認項目: the rows are what they were before the bug, and the expectations hold."""
         env, notes = drill.env, drill.half_done.notes
         there = _fingerprint(drill)
-        drill.report.expect("破損前の状態に復旧", str(there) == notes["fingerprint"], "look what else was rewritten",
-                            value=there, expected=notes["fingerprint"])  # fmt: skip
+        drill.report.require(
+            "破損前の状態に復旧",
+            str(there) == notes["fingerprint"],
+            "look what else was rewritten",
+            value=there,
+            expected=notes["fingerprint"],
+        )
         detection.expect_rules(drill)
         drill.done["integrity"] = f"{there}{detection.rules_hold(env)}"
 
@@ -110,8 +128,12 @@ class DataCorruption(Scenario):
         """The same recovery from copies of the archive: a segment missing, altered, altered with a right SHA-256."""
         notes = drill.half_done.notes
         segment, offset = _segment(drill)
-        wanted = {"by": "before_transaction", "target": notes["found"], "backup": notes["backup"],
-                  "timeline": int(notes["timeline"])}  # fmt: skip
+        wanted = {
+            "by": "before_transaction",
+            "target": notes["found"],
+            "backup": notes["backup"],
+            "timeline": int(notes["timeline"]),
+        }
         spoils: tuple[Callable[[Path], str], ...] = (
             partial(remove_segment, segment=segment),
             partial(alter_segment, segment=segment, offset=offset, resum=False),

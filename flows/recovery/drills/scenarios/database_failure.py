@@ -48,12 +48,19 @@ class DatabaseFailure(Scenario):
 
     def judge(self, report: Report, env: Environment) -> None:
         """RPO 0 is a promise of synchronous replication only."""
-        report.expect("steady state: standby", env.has("standby"), "add [standby] to the environment's TOML",
-                      value="named" if env.has("standby") else "none is named")  # fmt: skip
+        report.require(
+            "steady state: standby",
+            env.has("standby"),
+            "add [standby] to the environment's TOML",
+            value="named" if env.has("standby") else "none is named",
+        )
         found = read_synchrony(env.postgres)
-        report.expect("steady state: synchronous replication", bool(found.names),
-                      "set synchronous_standby_names: without it a failover loses what the standby has not received",
-                      value=found.names or "asynchronous")  # fmt: skip
+        report.require(
+            "steady state: synchronous replication",
+            bool(found.names),
+            "set synchronous_standby_names: without it a failover loses what the standby has not received",
+            value=found.names or "asynchronous",
+        )
 
     def strike(self, drill: Drill) -> Fault:
         """Its processes killed, its data directory gone."""
@@ -74,8 +81,12 @@ class DatabaseFailure(Scenario):
         """Every service that should run does."""
         env = drill.env
         stopped = read_services(env.services, env.services_in(START_ORDER[1:])).stopped
-        drill.report.expect("全機能正常動作", not stopped, "start them, and look at their logs",
-                            value=", ".join(stopped) or "every service runs")  # fmt: skip
+        drill.report.require(
+            "全機能正常動作",
+            not stopped,
+            "start them, and look at their logs",
+            value=", ".join(stopped) or "every service runs",
+        )
 
     def settle(self, drill: Drill) -> None:
         """The lost server becomes a standby by a base backup, and the new timeline has a backup."""

@@ -17,6 +17,7 @@ from flows.recovery.drills import detection
 from flows.recovery.drills.detection import Sensor, exceeded
 from flows.recovery.drills.record import HalfDone
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets, now
+from runbook import metrics
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act
 from runbook.report import Report
@@ -35,12 +36,12 @@ QUIET_SECONDS = 5.0
 
 def response(env: Environment, _: Path) -> str:
     """95 of 100 requests of the last seconds, against `api.response_seconds`."""
-    return exceeded(env, read_application(env, now(), WINDOW), "api.response_seconds")
+    return exceeded(env, read_application(env, now(), WINDOW), metrics.API_RESPONSE.name)
 
 
 def disk(env: Environment, _: Path) -> str:
     """The fullest of the environment's disks, against `host.disk.used_ratio`."""
-    return exceeded(env, read_disks(env), "host.disk.used_ratio")
+    return exceeded(env, read_disks(env), metrics.DISK.name)
 
 
 def providers(env: Environment, _: Path) -> str:
@@ -159,12 +160,20 @@ class Declared(Scenario):
     def judge(self, report: Report, env: Environment) -> None:
         """Whether the fault can be made here, and its sensors are silent."""
         obstacle = read_obstacle(env, self.declared_fault)
-        report.expect("the fault can be made here", not obstacle, "see docs/declared-drills.md",
-                      value=obstacle or self.declared_fault.text)  # fmt: skip
+        report.require(
+            "the fault can be made here",
+            not obstacle,
+            "see docs/declared-drills.md",
+            value=obstacle or self.declared_fault.text,
+        )
         for name, sensor in self.more_sensors().items():
             told = sensor(env, env.reports_directory)
-            report.expect(f"steady state: {name}", not told, "fix that first: a drill begins with a healthy system",
-                          value=told or "within its limit")  # fmt: skip
+            report.require(
+                f"steady state: {name}",
+                not told,
+                "fix that first: a drill begins with a healthy system",
+                value=told or "within its limit",
+            )
 
     def strike(self, drill: Drill) -> Fault:
         """Made."""
@@ -197,16 +206,20 @@ class Declared(Scenario):
         told = dict[str, str]()
 
         def silent() -> bool:
-            told.update((name, sensor(drill.env, drill.directory / "evidence"))
-                        for name, sensor in self._declared_sensors().items())  # fmt: skip
+            told.update(
+                (name, sensor(drill.env, drill.directory / "evidence"))
+                for name, sensor in self._declared_sensors().items()
+            )
             return not any(told.values())
 
         try:
             until(silent, what="the end of the alarm", seconds=SILENT_SECONDS, every_seconds=0.5)
         except Unreachable:
             what = "; ".join(filter(None, told.values()))
-            raise OpsError(f"the alarm goes on {SILENT_SECONDS:g} s after the fault: {what}",
-                           "the fault has another effect that lasts: check the application") from None  # fmt: skip
+            raise OpsError(
+                f"the alarm goes on {SILENT_SECONDS:g} s after the fault: {what}",
+                "the fault has another effect that lasts: check the application",
+            ) from None
 
     def settle(self, drill: Drill) -> None:
         """There is nothing to put back."""

@@ -39,9 +39,12 @@ class FullRestore(Scenario):
     def judge(self, report: Report, env: Environment) -> None:
         """The negative control spoils copies of the newest dump."""
         where, backups = Path(env.backups.postgres), env.backups
-        report.expect("steady state: store of the dumps", where.is_dir() and not backups.recipients,
-                      "hold the drill where it is a directory and not encrypted: the negative control spoils a copy",
-                      value=f"{where}{', encrypted' if backups.recipients else ''}")  # fmt: skip
+        report.require(
+            "steady state: store of the dumps",
+            where.is_dir() and not backups.recipients,
+            "hold the drill where it is a directory and not encrypted: the negative control spoils a copy",
+            value=f"{where}{', encrypted' if backups.recipients else ''}",
+        )
 
     def strike(self, drill: Drill) -> Fault:
         """Lost."""

@@ -60,16 +60,29 @@ class RegionOutage(Scenario):
         other = _other(env)
         states = read_services(other.services, list(other.services.names)).running
         running = ", ".join(role for role, runs in states.items() if runs)
-        report.expect("steady state: the other region is empty", not running and other.disposable,
-                      "stop what runs there; it must be disposable too", value=running or other.name)  # fmt: skip
+        report.require(
+            "steady state: the other region is empty",
+            not running and other.disposable,
+            "stop what runs there; it must be disposable too",
+            value=running or other.name,
+        )
         for kind in self.backups:
             known = open_all(store_for(other, kind), kind)[0]
             own = [one.name for one in known if one.manifest.environment == env.name and not one.failed]
-            report.expect(f"steady state: {kind} in the other region", bool(own), "launch replicate-backups",
-                          value=own[-1] if own else "none")  # fmt: skip
+            report.require(
+                f"steady state: {kind} in the other region",
+                bool(own),
+                "launch replicate-backups",
+                value=own[-1] if own else "none",
+            )
         sent = read_endpoint(env.endpoint)
-        report.expect("steady state: users are sent to this region", sent == env.application.url,
-                      "send them back first", value=sent, expected=env.application.url)  # fmt: skip
+        report.require(
+            "steady state: users are sent to this region",
+            sent == env.application.url,
+            "send them back first",
+            value=sent,
+            expected=env.application.url,
+        )
 
     def address(self, env: Environment) -> str | Callable[[], str]:
         """As the proxy in front of the regions sends them."""
@@ -111,11 +124,20 @@ class RegionOutage(Scenario):
         """Every service of the other region runs but its standby, and users are sent there."""
         other = _other(drill.env)
         stopped = read_services(other.services, other.services_in(START_ORDER)).stopped
-        drill.report.expect("全機能正常動作", not stopped, "start them, and look at their logs",
-                            value=", ".join(stopped) or "every service runs")  # fmt: skip
+        drill.report.require(
+            "全機能正常動作",
+            not stopped,
+            "start them, and look at their logs",
+            value=", ".join(stopped) or "every service runs",
+        )
         sent = read_endpoint(drill.env.endpoint)
-        drill.report.expect("users are sent to the other region", sent == other.application.url, "look at the endpoint",
-                            value=sent, expected=other.application.url)  # fmt: skip
+        drill.report.require(
+            "users are sent to the other region",
+            sent == other.application.url,
+            "look at the endpoint",
+            value=sent,
+            expected=other.application.url,
+        )
 
     def settle(self, drill: Drill) -> None:
         """The first region has its hosts again: users go back, with everything that they wrote in the other one."""
@@ -157,9 +179,7 @@ class RegionOutage(Scenario):
 
     def _fail_over(self, drill: Drill, confirm: str) -> Report:
         other = _other(drill.env).name
-        return launch(
-            region_failover, environment=other, source=drill.env.name, fenced_by=ATTESTED, confirm=confirm
-        )  # fmt: skip
+        return launch(region_failover, environment=other, source=drill.env.name, fenced_by=ATTESTED, confirm=confirm)
 
     def _send_back(self, drill: Drill) -> None:
         """The way back of docs/region-failover.md: nobody writes any more, everything goes over, users follow."""

@@ -1,0 +1,28 @@
+"""Numbers as people read them, with their units."""
+
+from __future__ import annotations
+
+
+def size(number: float) -> str:
+    """Bytes for people: `426.0 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `14 d 6 h`, `4 h 00 min`, `2 min 05 s`, `12.3 s`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours // 24} d {hours % 24} h"
+
+
+def number(value: float) -> str:
+    """A number without a unit: `0.25`, `1,250,000`."""
+    return f"{value:g}" if abs(value) < 100_000 else f"{value:,.0f}"
