@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import json
 import logging
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,20 +27,12 @@ from flows.approval import call_approved
 from runbook.drivers import exit_code
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.guard.alone import OPTION, refuse_maintenance
-from runbook.page.render import dumps
 from runbook.report import Report
 from runbook.wait import until
 
 CONTENTS = Path(__file__).parents[1] / "prefect.yaml"
 PREFECT_SECONDS = 10.0
 USAGE = f"python -m flows.launch RUNBOOK environment=NAME [parameter=value …] [{OPTION}]"
-
-
-def command(flow: str, environment: str, parameters: Mapping[str, object]) -> str:
-    """What launches a runbook by hand."""
-    given = {"environment": environment, **parameters}
-    words = [f"{name}={value if isinstance(value, str) else dumps(value)}" for name, value in given.items()]
-    return shlex.join(["python", "-m", "flows.launch", flow, *words])
 
 
 def find_flow(name: str) -> Flow[..., Any]:

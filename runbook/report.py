@@ -16,6 +16,7 @@ from runbook.errors import NotConfirmed, RunbookFailed, without_logins
 from runbook.guard.guards import Approving, Held, Planned
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.metrics import Metric
+from runbook.next import Next
 
 NOT_CONFIGURED = "not configured"
 
@@ -40,6 +41,7 @@ class Finding:
     expected: str = ""
     hint: str = ""
     stops: bool = True
+    follow: tuple[Next, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,27 +156,40 @@ class Report:
         expected: object = "",
         worst: Status = Status.CRITICAL,
         stops: bool = True,
+        follow: Sequence[Next] = (),
     ) -> bool:
-        """Record a condition: OK if it holds, otherwise `worst` with `hint`, the next step.
+        """Record a condition: OK if it holds, otherwise `worst`, with the next step (`hint`) and the runbooks for it.
 
         `stops=False`: the run continues even if the finding is CRITICAL. Returns `ok`.
         """
-        status = Status.OK if ok else worst
-        shown = "" if ok else without_logins(hint)
-        self.findings.append(Finding(name, status, without_logins(str(value)), str(expected), shown, stops))
+        found = Finding(name, Status.OK, without_logins(str(value)), str(expected), stops=stops)
+        if not ok:
+            found = replace(found, status=worst, hint=without_logins(hint), follow=tuple(follow))
+        self.findings.append(found)
         return ok
 
-    def prefer(self, name: str, ok: bool, hint: str, *, value: object = "", expected: object = "") -> bool:
+    def prefer(
+        self,
+        name: str,
+        ok: bool,
+        hint: str,
+        *,
+        value: object = "",
+        expected: object = "",
+        follow: Sequence[Next] = (),
+    ) -> bool:
         """Record a condition that is a WARN if it does not hold. Returns `ok`."""
-        return self.require(name, ok, hint, value=value, expected=expected, worst=Status.WARN)
+        return self.require(name, ok, hint, value=value, expected=expected, worst=Status.WARN, follow=follow)
 
     def passed(self, name: str, *, value: object = "", expected: object = "") -> None:
         """Record an OK."""
         self.require(name, True, "", value=value, expected=expected)
 
-    def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:
+    def warn(
+        self, name: str, hint: str, *, value: object = "", expected: object = "", follow: Sequence[Next] = ()
+    ) -> None:
         """Record a WARN: an operator should know it, the run continues."""
-        self.prefer(name, False, hint, value=value, expected=expected)
+        self.prefer(name, False, hint, value=value, expected=expected, follow=follow)
 
     def fail(
         self,
@@ -185,12 +200,20 @@ class Report:
         expected: object = "",
         worst: Status = Status.CRITICAL,
         stops: bool = True,
+        follow: Sequence[Next] = (),
     ) -> None:
         """Record a CRITICAL, or a finding of the status `worst`."""
-        self.require(name, False, hint, value=value, expected=expected, worst=worst, stops=stops)
+        self.require(name, False, hint, value=value, expected=expected, worst=worst, stops=stops, follow=follow)
 
     def judge(
-        self, metric: Metric, value: float, hint: str = "", *, of: str = "", worst: Status = Status.CRITICAL
+        self,
+        metric: Metric,
+        value: float,
+        hint: str = "",
+        *,
+        of: str = "",
+        worst: Status = Status.CRITICAL,
+        follow: Sequence[Next] = (),
     ) -> Status:
         """Compare a value with the environment's limits of a metric, or with its defaults.
 
@@ -198,10 +221,11 @@ class Report:
         """
         warn, critical = self.limit(metric)
         status = Status.OK if value <= warn else Status.WARN if value <= critical else worst  # NaN is `worst`
-        shown = "" if status is Status.OK else hint
         limits = f"≤ {metric.show(warn)} (critical above {metric.show(critical)})"
         name = f"{metric.name} ({of})" if of else metric.name
-        self.findings.append(Finding(name, status, metric.show(value), limits, shown))
+        self.require(
+            name, status is Status.OK, hint, value=metric.show(value), expected=limits, worst=status, follow=follow
+        )
         return status
 
     def limit(self, metric: Metric) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.log import logger
 from runbook.page import render
-from runbook.page.form import form_address
+from runbook.page.form import Forms, dumps, form_address, read_forms
 from runbook.page.markdown import escaped
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
@@ -208,7 +208,9 @@ def _tell_state(report: Report) -> None:
 def _finish(report: Report, target: Target, often: bool) -> None:
     report.finished = datetime.now(UTC)
     add_contacts(report, target)
-    page = _write(report, target.reports_directory, often)
+    follows = any(one.follow for one in report.findings)
+    forms = read_forms([target.name]) if follows else Forms()
+    page = _write(report, target.reports_directory, often, forms)
     logger().info("%s (report: %s)", report.sentence(), report.path)
     if FlowRunContext.get():
         try:
@@ -220,9 +222,9 @@ def _finish(report: Report, target: Target, often: bool) -> None:
             logger().warning("the report could not be shown in Prefect: %s", error)
 
 
-def _write(report: Report, directory: Path, often: bool) -> str:
+def _write(report: Report, directory: Path, often: bool, forms: Forms) -> str:
     """Both files; returns the page. A full disk must not hide what the run did: that becomes a finding."""
-    file = partial(_file, report, directory)
+    file = partial(_file, report, directory, forms)
     try:
         if often:
             repeats.file_or_count(directory, render.key(report), report, file)
@@ -231,13 +233,13 @@ def _write(report: Report, directory: Path, often: bool) -> str:
     except OSError as error:
         what = f"the report could not be written to {directory}: {error.strerror}"
         _failed(report, OpsError(what, "make room there or correct its owner; what was done is in the log and the UI"))
-    return render.markdown(report)
+    return render.markdown(report, forms)
 
 
-def _file(report: Report, directory: Path) -> None:
+def _file(report: Report, directory: Path, forms: Forms) -> None:
     report.path, content = chain.append(directory, render.key(report), report.as_json())
     report.previous, report.hash = content["previous"], content["hash"]
-    page = render.markdown(report)
+    page = render.markdown(report, forms)
     durable.write(report.path.with_suffix(".md"), page, errors="backslashreplace", mode=durable.PRIVATE)
 
 
@@ -249,7 +251,7 @@ def _form(report: Report) -> str:
         filled = {name: value for name, value in (run.parameters | report.pins).items() if name != "confirm"}
         if address := form_address(run.deployment_id, filled):
             return address
-    pinned = "".join(f", {name}={render.dumps(value)}" for name, value in report.pins.items())
+    pinned = "".join(f", {name}={dumps(value)}" for name, value in report.pins.items())
     return f"launch it again with confirm=“{report.environment}”{pinned}"
 
 

@@ -336,6 +336,28 @@ def test_that_check_sees_every_task(source: str) -> None:
     assert not any(map(MAKES_TASKS.fullmatch, uses(ast.parse("from prefect import flow\nfrom tasks import host"))))
 
 
+def next_runbooks(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
+    """Each `Next("name", …, {"parameter": …})` with a literal name: the name, and the parameters' literal names."""
+    for one in ast.walk(tree):
+        if isinstance(one, ast.Call) and getattr(one.func, "id", "") == "Next" and one.args:
+            given = [one.args[2]] if len(one.args) > 2 else [k.value for k in one.keywords if k.arg == "parameters"]
+            keys = [key for value in given if isinstance(value, ast.Dict) for key in value.keys]
+            if isinstance(one.args[0], ast.Constant):
+                yield one.args[0].value, {key.value for key in keys if isinstance(key, ast.Constant)}
+
+
+def test_every_runbook_that_a_finding_names_as_the_next_one_exists_and_takes_those_parameters() -> None:
+    known = {found.flow.name: set(inspect.signature(found.flow.fn).parameters) for found in FLOWS}
+    named = [(path, *one) for path, tree in modules().items() for one in next_runbooks(tree)]
+    wrong = [(path, name, given) for path, name, given in named if name not in known or given - known[name]]
+    assert named
+    assert wrong == []
+
+
+def test_that_check_sees_a_name_and_a_parameter() -> None:
+    assert list(next_runbooks(ast.parse('Next("no-such", "why", {"also": 1})'))) == [("no-such", {"also"})]
+
+
 def test_no_module_is_long() -> None:
     long = {path: lines for path in modules() if (lines := len((ROOT / path).read_text().splitlines())) > 430}
     assert long == {}

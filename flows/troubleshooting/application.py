@@ -10,10 +10,11 @@ from prefect import flow
 from blocks.environment import Environment
 from blocks.services.service import ServiceState
 from flows.troubleshooting.database import judge_own_login
-from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service
+from flows.troubleshooting.diagnosis import Cause, Diagnosis, read_state, tell_service
 from runbook.errors import OpsError
 from runbook.guard import containment
 from runbook.guard.lock import hold
+from runbook.next import Next
 from runbook.page.markdown import code, escaped, fenced
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook

@@ -10,9 +10,10 @@ from prefect import flow
 from blocks.environment import Environment
 from blocks.postgres.refusals import DISK_FULL, TOO_MANY, UNKNOWN, LoginRefused, is_own_limit
 from flows.database.server.session_findings import judge_blocked, judge_idle, judge_used
-from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service, worst_of
+from flows.troubleshooting.diagnosis import Cause, Diagnosis, read_state, tell_service, worst_of
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration

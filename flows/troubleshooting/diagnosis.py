@@ -4,9 +4,9 @@ launch next. Called with the open report by the diagnoses of this chapter."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -15,8 +15,8 @@ import psycopg
 from blocks.environment import Environment
 from blocks.postgres.server import first_line
 from blocks.services.service import MASK, ServiceState
-from flows.launch import command
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.page.form import Forms, read_forms
 from runbook.page.markdown import escaped, fenced
 from runbook.report import Evidence, Finding, Report, Status
@@ -33,16 +33,6 @@ CAUSE = "likely cause"
 NOTHING = "nothing found"
 LOG_LINES = 100
 PROBE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Next:
-    """A runbook to launch, its parameters filled in, and what for."""
-
-    flow: str
-    why: str
-    parameters: Mapping[str, object] = field(default_factory=dict)
-    reminder: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,10 +151,9 @@ class Diagnosis:
 
 
 def line_of(number: int, one: Next, forms: Forms, environment: str) -> str:
-    """A runbook to launch, as a line of Markdown: its form, or its command where Prefect does not know it."""
-    given = {"environment": environment, **one.parameters}
-    link = forms.link(one.flow, environment, given, command(one.flow, environment, one.parameters))
-    return f"{number}. {escaped(one.why)}: {link}" + (f" — **{escaped(one.reminder)}**" if one.reminder else "")
+    """A runbook to launch, as a line of Markdown."""
+    address = forms.next(replace(one, why=""), environment)
+    return f"{number}. {escaped(one.why)}: {address}" + (f" — **{escaped(one.reminder)}**" if one.reminder else "")
 
 
 def worst_of(report: Report, judge: Callable[[], None], metric: str) -> Status:

@@ -11,9 +11,9 @@ import psycopg
 from blocks.environment import Environment
 from blocks.postgres.server import first_line
 from flows.database.superseded import directories_aside
-from flows.launch import command
 from flows.troubleshooting.disk_systems import FileSystem, paths_of
 from runbook.errors import OpsError, Unreachable
+from runbook.next import Next
 from runbook.page.form import read_forms
 from runbook.page.markdown import escaped
 from runbook.report import Evidence, Report
@@ -184,7 +184,7 @@ def tell_holders(report: Report, env: Environment, holders: Sequence[Holder], sy
     lines = []
     for one in decided.values():
         given = dict(one.parameters)
-        otherwise = command(one.flow, env.name, given)
+        otherwise = Next(one.flow, parameters=given).command(env.name)
         link = forms.link(one.flow, env.name, {"environment": env.name, **given}, otherwise)
         lines.append(f"- {escaped(one.what)}: {link}")
     if lines:

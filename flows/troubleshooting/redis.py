@@ -10,9 +10,10 @@ from blocks.environment import Environment
 from blocks.redis.server import Redis
 from flows.redis.client_findings import judge_places
 from flows.redis.master import judge_master
-from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service, worst_of
+from flows.troubleshooting.diagnosis import Cause, Diagnosis, read_state, tell_service, worst_of
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size

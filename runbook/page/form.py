@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,15 @@ from prefect.settings import PREFECT_UI_URL
 
 from runbook.guard.brief import asked_briefly
 from runbook.log import logger
+from runbook.next import Next
 from runbook.page.markdown import code, link
-from runbook.page.render import dumps
 
 MOST = 200
+
+
+def dumps(value: object) -> str:
+    """JSON for a link."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def form_address(deployment: object, parameters: Mapping[str, object]) -> str:
@@ -41,6 +47,12 @@ class Forms:
             return link(f"{flow}/{environment}", address)
         given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
         return code(otherwise) if otherwise else f"launch {flow}/{environment}{given}"
+
+    def next(self, one: Next, environment: str) -> str:
+        """A runbook to follow: what for, and its form; its command where Prefect does not know it."""
+        given = {"environment": environment, **one.parameters}
+        address = self.link(one.flow, environment, given, one.command(environment))
+        return f"{one.why}: {address}" if one.why else address
 
 
 def read_forms(environments: Sequence[str]) -> Forms:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from typing import Any
 
+from runbook.page.form import Forms
 from runbook.page.markdown import code, escaped
-from runbook.report import Evidence, Report, Status, StepTime
+from runbook.report import Evidence, Finding, Report, Status, StepTime
 from runbook.units import duration, size
 
 MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.CRITICAL: "🛑"}
@@ -27,11 +26,6 @@ def key(report: Report) -> str:
     return re.sub(r"[^a-z0-9]+", "-", report.runbook.lower()).strip("-")
 
 
-def dumps(value: Any) -> str:
-    """JSON for a link."""
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; says how many rows it leaves out."""
     lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
@@ -41,8 +35,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def markdown(report: Report) -> str:
-    """The whole page."""
+def markdown(report: Report, forms: Forms | None = None) -> str:
+    """The whole page; with links to `forms` of the runbooks that its findings name."""
     title = f"# {MARK[report.status]} {escaped(report.runbook)} · {escaped(report.environment)} · {report.status}"
     parts = [title, escaped(report.sentence())]
     head = {"started": report.started.strftime("%Y-%m-%d %H:%M:%S UTC"), "took": duration(report.seconds)}
@@ -54,7 +48,7 @@ def markdown(report: Report) -> str:
             if report.form.startswith("http")
             else f"**To carry it out:** {escaped(report.form)}"
         )
-    parts.append("## Findings\n" + _findings(report))
+    parts.append("## Findings\n" + _findings(report, forms or Forms()))
     parts += [f"## {escaped(item.name)}\n{_evidence(item)}" for item in report.evidence]
     if report.steps:
         parts.append("## Steps\n" + image("steps", timeline(report)) + "\n\n" + _steps(report))
@@ -109,16 +103,26 @@ def _plan(report: Report) -> str:
     return table(("#", "step", "what", "size", "about"), rows)
 
 
-def _findings(report: Report) -> str:
+def _findings(report: Report, forms: Forms) -> str:
     """What needs attention first; what is well is folded."""
     worst = sorted(report.findings, key=lambda f: -list(Status).index(f.status))
-    rows = [(MARK[f.status] + " " + f.status, f.name, f.value, f.expected, f.hint) for f in worst]
+    todo = [_what_to_do(one, forms, report.environment) for one in worst]
+    rows = [
+        (MARK[f.status] + " " + f.status, f.name, f.value, f.expected, what)
+        for f, what in zip(worst, todo, strict=True)
+    ]
     open_rows = [row for row, finding in zip(rows, worst, strict=True) if finding.status is not Status.OK]
     columns = ("", "finding", "value", "expected", "what to do")
     parts = [table(columns, open_rows)] if open_rows else ["Nothing needs attention."]
     if well := rows[len(open_rows) :]:
         parts.append(_folded(f"{len(well)} checks passed", table(columns[:4], [row[:4] for row in well])))
     return "\n\n".join(parts)
+
+
+def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
+    """The hint, and each runbook to follow as a link to its form."""
+    named = (forms.next(one, environment) for one in finding.follow)
+    return ". ".join(filter(None, (finding.hint.rstrip("."), *named)))
 
 
 def _folded(title: str, text: str) -> str:
@@ -145,4 +149,5 @@ def _evidence(item: Evidence) -> str:
 
 def _cell(value: object) -> str:
     text = " ".join(str(value).split())
-    return escaped(text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…")
+    whole = len(text) <= MOST_CHARACTERS or "](" in text  # a link that is cut is none
+    return escaped(text if whole else text[:MOST_CHARACTERS] + "…")

@@ -156,6 +156,7 @@ def test_our_own_error_becomes_a_finding_with_its_hint(system: System) -> None:
         "expected": "",
         "hint": "start it",
         "stops": True,
+        "follow": [],
     }
 
 

@@ -16,7 +16,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
 from blocks.redis.server import Redis
-from flows.launch import command, find_flow, launch, main, parsed
+from flows.launch import find_flow, launch, main, parsed
 from flows.troubleshooting import diagnosis
 from flows.troubleshooting.database import full_cause
 from flows.troubleshooting.diagnosis import Diagnosis
@@ -24,6 +24,7 @@ from flows.troubleshooting.disk import free_disk_emergency
 from flows.troubleshooting.disk_holders import _ADVICE
 from flows.troubleshooting.redis import _clear, _more_memory
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.page.form import Forms
 from tests.fixtures import forked
 from tests.troubleshooting.conftest import Host
@@ -37,7 +38,7 @@ def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
     cause = full_cause(Diagnosis(None, None), "h:1", most=400)  # type: ignore[arg-type]
     offered = [*cause.follow, _clear(block), *_more_memory(None)]
     for one in offered:
-        words = shlex.split(command(one.flow, "lab", one.parameters))
+        words = shlex.split(one.command("lab"))
         values = parsed(find_flow(words[3]), words[4:])
         assert values["environment"] == "lab"
         for name, value in one.parameters.items():
@@ -95,7 +96,7 @@ def test_what_it_does_not_take_is_told(words: list[str]) -> None:
 
 
 def test_it_runs_without_a_prefect_server(host: Host) -> None:
-    words = shlex.split(command("diagnose-redis", "sick", {}))
+    words = shlex.split(Next("diagnose-redis").command("sick"))
     variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     done = forked.run(words[1:], variables)
     assert done.returncode == 0, done.stderr

@@ -9,10 +9,10 @@ from typing import Literal
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
-from flows.launch import command
 from flows.recovery.postgres.steps import AGAIN, tell_receiver
 from runbook.errors import CommandFailed, OpsError
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.failover.fencing import FENCE, allow_start, mark_standby
@@ -157,7 +157,7 @@ def judge_joining(report: Report, env: Environment, joining: Joining, method: Me
 
 def join_there(env: Environment, node: Postgres) -> str:
     """How a server is joined whose files are on another host than this one."""
-    return f"on {node.host}, in the checkout of its worker: {command('rejoin-standby', env.name, {})}"
+    return f"on {node.host}, in the checkout of its worker: {Next('rejoin-standby').command(env.name)}"
 
 
 def _judge_room(report: Report, joining: Joining, method: Method) -> None:

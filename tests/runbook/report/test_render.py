@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from prefect.settings import PREFECT_UI_URL, temporary_settings
 
+from runbook.next import Next
 from runbook.page import render
+from runbook.page.form import Forms
 from runbook.page.markdown import code, escaped, fenced, link, plain
 from runbook.report import Evidence, Report, Status, StepTime
 
@@ -214,3 +217,14 @@ def test_ten_thousand_of_everything_stay_under_a_megabyte() -> None:
     assert page.count("… 9800 more rows in the JSON report") == 2
     assert "the worst" in page
     assert len(report.as_json()["evidence"][0]["rows"]) == 10_000, "the JSON keeps them all"
+
+
+def test_a_runbook_to_follow_is_a_link_to_its_form_and_a_command_where_prefect_does_not_know_it() -> None:
+    report = new()
+    report.warn("memory", "free some", follow=[Next("clear-cache", "delete caches", {"prefixes": ["a" * 400]})])
+    known = Forms({("clear-cache", "production"): "1f3a"})
+    with temporary_settings({PREFECT_UI_URL: "http://ui:4200"}):
+        assert "free some. delete caches: [clear-cache/production](http://ui:4200/deployments/" in render.markdown(
+            report, known
+        )
+    assert "`python -m flows.launch clear-cache environment=production" in render.markdown(report)
