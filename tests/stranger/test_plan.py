@@ -15,7 +15,7 @@ import pytest
 from blocks.environment import Environment
 from blocks.postgres.refusals import Starting
 from flows.database.backup import backup_database
-from flows.recovery.full import database_server
+from flows.recovery.full import start as start_server
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis
 from lab.processes import run
@@ -415,21 +415,21 @@ def test_a_server_that_recovers_for_long_is_waited_for(
         rounds.append(1)
         return until(*words, **named)
 
-    monkeypatch.setattr(database_server, "until", counted)
-    monkeypatch.setattr(database_server, "START_SECONDS", 0.1)
+    monkeypatch.setattr(start_server, "until", counted)
+    monkeypatch.setattr(start_server, "START_SECONDS", 0.1)
     stranger.sql("ALTER SYSTEM SET hot_standby = off")
     with ThreadPoolExecutor(1) as pool, down(stranger):
         signal.touch()
         stranger.supervisor.start("database")
         env = Environment.find(NAME)
         until(lambda: isinstance(refusal_of(env), Starting), what="its recovery", seconds=120)
-        waiting = pool.submit(database_server.wait_started, env)
+        waiting = pool.submit(start_server.wait_started, env)
         until(lambda: len(rounds) > 3 or waiting.done(), what="some rounds", seconds=120)
         assert not waiting.done()
-        monkeypatch.setattr(database_server, "RECOVERY_SECONDS", 0.0)
+        monkeypatch.setattr(start_server, "RECOVERY_SECONDS", 0.0)
         with pytest.raises(OpsError, match="the start of PostgreSQL did not happen"):
-            database_server.wait_started(env)
-        monkeypatch.setattr(database_server, "START_SECONDS", 120.0)
+            start_server.wait_started(env)
+        monkeypatch.setattr(start_server, "START_SECONDS", 120.0)
         begun = len(rounds)
         until(lambda: len(rounds) > begun, what="a long round", seconds=120)
         stranger.supervisor.stop("database")
@@ -490,6 +490,62 @@ def test_the_plan_of_a_crashed_server_is_green_and_carried_out(
         assert "in production" in str(next(f.value for f in done.findings if f.name.startswith("control file")))
     stranger.sql("ALTER SYSTEM RESET archive_mode")
     stranger.sql("ALTER SYSTEM RESET archive_command")
+    assert stranger.ready()
+
+
+def damaged_beyond_recovery(stranger: Stranger) -> Path:
+    """What `kill -9` leaves, with a damaged page that crash recovery must read. Returns the data directory."""
+    data = stranger.root / "pg/data"
+    stranger.sql("ALTER SYSTEM SET full_page_writes = off")
+    stranger.sql("SELECT pg_reload_conf()")
+    stranger.sql("CREATE TABLE bulk AS SELECT n, repeat('x', 500) FROM generate_series(1, 2000) n")
+    stranger.sql("VACUUM (FREEZE) bulk")  # later hint bits would write full pages to the WAL
+    stranger.sql("CHECKPOINT")
+    path = str(stranger.sql("SELECT pg_relation_filepath('bulk')")[0][0])
+    stranger.sql("UPDATE bulk SET n = n + 1 WHERE n % 10 = 0")
+    shutil.copytree(data, crashed := data.with_name("crashed"), symlinks=True)
+    stranger.sql("ALTER SYSTEM RESET full_page_writes")
+    with (crashed / path).open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\0damaged\0")
+    stranger.supervisor.stop("database")
+    shutil.rmtree(data)
+    crashed.rename(data)
+    run(["chown", "-R", f"{stranger.account.name}:", data])
+    return data
+
+
+def test_files_that_crash_recovery_cannot_read_are_kept_and_replaced_by_a_new_cluster(
+    backed_up: Stranger, stranger: Stranger
+) -> None:
+    """The plan cannot see them: it reads no table of the live database. It names what the run does then."""
+    data = damaged_beyond_recovery(stranger)
+    report = plan()
+    assert report.status is Status.PLANNED, findings(report)
+    steps = {step.step: step.detail for step in report.plan_steps}
+    assert "keep them under another name and create a new cluster" in steps["bring back the database server"]
+    done = plan(confirm=NAME)
+    assert done.status is Status.WARN, findings(done)
+    assert "invalid page in block 0" in next(one.value for one in done.findings if one.name == "files of the database server")
+    assert [one.name for one in data.parent.glob("data.superseded_*")]
+    assert stranger.ready()
+
+
+def test_they_are_not_replaced_where_the_server_has_another_database(backed_up: Stranger, stranger: Stranger) -> None:
+    stranger.sql("CREATE DATABASE payroll")
+    data = damaged_beyond_recovery(stranger)
+    kept = data.with_name("kept")
+    report = plan()
+    assert report.status is Status.PLANNED, findings(report)
+    assert (
+        "it also has payroll"
+        in {step.step: step.detail for step in report.plan_steps}["bring back the database server"]
+    )
+    done = plan(confirm=NAME)
+    assert done.status is Status.CRITICAL
+    assert f"save its other databases (payroll), then mv {data} {data}.damaged and run this again" in findings(done)
+    data.rename(kept)
+    assert plan(confirm=NAME).status in (Status.OK, Status.WARN)
     assert stranger.ready()
 
 

@@ -11,6 +11,7 @@ from flows.database import restore_steps as database
 from flows.recovery.full import migration
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.database_server import Found
+from flows.recovery.full.start import plan_of
 from flows.redis.restore.steps import plan_detaching, tell_redis_proof
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import Permit
@@ -52,7 +53,7 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
     stop = ", ".join(env.services_in(STOP_ORDER))
     if found.presence != "up":
         alone = "; standby and receiver of WAL are left behind, commits wait for nobody" * env.has("standby")
-        how = "start it" if found.presence == "down" else f"initdb, then start it{alone}"
+        how = plan_of(found.others) if found.presence == "down" else f"initdb, then start it{alone}"
         report.plan("bring back the database server", how)
     if when == "first":
         report.plan("stop services", stop, seconds=2)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 from blocks.environment import START_ORDER, Environment
 from blocks.postgres.nodes import ask
-from blocks.postgres.refusals import Starting
 from blocks.postgres.server import Postgres
 from flows.database import restore_steps as database
-from flows.database.waiting_commits import LEFT_BEHIND, free_commits, judge_commits
+from flows.database.waiting_commits import free_commits, judge_commits
 from flows.recovery.full import stopped_server
-from runbook.errors import OpsError, Unreachable
+from flows.recovery.full.start import create_and_start, other_databases, start_server
 from runbook.guard.permit import Permit
 from runbook.report import Report
-from runbook.wait import until
 from tasks.backups.catalogue import Backup
-from tasks.host.services import ServiceStates, read_services, start_services, stop_services
+from tasks.host.services import ServiceStates, read_services
 from tasks.postgres.restore.staged_copy import content_in
-from tasks.postgres.server.new_cluster import create_cluster
 from tasks.postgres.server.roles import create_roles, try_roles
 from tasks.postgres.server.server import (
     Identity,
@@ -33,17 +28,16 @@ from tasks.postgres.server.server import (
     read_server,
 )
 
-START_SECONDS = 60.0
-RECOVERY_SECONDS = 12 * 3600.0
-
 
 @dataclass(frozen=True)
 class Found:
-    """How the run found the system: the database server, which services ran, the database behind the live name."""
+    """How the run found the system: the database server, which services ran, the database behind the live name.
+    `others`: the other databases of a server that is down; None: unknown."""
 
     presence: Presence
     services: ServiceStates
     live: Identity | None
+    others: tuple[str, ...] | None = None
 
 
 def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Found:
@@ -51,17 +45,17 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     services = read_services(env.services, env.services_in(START_ORDER))
     state = presence(env.postgres)
     _judge_roles(report, env, state)
-    live = None
+    live, others = None, None
     if state == "up":
         live = _judge_running(report, env, backup, jobs)
         judge_commits(report, env)
     else:
-        _judge_stopped(report, env, backup, state, jobs)
+        others = _judge_stopped(report, env, backup, state, jobs)
         _judge_standby(report, env)
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
-    return Found(state, services, live)
+    return Found(state, services, live, others)
 
 
 def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
@@ -77,17 +71,23 @@ def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
     )
 
 
-def _judge_stopped(report: Report, env: Environment, backup: Backup, state: Presence, jobs: int) -> None:
-    """A server that is down or gone, judged on a private instance."""
+def _judge_stopped(
+    report: Report, env: Environment, backup: Backup, state: Presence, jobs: int
+) -> tuple[str, ...] | None:
+    """Judge a server that is down or missing on a private instance. Returns its other databases, None if unknown."""
+    others: tuple[str, ...] | None = None
     absent = state == "absent"
     what = "gone: a new one will be created" if absent else "down: it will be started"
     report.warn("database server", "nothing to do: this run restores it", value=what)
 
     def offer(postgres: Postgres, server: Server) -> None:
+        nonlocal others
+        others = other_databases(env, server)
         unknown = stopped_server.unknown_in(env)
         _judge_offer(report, env, backup, server, jobs, on=postgres, unknown=unknown)
 
     stopped_server.judge(report, env, backup, offer, absent=absent)
+    return others
 
 
 def _judge_standby(report: Report, env: Environment) -> None:
@@ -129,19 +129,17 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
     Raises:
         OpsError: the server does not start, and what to do.
     """
-    absent = found.presence == "absent"
+    new = False
     if found.live is None:
-        if absent:
-            stop_services(env.services, [env.postgres.service])
-            _leave_receiver(report, env)
-            create_cluster(permit, env.postgres)
-        start_services(env.services, [env.postgres.service])
-        wait_started(env)
+        if new := found.presence == "absent":
+            create_and_start(report, permit, env)
+        else:
+            new = start_server(report, permit, env, backup, found.others)
         live = _judge_running(report, env, backup, jobs)
         report.fail_if_critical()
     else:
         live = found.live
-    free_commits(report, permit, env, after=live, new=absent)
+    free_commits(report, permit, env, after=live, new=new)
     server = read_server(env.postgres)
     if server.is_bare:
         made = create_roles(permit, env.postgres, backup, server.roles)
@@ -154,42 +152,3 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
                 value=", ".join(made.without_password),
             )
     return live
-
-
-def _leave_receiver(report: Report, env: Environment) -> None:
-    """A new cluster's WAL must not come among that of the one that is gone: a point in time may be wanted of it yet."""
-    if env.has("standby") or env.has("wal"):
-        report.warn(
-            "standby and receiver of WAL", LEFT_BEHIND, value="out of date: they are of the cluster that is gone"
-        )
-    if env.has("wal") and env.wal.service in env.services.names:
-        stop_services(env.services, [env.wal.service])
-
-
-def wait_started(env: Environment) -> None:
-    """Until it answers. While it says that it starts, it recovers from its WAL, which takes what it takes.
-
-    Raises:
-        OpsError: it does not start, and what to do.
-    """
-    last = Unreachable("")
-
-    def answers() -> bool:
-        nonlocal last
-        try:
-            env.postgres.connect().close()
-        except Unreachable as error:
-            last = error
-            raise
-        return True
-
-    data, end = Path(env.postgres.data_directory), time.monotonic() + RECOVERY_SECONDS
-    while True:
-        try:
-            until(answers, what="the start of PostgreSQL", seconds=START_SECONDS)
-            return
-        except OpsError as error:
-            if isinstance(error, Unreachable) and isinstance(last, Starting) and time.monotonic() < end:
-                continue
-            hint = f"look at its log; if its files are broken: mv {data} {data}.broken, then launch this again"
-            raise OpsError(error.message, hint) from None

@@ -1,0 +1,141 @@
+"""The start of a database server that was down. Files too damaged for crash recovery are replaced by a new cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from blocks.environment import Environment
+from blocks.postgres.refusals import Starting
+from flows.database import restore_steps as database
+from flows.database.waiting_commits import LEFT_BEHIND
+from runbook.errors import OpsError, Unreachable
+from runbook.guard.permit import Permit
+from runbook.report import Report
+from runbook.wait import until
+from tasks.backups.catalogue import Backup
+from tasks.host.services import start_services, stop_services
+from tasks.postgres.restore.staged_copy import content_in
+from tasks.postgres.restore.superseded import KEPT
+from tasks.postgres.server.log_reasons import Reason, find_reason, own_log
+from tasks.postgres.server.new_cluster import create_cluster
+from tasks.postgres.server.requirements import read_offline_requirements
+from tasks.postgres.server.server import Server
+
+START_SECONDS = 60.0
+RECOVERY_SECONDS = 12 * 3600.0
+LOG_LINES = 200
+DAMAGE = "damage"
+
+
+def other_databases(env: Environment, server: Server) -> tuple[str, ...]:
+    """The databases of the server that are neither the environment's, its maintenance database nor a replaced copy."""
+    ours = {env.postgres.database, env.postgres.maintenance_database, "postgres"}
+    return tuple(sorted(name for name in server.databases if name not in ours and not KEPT.search(name)))
+
+
+def plan_of(others: tuple[str, ...] | None) -> str:
+    """The plan's step: start a server that is down, also if crash recovery fails. None: its databases are unknown."""
+    if others is None:
+        return "start it; if its files are too damaged to start, this run stops: its databases are not known"
+    if others:
+        return f"start it; if its files are too damaged to start, this run stops: it also has {', '.join(others)}"
+    return "start it; if its files are too damaged to start, keep them under another name and create a new cluster"
+
+
+def start_server(
+    report: Report, permit: Permit, env: Environment, backup: Backup, others: tuple[str, ...] | None
+) -> bool:
+    """Start a server that was down. Returns whether its data directory had to be replaced by a new cluster.
+
+    The data directory is replaced only if the server's log names damage and the server has no other database; it is
+    renamed, never deleted (https://www.postgresql.org/docs/current/wal-reliability.html).
+
+    Raises:
+        OpsError: the server does not start.
+    """
+    try:
+        start_and_wait(env)
+        return False
+    except OpsError as error:
+        reason = _read_reason(env)
+        if reason is None or reason.kind != DAMAGE:
+            raise
+        if others != ():
+            first = f"save its other databases ({', '.join(others)})" if others else "see that it has no other database"
+            data = env.postgres.data_directory
+            hint = f"{first}, then mv {data} {data}.damaged and run this again; its log: {reason.line}"
+            raise OpsError(error.message, hint) from None
+    report.warn(
+        "files of the database server",
+        "nothing to do: its data directory is kept under another name until you delete it",
+        value=f"too damaged to start: {reason.line}",
+    )
+    database.judge_requirements(report, read_offline_requirements(env.postgres, content_in(backup), absent=True))
+    report.fail_if_critical()
+    create_and_start(report, permit, env)
+    return True
+
+
+def create_and_start(report: Report, permit: Permit, env: Environment) -> None:
+    """A new cluster in the place of the data directory, started."""
+    stop_services(env.services, [env.postgres.service])
+    _leave_receiver(report, env)
+    create_cluster(permit, env.postgres)
+    start_and_wait(env)
+
+
+def _leave_receiver(report: Report, env: Environment) -> None:
+    """Keep the WAL of a new cluster apart from that of the lost one, which a restore to a point may still need."""
+    if env.has("standby") or env.has("wal"):
+        report.warn("standby and receiver of WAL", LEFT_BEHIND, value="out of date: they belong to the lost cluster")
+    if env.has("wal") and env.wal.service in env.services.names:
+        stop_services(env.services, [env.wal.service])
+
+
+def start_and_wait(env: Environment) -> None:
+    """Start the server's service and wait for an answer.
+
+    Raises:
+        OpsError: it does not start.
+    """
+    start_services(env.services, [env.postgres.service])
+    wait_started(env)
+
+
+def _read_reason(env: Environment) -> Reason | None:
+    """Why the server did not start, by its log. None: the log does not name the cause, or is not readable."""
+    service = ""
+    with contextlib.suppress(OpsError):
+        service = env.services.logs(env.postgres.service, LOG_LINES)
+    return find_reason(f"{service}\n{own_log(env.postgres)}")
+
+
+def wait_started(env: Environment) -> None:
+    """Wait until the server answers: while it reports that it is starting, it replays WAL, for hours if need be.
+
+    Raises:
+        OpsError: it does not start.
+    """
+    last = Unreachable("")
+
+    def answers() -> bool:
+        nonlocal last
+        try:
+            env.postgres.connect().close()
+        except Unreachable as error:
+            last = error
+            raise
+        return True
+
+    data, end = Path(env.postgres.data_directory), time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            until(answers, what="the start of PostgreSQL", seconds=START_SECONDS)
+            return
+        except OpsError as error:
+            if isinstance(error, Unreachable) and isinstance(last, Starting) and time.monotonic() < end:
+                continue
+            hint = f"check its log; if its files are damaged: mv {data} {data}.damaged, then run this again"
+            raise OpsError(error.message, hint) from None
