@@ -1,4 +1,4 @@
-"""The catalogue of runbooks, and which section of the manual each one carries out: made from the flows themselves.
+"""The catalogue of runbooks, the manual's coverage and the table of thresholds: generated from the code.
 
 python -m deployments.catalogue [--check]
 """
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deployments.runbooks import ROOT, Runbook, read_runbooks
+from runbook.metrics import BACKUP_AGE, CATALOGUE, REDIS_LOSS
 
 DOCS = ROOT / "docs"
 MADE = "<!-- Made by `make catalogue` from the flows and prefect.yaml: edit those. -->"
@@ -90,6 +91,24 @@ def _links(runbooks: Sequence[Runbook]) -> str:
     return ", ".join(f"[{one.name}](catalogue.md#{one.name})" for one in runbooks) or "—"
 
 
+def thresholds_page() -> str:
+    """Every metric of `[thresholds]` with its default limits."""
+    rpo = "the RPO", "a day, or twice the RPO"
+    by_rpo = {BACKUP_AGE.name: rpo, REDIS_LOSS.name: ("half the RPO", "the RPO")}
+    rows = [
+        (f"`{one.name}`", one.measures, *by_rpo.get(one.name, map(one.show, one.limits)), one.section or "—")
+        for one in CATALOGUE.values()
+    ]
+    return (
+        f"# Which limits are there, and where are they set?\n\n{MADE}\n\n`[thresholds]` in the environment's TOML sets "
+        'them: `"metric" = [warn above, critical above]`, in seconds, bytes, or as a ratio (0.85 is 85 %). '
+        "A metric that is not listed there has the limits below. Register the environment again after a change: "
+        "`python -m deployments.register`.\n\n"
+        + _table(("metric", "measures", "WARN above", "CRITICAL above", "manual"), rows)
+        + "\n\nThe defaults are in `runbook/metrics.py`.\n"
+    )
+
+
 def chapters_table(runbooks: Sequence[Runbook], columns: Sequence[str]) -> str:
     """For a README: how many runbooks each chapter has, with a link to them in the catalogue."""
     rows = []
@@ -109,6 +128,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "catalogue.md": catalogue_page(runbooks),
         DOCS / "coverage.md": coverage_page(runbooks),
+        DOCS / "thresholds.md": thresholds_page(),
         **{path: _with_table(path, chapters_table(runbooks, columns)) for path, columns in readmes.items()},
     }
 

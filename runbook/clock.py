@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, tzinfo
+from typing import Literal
 
 MOST_SKEW_SECONDS = 60.0
 """By more than this no clock may differ from this host's where something is deleted by its age."""
@@ -16,3 +20,33 @@ def now() -> datetime:
 def of_host() -> datetime:
     """This host's own clock, also in a simulation: for comparing it with another host's."""
     return datetime.now(UTC)
+
+
+_zone = ContextVar[tzinfo]("zone", default=UTC)
+
+
+@contextmanager
+def use_zone(zone: tzinfo) -> Iterator[None]:
+    """Show times in this zone: a run's report has one zone, the environment's."""
+    token = _zone.set(zone)
+    try:
+        yield
+    finally:
+        _zone.reset(token)
+
+
+def text(at: datetime, precision: Literal["minutes", "seconds", "milliseconds", "microseconds"] = "seconds") -> str:
+    """A moment with its offset, in the zone of the run: `2026-11-29 01:14:51 +09:00`."""
+    shown = at.astimezone(_zone.get())
+    offset = shown.isoformat()[-6:]
+    return f"{shown.replace(tzinfo=None).isoformat(' ', precision)} {offset}"
+
+
+def time_of_day(at: datetime) -> str:
+    """`01:14:51`, in the zone of the run: for a column with `heading`."""
+    return f"{at.astimezone(_zone.get()):%H:%M:%S}"
+
+
+def heading(what: str) -> str:
+    """A column of times of day, with the zone's offset now: `started (+09:00)`."""
+    return f"{what} ({now().astimezone(_zone.get()).isoformat()[-6:]})"

@@ -62,7 +62,7 @@ REDIS_LOSS = Metric("redis.loss_seconds", 1800, 3600, "s", "writes that a kill o
 BACKUP_GAP = Metric("backup.gap_seconds", 3600, DAY_SECONDS, "s", "time between the database's backup and the others")
 PLAN_WRITES = Metric("plan.writes_bytes", 64e6, 1e9, "B", "writes between a plan and its confirmation")
 
-API_REFUSED = Metric("api.refused_ratio", 0.1, 0.3, "ratio", "share of requests refused (401, 403)", "§7.3")
+API_REFUSED = Metric("api.refused_ratio", 0.1, 0.3, "ratio", "share of requests refused (4xx)", "§7.3")
 LOAD = Metric("host.load.per_processor", 1.5, 4, "count", "load average per processor", "§7.1")
 MEMORY = Metric("host.memory.used_ratio", 0.9, 0.97, "ratio", "memory in use on the host", "§7.1")
 LOG_ERRORS = Metric("logs.errors.day_count", 20, 1000, "count", "errors in the logs within 24 h", "§7.1")

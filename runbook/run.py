@@ -12,6 +12,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from runbook import clock
 from runbook.current import current_report, use_report
 from runbook.drivers import described
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
@@ -58,7 +59,17 @@ def runbook(
         RunbookFailed: the report is CRITICAL.
         NotConfirmed, Locked: as they are.
     """
-    report, within = Report(title, target.name, confirm, target.limits), current_report()
+    report = Report(title, target.name, confirm, target.limits)
+    with clock.use_zone(target.zone), _recorded(report, target, plan, changes, rank, often, name):
+        yield report
+
+
+@contextlib.contextmanager
+def _recorded(
+    report: Report, target: Target, plan: str, changes: bool, rank: Rank, often: bool, name: str
+) -> Iterator[None]:
+    """The run's lock, permit and end: whatever happens, its report is written."""
+    title, confirm, within = report.runbook, report.confirm, current_report()
     pending: approval.ApprovalPending | None = None
     if by := launched_by() if within is None else "":
         report.fact("launched by", f"the automation {by}")
@@ -90,7 +101,7 @@ def runbook(
                     lock.exclude()
             planned.refuse_second_use()
             report.gate = approval.gate(report, target, name or render.key(report), within)
-            yield report
+            yield
             if not report.is_stopped and (report.permitted or (changes and report.may_change)):
                 planned.record(report)  # before the lock is free
     except PlanOnly:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import tzinfo
 from pathlib import Path
 from typing import Protocol
 
@@ -47,6 +48,10 @@ class Target(Protocol):
 
     def exclusion(self, runbook: str) -> Excluding:
         """The locks of the servers and directories that it describes, not taken yet."""
+
+    @property
+    def zone(self) -> tzinfo:
+        """The operators' time zone: reports show times in it."""
 
     @property
     def limits(self) -> Mapping[str, tuple[float, float]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 
+from runbook import clock
 from runbook.page.form import Forms
 from runbook.page.markdown import code, escaped
 from runbook.report import Evidence, Finding, Report, Status, StepTime
@@ -39,7 +40,7 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
     """The whole page; with links to `forms` of the runbooks that its findings name."""
     title = f"# {MARK[report.status]} {escaped(report.runbook)} · {escaped(report.environment)} · {report.status}"
     parts = [title, escaped(report.sentence())]
-    head = {"started": report.started.strftime("%Y-%m-%d %H:%M:%S UTC"), "took": duration(report.seconds)}
+    head = {"started": clock.text(report.started), "took": duration(report.seconds)}
     parts.append(table(("", ""), list((head | report.facts).items())))
     if report.planned:
         parts.append("## Plan (nothing was changed)\n" + _plan(report))
@@ -131,8 +132,8 @@ def _folded(title: str, text: str) -> str:
 
 def _steps(report: Report) -> str:
     steps = sorted(report.steps, key=lambda step: step.started)
-    rows = [(s.name, s.started.strftime("%H:%M:%S"), f"{s.seconds:.2f}", s.status) for s in steps]
-    return table(("step", "started (UTC)", "seconds", "status"), rows)
+    rows = [(s.name, clock.time_of_day(s.started), f"{s.seconds:.2f}", s.status) for s in steps]
+    return table(("step", clock.heading("started"), "seconds", "status"), rows)
 
 
 def _evidence(item: Evidence) -> str:

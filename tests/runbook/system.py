@@ -5,10 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from blocks.exclusion import Exclusion
 from runbook.target import Approvals
+
+TOKYO = ZoneInfo("Asia/Tokyo")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class System:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"age": (10, 100)})
     unattended: Sequence[str] = ()
     contacts: Sequence[Sequence[str]] = ()
+    zone: tzinfo = TOKYO
 
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         return self.contacts

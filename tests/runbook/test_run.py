@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import re
 import urllib.parse
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +23,7 @@ from prefect.context import FlowRunContext
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_UI_URL
 
+from runbook import clock
 from runbook.current import current_report
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.files import chain
@@ -366,3 +369,14 @@ def artifacts(run_id: UUID) -> list[Any]:
 def state_of(run_id: UUID) -> Any:
     with get_client(sync_client=True) as client:
         return client.read_flow_run(run_id).state
+
+
+def test_a_report_shows_times_in_the_zone_of_the_environment_with_its_offset(system: System) -> None:
+    with runbook("Trial", system) as report:
+        report.fact("snapshot", clock.text(datetime(2026, 11, 28, 16, 14, 51, tzinfo=UTC)))
+    page = report.path.with_suffix(".md").read_text() if report.path else ""
+    assert "| snapshot | 2026-11-29 01:14:51 +09:00 |" in page
+    assert re.search(r"\| started \| 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \+09:00 \|", page)
+    assert clock.text(datetime(2026, 11, 28, 16, 14, tzinfo=UTC), "minutes") == "2026-11-28 16:14 +00:00", (
+        "outside a run"
+    )

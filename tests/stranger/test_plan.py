@@ -526,7 +526,9 @@ def test_files_that_crash_recovery_cannot_read_are_kept_and_replaced_by_a_new_cl
     assert "keep them under another name and create a new cluster" in steps["bring back the database server"]
     done = plan(confirm=NAME)
     assert done.status is Status.WARN, findings(done)
-    assert "invalid page in block 0" in next(one.value for one in done.findings if one.name == "files of the database server")
+    assert "invalid page in block 0" in next(
+        one.value for one in done.findings if one.name == "files of the database server"
+    )
     assert [one.name for one in data.parent.glob("data.superseded_*")]
     assert stranger.ready()
 
