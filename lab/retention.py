@@ -1,7 +1,7 @@
 """The lab's retention: its backups and its archived WAL are pruned without anybody launching it.
 
 A lab's schedules are paused, and a day of restores of 1 GB made it grow to 37 GB. So a program beside its worker looks
-every hour. Where the lab uses more than its database allows (`limit`), and none of its flows runs, it launches what a
+every 15 minutes. Where the lab uses more than its database allows (`limit`), and none of its flows runs, it launches what a
 real environment has as schedules: a base backup, its proof, the copies, then the pruning. These are the runbooks with
 their rules: nothing unproven is pruned, and each is a run in Prefect's UI.
 
@@ -30,7 +30,7 @@ from lab.servers.services import Services
 from lab.state.environment import api_url, ui_url
 from runbook.errors import OpsError
 
-EVERY_SECONDS = 3600
+EVERY_SECONDS = 900
 LEAST_BYTES = 2_000_000_000
 SHARE = 8
 """A lab may use so many times what its database does: two nodes, each with WAL; what a restore replaced; its dumps; two
