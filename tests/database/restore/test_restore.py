@@ -17,7 +17,7 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database, undo_restore
-from flows.database.superseded import discard_superseded, find_aside
+from flows.database.superseded import discard_superseded, find_kept_data
 from runbook import clock
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.carried_out import CarriedOut
@@ -387,7 +387,7 @@ def test_discard_finds_directories_beside_what_links_lead_to(trial: Trial, tmp_p
     plain.mkdir()
     with Path(os.environ["OPS_ENVIRONMENT_FILE"]).open("a") as file:
         file.write(f'[redis]\ndata_directory = "{tmp_path}/redis"\n[application]\ndirectory = "{tmp_path}/grc"\n')
-    shown = [(item.name, item.bytes) for item in find_aside(trial.environment, 1)]
+    shown = [(item.name, item.bytes) for item in find_kept_data(trial.environment, 1)]
     assert shown == [(f"{tmp_path}/disk/{name}.superseded_20261101_000000", 1000) for name in ("redis", "grc")]
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["grc", "redis"]

@@ -165,7 +165,7 @@ def days(postgres_server: PostgresServer, base: Path, monkeypatch: pytest.Monkey
             made.made[kind] = Backup(one.path.rename(base / kind), one.manifest, one.store)
         monkeypatch.setattr(clock, "now", lambda: made.now)
         monkeypatch.setattr("runbook.run.is_unattended", lambda target: "prune-backups" in target.unattended)
-        monkeypatch.setattr("flows.database.backup.tell_backups", lambda report, env: None)  # tested elsewhere
+        monkeypatch.setattr("flows.database.backup.show_backups", lambda report, env: None)  # tested elsewhere
         yield made
     postgres_server.drop_database(DATABASE)
 
