@@ -406,7 +406,7 @@ def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
         else:
             assert "nothing was swapped" in report.sentence()
             assert report.state
-            assert report.state.value.endswith(" was not touched")
+            assert report.state.value.endswith(" is unchanged")
             good(call)
         return report
 

@@ -104,7 +104,7 @@ class Setting:
         """Whether ALTER SYSTEM wrote `wanted` already."""
         return self.auto is not None and self.same(self.auto, wanted)
 
-    def is_well(self, text: str) -> bool:
+    def is_accepted(self, text: str) -> bool:
         """Whether a value is the manual's, or one that is as well."""
         found, manual = self.measure(text), self.measure(MANUAL[self.name])
         if isinstance(found, str) or isinstance(manual, str) or BY_NAME[self.name].well == "this":

@@ -34,10 +34,10 @@ DAMAGE = ("XX000", "XX001", "XX002", "58030", "58P01", "58000")
 
 CATALOGUE_HINT = (
     "keep a copy of the server's files, check disk and memory of its host, then restore-database (or promote a standby "
-    "that is sound); where only a system index is hit: REINDEX SYSTEM, by hand, in a window"
+    "that is intact); where only a system index is hit: REINDEX SYSTEM, by hand, in a window"
 )
 
-Outcome = Literal["sound", "damaged", "not reached", "not checked"]
+Outcome = Literal["intact", "damaged", "not reached", "not checked"]
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ WHERE name IN ('zero_damaged_pages', 'ignore_checksum_failure') AND setting = 'o
 
 def _check(connection: Connection, schema: str, relation: Relation, heapallindexed: bool, left: float) -> Checked:
     started = time.monotonic()
-    outcome: Outcome = "sound"
+    outcome: Outcome = "intact"
     try:
         execute(connection, "SELECT set_config('statement_timeout', %s, false)", str(max(1, int(left * 1000))))
         message = _ask(connection, schema, relation, heapallindexed)
-        outcome = "damaged" if message else "sound"
+        outcome = "damaged" if message else "intact"
     except psycopg.Error as error:
         outcome, message = _meaning(connection, relation, error)
     return Checked(relation, outcome, time.monotonic() - started, " ".join(message.split()))

@@ -35,7 +35,7 @@ def test_a_kind_is_taken_verified_and_pruned_by_itself(trial: Trial, form: str, 
     assert report.status in GOOD
     assert newest(trial, kind).verified
     assert [name for name in trial.databases() if name.startswith(trial.database)] == [trial.database]
-    assert prune_backups.fn(NAME, kind=kind).outcome == "there is nothing to delete"
+    assert prune_backups.fn(NAME, kind=kind).outcome == "nothing to delete"
     log = Path(trial.environment.logs.backup).read_text()
     assert f"Backup completed - {backup.name}" in log
 
@@ -180,7 +180,7 @@ def test_what_a_killed_run_left_is_planned_and_dropped(trial: Trial) -> None:
     left = building_name(trial.database, other)
     trial.server.create_database(left)
     plan = restore_database.fn(NAME, into=other)
-    assert ("drop", f"{left}: what a run that ended early left") in [(one.step, one.detail) for one in plan.plan_steps]
+    assert ("drop", f"{left}: the leftover of an interrupted run") in [(one.step, one.detail) for one in plan.plan_steps]
     assert left in trial.databases()
     assert restore_database.fn(NAME, into=other, confirm=NAME).status in GOOD
     assert left not in trial.databases()

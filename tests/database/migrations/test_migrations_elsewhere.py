@@ -147,7 +147,7 @@ def test_a_driver_without_a_lock_timeout_is_told(postgres_server: PostgresServer
         "op.execute('ALTER TABLE people ADD COLUMN x int')",
         "op.execute('ALTER TABLE people DROP COLUMN x')",
     )
-    limit = "giving up on a lock"
+    limit = "lock timeout"
     assert finding(check_migrations.fn(NAME, rehearse=True), limit) is Status.OK
 
     add(backend, "0007", "0006", "op.execute('SET lock_timeout = 0')", "op.execute('SELECT 1')")

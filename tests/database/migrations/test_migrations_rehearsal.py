@@ -68,7 +68,7 @@ def test_a_lock_on_a_large_table_is_found_before_anybody_confirms(
     assert locks.status is Status.WARN
     assert "0006: ACCESS EXCLUSIVE on public.people (100,001 rows)" in locks.value
     assert "CONCURRENTLY" in locks.hint
-    [row] = table(report, "Locks on tables")
+    [row] = table(report, "Locks on existing tables")
     assert row[:5] == ("0006", "public.people", "ACCESS EXCLUSIVE", "reads and writes", "")
     assert [row[0] for row in table(report, "Rehearsal")] == ["1. up", "2. down", "3. up"]
     assert finding(report, "schema after up and down") is Status.OK
@@ -94,7 +94,7 @@ def test_a_lock_that_is_held_too_long_ends_the_run_unless_it_is_allowed(
     assert longest.status is Status.CRITICAL
     assert "0006: ACCESS EXCLUSIVE on public.people" in longest.value
     assert "longest_lock_seconds" in longest.hint
-    assert "was not touched: it is at 0005" in found(report, "state of the system").value
+    assert "is unchanged, at 0005" in found(report, "state of the system").value
     assert revision(postgres_server) == "0005"
 
     done = apply_migrations.fn(NAME, longest_lock_seconds=3600, confirm=NAME)
@@ -113,7 +113,7 @@ def test_what_fails_on_the_copy_never_runs_on_the_live_database(postgres_server:
     assert first.status is Status.CRITICAL
     assert "could not create unique index" in first.value
     assert "471104711" not in str(report.as_json()), "nine digits: four are in a time of day every now and then"
-    assert "was not touched" in found(report, "state of the system").value
+    assert "is unchanged" in found(report, "state of the system").value
     assert not [step for step in report.steps if step.name == "upgrade"], "the live database was never asked"
     assert databases(postgres_server) == [DATABASE]
 
@@ -151,7 +151,7 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
 
     planned = rollback_migrations.fn(NAME)
     assert planned.status is Status.PLANNED
-    assert table(planned, "What is lost") == [
+    assert table(planned, "Data loss") == [
         ("public.answers", "12", "the table is dropped"),
         ("public.people", "5", "columns dropped with what is in them: note"),
     ], "of six rows five have a note; what is renamed stays"
@@ -169,7 +169,7 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
     assert done.status is Status.WARN, "columns are lost"
     assert finding(done, "columns that are lost") is Status.WARN
     assert [row[0] for row in table(done, "Rehearsal")] == ["1. down", "2. up", "3. down"]
-    assert [row[1] for row in table(done, "Locks on tables")] == ["public.answers", "public.people"]
+    assert [row[1] for row in table(done, "Locks on existing tables")] == ["public.answers", "public.people"]
     assert done.facts["Alembic revision"] == "0006 → 0005"
     assert finding(done, "schema") is Status.OK
     assert revision(postgres_server) == "0005"
@@ -215,14 +215,14 @@ def test_an_upgrade_that_drops_a_filled_column_says_so_though_its_downgrade_adds
     add(backend, "0007", "0006", DROPPED, ANEW)
     checked = check_migrations.fn(NAME, rehearse=True)
     lost = [("public.people", "1", "columns dropped with what is in them: note")]
-    assert table(checked, "What is lost") == lost, "before anybody confirms"
+    assert table(checked, "Data loss") == lost, "before anybody confirms"
     assert found(checked, "rows after up and down").value == f"public.people: 1 rows, {lost[0][2]}"
 
     done = apply_migrations.fn(NAME, confirm=NAME)
     assert done.status is Status.WARN
     assert finding(done, "rows after up and down") is Status.WARN
     assert found(done, "columns that are lost").value == f"public.people (1 rows): {lost[0][2]}"
-    assert table(done, "What is lost") == lost
+    assert table(done, "Data loss") == lost
     assert columns(postgres_server, "people") == ["id"]
 
 
@@ -236,7 +236,7 @@ def test_an_upgrade_that_drops_an_empty_column_loses_nothing_and_one_that_delete
     assert not [finding for finding in done.findings if finding.name == "columns that are lost"]
     assert finding(done, "rows that are lost") is Status.OK
     assert found(done, "rows after up and down").value == "all there"
-    assert table(done, "What is lost") == []
+    assert table(done, "Data loss") == []
 
     add(backend, "0008", "0007", "op.execute('DELETE FROM people')", "op.execute('SELECT 1')")
     deleted = found(apply_migrations.fn(NAME, confirm=NAME), "rows that are lost")

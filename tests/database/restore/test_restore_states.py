@@ -50,7 +50,7 @@ def test_a_catalogue_that_can_be_neither_read_nor_written_stands_in_no_restore_s
     notes.write_text("in the way")
     report = restore_database.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN
-    assert "could not be noted" in report.sentence()
+    assert "the result could not be written" in report.sentence()
 
 
 def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

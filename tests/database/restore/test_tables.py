@@ -615,7 +615,7 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
     else:
         assert (code != 0, sums(trial)) == (True, broken)
         state = next(finding for finding in told["findings"] if finding["name"] == "state of the system")
-        assert state["value"].startswith("the live tables were not touched, unless there is a table by_mood__old_")
+        assert state["value"].startswith("the live tables are unchanged, unless a table by_mood__old_")
         assert "look for tables named …_old_" in told["findings"][-2]["hint"]
     assert restore("by_mood").status in GOOD
     assert sums(trial) == backed_up
