@@ -162,7 +162,7 @@ def test_flipped_bytes_in_an_index(damaged: PostgresServer) -> None:
     index = finding(report, "index public.people_pkey")
     assert index.status is Status.CRITICAL
     assert "invalid page in block 1" in index.value
-    assert index.hint == "its table is sound: REINDEX INDEX CONCURRENTLY public.people_pkey"
+    assert index.hint == "REINDEX INDEX CONCURRENTLY public.people_pkey: its table is intact"
     assert "table public.people" not in bad(report)
     damaged.sql("REINDEX INDEX CONCURRENTLY people_pkey", database=DATABASE)
     assert "index public.people_pkey" not in bad(check(tables=["people"]))
@@ -185,7 +185,7 @@ def test_an_index_out_of_order_under_a_right_checksum(damaged: PostgresServer) -
     index = finding(report, "index public.people_pkey")
     assert index.status is Status.CRITICAL
     assert "item order invariant violated" in index.value
-    assert report.outcome == "3 sound, 1 damaged"
+    assert report.outcome == "3 intact, 1 damaged"
 
 
 @pytest.mark.contrib
@@ -309,7 +309,7 @@ def test_nothing_is_installed_silently(trial: Trial) -> None:
     assert all("amcheck has no check for" in row[3] for row in not_checked)
     report = check(install=True, confirm=NAME, tables=["answers", "Über tisch; DROP"])
     assert bad(report) == []
-    names = {row[0] for row in rows(report, "Sound: what took longest")}
+    names = {row[0] for row in rows(report, "Intact, slowest checks first")}
     assert {"public.answers_2026_01", "public.answers_rest", 'public."Über tisch; DROP"'} <= names
     assert "public.people" not in names
 

@@ -163,7 +163,7 @@ def test_a_leaked_transaction_is_named_before_the_vacuum_that_it_makes_useless(d
         holder = found(report, "holds dead rows back")
         assert f"of process {pid} (postgres forgotten report idle in transaction)" in holder.value
         assert f"SELECT pg_terminate_backend({pid})" in holder.hint
-        left = found(report, "dead rows that vacuum had to leave")
+        left = found(report, "dead rows that vacuum could not remove")
         assert left.value == "public.sessions: 9,000 (90%)"
         assert str(pid) in left.hint
         assert report.findings.index(holder) < report.findings.index(left)
