@@ -34,7 +34,7 @@ from tasks.backups.retention import AS_TOML, DELETE, rule_of
 from tasks.host.disk import read_disk
 from tasks.postgres.dump.dump import FULL, Dumped, Form, What, dump_database, dump_globals
 from tasks.postgres.dump.fill import Source
-from tasks.postgres.dump.snapshot import read_lock_room
+from tasks.postgres.dump.snapshot import read_lock_limit
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.restore.staged_copy import (
     check_jobs,
@@ -240,7 +240,7 @@ def judge_wanted(env: Environment, form: Form, tables: Sequence[str]) -> What:
 def judge_source(report: Report, env: Environment, server: Server) -> None:
     """Whether the server can be dumped completely, and its data trusted."""
     judge_programs(env.postgres, server)
-    locks = read_lock_room(env.postgres, env.postgres.database)
+    locks = read_lock_limit(env.postgres, env.postgres.database)
     report.judge(
         metrics.DUMP_LOCKS,
         locks.tables / locks.locks,

@@ -186,7 +186,7 @@ def test_a_live_build_is_left_alone(trial: Trial, statement: str) -> None:
     with build(trial, statement):
         building = invalid(trial)
         assert "people_name_ccnew" in building
-        assert "waiting for writers before build, 0 B of" in str(reindex.tell_progress(trial.environment.postgres))
+        assert "waiting for writers before build, 0 B of" in str(reindex.read_progress(trial.environment.postgres))
         report = check_indexes.fn(NAME)
         assert found(report, "leftovers of rebuilds").status is Status.OK
         assert "public.people_name_ccnew" in report.facts["being built now"]

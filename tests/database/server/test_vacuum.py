@@ -24,7 +24,7 @@ from runbook.report import Status
 from runbook.wait import until
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep import session, vacuum
-from tasks.postgres.upkeep.vacuum import read_tables, tell_progress
+from tasks.postgres.upkeep.vacuum import read_progress, read_tables
 from tests.database.conftest import NAME, Trial
 from tests.database.server.test_replication import DATABASE as OTHER
 from tests.database.server.test_replication import server_with
@@ -335,7 +335,7 @@ def test_its_progress_is_told(dead: Trial) -> None:
 
 
 def _told(trial: Trial) -> Done | None:
-    told = tell_progress(trial.environment.postgres, 2, 4)
+    told = read_progress(trial.environment.postgres, 2, 4)
     return told if "of 1." in told.text else None
 
 
