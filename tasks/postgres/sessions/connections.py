@@ -130,7 +130,8 @@ def read_activity(postgres: Postgres) -> Activity:
 
 def _session(row: TupleRow) -> Session:
     *first, statement, blockers, superuser, advisory, _ = row
-    return Session(*first, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory)
+    fields = [*first, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
+    return Session(*fields)
 
 
 # pg_blocking_pids() locks the whole lock manager for a moment: it is called only for sessions that wait for a lock.

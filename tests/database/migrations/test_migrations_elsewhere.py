@@ -110,7 +110,7 @@ def test_a_copy_that_will_be_live_is_migrated_or_nothing_is(postgres_server: Pos
         upgrade.work(permit, env.postgres, env.application, copy, "0005")
         add(backend, "0006", "0005", "op.execute('DROP TABLE people')", "op.execute('SELECT 1')")
         goes_to_live(postgres_server, backend)
-        with pytest.raises(VerificationFailed, match="looked elsewhere"):
+        with pytest.raises(VerificationFailed, match="connected to another database"):
             upgrade.work(permit, env.postgres, env.application, copy)
         assert columns(postgres_server, "people") == ["id"]
         kept = "SELECT array_agg(relname::text ORDER BY 1) FROM pg_class WHERE relname LIKE 'alembic%'"

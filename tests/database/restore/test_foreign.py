@@ -96,7 +96,7 @@ def empty(path: Path) -> None:
         ("a.sql.gz", cut, "cannot be uncompressed"),
         ("a.sql", break_row, "does not restore.*invalid input syntax for type bigint"),
         ("a.sql", empty, "rows in the copy: 0"),
-        ("a.dump", lambda path: path.write_text("no dump"), "no dump in pg_dump's custom format"),
+        ("a.dump", lambda path: path.write_text("no dump"), "not a dump in pg_dump's custom format"),
         ("a.dump", lambda path: path.unlink(), "cannot be read: No such file"),
     ],
 )

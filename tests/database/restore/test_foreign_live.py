@@ -191,7 +191,7 @@ def test_a_type_that_is_not_in_the_dump_is_named(trial: Trial, name: str) -> Non
     dump(trial, name, "-t", "people", user=ADMIN, password=ADMIN_PASSWORD)
     with pytest.raises(RunbookFailed, match=r'type "public\.(mood|percent)" does not exist') as error:
         restore_database.fn(NAME, backup=name, into=f"{trial.database}_p", confirm=NAME)
-    assert "take one of the whole database (without -t and -n)" in error.value.message
+    assert "take a dump of the whole database (without -t and -n)" in error.value.message
     assert "backup before" not in error.value.message
 
 

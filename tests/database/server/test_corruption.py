@@ -338,7 +338,7 @@ def test_what_was_not_reached_or_locked_is_said(trial: Trial) -> None:
         budget = finding(report, "time budget")
         assert budget.status is Status.WARN
         assert budget.hint.endswith("tables=['notes', 'long_notes']")
-        assert ("public.long_notes", "table", "not reached", "the time was used up") in rows(report, MISSED)
+        assert ("public.long_notes", "table", "not reached", "the time budget was used up") in rows(report, MISSED)
         report = check(tables=tables)
     unchecked = finding(report, "relations that could not be checked")
     assert unchecked.status is Status.WARN
@@ -386,7 +386,7 @@ def test_a_damaged_catalogue_is_said_to_be(damaged: PostgresServer) -> None:
     assert checked.outcome == "damaged"
     assert "and in the catalogue: invalid page in block" in checked.message
     report = check()
-    damage = finding(report, f"the catalogue of {DATABASE} is damaged")
+    damage = finding(report, f"the system catalogs of {DATABASE} are damaged")
     assert damage.status is Status.CRITICAL
     assert "invalid page in block" in damage.name
     assert "restore-database" in damage.hint

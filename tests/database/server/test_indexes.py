@@ -204,8 +204,8 @@ def test_a_build_that_began_after_the_look_is_not_dropped(trial: Trial) -> None:
     (left,) = [index for index in read_indexes(postgres) if index.is_leftover]
     permit = Permit(NAME, (Act(DROP_LEFTOVER, left.name),))
     with build(trial, "REINDEX INDEX CONCURRENTLY people_name_ccnew"):
-        assert drop_leftover(permit, postgres, left, 1) == "somebody is building an index of its table"
-    assert drop_leftover(permit, postgres, left, 1) == "it is gone, or valid by now"
+        assert drop_leftover(permit, postgres, left, 1) == "another session builds an index of its table"
+    assert drop_leftover(permit, postgres, left, 1) == "it was dropped, or is valid now"
     with pytest.raises(NotConfirmed):
         drop_leftover(Permit(NAME, ()), postgres, left, 1)
 
@@ -299,7 +299,7 @@ def test_a_rebuild_whose_backend_dies_ends_well_when_launched_again(
         killer.start()
         try:
             with pytest.raises(
-                RunbookFailed, match="somebody ended it" if end == "terminated" else "server went away"
+                RunbookFailed, match="somebody cancelled it" if end == "terminated" else "server stopped"
             ) as failed:
                 rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=2, confirm=NAME)
         finally:

@@ -269,7 +269,7 @@ def test_standbys_and_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         report = check()
         nobody = finding(report, "standbys that synchronous_standby_names needs")
         assert nobody.status is Status.CRITICAL
-        assert "a cancelled wait answers" in nobody.hint
+        assert "a cancelled wait is reported" in nobody.hint
         assert "application_name nobody" in nobody.hint
         set_sync(server, "")
 

@@ -131,7 +131,7 @@ END $$
     [
         (errors.DiskFull, OpsError, "the disk is full"),
         (errors.IoError, OpsError, "cannot read or write a file"),
-        (errors.DeadlockDetected, OpsError, "stood in the way"),
+        (errors.DeadlockDetected, OpsError, "a deadlock"),
         (errors.ObjectInUse, OpsError, "PostgreSQL refuses"),
         (errors.OutOfMemory, OpsError, "PostgreSQL refuses"),
         (errors.SerializationFailure, Unreachable, "it was cancelled"),
@@ -273,7 +273,7 @@ def test_a_full_vacuum_does_not_wait_for_ever_and_not_without_space(
         vacuum_database.fn(NAME, "full", ["sessions"], confirm=NAME)
 
 
-@pytest.mark.parametrize(("end", "told"), [("terminated", "somebody ended it"), ("killed", "the server went away")])
+@pytest.mark.parametrize(("end", "told"), [("terminated", "somebody cancelled it"), ("killed", "the server stopped")])
 @pytest.mark.parametrize("mode", ["plain", "full"])
 def test_a_vacuum_whose_backend_dies_leaves_nothing_half_done(
     dead: Trial, monkeypatch: pytest.MonkeyPatch, mode: Literal["plain", "full"], end: str, told: str
