@@ -46,7 +46,7 @@ def find_prunable(
     if stored.backups and len(verified) < rule.keep.verified:
         report.warn(
             "verified backups",
-            f"verify more; none is deleted before {rule.keep.verified} are verified",
+            f"run verify-backup with kind={kind}; none is deleted before {rule.keep.verified} are verified",
             value=len(verified),
             expected=f"at least {rule.keep.verified}",
             follow=[Next("verify-backup", "verify one more", {"kind": kind})],

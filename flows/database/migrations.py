@@ -57,7 +57,7 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
         report.prefer(
             "pending migrations",
             not pending,
-            "apply them",
+            "run apply-migrations",
             value=", ".join(s.revision for s in pending[:5]) or "none",
             expected="none",
             follow=[Next("apply-migrations", "see the plan, then apply them")],

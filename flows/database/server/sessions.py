@@ -41,7 +41,7 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
     report.judge(
         metrics.IDLE,
         max((session.state_seconds for session in ours), default=0.0),
-        f"end them ({CLOSE_FLOW} with a lower min_seconds for younger ones) and fix the code that leaves them open",
+        f"run {CLOSE_FLOW} (a lower min_seconds for younger ones), and fix the code that leaves them open",
         of=f"{len(ours)} sessions" + (f", the longest is process {ours[0].pid}" if ours else ""),
         follow=[Next(CLOSE_FLOW, "end them", {"min_seconds": MANUAL_IDLE_SECONDS})],
     )
@@ -60,7 +60,7 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
     report.prefer(
         "idle for more than 5 minutes",
         not long or activity.used_ratio <= warn_ratio,
-        f"shrink the pools that open them, or end those of {database}: free connections are scarce",
+        f"shrink the pools that open them, or run {CLOSE_FLOW} with also_idle for {database}: free connections are scarce",
         value=len(long),
         expected=f"any number while at most {warn_ratio:.0%} of the connections are in use",
         follow=[Next(CLOSE_FLOW, "end them", {"also_idle": True})],

@@ -182,7 +182,11 @@ def judge_setting(report: Report, setting: Setting, overrides: Overrides) -> boo
 
     running, coming = accepts(setting.value), accepts(setting.coming)
     ok = running and setting.same(setting.value, setting.coming)
-    value, hint, follow = setting.shown, f"set it (takes effect by {needs(setting)})", list[Next]()
+    value, hint, follow = (
+        setting.shown,
+        f"run {APPLY} with names={setting.name} (takes effect by {needs(setting)})",
+        list[Next](),
+    )
     if setting.is_narrower:
         hint = f"ALTER ROLE … RESET {setting.name} for the administrator: the role's setting overrides the server's"
         report.warn(f"{setting.name} not measured", hint, value=f"set by {setting.source}", expected=wanted)
@@ -244,7 +248,7 @@ def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides)
             report.prefer(
                 f"override {name} = {value}",
                 not record.is_expired,
-                "undo it, or set the manual's value: its time is over",
+                f"run {UNDO} with record={record.name}, or {APPLY} with names={name} for the manual's value",
                 value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
                 expected="removed when its time is over",
                 follow=[

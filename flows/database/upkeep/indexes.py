@@ -243,7 +243,7 @@ def judge_invalid(report: Report, indexes: tuple[Index, ...]) -> None:
     report.prefer(
         "leftovers of rebuilds",
         not leftovers,
-        "drop them: rebuild-indexes without a choice does it",
+        "run rebuild-indexes without a choice, which drops them",
         value=_names(leftovers) or "none",
         expected="none",
         follow=[Next("rebuild-indexes", "drop them")],
@@ -252,7 +252,7 @@ def judge_invalid(report: Report, indexes: tuple[Index, ...]) -> None:
     report.prefer(
         "invalid indexes",
         not broken,
-        "rebuild them, or DROP INDEX CONCURRENTLY",
+        "run rebuild-indexes with them, or DROP INDEX CONCURRENTLY",
         value=_names(broken) or "none",
         expected="none",
         follow=[Next("rebuild-indexes", "rebuild them", {"indexes": [index.name for index in broken]})],
@@ -328,7 +328,7 @@ def judge_bloat(report: Report, indexes: tuple[Index, ...]) -> None:
     report.prefer(
         "bloat (estimate)",
         not bloated,
-        "ANALYZE, check again, then rebuild them",
+        "ANALYZE, check again, then run rebuild-indexes",
         value=", ".join(f"{i.name}: {i.bloat_ratio:.0%} of {size(i.bytes)}" for i in bloated[:5]) or "none",
         expected=f"below {BLOATED_RATIO:.0%}, or smaller than {size(BLOATED_BYTES)}",
         follow=[Next("rebuild-indexes", "rebuild them", {"indexes": [index.name for index in bloated]})],

@@ -285,7 +285,7 @@ def judge_tables(report: Report, found: Autovacuum) -> None:
         why = "" if table.enabled else ", autovacuum is off for it"
         report.fail(
             f"autovacuum keeps up with {table.name}",
-            f"{table.remedy} Then vacuum the table",
+            f"{table.remedy} Then run vacuum-database for it",
             value=f"{table.dead:,} dead rows, {table.dead_ratio:.0%} of all{why}",
             expected=f"autovacuum starts at {table.vacuum_trigger:,.0f}",
             worst=Status.CRITICAL if table.dead_ratio >= MOSTLY_DEAD else Status.WARN,
@@ -294,7 +294,7 @@ def judge_tables(report: Report, found: Autovacuum) -> None:
     if unknown := [table for table in found.tables if table.is_unknown]:
         report.warn(
             "tables whose rows are not counted",
-            "analyse them, then launch this again",
+            "run vacuum-database with mode=analyze, then launch this again",
             value=f"not measured: {', '.join(table.name for table in unknown[:5])} ({len(unknown)}); counters lost",
             follow=[Next("vacuum-database", "count their rows", {"mode": "analyze"})],
         )
@@ -304,7 +304,7 @@ def judge_tables(report: Report, found: Autovacuum) -> None:
     report.prefer(
         "planner statistics",
         not stale,
-        "analyse these tables",
+        "run vacuum-database with mode=analyze and these tables",
         value=", ".join(f"{t.name}: {t.changed:,} rows changed" for t in stale[:5]) or "recent",
         expected="updated after few changes",
         follow=[Next("vacuum-database", "analyse them", {"mode": "analyze", "tables": [t.name for t in stale]})],
@@ -342,7 +342,7 @@ def judge_ages(report: Report, found: Autovacuum) -> None:
         report.require(
             f"age in {age.what}",
             age.xids <= late and not near,
-            "end the holders of dead rows, then vacuum all tables, which freezes old rows",
+            "end the holders of dead rows, then run vacuum-database for all tables, which freezes old rows",
             value=f"{age.xids:,}, {age.xids / WRAPAROUND_XIDS:.1%} of the limit",
             expected=f"≤ {late:,.0f}",
             worst=Status.CRITICAL if near else Status.WARN,

@@ -180,7 +180,9 @@ def test_what_a_killed_run_left_is_planned_and_dropped(trial: Trial) -> None:
     left = building_name(trial.database, other)
     trial.server.create_database(left)
     plan = restore_database.fn(NAME, into=other)
-    assert ("drop", f"{left}: the leftover of an interrupted run") in [(one.step, one.detail) for one in plan.plan_steps]
+    assert ("drop", f"{left}: the leftover of an interrupted run") in [
+        (one.step, one.detail) for one in plan.plan_steps
+    ]
     assert left in trial.databases()
     assert restore_database.fn(NAME, into=other, confirm=NAME).status in GOOD
     assert left not in trial.databases()

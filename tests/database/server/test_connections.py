@@ -16,7 +16,7 @@ import pytest
 
 from flows.database.server import connections
 from flows.database.server.connections import check_connections, check_pool_settings, close_idle_connections
-from runbook import kinds, thresholds
+from runbook import kinds, metrics
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
@@ -60,12 +60,16 @@ def client(trial: Trial) -> Iterator[Open]:
         connection.close()
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, metric: metrics.Metric, warn: float, critical: float) -> None:
+    monkeypatch.setitem(metrics.CATALOGUE, metric.name, replace(metric, warn=warn, critical=critical))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions count as forgotten after a moment, and are never so for too long; whoever is ended may take its time."""
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
-    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.sessions.idle_in_transaction_seconds", (0.05, 86400.0))
-    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.sessions.blocked_seconds", (0.05, 86400.0))
+    limit(monkeypatch, metrics.IDLE, 0.05, 86400.0)
+    limit(monkeypatch, metrics.BLOCKED, 0.05, 86400.0)
     monkeypatch.setattr(closing, "END_MILLISECONDS", 120_000)
 
 
@@ -170,7 +174,7 @@ def test_a_prepared_transaction_that_blocks_is_named(trial: Trial, client: Open,
 def test_scarce_connections_are_critical(trial: Trial, client: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(8):
         client("crowd")
-    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.connections.used_ratio", (0.02, 0.05))
+    limit(monkeypatch, metrics.CONNECTIONS, 0.02, 0.05)
     with pytest.raises(RunbookFailed, match="postgres.connections.used_ratio"):
         check_connections.fn(NAME)
 

@@ -159,7 +159,8 @@ def test_a_cancelled_build_leaves_an_invalid_index_that_is_found_and_rebuilt(tri
     leave_invalid(trial, "CREATE INDEX CONCURRENTLY people_born ON people (born)")
     report = check_indexes.fn(NAME)
     assert found(report, "invalid indexes").value == "public.people_born"
-    assert "rebuild-indexes with indexes=['public.people_born']" in found(report, "invalid indexes").hint
+    [rebuild] = found(report, "invalid indexes").follow
+    assert (rebuild.flow, rebuild.parameters) == ("rebuild-indexes", {"indexes": ["public.people_born"]})
     planned = rebuild_indexes.fn(NAME, ["public.people_born"])
     assert planned.status is Status.PLANNED
     assert invalid(trial) == ["people_born"]
@@ -305,7 +306,7 @@ def test_a_rebuild_whose_backend_dies_ends_well_when_launched_again(
         finally:
             ended.set()
             killer.join()
-    assert "launch it again" in found(failed.value.report, "state of the system").hint
+    assert "launch this again" in found(failed.value.report, "state of the system").hint
     until(lambda: answers(trial), what="the server's recovery", seconds=120)
     assert trial.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_name'::regclass") == [(True,)]
     report = rebuild_indexes.fn(NAME, ["people_name"], confirm=NAME)

@@ -264,8 +264,8 @@ def test_an_override_that_was_replaced_never_comes_into_force_again(server: Post
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("max_connections", "is no override"),
-        ("fsync = off", "is no override"),
+        ("max_connections", "is not an override"),
+        ("fsync = off", "is not an override"),
         ("work_mem = lots", "is no value of work_mem"),
         ("work_mem = 5min", "is no value of work_mem"),
         ("work_mem = 1kB", "out of range"),
