@@ -38,7 +38,7 @@ from tasks.postgres.restore.staged_copy import (
     oid_of,
     rename_copy,
 )
-from tasks.postgres.restore.superseded import Superseded, find_superseded, read_writes
+from tasks.postgres.restore.superseded import SupersededDatabase, find_superseded, read_writes
 from tasks.postgres.restore.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
 from tasks.postgres.server.properties import Properties, read_properties
 from tasks.postgres.server.server import Server, find_obstacles, has_own_types, read_identity, read_server
@@ -146,7 +146,7 @@ def judge_name(report: Report, env: Environment, into: str) -> None:
     )
 
 
-def choose_superseded(report: Report, found: Sequence[Superseded], kept: str) -> Superseded:
+def choose_superseded(report: Report, found: Sequence[SupersededDatabase], kept: str) -> SupersededDatabase:
     """The replaced database to swap back.
 
     Raises:

@@ -60,7 +60,7 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
     report.prefer(
         "idle for more than 5 minutes",
         not long or activity.used_ratio <= warn_ratio,
-        f"shrink the pools that open them, or run {CLOSE_FLOW} with also_idle for {database}: free connections are scarce",
+        f"free connections: shrink the pools that open them, or run {CLOSE_FLOW} with also_idle (of {database} only)",
         value=len(long),
         expected=f"any number while at most {warn_ratio:.0%} of the connections are in use",
         follow=[Next(CLOSE_FLOW, "end them", {"also_idle": True})],

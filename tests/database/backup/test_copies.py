@@ -239,7 +239,7 @@ def test_on_its_way_it_is_removed_where_nobody_wants_it_any_more(
 
 
 def test_there_must_be_a_second_place(trial: Trial) -> None:
-    with pytest.raises(RunbookFailed, match="no second place for backups.*add \\[copies\\]"):
+    with pytest.raises(RunbookFailed, match="no replica store.*add \\[copies\\]"):
         replicate_backups.fn(NAME)
     configure(trial, "copies", postgres=str(trial.store), redis="/nowhere/r", files="/nowhere/f")
     with pytest.raises(OpsError, match="a separate directory: \\[backups\\] postgres uses this one"):

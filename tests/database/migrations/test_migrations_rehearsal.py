@@ -153,7 +153,7 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
     assert planned.status is Status.PLANNED
     assert table(planned, "Data loss") == [
         ("public.answers", "12", "the table is dropped"),
-        ("public.people", "5", "columns dropped with what is in them: note"),
+        ("public.people", "5", "columns dropped with their values: note"),
     ], "of six rows five have a note; what is renamed stays"
     assert [s.detail.split(":")[0] for s in planned.plan_steps if s.step == "roll back"] == ["0006 → 0005"]
     assert planned.facts["rows that are lost"] == "17 in 2 tables"
@@ -194,7 +194,7 @@ def test_empty_columns_go_without_a_number_unless_somebody_fills_them_meanwhile(
             lambda *_: postgres_server.sql("UPDATE people SET note = 'by now'", database=DATABASE),
         )
         report = failed(rollback_migrations, confirm=NAME)
-    assert "1 rows would lose data by now, 0 were accepted" in report.sentence()
+    assert "1 rows would lose data now, 0 were accepted" in report.sentence()
     assert columns(postgres_server, "people") == ["id", "note"]
     postgres_server.sql("UPDATE people SET note = NULL", database=DATABASE)
     assert rollback_migrations.fn(NAME, confirm=NAME).status is Status.OK
@@ -214,7 +214,7 @@ def test_an_upgrade_that_drops_a_filled_column_says_so_though_its_downgrade_adds
     postgres_server.sql("UPDATE people SET note = 'filled'", database=DATABASE)
     add(backend, "0007", "0006", DROPPED, ANEW)
     checked = check_migrations.fn(NAME, rehearse=True)
-    lost = [("public.people", "1", "columns dropped with what is in them: note")]
+    lost = [("public.people", "1", "columns dropped with their values: note")]
     assert table(checked, "Data loss") == lost, "before anybody confirms"
     assert found(checked, "rows after up and down").value == f"public.people: 1 rows, {lost[0][2]}"
 
@@ -284,7 +284,7 @@ def test_what_changed_since_the_rehearsal_never_runs(
     monkeypatch.setattr("flows.database.migrations.steps.secure_backup", meanwhile)
     report = failed(flow, confirm=NAME)
     if what == "script":
-        assert "the migrations are not those that were rehearsed: 0006 changed since" in report.sentence()
+        assert "the migrations differ from the rehearsed ones: 0006 changed since" in report.sentence()
     else:
         then, now = ("0005", "0006") if up else ("0006", "0005")
         assert f"migrations_db is at {now} now, not at {then}" in report.sentence()
@@ -313,7 +313,7 @@ def test_rows_that_come_after_the_judgement_are_not_lost(
         lambda *_: postgres_server.sql("INSERT INTO people VALUES (2)", database=DATABASE),
     )
     report = failed(rollback_migrations, "base", lose_rows=1, confirm=NAME)
-    assert "2 rows would lose data by now, 1 were accepted" in report.sentence()
+    assert "2 rows would lose data now, 1 were accepted" in report.sentence()
     assert "nothing was changed: migrations_db is at 0005" in found(report, "state of the system").value
     assert revision(postgres_server) == "0005"
 

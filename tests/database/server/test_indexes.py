@@ -223,7 +223,7 @@ def test_an_open_transaction_is_named_before_anything_begins(trial: Trial) -> No
 def test_a_lock_that_is_not_to_be_had_leaves_nothing_behind(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reindex, "ATTEMPTS", 2)
     with writer(trial):
-        with pytest.raises(RunbookFailed, match="a lock was not to be had within 1 s") as failed:
+        with pytest.raises(RunbookFailed, match="the lock was not available within 1 s") as failed:
             rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=1, confirm=NAME)
         assert table(failed.value.report, "Rebuilt").rows[0][3] == "2"
     assert set(invalid(trial)) <= {"people_name_ccnew", "people_name_ccnew1", "people_name_ccnew2"}
