@@ -172,7 +172,7 @@ def prune_backups(
     - It keeps every backup newer than the newest verified one, and the `keep_verified` newest verified ones. It deletes
       nothing while fewer are verified.
     - It keeps a base backup while an incremental one needs it, and the WAL that a recovery to any moment of the daily
-      tier needs. Older base backups keep the WAL of their own time.
+      tier needs. Older base backups keep the WAL that they need themselves.
     - It deletes live data that a restore kept (kind=redis) after the daily tier.
     - An unattended run deletes at most half of a store's backups; the next run continues.
 

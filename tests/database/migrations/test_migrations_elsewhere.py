@@ -152,7 +152,10 @@ def test_a_driver_without_a_lock_timeout_is_told(postgres_server: PostgresServer
 
     add(backend, "0007", "0006", "op.execute('SET lock_timeout = 0')", "op.execute('SELECT 1')")
     unset = found(check_migrations.fn(NAME, rehearse=True), limit)
-    assert (unset.status, unset.value) == (Status.WARN, "none: 0007 would wait forever, and block all queries behind it")
+    assert (unset.status, unset.value) == (
+        Status.WARN,
+        "none: 0007 would wait forever, and block all queries behind it",
+    )
 
     (backend / "alembic" / "env.py").write_text(ASYNC)
     without = found(check_migrations.fn(NAME, rehearse=True), limit)
