@@ -67,6 +67,9 @@ LOAD = Metric("host.load.per_processor", 1.5, 4, "count", "load average per proc
 MEMORY = Metric("host.memory.used_ratio", 0.9, 0.97, "ratio", "memory in use on the host", "§7.1")
 LOG_ERRORS = Metric("logs.errors.day_count", 20, 1000, "count", "errors in the logs within 24 h", "§7.1")
 BLOCKED = Metric("postgres.sessions.blocked_seconds", 5, 60, "s", "longest wait for a lock")
+DUMP_LOCKS = Metric("postgres.locks.dump_ratio", 0.8, 1, "ratio", "locks that a dump takes, of the server's lock table")
+COMMIT_WAIT = Metric("postgres.replication.commit_wait_seconds", 10, 600, "s", "longest wait of a commit for a standby")
+ARCHIVE_WAIT = Metric("postgres.wal.archive_wait_seconds", 300, 3600, "s", "oldest finished WAL file not yet archived")
 IDLE = Metric("postgres.sessions.idle_in_transaction_seconds", 60, 900, "s", "longest session idle in a transaction")
 # A delayed fsync doubles what a power failure loses.
 DELAYED_FSYNCS = Metric("redis.aof.delayed_fsyncs_per_hour", 1, 60, "count", "delayed fsyncs of the AOF per hour")

@@ -10,7 +10,7 @@ from typing import Literal
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.database.server.session_findings import judge_used
+from flows.database.server.sessions import judge_used
 from flows.database.server.wraparound import judge_wraparound
 from flows.logs.errors import LEVELS
 from flows.logs.findings import tell_read

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from blocks.environment import Environment
-from flows.database.superseded import find_aside
+from flows.database.superseded import find_kept_data
 from flows.logs.cleaning import MANUAL_DAYS
 from flows.routine.page import NOT_MEASURED, Page
 from runbook.errors import OpsError
@@ -72,7 +72,7 @@ def _report_results(page: Page, found: list[Saving]) -> str:
 
 
 def _superseded(env: Environment) -> Iterator[Saving]:
-    aside = find_aside(env, 0)
+    aside = find_kept_data(env, 0)
     for kind in dict.fromkeys(one.kind for one in aside):
         taken = [one for one in aside if one.kind == kind]
         what = f"{len(taken)} × {kind} that a restore replaced"

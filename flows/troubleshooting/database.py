@@ -9,7 +9,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from blocks.postgres.refusals import DISK_FULL, TOO_MANY, UNKNOWN, LoginRefused, is_own_limit
-from flows.database.server.session_findings import judge_blocked, judge_idle, judge_used
+from flows.database.server.sessions import judge_blocked, judge_idle, judge_used
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, read_state, tell_service, worst_of
 from runbook import metrics
 from runbook.errors import OpsError

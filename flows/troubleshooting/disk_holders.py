@@ -10,7 +10,7 @@ import psycopg
 
 from blocks.environment import Environment
 from blocks.postgres.server import first_line
-from flows.database.superseded import directories_aside
+from flows.database.superseded import superseded_directories
 from flows.troubleshooting.disk_systems import FileSystem, paths_of
 from runbook.errors import OpsError, Unreachable
 from runbook.next import Next
@@ -111,7 +111,7 @@ def _kept(env: Environment) -> Iterator[Holder]:
                 "discard-superseded",
                 (("names", [old.name]),),
             )
-    paths = [path for aside in directories_aside(env) for path in aside]
+    paths = [path for aside in superseded_directories(env) for path in aside]
     for path, taken in measure_trees(paths).items():
         yield Holder(
             f"directory {path}, replaced by a restore",

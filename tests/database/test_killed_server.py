@@ -89,7 +89,7 @@ def proxy(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.05, 0.05, 0.05])
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
     monkeypatch.setattr(closing, "END_MILLISECONDS", 120_000)
-    monkeypatch.setattr(swap, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(swap, "RESULT_SECONDS", 1.0)
     yield between
     between.close()
     if not server.is_running:
@@ -390,7 +390,7 @@ def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
     name: str, taken: Path, proxy: Proxy, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is there again at once: what became of the swap is seen, and the run goes on with that."""
-    monkeypatch.setattr(swap, "LOOK_SECONDS", 120.0)
+    monkeypatch.setattr(swap, "RESULT_SECONDS", 120.0)
     shutil.copytree(taken, store().parent)
     server.sql(f"COMMENT ON DATABASE {DATABASE} IS 'ours'")
     server.sql("DELETE FROM answers WHERE person > 100", database=DATABASE)
@@ -406,7 +406,7 @@ def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
         else:
             assert "nothing was swapped" in report.sentence()
             assert report.state
-            assert report.state.value.endswith(" was not touched")
+            assert report.state.value.endswith(" is unchanged")
             good(call)
         return report
 

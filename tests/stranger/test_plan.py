@@ -231,7 +231,7 @@ def cluster_gone_and_no_such_locale(stranger: Stranger, patch: pytest.MonkeyPatc
     yield None
 
 
-@refused_with("log-in of the application's role: there is no such role", down=True)
+@refused_with("log-in of the application's role: the role does not exist", down=True)
 def role_that_no_backup_has(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
     stranger.describe(('user = "members_app"', 'user = "members_web"'))
     yield None

@@ -137,7 +137,7 @@ def restore_prefect(
         prefect_steps.tell_swapped(report, chosen, swapped, settled)
         prefect_steps.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
         report.fail_if_critical()
-        restore_steps.tell_window(report, env, chosen)
+        restore_steps.judge_data_loss(report, env, chosen)
         mark_verified(report, chosen)
         report.measure(*measured(chosen))
         report.outcome = f"Prefect is what it was in {chosen.name}, proven by content"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from flows.database.superseded import Aside, discard_superseded, find_aside
+from flows.database.superseded import KeptData, discard_superseded, find_kept_data
 from flows.recovery.drills.scenario import Drill
 from runbook.errors import OpsError
 from runbook.report import Status
@@ -18,7 +18,7 @@ HINT = "look at it, then launch discard-superseded"
 
 def note(drill: Drill) -> None:
     """What lies aside before anything is broken: it is not the drill's."""
-    drill.note(aside=json.dumps([item.name for item in find_aside(drill.env, 0)]))
+    drill.note(aside=json.dumps([item.name for item in find_kept_data(drill.env, 0)]))
 
 
 def clear(drill: Drill) -> None:
@@ -38,10 +38,10 @@ def report_results(drill: Drill) -> None:
     _report_results(drill, _made(drill), "the drill was killed")
 
 
-def _made(drill: Drill) -> list[Aside]:
+def _made(drill: Drill) -> list[KeptData]:
     before = json.loads(drill.half_done.notes.get("aside", "[]"))
     try:
-        return [item for item in find_aside(drill.env, 0) if item.name not in before]
+        return [item for item in find_kept_data(drill.env, 0) if item.name not in before]
     except OpsError as error:
         drill.report.warn("what the drill's recoveries kept aside", HINT, value=f"not known: {error.message}")
         return []
@@ -54,7 +54,7 @@ def _why_it_stays(drill: Drill) -> str:
     return "" if taken else "no base backup was taken since"
 
 
-def _report_results(drill: Drill, made: Sequence[Aside], why: str) -> None:
+def _report_results(drill: Drill, made: Sequence[KeptData], why: str) -> None:
     if not made:
         return
     told = f"stays: {why}" if why else "removed"

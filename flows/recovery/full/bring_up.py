@@ -172,7 +172,7 @@ def report_results(report: Report, env: Environment, chosen: Chosen, held: Held)
         expected=f"at most {duration(env.rto_seconds)}",
     )
     report.fact("RTO", f"{duration(report.seconds)} of {duration(env.rto_seconds)}")
-    database.tell_window(report, env, chosen.database)
+    database.judge_data_loss(report, env, chosen.database)
     tell_lost(report, env, chosen, held)
     backups = [backup for backup in (chosen.database, chosen.redis, chosen.files) if backup]
     report.measure("everything backup", sum(backup.manifest.bytes for backup in backups))

@@ -129,7 +129,7 @@ def prove(
     # Beside the comparison: both only read.
     checking = check.start(report, env, name, after=copies.database, origin=copies.origin)
     content = database.prove_database(report, env, chosen.database, copies.database)
-    database.tell_statistics(report, analyzing.result())
+    database.judge_statistics(report, analyzing.result())
     copies.rules = check.report_results(report, checking, "on the copy", strict=strict)
     copies.rows = {table: found.rows for table, found in content.tables.items()}
     revision = content_in(chosen.database).revision
@@ -137,7 +137,7 @@ def prove(
         report, permit, env, copies.database.database, copies.files, revision=revision, after=content
     )
     if migrated:
-        database.tell_statistics(report, analyze.after(migrated)(env.postgres, name, jobs, everything=True))
+        database.judge_statistics(report, analyze.after(migrated)(env.postgres, name, jobs, everything=True))
         checking = check.start(report, env, name, after=migrated, origin=copies.origin)
         copies.rules = check.report_results(
             report, checking, "on the migrated copy", strict=strict, before=copies.rules

@@ -1,4 +1,4 @@
-"""A standby whose replay is paused: it holds what the primary held then, and goes on receiving.
+"""Pause and resume a standby's replay: a paused one keeps an earlier state and still receives WAL.
 
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL
 """
@@ -24,8 +24,8 @@ SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Replaying:
-    """A node, and what it says of its replay: `state` is PostgreSQL's word, "" on a primary or where nobody answers
-    (`problem`). `at`: the LSN that it has replayed."""
+    """A node and its replay state, in PostgreSQL's words; empty on a primary, or if it does not answer (`problem`).
+    `at`: the replayed LSN."""
 
     postgres: Postgres
     state: str
@@ -40,7 +40,7 @@ class Replaying:
 
 @probe
 def read_replaying(nodes: Sequence[Postgres]) -> tuple[Replaying, ...]:
-    """Of each node. One that does not answer is no reason to leave the others alone."""
+    """The state of each node; one that does not answer does not stop the others."""
     return tuple(_replaying(node) for node in nodes)
 
 
@@ -60,11 +60,11 @@ _STATE = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn()"
 
 @action(idempotent=True)
 def pause_replay(permit: Permit, node: Postgres) -> str:
-    """Returns the LSN at which it stands still.
+    """Pause the replay; returns the LSN at which it stops.
 
     Raises:
         Unreachable: it does not answer, or does not pause.
-        OpsError: it is no standby any more.
+        OpsError: it is not a standby any more.
     """
     permit.require(PAUSE, address(node))
     return _turn(node, "SELECT pg_wal_replay_pause()", PAUSED)
@@ -72,7 +72,7 @@ def pause_replay(permit: Permit, node: Postgres) -> str:
 
 @action(idempotent=True)
 def resume_replay(permit: Permit, node: Postgres) -> str:
-    """Returns the LSN at which it goes on."""
+    """Resume the replay; returns the LSN at which it continues."""
     permit.require(RESUME, address(node))
     return _turn(node, "SELECT pg_wal_replay_resume()", RUNNING)
 
@@ -88,4 +88,5 @@ def _turn(node: Postgres, statement: str, wanted: str) -> str:
             )
             return str(execute(connection, _STATE)[0][1])
     except psycopg.errors.ObjectNotInPrerequisiteState:
-        raise OpsError(f"{address(node)} is no standby any more", "it was promoted: launch this again") from None
+        hint = "launch this again: the standby was promoted"
+        raise OpsError(f"{address(node)} is not a standby any more", hint) from None

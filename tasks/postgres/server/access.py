@@ -1,4 +1,4 @@
-"""Who may do what on a PostgreSQL server: its roles, and what each may do in the application's database.
+"""Access to a PostgreSQL server: its roles, and their privileges in the application's database.
 
 https://www.postgresql.org/docs/current/view-pg-roles.html
 https://www.postgresql.org/docs/current/ddl-priv.html
@@ -26,7 +26,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Right:
-    """What a role may do to relations of a schema: `privilege` on so many of them, one by name."""
+    """A role's privilege on relations of a schema: their number, and one by name."""
 
     role: str
     schema: str
@@ -37,7 +37,7 @@ class Right:
 
 @dataclass(frozen=True)
 class Setting:
-    """One that is not the server's default, and where it comes from."""
+    """A setting that differs from the server's default, and its source."""
 
     name: str
     value: str
@@ -46,7 +46,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Access:
-    """Of one server and one database. `rules`: the lines of pg_hba.conf, None where this login may not read them."""
+    """Access to one server and one database. `rules`: lines of pg_hba.conf, empty if this login cannot read them."""
 
     roles: tuple[Role, ...]
     rights: tuple[Right, ...]
@@ -60,7 +60,7 @@ def read_access(postgres: Postgres) -> Access:
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: this login may not read it.
+        OpsError: this login cannot read it.
     """
     with postgres.connect(postgres.database) as connection:
         superuser = bool(execute(connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0][0])
@@ -108,7 +108,7 @@ SELECT concat_ws(' ', type, array_to_string(database, ','), array_to_string(user
                  auth_method, error)
 FROM pg_hba_file_rules ORDER BY line_number
 """
-# A connection string may hold a password.
+# A connection string can contain a password.
 _SETTINGS = """
 SELECT name, CASE WHEN name IN ('primary_conninfo', 'ssl_passphrase_command') THEN '(not shown)'
        ELSE current_setting(name) END, source

@@ -21,8 +21,10 @@ MOST_READ, MOST_SHOWN = 1000, 300
 
 @dataclass(frozen=True)
 class Session:
-    """One backend. Times in seconds: in its present state, in its transaction, waiting for a lock (0: it is not). The
-    texts in its statement are masked: they may be a password, or somebody's data."""
+    """One backend. Times in seconds: in its state, in its transaction, waiting for a lock (0: it does not wait).
+
+    Literals in its statement are masked: they can be passwords or personal data.
+    """
 
     pid: int
     started: datetime
@@ -42,29 +44,29 @@ class Session:
 
     @property
     def is_client(self) -> bool:
-        """Whether it takes one of max_connections: WAL senders and background workers have limits of their own."""
+        """Whether it counts against max_connections: WAL senders and background workers have separate limits."""
         return self.kind == "client backend"
 
     @property
     def is_idle_in_transaction(self) -> bool:
-        """It holds locks and snapshots, and does nothing."""
+        """Whether it holds locks and a snapshot while it waits for its client."""
         return self.is_client and self.state in IN_TRANSACTION
 
     @property
     def is_idle(self) -> bool:
-        """It waits for its client, outside a transaction."""
+        """Whether it waits for its client outside a transaction."""
         return self.is_client and self.state == "idle"
 
     @property
     def target(self) -> str:
-        """What a permit names: process ids are used again."""
+        """The permit's target; with the start time, because process ids are reused."""
         return f"{self.pid} since {self.started.isoformat()}"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many clients the server takes, how many of these places ordinary roles may use, and narrower limits
-    (-1: none) of the application's database and role."""
+    """The server's connection limit, the reserved connections, and the limits (-1: none) of the application's database
+    and role."""
 
     most: int
     reserved: int
@@ -74,24 +76,24 @@ class Limits:
 
     @property
     def ordinary(self) -> int:
-        """Places for roles that are no superusers."""
+        """Connections for roles that are not superusers."""
         return self.most - self.reserved
 
     @property
     def application(self) -> int:
-        """Places that the application may use at best."""
+        """The most connections that the application can open."""
         return min(limit for limit in (self.ordinary, self.of_database, self.of_role) if limit >= 0)
 
 
 @dataclass(frozen=True)
 class Activity:
-    """All sessions but the one that read them, the transactions that no session holds, and the limits."""
+    """All sessions except the reading one, the prepared transactions, and the limits."""
 
     sessions: tuple[Session, ...]
     prepared: tuple[str, ...]
     limits: Limits
     hidden: int
-    """Sessions of which this login may not see what they do, or which do not tell (track_activities)."""
+    """Sessions whose state this login cannot read, or that do not report it (track_activities)."""
 
     @property
     def clients(self) -> tuple[Session, ...]:
@@ -111,11 +113,11 @@ class Activity:
 
 @probe
 def read_activity(postgres: Postgres) -> Activity:
-    """Sessions and limits, of one moment.
+    """Sessions and limits at one moment.
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: it refuses, for instance since the places for superusers are taken too.
+        OpsError: it refuses, for example because the connections for superusers are used too.
     """
     with postgres.connect() as connection:
         rows = execute(connection, _SESSIONS, MOST_READ)
@@ -127,12 +129,12 @@ def read_activity(postgres: Postgres) -> Activity:
 
 
 def _session(row: TupleRow) -> Session:
-    *told, statement, blockers, superuser, advisory, _ = row
-    fields = [*told, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
+    *first, statement, blockers, superuser, advisory, _ = row
+    fields = [*first, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
     return Session(*fields)
 
 
-# pg_blocking_pids() stops the whole lock manager for a moment: asked only for those that wait for a lock.
+# pg_blocking_pids() locks the whole lock manager for a moment: it is called only for sessions that wait for a lock.
 _SESSIONS = """
 SELECT a.pid, coalesce(a.backend_start, 'epoch'), coalesce(a.backend_type, ''), coalesce(a.datname, ''),
        coalesce(a.usename, ''), coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'),

@@ -1,4 +1,4 @@
-"""Rows that reference what is not there."""
+"""Rows that violate a foreign key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Dangling:
-    """Rows that reference what is not there, and the keys of some of them."""
+    """The rows that violate a foreign key, with the values of some of them."""
 
     key: ForeignKey
     rows: int
@@ -23,7 +23,7 @@ class Dangling:
 
 
 def find_dangling(connection: Connection, keys: Sequence[ForeignKey]) -> list[Dangling]:
-    """Ask of each foreign key what its trigger would have asked of each row."""
+    """Check each foreign key as its trigger would check each row."""
     found = []
     for key in keys:
         rows, examples = execute(connection, _dangling(key))[0]

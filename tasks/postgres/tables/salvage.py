@@ -1,7 +1,7 @@
-"""What one database has and another has not, written as SQL and as CSV for somebody to review, and carried out.
+"""Differences between two databases' rows, written as SQL and CSV for a review, and applied.
 
-A file of SQL has one statement on a line. Every statement guards itself: an INSERT passes over a key that is there by
-then, an UPDATE finds its row only as it was when it was compared (`xmin`).
+The SQL file has one statement on a line. Every statement is guarded: an INSERT skips an existing key, an UPDATE finds
+its row only if it is unchanged since the comparison (`xmin`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tasks.stores.directory import told
 SQL = "salvage.sql"
 MOST_SAMPLES = 3
 Differing = Literal["unchanged", "overwrite", "none"]
-"""Which rows that differ become UPDATEs: those that were not written in the live database since, all, none."""
+"""The differing rows that become UPDATEs: those unchanged in the live database since, all, or none."""
 _HEAD = """-- {title}
 -- Reviewed by hand it can be run by psql too, as a superuser. Rows go in as they were: triggers and foreign keys do not
 -- act (salvage-writes asks the foreign keys before it commits, and advances sequences; psql does neither).
@@ -52,8 +52,8 @@ SET LOCAL standard_conforming_strings = on;
 
 @dataclass
 class Counted:
-    """One table's rows: only in the source, only in the live database, differing; `conflicts` of the differing were
-    written in the live one since, `later` of those that are only there too. `samples` are statements without texts."""
+    """One table's rows: only in the source, only in the live database, differing. `conflicts`: differing rows that were
+    written in the live database since. `samples`: statements without literals."""
 
     table: str
     missing: int = 0
@@ -76,7 +76,7 @@ class Writer:
         self.sql.write(_HEAD.format(title=title))
 
     def close(self) -> str:
-        """End the SQL; returns its SHA-256."""
+        """Finish the SQL file; returns its SHA-256."""
         self.sql.write("COMMIT;\n")
         self.sql.flush()
         os.fsync(self.sql.fileno())
@@ -84,7 +84,7 @@ class Writer:
         return digest_of(self.directory / SQL)
 
     def compare(self, source: Connection, live: Connection, keyed: Keyed, since: str, differing: Differing) -> Counted:
-        """Compare one table and write what is found."""
+        """Compare one table and write the differences."""
         counted = Counted(keyed.live.name)
         number, safe = len(list(self.directory.iterdir())), re.sub(r"[^\w.-]", "_", keyed.live.name)[:80]
         path = self.directory / f"{number:03d}-{safe}.csv"
@@ -102,8 +102,8 @@ class Writer:
                     self.sql.write(statement)
                     for where, found in (("source", ours.get(one.key)), ("live", rows.get(one.key))):
                         if found:
-                            told_as = f"{one.what} ({where})" if one.what == "differs" else one.what
-                            table.writerow([keyed.live.name, told_as, "yes" if statement else "no", *found])
+                            what = f"{one.what} ({where})" if one.what == "differs" else one.what
+                            table.writerow([keyed.live.name, what, "yes" if statement else "no", *found])
         return counted
 
     def _statement(
@@ -150,7 +150,7 @@ def _count(counted: Counted, one: Difference, statement: str) -> None:
 
 
 def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
-    """A row as it was, unless its key is there by then."""
+    """INSERT a row of the source, unless its key exists."""
     statement = sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO NOTHING;").format(
         _name(keyed),
         sql.SQL(", ").join(map(sql.Identifier, keyed.written)),
@@ -161,9 +161,9 @@ def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
 
 
 def update(connection: Connection, keyed: Keyed, one: Difference, ours: Row, theirs: Row) -> str:
-    """The columns that differ, unless the live row was written since it was compared."""
+    """UPDATE the differing columns, unless the live row was written since the comparison."""
     changed = [(name, new) for name, new, old in zip(keyed.written, ours, theirs, strict=True) if new != old]
-    if not changed:  # generated columns only: they follow the others
+    if not changed:  # only generated columns differ: PostgreSQL computes them
         return ""
     statement = sql.SQL("UPDATE {} SET {} WHERE {} AND xmin = {};").format(
         sql.SQL("" if keyed.live.partitioned else "ONLY ") + _name(keyed),
@@ -183,7 +183,7 @@ def _equal(connection: Connection, name: str, value: str | None) -> sql.Composed
 
 
 def literal(connection: Connection, value: str | None) -> sql.SQL:
-    """A text that takes the type of what it is assigned to or compared with, on one line."""
+    """An untyped literal on one line."""
     text = sql.Literal(value).as_string(connection).strip()
     if "\n" in text or "\r" in text:
         body = text.removeprefix("E")
@@ -199,7 +199,7 @@ def digest_of(path: Path) -> str:
 
 
 def statements_in(path: Path, digest: str) -> Iterator[str]:
-    """The statements of a file that is what was reviewed.
+    """The statements of a reviewed file.
 
     Raises:
         VerificationFailed: it was changed since.
@@ -207,7 +207,7 @@ def statements_in(path: Path, digest: str) -> Iterator[str]:
     if digest_of(path) != digest:
         raise VerificationFailed(
             f"{path} was changed since it was written ({size(path.stat().st_size)})",
-            "launch it again without reviewed: it compares anew",
+            "launch this again without reviewed to compare anew",
         )
     with path.open(encoding="utf-8", newline="\n") as file:
         yield from (line for line in file if line.startswith(("INSERT INTO ", "UPDATE ")))
@@ -215,8 +215,8 @@ def statements_in(path: Path, digest: str) -> Iterator[str]:
 
 @dataclass
 class Ran:
-    """Rows inserted and updated, and how many statements found nothing to do: the live row was written since it was
-    compared, or it was done before. `examples` are some of those, without texts."""
+    """Rows inserted and updated, and `passed`: statements without effect, because the live row was written since or the
+    change was already done. `examples`: some of those, without literals."""
 
     inserted: int = 0
     updated: int = 0
@@ -243,7 +243,7 @@ LOCK_SECONDS = 20
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done, and the sequences that were advanced."""
+    """The result, and the advanced sequences."""
 
     ran: Ran
     sequences: tuple[str, ...]
@@ -253,11 +253,11 @@ class Applied:
 def apply_salvage(
     permit: Permit, postgres: Postgres, directory: Path, digest: str, tables: Sequence[Table], ties: Ties
 ) -> Applied:
-    """Run the statements of a file that is what was reviewed, all or none.
+    """Run the statements of a reviewed file, all or none.
 
     Raises:
-        VerificationFailed: the file or a table is another than was reviewed, or rows would reference what is not there.
-        OpsError: a lock was not to be had, or the live database refuses a row. Nothing was changed.
+        VerificationFailed: the file or a table changed since the review, or rows would violate a foreign key.
+        OpsError: a lock was not available, or the live database refuses a row. Nothing was changed.
     """
     for table in tables:
         permit.require(SALVAGE, table.name)
@@ -275,8 +275,8 @@ def apply_salvage(
 
 
 def _lock(connection: Connection, tables: Sequence[Table]) -> None:
-    """Writers wait, and the checks of foreign keys too: whoever deletes what a row that is written here references must
-    see that row. In one order, so that two runs cannot deadlock."""
+    """Lock the tables against writers and foreign key checks: a session that deletes a referenced row must see the rows
+    written here. In one order, so that two runs cannot deadlock."""
     execute(connection, "SELECT set_config('lock_timeout', %s, true)", f"{LOCK_SECONDS}s")
     for table in sorted(tables, key=lambda table: table.oid):
         name = sql.Identifier(table.schema, table.relation)

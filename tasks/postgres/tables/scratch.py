@@ -1,4 +1,4 @@
-"""A database beside with a backup's schema, and the rows of chosen tables. Nothing here touches the live one."""
+"""A scratch database with a backup's schema and the rows of chosen tables. Nothing here changes the live database."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _SETTINGS = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
-_HINT = f"the live tables were not touched; {OTHER_BACKUPS}"
+_HINT = f"{OTHER_BACKUPS}. The live tables are unchanged"
 
 
 def tables_scratch_name(database: str) -> str:
-    """Where single tables are restored first: reserved for that, a leftover is dropped."""
+    """The reserved name of the scratch database for single tables; a leftover under it is dropped."""
     return name_beside(database, "__tables")
 
 
 @action(idempotent=True)
 def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -> Copy:
-    """A scratch database with what stands before the data in a backup: types, functions, and the named tables, empty,
-    with all that they depend on. Where a name is not one plain table's, or that does not restore: with every table.
+    """A scratch database with a backup's pre-data section: types, functions, and the named tables, empty, with their
+    dependencies. With every table if a name is not one plain table's, or if that does not restore.
 
-    Without owners and privileges, keys and triggers: only the administrator reads it, and nothing else writes there.
+    Without owners, privileges, keys and triggers: only the administrator uses it.
 
     Raises:
         OpsError: the backup is in another form.
@@ -55,8 +55,8 @@ def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -
     name = tables_scratch_name(postgres.database)
     if not (backup.path / DUMP).is_dir():
         raise OpsError(
-            f"{backup.name} is a script, of which no single tables can be taken",
-            "choose a backup in directory format; or restore-database into=… and copy by hand",
+            f"{backup.name} is a script, which cannot restore single tables",
+            "choose a backup in directory format, or run restore-database with into=… and copy the rows by hand",
         )
     wanted = choose_entries(list_entries(postgres, backup.path / DUMP), typed) if typed else None
     if wanted is not None:
@@ -77,7 +77,7 @@ def _open(postgres: Postgres, backup: Backup, name: str, *what: str) -> Copy:
 
 @contextlib.contextmanager
 def _listed(lines: Sequence[str]) -> Iterator[str]:
-    """A file of entries, as pg_restore takes it."""
+    """A file of entries for pg_restore's --use-list."""
     with tempfile.NamedTemporaryFile("w", suffix=".list", encoding="utf-8") as chosen:
         chosen.write("".join(f"{line}\n" for line in lines))
         chosen.flush()
@@ -88,27 +88,28 @@ def _listed(lines: Sequence[str]) -> Iterator[str]:
 def fill_tables(
     permit: Permit, postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table], jobs: int
 ) -> Copy:
-    """The rows of these tables of the scratch database, and no others."""
+    """Restore the rows of these tables only into the scratch database."""
     for table in tables:
         permit.require(REPLACE_ROWS, table.name)
 
-    def tell() -> Done:
+    def restored() -> Done:
         return fill_progress(postgres, backup, scratch, tables)
 
     listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
     wanted = _entries(postgres, scratch, tables)
     entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
-    with _listed(entries) as chosen, progress(tell):
+    with _listed(entries) as chosen, progress(restored):
         done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={jobs}")
     return Copy(scratch.database, scratch.oid, done.seconds)
 
 
 def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]) -> Done:
-    """By bytes: the tables as they are in the scratch database (without indexes) against what they had on disk when the
-    backup was taken. That is an estimate: the dead rows of then are not restored.
+    """The tables' bytes in the scratch database (without indexes) against their size at the backup.
+
+    An estimate: dead rows at the backup are not restored.
 
     Raises:
-        Unreachable, OpsError: that cannot be told now.
+        Unreachable, OpsError: the sizes cannot be read now.
     """
     sums = content_in(backup).tables
     whole = sum(expected_of(table, sums).bytes for table in tables)
@@ -128,8 +129,10 @@ FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::reg
 
 
 def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:
-    """How the dump's table of contents begins their entries; the owner's name follows. A name that begins alike may let
-    in another table, which does no harm here."""
+    """The starts of their entries in the dump's table of contents, before the owner's name.
+
+    Another table with the same start may be included, which does no harm here.
+    """
     with pinned(postgres, scratch.database) as connection:
         rows = execute(connection, _LEAVES, [table.oid for table in tables])
     return tuple(" ".join(f"{schema} {name} ".splitlines()) for schema, name in rows)
@@ -154,7 +157,7 @@ def _restore(postgres: Postgres, backup: Backup, database: str, *what: str) -> s
 
 @action
 def drop_tables_scratch(postgres: Postgres) -> str:
-    """Remove it."""
+    """Drop the scratch database."""
     name = tables_scratch_name(postgres.database)
     with postgres.connect() as connection:
         drop(postgres, connection, name)
@@ -164,8 +167,7 @@ def drop_tables_scratch(postgres: Postgres) -> str:
 _ENTRY = re.compile(r"(\d+); \d+ \d+ (.+)")
 _NEEDS = re.compile(r";\s+depends on: ([\d ]+)")
 _PLAIN = re.compile(r"(?:([a-z_][a-z0-9_$]*)\.)?([a-z_][a-z0-9_$]*)")
-# What there are thousands of where there are thousands of tables, and what comes after the rows. Everything else
-# (types, functions …) is restored.
+# Kinds of entries that belong to tables, or come after the rows. Everything else (types, functions …) is restored.
 _OF_TABLES = (
     *("TABLE ", "VIEW ", "MATERIALIZED VIEW ", "FOREIGN TABLE ", "SEQUENCE ", "DEFAULT ", "COMMENT ", "ACL "),
     *("SECURITY LABEL ", "STATISTICS ", "RULE ", "CONSTRAINT ", "CHECK CONSTRAINT ", "FK CONSTRAINT ", "INDEX "),
@@ -176,7 +178,7 @@ _ATTACH, _DEFAULT = "TABLE ATTACH ", "DEFAULT "
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the list: its number, what it is (kind, schema, name, owner), and the numbers that it needs."""
+    """One line of the list: its number, `what` (kind, schema, name, owner), and the numbers that it depends on."""
 
     number: int
     what: str
@@ -185,7 +187,7 @@ class Entry:
 
 
 def list_entries(postgres: Postgres, dump: Path) -> list[Entry]:
-    """A dump's table of contents, in its order."""
+    """A dump's table of contents, in order."""
     listed = shell.run([postgres.program("pg_restore"), "--list", "--verbose", dump]).stdout
     found = list[Entry]()
     for line in listed.splitlines():
@@ -198,8 +200,10 @@ def list_entries(postgres: Postgres, dump: Path) -> list[Entry]:
 
 
 def choose_entries(entries: Sequence[Entry], typed: Sequence[str]) -> list[str] | None:
-    """The lines that the named tables need, with their partitions; None where a name is not one plain table's: then
-    only the whole schema tells what is meant."""
+    """The lines that the named tables need, with their partitions.
+
+    None if a name is not one plain table's: then the whole schema must be restored to resolve it.
+    """
     numbers = {entry.number: entry for entry in entries}
     chosen = set[int]()
     for name in typed:
@@ -229,8 +233,8 @@ def _is_of_tables(what: str) -> bool:
 
 
 def _needed(entries: Sequence[Entry], numbers: dict[int, Entry], chosen: set[int]) -> set[int]:
-    """What the chosen ones need and is not among them yet: the entries that they depend on; a table's defaults, and
-    its partitions with their attachment."""
+    """Entries that the chosen ones need and that are not chosen yet: dependencies, defaults, and partitions with their
+    attachment."""
     needed = {number for one in chosen if one in numbers for number in numbers[one].needs}
     tables = {number for number in chosen if number in numbers and _is_of_tables(numbers[number].what)}
     for entry in entries:

@@ -70,7 +70,7 @@ def test_an_incremental_one_needs_a_full_one_and_a_server_that_keeps_account(tri
         backup_cluster.fn(NAME, kind="incremental")
     report = backup_cluster.fn(NAME, kind="auto")
     assert report.status is Status.OK, "the daily run of such a server is not red: the weekly full ones are kept"
-    why = "summarize_wal is off" if binaries().postgres_major >= 17 else "takes no incremental base backups"
+    why = "summarize_wal is off" if binaries().postgres_major >= 17 else "supports no incremental base backups"
     assert why in report.outcome
     assert not store_of(trial).exists() or list(store_of(trial).glob("base_*")) == []
 

@@ -39,7 +39,7 @@ def test_a_bucket_is_a_store_like_any_other(trial: Trial, request: pytest.Fixtur
     store = store_of(trial.environment, "postgres")
     assert catalogue.open_backup(store, names(trial)[0]).verified
     assert spooled(trial) == []
-    assert prune_backups.fn(NAME, confirm=NAME).outcome == "there is nothing to delete"
+    assert prune_backups.fn(NAME, confirm=NAME).outcome == "nothing to delete"
 
 
 @pytest.mark.parametrize("point", ["publish: sealed", "receive: begun", "receive: files sent", "receive: offered"])
@@ -132,7 +132,7 @@ def test_a_bucket_s_clock_that_differs_from_this_host_s_deletes_nothing(
             with pytest.raises(RunbookFailed, match=rf"this host's clock: 1 min (29|30|31) s {told} .*{bucket.bucket}"):
                 prune_backups.fn(NAME, confirm=NAME)
         else:
-            assert prune_backups.fn(NAME, confirm=NAME).outcome == "there is nothing to delete"
+            assert prune_backups.fn(NAME, confirm=NAME).outcome == "nothing to delete"
 
 
 def test_a_locked_backup_stays_whatever_is_pruned(trial: Trial, moto: S3Server) -> None:

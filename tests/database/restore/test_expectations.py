@@ -85,7 +85,7 @@ class Judged:
         ({"a": False}, {"a": False}, False, "a: x"),
         ({"a": True}, {"a": False}, True, "keeps this rule"),
         ({"a": True}, {"a": True, "b": False}, False, "is older than this rule's table"),
-        ({"a": False}, {"a": False, "b": True}, False, "it was backed up; this rule was already broken"),
+        ({"a": False}, {"a": False, "b": True}, False, "the backup already had this data"),
     ],
 )
 def test_only_a_rule_that_held_before_ends_a_run_that_is_not_strict(

@@ -17,7 +17,7 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database, undo_restore
-from flows.database.superseded import discard_superseded, find_aside
+from flows.database.superseded import discard_superseded, find_kept_data
 from runbook import clock
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.carried_out import CarriedOut
@@ -345,7 +345,7 @@ def test_undo_swaps_back_and_tells_what_it_discards(trial: Trial) -> None:
     assert undo_restore.fn(NAME).status is Status.PLANNED
     report = undo_restore.fn(NAME, confirm=NAME)
     assert report.status is Status.OK
-    told = int(report.facts["written since the swap, and not in the old database"].split()[1].replace(",", ""))
+    told = int(report.facts["written since the swap, missing in the old database"].split()[1].replace(",", ""))
     assert 40 <= told < 1000
     assert trial.sql("SELECT count(*) FROM by_mood") == [(0,)]
     assert trial.sql(
@@ -387,7 +387,7 @@ def test_discard_finds_directories_beside_what_links_lead_to(trial: Trial, tmp_p
     plain.mkdir()
     with Path(os.environ["OPS_ENVIRONMENT_FILE"]).open("a") as file:
         file.write(f'[redis]\ndata_directory = "{tmp_path}/redis"\n[application]\ndirectory = "{tmp_path}/grc"\n')
-    shown = [(item.name, item.bytes) for item in find_aside(trial.environment, 1)]
+    shown = [(item.name, item.bytes) for item in find_kept_data(trial.environment, 1)]
     assert shown == [(f"{tmp_path}/disk/{name}.superseded_20261101_000000", 1000) for name in ("redis", "grc")]
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["grc", "redis"]
@@ -431,7 +431,7 @@ def test_sequences_can_be_advanced_past_the_replaced_database(trial: Trial) -> N
     backup_database.fn(NAME)
     trial.sql("SELECT nextval('\"Ticket Numbers\"') FROM generate_series(1, 25)")
     report = restore_database.fn(NAME, confirm=NAME)
-    assert report.facts["numbers that will be given out twice"].startswith("by 1 sequences")
+    assert report.facts["numbers that will be used twice"].startswith("by 1 sequences")
     undo_restore.fn(NAME, confirm=NAME)
     restore(advance=True)
     assert trial.sql('SELECT last_value FROM "Ticket Numbers"') == [(1025,)]
@@ -497,7 +497,7 @@ def test_two_restores_never_overlap(trial: Trial) -> None:
     backup_database.fn(NAME)
     from tasks.postgres.restore.swap import advisory_lock
 
-    with advisory_lock(trial.environment.postgres), pytest.raises(OpsError, match="is replacing .* already"):
+    with advisory_lock(trial.environment.postgres), pytest.raises(OpsError, match="is already replacing "):
         restore_database.fn(NAME, confirm=NAME)
     shutil.rmtree(trial.reports)
 
@@ -519,7 +519,7 @@ def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_kee
     assert trial.sql("SELECT count(*) FROM answers") == [(600,)], "what users wrote since stays"
 
     undo = undo_restore.fn(NAME)
-    assert undo.facts["database to go back to"] == undo.pins["kept"]
+    assert undo.facts["database to swap back"] == undo.pins["kept"]
     discard = discard_superseded.fn(NAME, keep=0)
     assert discard.pins["names"] == [undo.pins["kept"]]
     rescued = "CREATE TABLE rescued AS SELECT md5(g::text) AS text FROM generate_series(1, 60000) g"

@@ -50,13 +50,13 @@ def test_a_catalogue_that_can_be_neither_read_nor_written_stands_in_no_restore_s
     notes.write_text("in the way")
     report = restore_database.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN
-    assert "could not be noted" in report.sentence()
+    assert "the result could not be written" in report.sentence()
 
 
 def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads “launch it again” would lose what was written since."""
     backup_database.fn(NAME)
-    monkeypatch.setattr(restore_steps, "tell_window", lambda *_: 1 / 0)
+    monkeypatch.setattr(restore_steps, "judge_data_loss", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         restore_database.fn(NAME, confirm=NAME)
     told = json.loads(max(trial.reports.glob("*restore-database.json")).read_text())["findings"]

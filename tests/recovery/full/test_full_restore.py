@@ -157,7 +157,7 @@ def test_plan_shows_everything_and_changes_nothing(system: System) -> None:
     report = full_restore.fn(system.name)
     assert report.status is Status.PLANNED
     steps = " ".join(f"{step.step} {step.detail}" for step in report.plan_steps)
-    for word in ("beside", "swap", "stop services", "start services", "alembic", newest(system).name):
+    for word in ("staged copy", "swap", "stop services", "start services", "alembic", newest(system).name):
         assert word in steps
     assert system.untouched() == before
 
@@ -208,7 +208,7 @@ def test_data_that_broke_the_rules_in_its_backup_goes_live_and_is_critical_unles
         assert done.returncode == 1, last
         assert "CRITICAL — the system is up, and everything is restored and proven — expectations on the copy" in last
         assert "its time is plausible: 1 rows break it" in last
-        assert "the data is as it was backed up; this rule was already broken" in last
+        assert "the backup already had this data" in last
         assert system.untouched()[0] != oid
         assert system.log_in()
         assert system.healthy()
@@ -298,7 +298,7 @@ def test_with_nobody_left_to_confirm_commits_it_goes_on_alone(system: System, mo
         services.supervisor.stop(program)
     try:
         planned = full_restore.fn(system.name)
-        assert "go on without a standby" in {step.step for step in planned.plan_steps}
+        assert "continue without a standby" in {step.step for step in planned.plan_steps}
         assert system.sql("SHOW synchronous_standby_names", "postgres") != [("",)], "a plan changes nothing"
         report = full_restore.fn(system.name, confirm=system.name)
         assert report.status is Status.WARN

@@ -86,7 +86,7 @@ def test_roles_tablespaces_and_passwords_of_a_new_server(system: System, tmp_pat
             + f"CREATE TABLESPACE fast OWNER reporter LOCATION '{fast}';\n"
         )
         block, permit = server.block("grc_db"), Permit(system.name, (Act(REPLACE, "grc_db"),))
-        with pytest.raises(OpsError, match="a tablespace cannot be made.*create that directory"):
+        with pytest.raises(OpsError, match="a tablespace cannot be created.*create that directory"):
             create_roles.work(permit, block, backup, ["postgres"])
         server.account.directory(fast, 0o700)
         assert create_roles.work(permit, block, backup, ["grc_user", "postgres", "reporter"]).names == ()

@@ -110,7 +110,7 @@ def days(cluster: Cluster, keep: str, monkeypatch: pytest.MonkeyPatch) -> Days:
     )
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr("runbook.run.is_unattended", lambda target: "prune-backups" in target.unattended)
-    monkeypatch.setattr("flows.database.backup.tell_backups", lambda report, env: None)  # tested elsewhere
+    monkeypatch.setattr("flows.database.backup.show_backups", lambda report, env: None)  # tested elsewhere
     cluster.sql("postgres", "CREATE TABLE t (n bigint)")
     made = Days(cluster, Environment.find(NAME))
     monkeypatch.setattr(clock, "now", lambda: made.now)

@@ -137,7 +137,7 @@ def test_what_restores_kept_is_listed_and_goes_by_the_safe_rule(filled: RedisSer
     note = next((store / ".verified").iterdir())
     away = note.rename(store / "away.json")
     plan = prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0)
-    assert "there is nothing to delete" in plan.outcome, "no backup is verified"
+    assert "nothing to delete" in plan.outcome, "no backup is verified"
     away.rename(note)
     plan = prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0)
     assert [step.detail.split(",")[0] for step in plan.plan_steps] == [old]

@@ -148,7 +148,7 @@ def test_what_is_stricter_is_left_alone(kept: RedisServer) -> None:
     assert {name for name, row in table(report, "Settings").items() if row[5] == "as well"} == {*more, "dir"}
     applied = apply()
     assert applied.outcome == "there is nothing to change"
-    assert set(table(applied, "Left alone")) == set(more)
+    assert set(table(applied, "Kept")) == set(more)
     assert apply(names=("maxclients",)).status is Status.OK
     assert (runs(kept, "maxclients"), written(kept, "maxclients")) == ("10000", "10000")
     assert runs(kept, "timeout") == "60"

@@ -180,14 +180,14 @@ def test_what_a_downgrade_undoes(current: str, revision: str, expected: tuple[st
 @pytest.mark.parametrize(
     ("history", "current", "revision", "problem"),
     [
-        (LINE, "b2", "-3", "further down than anything is applied"),
-        (LINE, "", "-1", "further down"),
+        (LINE, "b2", "-3", "more than the number of applied migrations"),
+        (LINE, "", "-1", "more than"),
         (LINE, "b2", "d4", "does not lie below b2"),
         (LINE, "b2", "-0", "not a revision"),
         (LINE, "b2", "zz", "not a revision"),
         (LINE, "zz", "-1", "does not know"),
-        (FORK, "m4", "-1", "several ways"),
-        (FORK, "m4", "b2", "passes a merge"),
+        (FORK, "m4", "-1", "several predecessors"),
+        (FORK, "m4", "b2", "there is a merge in between"),
         (FORK, "b2,c3", "a1", "several revisions at once"),
     ],
 )
@@ -308,7 +308,7 @@ def test_the_sizes_of_live_tables_are_not_waited_for_without_limit(
     monkeypatch.setattr("tasks.postgres.upkeep.session.LOCK_SECONDS", 0.2)
     with postgres_server.connect(interview.database) as other, other.transaction():
         other.execute("LOCK TABLE users")
-        with pytest.raises(OpsError, match="a lock was not to be had"):
+        with pytest.raises(OpsError, match="the lock was not available"):
             table_sizes(interview)
 
 

@@ -1,10 +1,11 @@
-"""What check-connections says of the sessions it read (§1.5)."""
+"""Sessions of the database: connections in use, idle ones, blocked ones (§1.5). Called with the open report."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from runbook import metrics
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.postgres.sessions.blocking import tree_of
@@ -14,17 +15,18 @@ MANUAL_IDLE_SECONDS = 300
 MOST_ROWS = 50
 CLOSE_FLOW = "close-idle-connections"
 WORKING = (
-    "look at the first statement of “Who blocks whom”; it ends by itself, or by SELECT pg_cancel_backend(process) "
-    "(never while it waits for SyncRep)"
+    "wait for the first statement of “Who blocks whom”, or end it by SELECT pg_cancel_backend(process); never while it "
+    "waits for SyncRep"
 )
 
 
 def judge_used(report: Report, activity: Activity) -> None:
-    """Clients against the places that the server has, and who they are."""
+    """The connections in use against max_connections, by client."""
     clients, limits = activity.clients, activity.limits
-    hint = "close what is idle in a transaction, lower the pools, or raise max_connections (needs a restart)"
+    hint = "close sessions idle in a transaction, shrink the pools, or raise max_connections (needs a restart)"
     of = f"{len(clients) + 1} of {limits.most}; {limits.reserved} of them are reserved"
-    report.judge(metrics.CONNECTIONS, activity.used_ratio, hint, of=of)
+    follow = [Next(CLOSE_FLOW, "end idle sessions"), Next("check-pool-settings", "compare the pools with the limit")]
+    report.judge(metrics.CONNECTIONS, activity.used_ratio, hint, of=of, follow=follow)
     counted = Counter((s.database, s.user, s.application, s.state or "starting") for s in clients)
     rows = [(*key, count) for key, count in counted.most_common()]
     report.table("Connections", ("database", "user", "application", "state", "count"), rows)
@@ -33,21 +35,22 @@ def judge_used(report: Report, activity: Activity) -> None:
 
 
 def judge_idle(report: Report, activity: Activity, database: str) -> None:
-    """In a transaction: this database's sessions are judged, others' told. Outside one they only take places."""
+    """Idle sessions: in a transaction they hold locks and rows, outside one they only use connections."""
     idle = sorted((s for s in activity.clients if s.is_idle_in_transaction), key=lambda s: -s.state_seconds)
-    held, others = [s for s in idle if s.database == database], [s for s in idle if s.database != database]
+    ours, others = [s for s in idle if s.database == database], [s for s in idle if s.database != database]
     report.judge(
         metrics.IDLE,
-        max((session.state_seconds for session in held), default=0.0),
-        f"correct the code that forgets it; to end it: {CLOSE_FLOW} with min_seconds={MANUAL_IDLE_SECONDS} or less",
-        of=f"{len(held)} sessions" + (f", the longest is process {held[0].pid}" if held else ""),
+        max((session.state_seconds for session in ours), default=0.0),
+        f"run {CLOSE_FLOW} (a lower min_seconds for younger ones), and fix the code that leaves them open",
+        of=f"{len(ours)} sessions" + (f", the longest is process {ours[0].pid}" if ours else ""),
+        follow=[Next(CLOSE_FLOW, "end them", {"min_seconds": MANUAL_IDLE_SECONDS})],
     )
     limit = report.limit(metrics.IDLE)[0]
     if others and others[0].state_seconds > limit:
         counted = Counter(session.database for session in others)
         report.warn(
             "idle in transaction in other databases",
-            f"{CLOSE_FLOW} in the environment of each: here it ends sessions of {database} only",
+            f"run {CLOSE_FLOW} in the environment of each: here it ends sessions of {database} only",
             value=", ".join(f"{count} in {name}" for name, count in counted.most_common(5)),
             expected=f"≤ {duration(limit)}",
         )
@@ -57,16 +60,17 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
     report.prefer(
         "idle for more than 5 minutes",
         not long or activity.used_ratio <= warn_ratio,
-        f"places are scarce: lower the pools that hold them, or {CLOSE_FLOW} with also_idle (of {database} only)",
+        f"free connections: shrink the pools that open them, or run {CLOSE_FLOW} with also_idle (of {database} only)",
         value=len(long),
         expected=f"any number while at most {warn_ratio:.0%} of the connections are in use",
+        follow=[Next(CLOSE_FLOW, "end them", {"also_idle": True})],
     )
-    _table(report, "Idle in transaction", [*held, *others])
-    _table(report, "Idle for more than 5 minutes", long)
+    _show_sessions(report, "Idle in transaction", [*ours, *others])
+    _show_sessions(report, "Idle for more than 5 minutes", long)
 
 
 def judge_blocked(report: Report, activity: Activity, database: str) -> None:
-    """Who waits for whom, and since when."""
+    """Who waits for whom, and for how long."""
     tree = tree_of(activity.sessions)
     waited = max((session.waited_seconds for session in activity.blocked), default=0.0)
     roots = [line for line in tree if line.depth == 0]
@@ -74,40 +78,32 @@ def judge_blocked(report: Report, activity: Activity, database: str) -> None:
     forgotten = any(
         line.session and line.session.is_idle_in_transaction and line.session.database == database for line in roots
     )
-    hint = f"{CLOSE_FLOW}: it ends what is idle in a transaction" if forgotten else WORKING
+    hint = f"run {CLOSE_FLOW}, which ends sessions idle in a transaction" if forgotten else WORKING
     if any(line.pid == 0 for line in roots):
-        hint = "COMMIT PREPARED or ROLLBACK PREPARED what pg_prepared_xacts lists"
+        hint = "COMMIT PREPARED or ROLLBACK PREPARED the transactions in pg_prepared_xacts"
     of = f"{len(activity.blocked)} sessions" + (f", by {by}" if by else "")
-    report.judge(metrics.BLOCKED, waited, hint, of=of)
-    rows = [
-        ("└ " * line.depth + str(line.pid or "prepared transaction"), *_cells(line.session))
-        for line in tree[:MOST_ROWS]
-    ]
-    if len(tree) > MOST_ROWS:
-        rows.append((f"… {len(tree) - MOST_ROWS} more", *[""] * 6))
+    report.judge(metrics.BLOCKED, waited, hint, of=of, follow=[Next(CLOSE_FLOW, "end the blocker")] * forgotten)
+    rows = [("└ " * line.depth + str(line.pid or "prepared transaction"), *_cells(line.session)) for line in tree]
     if rows:
         columns = ("process", "user", "application", "state", "in this state", "waits", "statement")
-        report.table("Who blocks whom", columns, rows)
+        report.table("Who blocks whom", columns, rows, most=MOST_ROWS)
     if activity.prepared:
-        hint = "COMMIT PREPARED or ROLLBACK PREPARED them: they hold locks and hold vacuum back until then"
+        hint = "COMMIT PREPARED or ROLLBACK PREPARED them: until then they hold locks and hold vacuum back"
         report.warn("prepared transactions", hint, value="; ".join(activity.prepared[:5]))
 
 
 def _cells(session: Session | None) -> tuple[str, ...]:
     if not session:
-        return ("", "", "no session holds it", "", "", "")
+        return ("", "", "no session", "", "", "")
     waits = duration(session.waited_seconds) if session.blocked_by else ""
     named = (session.user, session.application, session.state or session.kind)
     return (*named, duration(session.state_seconds), waits, session.statement)
 
 
-def _table(report: Report, name: str, sessions: list[Session]) -> None:
-    rows: list[tuple[object, ...]] = [
-        (s.pid, s.database, s.user, s.application, s.client, duration(s.state_seconds), s.statement)
-        for s in sessions[:MOST_ROWS]
+def _show_sessions(report: Report, name: str, sessions: list[Session]) -> None:
+    rows = [
+        (s.pid, s.database, s.user, s.application, s.client, duration(s.state_seconds), s.statement) for s in sessions
     ]
-    if len(sessions) > MOST_ROWS:
-        rows.append((f"… {len(sessions) - MOST_ROWS} more", *[""] * 6))
     if rows:
         columns = ("process", "database", "user", "application", "client", "idle for", "last statement")
-        report.table(name, columns, rows)
+        report.table(name, columns, rows, most=MOST_ROWS)
