@@ -32,7 +32,7 @@ from runbook.run import runbook
 from tasks.application.connection_string import read_target
 from tasks.failover.fencing import named_person
 from tasks.failover.ledger import Ledger
-from tasks.failover.marker import forget
+from tasks.failover.marker import FailoverMarker
 from tasks.failover.promotion import checkpoint, streams
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.host.disk import is_here
@@ -182,7 +182,7 @@ def _end(report: Report, permit: Permit, env: Environment, pair: Pair, mode: str
         rejoined = True
     tell_phases(report, phases)
     tell_after(report, env, pair, rejoined=rejoined)
-    forget(env.reports_directory)
+    FailoverMarker.remove(env.reports_directory)
     report.outcome = f"{address(pair.new)} is the primary; {address(pair.old)} was"
 
 
@@ -204,8 +204,8 @@ def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Rep
     with Ledger([pair.new]) as ledger:
         ledger.wait_for(new, WRITE_SECONDS)
         ledger.account(pair.new)
-    redirect(report, permit, env, pair, phases, restart=pair.begun is not None)
-    _end(report, permit, env, pair, pair.begun.mode if pair.begun else "unplanned", phases)
+    redirect(report, permit, env, pair, phases, restart=pair.marker is not None)
+    _end(report, permit, env, pair, pair.marker.mode if pair.marker else "unplanned", phases)
     report.outcome = f"nothing to promote: {why}; what was left was finished"
     return report
 
@@ -213,8 +213,8 @@ def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Rep
 def _unfinished(env: Environment, pair: Pair) -> list[str]:
     """What is still to be done for a primary that takes writes."""
     found, wal = [], pair.wal
-    if pair.begun:
-        found.append(f"the failover from {pair.begun.old} that {pair.begun.run} began at {pair.begun.started}")
+    if pair.marker:
+        found.append(f"the failover from {pair.marker.old} that {pair.marker.run} began at {pair.marker.started}")
     if wal and wal.service in env.services.names and not streams(pair.new, wal.name):
         found.append(f"the receiver of WAL does not stream from {address(pair.new)}")
     if read_synchrony(pair.new).hangs:

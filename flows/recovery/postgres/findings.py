@@ -36,7 +36,7 @@ def judge(report: Report, pair: Pair, mode: Mode, attested: str, fence: bool, li
 def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
     """One living primary in a planned one, none in an unplanned one, and a standby that is one."""
     was, will = pair.was, pair.will
-    begun = pair.begun is not None and pair.begun.new == will.address
+    continues = pair.marker is not None and pair.marker.new == will.address
     if was.is_primary and mode == "unplanned":
         report.fail(
             f"the old primary {was.address} is dead",
@@ -44,7 +44,7 @@ def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
             value=f"it takes writes (timeline {was.timeline})",
             expected="no answer",
         )
-    if not was.is_primary and mode == "planned" and not begun:
+    if not was.is_primary and mode == "planned" and not continues:
         why = was.problem or "it is in recovery"
         report.fail(
             f"the primary {was.address} answers",

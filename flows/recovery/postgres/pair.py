@@ -11,7 +11,7 @@ from blocks.postgres.wal import Wal
 from runbook.errors import OpsError
 from runbook.report import Report
 from tasks.failover.fencing import Fencing, find_fencing
-from tasks.failover.marker import Begun, find_begun
+from tasks.failover.marker import FailoverMarker
 from tasks.failover.member import (
     Control,
     Lag,
@@ -45,7 +45,7 @@ class Pair:
     control: Control | None
     lag: Lag | None
     fencing: Fencing | None
-    begun: Begun | None
+    marker: FailoverMarker | None
     sync_names: str
     sync_commit: str
     sync_from: str
@@ -75,17 +75,17 @@ def read_pair(env: Environment, mode: Mode, wanted: str) -> Pair:
     _require_two(env, mode)
     env.forget_roles()
     primary, standby = env.postgres, env.standby
-    begun = find_begun(env.reports_directory)
+    marker = FailoverMarker.find(env.reports_directory)
     now = {address(node): read_member(node) for node in (primary, standby)}
     if mode == "unplanned" and now[address(primary)].dead and now[address(standby)].follows:
         now[address(standby)] = read_silent(standby, SILENT_SECONDS)
     if wanted and wanted not in now:
         raise OpsError(f"{wanted} is neither of the two servers", f"choose one of {', '.join(now)}, or leave it empty")
-    course = _course(now[address(primary)], now[address(standby)], mode, wanted, begun)
-    asked = wanted or (begun.new if begun else "")
+    course = _course(now[address(primary)], now[address(standby)], mode, wanted, marker)
+    asked = wanted or (marker.new if marker else "")
     stands = course == "take over" and asked == address(primary) and now[asked].follows  # both are in recovery
     old, new = (standby, primary) if course == "finish" or stands else (primary, standby)
-    return _described(env, course, old, new, now, begun)
+    return _described(env, course, old, new, now, marker)
 
 
 def _require_two(env: Environment, mode: str) -> None:
@@ -95,17 +95,22 @@ def _require_two(env: Environment, mode: str) -> None:
         raise OpsError(f"mode is “{mode}”", "choose planned or unplanned")
 
 
-def _course(primary: Member, standby: Member, mode: Mode, wanted: str, begun: Begun | None) -> Course:
+def _course(primary: Member, standby: Member, mode: Mode, wanted: str, marker: FailoverMarker | None) -> Course:
     """What it is: an earlier run's end, a living primary's hand-over, a dead one's succession."""
     if primary.is_primary and not standby.is_primary:  # two are refused
-        left_by_another = begun is not None and begun.new == primary.address and wanted != standby.address
+        left_by_another = marker is not None and marker.new == primary.address and wanted != standby.address
         if left_by_another or wanted == primary.address or (mode == "unplanned" and not standby.follows):
             return "finish"
     return "hand over" if primary.is_primary else "take over"
 
 
 def _described(
-    env: Environment, course: Course, old: Postgres, new: Postgres, now: dict[str, Member], begun: Begun | None
+    env: Environment,
+    course: Course,
+    old: Postgres,
+    new: Postgres,
+    now: dict[str, Member],
+    marker: FailoverMarker | None,
 ) -> Pair:
     was, will = now[address(old)], now[address(new)]
     down = course != "hand over"
@@ -126,7 +131,7 @@ def _described(
         read_control(old) if down else None,
         lag,
         find_fencing(env.services, old) if course == "take over" else None,
-        begun,
+        marker,
         names,
         commit,
         told,

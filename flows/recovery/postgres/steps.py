@@ -23,7 +23,7 @@ from tasks.application.health import wait_healthy
 from tasks.failover.feeding import FEED, Fed, Feeding, feed
 from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, allow_start, find_fencing, keep_down, remove_signal
 from tasks.failover.ledger import Ledger
-from tasks.failover.marker import Begun, forget, remember
+from tasks.failover.marker import FailoverMarker
 from tasks.failover.member import Control, read_control
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
@@ -102,7 +102,7 @@ def stop_and_promote(
     if planned:
         ledger.wait_for(address(pair.old), WRITE_SECONDS)
         checkpoint(pair.old)
-    remember(env.reports_directory, Begun.now(address(pair.old), address(pair.new), mode))
+    FailoverMarker(old=address(pair.old), new=address(pair.new), mode=mode).write(env.reports_directory)
     failpoint("failover: remembered")
     report.state_is(f"{address(pair.old)} is stopped, and nobody was promoted: no server takes writes", AGAIN)
     try:
@@ -158,7 +158,7 @@ def _go_back(report: Report, env: Environment, pair: Pair) -> None:
             "the old primary started again", f"start {pair.old.service} by hand, without {SIGNAL}", value=str(error)
         )
         return
-    forget(env.reports_directory)
+    FailoverMarker.remove(env.reports_directory)
     report.state_is(
         f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
         "put right what is said above, and launch it again",
@@ -174,7 +174,7 @@ def _let_go(report: Report, env: Environment, pair: Pair) -> None:
     with contextlib.suppress(OpsError):  # why this is done is the message
         allow_start(env.services, pair.old.service)
     remove_signal(pair.old)
-    forget(env.reports_directory)
+    FailoverMarker.remove(env.reports_directory)
     report.state_is(
         f"nobody was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
         "fix the finding above, then launch it again; or start the old primary",

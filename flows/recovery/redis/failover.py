@@ -18,7 +18,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.redis.failover.group import Group, Member, read_group
 from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
-from tasks.redis.failover.ledger import Begun, find_begun, forget
+from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import Choice, HandOver
 from tasks.redis.failover.rights import find_refused_commands
@@ -150,8 +150,8 @@ def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str
     master = group.master
     if master is None or not master.is_master:
         return False
-    begun = find_begun(block.at(master.address))
-    interrupted = begun if begun and begun.old != master.address else None
+    marker = RedisFailoverMarker.find_in(block.at(master.address))
+    interrupted = marker if marker and marker.old != master.address else None
     why = ""
     if interrupted and wanted in ("", master.address):
         why = f"the failover from {interrupted.old} that {interrupted.run} began at {interrupted.started} has happened"
@@ -174,14 +174,14 @@ def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str
     return True
 
 
-def _finish(report: Report, block: Redis, group: Group, begun: Begun, new: Member) -> Member | None:
+def _finish(report: Report, block: Redis, group: Group, marker: RedisFailoverMarker, new: Member) -> Member | None:
     """What a killed run has left: an old master that is none for the Sentinels (returned as it was), and its note."""
-    left = group.members.get(begun.old)
+    left = group.members.get(marker.old)
     if left and left.is_master:
         report.plan("make it follow", f"{left.address} still says that it is a master: REPLICAOF {new.address}")
         left = make_follow(report.permit(Act(ACT, f"{left.address} → {new.address}")), block, left.address, new.address)
     if report.confirm == report.environment:
-        forget(block.at(new.address))
+        RedisFailoverMarker.remove_from(block.at(new.address))
     return left if left and left.is_master else None
 
 

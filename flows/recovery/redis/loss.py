@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from blocks.redis.server import Redis
 from runbook.report import Report
 from tasks.redis.failover.group import Group, LastSeen, Member, read_last_seen
-from tasks.redis.failover.ledger import Begun
+from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import HandOver
 
@@ -97,12 +97,12 @@ def tell_unplanned_loss(report: Report, done: HandOver | None, new: Member, befo
     )
 
 
-def tell_interrupted_loss(report: Report, begun: Begun, left: Member | None, new: Member) -> None:
+def tell_interrupted_loss(report: Report, marker: RedisFailoverMarker, left: Member | None, new: Member) -> None:
     """What the old master took after the pause of a killed run had ended: it goes when it follows.
 
     A replica that went on in the new master's stream without a full copy had nothing that the new one has not.
     """
-    known = begun.replid if new.earlier_replid == begun.replid else "unknown"
+    known = marker.replid if new.earlier_replid == marker.replid else "unknown"
     if left and left.is_master and left.replid == known:
         lost = max(0, left.offset - new.promoted_at)
         told = (
@@ -114,14 +114,14 @@ def tell_interrupted_loss(report: Report, begun: Begun, left: Member | None, new
     else:
         lost = -1
         told = (
-            f"not measured: writes on {begun.old} went on {LONGEST_SECONDS:.0f} s after the death of the run that "
-            f"began at {begun.started}; those are lost that it took from then until it followed"
+            f"not measured: writes on {marker.old} went on {LONGEST_SECONDS:.0f} s after the death of the run that "
+            f"began at {marker.started}; those are lost that it took from then until it followed"
         )
     if lost:
         hint = "compare with the application's own records of the time since the run that died"
         report.warn("acknowledged writes lost, at most", hint, value=told)
     else:
-        report.fact("acknowledged writes lost", f"0 (proven): {begun.old} had nothing that {new.address} has not")
+        report.fact("acknowledged writes lost", f"0 (proven): {marker.old} had nothing that {new.address} has not")
 
 
 def _tell_ledger(report: Report, done: HandOver) -> None:
