@@ -261,7 +261,7 @@ def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
         "archived WAL",
         reaches,
         hint,
-        value="; ".join(shipped.refused) or chain.trouble or f"{chain.told}",
+        value="; ".join(shipped.refused) or chain.trouble or f"{chain.text}",
         expected=f"from {content.stop_lsn} on without a gap",
     )
     if chain.links:

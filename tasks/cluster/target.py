@@ -36,7 +36,7 @@ class Target:
     at: datetime = _NEVER
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """For people."""
         return {
             "before_transaction": f"just before transaction {self.xid} was committed",

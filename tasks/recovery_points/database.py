@@ -167,7 +167,7 @@ def _point(
         restored_bytes=content.bytes * (2 if len(whole) > 1 else 1) + wal,
         problem=chain.trouble,
         hint=GAP if chain.trouble else "",
-        detail=f"{chain.told}; goes back to {content.stopped:%Y-%m-%d %H:%M UTC}",
+        detail=f"{chain.text}; goes back to {content.stopped:%Y-%m-%d %H:%M UTC}",
     )
 
 

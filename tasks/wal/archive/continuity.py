@@ -64,7 +64,7 @@ class Chain:
         return self.trouble or (f"WAL from {self.pruned} on was deleted by prune-backups" if self.pruned else "")
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """For people."""
         return f"{len(self.links)} segments up to {lsn_text(self.end)} on timeline {self.timeline.number}"
 

@@ -42,10 +42,10 @@ class Behind:
     newest: Commit | None
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """For people."""
         until = (
-            f"with commits until {self.newest.at:%Y-%m-%d %H:%M:%S UTC} ({self.newest.told})"
+            f"with commits until {self.newest.at:%Y-%m-%d %H:%M:%S UTC} ({self.newest.text})"
             if self.newest
             else ("in whose end no commit could be read")
         )

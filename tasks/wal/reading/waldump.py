@@ -36,7 +36,7 @@ class Commit:
     at: datetime
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """For people."""
         return f"transaction {self.xid}, committed {self.at:%Y-%m-%d %H:%M:%S.%f UTC}, at {lsn_text(self.lsn)}"
 
