@@ -34,7 +34,7 @@ REWINDING = ".rewinding"
 """Ends the name of a data directory while it is rewound: no service starts a server there. Where it is found later, a
 run was killed meanwhile, and only a base backup is safe."""
 CLEAN = ("shut down", "shut down in recovery")
-Way = Literal["start", "rewind", "base_backup"]
+Method = Literal["start", "rewind", "base_backup"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Diverged:
 class Rejoined:
     """How, in how many seconds, and where the old data directory is kept ("" where it was rewound)."""
 
-    way: Way
+    method: Method
     seconds: float
     kept: str = ""
 

@@ -219,7 +219,7 @@ def test_sentinels_that_disagree_are_refused(group: Group) -> None:
 def test_sentinels_that_would_fail_over_again_at_once_are_refused(group: Group) -> None:
     call(group.sentinels[1].client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", 500)
     report = refused()
-    assert f"500 at {group.sentinels[1].address}" in finding(report, "down-after-milliseconds")
+    assert f"500 ms at {group.sentinels[1].address}" in finding(report, "down-after-milliseconds")
     assert group.agreed_master() == group.master.address
 
 
@@ -246,7 +246,7 @@ def _crashed(group: Group) -> None:
     ("harm", "why"),
     [
         (_priority, "priority 0"),
-        (_link, "its link to the master is down"),
+        (_link, "its link to the master has been down"),
         (_frozen, "disconnected: .* does not answer"),
         (_crashed, "disconnected: .* does not answer"),
     ],
@@ -465,7 +465,7 @@ def test_somebody_else_promotes_between_judgement_and_act(group: Group, monkeypa
 
     monkeypatch.setattr(Report, "permit", meanwhile)
     report = refused()
-    assert "changed since it was judged" in report.sentence()
+    assert "changed since the plan" in report.sentence()
     assert group.agreed_master() == group.replicas[0].address, "it was not turned back"
 
 
