@@ -34,7 +34,7 @@ FEED = "replay everything received on"
 PATIENCE_SECONDS = 3.0
 """A standby asks its own archive every `wal_retrieve_retry_interval` (5 s, the lab 0.5 s)."""
 FEED_SECONDS = 120.0
-RECEIVER = "the receiver of WAL"
+RECEIVER = "the WAL receiver"
 OLD_PRIMARY = "the old primary's own WAL"
 
 
@@ -97,7 +97,7 @@ def feed(permit: Permit, feeding: Feeding) -> Fed:
     is given one that does, for the time of this.
 
     Raises:
-        OpsError: it does not get there; nobody was promoted.
+        OpsError: it does not get there; no server was promoted.
     """
     standby, old = feeding.standby, feeding.old
     permit.require(FEED, address(standby))
@@ -123,7 +123,7 @@ def _otherwise(old: Postgres | None) -> str:
         return "check its log; copy what it misses from the receiver's directory to where its restore_command reads"
     return (
         "check its log; or start the old primary. To lose what only the old primary has: rename "
-        f"{old.data_directory} aside, and launch this again"
+        f"{old.data_directory} aside, and run this again"
     )
 
 
@@ -146,7 +146,7 @@ def _staged(feeding: Feeding, old: Postgres) -> Iterator[Path]:
     if found is None or any(other.beyond.end > found.beyond.end for other in sources_of(standby, feeding.wal, now)):
         raise OpsError(
             f"{OLD_PRIMARY} in {old.data_directory} does not go on from {lsn_text(now.written)}",
-            "launch this again: it judges anew what can be fed",
+            "run this again: it judges anew what can be fed",
         )
     data = Path(standby.data_directory)
     staged, owner = data.with_name(f"{data.name}.feed"), data.stat()
@@ -170,7 +170,7 @@ def _fed(feeding: Feeding) -> Fed:
     postgres, control = feeding.standby, feeding.control
     now = ask_member(postgres)
     if not now.follows:
-        raise OpsError(f"{now.address} is no standby any more: {now.problem or 'it takes writes'}", "launch it again")
+        raise OpsError(f"{now.address} is no standby any more: {now.problem or 'it takes writes'}", "run it again")
     if now.receiver == "streaming":
         raise Unreachable(f"{now.address} is still being streamed to")
     sources = sources_of(postgres, feeding.wal, now)
@@ -207,7 +207,7 @@ def _require_own(postgres: Postgres, now: Member) -> None:
                 f"{now.address} has replayed {lsn_text(now.written)}, and its own WAL ends at {lsn_text(end)}: its "
                 "archive has put a shorter segment in the place of its own",
                 f"do not restart it; put a copy of {newest.name} that goes on further (the old primary's) into its "
-                "pg_wal, correct its restore_command, and launch it again",
+                "pg_wal, correct its restore_command, and run it again",
             )
 
 

@@ -1,4 +1,4 @@
-"""The promotion itself, and what the new primary needs at once: slots, the receiver of WAL, commits that return.
+"""The promotion itself, and what the new primary needs at once: slots, the WAL receiver, commits that return.
 
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL-TABLE
 """
@@ -24,7 +24,7 @@ from tasks.wal.format.names import lsn_of
 PROMOTE = "promote"
 PROMOTE_SECONDS = 60
 ATTACH_SECONDS = 20.0
-"""A receiver of WAL connects within a second of its start, on a busy host later: without it commits wait for nobody."""
+"""A WAL receiver connects within a second of its start, on a busy host later: without it commits wait for nobody."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
     before = ask_member(new)
     if not before.follows or before.paused != "not paused":
         raise OpsError(
-            f"{before.address} cannot be promoted: {before.problem or before.paused}; nobody was promoted",
-            "launch it again: it says how it stands",
+            f"{before.address} cannot be promoted: {before.problem or before.paused}; no server was promoted",
+            "run it again: it says how it stands",
         )
     failpoint("failover: before pg_promote")
     began = time.monotonic()
@@ -66,7 +66,7 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
     if not done:
         raise OpsError(
             f"{before.address} was not promoted within {PROMOTE_SECONDS} s",
-            "look at its log, then launch it again: it goes on, or says who is the primary",
+            "look at its log, then run it again: it goes on, or says who is the primary",
         )
     finished = time.monotonic()
     failpoint("failover: promoted")
@@ -114,7 +114,7 @@ def make_slots(primary: Postgres, names: Sequence[str]) -> tuple[str, ...]:
 
 @action(idempotent=True)
 def start_receiver(services: Services, role: str) -> str:
-    """Have the receiver of WAL started; what its manager says where it does not do so. Not waited for: whether it
+    """Have the WAL receiver started; what its manager says where it does not do so. Not waited for: whether it
     streams is what counts."""
     try:
         services.start(role)

@@ -15,9 +15,9 @@ from tasks.host.disk import is_here
 
 LIVES = (
     "it lives: what it takes from now on would be lost. Repair it there, or stop all its services (application first) "
-    "and see that nothing starts them again, then launch this again"
+    "and see that nothing starts them again, then run this again"
 )
-DISABLE = "disable it there (systemctl mask, autostart=false, docker update --restart no), then launch this again"
+DISABLE = "disable it there (systemctl mask, autostart=false, docker update --restart no), then run this again"
 _PORTS = {"http": 80, "https": 443}
 
 

@@ -234,7 +234,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         user=standby.os_user,
         directory=Path("/"),
         stall=shell.Stall(primary.stall_seconds),
-        hint="look at the primary's log and at the room on this disk, then launch it again",
+        hint="look at the primary's log and at the room on this disk, then run it again",
     )
     put_back(beside, kept)
     follow(standby, upstream, beside)
@@ -263,7 +263,7 @@ def _require_stopped(data: Path) -> None:
     if left:
         raise OpsError(
             f"processes still work in {data}: {', '.join(map(str, left[:5]))}",
-            "stop its service, or end them, the oldest first: kill -INT; then launch it again",
+            "stop its service, or end them, the oldest first: kill -INT; then run it again",
         )
 
 

@@ -49,7 +49,7 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
         if again.end == beyond.end:
             raise OpsError(
                 f"{directory} is damaged: from {lsn_text(beyond.end)} on nothing can be read, and later WAL is there",
-                "bring an intact copy of it there (the archive, another server's pg_wal), then launch it again",
+                "bring an intact copy of it there (the archive, another server's pg_wal), then run it again",
             )
         beyond = again  # it was written meanwhile
     return beyond
@@ -72,7 +72,7 @@ def _read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int)
     if there[0].start > place:
         raise OpsError(
             f"{directory} begins at {lsn_text(there[0].start)}: what is between {lsn_text(place)} and that is missing",
-            "bring the missing segments there from the archive, and launch it again",
+            "bring the missing segments there from the archive, and run it again",
         )
     with _linked(there) as links:
         argv: list[str | Path] = [postgres.program("pg_waldump"), "-p", links, "-t", str(timeline)]
@@ -124,6 +124,6 @@ def _linked(segments: list[Local]) -> Iterator[Path]:
             try:
                 file = stack.enter_context(one.path.open("rb"))
             except OSError as error:
-                raise OpsError(f"{one.path} cannot be read: {error.strerror}", "launch it again") from None
+                raise OpsError(f"{one.path} cannot be read: {error.strerror}", "run it again") from None
             Path(directory, one.name).symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
         yield Path(directory)

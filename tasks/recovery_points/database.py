@@ -26,7 +26,7 @@ from tasks.wal.format.names import Segment, Timeline
 
 PATIENCE_SECONDS = 5.0
 MOST_BASES = 5
-RECEIVER = "look whether the receiver of WAL and the archiver run"
+RECEIVER = "look whether the WAL receiver and the archiver run"
 GAP = "look for that segment (the other store, the receiver's directory); else backup-cluster, now"
 REJOIN = "look at its log; rejoin-standby makes it a standby again"
 
@@ -40,7 +40,7 @@ def read_written(env: Environment) -> Written:
 
 @probe
 def read_standby_point(env: Environment, written: Written) -> Point:
-    """By a failover to the standby, which replays what the receiver of WAL has too. The environment names one."""
+    """By a failover to the standby, which replays what the WAL receiver has too. The environment names one."""
     member = ask_member(env.standby)
     point = Point("database", "standby", "live", member.address)
     if trouble := _unfit(member, written):

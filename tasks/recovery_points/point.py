@@ -55,7 +55,7 @@ class Point:
 
     def serves(self, danger: Danger) -> bool:
         """Whether it is a means at all. `server lost`: the server with its disk is gone; `region lost`: this site is,
-        with the first stores and the receiver of WAL."""
+        with the first stores and the WAL receiver."""
         match danger:
             case "region lost":
                 return self.place == "copies" and not self.beside

@@ -1,6 +1,6 @@
 """Which moment a place in WAL stands for: what would be lost of a copy that ends there.
 
-Commit times stand in WAL itself, so they are read from what is at hand: the primary's own `pg_wal` where it is on this
+Commit times stand in WAL itself, so they are read from what is fetched: the primary's own `pg_wal` where it is on this
 host, and the receiver's directory. Nothing is fetched but the end of the archive, and that only where neither has it.
 """
 

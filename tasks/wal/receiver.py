@@ -1,4 +1,4 @@
-"""How far the receiver of WAL is, as its primary sees it."""
+"""How far the WAL receiver is, as its primary sees it."""
 
 from __future__ import annotations
 

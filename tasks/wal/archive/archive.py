@@ -136,7 +136,7 @@ class Archive:
         if hashlib.sha256(found).hexdigest() != stored.sha256:
             raise VerificationFailed(
                 f"{stored.of} in {self.place.where} is damaged: it is not what its SHA-256 says",
-                "look for another copy: the second store (source=copies), the receiver's directory",
+                "look for another copy: the replica store (source=copies), the receiver's directory",
             )
         return found
 

@@ -141,5 +141,5 @@ def require_begun(chain: Chain, backup: str) -> None:
     if not chain.links:
         raise OpsError(
             f"the archive has no WAL after {backup}: {chain.trouble or 'nothing has come since'}",
-            "look whether the receiver of WAL and the archiver run; only the moment of the backup itself can be had",
+            "look whether the WAL receiver and the archiver run; only the moment of the backup itself can be had",
         )

@@ -19,7 +19,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Fetched:
-    """Segments that are at hand, oldest first; why the next one is not ("" where all are)."""
+    """Fetched segments, oldest first; why the next one is not ("" where all are)."""
 
     links: tuple[Link, ...]
     damage: str = ""

@@ -54,7 +54,7 @@ def ship(directory: Path, destination: Destination, *, partial: bool = True) -> 
     """Put everything that is in a directory and not yet in the archive there, oldest first.
 
     Raises:
-        OpsError, Unreachable: directory or archive do not answer; launched again, it goes on.
+        OpsError, Unreachable: directory or archive do not answer; run again, it goes on.
     """
     put, refused = list[str](), list[str]()
     files = _files(directory)

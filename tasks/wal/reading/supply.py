@@ -82,7 +82,7 @@ class Supply:
             try:
                 content = piece.path.read_bytes()
             except OSError as error:
-                raise VerificationFailed(f"{piece.path} cannot be read: {error.strerror}", "launch it again") from None
+                raise VerificationFailed(f"{piece.path} cannot be read: {error.strerror}", "run it again") from None
         else:
             assert piece.stored
             assert self.archive
