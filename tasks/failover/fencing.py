@@ -148,8 +148,7 @@ def _supervisor(services: Services, postgres: Postgres) -> Evidence:
         what,
         not state.comes_back,
         seen,
-        "its supervisor would start it again: launch it with fence=true, or stop "
-        f"{services.names[postgres.service]} there",
+        f"run this with fence=true, or stop {services.names[postgres.service]} there: its supervisor would restart it",
     )
 
 

@@ -247,7 +247,7 @@ def test_wal_behind_a_gap_is_given_up_by_name_only(lost: Lost) -> None:
         assert gap.status is Status.CRITICAL
         assert f"{name} in " in gap.value
         assert "does not decode" in gap.value
-        assert "later segments are in the archive, with commits until" in gap.value
+        assert "later segments in the archive, with commits until" in gap.value
         assert f"backup={lost.backups['base']}" in gap.hint
         plan = lost.plan(backup=lost.backups["base"])
         assert plan.status is Status.PLANNED, plan.sentence()
@@ -257,7 +257,9 @@ def test_wal_behind_a_gap_is_given_up_by_name_only(lost: Lost) -> None:
 
 def point(report: Report) -> datetime:
     """The newest one that the chosen way reaches."""
-    return datetime.fromisoformat(next(row.rows for row in report.evidence if row.name.startswith("Recovery options for the database"))[0][2])
+    return datetime.fromisoformat(
+        next(row.rows for row in report.evidence if row.name.startswith("Recovery options for the database"))[0][2]
+    )
 
 
 def require_ends_well(lost: Lost, points: tuple[str, ...]) -> None:
