@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from prefect import flow
@@ -14,7 +11,7 @@ from prefect import flow
 from blocks.ai_providers import Provider
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.files import record
+from runbook.files.marker import Marker
 from runbook.guard.permit import Act, Permit
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
@@ -33,19 +30,19 @@ from tasks.faults.providers import (
     read_received,
 )
 
-FILE = ".fallback-half-done"
 AGAIN = "launch rehearse-fallback again: it gives the providers back first"
 UNAVAILABLE = 503
 RehearsedFault = Literal["500", "429", "timeout", "refused"]
 
 
-@dataclass(frozen=True)
-class HalfDone:
-    """A rehearsal that has not ended: which providers it may have taken, since when, and which process it was."""
+@dataclass(frozen=True, kw_only=True)
+class RehearsalMarker(Marker):
+    """The marker of an unfinished rehearsal: the providers that it may have made fail."""
+
+    FILE = ".fallback-half-done"
+    HINT = "restore the providers by hand, then remove the file"
 
     providers: tuple[str, ...]
-    since: str
-    process: int
 
 
 @flow(name="rehearse-fallback", flow_run_name="rehearse-fallback {environment}")
@@ -74,9 +71,9 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
     env = Environment.find(environment)
     with runbook("Rehearse fallback", env, confirm, plan, changes=True) as report:
         require_disposable(env)
-        chain, path = list(env.ai_providers.chain), env.reports_directory / FILE
+        chain = list(env.ai_providers.chain)
         _judge_means(report, env, fault)
-        left = record.read(path, HalfDone, "give the providers back by hand, then remove the file")
+        left = RehearsalMarker.find(env.reports_directory)
         _judge_states(report, env, chain, left)
         require_question(env.application)
         for name in chain:
@@ -86,10 +83,10 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
         permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain))
         if left:
             heal_providers(env, list(dict.fromkeys([*left.providers, *chain])))
-            path.unlink()
+            RehearsalMarker.remove(env.reports_directory)
         wait_healthy(env.application, seconds=30, in_a_row=1)
         interview = begin_interview(env.application)
-        replies = _rehearse(report, permit, env, fault, interview, path)
+        replies = _rehearse(report, permit, env, fault, interview)
         _report_results(report, replies)
         report.outcome = f"{len(chain)} providers taken away and given back"
     return report
@@ -142,7 +139,7 @@ def _judge_use(report: Report, env: Environment, before: Mapping[str, int], firs
     report.fail_if_critical()
 
 
-def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: HalfDone | None) -> None:
+def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: RehearsalMarker | None) -> None:
     """All there, or taken away by a rehearsal that was killed."""
     states = read_provider_states(env)
     if unknown := [name for name in chain if name not in states]:
@@ -155,7 +152,7 @@ def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: 
         report.warn(
             "a rehearsal that had not ended",
             "nothing to do: they are given back when this is carried out",
-            value=f"process {left.process}, {left.since}; {', '.join(gone) or 'none'} away",
+            value=f"{left.run}, {left.started}; {', '.join(gone) or 'none'} away",
         )
         return
     report.require(
@@ -167,7 +164,7 @@ def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: 
 
 
 def _rehearse(
-    report: Report, permit: Permit, env: Environment, fault: RehearsedFault, interview: Interview, path: Path
+    report: Report, permit: Permit, env: Environment, fault: RehearsedFault, interview: Interview
 ) -> list[tuple[str, Reply]]:
     """Who was away, and what the user got."""
     chain, received = list(env.ai_providers.chain), read_received(env)
@@ -175,7 +172,7 @@ def _rehearse(
     _judge_reply(report, "with all providers", replies[0][1], chain[0])
     report.fail_if_critical()
     _judge_use(report, env, received, chain[0])
-    record.write(path, HalfDone(tuple(chain), datetime.now(UTC).isoformat(timespec="seconds"), os.getpid()))
+    RehearsalMarker(providers=tuple(chain)).write(env.reports_directory)
     report.state_is("AI providers are away", AGAIN)
     try:
         for number, name in enumerate(chain, 1):
@@ -187,7 +184,7 @@ def _rehearse(
         _judge_all_gone(report, env, interview, [one for _, one in replies])
     finally:
         heal_providers(env, chain)
-        path.unlink(missing_ok=True)
+        RehearsalMarker.remove(env.reports_directory)
         report.state = None
     replies.append(("nobody again", ask_application(interview)))
     _judge_reply(report, "when they are back", replies[-1][1], chain[0])

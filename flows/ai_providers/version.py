@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Annotated
 
 from prefect import flow
@@ -17,7 +16,7 @@ from blocks.environment import Environment
 from flows.ai_providers.check import judge_dates, judge_retirement
 from flows.ai_providers.steps import told
 from runbook.errors import OpsError
-from runbook.files import record
+from runbook.files.marker import Marker
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -71,14 +70,14 @@ def update_ai_api_version(
             raise OpsError(f"“{version[:40]}” is no API version", "write it like 2024-10-21, 2025-04-01-preview or v1")
         env.services.name_of(BACKEND)
         tried = tried_in(env, staging)
-        variable, path = env.ai_providers.azure_version_variable, env.reports_directory / FILE
+        variable = env.ai_providers.azure_version_variable
         before = read_variable(env.application, variable, KEY)
-        left = record.read(path, HalfDone, "look which version the env_file has, then remove the file")
+        left = VersionMarker.find(env.reports_directory)
         if left:
             report.warn(
                 "a switch that had not ended",
                 "nothing to do: it is brought to its end",
-                value=f"{left.before} → {left.after}, since {left.since}",
+                value=f"{left.before} → {left.after}, since {left.started}",
             )
         report.fact("API version", f"{before} → {version}, in {env.application.env_file}")
         compare(report, tried.ai_providers, before, version)
@@ -93,7 +92,7 @@ def update_ai_api_version(
         report.plan(RESTART, BACKEND, seconds=10)
         report.pin_state(variable, before)
         permit = report.permit(Act(SET, f"{variable} in {env.application.env_file}"), Act(RESTART, BACKEND))
-        switch(report, permit, env, old, version, path, health_seconds)
+        switch(report, permit, env, old, version, health_seconds)
         if old != version:
             report.fact("undo", f"launch it with version={old}")
         report.outcome = f"the application uses {version} (before: {old})"
@@ -108,20 +107,21 @@ def _judge_dates(report: Report, env: Environment, version: str) -> None:
     judge_dates(report, dates, ["azure-api"], today)
 
 
-FILE = ".ai-api-version-half-done"
 KEY = "[ai_providers] azure_version_variable"
 RESTART, BACKEND = "restart", "backend"
 RETURN_SECONDS = 120.0
 DOCUMENTATION = "https://learn.microsoft.com/azure/ai-services/openai/api-version-deprecation"
 
 
-@dataclass(frozen=True)
-class HalfDone:
-    """A switch that has begun: the version to go back to, and the new one."""
+@dataclass(frozen=True, kw_only=True)
+class VersionMarker(Marker):
+    """The marker of an unfinished switch: the version to return to, and the new one."""
+
+    FILE = ".ai-api-version-half-done"
+    HINT = "check which version the env_file has, then remove the file"
 
     before: str
     after: str
-    since: str
 
 
 def tried_in(env: Environment, staging: str) -> Environment:
@@ -259,16 +259,14 @@ def judge_variable(report: Report, env: Environment, variable: str) -> None:
         )
 
 
-def switch(
-    report: Report, permit: Permit, env: Environment, before: str, after: str, path: Path, seconds: float
-) -> None:
+def switch(report: Report, permit: Permit, env: Environment, before: str, after: str, seconds: float) -> None:
     """Write, restart, and see the application answer; else the old version again.
 
     Raises:
         OpsError: the old one could not be put back either.
     """
     variable = env.ai_providers.azure_version_variable
-    record.write(path, HalfDone(before, after, datetime.now(UTC).isoformat(timespec="seconds")))
+    VersionMarker(before=before, after=after).write(env.reports_directory)
     report.state_is(f"the switch {before} → {after} has begun", "launch it again with the version that you want")
     set_variable(permit, env.application, variable, after, KEY)
     problem = _restarted(permit, env, seconds)
@@ -292,7 +290,7 @@ def switch(
             if env.application.ai.ask
             else "healthy; a user's question was not tried: [application.ai] ask is not configured",
         )
-    path.unlink()
+    VersionMarker.remove(env.reports_directory)
     report.state = None
 
 

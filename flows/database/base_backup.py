@@ -264,7 +264,7 @@ def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
         "archived WAL",
         reaches,
         hint,
-        value="; ".join(shipped.refused) or chain.trouble or chain.told,
+        value="; ".join(shipped.refused) or chain.trouble or f"{chain.text}",
         expected=f"without a gap from {content.stop_lsn}",
     )
     if chain.links:

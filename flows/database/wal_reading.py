@@ -87,7 +87,7 @@ def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) 
         report.warn("WAL after the base backup", error.hint or "check [wal] and the archive", value=error.message)
         return
     why = reader.damage or chain.trouble
-    more = f"; after it: {behind.told}" if behind else ""
+    more = f"; after it: {behind.text}" if behind else ""
     pruned = f"; {chain.end_reason}: only newer base backups reach later points" if chain.pruned else ""
     report.require(
         "WAL after the base backup",

@@ -1,4 +1,4 @@
-"""A private instance that recovers: waited for, asked where it stands, promoted."""
+"""The recovery of a private instance: wait for it, read its position, promote it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ REPLAY_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a paused instance stands: `before` and `after` are what it says of the two transactions around the target
-    ("" where it was not asked)."""
+    """The position of a paused instance. `before` and `after`: the status of the transactions around the target ("":
+    not read)."""
 
     replayed: int
     paused: bool
@@ -35,10 +35,10 @@ class Standing:
 
 @action
 def wait_recovered(instance: Instance, system: int) -> int:
-    """Until it has replayed up to its target and stands there; returns the LSN.
+    """Wait until it has replayed up to its target and is paused there. Returns the LSN.
 
     Raises:
-        VerificationFailed: recovery ended before, or failed: its own words are in the message.
+        VerificationFailed: the recovery ended earlier, or failed.
     """
 
     def stands() -> int:
@@ -63,7 +63,7 @@ def _log_of(instance: Instance) -> str:
 
 
 def last_words(instance: Instance) -> str:
-    """Why a server ended, as its log says."""
+    """Why a server ended, from its log."""
     lines = _log_of(instance).splitlines()
     fatal = [line for line in lines if re.search(r"(FATAL|PANIC):", line)]
     return re.sub(r"^.*?(FATAL|PANIC): +", "", (fatal or lines[-1:] or ["it has no log"])[-1])[:300]
@@ -71,7 +71,7 @@ def last_words(instance: Instance) -> str:
 
 @probe
 def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> Standing:
-    """What the paused copy says of itself and of the transactions on both sides of the target."""
+    """Read the paused copy's position, and its status of the transactions on both sides of the target."""
     with instance.postgres.connect() as connection:
         state, lsn = execute(connection, _PAUSED)[0]
         system, timeline = execute(
@@ -88,7 +88,7 @@ def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> S
 
 
 def _status(postgres: Postgres, xid: int) -> str:
-    """`committed`, `aborted`, `in progress`, or that it has not begun."""
+    """`committed`, `aborted`, `in progress`, `not begun`, or `too long ago`."""
     with postgres.connect() as connection:
         try:
             rows = execute(connection, "SELECT pg_xact_status(%s::text::xid8)", str(xid))
@@ -99,8 +99,8 @@ def _status(postgres: Postgres, xid: int) -> str:
 
 @action
 def promote_instance(instance: Instance, slots: Mapping[str, bool]) -> int:
-    """End its recovery: it takes writes, on a timeline of its own, which is returned. `slots` are physical ones that it
-    shall have from its first moment on, so that whoever receives WAL misses nothing.
+    """Promote it. Returns its new timeline. `slots`: physical slots to create first, so that the WAL receiver misses
+    nothing.
 
     Raises:
         OpsError: it is not promoted.
@@ -109,7 +109,7 @@ def promote_instance(instance: Instance, slots: Mapping[str, bool]) -> int:
         if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
             promoted = execute(connection, "SELECT pg_promote(true, 300)")[0][0]
             if not promoted:
-                raise OpsError("the copy could not be promoted", f"look at {instance.log}; nothing live was touched")
+                raise OpsError("the copy could not be promoted", f"check {instance.log}; nothing live was touched")
         for slot, now in slots.items():
             execute(connection, "SELECT pg_create_physical_replication_slot(%s, %s)", slot, now)
         execute(connection, "CHECKPOINT")

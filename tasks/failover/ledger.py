@@ -1,4 +1,4 @@
-"""Writes of our own through a failover, each with a number: which were acknowledged, by whom, and which are there."""
+"""Test writes through a failover, each with a number: which server acknowledged them, and which are present."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ RETRY_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Account(acknowledged.Account):
-    """With how many attempts nobody answered."""
+    """`indeterminate`: attempts without an answer."""
 
     indeterminate: int
 
 
 class Ledger:
-    """Inserts numbers all the time, one a transaction, as administrator, on whichever of the servers takes writes.
+    """Inserts numbers continuously, one per transaction, as administrator, on the server that takes writes.
 
-    A context manager; its table, in the maintenance database, goes at the end. A commit that waits for a standby is
-    never cancelled: the ledger waits with it.
+    A context manager. Its table, in the maintenance database, is dropped at the end. A commit that waits for a standby
+    is never cancelled: the ledger waits with it.
     """
 
     def __init__(self, servers: Sequence[Postgres]) -> None:
@@ -59,7 +59,7 @@ class Ledger:
         self.stop()
 
     def stop(self) -> None:
-        """No more writes."""
+        """End the writes."""
         self._stop.set()
         self._thread.join(END_SECONDS)
 
@@ -78,13 +78,13 @@ class Ledger:
             what=f"a write that {server} acknowledges ({self.last_error or 'no error'})",
             seconds=seconds,
             every_seconds=0.005,
-            hint="look at its log, and at synchronous_standby_names: a commit waits for those who are named there",
+            hint="check its log, and synchronous_standby_names: a commit waits for the standbys listed there",
         )
         assert found
         return found
 
     def account(self, primary: Postgres) -> Account:
-        """Stop, look for every acknowledged number, and remove the table.
+        """Stop, search for every acknowledged number, and drop the table.
 
         Raises:
             Unreachable: the primary is down.

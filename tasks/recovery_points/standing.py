@@ -1,4 +1,4 @@
-"""What is known of an environment's recoverability: one record for the board and for Prometheus.
+"""The recoverability of an environment: one record for the board and for Prometheus.
 
 `<reports>/recoverability.json`, and a Prefect Variable, which workers of other environments read for the board.
 """
@@ -34,8 +34,8 @@ State = Literal["red", "yellow", "green"]
 
 @dataclass(frozen=True)
 class Recoverable:
-    """One resource: the newest moment that can be restored (`at`), by which `option` and `runbook`, what that loses and
-    how long it takes (None: not known), since when it is `proven` ("": never). `why`: what makes it red or yellow."""
+    """One resource: the newest restorable time (`at`), the `option` and `runbook` for it, its loss and duration (None:
+    unknown), since when it is `proven` ("": never). `why`: the reason for red or yellow."""
 
     resource: Resource
     state: State
@@ -50,7 +50,7 @@ class Recoverable:
 
 @dataclass(frozen=True)
 class BackupAge:
-    """When the newest backup of a kind was taken, and the newest that is verified; None: there is none."""
+    """The times of the newest backup of a kind and of the newest verified one; None: there is none."""
 
     kind: Kind
     taken: datetime | None
@@ -59,7 +59,7 @@ class BackupAge:
 
 @dataclass(frozen=True)
 class LastDrill:
-    """The newest drill, its status, and the seconds until users were served again (None: not reached)."""
+    """The newest drill, its status, and the seconds until users were served again (None: they were not)."""
 
     at: datetime
     status: str
@@ -87,7 +87,7 @@ _SHAPE = TypeAdapter(Standing)
 
 
 def save(reports: Path, standing: Standing) -> None:
-    """Beside the reports; and for other hosts in Prefect, where it answers.
+    """Write it next to the reports, and to Prefect for other hosts, if that answers.
 
     Raises:
         OpsError: the file cannot be written.
@@ -99,17 +99,17 @@ def save(reports: Path, standing: Standing) -> None:
 
 
 def read(reports: Path) -> Standing | None:
-    """Of the environment whose reports these are; None: it was never checked, or the record is damaged."""
+    """The record of the environment with these reports; None: it was never checked, or the record is damaged."""
     try:
-        return record.read(reports / FILE, Standing, "check-recovery-objectives writes it again")
+        return record.read(reports / FILE, Standing, "run check-recovery-objectives, which writes it again")
     except OpsError as error:
         logger().warning("%s", error)
         return None
 
 
 def read_others() -> list[Standing]:
-    """Of every environment whose record is in Prefect; none where it does not answer. A record of another version of
-    this project is left out until that environment is checked again."""
+    """The records of all environments in Prefect; none if it does not answer. A record of another version of this
+    project is left out until that environment is checked again."""
     found = list[Standing]()
     if not FlowRunContext.get():
         return found
@@ -123,7 +123,7 @@ def read_others() -> list[Standing]:
 
 @contextlib.contextmanager
 def _prefect() -> Iterator[None]:
-    """Where it does not answer, there is the file."""
+    """If Prefect does not answer, the file remains."""
     try:
         with asked_briefly():
             yield

@@ -19,7 +19,7 @@ from blocks.config import toml
 from blocks.environment import Environment
 from flows.ai_providers import fallback
 from flows.ai_providers.fallback import rehearse_fallback
-from flows.ai_providers.version import FILE, update_ai_api_version
+from flows.ai_providers.version import VersionMarker, update_ai_api_version
 from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
@@ -67,7 +67,7 @@ rehearse_fallback.fn(sys.argv[1], confirm=sys.argv[1])
 
 def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_is_put_right(lab: Lab) -> None:
     env = toml.environment(lab.name)
-    half_done = env.reports_directory / fallback.FILE
+    half_done = env.reports_directory / fallback.RehearsalMarker.FILE
     plan = rehearse_fallback.fn(lab.name)
     assert (plan.status, read_provider_states(env)) == (Status.PLANNED, WELL)
 
@@ -236,7 +236,7 @@ def test_a_version_is_tried_switched_returned_from_and_undone(
     report = update(OLD)
     assert finding(report, "a switch that had not ended")[0] is Status.WARN
     assert read_variable(env.application, VARIABLE, "") == OLD
-    assert not (env.reports_directory / FILE).exists()
+    assert not (env.reports_directory / VersionMarker.FILE).exists()
 
     # A value that the backend does not start with: the one before is put back.
     text = toml.file_of(lab.name).read_text()
@@ -246,5 +246,5 @@ def test_a_version_is_tried_switched_returned_from_and_undone(
     with pytest.raises(RunbookFailed, match="returned to 100000, with which it is well"):
         update(NEW, health_seconds=5)
     assert read_variable(env.application, "AI_RATE_LIMIT", "") == "100000"
-    assert not (env.reports_directory / FILE).exists()
+    assert not (env.reports_directory / VersionMarker.FILE).exists()
     assert answers_by(env) == "azure"

@@ -260,9 +260,9 @@ def test_a_host_dies_a_person_attests_it_and_its_own_worker_joins_it_again(machi
 
     code, told = b.launch("failover", mode="unplanned")
     assert code, told
-    assert "name that person" in told
+    assert "give the name and the method" in told
     code, told = b.launch("failover", mode="unplanned", fenced_by="1")
-    assert "names nobody" in told
+    assert "contains no name" in told
     code, told = b.launch("failover", mode="unplanned", fenced_by=PERSON)
     assert code == 0, told
     assert b.answers("False")

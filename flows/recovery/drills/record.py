@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from runbook.files import record
-
-FILE = "drill-half-done"
+from runbook.files.marker import Marker
 
 
-@dataclass(frozen=True)
-class HalfDone:
+@dataclass(frozen=True, kw_only=True)
+class HalfDone(Marker):
     """Which scenario, begun when, by whom, where its ledgers are; and what it noted before each step."""
 
+    FILE = ".drill-half-done"  # not *.json: those are the reports of the chain
+    HINT = "look at the system, heal it by hand (postgres-failover, rejoin-standby, full-restore), then remove the file"
+
     scenario: str
-    started: str
-    run: str
     ledgers: str
     notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def now(cls, scenario: str, ledgers: Path) -> HalfDone:
         """By this process."""
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(scenario, started, f"process {os.getpid()}", str(ledgers))
+        return cls(scenario=scenario, ledgers=str(ledgers))
 
     @property
     def told(self) -> str:
@@ -45,7 +41,7 @@ class HalfDone:
             OpsError: it cannot be written. Nothing may be broken then.
         """
         new = replace(self, notes={**self.notes, **facts})
-        record.write(_path(directory), new)
+        new.write(directory)
         return new
 
 
@@ -55,15 +51,9 @@ def find(directory: Path) -> HalfDone | None:
     Raises:
         OpsError: its record is damaged.
     """
-    hint = "look at the system, heal it by hand (postgres-failover, rejoin-standby, full-restore), then remove the file"
-    return record.read(_path(directory), HalfDone, hint)
+    return HalfDone.find(directory)
 
 
 def forget(directory: Path) -> None:
     """It has ended."""
-    _path(directory).unlink(missing_ok=True)
-
-
-def _path(directory: Path) -> Path:
-    # Not *.json: those are the reports of the chain.
-    return directory / f".{FILE}"
+    HalfDone.remove(directory)

@@ -20,7 +20,7 @@ from runbook.log import logger
 from runbook.wait import until
 from tasks.redis.failover.command import How, begin_failover
 from tasks.redis.failover.group import Member, quick, read_member
-from tasks.redis.failover.ledger import Begun, Ledger, forget, remember
+from tasks.redis.failover.ledger import Ledger, RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
 from tasks.redis.failover.promotion import (
     Choice,
@@ -67,7 +67,7 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
 def _hand_over(block: Redis, choice: Choice) -> HandOver:
     old = block.at(choice.master)
     with Ledger(block) as ledger:
-        remember(old, Begun.now(choice.master, choice.candidate, choice.replid))
+        RedisFailoverMarker(old=choice.master, candidate=choice.candidate, replid=choice.replid).write_to(old)
         ledger.wait_for(choice.master, WRITE_SECONDS)
         failpoint("failover: remembered")
         with Pause(old, choice.pause_seconds) as pause:
@@ -89,7 +89,7 @@ def _hand_over(block: Redis, choice: Choice) -> HandOver:
             pause.lift()
         first = ledger.wait_for(new.address, WRITE_SECONDS)
         account = ledger.account(block.at(new.address))
-    forget(block.at(new.address))
+    RedisFailoverMarker.remove_from(block.at(new.address))
     return HandOver(
         choice.master,
         new,

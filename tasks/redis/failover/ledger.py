@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import secrets
-import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
@@ -19,13 +15,14 @@ from redis.connection import SSLConnection
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
+from runbook.files.marker import UnfinishedRun
 from runbook.wait import until
 from tasks.application.acknowledged import Account, Entry
 from tasks.redis.failover.group import ANSWER_SECONDS, quick, quick_client
 from tasks.redis.server import at_once
 
 PREFIX = "ops-failover:"
-BEGUN = f"{PREFIX}begun"
+MARKER = f"{PREFIX}begun"
 KEPT_SECONDS = 3600
 GAP_SECONDS = 0.005
 _OPTIONS = (
@@ -40,52 +37,43 @@ _OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A failover that a run has begun: it lies in Redis itself, so that it moves with the data and every host sees it.
+@dataclass(frozen=True, kw_only=True)
+class RedisFailoverMarker(UnfinishedRun):
+    """The marker of a Redis failover. It is a key in Redis, not a file: it is replicated, and every host can read it.
 
-    It goes when the run ends well; what a killed run leaves expires after an hour.
+    A completed run removes it; that of a killed run expires after an hour. `replid` is the replication ID of the old
+    master: with it the next run knows whether the new master continues the same stream.
     """
 
     old: str
     candidate: str
-    started: str
-    run: str
     version: int = 1
     replid: str = ""
-    """The stream of the old master, by which the next run knows whether all of it went over."""
+
+    def write_to(self, master: Redis) -> None:
+        """Set the key on the master.
+
+        Raises:
+            OpsError: the master refuses it.
+        """
+        with quick(master) as client:
+            client.set(MARKER, self.dump(), ex=KEPT_SECONDS)
 
     @classmethod
-    def now(cls, old: str, candidate: str, replid: str) -> Begun:
-        """By this process."""
-        run = f"process {os.getpid()} on {socket.gethostname()}"
-        return cls(old, candidate, datetime.now(UTC).isoformat(timespec="seconds"), run, replid=replid)
+    def find_in(cls, master: Redis) -> RedisFailoverMarker | None:
+        """The marker of an unfinished failover; None without one, or where the key cannot be read."""
+        try:
+            with quick(master) as client:
+                text = client.get(MARKER)
+            return cls.parse(cast(bytes, text)) if text else None
+        except (OpsError, ValueError):
+            return None
 
-
-def remember(master: Redis, begun: Begun) -> None:
-    """Write it down on the master.
-
-    Raises:
-        OpsError: it cannot be written.
-    """
-    with quick(master) as client:
-        client.set(BEGUN, json.dumps(asdict(begun)), ex=KEPT_SECONDS)
-
-
-def find_begun(master: Redis) -> Begun | None:
-    """What a run that did not end well has begun; None where there is none (or nobody may look)."""
-    try:
+    @staticmethod
+    def remove_from(master: Redis) -> None:
+        """The failover is complete."""
         with quick(master) as client:
-            text = client.get(BEGUN)
-        return Begun(**json.loads(cast(bytes, text))) if text else None
-    except (OpsError, ValueError, TypeError):
-        return None
-
-
-def forget(master: Redis) -> None:
-    """Remove it."""
-    with quick(master) as client:
-        client.unlink(BEGUN)
+            client.unlink(MARKER)
 
 
 class Ledger:

@@ -10,17 +10,17 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.redis.failover.group import quick
-from tasks.redis.failover.ledger import BEGUN, PREFIX
+from tasks.redis.failover.ledger import MARKER, PREFIX
 
 AFTERWARDS = (
-    ("GET", BEGUN),
+    ("GET", MARKER),
     ("SADD", f"{PREFIX}x", "1"),
     ("EXPIRE", f"{PREFIX}x", "1"),
     ("SMEMBERS", f"{PREFIX}x"),
-    ("UNLINK", f"{PREFIX}x", BEGUN),
+    ("UNLINK", f"{PREFIX}x", MARKER),
 )
 """What the new master is asked."""
-ALWAYS = (("CLIENT", "PAUSE", "1", "WRITE"), ("CLIENT", "UNPAUSE"), ("SET", BEGUN, "", "EX", "1"), *AFTERWARDS)
+ALWAYS = (("CLIENT", "PAUSE", "1", "WRITE"), ("CLIENT", "UNPAUSE"), ("SET", MARKER, "", "EX", "1"), *AFTERWARDS)
 DEMOTING = (("CONFIG", "REWRITE"), ("CLIENT", "KILL", "TYPE", "normal"), ("CLIENT", "KILL", "TYPE", "pubsub"))
 
 

@@ -253,7 +253,7 @@ def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch:
         with pytest.raises(RunbookFailed, match="not healthy after 4 s.*look at the logs") as failed:
             full_restore.fn(system.name, confirm=system.name)
         (state,) = [found for found in failed.value.report.findings if found.name == "state of the system"]
-        assert state.value.startswith("the backups' data is live, proven; kept aside: grc_db__old_")
+        assert state.value.startswith("the backups' data is live, proven; the replaced data is kept: grc_db__old_")
         assert "undo-restore" in state.hint
     finally:
         shutil.rmtree(bad)
@@ -272,7 +272,7 @@ def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
         assert system.log_in()
         assert system.sql("SHOW data_checksums", "postgres") == [("on",)]
         told = findings(system)
-        for name in ("standby and receiver of WAL", "commits wait for no standby"):
+        for name in ("standby and WAL receiver", "commits wait for no standby"):
             assert told[name][0] == "WARN", "nobody follows the new cluster"
             assert "rejoin-standby" in told[name][1]
         assert system.sql("SHOW synchronous_standby_names", "postgres") == [("",)]

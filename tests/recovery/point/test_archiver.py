@@ -127,7 +127,7 @@ def test_the_archiver_goes_on_after_its_place_was_away_and_empties_the_receivers
     archive = archive_of(cluster.environment, "backups", cluster.node("postgres").system)
     listing = archive.listing()
     assert len(listing.segments) >= 4
-    assert "all is well again" in log.read_text()
+    assert "recovered: no file is refused" in log.read_text()
     for found in listing.segments.values():
         assert len(archive.get(found[0])) == 16 << 20
 

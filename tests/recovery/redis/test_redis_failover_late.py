@@ -238,8 +238,8 @@ def test_the_loss_of_a_replica_whose_link_was_down_is_bounded(group: Group) -> N
         report = fail_over("unplanned")
     lost = writer.lost(group.at(group.agreed_master()))
     assert lost
-    assert "bytes of the stream" in finding(report, "lost for certain")
-    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the load last seen"].replace(",", ""))
+    assert "bytes of the stream" in finding(report, "certainly lost")
+    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the last known load"].replace(",", ""))
 
 
 def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None:
@@ -278,6 +278,6 @@ def test_sentinels_that_a_restore_took_off_are_put_back_by_reattach(group: Group
     record.write(Environment.find(NAME).reports_directory / RECORD, noted)
     for sentinel in group.sentinels:
         call(sentinel.client(), "SENTINEL", "REMOVE", MASTER)
-    told = finding(refused(), "one master by all Sentinels")
+    told = finding(refused(), "one master in all Sentinels")
     assert "reattach-redis" in told
     assert noted.since in told

@@ -15,7 +15,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Act
 from runbook.report import Report
 from tasks.drill.foreign import foreign_standby, sweep_foreign
-from tasks.failover.marker import find_begun
+from tasks.failover.marker import FailoverMarker
 from tasks.failover.promotion import streams
 from tasks.faults.disposable import BREAK, Fault
 from tasks.faults.server import destroy_server, finish_destroying
@@ -118,7 +118,7 @@ class DatabaseFailure(Scenario):
             if address(node) in drill.half_done.notes["breaks"].split(" | "):
                 finish_destroying(drill.permit, env, node)
         env.forget_roles()
-        if detection.database(env, drill.directory) or find_begun(env.reports_directory):
+        if detection.database(env, drill.directory) or FailoverMarker.find(env.reports_directory):
             drill.run(postgres_failover, mode="unplanned", fence=True, confirm=env.name)
             env.forget_roles()
         if paused := drill.half_done.notes.get("paused"):

@@ -1,4 +1,4 @@
-"""A PostgreSQL failover carried out (§8.3): fence, feed, promote, and what a new primary needs at once."""
+"""The steps of a PostgreSQL failover (§8.3): fence, replay, promote, then slots, WAL receiver and application."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from flows.recovery.postgres.pair import Mode, Pair
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report
 from tasks.application.connection_string import SWITCH, switch_target
 from tasks.application.health import wait_healthy
 from tasks.failover.feeding import FEED, Fed, Feeding, feed
 from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, allow_start, find_fencing, keep_down, remove_signal
 from tasks.failover.ledger import Ledger
-from tasks.failover.marker import Begun, forget, remember
+from tasks.failover.marker import FailoverMarker
 from tasks.failover.member import Control, read_control
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
@@ -44,26 +45,26 @@ from tasks.postgres.replication.synchronous import ALONE, address, commit_alone,
 WRITE_SECONDS = 60.0
 HEALTH_SECONDS = 120
 RETURN_SECONDS = 5.0
-"""Whoever commits wait for has been waited for: what is left is that the server has noticed."""
-AGAIN = "launch it again: it goes on where this run ended, or says what to do"
+"""The standbys have attached by then; the server still has to notice it."""
+AGAIN = "run it again: it continues, or shows the next step"
 
 
 @dataclass
 class Phases:
-    """Seconds of each phase, as they become known, in their order."""
+    """Seconds of each finished phase, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """One phase."""
+        """Measure one phase."""
         started = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - started
 
 
 def acts(env: Environment, pair: Pair) -> list[Act]:
-    """All that a permit of this failover is for."""
+    """The acts of this failover that need a permit."""
     old, new = address(pair.old), address(pair.new)
     needed = [Act(FENCE, old), Act(FEED, new), Act(PROMOTE, promotion(pair.old, pair.new)), Act(ALONE, new)]
     needed.append(Act(REJOIN, old))
@@ -74,7 +75,7 @@ def acts(env: Environment, pair: Pair) -> list[Act]:
 
 @dataclass(frozen=True)
 class Done:
-    """A promotion with its proofs; `kept_down` is what became of the old primary's files."""
+    """A promotion with its proofs. `kept_down`: whether the old primary's files are marked as a standby's."""
 
     fencing: Fencing
     kept_down: Evidence
@@ -93,18 +94,18 @@ def stop_and_promote(
     phases: Phases,
     ledger: Ledger,
 ) -> Done:
-    """Until the new primary takes writes.
+    """Fence the old primary, and promote the new one until it takes writes.
 
     Raises:
-        OpsError: it was not promoted; of a planned one the old primary takes writes again.
+        OpsError: it was not promoted. After a planned failover the old primary takes writes again.
     """
     planned = pair.course == "hand over"
     if planned:
         ledger.wait_for(address(pair.old), WRITE_SECONDS)
         checkpoint(pair.old)
-    remember(env.reports_directory, Begun.now(address(pair.old), address(pair.new), mode))
+    FailoverMarker(old=address(pair.old), new=address(pair.new), mode=mode).write(env.reports_directory)
     failpoint("failover: remembered")
-    report.state_is(f"{address(pair.old)} is stopped, and nobody was promoted: no server takes writes", AGAIN)
+    report.state_is(f"{address(pair.old)} is stopped, and no server was promoted: none takes writes", AGAIN)
     try:
         with phases.timed("fencing"):
             control, fencing, kept = _fence(permit, env, pair, attested, stop=planned or fence)
@@ -127,19 +128,19 @@ def stop_and_promote(
 def _fence(
     permit: Permit, env: Environment, pair: Pair, attested: str, *, stop: bool
 ) -> tuple[Control | None, Fencing, Evidence]:
-    """Stopped, where that is this run's to do; proven, or attested; and its files say that it is a standby."""
+    """Stop the old primary if the run has to, prove its fence, and mark it as a standby."""
     stopped: object = None
     if stop:
         stopped = stop_services(env.services, [pair.old.service])
         failpoint("failover: old primary stopped")
-    if pair.wal and pair.wal.service in env.services.names:  # it starts at once later, not after its own 5 s
-        with contextlib.suppress(Unreachable):  # with the old primary's host; it is told later that it does not stream
+    if pair.wal and pair.wal.service in env.services.names:  # so that it starts at once later, not after its 5 s
+        with contextlib.suppress(Unreachable):  # its host may be down; the run checks later whether it streams
             stopped = stop_services.after(stopped)(env.services, [pair.wal.service])
     control = read_control.after(stopped)(pair.old)
     if pair.course == "hand over" and control and not control.shut_down:
         raise OpsError(
-            f"{address(pair.old)} did not shut down in good order: “{control.state}”",
-            "look at its log; launch it again: mode=unplanned where it does not start again",
+            f"{address(pair.old)} did not shut down cleanly: “{control.state}”",
+            "check its log, then run this again, with mode=unplanned if the old primary does not start",
         )
     fencing = find_fencing.after(control)(env.services, pair.old)
     fencing.require(attested, kept_down=False)
@@ -147,7 +148,7 @@ def _fence(
 
 
 def _go_back(report: Report, env: Environment, pair: Pair) -> None:
-    """A planned one that cannot go on: the old primary takes writes again. Why it is done is told, whatever happens."""
+    """Undo a planned failover that cannot continue: the old primary takes writes again."""
     roles = [pair.old.service, *([pair.wal.service] if pair.wal and pair.wal.service in env.services.names else [])]
     try:
         allow_start(env.services, pair.old.service)
@@ -158,31 +159,31 @@ def _go_back(report: Report, env: Environment, pair: Pair) -> None:
             "the old primary started again", f"start {pair.old.service} by hand, without {SIGNAL}", value=str(error)
         )
         return
-    forget(env.reports_directory)
+    FailoverMarker.remove(env.reports_directory)
     report.state_is(
-        f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
-        "put right what is said above, and launch it again",
+        f"no server was promoted; {address(pair.old)} was started again, and takes writes",
+        "fix the findings above, then run it again",
     )
 
 
 def _let_go(report: Report, env: Environment, pair: Pair) -> None:
-    """An unplanned one that cannot go on: nobody was promoted, so the old primary must take writes when it is started,
-    as before this run. One that was a standby stays one."""
+    """Undo an unplanned failover that cannot continue: the old primary must take writes again when it is started. A
+    server that was a standby stays one."""
     control = read_control(pair.old)
     if control is None or control.state in ("in archive recovery", "shut down in recovery"):
         return
-    with contextlib.suppress(OpsError):  # why this is done is the message
+    with contextlib.suppress(OpsError):  # the run reports the error that led here
         allow_start(env.services, pair.old.service)
     remove_signal(pair.old)
-    forget(env.reports_directory)
+    FailoverMarker.remove(env.reports_directory)
     report.state_is(
-        f"nobody was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
-        "fix the finding above, then launch it again; or start the old primary",
+        f"no server was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
+        "fix the finding above, then run it again; or start the old primary",
     )
 
 
 def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) -> None:
-    """Of a new primary that takes writes already: the old one must not come back as a second. One that follows may."""
+    """Fence the old primary of a finished promotion, unless it already follows the new one."""
     if pair.was.follows:
         return
     fencing = find_fencing(env.services, pair.old)
@@ -195,34 +196,34 @@ def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) ->
 
 
 def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: object) -> None:
-    """What a new primary needs at once: slots, the receiver of WAL, and commits that return. Idempotent."""
+    """Create the slots, start the WAL receiver, and make commits return. Idempotent."""
     wal = pair.wal
     made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
     if wal and wal.service in env.services.names:
         refused = start_receiver.after(made)(env.services, wal.service)
-        tell_receiver(report, pair.new, wal, 0 if refused else ATTACH_SECONDS)
+        judge_receiver(report, pair.new, wal, 0 if refused else ATTACH_SECONDS)
     if not commits_return(pair.new, RETURN_SECONDS):
         found = read_synchrony.after(made)(pair.new)
         commit_alone.after(found)(permit, pair.new)
         report.warn(
             "commits wait for no standby",
-            "rejoin-standby joins the other server again, and commits wait for it then; until then a failure "
-            "of this one loses what nobody else has",
-            value=f"none of those for whom commits wait is connected ({found.names}): that was overridden",
+            "rejoin the other server: until then a failure of this one loses acknowledged writes",
+            value=f"no synchronous standby is connected ({found.names}): the setting was overridden",
             expected=found.names,
+            follow=[Next("rejoin-standby", "rejoin the other server")],
         )
 
 
-def tell_receiver(report: Report, primary: Postgres, wal: Wal, seconds: float = ATTACH_SECONDS) -> None:
-    """Whether it streams from the primary within so many seconds."""
+def judge_receiver(report: Report, primary: Postgres, wal: Wal, seconds: float = ATTACH_SECONDS) -> None:
+    """Judge whether it streams from the primary within `seconds`."""
     attached = wait_for_stream(primary, wal.name, seconds)
-    told = f"{wal.name} {'streams' if attached else 'does not stream'} from {address(primary)}"
-    hint = "look at its log; its connection string must name both servers, with target_session_attrs=primary"
-    report.prefer("WAL receiver", attached, hint, value=told, expected="streaming")
+    value = f"{wal.name} {'streams' if attached else 'does not stream'} from {address(primary)}"
+    hint = "check its log; its connection string must name both servers, with target_session_attrs=primary"
+    report.prefer("WAL receiver", attached, hint, value=value, expected="streaming")
 
 
 def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phases: Phases, *, restart: bool) -> None:
-    """The application's connection string, its restart, and its health.
+    """Change the application's connection string, restart it, and wait until it is healthy.
 
     Raises:
         OpsError: it does not become healthy.
@@ -239,14 +240,14 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
         else:
             report.warn(
                 "connection string of the application",
-                "name its file in [application] env_file; until then change it by hand and restart it",
-                value="no file is named",
+                "change it by hand and restart the application; set its file in [application] env_file",
+                value="[application] env_file is not set",
             )
         roles = env.services_in(("backend",))
         if not roles:
-            report.fact("application", "not restarted: the environment names no service for it")
+            report.fact("application", "not restarted: the environment has no service for it")
             return
-        _tell_kept_variable(report, env, roles[0])
+        _report_fixed_variable(report, env, roles[0])
         if changed or restart:
             stopped = stop_services.after(last)(env.services, roles)
             failpoint("failover: application stopped")
@@ -258,14 +259,15 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
         report.fact("application", health.answer)
 
 
-def _tell_kept_variable(report: Report, env: Environment, role: str) -> None:
-    """A container keeps the variables that it was made with: a restart does not read the file again."""
+def _report_fixed_variable(report: Report, env: Environment, role: str) -> None:
+    """A container keeps the variables that it was created with: a restart does not read the file again."""
     if not isinstance(env.services, DockerServices):
         return
-    with contextlib.suppress(OpsError):  # what comes next says whether it is there
+    with contextlib.suppress(OpsError):  # the restart that follows reports a missing container
         if env.application.dsn_variable in env.services.environment(role):
             report.warn(
                 "connection string of the container",
-                "launch deploy-application with recreate",
-                value="it was made with one of its own: a restart does not read the file again",
+                "recreate the container: a restart does not read the file again",
+                value="set in the container",
+                follow=[Next("deploy-application", "recreate it", {"recreate": True})],
             )
