@@ -237,10 +237,13 @@ class Report:
         rows = tuple(tuple(map(without_logins, row)) for row in evidence.rows)
         self.evidence.append(replace(evidence, rows=rows, text=without_logins(evidence.text)))
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, most: int = 200) -> None:
-        """Keep a table, every cell as text; after `most` rows one more states how many are left out."""
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, most: int | None = None
+    ) -> None:
+        """Keep a table, every cell as text. With `most`, one more row states how many rows are left out. Without it the
+        JSON has every row; the page shows 200."""
         shown = [tuple(str(cell) for cell in row) for row in rows[:most]]
-        if len(rows) > most:
+        if most is not None and len(rows) > most:
             shown.append((f"… {len(rows) - most:,} more", *[""] * (len(columns) - 1)))
         self.attach(Evidence(name, tuple(columns), tuple(shown)))
 

@@ -14,7 +14,7 @@ from flows.database.server.session_findings import judge_used
 from flows.database.server.wraparound import judge_wraparound
 from flows.logs.errors import LEVELS
 from flows.logs.findings import tell_read
-from flows.recovery.objectives.check import serves_elsewhere, tell_points
+from flows.recovery.objectives.check import report_points, serves_elsewhere
 from flows.recovery.objectives.points import Reach, read_reach, resources_of
 from flows.redis.master import judge_master
 from flows.redis.memory.findings import judge_memory
@@ -292,7 +292,7 @@ def _judge(page: Page) -> None:
         _judge_resource(page, reach, resource)
     if "database" in resources:
         page.part("base backups", lambda: _judge_bases(page))
-    tell_points(page.report, reach)
+    report_points(page.report, reach)
 
 
 def _judge_resource(page: Page, reach: Reach, resource: Resource) -> None:

@@ -15,7 +15,7 @@ from flows.database.backup import backup_database, verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
 from flows.recovery.objectives.check import check_recovery_objectives
-from flows.recovery.objectives.options import Way, find_ways
+from flows.recovery.objectives.options import Option, find_options
 from flows.recovery.objectives.points import read_reach
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files import chain
@@ -287,7 +287,7 @@ def test_a_backup_on_the_very_host_of_the_database_goes_with_it(cluster: Cluster
     assert "all backups are on it" in lost.value
     assert "survives" in lost.hint
     assert finding(report, "database, data corrupted").status is Status.OK
-    assert {way.helps for way in found_ways(cluster) if way.flow == "restore-to-point"} == {("data corrupted",)}
+    assert {one.helps for one in found_options(cluster) if one.flow == "restore-to-point"} == {("data corrupted",)}
     copies(cluster)
     replicate_backups.fn(NAME, kind="cluster")
     ship_now(cluster.environment, "copies")
@@ -298,9 +298,9 @@ def test_a_backup_on_the_very_host_of_the_database_goes_with_it(cluster: Cluster
         assert finding(check(), f"database, {danger}").status is Status.CRITICAL
 
 
-def found_ways(cluster: Cluster) -> list[Way]:
+def found_options(cluster: Cluster) -> list[Option]:
     """As show-recovery-options finds them."""
-    return find_ways(cluster.environment, read_reach(cluster.environment))
+    return find_options(cluster.environment, read_reach(cluster.environment))
 
 
 def test_backups_of_the_future_do_not_count(cluster: Cluster) -> None:
