@@ -1,4 +1,4 @@
-"""Phases 1 to 5 of a drill, played: the fault, the alarm, the runbook, the checks, while clients write."""
+"""Phases 1 to 5 of a drill: the fault, the alarm, the runbook and the checks, while clients write."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tasks.drill.clients import served, writing
 
 DETECT_SECONDS, HEALTH_SECONDS, SERVED_SECONDS = 15 * 60.0, 120.0, 120.0
 STEADY_WRITES, AFTER_WRITES = 20, 10
-AGAIN = "launch run-drill again: it finds what this one has left, and heals it"
+AGAIN = "run run-drill again: it heals the system after a drill that did not end"
 
 
 def play(drill: Drill, scenario: Scenario) -> None:
-    """From the first write of the clients to the last.
+    """From the clients' first write to their last.
 
     Raises:
-        OpsError: a phase could not be gone through.
+        OpsError: a phase could not be completed.
     """
     env, clients = drill.env, drill.clients
     url, database = scenario.address(env), env.postgres.database
@@ -51,7 +51,7 @@ def play(drill: Drill, scenario: Scenario) -> None:
 
 
 def _strike(drill: Drill, scenario: Scenario) -> None:
-    """Noted, then done."""
+    """Record the fault on disk, then make it."""
     drill.note(step="the fault")
     drill.report.state_is("the drill has broken the system", AGAIN)
     failpoint("drill: noted")
@@ -61,37 +61,37 @@ def _strike(drill: Drill, scenario: Scenario) -> None:
 
 
 def _detect(drill: Drill, scenario: Scenario) -> Incident | None:
-    """Phase 1: until somebody has taken the alarm."""
+    """Phase 1: until somebody acknowledges the alarm."""
     assert drill.fault
     with drill.phases.phase(1, drill.fault.began):
         sensors = {**detection.SENSORS, **scenario.more_sensors()}
         symptom = detection.watch(drill.env, drill.directory / "evidence", DETECT_SECONDS, sensors)
         took = (symptom.at - drill.fault.began).total_seconds()
         drill.symptoms.append(symptom)
-        drill.done["alarm"] = f"{symptom.sensor}: {symptom.told}"
-        drill.report.fact("detected by", f"{symptom.sensor} after {took:.1f} s: {symptom.told}")
+        drill.done["alarm"] = f"{symptom.sensor}: {symptom.text}"
+        drill.report.fact("detected by", f"{symptom.sensor} after {took:.1f} s: {symptom.text}")
         return alerting.answer_alarm(drill, symptom)
 
 
 def _scope(drill: Drill, scenario: Scenario) -> None:
-    """What else is wrong, as every sensor says; the one that knows this kind of fault must be among them."""
+    """Which other sensors report a problem. The sensor for this kind of fault must be among them."""
     sensors = {**detection.SENSORS, **scenario.more_sensors()}
     found = detection.ask_all(drill.env, drill.directory / "evidence", sensors)
     known = {one.sensor for one in drill.symptoms}
-    drill.symptoms += [Symptom(name, told, now()) for name, told in found.items() if told and name not in known]
+    drill.symptoms += [Symptom(name, text, now()) for name, text in found.items() if text and name not in known]
     noticed = [one for one in drill.symptoms if one.sensor in scenario.sensors]
     drill.report.require(
         "noticed by",
         bool(noticed),
-        "the monitoring sees that something is wrong, and not what: look at that sensor",
+        "check that sensor: the monitoring notices a problem, but not this one",
         value=", ".join(one.sensor for one in drill.symptoms),
         expected=" or ".join(scenario.sensors),
     )
-    drill.done["scope"] = "; ".join(f"{one.sensor}: {one.told}" for one in drill.symptoms)
+    drill.done["scope"] = "; ".join(f"{one.sensor}: {one.text}" for one in drill.symptoms)
 
 
 def _serve(drill: Drill, live: Environment) -> None:
-    """The end of phase 4: what the runbook has started stays well."""
+    """The end of phase 4: the started services are healthy."""
     since = datetime.now(UTC)
     health = wait_healthy(live.application, seconds=HEALTH_SECONDS)
     drill.phases.add(4, since)
@@ -105,5 +105,5 @@ def _check(drill: Drill, live: Environment) -> None:
         drill.report.fact("phase 5: smoke checks", result.detail)
         return
     drill.report.table("Checks of phase 5", ("check", "works", "seconds", "detail"), result.rows)
-    drill.report.require("phase 5: the application works", result.ok, "look at the backend's log", value=result.detail)
+    drill.report.require("phase 5: the application works", result.ok, "check the backend's log", value=result.detail)
     drill.done |= {row.check: row.detail for row in result.rows if row.ok}

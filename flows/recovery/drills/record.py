@@ -1,4 +1,4 @@
-"""A drill that has broken something and has not ended: on the disk of this host, until it has."""
+"""A record on this host's disk of a drill that has begun and not ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "drill-half-done"
 
 @dataclass(frozen=True)
 class HalfDone:
-    """Which scenario, begun when, by whom, where its ledgers are; and what it noted before each step."""
+    """The scenario, its begin, its process, the directory of its ledgers, and a note before each step."""
 
     scenario: str
     started: str
@@ -24,13 +24,13 @@ class HalfDone:
 
     @classmethod
     def now(cls, scenario: str, ledgers: Path) -> HalfDone:
-        """By this process."""
+        """A drill of this process that begins now."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(scenario, started, f"process {os.getpid()}", str(ledgers))
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """`SCENARIO, begun TIME by PROCESS; its last note: …`."""
         return f"{self.scenario}, begun {self.started} by {self.run}; its last note: {self.last or 'none'}"
 
     @property
@@ -39,10 +39,10 @@ class HalfDone:
         return ": ".join(list(self.notes.items())[-1]) if self.notes else ""
 
     def noted(self, directory: Path, **facts: str) -> HalfDone:
-        """With more notes, on disk.
+        """Add notes, and write them to disk.
 
         Raises:
-            OpsError: it cannot be written. Nothing may be broken then.
+            OpsError: they cannot be written. Nothing may be broken then.
         """
         new = replace(self, notes={**self.notes, **facts})
         record.write(_path(directory), new)
@@ -50,17 +50,17 @@ class HalfDone:
 
 
 def find(directory: Path) -> HalfDone | None:
-    """What a drill that did not end has left.
+    """The drill that did not end, if there is one.
 
     Raises:
-        OpsError: its record is damaged.
+        OpsError: the record is damaged.
     """
-    hint = "look at the system, heal it by hand (postgres-failover, rejoin-standby, full-restore), then remove the file"
+    hint = "heal the system by hand (postgres-failover, rejoin-standby, full-restore), then delete the file"
     return record.read(_path(directory), HalfDone, hint)
 
 
 def forget(directory: Path) -> None:
-    """It has ended."""
+    """Delete the record: the drill has ended."""
     _path(directory).unlink(missing_ok=True)
 
 

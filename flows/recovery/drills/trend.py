@@ -1,4 +1,4 @@
-"""Drills before this one, from the reports of the chain."""
+"""Earlier drills, from their reports."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _MEASURES = ("rto_seconds", "lost_writes", "rpo_seconds", *(f"phase_{n}_seconds"
 
 
 def report_results(report: Report, directory: Path, scenario: str) -> None:
-    """The newest ones, of every scenario, and whether this one's RTO became worse."""
+    """The newest drills of every scenario, and the best and the last RTO of this one."""
     newest = islice(filed(directory, report.environment, render.key(report)), MOST)
-    past = [row for row in map(_row, newest) if row][::-1]  # the earliest first
-    report.table("Trend: the drills before this one", COLUMNS, past)
+    past = [row for row in map(_row, newest) if row][::-1]  # the oldest first
+    report.table("Trend: earlier drills", COLUMNS, past)
     if drawn := [row for row in past if row[3]]:
         picture = render.bars([_bar(row) for row in drawn], _ORIGIN)
-        report.attach(Evidence("RTO of the drills before this one", svg=picture))
+        report.attach(Evidence("RTO of earlier drills", svg=picture))
     same = [float(row[3]) for row in past if row[1] == scenario and row[3] and row[2] != "CRITICAL"]
     if same:
         report.fact("RTO of earlier drills", f"best {min(same):.1f} s, last {same[-1]:.1f} s, of {len(same)}")
 
 
 def _bar(row: tuple[str, ...]) -> StepTime:
-    """As long as its RTO."""
+    """Its length is the RTO."""
     status = Status.CRITICAL if row[2] == "CRITICAL" else Status.OK
     return StepTime(f"{row[0]} {row[1]}", _ORIGIN, float(row[3]), status)
 
 
 def _row(one: Filed) -> tuple[str, ...] | None:
-    """None where it measured nothing: a plan, a refusal, a drill that was healed."""
+    """None if it measured nothing: a plan, a refusal, a drill that was healed."""
     measured = {row[0]: row[1] for row in one.rows(MEASURED) if len(row) == 2}
     if "scenario" not in measured:
         return None

@@ -1,4 +1,4 @@
-"""Whose turn it is: the scenario behind the one that was held last, by the reports of the chain."""
+"""scenario=next: the scenario after that of the last drill, by the reports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tasks.reports.past import filed
 
 
 def choose(report: Report, env: Environment, scenarios: Mapping[str, Scenario]) -> str:
-    """The next of those that this environment can hold; told, and pinned for the plan's form.
+    """The next scenario that this environment supports, pinned for the plan's form.
 
     Raises:
-        OpsError: it can hold none.
+        OpsError: it supports none.
     """
     last = last_held(env, render.key(report), scenarios)
     names = list(scenarios)
@@ -25,16 +25,18 @@ def choose(report: Report, env: Environment, scenarios: Mapping[str, Scenario]) 
     cannot = {name: missing for name, one in scenarios.items() if (missing := [n for n in one.needs if not env.has(n)])}
     for name in (*names[begin:], *names[:begin]):
         if name not in cannot:
-            report.fact("turn", f"{name}, after {last or 'none yet'}")
+            report.fact("next scenario", f"{name}, after {last or 'none yet'}")
             report.pin("scenario", name)
             if cannot:
-                report.fact("never held here", "; ".join(f"{one}: no {', '.join(why)}" for one, why in cannot.items()))
+                report.fact(
+                    "not possible here", "; ".join(f"{one}: no {', '.join(why)}" for one, why in cannot.items())
+                )
             return name
-    raise OpsError(f"{env.name} can hold no drill", "describe its parts in its TOML: [standby], [endpoint]")
+    raise OpsError(f"{env.name} supports no scenario", "add [standby] or [endpoint] to its TOML")
 
 
 def last_held(env: Environment, key: str, scenarios: Mapping[str, Scenario]) -> str:
-    """The scenario of the newest drill that broke something; "" where there was none."""
+    """The scenario of the newest drill that broke something; "" if there was none."""
     for one in filed(env.reports_directory, env.name, key):
         name = dict(row[:2] for row in one.rows(MEASURED) if len(row) >= 2).get("scenario", "")
         if name in scenarios:

@@ -1,6 +1,7 @@
-"""The recovery board: one page for all environments. Can it be recovered now, to which point, in how long, proven when.
+"""The recovery board: one page for all environments. For each resource: recoverable now, to which point, in how long,
+proven when.
 
-Rebuilt by each check of recoverability: `<reports>/recovery-board.html`, and the Prefect artifact `recovery-board`.
+Every check-recovery-objectives rebuilds it: `<reports>/recovery-board.html` and the Prefect artifact `recovery-board`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ WORST: tuple[State, ...] = ("red", "yellow", "green")
 
 
 def rebuild(env: Environment, reach: Reach) -> None:
-    """The environment's record and the page. What fails here is logged: it fails no check and no recovery."""
+    """Write the environment's record and the page. An error is logged: it must not fail a check or a recovery."""
     try:
         found = standing_of(env, reach)
         standing.save(env.reports_directory, found)
@@ -65,8 +66,8 @@ def rebuild(env: Environment, reach: Reach) -> None:
 
 @contextlib.contextmanager
 def rebuilt(env: Environment) -> Iterator[None]:
-    """Around a runbook that changes what can be recovered. An environment that was never checked gets its first record
-    from check-recovery-objectives."""
+    """Rebuild the board after a runbook that changes what can be recovered, unless the environment was never checked:
+    check-recovery-objectives writes its first record."""
     failed: OpsError | None = None
     try:
         yield
@@ -95,12 +96,12 @@ def publish(env: Environment, own: Standing) -> None:
         try:
             markdown = board_page.markdown(list(known.values()), now)
             create_markdown_artifact(markdown=markdown, key=ARTIFACT, description="復旧ボード: 全環境の復旧可否")
-        except Exception as error:  # whatever Prefect has: the page is on disk
+        except Exception as error:  # the page is on disk
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 
 
 def standing_of(env: Environment, reach: Reach) -> Standing:
-    """What is known of an environment now."""
+    """The current state of an environment."""
     resources = tuple(_recoverable(env, reach, resource) for resource in resources_of(env))
     backups = tuple(_ages(resource, reach) for resource in resources_of(env) if env.has("backups"))
     return Standing(
@@ -156,9 +157,9 @@ def _state(env: Environment, reach: Reach, point: Point, seconds: float | None, 
     if seconds is not None and seconds > env.rto_seconds:
         return "red", f"{danger}: it takes {duration(seconds)}, RTO {duration(env.rto_seconds)}"
     if not point.proven:
-        return "yellow", "no restore has proven it: run verify-backup"
+        return "yellow", "never proven by a restore: run verify-backup"
     if seconds is None:
-        return "yellow", "its duration was never measured: verify-backup or a drill measures it"
+        return "yellow", "duration never measured: run verify-backup or a drill"
     return "green", ""
 
 
@@ -194,7 +195,7 @@ def _last_drill(env: Environment) -> LastDrill | None:
 
 
 def _next_drill(environment: str) -> datetime | None:
-    """As Prefect has it scheduled; None without Prefect, or where the schedule is off."""
+    """From Prefect's schedule; None without Prefect, or if the schedule is paused."""
     if not FlowRunContext.get():
         return None
     try:

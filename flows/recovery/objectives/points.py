@@ -31,7 +31,7 @@ RESOURCES: tuple[Resource, ...] = get_args(Resource)
 
 @dataclass(frozen=True)
 class Reach:
-    """Every point as of `now`; what each store contains, or why it cannot be listed; how far the primary has written; and
+    """Every point as of `now`; what each store contains, or why it cannot be listed; how far the primary has written;
     the durations of past recoveries."""
 
     now: datetime

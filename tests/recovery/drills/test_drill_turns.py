@@ -67,7 +67,7 @@ def test_the_scenarios_come_in_turn_and_those_that_cannot_be_held_are_left_out(
     report = Report("DR drill", alone.name)
     turns.choose(report, alone, SCENARIOS)
     assert report.pins["scenario"] == "data_corruption", "what is confirmed is what was planned"
-    assert report.facts["never held here"] == "database_failure: no standby; region_outage: no endpoint"
+    assert report.facts["not possible here"] == "database_failure: no standby; region_outage: no endpoint"
 
 
 def test_production_s_drill_is_held_in_the_environment_that_it_names(production: Environment, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_production_s_drill_is_held_in_the_environment_that_it_names(production:
         report = drilled(production)
     assert report.environment == OWN
     assert report.facts["held in"] == f"{OWN}, the drill_environment of {NAME}"
-    assert report.facts["turn"] == "data_corruption, after none yet"
+    assert report.facts["next scenario"] == "data_corruption, after none yet"
     assert list((tmp_path / "drill").glob("*-dr-drill.json")), "it is filed where it was held"
 
 
