@@ -10,7 +10,7 @@ from flows.routine.checklist.texts import DRILL, Phase
 from runbook.report import Report
 
 
-class Box(NamedTuple):
+class DrillBox(NamedTuple):
     """One box: its part of the checklist, its text, and the key with which a drill checks it ("": a person must)."""
 
     part: str
@@ -23,7 +23,9 @@ def _part(phase: Phase) -> str:
     return phase.title if phase.minutes else phase.heading
 
 
-BOXES = tuple(Box(_part(phase), box.text, box.measured) for name in DRILL for phase, box in texts.checklist(name).boxes)
+BOXES = tuple(
+    DrillBox(_part(phase), box.text, box.measured) for name in DRILL for phase, box in texts.checklist(name).boxes
+)
 
 
 def report_results(report: Report, done: Mapping[str, str]) -> None:
@@ -38,11 +40,11 @@ def report_results(report: Report, done: Mapping[str, str]) -> None:
     report.table("Not checked in this drill", ("part", "box", "why"), open_boxes)
 
 
-def _mark(box: Box, done: Mapping[str, str]) -> str:
+def _mark(box: DrillBox, done: Mapping[str, str]) -> str:
     return "☑" if box.key in done else "☐"
 
 
-def _who(box: Box, done: Mapping[str, str]) -> str:
+def _who(box: DrillBox, done: Mapping[str, str]) -> str:
     if box.key in done:
         return f"machine: {done[box.key]}"
     return "not part of this scenario" if box.key else "a person must check it"

@@ -17,7 +17,7 @@ MINUTES = tuple(phase.minutes for phase in _DAY)
 
 
 @dataclass
-class Phases:
+class DrillPhases:
     """Phase number (1 to 6) → its begin, its duration in seconds, and whether it completed."""
 
     begun: dict[int, datetime] = field(default_factory=dict)

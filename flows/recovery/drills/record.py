@@ -13,7 +13,7 @@ FILE = "drill-half-done"
 
 
 @dataclass(frozen=True)
-class HalfDone:
+class UnfinishedDrill:
     """The scenario, its begin, its process, the directory of its ledgers, and a note before each step."""
 
     scenario: str
@@ -23,7 +23,7 @@ class HalfDone:
     notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def now(cls, scenario: str, ledgers: Path) -> HalfDone:
+    def now(cls, scenario: str, ledgers: Path) -> UnfinishedDrill:
         """A drill of this process that begins now."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(scenario, started, f"process {os.getpid()}", str(ledgers))
@@ -38,7 +38,7 @@ class HalfDone:
         """The last note: `what: detail`."""
         return ": ".join(list(self.notes.items())[-1]) if self.notes else ""
 
-    def noted(self, directory: Path, **facts: str) -> HalfDone:
+    def noted(self, directory: Path, **facts: str) -> UnfinishedDrill:
         """Add notes, and write them to disk.
 
         Raises:
@@ -49,14 +49,14 @@ class HalfDone:
         return new
 
 
-def find(directory: Path) -> HalfDone | None:
+def find(directory: Path) -> UnfinishedDrill | None:
     """The drill that did not end, if there is one.
 
     Raises:
         OpsError: the record is damaged.
     """
     hint = "heal the system by hand (postgres-failover, rejoin-standby, full-restore), then delete the file"
-    return record.read(_path(directory), HalfDone, hint)
+    return record.read(_path(directory), UnfinishedDrill, hint)
 
 
 def forget(directory: Path) -> None:

@@ -14,8 +14,8 @@ from prefect.context import FlowRunContext
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
-from flows.recovery.drills.phases import Phases
-from flows.recovery.drills.record import HalfDone
+from flows.recovery.drills.phases import DrillPhases
+from flows.recovery.drills.record import UnfinishedDrill
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from tasks.backups.manifest import Kind
@@ -61,10 +61,10 @@ class Drill:
     permit: Permit
     directory: Path
     clients: Clients
-    half_done: HalfDone
+    half_done: UnfinishedDrill
     page: bool = False
     """Whether the on-call person is really paged and must acknowledge."""
-    phases: Phases = field(default_factory=Phases)
+    phases: DrillPhases = field(default_factory=DrillPhases)
     fault: Fault | None = None
     symptoms: list[Symptom] = field(default_factory=list)
     runs: list[Report] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Scenario(abc.ABC):
 
     @abc.abstractmethod
     def restore(self, drill: Drill) -> Report:
-        """Phases 3 and 4: run the runbook; returns its report."""
+        """DrillPhases 3 and 4: run the runbook; returns its report."""
 
     @abc.abstractmethod
     def verify(self, drill: Drill) -> None:

@@ -16,6 +16,8 @@ from tasks.drill.lost_writes import LedgerResult, find_lost_in
 
 MEASURED = "Measured"
 MOST_LOST = 500
+LEDGER = ("attempted", "acknowledged", "refused", "indeterminate", "lost", "recovered", "unknown", "unexpected")
+"""Fields of a `LedgerResult`."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +63,8 @@ def _outcome_of(drill: Drill, results: Mapping[str, LedgerResult]) -> Outcome:
 
 def _report_writes(report: Report, results: Mapping[str, LedgerResult], outcome: Outcome | None) -> None:
     """Attempts and their outcome, by client; and every lost write."""
-    report.table(
-        "Ledger",
-        (
-            "writes",
-            "attempted",
-            "acknowledged",
-            "refused",
-            "indeterminate",
-            "lost",
-            "recovered",
-            "unknown",
-            "unexpected",
-        ),
-        [
-            (
-                name,
-                a.attempted,
-                a.acknowledged,
-                a.refused,
-                a.indeterminate,
-                len(a.lost),
-                a.recovered,
-                a.unknown,
-                len(a.unexpected),
-            )
-            for name, a in results.items()
-        ],
-    )
+    rows = [(name, *(_count(getattr(result, column)) for column in LEDGER)) for name, result in results.items()]
+    report.table("Ledger", ("writes", *LEDGER), rows)
     strange = [row for result in results.values() for row in result.unexpected]
     report.require(
         "unexpected rows",
@@ -102,10 +78,14 @@ def _report_writes(report: Report, results: Mapping[str, LedgerResult], outcome:
         if outcome
         else [("before or after: not known", tuple(one for found in results.values() for one in found.lost))]
     )
-    rows = [
+    lost = [
         (when, f"{one.answered:%H:%M:%S.%f}", one.kind, one.key or one.id) for when, group in groups for one in group
     ]
-    report.table("Lost writes, one by one", ("acknowledged", "at (UTC)", "kind", "key"), rows, most=MOST_LOST)
+    report.table("Lost writes, one by one", ("acknowledged", "at (UTC)", "kind", "key"), lost, most=MOST_LOST)
+
+
+def _count(value: int | Sequence[object]) -> int:
+    return value if isinstance(value, int) else len(value)
 
 
 def report_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outcome) -> None:

@@ -31,7 +31,7 @@ from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.tables.filenodes import read_database_oid
 from tasks.postgres.tables.find import Table, known_in, resolve, table_of
-from tasks.postgres.tables.salvage import SALVAGE, SQL, Applied, Counted, Differing, Writer, apply_salvage
+from tasks.postgres.tables.salvage import SALVAGE, SQL, Applied, Counted, Differing, SalvageWriter, apply_salvage
 from tasks.postgres.tables.ties import read_ties
 
 NEWEST = "newest"
@@ -133,7 +133,7 @@ def salvage_writes(
 
 
 @dataclass(frozen=True)
-class Source:
+class SalvageSource:
     """A database to compare with. `since`: the transaction of the live server that replaced it, "" if unknown."""
 
     text: str
@@ -143,7 +143,7 @@ class Source:
 
 
 @contextlib.contextmanager
-def opened(report: Report, env: Environment, wanted: str) -> Iterator[Source]:
+def opened(report: Report, env: Environment, wanted: str) -> Iterator[SalvageSource]:
     """The source by its name. A kept data directory runs as a private instance while the block runs.
 
     Raises:
@@ -154,7 +154,7 @@ def opened(report: Report, env: Environment, wanted: str) -> Iterator[Source]:
     directories = _kept_directories(env)
     if match := _ADDRESS.fullmatch(wanted):
         block = env.postgres.model_copy(update={"host": match["host"].strip("[]"), "port": int(match["port"])})
-        yield Source(wanted, block, match["database"] or env.postgres.database)
+        yield SalvageSource(wanted, block, match["database"] or env.postgres.database)
         return
     databases = {old.name: old for old in find_superseded(env.postgres)}
     found = sorted([*databases, *directories], key=lambda name: name[-15:])
@@ -164,10 +164,10 @@ def opened(report: Report, env: Environment, wanted: str) -> Iterator[Source]:
         # An undo sets a restored database aside: its rows may be older than the live ones.
         undone = databases[chosen].backup == UNDONE_BY
         since = "" if undone else read_replaced(env.postgres, chosen)
-        yield Source(f"database {chosen}", env.postgres, chosen, since)
+        yield SalvageSource(f"database {chosen}", env.postgres, chosen, since)
     elif chosen in directories:
         with _started(report, env, Path(chosen)) as block:
-            yield Source(f"data directory {chosen}", block, env.postgres.database)
+            yield SalvageSource(f"data directory {chosen}", block, env.postgres.database)
     else:
         there = ", ".join(reversed(found)) or "none"
         raise OpsError(
@@ -231,7 +231,7 @@ SELECT version::text FROM (
 
 @action(idempotent=True)
 def compare(
-    env: Environment, source: Source, tables: tuple[str, ...], differing: Differing, since_transaction: int
+    env: Environment, source: SalvageSource, tables: tuple[str, ...], differing: Differing, since_transaction: int
 ) -> Salvage:
     """Compare, and write the differences to files.
 
@@ -241,7 +241,7 @@ def compare(
     stamp = f"{datetime.now(UTC):%Y%m%d_%H%M%S_%f}"
     since = str(since_transaction - 1) if since_transaction else source.since
     live = env.postgres
-    writer = Writer(folder(env, stamp), f"{source.text} against {live.database}, {stamp} UTC")
+    writer = SalvageWriter(folder(env, stamp), f"{source.text} against {live.database}, {stamp} UTC")
     with pinned(source.postgres, source.database) as ours, pinned(live, live.database) as theirs:
         chosen = [one.name for one in resolve(tables, known_in(ours))] if tables else []
         matched = match_keyed(live, ours, theirs, chosen)

@@ -53,7 +53,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Files:
+class TableFiles:
     """Files that contain or contained a table's rows, each with the table's name; its TOAST files; and what whole-table
     operations happened in the window: transaction, operation, table, database OID."""
 
@@ -137,7 +137,7 @@ def _tables_in_backup(report: Report, env: Environment, typed: str, source: Stor
         return find_in_backup(newest.path, env.postgres.database, typed, Path(directory), newest.name)
 
 
-def trace_files(tables: Tables, definitions: Definitions) -> Files:
+def trace_files(tables: Tables, definitions: Definitions) -> TableFiles:
     """The files that each of the tables had in the window, and what happened to whole tables."""
     names, events = dict[Pair, str](), list[tuple[Definition, str, str, int]]()
     toast = {(one.database, one.toast) for one in tables.found if one.toast}
@@ -147,4 +147,4 @@ def trace_files(tables: Tables, definitions: Definitions) -> Files:
         for file in trace(definitions.found, key, known):
             names.setdefault(file, name)
         events += [(one, what, name, key[0]) for one in definitions.found if (what := one.does_to(key))]
-    return Files({**names, **dict.fromkeys(toast, "TOAST")}, frozenset(toast), events)
+    return TableFiles({**names, **dict.fromkeys(toast, "TOAST")}, frozenset(toast), events)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.recovery.forensics import table_files, wal_window
-from flows.recovery.forensics.table_files import BY_OID, Files, Tables
+from flows.recovery.forensics.table_files import BY_OID, TableFiles, Tables
 from flows.recovery.forensics.wal_window import Window, read_window
 from runbook.errors import OpsError
 from runbook.next import Next
@@ -108,12 +108,12 @@ class Search:
     window: Window
     tables: Tables
     definitions: Definitions
-    files: Files
+    files: TableFiles
     touches: Touches
 
 
 @dataclass(frozen=True)
-class Change:
+class TableChange:
     """One committed transaction: what it did to whole tables ("" for nothing), the rows that it touched, and the OID of
     its database. `before_swap`: committed in the live database before the last swap, probably by the restore."""
 
@@ -159,9 +159,9 @@ def report_results(report: Report, env: Environment, search: Search) -> None:
     _summarise(report, search, changes)
 
 
-def changes_in(search: Search) -> list[Change]:
+def changes_in(search: Search) -> list[TableChange]:
     """Those within the window, by commit time."""
-    wanted, found = set(search.kinds), dict[int, Change]()
+    wanted, found = set(search.kinds), dict[int, TableChange]()
     for touched in search.touches.found:
         touched_files = (*touched.deleted, *touched.updated)
         toast = {file for file in touched_files if file in search.files.toast}
@@ -169,17 +169,19 @@ def changes_in(search: Search) -> list[Change]:
         names = {search.files.names[file] for file in touched_files} - {"TOAST"}
         in_toast = touched.rows - deleted - updated
         database = touched_files[0][0]  # a transaction is in one database only
-        found[touched.end.lsn] = Change(touched.end, "", deleted, updated, in_toast, ", ".join(sorted(names)), database)
+        found[touched.end.lsn] = TableChange(
+            touched.end, "", deleted, updated, in_toast, ", ".join(sorted(names)), database
+        )
     for definition, what, name, database in search.files.events:
         if what in wanted:
-            old = found.get(definition.end.lsn, Change(definition.end, "", 0, 0, 0, "", database))
+            old = found.get(definition.end.lsn, TableChange(definition.end, "", 0, 0, 0, "", database))
             whole, names = {*old.whole.split(" + "), what} - {""}, {*old.tables.split(", "), name} - {""}
             found[old.end.lsn] = replace(old, whole=" + ".join(sorted(whole)), tables=", ".join(sorted(names)))
     inside = [_marked(search, one) for one in found.values() if search.window.holds(one.end)]
     return sorted(inside, key=lambda one: (one.end.at, one.end.lsn))
 
 
-def _marked(search: Search, change: Change) -> Change:
+def _marked(search: Search, change: TableChange) -> TableChange:
     """What a restore did to its copy (it truncates what it fills) was not done to the live database."""
     live, definitions = search.tables.database, search.definitions
     if change.database != live or live not in definitions.databases_made or change.end.lsn > definitions.swapped:
@@ -191,7 +193,7 @@ def _sum(rows: Mapping[Pair, int], toast: set[Pair]) -> int:
     return sum(count for file, count in rows.items() if file not in toast)
 
 
-def _forms(env: Environment, search: Search, changes: Sequence[Change]) -> str:
+def _forms(env: Environment, search: Search, changes: Sequence[TableChange]) -> str:
     """restore-to-point just before the largest transactions, by time."""
     chosen = sorted(changes, key=lambda one: (one.before_swap, not one.whole, -one.rows))[:MOST_LINKS]
     lines, forms = [], read_forms([env.name])
@@ -235,7 +237,7 @@ def _judge_table(report: Report, search: Search) -> None:
     )
 
 
-def _judge_databases(report: Report, search: Search, changes: Sequence[Change]) -> None:
+def _judge_databases(report: Report, search: Search, changes: Sequence[TableChange]) -> None:
     """A restore gives the live database's name to another database: in which one a transaction was committed."""
     tables, live = search.tables, search.tables.database
     others = [one for one in changes if live and one.database != live]
@@ -276,7 +278,7 @@ def _judge_unfinished(report: Report, search: Search) -> None:
         )
 
 
-def _summarise(report: Report, search: Search, changes: Sequence[Change]) -> None:
+def _summarise(report: Report, search: Search, changes: Sequence[TableChange]) -> None:
     commits, first, last = search.definitions.commits, search.definitions.first, search.definitions.last
     report.fact("commits in the WAL that was read", f"{commits:,}")
     if first and last:

@@ -29,7 +29,7 @@ from prefect.exceptions import PrefectException
 
 from blocks.environment import Environment
 from flows.recovery.objectives import board_page
-from flows.recovery.objectives.points import Reach, read_reach, resources_of
+from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
 from runbook.errors import OpsError
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly
@@ -54,7 +54,7 @@ RUNBOOKS: dict[Means, str] = {
 WORST: tuple[State, ...] = ("red", "yellow", "green")
 
 
-def rebuild(env: Environment, reach: Reach) -> None:
+def rebuild(env: Environment, reach: RecoveryPoints) -> None:
     """Write the environment's record and the page. An error is logged: it must not fail a check or a recovery."""
     try:
         found = standing_of(env, reach)
@@ -75,7 +75,7 @@ def rebuilt(env: Environment) -> Iterator[None]:
         failed = error
     if standing.read(env.reports_directory):
         try:
-            rebuild(env, read_reach(env))
+            rebuild(env, read_recovery_points(env))
         except OpsError as error:
             logger().warning("the recovery board was not rebuilt: %s", error)
     if failed:
@@ -100,7 +100,7 @@ def publish(env: Environment, own: Standing) -> None:
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 
 
-def standing_of(env: Environment, reach: Reach) -> Standing:
+def standing_of(env: Environment, reach: RecoveryPoints) -> Standing:
     """The current state of an environment."""
     resources = tuple(_recoverable(env, reach, resource) for resource in resources_of(env))
     backups = tuple(_ages(resource, reach) for resource in resources_of(env) if env.has("backups"))
@@ -118,13 +118,13 @@ def standing_of(env: Environment, reach: Reach) -> Standing:
     )
 
 
-def _recoverable(env: Environment, reach: Reach, resource: Resource) -> Recoverable:
+def _recoverable(env: Environment, reach: RecoveryPoints, resource: Resource) -> Recoverable:
     """As in the worse of the two dangers that every environment has."""
     found = [_judged(env, reach, resource, danger) for danger in JUDGED]
     return min(found, key=lambda one: (WORST.index(one.state), -(one.loss_seconds or 0.0)))
 
 
-def _judged(env: Environment, reach: Reach, resource: Resource, danger: Danger) -> Recoverable:
+def _judged(env: Environment, reach: RecoveryPoints, resource: Resource, danger: Danger) -> Recoverable:
     points = reach.of(resource, danger)
     losses = [(point, point.loss_seconds(reach.now)) for point in points]
     near = [point for point, loss in losses if loss is not None and loss <= env.rpo_seconds]
@@ -149,7 +149,9 @@ def _judged(env: Environment, reach: Reach, resource: Resource, danger: Danger) 
     )
 
 
-def _state(env: Environment, reach: Reach, point: Point, seconds: float | None, danger: Danger) -> tuple[State, str]:
+def _state(
+    env: Environment, reach: RecoveryPoints, point: Point, seconds: float | None, danger: Danger
+) -> tuple[State, str]:
     loss = point.loss_seconds(reach.now)
     if loss is None or loss > env.rpo_seconds:
         lost = "everything" if loss is None else duration(loss)
@@ -163,7 +165,7 @@ def _state(env: Environment, reach: Reach, point: Point, seconds: float | None, 
     return "green", ""
 
 
-def _ages(resource: Resource, reach: Reach) -> BackupAge:
+def _ages(resource: Resource, reach: RecoveryPoints) -> BackupAge:
     stored = reach.stored.get(("backups", resource))
     if not isinstance(stored, Stored):
         return BackupAge(KINDS[resource], None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +10,13 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.recovery.objectives import board
-from flows.recovery.objectives.points import SHOW_OPTIONS, Reach, judge_sources, read_reach, resources_of
+from flows.recovery.objectives.points import (
+    SHOW_OPTIONS,
+    RecoveryPoints,
+    judge_sources,
+    read_recovery_points,
+    resources_of,
+)
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
@@ -45,7 +52,7 @@ def check_recovery_objectives(environment: str) -> Report:
         if elsewhere := serves_elsewhere(env):
             report.outcome = f"not checked: users are sent to another region ({elsewhere})"
             return report
-        reach = read_reach(env)
+        reach = read_recovery_points(env)
         report_points(report, reach)
         for resource in resources_of(env):
             for danger in DANGERS:
@@ -68,7 +75,7 @@ def serves_elsewhere(env: Environment) -> str:
     return "" if sent.rstrip("/") == env.application.url.rstrip("/") else sent
 
 
-def report_points(report: Report, reach: Reach) -> None:
+def report_points(report: Report, reach: RecoveryPoints) -> None:
     """Every recovery point, as a table."""
     rows = []
     for point in reach.points:
@@ -88,7 +95,7 @@ def report_points(report: Report, reach: Reach) -> None:
     report.table("Recovery points", columns, rows)
 
 
-def loss_text(point: Point, reach: Reach) -> str:
+def loss_text(point: Point, reach: RecoveryPoints) -> str:
     """`at most 5 min`."""
     loss = point.loss_seconds(reach.now)
     if loss is None:
@@ -96,7 +103,7 @@ def loss_text(point: Point, reach: Reach) -> str:
     return "nothing" if point.exact and loss < 1 else ("" if point.exact else "at most ") + duration(loss)
 
 
-def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resource, danger: Danger) -> None:
+def _judge_loss(report: Report, env: Environment, reach: RecoveryPoints, resource: Resource, danger: Danger) -> None:
     """By the best recovery point for this danger, a proven one if it meets the RPO."""
     points, name = reach.of(resource, danger), f"{resource}, {danger}"
     expected = f"at most {duration(env.rpo_seconds)} (RPO)"
@@ -106,21 +113,7 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
     sure, best = best_of(point for point in points if point.proven), best_of(points)
     chosen = next((one for one in (sure, best) if one and _is_near(env, reach, one)), best)
     if chosen is None:
-        first = next((one for one in points if one.unknown), points[0] if points else None)
-        if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
-            # Without [copies] it is a decision, not an incident: it pages nobody.
-            report.fail(
-                name,
-                ELSEWHERE,
-                expected=expected,
-                value="all backups are on this host, and would be lost with it",
-                worst=Status.CRITICAL if env.has("copies") else Status.WARN,
-                follow=SHOW_OPTIONS,
-            )
-            return
-        why = f"not known: {first.problem}" if first and first.unknown else "everything would be lost: there is no copy"
-        hint = first.hint if first else f"{TAKEN_BY[resource]} takes backups"
-        report.fail(name, hint, value=why, expected=expected)
+        _judge_nothing(report, env, reach, resource, name, points, expected)
         return
     value = f"{loss_text(chosen, reach)} lost, by {chosen.told}"
     if not _is_near(env, reach, chosen):
@@ -142,7 +135,29 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
         )
 
 
-def _is_near(env: Environment, reach: Reach, point: Point) -> bool:
+def _judge_nothing(
+    report: Report,
+    env: Environment,
+    reach: RecoveryPoints,
+    resource: Resource,
+    name: str,
+    points: Sequence[Point],
+    expected: str,
+) -> None:
+    """No point restores anything in this danger."""
+    first = next((one for one in points if one.unknown), points[0] if points else None)
+    if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
+        # Without [copies] it is a decision, not an incident: it pages nobody.
+        worst = Status.CRITICAL if env.has("copies") else Status.WARN
+        value = "all backups are on this host, and would be lost with it"
+        report.fail(name, ELSEWHERE, expected=expected, value=value, worst=worst, follow=SHOW_OPTIONS)
+        return
+    why = f"not known: {first.problem}" if first and first.unknown else "everything would be lost: there is no copy"
+    hint = first.hint if first else f"run {TAKEN_BY[resource]}"
+    report.fail(name, hint, value=why, expected=expected, follow=SHOW_OPTIONS)
+
+
+def _is_near(env: Environment, reach: RecoveryPoints, point: Point) -> bool:
     loss = point.loss_seconds(reach.now)
     return loss is not None and loss <= env.rpo_seconds
 
@@ -159,7 +174,7 @@ def _hint(env: Environment, point: Point) -> str:
     return point.hint or "fix its own finding below"
 
 
-def _judge_duration(report: Report, env: Environment, reach: Reach) -> None:
+def _judge_duration(report: Report, env: Environment, reach: RecoveryPoints) -> None:
     """Of each recovery point that would be used."""
     used = [reach.best(resource, danger) for resource in resources_of(env) for danger in DANGERS]
     for point in dict.fromkeys(point for point in used if point):
@@ -175,7 +190,7 @@ def _judge_duration(report: Report, env: Environment, reach: Reach) -> None:
         report.require(name, found.seconds <= env.rto_seconds, hint, value=value, expected=expected)
 
 
-def _outcome(env: Environment, reach: Reach) -> str:
+def _outcome(env: Environment, reach: RecoveryPoints) -> str:
     best = [reach.best(resource, "server lost") for resource in resources_of(env)]
     losses = [f"{point.resource} {loss_text(point, reach)}" for point in best if point]
     return f"a lost server would lose: {', '.join(losses)}"

@@ -13,7 +13,7 @@ from flows.database.backup import backup_database
 from flows.database.copies import replicate_backups
 from flows.recovery.drills.scenario import launch
 from flows.recovery.objectives.check import loss_text, report_points, serves_elsewhere
-from flows.recovery.objectives.points import read_reach, resources_of
+from flows.recovery.objectives.points import read_recovery_points, resources_of
 from flows.redis.persistence import backup_redis
 from runbook.errors import Locked, OpsError, RunbookFailed
 from runbook.report import Report
@@ -84,7 +84,7 @@ def is_late(loss_seconds: float | None, took_seconds: float, within_seconds: flo
 def _due(report: Report, env: Environment, dangers: tuple[Danger, ...], within_seconds: float) -> list[Resource]:
     """The resources that would exceed the RPO before the next run, in one of these dangers, and would not with a new
     backup or copy. A backup on the same host does not help against its loss: check-recovery-objectives reports that."""
-    reach, found = read_reach(env), list[Resource]()
+    reach, found = read_recovery_points(env), list[Resource]()
     report_points(report, reach)
 
     def late(point: Point | None) -> bool:

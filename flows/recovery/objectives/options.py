@@ -26,7 +26,14 @@ from blocks.environment import Environment, Stores
 from flows.database.free_space import WAL_RATIO
 from flows.launch import launch
 from flows.recovery.objectives import board
-from flows.recovery.objectives.points import RESOURCES, Reach, judge_sources, read_reach, resources_of, sets_of
+from flows.recovery.objectives.points import (
+    RESOURCES,
+    RecoveryPoints,
+    judge_sources,
+    read_recovery_points,
+    resources_of,
+    sets_of,
+)
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.page.form import read_forms
@@ -74,7 +81,7 @@ def show_recovery_options(environment: str) -> Report:
     """
     env = Environment.find(environment)
     with runbook("Show recovery options", env) as report:
-        reach = read_reach(env)
+        reach = read_recovery_points(env)
         board.rebuild(env, reach)
         options = find_options(env, reach)
         report.fact("as of", f"{reach.now.astimezone(env.zone):%Y-%m-%d %H:%M:%S %Z}")
@@ -156,7 +163,7 @@ class Option:
         return " ".join((f"python -m {MODULES[self.flow]}", *given))
 
 
-def find_options(env: Environment, reach: Reach) -> list[Option]:
+def find_options(env: Environment, reach: RecoveryPoints) -> list[Option]:
     """All of them, the best first."""
     full = [_full_restore(env, reach, which) for which in sets_of(env)]
     options = [*_of_points(env, reach), *full, *_regions(env, reach), *_undos(env, reach)]
@@ -187,7 +194,7 @@ def _forms(options: Sequence[Option]) -> str:
     )
 
 
-def _judge(report: Report, env: Environment, reach: Reach) -> None:
+def _judge(report: Report, env: Environment, reach: RecoveryPoints) -> None:
     """Whether each resource can be restored at all. The choice is the operator's."""
     for resource in resources_of(env):
         points = [point for point in reach.points if point.resource == resource]
@@ -201,7 +208,7 @@ def _judge(report: Report, env: Environment, reach: Reach) -> None:
         )
 
 
-def _of_points(env: Environment, reach: Reach) -> Iterator[Option]:
+def _of_points(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
     for point in reach.points:
         source = {} if point.place == "live" else {"source": point.place}
         named, option = {"backup": point.name, **source}, partial(_of_point, env, reach, point)
@@ -227,7 +234,7 @@ def _of_points(env: Environment, reach: Reach) -> Iterator[Option]:
 
 def _of_point(
     env: Environment,
-    reach: Reach,
+    reach: RecoveryPoints,
     point: Point,
     flow: str,
     what: str,
@@ -276,7 +283,7 @@ def _disk_space(env: Environment, point: Point) -> tuple[int, int]:
     return int(needs), disk.free_bytes if disk else -1
 
 
-def _full_restore(env: Environment, reach: Reach, which: Stores) -> Option:
+def _full_restore(env: Environment, reach: RecoveryPoints, which: Stores) -> Option:
     """As old as the database's backup."""
     of = {
         resource: [p for p in reach.points if (p.resource, p.means, p.place) == (resource, "backup", which)]
@@ -326,7 +333,7 @@ def other_regions(env: Environment) -> list[str]:
     return found
 
 
-def _regions(env: Environment, reach: Reach) -> Iterator[Option]:
+def _regions(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
     best = reach.best("database", "region lost")
     backups = [best_of(p for p in reach.of(resource, "region lost") if p.means == "backup") for resource in RESOURCES]
     taken = reach.estimate_everything([point for point in backups if point])
@@ -345,7 +352,7 @@ def _regions(env: Environment, reach: Reach) -> Iterator[Option]:
         )
 
 
-def _undos(env: Environment, reach: Reach) -> Iterator[Option]:
+def _undos(env: Environment, reach: RecoveryPoints) -> Iterator[Option]:
     """What an earlier restore replaced, and kept: as of that restore."""
     undo = partial(_undo, env)
     if reach.written.end:

@@ -30,7 +30,7 @@ RESOURCES: tuple[Resource, ...] = get_args(Resource)
 
 
 @dataclass(frozen=True)
-class Reach:
+class RecoveryPoints:
     """Every point as of `now`; what each store contains, or why it cannot be listed; how far the primary has written;
     the durations of past recoveries."""
 
@@ -69,7 +69,7 @@ def sets_of(env: Environment) -> tuple[Stores, ...]:
     return tuple(which for which in get_args(Stores) if env.has(which))
 
 
-def read_reach(env: Environment) -> Reach:
+def read_recovery_points(env: Environment) -> RecoveryPoints:
     """Query every source in parallel. A source that does not answer is part of the result."""
     resources, places = resources_of(env), [(w, r) for w in sets_of(env) for r in resources_of(env)]
     written = read_written(env) if "database" in resources else Written(clock.now())
@@ -89,7 +89,7 @@ def read_reach(env: Environment) -> Reach:
         points += unchanged_since(of_backups, *unchanged.result()) if unchanged and resource == "files" else of_backups
     if replica and (point := replica.result()):
         points.append(point)
-    return Reach(written.asked, tuple(points), stored, written, samples.result())
+    return RecoveryPoints(written.asked, tuple(points), stored, written, samples.result())
 
 
 def _judge_slots(report: Report, env: Environment) -> None:
@@ -116,7 +116,7 @@ def _judge_slots(report: Report, env: Environment) -> None:
         )
 
 
-def judge_sources(report: Report, env: Environment, reach: Reach) -> None:
+def judge_sources(report: Report, env: Environment, reach: RecoveryPoints) -> None:
     """The sources of the points: missing, stopped, damaged or unreadable ones."""
     written = reach.written
     if not written.end and written.problem:

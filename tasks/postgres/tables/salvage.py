@@ -63,7 +63,7 @@ class Counted:
     updates: int = 0
 
 
-class Writer:
+class SalvageWriter:
     """The files of one comparison, readable by this user only."""
 
     def __init__(self, directory: Path, title: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
-from flows.recovery.drills import turns
+from flows.recovery.drills import past_drills
 from flows.recovery.drills.drill import SCENARIOS, run_drill
 from flows.recovery.drills.summary import MEASURED
 from runbook.errors import OpsError, RunbookFailed
@@ -44,7 +44,7 @@ def held(env: Environment, quarter: int, scenario: str) -> None:
 
 
 def turn(env: Environment) -> str:
-    return turns.choose(Report("DR drill", env.name), env, SCENARIOS)
+    return past_drills.next_scenario(Report("DR drill", env.name), env, SCENARIOS)
 
 
 def drilled(env: Environment) -> Report:
@@ -65,7 +65,7 @@ def test_the_scenarios_come_in_turn_and_those_that_cannot_be_held_are_left_out(
     alone = whole.model_copy(update={"slugs": {}})
     assert turn(alone) == "data_corruption"
     report = Report("DR drill", alone.name)
-    turns.choose(report, alone, SCENARIOS)
+    past_drills.next_scenario(report, alone, SCENARIOS)
     assert report.pins["scenario"] == "data_corruption", "what is confirmed is what was planned"
     assert report.facts["not possible here"] == "database_failure: no standby; region_outage: no endpoint"
 

@@ -16,7 +16,7 @@ from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
 from flows.recovery.objectives.check import check_recovery_objectives
 from flows.recovery.objectives.options import Option, find_options
-from flows.recovery.objectives.points import read_reach
+from flows.recovery.objectives.points import read_recovery_points
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files import chain
 from runbook.report import NOT_CONFIGURED, Finding, Measure, Report, Status
@@ -300,7 +300,7 @@ def test_a_backup_on_the_very_host_of_the_database_goes_with_it(cluster: Cluster
 
 def found_options(cluster: Cluster) -> list[Option]:
     """As show-recovery-options finds them."""
-    return find_options(cluster.environment, read_reach(cluster.environment))
+    return find_options(cluster.environment, read_recovery_points(cluster.environment))
 
 
 def test_backups_of_the_future_do_not_count(cluster: Cluster) -> None:

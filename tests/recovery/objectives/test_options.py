@@ -10,7 +10,7 @@ from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.database.restore import restore_database
 from flows.recovery.objectives.options import FORMS, OPTIONS, Option, find_options, show_recovery_options
-from flows.recovery.objectives.points import read_reach
+from flows.recovery.objectives.points import read_recovery_points
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.backups import manifest
@@ -39,7 +39,7 @@ def forms(report: Report) -> str:
 
 def found(name: str) -> list[Option]:
     env = Environment.find(name)
-    return find_options(env, read_reach(env))
+    return find_options(env, read_recovery_points(env))
 
 
 def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster: Cluster) -> None:
@@ -58,7 +58,7 @@ def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster:
     failover = next(option for option in found(NAME) if option.flow == "postgres-failover")
     assert failover.parameters["mode"] == "planned"
     assert {option.parameters["backup"] for option in found(NAME) if option.flow == "restore-tables"} == {dump}
-    reach = read_reach(cluster.environment)
+    reach = read_recovery_points(cluster.environment)
     assert base in {point.name for point in reach.points}
     sorted_ = [option.rank(reach.now) for option in find_options(cluster.environment, reach)]
     assert sorted_ == sorted(sorted_)

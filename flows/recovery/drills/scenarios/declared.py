@@ -15,7 +15,7 @@ from flows.launch import find_flow
 from flows.monitoring.sources import read_application, read_disks
 from flows.recovery.drills import detection
 from flows.recovery.drills.detection import Sensor, exceeded
-from flows.recovery.drills.record import HalfDone
+from flows.recovery.drills.record import UnfinishedDrill
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets, now
 from runbook import metrics
 from runbook.errors import OpsError, Unreachable
@@ -122,7 +122,7 @@ def read_declaration(env: Environment, name: str) -> Declaration:
     return found
 
 
-def left_behind(left: HalfDone) -> Declared | None:
+def left_behind(left: UnfinishedDrill) -> Declared | None:
     """The scenario of a killed declared drill, as declared at its begin."""
     if not left.scenario.startswith(PREFIX):
         return None
