@@ -85,7 +85,7 @@ def test_without_one_it_is_refused_and_so_is_one_that_is_not_disposable(
     production: Environment, tmp_path: Path
 ) -> None:
     assert f"{NAME} is not disposable" in drilled(production).sentence()
-    assert "as drill_environment" in drilled(production).sentence()
+    assert "set drill_environment" in drilled(production).sentence()
     production.drill_environment = OWN
     with elsewhere(production, tmp_path, disposable=False).stands_in():
         assert f"{OWN} is not disposable" in drilled(production).sentence()
@@ -98,5 +98,5 @@ def test_one_on_the_same_server_is_refused(production: Environment, tmp_path: Pa
     shared = production.with_parts({**production.parts(), "redis": redis})
     shared.slugs = {**shared.slugs, "redis": "type/redis"}
     own = elsewhere(production, tmp_path, "redis").with_parts({"redis": redis})
-    with shared.stands_in(), own.stands_in(), pytest.raises(OpsError, match="both are Redis at db1:6379"):
+    with shared.stands_in(), own.stands_in(), pytest.raises(OpsError, match="both use Redis at db1:6379"):
         run_drill.fn(NAME, "next")
