@@ -30,8 +30,8 @@ from lab.runs import Run, Runs
 from lab.servers import postgres
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.drill.account import Account, account_of
 from tasks.drill.ledger import Ledger
+from tasks.drill.lost_writes import LedgerResult, find_lost_writes
 from tasks.drill.writer import Writer
 
 BACKUPS = ("backup-database", "backup-redis", "backup-files")
@@ -164,10 +164,10 @@ class Demo:
             return f"no answer ({type(error).__name__})"
         return f"{answer.status_code} {answer.text}"
 
-    def count_lost(self) -> Account | None:
+    def count_lost(self) -> LedgerResult | None:
         """What the ledger says; None where the database cannot be asked."""
         try:
-            return account_of(self.ledger, self.status["postgres"]["dsn"], described_application(self.lab))
+            return find_lost_writes(self.ledger, self.status["postgres"]["dsn"], described_application(self.lab))
         except psycopg.Error:
             return None
 

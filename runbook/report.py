@@ -240,7 +240,8 @@ class Report:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, most: int | None = None
     ) -> None:
-        """Keep a table, every cell as text. Rows after the first `most` are left out, and counted in a last row."""
+        """Keep a table, every cell as text. With `most`, one more row states how many rows are left out. Without it the
+        JSON has every row; the page shows 200."""
         shown = [tuple(str(cell) for cell in row) for row in rows[:most]]
         if most is not None and len(rows) > most:
             shown.append((f"… {len(rows) - most:,} more", *[""] * (len(columns) - 1)))

@@ -163,8 +163,8 @@ def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
         report.warn("containment", error.hint, value=error.message)
         return
     if found:
-        report.contained = found.told
-        report.fact("contained", found.told)
+        report.contained = found.text
+        report.fact("contained", found.text)
     if rank == "recovery":
         return
     if found and report.confirm:
@@ -173,7 +173,7 @@ def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
         report.warn(
             "the environment is contained",
             "what deletes or changes is refused until release-containment",
-            value=found.told,
+            value=found.text,
         )
     assert isinstance(report.lock, EnvironmentLock)
     report.lock = _Uncontained(report.lock, target)

@@ -30,7 +30,7 @@ from flows.monitoring.sources import CPU, Reading, read_disks, read_host
 from flows.monitoring.table import named
 from flows.recovery.objectives import board
 from flows.recovery.objectives.check import serves_elsewhere
-from flows.recovery.objectives.points import read_reach
+from flows.recovery.objectives.points import read_recovery_points
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.recovery_points import standing
@@ -143,7 +143,7 @@ def _refresh(env: Environment) -> None:
     """Where check-recovery-objectives has not run for a while (Prefect is down), its record is read here."""
     found = standing.read(env.reports_directory)
     if not found or datetime.now(UTC) - found.checked > REFRESH:
-        board.rebuild(env, read_reach(env))
+        board.rebuild(env, read_recovery_points(env))
 
 
 def is_there() -> bool:

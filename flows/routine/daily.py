@@ -14,8 +14,8 @@ from flows.database.server.sessions import judge_used
 from flows.database.server.wraparound import judge_wraparound
 from flows.logs.errors import LEVELS
 from flows.logs.findings import tell_read
-from flows.recovery.objectives.check import serves_elsewhere, tell_points
-from flows.recovery.objectives.points import Reach, read_reach, resources_of
+from flows.recovery.objectives.check import report_points, serves_elsewhere
+from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
 from flows.redis.master import judge_master
 from flows.redis.memory.findings import judge_memory
 from flows.routine.page import Page
@@ -287,15 +287,15 @@ def _judge(page: Page) -> None:
     if not resources:
         page.not_measured("backups", "the environment names nothing that could be lost", "add [postgres], [redis] …")
         return
-    reach = read_reach(page.env)
+    reach = read_recovery_points(page.env)
     for resource in resources:
         _judge_resource(page, reach, resource)
     if "database" in resources:
         page.part("base backups", lambda: _judge_bases(page))
-    tell_points(page.report, reach)
+    report_points(page.report, reach)
 
 
-def _judge_resource(page: Page, reach: Reach, resource: Resource) -> None:
+def _judge_resource(page: Page, reach: RecoveryPoints, resource: Resource) -> None:
     stored, name = reach.stored["backups", resource], f"newest backup of {resource}"
     take = page.launch(TAKEN_BY[resource])
     if isinstance(stored, OpsError):
@@ -317,7 +317,7 @@ def _judge_resource(page: Page, reach: Reach, resource: Resource) -> None:
     _judge_proof(page, resource, there)
 
 
-def _judge_age(page: Page, reach: Reach, resource: Resource, newest: Backup, take: str) -> None:
+def _judge_age(page: Page, reach: RecoveryPoints, resource: Resource, newest: Backup, take: str) -> None:
     """Against the RPO: itself, or what recovers to a later moment (point in time), where that is proven to be there."""
     env, age = page.env, newest.age_seconds
     told = f"{newest.name} is {duration(age)} old"

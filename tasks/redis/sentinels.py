@@ -127,6 +127,11 @@ class Watch:
         why = "; ".join(silent) or "the others are not in [redis] sentinels"
         return f"{len(naming)} of {len(self.views)} Sentinels name {address}, {needed} must ({why})"
 
+    @property
+    def disagreement(self) -> str:
+        """Which Sentinels name which master; "" where they agree."""
+        return self.told() if len(self.masters.keys() - {""}) > 1 else ""
+
     def told(self) -> str:
         """Who says what, for people."""
         return "; ".join(f"{master or 'no master'} by {', '.join(who)}" for master, who in self.masters.items())

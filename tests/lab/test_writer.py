@@ -22,8 +22,8 @@ from lab import lifecycle
 from lab.client import Lab
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.drill.account import account_of
 from tasks.drill.ledger import Ledger, text_of
+from tasks.drill.lost_writes import find_lost_writes
 from tasks.drill.writer import Writer
 
 
@@ -68,7 +68,7 @@ def test_everything_that_was_acknowledged_is_in_the_database(
         wait_for(ledger, 30, "session", "message")
     written = ledger.acknowledged()
     assert {attempt.kind for attempt in written} == {"session", "message"}
-    found = account_of(ledger, status["postgres"]["dsn"], described)
+    found = find_lost_writes(ledger, status["postgres"]["dsn"], described)
     assert (found.acknowledged, found.lost) == (len(written), ())
     assert len({attempt.id for attempt in ledger.attempts()}) == len(ledger.attempts())
 
@@ -108,7 +108,7 @@ def test_a_deleted_session_and_an_altered_message_are_lost(
         # As after a restore: the sequence gave the message's id out again, to somebody else's text.
         connection.execute("UPDATE interview_messages SET content = 'another' WHERE id = %s", [message.key])
         connection.execute("DELETE FROM interview_sessions WHERE id = %s", [session.key])
-    found = account_of(ledger, status["postgres"]["dsn"], described)
+    found = find_lost_writes(ledger, status["postgres"]["dsn"], described)
     assert {message.id, session.id} <= {attempt.id for attempt in found.lost}
     assert found.sentence.startswith(f"{len(found.lost)} of {len(written)} acknowledged")
 
@@ -122,7 +122,7 @@ def test_an_unanswered_write_is_counted_apart_and_looked_up(
         connection.execute(
             "INSERT INTO interview_sessions (user_id, position) SELECT min(id), %s FROM users", [text_of(stored)]
         )
-    found = account_of(ledger, status["postgres"]["dsn"], described)
+    found = find_lost_writes(ledger, status["postgres"]["dsn"], described)
     assert (found.acknowledged, found.lost, found.indeterminate, found.recovered) == (0, (), 2, 1)
     assert {attempt.id for attempt in ledger.attempts()} == {stored, gone}
 
@@ -146,7 +146,7 @@ def test_it_goes_on_when_the_backend_was_killed(
             supervisor.start("grc-backend")
         back = datetime.now(UTC)
         until(lambda: ledger.acknowledged(after=back)[5:], what="writes after the kill", seconds=120)
-    assert account_of(ledger, status["postgres"]["dsn"], described).lost == ()
+    assert find_lost_writes(ledger, status["postgres"]["dsn"], described).lost == ()
 
 
 def test_it_logs_in_again_when_its_session_is_gone(

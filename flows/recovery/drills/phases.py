@@ -17,8 +17,8 @@ MINUTES = tuple(phase.minutes for phase in _DAY)
 
 
 @dataclass
-class Phases:
-    """Number (1 to 6) → when it began and how long it took, in seconds."""
+class DrillPhases:
+    """Phase number (1 to 6) → its begin, its duration in seconds, and whether it completed."""
 
     begun: dict[int, datetime] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Phases:
             self.seconds[number] = (datetime.now(UTC) - self.begun[number]).total_seconds()
 
     def split(self, run: Report) -> None:
-        """Phase 4 begins where a runbook that does both began to start the application."""
+        """Phase 4 begins when the runbook starts the application."""
         steps = sorted(run.steps, key=lambda step: step.started)
         healthy = next((step.started for step in steps if step.name == "wait_healthy"), None)
         starts = [
@@ -50,13 +50,13 @@ class Phases:
         self.seconds[4] = end - starts[-1].timestamp()
 
     def add(self, number: int, since: datetime) -> None:
-        """A phase goes on until now that began elsewhere (`split`)."""
+        """A phase that `split` began ends now."""
         self.begun.setdefault(number, since)
         self.seconds[number] = (datetime.now(UTC) - self.begun[number]).total_seconds()
         self.ok[number] = True
 
     def bars(self) -> list[StepTime]:
-        """For the plot."""
+        """Bars of the timeline."""
         return [
             StepTime(
                 f"{number} {NAMES[number - 1]}",
@@ -68,7 +68,7 @@ class Phases:
         ]
 
     def within(self, number: int) -> bool:
-        """Whether it took no longer than the manual gives it."""
+        """Whether it took at most the manual's minutes."""
         return self.seconds.get(number, 0.0) <= MINUTES[number - 1] * 60
 
     def report_results(self, report: Report) -> None:
@@ -85,4 +85,4 @@ class Phases:
 
     def _judge(self, report: Report, number: int, took: str) -> None:
         name, limit = f"phase {number} {NAMES[number - 1]}", f"at most {MINUTES[number - 1]} min"
-        report.prefer(name, self.within(number), "see in the timeline which step took long", value=took, expected=limit)
+        report.prefer(name, self.within(number), "find the longest step in the timeline", value=took, expected=limit)

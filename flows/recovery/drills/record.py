@@ -1,4 +1,4 @@
-"""A drill that has broken something and has not ended: on the disk of this host, until it has."""
+"""A record on this host's disk of a drill that has begun and not ended."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from runbook.files.marker import Marker
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfDone(Marker):
-    """Which scenario, begun when, by whom, where its ledgers are; and what it noted before each step."""
+class UnfinishedDrill(Marker):
+    """The scenario, its begin, its process, the directory of its ledgers, and a note before each step."""
 
     FILE = ".drill-half-done"  # not *.json: those are the reports of the chain
-    HINT = "look at the system, heal it by hand (postgres-failover, rejoin-standby, full-restore), then remove the file"
+    HINT = "heal the system by hand (postgres-failover, rejoin-standby, full-restore), then delete the file"
 
     scenario: str
     ledgers: str
     notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def now(cls, scenario: str, ledgers: Path) -> HalfDone:
-        """By this process."""
+    def now(cls, scenario: str, ledgers: Path) -> UnfinishedDrill:
+        """A drill of this process that begins now."""
         return cls(scenario=scenario, ledgers=str(ledgers))
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """`SCENARIO, begun TIME by PROCESS; its last note: …`."""
         return f"{self.scenario}, begun {self.started} by {self.run}; its last note: {self.last or 'none'}"
 
     @property
@@ -34,26 +34,26 @@ class HalfDone(Marker):
         """The last note: `what: detail`."""
         return ": ".join(list(self.notes.items())[-1]) if self.notes else ""
 
-    def noted(self, directory: Path, **facts: str) -> HalfDone:
-        """With more notes, on disk.
+    def noted(self, directory: Path, **facts: str) -> UnfinishedDrill:
+        """Add notes, and write them to disk.
 
         Raises:
-            OpsError: it cannot be written. Nothing may be broken then.
+            OpsError: they cannot be written. Nothing may be broken then.
         """
         new = replace(self, notes={**self.notes, **facts})
         new.write(directory)
         return new
 
 
-def find(directory: Path) -> HalfDone | None:
-    """What a drill that did not end has left.
+def find(directory: Path) -> UnfinishedDrill | None:
+    """The drill that did not end, if there is one.
 
     Raises:
-        OpsError: its record is damaged.
+        OpsError: the record is damaged.
     """
-    return HalfDone.find(directory)
+    return UnfinishedDrill.find(directory)
 
 
 def forget(directory: Path) -> None:
-    """It has ended."""
-    HalfDone.remove(directory)
+    """Delete the record: the drill has ended."""
+    UnfinishedDrill.remove(directory)

@@ -12,18 +12,18 @@ from runbook.units import duration
 from tasks.recovery_points.standing import LastDrill, Recoverable, Standing, State
 
 STALE = timedelta(minutes=30)
-"""check-recovery-objectives runs every five minutes: whatever it said so long ago is no longer known."""
+"""check-recovery-objectives runs every five minutes: an older result is no longer valid."""
 WORST: tuple[State, ...] = ("red", "yellow", "green")
 MARK: dict[State, str] = {"red": "✗", "yellow": "▲", "green": "✓"}
-"""Every font has these, and they differ without colours too."""
+"""Every font has these, and they differ without colours."""
 ANSWER: dict[State, str] = {"red": "no, or not within the objectives", "yellow": "yes, but not proven", "green": "yes"}
 COLUMNS = (
     "environment",
     "recoverable now?",
     "resource",
-    "to which point",
+    "restored up to",
     "lost",
-    "in how long",
+    "takes",
     "by",
     "proven",
     "last drill",
@@ -44,7 +44,7 @@ td{white-space:nowrap}.said,.by{white-space:normal;min-width:10rem}small{color:v
 
 
 def html(standings: Sequence[Standing], now: datetime) -> str:
-    """The whole page; nothing is loaded from elsewhere, and every text from outside is escaped."""
+    """The whole page. It loads nothing from other servers, and escapes every value."""
     bodies = "".join(_body(one, now) for one in ordered(standings, now))
     head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
     title = "復旧ボード (recovery board)"
@@ -93,7 +93,7 @@ def by_state(one: Standing) -> list[Recoverable]:
 
 
 def state_of(one: Standing, now: datetime) -> State:
-    """The worst of its resources; red where nobody checked it lately, yellow without a good drill."""
+    """The worst of its resources; red without a recent check, yellow without a successful drill."""
     if is_stale(one, now) or not one.resources:
         return "red"
     worst = min((found.state for found in one.resources), key=WORST.index)
@@ -102,7 +102,7 @@ def state_of(one: Standing, now: datetime) -> State:
 
 
 def is_stale(one: Standing, now: datetime) -> bool:
-    """Whether what is known of it is too old."""
+    """Whether its last check is too old."""
     return now - one.checked > STALE
 
 
@@ -132,7 +132,7 @@ def _body(one: Standing, now: datetime) -> str:
     lines = [
         (first if number == 0 else "") + _resource(one, found) + (last if number == 0 else "")
         for number, found in enumerate(rows)
-    ] or [f'{first}<td colspan="6">nothing is described that could be lost</td>{last}']
+    ] or [f'{first}<td colspan="6">no resource is configured</td>{last}']
     return "<tbody>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody>"
 
 
@@ -151,7 +151,7 @@ def _cells(one: Standing, found: Recoverable) -> tuple[str, ...]:
 
 
 def _proven(one: Standing, text: str) -> str:
-    """In the environment's zone, where it is a moment."""
+    """In the environment's zone, if it is a time."""
     try:
         return moment(one, datetime.fromisoformat(text)) if text else "never"
     except ValueError:
@@ -159,10 +159,10 @@ def _proven(one: Standing, text: str) -> str:
 
 
 def _drill(one: Standing) -> str:
-    return _told(one, one.drill) if one.drill else "never"
+    return _drill_text(one, one.drill) if one.drill else "never"
 
 
-def _told(one: Standing, drill: LastDrill) -> str:
+def _drill_text(one: Standing, drill: LastDrill) -> str:
     rto = f", users served after {duration(drill.rto_seconds)}" if drill.rto_seconds is not None else ""
     return f"{moment(one, drill.at)}: {drill.scenario} {drill.status}{rto}"
 

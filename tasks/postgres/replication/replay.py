@@ -1,4 +1,4 @@
-"""Pause and resume a standby's replay: a paused one keeps an earlier state and still receives WAL.
+"""Pause and resume replay on a standby: it keeps the primary's content of that moment, and still receives WAL.
 
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL
 """
@@ -24,8 +24,8 @@ SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Replaying:
-    """A node and its replay state, in PostgreSQL's words; empty on a primary, or if it does not answer (`problem`).
-    `at`: the replayed LSN."""
+    """The replay of a node. `state`: PostgreSQL's word, "" on a primary or if the node does not answer (`problem`).
+    `at`: the LSN that it has replayed."""
 
     postgres: Postgres
     state: str
@@ -40,7 +40,7 @@ class Replaying:
 
 @probe
 def read_replaying(nodes: Sequence[Postgres]) -> tuple[Replaying, ...]:
-    """The state of each node; one that does not answer does not stop the others."""
+    """Query each node; one that does not answer is part of the result."""
     return tuple(_replaying(node) for node in nodes)
 
 
@@ -60,24 +60,24 @@ _STATE = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn()"
 
 @action(idempotent=True)
 def pause_replay(permit: Permit, node: Postgres) -> str:
-    """Pause the replay; returns the LSN at which it stops.
+    """Returns the LSN at which replay is paused.
 
     Raises:
-        Unreachable: it does not answer, or does not pause.
+        Unreachable: the node does not answer, or does not pause.
         OpsError: it is not a standby any more.
     """
     permit.require(PAUSE, address(node))
-    return _turn(node, "SELECT pg_wal_replay_pause()", PAUSED)
+    return _switch(node, "SELECT pg_wal_replay_pause()", PAUSED)
 
 
 @action(idempotent=True)
 def resume_replay(permit: Permit, node: Postgres) -> str:
-    """Resume the replay; returns the LSN at which it continues."""
+    """Returns the LSN at which replay resumes."""
     permit.require(RESUME, address(node))
-    return _turn(node, "SELECT pg_wal_replay_resume()", RUNNING)
+    return _switch(node, "SELECT pg_wal_replay_resume()", RUNNING)
 
 
-def _turn(node: Postgres, statement: str, wanted: str) -> str:
+def _switch(node: Postgres, statement: str, wanted: str) -> str:
     try:
         with node.connect() as connection:
             execute(connection, statement.encode())  # type: ignore[arg-type]
@@ -88,5 +88,4 @@ def _turn(node: Postgres, statement: str, wanted: str) -> str:
             )
             return str(execute(connection, _STATE)[0][1])
     except psycopg.errors.ObjectNotInPrerequisiteState:
-        hint = "launch this again: the standby was promoted"
-        raise OpsError(f"{address(node)} is not a standby any more", hint) from None
+        raise OpsError(f"{address(node)} is not a standby any more", "run this again: the node was promoted") from None

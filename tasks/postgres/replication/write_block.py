@@ -1,8 +1,9 @@
-"""Block and allow the writes of an application: its roles' transactions in this database are read-only by default.
+"""Block an application's writes: its roles begin every transaction in this database read-only.
 
-It stops every new transaction of these roles; open ones end with their sessions. It does not stop an explicit BEGIN
-READ WRITE or SET, prepared transactions, superusers and subscriptions. PostgreSQL has no stronger block that keeps
-readers working and can be undone exactly: the tables' owner, the application, can grant privileges again.
+Blocked: every new transaction of these roles; open ones end with their sessions. Not blocked: a client that sends BEGIN
+READ WRITE or SET, prepared transactions that somebody commits, superusers, subscriptions. PostgreSQL has no stronger
+way that keeps readers working and can be undone exactly: revoked privileges can be granted again by the tables' owner,
+which the application is.
 https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-DEFAULT-TRANSACTION-READ-ONLY
 """
 
@@ -28,8 +29,8 @@ QUIET_LOOKS = 10  # a tenth of a second apart
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A role that can write in the database, its setting there (empty: none), and its number of sessions."""
+class WritingRole:
+    """A role that can write to the database, its setting ("" if there is none), and its sessions."""
 
     role: str
     setting: str
@@ -38,9 +39,9 @@ class Writer:
 
 @dataclass(frozen=True)
 class Writers:
-    """All writing roles, and the writers that cannot be blocked: superusers, prepared transactions, subscriptions."""
+    """Every role that can write; and what cannot be blocked: superusers, prepared transactions, subscriptions."""
 
-    roles: tuple[Writer, ...]
+    roles: tuple[WritingRole, ...]
     superusers: int
     prepared: tuple[str, ...]
     subscriptions: tuple[str, ...]
@@ -48,7 +49,7 @@ class Writers:
 
 @probe
 def find_writers(postgres: Postgres) -> Writers:
-    """The roles and other writers of the database.
+    """Which roles can write.
 
     Raises:
         Unreachable: the server is down.
@@ -59,7 +60,7 @@ def find_writers(postgres: Postgres) -> Writers:
         prepared = execute(connection, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
         subscriptions = execute(connection, _SUBSCRIPTIONS)
     return Writers(
-        tuple(Writer(str(role), str(setting), int(sessions)) for role, setting, sessions in rows),
+        tuple(WritingRole(str(role), str(setting), int(sessions)) for role, setting, sessions in rows),
         int(superusers),
         tuple(str(row[0]) for row in prepared),
         tuple(str(row[0]) for row in subscriptions),
@@ -97,31 +98,33 @@ WHERE d.datname = current_database() AND s.subenabled ORDER BY 1
 
 @action(idempotent=True)
 def block_writes(permit: Permit, postgres: Postgres, role: str) -> int:
-    """Make a role's transactions in the database read-only, and end its older sessions.
-
-    Returns the number of sessions left: those that wait for a standby's confirmation, which must not be cancelled.
-    """
+    """Make a role's transactions in the database read-only, and end its earlier sessions. Returns how many are left:
+    their commits wait for a standby, and must not be cancelled."""
     permit.require(BLOCK, role)
-    return _turn(postgres, role, "on")
+    return _set(postgres, role, "on")
 
 
 @action(idempotent=True)
 def let_in(permit: Permit, postgres: Postgres, role: str, before: str) -> str:
-    """Restore a role's earlier setting (empty: none), and end its sessions, which would stay read-only.
+    """Restore a role's setting ("": none), and end its sessions, which would stay read-only.
 
-    Returns the reason if somebody has changed the setting since.
+    Returns the reason if the setting was changed since, and is therefore kept; else "".
     """
     permit.require(LET_IN, role)
     found = [one.setting for one in find_writers.work(postgres).roles if one.role == role]
     if found != ["on"]:
-        return f"{role} has {SETTING}={found[0] or 'nothing'} now" if found else f"{role} cannot write any more"
-    _turn(postgres, role, before)
+        return (
+            f"{role} has {SETTING}={found[0] or 'nothing'} by now: unchanged"
+            if found
+            else f"{role} cannot write any more"
+        )
+    _set(postgres, role, before)
     return ""
 
 
-def _turn(postgres: Postgres, role: str, value: str) -> int:
+def _set(postgres: Postgres, role: str, value: str) -> int:
     with postgres.connect(postgres.database) as connection:
-        # A commit that waits for a dead standby must not delay this.
+        # The commit of ALTER ROLE must not wait for a dead standby.
         execute(connection, "SET synchronous_commit = local")
         names = {"role": sql.Identifier(role), "database": sql.Identifier(postgres.database)}
         statement = _SET if value else _RESET
@@ -132,11 +135,8 @@ def _turn(postgres: Postgres, role: str, value: str) -> int:
 
 
 def _end_all(connection: Connection, role: str, began: object) -> int:
-    """End the sessions that started before; returns the number left.
-
-    A session that is still logging in is not visible yet and may have read the old setting: so it waits until none was
-    visible for a while.
-    """
+    """End the sessions that began before; returns how many are left. A session that is logging in is not visible yet,
+    and may have read the old setting: it is over when none was seen for a while."""
     left = quiet = 0
 
     def over() -> bool:
@@ -155,10 +155,8 @@ _RESET = sql.SQL("ALTER ROLE {role} IN DATABASE {database} RESET {setting}")
 
 
 def _end(connection: Connection, role: str, began: object) -> int:
-    """Terminate the sessions that started before, except those that wait for a standby; returns their number.
-
-    A cancelled wait for a standby is reported as committed.
-    """
+    """End earlier sessions, except those that wait for a standby: a cancelled wait answers “committed”. Returns how
+    many there were."""
     execute(connection, _END, role, began)
     return int(execute(connection, _LEFT, role, began)[0][0])
 
@@ -176,7 +174,7 @@ WHERE datname = current_database() AND usename = %s AND backend_start < %s AND b
 
 @probe
 def try_to_write(postgres: Postgres) -> str:
-    """Try to write a temporary table as the application's role, in a new session; returns the refusal, or empty text.
+    """Try to create a temporary table as the application's role in a new session. Returns the refusal, "" if it worked.
 
     Raises:
         OpsError, Unreachable: it could not log in.
@@ -187,5 +185,7 @@ def try_to_write(postgres: Postgres) -> str:
         except errors.ReadOnlySqlTransaction as error:
             return str(error).splitlines()[0]
         except psycopg.Error as error:
-            raise OpsError(f"whether writes are refused is unknown: {error}", "check by hand") from None
+            raise OpsError(
+                f"the write block could not be tested: {error}", "try to write as the application by hand"
+            ) from None
     return ""

@@ -1,7 +1,7 @@
-"""Differences between two databases' rows, written as SQL and CSV for a review, and applied.
+"""Differences between two databases as SQL and CSV for review, and the SQL applied.
 
-The SQL file has one statement on a line. Every statement is guarded: an INSERT skips an existing key, an UPDATE finds
-its row only if it is unchanged since the comparison (`xmin`).
+The SQL has one statement a line. An INSERT skips a key that exists by then; an UPDATE skips a row that was written
+since the comparison (`xmin`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
@@ -33,12 +33,11 @@ from tasks.postgres.tables.ties import Ties
 from tasks.stores.directory import told
 
 SQL = "salvage.sql"
-MOST_SAMPLES = 3
-Differing = Literal["unchanged", "overwrite", "none"]
-"""The differing rows that become UPDATEs: those unchanged in the live database since, all, or none."""
+Differing = Literal["unchanged", "overwrite"]
+"""Which rows that differ become UPDATEs: those that were not written in the live database since, or all."""
 _HEAD = """-- {title}
--- Reviewed by hand it can be run by psql too, as a superuser. Rows go in as they were: triggers and foreign keys do not
--- act (salvage-writes asks the foreign keys before it commits, and advances sequences; psql does neither).
+-- After a review psql can run it too, as a superuser. Triggers and foreign keys do not act: salvage-writes checks the
+-- foreign keys before it commits, and advances sequences; psql does neither.
 BEGIN;
 SET LOCAL session_replication_role = replica;
 SET LOCAL search_path = '';
@@ -52,8 +51,8 @@ SET LOCAL standard_conforming_strings = on;
 
 @dataclass
 class Counted:
-    """One table's rows: only in the source, only in the live database, differing. `conflicts`: differing rows that were
-    written in the live database since. `samples`: statements without literals."""
+    """One table's rows: only in the source, only in the live database, differing; `conflicts` of the differing were
+    written in the live database since."""
 
     table: str
     missing: int = 0
@@ -62,10 +61,9 @@ class Counted:
     conflicts: int = 0
     inserts: int = 0
     updates: int = 0
-    samples: list[str] = field(default_factory=list)
 
 
-class Writer:
+class SalvageWriter:
     """The files of one comparison, readable by this user only."""
 
     def __init__(self, directory: Path, title: str) -> None:
@@ -76,7 +74,7 @@ class Writer:
         self.sql.write(_HEAD.format(title=title))
 
     def close(self) -> str:
-        """Finish the SQL file; returns its SHA-256."""
+        """Write the end of the SQL; returns its SHA-256."""
         self.sql.write("COMMIT;\n")
         self.sql.flush()
         os.fsync(self.sql.fileno())
@@ -117,7 +115,7 @@ class Writer:
     ) -> str:
         if one.what == "source only" and (row := ours.get(one.key)):
             return insert(live, keyed, row)
-        if one.what == "differs" and (differing == "overwrite" or (differing == "unchanged" and not one.later)):
+        if one.what == "differs" and (differing == "overwrite" or not one.later):
             return update(live, keyed, one, ours[one.key], theirs[one.key])
         return ""
 
@@ -145,12 +143,10 @@ def _count(counted: Counted, one: Difference, statement: str) -> None:
     counted.conflicts += one.what == "differs" and one.later
     counted.inserts += statement.startswith("INSERT")
     counted.updates += statement.startswith("UPDATE")
-    if statement and len(counted.samples) < MOST_SAMPLES:
-        counted.samples.append(masked(statement))
 
 
 def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
-    """INSERT a row of the source, unless its key exists."""
+    """INSERT a row, unless its key exists by then."""
     statement = sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO NOTHING;").format(
         _name(keyed),
         sql.SQL(", ").join(map(sql.Identifier, keyed.written)),
@@ -161,9 +157,9 @@ def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
 
 
 def update(connection: Connection, keyed: Keyed, one: Difference, ours: Row, theirs: Row) -> str:
-    """UPDATE the differing columns, unless the live row was written since the comparison."""
+    """UPDATE the columns that differ, unless the live row was written since the comparison."""
     changed = [(name, new) for name, new, old in zip(keyed.written, ours, theirs, strict=True) if new != old]
-    if not changed:  # only generated columns differ: PostgreSQL computes them
+    if not changed:  # generated columns follow the others
         return ""
     statement = sql.SQL("UPDATE {} SET {} WHERE {} AND xmin = {};").format(
         sql.SQL("" if keyed.live.partitioned else "ONLY ") + _name(keyed),
@@ -202,12 +198,12 @@ def statements_in(path: Path, digest: str) -> Iterator[str]:
     """The statements of a reviewed file.
 
     Raises:
-        VerificationFailed: it was changed since.
+        VerificationFailed: the file was changed since.
     """
     if digest_of(path) != digest:
         raise VerificationFailed(
             f"{path} was changed since it was written ({size(path.stat().st_size)})",
-            "launch this again without reviewed to compare anew",
+            "run it again with reviewed left empty: it compares again",
         )
     with path.open(encoding="utf-8", newline="\n") as file:
         yield from (line for line in file if line.startswith(("INSERT INTO ", "UPDATE ")))
@@ -215,13 +211,13 @@ def statements_in(path: Path, digest: str) -> Iterator[str]:
 
 @dataclass
 class Ran:
-    """Rows inserted and updated, and `passed`: statements without effect, because the live row was written since or the
-    change was already done. `examples`: some of those, without literals."""
+    """Rows inserted and updated, and statements without an effect: the live row was written since the comparison, or
+    the statement was applied before. `example` is one of those, its texts masked."""
 
     inserted: int = 0
     updated: int = 0
-    passed: int = 0
-    examples: list[str] = field(default_factory=list)
+    skipped: int = 0
+    example: str = ""
 
 
 def run(connection: Connection, statements: Iterator[str]) -> Ran:
@@ -231,9 +227,8 @@ def run(connection: Connection, statements: Iterator[str]) -> Ran:
         rows = connection.execute(statement.encode()).rowcount
         ran.inserted += rows * statement.startswith("INSERT")
         ran.updated += rows * statement.startswith("UPDATE")
-        ran.passed += not rows
-        if not rows and len(ran.examples) < MOST_SAMPLES:
-            ran.examples.append(masked(statement))
+        ran.skipped += not rows
+        ran.example = ran.example or (masked(statement) if not rows else "")
     return ran
 
 
@@ -243,7 +238,7 @@ LOCK_SECONDS = 20
 
 @dataclass(frozen=True)
 class Applied:
-    """The result, and the advanced sequences."""
+    """Rows written, and sequences advanced."""
 
     ran: Ran
     sequences: tuple[str, ...]
@@ -253,10 +248,10 @@ class Applied:
 def apply_salvage(
     permit: Permit, postgres: Postgres, directory: Path, digest: str, tables: Sequence[Table], ties: Ties
 ) -> Applied:
-    """Run the statements of a reviewed file, all or none.
+    """Run the statements of a reviewed file in one transaction.
 
     Raises:
-        VerificationFailed: the file or a table changed since the review, or rows would violate a foreign key.
+        VerificationFailed: the file or a table changed since the review, or a row references a missing row.
         OpsError: a lock was not available, or the live database refuses a row. Nothing was changed.
     """
     for table in tables:
@@ -275,8 +270,8 @@ def apply_salvage(
 
 
 def _lock(connection: Connection, tables: Sequence[Table]) -> None:
-    """Lock the tables against writers and foreign key checks: a session that deletes a referenced row must see the rows
-    written here. In one order, so that two runs cannot deadlock."""
+    """Writers wait, and the checks of foreign keys too: a session that deletes a referenced row must see the rows that
+    are written here. In one order, so that two runs cannot deadlock."""
     execute(connection, "SELECT set_config('lock_timeout', %s, true)", f"{LOCK_SECONDS}s")
     for table in sorted(tables, key=lambda table: table.oid):
         name = sql.Identifier(table.schema, table.relation)

@@ -16,11 +16,13 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.files import record
 from runbook.kinds import probe
+from runbook.wait import until
 from tasks.redis.restore.swap import STAMP, SUPERSEDED, superseded_redis
 from tasks.redis.sentinels import Watch, ask_sentinels
 from tasks.redis.server import connected, live_directory
 
 RECORD = "redis-detached.json"
+AGREE_SECONDS = 20.0
 NOWHERE = ("127.0.0.1", 1)
 """No server listens on port 1: a replica of it keeps what it has."""
 DEAD = frozenset({"s_down", "o_down", "disconnected"})
@@ -74,7 +76,7 @@ class ReplicationTopology:
 def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> ReplicationTopology:
     """Ask the server, its replicas and its Sentinels; what a killed run took off counts as if it were still there.
     `of_dead`: that run was for a server that is dead, and this is another: only whom it took off is of use."""
-    watch, kept = ask_sentinels(block), find_record(reports)
+    watch, kept = _agreed(block), find_record(reports)
     known = {address for view in watch.answering for address in (view.master, *(f.address for f in view.followers))}
     with contextlib.suppress(OpsError), connected(block) as client:
         known |= {*_replicas(client), _master_of(client)}
@@ -91,12 +93,27 @@ def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> 
         watchers=tuple(Watcher(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
         silent=tuple(view.address for view in watch.views if not view.answers),
         down=tuple(sorted({*_down(watch)})),
-        disagreement=watch.told() if len(watch.masters.keys() - {""}) > 1 else "",
+        disagreement=watch.disagreement,
         unlisted=_unlisted(block, watch),
     )
     if kept and not of_dead:
         found = _merged(block, kept, found)
     return replace(found, lost=tuple(address for address in found.others if not run_ids.get(address)))
+
+
+def _agreed(block: Redis) -> Watch:
+    """The Sentinels' answers when they agree on the master. The last ones after AGREE_SECONDS: a failover that has just
+    ended is known to one Sentinel before the others."""
+    last = ask_sentinels(block)
+
+    def agree() -> bool:
+        nonlocal last
+        last = last if not last.disagreement else ask_sentinels(block)
+        return not last.disagreement
+
+    with contextlib.suppress(Unreachable):
+        until(agree, what="the Sentinels' agreement", seconds=AGREE_SECONDS)
+    return last
 
 
 def find_record(reports: Path) -> ReplicationTopology | None:

@@ -70,9 +70,9 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
     assert system.sql(CORRUPT) == [(0,)]
     assert system.healthy()
     assert foreign.exists(), "it is not the drill's"
-    kept = table(report, "Kept aside by this drill's recoveries")
+    kept = table(report, "Old data kept by this drill's recoveries")
     assert kept
-    assert {row[3] for row in kept} == {"removed"}
+    assert {row[3] for row in kept} == {"deleted"}
     assert not [row[1] for row in kept if Path(row[1]).exists()]
     assert len(samples(system)) > measured, "its recovery counts for estimates"
     after = archived(system)

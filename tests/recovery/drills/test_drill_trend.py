@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from flows.recovery.drills import trend
+from flows.recovery.drills import past_drills
 from flows.recovery.drills.summary import MEASURED
 from runbook.files import chain
 from runbook.report import Finding, Report, Status
@@ -29,7 +29,7 @@ def test_those_of_this_environment_that_measured_something(tmp_path: Path) -> No
     drill(tmp_path, 4, 99.0, name="staging")
     drill(tmp_path, 5, 10.0, bad=True)
     report = Report("DR drill", "lab")
-    trend.report_results(report, tmp_path, "region_outage")
+    past_drills.report_trend(report, tmp_path, "region_outage")
     table, picture = report.evidence
     assert [row[:4] for row in table.rows] == [
         ("2026-03-02 03:00", "region_outage", "OK", "20.0"),

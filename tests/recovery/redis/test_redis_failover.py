@@ -18,6 +18,8 @@ import pytest
 import redis
 import redis.sentinel
 
+from blocks.environment import Environment
+from blocks.redis.server import Redis
 from flows.recovery.redis import choice, findings
 from flows.recovery.redis.failover import redis_failover
 from runbook.errors import OpsError, RunbookFailed
@@ -25,8 +27,9 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.failover.group import Group as Group_
 from tasks.redis.failover.group import Member
-from tasks.redis.sentinels import SentinelView, Watch
+from tasks.redis.sentinels import SentinelView, Watch, ask_sentinels
 from tasks.redis.server import call
+from tasks.redis.topology import topology
 from tests.fixtures import forked
 from tests.fixtures.reports import text_of as finding
 from tests.redis.servers import (
@@ -205,7 +208,9 @@ def test_one_silent_sentinel_is_named_and_not_needed(group: Group) -> None:
     assert group.agreed_master() == group.replicas[0].address
 
 
-def test_sentinels_that_disagree_are_refused(group: Group) -> None:
+def test_sentinels_that_disagree_are_refused_and_a_restore_waits_for_them(
+    group: Group, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     one, replica = group.sentinels[0].client(), group.replicas[0]
     call(one, "SENTINEL", "REMOVE", MASTER)
     call(one, "SENTINEL", "MONITOR", MASTER, "127.0.0.1", replica.port, 2)
@@ -214,6 +219,18 @@ def test_sentinels_that_disagree_are_refused(group: Group) -> None:
     assert f"{replica.address} by {group.sentinels[0].address}" in told
     assert group.master.address in told
     assert group.master.client().info("replication")["role"] == "master"
+
+    def answer_then_correct(block: Redis) -> Watch:
+        """A failover that one Sentinel learns of after the first query."""
+        watch = ask_sentinels(block)
+        if watch.disagreement:
+            call(one, "SENTINEL", "REMOVE", MASTER)
+            call(one, "SENTINEL", "MONITOR", MASTER, "127.0.0.1", group.master.port, 2)
+        return watch
+
+    monkeypatch.setattr(topology, "ask_sentinels", answer_then_correct)
+    found = topology.read_surroundings.work(Environment.find(NAME).redis, tmp_path)
+    assert (found.disagreement, found.master) == ("", group.master.address)
 
 
 def test_sentinels_that_would_fail_over_again_at_once_are_refused(group: Group) -> None:

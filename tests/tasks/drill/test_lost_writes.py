@@ -13,10 +13,10 @@ from blocks.config import toml
 from lab.client import Lab
 from runbook.wait import until
 from tasks.drill import direct
-from tasks.drill.account import Account, account_in
-from tasks.drill.clients import first_good
+from tasks.drill.clients import first_success
 from tasks.drill.direct import DirectWriter, drop_table
 from tasks.drill.ledger import Attempt, Ledger, Outcome, text_of
+from tasks.drill.lost_writes import LedgerResult, find_lost_in
 
 T0 = datetime(2026, 1, 25, tzinfo=UTC)
 
@@ -37,12 +37,12 @@ def written(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         drop_table(env.postgres, env.postgres.database)
 
 
-def account(lab: Lab, ledger: Ledger, *statements: str) -> Account:
+def account(lab: Lab, ledger: Ledger, *statements: str) -> LedgerResult:
     """After some statements that are rolled back again."""
     with psycopg.connect(lab.status()["postgres"]["admin_dsn"], dbname="grc_db") as connection:
         for statement in statements:
             connection.execute(statement.encode())
-        found = account_in(ledger, connection, toml.environment(lab.name).application)
+        found = find_lost_in(ledger, connection, toml.environment(lab.name).application)
         connection.rollback()
     return found
 
@@ -91,9 +91,9 @@ def test_who_wrote_through_the_application_only_needs_no_right_on_the_drills_tab
     assert written.acknowledged()
     described = toml.environment(lab.name).application
     with psycopg.connect(lab.status()["postgres"]["dsn"]) as connection:
-        assert account_in(Ledger(tmp_path / "none.jsonl"), connection, described).lost == ()
+        assert find_lost_in(Ledger(tmp_path / "none.jsonl"), connection, described).lost == ()
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            account_in(written, connection, described)
+            find_lost_in(written, connection, described)
 
 
 def test_a_row_of_nobody_is_unexpected(lab: Lab, written: Ledger) -> None:
@@ -105,7 +105,7 @@ def test_a_row_of_nobody_is_unexpected(lab: Lab, written: Ledger) -> None:
         " ON CONFLICT (key) DO UPDATE SET version = 99, attempt = 'somebody'",
         f"INSERT INTO interview_sessions (user_id, position) SELECT min(id), '{text_of('t-stranger')}' FROM users",
     )
-    assert set(found.unexpected) == {"t-stranger: of nobody", f"{key}: version 99 of nobody"}
+    assert set(found.unexpected) == {"t-stranger: no client wrote it", f"{key}: no client wrote version 99"}
 
 
 def test_an_unanswered_write_that_is_there_is_recovered_and_one_that_is_not_is_unknown(
@@ -127,6 +127,6 @@ def attempts(outcomes: dict[int, Outcome]) -> list[Attempt]:
 def test_users_are_served_again_behind_the_last_request_that_failed() -> None:
     done = attempts({0: "acknowledged", 2: "refused", 3: "acknowledged", 4: "indeterminate", 5: "acknowledged"})
     moment = T0 + timedelta(seconds=1)
-    assert first_good(done, moment, T0 + timedelta(seconds=4.5)) == T0 + timedelta(seconds=5.5)
-    assert first_good(done, moment, T0 + timedelta(seconds=2.5)) == T0 + timedelta(seconds=3.5)
-    assert first_good(done[:4], moment, T0 + timedelta(seconds=4.5)) is None
+    assert first_success(done, moment, T0 + timedelta(seconds=4.5)) == T0 + timedelta(seconds=5.5)
+    assert first_success(done, moment, T0 + timedelta(seconds=2.5)) == T0 + timedelta(seconds=3.5)
+    assert first_success(done[:4], moment, T0 + timedelta(seconds=4.5)) is None

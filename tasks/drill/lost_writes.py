@@ -1,6 +1,6 @@
-"""What a database has of a ledger: writes that are lost, that came through unanswered, or that nobody expected.
+"""A ledger compared with a database: writes that are lost, that were stored without an answer, or that are unexpected.
 
-Looked up by their own text, not by their id alone: a restored sequence gives ids out again.
+Rows are looked up by their text, not by their id: a restored sequence issues ids again.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import psycopg
 from psycopg import sql
@@ -21,9 +20,9 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 
 @dataclass(frozen=True)
-class Account:
-    """`lost` were acknowledged and are not there. `recovered` of the `indeterminate` are; of the others nobody knows
-    (`unknown`). `unexpected` are rows that should not be there: refused, stored twice, of nobody."""
+class LedgerResult:
+    """`lost`: acknowledged writes that are missing. `recovered` of the `indeterminate` writes are stored; the others
+    are `unknown`. `unexpected`: rows of refused writes, duplicates, rows that no client wrote."""
 
     attempted: int
     acknowledged: int
@@ -35,34 +34,30 @@ class Account:
 
     @property
     def unknown(self) -> int:
-        """Indeterminate, and not to be seen: never stored, overwritten since, or lost."""
+        """Indeterminate writes without a row: never stored, overwritten since, or lost."""
         return self.indeterminate - self.recovered
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """`3 of 120 acknowledged writes are not in the database`."""
         text = f"{len(self.lost)} of {self.acknowledged} acknowledged writes are not in the database"
         if self.indeterminate:
-            text += f"; {self.indeterminate} more were never answered, {self.recovered} of them are there"
+            text += f"; {self.indeterminate} more were never answered, {self.recovered} of them are stored"
         return f"{text}; {len(self.unexpected)} rows are unexpected" if self.unexpected else text
 
-    def lost_until(self, moment: datetime) -> list[Attempt]:
-        """Those lost that were acknowledged by then."""
-        return [attempt for attempt in self.lost if attempt.answered and attempt.answered <= moment]
 
-
-def account_of(ledger: Ledger, dsn: str, application: Application) -> Account:
-    """Look for every write of a ledger in a database.
+def find_lost_writes(ledger: Ledger, dsn: str, application: Application) -> LedgerResult:
+    """Look up every write of a ledger in a database.
 
     Raises:
-        psycopg.Error: the database cannot be asked.
+        psycopg.Error: the database cannot be queried.
     """
     with psycopg.connect(dsn) as connection:
-        return account_in(ledger, connection, application)
+        return find_lost_in(ledger, connection, application)
 
 
-def account_in(ledger: Ledger, connection: Connection, application: Application) -> Account:
-    """The same, in a connection to the application's database."""
+def find_lost_in(ledger: Ledger, connection: Connection, application: Application) -> LedgerResult:
+    """The same, with a connection to the application's database."""
     attempts = ledger.attempts()
     direct = [attempt for attempt in attempts if attempt.kind in DIRECT]
     through = [attempt for attempt in attempts if attempt.kind not in DIRECT]
@@ -70,10 +65,10 @@ def account_in(ledger: Ledger, connection: Connection, application: Application)
     stored = _stored(connection, ledger.prefix, through, application)
     acknowledged = [attempt for attempt in through if attempt.outcome == "acknowledged"]
     refused = {attempt.id for attempt in through if attempt.outcome == "refused"}
-    unexpected += [f"{name}: refused, and stored" for name in refused & stored.keys()]
-    unexpected += _strangers(stored, {attempt.id for attempt in through}) if ledger.prefix else []
+    unexpected += [f"{name}: refused, but stored" for name in refused & stored.keys()]
+    unexpected += _unexpected_rows(stored, {attempt.id for attempt in through}) if ledger.prefix else []
     outcomes = Counter(attempt.outcome for attempt in attempts)
-    return Account(
+    return LedgerResult(
         len(attempts),
         outcomes["acknowledged"],
         outcomes["refused"],
@@ -85,8 +80,8 @@ def account_in(ledger: Ledger, connection: Connection, application: Application)
 
 
 def _stored(connection: Connection, prefix: str, attempts: Sequence[Attempt], application: Application) -> Counter[str]:
-    """Attempt → how many rows hold its text: one pass over each table that the writes are stored in. With a prefix also
-    the rows of this ledger that it does not know."""
+    """Attempt → the number of rows with its text, in one pass over each table of the writes. With a prefix also rows
+    that have the ledger's prefix and are not in it."""
     found = Counter[str]()
     for schema, table, column in dict.fromkeys(step.column for step in application.writes.steps):
         query = sql.SQL("SELECT {column} FROM {table} WHERE starts_with({column}, {begin})").format(
@@ -102,17 +97,17 @@ def _stored(connection: Connection, prefix: str, attempts: Sequence[Attempt], ap
     return found
 
 
-def _strangers(stored: Counter[str], known: set[str]) -> list[str]:
-    """Rows with this ledger's prefix that it does not know, or that are there twice."""
+def _unexpected_rows(stored: Counter[str], known: set[str]) -> list[str]:
+    """Rows with the ledger's prefix that it does not contain, or that are stored twice."""
     return [
-        f"{name}: {'stored twice' if name in known else 'of nobody'}"
+        f"{name}: {'stored twice' if name in known else 'no client wrote it'}"
         for name, count in stored.items()
         if name not in known or count > 1
     ]
 
 
 def _versions(connection: Connection, attempts: Sequence[Attempt]) -> tuple[list[Attempt], int, list[str]]:
-    """Direct writes, key by key: what is lost, how many unanswered ones are there, what is unexpected."""
+    """Direct writes, key by key: the lost ones, the number of unanswered ones that are stored, unexpected rows."""
     rows = dict[str, tuple[int, str]]()
     if attempts and connection.execute("SELECT to_regclass('public.interview_ops_drill')").fetchone() != (None,):
         cursor = connection.execute("SELECT key, version, attempt FROM public.interview_ops_drill")
@@ -131,12 +126,12 @@ def _versions(connection: Connection, attempts: Sequence[Attempt]) -> tuple[list
 
 
 def _reached(done: Sequence[Attempt], row: tuple[int, str] | None) -> tuple[int, str]:
-    """How far a key's history is in the row that was found: the index of the attempt that it shows, -1 for none."""
+    """The index of the attempt that a key's row contains, -1 for none; and what is unexpected about the row."""
     if row is None:
-        gone = (index for index, one in enumerate(done) if one.kind == "delete" and one.outcome != "refused")
-        return max(gone, default=-1), ""
+        deletes = (index for index, one in enumerate(done) if one.kind == "delete" and one.outcome != "refused")
+        return max(deletes, default=-1), ""
     version, name = row
     for index, one in enumerate(done):
         if one.id == name and one.version == version:
-            return index, "refused, and stored" if one.outcome == "refused" else ""
-    return -1, f"version {version} of nobody"
+            return index, "refused, but stored" if one.outcome == "refused" else ""
+    return -1, f"no client wrote version {version}"

@@ -1,4 +1,4 @@
-"""The stretch of WAL in which a transaction is looked for, called with the open report. Nothing is changed."""
+"""The stretch of WAL that find-transaction reads. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
 from runbook.progress import Done, progress
 from runbook.report import Report, Status
-from runbook.units import size
 from tasks.backups.catalogue import open_all
 from tasks.cluster.content import cluster_in
 from tasks.cluster.target import Target, parse_target
@@ -35,8 +34,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Window:
-    """Segments that are there, from `first` to `last`; what the operator means by the two edges; where they are brought
-    to be read; why some could not be (by name, as it is found)."""
+    """Segments of WAL in order, and the operator's two edges. `damaged`: segments that could not be read, and why."""
 
     supply: Supply
     numbers: tuple[int, ...]
@@ -47,34 +45,43 @@ class Window:
     damaged: dict[str, str] = field(default_factory=dict)
 
     def holds(self, end: End) -> bool:
-        """Whether a transaction was committed in it."""
+        """Whether a transaction was committed between the edges."""
         after = end.lsn >= self.since.lsn if self.since.by == "lsn" else end.at >= self.since.at
         before = end.lsn < self.until.lsn if self.until.by == "lsn" else end.at <= self.until.at  # latest: never
         return after and before
 
+    @property
+    def first_lsn(self) -> str:
+        """Where the first segment begins."""
+        return self.lsn_of(self.numbers[0])
+
+    def lsn_of(self, number: int) -> str:
+        """Where a segment begins."""
+        return lsn_text(number * self.supply.segment_bytes)
+
 
 def parse_edges(since: str, until: str, env: Environment) -> tuple[Target, Target]:
-    """Both edges, each a time or an LSN. Nothing: until now, for 24 hours.
+    """Both edges, each a time or an LSN. The default is the last 24 hours.
 
     Raises:
-        OpsError: one is neither.
+        OpsError: an edge is neither.
     """
-    end = _edge(until, env) if until.strip() else Target("latest")
+    end = _parse_edge(until, env) if until.strip() else Target("latest")
     if since.strip():
-        return _edge(since, env), end
+        return _parse_edge(since, env), end
     newest = end.at if end.by == "time" else datetime.now(UTC)
     return Target("time", at=newest - DEFAULT), end
 
 
-def _edge(text: str, env: Environment) -> Target:
+def _parse_edge(text: str, env: Environment) -> Target:
     return parse_target("lsn" if "/" in text and ":" not in text else "time", text, env.zone)
 
 
 def find_system(env: Environment, source: Stores) -> int:
-    """The cluster that is live, or whose WAL came here last, or was backed up last.
+    """The system identifier of the live cluster, else of the newest WAL on this host, else of the newest base backup.
 
     Raises:
-        OpsError: nothing tells which it is.
+        OpsError: none of them is available.
     """
     live = nodes.ask(env.postgres)
     if live:
@@ -86,15 +93,15 @@ def find_system(env: Environment, source: Stores) -> int:
     own = [one for one in backups if one.manifest.environment == env.name]
     if not own:
         raise OpsError(
-            "nothing tells which cluster is meant: the server does not answer, there is no WAL here and no base backup",
-            "look at [postgres], [wal] and [backups] cluster",
+            "the cluster is unknown: the server does not answer, and there is no WAL on this host and no base backup",
+            "check [postgres], [wal] and [backups] cluster",
         )
     return cluster_in(max(own, key=lambda one: one.manifest.taken)).system
 
 
 @contextlib.contextmanager
-def room(env: Environment) -> Iterator[Path]:
-    """A directory for what is brought, on the disk that is meant for that."""
+def scratch_directory(env: Environment) -> Iterator[Path]:
+    """A directory for copies of segments, on the disk of the backup spool."""
     spool = Path(env.backups.spool) / env.name
     with told(spool):
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -103,11 +110,11 @@ def room(env: Environment) -> Iterator[Path]:
 
 
 @probe
-def choose_window(env: Environment, supply: Supply, edges: tuple[Target, Target], most: int, directory: Path) -> Window:
-    """The segments between the two edges, one more on each side: commit times are not quite in the order of WAL.
+def choose_window(env: Environment, supply: Supply, edges: tuple[Target, Target], directory: Path) -> Window:
+    """The segments between the two edges and one more on each side: commit times are not exactly in the order of WAL.
 
     Raises:
-        OpsError: there are none, or more than `most`.
+        OpsError: there are none.
     """
     since, until = edges
     numbers = supply.numbers
@@ -125,34 +132,21 @@ def choose_window(env: Environment, supply: Supply, edges: tuple[Target, Target]
         last = numbers[min(place + 1, len(numbers) - 1)]
     inside = tuple(number for number in numbers if first <= number <= last)
     if not inside:
-        raise OpsError(
-            "there is no WAL in that window",
-            f"there is from {_at(supply, numbers[0])} to "
-            f"{_at(supply, numbers[-1] + 1)}: choose since and until within that",
-        )
-    if len(inside) > most:
-        bytes_ = len(inside) * supply.segment_bytes
-        raise OpsError(
-            f"the window has {len(inside)} segments of WAL ({size(bytes_)}), more than {most}",
-            "narrow since and until, or raise most_segments",
-        )
+        begin, end = (lsn_text(number * supply.segment_bytes) for number in (numbers[0], numbers[-1] + 1))
+        raise OpsError("there is no WAL in that window", f"choose since and until within LSN {begin} to {end}")
     missing = supply.missing(max(first, min(numbers[0], inside[0])), min(last, numbers[-1]))
     return Window(supply, inside, tuple(missing), since, until, directory)
-
-
-def _at(supply: Supply, number: int) -> str:
-    return lsn_text(number * supply.segment_bytes)
 
 
 def read_window(
     env: Environment, window: Window, managers: Sequence[str], read: Callable[[Iterable[str]], None], what: str
 ) -> None:
-    """Have `read` go through what pg_waldump prints of the whole window, batch by batch. What cannot be had, or not be
-    read, is noted in the window."""
+    """Pass what pg_waldump prints of the whole window to `read`, batch by batch. Segments that cannot be copied or read
+    are added to `window.damaged`."""
     done, keep_all = 0, len(window.numbers) <= KEPT_SEGMENTS
     with progress(lambda: Done(f"{what}: {done} of {len(window.numbers)} segments", done / len(window.numbers))):
         for batch in runs_of(window.numbers):
-            there = _bring(window, batch)
+            there = _copy_segments(window, batch)
             for run in runs_of(there, window.supply.torn):
                 _read_run(env, window, run, managers, read)
             done += len(batch)
@@ -163,7 +157,7 @@ def read_window(
 def _read_run(
     env: Environment, window: Window, run: Sequence[int], managers: Sequence[str], read: Callable[[Iterable[str]], None]
 ) -> None:
-    """One batch. Where it ends before its last segment (one of them is not whole), it goes on behind that one."""
+    """One batch. If it ends within a segment, reading continues with the next one."""
     while run:
         pieces = [window.supply.pieces[number] for number in run]
         files, ends = [(one.segment, window.directory / one.segment.name) for one in pieces], list[int]()
@@ -172,13 +166,13 @@ def _read_run(
         if last >= run[-1]:
             return
         torn = window.supply.pieces[last]
-        if last + 1 < max(window.supply.pieces):  # else the newest one has only just begun
-            why = f"{torn.where}: nothing can be read behind {lsn_text(ends[0])}"
+        if last + 1 < max(window.supply.pieces):  # the newest segment has only just begun
+            why = f"{torn.where}: nothing after {lsn_text(ends[0])} can be read"
             window.damaged[f"the end of {torn.segment.name}"] = why
         run = [number for number in run if number > last]
 
 
-def _bring(window: Window, batch: Sequence[int]) -> list[int]:
+def _copy_segments(window: Window, batch: Sequence[int]) -> list[int]:
     def one(number: int) -> bool:
         piece = window.supply.pieces[number]
         try:
@@ -192,51 +186,51 @@ def _bring(window: Window, batch: Sequence[int]) -> list[int]:
         return [number for number, there in zip(batch, pool.map(one, batch), strict=True) if there]
 
 
-def judge_window(report: Report, window: Window, *, found: bool) -> None:
-    """Whether all of it was read. Where nothing was found, what was not read may hold it: that is no answer."""
-    names = [*window.missing, *window.damaged]
-    told_names = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if names[MOST_NAMED:] else "")
-    why = f" ({next(iter(window.damaged.values()))})" if window.damaged else ""
-    report.require(
-        "WAL of the window without a gap",
-        not names,
-        "what was committed there is not told: look for these segments in the second store (source=copies), the "
-        "receiver's directory and on the standby, put them into [wal] directory, and launch this again",
-        value=f"missing: {told_names}{why}" if names else f"{len(window.numbers)} segments, every one was read",
-        worst=Status.WARN if found else Status.CRITICAL,
-    )
-    for why in window.supply.silent:
-        report.warn("a place of WAL", "what is only there was not read; have this user read it", value=why)
-
-
-def tell_window(report: Report, window: Window) -> None:
-    """What was looked through."""
+def report_window(report: Report, window: Window) -> None:
+    """Which WAL is read."""
     supply = window.supply
     places = sorted({supply.pieces[number].where for number in window.numbers})
     report.fact(
         "WAL",
-        f"LSN {_at(supply, window.numbers[0])} to {_at(supply, window.numbers[-1] + 1)} on timeline "
-        f"{supply.timeline.number}, {len(window.numbers)} segments, from {', '.join(places)}",
+        f"LSN {window.first_lsn} to {window.lsn_of(window.numbers[-1] + 1)} on timeline {supply.timeline.number}, "
+        f"{len(window.numbers)} segments, from {', '.join(places)}",
     )
-    report.fact("window", f"{_edge_told(window.since)} to {_edge_told(window.until)}")
+    report.fact("window", f"{_edge_text(window.since)} to {_edge_text(window.until)}")
     report.fact("cluster", f"system identifier {supply.system}")
 
 
-def _edge_told(edge: Target) -> str:
+def judge_gaps(report: Report, window: Window, *, found: bool) -> None:
+    """Whether all of the window was read. If nothing was found, a gap is CRITICAL: it may hide the transaction."""
+    names = [*window.missing, *window.damaged]
+    named = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if names[MOST_NAMED:] else "")
+    why = f" ({next(iter(window.damaged.values()))})" if window.damaged else ""
+    report.require(
+        "WAL without a gap",
+        not names,
+        "copy these segments from the replica store, the receiver's directory or the standby to [wal] directory, "
+        "or read the replica store (source=copies); then run it again",
+        value=f"missing: {named}{why}; commits in them are not listed"
+        if names
+        else f"{len(window.numbers)} segments read",
+        worst=Status.WARN if found else Status.CRITICAL,
+    )
+    for why in window.supply.silent:
+        report.warn("a source of WAL", "give this user the right to read it, then run it again", value=why)
+
+
+def judge_begin(report: Report, window: Window, first: End | None) -> None:
+    """Whether there is WAL as old as the beginning that the operator named."""
+    oldest = window.supply.numbers[0]
+    if first and window.since.by == "time" and first.at > window.since.at and window.numbers[0] == oldest > 1:
+        report.warn(
+            "WAL from the beginning of the window",
+            "search the replica store, which may have older WAL: source=copies",
+            value=f"the oldest commit found is of {first.at:%Y-%m-%d %H:%M:%S UTC}",
+            expected=_edge_text(window.since),
+        )
+
+
+def _edge_text(edge: Target) -> str:
     if edge.by == "latest":
         return "now"
     return lsn_text(edge.lsn) if edge.by == "lsn" else f"{edge.at:%Y-%m-%d %H:%M:%S UTC}"
-
-
-def judge_begin(report: Report, window: Window, first: End | None, *, asked: bool) -> None:
-    """Whether there is WAL as far back as was asked for."""
-    numbers = window.supply.numbers
-    late = first is not None and window.since.by == "time" and first.at > window.since.at
-    if asked and late and window.numbers[0] == numbers[0] and numbers[0] > 1:
-        assert first
-        report.warn(
-            "WAL as far back as the window",
-            "older WAL may be in the second store: source=copies",
-            value=f"the oldest commit that could be read is of {first.at:%Y-%m-%d %H:%M:%S UTC}",
-            expected=_edge_told(window.since),
-        )
