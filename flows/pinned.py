@@ -72,7 +72,7 @@ def pin_copies(report: Report, items: Iterable[tuple[object, int]]) -> None:
 
 
 def pin_keys(report: Report, where: str, keys: int) -> None:
-    """The number of keys that are to be deleted from Redis: it may differ as far as `expected_keys` may."""
+    """The number of keys that are to be deleted from Redis: it may differ by KEY_TOLERANCE."""
     report.pin_state(f"keys in {where}", keys, tolerance=KEY_TOLERANCE)
 
 

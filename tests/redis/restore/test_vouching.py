@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from flows.redis.cache.cache import clear_cache
+from flows.redis.cache import clear_cache
 from flows.redis.memory.check import check_redis_memory
 from flows.redis.persistence import backup_redis, check_redis_persistence, snapshot_redis
 from runbook import kinds
 from runbook.errors import RunbookFailed
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
-from tasks.redis.cache import recheck
+from tasks.redis.cache import server as cache_server
 from tasks.redis.cache import sweep as cache_sweep
 from tasks.redis.sentinels import SentinelView, Watch
 from tasks.redis.server import call
@@ -130,7 +130,7 @@ def test_a_master_that_was_replaced_is_not_cleared(group: Group) -> None:
 @pytest.mark.parametrize("waived", [False, True])
 def test_sentinels_that_go_away_meanwhile(group: Group, monkeypatch: pytest.MonkeyPatch, waived: bool) -> None:
     fill(group.master, 1000)
-    monkeypatch.setattr(recheck, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(cache_server, "RECHECK_SECONDS", 0.0)
     pages = iter(range(1, 1000))
 
     def lose(name: str) -> None:
@@ -151,7 +151,7 @@ def test_a_waiver_does_not_hold_against_a_sentinel_that_names_another(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(group.master, 1000)
-    monkeypatch.setattr(recheck, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(cache_server, "RECHECK_SECONDS", 0.0)
     replica = group.replicas[0]
     pages = iter(range(1, 1000))
 
