@@ -98,8 +98,8 @@ def judge_same_data(report: Report, memory: Memory, after: Afterwards, survey: S
         report.warn(
             "the server was restarted during this report",
             "run it again: this report mixes the keys before and after the restart",
-            value=f"{survey.expected:,} keys when the sweep began",
-            expected=f"{memory.keys:,}, as at the beginning",
+            value=f"{survey.read:,} keys read",
+            expected=f"{memory.keys:,} keys at the beginning",
             follow=[Next("check-redis-persistence", "see which data a start loads")],
         )
     elif survey.is_complete and memory.role == after.role == "master":

@@ -12,24 +12,31 @@ from tasks.redis.memory.info import Memory
 # (https://valkey.io/topics/memory-optimization/).
 LEAST_FRAGMENTABLE = 100_000_000
 CLEAR = Next("clear-cache", "delete cached keys by prefix")
-RAISE = Next("apply-redis-settings", "raise maxmemory for a time", {"override": "maxmemory …gb"})
 HOST_LIMIT = "three quarters of the host's memory leave space for a BGSAVE"
 
 
 def judge_memory(report: Report, memory: Memory) -> None:
     """Used memory against maxmemory, or against the host's memory; fragmentation; swap."""
+    most = memory.host * 3 // 4
+    higher = Next("apply-redis-settings", "raise maxmemory for a time", {"override": f"maxmemory {most}"})
     if memory.limit:
         used = memory.used - memory.not_counted
         hint = "delete cached keys or raise maxmemory"
         of = f"{size(used)} of maxmemory {size(memory.limit)}"
-        report.judge(metrics.REDIS_MEMORY, used / memory.limit, hint, of=of, follow=[CLEAR, RAISE])
+        report.judge(
+            metrics.REDIS_MEMORY,
+            used / memory.limit,
+            hint,
+            of=of,
+            follow=[CLEAR, higher] if memory.limit < most else [CLEAR],
+        )
     else:
         report.warn(
             "maxmemory is 0",
             f"set it: apply-redis-settings with override=“maxmemory …gb”; {HOST_LIMIT}",
             value=f"{size(memory.used)} used; only the host's memory limits it, by killing the server",
             expected="a limit",
-            follow=[RAISE],
+            follow=[higher],
         )
     if memory.limit > memory.host:
         hint = f"lower it: apply-redis-settings with override=“maxmemory …gb”; {HOST_LIMIT}"

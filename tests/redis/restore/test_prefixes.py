@@ -488,7 +488,7 @@ def test_nothing_is_restored_where_no_sentinel_vouches_for_the_master(group: Gro
     group.master.client().set("session:1", "spoilt")
     report = refused("session:")
     assert status(report, "the Sentinels vouch for the master") is Status.CRITICAL
-    assert "launch it with master=" not in report.sentence(), "restore-redis has no such parameter"
+    assert "run it with master=" not in report.sentence(), "restore-redis has no such parameter"
     assert group.master.client().get("session:1") == b"spoilt"
 
 

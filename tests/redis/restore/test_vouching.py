@@ -90,12 +90,12 @@ def test_what_reads_says_so_and_what_changes_is_refused(
     for confirm in ("", NAME):
         report = refused(confirm=confirm)
         assert finding(report).status is Status.CRITICAL
-        assert f"launch it with master={master.address}" in finding(report).hint
-    assert f"the server would be {master.address}" in refused(master=group.replicas[0].address).sentence()
+        assert f"run it with master={master.address}" in finding(report).hint
+    assert f"but the server is {master.address}" in refused(master=group.replicas[0].address).sentence()
     assert master.client().dbsize() == 100
     report = clear(master=master.address)
     assert (finding(report).status, master.client().dbsize()) == (Status.WARN, 0)
-    assert f"by the operator's word (master={master.address})" in finding(report).value
+    assert f"the operator confirmed it (master={master.address})" in finding(report).value
 
 
 def test_flows_of_persistence_say_so(group: Group) -> None:
@@ -112,7 +112,7 @@ def test_where_a_majority_names_it_nothing_is_said(group: Group) -> None:
     fill(group.master)
     assert not any(found.name == VOUCHED for found in check_redis_memory.fn(NAME).findings)
     assert clear().status is not Status.CRITICAL
-    assert "master is 127.0.0.1:1" in refused(master="127.0.0.1:1").sentence()
+    assert "parameter master is 127.0.0.1:1" in refused(master="127.0.0.1:1").sentence()
 
 
 def test_a_master_that_was_replaced_is_not_cleared(group: Group) -> None:
