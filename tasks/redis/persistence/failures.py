@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from runbook.errors import OpsError
 from runbook.log import logger
-from tasks.redis.persistence.place import look_at
+from tasks.redis.persistence.place import inspect_place
 from tasks.redis.persistence.state import Persistence, State
 
 
@@ -29,7 +29,7 @@ def _is_flushed(server: Persistence, now: State) -> bool:
 
 
 def _why(server: Persistence, what: str, now: State, said: str) -> tuple[str, str]:
-    place, log = look_at(server), server.settings["logfile"]
+    place, log = inspect_place(server), server.settings["logfile"]
     look = f"look at the server's log{f' {log}' if log else ''}"
     rewrites = what not in ("BGSAVE", "SAVE")
     if place.trouble:

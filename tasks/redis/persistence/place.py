@@ -53,10 +53,10 @@ class Place:
 @probe
 def read_place(server: Persistence) -> Place:
     """The data directory, its files, its disk, and what the kernel allows. Never raises: `problem` says why not."""
-    return look_at(server)
+    return inspect_place(server)
 
 
-def look_at(server: Persistence) -> Place:
+def inspect_place(server: Persistence) -> Place:
     """See `read_place`."""
     directory, problem = data_directory(server)
     if problem:

@@ -17,7 +17,7 @@ from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from tasks.redis.persistence.place import look_at
+from tasks.redis.persistence.place import inspect_place
 from tasks.redis.persistence.saving import Saved, carry_out
 from tasks.redis.persistence.state import State
 from tasks.redis.server import connected, key_counts
@@ -145,7 +145,7 @@ def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
             f"{after[0]:,} keys after the AOF was switched on, {before[0]:,} before, and no client wrote",
             "look at the server's log before it is restarted",
         )
-    missing = look_at(found.server).missing
+    missing = inspect_place(found.server).missing
     if missing:
         raise VerificationFailed(f"files of the new AOF are missing: {missing[0].name}", "snapshot-redis, kind=rewrite")
     return saved

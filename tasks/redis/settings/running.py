@@ -16,7 +16,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.redis.persistence.place import look_at
+from tasks.redis.persistence.place import inspect_place
 from tasks.redis.persistence.state import Persistence, ask
 from tasks.redis.persistence.written import find_written
 from tasks.redis.rights import find_refused
@@ -139,7 +139,7 @@ def _how(
 
 def _most_files(server: Persistence) -> int:
     """The most that the process may ever open: a server that is not root cannot raise it."""
-    if look_at(server).problem:
+    if inspect_place(server).problem:
         return 0
     try:
         text = Path(f"/proc/{server.process}/limits").read_text()

@@ -25,7 +25,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.backups import catalogue
 from tasks.redis.persistence import saving
-from tasks.redis.persistence.place import look_at, read_place
+from tasks.redis.persistence.place import inspect_place, read_place
 from tasks.redis.persistence.saving import BLOCK, save_blocking, save_in_background
 from tasks.redis.persistence.state import State, read_persistence, state_of
 from tasks.redis.sentinels import SentinelView, Watch
@@ -279,7 +279,7 @@ def test_its_file_is_a_directory(kept: RedisServer) -> None:
 def test_no_space(kept: RedisServer) -> None:
     server = read_persistence(kept.block())
     report = Report("trial", NAME)
-    judge_save(report, server, replace(look_at(server), free_bytes=10), "bgsave")
+    judge_save(report, server, replace(inspect_place(server), free_bytes=10), "bgsave")
     assert "free space for a save: 10 B" in report.sentence()
 
 

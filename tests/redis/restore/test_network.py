@@ -426,7 +426,9 @@ def test_without_a_fit_replica_the_sentinels_remember_the_copy_and_that_is_told(
     monkeypatch.setattr(network, "_follow", until_sentinels_have_looked(group))
     report = backup_redis.fn(NAME)
     assert report.status is Status.WARN
-    (told,) = [found for found in report.findings if found.name == "Sentinels that list the scratch server as a replica"]
+    (told,) = [
+        found for found in report.findings if found.name == "Sentinels that list the scratch server as a replica"
+    ]
     assert told.hint.startswith("SENTINEL RESET mymaster on each of them")
 
 
@@ -500,7 +502,9 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
     again = backup_redis.fn(NAME)
     assert group.agreed_master() in again.facts["taken"]
     told = {found.name for found in again.findings if found.status is not Status.OK}
-    assert told <= {"Sentinels that list the scratch server as a replica"}, "the one that it followed had become the master"
+    assert told <= {"Sentinels that list the scratch server as a replica"}, (
+        "the one that it followed had become the master"
+    )
 
 
 @pytest.mark.parametrize("forbidden", ["", "-replicaof"])
