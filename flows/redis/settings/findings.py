@@ -11,7 +11,7 @@ from runbook.report import Report, Status
 from tasks.redis.sentinels import read_sentinels
 from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same, shown
 from tasks.redis.settings.running import AT_ONCE, PROTECTED, ServerSettings, read_settings
-from tasks.redis.topology.topology import is_own, read_surroundings
+from tasks.redis.topology.topology import is_own, read_topology
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Record
 
@@ -25,7 +25,7 @@ def find_servers(report: Report, env: Environment, *, changes: bool = False, wai
     """The master first, then every other server of the data set. Unreachable ones are reported as not measured."""
     master = judge_master(report, env.redis, read_sentinels(env.redis), changes=changes, waiver=waiver)
     found = [read_settings(master, env.name)]
-    around = read_surroundings(env.redis, env.reports_directory)
+    around = read_topology(env.redis, env.reports_directory)
     known = [*around.others, around.own] if around.watchers else around.others
     for address in dict.fromkeys(known):
         if address == master.address:

@@ -33,7 +33,7 @@ class RefusingServers:
 
 
 @probe
-def find_unruly(block: Redis, around: ReplicationTopology) -> RefusingServers:
+def find_refusing_servers(block: Redis, around: ReplicationTopology) -> RefusingServers:
     """Which of the other servers, the Sentinels and (where it answers) this server refuse a command that taking them
     off and putting them back needs. Nothing is changed.
 

@@ -71,7 +71,7 @@ class ReplicationTopology:
 
 
 @probe
-def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> ReplicationTopology:
+def read_topology(block: Redis, reports: Path, *, of_dead: bool = False) -> ReplicationTopology:
     """Ask the server, its replicas and its Sentinels; what a killed run took off counts as if it were still there.
     `of_dead`: that run was for a server that is dead, and this is another: only whom it took off is of use."""
     watch, kept = ask_sentinels(block), find_record(reports)

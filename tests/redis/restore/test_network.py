@@ -304,7 +304,7 @@ def test_a_restore_that_is_killed_anywhere_ends_well_when_launched_again(
     assert plan.status is Status.PLANNED
     assert remote.client().info("replication")["role"] == ("slave" if follows else "master"), "a plan changes nothing"
     if follows:
-        with pytest.raises(RunbookFailed, match="launch restore-redis again"):
+        with pytest.raises(RunbookFailed, match="run restore-redis again"):
             backup_redis.fn(NAME)
     report = restore()
     assert report.status is Status.WARN if where != POINTS[4] else Status.OK, report.sentence()
@@ -354,7 +354,7 @@ def test_a_server_that_dies_while_it_follows(remote: RedisServer, monkeypatch: p
     monkeypatch.setattr(network_steps, "compare_keys", dying)
     report = failed()
     assert "does not answer" in report.sentence()
-    assert "may be a replica that takes no writes" in (report.state.value if report.state else "")
+    assert "may be a replica that refuses writes" in (report.state.value if report.state else "")
     monkeypatch.setattr(network_steps, "compare_keys", compare_keys)
     remote.start()
     again = restore()
@@ -525,7 +525,7 @@ def test_what_clients_write_after_the_live_data_was_kept_is_said_to_be_lost(
     monkeypatch.setattr(network_steps, "keep_live", and_a_client_writes)
     report = restore()
     assert report.status is Status.WARN, report.sentence()
-    (told,) = [found for found in report.findings if found.name.endswith("is lost")]
+    (told,) = [found for found in report.findings if found.name.endswith("are lost")]
     assert told.value.startswith("up to 1 keys")
     assert report.facts["live data kept as"] in told.hint
     assert remote.client().get("plain:1:0") != b"a client's own"
@@ -620,7 +620,7 @@ def test_a_failover_while_the_live_data_is_kept_ends_a_restore(
 
     monkeypatch.setattr(network_steps, "keep_live", and_then_a_failover)
     report = failed()
-    assert f"{group.replicas[0].address} was made the master" in report.sentence()
+    assert f"{group.replicas[0].address} was promoted" in report.sentence()
     assert report.state
     assert "was not touched" in report.state.value
     assert group.agreed_master() == group.replicas[0].address
