@@ -45,7 +45,7 @@ def bytes_of(text: str, *, glob: bool = False) -> bytes:
     try:
         raw = os.fsencode(text)
     except UnicodeEncodeError:
-        raise OpsError(f"{text!a} cannot stand in a key", "write bytes that are not UTF-8 as \\xNN") from None
+        raise OpsError(f"{text!a} cannot be part of a key", "write bytes that are not UTF-8 as \\xNN") from None
     return re.sub(rb"\\x([0-9a-fA-F]{2})", lambda found: (b"\\" if glob else b"") + bytes([int(found[1], 16)]), raw)
 
 
@@ -56,7 +56,7 @@ def read_prefix(text: str) -> bytes:
         OpsError: it is empty, or has a character that UTF-8 has not.
     """
     if not text:
-        raise OpsError("an empty prefix means every key", "name prefixes, or restore without them")
+        raise OpsError("an empty prefix means every key", "name prefixes, or restore without prefixes")
     return bytes_of(text)
 
 
@@ -126,4 +126,4 @@ def carry(source: Line, target: Line, database: int, keys: Sequence[bytes], done
         done.slowest_seconds = max(done.slowest_seconds, time.monotonic() - started)
         if time.monotonic() - done.told > PROGRESS_SECONDS:
             done.told = time.monotonic()
-            logger().info("database %d: %d keys carried", database, done.keys)
+            logger().info("database %d: %d keys copied", database, done.keys)

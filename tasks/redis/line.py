@@ -98,7 +98,7 @@ class Line:
     def _told(self, error: Exception) -> OpsError:
         if not self._scratch and isinstance(error, redis.RedisError):
             return self._block.refused(error)
-        return VerificationFailed(f"the scratch server: {error}", "look at the memory and the disk of this host")
+        return VerificationFailed(f"the scratch server: {error}", "check the memory and the disk of this host")
 
 
 @contextlib.contextmanager

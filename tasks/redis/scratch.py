@@ -89,7 +89,7 @@ def end(client: redis.Redis, child: subprocess.Popen[bytes] | None = None, *, sa
     except redis.ConnectionError:
         pass
     except redis.RedisError as error:
-        raise VerificationFailed(f"the scratch server does not shut down: {error}", "look at the disk") from None
+        raise VerificationFailed(f"the scratch server does not shut down: {error}", "check the disk") from None
     if child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(shell.STOP_SECONDS)

@@ -125,7 +125,7 @@ class Watch:
             return ""
         silent = [f"{view.address}: {view.told}" for view in self.views if view.address not in naming]
         why = "; ".join(silent) or "the others are not in [redis] sentinels"
-        return f"{len(naming)} of {len(self.views)} Sentinels name {address}, {needed} must ({why})"
+        return f"{len(naming)} of {len(self.views)} Sentinels name {address}, {needed} are needed ({why})"
 
     def told(self) -> str:
         """Who says what, for people."""
@@ -161,11 +161,11 @@ def master_by(block: Redis, watch: Watch) -> Redis:
     if len(named) > 1:
         raise OpsError(
             f"the Sentinels do not agree on the master: {watch.told()}",
-            "wait until a failover has ended; SENTINEL RESET on those that are wrong",
+            "wait until the failover ends; SENTINEL RESET on the wrong ones",
         )
     if not named:
         if block.sentinels:
-            logger().warning("no Sentinel names a master of %s: taking %s", block.sentinel_master, block.address)
+            logger().warning("no Sentinel names a master of %s: using %s", block.sentinel_master, block.address)
         return block
     return block.at(named[0])
 
@@ -181,10 +181,10 @@ def require_master(block: Redis, address: str, *, waived: bool = False) -> None:
     if others:
         raise OpsError(
             f"{address} is no longer the master: the Sentinels name {', '.join(others)}",
-            "launch it again: it goes on there with what is left",
+            "run it again: it continues on the new master",
         )
     if not waived and (doubt := watch.doubt(address)):
-        raise OpsError(f"the Sentinels no longer vouch for the master: {doubt}", "launch it again when they do")
+        raise OpsError(f"too few Sentinels name the master now: {doubt}", "run it again when they do")
 
 
 def _ask(block: Redis, address: str) -> SentinelView:

@@ -114,7 +114,7 @@ def program_version(block: Redis) -> str:
     words = printed.split()
     number = next((word.removeprefix("v=") for word in words if word.startswith("v=")), "")
     if not number:
-        raise OpsError(f"{block.server_program} does not say its version", "correct [redis] server_program")
+        raise OpsError(f"{block.server_program} does not print its version", "correct [redis] server_program")
     return f"{words[0].lower()} {number}"
 
 

@@ -68,7 +68,7 @@ def read_aof(path: Path) -> Aof:
     """
     if not path.is_dir():
         if re.search(r"\.(incr\.aof|base\.(aof|rdb))$", path.name) and ".incr." in path.name:
-            raise VerificationFailed(f"{path.name} is one part of an AOF", f"name its directory: {path.parent}")
+            raise VerificationFailed(f"{path.name} is only one file of an AOF", f"name its directory: {path.parent}")
         return Aof((Part(path, BASE, 1, path.stat().st_size),))
     manifests = sorted(path.glob(f"*{MANIFEST_ENDING}"))
     if len(manifests) != 1:
@@ -79,8 +79,8 @@ def read_aof(path: Path) -> Aof:
     found = read_parts(manifests[0])
     if found.base is None:
         raise VerificationFailed(
-            f"{manifests[0].name} names no base: what was written before {found.parts[0].path.name} is missing",
-            f"a base that lies there belongs into the manifest (file NAME seq 1 type b); else {OTHER_BACKUPS}",
+            f"{manifests[0].name} names no base: the data before {found.parts[0].path.name} is missing",
+            f"add an existing base to the manifest (file NAME seq 1 type b); otherwise {OTHER_BACKUPS}",
         )
     return found
 
@@ -107,7 +107,7 @@ def read_parts(manifest: Path) -> Aof:
         except FileNotFoundError:
             raise VerificationFailed(
                 f"{path.name}, which {manifest.name} names, is missing",
-                f"it was copied while the server rewrote it; {OTHER_BACKUPS}",
+                f"{OTHER_BACKUPS}: this one was copied during a rewrite",
             ) from None
     if not parts:
         raise VerificationFailed(f"{manifest.name} names no file", OTHER_BACKUPS)
@@ -140,7 +140,7 @@ def _copy(part: Part, target: Path) -> None:
         raise OpsError(f"{part.path} cannot be read by this user", "run as root or as the server's user") from None
     target.chmod(0o600)
     if target.stat().st_size != left:
-        raise VerificationFailed(f"{part.path.name} has less than {left:,} bytes", "launch it again")
+        raise VerificationFailed(f"{part.path.name} has less than {left:,} bytes", "run it again")
 
 
 def _is_rdb(path: Path) -> bool:

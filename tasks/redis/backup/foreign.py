@@ -79,7 +79,7 @@ def read_foreign(directory: Path, wanted: str) -> Foreign:
             found = read_rdb(path)
             return Foreign(path, found.bytes, found.written, found, None)
         if not path.exists():
-            raise OpsError(f"{path} is not there", f"name {SUPPORTED}")
+            raise OpsError(f"{path} does not exist", f"name {SUPPORTED}")
         aof = read_aof(path)
         if not aof.bytes:
             raise VerificationFailed(f"{path.name} is empty", "choose another")
@@ -102,7 +102,7 @@ def _require_not_ours(path: Path) -> None:
         if not (backup / MANIFEST).exists():
             continue
         if path.name != FOLDER:
-            raise OpsError(f"{path} is of our backup {backup.name}", f"launch it with backup={backup.name}")
+            raise OpsError(f"{path} belongs to the backup {backup.name}", f"launch it with backup={backup.name}")
         files, within = read_manifest(backup).files, f"{FOLDER}/"
         stored = {name.removeprefix(within): sums for name, sums in files.items() if name.startswith(within)}
         if problems := damage(path, stored):

@@ -73,7 +73,7 @@ def _put_back(block: Redis, reports: Path) -> str:
         if off:
             client.config_set(REWRITES, left.percentage)
     (reports / RECORD).unlink()
-    return f"{REWRITES} {left.percentage} on {left.server}, which a killed backup had left at 0" if off else ""
+    return f"{REWRITES} {left.percentage} on {left.server}, restored; a killed backup had left it at 0" if off else ""
 
 
 @probe
@@ -140,7 +140,7 @@ def _copy(block: Redis, manifest: Path, place: Path) -> tuple[Aof, datetime]:
                 hint = "run this on the server's host, or take the backup with kind=rdb"
                 raise OpsError(f"the AOF's files are not on this host: {error.filename}", hint) from None
         (place / FOLDER).rename(place / f"{FOLDER}.{time.monotonic_ns()}")
-    raise OpsError("somebody rewrites the AOF again and again", "end that (BGREWRITEAOF), then launch it again")
+    raise OpsError("another client keeps rewriting the AOF", "stop these BGREWRITEAOF, then run it again")
 
 
 def _written(block: Redis) -> None:
@@ -151,7 +151,7 @@ def _written(block: Redis) -> None:
         with connected(block) as client:
             info = client.info("persistence")
         if info["aof_last_write_status"] != "ok":
-            raise OpsError("the server cannot write its AOF", "look at its log and at the free space of its directory")
+            raise OpsError("the server cannot write its AOF", "check its log and the free disk space of its directory")
         return not info["aof_buffer_length"] or time.monotonic() > end
 
     until(written, what="the AOF's last write", seconds=POSTPONED_SECONDS * 2, every_seconds=0.01)
@@ -174,7 +174,9 @@ def _prove(block: Redis, aof: Aof, place: Path, directory: Path) -> tuple[int, R
     saved = manifest_of(block, directory)
     found = compare(held, place / EXPIRING, saved, directory / EXPIRING)
     if not found.is_equal:
-        raise VerificationFailed(f"the RDB of the AOF is not what it holds: {found.differences[0]}", "launch it again")
+        raise VerificationFailed(
+            f"the RDB differs from the AOF that it was made from: {found.differences[0]}", "run it again"
+        )
     return cut, saved
 
 

@@ -72,7 +72,7 @@ def read_remote_source(block: Redis, place: Path) -> Source:
     with connected(block) as client:
         persistence = client.info("persistence")
         if persistence.get("loading"):
-            raise Unreachable("Redis is still loading its data", "try again when it is done")
+            raise Unreachable("Redis is still loading its data", "run it again when it has loaded them")
         memory = client.info("memory")
         return Source(
             version=version_of(client),
@@ -98,7 +98,7 @@ def snapshot_over_network(block: Redis, directory: Path) -> NetworkSnapshot:
         taken, way = _by_replication(block, directory)
         moment = True
     except ReplicationForbidden as error:
-        logger().warning("%s: its keys are read one by one", error.message)
+        logger().warning("%s: keys are read one by one", error.message)
         taken, way = _by_keys(block, directory)
         moment = False
     missed = tuple(_copy_settings(block, directory))
@@ -156,7 +156,7 @@ def _follow(client: redis.Redis, source: Redis, host: str, port: int) -> None:
         if info["master_link_status"] == "up":
             return True
         if not info.get("master_sync_in_progress") and time.monotonic() - begun > ANSWER_SECONDS:
-            raise OpsError(f"{source.address} does not let a replica follow", _last_line(log_of(client)))
+            raise OpsError(f"{source.address} refuses a replica", _last_line(log_of(client)))
         _tell(info, told)
         return False
 
@@ -174,13 +174,13 @@ def _refuse(client: redis.Redis, source: Redis) -> None:
         )
     if found := _UNREADABLE.search(log):
         raise VerificationFailed(
-            f"{program_version(source)} cannot read what {source.address} sends: {found[1]}",
-            "correct [redis] server_program: a server program of the live server's version, on this host",
+            f"{program_version(source)} cannot read the data of {source.address}: {found[1]}",
+            "correct [redis] server_program: it needs the live server's version, on this host",
         )
 
 
 def _last_line(log: str) -> str:
-    return (log.strip().splitlines() or ["look whether its port can be reached from here"])[-1][:200]
+    return (log.strip().splitlines() or ["check that this host can reach its port"])[-1][:200]
 
 
 def _tell(info: dict[str, Any], told: list[float]) -> None:
@@ -199,12 +199,12 @@ def _caught_up(block: Redis, client: redis.Redis) -> datetime:
         taken = datetime.now(UTC)
         sent = master.info("replication")
     if sent["role"] != "master":
-        raise OpsError(f"{block.address} is no longer the master", "launch it again: the master is found anew")
+        raise OpsError(f"{block.address} is no longer the master", "run it again: it finds the new master")
 
     def had_all() -> bool:
         had = client.info("replication")
         if had["master_link_status"] == "up" and had["master_replid"] != sent["master_replid"]:
-            raise OpsError("another server was made the master meanwhile", "launch it again: it is found anew")
+            raise OpsError("another server was promoted meanwhile", "run it again: it finds the new master")
         return int(had.get("slave_repl_offset", -1)) >= int(sent["master_repl_offset"])
 
     until(had_all, what="the last acknowledged write on the copy", seconds=ANSWER_SECONDS, every_seconds=0.01)

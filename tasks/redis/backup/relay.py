@@ -29,7 +29,7 @@ def relayed(block: Redis) -> Iterator[tuple[str, int]]:
     thread = threading.Thread(target=relay.run, name="redis-relay", daemon=True)
     thread.start()
     if not relay.ready.wait(CONNECT_SECONDS):
-        raise OpsError("no port on this host's loopback could be had", "look at its network")
+        raise OpsError("no port on this host's loopback is free", "check its network")
     try:
         yield "127.0.0.1", relay.port
     finally:

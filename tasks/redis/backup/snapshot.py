@@ -58,7 +58,7 @@ def read_source(block: Redis) -> Source:
     with connected(block) as client:
         persistence = client.info("persistence")
         if persistence["loading"]:
-            raise OpsError("Redis is still loading its data", "try again when it is done")
+            raise OpsError("Redis is still loading its data", "run it again when it has loaded them")
         return Source(
             version=version_of(client),
             role=str(client.info("replication")["role"]),

@@ -174,7 +174,7 @@ def _persistent(number: int, before: DatabaseContent, after: DatabaseContent) ->
             + _prefixes(before, after)
         ]
     if before.persistent_digest != after.persistent_digest:
-        return [f"database {number}: the content of its {before.persistent_keys:,} keys without a TTL is not the same"]
+        return [f"database {number}: its {before.persistent_keys:,} keys without a TTL have other content"]
     return []
 
 
@@ -191,13 +191,11 @@ def _expiring(number: int, lines: _Expiring) -> list[str]:
         if missing := lines.missing[where]:
             first = datetime.fromtimestamp(lines.first_missing[where] / 1000, UTC)
             sentences.append(
-                f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or not "
-                f"the same, the first of them would live until {first:%Y-%m-%d %H:%M:%S UTC}"
+                f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or "
+                f"differ; the first of them expires at {first:%Y-%m-%d %H:%M:%S UTC}"
             )
         if strange := lines.strange[where]:
-            sentences.append(
-                f"database {number}: {strange:,} {what}s with a TTL are there that the backup does not hold"
-            )
+            sentences.append(f"database {number}: {strange:,} {what}s with a TTL are not in the backup")
     return sentences
 
 
@@ -215,7 +213,7 @@ def _sidecar_whole(expected: RedisContent, lines: _Expiring) -> list[str]:
 def _functions(expected: RedisContent, actual: RedisContent) -> list[str]:
     names = sorted({*expected.functions, *actual.functions})
     changed = [name for name in names if expected.functions.get(name) != actual.functions.get(name)]
-    return [f"function libraries are not the same: {', '.join(changed)}"] if changed else []
+    return [f"function libraries differ: {', '.join(changed)}"] if changed else []
 
 
 def lines_of(sidecar: Path) -> Iterator[bytes]:

@@ -132,8 +132,8 @@ def _read_database(
             logger().info("database %d: %d of %d keys read", number, sums.live, keys)
     if sums.untimed != keys - expires:
         raise VerificationFailed(
-            f"database {number} did not hold still: {sums.untimed} keys without a TTL were read of {keys - expires}",
-            "launch it again",
+            f"database {number} changed while it was read: {sums.untimed} of {keys - expires} lasting keys were read",
+            "run it again",
         )
     return sums.content()
 

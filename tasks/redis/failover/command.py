@@ -59,8 +59,8 @@ def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
     except redis.ResponseError as error:
         if "INPROG" in str(error):
             return "under way"
-        raise OpsError(f"the Sentinel {address} refuses: {error}", "look at the replicas in the report") from None
+        raise OpsError(f"the Sentinel {address} refuses: {error}", "check the replicas in the report") from None
     except redis.RedisError as error:
         raise Unreachable(
-            f"the Sentinel {address} did not answer: {error}", "launch it again: it says who is master then"
+            f"the Sentinel {address} did not answer: {error}", "run it again: it reports the master"
         ) from None

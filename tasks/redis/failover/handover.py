@@ -59,7 +59,7 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
     except OpsError as error:
         if read_member(block, choice.master).dead:
             raise OpsError(
-                f"{choice.master} has died meanwhile: {error.message}", "launch it again with mode=unplanned"
+                f"{choice.master} has died meanwhile: {error.message}", "run it again with mode=unplanned"
             ) from None
         raise
 
@@ -116,7 +116,7 @@ def make_follow(permit: Permit, block: Redis, old: str, new: str) -> Member:
     permit.require(ACT, f"{old} → {new}")
     watch = ask_sentinels(block)
     if watch.master != new:
-        raise OpsError(f"the Sentinels have moved meanwhile: {watch.told()}", "launch it again")
+        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.told()}", "run it again")
     left = read_member(block, old)
     if left.is_master:
         with quick(block.at(old)) as client:
@@ -164,14 +164,14 @@ def _catch_up(block: Redis, choice: Choice) -> int:
     with clients_of(block, (choice.master, *choice.needed)) as clients:
         master = clients.pop(choice.master).info("replication")
         if master["role"] != "master" or str(master["master_replid"]) != choice.replid:
-            raise OpsError(f"{choice.master} is not the master any more that was judged", "launch it again")
+            raise OpsError(f"{choice.master} is no longer the master that was checked", "run it again")
         stood, behind = int(master["master_repl_offset"]), dict[str, int]()
 
         def caught_up() -> bool:
             for address, client in clients.items():
                 info = client.info("replication")
                 if info["role"] == "master":
-                    raise OpsError(f"{address} has been promoted by somebody else; writes go on", "launch it again")
+                    raise OpsError(f"{address} was promoted by another client; writes continue", "run it again")
                 behind[address] = stood - int(info["slave_repl_offset"])
             return all(lag <= 0 for lag in behind.values())
 
@@ -180,8 +180,8 @@ def _catch_up(block: Redis, choice: Choice) -> int:
         except Unreachable:
             told = ", ".join(f"{address} by {lag:,} bytes" for address, lag in behind.items() if lag > 0)
             raise OpsError(
-                f"with writes paused for {choice.pause_seconds:.1f} s, replicas stayed behind: {told}; writes go on",
-                "look at its network and its log; launch it again when it keeps up",
+                f"with writes paused for {choice.pause_seconds:.1f} s, replicas stayed behind: {told}; writes continue",
+                "check its network and its log; run it again when it keeps up",
             ) from None
     return stood
 
@@ -229,8 +229,10 @@ class _Forcing:
     def _force(self) -> None:
         master = read_member(self._block, self._choice.master)
         if not master.dead:
-            raise OpsError(f"{self._choice.master} answers again; no failover was begun", "launch it again as planned")
-        logger().warning("the Sentinels begin no failover by themselves: one is begun")
+            raise OpsError(
+                f"{self._choice.master} answers again; no failover was started", "run it again with mode=planned"
+            )
+        logger().warning("the Sentinels start no failover: this run starts one")
         how = begin_failover(self._block, self._choice.sentinels[0], coordinated=False)
         self.how = "by the Sentinels themselves" if how == "under way" else "forced by this run"
         self._forced = True
@@ -244,14 +246,14 @@ def begin_switch(block: Redis, choice: Choice, pause: Pause) -> How:
     """The Sentinels are asked, while writes stand still for sure, and only where none of them has begun by itself.
 
     Raises:
-        OpsError: it was not begun; writes go on.
+        OpsError: it was not begun; writes continue.
         Unreachable: the Sentinel did not answer; it may have begun.
     """
     watch = Watch(views(block, choice))
     if watch.master != choice.master or any(view.in_progress for view in watch.answering):
-        raise OpsError(f"the Sentinels have moved meanwhile: {watch.told()}; writes go on", "launch it again")
+        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.told()}; writes continue", "run it again")
     if not pause.unbroken:
-        raise OpsError("this run stood still for longer than the pause of writes; writes go on", "launch it again")
+        raise OpsError("this run was suspended for longer than the pause of writes; writes continue", "run it again")
     pause.hold(LONGEST_SECONDS)
     pause.keep = True
     failpoint("failover: held")
@@ -269,7 +271,7 @@ def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member
     that went on before it has ended would be lost.
 
     Raises:
-        OpsError: nobody was promoted, and nobody will be; writes go on.
+        OpsError: nobody was promoted, and nobody will be; writes continue.
         Unreachable: nobody was promoted in time.
     """
     seconds = min(max(2 * choice.pause_seconds, LEAST_SWITCH_SECONDS), MOST_SWITCH_SECONDS)
@@ -292,9 +294,9 @@ def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member
         with contextlib.suppress(OpsError), quick(block.at(choice.master)) as client:
             call(client, "FAILOVER", "ABORT")
         raise Unreachable(
-            f"{error.message}; writes go on",
-            "give the Sentinels' own user on the servers +failover +client|pause, or look at the Sentinels' logs; then "
-            "launch it again",
+            f"{error.message}; writes continue",
+            "grant the Sentinels' user on the servers +failover +client|pause, or check the Sentinels' logs; then "
+            "run it again",
         ) from None
 
 
@@ -302,7 +304,7 @@ def _await_end(block: Redis, choice: Choice, pause: Pause) -> Member:
     try:
         return await_late_promotion(block, choice)
     except Unreachable as error:
-        raise Unreachable(f"{error.message}; writes go on within {LONGEST_SECONDS:.0f} s", error.hint) from None
+        raise Unreachable(f"{error.message}; writes continue within {LONGEST_SECONDS:.0f} s", error.hint) from None
     except OpsError:
         pause.keep = False
         raise

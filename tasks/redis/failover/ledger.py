@@ -128,7 +128,7 @@ class Ledger:
             what=f"a write that {address} acknowledges to a client of the Sentinels ({self.last_error or 'no error'})",
             seconds=seconds,
             every_seconds=0.005,
-            hint="look at the clients' own errors: READONLY, NOREPLICAS (min-replicas-to-write), OOM",
+            hint="check the clients' errors: READONLY, NOREPLICAS (min-replicas-to-write), OOM",
         )
         assert found
         return found

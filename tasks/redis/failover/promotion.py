@@ -100,7 +100,7 @@ def await_promotion(block: Redis, choice: Choice, seconds: float, look: Callable
             what="a promotion",
             seconds=seconds,
             every_seconds=POLL_SECONDS,
-            hint="look at the Sentinels' logs (-failover-abort-…), then launch it again: it says who is master",
+            hint="check the Sentinels' logs (-failover-abort-…), then run it again: it reports the master",
         )
     assert found
     return found
@@ -120,8 +120,8 @@ def await_late_promotion(block: Redis, choice: Choice) -> Member:
         moving = any(view.in_progress or view.master not in ("", choice.master) for view in seen)
         if seen[0].answers and not moving:
             raise OpsError(
-                "the Sentinels gave their failover up: no replica was promoted in time; writes go on",
-                f"look at {choice.candidate} (does it stand still?) and at the Sentinels' logs, then launch it again",
+                "the Sentinels aborted their failover: no replica was promoted in time; writes continue",
+                f"check {choice.candidate} (is it suspended?) and the Sentinels' logs, then run it again",
             )
 
     known = [view.settings.get("failover-timeout", 0) / 1000 for view in views(block, choice)]
@@ -146,7 +146,7 @@ def await_agreement(block: Redis, choice: Choice, new: Member) -> None:
         return len(answers) >= choice.majority and all(named)
 
     told = f"agreement of the Sentinels on {new.address}"
-    until(agreed, what=told, seconds=AGREE_SECONDS, every_seconds=0.05, hint="launch it again: it says who is master")
+    until(agreed, what=told, seconds=AGREE_SECONDS, every_seconds=0.05, hint="run it again: it reports the master")
 
 
 def views(block: Redis, choice: Choice) -> tuple[SentinelView, ...]:

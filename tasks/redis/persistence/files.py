@@ -53,7 +53,7 @@ def read_manifest(path: Path) -> dict[str, str]:
             pairs = dict(zip(words[::2], words[1::2], strict=True))
             found[pairs["file"]] = pairs["type"]
         except (ValueError, KeyError):
-            raise OpsError(f"{path} cannot be understood: {line[:80]!r}", "restore the last backup") from None
+            raise OpsError(f"{path} is not a valid manifest: {line[:80]!r}", "restore the last backup") from None
     return found
 
 
@@ -94,4 +94,4 @@ def remains_in(directory: Path) -> Iterator[DataFile]:
     for path in sorted(directory.glob("temp-*")):
         found = _TEMPORARY.match(path.name)
         if found and not psutil.pid_exists(int(found[1])):
-            yield file_at(path, "left by a save that was killed")
+            yield file_at(path, "file of a killed save")

@@ -95,12 +95,15 @@ def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
         if file == file_at(path, "RDB"):  # else it was replaced in between
             break
     if not found.complete:
-        return file, f"{path} does not end as an RDB does: it was cut off, or something was written behind it"
+        return file, f"{path} does not end as an RDB does: it is truncated, or has bytes after its end"
     # A file's own time is that of the save's begin, the last one's end (of a SAVE nobody knows how long it took).
     last, written = server.state.last_save, found.written.timestamp() + max(server.state.save_seconds, 0)
     replaced = file.modified is None or abs(file.modified.timestamp() - last) > SLACK_SECONDS
     if not server.never_saved and last > written + SLACK_SECONDS and replaced:
-        return file, f"{path} is of {found.written:%Y-%m-%d %H:%M:%S UTC}, before the last save: somebody put it there"
+        return (
+            file,
+            f"{path} is of {found.written:%Y-%m-%d %H:%M:%S UTC}, before the last save: it was replaced by hand",
+        )
     return file, ""
 
 
@@ -109,21 +112,21 @@ def trouble_with(server: Persistence, directory: Path) -> tuple[str, str]:
 
     A server that stands in a removed one never comes back to it: `dir` cannot be set at run time.
     """
-    rescue = f"rescue the data over the network first (valkey-cli --rdb <file>), then make {directory} and start anew"
+    rescue = f"save the data over the network first (valkey-cli --rdb <file>), then create {directory} and restart"
     if (not server.settings["dir"] and directory.is_dir()) or _stands_elsewhere(server.process, directory):
-        return f"{directory} was made anew: the server still stands in the one that was removed", rescue
+        return f"{directory} was deleted and created again: the server still uses the deleted one", rescue
     if not directory.is_dir():
-        return f"its directory {directory} is gone", rescue
+        return f"its directory {directory} is missing", rescue
     if os.statvfs(directory).f_flag & os.ST_RDONLY:
-        return f"{directory} is mounted read-only", "look at dmesg for the disk's errors, then mount it read-write"
+        return f"{directory} is mounted read-only", "check dmesg for disk errors, then mount it read-write"
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(server.process)
         if not _may_write(directory, process):
             owner = f"chown {process.username()} {directory} && chmod u+rwx {directory}"
-            return f"{process.username()}, who runs the server, cannot write to {directory}", owner
+            return f"{process.username()}, the server's user, cannot write to {directory}", owner
     target = directory / server.settings["dbfilename"]
     if target.is_dir():
-        return f"{target} is a directory", "move it away: the server saves to a file of that name"
+        return f"{target} is a directory", "rename it: the server saves to a file of that name"
     return "", ""
 
 

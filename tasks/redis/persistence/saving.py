@@ -172,7 +172,7 @@ class _Watch:
             if isinstance(error, redis.AuthenticationError):
                 raise
             self.read()  # says whether it ended
-            raise OpsError(f"the connection broke in the middle of {self._what}: {error}", "launch it again") from None
+            raise OpsError(f"the connection broke during {self._what}: {error}", "run it again") from None
         return now, taken
 
     def read(self) -> State:
@@ -183,7 +183,7 @@ class _Watch:
             OpsError: it is gone, was restarted, or is something else now.
         """
         where, expected = f"Redis at {self._server.address}", self._server.state
-        kept = "what it had saved before is untouched; start it where it is down, then launch this again"
+        kept = "start it if it is down, then run this again. The earlier files are untouched"
         try:
             now = read_state(self._client)
         except redis.BusyLoadingError:
@@ -193,13 +193,13 @@ class _Watch:
                 raise
             self._lost = self._lost or time.monotonic()
             if time.monotonic() - self._lost > GONE_SECONDS:
-                raise OpsError(f"{where} ended or cannot be reached {self._when}", kept) from None
+                raise OpsError(f"{where} stopped or cannot be reached {self._when}", kept) from None
             raise Unreachable(f"{where} does not answer") from None
         self._lost = None
         if now.run_id != expected.run_id:
             raise OpsError(f"{where} was restarted {self._when}", kept)
         if now.role != expected.role:
-            raise OpsError(f"{where} is now {_named(now)} {self._when}", "launch it again: the master is found anew")
+            raise OpsError(f"{where} is now {_named(now)} {self._when}", "run it again: it finds the new master")
         self._last = now
         return now
 
@@ -215,7 +215,7 @@ class _Watch:
 
     @property
     def _when(self) -> str:
-        return f"in the middle of {self._what}" if self._is_begun else f"before {self._what} could begin"
+        return f"during {self._what}" if self._is_begun else f"before {self._what} started"
 
 
 def _named(state: State) -> str:

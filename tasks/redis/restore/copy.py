@@ -128,9 +128,9 @@ def _remove_leftover(block: Redis, directory: Path) -> None:
             lambda: not holders(block, directory),
             what=f"the end of the server on {directory}",
             seconds=LEFTOVER_SECONDS,
-            hint="end it by hand: a killed restore left it behind",
+            hint="stop it by hand: it belongs to a killed restore",
         )
-        logger().info("removing %s, which a restore that was killed left behind", directory)
+        logger().info("deleting %s of a killed restore", directory)
         shutil.rmtree(directory)
 
 
@@ -175,7 +175,7 @@ def _finish(
     try:
         client.save()
     except redis.RedisError as error:
-        raise VerificationFailed(f"the copy cannot be saved: {error}", "look at the free space") from None
+        raise VerificationFailed(f"the copy cannot be saved: {error}", "check the free disk space") from None
     return dropped, counts
 
 
@@ -185,7 +185,7 @@ def _refuse_eviction(client: redis.Redis, configuration: Configuration) -> None:
     counted = int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))
     if configuration.evicts and counted > configuration.maxmemory:
         raise VerificationFailed(
-            f"the copy takes {size(counted)}, and maxmemory is {size(configuration.maxmemory)}: keys would be evicted",
+            f"the copy needs {size(counted)}, and maxmemory is {size(configuration.maxmemory)}: keys would be evicted",
             f"raise maxmemory in {configuration.files[0]}; the live data is untouched",
         )
 
@@ -195,7 +195,7 @@ def _check_files(configuration: Configuration, backup: Backup, directory: Path) 
     base = directory / folder / f"{stem}.1.base.rdb"
     manifest = directory / folder / f"{stem}.manifest"
     if not base.exists() or base.stat().st_size != (backup.path / RDB).stat().st_size or not manifest.exists():
-        raise VerificationFailed("the copy's AOF is not what was seeded", "launch it again; look at the file system")
+        raise VerificationFailed("the copy's AOF differs from its content", "run it again; check the file system")
 
 
 def own(block: Redis, directory: Path) -> None:

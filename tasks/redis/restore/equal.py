@@ -79,7 +79,7 @@ class Comparison:
         """As sentences."""
         told = []
         for row in self.rows:
-            for keys, what in ((row.different, "not the same"), (row.left, "there, and not in the backup")):
+            for keys, what in ((row.different, "different"), (row.left, "not in the backup")):
                 if keys:
                     names = ", ".join(shown(key) for key in keys[:MOST_NAMED])
                     told.append(f"database {row.database}: {len(keys):,} keys are {what} ({names})")

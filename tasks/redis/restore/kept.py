@@ -70,7 +70,7 @@ def prepare_kept(permit: Permit, block: Redis, kept: Kept) -> Kept:
             _seed(block, configuration, kept.directory)
     except OSError as error:
         raise OpsError(
-            f"{kept.directory} cannot be written: {error.strerror}", "look at its rights and space"
+            f"{kept.directory} cannot be written: {error.strerror}", "check its permissions and the free disk space"
         ) from None
     return _load(block, kept.directory)
 
@@ -84,7 +84,7 @@ def verify_kept(block: Redis, kept: Kept) -> Kept:
     """
     with connected(block) as client:
         if short := missing_keys(client, kept.persistent):
-            raise VerificationFailed("; ".join(short), "look at the log of the service redis")
+            raise VerificationFailed("; ".join(short), "check the log of the service redis")
     return kept
 
 
@@ -105,7 +105,7 @@ def _is_aof(configuration: Configuration, directory: Path) -> bool:
     has_rdb = rdb.is_file() and rdb.stat().st_size > 0
     if not manifest.is_file():
         if not has_rdb:
-            raise VerificationFailed(f"{directory.name} holds no data", "name another with `kept`, or restore a backup")
+            raise VerificationFailed(f"{directory.name} has no data", "name another with `kept`, or restore a backup")
         return False
     if not has_rdb:
         return True
@@ -132,7 +132,9 @@ def _save(block: Redis, configuration: Configuration, directory: Path) -> None:
         try:
             client.save()
         except redis.RedisError as error:
-            raise VerificationFailed(f"{directory.name} cannot be saved: {error}", "look at the free space") from None
+            raise VerificationFailed(
+                f"{directory.name} cannot be saved: {error}", "check the free disk space"
+            ) from None
 
 
 def _persistent(client: redis.Redis) -> dict[int, int]:

@@ -50,13 +50,13 @@ def judge_login(block: Redis, *, is_watched: bool, is_alone: bool) -> Iterator[P
     except OpsError as error:
         hint = f"correct the users in {block.config_file} or its ACL file: the server would not start with them"
         modules = any(line.lower().startswith("loadmodule") for line in configuration.lines)
-        yield Precondition(name, False, hint, f"not known: {error.message}", blocks=not modules)
+        yield Precondition(name, False, hint, f"unknown: {error.message}", blocks=not modules)
         return
     except redis.RedisError as error:
-        yield Precondition(name, False, "make sure of them by hand", f"not known: {error}", blocks=False)
+        yield Precondition(name, False, "check them by hand", f"unknown: {error}", blocks=False)
         return
     if refused is None:
-        hint = "keep it with ACL SAVE or CONFIG REWRITE, or correct the secret and register the blocks again"
+        hint = "save the user with ACL SAVE or CONFIG REWRITE, or correct the secret and register the blocks again"
         yield Precondition(name, False, hint, f"the configuration has no user {user} with this password")
         return
     rules_told = " ".join(f"+{command}" for command in refused)

@@ -59,7 +59,7 @@ def find_leftover(reports: Path) -> Leftover | None:
     Raises:
         OpsError: the record cannot be read.
     """
-    return record.read(reports / RECORD, Leftover, "look whether Redis is a master, then remove the file")
+    return record.read(reports / RECORD, Leftover, "check that Redis is a master, then delete the file")
 
 
 @probe
@@ -190,13 +190,13 @@ def _wait(block: Redis, scratch: redis.Redis) -> None:
         nonlocal told
         if not _came(scratch) and time.monotonic() - begun > REACH_SECONDS:
             raise NotReached(
-                f"{block.address} does not come to this host", "let it reach this host, if replication is wanted"
+                f"{block.address} cannot reach this host", "permit the connection, if you want replication"
             )
         with connected(block) as client:
             info = client.info("replication")
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
-            logger().info("the live server has had %s bytes", info.get("master_sync_read_bytes", 0))
+            logger().info("the live server received %s bytes", info.get("master_sync_read_bytes", 0))
         return info["master_link_status"] == "up" and not int(info.get("master_sync_in_progress", 0))
 
     until(loaded, what="the backup's data on the live server", seconds=TRANSFER_SECONDS, every_seconds=0.05)

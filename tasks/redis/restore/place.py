@@ -35,7 +35,9 @@ def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) ->
     live = live_directory(block)
     name = "the data directory can be swapped"
     if live.is_mount():
-        yield Precondition(name, False, "make dir a directory below it", f"{live} is a mount point: it has no rename")
+        yield Precondition(
+            name, False, "set dir to a directory below it", f"{live} is a mount point: it cannot be renamed"
+        )
         return
     parent = next(path for path in live.parents if path.exists())
     wrong = _unwritable(parent) or _unmovable(parent, live)
@@ -45,13 +47,13 @@ def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) ->
         "owner of the copy", not wrong, "correct [redis] os_user, or run as it or as root", wrong or block.os_user
     )
     if writes_configuration and (wrong := _configuration(block)):
-        hint = f"run as root, give this user the file and its directory, or take replicaof out of {block.config_file}"
+        hint = f"run as root, give this user the file and its directory, or delete replicaof from {block.config_file}"
         yield Precondition("the configuration can be written", False, hint, wrong)
     disk = disk_of(live.parent)
     yield Precondition(
         "free space for the copy",
         disk.free_bytes > copy_bytes,
-        f"free {size(copy_bytes - disk.free_bytes)} at {live.parent}: the old data is kept beside",
+        f"free {size(copy_bytes - disk.free_bytes)} in {live.parent}: the old data is kept too",
         size(disk.free_bytes),
         f"more than {size(copy_bytes)}",
     )
@@ -76,7 +78,7 @@ def _owner(user: str) -> str:
         account, _ = shell.owner_of(user)
     except OpsError as error:
         return error.message
-    return f"it would be user {me}'s, and the server runs as {user}" if me not in (0, account) else ""
+    return f"it would belong to {me}, and the server runs as {user}" if me not in (0, account) else ""
 
 
 def _configuration(block: Redis) -> str:
@@ -88,4 +90,4 @@ def _configuration(block: Redis) -> str:
     if not follows or answers(block):
         return ""
     unwritable = _unwritable(path.parent) or ("" if os.access(path, os.W_OK) else f"{path} not writable")
-    return f"{unwritable}, and it says replicaof {follows}: started, it would follow that" if unwritable else ""
+    return f"{unwritable}, and it has replicaof {follows}, which the server would follow" if unwritable else ""

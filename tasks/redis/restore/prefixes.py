@@ -60,7 +60,7 @@ class Order:
         """For the permit: it names the counts."""
         parts = [
             f"db {one.database} {shown(one.prefix) or 'every key'}: {one.backup:,} keys"
-            + (f", {one.extra:,} others removed" if self.extra == "remove" else "")
+            + (f", {one.extra:,} others deleted" if self.extra == "remove" else "")
             for one in self.held
         ]
         return f"on {self.address} ({'; '.join(parts)})"
@@ -143,7 +143,7 @@ def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *,
     if left_following:
         return ""  # the run before asked the rest; and a replica refuses what is offered for the version
     if role != b"master":
-        return f"{block.address} is a {role.decode()}: it takes no writes"
+        return f"{block.address} is a {role.decode()}: it refuses writes"
     with scratch_line(block, scratch) as backup:
         version = _version(backup, held)
     with block.client() as client:
@@ -154,7 +154,7 @@ def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *,
         except redis.RedisError as error:
             raise block.refused(error) from None
     if not ok:
-        return f"{block.address} does not take values of RDB version {version}, which {block.server_program} writes"
+        return f"{block.address} does not accept values of RDB version {version}, which {block.server_program} writes"
     for number in {one.database for one in held.held}:
         try:
             live.call(number, "PING")
@@ -226,8 +226,8 @@ def _remove(backup: Line, live: Line, one: Held, writes: Writes, done: Restored)
         done.spared += len(keys) - len(doomed)
         if removed + len(doomed) > one.extra:
             raise OpsError(
-                f"there are more keys under {shown(one.prefix)} to remove than the {one.extra:,} that were counted",
-                "clients add keys: stop them, or launch it again with extra=keep",
+                f"there are more keys under {shown(one.prefix)} to delete than the {one.extra:,} counted ones",
+                "clients add keys: stop them, or run it again with extra=keep",
             )
         answers = live.pipe(one.database, [("UNLINK", key) for key in doomed])
         live.refuse(answers)

@@ -48,9 +48,9 @@ def find_route(block: Redis, needed_bytes: int) -> Route:
     swaps = free > needed_bytes * 1.2
     return Route(
         "replication",
-        "its old data stays until the new is loaded"
+        "its old data stays until the new data is loaded"
         if swaps
-        else "its memory does not hold both: the old data goes before the new is loaded",
+        else "its memory is too small for both: the old data is deleted before the new data is loaded",
         swaps,
     )
 

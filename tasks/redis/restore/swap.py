@@ -42,7 +42,7 @@ ROLE = "redis"
 STOP_SECONDS = 60.0
 SERVE_SECONDS = 60.0
 MOST_LIVES = 3
-LOG = "look at the log of the service redis"
+LOG = "check the log of the service redis"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class _Start:
         self._silent_since = time.monotonic()
         self._lives.add(str(info["run_id"]))
         if len(self._lives) > MOST_LIVES:
-            raise OpsError("Redis ends again and again while it loads its data", LOG)
+            raise OpsError("Redis stops repeatedly while it loads its data", LOG)
         return not info["loading"]
 
 
@@ -127,12 +127,12 @@ def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
 
     Raises:
         NotConfirmed: the permit does not cover this directory.
-        VerificationFailed: the copy is not what the backup held.
+        VerificationFailed: the copy differs from the backup.
         OpsError: the server has not exited, or a rename failed (then the old directory is back).
     """
     permit.require(ACT, block.data_directory)
     if not copy.comparison.is_equal:
-        raise VerificationFailed("the copy is not what the backup held", copy.comparison.differences[0])
+        raise VerificationFailed("the copy differs from the backup", copy.comparison.differences[0])
     live = live_directory(block)
     return exchange(block, copy.directory, free_name(live) if live.exists() else None)
 
@@ -186,10 +186,10 @@ def superseded_redis(block: Redis) -> list[Path]:
 
 def _prove_exit(block: Redis, live: Path, seconds: float) -> None:
     try:
-        until(lambda: not answers(block) and not holders(block, live), what="the end of Redis", seconds=seconds)
+        until(lambda: not answers(block) and not holders(block, live), what="the stop of Redis", seconds=seconds)
     except Unreachable:
         by = f"process {holders(block, live)} works in {live}" if holders(block, live) else "its port answers"
-        raise OpsError(f"Redis did not stop: {by}", "end it by hand, then launch this again") from None
+        raise OpsError(f"Redis did not stop: {by}", "stop it by hand, then run this again") from None
 
 
 def free_name(live: Path) -> Path:
@@ -199,7 +199,7 @@ def free_name(live: Path) -> Path:
         kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):{STAMP}}")
         return None if kept.exists() else kept
 
-    kept = until(free, what="a free name for the old data", seconds=5)
+    kept = until(free, what="an unused name for the old data", seconds=5)
     assert kept
     return kept
 
@@ -219,7 +219,7 @@ def _loaded(client: redis.Redis, copy: RedisCopy) -> list[str]:
     loaded, expected = loaded_keys(client), copy.base_keys if copy.appendonly else copy.rdb_keys
     if loaded == -1 or expected - copy.may_vanish <= loaded <= expected:
         return []
-    return [f"the server loaded {loaded:,} keys at its start, the proven copy holds {expected:,}"]
+    return [f"the server loaded {loaded:,} keys at its start, the proven copy has {expected:,}"]
 
 
 def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str]:
@@ -257,8 +257,8 @@ def prepare_empty(block: Redis) -> str:
         return ""
     if aside := superseded_redis(block):
         aside[-1].rename(directory)
-        return f"{aside[-1].name} was put back"
+        return f"{aside[-1].name} was restored"
     directory.mkdir(mode=0o750)
     if os.geteuid() == 0:
         os.chown(directory, *shell.owner_of(block.os_user))
-    return "an empty one was made: its data is gone, and there is no backup of it"
+    return "an empty one was created: its data is lost, and there is no backup of it"

@@ -40,7 +40,7 @@ def find_undoing(block: Redis, reports: Path) -> Undoing | None:
     Raises:
         OpsError: the record cannot be read.
     """
-    found = record.read(reports / RECORD, Undoing, "remove it, and name what to put back in `kept`")
+    found = record.read(reports / RECORD, Undoing, "delete it, and name the data to restore in `kept`")
     if found is None or found.live != live_directory(block):
         return None
     newest = max((path.name for path in superseded_redis(block)), default="")

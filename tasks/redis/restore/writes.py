@@ -62,7 +62,7 @@ class WatchedWrites(Writes):
         mark = secrets.token_hex(8).encode()
         try:
             if not self._writer.call(0, "PUBLISH", self._channel, mark):
-                self.problem = "the connection that is told of writes is gone"
+                self.problem = "the connection that receives clients' writes broke"
                 return
             until(
                 lambda: mark in self._marks or self.problem,
@@ -124,7 +124,7 @@ def watched_writes(block: Redis, line: Line, prefixes: Sequence[bytes]) -> Itera
             raise
         except OpsError as error:
             writes.problem = error.message
-            logger().warning("what clients write meanwhile cannot be told: %s", error.message)
+            logger().warning("clients' writes meanwhile are unknown: %s", error.message)
             yield writes
             return
         listener = threading.Thread(target=writes.read, name="redis-writes", daemon=True)

@@ -82,7 +82,7 @@ def set_values(permit: Permit, block: Redis, found: ServerSettings, changes: Seq
                 failpoint("redis settings: set")
             return tuple(done)
     except Unreachable as error:
-        raise Unreachable(f"while settings were set: {error.message}", "start it, then launch this again") from None
+        raise Unreachable(f"while settings were set: {error.message}", "start it, then run this again") from None
 
 
 def _set(client: redis.Redis, found: ServerSettings, change: Change) -> Done:
@@ -112,11 +112,11 @@ def require_same(client: redis.Redis, found: ServerSettings) -> None:
     """Raises OpsError where the server was restarted, promoted or demoted since it was read."""
     run_id, role = str(client.info("server")["run_id"]), str(client.info("replication")["role"])
     if run_id != found.server.state.run_id:
-        hint = "launch it again: what was set and not yet in its file is lost, the record has the old values"
+        hint = "run it again: values that were not yet in its file are lost; the record has the old values"
         raise OpsError(f"Redis at {found.address} was restarted meanwhile", hint)
     if role != found.role:
-        hint = "launch it again: the master is found anew; what was set here stays, the record has the old values"
-        raise OpsError(f"Redis at {found.address} is a {role} now, and was a {found.role}", hint)
+        hint = "run it again: it finds the new master; the values set here stay, the record has the old values"
+        raise OpsError(f"Redis at {found.address} is now a {role}; it was a {found.role}", hint)
 
 
 @action
@@ -143,7 +143,7 @@ def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
     if before[0] != after[0] and before[1:] == after[1:]:
         raise VerificationFailed(
             f"{after[0]:,} keys after the AOF was switched on, {before[0]:,} before, and no client wrote",
-            "look at the server's log before it is restarted",
+            "check the server's log before a restart",
         )
     missing = inspect_place(found.server).missing
     if missing:
@@ -168,7 +168,7 @@ def _switched_off(block: Redis) -> str:
             client.config_set("appendonly", "no")
     except OpsError as error:
         return f"and it could not be switched off again: {error.message}"
-    return "the AOF is off as before"
+    return "the AOF is off again"
 
 
 def _content(client: redis.Redis) -> tuple[int, int, int, int]:

@@ -98,9 +98,9 @@ def follow_nobody(path: Path) -> None:
     try:
         durable.write(path, kept, errors="surrogateescape")
     except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "take the line replicaof out of it") from None
+        raise OpsError(f"{path} cannot be written: {error.strerror}", "delete the line replicaof from it") from None
     if still := read_configuration(path).replica_of:
-        raise OpsError(f"a file that {path} includes says replicaof {still}", "take that line out of it")
+        raise OpsError(f"a file that {path} includes says replicaof {still}", "delete that line")
 
 
 def _lines(path: Path, files: list[Path]) -> Iterator[str]:
@@ -145,5 +145,5 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise OpsError(
-            f"{path} cannot be read: {error.strerror}", "correct [redis] config_file, or put the file back"
+            f"{path} cannot be read: {error.strerror}", "correct [redis] config_file, or restore the file"
         ) from None

@@ -76,7 +76,7 @@ def find_next(block: Redis, server: Persistence) -> tuple[dict[str, str], str]:
                 return {}, f"{block.server_program} is {version}, and {server.version} runs"
             return settings_of(client), ""
     except (OpsError, redis.RedisError) as error:
-        return {}, f"{block.server_program} cannot be asked: {getattr(error, 'message', error)}"
+        return {}, f"{block.server_program} cannot be queried: {getattr(error, 'message', error)}"
 
 
 @contextlib.contextmanager

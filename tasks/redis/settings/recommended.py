@@ -83,17 +83,17 @@ class Recommended:
 
 
 _GROWS = "the AOF grows for longer than the manual allows before it is rewritten"
-_NAME = "any name: where the data lies is read from the server"
+_NAME = "any name: the server reports its files"
 RECOMMENDED = (
-    Recommended("save", "900 1 300 10 60 10000", "§2.3", "rules", "nothing saves as early as"),
+    Recommended("save", "900 1 300 10 60 10000", "§2.3", "rules", "no rule saves as early as"),
     Recommended(
         "stop-writes-on-bgsave-error",
         "yes",
         "§2.3",
         "yes or no",
-        "writes go on while nothing can be saved, and nobody notices",
+        "writes continue while saves fail, and nobody notices",
     ),
-    Recommended("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is bigger than it need be"),
+    Recommended("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is larger than necessary"),
     Recommended("rdbchecksum", "yes", "§2.3", "yes or no", "a damaged RDB would be loaded unnoticed"),
     Recommended("dbfilename", "dump.rdb", "§2.3", "name", shown=f"dump.rdb ({_NAME})"),
     Recommended(
@@ -101,7 +101,7 @@ RECOMMENDED = (
         "/var/lib/redis",
         "§2.3",
         "name",
-        "the environment says otherwise ([redis] data_directory)",
+        "it differs from [redis] data_directory",
         "/var/lib/redis, or [redis] data_directory",
     ),
     Recommended("appendonly", "yes", "§2.3", "yes or no", "a kill loses every change since the last save"),
@@ -111,7 +111,7 @@ RECOMMENDED = (
         "everysec",
         "§2.3",
         "fsync",
-        "a power cut loses what the kernel had not written",
+        "a power cut loses data that the kernel has not written",
         "everysec, or always",
     ),
     Recommended("auto-aof-rewrite-percentage", "100", "§2.3", "number", _GROWS, "100 or less"),
@@ -123,11 +123,11 @@ RECOMMENDED = (
         "no",
         "default",
         "yes or no",
-        "during a rewrite nothing is fsynced: 30 s may be lost",
+        "during a rewrite there is no fsync: a crash can lose 30 s",
         "no (the default)",
     ),
-    Recommended("maxclients", "10000", "§2.4", "number", "fewer clients than the manual plans for", "10000 or more"),
-    Recommended("timeout", "300", "§2.4", "number", "idle connections keep their places", "300 or less, not 0"),
+    Recommended("maxclients", "10000", "§2.4", "number", "fewer clients than in the manual", "10000 or more"),
+    Recommended("timeout", "300", "§2.4", "number", "idle connections stay open", "300 or less, not 0"),
 )
 BY_NAME: Mapping[str, Recommended] = {one.name: one for one in RECOMMENDED}
 MAXMEMORY = "maxmemory"
@@ -237,4 +237,4 @@ def require_possible(name: str, value: str) -> None:
     }
     if not re.fullmatch(patterns[KINDS[name]], value):
         example = BY_NAME[name].value if name in BY_NAME else "2gb"
-        raise OpsError(f"“{value[:40]}” is no value of {name}", f"write it as, for example, {name} = {example}")
+        raise OpsError(f"“{value[:40]}” is not a valid value of {name}", f"write for example {name} = {example}")

@@ -106,14 +106,14 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
             lambda: _agreed(block, master, watching),
             what="the Sentinels' agreement",
             seconds=AGREE_SECONDS,
-            hint=f"ask each: SENTINEL CKQUORUM {block.sentinel_master}",
+            hint=f"check each: SENTINEL CKQUORUM {block.sentinel_master}",
         )
     _note_rest(reports / RECORD, around, master, rest.keys())
     return (
         *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
         *filter(None, (_unwritten(servers[address]) for address in servers.keys() - rest.keys())),
         *filter(None, [_unwritten(lead)]),
-        *(f"{problem}; launch reattach-redis when {address} is back" for address, problem in rest.items()),
+        *(f"{problem}; run reattach-redis when {address} is back" for address, problem in rest.items()),
         *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
         *(
             f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
@@ -153,7 +153,7 @@ def _on_sentinel(block: Redis, address: str, work: Callable[[redis.Redis], None]
         try:
             work(client)
         except redis.RedisError as error:
-            raise OpsError(f"Sentinel {address}: {error}", "start it, or take it out of [redis] sentinels") from None
+            raise OpsError(f"Sentinel {address}: {error}", "start it, or delete it from [redis] sentinels") from None
 
 
 def _forget(client: redis.Redis, name: str) -> None:
@@ -187,7 +187,7 @@ def _lost_scripts(block: Redis, watcher: Watcher) -> list[str]:
                 call(client, "SENTINEL", "SET", block.sentinel_master, name, script)
     (now,) = [view for view in ask_sentinels(block).views if view.address == watcher.address]
     return [
-        f"Sentinel {watcher.address} runs no {name} any more, and denies to be told: add “sentinel {name} "
+        f"Sentinel {watcher.address} has lost its {name} and refuses SENTINEL SET for it: add “sentinel {name} "
         f"{block.sentinel_master} {script}” to its configuration file, and restart it"
         for name, script in watcher.scripts.items()
         if now.scripts.get(name) != script
@@ -222,8 +222,8 @@ def _unwritten(server: Redis) -> str:
         except redis.ResponseError as error:
             if "without a config file" not in str(error):
                 return (
-                    f"{server.address} cannot write its configuration file ({error}): started again, it follows whom "
-                    "it followed before; let its user write there, then CONFIG REWRITE on it"
+                    f"{server.address} cannot write its configuration file ({error}): after a restart it follows "
+                    "its earlier master; let its user write there, then CONFIG REWRITE on it"
                 )
     return ""
 

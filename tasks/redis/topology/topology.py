@@ -105,7 +105,7 @@ def find_record(reports: Path) -> ReplicationTopology | None:
     Raises:
         OpsError: the record cannot be read.
     """
-    return record.read(reports / RECORD, ReplicationTopology, "register the Sentinels by hand, then remove it")
+    return record.read(reports / RECORD, ReplicationTopology, "register the Sentinels by hand, then delete it")
 
 
 def _merged(block: Redis, kept: ReplicationTopology, now: ReplicationTopology) -> ReplicationTopology:
@@ -135,7 +135,11 @@ def _unlisted(block: Redis, watch: Watch) -> str:
     """Sentinels that are known to others only: they fail over, and tell clients, what these have forgotten."""
     most = max(((view.others + 1, view.address) for view in watch.answering if view.master), default=(0, ""))
     listed = len(block.sentinels)
-    return f"{most[1]} knows {most[0]} Sentinels with itself, [redis] sentinels {listed}" if most[0] > listed else ""
+    return (
+        f"{most[1]} knows {most[0]} Sentinels including itself; [redis] sentinels has {listed}"
+        if most[0] > listed
+        else ""
+    )
 
 
 def _own_address(block: Redis, watch: Watch, others: Collection[str]) -> str:

@@ -169,7 +169,7 @@ def test_an_rdb_that_is_not_what_the_aof_holds_is_refused(rig: Rig, monkeypatch:
         return found.model_copy(update={"functions": {}})
 
     monkeypatch.setattr(aof_backup, "manifest_of", of_something_else)
-    with pytest.raises(RunbookFailed, match="the RDB of the AOF is not what it holds"):
+    with pytest.raises(RunbookFailed, match="the RDB differs from the AOF that it was made from"):
         backup_redis.fn(NAME, "aof")
     assert catalogue.names(DirectoryStore(rig.store), "redis") == []
     assert rewrites(rig) == "100"

@@ -198,7 +198,7 @@ def test_a_directory_that_its_user_cannot_write(kept: RedisServer) -> None:
     try:
         told = found(check(), Status.CRITICAL)
         assert set(told) == {"the data directory"}
-        assert f"{kept.account.name}, who runs the server, cannot write to {kept.data}" in told["the data directory"]
+        assert f"{kept.account.name}, the server's user, cannot write to {kept.data}" in told["the data directory"]
         kept.client().bgsave()
         until(lambda: "takes writes" in found(check(), Status.CRITICAL), what="the failed save", seconds=120)
         assert "chown" in found(check(), Status.CRITICAL)["takes writes"]
@@ -210,11 +210,11 @@ def test_the_directory_is_gone(kept: RedisServer) -> None:
     """Also where a new one has its name: the server still stands in the removed one."""
     shutil.rmtree(kept.data)
     told = found(check(), Status.CRITICAL)
-    assert f"its directory {kept.data} is gone" in told["the data directory"]
-    assert "rescue the data" in told["the data directory"]
+    assert f"its directory {kept.data} is missing" in told["the data directory"]
+    assert "save the data over the network" in told["the data directory"]
     assert "all 3,000 keys" in next(f.name for f in check().findings if f.name.startswith("redis.loss_seconds"))
     kept.account.directory(kept.data, 0o755)
-    assert "was made anew" in found(check(), Status.CRITICAL)["the data directory"]
+    assert "was deleted and created again" in found(check(), Status.CRITICAL)["the data directory"]
 
 
 def test_a_file_of_the_aof_is_missing(kept: RedisServer) -> None:
@@ -246,7 +246,7 @@ def test_all_files_of_the_aof_are_gone(kept: RedisServer) -> None:
 def test_a_manifest_that_cannot_be_read(kept: RedisServer, text: str) -> None:
     manifest = kept.data / "appendonlydir" / "appendonly.aof.manifest"
     manifest.write_text(text)
-    assert "cannot be understood" in found(check(), Status.CRITICAL)["files of the AOF"]
+    assert "is not a valid manifest" in found(check(), Status.CRITICAL)["files of the AOF"]
 
 
 def test_names_with_spaces_and_files_of_history(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_its_process_is_killed(kept: RedisServer) -> None:
     kept.client().set("k", "v")
     report = disturbed(kept, lambda: child_of(kept).kill())
     assert report.status is Status.CRITICAL
-    assert "the server refuses writes now" in report.sentence()
+    assert "the server now refuses writes" in report.sentence()
     assert "BGSAVE failed: its process was killed or could not be started" in report.sentence()
     assert (kept.data / "dump.rdb").read_bytes() == good
     assert not is_saving(kept), "nothing half done is left"
@@ -247,8 +247,8 @@ def test_the_directory_is_removed_in_the_middle(monkeypatch: pytest.MonkeyPatch,
             if "succeeded" in report.outcome and delay < 100 * BRIEF:
                 continue  # before the removal: so short a save is missed where this process stands still
             assert report.status is Status.CRITICAL
-            assert f"failed: its directory {server.data} is gone" in report.sentence()
-            assert "rescue the data" in report.findings[-1].hint
+            assert f"failed: its directory {server.data} is missing" in report.sentence()
+            assert "save the data over the network" in report.findings[-1].hint
             again = launch(kind)
             assert "no save was started" in again.sentence()
             break
@@ -287,8 +287,8 @@ def test_no_space(kept: RedisServer) -> None:
 def test_the_server_is_killed_in_the_middle(kept: RedisServer, kind: Kind) -> None:
     report = disturbed(kept, kept.crash, kind)
     assert report.status is Status.CRITICAL
-    assert "ended or cannot be reached in the middle of" in report.sentence()
-    assert "what it had saved before is untouched" in report.sentence()
+    assert "stopped or cannot be reached during" in report.sentence()
+    assert "The earlier files are untouched" in report.sentence()
     kept.start()
     until(lambda: kept.client().dbsize() >= KEYS, what="all keys", seconds=120)
     launched_again(kept, kind)
@@ -303,7 +303,7 @@ def test_the_server_is_restarted_in_the_middle(kept: RedisServer, monkeypatch: p
         kept.start()
 
     report = disturbed(kept, restart)
-    assert "was restarted in the middle of BGSAVE" in report.sentence()
+    assert "was restarted during BGSAVE" in report.sentence()
     launched_again(kept, "bgsave")
 
 
@@ -320,7 +320,7 @@ def test_the_server_gives_a_save_up(unsaved: RedisServer) -> None:
     report = disturbed(unsaved, lambda: unsaved.client().flushall())
     assert state(unsaved).save_ok
     assert state(unsaved).saves == saves + 1
-    assert "BGSAVE failed: the server gave it up" in report.sentence()
+    assert "BGSAVE failed: the server aborted it" in report.sentence()
     assert "The old files are untouched" in report.sentence()
 
 
@@ -333,7 +333,7 @@ def test_the_server_is_emptied_during_a_backup(unsaved: RedisServer, rules: str)
     assert launch().status is Status.OK
     report = disturbed(unsaved, client.flushall, back_up)
     assert report.status is Status.CRITICAL
-    assert "BGSAVE failed: the server gave it up: somebody emptied it with FLUSHALL" in report.sentence()
+    assert "BGSAVE failed: the server aborted it: a client ran FLUSHALL" in report.sentence()
     assert ("The old files are untouched" in report.sentence()) is (not rules)
     assert not catalogue.names(DirectoryStore(unsaved.root / "backups"), "redis")
 
@@ -364,7 +364,7 @@ def test_the_aof_is_switched_off(kept: RedisServer, unsaved: RedisServer, monkey
     assert "there is no AOF to rewrite" in launch("rewrite").sentence()
     register(kept, monkeypatch)
     report = disturbed(kept, lambda: kept.client().config_set("appendonly", "no"), "rewrite")
-    assert "the AOF was switched off in between" in report.sentence()
+    assert "the AOF was switched off meanwhile" in report.sentence()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -387,8 +387,8 @@ def test_the_run_is_killed(kept: RedisServer, kind: Kind) -> None:
 def test_it_becomes_a_replica_in_the_middle(kept: RedisServer) -> None:
     report = disturbed(kept, lambda: kept.client().replicaof("127.0.0.1", 1))
     assert report.status is Status.CRITICAL
-    assert "is now a replica of 127.0.0.1:1 in the middle of BGSAVE" in report.sentence()
-    assert "the master is found anew" in report.sentence()
+    assert "is now a replica of 127.0.0.1:1 during BGSAVE" in report.sentence()
+    assert "it finds the new master" in report.sentence()
     kept.client().replicaof("NO", "ONE")
     child_of(kept).kill()  # its save goes on
     launched_again(kept, "bgsave")
@@ -428,7 +428,7 @@ def test_its_files_are_elsewhere(kept: RedisServer) -> None:
     assert report.status is Status.WARN
     assert "not measured" in report.sentence()
     kept.data.chmod(0o555)
-    with pytest.raises(OpsError, match=r"is not on this host\) — look at the server's log"):
+    with pytest.raises(OpsError, match=r"is not on this host\) — check the server's log"):
         save_in_background(kept.block(), server)
     kept.data.chmod(0o755)
 

@@ -310,7 +310,7 @@ def test_invalid_parameters(server: RedisServer) -> None:
         ({"prefixes": ("a", "")}, "an empty prefix means every key"),
         ({"prefixes": ("a",), "databases": ()}, "name the databases"),
         ({"flush": True, "only_without_ttl": True}, "only_without_ttl needs prefixes"),
-        ({"prefixes": ("\ud800",)}, "cannot stand in a key"),
+        ({"prefixes": ("\ud800",)}, "cannot be part of a key"),
     ):
         assert told in failed(**parameters).sentence()
     assert names(server) == {b"a"}

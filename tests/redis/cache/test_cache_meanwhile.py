@@ -287,7 +287,7 @@ def test_a_flush_without_an_answer_may_be_done(
 
 def test_prefixes_are_read_in_one_way() -> None:
     assert read_prefix(r"\xff:\x5cx") == b"\xff:\\x"
-    with pytest.raises(OpsError, match="cannot stand in a key"):
+    with pytest.raises(OpsError, match="cannot be part of a key"):
         read_prefix("\ud800")
     with pytest.raises(OpsError, match="an empty prefix"):
         read_prefix("")

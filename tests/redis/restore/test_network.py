@@ -169,7 +169,7 @@ def test_without_memory_for_both_the_old_data_goes_first(remote: RedisServer, mo
     before = accounts(remote)
     backup_redis.fn(NAME)
     spoil(remote)
-    route = Route("replication", "its memory does not hold both", swaps=False)
+    route = Route("replication", "its memory is too small for both", swaps=False)
     monkeypatch.setattr(network_target, "find_route", lambda _block, _needed: route)
     assert restore().status is Status.OK
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
@@ -235,7 +235,7 @@ def test_without_replicaof_it_is_restored_key_by_key(
     remote.client().set("cache:old", 1)
     report = restore()
     assert report.status is Status.OK, report.sentence()
-    assert "key by key, since" in report.facts
+    assert "key by key, because" in report.facts
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
     assert remote.client(7).dbsize() == 0
     assert remote.client().function_list()
@@ -264,7 +264,7 @@ def test_a_forbidden_command_is_named(remote: RedisServer, monkeypatch: pytest.M
     remote.client().set("plain:1:0", "spoilt")
     if command == "config|set":
         report = restore()
-        assert "CONFIG|SET" in report.facts["key by key, since"].upper()
+        assert "CONFIG|SET" in report.facts["key by key, because"].upper()
         return
     assert f"forbids user ops the command {command.upper()}" in failed().sentence()
     assert remote.client().get("plain:1:0") == b"spoilt", "nothing was replaced"
@@ -497,7 +497,7 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
     monkeypatch.setattr(network, "_follow", and_then_a_failover)
     with pytest.raises(RunbookFailed, match="no longer the master") as failure:
         backup_redis.fn(NAME)
-    assert "launch it again" in failure.value.report.sentence()
+    assert "run it again" in failure.value.report.sentence()
     monkeypatch.setattr(network, "_follow", follow)
     again = backup_redis.fn(NAME)
     assert group.agreed_master() in again.facts["taken"]
@@ -628,7 +628,7 @@ def test_a_failover_while_the_live_data_is_kept_ends_a_restore(
 
 
 def test_through_tls(remote: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scratch server needs no TLS of its own; the way back goes key by key, since nothing here has a certificate."""
+    """A scratch server needs no TLS of its own; the way back goes key by key, because nothing here has a certificate."""
     before = accounts(remote)
     with tls_in_front(remote, tmp_path, ["127.0.0.1"]) as (port, certificate):
         register(remote, monkeypatch, f'tls = true\ntls_ca_file = "{certificate}"')

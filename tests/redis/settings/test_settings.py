@@ -194,7 +194,7 @@ def test_a_rewrite_that_fails_leaves_the_aof_off(bare: RedisServer, monkeypatch:
     """Its process is killed, as where memory runs out: the server alone would try again and again."""
     bare.client().config_set("rdb-key-save-delay", 100_000)  # minutes: it is in the middle whenever it is killed
     at_failpoint(monkeypatch, saving, BEGUN, lambda: child_of(bare).kill())
-    with pytest.raises(RunbookFailed, match="the AOF is off as before"):
+    with pytest.raises(RunbookFailed, match="the AOF is off again"):
         apply(names=("appendonly",))
     assert (runs(bare, "appendonly"), written(bare, "appendonly")) == ("no", "nothing")
     bare.client().config_set("rdb-key-save-delay", 0)
@@ -541,7 +541,7 @@ def test_a_master_that_becomes_a_replica_in_the_middle(group: Group, monkeypatch
     at_failpoint(
         monkeypatch, setting_changes, IS_SET, lambda: master.client().replicaof("127.0.0.1", str(replica.port))
     )
-    with pytest.raises(RunbookFailed, match="is a slave now, and was a master"):
+    with pytest.raises(RunbookFailed, match="is now a slave; it was a master"):
         apply(names=("save", "timeout"))
     assert (runs(master, "save"), runs(master, "timeout")) == ("900 1 300 10 60 10000", "0")
     told = json.loads(record_paths(master)[0].read_text())
