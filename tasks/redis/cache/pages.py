@@ -101,12 +101,12 @@ for _, group in ipairs(order) do
   for i = 1, math.min(want - #names, #found) do names[#names + 1] = found[i] end
   if not unlink then group.n = #found end
   for i = 1, unlink and not refused and #found or 0, 1000 do
-    local gone = redis.pcall('UNLINK', unpack(found, i, math.min(i + 999, #found)))
-    if type(gone) == 'table' then
-      refused = gone
+    local unlinked = redis.pcall('UNLINK', unpack(found, i, math.min(i + 999, #found)))
+    if type(unlinked) == 'table' then
+      refused = unlinked
       break
     end
-    group.n = group.n + gone
+    group.n = group.n + unlinked
   end
   out[#out + 1] = group.name
   out[#out + 1] = format('%d %d %.0f %d', group.n, group.measured, group.bytes, group.untimed)

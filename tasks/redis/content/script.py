@@ -55,7 +55,7 @@ local function field_times(key, found)
   end
   return times
 end
--- Fields with a TTL are entries of their own. Returns when the key itself goes with its last field, or nil.
+-- Fields with a TTL are separate entries. Returns the time at which the key expires with its last field, or nil.
 readers['hash'] = function(key, out, at)
   local found = redis.call('HGETALL', key)
   local times, fields, last = field_times(key, found), {}, 0

@@ -1,4 +1,4 @@
-"""Why a save failed: from INFO, the disk and what the server said (§2.3)."""
+"""Why a save failed, from INFO, the disk and the server's answer (§2.3)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tasks.redis.persistence.state import Persistence, State
 
 
 def failed(server: Persistence, what: str, now: State, said: str = "") -> OpsError:
-    """Why, from INFO and the disk. A save replaces the old file at its end, by rename: what was there still is, unless
-    the server wrote itself over it, emptied.
+    """The error with the cause. A save replaces the old file at its end, by rename, so the old file still exists,
+    unless the server has saved its empty data after a FLUSHALL.
 
-    `now` is read after the failure, `server` before the save; `said` is what the server refused it with.
+    `now` is read after the failure, `server` before the save; `said` is the server's refusal.
     """
     reason, remedy = _why(server, what, now, said)
     refuses = replace(server, state=now).refuses_writes

@@ -1,6 +1,6 @@
-"""Where a server saves: its data directory, whether a save can succeed there, and what the host allows (§2.3).
+"""A server's data directory, whether a save can succeed there, and the kernel's settings (§2.3).
 
-Read only where the server's own process is on this host: a path of the same name on another host proves nothing.
+It is read only if the server's process is on this host: the same path on another host proves nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server saves. With a `problem` nothing of it could be read. `trouble` and `remedy` say why no save can
-    succeed there, "" where none is known; `rdb_problem` why its RDB is not what was saved last. `sizes` are in bytes,
-    and `huge_pages` "" where the host does not say."""
+    """A server's data directory. `problem`: why it could not be read. `trouble`, `remedy`: why no save can succeed
+    there, and the next step. `rdb_problem`: why the RDB is not the last save. `huge_pages` "": unknown."""
 
     directory: Path
     problem: str = ""
@@ -46,7 +45,7 @@ class Place:
 
     @property
     def missing(self) -> tuple[DataFile, ...]:
-        """Files of the AOF that its manifest names, or the manifest itself, that are not there."""
+        """Missing files of the AOF, or its missing manifest."""
         return tuple(file for file in self.aof if file.is_missing)
 
 
@@ -82,8 +81,7 @@ def inspect_place(server: Persistence) -> Place:
 
 
 def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
-    """The file, and why it is not what was saved last (seen by its beginning and its end: what lies between is only
-    proven by loading it)."""
+    """The file, and why it is not the last save. Only its beginning and end are read; loading it proves the rest."""
     for _ in range(ATTEMPTS):
         file = file_at(path, "RDB")
         if file.is_missing or path.is_dir():
@@ -92,11 +90,12 @@ def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
             found = read_rdb(path)
         except VerificationFailed as error:
             return file, error.message
-        if file == file_at(path, "RDB"):  # else it was replaced in between
+        if file == file_at(path, "RDB"):  # otherwise it was replaced meanwhile
             break
     if not found.complete:
         return file, f"{path} does not end as an RDB does: it is truncated, or has bytes after its end"
-    # A file's own time is that of the save's begin, the last one's end (of a SAVE nobody knows how long it took).
+    # The file has the time at which its save began, `last_save` the time at which one ended; a SAVE's duration is
+    # unknown.
     last, written = server.state.last_save, found.written.timestamp() + max(server.state.save_seconds, 0)
     replaced = file.modified is None or abs(file.modified.timestamp() - last) > SLACK_SECONDS
     if not server.never_saved and last > written + SLACK_SECONDS and replaced:
@@ -108,12 +107,12 @@ def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
 
 
 def trouble_with(server: Persistence, directory: Path) -> tuple[str, str]:
-    """Why a save cannot succeed in a directory, and what to do; ("", "") where nothing is found.
+    """Why a save cannot succeed in a directory, and the next step; ("", ""): no problem found.
 
-    A server that stands in a removed one never comes back to it: `dir` cannot be set at run time.
+    A server cannot leave a deleted directory: `dir` cannot be set at run time.
     """
     rescue = f"save the data over the network first (valkey-cli --rdb <file>), then create {directory} and restart"
-    if (not server.settings["dir"] and directory.is_dir()) or _stands_elsewhere(server.process, directory):
+    if (not server.settings["dir"] and directory.is_dir()) or _works_elsewhere(server.process, directory):
         return f"{directory} was deleted and created again: the server still uses the deleted one", rescue
     if not directory.is_dir():
         return f"its directory {directory} is missing", rescue
@@ -131,8 +130,8 @@ def trouble_with(server: Persistence, directory: Path) -> tuple[str, str]:
 
 
 def data_directory(server: Persistence) -> tuple[Path, str]:
-    """The data directory, and why its files cannot be seen from here: "" where the server's process is here and works
-    in there (or worked, until it was removed)."""
+    """The data directory, and why its files are not on this host; "": the server's process is here and works in it (or
+    did until it was deleted)."""
     told = Path(server.settings["dir"] or "(removed)")
     said = f"{told} of {server.address} is not on this host"
     try:
@@ -149,8 +148,8 @@ def data_directory(server: Persistence) -> tuple[Path, str]:
         return told, said
 
 
-def _stands_elsewhere(process: int, directory: Path) -> bool:
-    """Whether the server's working directory is another one than what has its name now."""
+def _works_elsewhere(process: int, directory: Path) -> bool:
+    """Whether the server's working directory differs from the directory that has its name now."""
     try:
         return not Path(f"/proc/{process}/cwd").samefile(directory)
     except OSError:
@@ -158,7 +157,7 @@ def _stands_elsewhere(process: int, directory: Path) -> bool:
 
 
 def _may_write(directory: Path, process: psutil.Process) -> bool:
-    """By the mode's bits: what POSIX ACLs add is not seen."""
+    """Whether the mode's bits permit it; POSIX ACLs are not read."""
     user, found = process.uids().effective, directory.stat()
     if user == 0:
         return True

@@ -389,7 +389,7 @@ def test_a_difference_after_replication_is_critical_and_leaves_no_replica(
 
     monkeypatch.setattr(network_steps, "compare_keys", spoiling)
     report = failed()
-    assert "database 0: 1 keys are not the same (plain:1:0)" in report.sentence()
+    assert "database 0: 1 keys are different (plain:1:0)" in report.sentence()
     assert "restore-redis with backup=dump_" in report.sentence()
     assert remote.client().info("replication")["role"] == "master"
 

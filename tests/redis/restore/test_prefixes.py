@@ -322,8 +322,8 @@ def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch
     monkeypatch.setattr(prefix_steps, "restore_keys", wrongly)
     report = refused("session:", extra="remove")
     sentence = report.sentence()
-    assert "database 9: 1 keys are not the same (session:7)" in sentence
-    assert "database 0: 1 keys are there, and not in the backup (session:extra)" in sentence
+    assert "database 9: 1 keys are different (session:7)" in sentence
+    assert "database 0: 1 keys are not in the backup (session:extra)" in sentence
     assert "restore-redis with backup=" in sentence
 
 
