@@ -1,9 +1,9 @@
-"""Replicas and Sentinels around a restore: taken off before it, put back when its data is proven (§2.3, §8.3).
+"""Detach replicas and Sentinels before a restore, and attach them when its data is proven (§2.3, §8.3).
 
-A stopped master under Sentinel is failed over, and the restored one then becomes a replica of the bad data; replicas
-copy whatever a master starts with. So the Sentinels forget the master first, all of them, and every other server of the
-data set is pointed at nowhere: it keeps its data, stays a replica, and takes no writes. What was taken off is written
-down before, so that a run that was killed can be followed by one that puts everything back.
+Sentinels fail over a stopped master, and the restored server would become a replica of the bad data; replicas copy the
+data that a master starts with. So first all Sentinels forget the master, and every other server of the data set gets an
+unreachable master: it keeps its data, stays a replica, and refuses writes. All of that is recorded before, so that a
+run after a killed one can attach everything.
 
 https://valkey.io/topics/sentinel/ and https://valkey.io/commands/replicaof/
 """
@@ -38,8 +38,8 @@ AGREE_SECONDS = 60.0
 
 @action(idempotent=True)
 def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> ReplicationTopology:
-    """Write down what stands around the server, make all Sentinels forget it, point the others at nowhere, and see to
-    it that this server does not start as anybody's replica.
+    """Record replicas and Sentinels, make all Sentinels forget the server, give the replicas an unreachable master, and
+    ensure that this server does not start as a replica.
 
     Raises:
         NotConfirmed: the permit does not cover this server's data.
@@ -66,7 +66,7 @@ def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
 
 
 def note_swapped(reports: Path, around: ReplicationTopology) -> ReplicationTopology:
-    """From now on this server's data is what the others are to follow."""
+    """Record that this server has the data which the others must follow."""
     if around.is_alone:
         return around
     noted = replace(around, swapped=True)
@@ -76,14 +76,14 @@ def note_swapped(reports: Path, around: ReplicationTopology) -> ReplicationTopol
 
 @action(idempotent=True)
 def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> tuple[str, ...]:
-    """Point the others at the master again, wait until they are in sync, and register it with the Sentinels.
+    """Let the others follow the master, wait until they are in sync, and register it with the Sentinels.
 
-    The master is this server once its data was swapped in, else the one before. Returns what could not be put back, as
-    sentences.
+    The master is this server if its data was swapped, otherwise the earlier one. Returns sentences about servers that
+    could not be attached.
 
     Raises:
         NotConfirmed: the permit does not cover this server's data.
-        Unreachable: the replicas or the Sentinels do not come to agree in time.
+        Unreachable: the replicas or the Sentinels do not agree in time.
     """
     permit.require(TAKE_OFF, block.data_directory)
     if around.is_alone:
@@ -124,7 +124,7 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
 
 
 def _tried(work: Callable[..., None], *given: object) -> str:
-    """Why it cannot be done, "" where it was: one that is away must not keep the rest off."""
+    """Why a step failed, "": it succeeded. An unreachable server must not prevent the others."""
     try:
         work(*given)
     except OpsError as error:
@@ -133,7 +133,7 @@ def _tried(work: Callable[..., None], *given: object) -> str:
 
 
 def _note_rest(path: Path, around: ReplicationTopology, master: str, rest: Collection[str]) -> None:
-    """What could not be put back: it joins whoever is the master by then."""
+    """Sentences about servers that could not be attached, with the next step."""
     left = replace(
         around,
         master=master,
@@ -178,7 +178,7 @@ def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: Watcher) 
 
 
 def _lost_scripts(block: Redis, watcher: Watcher) -> list[str]:
-    """Scripts that a Sentinel has forgotten with the master, and takes from its configuration file only."""
+    """Scripts that a Sentinel forgot with the master, and accepts only from its configuration file."""
     if not watcher.scripts:
         return []
     with contextlib.closing(at_once(block.sentinel(watcher.address))) as client:
@@ -209,13 +209,13 @@ def _follow(server: Redis, master: str) -> None:
 
 
 def _rewrite(client: redis.Redis) -> None:
-    """As Sentinel does: a restart must not make a second master. A server without a file has nothing to rewrite."""
+    """CONFIG REWRITE, as Sentinel does: a restart must not create a second master."""
     with contextlib.suppress(redis.ResponseError):
         client.config_rewrite()
 
 
 def _unwritten(server: Redis) -> str:
-    """Why its configuration file does not say whom it follows now; "" where it does, or where it has no file."""
+    """Why its configuration file does not name its master; "": it does, or there is no file."""
     with connected(server) as client:
         try:
             client.config_rewrite()
@@ -229,7 +229,7 @@ def _unwritten(server: Redis) -> str:
 
 
 def _in_sync(follower: Redis, master: Redis) -> bool:
-    """Whether it follows this very master and has had everything that the master had written by now."""
+    """Whether it follows this master and has all its writes so far."""
     with connected(master) as client:
         sent = client.info("replication")
     with connected(follower) as client:
