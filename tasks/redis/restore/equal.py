@@ -1,4 +1,4 @@
-"""Whether a live server holds what a scratch server does, key by key, in pieces that hold nobody up (§2.3)."""
+"""Compare a live server with a scratch server, key by key, in parts too small to delay clients (§2.3)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLUMNS = (
     "others there",
 )
 DIGEST_BYTES = 1 << 16
-"""A thousand small members hashed in Lua take a server 3 ms; what takes more is read in pieces."""
+"""Hashing a thousand small members in Lua takes a server 3 ms; larger values are read in parts."""
 MOST_NAMED = 5
 AGAIN_SECONDS = 3.0
 MOST_AGAIN = 1000
@@ -41,9 +41,9 @@ MOST_AGAIN = 1000
 
 @dataclass
 class Row:
-    """One database under one prefix. `written` differ, and clients wrote them; `replaced` are
-    equal ones that clients wrote too, before the backup's took their place; `different` differ, and nobody is known
-    to have written them; `others` are live keys that the backup does not have."""
+    """One database under one prefix. `written`: different keys that clients wrote; `replaced`: equal keys that clients
+    wrote before the restore replaced them; `different`: different keys that no client is known to have written;
+    `others`: live keys that are not in the backup."""
 
     database: int
     prefix: bytes
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def keys(self) -> int:
-        """Of the backup."""
+        """The keys of the backup."""
         return self.equal + self.written + self.expired + len(self.different)
 
     def cells(self) -> tuple[str, ...]:
@@ -69,14 +69,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`writes_known` is False where nobody could tell what clients wrote: a difference may then be theirs."""
+    """`writes_known` False: clients' writes are unknown, so they may have caused a difference."""
 
     rows: tuple[Row, ...]
     writes_known: bool
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """As sentences."""
+        """The differences, as sentences."""
         told = []
         for row in self.rows:
             for keys, what in ((row.different, "different"), (row.left, "not in the backup")):
@@ -87,25 +87,25 @@ class Comparison:
 
     @property
     def written(self) -> int:
-        """Keys of the backup that clients have written over, and new ones of theirs."""
+        """Keys that clients have overwritten or added."""
         return sum(row.written + row.new for row in self.rows)
 
     @property
     def replaced(self) -> int:
-        """Keys that clients wrote during the run, and that are as in the backup all the same."""
+        """Keys that clients wrote during the run, and that equal the backup."""
         return sum(row.replaced for row in self.rows)
 
     @property
     def equal(self) -> int:
-        """Keys that are the same on both sides."""
+        """Keys that are equal on both servers."""
         return sum(row.equal for row in self.rows)
 
 
 @probe
 def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: Order, writes: Writes) -> Comparison:
-    """Compare every key of the backup under the order's prefixes with the live server's; and look what else is there.
+    """Compare every key of the backup under the order's prefixes with the live server's, and count other live keys.
 
-    A key that differs is read again: its time may have come between two readings.
+    A different key is read again: it may have expired between two readings.
 
     Raises:
         Unreachable, OpsError: the live server does not answer, or refuses a command.
@@ -161,7 +161,7 @@ class _Comparing:
         return same_value(self.backup, self.live, self.number, key, self.volatile)
 
     def _resolve(self, unequal: list[bytes], row: Row) -> None:
-        """What clients wrote is told apart; the rest is read again, a little later too: its time may have come."""
+        """Separate clients' writes; read the rest again, and once more later: keys may have expired."""
         self.writes.settle()
         waiting = [key for key in unequal if key not in self.writes]
         row.written += len(unequal) - len(waiting)
@@ -176,7 +176,7 @@ class _Comparing:
 
         with contextlib.suppress(Unreachable):
             until(all_resolved, what="the same content", seconds=AGAIN_SECONDS)
-        all_resolved()  # raises where it was the server that did not answer
+        all_resolved()  # raises if the server does not answer
         row.different += waiting
 
     def _state(self, key: bytes) -> str:
@@ -188,7 +188,7 @@ class _Comparing:
         others = absent(self.backup, self.number, page)
         row.others += len(others)
         if others and self.extra == "remove":
-            # Read after the page: a key that a client made before this has been told of by now.
+            # Read after the page: by now the server has reported every key that a client made before.
             self.writes.settle()
             still = set(others) - set(absent(self.live, self.number, others))
             new = [key for key in others if key in self.writes]

@@ -1,4 +1,4 @@
-"""What must hold before a Redis is replaced by a backup: the backup, the space, and that nobody works against it."""
+"""The conditions for replacing a server's data: the backup, the disk space, and the other servers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tasks.redis.server import connected, family, key_counts, live_directory, lo
 from tasks.redis.settings.file import Configuration, read_configuration
 from tasks.redis.topology.topology import ReplicationTopology
 
-# The RDB as the AOF's base, the RDB that is written after the drop, and the log of the drop.
+# The RDB as the AOF's base, the RDB saved after drop_prefixes were deleted, and the log of that.
 COPIES = 2.2
 
 
 @dataclass(frozen=True)
 class RedisFitness:
-    """Whether a backup may replace a server's data. `live_keys` is what would be set aside, None when it is down."""
+    """The conditions for replacing a server's data. `live_keys`: its current keys, None: it is down."""
 
     preconditions: tuple[Precondition, ...]
     live_keys: dict[int, int] | None
@@ -39,14 +39,14 @@ class RedisFitness:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What forbids the restore, as sentences with what to do."""
+        """The conditions that prevent the restore, as sentences with the next step."""
         return tuple(f"{p.name}: {p.value} — {p.hint}" for p in self.preconditions if p.blocks and not p.ok)
 
 
 @probe
 def judge_redis_backup(block: Redis, backup: Backup, around: ReplicationTopology) -> RedisFitness:
-    """Everything that can be told without stopping or changing anything. The RDB is really loaded (a scratch server):
-    that is the only answer to "can this server read it". Problems are returned, not raised.
+    """All conditions that can be checked without stopping or changing anything. A scratch server loads the RDB, because
+    only that proves that the server can read it. Problems are returned, not raised.
     """
     found: list[Precondition] = []
     content = RedisContent.model_validate(backup.manifest.content)
@@ -183,7 +183,7 @@ def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int
 
 
 def _around(around: ReplicationTopology) -> Iterator[Precondition]:
-    """Replicas and Sentinels that can be taken off are no obstacle; those that cannot may work against the restore."""
+    """Replicas and Sentinels that cannot be detached can undo the restore."""
     yield Precondition(
         "Sentinels agree on the master",
         not around.disagreement,

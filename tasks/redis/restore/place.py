@@ -1,4 +1,4 @@
-"""What the file system of this host must allow before a data directory is replaced: asked, not tried (§2.3)."""
+"""What this host's file system must permit before a data directory is replaced (§2.3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.redis.settings.file import read_configuration
 
 @dataclass(frozen=True)
 class Precondition:
-    """One thing that must hold. `blocks` is False where a recovery goes on with a warning."""
+    """One condition. `blocks` False: a recovery continues with a warning."""
 
     name: str
     ok: bool
@@ -30,8 +30,8 @@ class Precondition:
 
 
 def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) -> Iterator[Precondition]:
-    """Whether a copy can be built beside the live directory, belong to the server's user, and take its name.
-    `writes_configuration`: where the server is down and its file says replicaof, that line has to go."""
+    """Whether a copy can be built next to the live directory, belong to the server's user, and replace it.
+    `writes_configuration`: if the server is down and its file has replicaof, that line must be deleted."""
     live = live_directory(block)
     name = "the data directory can be swapped"
     if live.is_mount():
@@ -64,7 +64,7 @@ def _unwritable(directory: Path) -> str:
 
 
 def _unmovable(parent: Path, live: Path) -> str:
-    """In a directory with the sticky bit only owners rename (rename(2), EPERM)."""
+    """In a directory with the sticky bit, only owners can rename (rename(2), EPERM)."""
     me = os.geteuid()
     owners = {0, parent.stat().st_uid, live.stat().st_uid if live.exists() else me}
     sticky = parent.stat().st_mode & stat.S_ISVTX and me not in owners
@@ -72,7 +72,7 @@ def _unmovable(parent: Path, live: Path) -> str:
 
 
 def _owner(user: str) -> str:
-    """Why the server would not be at home in what this process writes; "" where it would."""
+    """Why the server could not use the files that this process creates; "": it could."""
     me = os.geteuid()
     try:
         account, _ = shell.owner_of(user)
@@ -86,7 +86,7 @@ def _configuration(block: Redis) -> str:
     try:
         follows = read_configuration(path).replica_of
     except OpsError:
-        return ""  # said elsewhere
+        return ""  # reported elsewhere
     if not follows or answers(block):
         return ""
     unwritable = _unwritable(path.parent) or ("" if os.access(path, os.W_OK) else f"{path} not writable")

@@ -47,7 +47,7 @@ LOG = "check the log of the service redis"
 
 @dataclass(frozen=True)
 class SwappedRedis:
-    """The directory that is live now, and where the old one is kept (None where there was none)."""
+    """The directory that is now live, and the path of the old one (None: there was none)."""
 
     live: Path
     kept: Path | None
@@ -58,12 +58,12 @@ def stop_redis(block: Redis, services: Services) -> Stopped:
     """Stop the service and prove that it exited.
 
     Raises:
-        OpsError: somebody still answers on its port, or a server still works in its directory.
+        OpsError: its port still answers, or a server still works in its directory.
     """
     was_running = services.is_running(ROLE)
     live = live_directory(block)
     if not live.is_dir():
-        # A server that cannot save refuses to end (https://valkey.io/commands/shutdown/): its directory is gone.
+        # Without its directory a server cannot save and refuses to stop (https://valkey.io/commands/shutdown/).
         with contextlib.suppress(OpsError), connected(block) as client:
             client.config_set("save", "")
     services.stop(ROLE)
@@ -77,7 +77,7 @@ def start_redis(block: Redis, services: Services) -> float:
 
     Raises:
         Unreachable: it does not serve in time.
-        OpsError: it does not start, ends while it loads, or refuses the password.
+        OpsError: it does not start, stops while it loads, or refuses the password.
     """
     started, start = time.monotonic(), _Start(block, services)
     start_one(services, ROLE)
@@ -86,7 +86,7 @@ def start_redis(block: Redis, services: Services) -> float:
 
 
 class _Start:
-    """A server that comes up: it loads for as long as it takes, but does not die again and again meanwhile."""
+    """A starting server: it can load for any time, but must not stop repeatedly meanwhile."""
 
     def __init__(self, block: Redis, services: Services) -> None:
         self._block, self._services = block, services
@@ -97,7 +97,7 @@ class _Start:
         """Whether it serves.
 
         Raises:
-            OpsError: it does not answer for a minute, ends while it loads or for good, or refuses the password.
+            OpsError: it does not answer for a minute, stops, or refuses the password.
         """
         with contextlib.closing(at_once(self._block.client())) as client:
             try:
@@ -120,10 +120,10 @@ class _Start:
 
 @action
 def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
-    """Give the copy the live directory's name; the old directory is kept as `<name>.superseded_<time, UTC>`.
+    """Rename the copy to the live directory's name; the old directory is kept as `<name>.superseded_<time, UTC>`.
 
-    Killed between its two renames, nothing is lost: the service does not start without its directory, and the next
-    restore builds anew.
+    A kill between the two renames loses nothing: the service does not start without its directory, and the next restore
+    builds a new copy.
 
     Raises:
         NotConfirmed: the permit does not cover this directory.
@@ -138,7 +138,7 @@ def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
 
 
 def exchange(block: Redis, incoming: Path, kept: Path | None) -> SwappedRedis:
-    """Give a directory the live name; the one that has it is kept as `kept`, where there is one.
+    """Rename a directory to the live name; an existing one is kept as `kept`.
 
     Raises:
         OpsError: the server has not exited, or a rename failed (then the live directory is back).
@@ -162,11 +162,10 @@ def exchange(block: Redis, incoming: Path, kept: Path | None) -> SwappedRedis:
 
 @probe
 def verify_live_redis(block: Redis, copy: RedisCopy) -> tuple[str, ...]:
-    """Whether the live server serves the copy; differences as sentences.
+    """The live server has the copy's data; returns differences as sentences.
 
-    How many keys it loaded at its start must be the very number of the file that was proven: no client changes that
-    number. Keys that are there now are counted too, those without a TTL only, and only while no client has written:
-    a client may delete what it likes.
+    The number of keys that it loaded at its start must be that of the proven file; no client changes that number.
+    Current keys without a TTL are counted too, as long as no client has written.
 
     Raises:
         Unreachable: it does not answer.
@@ -179,7 +178,7 @@ def verify_live_redis(block: Redis, copy: RedisCopy) -> tuple[str, ...]:
 
 
 def superseded_redis(block: Redis) -> list[Path]:
-    """Data directories that a restore set aside, oldest first."""
+    """Data directories that a restore replaced, oldest first."""
     live = live_directory(block)
     return sorted(path for path in live.parent.glob(f"{live.name}{SUPERSEDED}*") if path.is_dir())
 
@@ -193,7 +192,7 @@ def _prove_exit(block: Redis, live: Path, seconds: float) -> None:
 
 
 def free_name(live: Path) -> Path:
-    """The name under which a live directory is kept: `<name>.superseded_<time, UTC>`."""
+    """The name of a replaced directory: `<name>.superseded_<time, UTC>`."""
 
     def free() -> Path | None:
         kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):{STAMP}}")
@@ -223,9 +222,9 @@ def _loaded(client: redis.Redis, copy: RedisCopy) -> list[str]:
 
 
 def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str]:
-    """Databases with fewer keys without a TTL than there should be, as sentences; none once a client has written."""
+    """Databases with too few keys without a TTL, as sentences; empty if a client has written."""
     counts = key_counts(client)
-    # Read after the counts: a deletion that they miss has been counted as a write by now.
+    # Read after the counts: a deletion before them is counted as a write by now.
     if _client_writes(client):
         return []
     short = []
@@ -239,7 +238,7 @@ def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str
 
 
 def _client_writes(client: redis.Redis) -> int:
-    """Calls of commands that may write, since the server started (what it replays from its AOF does not count)."""
+    """Calls of writing commands since the server's start (without replayed ones of the AOF)."""
     writing = {name.decode() for name in call(client, "COMMAND LIST", "FILTERBY", "ACLCAT", "write")}
     writing |= {"eval", "evalsha", "fcall", "exec"}
     stats = client.info("commandstats")
@@ -250,8 +249,8 @@ def _client_writes(client: redis.Redis) -> int:
 
 @action(idempotent=True)
 def prepare_empty(block: Redis) -> str:
-    """Give a Redis without its data directory one: the newest that a restore set aside (a run killed between its two
-    renames leaves that), else an empty one owned by the server's user. Returns what was done, "" where one is there."""
+    """Restore a missing data directory: the newest one that a restore replaced (a run was killed between its renames),
+    or an empty one owned by the server's user. Returns what was done, "": it exists."""
     directory = live_directory(block)
     if directory.exists():
         return ""
