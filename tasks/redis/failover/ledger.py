@@ -1,4 +1,4 @@
-"""Writes of our own through a failover, each with a number: which were acknowledged, by whom, and which are there."""
+"""Numbered test writes during a failover: which were acknowledged, by which server, and which exist afterwards."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _OPTIONS = (
 
 @dataclass(frozen=True)
 class Begun:
-    """A failover that a run has begun: it lies in Redis itself, so that it moves with the data and every host sees it.
+    """The marker of a run's failover. It is stored in Redis, so that it moves with the data and every host sees it.
 
-    It goes when the run ends well; what a killed run leaves expires after an hour.
+    It is deleted when the run succeeds; a killed run's marker expires after an hour.
     """
 
     old: str
@@ -53,7 +53,7 @@ class Begun:
     run: str
     version: int = 1
     replid: str = ""
-    """The stream of the old master, by which the next run knows whether all of it went over."""
+    """The old master's stream, by which the next run knows whether all of it was replicated."""
 
     @classmethod
     def now(cls, old: str, candidate: str, replid: str) -> Begun:
@@ -63,7 +63,7 @@ class Begun:
 
 
 def remember(master: Redis, begun: Begun) -> None:
-    """Write it down on the master.
+    """Write the marker to the master.
 
     Raises:
         OpsError: it cannot be written.
@@ -73,7 +73,7 @@ def remember(master: Redis, begun: Begun) -> None:
 
 
 def find_begun(master: Redis) -> Begun | None:
-    """What a run that did not end well has begun; None where there is none (or nobody may look)."""
+    """The marker of an incomplete run; None: there is none (or it may not be read)."""
     try:
         with quick(master) as client:
             text = client.get(BEGUN)
@@ -83,15 +83,15 @@ def find_begun(master: Redis) -> Begun | None:
 
 
 def forget(master: Redis) -> None:
-    """Remove it."""
+    """Delete the marker."""
     with quick(master) as client:
         client.unlink(BEGUN)
 
 
 class Ledger:
-    """Writes numbers into a set of its own, all the time, as a client does that asks the Sentinels for the master.
+    """Writes numbers to a separate set continuously, as a client that finds the master by the Sentinels.
 
-    A context manager. An attempt that was not acknowledged is not in the account: it may or may not be there.
+    A context manager. Attempts without an acknowledgement are not counted: they may or may not exist.
     """
 
     def __init__(self, block: Redis) -> None:
@@ -118,7 +118,7 @@ class Ledger:
         self._thread.join(2 * ANSWER_SECONDS)
 
     def wait_for(self, address: str, seconds: float) -> Entry:
-        """The first write that this server acknowledges.
+        """Wait for the first write that this server acknowledges.
 
         Raises:
             Unreachable: there was none in time.
@@ -134,7 +134,7 @@ class Ledger:
         return found
 
     def account(self, master: Redis) -> Account:
-        """Stop, and look for every acknowledged number on the new master."""
+        """Stop, and check every acknowledged number on the new master."""
         self.stop()
         entries = tuple(self.entries)
         with quick(master) as client:
@@ -163,7 +163,7 @@ class Ledger:
 
 
 def following(block: Redis) -> redis.Redis:
-    """A client as an application has it: it asks the Sentinels for the master whenever it connects."""
+    """A client like the application's: it finds the master by the Sentinels at each connection."""
     pool = quick_client(block).connection_pool
     known = pool.connection_kwargs
     options = {name: value for name, value in known.items() if name in _OPTIONS or name.startswith("ssl")}
@@ -176,7 +176,7 @@ def following(block: Redis) -> redis.Redis:
 
 
 def quick_client_of(block: Redis, address: str) -> redis.Redis:
-    """A client of one Sentinel that gives up soon."""
+    """A client of one Sentinel with a short timeout."""
     client = at_once(block.sentinel(address))
     client.connection_pool.connection_kwargs.update(socket_timeout=1.0, socket_connect_timeout=1.0)
     return client
