@@ -20,7 +20,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration, size
 from tasks.backups.retention import read_store
-from tasks.redis.cache.clearing import UNLINK, Order, find_keys, read_freed, unlink_keys
+from tasks.redis.cache.clearing import UNLINK, ClearingOrder, find_keys, read_freed, unlink_keys
 from tasks.redis.cache.flushing import FLUSHING, Flush, flush_keys
 from tasks.redis.cache.selection import Selection, by_prefixes, every_key
 from tasks.redis.cache.server import CacheServer, find_refusals, read_cache_server, require_databases
@@ -89,7 +89,7 @@ def clear_cache(
         judge_plan(report, wanted, plan)
         # Without a plan to compare with, the pages count what they unlink.
         found = count(report, env, wanted, server) if plan or not confirm else None
-        order = Order(wanted.selection(), wanted.numbers, server, found.keys if found else -1, bool(master))
+        order = ClearingOrder(wanted.selection(), wanted.numbers, server, found.keys if found else -1, bool(master))
         flushes = wanted.flushes(server, waived=bool(master))
         if not (flushes if flush else order.planned):
             report.outcome = f"there is nothing to delete: no {order.selection.text} in {order.where}"
@@ -251,7 +251,9 @@ def report_keys(report: Report, name: str, found: Sweep) -> None:
         report.fact("kept because of their TTL", f"{found.with_ttl:,} keys")
 
 
-def judge_rights(report: Report, env: Environment, order: Order, found: Sweep, flushes: Sequence[Flush]) -> None:
+def judge_rights(
+    report: Report, env: Environment, order: ClearingOrder, found: Sweep, flushes: Sequence[Flush]
+) -> None:
     """The server would carry out the commands for this user now. Only the listed keys are tried."""
     commands = [("FLUSHDB", "ASYNC")] if flushes else [("UNLINK", key.key) for key in found.first]
     for refusal in find_refusals(env.redis.at(order.server.address), commands) if commands else ():
@@ -277,7 +279,7 @@ def describe_undo(report: Report, env: Environment, wanted: Wanted, server: Cach
     report.warn("newest backup of Redis", hint, value=missing, follow=[BACKUP])
 
 
-def unlink(report: Report, permit: Permit, env: Environment, order: Order, wanted: Wanted) -> None:
+def unlink(report: Report, permit: Permit, env: Environment, order: ClearingOrder, wanted: Wanted) -> None:
     """Unlink the keys; report what was deleted, what was freed, and what was added meanwhile."""
     report.state_is("some keys may be unlinked, the others are untouched", RUN_AGAIN)
     done = unlink_keys(permit, env.redis, order)

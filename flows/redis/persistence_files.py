@@ -9,7 +9,7 @@ from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.redis.persistence.files import DataFile
-from tasks.redis.persistence.place import Place
+from tasks.redis.persistence.place import DataDirectory
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch
 from tasks.redis.settings.recommended import parse_rules
@@ -18,7 +18,7 @@ from tasks.redis.settings.recommended import parse_rules
 SMALL_RATIO = 0.4
 
 
-def judge_place(report: Report, server: Persistence, place: Place) -> None:
+def judge_place(report: Report, server: Persistence, place: DataDirectory) -> None:
     """Whether the server can write a save and a rewrite to its directory."""
     if place.problem:
         hint = "run it with a worker on the server's host"
@@ -37,7 +37,7 @@ def judge_place(report: Report, server: Persistence, place: Place) -> None:
     _judge_kernel(report, server, place)
 
 
-def judge_disk(report: Report, server: Persistence, place: Place, copies: int) -> None:
+def judge_disk(report: Report, server: Persistence, place: DataDirectory, copies: int) -> None:
     """One file needs at most as much space as the data in memory; the old file stays until the new one is complete."""
     if not place.directory.is_dir():
         return
@@ -52,7 +52,7 @@ def judge_disk(report: Report, server: Persistence, place: Place, copies: int) -
     )
 
 
-def _judge_kernel(report: Report, server: Persistence, place: Place) -> None:
+def _judge_kernel(report: Report, server: Persistence, place: DataDirectory) -> None:
     if not place.overcommit:
         report.warn("overcommit_memory", "check /proc/sys/vm/overcommit_memory on its host", value="not measured")
     else:
@@ -74,7 +74,7 @@ def _judge_kernel(report: Report, server: Persistence, place: Place) -> None:
         )
 
 
-def judge_files(report: Report, server: Persistence, place: Place, written: dict[str, str]) -> None:
+def judge_files(report: Report, server: Persistence, place: DataDirectory, written: dict[str, str]) -> None:
     """The files that the next start would load: the AOF if it is on then, otherwise the RDB."""
     if place.problem or not place.directory.is_dir():
         return
@@ -114,7 +114,7 @@ def judge_files(report: Report, server: Persistence, place: Place, written: dict
         )
 
 
-def _judge_next_start(report: Report, server: Persistence, place: Place, aof_then: bool) -> None:
+def _judge_next_start(report: Report, server: Persistence, place: DataDirectory, aof_then: bool) -> None:
     """A start follows the configuration file: with appendonly it loads the AOF only, and 0 keys if that is missing."""
     if server.appendonly == aof_then:
         report.passed("the next start", value="same appendonly as now", expected="loads the current data")

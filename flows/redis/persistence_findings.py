@@ -10,7 +10,7 @@ from runbook.metrics import default_limits
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import duration, size
-from tasks.redis.persistence.place import Place
+from tasks.redis.persistence.place import DataDirectory
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
 
@@ -67,7 +67,7 @@ def settings_of(server: Persistence) -> list[Judged]:
     return [judged(name, server.settings[name], dataset_bytes=server.dataset_bytes) for name in OF_PERSISTENCE]
 
 
-def judge_failures(report: Report, server: Persistence, place: Place, *, watched: bool) -> None:
+def judge_failures(report: Report, server: Persistence, place: DataDirectory, *, watched: bool) -> None:
     """Whether clients can write now, and the last save, rewrite and write to the AOF. `watched`: by Sentinels, which
     treat MISCONF as no answer (seen on Valkey 9)."""
     state = server.state
@@ -152,7 +152,7 @@ def judge_cost(report: Report, server: Persistence) -> None:
     )
 
 
-def judge_loss(report: Report, server: Persistence, place: Place, rpo_seconds: float) -> None:
+def judge_loss(report: Report, server: Persistence, place: DataDirectory, rpo_seconds: float) -> None:
     """The writes that a crash of the server or its host would lose now, against the environment's RPO."""
     seconds, described = loss_of(server, place)
     report.limits = {**default_limits(rpo_seconds), **report.limits}
@@ -172,7 +172,7 @@ def judge_loss(report: Report, server: Persistence, place: Place, rpo_seconds: f
         )
 
 
-def loss_of(server: Persistence, place: Place) -> tuple[float, str]:
+def loss_of(server: Persistence, place: DataDirectory) -> tuple[float, str]:
     """The loss by a crash now: seconds of writes, and a description."""
     state = server.state
     loads = bool(place.problem) or bool(place.aof and not place.missing)

@@ -9,7 +9,7 @@ from flows.redis.persistence_files import judge_disk
 from flows.redis.persistence_findings import APPLY
 from runbook.report import Report
 from runbook.units import duration, size
-from tasks.redis.persistence.place import Place
+from tasks.redis.persistence.place import DataDirectory
 from tasks.redis.persistence.saving import Saved
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch
@@ -22,7 +22,7 @@ BYTES_PER_SECOND = 50e6
 USUAL_DOWN_AFTER_MS = 30_000
 
 
-def judge_save(report: Report, server: Persistence, place: Place, kind: Kind) -> None:
+def judge_save(report: Report, server: Persistence, place: DataDirectory, kind: Kind) -> None:
     """The conditions of a save: after a failed one the server refuses writes."""
     state = server.state
     report.fact("server", f"{server.address} ({state.role}, {server.version})")
@@ -91,7 +91,7 @@ def judge_master(report: Report, server: Persistence, watch: Watch) -> None:
         report.warn("the master changed meanwhile", "run it again to save the new master's data", value=now)
 
 
-def report_saved(report: Report, kind: Kind, saved: Saved, place: Place) -> None:
+def report_saved(report: Report, kind: Kind, saved: Saved, place: DataDirectory) -> None:
     """The written files, the time and the fork's cost."""
     after = saved.after
     cow = after.rewrite_cow_bytes if kind == "rewrite" else after.save_cow_bytes

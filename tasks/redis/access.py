@@ -53,8 +53,8 @@ def read_access(block: Redis) -> RedisAccess:
     """
     with connected(block) as client:
         users = tuple(_user(client, _text(name)) for name in call(client, "ACL", "USERS"))
-        told = settings_of(client)
-        return RedisAccess(users, {name: value for name, value in sorted(told.items()) if name not in SECRET})
+        settings = settings_of(client)
+        return RedisAccess(users, {name: value for name, value in sorted(settings.items()) if name not in SECRET})
 
 
 def _user(client: redis.Redis, name: str) -> User:

@@ -28,7 +28,7 @@ OURS = "interview-ops"
 
 
 @dataclass(frozen=True)
-class Closed:
+class ClosedClient:
     """A connection's result: closed, or why it was kept."""
 
     client: Client
@@ -40,7 +40,7 @@ class Closed:
 class Closing:
     """The result for all connections. `stopped`: the error that ended it before the last one."""
 
-    done: tuple[Closed, ...]
+    done: tuple[ClosedClient, ...]
     stopped: OpsError | None = None
 
     @property
@@ -88,7 +88,7 @@ def close_clients(permit: Permit, block: Redis, found: Clients, clients: Sequenc
     """
     for one in clients:
         permit.require(CLOSE, f"{one.target} at {found.address}")
-    done: list[Closed] = []
+    done: list[ClosedClient] = []
     try:
         with connected(block) as client:
             for one in clients:
@@ -99,32 +99,33 @@ def close_clients(permit: Permit, block: Redis, found: Clients, clients: Sequenc
             raise
         if isinstance(error, Unreachable):
             done += [
-                Closed(one, False, "unknown: the connection to the server broke") for one in clients[len(done) :][:1]
+                ClosedClient(one, False, "unknown: the connection to the server broke")
+                for one in clients[len(done) :][:1]
             ]
         return Closing(tuple(done), error)
     return Closing(tuple(done))
 
 
-def _close(client: redis.Redis, found: Clients, one: Client, min_seconds: int) -> Closed:
+def _close(client: redis.Redis, found: Clients, one: Client, min_seconds: int) -> ClosedClient:
     info = client.info("server"), client.info("replication")
     if str(info[0]["run_id"]) != found.run_id:
         raise OpsError(
             f"Redis at {found.address} was restarted meanwhile", "run it again: all clients have reconnected"
         )
     if str(info[1]["role"]) != found.role:
-        return Closed(one, False, f"kept: the server is a {info[1]['role']} now")
+        return ClosedClient(one, False, f"kept: the server is a {info[1]['role']} now")
     now = parse(call(client, "CLIENT", "LIST", "ID", one.id))
     if not now:
-        return Closed(one, False, "disconnected by itself")
+        return ClosedClient(one, False, "disconnected by itself")
     if not now[0].is_same(one):
-        return Closed(one, False, "kept: another connection has its id")
+        return ClosedClient(one, False, "kept: another connection has its id")
     if now[0].kind != "normal":
-        return Closed(one, False, f"kept: now {now[0].kind}")
+        return ClosedClient(one, False, f"kept: now {now[0].kind}")
     if now[0].idle_seconds < min_seconds:
-        return Closed(one, False, "kept: active again")
+        return ClosedClient(one, False, "kept: active again")
     if _kill(client, one, min_seconds):
-        return Closed(one, True, "closed")
-    return Closed(one, False, "kept: disconnected or active at the moment of the call")
+        return ClosedClient(one, True, "closed")
+    return ClosedClient(one, False, "kept: disconnected or active at the moment of the call")
 
 
 def _kill(client: redis.Redis, one: Client, min_seconds: int) -> bool:

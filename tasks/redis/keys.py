@@ -33,7 +33,7 @@ class Carried:
     expired: int = 0
     large: int = 0
     slowest_seconds: float = 0.0
-    told: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)
 
 
 def bytes_of(text: str, *, glob: bool = False) -> bytes:
@@ -124,6 +124,6 @@ def carry(source: Line, target: Line, database: int, keys: Sequence[bytes], done
         done.bytes += size
         done.large += size > LARGE_BYTES
         done.slowest_seconds = max(done.slowest_seconds, time.monotonic() - started)
-        if time.monotonic() - done.told > PROGRESS_SECONDS:
-            done.told = time.monotonic()
+        if time.monotonic() - done.reported > PROGRESS_SECONDS:
+            done.reported = time.monotonic()
             logger().info("database %d: %d keys copied", database, done.keys)

@@ -111,10 +111,10 @@ def _is_loaded(client: redis.Redis, child: subprocess.Popen[bytes], log: Path) -
 def reason(log: str, code: int) -> str:
     """The line of a server's log with the reason of its exit."""
     lines = [line for line in log.splitlines() if not _UNTOLD.search(line)]
-    told = [line.split(" # ", 1)[1] for line in lines if " # " in line]
-    told += [line for line in lines if re.match(r"(\*\*\* FATAL|>>> |Bad file format|.*(?:denied|not found))", line)]
-    if told:
-        return _WHERE.sub("", told[0]).rstrip(".")[:300]
+    reasons = [line.split(" # ", 1)[1] for line in lines if " # " in line]
+    reasons += [line for line in lines if re.match(r"(\*\*\* FATAL|>>> |Bad file format|.*(?:denied|not found))", line)]
+    if reasons:
+        return _WHERE.sub("", reasons[0]).rstrip(".")[:300]
     return f"it was killed by signal {-code} (out of memory?)" if code < 0 else f"it exited {code}"
 
 

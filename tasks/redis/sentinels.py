@@ -59,7 +59,7 @@ class SentinelView:
         return not self.problem
 
     @property
-    def told(self) -> str:
+    def statement(self) -> str:
         """Its view of the master, for people."""
         return self.problem or (f"names {self.master}" if self.master else "watches none")
 
@@ -102,10 +102,10 @@ class Watch:
     @property
     def masters(self) -> dict[str, list[str]]:
         """Address of a master → the Sentinels that name it; "": those that watch none."""
-        told: dict[str, list[str]] = {}
+        named: dict[str, list[str]] = {}
         for view in self.answering:
-            told.setdefault(view.master, []).append(view.address)
-        return told
+            named.setdefault(view.master, []).append(view.address)
+        return named
 
     @property
     def master(self) -> str:
@@ -123,11 +123,11 @@ class Watch:
         needed = max(self.majority, len(self.views) // 2 + 1)
         if not self.views or len(naming) >= needed:
             return ""
-        silent = [f"{view.address}: {view.told}" for view in self.views if view.address not in naming]
+        silent = [f"{view.address}: {view.statement}" for view in self.views if view.address not in naming]
         why = "; ".join(silent) or "the others are not in [redis] sentinels"
         return f"{len(naming)} of {len(self.views)} Sentinels name {address}, {needed} are needed ({why})"
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Which Sentinels name which master, for people."""
         return "; ".join(f"{master or 'no master'} by {', '.join(who)}" for master, who in self.masters.items())
 
@@ -142,8 +142,8 @@ def ask_sentinels(block: Redis) -> Watch:
     """See `read_sentinels`."""
     if not block.sentinels:
         return Watch(())
-    with ThreadPoolExecutor(max_workers=len(block.sentinels)) as beside:
-        return Watch(tuple(beside.map(lambda address: _ask(block, address), block.sentinels)))
+    with ThreadPoolExecutor(max_workers=len(block.sentinels)) as pool:
+        return Watch(tuple(pool.map(lambda address: _ask(block, address), block.sentinels)))
 
 
 def find_master(block: Redis) -> Redis:
@@ -160,7 +160,7 @@ def master_by(block: Redis, watch: Watch) -> Redis:
     named = [master for master in watch.masters if master]
     if len(named) > 1:
         raise OpsError(
-            f"the Sentinels do not agree on the master: {watch.told()}",
+            f"the Sentinels do not agree on the master: {watch.describe()}",
             "wait until the failover ends; SENTINEL RESET on the wrong ones",
         )
     if not named:

@@ -40,7 +40,7 @@ def judge_sentinels(report: Report, group: Group, mode: Mode, taken_off: str = "
         if taken_off
         else "wait until a failover has ended (seconds); SENTINEL RESET on those that stay wrong, SENTINEL MONITOR on "
         "those that watch none; then launch it again",
-        value=watch.told(),
+        value=watch.describe(),
         expected="the same from all",
     )
     undecided = [view.address for view in watch.answering if not view.can_decide]

@@ -67,7 +67,7 @@ def _judge_version(report: Report, env: Environment, header: str, version: int, 
         "and Redis 8 cannot read each other's newer RDB files",
         value=f"{header} of {tool or 'an unknown server'}"
         + ("" if found.ok else f": {found.program} cannot read what {tool or 'it'} saved"),
-        expected=found.told(),
+        expected=found.describe(),
     )
     report.fail_if_critical()
 

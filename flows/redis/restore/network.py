@@ -36,7 +36,7 @@ from tasks.redis.restore.network import (
     still_follows,
 )
 from tasks.redis.restore.prefixes import ACT as RESTORE_KEYS
-from tasks.redis.restore.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
+from tasks.redis.restore.prefixes import RestoreOrder, count_keys, find_refusal, restore_functions, restore_keys
 from tasks.redis.restore.route import Route, find_route
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.sentinels import Watch, read_sentinels
@@ -57,7 +57,7 @@ class NetworkRestore:
     target: Target
     scratch: redis.Redis
     live: Line
-    order: Order
+    order: RestoreOrder
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -99,7 +99,7 @@ def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[Ne
             yield NetworkRestore(report, env, target, scratch, live, order)
 
 
-def _plan(report: Report, env: Environment, target: Target, order: Order) -> None:
+def _plan(report: Report, env: Environment, target: Target, order: RestoreOrder) -> None:
     block, left = target.block, target.left
     if left:
         what = "a replica of a temporary server that no longer exists" if target.follows else "with changed settings"
@@ -137,7 +137,7 @@ def _restore(
     target: Target,
     scratch: redis.Redis,
     live: Line,
-    order: Order,
+    order: RestoreOrder,
     writes: Writes,
 ) -> None:
     block, left = target.block, target.left
@@ -198,7 +198,7 @@ def _replicate(
     target: Target,
     scratch: redis.Redis,
     live: Line,
-    order: Order,
+    order: RestoreOrder,
     kept: str,
 ) -> Comparison:
     """Clients cannot write meanwhile. Replicas and Sentinels are detached, and reattached also after an error."""
@@ -246,7 +246,7 @@ def _by_keys(
     block: Redis,
     scratch: redis.Redis,
     live: Line,
-    order: Order,
+    order: RestoreOrder,
     writes: Writes,
     back: str,
 ) -> None:

@@ -28,7 +28,7 @@ from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import Line, live_line
 from tasks.redis.restore.equal import compare_keys
-from tasks.redis.restore.prefixes import ACT, Extra, Order, count_keys, find_refusal, restore_keys
+from tasks.redis.restore.prefixes import ACT, Extra, RestoreOrder, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
 from tasks.redis.scratch_place import scratch_place
@@ -47,7 +47,7 @@ class PrefixRestore:
     block: Redis
     scratch: redis.Redis
     live: Line
-    order: Order
+    order: RestoreOrder
     writes: Writes
 
     @property
@@ -160,7 +160,9 @@ def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[red
         yield client
 
 
-def judge(report: Report, env: Environment, block: Redis, order: Order, refusal: str, *, whole: bool = False) -> None:
+def judge(
+    report: Report, env: Environment, block: Redis, order: RestoreOrder, refusal: str, *, whole: bool = False
+) -> None:
     """The conditions of a restore; `whole`: the backup replaces all data.
 
     Raises:
@@ -195,7 +197,7 @@ def judge(report: Report, env: Environment, block: Redis, order: Order, refusal:
     report.fail_if_critical()
 
 
-def judge_removed(report: Report, order: Order, expected: int) -> None:
+def judge_removed(report: Report, order: RestoreOrder, expected: int) -> None:
     """The live keys that are not in the backup, against the plan's number: only the undo restores them. After a killed
     run there are fewer."""
     found, most = order.removed, expected + slack(expected)
@@ -211,7 +213,7 @@ def judge_removed(report: Report, order: Order, expected: int) -> None:
         )
 
 
-def plan(report: Report, order: Order) -> None:
+def plan(report: Report, order: RestoreOrder) -> None:
     """The steps: keep, restore and delete, by database and prefix."""
     report.plan("keep", "a full backup of the live server: the undo")
     for one in order.held[: findings.MOST_ROWS]:

@@ -94,16 +94,16 @@ def read_parts(manifest: Path) -> Aof:
     parts = []
     for line in manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         words = shlex.split(line, comments=True)
-        told = dict(zip(words[::2], words[1::2], strict=False))
+        fields = dict(zip(words[::2], words[1::2], strict=False))
         if not words:
             continue
-        if not {"file", "seq", "type"} <= told.keys():
+        if not {"file", "seq", "type"} <= fields.keys():
             raise VerificationFailed(f"{manifest.name} is no manifest of an AOF: {line[:80]!r}", OTHER_BACKUPS)
-        if told["type"] == HISTORY:
+        if fields["type"] == HISTORY:
             continue
-        path = manifest.parent / told["file"]
+        path = manifest.parent / fields["file"]
         try:
-            parts.append(Part(path, told["type"], int(told["seq"]), path.stat().st_size))
+            parts.append(Part(path, fields["type"], int(fields["seq"]), path.stat().st_size))
         except FileNotFoundError:
             raise VerificationFailed(
                 f"{path.name}, which {manifest.name} names, is missing",

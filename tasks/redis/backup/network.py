@@ -148,16 +148,16 @@ def _follow(client: redis.Redis, source: Redis, host: str, port: int) -> None:
     client.config_set("replica-priority", 0)
     client.config_set("replica-announced", "no")
     call(client, "REPLICAOF", host, port)
-    told, begun = [time.monotonic()], time.monotonic()
+    reported, started = [time.monotonic()], time.monotonic()
 
     def linked() -> bool:
         info = client.info("replication")
         _refuse(client, source)
         if info["master_link_status"] == "up":
             return True
-        if not info.get("master_sync_in_progress") and time.monotonic() - begun > ANSWER_SECONDS:
+        if not info.get("master_sync_in_progress") and time.monotonic() - started > ANSWER_SECONDS:
             raise OpsError(f"{source.address} refuses a replica", _last_line(log_of(client)))
-        _tell(info, told)
+        _report(info, reported)
         return False
 
     until(linked, what=f"a copy of {source.address} by replication", seconds=SAVE_SECONDS, every_seconds=0.05)
@@ -183,9 +183,9 @@ def _last_line(log: str) -> str:
     return (log.strip().splitlines() or ["check that this host can reach its port"])[-1][:200]
 
 
-def _tell(info: dict[str, Any], told: list[float]) -> None:
-    if time.monotonic() - told[0] > PROGRESS_SECONDS:
-        told[0] = time.monotonic()
+def _report(info: dict[str, Any], reported: list[float]) -> None:
+    if time.monotonic() - reported[0] > PROGRESS_SECONDS:
+        reported[0] = time.monotonic()
         logger().info(
             "replication: %s of %s bytes",
             info.get("master_sync_read_bytes", 0),

@@ -61,7 +61,7 @@ class Readable:
         """Whether it reads that version."""
         return self.version in self.accepted
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """For people: `RDB versions up to 11, and 80`."""
         runs = list[list[int]]()
         for version in self.accepted:

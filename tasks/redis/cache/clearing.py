@@ -18,10 +18,10 @@ from runbook.progress import progress
 from runbook.wait import until
 from tasks.redis.background import in_background
 from tasks.redis.cache.flushing import slack
-from tasks.redis.cache.pages import Request
+from tasks.redis.cache.pages import SweepRequest
 from tasks.redis.cache.selection import Selection
-from tasks.redis.cache.server import CacheServer, Recheck, reason, require_same
-from tasks.redis.cache.sweep import FIRST_KEYS, Sweep, Tally, describe, sweep
+from tasks.redis.cache.server import CacheServer, MasterCheck, reason, require_same
+from tasks.redis.cache.sweep import FIRST_KEYS, Sweep, SweepTally, describe, sweep
 from tasks.redis.server import connected
 
 UNLINK = "unlink Redis keys of"
@@ -30,7 +30,7 @@ FREEING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Order:
+class ClearingOrder:
     """A planned clearing. `planned` keys were counted, and it stops beyond their tolerance; -1: not counted. `waived`:
     too few Sentinels may name the master."""
 
@@ -76,7 +76,7 @@ def find_keys(block: Redis, selection: Selection, databases: tuple[int, ...], se
         Unreachable: the server does not answer.
         OpsError: it refuses a command, or was restarted or demoted since it was read.
     """
-    tally = Tally(server.keys_in(databases))
+    tally = SweepTally(server.keys_in(databases))
     with connected(block) as client, progress(lambda: tally.progress("counted")):
 
         def pages() -> Generator[None, None, None]:
@@ -90,7 +90,7 @@ def find_keys(block: Redis, selection: Selection, databases: tuple[int, ...], se
 
 
 @action
-def unlink_keys(permit: Permit, block: Redis, order: Order) -> Sweep:
+def unlink_keys(permit: Permit, block: Redis, order: ClearingOrder) -> Sweep:
     """Unlink the order's keys, page by page. An error ends it and is part of the result (`stopped`).
 
     A server that is no longer the master refuses a page (READONLY). Every second, and after the last page, it is also
@@ -100,17 +100,19 @@ def unlink_keys(permit: Permit, block: Redis, order: Order) -> Sweep:
         NotConfirmed: the permit does not cover the order.
     """
     permit.require(UNLINK, order.target)
-    server, tally = block.at(order.server.address), Tally(order.server.keys_in(order.databases))
+    server, tally = block.at(order.server.address), SweepTally(order.server.keys_in(order.databases))
     try:
         with connected(server) as client, progress(lambda: tally.progress("unlinked")):
-            recheck = Recheck(block, client, order.server, waived=order.waived)
+            recheck = MasterCheck(block, client, order.server, waived=order.waived)
             in_background(_unlink(server, order, tally, recheck))
     except OpsError as error:
         return tally.result(stopped=reason(block, server.address, error), lost=isinstance(error, Unreachable))
     return tally.result()
 
 
-def _unlink(server: Redis, order: Order, tally: Tally, recheck: Recheck) -> Generator[None, None, None]:
+def _unlink(
+    server: Redis, order: ClearingOrder, tally: SweepTally, recheck: MasterCheck
+) -> Generator[None, None, None]:
     def before_page() -> None:
         order.require_planned(tally.keys)
         recheck()
@@ -139,5 +141,5 @@ def read_freed(block: Redis) -> Freed:
         return Freed(int(client.info("memory")["used_memory"]), pending())
 
 
-def _request(selection: Selection, server: CacheServer, number: int, *, unlink: bool = False) -> Request:
-    return Request(selection, unlink, max(1, server.keys_in((number,)) // MEASURED_KEYS))
+def _request(selection: Selection, server: CacheServer, number: int, *, unlink: bool = False) -> SweepRequest:
+    return SweepRequest(selection, unlink, max(1, server.keys_in((number,)) // MEASURED_KEYS))

@@ -124,7 +124,7 @@ return out
 
 
 @dataclass
-class Group:
+class PrefixGroup:
     """Keys of one prefix. Bytes and TTL are known for `measured` of them."""
 
     keys: int = 0
@@ -132,7 +132,7 @@ class Group:
     bytes: int = 0
     without_ttl: int = 0
 
-    def add(self, other: Group) -> None:
+    def add(self, other: PrefixGroup) -> None:
         """The same prefix on another page."""
         self.keys += other.keys
         self.measured += other.measured
@@ -141,7 +141,7 @@ class Group:
 
 
 @dataclass
-class Page:
+class SweepPage:
     """What one call counted or unlinked, by prefix, and SCAN's next cursor. `with_ttl` keys were left out. `error`: a
     refusal; keys unlinked before it are counted."""
 
@@ -150,14 +150,14 @@ class Page:
     seen: int
     with_ttl: int
     measurable: bool
-    groups: dict[bytes, Group] = field(default_factory=dict)
+    groups: dict[bytes, PrefixGroup] = field(default_factory=dict)
     protected: Counter[bytes] = field(default_factory=Counter)
     names: list[bytes] = field(default_factory=list)
     error: redis.RedisError | None = None
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """What all pages of a sweep have in common: one key in `stride` is measured."""
 
     selection: Selection
@@ -172,16 +172,16 @@ class Request:
         return (wanted.match, flags, *wanted.words())
 
 
-def read_page(client: redis.Redis, request: Request, cursor: bytes, step: int, seen: int, names: int) -> Page:
+def read_page(client: redis.Redis, request: SweepRequest, cursor: bytes, step: int, seen: int, names: int) -> SweepPage:
     """Count or unlink one page. `seen` is the value of the page before; at most `names` keys are named."""
     words = (cursor, b"%d %d %d" % (step, seen, names), *request.words)
     found = evaluate(client, PAGE, *words, command="SCAN or PTTL")
     with_ttl, microseconds, seen, measurable, groups, guards = map(int, found[1].split())
-    page = Page(found[0], max(microseconds, 0) / 1e6, seen, with_ttl, bool(measurable))
+    page = SweepPage(found[0], max(microseconds, 0) / 1e6, seen, with_ttl, bool(measurable))
     after_groups = 2 + 2 * groups
     after_guards = after_groups + 2 * guards
     for place in range(2, after_groups, 2):
-        page.groups[found[place]] = Group(*map(int, found[place + 1].split()))
+        page.groups[found[place]] = PrefixGroup(*map(int, found[place + 1].split()))
     for place in range(after_groups, after_guards, 2):
         page.protected[found[place]] = int(found[place + 1])
     if len(found) > after_guards and isinstance(found[-1], redis.ResponseError):

@@ -83,7 +83,7 @@ def require_same(client: redis.Redis, server: CacheServer) -> None:
         )
 
 
-class Recheck:
+class MasterCheck:
     """Every second of a clearing: the lock is held, the server was neither restarted nor demoted, and the Sentinels
     name it (`waived`: too few may name it, but none another)."""
 

@@ -15,7 +15,7 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.progress import Done
-from tasks.redis.cache.pages import Group, Page, Request, read_page
+from tasks.redis.cache.pages import PrefixGroup, SweepPage, SweepRequest, read_page
 from tasks.redis.script import PageSize
 from tasks.redis.server import at_once, call
 
@@ -93,7 +93,7 @@ class Sweep:
 
 
 @dataclass
-class Tally:
+class SweepTally:
     """The sum of the pages. `total`: about how many keys SCAN will visit."""
 
     total: int
@@ -103,12 +103,12 @@ class Tally:
     seen: int = 0
     longest: float = 0.0
     measurable: bool = True
-    groups: dict[tuple[int, bytes], Group] = field(default_factory=dict)
+    groups: dict[tuple[int, bytes], PrefixGroup] = field(default_factory=dict)
     protected: Counter[bytes] = field(default_factory=Counter)
     names: list[tuple[int, bytes]] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
-    def add(self, number: int, page: Page, step: int) -> None:
+    def add(self, number: int, page: SweepPage, step: int) -> None:
         """Add a page of a database."""
         self.visited += step
         self.with_ttl += page.with_ttl
@@ -119,7 +119,7 @@ class Tally:
         self.names += [(number, name) for name in page.names]
         for name, found in page.groups.items():
             key = (number, name if len(self.groups) < MOST_PREFIXES or (number, name) in self.groups else OTHERS)
-            self.groups.setdefault(key, Group()).add(found)
+            self.groups.setdefault(key, PrefixGroup()).add(found)
             self.keys += found.keys
 
     def progress(self, verb: str) -> Done:
@@ -156,8 +156,8 @@ def client_of(block: Redis, database: int) -> Iterator[redis.Redis]:
 def sweep(
     block: Redis,
     database: int,
-    request: Request,
-    tally: Tally,
+    request: SweepRequest,
+    tally: SweepTally,
     *,
     names: int = 0,
     before_page: Callable[[], None] = lambda: None,

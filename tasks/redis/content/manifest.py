@@ -203,10 +203,10 @@ def _sidecar_whole(expected: RedisContent, lines: _Expiring) -> list[str]:
     """The list of expiring keys must have as many lines as in the manifest: an empty one would require nothing."""
     wrong = []
     for number, database in expected.databases.items():
-        for what, told in (("key", database.expiring_keys), ("field", database.expiring_fields)):
+        for what, listed in (("key", database.expiring_keys), ("field", database.expiring_fields)):
             count = lines.required[number, what] + lines.gone[number, what]
-            if count != told:
-                wrong.append(f"{EXPIRING} has {count:,} {what}s of database {number}, the manifest says {told:,}")
+            if count != listed:
+                wrong.append(f"{EXPIRING} has {count:,} {what}s of database {number}, the manifest has {listed:,}")
     return wrong
 
 

@@ -113,7 +113,7 @@ def shown(name: bytes) -> str:
 def _read_database(
     client: redis.Redis, number: int, volatile: bool, keys: int, expires: int, out: gzip.GzipFile
 ) -> DatabaseContent:
-    sums, cursor, told = _Sums(), b"0", time.monotonic()
+    sums, cursor, reported = _Sums(), b"0", time.monotonic()
     while True:
         page = call(client, "EVAL_RO", READ_PAGE, 0, number, cursor, PAGE_KEYS, int(volatile))
         if page[7]:
@@ -127,8 +127,8 @@ def _read_database(
         cursor = page[0]
         if cursor == b"0":
             break
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
             logger().info("database %d: %d of %d keys read", number, sums.live, keys)
     if sums.untimed != keys - expires:
         raise VerificationFailed(

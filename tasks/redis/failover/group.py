@@ -97,8 +97,8 @@ def ask_group(block: Redis) -> Group:
     known = [view.master for view in watch.answering if view.master]
     known += [found.address for view in watch.answering for found in view.followers]
     addresses = list(dict.fromkeys(known))
-    with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as beside:
-        found = beside.map(lambda address: read_member(block, address), addresses)
+    with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as pool:
+        found = pool.map(lambda address: read_member(block, address), addresses)
         return Group(watch, dict(zip(addresses, found, strict=True)))
 
 

@@ -117,7 +117,7 @@ def make_follow(permit: Permit, block: Redis, old: str, new: str) -> Member:
     permit.require(ACT, f"{old} → {new}")
     watch = ask_sentinels(block)
     if watch.master != new:
-        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.told()}", "run it again")
+        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.describe()}", "run it again")
     left = read_member(block, old)
     if left.is_master:
         with quick(block.at(old)) as client:
@@ -179,9 +179,9 @@ def _catch_up(block: Redis, choice: Choice) -> int:
         try:
             until(caught_up, what="equal offsets", seconds=choice.pause_seconds, every_seconds=0.005)
         except Unreachable:
-            told = ", ".join(f"{address} by {lag:,} bytes" for address, lag in behind.items() if lag > 0)
+            late = ", ".join(f"{address} by {lag:,} bytes" for address, lag in behind.items() if lag > 0)
             raise OpsError(
-                f"with writes paused for {choice.pause_seconds:.1f} s, replicas stayed behind: {told}; writes continue",
+                f"with writes paused for {choice.pause_seconds:.1f} s, replicas stayed behind: {late}; writes continue",
                 "check its network and its log; run it again when it keeps up",
             ) from None
     return stood
@@ -252,7 +252,7 @@ def begin_switch(block: Redis, choice: Choice, pause: Pause) -> How:
     """
     watch = Watch(views(block, choice))
     if watch.master != choice.master or any(view.in_progress for view in watch.answering):
-        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.told()}; writes continue", "run it again")
+        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.describe()}; writes continue", "run it again")
     if not pause.unbroken:
         raise OpsError("this run was suspended for longer than the pause of writes; writes continue", "run it again")
     pause.hold(LONGEST_SECONDS)

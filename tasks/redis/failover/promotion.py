@@ -145,8 +145,8 @@ def await_agreement(block: Redis, choice: Choice, new: Member) -> None:
         named = [view.master == new.address or (late and view.in_progress) for view in answers]
         return len(answers) >= choice.majority and all(named)
 
-    told = f"agreement of the Sentinels on {new.address}"
-    until(agreed, what=told, seconds=AGREE_SECONDS, every_seconds=0.05, hint="run it again: it reports the master")
+    what = f"agreement of the Sentinels on {new.address}"
+    until(agreed, what=what, seconds=AGREE_SECONDS, every_seconds=0.05, hint="run it again: it reports the master")
 
 
 def views(block: Redis, choice: Choice) -> tuple[SentinelView, ...]:

@@ -47,8 +47,8 @@ def find_refused_commands(block: Redis, *, demotes: bool = False, promoted: bool
                 except redis.ReadOnlyError:  # a replica refuses a write only after it has checked the rights
                     continue
                 except redis.ResponseError as error:
-                    told = block.refused(error)
-                    refused.setdefault(told.message, told)
+                    refusal = block.refused(error)
+                    refused.setdefault(refusal.message, refusal)
                     if words == ("MULTI",):
                         break  # without a transaction they would be executed
         finally:

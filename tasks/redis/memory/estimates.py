@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tasks.redis.memory.script import BYTES, BYTES_WITHOUT_TTL, KEYS, TTLS, TYPES, WIDTH, WITHOUT_TTL, Page
+from tasks.redis.memory.script import BYTES, BYTES_WITHOUT_TTL, KEYS, TTLS, TYPES, WIDTH, WITHOUT_TTL, SurveyPage
 
 Z_95 = 1.959964
 LEAST_PAGES = 4
@@ -84,7 +84,7 @@ class Stratum:
         """The share that was read, 0 to 1."""
         return 1.0 if self.is_complete else min(self.read / max(self.expected, 1), 0.999)
 
-    def add(self, page: Page, numbers: list[int]) -> None:
+    def add(self, page: SurveyPage, numbers: list[int]) -> None:
         """Add a page; `numbers`: the sums of all its prefixes."""
         self.cursor, self.is_complete = page.cursor, page.cursor == b"0"
         self.read += page.read

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tasks.redis.memory.estimates import LEAST_PAGES, DatabaseSum, PrefixSum, Stratum, Sums, database_sum, prefix_sum
-from tasks.redis.memory.script import BYTES, TYPES, WIDTH, KeyFacts, Page, prefix_of
+from tasks.redis.memory.script import BYTES, TYPES, WIDTH, KeyFacts, SurveyPage, prefix_of
 
 MOST_PREFIXES = 1000
 MOST_KEYS = 20
@@ -80,7 +80,7 @@ class Biggest:
         return sorted(found.values(), key=lambda name: -name.size)
 
 
-class Tally:
+class SurveyTally:
     """The pages of all databases. `expected`: database → keys by INFO."""
 
     def __init__(self, expected: dict[int, int], *, most: int = MOST_PREFIXES) -> None:
@@ -97,7 +97,7 @@ class Tally:
         left = [stratum for stratum in self.strata.values() if not stratum.is_complete]
         return min(left, key=lambda stratum: stratum.part, default=None)
 
-    def add(self, stratum: Stratum, page: Page) -> None:
+    def add(self, stratum: Stratum, page: SurveyPage) -> None:
         """Add a page of a database."""
         everything = [0] * WIDTH
         for prefix, numbers in page.groups.items():

@@ -81,7 +81,7 @@ class KeyFacts:
 
 
 @dataclass(frozen=True)
-class Page:
+class SurveyPage:
     """A page's answer. `missing` keys expired or were deleted meanwhile; `denied` keys are forbidden to the user.
     `worked_seconds`: the server's processor time. `groups`: WIDTH numbers for each prefix."""
 
@@ -108,14 +108,14 @@ def require_commands(client: redis.Redis) -> None:
                 raise
 
 
-def read_page(client: redis.Redis, database: int, cursor: bytes, count: int, floors: Sequence[int]) -> Page:
+def read_page(client: redis.Redis, database: int, cursor: bytes, count: int, floors: Sequence[int]) -> SurveyPage:
     """The next page of a database, about `count` keys. A key larger than `floors` of its type is returned by name."""
     words = f"{database} {cursor.decode()} {count} {' '.join(map(str, floors))}"
     cursor, head, names, sums, big = evaluate(client, PAGE, words, command="SCAN", read_only=True)
     read, missing, denied, worked = map(int, head.split())
     numbers = list(map(int, sums.split()))
     groups = {name: numbers[at * WIDTH : (at + 1) * WIDTH] for at, name in enumerate(names)}
-    return Page(cursor, read, missing, denied, worked / 1e6, groups, tuple(_named(big)))
+    return SurveyPage(cursor, read, missing, denied, worked / 1e6, groups, tuple(_named(big)))
 
 
 def prefix_of(key: bytes) -> bytes:

@@ -19,7 +19,7 @@ from runbook.kinds import probe
 from runbook.progress import Done, progress
 from tasks.redis.background import in_background
 from tasks.redis.memory.estimates import DatabaseSum, PrefixSum
-from tasks.redis.memory.sampling import MOST_KEYS, BigName, Tally
+from tasks.redis.memory.sampling import MOST_KEYS, BigName, SurveyTally
 from tasks.redis.memory.script import TYPES, read_page, require_commands
 from tasks.redis.script import PageSize
 from tasks.redis.server import call, connected, key_counts
@@ -90,7 +90,7 @@ def survey_keys(block: Redis, budget_seconds: float) -> Survey:
     with connected(block) as client:
         require_commands(client)
         started = time.monotonic()
-        tally = Tally({number: keys for number, (keys, _) in key_counts(client).items()})
+        tally = SurveyTally({number: keys for number, (keys, _) in key_counts(client).items()})
         with progress(lambda: _progress(tally)):
             longest = in_background(_sweep(client, tally, budget_seconds))
         seconds = time.monotonic() - started
@@ -110,7 +110,7 @@ def survey_keys(block: Redis, budget_seconds: float) -> Survey:
         )
 
 
-def _sweep(client: redis.Redis, tally: Tally, budget_seconds: float) -> Generator[None, None, float]:
+def _sweep(client: redis.Redis, tally: SurveyTally, budget_seconds: float) -> Generator[None, None, float]:
     """Page after page until all keys are read or the time limit is reached. Returns the longest page's seconds."""
     size = PageSize(PAGE_SECONDS, least=LEAST_PAGE_KEYS, most=MOST_PAGE_KEYS)
     end, longest = time.monotonic() + budget_seconds, 0.0
@@ -123,13 +123,13 @@ def _sweep(client: redis.Redis, tally: Tally, budget_seconds: float) -> Generato
     return longest
 
 
-def _progress(tally: Tally) -> Done:
+def _progress(tally: SurveyTally) -> Done:
     read = sum(stratum.read for stratum in tally.strata.values())
     expected = sum(stratum.expected for stratum in tally.strata.values())
     return Done(f"{read:,} of {expected:,} keys read", read / max(expected, 1))
 
 
-def _measure_biggest(client: redis.Redis, tally: Tally, *, count: bool) -> list[BigKey]:
+def _measure_biggest(client: redis.Redis, tally: SurveyTally, *, count: bool) -> list[BigKey]:
     """Measure every candidate of the biggest keys and correct the sums. The biggest first."""
     found = list[BigKey]()
     for name in tally.biggest.ranked():

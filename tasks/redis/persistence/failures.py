@@ -44,9 +44,9 @@ def _why(server: Persistence, what: str, now: State, said: str) -> tuple[str, st
         return "the server aborted it: a client ran FLUSHALL", remedy
     if (now.rewrite_ok if rewrites else now.save_ok) and not said:
         return "the server aborted it (a full synchronisation or a shutdown ends a save)", look
-    told = said.removeprefix("ERR").strip()
-    if told and "log" not in told:
-        return told, look
+    answer = said.removeprefix("ERR").strip()
+    if answer and "log" not in answer:
+        return answer, look
     unseen = f" ({place.problem})" if place.problem else ""
     return (
         f"its process was killed or could not be started (out of memory?), or the disk refused it{unseen}",

@@ -27,7 +27,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @dataclass(frozen=True)
-class Place:
+class DataDirectory:
     """A server's data directory. `problem`: why it could not be read. `trouble`, `remedy`: why no save can succeed
     there, and the next step. `rdb_problem`: why the RDB is not the last save. `huge_pages` "": unknown."""
 
@@ -50,22 +50,22 @@ class Place:
 
 
 @probe
-def read_place(server: Persistence) -> Place:
+def read_place(server: Persistence) -> DataDirectory:
     """The data directory, its files, its disk, and what the kernel allows. Never raises: `problem` says why not."""
     return inspect_place(server)
 
 
-def inspect_place(server: Persistence) -> Place:
+def inspect_place(server: Persistence) -> DataDirectory:
     """See `read_place`."""
     directory, problem = data_directory(server)
     if problem:
-        return Place(directory, problem, *trouble_with(server, directory) if not server.settings["dir"] else ())
+        return DataDirectory(directory, problem, *trouble_with(server, directory) if not server.settings["dir"] else ())
     kernel = _text(OVERCOMMIT), _chosen(_text(HUGE_PAGES))
     trouble, remedy = trouble_with(server, directory)
     if not directory.is_dir():
-        return Place(directory, "", trouble, remedy, overcommit=kernel[0], huge_pages=kernel[1])
+        return DataDirectory(directory, "", trouble, remedy, overcommit=kernel[0], huge_pages=kernel[1])
     try:
-        return Place(
+        return DataDirectory(
             directory,
             "",
             trouble,
@@ -77,7 +77,9 @@ def inspect_place(server: Persistence) -> Place:
             *kernel,
         )
     except PermissionError as error:
-        return Place(directory, f"{error.filename} cannot be read by this user: run as root or as the server's user")
+        return DataDirectory(
+            directory, f"{error.filename} cannot be read by this user: run as root or as the server's user"
+        )
 
 
 def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
@@ -132,20 +134,20 @@ def trouble_with(server: Persistence, directory: Path) -> tuple[str, str]:
 def data_directory(server: Persistence) -> tuple[Path, str]:
     """The data directory, and why its files are not on this host; "": the server's process is here and works in it (or
     did until it was deleted)."""
-    told = Path(server.settings["dir"] or "(removed)")
-    said = f"{told} of {server.address} is not on this host"
+    directory = Path(server.settings["dir"] or "(removed)")
+    said = f"{directory} of {server.address} is not on this host"
     try:
         process = psutil.Process(server.process)
         if not any(word in process.name() for word in ("redis", "valkey")):
-            return told, said
+            return directory, said
         works_in = Path(process.cwd().removesuffix(" (deleted)"))
         if not server.settings["dir"]:
             return works_in, ""
-        return told, "" if works_in == told.resolve() else said
+        return directory, "" if works_in == directory.resolve() else said
     except psutil.AccessDenied:
-        return told, "" if told.is_dir() else said
+        return directory, "" if directory.is_dir() else said
     except psutil.Error:
-        return told, said
+        return directory, said
 
 
 def _works_elsewhere(process: int, directory: Path) -> bool:

@@ -18,7 +18,7 @@ from tasks.redis.content.reading import shown, volatile_databases
 from tasks.redis.content.script import DIGESTS
 from tasks.redis.keys import PROGRESS_SECONDS, batches, keys_under
 from tasks.redis.line import Line, scratch_line
-from tasks.redis.restore.prefixes import Held, Order, absent
+from tasks.redis.restore.prefixes import PrefixKeys, RestoreOrder, absent
 from tasks.redis.restore.values import same_value
 from tasks.redis.restore.writes import Writes
 
@@ -77,13 +77,13 @@ class Comparison:
     @property
     def differences(self) -> tuple[str, ...]:
         """The differences, as sentences."""
-        told = []
+        sentences = []
         for row in self.rows:
             for keys, what in ((row.different, "different"), (row.left, "not in the backup")):
                 if keys:
                     names = ", ".join(shown(key) for key in keys[:MOST_NAMED])
-                    told.append(f"database {row.database}: {len(keys):,} keys are {what} ({names})")
-        return tuple(told)
+                    sentences.append(f"database {row.database}: {len(keys):,} keys are {what} ({names})")
+        return tuple(sentences)
 
     @property
     def written(self) -> int:
@@ -102,7 +102,7 @@ class Comparison:
 
 
 @probe
-def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: Order, writes: Writes) -> Comparison:
+def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: RestoreOrder, writes: Writes) -> Comparison:
     """Compare every key of the backup under the order's prefixes with the live server's, and count other live keys.
 
     A different key is read again: it may have expired between two readings.
@@ -124,18 +124,18 @@ def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: Order, w
 class _Comparing:
     """One database under one prefix."""
 
-    def __init__(self, backup: Line, live: Line, held: Held, volatile: bool, writes: Writes, extra: str) -> None:
+    def __init__(self, backup: Line, live: Line, held: PrefixKeys, volatile: bool, writes: Writes, extra: str) -> None:
         self.backup, self.live, self.held = backup, live, held
         self.volatile, self.writes, self.extra = volatile, writes, extra
         self.number = held.database
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
 
     def row(self) -> Row:
         row, unequal = Row(self.number, self.held.prefix), list[bytes]()
         for page in keys_under(self.backup, self.number, self.held.prefix) if self.held.backup else ():
             for group, _ in batches(self.backup, self.number, page, DIGEST_BYTES):
                 self._compare(group, row, unequal)
-            self._tell(row)
+            self._report(row)
         self._resolve(list(dict.fromkeys(unequal)), row)
         for page in keys_under(self.live, self.number, self.held.prefix):
             self._others(page, row)
@@ -195,7 +195,7 @@ class _Comparing:
             row.new += len(new)
             row.left += [key for key in still if key not in self.writes]
 
-    def _tell(self, row: Row) -> None:
-        if time.monotonic() - self.told > PROGRESS_SECONDS:
-            self.told = time.monotonic()
+    def _report(self, row: Row) -> None:
+        if time.monotonic() - self.reported > PROGRESS_SECONDS:
+            self.reported = time.monotonic()
             logger().info("database %d: %d of %d keys compared", self.number, row.equal, self.held.backup)

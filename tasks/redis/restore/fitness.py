@@ -148,9 +148,9 @@ def _configuration(block: Redis, content: RedisContent, around: ReplicationTopol
 
 
 def _wrong_setting(block: Redis, found: Configuration, around: ReplicationTopology) -> tuple[str, str] | None:
-    live, told = live_directory(block), found.get("dir")
-    if told and Path(told).is_absolute() and Path(told).resolve() != live:
-        return f"{block.config_file} says dir {told}, the environment {live}", "correct [redis] data_directory"
+    live, configured = live_directory(block), found.get("dir")
+    if configured and Path(configured).is_absolute() and Path(configured).resolve() != live:
+        return f"{block.config_file} says dir {configured}, the environment {live}", "correct [redis] data_directory"
     if found.get("cluster-enabled", "no").lower() == "yes":
         return "the server is a node of a cluster", "this restore is for a single server"
     if found.replica_of and around.is_alone:

@@ -29,7 +29,7 @@ from tasks.redis.settings.file import Configuration, read_configuration
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptData:
     """A directory's `keys`, loaded from its newest file: an AOF, or else the RDB. `persistent`: per database those
     without a TTL. `starts`: the server would start from that file now."""
 
@@ -41,7 +41,7 @@ class Kept:
 
 
 @probe
-def read_kept(block: Redis, directory: Path) -> Kept:
+def read_kept(block: Redis, directory: Path) -> KeptData:
     """Load it in place, in a scratch server, as the live one would.
 
     Raises:
@@ -51,7 +51,7 @@ def read_kept(block: Redis, directory: Path) -> Kept:
 
 
 @action(idempotent=True)
-def prepare_kept(permit: Permit, block: Redis, kept: Kept) -> Kept:
+def prepare_kept(permit: Permit, block: Redis, kept: KeptData) -> KeptData:
     """Convert its newest data to the form that the server starts from. Nothing is deleted; an older AOF is renamed.
 
     Raises:
@@ -75,7 +75,7 @@ def prepare_kept(permit: Permit, block: Redis, kept: Kept) -> Kept:
 
 
 @probe
-def verify_kept(block: Redis, kept: Kept) -> Kept:
+def verify_kept(block: Redis, kept: KeptData) -> KeptData:
     """The live server has its keys.
 
     Raises:
@@ -87,14 +87,14 @@ def verify_kept(block: Redis, kept: Kept) -> Kept:
     return kept
 
 
-def _load(block: Redis, directory: Path) -> Kept:
+def _load(block: Redis, directory: Path) -> KeptData:
     configuration = read_configuration(Path(block.config_file))
     is_aof = _is_aof(configuration, directory)
     with scratch_server(
         block, directory, appendonly=is_aof, rdb=configuration.rdb, aof=configuration.aof, user=block.os_user
     ) as client:
         keys = sum(keys for keys, _ in key_counts(client).values())
-        return Kept(directory, keys, _persistent(client), is_aof, is_aof is configuration.appendonly)
+        return KeptData(directory, keys, _persistent(client), is_aof, is_aof is configuration.appendonly)
 
 
 def _is_aof(configuration: Configuration, directory: Path) -> bool:
@@ -108,10 +108,10 @@ def _is_aof(configuration: Configuration, directory: Path) -> bool:
         return False
     if not has_rdb:
         return True
-    begun, appended = read_rdb(rdb).written, read_parts(manifest).written
-    if begun <= appended < begun + timedelta(seconds=1):  # an RDB has only its start, in whole seconds
+    started, appended = read_rdb(rdb).written, read_parts(manifest).written
+    if started <= appended < started + timedelta(seconds=1):  # an RDB has only its start, in whole seconds
         return configuration.appendonly or rdb.stat().st_mtime < appended.timestamp()
-    return begun < appended
+    return started < appended
 
 
 def _seed(block: Redis, configuration: Configuration, directory: Path) -> None:

@@ -148,9 +148,9 @@ def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> Lef
     """Let the scratch server listen on the address at which the live server reaches this host, with the live server's
     masterauth, or a random password."""
     with connected(block) as client:
-        told = {**client.config_get("masterauth"), **client.config_get("masteruser"), **client.config_get(LOADING)}
-    auth, user = str(told.get("masterauth") or ""), str(told.get("masteruser") or "")
-    settings = {LOADING: str(told[LOADING])} | ({} if auth else {"masteruser": user, "masterauth": ""})
+        login = {**client.config_get("masterauth"), **client.config_get("masteruser"), **client.config_get(LOADING)}
+    auth, user = str(login.get("masterauth") or ""), str(login.get("masteruser") or "")
+    settings = {LOADING: str(login[LOADING])} | ({} if auth else {"masteruser": user, "masterauth": ""})
     password = auth if auth and not user else secrets.token_urlsafe(32)
     with socket.create_connection((block.host, block.port), CONNECT_SECONDS) as probe_socket:
         host = str(probe_socket.getsockname()[0])
@@ -183,18 +183,18 @@ def _follow(client: redis.Redis, scratch: redis.Redis, left: Leftover, route: Ro
 
 
 def _wait(block: Redis, scratch: redis.Redis) -> None:
-    begun = told = time.monotonic()
+    started = reported = time.monotonic()
 
     def loaded() -> bool:
-        nonlocal told
-        if not _came(scratch) and time.monotonic() - begun > REACH_SECONDS:
+        nonlocal reported
+        if not _came(scratch) and time.monotonic() - started > REACH_SECONDS:
             raise NotReached(
                 f"{block.address} cannot reach this host", "permit the connection, if you want replication"
             )
         with connected(block) as client:
             info = client.info("replication")
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
             logger().info("the live server received %s bytes", info.get("master_sync_read_bytes", 0))
         return info["master_link_status"] == "up" and not int(info.get("master_sync_in_progress", 0))
 

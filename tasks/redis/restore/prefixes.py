@@ -35,7 +35,7 @@ COMPARING = (("EXISTS", "ops:no-such-key"), ("EVAL_RO", "return 1", "0"), ("MEMO
 
 
 @dataclass(frozen=True)
-class Held:
+class PrefixKeys:
     """One database under one prefix: the backup's keys, the live keys, and those that are not in the backup. `bytes`:
     the backup's keys in memory."""
 
@@ -48,12 +48,12 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Order:
+class RestoreOrder:
     """The counted keys to restore."""
 
     address: str
     extra: Extra
-    held: tuple[Held, ...]
+    held: tuple[PrefixKeys, ...]
 
     @property
     def target(self) -> str:
@@ -91,7 +91,7 @@ class Restored:
 
 
 @probe
-def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequence[bytes], extra: Extra) -> Order:
+def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequence[bytes], extra: Extra) -> RestoreOrder:
     """Count the keys that a restore of `prefixes` would change, in all databases of the backup and of the live server.
 
     Raises:
@@ -100,15 +100,15 @@ def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequenc
     with scratch_line(block, scratch) as backup:
         numbers = sorted({*key_counts(scratch), *_databases(live)})
         held = [_count(backup, live, number, prefix) for number in numbers for prefix in prefixes]
-    return Order(block.address, extra, tuple(one for one in held if one.backup or one.live))
+    return RestoreOrder(block.address, extra, tuple(one for one in held if one.backup or one.live))
 
 
 def _databases(live: Line) -> list[int]:
-    told = bytes(live.call(0, "INFO", "keyspace")).decode()
-    return [int(line.split(":", 1)[0].removeprefix("db")) for line in told.splitlines() if line.startswith("db")]
+    keyspace = bytes(live.call(0, "INFO", "keyspace")).decode()
+    return [int(line.split(":", 1)[0].removeprefix("db")) for line in keyspace.splitlines() if line.startswith("db")]
 
 
-def _count(backup: Line, live: Line, number: int, prefix: bytes) -> Held:
+def _count(backup: Line, live: Line, number: int, prefix: bytes) -> PrefixKeys:
     ours = theirs = extra = size = 0
     for page in keys_under(backup, number, prefix):
         sizes = backup.pipe(number, [("MEMORY", "USAGE", key) for key in page])
@@ -117,7 +117,7 @@ def _count(backup: Line, live: Line, number: int, prefix: bytes) -> Held:
     for page in keys_under(live, number, prefix):
         theirs += len(page)
         extra += len(absent(backup, number, page))
-    return Held(number, prefix, ours, theirs, extra, size)
+    return PrefixKeys(number, prefix, ours, theirs, extra, size)
 
 
 def absent(side: Line, number: int, keys: Sequence[bytes]) -> list[bytes]:
@@ -128,7 +128,9 @@ def absent(side: Line, number: int, keys: Sequence[bytes]) -> list[bytes]:
 
 
 @probe
-def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *, left_following: bool = False) -> str:
+def find_refusal(
+    block: Redis, scratch: redis.Redis, live: Line, held: RestoreOrder, *, left_following: bool = False
+) -> str:
     """Why the live server would refuse the backup's keys (role or version); "": it would not. Nothing is written.
     `left_following`: it is a replica because of a killed restore, which this run completes.
 
@@ -165,7 +167,7 @@ def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *,
     return ""
 
 
-def _version(backup: Line, held: Order) -> int | None:
+def _version(backup: Line, held: RestoreOrder) -> int | None:
     for one in held.held:
         for page in keys_under(backup, one.database, one.prefix) if one.backup else ():
             for payload in backup.pipe(one.database, [("DUMP", key) for key in page[:1]]):
@@ -176,7 +178,7 @@ def _version(backup: Line, held: Order) -> int | None:
 
 @action
 def restore_keys(
-    permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order, writes: Writes
+    permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: RestoreOrder, writes: Writes
 ) -> Restored:
     """Delete the live keys that are not in the backup (if ordered), then copy the backup's keys. Other keys that a
     client wrote since the count are kept.
@@ -203,7 +205,7 @@ def restore_keys(
 
 
 @action(idempotent=True)
-def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order) -> str:
+def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: RestoreOrder) -> str:
     """Replace the live server's function libraries by the backup's; returns why that failed, "": it succeeded.
 
     Raises:
@@ -217,7 +219,7 @@ def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: 
     return str(answer) if isinstance(answer, Exception) else ""
 
 
-def _remove(backup: Line, live: Line, one: Held, writes: Writes, done: Restored) -> None:
+def _remove(backup: Line, live: Line, one: PrefixKeys, writes: Writes, done: Restored) -> None:
     removed = 0
     for keys in _extra(backup, live, one):
         writes.settle()
@@ -234,7 +236,7 @@ def _remove(backup: Line, live: Line, one: Held, writes: Writes, done: Restored)
     done.removed += removed
 
 
-def _extra(backup: Line, live: Line, one: Held) -> Iterator[list[bytes]]:
+def _extra(backup: Line, live: Line, one: PrefixKeys) -> Iterator[list[bytes]]:
     for page in keys_under(live, one.database, one.prefix):
         for start in range(0, len(page), PAGE_KEYS):
             if keys := absent(backup, one.database, page[start : start + PAGE_KEYS]):

@@ -96,15 +96,15 @@ class WatchedWrites(Writes):
             self._writer.call(0, "CLIENT", "TRACKING", "OFF")
 
     def _take(self, message: Any) -> None:
-        kind, channel, told = message
+        kind, channel, content = message
         if kind != b"message":
             return
         if channel != INVALIDATED:
-            self._marks.add(told)
-        elif told is None:
+            self._marks.add(content)
+        elif content is None:
             self.problem = "everything was flushed"
         elif len(self._names) < MOST_NAMES:
-            self._names.update(told)
+            self._names.update(content)
         else:
             self.problem = f"more than {MOST_NAMES:,} keys were written"
 

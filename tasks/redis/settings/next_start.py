@@ -62,16 +62,16 @@ def settings_of(client: redis.Redis) -> dict[str, str]:
     """
     answer = call(client, "CONFIG GET", "*")
     pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
-    told = {_text(name): _text(value) for name, value in pairs}
-    return {name: value for name, value in told.items() if _is_compared(name) and _present(name, told) == name}
+    found = {_text(name): _text(value) for name, value in pairs}
+    return {name: value for name, value in found.items() if _is_compared(name) and _present(name, found) == name}
 
 
 def find_next(block: Redis, server: Persistence) -> tuple[dict[str, str], str]:
     """The same settings after a start with the server's file; or {} and why they are unknown."""
     try:
         lines = read_configuration(Path(server.config_file)).lines
-        told = [line for line in lines if _is_compared(line.split()[0].lower())]
-        with started(block, "\n".join(told)) as client:
+        found = [line for line in lines if _is_compared(line.split()[0].lower())]
+        with started(block, "\n".join(found)) as client:
             if (version := version_of(client)) != server.version:
                 return {}, f"{block.server_program} is {version}, and {server.version} runs"
             return settings_of(client), ""

@@ -91,7 +91,7 @@ def read_topology(block: Redis, reports: Path, *, of_dead: bool = False) -> Repl
         watchers=tuple(Watcher(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
         silent=tuple(view.address for view in watch.views if not view.answers),
         down=tuple(sorted({*_down(watch)})),
-        disagreement=watch.told() if len(watch.masters.keys() - {""}) > 1 else "",
+        disagreement=watch.describe() if len(watch.masters.keys() - {""}) > 1 else "",
         unlisted=_unlisted(block, watch),
     )
     if kept and not of_dead:
@@ -144,8 +144,8 @@ def _unlisted(block: Redis, watch: Watch) -> str:
 
 def _own_address(block: Redis, watch: Watch, others: Collection[str]) -> str:
     """The server's address as the Sentinels or the replicas know it."""
-    told = [a for view in watch.answering for a in (view.master, *(f.address for f in view.followers)) if a]
-    own = [address for address in told if address not in others]
+    named = [a for view in watch.answering for a in (view.master, *(f.address for f in view.followers)) if a]
+    own = [address for address in named if address not in others]
     if own:
         return own[0]
     with contextlib.suppress(OSError):
@@ -185,8 +185,8 @@ def _replicas(client: redis.Redis) -> set[str]:
 
 def _master_of(client: redis.Redis) -> str:
     info = client.info("replication")
-    told = (info.get("master_host"), info.get("master_port"))
-    return f"{told[0]}:{told[1]}" if info["role"] == "slave" and told != NOWHERE else ""
+    master = (info.get("master_host"), info.get("master_port"))
+    return f"{master[0]}:{master[1]}" if info["role"] == "slave" and master != NOWHERE else ""
 
 
 def _run_id(server: Redis) -> str:

@@ -21,7 +21,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.persistence.files import read_manifest
-from tasks.redis.persistence.place import Place, read_place
+from tasks.redis.persistence.place import DataDirectory, read_place
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.persistence.written import read_written
 from tasks.redis.settings.recommended import Rule, covers, normal
@@ -357,7 +357,7 @@ def test_what_the_kernel_allows(kept: RedisServer, overcommit: str, ok: bool) ->
     assert "transparent huge pages" not in _kernel(big, replace(place, huge_pages="always"))
 
 
-def _kernel(server: Persistence, place: Place) -> list[str]:
+def _kernel(server: Persistence, place: DataDirectory) -> list[str]:
     report = Report("trial", NAME)
     judge_place(report, server, place)
     return [f.name for f in report.findings if f.status is not Status.OK and "free space" not in f.name]
@@ -447,7 +447,7 @@ def test_the_table_of_settings_is_the_manual_s(kept: RedisServer) -> None:
     ]
 
 
-def _look(server: RedisServer) -> tuple[Persistence, Place]:
+def _look(server: RedisServer) -> tuple[Persistence, DataDirectory]:
     told = read_persistence(server.block())
     return told, read_place(told)
 

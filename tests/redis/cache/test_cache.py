@@ -22,7 +22,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.cache import server as cache_server
 from tasks.redis.cache import sweep as cache_sweep
-from tasks.redis.cache.clearing import UNLINK, Order, unlink_keys
+from tasks.redis.cache.clearing import UNLINK, ClearingOrder, unlink_keys
 from tasks.redis.cache.selection import by_prefixes, escaped
 from tasks.redis.cache.server import read_cache_server
 from tasks.redis.keys import bytes_of
@@ -418,7 +418,9 @@ def test_a_permit_is_needed(server: RedisServer) -> None:
     with pytest.raises(NotConfirmed):
         clear_cache.fn(NAME, prefixes=("cache:",), confirm="production")
     block = server.block()
-    order = Order(by_prefixes([b"cache:"], [], "key under cache:", without_ttl=False), (0,), read_cache_server(block))
+    order = ClearingOrder(
+        by_prefixes([b"cache:"], [], "key under cache:", without_ttl=False), (0,), read_cache_server(block)
+    )
     with pytest.raises(NotConfirmed):
         unlink_keys(Permit(NAME, (Act(UNLINK, "something else"),)), block, order)
     assert names(server) == {b"cache:1"}

@@ -13,7 +13,7 @@ from flows.redis.memory.check import check_redis_memory
 from runbook.report import Report, Status
 from tasks.redis.memory.estimates import Estimate, Stratum, Sums
 from tasks.redis.memory.sampling import MOST_KEYS, Biggest, Prefixes
-from tasks.redis.memory.script import BYTES, KEYS, WIDTH, KeyFacts, Page
+from tasks.redis.memory.script import BYTES, KEYS, WIDTH, KeyFacts, SurveyPage
 from tasks.redis.memory.sweep import Survey, survey_keys
 from tasks.redis.script import PageSize
 from tests.redis.servers import NAME, RedisServer
@@ -141,8 +141,8 @@ def _numbers(sizes: list[int]) -> list[int]:
     return numbers
 
 
-def _page(read: int, cursor: bytes = b"7") -> Page:
-    return Page(cursor, read, 0, 0, 0.0, {}, ())
+def _page(read: int, cursor: bytes = b"7") -> SurveyPage:
+    return SurveyPage(cursor, read, 0, 0, 0.0, {}, ())
 
 
 def test_too_few_pages_give_no_error() -> None:
