@@ -80,7 +80,7 @@ def pin_copies(report: Report, items: Iterable[tuple[object, int]]) -> None:
 
 
 def pin_keys(report: Report, where: str, keys: int) -> None:
-    """Pin the number of Redis keys that will be deleted, with the tolerance of `expected_keys`."""
+    """Pin the number of Redis keys that will be deleted: it may differ by KEY_TOLERANCE."""
     report.pin_state(f"keys in {where}", keys, tolerance=KEY_TOLERANCE)
 
 

@@ -76,6 +76,7 @@ DELAYED_FSYNCS = Metric("redis.aof.delayed_fsyncs_per_hour", 1, 60, "count", "de
 CLIENT_MEMORY = Metric("redis.clients.memory_ratio", 0.1, 0.25, "ratio", "memory of the client buffers, of maxmemory")
 CLIENTS = Metric("redis.clients.used_ratio", 0.8, 0.95, "ratio", "clients, of maxclients")
 FORK = Metric("redis.fork_seconds", 0.1, 1, "s", "time of the last fork, during which clients wait")
+REDIS_FRAGMENTATION = Metric("redis.memory.fragmentation", 1.5, math.inf, "count", "resident ÷ used memory of Redis")
 REDIS_HOST_MEMORY = Metric("redis.memory.host_ratio", 0.8, 0.9, "ratio", "memory of Redis, of the host's")
 
 CATALOGUE: Mapping[str, Metric] = {one.name: one for one in list(globals().values()) if isinstance(one, Metric)}

@@ -221,13 +221,13 @@ def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
         return
     watch = read_sentinels(env.redis)
     for view in watch.views:
-        yield "Sentinel", env.redis.sentinel_master, view.address, view.told
+        yield "Sentinel", env.redis.sentinel_master, view.address, view.statement
         if not view.answers:
             evidence.lacks(f"Sentinel {view.address}", view.problem)
     if watch.master:
         yield "Redis", "master", watch.master, f"named by {len(watch.masters[watch.master])} Sentinels"
     else:
-        evidence.lacks("the master of Redis", watch.told() or "no Sentinel names one")
+        evidence.lacks("the master of Redis", watch.describe() or "no Sentinel names one")
     followers = {one.address: one for view in watch.answering for one in view.followers}
     for one in followers.values():
         yield "Redis", "replica", one.address, "follows" if one.link_up else "its link is down"

@@ -17,7 +17,7 @@ from flows.logs.findings import tell_read
 from flows.recovery.objectives.check import report_points, serves_elsewhere
 from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
 from flows.redis.master import judge_master
-from flows.redis.memory.findings import judge_memory
+from flows.redis.memory.limits import judge_memory
 from flows.routine.page import Page
 from flows.routine.sources.past import AHEAD, CLOCKS, is_ahead
 from flows.routine.sources.places import read_places

@@ -1,4 +1,4 @@
-"""Who may do what on a Redis server: its ACL users, without their passwords.
+"""The ACL users of a Redis server, without their passwords.
 
 https://valkey.io/commands/acl-getuser/
 """
@@ -20,7 +20,7 @@ SECRET = ("requirepass", "masterauth", "tls-key-file-pass", "tls-client-key-file
 
 @dataclass(frozen=True)
 class User:
-    """One ACL user. `passwords`: how many; `open`: whoever names it is let in."""
+    """One ACL user. `passwords`: how many; `open`: it needs no password."""
 
     name: str
     flags: tuple[str, ...]
@@ -31,13 +31,13 @@ class User:
 
     @property
     def open(self) -> bool:
-        """No password is asked for."""
+        """Whether it needs no password."""
         return "on" in self.flags and "nopass" in self.flags
 
 
 @dataclass(frozen=True)
 class RedisAccess:
-    """The users of a server, and its settings but for what is secret."""
+    """A server's users, and its settings without secrets."""
 
     users: tuple[User, ...]
     settings: dict[str, str]
@@ -49,12 +49,12 @@ def read_access(block: Redis) -> RedisAccess:
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: this user may not ask.
+        OpsError: this user may not run the commands.
     """
     with connected(block) as client:
         users = tuple(_user(client, _text(name)) for name in call(client, "ACL", "USERS"))
-        told = settings_of(client)
-        return RedisAccess(users, {name: value for name, value in sorted(told.items()) if name not in SECRET})
+        settings = settings_of(client)
+        return RedisAccess(users, {name: value for name, value in sorted(settings.items()) if name not in SECRET})
 
 
 def _user(client: redis.Redis, name: str) -> User:

@@ -1,4 +1,4 @@
-"""Trying what a client of Redis does: greet it, and write without writing anything."""
+"""Try a client's first commands: PING, and a write that changes nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ State = Literal[
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command met, in Redis's own words; `meaning` with what to do."""
+    """Redis's answer to a command; `meaning` explains it and names the next step."""
 
     state: State
     said: str
@@ -45,7 +45,7 @@ class Answer:
 
 @probe
 def read_answer(block: Redis, *, writes: bool = False) -> Answer:
-    """PING; or, with `writes`, a write that is checked as any other and changes nothing: SET … XX of no key."""
+    """PING; with `writes` also SET … XX of a missing key, which is checked like any write and changes nothing."""
     reach = read_reach.work(block.host, block.port)
     if reach.state != "open":
         return Answer(reach.state, reach.detail)

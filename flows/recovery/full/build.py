@@ -11,7 +11,7 @@ from flows.recovery.full import migration
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.database_server import Found
 from flows.recovery.full.start import plan_of
-from flows.redis.restore.steps import plan_detaching, tell_redis_proof
+from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import Permit
 from runbook.report import Report
@@ -160,7 +160,7 @@ def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Stage
         RunbookFailed: one differs from its manifest. Nothing live was touched.
     """
     if chosen.redis and copies.redis:
-        tell_redis_proof(report, env, chosen.redis, copies.redis)
+        report_redis_proof(report, env, chosen.redis, copies.redis)
     if not (copy := copies.files):
         return
     report.require(

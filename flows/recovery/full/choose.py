@@ -29,7 +29,7 @@ from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
 from tasks.redis.server import live_directory
 from tasks.redis.topology.isolation import TAKE_OFF
-from tasks.redis.topology.topology import ReplicationTopology, read_surroundings
+from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 Part = Literal["redis", "files"]
 
@@ -106,7 +106,7 @@ def with_others(
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
-    around = read_surroundings(env.redis, env.reports_directory) if env.has("redis") else None
+    around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     fitness = judge_redis(report, env, redis, read_files(report, redis), around) if redis and around else None
     if files:
         _judge_files(report, env, files)

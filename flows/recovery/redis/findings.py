@@ -41,7 +41,7 @@ def judge_sentinels(report: Report, group: Group, mode: Mode, detached: str = ""
         if detached
         else "wait some seconds for the end of a failover. Then SENTINEL RESET those that are still wrong, SENTINEL "
         "MONITOR on those that monitor none, and run it again",
-        value=watch.told(),
+        value=watch.describe(),
         expected="the same in all",
         follow=[Next("reattach-redis", "attach the Sentinels")] if detached else (),
     )

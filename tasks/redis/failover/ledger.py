@@ -1,4 +1,4 @@
-"""Writes of our own through a failover, each with a number: which were acknowledged, by whom, and which are there."""
+"""Numbered test writes during a failover: which were acknowledged, by which server, and which exist afterwards."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class RedisFailoverMarker(UnfinishedRun):
 
 
 class Ledger:
-    """Writes numbers into a set of its own, all the time, as a client does that asks the Sentinels for the master.
+    """Writes numbers to a separate set continuously, as a client that finds the master by the Sentinels.
 
-    A context manager. An attempt that was not acknowledged is not in the account: it may or may not be there.
+    A context manager. Attempts without an acknowledgement are not counted: they may or may not exist.
     """
 
     def __init__(self, block: Redis) -> None:
@@ -106,7 +106,7 @@ class Ledger:
         self._thread.join(2 * ANSWER_SECONDS)
 
     def wait_for(self, address: str, seconds: float) -> Entry:
-        """The first write that this server acknowledges.
+        """Wait for the first write that this server acknowledges.
 
         Raises:
             Unreachable: there was none in time.
@@ -116,13 +116,13 @@ class Ledger:
             what=f"a write that {address} acknowledges to a client of the Sentinels ({self.last_error or 'no error'})",
             seconds=seconds,
             every_seconds=0.005,
-            hint="look at the clients' own errors: READONLY, NOREPLICAS (min-replicas-to-write), OOM",
+            hint="check the clients' errors: READONLY, NOREPLICAS (min-replicas-to-write), OOM",
         )
         assert found
         return found
 
     def account(self, master: Redis) -> Account:
-        """Stop, and look for every acknowledged number on the new master."""
+        """Stop, and check every acknowledged number on the new master."""
         self.stop()
         entries = tuple(self.entries)
         with quick(master) as client:
@@ -151,7 +151,7 @@ class Ledger:
 
 
 def following(block: Redis) -> redis.Redis:
-    """A client as an application has it: it asks the Sentinels for the master whenever it connects."""
+    """A client like the application's: it finds the master by the Sentinels at each connection."""
     pool = quick_client(block).connection_pool
     known = pool.connection_kwargs
     options = {name: value for name, value in known.items() if name in _OPTIONS or name.startswith("ssl")}
@@ -164,7 +164,7 @@ def following(block: Redis) -> redis.Redis:
 
 
 def quick_client_of(block: Redis, address: str) -> redis.Redis:
-    """A client of one Sentinel that gives up soon."""
+    """A client of one Sentinel with a short timeout."""
     client = at_once(block.sentinel(address))
     client.connection_pool.connection_kwargs.update(socket_timeout=1.0, socket_connect_timeout=1.0)
     return client

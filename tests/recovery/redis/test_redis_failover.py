@@ -229,7 +229,7 @@ def test_sentinels_that_disagree_are_refused_and_a_restore_waits_for_them(
         return watch
 
     monkeypatch.setattr(topology, "ask_sentinels", answer_then_correct)
-    found = topology.read_surroundings.work(Environment.find(NAME).redis, tmp_path)
+    found = topology.read_topology.work(Environment.find(NAME).redis, tmp_path)
     assert (found.disagreement, found.master) == ("", group.master.address)
 
 
@@ -494,7 +494,7 @@ def test_a_replica_promoted_by_hand_under_its_feet(group: Group) -> None:
     call(group.replicas[0].client(), "REPLICAOF", "NO", "ONE")
     said = end(child)
     assert child.returncode == 1
-    assert "promoted by somebody else; writes go on" in said
+    assert "promoted by another client; writes continue" in said
     assert takes_writes(group.master), "the pause is lifted"
 
 
@@ -505,7 +505,7 @@ def test_a_run_that_stands_still_for_longer_than_its_pause_begins_nothing(group:
         writer.wait(2)  # they stood still until the pause ended by itself; one may have been on its way before it
         said = end(child)
         writer.wait(50)
-    assert "stood still for longer than the pause" in said
+    assert "suspended for longer than the pause" in said
     assert group.agreed_master() == group.master.address
     assert writer.lost(group.master) == set()
 

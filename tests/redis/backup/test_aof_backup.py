@@ -169,7 +169,7 @@ def test_an_rdb_that_is_not_what_the_aof_holds_is_refused(rig: Rig, monkeypatch:
         return found.model_copy(update={"functions": {}})
 
     monkeypatch.setattr(aof_backup, "manifest_of", of_something_else)
-    with pytest.raises(RunbookFailed, match="the RDB of the AOF is not what it holds"):
+    with pytest.raises(RunbookFailed, match="the RDB differs from the AOF that it was made from"):
         backup_redis.fn(NAME, "aof")
     assert catalogue.names(DirectoryStore(rig.store), "redis") == []
     assert rewrites(rig) == "100"
@@ -242,7 +242,7 @@ def test_killed_anywhere_rewrites_are_put_back_by_the_next_run(rig: Rig, where: 
     assert catalogue.names(DirectoryStore(rig.store), "redis") == []
     report = backup_redis.fn(NAME, again)
     assert report.status is Status.OK, report.sentence()
-    assert ("put back" in report.facts) == (where == "redis: aof rewrites off")
+    assert ("AOF rewrites" in report.facts) == (where == "redis: aof rewrites off")
     assert rewrites(rig) == "100"
     assert not (rig.root / "reports" / RECORD).exists()
     rig.client().flushall()
@@ -318,5 +318,5 @@ def test_what_a_killed_run_left_on_a_server_that_died_is_no_reason_to_take_no_ba
     ]
     assert (reports / record).exists()
     if record == RECORD:
-        with pytest.raises(RunbookFailed, match="take this one with kind=rdb"):
+        with pytest.raises(RunbookFailed, match="Until then use kind=rdb"):
             backup_redis.fn(NAME, "aof")

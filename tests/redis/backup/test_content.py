@@ -40,14 +40,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "pending entry": (lambda c: c.xack("events", "workers", "2-1"), "content of its"),
     "group": (lambda c: c.xgroup_create("events", "more", id="0"), "content of its"),
     "type": (lambda c: (c.delete("numbers"), c.zadd("numbers", {"1": 1})), "content of its"),
-    "TTL longer": (lambda c: c.pexpire("session:7", 7_200_000), "1 of 601 keys with a TTL are missing or not the same"),
+    "TTL longer": (lambda c: c.pexpire("session:7", 7_200_000), "1 of 601 keys with a TTL are missing or differ"),
     "TTL removed": (lambda c: c.persist("session:7"), "keys with a TTL are missing"),
     "TTL given": (lambda c: c.pexpire("plain:7:0", 7_200_000), "1 keys with a TTL are there that the backup does not"),
     "value with a TTL": (lambda c: c.set("session:7", "x", keepttl=True), "1 of 601 keys with a TTL"),
     "missing with a TTL": (lambda c: c.delete("session:7"), "1 of 601 keys with a TTL"),
     "field's TTL": (lambda c: c.hpersist("timed", "long"), "1 of 2 fields with a TTL"),
     "field's value": (lambda c: c.hset("fading", "only", 2), "1 of 2 fields with a TTL"),
-    "function": (lambda c: c.function_delete("lib"), "function libraries are not the same: lib"),
+    "function": (lambda c: c.function_delete("lib"), "function libraries differ: lib"),
 }
 
 

@@ -115,7 +115,7 @@ def test_a_version_that_this_server_cannot_read_is_refused_with_the_reason(rig: 
     path = rig.root / "new.rdb"
     path.write_bytes(encoded(header, {b"a": b"1"}))
     sentence = refused(rig, path)
-    assert f"{header.decode()} of redis 4.0.14: {program} cannot read what redis 4.0.14 saved" in sentence
+    assert f"{header.decode()} of redis 4.0.14: {program} cannot read the RDB of redis 4.0.14" in sentence
     assert "cannot read each other's newer RDB files" in sentence
 
 
@@ -233,7 +233,7 @@ def lose_base_line(aof: Path) -> None:
         (lambda aof: next(aof.glob("*.manifest")).unlink(), "appendonlydir", "has 0 manifests"),
         (lambda aof: next(aof.glob("*.manifest")).write_text("nonsense\n"), "appendonlydir", "is no manifest"),
         (lambda aof: next(aof.glob("*.manifest")).write_text(""), "appendonlydir", "names no file"),
-        (lambda aof: None, "appendonlydir/log.aof.2.incr.aof", "is one part of an AOF"),
+        (lambda aof: None, "appendonlydir/log.aof.2.incr.aof", "is only one file of an AOF"),
         (lambda aof: (aof / "x.aof").write_text(""), "appendonlydir/x.aof", "is empty"),
         (lambda aof: (aof / "x.aof").write_text("hello\n"), "appendonlydir/x.aof", "Bad file format"),
         (lambda aof: None, "nowhere/appendonlydir", "is not there"),

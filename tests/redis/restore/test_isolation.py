@@ -131,7 +131,7 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
     watched.rig.client().set("garbage", 1)
     planned = restore_redis.fn(NAME)
     assert planned.status is Status.PLANNED
-    steps = [step.detail for step in planned.plan_steps if step.step == "take off"]
+    steps = [step.detail for step in planned.plan_steps if step.step == "detach"]
     assert len(steps) == 2
     assert watched.replica.address in steps[1]
     assert watched.masters() == {watched.own}, "a plan changes nothing"
@@ -233,7 +233,7 @@ def test_what_was_not_put_back_is_put_back_without_another_restore(watched: Watc
     """Killed when the data was in place: what clients wrote since stays."""
     watched.rig.client().set("old", 1)
     backup_redis.fn(NAME)
-    assert reattach_redis.fn(NAME, confirm=NAME).outcome.startswith("nothing was taken off")
+    assert reattach_redis.fn(NAME, confirm=NAME).outcome.startswith("nothing was detached")
     assert _killed("redis: replicas follow") == -signal.SIGKILL
     watched.rig.client().set("since", 1)
     assert watched.masters() == {""}
