@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from prefect import flow
 
@@ -13,8 +14,11 @@ from flows.recovery.objectives.check import serves_elsewhere
 from runbook.page.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.monitoring.history import Sample, histories
+from tasks.monitoring.history import histories
 from tasks.monitoring.hysteresis import Standing
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @flow(name="watch-metrics", flow_run_name="watch-metrics {environment}")
@@ -48,11 +52,11 @@ def watch_metrics(environment: str) -> Report:
         now = datetime.now(UTC)
         found = take_round(env, now, TIMING)
         judge_metrics(report, env, found)
-        tell_history(report, env, now - timedelta(days=1), now)
+        tell_history(report, env, now - timedelta(days=1))
     return report
 
 
-MOST_POINTS = 240
+BIN = "6min"
 
 
 def judge_metrics(report: Report, env: Environment, found: Round) -> None:
@@ -89,33 +93,22 @@ def _judge(report: Report, env: Environment, metric: Alarm, standing: Standing) 
     )
 
 
-def tell_history(report: Report, env: Environment, since: datetime, now: datetime) -> None:
+def tell_history(report: Report, env: Environment, since: datetime) -> None:
     """A day of every metric, against its limit."""
     try:
         found = histories(env.reports_directory, since)
     except OSError as error:
         report.warn("the history", "correct the owner of reports/metrics", value=f"not read: {error.strerror}")
         return
-    lines = [
-        _trace(env, alarm_of(name), samples, since, now)
-        for name, samples in sorted(found.items())
-        if name.partition("@")[0] in ALARMS
-    ]
+    known = found[found["metric"].str.partition("@")[0].isin(ALARMS)]
+    lines = [_trace(env, alarm_of(str(name)), samples) for name, samples in known.groupby("metric")]
     if lines:
-        report.attach(Evidence("The last 24 hours (dashed: the limit)", svg=traces(lines)))
+        report.attach(Evidence("The last 24 hours (dashed: the limit)", svg=traces(lines, env.zone)))
 
 
-def _trace(env: Environment, metric: Alarm, samples: list[Sample], since: datetime, now: datetime) -> Trace:
-    whole = (now - since).total_seconds()
-    kept = _thinned([((one.at - since).total_seconds() / whole, one.most) for one in samples])
-    return Trace(metric.name, kept, metric.limit(env.limits), metric.show(samples[-1].value))
-
-
-def _thinned(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """The highest of each part of the day: what was over a limit stays to be seen."""
-    highest = dict[int, tuple[float, float]]()
-    for at, value in points:
-        part = int(at * MOST_POINTS)
-        if part not in highest or value > highest[part][1]:
-            highest[part] = (at, value)
-    return tuple(highest[part] for part in sorted(highest))
+def _trace(env: Environment, alarm: Alarm, samples: DataFrame) -> Trace:
+    """The highest value of every six minutes: a short peak stays visible."""
+    highest = samples.set_index("at")["most"].resample(BIN).max().dropna()
+    points = list(zip(highest.index.to_pydatetime(), highest, strict=True))
+    newest = alarm.show(float(samples["value"].iloc[-1]))
+    return Trace(alarm.name, points, newest, alarm.metric.unit, alarm.limit(env.limits))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from prefect import flow
 from pydantic import Field
@@ -16,8 +16,11 @@ from runbook.page.form import Forms, read_forms
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.host.load import read_processors
-from tasks.monitoring.history import Sample, history
+from tasks.monitoring.history import history
 from tasks.postgres.sessions.connections import Activity, read_activity
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Part = Literal["connections", "cpu"]
 METRIC: dict[Part, str] = {"connections": metrics.CONNECTIONS.name, "cpu": metrics.CPU.name}
@@ -58,7 +61,7 @@ def advise_scaling(
         except OSError as error:
             raise OpsError(f"the history cannot be read: {error.strerror}", "correct reports/metrics' owner") from None
         forms = read_forms([env.name])
-        _tell_peak(report, found, part)
+        _tell_peak(report, found, part, env.zone)
         if part == "connections":
             _advise_connections(report, env, forms, found)
         else:
@@ -66,23 +69,24 @@ def advise_scaling(
     return report
 
 
-def _tell_peak(report: Report, found: list[Sample], part: Part) -> None:
-    if not found:
+def _tell_peak(report: Report, found: DataFrame, part: Part, zone: tzinfo) -> None:
+    if found.empty:
         report.warn(
             "the history",
             "start python -m flows.monitoring.serve: it notes a value each minute",
             value=f"nothing was noted of {METRIC[part]}: only this moment is known",
         )
         return
-    peak = max(found, key=lambda one: one.most)
-    over = sum(one.most > 0.8 for one in found)
-    report.fact("peak", f"{peak.most:.0%} at {peak.at:%Y-%m-%d %H:%M} UTC; over 80 % in {over} of {len(found)} samples")
+    peak = found.loc[found["most"].idxmax()]
+    over = int((found["most"] > 0.8).sum())
+    at = peak["at"].tz_convert(zone)
+    report.fact("peak", f"{peak['most']:.0%} at {at:%Y-%m-%d %H:%M %z}; over 80 % in {over} of {len(found)} samples")
 
 
-def _advise_connections(report: Report, env: Environment, forms: Forms, found: list[Sample]) -> None:
+def _advise_connections(report: Report, env: Environment, forms: Forms, found: DataFrame) -> None:
     activity = read_activity(env.postgres)
     most = activity.limits.most
-    used = max([activity.used_ratio, *(one.most for one in found)]) * most
+    used = max([activity.used_ratio, *found["most"]]) * most
     wanted = math.ceil(used / TARGET_RATIO / ROUND_TO) * ROUND_TO
     idle = _idle(report, activity)
     if wanted <= most:
@@ -114,9 +118,9 @@ def _idle(report: Report, activity: Activity) -> int:
     return len(idle)
 
 
-def _advise_processors(report: Report, env: Environment, forms: Forms, found: list[Sample]) -> None:
+def _advise_processors(report: Report, env: Environment, forms: Forms, found: DataFrame) -> None:
     now = read_processors(("", 0.0, 0.0))
-    used = max([now.used_ratio, *(one.most for one in found)]) * now.count
+    used = max([now.used_ratio, *found["most"]]) * now.count
     wanted = max(math.ceil(used / TARGET_RATIO), 1)
     report.fact("what takes them", forms.link("check-connections", env.name, {"environment": env.name}))
     if env.has("docker"):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import date, datetime, time, tzinfo
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from prefect import flow
 from pydantic import Field
@@ -28,6 +27,9 @@ from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at
 from tasks.logs.reading.source import count_undated, reading
 from tasks.reports.past import filed
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @flow(name="review-costs", flow_run_name="review-costs {environment}")
@@ -60,6 +62,13 @@ def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 
         report.fact("what could be saved", saved)
         report.outcome = f"{sums[-1].month}: {sums[-1].total}; to be saved: {saved}"
     return report
+
+
+def months_of(first: date, last: date) -> list[str]:
+    """`2026-11` for each month of a span."""
+    import pandas as pd
+
+    return [str(month) for month in pd.period_range(first, last, freq="M")]
 
 
 def _months_ago(today: date, months: int) -> date:
@@ -128,26 +137,23 @@ def read_months(page: Page, first: date) -> Mapping[str, Month]:
         bad = source.pick_each(picked=wanted.choice(tokens.COLUMNS), undated=wanted.undated())
         uses = tokens.read_use(source)
         damaged = bool(bad or source.unreadable or count_undated(source))
-    began, prices = (
-        begins_at(files[0], env.logs.field("timestamp")),
-        env.ai_providers.prices if env.has("ai_providers") else {},
+    began = begins_at(files[0], env.logs.field("timestamp"))
+    prices = env.ai_providers.prices if env.has("ai_providers") else {}
+    found = tokens.frame_of(uses, prices)
+    months = found.groupby(found["day"].map("{:%Y-%m}".format))
+    return {str(name): _month(str(name), rows, began, damaged, env.zone) for name, rows in months}
+
+
+def _month(name: str, found: DataFrame, began: datetime | None, damaged: bool, zone: tzinfo) -> Month:
+    begins = datetime.fromisoformat(f"{name}-01").replace(tzinfo=zone)
+    priced = found["cost"].notna()
+    return Month(
+        int(found["calls"].sum()),
+        int(found["total"].sum()),
+        float(found["cost"].sum()) if priced.any() else None,
+        began is not None and began <= begins and not damaged,
+        bool(priced.all()) and not found[["tokenless", "unsplit"]].any(axis=None),
     )
-    by_month = defaultdict[str, list[tokens.Use]](list)
-    for use in uses:
-        by_month[f"{use.day:%Y-%m}"].append(use)
-
-    def month(name: str, found: list[tokens.Use]) -> Month:
-        costs = [cost for use in found if (cost := use.cost(prices)) is not None]
-        whole = began is not None and began <= datetime.fromisoformat(f"{name}-01").replace(tzinfo=env.zone)
-        return Month(
-            sum(use.calls for use in found),
-            sum(use.total for use in found),
-            sum(costs) if costs else None,
-            whole and not damaged,
-            len(costs) == len(found) and not any(use.tokenless or use.unsplit for use in found),
-        )
-
-    return {name: month(name, found) for name, found in by_month.items()}
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ def monthly_sums(page: Page, first: date, bill: Bill, months: Mapping[str, Month
     """Of each month from a day on, the earliest first: what can be read today; of a month whose log or bill is gone, or
     there in part only, what a review of that time had read."""
     known, today = _of_the_past(page), datetime.now(page.env.zone).date()
-    found = [_today(page, month, bill, months) for month in _names(first, today)]
+    found = [_today(page, month, bill, months) for month in months_of(first, today)]
     return [_merged(one, known[one.month]) if one.month in known else one for one in found]
 
 
@@ -227,19 +233,15 @@ def _least(text: str) -> str:
     return text if text == UNKNOWN or text.startswith(AT_LEAST) else AT_LEAST + text
 
 
-def _names(first: date, last: date) -> Iterator[str]:
-    """`2026-11`, of each month of a span."""
-    year, month = first.year, first.month
-    while (year, month) <= (last.year, last.month):
-        yield f"{year}-{month:02d}"
-        year, month = (year + 1, 1) if month == 12 else (year, month + 1)
-
-
 def tell_sums(page: Page, found: list[Sum]) -> None:
     """The table, and a picture."""
-    page.report.table(TABLE, COLUMNS, [tuple(vars(one).values()) for one in found])
+    import pandas as pd
+
+    rows = [tuple(vars(one).values()) for one in found]
+    page.report.table(TABLE, COLUMNS, rows, csv=pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False))
     lines = [Bar(one.month, (_number(one.total),), one.total) for one in found]
-    page.report.attach(Evidence("Cost by month", svg=bars(lines)))
+    currencies = {one.total.rpartition(" ")[2] for one in found if one.total != UNKNOWN}
+    page.report.attach(Evidence("Cost by month", svg=bars(lines, currencies.pop() if len(currencies) == 1 else "")))
     if found and found[-1].total == UNKNOWN and any(map(page.env.has, ("cloud", "ai_providers"))):
         page.not_measured(
             "what this month cost",

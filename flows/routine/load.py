@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated
 
@@ -14,16 +13,17 @@ from flows.monitoring.table import ALARMS
 from runbook import metrics
 from runbook.errors import OpsError
 from runbook.metrics import CATALOGUE, Metric
-from runbook.page.plots import Bar, bars
+from runbook.page.plots import Bar, Trace, bars, traces
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.application.health import wait_healthy
 from tasks.faults.disposable import where_disposable
 from tasks.load.driving import Driven, Load, drive_load, require_load
 from tasks.load.names import limited
-from tasks.load.results import COLUMNS, Endpoint, Results
+from tasks.load.results import COLUMNS, Endpoint, Results, frame_of
 from tasks.load.saturation import CLIENTS, CONNECTIONS, CPU, MEMORY, Saturation
-from tasks.reports.past import Filed, filed
+from tasks.reports.frames import tables
+from tasks.reports.past import filed
 
 BEFORE_SECONDS, AFTER_SECONDS = 60.0, 120.0
 
@@ -88,7 +88,7 @@ def _run(report: Report, env: Environment, load: Load) -> None:
     directory = env.reports_directory / "load" / f"{report.started:%Y%m%dT%H%M%S}"
     report.fact("evidence", directory)
     taken = Saturation(env)
-    driven = drive_load(env.application, load, directory, taken.look)
+    driven = drive_load(env.application, load, directory, taken.sample)
     report_results(report, env, load, driven, taken)
     health = wait_healthy(env.application, seconds=AFTER_SECONDS)
     if health.configured:
@@ -113,12 +113,13 @@ MOST = 12
 def report_results(report: Report, env: Environment, load: Load, driven: Driven, taken: Saturation) -> None:
     """Everything about one test."""
     found = driven.results
-    report.table(TABLE, COLUMNS, [one.row for one in (*found.endpoints, found.whole)])
+    rows = [one.row for one in (*found.endpoints, found.whole)]
+    report.table(TABLE, COLUMNS, rows, csv=frame_of(found).to_csv(index=False))
     drawn = [
         Bar(one.name, (one.p95,), f"p50 {one.p50:.2f} · p95 {one.p95:.2f} · p99 {one.p99:.2f} s")
         for one in (*found.endpoints, found.whole)
     ]
-    report.attach(Evidence("p95 by endpoint", svg=bars(drawn)))
+    report.attach(Evidence("p95 by endpoint", svg=bars(drawn, "s")))
     if found.failures:
         report.table("Failed requests (they may lack the last second)", ("endpoint", "error", "times"), found.failures)
     for one in found.endpoints:
@@ -196,62 +197,56 @@ def _judge_coverage(report: Report, env: Environment, load: Load, found: Results
 
 
 def _judge_saturation(report: Report, env: Environment, taken: Saturation) -> None:
-    rows = list[tuple[str, ...]]()
+    import pandas as pd
+
+    rows, drawn = list[tuple[str, ...]](), list[Trace]()
     for metric in SATURABLE:
-        most = _limit(env, CATALOGUE[metric])
+        most, unit = _limit(env, CATALOGUE[metric]), CATALOGUE[metric].unit
         samples = taken.samples.get(metric, [])
         if not samples:
             why = taken.missing.get(metric, "the test was too short for a second sample")
-            report.warn(metric, "look at it there while the test runs", value=f"not measured: {why}")
+            report.warn(metric, "measure it on its host during the next test", value=f"not measured: {why}")
             continue
-        mean, top = sum(samples) / len(samples), max(samples)
-        rows.append((metric, str(len(samples)), f"{mean:.1%}", f"{top:.1%}", f"{most:.0%}"))
+        values = pd.Series(dict(samples))
+        mean, top = float(values.mean()), float(values.max())
+        rows.append((metric, str(len(values)), f"{mean:.1%}", f"{top:.1%}", f"{most:.0%}"))
+        drawn.append(Trace(metric, samples, f"max. {top:.0%}", unit, most))
         report.prefer(metric, top <= most, HINTS[metric], value=f"at most {top:.0%}", expected=f"at most {most:.0%}")
         if problem := taken.missing.get(metric):
-            report.warn(f"{metric} during the test", "it did not answer at times: see its log", value=problem)
+            report.warn(f"{metric} during the test", "see the server's log: some queries failed", value=problem)
     report.table("Saturation during the test", ("metric", "samples", "mean", "most", "saturated above"), rows)
-    for metric in (CPU, CONNECTIONS):
-        if seen := taken.samples.get(metric):
-            drawn = [Bar(f"part {at}", (value,), f"{value:.0%}") for at, value in enumerate(_thinned(seen), 1)]
-            report.attach(Evidence(f"{metric} from the test's beginning to its end", svg=bars(drawn)))
-
-
-def _thinned(samples: Sequence[float], most: int = 15) -> Sequence[float]:
-    """The most of each stretch, so that a picture stays one."""
-    step = -(-len(samples) // most) or 1
-    return [max(samples[at : at + step]) for at in range(0, len(samples), step)]
+    if drawn:
+        picture = traces(drawn, env.zone)
+        report.attach(Evidence("Saturation from the test's beginning to its end (dashed: the limit)", svg=picture))
 
 
 def _compare(report: Report, env: Environment, load: Load, found: Results) -> None:
-    """With the tests before; only the same load can be slower than it was."""
-    past = [one for one in islice(filed(env.reports_directory, env.name, RUNBOOK), 4 * MOST) if one.rows(TABLE)][:MOST]
-    rows = [(f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get(FACT, ""), *_whole(one)[1:]) for one in past]
-    report.table("The tests before", ("began", "status", "load", *COLUMNS[1:]), rows)
-    drawn = [
-        Bar(f"{one.started:%Y-%m-%d}", (float(_whole(one)[5]),), f"p95 {_whole(one)[5]} s, {one.facts.get(FACT)}")
-        for one in reversed(past)
-    ]
-    drawn.append(Bar("this test", (found.whole.p95,), f"p95 {found.whole.p95:.3f} s"))
-    report.attach(Evidence("p95 of all requests, test by test", svg=bars(drawn)))
-    same = next((one for one in past if one.facts.get(FACT) == load.told and one.status != "CRITICAL"), None)
-    if same is None:
+    """With the earlier tests. Only a test with the same load can show that the system became slower."""
+    reports = filed(env.reports_directory, env.name, RUNBOOK)
+    past = tables(islice((one for one in reports if one.rows(TABLE)), MOST), TABLE, facts=(FACT,))
+    if past.empty:
+        report.fact("compared with", "there is no earlier test")
+        return
+    past["p95 s"] = past["p95 s"].astype(float)
+    wholes = past[past["endpoint"] == found.whole.name]
+    columns = ["began", "status", FACT, *COLUMNS[1:]]
+    rows = wholes.assign(began=wholes["began"].dt.strftime("%Y-%m-%d %H:%M"))[columns].iloc[::-1]
+    report.table("Earlier tests", columns, rows.to_numpy().tolist(), csv=past.to_csv(index=False))
+    points = [*zip(wholes["began"], wholes["p95 s"], strict=True), (report.started, found.whole.p95)]
+    picture = traces([Trace("p95 of all requests", points, f"{found.whole.p95:.3f} s", "s")], env.zone)
+    report.attach(Evidence("p95 of all requests, test by test", svg=picture))
+    same = past[(past["load"] == load.told) & (past["status"] != "CRITICAL")]
+    if same.empty:
         report.fact("compared with", "no earlier good test had this load")
         return
-    report.fact("compared with", f"{same.started:%Y-%m-%d %H:%M} ({same.path.name})")
-    slower = list[str]()
-    for row in same.rows(TABLE):
-        now = found.whole if row[0] == found.whole.name else found.of(row[0])
-        if now and now.p95 > float(row[5]) * SLOWER and now.p95 - float(row[5]) > SLOWER_SECONDS:
-            slower.append(f"{row[0]}: p95 {row[5]} → {now.p95:.3f} s")
+    last = same[same["began"] == same["began"].max()].set_index("endpoint")["p95 s"]
+    report.fact("compared with", f"{same['began'].max():%Y-%m-%d %H:%M} ({same['report'].iloc[-1]})")
+    now = frame_of(found).set_index("endpoint")["p95 s"].reindex(last.index)
+    slower = now[(now > last * SLOWER) & (now - last > SLOWER_SECONDS)]
     report.prefer(
-        "as fast as the last time",
-        not slower,
-        "what changed since: a release, settings, data, the host",
-        value="; ".join(slower) or "yes",
+        "as fast as the last test",
+        slower.empty,
+        "check what changed since: a release, settings, data, the host",
+        value="; ".join(f"{name}: p95 {last[name]:.3f} → {p95:.3f} s" for name, p95 in slower.items()) or "yes",
         expected=f"at most {SLOWER - 1:.0%} slower",
     )
-
-
-def _whole(one: Filed) -> list[str]:
-    """The row of all requests stands last."""
-    return one.rows(TABLE)[-1]

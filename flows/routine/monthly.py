@@ -21,7 +21,7 @@ from flows.routine.savings import judge_savings
 from flows.routine.sources.figures import read_figures
 from flows.routine.sources.past import MONTHLY, done, is_ahead, judge_last, link, told
 from flows.routine.sources.traffic import Traffic, read_traffic
-from flows.routine.sources.trends import judge_trends
+from flows.routine.sources.trends import judge_trends, show_durations
 from flows.routine.weekly import LOUD, SCAN, can_scan, judge_alerts
 from runbook.page.render import MARK
 from runbook.report import NOT_CONFIGURED, Report, Status
@@ -58,6 +58,7 @@ def monthly_maintenance(environment: str, days: Annotated[int, Field(ge=1, le=36
         for group, boxes in GROUPS.items():
             for box in boxes:
                 sheet.fill(group, box, works[box])
+        show_durations(page)
         sheet.attach()
         report.outcome = sheet.told
     return report

@@ -12,7 +12,7 @@ from blocks.environment import Environment
 from flows.routine.page import Page
 from flows.routine.sources.figures import read_figures
 from flows.routine.sources.traffic import Traffic, read_traffic
-from flows.routine.sources.trends import judge_trends
+from flows.routine.sources.trends import judge_trends, show_durations
 from runbook import metrics
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
@@ -57,6 +57,7 @@ def review_performance(environment: str, days: Annotated[int, Field(ge=1, le=366
             report.fact("database", told_waits(waits))
         report.fact("bottlenecks", judge_bottlenecks(page, traffic, statements, waits))
         judge_trends(page, read_figures(page, traffic))
+        show_durations(page)
     return report
 
 
@@ -117,6 +118,8 @@ def judge_error_rate(page: Page, found: Traffic) -> str:
 
 def tell_paths(page: Page, found: Traffic) -> None:
     """By path, those that took most of the time first."""
+    import pandas as pd
+
     total = found.use.total_seconds or 1
     rows = [
         (
@@ -132,23 +135,27 @@ def tell_paths(page: Page, found: Traffic) -> None:
         )
         for name, one in found.paths[:SHOWN]
     ]
-    page.report.table(f"Paths (the first {len(rows)} by time of {len(found.paths)})", COLUMNS, rows)
+    whole = pd.DataFrame([{"path": name, **vars(one)} for name, one in found.paths])
+    name = f"Paths (the first {len(rows)} by time of {len(found.paths)})"
+    page.report.table(name, COLUMNS, rows, csv=whole.to_csv(index=False))
 
 
 def tell_days(page: Page, found: Traffic) -> None:
     """Pictures of each day."""
 
-    def drawn(name: str, value: Callable[[Use], float], text: Callable[[Use], str]) -> None:
+    def drawn(name: str, value: Callable[[Use], float], text: Callable[[Use], str], unit: str = "") -> None:
         lines = [Bar(str(day), (value(use),), text(use)) for day, use in found.days[-MOST_DAYS:]]
-        page.report.attach(Evidence(f"{name} by day ({page.env.zone.key})", svg=bars(lines)))
+        page.report.attach(Evidence(f"{name} by day ({page.env.zone.key})", svg=bars(lines, unit)))
 
-    drawn("Response time, p95", lambda use: use.p95, lambda use: f"{use.p95:,.0f} ms")
+    drawn("Response time, p95", lambda use: use.p95, lambda use: f"{use.p95:,.0f} ms", "ms")
     drawn("Requests", lambda use: use.count, lambda use: f"{use.count:,}")
     drawn("Failed requests (5xx)", lambda use: use.errors, lambda use: f"{use.errors:,} ({use.error_ratio:.1%})")
 
 
 def judge_statements(page: Page, found: Statements) -> str:
     """Those that are slow each time, and all by the time that they took."""
+    import pandas as pd
+
     report, since = page.report, f"since {found.since} UTC"
     slow = [one for one in found.found if one.mean_ms > SLOW_STATEMENT_MS]
     told = "; ".join(f"{one.mean_ms / 1000:.1f} s × {one.calls:,}: {one.text[:60]}" for one in slow[:3])
@@ -173,6 +180,7 @@ def judge_statements(page: Page, found: Statements) -> str:
         f"Statements by time, {since}",
         ("share", "calls", "mean ms", "longest ms", "rows", "blocks read", "temporary blocks", "statement"),
         [_statement(one) for one in found.found[:SHOWN]],
+        csv=pd.DataFrame([vars(one) for one in found.found]).to_csv(index=False),
     )
     first = found.found[0] if found.found else None
     return f"{len(slow)} slow; {first.share:.0%} of the time: {first.text[:60]}" if first else f"none {since}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runbook.errors import OpsError, excerpt
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 STATS, FAILURES = "load.json", "load_failures.csv"
 COLUMNS = ("endpoint", "requests", "failed", "error ratio", "p50 s", "p95 s", "p99 s", "longest s", "requests/s")
@@ -72,12 +75,12 @@ def read_results(directory: Path) -> Results:
         raise OpsError(f"the load left no results: {error.strerror}", f"see {directory / 'locust.log'}") from None
     try:
         found = json.loads(text)
-        times = [{int(ms): int(n) for ms, n in one["response_times"].items()} for one in found]
-        seconds = _seconds(found)
+        times, seconds = _times(found), _seconds(found)
         endpoints = tuple(
-            _endpoint(str(one["name"]), times[at], int(one["num_failures"]), seconds) for at, one in enumerate(found)
+            _endpoint(str(one["name"]), times[times["at"] == at], int(one["num_failures"]), seconds)
+            for at, one in enumerate(found)
         )
-        whole = _endpoint("全体", _added(times), sum(one.failed for one in endpoints), seconds)
+        whole = _endpoint("全体", times, sum(one.failed for one in endpoints), seconds)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OpsError(f"the load's results cannot be read: {excerpt(text)}", f"see {directory}") from None
     if not whole.requests:
@@ -86,9 +89,24 @@ def read_results(directory: Path) -> Results:
 
 
 def write_results(results: Results, path: Path) -> None:
-    """The table as CSV: the evidence that spreadsheets read."""
-    with path.open("w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *(one.row for one in (*results.endpoints, results.whole))])
+    """The table as CSV, which spreadsheets read."""
+    frame_of(results).to_csv(path, index=False, encoding="utf-8-sig")
+
+
+def frame_of(results: Results) -> DataFrame:
+    """A row for each endpoint; the last one is of all requests. Columns: COLUMNS, as numbers."""
+    import pandas as pd
+
+    found = pd.DataFrame([one.row for one in (*results.endpoints, results.whole)], columns=list(COLUMNS))
+    return found.astype(dict.fromkeys(COLUMNS[1:3], int) | dict.fromkeys(COLUMNS[3:], float))
+
+
+def _times(found: Sequence[Mapping[str, Mapping[str, int]]]) -> DataFrame:
+    """Locust's histograms: `count` requests of the endpoint `at` took `ms` (rounded to two digits above 100)."""
+    import pandas as pd
+
+    rows = [(at, int(ms), int(n)) for at, one in enumerate(found) for ms, n in one["response_times"].items()]
+    return pd.DataFrame(rows, columns=["at", "ms", "count"])
 
 
 def _seconds(found: Sequence[Mapping[str, float]]) -> float:
@@ -97,28 +115,16 @@ def _seconds(found: Sequence[Mapping[str, float]]) -> float:
     return max(max((one["last_request_timestamp"] or begun for one in found), default=0.0) - begun, 1.0)
 
 
-def _endpoint(name: str, times: Mapping[int, int], failed: int, seconds: float) -> Endpoint:
-    """`times`: milliseconds → how many requests took them (Locust rounds to two digits above 100)."""
-    count = sum(times.values())
-    p50, p95, p99, longest = (_percentile(times, share) for share in (0.5, 0.95, 0.99, 1.0))
+def _endpoint(name: str, times: DataFrame, failed: int, seconds: float) -> Endpoint:
+    import numpy as np
+
+    count = int(times["count"].sum())
+    if not count:
+        return Endpoint(name, 0, failed, 0.0, 0.0, 0.0, 0.0, 0.0)
+    shares = (0.5, 0.95, 0.99, 1.0)
+    found = np.quantile(times["ms"], shares, weights=times["count"], method="inverted_cdf") / 1000
+    p50, p95, p99, longest = map(float, found)
     return Endpoint(name, count, failed, p50, p95, p99, longest, count / seconds)
-
-
-def _percentile(times: Mapping[int, int], share: float) -> float:
-    wanted, seen = math.ceil(sum(times.values()) * share), 0
-    for milliseconds, count in sorted(times.items()):
-        seen += count
-        if seen >= wanted:
-            return milliseconds / 1000
-    return 0.0
-
-
-def _added(times: Sequence[Mapping[int, int]]) -> dict[int, int]:
-    whole = dict[int, int]()
-    for one in times:
-        for milliseconds, count in one.items():
-            whole[milliseconds] = whole.get(milliseconds, 0) + count
-    return whole
 
 
 def _failures(path: Path) -> tuple[tuple[str, str, str], ...]:

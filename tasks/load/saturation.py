@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import psutil
@@ -27,15 +28,15 @@ MEMORY = metrics.REDIS_MEMORY.name
 
 @dataclass
 class Saturation:
-    """Metric → its samples (ratios), and what could not be measured, with the reason."""
+    """Metric → its samples (when, ratio), and what could not be measured, with the reason."""
 
     env: Environment
-    samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    samples: dict[str, list[tuple[datetime, float]]] = field(default_factory=lambda: defaultdict(list))
     missing: dict[str, str] = field(default_factory=dict)
     _next: float = 0.0
 
-    def look(self) -> None:
-        """Take a sample, where the last is old enough. What fails once is told, and is tried again."""
+    def sample(self) -> None:
+        """Take a sample every two seconds. A probe that failed is reported, and tried again."""
         if time.monotonic() < self._next:
             return
         for metric, work in self._probes().items():
@@ -46,7 +47,7 @@ class Saturation:
                 continue
             if value is None:
                 continue
-            self.samples[metric].append(value)
+            self.samples[metric].append((datetime.now(UTC), value))
         self._next = time.monotonic() + EVERY_SECONDS
 
     def _probes(self) -> dict[str, Callable[[], float | None]]:

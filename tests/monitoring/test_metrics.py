@@ -340,13 +340,13 @@ def test_what_is_kept_of_the_past_is_small_and_its_peaks_stay(watched: Watched) 
     for _ in range(2):
         history.tidy(watched.reports, end)
         after = history.history(watched.reports, "host.cpu.used_ratio", begin - timedelta(hours=1))
-        assert max(one.most for one in after) == 0.9
-        assert min(one.value for one in after) == 0.25
+        assert after["most"].max() == 0.9
+        assert after["value"].min() == 0.25
         assert len(after) < 4 * 1440 - 600
     names = sorted(path.name for path in directory.glob("*.jsonl"))
     assert names == ["2026-11.jsonl", "day-2026-11-24.jsonl", "day-2026-11-25.jsonl", "day-2026-11-26.jsonl"]
     assert len((directory / "2026-11.jsonl").read_text().splitlines()) == 36, "one for each hour"
-    assert history.history(watched.reports, "x", begin) == []
+    assert history.history(watched.reports, "x", begin).empty
 
 
 def test_disk_usage_agrees_with_df(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,8 +117,8 @@ def test_a_load_is_measured_and_an_ai_that_fails_is_found(
     assert value(report, f"{ASK}: errors").startswith("100.0%")
     assert any(ASK in row and "503" in row[1] for row in rows(report, FAILED).values())
     assert found[f"{READ}: response time"] is Status.WARN
-    assert found["as fast as the last time"] is Status.WARN
-    assert READ in value(report, "as fast as the last time")
+    assert found["as fast as the last test"] is Status.WARN
+    assert READ in value(report, "as fast as the last test")
     assert "compared with" in report.facts
     assert last(tmp_path / "reports", environment.name, "run-performance-test") is not None
 

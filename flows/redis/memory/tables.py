@@ -45,7 +45,7 @@ def tell_prefixes(report: Report, survey: Survey) -> None:
     columns = ("database", "prefix", "keys", "bytes", "share", "bytes per key", "types")
     report.table("Biggest prefixes by memory", columns, rows)
     drawn = [Bar(_name(f), (f.size.value,), _size(f.size)) for f in survey.prefixes[:MOST_BARS]]
-    report.attach(Evidence("Memory by prefix", svg=bars(drawn)))
+    report.attach(Evidence("Memory by prefix", svg=bars(drawn, "B")))
     _tell_ttls(report, survey)
     _tell_persistent(report, survey)
     _tell_parts(report, survey)

@@ -44,19 +44,15 @@ class Pace:
         self.longest_worked_seconds = max(self.longest_worked_seconds, worked_seconds)
         work = worked_seconds or seconds - self._idle_seconds
         self._seconds_per_key.append(max(work, LEAST_WORK_SECONDS) / self.count)
-        wanted = self.page_seconds / _middle(self._seconds_per_key)
+        wanted = self.page_seconds / statistics.median(self._seconds_per_key)
         self.count = int(max(LEAST_PAGE_KEYS, min(wanted, 2 * self.count, MOST_PAGE_KEYS)))
         self._waits.append(seconds - self._idle_seconds - worked_seconds if worked_seconds else 0.0)
 
     def rest(self) -> None:
         """Leave the server to the others for a while: no condition is waited for."""
-        waited = _middle(self._waits)
+        waited = statistics.median(self._waits)
         if waited > CROWDED_SECONDS:
             time.sleep(min(waited, MOST_REST_SECONDS))
-
-
-def _middle(last: deque[float]) -> float:
-    return sorted(last)[len(last) // 2]
 
 
 def measure_idle(client: redis.Redis) -> tuple[float, float]:
