@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.logs.findings import tell_read, tell_undated
+from flows.logs.findings import report_files_read, report_undated
 from runbook.errors import OpsError
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
@@ -64,8 +64,8 @@ def tell_tokens(report: Report, env: Environment, month: str = "") -> str:
     with reading(find_logs(Path(env.logs.need("app"))), env.zone, since=since, names=env.logs.fields) as source:
         bad = source.pick_each(picked=wanted.choice(tokens.COLUMNS), undated=wanted.undated())
         uses = tokens.read_use(source)
-        tell_read(report, source, bad)
-        tell_undated(report, source)
+        report_files_read(report, source, bad)
+        report_undated(report, source)
     own = [use for use in uses if use.day >= first]
     _tell_use(report, env, own, first, last)
     _judge_budget(report, env, uses, own, today if not month or last == today else None)

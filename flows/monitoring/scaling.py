@@ -1,4 +1,4 @@
-"""What to scale by how much, where connections or processors are short (付録B)."""
+"""By how much to scale connections or processors (付録B)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Part = Literal["connections", "cpu"]
 METRIC: dict[Part, str] = {"connections": metrics.CONNECTIONS.name, "cpu": metrics.CPU.name}
 TARGET_RATIO = 0.6
-"""Of what there will be: room for a peak that is half as high again, below the table's 80 %."""
+"""Use at the peak: below the table's 80 %, and enough for a peak that is a third higher."""
 ROUND_TO = 10
 BYTES_PER_CONNECTION = "about 10 MB"
 
@@ -36,14 +36,13 @@ def advise_scaling(
 ) -> Report:
     """接続数・CPU使用率のスケールアップ (付録B)
 
-    Says how many connections, or processors, would be enough: by the highest use of the last days as watch-metrics has
-    noted it, so that the peak takes 60 % of what there then is. Run it when watch-metrics says that one of them is
-    exceeded; the automation of that metric does.
+    Calculates how many connections or processors are enough for the highest use of the last days, which watch-metrics
+    recorded: the peak should use 60 %. Run it when the alarm of one of these metrics is active; its automation does.
 
-    It changes nothing: more connections need a restart, more processors another machine, and both are a person's
-    decision. The report links the form that does it, filled in. Evidence: the peak, when it was, and who takes it now.
+    It changes nothing: more connections need a restart, more processors another machine. The report links the filled-in
+    form. Evidence: the peak, its time, and the current use.
 
-    Departs from the manual: “scale up” alone; what is held for nothing (idle in a transaction) is told first.
+    Departs from the manual, which only says “scale up”: connections idle in a transaction are reported first.
 
     Args:
         environment: 対象の環境
@@ -54,7 +53,7 @@ def advise_scaling(
     with runbook("Advise scaling", env) as report:
         if part == "connections" and not env.has("postgres"):
             report.leave_out("postgres")
-            report.outcome = "there is no PostgreSQL whose connections could be short"
+            report.outcome = "the environment has no PostgreSQL"
             return report
         try:
             found = history(env.reports_directory, METRIC[part], datetime.now(UTC) - timedelta(days=days))
@@ -73,8 +72,8 @@ def _tell_peak(report: Report, found: DataFrame, part: Part, zone: tzinfo) -> No
     if found.empty:
         report.warn(
             "the history",
-            "start python -m flows.monitoring.serve: it notes a value each minute",
-            value=f"nothing was noted of {METRIC[part]}: only this moment is known",
+            "start python -m flows.monitoring.serve: it records a value each minute",
+            value=f"no value of {METRIC[part]} is recorded: only the current one is known",
         )
         return
     peak = found.loc[found["most"].idxmax()]
@@ -93,14 +92,14 @@ def _advise_connections(report: Report, env: Environment, forms: Forms, found: D
         report.outcome = f"{most} connections are enough: at most {used:.0f} were used"
         return
     given = {"environment": env.name, "override": f"max_connections = {wanted}", "reason": f"peak of {used:.0f}"}
-    report.fact("what raises it", forms.link("apply-postgres-settings", env.name, given))
+    report.fact("to raise it", forms.link("apply-postgres-settings", env.name, given))
     close = {"environment": env.name, "min_seconds": 300}
     if idle:
-        report.fact("what frees some first", forms.link("close-idle-connections", env.name, close))
+        report.fact("to free connections first", forms.link("close-idle-connections", env.name, close))
     report.warn(
         "max_connections",
-        f"free what is idle in a transaction, lower the pools, then raise it to {wanted}: on a standby first, "
-        f"then here, each with a restart; each connection takes {BYTES_PER_CONNECTION} of memory",
+        f"close sessions idle in a transaction, lower the pools, then raise it to {wanted}: on a standby first, "
+        f"then here, each with a restart; a connection uses {BYTES_PER_CONNECTION} of memory",
         value=f"{most}, of which {used:.0f} were used",
         expected=f"{wanted}",
     )
@@ -122,7 +121,7 @@ def _advise_processors(report: Report, env: Environment, forms: Forms, found: Da
     now = read_processors(("", 0.0, 0.0))
     used = max([now.used_ratio, *found["most"]]) * now.count
     wanted = max(math.ceil(used / TARGET_RATIO), 1)
-    report.fact("what takes them", forms.link("check-connections", env.name, {"environment": env.name}))
+    report.fact("who uses them", forms.link("check-connections", env.name, {"environment": env.name}))
     if env.has("docker"):
         report.fact("containers", forms.link("check-docker-usage", env.name, {"environment": env.name}))
     if wanted <= now.count:
@@ -133,7 +132,7 @@ def _advise_processors(report: Report, env: Environment, forms: Forms, found: Da
         report.fact("what they cost", forms.link("review-resources", env.name, given))
     report.warn(
         "processors",
-        f"look first for what takes them; then give this host {wanted}, or run a second backend beside it",
+        f"check first what uses them; then give this host {wanted}, or run a second backend",
         value=f"{now.count}, of which {used:.1f} were used",
         expected=f"{wanted}",
     )

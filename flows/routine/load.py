@@ -38,16 +38,16 @@ def run_performance_test(
 ) -> Report:
     """パフォーマンステスト: 負荷試験 (§7.1)
 
-    Puts users on the application who send the requests of `[application.load_test]` (Locust, as a program of its own),
-    and measures p50, p95, p99, errors and requests per second of each endpoint, and what processors,
-    connections and Redis do meanwhile. A p95 over 2 s warns, over 5 % of errors are critical (付録B, or the thresholds
-    of the environment), and so does what became slower than the last time with the same load. Run it every quarter,
-    before a release that changes much, and after resources were changed.
+    Simulates users who send the requests of `[application.load_test]` (Locust, in a separate process). Measures p50,
+    p95, p99, errors and requests per second of each endpoint, and the use of processors, connections and Redis. A p95
+    over 2 s is WARN, more than 5 % errors are CRITICAL (付録B, or [thresholds]). An endpoint that became slower than in
+    the last test with the same load is WARN. Run it every quarter, before a large release, and after a change of
+    resources.
 
-    It runs in a disposable environment only: in the named one, or in that one's drill_environment, where the two share
-    no server. What it changes: what its requests write stays behind, with the text 負荷試験 (interview-ops); it holds
-    the environment's lock. Each AI answer costs tokens where the providers are real. Undo: none. Evidence:
-    endpoints.csv and what Locust wrote, in the report folder under load/.
+    It runs in a disposable environment only: the named one, or its drill_environment if the two share no server. Data
+    that its requests write stays, with the text 負荷試験 (interview-ops). It holds the environment's lock. With real AI
+    providers each answer costs tokens. Undo: none. Evidence: endpoints.csv and Locust's files, in the report folder
+    under load/.
 
     Args:
         environment: 対象の環境。disposable でなければ、その drill_environment で実行
@@ -62,13 +62,13 @@ def run_performance_test(
         if refusal:
             raise refusal
         if target.name != env.name:
-            report.fact("asked for", f"{env.name}, whose drill_environment this is")
+            report.fact("asked for", f"{env.name}: this is its drill_environment")
         _run(report, target, Load(users, spawn_rate, seconds, ai_answers))
     return report
 
 
 def _target(env: Environment) -> tuple[Environment, OpsError | None]:
-    """Where the load goes, and why it may not."""
+    """The environment that gets the load, and an error if it must not."""
     try:
         target = where_disposable(env)
     except OpsError as error:
@@ -77,7 +77,7 @@ def _target(env: Environment) -> tuple[Environment, OpsError | None]:
         return target, None
     hint = "name a disposable environment as drill_environment in its TOML, or launch this there"
     if target is env:
-        return env, OpsError(f"{env.name} is not disposable: no load is put on it", hint)
+        return env, OpsError(f"{env.name} is not disposable: it gets no load", hint)
     return env, OpsError(f"{target.name}, the drill_environment of {env.name}, is not disposable", hint)
 
 
@@ -100,10 +100,10 @@ def _run(report: Report, env: Environment, load: Load) -> None:
 RUNBOOK, TABLE, FACT = "run-performance-test", "Endpoints", "load"
 SATURABLE = (CPU, CONNECTIONS, CLIENTS, MEMORY)
 HINTS = {
-    CPU: "more or faster processors, or more workers on another host (スケールアップ)",
-    CONNECTIONS: "check-connections says who holds them, check-pool-settings what the pool may take",
-    CLIENTS: "check-redis-clients says who holds them",
-    MEMORY: "check-redis-memory says which prefixes take it (キャッシュクリア)",
+    CPU: "add or replace processors, or add workers on another host (スケールアップ)",
+    CONNECTIONS: "run check-connections for the clients, and check-pool-settings for the pool's limits",
+    CLIENTS: "run check-redis-clients for the clients",
+    MEMORY: "run check-redis-memory for the largest prefixes (キャッシュクリア)",
 }
 GENERATOR = 0.9
 SLOWER, SLOWER_SECONDS = 1.25, 0.1
@@ -130,7 +130,7 @@ def report_results(report: Report, env: Environment, load: Load, driven: Driven,
     report.prefer(
         "the generator was not the limit",
         driven.generator <= GENERATOR,
-        "Locust had no processor left: the times are its own too; use fewer users, or another host",
+        "use fewer users, or run Locust on another host: its own processor was the limit",
         value=f"{driven.generator:.0%} of a processor",
         expected=f"at most {GENERATOR:.0%}",
     )
@@ -151,7 +151,7 @@ def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
     report.prefer(
         f"{one.name}: response time",
         one.p95 <= most,
-        "look at what was saturated below, at review-performance (slow queries), and at check-ai-providers",
+        "check the saturation table, review-performance (slow statements) and check-ai-providers",
         value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s",
         expected=f"p95 at most {most:g} s",
     )
@@ -159,7 +159,7 @@ def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
     report.require(
         f"{one.name}: errors",
         one.error_ratio <= ratio,
-        "search-logs by level ERROR for these minutes; check-ai-providers where only the AI's answers fail",
+        "run search-logs with level ERROR for these minutes; if only AI answers fail, check-ai-providers",
         value=f"{one.error_ratio:.1%} of {one.requests}",
         expected=f"at most {ratio:.0%}",
     )
@@ -170,28 +170,28 @@ def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
     report.require(
         "errors of all requests",
         whole.error_ratio <= ratio,
-        "the endpoints above say which; this load is more than the system takes",
+        "see the endpoints' findings: this load is more than the system can handle",
         value=f"{whole.error_ratio:.1%} of {whole.requests}",
         expected=f"at most {ratio:.0%}",
     )
 
 
 def _judge_coverage(report: Report, env: Environment, load: Load, found: Results) -> None:
-    """What nobody asked was not measured."""
+    """Endpoints without a request, and AI answers that were not requested."""
     steps = env.application.load_test
     missing = [one.title for one in steps if not found.of(one.title) and (not one.ai or load.ai_answers)]
     report.prefer(
         "every endpoint was measured",
         not missing,
-        "let it run longer, or with more users",
+        "run it longer, or with more users",
         value=f"not measured: {', '.join(missing)}" if missing else "yes",
     )
     if not load.ai_answers and any(one.ai for one in steps):
-        report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: none were asked for")
+        report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: ai_answers is 0")
     if refused := sum(seen.requests for one in steps if one.ai and (seen := found.of(limited(one.title)))):
         report.warn(
             "AI answers were refused by the limit per user",
-            "raise the application's own limit in this environment, or lower ai_answers",
+            "raise the application's limit in this environment, or lower ai_answers",
             value=f"{refused} times",
         )
 

@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from prefect.settings import PREFECT_HOME
@@ -131,8 +131,8 @@ def _time_axis(found: Sequence[Axes], lines: Sequence[Trace], zone: tzinfo) -> N
     times = [when for line in lines for when, _ in line.points]
     dates = _drawing().dates
     for axes in found:
-        if times and min(times) < max(times):
-            axes.set_xlim(min(times), max(times))  # type: ignore[arg-type]
+        if times:
+            axes.set_xlim(min(times), max(*times, min(times) + timedelta(minutes=1)))  # type: ignore[arg-type]
         locator = dates.AutoDateLocator(tz=zone, maxticks=8)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=zone))

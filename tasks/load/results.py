@@ -1,4 +1,4 @@
-"""What Locust measured, by endpoint (its JSON: the CSV files that it writes meanwhile lack the last second)."""
+"""Locust's results by endpoint, from its JSON: its CSV files lack the last second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = ("endpoint", "requests", "failed", "error ratio", "p50 s", "p95 s", "p
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Times in seconds, of all requests, the failed ones too."""
+    """One endpoint. Times in seconds, of all requests, also failed ones."""
 
     name: str
     requests: int
@@ -33,12 +33,12 @@ class Endpoint:
 
     @property
     def error_ratio(self) -> float:
-        """Of its requests."""
+        """The failed share of its requests."""
         return self.failed / self.requests if self.requests else 0.0
 
     @property
     def row(self) -> tuple[str, ...]:
-        """For a table of COLUMNS."""
+        """A row of a table with COLUMNS."""
         times = (f"{seconds:.3f}" for seconds in (self.p50, self.p95, self.p99, self.longest))
         return (
             self.name,
@@ -52,21 +52,22 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Results:
-    """Each endpoint, all of them together, and why requests failed: (endpoint, error, how often)."""
+    """The endpoints, all requests together (`whole`), and failures: (endpoint, error, count)."""
 
     endpoints: tuple[Endpoint, ...]
     whole: Endpoint
     failures: tuple[tuple[str, str, str], ...]
 
     def of(self, name: str) -> Endpoint | None:
-        """None: nobody asked it."""
+        """The endpoint of that name; None: it got no request."""
         return next((one for one in self.endpoints if one.name == name), None)
 
 
 def read_results(directory: Path) -> Results:
-    """
+    """Read Locust's results.
+
     Raises:
-        OpsError: Locust wrote none, or something else.
+        OpsError: the file is missing, unreadable, or has no request.
     """
     path = directory / STATS
     try:
@@ -110,7 +111,7 @@ def _times(found: Sequence[Mapping[str, Mapping[str, int]]]) -> DataFrame:
 
 
 def _seconds(found: Sequence[Mapping[str, float]]) -> float:
-    """From the first request to the last, of all endpoints."""
+    """Seconds from the first to the last request, of all endpoints."""
     begun = min((one["start_time"] for one in found), default=0.0)
     return max(max((one["last_request_timestamp"] or begun for one in found), default=0.0) - begun, 1.0)
 
@@ -128,7 +129,7 @@ def _endpoint(name: str, times: DataFrame, failed: int, seconds: float) -> Endpo
 
 
 def _failures(path: Path) -> tuple[tuple[str, str, str], ...]:
-    """Most frequent first; they may lack the last second."""
+    """Failures, the most frequent first; the last second may be missing."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [(row["Name"], excerpt(row["Error"], 200), row["Occurrences"]) for row in csv.DictReader(file)]

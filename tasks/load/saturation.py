@@ -1,4 +1,4 @@
-"""What a system's resources do while a load is on it: one sample every other second, by the probes that are there."""
+"""Use of the system's resources during a load test: one sample every two seconds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Saturation:
 
     def _probes(self) -> dict[str, Callable[[], float | None]]:
         env = self.env
-        # Their `work`: a step of the report for each sample would hide the others.
+        # Their `work`: otherwise the report would have a step for each sample.
         return {
             CPU: self._cpu,
             CONNECTIONS: lambda: read_activity.work(env.postgres).used_ratio,
@@ -61,10 +61,10 @@ class Saturation:
         }
 
     def _cpu(self) -> float | None:
-        """Since the sample before; the first has none."""
+        """Processor use since the last sample; None for the first."""
         host = urlsplit(self.env.application.url).hostname or ""
         if not is_here(host):
-            raise OpsError(f"the application runs on {host}: its processors cannot be seen from here")
+            raise OpsError(f"the application runs on {host}: its processors cannot be measured from here")
         first = self._next == 0.0
         used = psutil.cpu_percent(None) / 100
         return None if first else used

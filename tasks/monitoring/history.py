@@ -1,4 +1,4 @@
-"""What was measured, kept small: every value for two days, then one line an hour, for thirteen months.
+"""The history of metrics: every value for two days, then hourly values for thirteen months.
 
 `day-2026-11-26.jsonl` has a line for each round, `2026-11.jsonl` one for each hour: its mean and its highest value.
 About half a megabyte for each day that is whole, and as much for a month.
@@ -26,7 +26,7 @@ _MONTH = re.compile(r"(\d{4}-\d\d)\.jsonl")
 
 
 def append(reports: Path, at: datetime, values: Mapping[str, float | None]) -> None:
-    """One round; what was not measured is left out. Under the state's lock.
+    """Add the values of a round, without those that were not measured. Needs the state's lock.
 
     Raises:
         OSError: it cannot be written.
@@ -39,7 +39,7 @@ def append(reports: Path, at: datetime, values: Mapping[str, float | None]) -> N
 
 
 def tidy(reports: Path, now: datetime) -> None:
-    """Days that are over become hours, and months that are long over go. Killed anywhere, it is done again.
+    """Reduce old days to hours, and delete old months. If it is killed, the next call repeats it.
 
     Raises:
         OSError: a file cannot be written.
@@ -90,7 +90,7 @@ def _may_hold(path: Path, since: datetime) -> bool:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """What a kill left half written is passed over."""
+    """The lines of a file. A line that a kill left incomplete is skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
             with contextlib.suppress(ValueError, TypeError):

@@ -80,4 +80,4 @@ def test_a_file_that_was_replaced_since_it_was_looked_at_stays(
     monkeypatch.setattr(cleaning.read_holders, "work", rotated)
     report = clean_logs.fn(NAME, confirm=NAME)
     assert old[0].exists()
-    assert "files that stayed" in report.sentence()
+    assert "files that were not deleted" in report.sentence()

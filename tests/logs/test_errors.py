@@ -18,7 +18,7 @@ UNTIL = (NOON + timedelta(hours=12)).isoformat()
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    (table,) = [item for item in report.evidence if item.name.startswith("What they say")]
+    (table,) = [item for item in report.evidence if item.name.startswith("Kinds of errors")]
     return list(table.rows)
 
 

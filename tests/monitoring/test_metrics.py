@@ -198,7 +198,7 @@ def test_a_system_that_is_well_is_said_to_be(watched: Watched) -> None:
     assert state.load(watched.reports).unsent == []
     report = watch_metrics.fn(NAME)
     assert report.status is Status.OK, report.sentence()
-    assert "metrics are well" in report.outcome
+    assert "metrics are healthy" in report.outcome
     assert "<svg" in next(item.svg for item in report.evidence if "24 hours" in item.name)
     assert "svg" in str(report.as_json())
 
@@ -383,7 +383,7 @@ def test_scaling_says_by_how_much(watched: Watched) -> None:
         watched.round()
     report = advise_scaling.fn(NAME)
     assert report.outcome == f"raise max_connections from {MOST_CONNECTIONS} to 30"
-    assert "max_connections = 30" in report.facts["what raises it"]
+    assert "max_connections = 30" in report.facts["to raise it"]
     history.append(watched.reports, watched.begin, {"host.cpu.used_ratio": 1.0})
     report = advise_scaling.fn(NAME, part="cpu")
     assert "raise the processors of this host" in report.outcome
@@ -404,8 +404,8 @@ def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched
     with told.open("w") as out:
         process = subprocess.Popen(argv, env={**os.environ, "PREFECT_API_URL": ""}, stdout=out, stderr=out)
     try:
-        until(lambda: "metrics are well (" in told.read_text(), what="a round", seconds=300)
-        seconds = float(told.read_text().partition("metrics are well (")[2].split(",")[1].split()[0])
+        until(lambda: "metrics are healthy (" in told.read_text(), what="a round", seconds=300)
+        seconds = float(told.read_text().partition("metrics are healthy (")[2].split(",")[1].split()[0])
         assert seconds <= 2.0, told.read_text()
         until(lambda: list(watched.reports.glob("*-watch-metrics.json")), what="its report", seconds=120)
         until((watched.reports / "recoverability.json").exists, what="what can be recovered", seconds=120)

@@ -48,7 +48,7 @@ def test_percentiles_are_those_of_the_lines_by_path_over_rotated_files(day: Day)
     assert paths[1][-2:] == ("0", "1"), "what a client got wrong is no error"
     assert "after 10 ms" in finding(report, "slower than the days before").value
     assert finding(report, "access lines without a status").value == "1"
-    assert finding(report, "requests: lines that are no JSON").value == "1"
+    assert finding(report, "requests: lines that are not JSON").value == "1"
     pictures = [item.name for item in report.evidence if item.svg]
     assert pictures[0] == "Response time, p95 by day (Asia/Tokyo)"
 

@@ -1,4 +1,4 @@
-"""Today's figures, whose trend is drawn: of what answers. What does not is told where its row is judged."""
+"""Today's figures, for the trends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_database_bytes(postgres: Postgres) -> int:
 
 
 def read_figures(page: Page, traffic: Traffic | None) -> list[Figure]:
-    """All of them."""
+    """The figures of every part that answers."""
     figures = [*_of_traffic(traffic)] if traffic else []
     for part, read in _READ.items():
         if part == "host" or page.env.has(part):
@@ -36,7 +36,7 @@ def read_figures(page: Page, traffic: Traffic | None) -> list[Figure]:
 
 
 def _of_traffic(found: Traffic) -> Iterator[Figure]:
-    if found.reaches:  # else nobody knows of how many days they are
+    if found.reaches:  # otherwise the number of days is unknown
         days = max((found.until - found.since).days, 1)
         yield Figure("requests a day", found.use.count / days, f"{found.use.count / days:,.0f}", unit="a day")
     yield Figure("response time, p95 (ms)", found.use.p95, f"{found.use.p95:,.0f} ms", unit="ms")
