@@ -123,7 +123,7 @@ def _scratch(path: Path, held: dict[Path, str], min_seconds: float) -> Scratch:
         if not why and os.geteuid() not in (0, owner.st_uid):
             why = "another user's"
         return Scratch(path, owner.st_ino, taken, why)
-    return Scratch(path, 0, taken, "gone already")
+    return Scratch(path, 0, taken, "deleted already")
 
 
 def find_workers(paths: Sequence[Path]) -> dict[Path, str]:
@@ -160,11 +160,11 @@ def remove_scratch(permit: Permit, doomed: Sequence[Scratch], min_seconds: float
     Raises:
         OpsError: one cannot be removed.
     """
-    held, gone = find_workers([one.path for one in doomed]), list[Scratch]()
+    held, deleted = find_workers([one.path for one in doomed]), list[Scratch]()
     for one in doomed:
         permit.require(REMOVE, str(one.path))
         again = _scratch(one.path, held, min_seconds)
-        if again.kept not in ("", "gone already") or again.inode not in (0, one.inode):
+        if again.kept not in ("", "deleted already") or again.inode not in (0, one.inode):
             continue
         try:
             shutil.rmtree(one.path)
@@ -172,5 +172,5 @@ def remove_scratch(permit: Permit, doomed: Sequence[Scratch], min_seconds: float
             pass
         except OSError as error:
             raise OpsError(f"{one.path} cannot be removed: {error.strerror}", "check its permissions") from None
-        gone.append(one)
-    return gone
+        deleted.append(one)
+    return deleted

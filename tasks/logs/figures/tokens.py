@@ -1,4 +1,4 @@
-"""Tokens that AI calls took, by day, provider and model: from the lines of AI calls ([logs] ai_message, §5.2)."""
+"""Tokens of AI calls by day, provider and model, from the lines of AI calls ([logs] ai_message, §5.2)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def calls(message: str) -> Conditions:
-    """Lines of AI calls, by `[logs] ai_message`; none where it is not configured."""
+    """Lines of AI calls, by `[logs] ai_message`; none if it is not configured."""
     return Conditions().holds(call(message), *([message] if message else []))
 
 
 def call(message: str) -> str:
-    """The same as SQL."""
+    """The condition of `calls` as SQL."""
     quoted = message.replace("'", "''")
     return f"message = '{quoted}'" if message else "false"
 
@@ -32,7 +32,7 @@ def _number(name: str) -> str:
 
 
 _PROMPT, _COMPLETION, _TOTAL = map(_number, ("prompt_tokens", "completion_tokens", "total_tokens"))
-# Of the three numbers any two tell the third; some providers write no total, some no parts.
+# Any two of the three numbers give the third; some providers write no total, some no parts.
 COLUMNS = {
     "day": "CAST(here AS DATE)",
     "provider": "coalesce(json_extract_string(line, '$.provider'), '?')",
@@ -41,7 +41,7 @@ COLUMNS = {
     "completion": f"coalesce({_COMPLETION}, {_TOTAL} - {_PROMPT})",
     "total": f"coalesce({_TOTAL}, {_PROMPT} + {_COMPLETION}, {_PROMPT}, {_COMPLETION})",
 }
-# A day is unlike others when it is so many deviations over the median of those before, and half as much again.
+# A day is unusual if it is so many deviations, and at least half, above the median of the days before.
 WINDOW_DAYS, LEAST_DAYS, DEVIATIONS, HALF_AGAIN = 28, 7, 5.0, 1.5
 FORECAST_DAYS = 7
 
@@ -51,8 +51,8 @@ SUMS = ("calls", "prompt", "completion", "total")
 
 @dataclass(frozen=True)
 class Use:
-    """Of one day, provider and model. `tokenless`: calls whose line tells no tokens; `unsplit`: calls that tell a total
-    only, so that their cost is not known."""
+    """AI calls of one day, provider and model. `tokenless`: calls without token counts; `unsplit`: calls with a total
+    only, whose cost is unknown."""
 
     day: date
     provider: str
@@ -65,7 +65,7 @@ class Use:
     total: int
 
     def cost(self, prices: Mapping[str, Sequence[float]]) -> float | None:
-        """By a table of prices per million tokens; None where the model is not in it."""
+        """The cost by prices per million tokens; None: the model has no price."""
         if self.model not in prices:
             return None
         prompt, completion = prices[self.model]
@@ -73,7 +73,7 @@ class Use:
 
 
 def read_use(source: Source) -> list[Use]:
-    """Of what was picked with COLUMNS, by day."""
+    """AI calls of the table `picked` (COLUMNS), by day."""
     rows = source.rows(
         """
         SELECT day, provider, model, count(*), count(*) FILTER (total IS NULL),
