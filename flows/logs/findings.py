@@ -21,8 +21,8 @@ def report_files_read(report: Report, source: Source, bad: int, of: str = "") ->
     if not source.bytes:
         report.warn(
             f"{of}something to read",
-            "check whether the application still logs: without lines nothing was measured",
-            value="no line was written in that time",
+            "check whether the application still logs",
+            value="not measured: no line was written in that time",
         )
     for name, why in sorted(source.unreadable.items()):
         report.warn(

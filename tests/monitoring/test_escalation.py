@@ -120,7 +120,7 @@ def test_acknowledged_long_ago_it_is_a_new_one(duty: Duty) -> None:
 def test_an_environment_that_says_nothing_of_whom_to_tell(duty: Duty) -> None:
     path = duty.base / "trial.toml"
     path.write_text(path.read_text().partition("[alerts]")[0])
-    with pytest.raises(RunbookFailed, match="has no [alerts]: nobody can be notified. Next: add"):
+    with pytest.raises(RunbookFailed, match="has no .alerts.: nobody can be notified. Next: add"):
         escalate.fn(NAME, what="x")
 
 

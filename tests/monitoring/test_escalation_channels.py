@@ -200,7 +200,7 @@ def test_a_damaged_file_keeps_nobody_from_being_told(duty: Duty) -> None:
     path.write_text("{")
     report = reported(duty)
     assert duty.told == ["oncall", "oncall"]
-    assert "remove it when it is over" in finding(report, "a file of an incident")
+    assert "delete it if the incident is resolved" in finding(report, "a file of an incident")
 
 
 def test_starttls_and_a_login(duty: Duty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

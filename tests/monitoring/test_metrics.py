@@ -392,7 +392,7 @@ def test_scaling_says_by_how_much(watched: Watched) -> None:
 def test_scaling_without_a_past_says_so_and_what_is_enough_is_enough(watched: Watched) -> None:
     report = advise_scaling.fn(NAME)
     assert report.status is Status.WARN
-    assert "only this moment is known" in report.sentence()
+    assert "only the current one is known" in report.sentence()
     assert "are enough" in report.outcome
 
 

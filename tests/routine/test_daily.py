@@ -139,7 +139,7 @@ def damaged(day: Day) -> None:
         (begun_lately, "all of the day's errors", "not measured: the log begins at"),
         (undated, "errors without a time", "1, not counted"),
         (of_tomorrow, "errors with a time in the future", "1, not counted"),
-        (silent, "the log", "not measured: nothing was written to it for 24 h"),
+        (silent, "the log", "not measured: no line was written for 24 h"),
         (damaged, "app.log.1.gz is whole", "damaged"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -220,7 +220,7 @@ def test_redis_without_a_limit_is_told_and_one_that_is_full_is_critical(day: Day
         client.config_set("maxmemory", 0)
         report = check("resources")
         assert finding(report, "maxmemory is 0").status is Status.WARN
-        assert report.facts["Redis"].endswith("and no limit is set")
+        assert report.facts["Redis"].endswith("without maxmemory")
         client.config_set("maxmemory", 1_000_000)
         assert finding(check("resources"), "redis.memory.used_ratio").status is Status.CRITICAL
     finally:
