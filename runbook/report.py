@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -56,13 +58,20 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Something to look at: a table (columns and rows), text (Markdown), or a picture (SVG)."""
+    """A table (columns and rows), text (Markdown), or a picture (SVG). `csv`: the whole table with plain numbers, filed
+    as `csv_path`; the JSON has its SHA-256."""
 
     name: str
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     text: str = ""
     svg: str = ""
+    csv: str = ""
+
+    def csv_path(self, report: Path) -> Path:
+        """`….json` → `…-slow-statements.csv`."""
+        name = re.sub(r"\W+", "-", self.name).strip("-")[:60]
+        return report.with_name(f"{report.stem}-{name}.csv")
 
 
 @dataclass(frozen=True)
@@ -235,17 +244,24 @@ class Report:
     def attach(self, evidence: Evidence) -> None:
         """Keep something to look at."""
         rows = tuple(tuple(map(without_logins, row)) for row in evidence.rows)
-        self.evidence.append(replace(evidence, rows=rows, text=without_logins(evidence.text)))
+        kept = replace(evidence, rows=rows, text=without_logins(evidence.text), csv=without_logins(evidence.csv))
+        self.evidence.append(kept)
 
     def table(
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, most: int | None = None
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        most: int | None = None,
+        csv: str = "",
     ) -> None:
         """Keep a table, every cell as text. With `most`, one more row states how many rows are left out. Without it the
-        JSON has every row; the page shows 200."""
+        JSON has every row; the page shows 200. `csv`: all of it, for spreadsheets and pandas (`DataFrame.to_csv`)."""
         shown = [tuple(str(cell) for cell in row) for row in rows[:most]]
         if most is not None and len(rows) > most:
             shown.append((f"… {len(rows) - most:,} more", *[""] * (len(columns) - 1)))
-        self.attach(Evidence(name, tuple(columns), tuple(shown)))
+        self.attach(Evidence(name, tuple(columns), tuple(shown), csv=csv))
 
     def fact(self, name: str, value: object) -> None:
         """One line of the page's head: what somebody reads first."""
@@ -379,6 +395,10 @@ class Report:
             ],
             "findings": [asdict(finding) for finding in self.findings],
             "plan": [asdict(step) for step in self.plan_steps],
-            "evidence": [asdict(evidence) for evidence in self.evidence],
+            "evidence": [{**asdict(one), "csv": _sha256(one.csv)} for one in self.evidence],
             "previous": self.previous,
         }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest() if text else ""

@@ -250,6 +250,9 @@ def _write(report: Report, directory: Path, often: bool, forms: Forms) -> str:
 def _file(report: Report, directory: Path, forms: Forms) -> None:
     report.path, content = chain.append(directory, render.key(report), report.as_json())
     report.previous, report.hash = content["previous"], content["hash"]
+    for one in report.evidence:
+        if one.csv:
+            durable.write(one.csv_path(report.path), one.csv, errors="backslashreplace", mode=durable.PRIVATE)
     page = render.markdown(report, forms)
     durable.write(report.path.with_suffix(".md"), page, errors="backslashreplace", mode=durable.PRIVATE)
 

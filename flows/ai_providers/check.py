@@ -293,4 +293,4 @@ def tell_answers(report: Report, answers: Sequence[Answer]) -> None:
         Bar(f"{one.provider} {one.model}", (one.seconds,), f"{one.seconds:.2f} s" if one.ok else one.kind)
         for one in answers
     ]
-    report.attach(Evidence("Latency", svg=bars(drawn)))
+    report.attach(Evidence("Latency", svg=bars(drawn, "s")))

@@ -249,4 +249,4 @@ def _report_results(report: Report, replies: Sequence[tuple[str, Reply]]) -> Non
         Bar(f"without {away}", (one.seconds,), f"{one.seconds:.2f} s, {one.provider or one.status}")
         for away, one in replies
     ]
-    report.attach(Evidence("How long an answer took", svg=bars(drawn)))
+    report.attach(Evidence("How long an answer took", svg=bars(drawn, "s")))

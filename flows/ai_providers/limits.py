@@ -12,7 +12,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.ai_providers.steps import told
-from flows.logs.findings import tell_read, tell_undated
+from flows.logs.findings import report_files_read, report_undated
 from flows.redis.master import judge_master
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
@@ -44,8 +44,8 @@ def check_rate_limits(
     """レート制限管理: レート制限の使用状況・プロバイダー側のレート制限 (§5.3)
 
     Looks at the limiter's counters in Redis (who is over or near the limit, which counters never expire, live longer
-    than their window or hold no number) and at refusals (429) in the application's log: of users, and by providers;
-    and whether somebody tries again without waiting (a retry storm). Run it daily, and first when users are refused.
+    than their window or hold no number) and at refusals (429) in the application's log: of users, and by providers; and
+    whether somebody tries again without waiting (a retry storm). Run it daily, and first when users are refused.
 
     It changes nothing. A counter that never expires locks its user out for ever once it is over the limit: that is
     critical, as is a storm that goes on. Evidence: counters, refusals by user and provider, and by hour.
@@ -166,8 +166,8 @@ def _judge_refusals(report: Report, env: Environment, since: datetime, end: date
         bad = source.pick_each(picked=wanted.choice(columns), undated=wanted.undated())
         found, calls = refusals.read_refusals(source)
         hours = by_hour(source, refusals.COUNTS, refusals.REFUSED)
-        tell_read(report, source, bad)
-        tell_undated(report, source)
+        report_files_read(report, source, bad)
+        report_undated(report, source)
     users, providers = ([one for one in found if one.kind == kind] for kind in ("user", "provider"))
     counts = sum(one.count for one in users), sum(one.count for one in providers)
     report.fact("refusals", f"{counts[0]:,} of users, {counts[1]:,} by providers, beside {calls:,} AI calls")

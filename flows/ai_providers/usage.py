@@ -11,13 +11,13 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.logs.findings import tell_read, tell_undated
+from flows.logs.findings import report_files_read, report_undated
 from runbook.errors import OpsError
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.logs.figures import tokens
-from tasks.logs.figures.tokens import Use
+from tasks.logs.figures.tokens import SUMS, Use, frame_of
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import reading
 
@@ -64,8 +64,8 @@ def tell_tokens(report: Report, env: Environment, month: str = "") -> str:
     with reading(find_logs(Path(env.logs.need("app"))), env.zone, since=since, names=env.logs.fields) as source:
         bad = source.pick_each(picked=wanted.choice(tokens.COLUMNS), undated=wanted.undated())
         uses = tokens.read_use(source)
-        tell_read(report, source, bad)
-        tell_undated(report, source)
+        report_files_read(report, source, bad)
+        report_undated(report, source)
     own = [use for use in uses if use.day >= first]
     _tell_use(report, env, own, first, last)
     _judge_budget(report, env, uses, own, today if not month or last == today else None)
@@ -101,22 +101,21 @@ def _tokens(uses: Sequence[Use], day: date) -> int:
 def _tell_use(report: Report, env: Environment, own: Sequence[Use], first: date, last: date) -> None:
     """By model, and by day."""
     prices = env.ai_providers.prices if env.has("ai_providers") else {}
-    models = defaultdict[tuple[str, str], list[Use]](list)
-    for use in own:
-        models[use.provider, use.model].append(use)
-    rows = []
-    for (provider, model), found in sorted(models.items(), key=lambda item: -sum(use.total for use in item[1])):
-        numbers = (
-            sum(use.calls for use in found),
-            sum(use.prompt for use in found),
-            sum(use.completion for use in found),
-            sum(use.total for use in found),
+    found = frame_of(own, prices)
+    rows = [
+        (
+            *names,
+            *(f"{int(sums[name]):,}" for name in SUMS),
+            f"{sums['cost']:,.2f}" if names[1] in prices else "no price",
         )
-        cost = f"{sum(use.cost(prices) or 0.0 for use in found):,.2f}" if model in prices else "no price"
-        rows.append((provider, model, *(f"{number:,}" for number in numbers), cost))
+        for names, sums in found.groupby(["provider", "model"])[[*SUMS, "cost"]]
+        .sum()
+        .sort_values("total", ascending=False, kind="stable")
+        .iterrows()
+    ]
     currency = env.ai_providers.currency if env.has("ai_providers") else ""
     columns = ("provider", "model", "calls", "prompt tokens", "completion tokens", "tokens", f"cost {currency}".strip())
-    report.table("By model", columns, rows)
+    report.table("By model", columns, rows, csv=found.to_csv(index=False))
     days = tokens.by_day(own, first, last)
     report.attach(Evidence("Tokens by day", svg=bars([Bar(str(day), (n,), f"{n:,}") for day, n in days.items()])))
     tokenless = sum(use.tokenless for use in own)

@@ -1,4 +1,4 @@
-"""What an architect looks at once a year (§7.1)."""
+"""Facts for the yearly architecture review (§7.1)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def collect_architecture_facts(
 
     レビューの場に持って行く事実を1ページにまとめる。構成と実行時の役割、バージョンとサポート終了日、容量の推移、1年間の障害。
 
-    Topology: every node with the role that it has now, Sentinels, services, stores, and who serves users. Versions: of
-    servers, languages and the host, with the end of their support by tasks/docker/releases.toml, which names its source
-    and day; what is over is critical, half a year before it warns. Capacity: what is there now, how it grew by the
-    reports of the last `days`, and which disk is full within `full_months` at that rate. Incidents: reports that were
-    CRITICAL, by runbook, and what is CRITICAL still. Run it yearly, before the checklist architecture_review.
+    Topology: every node with its current role, Sentinels, services, stores, and the environment that serves users.
+    Versions: servers, languages and the host, with the end of support from tasks/docker/releases.toml. An ended support
+    is CRITICAL; six months before its end it is WARN. Capacity: current sizes, their growth in the reports of the last
+    `days`, and disks that are full within `full_months` at that rate. Incidents: CRITICAL reports by runbook, and
+    runbooks whose last report is CRITICAL. Run it yearly, before the checklist architecture_review.
 
-    It changes nothing. What does not answer, or is in no table, is told as not measured. Evidence: the tables.
+    It changes nothing. A part that does not answer, or has no entry, is "not measured". Evidence: the tables.
 
     Args:
         environment: 対象の環境
@@ -53,22 +53,22 @@ def collect_architecture_facts(
     env = Environment.find(environment)
     with runbook("Collect architecture facts", env) as report:
         evidence, since = Evidence(report), report.started - timedelta(days=days)
-        nodes = tell_topology(report, evidence, env)
-        ended = tell_versions(report, evidence, env)
-        tell_capacity(report, evidence, env, since, full_months)
-        incidents = tell_incidents(report, env, since)
-        evidence.tell_missing()
+        nodes = show_topology(report, evidence, env)
+        ended = judge_versions(report, evidence, env)
+        judge_capacity(report, evidence, env, since, full_months)
+        incidents = judge_incidents(report, env, since)
+        evidence.report_missing()
         report.outcome = f"{nodes} nodes and services, {ended} without support, {incidents} incidents in {days} days"
     return report
 
 
-HINT = "plan its successor: deploy it to the disposable environment first, then rehearse the change there"
-UNKNOWN = "look it up, and add it with source and day to tasks/docker/releases.toml"
+HINT = "plan the upgrade: deploy it to the disposable environment first, and rehearse the change there"
+UNKNOWN = "add its end of support with source and date to tasks/docker/releases.toml"
 SHOWN = 30
 
 
-def tell_versions(report: Report, evidence: Evidence, env: Environment) -> int:
-    """What runs, and until when it is supported; returns how many are without support."""
+def judge_versions(report: Report, evidence: Evidence, env: Environment) -> int:
+    """Versions and the end of their support; returns the number without support."""
     versions, ended = read_versions(env), 0
     today, rows = report.started.date(), []
     for one in versions:
@@ -87,8 +87,8 @@ def tell_versions(report: Report, evidence: Evidence, env: Environment) -> int:
     return ended
 
 
-def tell_capacity(report: Report, evidence: Evidence, env: Environment, since: datetime, full_months: int) -> None:
-    """What is there now, how it grew, and what that comes to."""
+def judge_capacity(report: Report, evidence: Evidence, env: Environment, since: datetime, full_months: int) -> None:
+    """Current sizes, their growth, and disks that will be full."""
     rows = []
     if env.has("postgres"):
         node = env.postgres
@@ -110,14 +110,14 @@ def tell_capacity(report: Report, evidence: Evidence, env: Environment, since: d
         report.prefer(
             f"disk of {path}",
             months >= full_months,
-            "add disk, or keep fewer backups (prune-backups)",
+            "enlarge the disk, or keep fewer backups (prune-backups)",
             value=f"full in {months:.0f} months at {size(int(monthly))} a month",
             expected=f"not within {full_months} months",
         )
 
 
 def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) -> None:
-    """By month, as the backups that were verified had it."""
+    """Sizes by month, from verified backups."""
     months = sorted({month for one in grown for month in one.by_month()})
     report.table(
         "Capacity trend (size of backups)",
@@ -136,7 +136,7 @@ def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) 
 
 
 def _disks(evidence: Evidence, env: Environment) -> dict[str, Disk]:
-    """Each once, where this host can see it."""
+    """Every disk once, if it is on this host."""
     wanted = [(node.host, Path(node.data_directory)) for node in env.nodes()]
     wanted += [("", env.reports_directory)]
     if env.has("backups"):
@@ -145,14 +145,14 @@ def _disks(evidence: Evidence, env: Environment) -> dict[str, Disk]:
     for host, path in wanted:
         disk = disk_on(host, path)
         if disk is None:
-            evidence.lacks(f"disk of {path}", f"this host cannot see it{f' ({host})' if host else ''}")
+            evidence.lacks(f"disk of {path}", f"it is not on this host{f' ({host})' if host else ''}")
         elif disk.device not in {one.device for one in found.values()}:
             found[str(path)] = disk
     return found
 
 
-def tell_incidents(report: Report, env: Environment, since: datetime) -> int:
-    """CRITICAL reports by runbook; returns how many. What is CRITICAL still is somebody's work."""
+def judge_incidents(report: Report, env: Environment, since: datetime) -> int:
+    """CRITICAL reports by runbook, and runbooks whose last report is CRITICAL; returns the number of reports."""
     all_, by_runbook = 0, defaultdict[str, list[Filed]](list)
     for one in filed(env.reports_directory, env.name, since=since):
         by_runbook[one.runbook].append(one)
@@ -171,7 +171,7 @@ def tell_incidents(report: Report, env: Environment, since: datetime) -> int:
     report.prefer(
         "no runbook's last report is CRITICAL",
         not still,
-        "launch each of them again, and do what it says",
+        "launch each of them again, and fix its findings",
         value=", ".join(still[:10]) or "none",
     )
     return all_
@@ -185,8 +185,9 @@ COLUMNS = ("part", "name", "where", "now")
 STORES = ("postgres", "redis", "files", "cluster", "wal")
 
 
-def tell_topology(report: Report, evidence: Evidence, env: Environment) -> int:
-    """The table; returns how many nodes and services there are. What does not answer is in it, and is missing."""
+def show_topology(report: Report, evidence: Evidence, env: Environment) -> int:
+    """The table of nodes and services; returns their number. A node that does not answer is in it, and is not
+    measured."""
     nodes = [*_databases(evidence, env), *_redis(evidence, env), *_services(evidence, env)]
     report.table("Topology", COLUMNS, [*nodes, *_users(evidence, env), *_stores(env)])
     return len(nodes)
@@ -201,7 +202,9 @@ def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]
         primaries += role == "primary"
         yield "PostgreSQL", node.service, where, role
     if env.has("postgres"):
-        hint = "two take writes: fence one of them now (docs/failover.md)" if primaries else "see what does not answer"
+        hint = (
+            "fence one of the two primaries now (docs/failover.md)" if primaries else "fix the nodes that do not answer"
+        )
         evidence.report.require(
             "one primary",
             primaries == 1,
@@ -230,7 +233,7 @@ def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
         evidence.lacks("the master of Redis", watch.describe() or "no Sentinel names one")
     followers = {one.address: one for view in watch.answering for one in view.followers}
     for one in followers.values():
-        yield "Redis", "replica", one.address, "follows" if one.link_up else "its link is down"
+        yield "Redis", "replica", one.address, "follows" if one.link_up else "link down"
 
 
 def _services(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
@@ -247,13 +250,13 @@ def _users(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
     try:
         sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        evidence.lacks("where users are sent", f"{env.endpoint.file}: {type(error).__name__}")
+        evidence.lacks("address that users are sent to", f"{env.endpoint.file}: {type(error).__name__}")
         return
     yield "users are sent to", env.endpoint.region, sent, f"the other region: {env.endpoint.other or 'none is named'}"
 
 
 def _stores(env: Environment) -> Iterator[tuple[str, ...]]:
-    """Where backups go; a place without one is told by check-recovery-objectives."""
+    """The backup stores; check-recovery-objectives reports a store without backups."""
     for which in get_args(Stores):
         if env.has(which):
             for kind in STORES:

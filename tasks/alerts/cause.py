@@ -1,4 +1,4 @@
-"""The run that an alert is about, as Prefect knows it."""
+"""The flow run of an alert, from Prefect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runbook.page.markdown import plain
 
 @dataclass(frozen=True)
 class Cause:
-    """A flow run: its name and state, what its report says (with what to do next), its tags, its address."""
+    """A flow run: name, state, the sentence of its report with the next step, tags, address."""
 
     name: str = ""
     state: str = ""
@@ -32,7 +32,7 @@ class Cause:
 
 @probe
 def read_cause(run: str) -> Cause:
-    """Empty where Prefect does not know the run or does not answer: an alert leaves without it."""
+    """The run; empty if Prefect does not answer or does not know it: the alert is sent without it."""
     if not run or FlowRunContext.get() is None:
         return Cause()
     address = f"{ui}/runs/flow-run/{run}" if (ui := PREFECT_UI_URL.value()) else ""

@@ -1,4 +1,4 @@
-"""Which users of the operating system an environment's services run as."""
+"""Operating system users of an environment's services."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runbook.kinds import probe
 
 @dataclass(frozen=True)
 class Account:
-    """A service's: `user` is "" where nobody can say, and `problem` says why."""
+    """A service's user. `user` is "" if it is unknown, and `problem` is the reason."""
 
     role: str
     service: str
@@ -24,7 +24,7 @@ class Account:
 
     @property
     def is_root(self) -> bool:
-        """Whoever breaks into it has the host."""
+        """Whether it runs as root: an intruder would control the host."""
         return self.user == "root"
 
 
@@ -43,9 +43,9 @@ def _account(services: Services, role: str) -> Account:
     try:
         state = services.state(role)
         if not state.pid:
-            return Account(role, service, "", f"it does not run: {state.told}")
+            return Account(role, service, "", f"it is stopped: {state.told}")
         return Account(role, service, psutil.Process(state.pid).username())
     except OpsError as error:
         return Account(role, service, "", error.message)
     except psutil.Error as error:
-        return Account(role, service, "", f"its process cannot be looked at: {type(error).__name__}")
+        return Account(role, service, "", f"its process cannot be inspected: {type(error).__name__}")

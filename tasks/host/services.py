@@ -1,4 +1,4 @@
-"""Services of an environment: which run, stopping them and starting them in an order, each proven."""
+"""Services of an environment: their states, and stopping and starting them in order, each step proven."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ServiceStates:
 
     @property
     def stopped(self) -> tuple[str, ...]:
-        """The roles that do not run."""
+        """The stopped roles."""
         return tuple(role for role, runs in self.running.items() if not runs)
 
 
@@ -46,7 +46,7 @@ class Started:
 
 @probe
 def read_services(services: Services, roles: Sequence[str]) -> ServiceStates:
-    """Which of the roles run.
+    """The states of the roles.
 
     Raises:
         Unreachable: the service manager does not answer.
@@ -90,7 +90,7 @@ def start_services(services: Services, roles: Sequence[str], *, seconds: float =
 
 
 def start_one(services: Services, role: str) -> None:
-    """Start a role, whether it then runs or not.
+    """Start a role, without waiting for it.
 
     Raises:
         Unreachable: the service manager does not answer.
@@ -111,8 +111,8 @@ def _told(services: Services, role: str) -> Iterator[None]:
 
 
 def _prove(services: Services, role: str, *, running: bool, seconds: float = PROVE_SECONDS) -> None:
-    """The manager's word for it, within a deadline: "start" may return before the state is RUNNING. A service that its
-    manager has given up is not waited for."""
+    """Wait for the state that the manager reports: "start" may return before it is RUNNING. A service that its manager
+    has given up is not awaited."""
     wanted = "run" if running else "end"
 
     def proven() -> bool:
@@ -120,13 +120,13 @@ def _prove(services: Services, role: str, *, running: bool, seconds: float = PRO
             return True
         state = services.state(role)
         if running and not state.comes_back:
-            raise OpsError(f"{role} does not run: {state.told}", "look at its log and at its processes")
+            raise OpsError(f"{role} is stopped: {state.told}", "check its log and its processes")
         return False
 
     try:
         until(proven, what=f"that {role} {wanted}s", seconds=seconds)
     except Unreachable as error:
-        raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
+        raise OpsError(f"{role} does not {wanted}: {error.message}", "check its log and its processes") from None
 
 
 def refuse_ended(services: Services, role: str) -> None:
@@ -137,15 +137,14 @@ def refuse_ended(services: Services, role: str) -> None:
     """
     try:
         state = services.state(role)
-    except OpsError:  # its manager does not answer, which tells nothing of the service
+    except OpsError:  # its manager does not answer: the service's state is unknown
         return
     if not state.comes_back:
         raise OpsError(f"{role} has ended again: {state.told}", _end_of_log(services, role))
 
 
 def names_of(pid: int) -> dict[str, str]:
-    """The names of the variables that a process of this host was started with, their values masked; none where that
-    cannot be seen."""
+    """The variables of a process of this host, with masked values; none if they cannot be read."""
     try:
         text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") if pid else ""
     except OSError:
@@ -158,4 +157,4 @@ def _end_of_log(services: Services, role: str) -> str:
         last = [line.strip() for line in services.logs(role, LOG_LINES).splitlines() if line.strip()]
     except OpsError:
         last = []
-    return f"its log ends: {' / '.join(last[-LOG_LINES:])[:500]}" if last else f"look at the log of {role}"
+    return f"its log ends: {' / '.join(last[-LOG_LINES:])[:500]}" if last else f"check the log of {role}"

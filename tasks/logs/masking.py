@@ -1,4 +1,4 @@
-"""What may stand in a report of what applications log: no secret, and of people no address that reaches them."""
+"""Masking of log lines in reports: secrets, and the addresses, telephone and card numbers of people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASK = "‹masked›"
 _NUMERIC = "password|passwd|secret|api[_-]?key|credential"
 _NAMES = rf"(?:{_NUMERIC}|token|authorization|cookie)"
 _SECRET_NAME = re.compile(rf"(?i)(?:^|[_-]){_NAMES}$|^{_NAMES}|apikey$")
-# What Redis quotes of its configuration where it is wrong.
+# Lines of its configuration that Redis quotes in errors.
 _DIRECTIVE = re.compile(r"(?i)(\b(?:requirepass|masterauth|auth-pass\s+\S+)\s+)\S+(?:\s+[^\s'].*)?|(?<=\s)>[^\s'>]{4,}")
 # A secret's name and its value: in JSON (also inside JSON, or cut off), in a URL's query, in a connection string of
 # keywords, in a header, in Python's repr; percent-encoded too. The match begins at the name, not at its word: to search
@@ -47,20 +47,20 @@ def masked(text: str) -> str:
 
 
 def secret_parts(variables: Mapping[str, str]) -> set[str]:
-    """What of the values of an environment's variables stands in no report: each that is long or has a secret's name,
-    its lines, and the password of a URL by itself. Paths and short words tell nothing."""
+    """The parts of variables' values that no report may contain: long values and those with a secret's name, their
+    lines, and the password of a URL. Paths and short words are no secrets."""
     found = set[str]()
     for name, value in variables.items():
         least = SHORT if _SECRET_NAME.search(name) else LONG
         found |= {part for part in (value, *value.splitlines()) if len(part) >= least and not part.startswith("/")}
-        with contextlib.suppress(ValueError):  # it is no URL
+        with contextlib.suppress(ValueError):  # not a URL
             password = urlsplit(value).password or ""
             found |= {part for part in (password, unquote(password)) if len(part) >= SHORT}
     return found
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """The text without these, as they are and as Python, JSON and a URL write them."""
+    """The text without these secrets, also as Python, JSON and URLs write them."""
     forms = {form for one in secrets for form in (one, repr(one)[1:-1], json.dumps(one)[1:-1], quote(one, safe=""))}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, MASK)
@@ -68,7 +68,7 @@ def without(text: str, secrets: Iterable[str]) -> str:
 
 
 def masked_value(value: object, name: str = "") -> object:
-    """The same of anything that JSON holds; `name`: the field whose value it is."""
+    """`masked` for any JSON value; `name`: its field."""
     match value:
         case dict():
             return {inner: masked_value(content, str(inner)) for inner, content in value.items()}
@@ -80,7 +80,7 @@ def masked_value(value: object, name: str = "") -> object:
 
 
 def kinds_in(text: str) -> tuple[str, ...]:
-    """What of it a text holds."""
+    """The kinds of secrets and personal data in a text."""
     found = {
         "secret": bool(_KNOWN.search(text) or mask_logins(text, MASK) != text or _NAMED.sub(_unnamed, text) != text),
         "mail address": bool(_MAIL.search(text)),
@@ -103,6 +103,6 @@ def _uncarded(match: re.Match[str]) -> str:
 
 
 def _is_card(text: str) -> bool:
-    """By its check digit (Luhn): other long numbers are ids."""
+    """Whether the check digit (Luhn) is right: other long numbers are ids."""
     digits = [int(character) for character in text if character.isdigit()][::-1]
     return sum(digits[::2]) % 10 == -sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2]) % 10

@@ -1,5 +1,5 @@
-"""What the monitoring of an environment knows, in `<reports>/metrics/state.json`: under a lock, so that two workers
-take turns, and durable, so that what was noticed is told, whoever is killed in between."""
+"""The state of an environment's monitoring, in `<reports>/metrics/state.json`. Two workers take turns by its lock. It
+is durable: an event is sent even if the watcher is killed in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.logs.figures.spending import FileUse
 from tasks.monitoring.hysteresis import Standing
 
 MOST_UNSENT = 1000
-_HINT = "remove it: the monitoring begins anew"
+_HINT = "delete it: the monitoring starts again"
 
 
 @dataclass
@@ -40,13 +40,13 @@ class State:
 
 
 def directory_of(reports: Path) -> Path:
-    """Where the monitoring keeps what it knows."""
+    """The directory of the state and the history."""
     return reports / "metrics"
 
 
 @contextlib.contextmanager
 def locked(reports: Path) -> Iterator[None]:
-    """Nobody else takes a round meanwhile.
+    """Hold the lock: no other worker takes a round.
 
     Raises:
         OpsError: the directory cannot be written.
@@ -56,23 +56,24 @@ def locked(reports: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".state.lock").open("a")
     except OSError as error:
-        raise OpsError(f"{directory} cannot be written: {error.strerror}", "correct its owner, or make room") from None
+        hint = "correct its owner, or free disk space"
+        raise OpsError(f"{directory} cannot be written: {error.strerror}", hint) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def load(reports: Path) -> State:
-    """A damaged one is begun anew: an alarm comes some minutes later, and is not lost."""
+    """The state. A damaged one is replaced: an alarm is raised some minutes later."""
     try:
         return record.read(directory_of(reports) / "state.json", State, _HINT) or State()
     except OpsError as error:
-        logger().warning("%s: the monitoring begins anew", error.message)
+        logger().warning("%s: the monitoring starts again", error.message)
         return State()
 
 
 def save(reports: Path, state: State) -> None:
-    """On disk when this returns.
+    """Write the state to disk.
 
     Raises:
         OpsError: it cannot be written.

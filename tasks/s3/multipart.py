@@ -1,6 +1,10 @@
-"""One large object, sent in parts: an unfinished upload is gone on with, its parts compared by their MD5.
+"""One large object, sent in parts. An unfinished upload is continued; its parts are compared by their MD5.
+
+Not boto3's own transfer (s3transfer): it aborts or forgets the upload of a killed run, where a later run must continue
+it, and it does not compare the parts on the server with the file that it sends.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+https://boto3.amazonaws.com/v1/documentation/api/latest/guide/s3.html
 """
 
 from __future__ import annotations

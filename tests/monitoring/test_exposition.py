@@ -167,7 +167,7 @@ def test_another_host_is_measured_by_its_own_watcher_and_never_left_out(
     names = [f"host.disk.used_ratio@{OTHER}", f"host.cpu.used_ratio@{OTHER}"]
     found = measured(watched, 0, names)
     assert {one.value for one in found.values()} == {None}
-    assert "nobody measures 127.0.0.2" in found[names[0]].told
+    assert "no watcher measures 127.0.0.2" in found[names[0]].told
 
     there = HostWatcher(NAME, OTHER)
     there.round()

@@ -78,7 +78,7 @@ def test_what_may_go_goes_and_all_else_stays(full: list[dict[str, Any]]) -> None
     assert done["outcome"].startswith("3 of 3 removed, 1.")
     kept = next(one for one in done["evidence"] if one["name"].startswith("Scratch"))
     why = {Path(path).name: reason for path, reason in kept["rows"]}
-    assert "works in it" in why["ops-pg-live"]
+    assert "uses it" in why["ops-pg-live"]
     assert "written to" in why["ops-pip-young"]
 
 

@@ -8,7 +8,8 @@ from html import escape
 
 from runbook.files import durable
 from runbook.log import logger
-from runbook.page.render import MARK, timeline
+from runbook.page.render import MARK
+from runbook.page.timeline import timeline
 from runbook.report import Evidence, Report, Status
 from runbook.units import duration
 

@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Scenario
 from flows.recovery.drills.summary import MEASURED
 from runbook.errors import OpsError
 from runbook.page import render
-from runbook.report import Evidence, Report, Status, StepTime
+from runbook.page.plots import Bar, bars
+from runbook.report import Evidence, Report
+from tasks.reports.frames import tables
 from tasks.reports.past import Filed, filed
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 MOST = 20
-_ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
-COLUMNS = ("began", "scenario", "status", "RTO (s)", "lost writes", "RPO (s)", *(f"phase {n} (s)" for n in range(1, 7)))
+RTO = "RTO (s)"
+COLUMNS = ("began", "scenario", "status", RTO, "lost writes", "RPO (s)", *(f"phase {n} (s)" for n in range(1, 7)))
 _MEASURES = ("rto_seconds", "lost_writes", "rpo_seconds", *(f"phase_{n}_seconds" for n in range(1, 7)))
 
 
 def report_trend(report: Report, directory: Path, scenario: str) -> None:
-    """The newest drills of every scenario, and the best and the last RTO of this one."""
+    """The newest ones, of every scenario, and whether this one's RTO became worse."""
     newest = islice(filed(directory, report.environment, render.key(report)), MOST)
-    past = [row for row in map(_row, newest) if row][::-1]  # the oldest first
-    report.table("Trend: earlier drills", COLUMNS, past)
-    if drawn := [row for row in past if row[3]]:
-        picture = render.bars([_bar(row) for row in drawn], _ORIGIN)
-        report.attach(Evidence("RTO of earlier drills", svg=picture))
-    same = [float(row[3]) for row in past if row[1] == scenario and row[3] and row[2] != "CRITICAL"]
-    if same:
-        report.fact("RTO of earlier drills", f"best {min(same):.1f} s, last {same[-1]:.1f} s, of {len(same)}")
+    past = _measured(newest)
+    rows = past.assign(began=past["began"].dt.strftime("%Y-%m-%d %H:%M")).astype(object).fillna("").to_numpy().tolist()
+    report.table("Trend: earlier drills", COLUMNS, rows, csv=past.to_csv(index=False))
+    drawn = past[past[RTO].notna()]
+    if not drawn.empty:
+        lines = [
+            Bar(f"{began:%Y-%m-%d %H:%M} {of}", (rto,), f"{rto:.1f} s, {status}")
+            for began, of, status, rto in drawn[[*COLUMNS[:4]]].itertuples(index=False)
+        ]
+        report.attach(Evidence("RTO of earlier drills", svg=bars(lines, "s")))
+    same = drawn[(drawn["scenario"] == scenario) & (drawn["status"] != "CRITICAL")][RTO]
+    if not same.empty:
+        report.fact("RTO of earlier drills", f"best {same.min():.1f} s, last {same.iloc[-1]:.1f} s, of {len(same)}")
 
 
-def _bar(row: tuple[str, ...]) -> StepTime:
-    """Its length is the RTO."""
-    status = Status.CRITICAL if row[2] == "CRITICAL" else Status.OK
-    return StepTime(f"{row[0]} {row[1]}", _ORIGIN, float(row[3]), status)
+def _measured(reports: Iterable[Filed]) -> DataFrame:
+    """A row for each drill that measured something, oldest first: plans, refusals and healed drills did not."""
+    import pandas as pd
 
-
-def _row(one: Filed) -> tuple[str, ...] | None:
-    """None if it measured nothing: a plan, a refusal, a drill that was healed."""
-    measured = measured_in(one)
-    if "scenario" not in measured:
-        return None
-    begun = str(one.content["started"])[:16].replace("T", " ")
-    return (begun, measured["scenario"], one.status, *(str(measured.get(name, "")) for name in _MEASURES))
+    found = tables(reports, MEASURED)
+    if found.empty:
+        return pd.DataFrame(columns=list(COLUMNS)).astype({"began": "datetime64[ns, UTC]"})
+    once = found.drop_duplicates(["report", "measure"], keep="last")
+    wide = once.pivot(index=["began", "status", "report"], columns="measure", values="value").reset_index()
+    wide = wide.rename(columns=dict(zip(_MEASURES, COLUMNS[3:], strict=True))).reindex(columns=list(COLUMNS))
+    numbers = wide[[*COLUMNS[3:]]].apply(pd.to_numeric, errors="coerce")
+    return wide.assign(**numbers).dropna(subset=["scenario"])
 
 
 def measured_in(one: Filed) -> dict[str, str]:

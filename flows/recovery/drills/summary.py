@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Drill, Scenario
-from runbook.page import render
+from runbook.page.timeline import spans
 from runbook.report import Evidence, Report, Status, StepTime
 from runbook.units import duration
 from tasks.drill.ledger import Attempt
@@ -148,7 +148,7 @@ def report_timeline(report: Report, drill: Drill) -> None:
         steps.append(StepTime("users not served", began, (served - began).total_seconds(), Status.WARN))
     steps += drill.phases.bars()
     steps += [StepTime(run.runbook, run.started, run.seconds, run.status) for run in drill.runs if not run.planned]
-    report.attach(Evidence("Timeline", svg=render.bars(steps, began)))
+    report.attach(Evidence("Timeline", svg=spans(steps, began)))
     events = [(f"{began:%H:%M:%S.%f}", "fault", drill.fault.what)]
     events += [(f"{first.at:%H:%M:%S.%f}", f"alarm: {first.sensor}", first.text)] if first else []
     events += [

@@ -44,7 +44,7 @@ def report_prefixes(report: Report, survey: Survey) -> None:
     columns = ("database", "prefix", "keys", "bytes", "share", "bytes per key", "types")
     report.table("Biggest prefixes by memory", columns, rows)
     drawn = [Bar(_name(f), (f.size.value,), _size(f.size)) for f in survey.prefixes[:MOST_BARS]]
-    report.attach(Evidence("Memory by prefix", svg=bars(drawn)))
+    report.attach(Evidence("Memory by prefix", svg=bars(drawn, "B")))
     _report_ttls(report, survey)
     found = sorted((f for f in survey.prefixes if f.persistent_keys), key=lambda f: -f.persistent_size)
     persistent = [

@@ -1,4 +1,4 @@
-"""What a checklist's answers come to."""
+"""Findings about a checklist's answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runbook.units import duration
 
 
 def report_results(report: Report, env: Environment, found: Answered, past: Past | None) -> None:
-    """Every box, what was left undone, whether it was in time, and the times before."""
+    """Findings about every box and the due date, and a table of earlier answers."""
     report.fact(FACT, f"{found.checklist.name}: {found.checklist.title} ({found.checklist.section})")
     report.fact("launched", f"{found.launched.astimezone(env.zone):%Y-%m-%d %H:%M}")
     report.fact("due", found.due)
@@ -23,7 +23,7 @@ def report_results(report: Report, env: Environment, found: Answered, past: Past
     _judge_minutes(report, found)
     report.table(TABLE, COLUMNS, [_row(env, one) for one in found.answers])
     columns = ("answered", "status", "実施", "未実施", "対象外", "who", "report")
-    report.table("The times before", columns, history(env, found.checklist.name))
+    report.table("Earlier answers", columns, history(env, found.checklist.name))
     counts = {result: sum(one.result == result for one in found.answers) for result in (DONE, NOT_DONE, NOT_APPLICABLE)}
     told = ", ".join(f"{result} {count}" for result, count in counts.items())
     report.outcome = f"{found.checklist.title}: {len(found.answers)} boxes, {told}"
@@ -48,14 +48,14 @@ def _judge_due(report: Report, env: Environment, found: Answered) -> None:
     report.prefer(
         "answered in time",
         late <= 0,
-        "begin it earlier: remind-checklists tells what waits, every day",
+        "start earlier: remind-checklists lists waiting checklists every day",
         value=f"{late} days late" if late > 0 else f"{last:%Y-%m-%d}",
         expected=f"by {found.due}",
     )
 
 
 def _judge_minutes(report: Report, found: Answered) -> None:
-    """From answer to answer, where the manual gives a phase minutes."""
+    """The time from answer to answer, if the manual gives a phase minutes."""
     since, rows, long = found.launched, list[tuple[object, ...]](), list[str]()
     for phase in found.checklist.phases:
         at = found.at[phase.id]
@@ -69,7 +69,7 @@ def _judge_minutes(report: Report, found: Answered) -> None:
     report.prefer(
         "phases within the manual's minutes",
         not long,
-        "find out what they waited for; it may be that only the answer came late",
+        "find out what delayed them; perhaps only the answer was late",
         value="; ".join(long) or "all",
     )
 

@@ -13,7 +13,7 @@ from tasks.host.disk import Disk, disk_of, is_here
 
 @dataclass(frozen=True)
 class Place:
-    """What lies there, and on which host ("" is this one)."""
+    """A directory, what it contains, and its host ("": this one)."""
 
     what: str
     path: str
@@ -22,19 +22,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Filled:
-    """A file system and the places that are on it."""
+    """A file system and the places on it."""
 
     disk: Disk
     what: tuple[str, ...]
 
     @property
     def used_ratio(self) -> float:
-        """As df shows it."""
+        """The used share, as df shows it."""
         return self.disk.bytes_ratio if self.disk.total_bytes else 1.0
 
 
 def places_of(env: Environment) -> Iterator[Place]:
-    """The manual's `/` and `/var`, and wherever data, logs, backups, reports and the application are."""
+    """The manual's `/` and `/var`, and the directories of data, logs, backups, reports and the application."""
     yield Place("/", "/")
     yield Place("/var", "/var")
     yield Place("reports", str(env.reports_directory))
@@ -59,8 +59,8 @@ _KINDS = ("postgres", "redis", "files", "cluster", "wal")
 
 
 def read_places(env: Environment) -> tuple[list[Filled], list[tuple[Place, str]]]:
-    """Every file system once, the fullest first; and the places that nobody here can measure, and why. A bucket has
-    no disk that fills up."""
+    """Every file system once, the fullest first; and the places that cannot be measured from here, with the reason.
+    Buckets are left out: they have no limit."""
     found, unknown = dict[int, tuple[Disk, list[str]]](), list[tuple[Place, str]]()
     for place in places_of(env):
         if not place.path or place.path.startswith("s3://"):

@@ -1,4 +1,4 @@
-"""Log-ins of the audit log (§6.4) that are unlike others: many failures, a new address, an hour of the night.
+"""Unusual log-ins in the audit log (§6.4): many failures, a new address, an hour of the night.
 
 Only what a log itself can tell: it knows no geography, and an attacker who tries once an hour looks like anybody.
 """
@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from tasks.logs.reading.source import Source, utc
 
-# What a line of the audit log has (§6.4).
+# Fields of a line of the audit log (§6.4).
 FIELDS = ("timestamp", "user_id", "action", "resource", "result", "ip_address")
 LOGIN = "action = 'login'"
 COLUMNS = {
@@ -22,13 +22,13 @@ COLUMNS = {
     "success": "result = 'success'",
 }
 MOST = 200
-# Before an address or an hour is called unusual, so many log-ins must show what is usual.
+# Log-ins needed before an address or an hour can be unusual.
 KNOWN_LOGINS, KNOWN_HOURS, NIGHT_ENDS = 3, 10, 6
 
 
 @dataclass(frozen=True)
 class Burst:
-    """Failures close to each other: of one `who`, or from one address. `most`: within the window."""
+    """A burst of failures of one `who`, or from one address. `most`: within the window."""
 
     of: str
     name: str
@@ -68,7 +68,7 @@ def find_bursts(source: Source, since: datetime, failures: int, minutes: int) ->
 
 
 def find_broken_in(source: Source, since: datetime, failures: int, minutes: int) -> list[Login]:
-    """Log-ins right behind so many failures of the same user."""
+    """Log-ins right after so many failures of the same user."""
     rows = source.rows(
         """
         WITH tried AS (
@@ -112,6 +112,6 @@ def find_unusual(source: Source, since: datetime, zone: ZoneInfo) -> list[Login]
 
 
 def _why(elsewhere: bool, late: bool, earlier: int, zone: ZoneInfo) -> str:
-    reasons = ["from an address of its own"] if elsewhere else []
+    reasons = ["from a new address"] if elsewhere else []
     reasons += [f"at night ({zone.key})"] if late else []
     return f"{' and '.join(reasons)}, for the first time in {earlier + 1:,} log-ins"

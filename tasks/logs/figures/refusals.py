@@ -1,4 +1,4 @@
-"""Refusals for too many requests (429) in the application's log: of users, and by providers (§5.3)."""
+"""Refused requests (429) in the application's log: of users, and by AI providers (§5.3)."""
 
 from __future__ import annotations
 

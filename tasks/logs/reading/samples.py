@@ -1,4 +1,4 @@
-"""Single lines of logs, to look at: those that are no JSON objects, and the first one."""
+"""Single lines of logs: lines that are not JSON objects, and the first line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 @dataclass(frozen=True)
 class Sample:
-    """A line, from 1 on, and its beginning."""
+    """A line's number (from 1) and its beginning."""
 
     file: str
     line: int
@@ -56,7 +56,7 @@ def find_bad_lines(files: Sequence[LogFile], most: int = 5) -> list[Sample]:
 
 
 def is_half_written(files: Sequence[LogFile]) -> bool:
-    """Whether the newest file ends within a line: the application is just writing it, or was killed then."""
+    """Whether the newest file ends in an incomplete line: the application is writing it, or was killed."""
     if not files or files[-1].packed:
         return False
     try:
@@ -71,7 +71,7 @@ def is_half_written(files: Sequence[LogFile]) -> bool:
 
 
 def begins_at(file: LogFile, field: str = "timestamp") -> datetime | None:
-    """The time of the first line of a file that has one, of its first thousand; None where there is none."""
+    """The first time in the first thousand lines of a file; None: there is none."""
     opener = _OPEN.get(file.packed, open)
     try:
         with opener(file.path, "rb") as content:  # type: ignore[operator]

@@ -31,7 +31,7 @@ from tasks.logs.reading.files import LogFile
 MEMORY, MOST_THREADS = "640MB", 4
 LONGEST_LINE_BYTES = 16 << 20  # a reader has two buffers of it
 CHUNK_BYTES = 1 << 20
-# What a line may have (§6.1): taken out once, the time first.
+# Fields of a line (§6.1), extracted once, the time first.
 FIELDS = ("timestamp", "level", "message", "module", "logger", "user_id")
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 _PATH = re.compile(r"'\$\.(\w+)'")
@@ -69,7 +69,7 @@ class Source:
 
     @property
     def bytes(self) -> int:
-        """Of all files, as they are stored."""
+        """The stored bytes of all files."""
         return sum(file.bytes for file in self.files)
 
     def pick(
@@ -79,11 +79,11 @@ class Source:
         parameters: Mapping[str, object],
         needles: Sequence[Sequence[str]] = (),
     ) -> int:
-        """`pick_each` for one question, whose table is `picked`."""
+        """`pick_each` for one choice, with the table `picked`."""
         return self.pick_each(picked=Choice(columns, where, parameters, needles))
 
     def pick_each(self, **choices: Choice) -> int:
-        """Read all files once for several questions: a table for the answer to each, by its name.
+        """Read all files once for several choices: one table each, by its name.
 
         Returns how many lines are no JSON objects.
 
@@ -135,18 +135,18 @@ def reading(
         }
         connection = stack.enter_context(duckdb.connect(config=settings))  # type: ignore[arg-type]
         connection.execute("SET TimeZone = 'UTC'")
-        # Else a condition on fields is asked before the cheap one on the text, and every line is taken apart for it.
+        # Otherwise the condition on fields runs before the cheap one on the text, and parses every line.
         connection.execute("SET disabled_optimizers = 'filter_pushdown'")
         source = Source(connection, tuple(wanted), zone, fields, names)
         source.places += [place for file in wanted if (place := _opened(stack, source, file))]
         if wanted and not source.places:
             name, why = next(iter(source.unreadable.items()))
-            raise OpsError(f"{name} cannot be read: {why}", "run the worker as a user that may read the logs")
+            raise OpsError(f"{name} cannot be read: {why}", "run the worker as a user who can read the logs")
         yield source
 
 
 def _opened(stack: ExitStack, source: Source, file: LogFile) -> str:
-    """A path that stays what it is, "" where it cannot be had."""
+    """A path that stays valid after a rename; "": the file cannot be opened."""
     try:
         content = stack.enter_context(file.path.open("rb"))
     except OSError as error:
@@ -245,12 +245,12 @@ def count_undated(source: Source) -> int:
 
 
 def utc(moment: datetime) -> datetime:
-    """As `time` has it: UTC without its zone."""
+    """A moment as in the column `time`: UTC without zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def offset(moment: datetime) -> str:
-    """Of a moment of a zone from UTC: +09:00."""
+    """A moment's offset from UTC: +09:00."""
     return moment.isoformat()[-6:]
 
 

@@ -139,7 +139,7 @@ def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incompl
     report = reports(place)[-1]
     assert report["status"] == "OK"
     assert report["outcome"].endswith("4 boxes, 実施 3, 未実施 0, 対象外 1")
-    (before,) = table(report, "The times before")
+    (before,) = table(report, "Earlier answers")
     assert before[1:5] == ["CRITICAL", "2", "2", "0"]
 
 
@@ -177,7 +177,7 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     ]
     assert told.name == "temporary setting max_connections of postgres"
     assert f"undo-postgres-settings with record={over.name}" in told.hint
-    rows = {row[0]: row for item in report.evidence if item.name == "Checklists that wait" for row in item.rows}
+    rows = {row[0]: row for item in report.evidence if item.name == "Waiting checklists" for row in item.rows}
     assert rows["セキュリティ監査"][1:3] == ("セキュリティ", "脆弱性 (§3.2)")
     assert rows["セキュリティ監査"][5] in map(str, late(due, begun))
     assert rows["セキュリティ監査"][6:] == (f"{place.runs.ui}/runs/flow-run/{overdue}",)
