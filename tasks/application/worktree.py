@@ -175,7 +175,7 @@ def _is_abandoned(owner: str, directory: Path) -> bool:
         return False
 
 
-def bring_packages(tree: Worktree, web: Path) -> None:
+def link_packages(tree: Worktree, web: Path) -> None:
     """Copy the live workspace's node_modules to the same places of the worktree: a link would lead tools back to the
     live sources of the workspace's own packages."""
     for found in packages_of(web):

@@ -138,7 +138,7 @@ def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry
     assert DEAD.search(bad(report)["the new version is healthy"])
     assert report.facts["pushed"] == f"{BRANCH} to origin"
     assert (live.answer()["kit"], live.left()) == ("1.0.0", [])
-    assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
+    assert [one.value for one in report.findings if one.name == "the previous version runs again"] == ["it is healthy"]
 
 
 @pytest.mark.system
@@ -153,7 +153,7 @@ def test_node_packages_are_not_pushed_to_be_deployed_where_nothing_installs_them
 
 def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Packaged, registry: Registry) -> None:
     asked = len(registry.asked)
-    assert "trial has no way to deploy" in patched(CVE, deploy=True).sentence()
+    assert "trial configures no deployment" in patched(CVE, deploy=True).sentence()
     assert (remote.branches(), len(registry.asked)) == (["main"], asked)
 
 

@@ -117,9 +117,9 @@ def test_from_an_older_prefect_to_this_one(older: Installation) -> None:
     older.launch()
 
     told = rehearse()
-    assert told.facts["taken with"] != told.facts["would become"], "of the last backup by the older one"
+    assert told.facts["taken with"] != told.facts["upgrade to"], "of the last backup by the older one"
     assert told.facts["live"] == f"Prefect {prefect.__version__}, revision {revisions()[0]}"
-    assert told.findings["what the upgraded API knows"] == "everything that the backup has"
+    assert told.findings["content of the upgraded API"] == "everything in the backup"
     assert Secret.load("deploy-token").get() == TOKEN  # type: ignore[union-attr]
     with get_client(sync_client=True) as client:
         assert {one.name for one in client.read_deployments()} == {"nightly", "by-hand"}

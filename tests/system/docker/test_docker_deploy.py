@@ -229,7 +229,7 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
     release(trial, "v3")
     with pytest.raises(RunbookFailed, match="the new version is healthy: after 1 s") as failed:
         deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
-    (back,) = [one for one in failed.value.report.findings if one.name == "what was before runs again"]
+    (back,) = [one for one in failed.value.report.findings if one.name == "the previous version runs again"]
     assert back.status is Status.OK
     assert trial.serves() == "v1", "what ran, and had been looked at before anything took its place"
     assert trial.containers() == [trial.name]
