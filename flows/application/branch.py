@@ -73,7 +73,7 @@ def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) 
         suite.name,
         tested.passed,
         f"read {saved}; the branch is kept, nothing was merged",
-        value=tested.told,
+        value=tested.text,
         expected="all pass",
     )
 

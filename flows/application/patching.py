@@ -232,7 +232,7 @@ def find_vulnerable(report: Report, application: Application, wanted: str, secon
         if one.is_called(wanted)
     ]
     if not found:
-        audited = "; ".join(f"{scan.looked_at} packages of {part} audited" for part, scan in scans.items())
+        audited = "; ".join(f"{scan.checked} packages of {part} audited" for part, scan in scans.items())
         raise OpsError(
             f"no package is known to have {wanted} ({audited or 'no audit answered'})",
             "find the ids that the scanners use in the report of scan-vulnerabilities",

@@ -105,7 +105,7 @@ def _web(report: Report, env: Environment, permit: Permit, seconds: float) -> st
         modules.swap_modules(permit, web)
         modules.prove_modules(web, seconds)
     except BaseException:
-        modules.put_back(web)
+        modules.restore_old(web)
         shutil.rmtree(modules.staging_of(web), ignore_errors=True)
         raise
     modules.keep_modules(permit, web)

@@ -135,9 +135,9 @@ def judge_scans(report: Report, scans: Sequence[Scan], found: Sequence[Advisory]
     for scan in scans:
         report.prefer(
             f"{scan.tool}: {scan.place}",
-            bool(scan.looked_at),
+            bool(scan.checked),
             "the scanner checked no package: check the configured place",
-            value=f"{scan.looked_at:,} checked, {len(scan.found):,} known vulnerabilities",
+            value=f"{scan.checked:,} checked, {len(scan.found):,} known vulnerabilities",
         )
         if scan.gaps:
             report.warn(
