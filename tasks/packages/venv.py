@@ -38,7 +38,7 @@ for name in sys.argv[1:]:
         importlib.import_module(name)
     except BaseException as error:
         print(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
-print("looked at", len(sys.argv) - 1)
+print("imported", len(sys.argv) - 1)
 """
 _PINNED = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*(==)?")
 
@@ -167,7 +167,7 @@ def read_failing_imports(application: Application, python: Path, seconds: float)
         [python, "-c", _IMPORT, *names], backend, seconds=seconds, environment={"PYTHONDONTWRITEBYTECODE": "1"}
     )
     lines = done.stdout.splitlines()
-    if f"looked at {len(names)}" not in lines:
+    if f"imported {len(names)}" not in lines:
         raise OpsError(f"{python} did not report its imports", f"run {python} by hand")
     return {line for line in lines if line.partition(":")[0] in names}
 

@@ -1,8 +1,8 @@
 """Unpack a release alongside the live one, swap them, and roll back.
 
 `<directory>.release-next` is the unpacked release. `<directory>.release-before` is a copy of the live one: it is
-complete before anything is replaced. It is deleted (first renamed to `.gone`) after the new release, or the rollback,
-is proven. Its file `PARTS` states for each part whether it existed.
+complete before anything is replaced. It is deleted (first renamed to `.deleted`) after the new release, or the
+rollback, is proven. Its file `PARTS` states for each part whether it existed.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ def delete_previous(permit: Permit, release: Release) -> None:
     with write_errors(before):
         _sweep(before)
         if before.is_dir():
-            before.rename(_gone(before))
+            before.rename(_doomed(before))
             durable.sync(before.parent)
             failpoint("release: copy of before renamed")
-    for path in (_gone(before), _next(release.directory)):
+    for path in (_doomed(before), _next(release.directory)):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -202,12 +202,12 @@ def _kept(before: Path) -> dict[str, bool]:
 
 def _sweep(before: Path) -> None:
     """Delete the rest of an older copy, which a killed run left."""
-    if _gone(before).exists():
-        shutil.rmtree(_gone(before))
+    if _doomed(before).exists():
+        shutil.rmtree(_doomed(before))
 
 
-def _gone(before: Path) -> Path:
-    return before.with_name(f"{before.name}.gone")
+def _doomed(before: Path) -> Path:
+    return before.with_name(f"{before.name}.deleted")
 
 
 def _next(directory: Path) -> Path:

@@ -136,8 +136,8 @@ def test_what_cannot_be_deployed_is_refused_before_anything_stops(served: Served
 def test_a_partly_deleted_copy_is_never_restored(served: Served) -> None:
     served.release("v2", '"one"', '"two"')
     killed("v2", "release: copy of before renamed")
-    assert served.left() == ["live.release-before.gone"]
-    (served.base / "live.release-before.gone/backend/kit_server.py").unlink()
+    assert served.left() == ["live.release-before.deleted"]
+    (served.base / "live.release-before.deleted/backend/kit_server.py").unlink()
     served.release("v3", *BROKEN)
     assert refused("v3").status is Status.CRITICAL
     assert (served.answer()["greeting"], served.left()) == ("two", [])

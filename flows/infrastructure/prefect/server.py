@@ -89,8 +89,8 @@ def restore_prefect(
     backup's snapshot, then swaps it in while Prefect's services are stopped briefly. Run it when Prefect's database is
     lost or damaged. Then also give Prefect an empty Redis: the old one belongs to the lost database.
 
-    From the UI it shows only the plan, because it would replace the database of its own run. Carry it out on a host,
-    without Prefect: `python -m flows.infrastructure.prefect.server restore --environment … --confirm …`.
+    From the UI it shows only the plan, because it would replace the database that the run is written to. Carry it out
+    on a host, without Prefect: `python -m flows.infrastructure.prefect.server restore --environment … --confirm …`.
 
     After the proof it changes two things in the copy: it removes overdue scheduled runs, which would all start at once,
     and frees the slots of all locks. So it is refused while a run holds an environment's lock; it names that run. Runs
