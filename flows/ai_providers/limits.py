@@ -187,28 +187,35 @@ def _judge_refusals(report: Report, env: Environment, since: datetime, end: date
     )
     _judge_storms(report, [one for one in found if one.most >= storm], end, storm)
     if found:
-        report.table(
-            "Refusals (429)",
-            ("of", "name", "count", "first", "last", "most per minute", "at"),
-            [
-                (
-                    one.kind,
-                    masked(one.who),
-                    f"{one.count:,}",
-                    f"{one.first:%m-%d %H:%M:%S}",
-                    f"{one.last:%m-%d %H:%M:%S}",
-                    one.most,
-                    f"{one.most_at:%m-%d %H:%M:%S}",
-                )
-                for one in found
-            ],
-            most=30,
-        )
-        drawn = [
-            Bar(f"{hour:%m-%d %H:00} {offset(hour)}", (sum(both),), f"{both[0]:,} users, {both[1]:,} providers")
-            for hour, both in hours[-24 * 7 :]
-        ]
-        report.attach(Evidence(f"Refusals by hour ({env.zone.key}), without empty hours", svg=bars(drawn)))
+        _attach_refusals(report, env, found, hours)
+
+
+def _attach_refusals(
+    report: Report, env: Environment, found: Sequence[Refusals], hours: Sequence[tuple[datetime, Sequence[int]]]
+) -> None:
+    """A table of the refusals, and a plot by hour."""
+    report.table(
+        "Refusals (429)",
+        ("of", "name", "count", "first", "last", "most per minute", "at"),
+        [
+            (
+                one.kind,
+                masked(one.who),
+                f"{one.count:,}",
+                f"{one.first:%m-%d %H:%M:%S}",
+                f"{one.last:%m-%d %H:%M:%S}",
+                one.most,
+                f"{one.most_at:%m-%d %H:%M:%S}",
+            )
+            for one in found
+        ],
+        most=30,
+    )
+    drawn = [
+        Bar(f"{hour:%m-%d %H:00} {offset(hour)}", (sum(both),), f"{both[0]:,} users, {both[1]:,} providers")
+        for hour, both in hours[-24 * 7 :]
+    ]
+    report.attach(Evidence(f"Refusals by hour ({env.zone.key}), without empty hours", svg=bars(drawn)))
 
 
 def _judge_storms(report: Report, storms: Sequence[Refusals], end: datetime, storm: int) -> None:

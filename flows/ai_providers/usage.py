@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from blocks.ai_providers import AIProviders
 from blocks.environment import Environment
 from flows.logs.findings import tell_read, tell_undated
 from runbook import metrics
@@ -141,20 +142,7 @@ def _judge_budget(
         )
         return
     ai = env.ai_providers
-    unpriced = sorted({use.model for use in own if use.model not in ai.prices})
-    report.prefer(
-        "every model has a price",
-        not unpriced,
-        "add it to [ai_providers] prices: its cost is not in the sums",
-        value=", ".join(unpriced) or "yes",
-    )
-    unsplit = sum(use.unsplit for use in own)
-    report.prefer(
-        "every call logs its prompt and completion tokens",
-        not unsplit,
-        "make the application log both, because their prices differ: the cost is too low",
-        value=f"{unsplit:,} log only a total" if unsplit else "yes",
-    )
+    _judge_prices(report, ai, own)
     costs = defaultdict[date, float](float)
     for use in uses:
         costs[use.day] += use.cost(ai.prices) or 0.0
@@ -177,3 +165,21 @@ def _judge_budget(
             value=f"{expected:,.2f} {ai.currency}",
             expected=f"≤ {ai.budget:,.2f} {ai.currency}",
         )
+
+
+def _judge_prices(report: Report, ai: AIProviders, own: Sequence[Use]) -> None:
+    """Whether the cost is complete: a price for every model, and both kinds of tokens for every call."""
+    unpriced = sorted({use.model for use in own if use.model not in ai.prices})
+    report.prefer(
+        "every model has a price",
+        not unpriced,
+        "add it to [ai_providers] prices: its cost is not in the sums",
+        value=", ".join(unpriced) or "yes",
+    )
+    unsplit = sum(use.unsplit for use in own)
+    report.prefer(
+        "every call logs its prompt and completion tokens",
+        not unsplit,
+        "make the application log both, because their prices differ: the cost is too low",
+        value=f"{unsplit:,} log only a total" if unsplit else "yes",
+    )

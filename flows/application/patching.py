@@ -86,34 +86,7 @@ def patch_vulnerability(
         repository = require_repository(application.repository)
         require_remote(repository, remote)
         found = find_vulnerable(report, application, advisory.strip(), seconds)
-        report.table(
-            "Vulnerable",
-            ("part", "package", "installed", "fixed in", "severity", "summary"),
-            [
-                (
-                    one.part,
-                    one.advisory.package,
-                    ", ".join(one.advisory.versions),
-                    one.fixed or "no version yet",
-                    one.advisory.severity.name,
-                    one.advisory.summary[:160],
-                )
-                for one in found
-            ],
-        )
-        attach_dependents(report, application, found, seconds)
-        report.require(
-            "a version that fixes it",
-            all(one.fixed for one in found),
-            "block access to the package (a feature flag, a proxy rule) until a version fixes it",
-            value=", ".join(f"{one.advisory.package} {one.fixed or 'none'}" for one in found),
-        )
-        report.fail_if_critical()
-        if deploy and any(one.part == "web" for one in found) and not (env.has("docker") and env.docker.containers):
-            raise OpsError(
-                "a release bundle contains no node packages: the live web application would stay vulnerable",
-                "run this without deploy, then build the branch and deploy it by hand",
-            )
+        _judge_found(report, env, found, seconds, deploy=deploy)
         branch, working, base = _branches(report, repository, found[0].advisory.name)
         with worktree(repository, working, base) as tree:
             if branch == working:
@@ -141,6 +114,45 @@ def patch_vulnerability(
                 f"{deployment.carry_out(report, permit)}; {branch} is pushed to {remote}: review and merge it"
             )
     return report
+
+
+def _judge_found(
+    report: Report, env: Environment, found: Sequence[Vulnerable], seconds: float, *, deploy: bool
+) -> None:
+    """A table of the vulnerable packages, their dependents, and whether each can be fixed and deployed.
+
+    Raises:
+        RunbookFailed: no version fixes one of them.
+        OpsError: the deployment would not fix the live packages.
+    """
+    report.table(
+        "Vulnerable",
+        ("part", "package", "installed", "fixed in", "severity", "summary"),
+        [
+            (
+                one.part,
+                one.advisory.package,
+                ", ".join(one.advisory.versions),
+                one.fixed or "no version yet",
+                one.advisory.severity.name,
+                one.advisory.summary[:160],
+            )
+            for one in found
+        ],
+    )
+    attach_dependents(report, env.application, found, seconds)
+    report.require(
+        "a version that fixes it",
+        all(one.fixed for one in found),
+        "block access to the package (a feature flag, a proxy rule) until a version fixes it",
+        value=", ".join(f"{one.advisory.package} {one.fixed or 'none'}" for one in found),
+    )
+    report.fail_if_critical()
+    if deploy and any(one.part == "web" for one in found) and not (env.has("docker") and env.docker.containers):
+        raise OpsError(
+            "a release bundle contains no node packages: the live web application would stay vulnerable",
+            "run this without deploy, then build the branch and deploy it by hand",
+        )
 
 
 def _branches(report: Report, repository: Path, name: str) -> tuple[str, str, str]:

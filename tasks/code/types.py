@@ -79,7 +79,17 @@ def read_mypy(
         )
     if not end:
         notes = (*notes, "mypy stopped at an error that prevents further checking: fix it first")
-    problems = tuple(
+    problems = _mypy_problems(done.stdout, repository, backend)
+    if done.code and not problems:
+        raise OpsError(
+            f"mypy exited {done.code} without naming an error: {excerpt(done.stdout)}",
+            "run mypy by hand: without a valid answer the check has not passed",
+        )
+    return Checked("mypy", version, int(end[1]) if end else 0, problems, done.seconds, notes)
+
+
+def _mypy_problems(printed: str, repository: Path, backend: Path) -> tuple[Problem, ...]:
+    return tuple(
         Problem(
             "mypy",
             shown(repository, backend / found["file"]),
@@ -88,15 +98,9 @@ def read_mypy(
             found["message"],
             _severity(found["severity"]),
         )
-        for line in done.stdout.splitlines()
+        for line in printed.splitlines()
         if (found := _MYPY.fullmatch(line))
     )
-    if done.code and not problems:
-        raise OpsError(
-            f"mypy exited {done.code} without naming an error: {excerpt(done.stdout)}",
-            "run mypy by hand: without a valid answer the check has not passed",
-        )
-    return Checked("mypy", version, int(end[1]) if end else 0, problems, done.seconds, notes)
 
 
 def _with_html(
