@@ -24,9 +24,9 @@ HINTS: dict[Kind, str] = {
     "missing": "correct [ai_providers], or deploy it: no such deployment, model or version exists",
     "throttled": "wait, or request a higher quota: it is used up (check-rate-limits shows the users)",
     "rejected": "read its error message and the API version's documentation",
-    "broken": "check the provider's status page; until then the application falls back",
+    "broken": "check the provider's status page; until then the application falls back (rehearse-fallback)",
     "garbage": "check the endpoint: another program answers there (a proxy, a login page)",
-    "shape": "compare with the API version's documentation: the application cannot read the answer",
+    "shape": "compare with the API version's documentation (update-ai-api-version): the application cannot read it",
 }
 
 

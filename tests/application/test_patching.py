@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.application.patching import patch_vulnerability, safe_version
+from flows.application.patching import fixed_version, patch_vulnerability
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory
@@ -171,4 +171,4 @@ def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Pa
 def test_the_safe_version_is_the_lowest_that_is_newer(
     there: tuple[str, ...], fixed: tuple[str, ...], safe: str
 ) -> None:
-    assert safe_version(Advisory(("X",), "kit", there, Severity.HIGH, fixed, "", ())) == safe
+    assert fixed_version(Advisory(("X",), "kit", there, Severity.HIGH, fixed, "", ())) == safe

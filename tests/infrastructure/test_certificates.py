@@ -238,9 +238,9 @@ def test_one_that_is_renewed_and_not_reloaded(register: Register, authority: Aut
     old = tls.context_of(authority.issue(APP, days=20).write(live / APP))
     with tls.listening(tls.over_tls(old)) as port:
         register(served=[f"{APP}@127.0.0.1:{port}"])
-        assert f"{APP}@127.0.0.1:{port}: the file's" not in bad(check())
+        assert f"{APP}@127.0.0.1:{port}: same as the file" not in bad(check())
         authority.issue(APP).write(live / APP)
-        found = bad(check())[f"{APP}@127.0.0.1:{port}: the file's"]
+        found = bad(check())[f"{APP}@127.0.0.1:{port}: same as the file"]
     assert found.hint.startswith("renewed but not reloaded")
 
 
