@@ -78,6 +78,7 @@ CLIENTS = Metric("redis.clients.used_ratio", 0.8, 0.95, "ratio", "clients, of ma
 FORK = Metric("redis.fork_seconds", 0.1, 1, "s", "time of the last fork, during which clients wait")
 REDIS_FRAGMENTATION = Metric("redis.memory.fragmentation", 1.5, math.inf, "count", "resident ÷ used memory of Redis")
 REDIS_HOST_MEMORY = Metric("redis.memory.host_ratio", 0.8, 0.9, "ratio", "memory of Redis, of the host's")
+CONTAINER_MEMORY = Metric("docker.memory.used_ratio", 0.8, 0.95, "ratio", "memory of a container, of its limit", "§4.2")
 
 CATALOGUE: Mapping[str, Metric] = {one.name: one for one in list(globals().values()) if isinstance(one, Metric)}
 

@@ -13,7 +13,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.ai_providers.usage import tell_tokens
+from flows.ai_providers.usage import judge_usage
 from flows.infrastructure.images.resources import review_cloud, review_docker
 from flows.routine.page import Page
 from flows.routine.savings import judge_savings
@@ -104,7 +104,7 @@ def judge_tokens(page: Page, month: str = "") -> str | None:
     """AI tokens of a month against the budget. A month without a call is not measured."""
     if not page.names("ai_providers", "logs"):
         return None
-    told = page.part("AI tokens", lambda: tell_tokens(page.report, page.env, month))
+    told = page.part("AI tokens", lambda: judge_usage(page.report, page.env, month))
     if told and told.endswith(" in 0 calls"):
         message = page.env.logs.ai_message
         why = f"the log has no line “{message}” in this month" if message else "[logs] ai_message is not configured"

@@ -1,4 +1,4 @@
-"""What a user gets from the AI through the application, by the question that `[application.ai]` describes."""
+"""A user's question to the AI through the application, as `[application.ai]` describes it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tasks.application.http_steps import Answer, NotAnswered, StepClient
 SHOWN = 200
 NOT_DESCRIBED = "[application.ai] ask is not configured: there is no question for the AI"
 DESCRIBE = "describe a user's question to the AI (docs/application.md)"
-HINT = "look at the application's log, and at [application.ai]"
+HINT = "check the application's log, and [application.ai]"
 
 
 @dataclass(frozen=True)
 class Interview:
-    """One that has begun: the client keeps what its log-in and its session took."""
+    """A started interview; the client has the values of its login and its session."""
 
     client: StepClient
     ask: HttpStep
@@ -32,7 +32,8 @@ class Interview:
 
 @dataclass(frozen=True)
 class Reply:
-    """To one question: by whom, or with which status and words it was refused. `status` is 0 without any answer."""
+    """The reply to one question: the provider, or the status and the message of a refusal. `status`: 0 without a
+    reply."""
 
     question: str
     status: int
@@ -44,12 +45,12 @@ class Reply:
 
     @property
     def answered(self) -> bool:
-        """Whether the user got an answer of an AI."""
+        """Whether the user got an answer from an AI."""
         return bool(self.answer)
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """Provider and model, or the refusal, with the seconds."""
         who = f"{self.provider or 'an unnamed provider'} ({self.model or 'an unnamed model'})"
         what = who if self.answered else f"{self.status or 'no answer'} “{self.said}”"
         return f"{what} after {self.seconds:.2f} s"
@@ -57,12 +58,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Stored:
-    """What of an interview is stored: every text of the answer to the described step."""
+    """The stored texts of an interview: all strings of the answer to the step `stored`."""
 
     texts: frozenset[str]
 
     def halves(self, replies: Sequence[Reply]) -> list[str]:
-        """Questions that are half stored: an answered one without its answer, or a refused one at all."""
+        """Half stored questions: answered ones without their answer, and refused ones that are stored."""
         return [one.question for one in replies if not self._is_whole(one)]
 
     def _is_whole(self, reply: Reply) -> bool:
@@ -72,18 +73,18 @@ class Stored:
 
 
 def require_question(application: Application) -> None:
-    """Raises OpsError where the environment describes no question to the AI."""
+    """Raises OpsError if the environment configures no question to the AI."""
     if application.ai.ask is None:
         raise OpsError(NOT_DESCRIBED, DESCRIBE)
 
 
 @action
 def begin_interview(application: Application) -> Interview:
-    """Send the described steps before a question, e.g. a log-in; what they create stays there.
+    """Send the configured steps before a question, e.g. a login. The records that they create are kept.
 
     Raises:
         Unreachable: the application does not answer.
-        OpsError: it refuses, or no question is described.
+        OpsError: it refuses, or no question is configured.
     """
     require_question(application)
     described = application.ai
@@ -91,13 +92,13 @@ def begin_interview(application: Application) -> Interview:
     steps = [*described.before, described.ask, *([described.stored] if described.stored else [])]
     client = StepClient(application, steps)
     for step in described.before:
-        _asked(client, step)
+        _send(client, step)
     return Interview(client, described.ask, described.stored)
 
 
 @action
 def ask_application(interview: Interview) -> Reply:
-    """One question, unlike all others: an answer from the cache would prove nothing. A refusal is a result too."""
+    """Ask one unique question: an answer from a cache would prove nothing. A refusal is a result too."""
     question, started = f"訓練の質問です。{uuid.uuid4()}", time.monotonic()
     client, step = interview.client, interview.ask
     try:
@@ -116,14 +117,14 @@ def ask_application(interview: Interview) -> Reply:
 
 @probe
 def read_stored(interview: Interview) -> Stored | None:
-    """What is stored of it; None where `[application.ai] stored` is not described.
+    """The stored texts; None if `[application.ai] stored` is not configured.
 
     Raises:
         Unreachable, OpsError: it cannot be read.
     """
     if interview.stored is None:
         return None
-    answer = _asked(interview.client, interview.stored)
+    answer = _send(interview.client, interview.stored)
     try:
         body: Any = json.loads(answer.content)
     except ValueError:
@@ -131,7 +132,7 @@ def read_stored(interview: Interview) -> Stored | None:
     return Stored(frozenset(strings_in(body)))
 
 
-def _asked(client: StepClient, step: HttpStep) -> Answer:
+def _send(client: StepClient, step: HttpStep) -> Answer:
     try:
         answer = client.send(step)
         client.judge(step, answer)

@@ -1,4 +1,4 @@
-"""What containers take: processors and memory, as `docker stats` counts them."""
+"""CPU and memory usage of containers, calculated like `docker stats`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Use:
-    """What a container took within about a second: processors (1.0: one of them, whole), and bytes of memory without
-    the cache of files that can be let go."""
+    """A container's usage within about 1 s: CPUs (1.0: one CPU completely), and bytes of memory without the file cache
+    that the kernel can drop."""
 
     cpus: float
     memory: int
@@ -27,7 +27,7 @@ class Use:
 
 @probe
 def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use]:
-    """One sample of each running container, by name; those that ended meanwhile are not in it.
+    """One sample of each running container, by name; containers that end meanwhile are left out.
 
     Raises:
         Unreachable: the engine does not answer.
@@ -47,8 +47,10 @@ def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use
 
 
 def use_of(stats: Mapping[str, Any]) -> Use | None:
-    """As the docker client counts: https://docs.docker.com/reference/api/engine/ (ContainerStats). None where it does
-    not run any more: there are no numbers then."""
+    """Usage by the formula of the docker client; None if the container is stopped.
+
+    https://docs.docker.com/reference/api/engine/ (ContainerStats)
+    """
     now, before, memory = stats.get("cpu_stats") or {}, stats.get("precpu_stats") or {}, stats.get("memory_stats") or {}
     if "usage" not in memory or "system_cpu_usage" not in now:
         return None

@@ -15,7 +15,7 @@ from tasks.application.worktree import worktree
 from tasks.faults.disposable import Fault, require_allowed
 from tasks.host.services import stop_services
 from tasks.releases.release import Release
-from tasks.releases.unpacking import put_in_place
+from tasks.releases.unpacking import overwrite_live
 
 ROLES = ("backend", "frontend")
 DEFECT = "\nfrom . import a_module_that_nobody_committed  # the drill's bad release\n"
@@ -53,7 +53,7 @@ def break_release(permit: Permit, env: Environment, bad: Release) -> Fault:
     """
     require_allowed(env, permit, release_of(env))
     began, roles = datetime.now(UTC), env.services_in(ROLES)
-    put_in_place(bad)
+    overwrite_live(bad)
     stop_services.work(env.services, roles)
     for role in roles:
         with contextlib.suppress(OpsError):  # it does not start

@@ -347,7 +347,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
     plan = restore_prefect.fn(NAME)
     assert plan.status is Status.PLANNED
     assert "prefect.server restore --environment trial" in plan.facts["to carry it out"]
-    assert "under-way" in told(plan, "runs that are under way")
+    assert "under-way" in told(plan, "running flow runs")
     assert told(plan, "runs that hold a lock") == "none"
     holding = r"other is held by “Full restore”, run “under-way” .*process 4711 on db2, since"
     with monkeypatch.context() as meanwhile:  # a run takes its lock while the copy is built
@@ -360,7 +360,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
         meanwhile.setattr(restore_steps, "ready_database", late)
         with contextlib.ExitStack() as stack, pytest.raises(RunbookFailed) as refused:
             restore_prefect.fn(NAME, confirm=NAME)
-    assert re.search("took a lock during the restore: " + holding, refused.value.report.sentence())
+    assert re.search("acquired a lock during the restore: " + holding, refused.value.report.sentence())
     assert "Prefect's database was not replaced" in str(refused.value.report.state)
     with held_by(prefect, filled["under-way"]):
         for confirm in ("", NAME):
@@ -457,7 +457,7 @@ def test_an_upgrade_is_rehearsed_on_a_copy(prefect: Installation, older: str) ->
     ("seeded", "undone", "told"),
     [
         (BLOCKING, "DROP TABLE automation_held_event", "the migration of the copy failed: .*already exists"),
-        (LOSING, "DROP FUNCTION lose CASCADE", "rows that last: fewer in public.automation"),
+        (LOSING, "DROP FUNCTION lose CASCADE", "rows to keep: fewer in public.automation"),
     ],
 )
 def test_an_upgrade_that_would_fail_or_lose_something_is_found_before_it(
@@ -652,7 +652,7 @@ def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(
     prefect: Installation, filled: object, deployed: None
 ) -> None:
     before = oid(prefect)
-    with pytest.raises(RunbookFailed, match="launched outside of Prefect: a flow run"):
+    with pytest.raises(RunbookFailed, match="launched outside Prefect: a flow run"):
         restore_prefect(NAME, confirm=NAME)
     assert oid(prefect) == before
 

@@ -151,7 +151,7 @@ def test_what_an_account_pays_for_and_nobody_uses(described: Path, moto: S3Serve
     assert found["unattached addresses"] == f"WARN: {address}: 3.60 USD a month"
     assert ids[0] in found["stopped instances"]
     assert ids[1] not in found["stopped instances"]
-    assert ids[1] in found["what instances do"], "no numbers are not idle, and not well"
+    assert ids[1] in found["CPU of instances"], "no numbers are not idle, and not well"
     assert found["the bill"] == "OK: read"
     assert report.facts[f"bill of {month:%Y-%m}"] == "12.50 USD"
     (table,) = [one for one in report.evidence if one.name == "Buckets"]
@@ -171,7 +171,7 @@ def test_an_environment_that_pays_for_nothing(described: Path) -> None:
         review_resources.fn("trial")
     add(described, f'[docker]\nhost = "unix://{described.parent}/nothing"\n')
     report = review_resources.fn("trial")
-    assert values(report)["Docker could be read"].startswith("WARN: Docker at unix:")
+    assert values(report)["not measured: Docker"].startswith("WARN: Docker at unix:")
 
 
 def test_idle_and_oversized_containers_by_the_most_that_they_took() -> None:
@@ -190,7 +190,7 @@ def test_idle_and_oversized_containers_by_the_most_that_they_took() -> None:
     judge_size(report, held, taken)
     assert values(report) == {
         "idle containers": "WARN: idle",
-        "containers with far more memory than they take": "WARN: roomy (21.0 MB of 536.9 MB; 67.1 MB would do)",
+        "containers with too much memory": "WARN: roomy (21.0 MB of 536.9 MB; 67.1 MB is enough)",
     }
 
 
@@ -205,4 +205,4 @@ def test_an_instance_at_0_percent_is_idle() -> None:
         ],
     )
     assert values(report)["idle instances"] == "WARN: web (t3.large) 0.0 %"
-    assert values(report)["what instances do"] == "OK: known"
+    assert values(report)["CPU of instances"] == "OK: known"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.infrastructure.images import releases
-from flows.infrastructure.images.releases import Unpack
+from flows.infrastructure.images.releases import ReleaseDeployment
 from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.host.services import start_services
@@ -66,7 +66,7 @@ def test_a_runbook_that_accepts_the_bad_release_makes_the_drill_critical_and_the
 
     good = release(system)
     monkeypatch.setattr(releases, "start_services", blind)
-    monkeypatch.setattr(Unpack, "_prove", lambda *_: None)
+    monkeypatch.setattr(ReleaseDeployment, "_prove", lambda *_: None)
     report = critical(system, NAME)
     assert "a release that does not start" in finding(report, "negative controls")
     assert (release(system), branches(system)) == (good, ["main"])

@@ -1,4 +1,4 @@
-"""The file systems that an environment's data is on: how full they are, called with the open report."""
+"""The file systems that hold an environment's data, and how full they are."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tasks.host.space import temporary_directory
 
 @dataclass(frozen=True)
 class FileSystem:
-    """One of them, and which of the environment's paths are on it."""
+    """One file system, and the environment's paths on it."""
 
     disk: Disk
     paths: tuple[str, ...]
 
     @property
     def device(self) -> int:
-        """What tells two apart."""
+        """The device number, which identifies the file system."""
         return self.disk.device
 
     def is_over(self, report: Report) -> bool:
@@ -33,7 +33,7 @@ class FileSystem:
 
 
 def paths_of(env: Environment) -> Iterator[tuple[str, Path]]:
-    """Everything of the environment on this host that grows."""
+    """The environment's directories on this host that grow."""
     yield "reports", env.reports_directory
     yield "temporary files", temporary_directory()
     if env.has("postgres"):
@@ -56,16 +56,16 @@ def paths_of(env: Environment) -> Iterator[tuple[str, Path]]:
 
 
 def _of_server(service: str, data: Path) -> Iterator[tuple[str, Path]]:
-    """WAL and tablespaces may lie elsewhere."""
+    """WAL and tablespaces may be on other file systems."""
     yield service, data
-    with contextlib.suppress(OSError):  # its directory is closed to this user: that is told once
+    with contextlib.suppress(OSError):  # this user cannot read it: reported once, by read_systems
         for link in (data / "pg_wal", *sorted((data / "pg_tblspc").glob("*"))):
             if link.is_symlink():
                 yield f"{service}: {link.name}", link.resolve()
 
 
 def read_systems(report: Report, env: Environment) -> list[FileSystem]:
-    """The fullest first. A path that cannot be measured is told, not left out."""
+    """The fullest first. A path that cannot be measured is a WARN."""
     found: dict[int, FileSystem] = {}
     for name, path in paths_of(env):
         try:
@@ -78,20 +78,17 @@ def read_systems(report: Report, env: Environment) -> list[FileSystem]:
     return sorted(found.values(), key=lambda one: -one.disk.used_ratio)
 
 
-def judge_systems(report: Report, systems: Sequence[FileSystem], *, otherwise: Status, when: str = "") -> None:
-    """A full disk is this run's reason, not its obstacle: before something was removed it is no more than a warning."""
-    warn, critical = report.limit(metrics.DISK)
+def judge_systems(report: Report, systems: Sequence[FileSystem], *, afterwards: bool = False) -> None:
+    """Judge how full they are. Before anything is deleted, a full disk is at most a WARN: it is the run's reason."""
     for one in systems:
-        where = one.paths[0].rpartition(" ")[2]
-        status = otherwise if one.disk.used_ratio > critical else Status.WARN
-        report.require(
-            " ".join(filter(None, (metrics.DISK.name, when, f"({where})"))),
-            not one.is_over(report),
-            "what holds it is in the table below, the biggest first",
-            value=f"{one.disk.used_ratio:.1%}, {one.disk.told}",
-            expected=f"≤ {warn:.0%} (critical above {critical:.0%})",
-            worst=status,
+        where = one.paths[0].rpartition(" ")[2] + (", afterwards" if afterwards else "")
+        report.judge(
+            metrics.DISK,
+            one.disk.used_ratio,
+            "check the table “What uses the space”, largest first",
+            of=f"{where}: {one.disk.told}",
+            worst=Status.CRITICAL if afterwards else Status.WARN,
         )
-    if not when:
-        rows = [(f"{one.disk.used_ratio:.1%}", one.disk.told, "; ".join(one.paths)) for one in systems]
-        report.table("File systems", ("used", "what is left", "what of the environment is on it"), rows)
+    if not afterwards:
+        rows = [(metrics.DISK.show(one.disk.used_ratio), one.disk.told, "; ".join(one.paths)) for one in systems]
+        report.table("File systems", ("used", "free", "paths of the environment on it"), rows)

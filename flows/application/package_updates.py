@@ -1,4 +1,4 @@
-"""Packages updated in a worktree and proven there, called with the open report (§3.1, §3.2)."""
+"""Update packages in a worktree, install them there, and run the application's tests (§3.1, §3.2)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal
 
 from blocks.environment import Environment
 from blocks.places import Application
-from flows.application.branch import prove_branch
+from flows.application.branch import run_branch_tests
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.report import Report
 from tasks.application.worktree import Worktree, git
 from tasks.dependencies import node_packages as node
@@ -23,8 +24,8 @@ Part = Literal["backend", "web"]
 
 
 @dataclass(frozen=True)
-class Done:
-    """One package that another version took the place of."""
+class Update:
+    """One updated package: the old and the new version."""
 
     part: Part
     name: str
@@ -37,30 +38,31 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """Which packages, and how far; no names are all of them."""
+class Selection:
+    """Which packages to update, and how far; no names mean all packages."""
 
     level: Level
     packages: tuple[str, ...]
     seconds: int
 
-    def wants(self, name: str) -> bool:
+    def includes(self, name: str) -> bool:
         return not self.packages or canonical(name) in {canonical(one) for one in self.packages}
 
-    def tell_unmet(self, report: Report, done: Sequence[Done]) -> None:
-        """Names that were given and not updated."""
+    def report_missing(self, report: Report, done: Sequence[Update]) -> None:
+        """WARN about chosen packages that were not updated."""
         updated = {canonical(one.name) for one in done}
         if left := [one for one in self.packages if canonical(one) not in updated]:
             report.warn(
-                "packages that were chosen",
-                "see check-dependencies: its name, and how far the newest one is",
+                "chosen packages",
+                "check their names, and how far their newest versions are",
                 value=f"not updated: {', '.join(left)}",
-                expected="all of them",
+                expected="all are updated",
+                follow=[Next("check-dependencies", "see the newest versions")],
             )
 
 
-def update_python(report: Report, application: Application, tree: Worktree, wish: Wish) -> list[Done]:
-    """Every pin of the requirement files (and of the lock file, for what they give as a range) moved up to `level`."""
+def update_python(report: Report, application: Application, tree: Worktree, chosen: Selection) -> list[Update]:
+    """Raise the pins of the requirement files by at most the chosen level; for ranges, the pins of the lock file."""
     backend = tree.at(application.source)
     done, live = [], Path(application.need("python"))
     try:
@@ -69,47 +71,47 @@ def update_python(report: Report, application: Application, tree: Worktree, wish
         report.warn("Python packages", error.hint, value=f"not updated: {error.message}")
         return []
     if ranges:
-        report.fact("Python ranges without a lock file", f"{', '.join(ranges)}: pip takes their newest as it is")
+        report.fact("Python ranges without a lock file", f"{', '.join(ranges)}: pip installs their newest version")
     for name, version in pins.items():
-        if not wish.wants(name):
+        if not chosen.includes(name):
             continue
         try:
-            newer = newest_within(version, python.versions_of(live, name, wish.seconds), wish.level)
+            newer = newest_within(version, python.versions_of(live, name, chosen.seconds), chosen.level)
         except OpsError as error:
             report.warn(f"newer versions of {name}", error.hint, value=f"not known: {error.message}")
             continue
         if newer:
-            done.append(Done("backend", name, version, newer))
+            done.append(Update("backend", name, version, newer))
     versions = {one.name: one.newer for one in done}
-    return done if _set(report, backend, lambda: pin_python(application, backend, versions, wish.seconds)) else []
+    return done if _set(report, backend, lambda: pin_python(application, backend, versions, chosen.seconds)) else []
 
 
-def update_node(report: Report, application: Application, tree: Worktree, wish: Wish) -> list[Done]:
-    """What the workspace wants directly moved up to `level`, in each package.json and in the lock file."""
+def update_node(report: Report, application: Application, tree: Worktree, chosen: Selection) -> list[Update]:
+    """Raise the direct dependencies of the workspace by at most the chosen level, with the lock file."""
     if not application.web_directory:
         return []
     web, done = tree.at(Path(application.web_directory)), []
     try:
-        outdated = node.find_outdated_node(web, wish.seconds)
+        outdated = node.find_outdated_node(web, chosen.seconds)
     except OpsError as error:
         report.warn("node packages", error.hint, value=f"not updated: {error.message}")
         return []
     for one in outdated:
-        if not wish.wants(one.name):
+        if not chosen.includes(one.name):
             continue
         try:
-            newer = newest_within(one.version, node.node_versions(web, one.name, wish.seconds), wish.level)
+            newer = newest_within(one.version, node.node_versions(web, one.name, chosen.seconds), chosen.level)
         except OpsError as error:
             report.warn(f"newer versions of {one.name}", error.hint, value=f"not known: {error.message}")
             continue
         if newer:
-            done.append(Done("web", one.name, one.version, newer))
+            done.append(Update("web", one.name, one.version, newer))
     versions = {one.name: one.newer for one in done}
-    return done if done and _set(report, web, lambda: set_node(web, versions, wish.seconds)) else []
+    return done if done and _set(report, web, lambda: set_node(web, versions, chosen.seconds)) else []
 
 
 def _set(report: Report, directory: Path, work: Callable[[], object]) -> bool:
-    """Do it; where it fails, put the worktree's files back: half of an update is none."""
+    """Write the new versions; on an error restore the files: an update is complete or not done."""
     try:
         work()
     except OpsError as error:
@@ -120,37 +122,37 @@ def _set(report: Report, directory: Path, work: Callable[[], object]) -> bool:
 
 
 def set_node(web: Path, versions: dict[str, str], seconds: float) -> None:
-    """These versions in every package of the workspace that wants them, and in the lock file.
+    """Set these versions in every package.json of the workspace that has them, and in the lock file.
 
     Raises:
-        OpsError: pnpm could not.
+        OpsError: pnpm failed.
     """
     wanted = [f"{name}@{version}" for name, version in versions.items()]
     node.pnpm(web, "update", "--recursive", "--lockfile-only", "--ignore-scripts", *wanted, seconds=seconds)
 
 
 def judge_tests(report: Report, env: Environment, tree: Worktree, parts: Collection[str], seconds: float) -> None:
-    """Install what was updated into environments of the worktree, and run the application's tests there."""
+    """Install the updated packages into the worktree, and run the application's tests there."""
     application = env.application
     if "backend" in parts:
         backend = tree.at(application.source)
-        venv = _prepared(report, "backend", lambda: virtual_environment(application, backend, beside(tree), seconds))
+        venv = _prepared(report, "backend", lambda: virtual_environment(application, backend, venv_of(tree), seconds))
         if venv:
-            prove_branch(report, env, tree, seconds, python=venv / "bin" / "python", parts=("backend",))
+            run_branch_tests(report, env, tree, seconds, python=venv / "bin" / "python", parts=("backend",))
     if "web" in parts:
         web = tree.at(Path(application.web_directory))
         if _prepared(report, "web", lambda: node.install_node(web, seconds)):
-            prove_branch(report, env, tree, seconds, parts=("web",))
+            run_branch_tests(report, env, tree, seconds, parts=("web",))
 
 
 def _prepared(report: Report, part: str, work: Callable[[], Path]) -> Path | None:
     try:
         return work()
     except OpsError as error:
-        report.fail(f"{part}: installed", error.hint or "look at the branch; it stays", value=error.message)
+        report.fail(f"{part}: installed", error.hint or "check the branch; it is kept", value=error.message)
         return None
 
 
-def beside(tree: Worktree) -> Path:
-    """It goes with the worktree."""
+def venv_of(tree: Worktree) -> Path:
+    """The worktree's own virtual environment; it is deleted with the worktree."""
     return tree.directory.parent / "venv"

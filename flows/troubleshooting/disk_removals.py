@@ -1,4 +1,4 @@
-"""What may go without a decision, in the order of how little it is missed. Called with the open report."""
+"""What can be deleted without a decision: scratch directories, incomplete backups, old rotated logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from blocks.environment import Environment
-from flows.troubleshooting.disk_systems import paths_of
+from flows.troubleshooting.file_systems import paths_of
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
@@ -32,7 +32,7 @@ Order = Literal["scratch", "unfinished", "log"]
 
 @dataclass(frozen=True)
 class Removal:
-    """One path. `thing` is what its own action takes."""
+    """One path to delete. `thing` is the argument of its action."""
 
     order: Order
     act: Act
@@ -44,15 +44,15 @@ class Removal:
 def find_removals(
     report: Report, env: Environment, devices: Collection[int], before: datetime, scratch_seconds: float
 ) -> list[Removal]:
-    """In the order in which they go. Only what lies on one of these file systems makes room there."""
+    """Everything that can be deleted on these file systems, in the order of its deletion."""
     found = [*_scratch(report, env, scratch_seconds), *_unfinished(report, env), *_logs(report, env, before)]
-    once = {one.act: one for one in found}  # kinds may share a directory
+    once = {one.act: one for one in found}  # kinds of backup may share a directory
     named = [path.absolute() for name, path in paths_of(env) if name != "temporary files"]
-    return [one for one in once.values() if _is_on(one, devices) and not _holds(Path(one.act.target), named)]
+    return [one for one in once.values() if _is_on(one, devices) and not _contains(Path(one.act.target), named)]
 
 
-def _holds(doomed: Path, named: Sequence[Path]) -> bool:
-    """Whether something that the environment names lies in it: its server may be down, and nobody works there."""
+def _contains(doomed: Path, named: Sequence[Path]) -> bool:
+    """Whether a path of the environment is inside: while its server is down, no process works there."""
     return any(path.is_relative_to(doomed.absolute()) for path in named)
 
 
@@ -73,11 +73,11 @@ def _scratch(report: Report, env: Environment, min_seconds: float) -> Iterator[R
             yield Removal("scratch", Act(space.REMOVE, str(one.path)), str(one.path), one.taken.bytes, one)
     kept = [(str(one.path), one.kept) for one in found if one.kept]
     if kept:
-        report.table("Scratch directories that stay", ("directory", "why"), kept)
+        report.table("Scratch directories that are kept", ("directory", "why"), kept)
 
 
 def _unfinished(report: Report, env: Environment) -> Iterator[Removal]:
-    """Of this environment only, whose lock is held: no backup of it is being made."""
+    """Of this environment only: this run holds its lock, so no backup of it is running."""
     for which in ("backups", "copies"):
         if not env.has(which):
             continue
@@ -86,10 +86,10 @@ def _unfinished(report: Report, env: Environment) -> Iterator[Removal]:
                 spool = store_of(env, kind, which).spool
                 found = find_leftovers(spool, env.name)
             except OpsError as error:
-                report.warn(f"not looked at: {which} {kind}", error.hint, value=error.message)
+                report.warn(f"not checked: {which} {kind}", error.hint, value=error.message)
                 continue
-            held = find_workers([one.path for one in found])
-            for one in (one for one in found if one.path not in held):
+            used = find_workers([one.path for one in found])
+            for one in (one for one in found if one.path not in used):
                 yield Removal("unfinished", Act(UNFINISHED, str(one.path)), str(one.path), one.bytes, one)
 
 
@@ -100,21 +100,20 @@ def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Remova
     try:
         old = [one for one in find_logs(log) if one.path != log and one.modified < before]
     except OpsError as error:
-        report.warn("not looked at: logs", error.hint, value=error.message)
+        report.warn("not checked: logs", error.hint, value=error.message)
         return
     holders = cleaning.read_holders(old)
-    held = [one.path.name for one in old if one.inode in holders.by_inode]
-    if held:
+    if used := [one.path.name for one in old if one.inode in holders.by_inode]:
         report.warn(
             "rotated logs that are still open",
-            "have their process open its log again: their space is free only then",
-            value=", ".join(held[:5]),
+            "make their process reopen its log: only then is their space free",
+            value=", ".join(used[:5]),
         )
     unknown = [] if holders.whole else [one for one in old if not _is_ours(one.path)]
     if unknown:
         report.warn(
             "rotated logs that may be open",
-            "run it as root, or as the user that writes them: this one may not look at others' processes",
+            "run it as root, or as the user that writes them: this user cannot inspect the processes of others",
             value=", ".join(one.path.name for one in unknown[:5]),
         )
     for one in old:
@@ -125,7 +124,7 @@ def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Remova
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is this user's, whose processes are all seen."""
+    """Whether this user owns it: then all processes that write it are visible."""
     with contextlib.suppress(OSError):
         return path.lstat().st_uid == os.geteuid()
     return False
@@ -134,17 +133,17 @@ def _is_ours(path: Path) -> bool:
 def carry_out(
     report: Report, permit: Permit, removals: list[Removal], before: datetime, scratch_seconds: float
 ) -> list[Removal]:
-    """Each as its own step: what refuses is told, and the next one goes all the same. Returns what is gone."""
-    gone: list[Removal] = []
+    """Delete each as a separate step; a failure is a WARN and does not stop the others. Returns the deleted ones."""
+    removed: list[Removal] = []
     for one in removals:
         try:
             if _remove(permit, one, before, scratch_seconds):
-                gone.append(one)
+                removed.append(one)
         except OpsError as error:
-            report.warn(f"stays: {one.act.target}", error.hint, value=error.message)
-    if left := [one.act.target for one in removals if one not in gone]:
-        report.fact("stays", ", ".join(left[:5]) + (" …" if len(left) > 5 else ""))
-    return gone
+            report.warn(f"not deleted: {one.act.target}", error.hint, value=error.message)
+    if left := [one.act.target for one in removals if one not in removed]:
+        report.fact("not deleted", ", ".join(left[:5]) + (" …" if len(left) > 5 else ""))
+    return removed
 
 
 def _remove(permit: Permit, one: Removal, before: datetime, scratch_seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""What lies under the live parts and comes from no commit: it would go with the part that is replaced."""
+"""Files in the live parts that come from no commit: a deployment would delete them with the replaced part."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tasks.releases.release import Live, Release
 
 
 def require_outside(application: Application, release: Release) -> None:
-    """
+    """Check that a deployment does not replace the application's environment file or its Python.
+
     Raises:
-        OpsError: the application's environment file or its Python lies under a part of the release.
+        OpsError: one of them is in a part of the release.
     """
     for name in filter(None, (application.env_file, application.python)):
         lexical, real = Path(name).absolute(), Path(name).parent.resolve() / Path(name).name
@@ -23,13 +24,13 @@ def require_outside(application: Application, release: Release) -> None:
             if any(path.is_relative_to(release.directory / part) for path in (lexical, real)):
                 raise OpsError(
                     f"{name} is under {part}, which a release replaces",
-                    f"move it out of there, or take {part} off [application] release",
+                    f"move it to another directory, or remove {part} from [application] release",
                 )
 
 
 @probe
-def find_strangers(release: Release, live: Live) -> list[str]:
-    """Files under the live parts that no commit has; what Python compiled is none of them."""
+def find_uncommitted(release: Release, live: Live) -> list[str]:
+    """Files in the live parts that no commit has, without Python's compiled files."""
     found = [name for part in release.parts for name in _files(release.directory, part)]
     return sorted(set(found) - _committed(release, live)) if found else []
 
@@ -48,9 +49,11 @@ def _files(directory: Path, part: str) -> list[str]:
 
 
 def _committed(release: Release, live: Live) -> set[str]:
-    """Not only by the two commits: a deployment that was broken off, or done by hand, leaves files of others."""
+    """Files of all commits, not only of these two: an interrupted or manual deployment leaves files of others."""
     commits = [release.commit, *([live.commit] if live.known else [])]
-    told = [git(release.repository, "ls-tree", "-r", "-z", "--name-only", one, "--", *release.parts) for one in commits]
+    listed = [
+        git(release.repository, "ls-tree", "-r", "-z", "--name-only", one, "--", *release.parts) for one in commits
+    ]
     added = ("log", "--all", "--no-renames", "--diff-filter=A", "--name-only", "--format=", "-z")
-    told.append(git(release.repository, *added, "--", *release.parts))
-    return {name for text in told for name in text.split("\0")}
+    listed.append(git(release.repository, *added, "--", *release.parts))
+    return {name for text in listed for name in text.split("\0")}
