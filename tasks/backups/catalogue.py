@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.guard.process import this_process
 from runbook.kinds import action, probe
 from tasks.backups import manifest as manifests
-from tasks.backups.manifest import MANIFEST, SEAL, Kind, Listed, Manifest
-from tasks.backups.text_cache import known_texts
+from tasks.backups.heads import Heads
+from tasks.backups.manifest import MANIFEST, SEAL, Head, Kind, Listed, Manifest
+from tasks.backups.text_cache import KnownTexts, known_texts
 from tasks.stores.store import RESOURCE, Store
 
 PREFIX: dict[Kind, str] = {
@@ -46,7 +47,8 @@ AT_HAND = ".at-hand-"
 LATEST = "latest"
 STAMP, PUT_BACK = "%Y%m%d_%H%M%S", timedelta(hours=2)
 MOST_LETTERS = 1 << 16
-"""A longer manifest is kept in a listing without its files and content."""
+"""A listing keeps only the head of a longer manifest."""
+READERS = 16
 KEPT = "{} (kept)"
 """Whose backup it is called that a restore took of the live data before: `latest` never means it."""
 
@@ -118,33 +120,31 @@ def open_backup(store: Store, name: str) -> Backup:
 
 def open_all(store: Store, *kinds: Kind) -> tuple[list[Backup], list[str]]:
     """Every backup of some kinds, oldest first, and the names of those whose manifest cannot be read. A run reads each
-    manifest once: it is written once. Notes are read again only where they changed."""
+    manifest once, and a long one is read once by all runs of this host. Notes are read again where they changed."""
     wanted = names(store, *kinds)
-    return _open(store, wanted, _stamps(store) if wanted else {})
+    heads = known_texts().heads(store)
+    opened = _open(store, wanted, _stamps(store) if wanted else {}, heads)
+    heads.save()
+    return opened
 
 
-def _open(store: Store, wanted: Sequence[str], notes: Mapping[str, str]) -> tuple[list[Backup], list[str]]:
+def _open(
+    store: Store, wanted: Sequence[str], notes: Mapping[str, str], heads: Heads | None = None
+) -> tuple[list[Backup], list[str]]:
+    """`heads`: only what a listing shows is needed of long manifests."""
     known, found, unreadable = known_texts(), list[Backup](), list[str]()
 
     def read(name: str) -> Backup | str | None:
-        seal = known.read(store, f"{name}/{SEAL}", name)
-        listed = known.listed.get((f"{store.where}/{name}", seal or ""))
-        local = store.local(name) is not None
-        text = None if listed and not local else known.read(store, f"{name}/{MANIFEST}", name)
-        if text is None and seal is None and not local:
-            return None  # in a bucket: nothing that was ever offered
+        try:
+            manifest, seal, _ = _read_listed(store, name, known, heads) if heads else _read_whole(store, name, known)
+        except FileNotFoundError:
+            return None
+        except VerificationFailed:
+            return name
         stamp = notes.get(f"{name}.json", "")
-        with contextlib.suppress(VerificationFailed):
-            note = known.read(store, note_of(name), stamp) if stamp else None
-            if listed and (not local or seal == manifests.seal_of(text or "")):
-                return _backup(store, listed, seal, note)
-            backup = _listed(_opened(store, name, text, seal, note), text or "", seal or "")
-            if isinstance(backup.manifest, Listed):
-                known.listed[backup.where, seal or ""] = backup.manifest
-            return backup
-        return name
+        return _backup(store, manifest, seal, known.read(store, note_of(name), stamp) if stamp else None)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for one in pool.map(read, wanted):
             if isinstance(one, Backup):
                 found.append(one)
@@ -153,27 +153,45 @@ def _open(store: Store, wanted: Sequence[str], notes: Mapping[str, str]) -> tupl
     return found, unreadable
 
 
+def _read_whole(store: Store, name: str, known: KnownTexts) -> tuple[Manifest, str, int]:
+    """A manifest, its seal and the length of its text.
+
+    Raises:
+        FileNotFoundError: the bucket has neither: no backup was ever offered under that name.
+        VerificationFailed: it is missing or altered.
+    """
+    seal, text = (known.read(store, f"{name}/{path}", name) for path in (SEAL, MANIFEST))
+    if text is None and seal is None and store.local(name) is None:
+        raise FileNotFoundError(name)
+    return manifests.parse(name, text, seal), seal or "", len(text or "")
+
+
+def _read_listed(store: Store, name: str, known: KnownTexts, heads: Heads) -> tuple[Manifest, str, int]:
+    """As `_read_whole`. Of a long manifest only the head is kept: a listing of a thousand backups of ten thousand
+    tables must fit in memory."""
+    head = heads.find(name)
+    if head is None:
+        manifest, seal, letters = _read_whole(store, name, known)
+        if letters <= MOST_LETTERS:
+            return manifest, seal, letters
+        head = Head.of(manifest, seal)
+        heads.remember(head)
+    seal = head.seal
+
+    def read() -> Manifest:
+        if store.read(f"{name}/{SEAL}") != seal:
+            raise VerificationFailed(f"{name} is not the backup that was listed", "run it again")
+        return open_backup(store, name).manifest
+
+    return Listed.of(head, read), seal, 0
+
+
 def _stamps(store: Store) -> dict[str, str]:
     """A folder of notes that cannot be listed says nothing, and must not stand in a restore's way."""
     try:
         return store.stamps(VERIFIED)
     except OpsError:
         return {}
-
-
-def _listed(backup: Backup, text: str, seal: str) -> Backup:
-    """A listing of a thousand backups of ten thousand tables must fit in memory."""
-    if len(text) <= MOST_LETTERS:
-        return backup
-
-    store, name = backup.store, backup.name  # not the backup: it would stay in memory
-
-    def read() -> Manifest:
-        if store.read(f"{name}/{SEAL}") != seal:
-            raise VerificationFailed(f"{name} is not the backup any more that was listed", "launch it again")
-        return open_backup(store, name).manifest
-
-    return replace(backup, manifest=Listed.of(backup.manifest, seal, read))
 
 
 def _opened(store: Store, name: str, text: str | None, seal: str | None, note: str | None) -> Backup:
@@ -271,7 +289,9 @@ def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -
     found = [backup for backup in known if backup.manifest.environment == environment]
     if not found:
         return open_backup(store, unreadable[-1]) if unreadable else None  # which says what is wrong with it
-    return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
+    nearest = min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
+    nearest.manifest.whole()
+    return nearest
 
 
 def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:

@@ -14,6 +14,7 @@ from runbook.units import size
 from tasks.backups import manifest as manifests
 from tasks.backups.catalogue import AT_HAND, Backup, hand_of
 from tasks.backups.encryption import decrypt_files
+from tasks.backups.manifest import Manifest
 from tasks.host.disk import disk_of
 from tasks.stores.directory import told
 from tasks.stores.store import Store
@@ -28,11 +29,11 @@ def verify_files(backup: Backup) -> Sequence[str]:
     Raises:
         OpsError: there is no room for it here, or no key.
     """
-    store, manifest = backup.store, backup.manifest
+    store, manifest = backup.store, backup.manifest.whole()
     stored = store.local(backup.name)
     if backup.path == stored:
         return manifests.damage(stored, manifest.files)
-    _require_room(backup, stored)
+    _require_room(backup, manifest, stored)
     with told(backup.path):  # what an attempt before this one brought stays
         backup.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     if stored is None:
@@ -46,9 +47,9 @@ def verify_files(backup: Backup) -> Sequence[str]:
     return decrypt_files(stored, backup.path, manifest.clear, store.key) if manifest.clear else []
 
 
-def _require_room(backup: Backup, stored: Path | None) -> None:
-    clear = sum(file.bytes for file in backup.manifest.clear.values())
-    needed = clear + (0 if stored else backup.manifest.bytes)
+def _require_room(backup: Backup, manifest: Manifest, stored: Path | None) -> None:
+    clear = sum(file.bytes for file in manifest.clear.values())
+    needed = clear + (0 if stored else manifest.bytes)
     disk = disk_of(backup.path)
     if disk.free_bytes < needed:
         raise OpsError(

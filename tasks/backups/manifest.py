@@ -62,9 +62,38 @@ class Manifest(BaseModel):
         """Whether its files are stored encrypted."""
         return bool(self.clear)
 
+    def whole(self) -> Manifest:
+        """With its files and content, as a restore needs it."""
+        return self
+
 
 LONG = ("files", "content", "clear")
 SHORT_ENTRIES = 5000
+
+
+class Head(BaseModel):
+    """What a listing shows of a long manifest. `content` is None where it is long too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Kind
+    name: str
+    environment: str
+    taken: datetime
+    seconds: float
+    host: str
+    tool: str
+    recipients: tuple[str, ...]
+    content: dict[str, Any] | None
+    bytes: int
+    is_encrypted: bool
+    seal: str
+
+    @classmethod
+    def of(cls, manifest: Manifest, seal: str) -> Head:
+        """Of a manifest and its seal."""
+        entries = sum(len(value) for value in manifest.content.values() if isinstance(value, Sized))
+        shown = {name: getattr(manifest, name) for name in cls.model_fields if name not in ("content", "seal")}
+        return cls(**shown, content=manifest.content if entries <= SHORT_ENTRIES else None, seal=seal)
 
 
 class Listed(Manifest):
@@ -75,37 +104,36 @@ class Listed(Manifest):
     """
 
     _read: Callable[[], Manifest] = PrivateAttr()
-    _seal: str = PrivateAttr()
-    _bytes: int = PrivateAttr()
-    _is_encrypted: bool = PrivateAttr()
+    _head: Head = PrivateAttr()
 
     @classmethod
-    def of(cls, manifest: Manifest, seal: str, read: Callable[[], Manifest]) -> Listed:
-        """Without what is long. `read` gives the whole again, or raises."""
-        listed = cls.model_construct(**{name: getattr(manifest, name) for name in Manifest.model_fields})
-        short = sum(len(value) for value in manifest.content.values() if isinstance(value, Sized)) <= SHORT_ENTRIES
+    def of(cls, head: Head, read: Callable[[], Manifest]) -> Listed:
+        """`read` reads the manifest again, or raises."""
+        listed = cls.model_construct(**{name: getattr(head, name, None) for name in Manifest.model_fields})
         for name in LONG:
-            if name != "content" or not short:
+            if name != "content" or head.content is None:
                 del listed.__dict__[name]
-        listed._read, listed._seal = read, seal
-        listed._bytes, listed._is_encrypted = manifest.bytes, manifest.is_encrypted
+        listed._read, listed._head = read, head
         return listed
 
     def whole(self) -> Manifest:
-        """With everything.
+        """With its files and content, read from the store.
 
         Raises:
-            VerificationFailed: it is missing or altered by now.
+            VerificationFailed: it is missing, altered, or not the manifest that was listed.
         """
-        return self._read()
+        manifest = self._read()
+        if Head.of(manifest, self._head.seal) != self._head:
+            raise VerificationFailed(f"{self.name} is not the backup that was listed", "run it again")
+        return manifest
 
     @property
     def bytes(self) -> int:
-        return self._bytes
+        return self._head.bytes
 
     @property
     def is_encrypted(self) -> bool:
-        return self._is_encrypted
+        return self._head.is_encrypted
 
     if not TYPE_CHECKING:
 
@@ -114,7 +142,7 @@ class Listed(Manifest):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Listed):
-            return self._seal == other._seal
+            return self._head.seal == other._head.seal
         return self.whole() == other
 
     __hash__ = None  # type: ignore[assignment]

@@ -20,7 +20,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups import catalogue
 from tasks.backups.catalogue import KEPT, Backup, note_of
-from tasks.backups.manifest import Kind
+from tasks.backups.manifest import MANIFEST, Kind
 from tasks.cluster.content import needed_by
 from tasks.stores.store import Store, has_place, store_of
 
@@ -186,14 +186,26 @@ def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -
 
     Raises:
         OpsError: the store refuses (an object lock).
+        VerificationFailed: a backup is not the one that was listed.
     """
     freed = 0
     for backup in doomed:
         permit.require(DELETE, backup.where)
+        _require_as_listed(backup)
         backup.store.remove(environment, backup.name)
         backup.store.forget(note_of(backup.name))
         freed += backup.manifest.bytes
     return freed
+
+
+def _require_as_listed(backup: Backup) -> None:
+    """The rule was applied to what a listing showed, which may come from a cache.
+
+    Raises:
+        VerificationFailed: the backup's own manifest differs.
+    """
+    if backup.store.read(f"{backup.name}/{MANIFEST}") is not None:  # None: an attempt before this one removed it
+        backup.manifest.whole()
 
 
 PATIENCE_SECONDS = 5.0

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import weakref
 import zlib
+from pathlib import Path
 
 from runbook.current import current_report
 from runbook.report import Report
-from tasks.backups.manifest import Listed
+from tasks.backups.heads import Heads
 from tasks.stores.store import Store
 
 MOST_BYTES = 256 << 20
@@ -24,9 +25,13 @@ class KnownTexts:
     def __init__(self) -> None:
         self._texts: dict[tuple[str, str, str], bytes] = {}
         self._bytes = 0
-        self.listed: dict[tuple[str, str], Listed] = {}
-        """Long manifests that were read, by the backup's place and seal: reading one takes a tenth of a second."""
+        self._heads: dict[tuple[str, Path], Heads] = {}
         self._lock = threading.Lock()
+
+    def heads(self, store: Store) -> Heads:
+        """The heads of a store's long manifests, loaded once a run."""
+        with self._lock:
+            return self._heads.setdefault((store.where, store.hands), Heads(store))
 
     def read(self, store: Store, path: str, stamp: str) -> str | None:
         """A text of a store; from here where it was read with the same `stamp` before. None is asked for again.

@@ -51,6 +51,22 @@ def list_stamps(bucket: Bucket, folder: str) -> dict[str, str]:
     }
 
 
+def read_identity(bucket: Bucket, key: str) -> str | None:
+    """ETag, size and time of an object, which change when it is written again; None: it is not there.
+
+    Raises:
+        OpsError: it is not readable.
+    """
+    head = partial(bucket.client().head_object, Bucket=bucket.bucket, Key=bucket.key(key))
+    try:
+        answer = attempt(bucket, f"reading {key}", head)
+    except Refused as error:
+        if error.code in MISSING:
+            return None
+        raise
+    return f"{answer['ETag']} {answer['ContentLength']} {answer['LastModified'].isoformat()}"
+
+
 def read_small(bucket: Bucket, key: str) -> bytes | None:
     """A small object's content; None: it is not there.
 

@@ -69,6 +69,9 @@ class BucketStore:
         except UnicodeDecodeError:
             return None
 
+    def identity(self, path: str) -> str | None:
+        return objects.read_identity(self.bucket, path)
+
     def write(self, path: str, text: str) -> None:
         objects.write_small(self.bucket, path, text.encode(), lock=False)
 

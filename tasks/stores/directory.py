@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ PARTIAL = ".partial-"
 SENT = ".sent-"
 BAD = ".bad-"
 TRANSIT = ".transit-"
+SETTLED_SECONDS = 2.0
+"""Timestamps of files have steps: of a tick of the kernel, or of a second on some file systems."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class DirectoryStore:
             return (self.path / path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return None
+
+    def identity(self, path: str) -> str | None:
+        try:
+            found = (self.path / path).lstat()
+        except OSError:
+            return None
+        if time.time() - found.st_ctime < SETTLED_SECONDS:  # it may change again without its times changing
+            return None
+        return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
     def write(self, path: str, text: str) -> None:
         target = self.path / path

@@ -60,6 +60,14 @@ class Store(Protocol):
             Unreachable: the store does not answer.
         """
 
+    def identity(self, path: str) -> str | None:
+        """What changes whenever a file below the store is replaced or written, without reading it; None where there is
+        none, or it is too young to be told from its next version.
+
+        Raises:
+            Unreachable: the store does not answer.
+        """
+
     def write(self, path: str, text: str) -> None:
         """Put a small text there, whole or not at all.
 
