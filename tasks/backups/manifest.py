@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -245,10 +245,13 @@ def parse(name: str, text: str | None, seal: str | None) -> Manifest:
     return manifest
 
 
-def damage(directory: Path, files: Mapping[str, FileSum]) -> list[str]:
+def damage(directory: Path, files: Mapping[str, FileSum], *, only: Collection[str] | None = None) -> list[str]:
     """Every way in which a backup's files differ from their sums, as sentences; empty when it is whole. One that the
-    disk does not give back is one of them."""
+    disk does not give back is one of them. `only`: the names of files that are judged; other files are not read."""
     paths = {path.relative_to(directory).as_posix(): path for path in files_in(directory)}
+    if only is not None:
+        paths = {name: path for name, path in paths.items() if name in only}
+        files = {name: files[name] for name in only}
     for path in paths.values():
         if path.is_symlink() or not path.is_file():
             return [f"{path.name} is not a plain file"]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from prefect import flow
 
 from blocks.environment import Environment, Stores
 from flows.database import expectations
+from flows.database import restore_steps as database
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
@@ -35,6 +36,7 @@ from tasks.application.endpoint import SEND, send_users
 from tasks.backups.catalogue import LATEST
 from tasks.failover.fencing import Fencing, named_person
 from tasks.failover.region import find_region
+from tasks.postgres.restore.staged_copy import dump_in
 from tasks.wal.archive.archive import Archive
 
 
@@ -46,6 +48,7 @@ def region_failover(
     fenced_by: str = "",
     without: tuple[choose.Part, ...] = (),
     strict: bool = False,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -76,6 +79,7 @@ def region_failover(
         fenced_by: 旧リージョンを遮断した人の氏名と方法。ここから確認できない場合に必須
         without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、ユーザーを切り替える前に中止する
+        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
     """
@@ -94,14 +98,15 @@ def region_failover(
         with phases.of("decision"):
             fence.judge(report, "before the plan")
             ways = Ways(report, env, source, backup)
-            way, chosen = _choose(report, env, ways, fence, without)
+            parts = Parts(without, tuple(accept))
+            way, chosen = _choose(report, env, ways, fence, parts)
         build.plan(report, env, way, chosen)
         report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, when all of it is proven")
         pin_database(report, env.postgres)
         permit = report.permit(*_acts(env, chosen))
         report.state_is("nothing serves here, and no user is sent here", "launch it again when that is put right")
         fence.judge(report, "after the confirmation")
-        held = _bring_back(report, permit, env, ways, way, chosen, without, phases, strict=strict)
+        held = _bring_back(report, permit, env, ways, way, chosen, parts, phases, strict=strict)
         with phases.of("switch"):
             fence.judge(report, "before users are sent here", held.last)
             sent = send_users.after(held.last)(permit, env.endpoint, env.application)
@@ -119,13 +124,28 @@ def _acts(env: Environment, chosen: choose.Chosen) -> tuple[Act, ...]:
     return (*dict.fromkeys([*chosen.acts(env), *swap.acts(env)]), Act(SEND, env.endpoint.file))
 
 
-def _choose(
-    report: Report, env: Environment, ways: Ways, fence: Fence, without: tuple[choose.Part, ...]
-) -> tuple[Way, choose.Chosen]:
+@dataclass(frozen=True)
+class Parts:
+    """What is not restored: whole parts, and objects of the database that a person accepted by name."""
+
+    without: tuple[choose.Part, ...]
+    accepted: tuple[str, ...]
+
+    def choose(self, report: Report, env: Environment, way: Way) -> choose.Chosen:
+        """All backups that are restored together. A base backup leaves no object out."""
+        chosen = choose.with_others(report, env, way.backup, way.newest, "backups", self.without)
+        if way.replay:
+            return chosen
+        dump = database.without_accepted(report, env, dump_in(way.backup), self.accepted)
+        report.fail_if_critical()
+        return replace(chosen, dump=dump)
+
+
+def _choose(report: Report, env: Environment, ways: Ways, fence: Fence, parts: Parts) -> tuple[Way, choose.Chosen]:
     way = ways.choose()
     if way.replay and fence.archive is None:
         fence.watch(way.replay.origin.archive)
-    return way, choose.with_others(report, env, way.backup, way.newest, "backups", without)
+    return way, parts.choose(report, env, way)
 
 
 def _bring_back(
@@ -135,7 +155,7 @@ def _bring_back(
     ways: Ways,
     way: Way,
     chosen: choose.Chosen,
-    without: tuple[choose.Part, ...],
+    parts: Parts,
     phases: Phases,
     *,
     strict: bool,
@@ -159,7 +179,7 @@ def _bring_back(
             break
         ways.tried.add(way.backup.name)
         way = ways.choose()
-        chosen = choose.with_others(report, env, way.backup, way.newest, "backups", without)
+        chosen = parts.choose(report, env, way)
     ways.taken = way
     with ready, phases.of("bring up"):
         held = finish()
@@ -179,6 +199,7 @@ def main() -> int:
     parser.add_argument("--fenced-by", default="", help="who has cut the old region off, and how")
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="do not bring back")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation when backed up")
+    parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(region_failover, vars(parser.parse_args()))
 

@@ -190,13 +190,7 @@ def _in_transaction(
             raise VerificationFailed(f"{one.pair.live.name}: {deleted} rows deleted, {old.rows} kept", _LOOK)
     failpoint("tables: deleted")
     for one in replacements:
-        connection.execute(
-            _INSERT.format(
-                table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
-                columns=one.pair.live.written,
-                source=one.source,
-            )
-        )
+        _insert(connection, one)
     failpoint("tables: inserted")
     dangling = tuple(find_dangling(connection, order.ties.keys))
     require_references(dangling)
@@ -209,6 +203,20 @@ def _in_transaction(
         for one, old in zip(replacements, kept, strict=True)
     )
     return tuple(replaced), advanced, dangling
+
+
+def _insert(connection: Connection, one: Replacement) -> None:
+    """A generated column that a person accepted may need the database's own `search_path` to be computed."""
+    insert = _INSERT.format(
+        table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
+        columns=one.pair.live.written,
+        source=one.source,
+    )
+    if one.pair.live.uncompared:
+        connection.execute("SET LOCAL search_path TO DEFAULT")
+    connection.execute(insert)
+    if one.pair.live.uncompared:
+        connection.execute("SET LOCAL search_path TO ''")
 
 
 _LOOK = "nothing was changed; look for what writes to it beside (pg_stat_activity), and launch this again"
