@@ -156,6 +156,7 @@ def swap_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> 
                     if find(client, aside(one.name)):
                         current.remove()
                     else:
+                        _never_start(current)
                         current.rename(aside(one.name))
                 following.rename(one.name)
             client.containers.get(one.name).start()
@@ -179,6 +180,7 @@ def take_back(permit: Permit, block: Docker, wanted: Sequence[Wanted], made: Map
             if before:
                 if current:
                     _set_failed_aside(client, current, one.name)
+                before.update(restart_policy=options(block.container(one.role))["restart_policy"])
                 before.rename(one.name)
             elif not current or current.id == made.get(one.role):
                 without.append(one.role)
@@ -188,12 +190,16 @@ def take_back(permit: Permit, block: Docker, wanted: Sequence[Wanted], made: Map
 
 
 def _set_failed_aside(client: Any, current: Any, name: str) -> None:
-    """Without its restart policy: an engine that starts again would start it beside the old one."""
     if left := find(client, failed(name)):  # of a run that was killed
         left.remove(force=True)
-    current.update(restart_policy={"Name": "no"})
+    _never_start(current)
     current.stop(timeout=0)
     current.rename(failed(name))
+
+
+def _never_start(container: Any) -> None:
+    """An engine that starts again would start a container whose policy is `always` next to its successor."""
+    container.update(restart_policy={"Name": "no"})
 
 
 @action(idempotent=True)

@@ -216,6 +216,13 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
         deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     monkeypatch.setattr(container_way, "swap_containers", swap_containers)
     assert trial.containers() == [trial.name, f"{trial.name}-before"]
+
+    def policy(name: str) -> str:
+        return str(trial.engine.client.containers.get(name).attrs["HostConfig"]["RestartPolicy"]["Name"])
+
+    configured = policy(trial.name)
+    assert configured != "no", "the seed is right"
+    assert policy(f"{trial.name}-before") == "no", "an engine that starts again leaves it stopped"
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert report.status is Status.WARN
     assert "was set aside" in report.sentence()
@@ -232,6 +239,7 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
     (back,) = [one for one in failed.value.report.findings if one.name == "what was before runs again"]
     assert back.status is Status.OK
     assert trial.serves() == "v1", "what ran, and had been looked at before anything took its place"
+    assert policy(trial.name) == configured
     assert trial.containers() == [trial.name]
     set_failed_aside = deploying._set_failed_aside
 
@@ -244,8 +252,7 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
         deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
     monkeypatch.setattr(deploying, "_set_failed_aside", set_failed_aside)
     assert trial.containers() == [f"{trial.name}-before", f"{trial.name}-failed"]
-    kept = trial.engine.client.containers.get(f"{trial.name}-failed").attrs
-    assert kept["HostConfig"]["RestartPolicy"]["Name"] == "no", "an engine that starts again leaves it stopped"
+    assert policy(f"{trial.name}-failed") == "no"
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert trial.serves() == "v2"
     assert trial.containers() == [trial.name]
