@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 
 from runbook.current import current_report, use_report
 from runbook.drivers import described
-from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
+from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.files import chain, durable, repeats
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
@@ -22,6 +22,7 @@ from runbook.guard.holder import Rank
 from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.log import logger
+from runbook.masking import without_logins
 from runbook.page import render
 from runbook.page.form import Forms, dumps, form_address, read_forms
 from runbook.page.markdown import escaped

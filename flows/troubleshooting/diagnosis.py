@@ -14,8 +14,9 @@ import psycopg
 
 from blocks.environment import Environment
 from blocks.postgres.server import first_line
-from blocks.services.service import MASK, ServiceState
+from blocks.services.service import ServiceState
 from runbook.errors import OpsError
+from runbook.masking import MASK, masked, secret_parts, without
 from runbook.next import Next
 from runbook.page.form import Forms, read_forms
 from runbook.page.markdown import escaped, fenced
@@ -23,7 +24,6 @@ from runbook.report import Evidence, Finding, Report, Status
 from runbook.wait import within
 from tasks.application.env_file import read_variables
 from tasks.host.services import names_of
-from tasks.logs.masking import masked, secret_parts, without
 from tasks.postgres.upkeep.session import as_ops_error
 from tasks.reports.evidence import secrets_of
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
+from runbook.masking import masked
 from runbook.page.form import read_forms
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from tasks.application.health import wait_healthy
 from tasks.application.worktree import git, inside
 from tasks.host.services import read_services, start_services, stop_services
-from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
 from tasks.releases.packages import find_packages_behind, kept_venv, require_venv

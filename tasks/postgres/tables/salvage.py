@@ -22,9 +22,9 @@ from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
+from runbook.masking import masked_statement
 from runbook.units import size
 from tasks.postgres.content.keyed import FETCH, Difference, Key, Keyed, Row, differences, whole_rows
-from tasks.postgres.server.masking import masked
 from tasks.postgres.tables.checks import advance, require_deferrable, require_references, require_unchanged
 from tasks.postgres.tables.dangling import find_dangling
 from tasks.postgres.tables.find import Table
@@ -146,7 +146,7 @@ def _count(counted: Counted, one: Difference, statement: str) -> None:
     counted.inserts += statement.startswith("INSERT")
     counted.updates += statement.startswith("UPDATE")
     if statement and len(counted.samples) < MOST_SAMPLES:
-        counted.samples.append(masked(statement))
+        counted.samples.append(masked_statement(statement))
 
 
 def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
@@ -233,7 +233,7 @@ def run(connection: Connection, statements: Iterator[str]) -> Ran:
         ran.updated += rows * statement.startswith("UPDATE")
         ran.passed += not rows
         if not rows and len(ran.examples) < MOST_SAMPLES:
-            ran.examples.append(masked(statement))
+            ran.examples.append(masked_statement(statement))
     return ran
 
 
