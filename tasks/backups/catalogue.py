@@ -1,7 +1,7 @@
-"""The backups in a store: found, chosen, offered, brought at hand.
+"""The backups in a store: listed, opened, chosen, and marked as verified or failed.
 
-That a restore of a backup was verified is told by a file beside it (`.verified/<name>.json`): a backup itself never
-changes. What is read of a backup is read in clear and on this host: at hand.
+A file in the store (`.verified/<name>.json`) records that a restore of a backup was verified: a backup itself never
+changes. The files of a backup are read decrypted, on this host.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ MOST_LETTERS = 1 << 16
 """A listing keeps only the head of a longer manifest."""
 READERS = 16
 KEPT = "{} (kept)"
-"""Whose backup it is called that a restore took of the live data before: `latest` never means it."""
+"""The environment of the live data that a restore kept: `latest` never means such a backup."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup and its manifest. `path` is where its files are, in clear, once it is at hand (`verify_files`).
+    """A backup and its manifest. `path` is the directory of its decrypted files after `verify_files`.
 
-    `verified` is when a restore of it was last proven, empty when never. `failed` is when it did not stand that proof,
-    or a reading, if that came later. `broken` are the expectations that its data broke when it was last restored.
+    `verified` is the time of the last proven restore, empty if there was none. `failed` is the time of a later failed
+    proof or reading. `broken` are the expectations that its data broke in the last restore.
     """
 
     path: Path
@@ -70,12 +70,12 @@ class Backup:
 
     @property
     def name(self) -> str:
-        """As it stands in the store."""
+        """Its name in the store."""
         return self.manifest.name
 
     @property
     def is_proven(self) -> bool:
-        """Whether a restore of it was equal by content: also where its data broke a rule already when it was taken."""
+        """Whether a restore of it was equal by content, even if its data already broke a rule when it was taken."""
         return bool(self.verified or self.broken)
 
     @property
@@ -90,8 +90,8 @@ class Backup:
 
 
 def hand_of(store: Store, environment: str) -> Path:
-    """The directory of this host into which this process brings backups: named after a process that can be told from
-    another of the same number."""
+    """The directory of this host into which this process fetches backups. Its name identifies the process, also
+    among those that had the same number."""
     return store.hands / f"{AT_HAND}{environment}.{this_process().text}"
 
 
@@ -102,7 +102,7 @@ def names(store: Store, *kinds: Kind) -> list[str]:
 
 
 def kind_of(name: str, otherwise: Kind) -> Kind:
-    """The kind that a backup's name tells; `otherwise` for `latest` and dates."""
+    """The kind in a backup's name; `otherwise` for `latest` and dates."""
     return next(
         (kind for kind, prefix in PREFIX.items() if re.fullmatch(rf"{prefix}_\d{{8}}_\d{{6}}", name)), otherwise
     )
@@ -187,7 +187,7 @@ def _read_listed(store: Store, name: str, known: KnownTexts, heads: Heads) -> tu
 
 
 def _stamps(store: Store) -> dict[str, str]:
-    """A folder of notes that cannot be listed says nothing, and must not stand in a restore's way."""
+    """Notes that cannot be listed must not block a restore."""
     try:
         return store.stamps(VERIFIED)
     except OpsError:
@@ -205,8 +205,8 @@ def _backup(store: Store, manifest: Manifest, seal: str | None, note: str | None
 
 
 def _noted(note: str | None, seal: str) -> tuple[str, str, str]:
-    """When this very manifest was proven by a restore, or failed, and which rules its data broke; a note that cannot be
-    read says nothing, and must not stand in a restore's way."""
+    """When a restore of this manifest was proven or failed, and which rules its data broke. A note that cannot be read
+    must not block a restore."""
     try:
         noted = json.loads(note or "")
         if noted.get("seal", seal) != seal:
@@ -217,7 +217,7 @@ def _noted(note: str | None, seal: str) -> tuple[str, str, str]:
 
 
 def note_of(name: str) -> str:
-    """Where in a store it is noted how a backup stood its proof."""
+    """The file in a store that records the result of a backup's proof."""
     return f"{VERIFIED}/{name}.json"
 
 
@@ -225,12 +225,12 @@ def note_of(name: str) -> str:
 def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str = "") -> Backup:
     """The backup that an operator means: `latest`, a date `YYYYMMDD` (the newest of that day), or a name.
 
-    Several environments may share a store: all but a name mean one's own. One whose manifest cannot be read may be
-    anybody's; where it is the newest, it is not passed over in silence.
+    Several environments may share a store: `latest` and a date choose among this environment's backups. A backup whose
+    manifest cannot be read may be any environment's: if it is the newest, that is an error.
 
     Raises:
-        OpsError: there is none, and which there are; or it is a backup of something else.
-        VerificationFailed: its manifest is missing or altered, and which one is before it.
+        OpsError: there is none, or it is a backup of something else; the newest ones are named.
+        VerificationFailed: its manifest is missing or altered.
     """
     asked, kind = RESOURCE[kind], kind_of(wanted, kind)
     if RESOURCE[kind] != asked:
@@ -248,7 +248,7 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
     )
     newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
     others = [backup for backup in known if backup not in own]
-    more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
+    more = f"; name another environment's backup in full, e.g. {others[-1].name}" if others else ""
     raise OpsError(
         f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}{more}"
     )
@@ -313,23 +313,20 @@ def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:
 
 
 def instead_of(backup: Backup) -> str:
-    """The next step where a backup is bad: an earlier one only as far as it is known to be better."""
+    """The next step if a backup is damaged: an earlier one, and whether a restore proved it."""
     if proven := earlier(backup, proven=True):
         return (
-            f"launch it again with backup={proven.name}, which a restore proved ({proven.verified}); what was written "
-            "between the two is lost"
+            f"run it again with backup={proven.name}, which a restore proved ({proven.verified}); writes between the "
+            "two are lost"
         )
     if other := earlier(backup):
-        return (
-            f"no earlier backup was ever proven by a restore; {other.name} is the one before it: verify-backup shows "
-            "whether it is better"
-        )
-    return "there is no earlier backup: look for a copy of this one in another store"
+        return f"no earlier backup was ever proven by a restore; run verify-backup for the previous one, {other.name}"
+    return "there is no earlier backup: run it again with source=copies, or look for a copy in another store"
 
 
 @action(idempotent=True)
 def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that a restore of it was proven, now; returns when. The note is of this very manifest.
+    """Record that a restore of a backup was proven; returns the time. The note is valid for this manifest only.
 
     Raises:
         OpsError: the store cannot be written to.
@@ -339,7 +336,7 @@ def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
 
 @action(idempotent=True)
 def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that it did not stand its proof: it no longer counts as verified; returns when.
+    """Record that a backup failed its proof: it no longer counts as verified; returns the time.
 
     Raises:
         OpsError: the store cannot be written to.
@@ -349,8 +346,8 @@ def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
 
 @action(idempotent=True)
 def mark_broken(store: Store, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that it restores, and that its data breaks rules (`rules` of the facts): it is neither
-    verified nor failed; returns when.
+    """Record that a backup restores and that its data breaks rules (`rules` of the facts): it counts neither as
+    verified nor as failed; returns the time.
 
     Raises:
         OpsError: the store cannot be written to.

@@ -1,4 +1,4 @@
-"""What a backup contains, written once, beside it: every file with size and SHA-256, and the content by kind."""
+"""The manifest of a backup, written once: every file with its size and SHA-256, and the content by kind."""
 
 from __future__ import annotations
 
@@ -233,14 +233,15 @@ def parse(name: str, text: str | None, seal: str | None) -> Manifest:
         raise VerificationFailed(f"the manifest of {name} is not one: {where}", OTHER_BACKUPS) from None
     if manifest.name != name:
         raise VerificationFailed(
-            f"{name} has the manifest of {manifest.name}", f"this one was mixed up; {OTHER_BACKUPS}"
+            f"{name} has the manifest of {manifest.name}",
+            f"do not use it: it was confused with another; {OTHER_BACKUPS}",
         )
     for path in (*manifest.files, *manifest.clear, manifest.environment):  # all of them become paths
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts or str(pure) != path or "\0" in path:
             raise VerificationFailed(
-                f"the manifest of {name} names “{path[:200]}”, which leads out of it",
-                "do not use it: it was forged or mixed up",
+                f"the manifest of {name} names “{path[:200]}”, which is outside the backup",
+                "do not use it: it was forged or confused with another",
             )
     return manifest
 

@@ -124,7 +124,7 @@ class BucketStore:
         there = self.read(f"{name}/{MANIFEST}")
         if there not in (None, manifests.text_in(source)):
             raise VerificationFailed(
-                f"{self.where} has another backup of the name {name}", "give each environment a prefix of its own there"
+                f"{self.where} has another backup of the name {name}", "give each environment its own prefix there"
             )
         return there is not None
 

@@ -112,14 +112,18 @@ class DirectoryStore:
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
         if (self.path / name).exists():
-            raise VerificationFailed(f"{self.path / name} is there and has no readable manifest", "move it away")
+            raise VerificationFailed(
+                f"{self.path / name} exists and has no readable manifest", "move it out of the store"
+            )
         directory = self.path / f"{PARTIAL}{environment}-{name}"
         shutil.rmtree(directory, ignore_errors=True)
         with told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         needed, free = sum(file.bytes for file in files.values()), disk_of(self.path).free_bytes
         if free < needed:
-            raise OpsError(f"{name} needs {size(needed)} in {self.path} and {size(free)} are free", "make room there")
+            raise OpsError(
+                f"{name} needs {size(needed)} in {self.path} and {size(free)} are free", "free disk space there"
+            )
         with told(directory):
             shutil.copytree(source, directory)
         failpoint("receive: copied")
@@ -195,7 +199,7 @@ def told(path: Path) -> Iterator[None]:
         one = error.args[0][0] if isinstance(error, shutil.Error) else ()  # copytree's: a list of (from, to, why)
         where, why = (one[0], one[2]) if one else (error.filename or path, error.strerror or error)
         raise OpsError(
-            f"{where}: {why}", f"make room at {path.parent}, make it writable for this user, and look at its disk"
+            f"{where}: {why}", f"free disk space at {path.parent}, make it writable for this user, and check its disk"
         ) from None
 
 
