@@ -233,7 +233,10 @@ def _write(report: Report, directory: Path, often: bool, forms: Forms) -> str:
             file()
     except OSError as error:
         what = f"the report could not be written to {directory}: {error.strerror}"
-        _failed(report, OpsError(what, "make room there or correct its owner; what was done is in the log and the UI"))
+        _failed(
+            report,
+            OpsError(what, "free disk space there, or correct its owner; what was done is in the log and the UI"),
+        )
     return render.markdown(report, forms)
 
 

@@ -1,4 +1,4 @@
-"""A backup's files on this host and in clear, proven by their checksums, for as long as a run reads them."""
+"""A backup's files on this host, decrypted and proven by their checksums, until the run ends."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tasks.stores.store import Store
 
 @probe
 def verify_files(backup: Backup, only: Collection[str] | None = None) -> Sequence[str]:
-    """Read a backup's files, compare them with the manifest, and have them at hand; returns what is wrong.
+    """Read a backup's files and compare them with the manifest; returns the problems as sentences.
 
-    What is elsewhere is brought here first, what is encrypted is decrypted: `put_away` removes both.
+    Files in a bucket are downloaded and encrypted files are decrypted; `put_away` deletes both.
 
     Args:
         only: the names, in clear, of the files that are needed; None: every file
@@ -66,7 +66,7 @@ def _require_space(backup: Backup, *needed: Mapping[str, FileSum]) -> None:
 
 
 def put_away(backup: Backup) -> None:
-    """Remove what this run brought here of a backup."""
+    """Delete the files of a backup that this run fetched."""
     hand = hand_of(backup.store, backup.manifest.environment)
     shutil.rmtree(hand / backup.name, ignore_errors=True)
     with contextlib.suppress(OSError):  # another backup is still at hand
@@ -74,7 +74,7 @@ def put_away(backup: Backup) -> None:
 
 
 def sweep(store: Store) -> None:
-    """Remove what dead processes of this host had at hand: it may be in clear."""
+    """Delete fetched files of dead processes of this host: they may be decrypted."""
     for path in store.hands.glob(f"{AT_HAND}*") if store.hands.is_dir() else ():
         with contextlib.suppress(OSError):  # another run removes it too
             if is_abandoned(path.name.rpartition(".")[2], path):

@@ -1,7 +1,7 @@
-"""Small texts of stores that a run has read: a manifest is written once, and a run asks for it more than once.
+"""Small texts of stores that a run has read: a manifest is written once, and a run reads it more than once.
 
-They are kept compressed, and no more than `MOST_BYTES` of them: a thousand backups of ten thousand tables have some
-gigabytes of manifests. What is on this host is read again: that costs nothing.
+They are compressed, up to `MOST_BYTES`: a thousand backups of ten thousand tables have some gigabytes of manifests.
+Texts on this host are read again: that is fast.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class KnownTexts:
             return self._heads.setdefault((store.where, store.hands), Heads(store))
 
     def read(self, store: Store, path: str, stamp: str) -> str | None:
-        """A text of a store; from here where it was read with the same `stamp` before. None is asked for again.
+        """A text of a store, cached by its `stamp`. A missing text is queried again.
 
         Raises:
             Unreachable: the store does not answer.
@@ -58,7 +58,7 @@ _last: tuple[weakref.ref[Report], KnownTexts] | None = None
 
 
 def known_texts() -> KnownTexts:
-    """Of the current run; outside a run nothing is known from before."""
+    """The texts of the current run; outside a run, an empty cache."""
     global _last
     report = current_report()
     if report is None:

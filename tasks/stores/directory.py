@@ -1,6 +1,6 @@
 """A directory of this host with one directory per backup.
 
-A backup is written under `.partial-<environment>-<name>` and offered by rename: what has no such prefix is whole.
+A backup is written as `.partial-<environment>-<name>` and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SETTLED_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class DirectoryStore:
-    """A local store: what is made in it is in it already."""
+    """A local store. Its spool is the store itself."""
 
     path: Path
     key: Key = field(default=NO_KEY)
@@ -86,8 +86,8 @@ class DirectoryStore:
             durable.write(target, text)
 
     def claim(self, environment: str, name: str) -> bool:
-        """The directory to write into is the claim. Each makes his before he looks for others' and for the backup: of
-        two in the same second none or one has it, whoever is first."""
+        """The directory to write into is the reservation. Each environment makes its own before it looks for others and
+        for the backup: of two in the same second, at most one gets the name."""
         mine = self.path / f"{PARTIAL}{environment}-{name}"
         with told(mine):
             try:
@@ -172,14 +172,14 @@ class DirectoryStore:
 
 
 def begun_by(environment: str, markers: Iterable[str]) -> list[str]:
-    """The names of the backups that an environment began, of markers `.partial-<environment>-<name>`."""
+    """The names of an environment's unfinished backups, from markers `.partial-<environment>-<name>`."""
     pattern = re.compile(rf"{re.escape(PARTIAL + environment)}-([a-z]+_\d{{8}}_\d{{6}})")
     return [match[1] for marker in markers if (match := pattern.fullmatch(marker))]
 
 
 def is_claimed(environment: str, name: str, markers: Iterable[str]) -> bool:
-    """Whether another environment has a marker of a name, or makes one now. Each makes its own first and looks then:
-    two that both looked before the other's was there would each have looked before its own was."""
+    """Whether another environment has reserved a name. Each environment writes its own marker before it looks for
+    others: so at least one of two sees the other's."""
     return any(
         marker.startswith(PARTIAL) and marker.endswith(f"-{name}") and marker != f"{PARTIAL}{environment}-{name}"
         for marker in markers
@@ -188,7 +188,7 @@ def is_claimed(environment: str, name: str, markers: Iterable[str]) -> bool:
 
 @contextlib.contextmanager
 def told(path: Path) -> Iterator[None]:
-    """What the file system refuses, as a sentence.
+    """Translate errors of the file system into one sentence.
 
     Raises:
         OpsError: instead of every OSError.
