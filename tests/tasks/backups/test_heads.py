@@ -211,4 +211,4 @@ def test_a_thousand_backups_of_ten_thousand_tables_are_listed_within_seconds(
         began = time.process_time()
         assert [one.name for one in catalogue.open_all(store, "postgres")[0]] == names
         took.append(time.process_time() - began)
-    assert took[1] < 5.0 < took[0], took
+    assert took[1] < min(5.0, took[0] / 5), took
