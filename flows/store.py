@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import get_args
 
 from blocks.environment import Environment, Stores
@@ -71,9 +71,25 @@ def _report_unsent(report: Report, env: Environment, store: Store, name: str, er
         report.warn(f"{name} waits to be sent: it is intact, but {store.where} refuses it", hint, value=error.message)
 
 
-def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, *, of: str = "") -> Backup:
-    """The backup that the operator named, its files fetched and compared with its manifest. `of`: another environment
-    whose backup is restored here.
+Needed = Callable[[Collection[str]], Collection[str]]
+"""Which of a backup's files a run needs, by their names."""
+
+
+def choose_backup(
+    report: Report,
+    env: Environment,
+    kind: Kind,
+    wanted: str,
+    source: Stores,
+    *,
+    of: str = "",
+    needed: Needed | None = None,
+) -> Backup:
+    """The backup that the operator named, its files fetched and compared with its manifest.
+
+    Args:
+        of: another environment's backup, which is restored here
+        needed: chooses the files that are read; None: every file
 
     Raises:
         OpsError: there is none, or it is a backup of something else.
@@ -82,23 +98,36 @@ def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, sou
     report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)
-    problems = read_files(report, backup)
-    report.require(
-        f"files of {backup.name}",
-        not problems,
-        catalogue.instead_of(backup) if problems else "",
-        value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
-        expected="as in the manifest (SHA-256)",
-    )
+    judge_files(report, backup, needed(backup.manifest.readable_files) if needed else None)
     if not of:
         judge_origin(report, env, backup, wanted)
     return backup
 
 
-def read_files(report: Report, backup: Backup) -> list[str]:
-    """Fetch a backup's files until the run ends and compare them with the manifest; returns the problems."""
+def judge_files(report: Report, backup: Backup, only: Collection[str] | None = None, what: str = "files") -> None:
+    """Fetch files of a backup until the run ends, and judge them against its manifest.
+
+    Args:
+        only: the names of the files that are needed; None: every file
+        what: the beginning of the finding's name
+    """
+    problems, files = read_files(report, backup, only), backup.manifest.readable_files
+    chosen = [file for name, file in files.items() if only is None or name in only]
+    of = f" of {len(files):,}" if only is not None else ""
+    report.require(
+        f"{what} of {backup.name}",
+        not problems,
+        catalogue.instead_of(backup) if problems else "",
+        value="; ".join(problems[:3]) or f"{len(chosen):,}{of} files, {size(sum(file.bytes for file in chosen))}",
+        expected="as in the manifest (SHA-256)",
+    )
+
+
+def read_files(report: Report, backup: Backup, only: Collection[str] | None = None) -> list[str]:
+    """Fetch a backup's files (`only`: those of these names) until the run ends and compare them with the manifest;
+    returns the problems."""
     report.at_end(lambda: fetched_files.put_away(backup))
-    problems = list(fetched_files.verify_files(backup))
+    problems = list(fetched_files.verify_files(backup, only))
     if problems:
         mark_failed(report, backup, problems[0])
     return problems

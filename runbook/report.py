@@ -14,9 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from runbook.errors import NotConfirmed, RunbookFailed, without_logins
+from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.guard.guards import Approving, Held, Planned
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
+from runbook.masking import without_logins
 from runbook.metrics import Metric
 from runbook.next import Next
 

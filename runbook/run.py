@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from runbook import clock
 from runbook.current import current_report, use_report
 from runbook.drivers import described
-from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
+from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.files import chain, durable, repeats
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
@@ -23,6 +23,7 @@ from runbook.guard.holder import Rank
 from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.log import logger
+from runbook.masking import without_logins
 from runbook.page import render
 from runbook.page.form import Forms, dumps, form_address, read_forms
 from runbook.page.markdown import escaped
@@ -243,7 +244,10 @@ def _write(report: Report, directory: Path, often: bool, forms: Forms) -> str:
             file()
     except OSError as error:
         what = f"the report could not be written to {directory}: {error.strerror}"
-        _failed(report, OpsError(what, "make room there or correct its owner; what was done is in the log and the UI"))
+        _failed(
+            report,
+            OpsError(what, "free disk space there, or correct its owner; what was done is in the log and the UI"),
+        )
     return render.markdown(report, forms)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from runbook.errors import OpsError, without_logins
+from runbook.errors import OpsError
+from runbook.masking import without_logins
 
 Level = Literal["OK", "WARN", "CRITICAL"]
 WIDTH = len("CRITICAL")

@@ -14,12 +14,12 @@ from blocks.environment import Environment
 from flows.ai_providers.errors import report_errors
 from flows.logs.findings import report_files_read, report_undated
 from flows.redis.master import judge_master
+from runbook.masking import masked
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.logs.figures import refusals
 from tasks.logs.figures.refusals import Refusals
-from tasks.logs.masking import masked
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import by_hour, offset, reading, utc

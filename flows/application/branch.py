@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.application.code_findings import evidence_path
-from runbook.errors import without_logins
+from runbook.masking import without_logins
 from runbook.page.markdown import fenced
 from runbook.page.render import key
 from runbook.report import Evidence, Report

@@ -15,8 +15,9 @@ from blocks.environment import Environment
 from blocks.places import Application
 from flows.application.branch import report_branch
 from flows.application.code_findings import checkout_of, workspace_of
-from runbook.errors import OpsError, without_logins
+from runbook.errors import OpsError
 from runbook.guard.permit import Act
+from runbook.masking import without_logins
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook

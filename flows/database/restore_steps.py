@@ -24,9 +24,8 @@ from tasks.postgres.content.definitions import as_once_stored
 from tasks.postgres.content.equivalence import compare_definitions
 from tasks.postgres.content.rowhash import FORM
 from tasks.postgres.content.sequences import advance_sequences, find_rewound
-from tasks.postgres.dump.accepted import find_unknown
 from tasks.postgres.dump.dump import compression_of, knows_compression
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import Source, find_unknown
 from tasks.postgres.restore.planner_statistics import Statistics, analyze
 from tasks.postgres.restore.staged_copy import (
     REPLACE,
@@ -53,15 +52,23 @@ def replace_act(env: Environment) -> Act:
 
 
 def choose_backup(
-    report: Report, env: Environment, wanted: str, source: Stores = "backups", kind: Kind = "postgres", *, of: str = ""
+    report: Report,
+    env: Environment,
+    wanted: str,
+    source: Stores = "backups",
+    kind: Kind = "postgres",
+    *,
+    of: str = "",
+    needed: store.Needed | None = None,
 ) -> Backup:
-    """The backup that the operator named, its files compared with its manifest. `of`: another environment's backup.
+    """The backup that the operator named, its files compared with its manifest. `of`: another environment's backup;
+    `needed` chooses the files that are read.
 
     Raises:
         OpsError: there is none.
         RunbookFailed: it is damaged; the finding names the backup before it and the additional loss.
     """
-    backup = store.choose_backup(report, env, kind, wanted, source, of=of)
+    backup = store.choose_backup(report, env, kind, wanted, source, of=of, needed=needed)
     if not backup.verified:
         report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run proves its own restore")
     if backup.broken:
@@ -146,18 +153,9 @@ def without_accepted(report: Report, env: Environment, source: Source, accept: S
     Each is named in the report. A name that the dump does not have is CRITICAL if it was given for this run.
     """
     given = [name.strip() for name in accept if name.strip()]
-    if source.form == "plain":
-        if given:
-            report.fail(
-                "accept",
-                "choose a backup in directory format: objects in SQL text cannot be left out",
-                value=", ".join(given),
-                expected="empty",
-            )
-        return source
     if not (wanted := list(dict.fromkeys([*given, *env.postgres.accept]))):
         return source
-    unknown = find_unknown(env.postgres, source.path, wanted)
+    unknown = find_unknown(env.postgres, source, wanted)
     wrong = [name for name in given if name in unknown]
     report.require(
         "accept",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from prefect import flow
@@ -14,19 +15,29 @@ from flows.database import restore_steps
 from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.restore import NEWEST
 from flows.pinned import pin_database
+from flows.store import judge_files
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import TableSum
-from tasks.postgres.restore.staged_copy import check_jobs, content_in
+from tasks.postgres.dump.accepted import restore_without
+from tasks.postgres.dump.generated import COLUMN
+from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import read_server
-from tasks.postgres.tables.find import expected_of, read_sums
+from tasks.postgres.tables.find import Table, expected_of, read_sums
 from tasks.postgres.tables.kept import SupersededTable, find_superseded_tables, free_stamp, kept_name
-from tasks.postgres.tables.pairs import Pair, match_tables, pair_kept, unequal_columns
-from tasks.postgres.tables.scratch import REPLACE_ROWS, drop_tables_scratch, fill_tables, open_schema
+from tasks.postgres.tables.pairs import Pair, match_tables, pair_kept, unequal_columns, with_accepted
+from tasks.postgres.tables.scratch import (
+    REPLACE_ROWS,
+    drop_tables_scratch,
+    fill_tables,
+    open_schema,
+    row_files,
+    without_rows,
+)
 from tasks.postgres.tables.swap import Exchange, Order, swap_kept_rows, swap_rows, tidy_tables
 from tasks.postgres.tables.ties import Ties, read_ties
 
@@ -38,6 +49,7 @@ def restore_tables(
     backup: str = "latest",
     source: Stores = "backups",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -65,6 +77,7 @@ def restore_tables(
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名
         source: 保管先。copies は複製先
         jobs: 並列数。0 は CPU の数
+        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
@@ -72,25 +85,33 @@ def restore_tables(
     with runbook("Restore tables", env, confirm, plan, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         require_names(tables)
-        chosen = restore_steps.choose_backup(report, env, backup, source)
+        chosen = restore_steps.choose_backup(report, env, backup, source, needed=without_rows)
         restore_steps.judge_server(report, env, chosen, read_server(env.postgres))
         report.fail_if_critical()
         try:
             scratch = open_schema(env.postgres, chosen, tables)
-            pairs = match_tables.after(scratch)(env.postgres, scratch.database, tables)
+            accepted = restore_steps.without_accepted(report, env, dump_in(chosen), accept).accepted
+            pairs = with_accepted(match_tables.after(scratch)(env.postgres, scratch.database, tables), accepted)
+            rows = row_files.after(pairs)(env.postgres, chosen, scratch, [pair.wanted for pair in pairs])
+            judge_files(report, chosen, rows, "rows in the files")
+            report.fail_if_critical()
             sums = content_in(chosen).tables
             wanted = [(pair, expected_of(pair.wanted, sums)) for pair in pairs]
             ties = read_ties.after(pairs)(env.postgres, [pair.live for pair in pairs])
             judge_definitions(report, pairs, ties, chosen)
+            judge_generated(report, pairs, chosen, accepted)
             judge_space(report, env, wanted)
             plan_tables(report, wanted, chosen.name)
             pin_database(report, env.postgres, replaced=True)
             permit = report.permit(*acts(pairs))
             report.state_is(UNCHANGED, FIX)
             with advisory_lock(env.postgres) as guard:
-                filled = fill_tables(permit, env.postgres, chosen, scratch, [pair.wanted for pair in pairs], workers)
-                found = read_sums.after(filled)(env.postgres, scratch.database, [pair.wanted for pair in pairs])
-                prove(report, wanted, found)
+                copies = [pair.wanted for pair in pairs]
+                filled = fill_tables(permit, env.postgres, chosen, scratch, copies, workers, accepted)
+                whole = read_sums.after(filled)(env.postgres, scratch.database, list(map(compared_whole, copies)))
+                prove(report, wanted, whole)
+                found = read_sums.after(whole)(env.postgres, scratch.database, copies)
+                wanted = list(zip(pairs, found, strict=True))
                 order = Order(ties, free_stamp(env.postgres), chosen.name)
                 warn_undecided(report, pairs, order.stamp)
                 done = swap_rows.after(found)(permit, env.postgres, guard, scratch, wanted, order)
@@ -104,7 +125,13 @@ def restore_tables(
 
 
 @flow(name="undo-restore-tables", flow_run_name="undo-restore-tables {environment} {kept}")
-def undo_restore_tables(environment: str, kept: str = NEWEST, plan: str = "", confirm: str = "") -> Report:
+def undo_restore_tables(
+    environment: str,
+    kept: str = NEWEST,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
     """テーブル単位のリストアの取り消し (§1.2)
 
     Restores the rows that the last restore-tables replaced: in one transaction, foreign keys checked, proven by
@@ -118,6 +145,7 @@ def undo_restore_tables(environment: str, kept: str = NEWEST, plan: str = "", co
     Args:
         environment: 対象の環境
         kept: newest、または保存テーブル名の末尾の時刻 (YYYYMMDD_HHMMSS)
+        accept: 値を比較しない生成列の名前 (GENERATED COLUMN スキーマ.テーブル.列)。restore-tables で指定したものと同じ
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
@@ -125,7 +153,7 @@ def undo_restore_tables(environment: str, kept: str = NEWEST, plan: str = "", co
     with runbook("Undo restore tables", env, confirm, plan, changes=True, rank="recovery") as report:
         old = choose_kept(find_superseded_tables(env.postgres), kept)
         report.pin("kept", old[0].stamp)
-        pairs = pair_kept(env.postgres, [(table.oid, table.table) for table in old])
+        pairs = with_accepted(pair_kept(env.postgres, [(table.oid, table.table) for table in old]), accept)
         found = read_sums.after(pairs)(env.postgres, env.postgres.database, [pair.wanted for pair in pairs])
         wanted = list(zip(pairs, found, strict=True))
         ties = read_ties.after(pairs)(env.postgres, [pair.live for pair in pairs])
@@ -209,6 +237,21 @@ def judge_definitions(report: Report, pairs: Sequence[Pair], ties: Ties, backup:
     )
 
 
+def judge_generated(report: Report, pairs: Sequence[Pair], backup: Backup, accepted: Sequence[str]) -> None:
+    """The live table computes its generated columns: values that it would compute otherwise are accepted by name."""
+    chosen = {(pair.live.schema, pair.live.relation) for pair in pairs}
+    found = [one for one in content_in(backup).uncomputable if (one.schema_name, one.table) in chosen]
+    refused = [one for one in found if f"{COLUMN} {one.name}" not in accepted]
+    report.require(
+        "generated columns",
+        not refused,
+        restore_without(accepted, [f"{COLUMN} {one.name}" for one in refused])
+        + "the live table then computes them anew; restore-database into=… has the values of the backup",
+        value="; ".join(f"{one.name}: {one.why}" for one in refused[:5]) or f"{len(found)} accepted as computed anew",
+        expected="values that the live table computes again",
+    )
+
+
 def judge_columns(report: Report, pairs: Sequence[Pair], *, kept: bool = False) -> None:
     """Whether the live tables have the columns of the rows to restore."""
     for pair in pairs:
@@ -266,14 +309,22 @@ def plan_tables(report: Report, wanted: Wanted, source: str) -> None:
         )
 
 
+def compared_whole(table: Table) -> Table:
+    """With every column: the scratch copy has the backup's values where the backup has them."""
+    return replace(table, uncompared=frozenset())
+
+
 def prove(report: Report, wanted: Wanted, found: Sequence[TableSum]) -> None:
-    """Compare the restored rows with the manifest.
+    """Compare the restored rows with the manifest; of a table with an accepted column only their number.
 
     Raises:
         RunbookFailed: they differ. The live tables are unchanged.
     """
     rows = [(pair.live.name, one, two) for (pair, one), two in zip(wanted, found, strict=True)]
-    unequal = [name for name, one, two in rows if (one.rows, one.hash) != (two.rows, two.hash)]
+    counted = {pair.live.name for pair, _ in wanted if pair.live.uncompared}
+    unequal = [
+        name for name, one, two in rows if one.rows != two.rows or (one.hash != two.hash and name not in counted)
+    ]
     report.table(
         "Proven equal to the backup",
         ("table", "expected", "found", "equal"),

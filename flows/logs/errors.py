@@ -12,11 +12,11 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.findings import report_files_read, report_undated
+from runbook.masking import masked
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.logs.figures.errors import COLUMNS, Kind, kinds
-from tasks.logs.masking import masked
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 
 from blocks.environment import Environment
+from runbook.masking import masked_value
 from runbook.page.render import key
 from runbook.report import Report
-from tasks.logs.masking import masked_value
 
 
 def keep_lines(report: Report, env: Environment, lines: Sequence[str]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from blocks.environment import Environment
+from runbook.masking import masked
 from runbook.report import Report
 from runbook.units import size
-from tasks.logs.masking import masked
 from tasks.logs.reading.samples import find_bad_lines, is_half_written
 from tasks.logs.reading.source import Source, count_undated
 

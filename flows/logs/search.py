@@ -11,9 +11,9 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
 from flows.logs.findings import Log, path_of, report_files_read, report_undated
+from runbook.masking import masked
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.logs.masking import masked
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import Source, by_hour, offset, reading

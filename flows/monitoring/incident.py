@@ -16,8 +16,9 @@ from datetime import UTC, datetime, timedelta
 from blocks.environment import Environment
 from blocks.people.alerts import Alerts
 from flows.monitoring import wording
-from runbook.errors import OpsError, without_logins
+from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.masking import without_logins
 from runbook.report import Report
 from tasks.alerts.cause import Cause, read_cause
 from tasks.alerts.channels import masked, send_message

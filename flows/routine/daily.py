@@ -24,6 +24,7 @@ from flows.routine.sources.places import read_places
 from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.kinds import Pending
+from runbook.masking import masked
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
@@ -32,7 +33,6 @@ from tasks.backups.catalogue import Backup
 from tasks.backups.retention import Stored, read_stores
 from tasks.host.load import Load, read_load
 from tasks.logs.figures import errors
-from tasks.logs.masking import masked
 from tasks.logs.reading.conditions import Conditions
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at

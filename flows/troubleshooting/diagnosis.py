@@ -13,8 +13,9 @@ import psycopg
 
 from blocks.environment import Environment
 from blocks.postgres.server import first_line
-from blocks.services.service import MASK, ServiceState
+from blocks.services.service import ServiceState
 from runbook.errors import OpsError
+from runbook.masking import MASK, masked, secret_parts, without
 from runbook.metrics import Metric
 from runbook.next import Next
 from runbook.page.markdown import fenced
@@ -22,7 +23,6 @@ from runbook.report import Evidence, Finding, Report, Status
 from runbook.wait import within
 from tasks.application.env_file import read_variables
 from tasks.host.services import names_of
-from tasks.logs.masking import masked, secret_parts, without
 from tasks.postgres.upkeep.session import as_ops_error
 from tasks.reports.evidence import secrets_of
 

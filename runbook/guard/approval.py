@@ -28,7 +28,7 @@ from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.approval_form import approval_form, describe_request
 from runbook.guard.brief import answered
 from runbook.guard.codes import Refused, approver_of, claim, refuse_launcher
-from runbook.guard.permit import launched_by
+from runbook.guard.permit import Pin, launched_by
 from runbook.guard.pins import PARAMETER
 from runbook.guard.pins import PlanChanged as AnyPlanChanged
 from runbook.report import Report
@@ -85,8 +85,9 @@ def approved_here(approved: Approved) -> Iterator[None]:
 
 
 def plan_id(report: Report) -> str:
-    """The fingerprint of a plan that a person approves: its acts, pinned parameters, states and steps. Row counts,
-    sizes, seconds and positions in a log are left out, as they change from minute to minute."""
+    """The fingerprint of a plan that a person approves: its acts, pinned parameters, states and steps, then the numbers
+    that may differ within their tolerance (`3f2a9c1b77aa-12000`). Other row counts, sizes, seconds and positions in a
+    log are left out, as they change from minute to minute."""
     context = FlowRunContext.get()
     left_out = ("confirm", PARAMETER)
     given = {name: value for name, value in ((context and context.parameters) or {}).items() if name not in left_out}
@@ -95,7 +96,24 @@ def plan_id(report: Report) -> str:
     steps = [(one.step, _COUNTS.sub("#", one.detail)) for one in report.plan_steps]
     content = [report.runbook, report.environment, [str(act) for act in report.acts], pins, states, given, steps]
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    numbers = "".join(f"-{pin.value}" for pin in _tolerant(report))
+    return hashlib.sha256(text.encode()).hexdigest()[:12] + numbers
+
+
+def _tolerant(report: Report) -> list[Pin]:
+    """The numbers of a plan that may differ, in one order."""
+    pins = (pin for _, pin in sorted(report.states.items()))
+    return [pin for pin in pins if pin.tolerance and pin.value.isdecimal()]
+
+
+def is_approved(report: Report, approved: str) -> bool:
+    """Whether a plan is the approved one: its numbers are within their tolerance of those that the approver saw."""
+    (own, *_), (seen, *numbers) = plan_id(report).split("-"), approved.split("-")
+    pins = _tolerant(report)
+    return (own, len(pins)) == (seen, len(numbers)) and all(
+        pin.tolerance and number.isdecimal() and abs(int(pin.value) - int(number)) <= pin.tolerance.around(int(number))
+        for pin, number in zip(pins, numbers, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +149,7 @@ class Gate:
         plan = plan_id(report)
         report.fact("plan", plan)
         found = _here.get()
-        if found and found.plan != plan:
+        if found and not is_approved(report, found.plan):
             raise PlanChanged(f"the plan is {plan}, and {found.plan} was approved", "check the new plan and approve it")
         self._accept(report, found or self._answered(report, plan))
 
@@ -161,7 +179,7 @@ class Gate:
         if answers:
             try:
                 found = self._judge(run, answers[-1], len(answers))
-                if found.plan == plan:
+                if is_approved(report, found.plan):
                     return found
                 why = f"the plan changed after {found.by or 'the override'}: this is the new one"
             except Refused as error:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blocks.ai_providers import AIProviders
+from runbook.masking import masked, without
 from tasks.ai.shape import lacks
-from tasks.logs.masking import masked
 
 PROMPT = "This is a canary of the operators. Answer with the one word OK."
 SAID_LETTERS = 300
@@ -82,7 +82,5 @@ def answered(
 
 def without_secrets(ai: AIProviders, text: str) -> str:
     """Mask secrets: a provider can quote the key that it refuses."""
-    for secret in (ai.azure_key, ai.bedrock_secret_key):
-        if value := secret.get_secret_value():
-            text = text.replace(value, "********")
-    return masked(" ".join(text.split()))[:SAID_LETTERS]
+    known = (secret.get_secret_value() for secret in (ai.azure_key, ai.bedrock_secret_key))
+    return masked(" ".join(without(text, known).split()))[:SAID_LETTERS]

@@ -17,10 +17,10 @@ from blocks.ai_providers import AIProviders
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from runbook.masking import masked, without
 from tasks.ai import shape
 from tasks.ai.answer import HINTS, PROMPT, SAID_LETTERS, Answer, Failed, answered, without_secrets
 from tasks.ai.http import call
-from tasks.logs.masking import masked
 
 GCLOUD = ("gcloud", "auth", "print-access-token")
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -144,4 +144,4 @@ def _call(
     try:
         return call(method, url, {"Authorization": f"Bearer {secret}"}, ai.timeout_seconds, body)
     except Failed as error:
-        raise Failed(error.kind, error.said.replace(secret, "********")) from None
+        raise Failed(error.kind, without(error.said, [secret])) from None

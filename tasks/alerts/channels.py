@@ -23,6 +23,7 @@ from blocks.people.alerts import Alerts, Channel
 from runbook.errors import OpsError, Unreachable, excerpt
 from runbook.files import durable
 from runbook.kinds import action
+from runbook.masking import without
 from tasks.alerts import message as form
 from tasks.alerts.message import Message
 
@@ -144,6 +145,4 @@ def masked(text: str, alerts: Alerts) -> str:
     secrets = {
         part for secret in alerts.secrets() for part in (secret, *secret.split("/")) if len(part) >= LEAST_LETTERS
     }
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "********")
-    return text
+    return without(text, secrets)

@@ -17,8 +17,9 @@ from blocks.services.service import Services
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
+from runbook.masking import without
 from runbook.wait import until
-from tasks.application.http_steps import StepClient, hide, secrets_of
+from tasks.application.http_steps import StepClient, secrets_of
 from tasks.host.services import refuse_ended
 
 HEALTH_TIMEOUT_SECONDS = 3.0
@@ -205,7 +206,7 @@ def _command_problem(application: Application) -> str:
             timeout_seconds=ONCE_SECONDS,
         )
     except OpsError as error:
-        return hide(f"health_command: {error.message}", secrets_of(application))
+        return without(f"health_command: {error.message}", secrets_of(application))
     return ""
 
 
@@ -251,8 +252,8 @@ def _smoke_command(application: Application) -> str:
             timeout_seconds=application.smoke_seconds,
         )
     except OpsError as error:
-        raise StepFailed(hide(error.message, secrets_of(application))) from None
-    return hide(done.stdout.strip().rpartition("\n")[2][:SHOWN], secrets_of(application)) or "exit status 0"
+        raise StepFailed(without(error.message, secrets_of(application))) from None
+    return without(done.stdout.strip().rpartition("\n")[2][:SHOWN], secrets_of(application)) or "exit status 0"
 
 
 def _inherit(application: Application) -> tuple[str, ...]:

@@ -18,12 +18,10 @@ import httpx
 
 from blocks.http_step import HttpStep, StepFailed
 from blocks.places import Application
+from runbook.masking import SHORT, without
 
-MASK = "********"
 MOST_BYTES = 16 << 20
 SHOWN = 300
-_SHORT = 4
-"""Shorter secrets are not masked: they would hide ordinary words."""
 
 
 class NotAnswered(StepFailed):
@@ -46,14 +44,6 @@ def secrets_of(application: Application) -> frozenset[str]:
     """The secrets that no message may contain."""
     named = map(str, application.secrets.get_secret_value().values())
     return frozenset({application.password.get_secret_value(), *named} - {""})
-
-
-def hide(text: str, secrets: Iterable[str]) -> str:
-    """Mask secrets in a text."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORT:
-            text = text.replace(secret, MASK)
-    return text
 
 
 def values_of(application: Application) -> dict[str, object]:
@@ -149,7 +139,7 @@ class StepClient:
 
     def masked(self, text: str) -> str:
         """Mask the secrets that this client knows."""
-        return hide(text, self._hidden)
+        return without(text, (one for one in self._hidden if len(one) >= SHORT))
 
     def _hide(self, headers: Iterable[str]) -> None:
         """Mask tokens in headers too: `Bearer …`."""

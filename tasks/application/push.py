@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
@@ -11,7 +10,6 @@ from runbook.kinds import action
 from tasks.application.worktree import git
 
 PUSH = "push"
-_LOGIN = re.compile(r"://[^@/\s]+@")
 
 
 def require_remote(repository: Path, remote: str) -> None:
@@ -37,8 +35,7 @@ def push_branch(permit: Permit, repository: Path, remote: str, branch: str) -> N
         git(repository, "push", "--quiet", remote, f"refs/heads/{branch}:refs/heads/{branch}")
         there = git(repository, "ls-remote", remote, f"refs/heads/{branch}").split()
     except CommandFailed as error:
-        reason = _LOGIN.sub("://********@", error.message)
         hint = f"correct the remote and run this again, or git push {remote} {branch}: the branch is kept"
-        raise OpsError(f"{branch} was not pushed: {reason}", hint) from None
+        raise OpsError(f"{branch} was not pushed: {error.message}", hint) from None
     if there[:1] != [git(repository, "rev-parse", f"refs/heads/{branch}").strip()]:
         raise VerificationFailed(f"{remote} does not have {branch} as it was pushed", "check the remote")

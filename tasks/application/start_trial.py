@@ -24,10 +24,10 @@ from blocks.places import Application
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from runbook.masking import masked, secret_parts, without
 from runbook.wait import until
 from tasks.application.env_file import read_variables
 from tasks.host.disk import is_here
-from tasks.logs.masking import masked, secret_parts, without
 
 START_SECONDS = 30.0
 END_SECONDS = 5.0

@@ -40,7 +40,7 @@ def write(directory: Path, target: Path) -> Archived:
             cannot be written.
     """
     if directory.is_symlink():
-        raise OpsError(f"{directory} is a link, not a directory", "archive the directory that it leads to")
+        raise OpsError(f"{directory} is a link, not a directory", "configure the directory that it points to")
     writing = _Writing(directory)
     try:
         with (
@@ -51,7 +51,9 @@ def write(directory: Path, target: Path) -> Archived:
             for path in walk(directory):
                 writing.add(tar, path)
     except OSError as error:
-        raise OpsError(f"{directory} cannot be archived: {error}", "correct it: no backup was made") from None
+        raise OpsError(
+            f"{directory} cannot be archived: {error}", "fix that, then run it again: no backup was taken"
+        ) from None
     return Archived(
         directory=str(directory),
         entries=tuple(writing.entries),

@@ -157,7 +157,7 @@ def require_inside(path: str) -> None:
 
 def hostile(path: str, why: str) -> VerificationFailed:
     return VerificationFailed(
-        f"the archive is not this backup's: {path[:200]} {why}", "do not use it: it was forged or mixed up"
+        f"the archive is not this backup's: {path[:200]} {why}", "do not use it: it was forged or confused with another"
     )
 
 

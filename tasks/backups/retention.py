@@ -1,4 +1,4 @@
-"""Which backups stay, by tiers of age and by what was proven (§1.2, manual-traps), and which can be deleted."""
+"""Which backups are kept, by tiers of age and by their proof (§1.2), and which can be deleted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups import catalogue
 from tasks.backups.catalogue import KEPT, Backup, note_of
-from tasks.backups.manifest import Kind
+from tasks.backups.manifest import MANIFEST, Kind
 from tasks.cluster.content import needed_by
 from tasks.stores.store import Store, has_place, store_of
 
@@ -132,7 +132,7 @@ class Stored:
 
 
 def most_unattended(number: int, share: float) -> int:
-    """How many of so many things one unattended run deletes at most. The next run continues."""
+    """The most that one unattended run deletes. The next run continues."""
     return max(1, int(number * share))
 
 
@@ -186,14 +186,26 @@ def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -
 
     Raises:
         OpsError: the store refuses (an object lock).
+        VerificationFailed: a backup is not the one that was listed.
     """
     freed = 0
     for backup in doomed:
         permit.require(DELETE, backup.where)
+        _require_as_listed(backup)
         backup.store.remove(environment, backup.name)
         backup.store.forget(note_of(backup.name))
         freed += backup.manifest.bytes
     return freed
+
+
+def _require_as_listed(backup: Backup) -> None:
+    """The rule was applied to what a listing showed, which may come from a cache.
+
+    Raises:
+        VerificationFailed: the backup's own manifest differs.
+    """
+    if backup.store.read(f"{backup.name}/{MANIFEST}") is not None:  # None: an attempt before this one removed it
+        backup.manifest.whole()
 
 
 PATIENCE_SECONDS = 5.0
@@ -228,12 +240,12 @@ def expected_backups(keep: Keep, a_day: float, proven_every_days: float = 1) -> 
 
 
 def retention_bytes(keep: Keep, each_bytes: float, a_day: float, proven_every_days: float = 1) -> int:
-    """The bytes that so many backups of that size take."""
+    """The bytes that so many backups of that size use."""
     return int(expected_backups(keep, a_day, proven_every_days) * each_bytes)
 
 
 def need_of(which: Stores, kind: Kind, backups: Sequence[Backup], keep: Keep) -> Need:
-    """From the backups that are there: their average size, and how many the last day had."""
+    """From the existing backups: their average size, and the number of the last day."""
     if not backups:
         return Need(which, kind, 0, 0.0, 0)
     newest = max(one.manifest.taken for one in backups)
@@ -244,7 +256,7 @@ def need_of(which: Stores, kind: Kind, backups: Sequence[Backup], keep: Keep) ->
 
 
 def read_needs(env: Environment) -> tuple[tuple[Need, ...], tuple[str, ...]]:
-    """What each set of stores will need for each kind of backup, and why some could not be read."""
+    """The space that each set of stores will need for each kind of backup, and why some could not be read."""
     needs, problems = list[Need](), list[str]()
     for which in get_args(Stores):
         for kind in PROVEN_EVERY_DAYS:

@@ -14,10 +14,10 @@ from requests.exceptions import ReadTimeout
 from blocks.docker import Docker, engine
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
+from runbook.masking import masked
 from tasks.docker.bases import Base, find_bases
 from tasks.docker.building import read_digest
 from tasks.docker.inventory import moment
-from tasks.logs.masking import masked
 
 TEST_SECONDS = 1800
 

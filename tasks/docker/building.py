@@ -16,8 +16,8 @@ from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
 from runbook.log import logger
+from runbook.masking import masked
 from tasks.docker.source import Source
-from tasks.logs.masking import masked
 
 # Between two lines of output: a build step can be silent for a long time.
 SILENT_SECONDS = 1800

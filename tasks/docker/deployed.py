@@ -10,8 +10,8 @@ import docker.errors
 
 from blocks.docker import Docker, engine
 from runbook.kinds import probe
+from runbook.masking import masked
 from tasks.docker.building import VERSION
-from tasks.logs.masking import masked
 
 
 @dataclass(frozen=True)

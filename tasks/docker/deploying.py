@@ -158,6 +158,7 @@ def swap_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> 
                     if find(client, previous_name(one.name)):
                         current.remove()
                     else:
+                        _never_start(current)
                         current.rename(previous_name(one.name))
                 following.rename(one.name)
             client.containers.get(one.name).start()
@@ -183,6 +184,7 @@ def roll_back_containers(
             if previous:
                 if current:
                     _keep_failed(client, current, one.name)
+                previous.update(restart_policy=options(block.container(one.role))["restart_policy"])
                 previous.rename(one.name)
             elif not current or current.id == created.get(one.role):
                 without.append(one.role)
@@ -195,9 +197,14 @@ def _keep_failed(client: Any, current: Any, name: str) -> None:
     """Without its restart policy: a restarted engine would start it together with the old one."""
     if left := find(client, failed_name(name)):  # of a killed run
         left.remove(force=True)
-    current.update(restart_policy={"Name": "no"})
+    _never_start(current)
     current.stop(timeout=0)
     current.rename(failed_name(name))
+
+
+def _never_start(container: Any) -> None:
+    """An engine that starts again would start a container whose policy is `always` next to its successor."""
+    container.update(restart_policy={"Name": "no"})
 
 
 @action(idempotent=True)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks.services.service import MASK, Services
+from blocks.services.service import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.log import logger
+from runbook.masking import MASK
 from runbook.wait import until
 
 PROVE_SECONDS = 30.0

@@ -16,8 +16,9 @@ from blocks.places import Application
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.kinds import action
+from runbook.masking import without
 from runbook.wait import until
-from tasks.application.http_steps import hide, secrets_of, values_of
+from tasks.application.http_steps import secrets_of, values_of
 from tasks.load.results import Results, read_results, write_results
 
 LOCUST: Sequence[str] = (sys.executable, "-m", "locust")
@@ -159,7 +160,7 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def _failure(code: int, directory: Path, secrets: Iterable[str]) -> OpsError:
-    said = hide((directory / LOG).read_text(errors="replace")[-LAST:], secrets)
+    said = without((directory / LOG).read_text(errors="replace")[-LAST:], secrets)
     if "No module named locust" in said:
         return OpsError("locust is not installed", INSTALL)
     if code < 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -15,6 +14,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action
+from runbook.masking import without
 from runbook.progress import progress
 
 TIMEOUT_SECONDS = 3600.0
@@ -56,8 +56,8 @@ def run_alembic(
                 hint=HINT,
             )
     except CommandFailed as error:
-        raise OpsError(f"{what} failed: {_cause(_masked(error.stderr, secret))}", HINT) from None
-    lines = _masked(done.stderr, secret).strip().splitlines()
+        raise OpsError(f"{what} failed: {_cause(without(error.stderr, [secret]))}", HINT) from None
+    lines = without(done.stderr, [secret]).strip().splitlines()
     return shell.Completed("\n".join(lines[-TAIL_LINES:]), "", done.seconds)
 
 
@@ -149,10 +149,3 @@ def _cause(output: str) -> str:
     lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"(?!DETAIL|HINT|CONTEXT)[\w.]+: ", line)]
     return (named or lines or ["no message"])[-1][:500]
-
-
-def _masked(text: str, secret: str) -> str:
-    """Mask the password: a driver may quote its connection string."""
-    for form in {secret, quote(secret, safe=""), quote(secret)} - {""}:
-        text = text.replace(form, "********")
-    return text

@@ -129,7 +129,7 @@ def read_all(reports: Path) -> list[Record]:
     Raises:
         OpsError: one cannot be read.
     """
-    hint = "look at it; move it away if it says nothing any more"
+    hint = "check it; move it away if it is no longer needed"
     found = (read_record(path, Record, hint) for path in sorted((reports / FOLDER).glob("*.json")))
     return [record for record in found if record]
 
@@ -149,7 +149,7 @@ def find_record(records: Sequence[Record], server: str, name: str = "") -> Recor
     chosen = [record for record in ours if record.name == name] if name else ours[-1:]
     if not chosen:
         names = ", ".join(record.name for record in ours[-5:]) or "none"
-        raise OpsError(f"there is no record {name or 'that could be undone'} of this server", f"there are: {names}")
+        raise OpsError(f"there is no record {name or 'that can be undone'} of this server", f"there are: {names}")
     return chosen[0]
 
 

@@ -1,4 +1,4 @@
-"""Objects to files: ranges beside each other, gone on with after a cut connection, proven by their SHA-256."""
+"""Objects to files: parallel ranges, continued after a cut connection, proven by their SHA-256."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _range(bucket: Bucket, key: str, etag: str, first: int, end: int) -> bytearr
         )
         if answer["ContentLength"] != end - first - len(content):
             answer["Body"].close()
-            raise OpsError(f"{bucket.where} does not answer with the range that was asked for", "another server")
+            raise OpsError(f"{bucket.where} does not answer with the requested range", "use another server")
         for block in answer["Body"].iter_chunks(1024 * 1024):
             content.extend(block)
         return first + len(content) == end

@@ -45,7 +45,7 @@ def remove_leftover(permit: Permit, one: Leftover) -> bool:
     """
     permit.require(REMOVE, str(one.path))
     if why := find_workers([one.path]).get(one.path):
-        raise OpsError(f"{one.path} stays: {why}", "see what that is; what outlived its run is ended, then this goes")
+        raise OpsError(f"{one.path} is not deleted: {why}", "end that process if its run is over, then run this again")
     with told(one.path):
         if one.path.exists():
             shutil.rmtree(one.path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
+from runbook.masking import masked
 from runbook.next import Next
 from runbook.page.form import read_forms
 from runbook.page.markdown import fenced
@@ -18,7 +19,6 @@ from runbook.report import Evidence, Report
 from tasks.application.health import wait_healthy
 from tasks.application.worktree import git, inside
 from tasks.host.services import read_services, start_services, stop_services
-from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
 from tasks.releases.packages import find_missing_packages, kept_venv, require_venv

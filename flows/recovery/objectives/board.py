@@ -30,6 +30,7 @@ from prefect.exceptions import PrefectException
 from blocks.environment import Environment
 from flows.recovery.objectives import board_page
 from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
+from runbook.drivers import described
 from runbook.errors import OpsError
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly
@@ -76,8 +77,8 @@ def rebuilt(env: Environment) -> Iterator[None]:
     if standing.read(env.reports_directory):
         try:
             rebuild(env, read_recovery_points(env))
-        except OpsError as error:
-            logger().warning("the recovery board was not rebuilt: %s", error)
+        except Exception as error:  # the runbook is over: nothing here may change its result
+            logger().warning("the recovery board was not rebuilt: %s", described(error) or error)
     if failed:
         raise failed
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from prefect import flow
 
 from blocks.environment import Environment, Stores
 from flows.database import expectations
+from flows.database import restore_steps as database
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
@@ -36,6 +37,7 @@ from tasks.application.endpoint import SEND, send_users
 from tasks.backups.catalogue import LATEST
 from tasks.failover.fencing import Fencing, named_person
 from tasks.failover.region import find_region
+from tasks.postgres.restore.staged_copy import dump_in
 from tasks.wal.archive.archive import Archive
 
 
@@ -47,6 +49,7 @@ def region_failover(
     fenced_by: str = "",
     without: tuple[choose.Part, ...] = (),
     strict: bool = False,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -77,6 +80,7 @@ def region_failover(
         fenced_by: 旧リージョンを遮断した人の氏名と方法。ここから確認できない場合に必須
         without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、ユーザーを切り替える前に中止する
+        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
     """
@@ -95,14 +99,15 @@ def region_failover(
         with phases.of("decision"):
             fence.judge(report, "before the plan")
             options = RestoreOptions(report, env, source, backup)
-            option, chosen = _choose(report, env, options, fence, without)
+            parts = Parts(without, tuple(accept))
+            option, chosen = _choose(report, env, options, fence, parts)
         build.plan(report, env, option, chosen)
         report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, after everything is proven")
         pin_database(report, env.postgres)
         permit = report.permit(*_acts(env, chosen))
         report.state_is("nothing serves here, and no user is sent here", "fix the findings above, then run this again")
         fence.judge(report, "after the confirmation")
-        services = _restore(report, permit, env, options, option, chosen, without, phases, strict=strict)
+        services = _restore(report, permit, env, options, option, chosen, parts, phases, strict=strict)
         with phases.of("switch"):
             fence.judge(report, "before users are sent here", services.last)
             sent = send_users.after(services.last)(permit, env.endpoint, env.application)
@@ -120,13 +125,30 @@ def _acts(env: Environment, chosen: choose.Chosen) -> tuple[Act, ...]:
     return (*dict.fromkeys([*chosen.acts(env), *swap.acts(env)]), Act(SEND, env.endpoint.file))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What is not restored: whole parts, and objects of the database that a person accepted by name."""
+
+    without: tuple[choose.Part, ...]
+    accepted: tuple[str, ...]
+
+    def choose(self, report: Report, env: Environment, option: RestoreOption) -> choose.Chosen:
+        """All backups that are restored together. A base backup leaves no object out."""
+        chosen = choose.with_others(report, env, option.backup, option.newest, "backups", self.without)
+        if option.replay:
+            return chosen
+        dump = database.without_accepted(report, env, dump_in(option.backup), self.accepted)
+        report.fail_if_critical()
+        return replace(chosen, dump=dump)
+
+
 def _choose(
-    report: Report, env: Environment, options: RestoreOptions, fence: Fence, without: tuple[choose.Part, ...]
+    report: Report, env: Environment, options: RestoreOptions, fence: Fence, parts: Parts
 ) -> tuple[RestoreOption, choose.Chosen]:
     option = options.choose()
     if option.replay and fence.archive is None:
         fence.watch(option.replay.origin.archive)
-    return option, choose.with_others(report, env, option.backup, option.newest, "backups", without)
+    return option, parts.choose(report, env, option)
 
 
 def _restore(
@@ -136,7 +158,7 @@ def _restore(
     options: RestoreOptions,
     option: RestoreOption,
     chosen: choose.Chosen,
-    without: tuple[choose.Part, ...],
+    parts: Parts,
     phases: Phases,
     *,
     strict: bool,
@@ -160,7 +182,7 @@ def _restore(
             break
         options.tried.add(option.backup.name)
         option = options.choose()
-        chosen = choose.with_others(report, env, option.backup, option.newest, "backups", without)
+        chosen = parts.choose(report, env, option)
     options.used = option
     with ready, phases.of("bring up"):
         services = finish()
@@ -180,6 +202,7 @@ def main() -> int:
     parser.add_argument("--fenced-by", default="", help="who fenced the old region, and how")
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
+    parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(region_failover, vars(parser.parse_args()))
 

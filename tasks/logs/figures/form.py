@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from runbook.masking import kinds_in, masked
 from tasks.logs.figures.tokens import COLUMNS, call
-from tasks.logs.masking import kinds_in, masked
 from tasks.logs.reading.files import LogFile
 from tasks.logs.reading.source import Source
 

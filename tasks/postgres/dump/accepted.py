@@ -7,6 +7,7 @@ materialised view that cannot be refreshed. pg_restore stops at them. None of th
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed
-from runbook.kinds import probe
 from tasks.postgres.dump.generated import COLUMN
 
 VIEW_ROWS = "MATERIALIZED VIEW DATA"
@@ -85,13 +85,15 @@ def refused_rows(error: CommandFailed) -> str:
     return match[1] if match else ""
 
 
-@probe
-def find_unknown(postgres: Postgres, dump: Path, accepted: Sequence[str]) -> dict[str, str]:
-    """The accepted names that the archive does not have, each with the closest one; of a generated column only the
-    table is checked."""
-    lines = entries(postgres, dump)
-    names = [*filter(None, map(name_of, lines))]
-    tables = {name_of(line, ("TABLE DATA",)).removeprefix("TABLE DATA ") for line in lines} - {""}
+def restore_without(accepted: Sequence[str], refused: Sequence[str]) -> str:
+    """The next step if objects were refused: accept them too."""
+    given = json.dumps(list(dict.fromkeys((*accepted, *refused))), ensure_ascii=False)
+    return f"run this again with accept={given} to restore without it; "
+
+
+def unknown_in(names: Collection[str], tables: Collection[str], accepted: Sequence[str]) -> dict[str, str]:
+    """The accepted names that the dump does not have, each with the closest one; of a generated column only the table
+    is checked."""
     unknown = [name for name in accepted if name not in names and table_of(name) not in tables]
     return {name: next(iter(difflib.get_close_matches(name, names, 1)), "") for name in unknown}
 

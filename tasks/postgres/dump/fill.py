@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from psycopg import sql
 from blocks.postgres.server import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
+from runbook.kinds import probe
 from runbook.progress import Done, progress
 from runbook.units import size
 from tasks.postgres.content.definitions import dumped_definitions
@@ -25,7 +25,7 @@ from tasks.postgres.dump import accepted
 from tasks.postgres.dump.checks import unchecked
 from tasks.postgres.dump.dump import DUMP, carries_statistics
 from tasks.postgres.dump.generated import Uncomputable, emptied, find_generated, load_rows, may_set_flags
-from tasks.postgres.dump.plain import COMPRESSED, PLAIN, run_plain
+from tasks.postgres.dump.plain import COMPRESSED, PLAIN, entry_names, run_plain
 from tasks.postgres.dump.refusal import blames_server, does_not_restore
 from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
 
@@ -100,7 +100,7 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
 
     with progress(restored):
         if source.form == "plain":
-            return run_plain(postgres, source.path, database, settings, source.hint, source.relations)
+            return run_plain(postgres, source.path, database, settings, source.hint, source.relations, source.accepted)
         return _pg_restore(postgres, source, database, jobs, settings)
 
 
@@ -172,8 +172,18 @@ def _accept_hint(postgres: Postgres, source: Source, database: str, error: Comma
     else:
         name = accepted.refused_by(error, dumped_definitions(postgres, source.path))
         names = [name] if name else []
-    given = json.dumps(list(dict.fromkeys((*source.accepted, *names))), ensure_ascii=False)
-    return f"launch this again with accept={given} to restore without it; " if names else ""
+    return accepted.restore_without(source.accepted, names) if names else ""
+
+
+@probe
+def find_unknown(postgres: Postgres, source: Source, wanted: Sequence[str]) -> dict[str, str]:
+    """Which of the accepted names the dump does not have, each with the nearest one that it has."""
+    if source.form == "plain":
+        names = [name for name in entry_names(source.path) if name.startswith(tuple(f"{k} " for k in accepted.KINDS))]
+        return accepted.unknown_in(names, (), wanted)
+    lines = accepted.entries(postgres, source.path)
+    tables = {accepted.name_of(line, ("TABLE DATA",)).removeprefix("TABLE DATA ") for line in lines} - {""}
+    return accepted.unknown_in([*filter(None, map(accepted.name_of, lines))], tables, wanted)
 
 
 def fill_remote(postgres: Postgres, database: str, views: Sequence[tuple[str, str]]) -> dict[str, str]:

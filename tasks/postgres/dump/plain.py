@@ -10,7 +10,7 @@ import gzip
 import re
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -21,6 +21,7 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.log import logger
 from tasks.postgres.content.quiet import copy_options
+from tasks.postgres.dump.accepted import KINDS, left_out, restore_without
 from tasks.postgres.dump.refusal import does_not_restore
 from tasks.postgres.dump.snapshot import read_lock_limit
 
@@ -59,29 +60,68 @@ def restricts(postgres: Postgres) -> bool:
     return major >= 18 or minor >= RESTRICTS.get(major, minor + 1)
 
 
+def entry_names(path: Path) -> Iterator[str]:
+    """The objects of a dump, as `accepted.name_of` names those of an archive.
+
+    Raises:
+        OpsError, VerificationFailed: see `lines_of`.
+    """
+    return (name for part, line in lines_of(path) if part is Part.SQL and (name := _entry_in(line)))
+
+
+def _entry_in(line: bytes) -> str:
+    """The object whose comment in pg_dump's text this is: `-- Name: orders of_user; Type: FK CONSTRAINT; …`."""
+    if not line.startswith((b"-- Name: ", b"-- Data for Name: ")):
+        return ""
+    match = _HEADER.match(line.decode(errors="replace"))
+    return f"{match['kind']} {match['schema']}.{match['name']}".replace(" -.", " ", 1) if match else ""
+
+
+_HEADER = re.compile(r"-- (?:Data for )?Name: (?P<name>.+); Type: (?P<kind>[A-Z ]+); Schema: (?P<schema>.+); Owner: ")
+# pg_dump prints these before the comment of the object that they are for.
+_SETTING = re.compile(
+    rb"SET (?:default_tablespace|default_table_access_method|default_with_oids|SESSION) ?", re.IGNORECASE
+)
+_FAILED_LINE = re.compile(r"psql:<stdin>:(\d+): ERROR")
+
+
 def run_plain(
-    postgres: Postgres, path: Path, database: str, settings: Mapping[str, str], hint: str, relations: int = 0
+    postgres: Postgres,
+    path: Path,
+    database: str,
+    settings: Mapping[str, str],
+    hint: str,
+    relations: int = 0,
+    accepted: Sequence[str] = (),
 ) -> float:
     """Run a dump through psql in one transaction that stops at the first error; returns the seconds.
 
     If the server has not enough locks for one transaction (thousands of tables), each statement is one. A text that
-    ends the transaction itself (pg_dump writes no COMMIT) leaves its earlier statements in `database`. `relations`:
-    their number, if known.
+    ends the transaction itself (pg_dump writes no COMMIT) leaves its earlier statements in `database`.
+
+    Args:
+        relations: their number, if known
+        accepted: objects that are left out
 
     Raises:
         VerificationFailed: it is compressed, and truncated or altered.
         OpsError: a statement failed, or a line is a psql meta-command: the transaction is rolled back.
     """
     argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
-    argv += ["--no-password", "--output=/dev/null", "--dbname", database]
+    # Only of a named file psql prints at which line it stopped.
+    argv += ["--file=-", "--no-password", "--output=/dev/null", "--dbname", database]
     options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
     environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
 
+    script = _Script(path, b"", frozenset())
+
     def run(*more: str) -> float:
-        script = cast(IO[bytes], _Script(path, fenced=restricts(postgres)))
-        return shell.feed(
-            [*argv, *more], script, environment=environment, stall=postgres.stall(database), hint=hint
-        ).seconds
+        nonlocal script
+        word = secrets.token_hex(32).encode() if restricts(postgres) else b""
+        script = _Script(path, word, left_out(accepted))
+        text = cast(IO[bytes], script)
+        stall = postgres.stall(database)
+        return shell.feed([*argv, *more], text, environment=environment, stall=stall, hint=hint).seconds
 
     try:
         if relations and relations > (limit := read_lock_limit.work(postgres, database)).locks:
@@ -95,14 +135,30 @@ def run_plain(
             logger().info("not enough locks for one transaction: restoring %s again, one a statement", path.name)
             return run()
     except CommandFailed as error:
-        raise does_not_restore(path.name, error, hint) from None
+        failed = _FAILED_LINE.search(error.stderr)
+        refused = script.entry_at(int(failed[1])) if failed else ""
+        found = does_not_restore(path.name, error, hint)
+        if refused.startswith(tuple(f"{kind} " for kind in KINDS)):
+            raise type(found)(found.message, restore_without(accepted, [refused]) + found.hint) from None
+        raise found from None
 
 
 class _Script:
-    """The lines of a dump as a readable file."""
+    """The lines of a dump, without those of the objects in `without`, as a readable file."""
 
-    def __init__(self, path: Path, *, fenced: bool) -> None:
-        self._pieces = self._all(path, secrets.token_hex(32).encode() if fenced else b"")
+    def __init__(self, path: Path, word: bytes, without: frozenset[str]) -> None:
+        self._without, self._line = without, 1
+        self._entries = [(1, "")]
+        self._pieces = self._counted(self._all(path, word))
+
+    def entry_at(self, line: int) -> str:
+        """The object to which a line that was read belongs."""
+        return next(name for first, name in reversed(self._entries) if first <= line)
+
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            self._line += piece.count(b"\n")
 
     def read(self, size: int) -> bytes:
         found, length = [], 0
@@ -113,15 +169,19 @@ class _Script:
                 break
         return b"".join(found)
 
-    @staticmethod
-    def _all(path: Path, word: bytes) -> Iterator[bytes]:
+    def _all(self, path: Path, word: bytes) -> Iterator[bytes]:
         yield from [b"\\restrict " + word + b"\n"] if word else []
         enabling = list[bytes]()  # event triggers fire in every session, so enable them after the last REFRESH
         for part, line in lines_of(path):
+            if part is Part.SQL and (name := _entry_in(line)):
+                self._entries.append((self._line, name))
+            if self._entries[-1][1] in self._without and not (part is Part.SQL and _SETTING.match(line)):
+                continue
             if part is Part.SQL and _ENABLED.fullmatch(line):
                 enabling.append(line)
             else:
                 yield line
+        self._entries.append((self._line, ""))
         yield from enabling
         yield from [b"\n\\unrestrict " + word + b"\n"] if word else []
 

@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
-from tasks.postgres.server.masking import masked
+from runbook.masking import masked_statement
 
 IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
 # Characters of a statement.
@@ -130,7 +130,7 @@ def read_activity(postgres: Postgres) -> Activity:
 
 def _session(row: TupleRow) -> Session:
     *first, statement, blockers, superuser, advisory, _ = row
-    fields = [*first, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
+    fields = [*first, masked_statement(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
     return Session(*fields)
 
 

@@ -14,7 +14,7 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.postgres.server.masking import masked
+from runbook.masking import masked_statement
 
 LIBRARY = "pg_stat_statements"
 MOST, MOST_TEXT = 50, 300
@@ -84,7 +84,7 @@ def _read(connection: Connection, schema: str, database: str) -> Statements:
     hidden = sum(row[0] == "<insufficient privilege>" for row in rows)
     found = [
         Statement(
-            masked(text)[:MOST_TEXT],
+            masked_statement(text)[:MOST_TEXT],
             int(calls),
             seconds,
             mean,

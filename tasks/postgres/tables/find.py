@@ -42,6 +42,7 @@ class Table:
     """A table, or a partitioned one with all its leaves. `name`: quoted as PostgreSQL prints it.
 
     `leaves`: the names under which a manifest can count each leaf's rows, its own and its ancestors'.
+    `uncompared`: generated columns whose values a person accepted as computed anew.
     """
 
     oid: int
@@ -52,6 +53,7 @@ class Table:
     columns: tuple[Column, ...]
     leaves: tuple[tuple[str, ...], ...]
     bytes: int
+    uncompared: frozenset[str] = frozenset()
 
     @property
     def rows_of(self) -> sql.Composed:
@@ -187,7 +189,8 @@ def expected_of(table: Table, sums: Mapping[str, TableSum]) -> TableSum:
 
 def sum_of(connection: Connection, table: Table) -> TableSum:
     """The number of rows and their hash, in a session with pinned settings."""
-    columns = [(column.name, "text" if column.is_text else None) for column in table.columns]
+    compared = (column for column in table.columns if column.name not in table.uncompared)
+    columns = [(column.name, "text" if column.is_text else None) for column in compared]
     query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM {}").format(row_hash(columns), table.rows_of)
     rows, total = execute(connection, query)[0]
     return TableSum(rows=int(rows), hash=str(int(total)))

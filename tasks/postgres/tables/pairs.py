@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -13,6 +13,7 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.postgres.content.equivalence import ASIDE, rolled_back
 from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.dump.generated import COLUMN
 from tasks.postgres.tables.find import NO_TABLE, Column, Known, Table, known_in, resolve, table_of
 
 
@@ -67,6 +68,18 @@ def _pair(connection: Connection, wanted: Table, name: str, live: Known | None) 
     table = table_of(connection, live)
     rows = execute(connection, sql.SQL("SELECT count(*) FROM {}").format(table.rows_of))[0][0]
     return Pair(wanted, table, int(rows))
+
+
+def with_accepted(pairs: Sequence[Pair], accepted: Collection[str]) -> tuple[Pair, ...]:
+    """Without a comparison of the generated columns that a person accepted (`GENERATED COLUMN public.orders.sum`)."""
+
+    def accepting(pair: Pair) -> Pair:
+        prefix = f"{COLUMN} {pair.live.schema}.{pair.live.relation}."
+        given = {name.removeprefix(prefix) for name in accepted if name.startswith(prefix)}
+        names = frozenset(column.name for column in pair.live.columns if column.generated and column.name in given)
+        return replace(pair, wanted=replace(pair.wanted, uncompared=names), live=replace(pair.live, uncompared=names))
+
+    return tuple(map(accepting, pairs))
 
 
 def unequal_columns(wanted: Table, live: Table, *, kept: bool = False) -> list[str]:

@@ -22,9 +22,9 @@ from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
+from runbook.masking import masked_statement
 from runbook.units import size
 from tasks.postgres.content.keyed import FETCH, Difference, Key, Keyed, Row, differences, whole_rows
-from tasks.postgres.server.masking import masked
 from tasks.postgres.tables.checks import advance, require_deferrable, require_references, require_unchanged
 from tasks.postgres.tables.dangling import find_dangling
 from tasks.postgres.tables.find import Table
@@ -228,7 +228,7 @@ def run(connection: Connection, statements: Iterator[str]) -> Ran:
         ran.inserted += rows * statement.startswith("INSERT")
         ran.updated += rows * statement.startswith("UPDATE")
         ran.skipped += not rows
-        ran.example = ran.example or (masked(statement) if not rows else "")
+        ran.example = ran.example or (masked_statement(statement) if not rows else "")
     return ran
 
 

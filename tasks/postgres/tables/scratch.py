@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,16 @@ from psycopg import sql
 
 from blocks.postgres.server import Postgres, execute
 from runbook import shell
-from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable
+from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable, VerificationFailed
 from runbook.guard.permit import Permit
-from runbook.kinds import action
+from runbook.kinds import action, probe
 from runbook.progress import Done, progress
 from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.dump.checks import unchecked
 from tasks.postgres.dump.dump import DUMP
+from tasks.postgres.dump.generated import DIRECTORY, Uncomputable, emptied, load_rows, may_set_flags
 from tasks.postgres.restore.staged_copy import Copy, content_in, drop, name_beside, oid_of
 from tasks.postgres.server.properties import creation
 from tasks.postgres.tables.find import Table, expected_of
@@ -84,22 +86,73 @@ def _listed(lines: Sequence[str]) -> Iterator[str]:
         yield chosen.name
 
 
+_ROWS = re.compile(rf"{DUMP}/(?:\d+|blob_\d+)\.dat\b.*|{DIRECTORY}/.*")
+
+
+def without_rows(files: Collection[str]) -> Collection[str]:
+    """The files of a backup but those of rows and large objects: what its schema needs."""
+    return [name for name in files if not _ROWS.fullmatch(name)]
+
+
+@probe
+def row_files(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:
+    """The files of a backup that hold the rows of these tables of the scratch database.
+
+    The directory format names them by their entry's number:
+    https://github.com/postgres/postgres/blob/master/src/bin/pg_dump/pg_backup_directory.c (_ArchiveEntry).
+
+    Raises:
+        VerificationFailed: the manifest has no file for an entry.
+    """
+    entries, stored = _rows_in(postgres, backup, scratch, tables)
+    files = {name.removeprefix(f"{DUMP}/").partition(".")[0]: name for name in backup.manifest.readable_files}
+    numbers = [line.partition(";")[0] for line in entries]
+    if missing := [number for number in numbers if number not in files]:
+        raise VerificationFailed(f"the manifest of {backup.name} has no {DUMP}/{missing[0]}.dat", _HINT)
+    return (*(files[number] for number in numbers), *(dict.fromkeys(one.file for one in stored)))
+
+
+def _rows_in(
+    postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]
+) -> tuple[list[str], tuple[Uncomputable, ...]]:
+    """The dump's entries of these tables' rows, and the generated columns of tables whose rows are in files alongside
+    the dump instead."""
+    listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
+    wanted = _entries(postgres, scratch, tables)
+    entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
+    known = content_in(backup).uncomputable if may_set_flags(postgres) else ()
+    stored = tuple(one for one in known if any(f" {one.oid} TABLE DATA " in line for line in entries))
+    return [line for line in entries if not any(f" {one.oid} TABLE DATA " in line for one in stored)], stored
+
+
 @action
 def fill_tables(
-    permit: Permit, postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table], jobs: int
+    permit: Permit,
+    postgres: Postgres,
+    backup: Backup,
+    scratch: Copy,
+    tables: Sequence[Table],
+    jobs: int,
+    accepted: Collection[str] = (),
 ) -> Copy:
-    """Restore the rows of these tables only into the scratch database."""
+    """Restore the rows of these tables only into the scratch database. `accepted`: generated columns that stay empty
+    unless the backup has their values."""
     for table in tables:
         permit.require(REPLACE_ROWS, table.name)
 
     def restored() -> Done:
         return fill_progress(postgres, backup, scratch, tables)
 
-    listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
-    wanted = _entries(postgres, scratch, tables)
-    entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
-    with _listed(entries) as chosen, progress(restored):
+    entries, stored = _rows_in(postgres, backup, scratch, tables)
+    fragile = {(schema, table) for schema, table, _ in content_in(backup).volatile_checks}
+    with (
+        _listed(entries) as chosen,
+        unchecked(postgres, scratch.database, fragile),
+        emptied(postgres, scratch.database, accepted),
+        progress(restored),
+    ):
         done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={jobs}")
+        load_rows(postgres, backup.path, scratch.database, stored)
     return Copy(scratch.database, scratch.oid, done.seconds)
 
 

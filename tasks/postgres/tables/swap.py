@@ -191,13 +191,7 @@ def _in_transaction(
             raise VerificationFailed(f"{one.pair.live.name}: {deleted} rows deleted, {old.rows} kept", _HINT)
     failpoint("tables: deleted")
     for one in replacements:
-        connection.execute(
-            _INSERT.format(
-                table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
-                columns=one.pair.live.written,
-                source=one.source,
-            )
-        )
+        _insert(connection, one)
     failpoint("tables: inserted")
     dangling = tuple(find_dangling(connection, order.ties.keys))
     require_references(dangling)
@@ -212,7 +206,21 @@ def _in_transaction(
     return tuple(replaced), advanced, dangling
 
 
-_HINT = "find the other writer in pg_stat_activity, then launch this again. Nothing was changed"
+def _insert(connection: Connection, one: Replacement) -> None:
+    """A generated column that a person accepted may need the database's own `search_path` to be computed."""
+    insert = _INSERT.format(
+        table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
+        columns=one.pair.live.written,
+        source=one.source,
+    )
+    if one.pair.live.uncompared:
+        connection.execute("SET LOCAL search_path TO DEFAULT")
+    connection.execute(insert)
+    if one.pair.live.uncompared:
+        connection.execute("SET LOCAL search_path TO ''")
+
+
+_HINT = "find the other writer in pg_stat_activity, then run this again. Nothing was changed"
 _INSERT = sql.SQL("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {source}")
 
 

@@ -25,6 +25,7 @@ from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.log import logger
+from runbook.masking import MASK
 from runbook.wait import until
 from tasks.redis.backup.relay import relayed
 from tasks.redis.backup.snapshot import RDB, Snapshot, Source
@@ -39,7 +40,6 @@ PROGRESS_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 RUNNING = "configuration-running.conf"
 USERS = "users-running.acl"
-MASK = "********"
 _SECRETS = ("requirepass", "masterauth", "primaryauth", "tls-key-file-pass", "tls-client-key-file-pass")
 _LOGIN = re.compile(r"Unable to AUTH to \w+: -(.*)")
 _FORBIDDEN = re.compile(

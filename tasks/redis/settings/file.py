@@ -13,8 +13,8 @@ from pathlib import Path
 
 from runbook.errors import OpsError
 from runbook.files import durable
+from runbook.masking import MASK
 
-MASK = "********"
 QUOTES = "\"'"
 _SECRET = re.compile(
     r"^(\s*(?:requirepass|masterauth|primaryauth|tls-key-file-pass|tls-client-key-file-pass|sentinel\s+auth-pass\s+\S+"

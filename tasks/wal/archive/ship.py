@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.wal.archive.archive import DAMAGED, Archive, Listing, pruned_in, written
+from tasks.wal.archive.archive import DAMAGED, Archive, Listing, Stored, pruned_in, written
 from tasks.wal.format.header import HEADER, read_header, require_own
 from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT, Segment
 
@@ -87,7 +87,8 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
     content = _read(path)
     if HISTORY.fullmatch(path.name):
         archive, listing = destination.known(_system_of(directory))
-        return _put_new(archive, path.name, content, [one.sha256 for one in listing.histories.get(_tli(path), ())])
+        there = [one.sha256 for one in listing.histories.get(_tli(path), ())]
+        return _put_new(archive, path.name, content, there) is not None
     header = read_header(content, path.name)
     archive, listing = destination.known(header.system)
     segment = Segment.named(path.name[:24], header.segment_bytes)
@@ -100,12 +101,19 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
     require_own(content, segment, header.system)
     if stored and all(one.damaged for one in stored) and hashlib.sha256(content).hexdigest() not in there:
         there = []  # an intact copy is stored next to a damaged one
-    done = _put_new(archive, segment.name, content, there)
-    if done:
-        old = listing.partials.pop(segment.name, ())
-        with contextlib.suppress(OpsError):  # an object lock keeps them: they do no harm
-            archive.remove(old)
-    return done
+    put = _put_new(archive, segment.name, content, there)
+    if put is None:
+        return False
+    is_late = any(name[8:] >= segment.name[8:] for name in listing.segments)
+    listing.segments[segment.name] = (*stored, put)
+    old = listing.partials.pop(segment.name, ())
+    with contextlib.suppress(OpsError):  # an object lock keeps them: they do no harm
+        archive.remove(old)
+    if is_late and archive.listing().is_pruned(segment.name):  # a prune marked it after the listing was read
+        with contextlib.suppress(OpsError):
+            archive.remove([put])
+        return False
+    return True
 
 
 def _read(path: Path) -> bytes:
@@ -118,17 +126,16 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()[:end].ljust(len(content), b"\0")
 
 
-def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> bool:
+def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> Stored | None:
     digest = hashlib.sha256(content).hexdigest()
     if digest in there:
-        return False
+        return None
     if there:
         raise VerificationFailed(
             f"{of} has other content in {archive.place.where}",
             "find out which server is the right one, and move the other's WAL away: two servers wrote this segment",
         )
-    archive.put(of, content)
-    return True
+    return archive.put(of, content)
 
 
 def _put_partial(archive: Archive, listing: Listing, segment: Segment, system: int, content: bytes) -> bool:

@@ -261,7 +261,7 @@ def test_environments_in_one_bucket_leave_each_other_alone(trial: Trial, gateway
     other = trial.reports.parent / mine
     other.mkdir()
     manifest.write(other, sealed.model_copy(update={"environment": "staging"}))
-    with pytest.raises(VerificationFailed, match=f"another backup of the name {mine}.*prefix of its own"):
+    with pytest.raises(VerificationFailed, match=f"another backup of the name {mine}.*its own prefix"):
         store.receive(other, mine, "staging", {})
     assert catalogue.open_backup(store, mine).manifest == sealed
     assert not store.claim("z-last", name), "in the same second: it takes the next one"
@@ -290,6 +290,6 @@ def test_a_backup_that_cannot_be_encrypted_leaves_nothing_in_clear(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pyrage.encrypt_file", full)
-    with pytest.raises(RunbookFailed, match="cannot be encrypted: No space left.*make room"):
+    with pytest.raises(RunbookFailed, match="cannot be encrypted: No space left.*free disk space"):
         backup_database.fn(NAME)
     assert not list(trial.store.iterdir())

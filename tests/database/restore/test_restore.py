@@ -257,7 +257,8 @@ def test_copy_that_fails_its_proof_leaves_the_old_database_live(trial: Trial) ->
     reseal(newest_path(trial), lambda m: m.update(content=morning))
     oid = trial.oid()
     with pytest.raises(
-        RunbookFailed, match=f"answers_2026_01: 288 rows instead of 287.*{first.name} is the one before it"
+        RunbookFailed,
+        match=f"answers_2026_01: 288 rows instead of 287.*run verify-backup for the previous one, {first.name}",
     ):
         restore_database.fn(NAME, confirm=NAME)
     assert trial.oid() == oid

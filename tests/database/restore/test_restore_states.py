@@ -33,7 +33,7 @@ def test_another_environment_s_backup_is_restored_by_its_name_only(trial: Trial)
     reseal(newest_path(trial), lambda m: m.update(environment="staging"))
     with pytest.raises(
         RunbookFailed,
-        match=f"there is no postgres backup “latest”.*another environment's is taken by its name only, e.g. {newest_path(trial).name}",
+        match=f"there is no postgres backup “latest”.*name another environment's backup in full, e.g. {newest_path(trial).name}",
     ):
         restore()
     assert restore(backup=newest_path(trial).name) is Status.WARN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 from flows.database.backup import backup_database
 from flows.database.superseded import discard_superseded
 from flows.database.tables import restore_tables, undo_restore_tables
+from runbook import shell
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.backups import manifest
 from tasks.postgres.content import pinned_session
 from tasks.postgres.content.content import content_of, read_counts
 from tasks.postgres.restore.staged_copy import MAKE, Copy, content_in, rename_copy
@@ -29,6 +32,7 @@ from tasks.postgres.tables.pairs import match_tables
 from tasks.postgres.tables.scratch import drop_tables_scratch, tables_scratch_name
 from tests.database.backup.test_backup import newest, run
 from tests.database.conftest import NAME, Trial
+from tests.database.restore.test_odd_databases import RATED, values
 from tests.database.restore.test_restore import flip, newest_path, reseal
 from tests.fixtures import forked
 from tests.fixtures.servers import PATIENT
@@ -37,8 +41,8 @@ GOOD = (Status.OK, Status.WARN)
 FLOW = "flows.database.tables.restore_tables"
 
 
-def restore(*tables: str, **parameters: str) -> Report:
-    return restore_tables.fn(NAME, list(tables), confirm=NAME, **parameters)  # type: ignore[arg-type]
+def restore(*tables: str, **parameters: Any) -> Report:
+    return restore_tables.fn(NAME, list(tables), confirm=NAME, **parameters)
 
 
 def sums(trial: Trial) -> dict[str, tuple[int, str]]:
@@ -652,3 +656,59 @@ def test_what_was_replaced_together_is_put_back_or_discarded_together(trial: Tri
     assert planned.pins["kept"] == kept[0].stamp
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert find_superseded_tables(trial.environment.postgres) == ()
+
+
+def files_of(trial: Trial, table: str) -> list[Path]:
+    """The files of the newest backup that hold a table's rows."""
+    dump = newest_path(trial) / "dump"
+    listed = shell.run([trial.environment.postgres.program("pg_restore"), "--list", dump]).stdout
+    numbers = re.findall(rf"^(\d+); .* TABLE DATA public {table} ", listed, re.MULTILINE)
+    return [path for number in numbers for path in dump.glob(f"{number}.dat*")]
+
+
+def test_only_the_files_that_the_tables_need_are_read_and_damage_in_one_of_them_refuses(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup_database.fn(NAME)
+    before, read = sums(trial), list[str]()
+    trial.sql("DELETE FROM answers")
+    (needed, *_), (other,) = files_of(trial, r"answers\w*"), files_of(trial, "people")
+    flip(other)
+    sum_of = manifest.sum_of
+
+    def noted(path: Path) -> manifest.FileSum:
+        read.append(path.name)
+        return sum_of(path)
+
+    monkeypatch.setattr(manifest, "sum_of", noted)
+    report = restore("answers")
+    assert report.status in GOOD
+    assert sums(trial) == before
+    assert other.name not in read
+    assert len(read) < len(list((newest_path(trial) / "dump").iterdir()))
+    for damaged in (needed, newest_path(trial) / "dump" / "toc.dat"):
+        trial.sql("DELETE FROM answers")
+        flip(damaged)
+        with pytest.raises(RunbookFailed, match="SHA-256 differs"):
+            restore("answers")
+        assert trial.sql("SELECT count(*) FROM answers") == [(0,)], "nothing was replaced"
+        flip(damaged)
+
+
+def test_a_generated_column_that_is_computed_otherwise_is_accepted_by_name(trial: Trial) -> None:
+    """The time and an unqualified table's rate: the backup has the old values, the live table computes new ones."""
+    trial.sql(RATED + "CREATE TABLE bought (n int, sum int GENERATED ALWAYS AS (rated(n)) STORED)")
+    trial.sql("INSERT INTO bought VALUES (1), (2)")
+    backup_database.fn(NAME)
+    trial.sql("DELETE FROM bought WHERE n = 1")
+    with pytest.raises(RunbookFailed, match=re.escape('accept=["GENERATED COLUMN public.bought.sum"]')):
+        restore("bought")
+    with pytest.raises(RunbookFailed, match="the backup has no GENERATED COLUMN public.bougt.sum"):
+        restore("bought", accept=["GENERATED COLUMN public.bougt.sum"])
+    accepted = ["GENERATED COLUMN public.bought.sum"]
+    report = restore("bought", accept=accepted)
+    assert report.status in GOOD
+    assert values(report)["accepted as not restored"] == accepted[0]
+    assert trial.sql("SELECT n, sum FROM bought ORDER BY n") == [(1, 2), (2, 4)]
+    assert undo_restore_tables.fn(NAME, accept=accepted, confirm=NAME).status in GOOD
+    assert trial.sql("SELECT n, sum FROM bought") == [(2, 4)]

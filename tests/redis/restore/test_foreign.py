@@ -266,7 +266,7 @@ def test_a_disk_that_refuses_the_copy_is_told_and_nothing_is_left_of_it(rig: Rig
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in told
-    assert "make room" in told
+    assert "free disk space" in told
     assert not list(rig.data.parent.glob("*.restoring"))
 
 

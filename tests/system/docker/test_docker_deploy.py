@@ -216,6 +216,13 @@ def test_an_interrupted_deployment_continues(trial: Trial, monkeypatch: pytest.M
         deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     monkeypatch.setattr(container_way, "swap_containers", swap_containers)
     assert trial.containers() == [trial.name, f"{trial.name}-before"]
+
+    def policy(name: str) -> str:
+        return str(trial.engine.client.containers.get(name).attrs["HostConfig"]["RestartPolicy"]["Name"])
+
+    configured = policy(trial.name)
+    assert configured != "no", "the seed is right"
+    assert policy(f"{trial.name}-before") == "no", "an engine that starts again leaves it stopped"
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert report.status is Status.WARN
     assert "a deployment was interrupted" in report.sentence()
@@ -232,6 +239,7 @@ def test_an_interrupted_deployment_continues(trial: Trial, monkeypatch: pytest.M
     (back,) = [one for one in failed.value.report.findings if one.name == "the previous version runs again"]
     assert back.status is Status.OK
     assert trial.serves() == "v1", "what ran, and had been looked at before anything took its place"
+    assert policy(trial.name) == configured
     assert trial.containers() == [trial.name]
     keep_failed = deploying._keep_failed
 
@@ -244,8 +252,7 @@ def test_an_interrupted_deployment_continues(trial: Trial, monkeypatch: pytest.M
         deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
     monkeypatch.setattr(deploying, "_keep_failed", keep_failed)
     assert trial.containers() == [f"{trial.name}-before", f"{trial.name}-failed"]
-    kept = trial.engine.client.containers.get(f"{trial.name}-failed").attrs
-    assert kept["HostConfig"]["RestartPolicy"]["Name"] == "no", "an engine that starts again leaves it stopped"
+    assert policy(f"{trial.name}-failed") == "no"
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert trial.serves() == "v2"
     assert trial.containers() == [trial.name]
