@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 UV := $(VENV)/tools/bin/uv
 INSTALLED := $(VENV)/.installed
 
+# Where it is set, each of the tests' processes compiles every module again: 10 s of processor time.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: lab lab-down
 
 lab: $(INSTALLED)
@@ -69,7 +72,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 .PHONY: lint test test-all test-thorough test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
-.PHONY: test-system test-hosts test-ui soak lock
+.PHONY: test-system test-system-installed test-hosts test-ui soak lock
 
 # A file is one worker's; tests/plugins/ordered.py has the longest begun first, where xdist would begin with the most tests.
 WORKERS ?= 4
@@ -99,7 +102,7 @@ test-thorough: $(INSTALLED)
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 # What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.
-# 15 and 18 are tested whole; of 16 and 17, which lie between them, the core.
+# 15 and 18 are tested whole; of 16 and 17, which lie between them, the core: backup, restore, recovery to a moment.
 CORE := tests/matrix tests/tasks/postgres/test_definitions.py tests/tasks/postgres/test_rowhash.py
 RESTORES := $(patsubst %,tests/database/%.py,backup/test_backup backup/test_base_backup restore/test_restore)
 POINT := tests/recovery/point/test_point_in_time.py
@@ -119,18 +122,22 @@ BRIEF_REDIS := $(patsubst %,tests/redis/%.py,restore/test_restore backup/test_ao
   backup/test_verification)
 MATRIX_REDIS := tests/redis tests/recovery/redis/test_redis_failover.py
 CASES := not system and not soak
+CASES_15 = $(CASES)
+CASES_16 = $(CASES)
+CASES_17 = $(CASES)
+FEW := $(CASES) and not thorough
 
 test-matrix: test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 
 test-matrix-brief:
 	@$(MAKE) --no-print-directory test-matrix MATRIX_15="$(BRIEF)" MATRIX_16="$(BRIEF)" MATRIX_17="$(BRIEF)" \
-	  MATRIX_REDIS="$(BRIEF_REDIS)" CASES="not system and not soak and not thorough"
+	  MATRIX_REDIS="$(BRIEF_REDIS)" CASES_16="$(FEW)" CASES_17="$(FEW)" WORKERS=2
 
 test-matrix-installed: $(INSTALLED)
 	@$(BIN)/python -m tests.matrix.versions
 
 test-matrix-15 test-matrix-16 test-matrix-17: test-matrix-%: test-matrix-installed
-	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX_$*) $(PARALLEL) -m "$(CASES)" -k "not killed" $(ONCE_$*)
+	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX_$*) $(PARALLEL) -m "$(CASES_$*)" -k "not killed" $(ONCE_$*)
 
 test-matrix-redis: $(INSTALLED)
 	@tests/matrix/install-redis
@@ -140,13 +147,14 @@ test-matrix-redis: $(INSTALLED)
 # wait: `make -j2 test-system` runs them beside each other.
 test-system: test-hosts test-ui
 
-test-hosts: $(INSTALLED)
+test-system-installed: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
+
+test-hosts: test-system-installed
 	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/ui $(PARALLEL) -n 2
 
-test-ui: $(INSTALLED)
-	@tests/system/install
+test-ui: test-system-installed
 	@$(BIN)/python -m pytest -m system tests/ui
 
 # What is marked soak, at the test or in tests/soak.txt; the system's as root, after the others.
