@@ -38,7 +38,7 @@ def half_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def told(path: str | Path) -> os.statvfs_result:
         found = real(path)
-        blocks, files = found.f_blocks // 25, found.f_files // 2
+        blocks, files = found.f_blocks // 2, found.f_files // 2
         free = (blocks, blocks, found.f_files, files, files)
         return os.statvfs_result((found.f_bsize, found.f_frsize, found.f_blocks, *free, found.f_flag, found.f_namemax))
 
