@@ -98,7 +98,8 @@ test-all: lint
 
 test-thorough: $(INSTALLED)
 	@tests/node/install
-	@$(BIN)/python -m pytest $(PARALLEL) -m "thorough and not system and not soak"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "thorough and not system and not soak" \
+	  $$(cut -d: -f1 tests/thorough.txt | sort -u)
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 # What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.
@@ -152,7 +153,8 @@ test-system-installed: $(INSTALLED)
 	@tests/node/install
 
 test-hosts: test-system-installed
-	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/ui $(PARALLEL) -n 2
+	@$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "system and not soak" \
+	  $$(grep -rl "mark.system" tests --include="test_*.py" | grep -v ^tests/ui/)
 
 test-ui: test-system-installed
 	@$(BIN)/python -m pytest -m system tests/ui
