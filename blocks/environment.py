@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -46,6 +47,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 _stand_ins: ContextVar[Mapping[str, Environment]] = ContextVar("stand_ins", default=_NOBODY)
 
 
+@functools.cache
+def _zones() -> frozenset[str]:
+    """All names; reading them takes as long as the rest of an environment."""
+    return frozenset(available_timezones())
+
+
 class Environment(Block):
     """Composes the blocks of one system. They are referred to by slug (`type/name`): a nested block that is edited in
     the Prefect UI loses its reference and its password."""
@@ -79,7 +86,7 @@ class Environment(Block):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, name: str) -> str:
-        if name not in available_timezones():
+        if name not in _zones():
             raise ValueError(f"{name} is no time zone; one is Asia/Tokyo")
         return name
 

@@ -202,56 +202,79 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         assert (last.name, last.message) == ("Crashed", "Execution was aborted by a termination signal.")
 
 
-@pytest.mark.soak  # minutes: who missed the server tries again ever more seldom
-def test_a_run_outlives_that_the_server_restarts_and_that_network_and_database_are_away(
-    prefect: Installation, tmp_path: Path
-) -> None:
-    """One runbook, which holds the lock. The last it meets is the worst: it ends while the database is down."""
+@contextlib.contextmanager
+def outages(prefect: Installation, directory: Path, *names: str) -> Iterator[tuple[Proxy, Callable[[str], None]]]:
+    """One runbook, which holds the lock and waits at a gate of each name. Gives the network between Prefect and its
+    worker, and what lets it through a gate, once it is there. It has ended well at the block's end."""
     register(NAME)
-    book, gates = tmp_path / "book", [tmp_path / name for name in ("restarted", "cut-off", "no-database")]
+    book, gates = directory / "book", {name: directory / name for name in names}
     for worker in prefect.workers:
         worker.terminate()
-    deployment = deploy("outages", long_errand, environment=NAME, book=str(book), gates=[str(gate) for gate in gates])
+    name = directory.name
+    deployment = deploy(
+        name, long_errand, environment=NAME, book=str(book), gates=[str(gate) for gate in gates.values()]
+    )
 
-    def at(gate: Path) -> None:
-        until(lambda: book.exists() and str(gate) in book.read_text(), what=f"that it is at {gate}", seconds=240)
+    def at(gate: str) -> None:
+        until(lambda: book.exists() and str(gates[gate]) in book.read_text(), what=f"that it is at {gate}", seconds=240)
 
+    def pass_gate(gate: str) -> None:
+        gates[gate].write_text("passed")
+        if following := names[names.index(gate) + 1 :]:
+            at(following[0])
+
+    earlier = len(long_errands(prefect))
     with Proxy(prefect.port) as network:
-        prefect.worker(POOL, "--name", "outlives", api=f"{network.endpoint}/api")
-        run = start(deployment, "outages")
-        at(gates[0])
+        worker = prefect.worker(POOL, "--name", name, api=f"{network.endpoint}/api")
+        run = start(deployment, name)
+        at(names[0])
         assert lock(prefect) == 1
-        for name in ("prefect-services", "prefect-api"):
-            prefect.supervisor.stop(name)
-        gates[0].write_text("passed")
-        at(gates[1])
-        for name in ("prefect-api", "prefect-services"):
-            prefect.supervisor.start(name)
-        until(prefect.is_ready, what="that Prefect answers", seconds=240)
-        assert lock(prefect) == 1, "a restart of Prefect gives nobody else the lock"
-        network.cut_requests(1, times=-1)
-        network.drop()
-        faults = network.faults
-        gates[1].write_text("passed")
-        until(lambda: network.faults >= faults + 3, what="that somebody misses the server", seconds=240)
-        at(gates[2])
-        network.heal()
-        prefect.postgres.stop()
-        gates[2].write_text("passed")
-        until(lambda: long_errands(prefect), what="its report", seconds=240)
-        missed = internal_errors(prefect)
-        until(lambda: internal_errors(prefect) > missed + 20, what="that somebody misses the database", seconds=240)
-        prefect.postgres.start()
+        yield network, pass_gate
         ended(run)
+        worker.terminate()
     with get_client(sync_client=True) as client:
         last = client.read_flow_run(run).state
     assert last
     assert (last.name, last.message) == ("Completed", None)
-    (filed,) = long_errands(prefect)
-    assert [filed["facts"][gate.name] for gate in gates] == ["passed"] * 3
+    filed = long_errands(prefect)
+    assert len(filed) == earlier + 1
+    assert [filed[-1]["facts"][gate] for gate in names] == ["passed"] * len(names)
     assert verify_chain(prefect.base / "reports") == []
     until(lambda: lock(prefect) == 0, what="that the lock is free", seconds=240)
-    assert long_errand.fn(NAME, str(book), []).status in GOOD, "another run gets it"
+
+
+def test_a_run_outlives_that_prefect_restarts(prefect: Installation, tmp_path: Path) -> None:
+    """Its API and its services; the run goes on meanwhile, and nobody else gets the lock."""
+    with outages(prefect, tmp_path, "before", "meanwhile", "after") as (_, pass_gate):
+        for name in ("prefect-services", "prefect-api"):
+            prefect.supervisor.stop(name)
+        pass_gate("before")
+        for name in ("prefect-api", "prefect-services"):
+            prefect.supervisor.start(name)
+        until(prefect.is_ready, what="that Prefect answers", seconds=240)
+        assert lock(prefect) == 1, "a restart of Prefect gives nobody else the lock"
+        pass_gate("meanwhile")
+        pass_gate("after")
+
+
+@pytest.mark.soak  # minutes: who missed the server tries again ever more seldom
+def test_a_run_outlives_that_network_and_database_are_away(prefect: Installation, tmp_path: Path) -> None:
+    """The last that it meets is the worst: it ends while the database is down."""
+    reports = len(long_errands(prefect))
+    with outages(prefect, tmp_path, "cut-off", "no-database") as (network, pass_gate):
+        network.cut_requests(1, times=-1)
+        network.drop()
+        faults = network.faults
+        pass_gate("cut-off")
+        until(lambda: network.faults >= faults + 3, what="that somebody misses the server", seconds=240)
+        network.heal()
+        prefect.postgres.stop()
+        pass_gate("no-database")
+        until(lambda: len(long_errands(prefect)) > reports, what="its report", seconds=240)
+        missed = internal_errors(prefect)
+        until(lambda: internal_errors(prefect) > missed + 20, what="that somebody misses the database", seconds=240)
+        prefect.postgres.start()
+    assert long_errand.fn(NAME, str(tmp_path / "again"), []).status in GOOD, "another run gets it"
 
 
 def lock(prefect: Installation) -> int:
@@ -260,7 +283,7 @@ def lock(prefect: Installation) -> int:
 
 def long_errands(prefect: Installation) -> list[dict[str, Any]]:
     """The reports that were filed of it."""
-    filed = [json.loads(path.read_text()) for path in (prefect.base / "reports").glob("*-long-errand.json")]
+    filed = [json.loads(path.read_text()) for path in sorted((prefect.base / "reports").glob("*-long-errand.json"))]
     return [one for one in filed if one["runbook"] == "Long errand"]
 
 
@@ -306,21 +329,28 @@ def oid(prefect: Installation) -> object:
 
 
 def test_a_backup_that_would_not_be_encrypted_is_refused(prefect: Installation, filled: object) -> None:
+    before = backups(prefect)
     with (
         described(lambda text: "\n".join(line for line in text.splitlines() if not line.startswith("recipients"))),
         pytest.raises(RunbookFailed, match="encryption of the backup: none"),
     ):
         backup_prefect.fn(NAME)
-    assert backups(prefect) == []
+    assert backups(prefect) == before
 
 
-def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, filled: object) -> None:
+@pytest.fixture(scope="module")
+def backed_up(prefect: Installation, filled: object) -> tuple[Report, Path]:
+    """The report of the backup, and where it is."""
     slots = "UPDATE concurrency_limit_v2 SET active_slots = %s WHERE name = %s"
     prefect.sql(slots, 1, f"env-{NAME}")  # as it is in every backup that a flow run takes
     report = backup_prefect.fn(NAME)
     prefect.sql(slots, 0, f"env-{NAME}")
+    return report, backups(prefect)[-1]
+
+
+def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, backed_up: tuple[Report, Path]) -> None:
+    report, backup = backed_up
     assert report.status in GOOD, report.sentence()
-    (backup,) = backups(prefect)
     assert report.facts["encrypted"] == "to 2 keys"
     files = [path for path in backup.rglob("*") if path.is_file()]
     assert all(path.suffix == ".age" for path in files if "manifest" not in path.name)
@@ -331,9 +361,9 @@ def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, filled:
 
 
 def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
-    prefect: Installation, filled: dict[str, UUID], monkeypatch: pytest.MonkeyPatch
+    prefect: Installation, filled: dict[str, UUID], backed_up: tuple[Report, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backup, before = backups(prefect)[0], oid(prefect)
+    backup, before = backed_up[1], oid(prefect)
     monkeypatch.setenv("TRIAL_IDENTITY", str(STRANGER))
     with pytest.raises(RunbookFailed, match="encrypted to other keys than this environment's"):
         restore_prefect.fn(NAME, confirm=NAME)
@@ -658,8 +688,9 @@ def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(
 
 
 def test_everything_is_back_on_a_new_cluster_with_an_empty_redis(
-    prefect: Installation, filled: dict[str, UUID]
+    prefect: Installation, filled: dict[str, UUID], backed_up: object
 ) -> None:
+    """The last of this file: what others use is gone then, but for what was in the backup."""
     for worker in prefect.workers:
         worker.terminate()
     prefect.postgres.remove()

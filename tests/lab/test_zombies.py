@@ -31,8 +31,6 @@ from runbook.wait import until
 from tests.fixtures.receivers import http_receiver
 from tests.runbook.processes import Actor
 
-pytestmark = pytest.mark.soak
-
 CRASHED_SECONDS = 120  # the promise: from the death on
 ESCALATED_SECONDS = 120
 FREE_SECONDS = 120

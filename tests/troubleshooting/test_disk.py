@@ -31,6 +31,21 @@ STAYS = {
 GOES = ("tmp/ops-wal-dead", "backups/postgresql/.partial-full-postgres_20260101_000000", "log/app.log.1")
 
 
+@pytest.fixture
+def half_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file system, however full those of this host are."""
+    real = os.statvfs
+
+    def half(path: str | Path) -> os.statvfs_result:
+        found = real(path)
+        blocks, files = found.f_blocks // 2, found.f_files // 2
+        free = (blocks, blocks, found.f_files, files, files)
+        return os.statvfs_result((found.f_bsize, found.f_frsize, found.f_blocks, *free, found.f_flag, found.f_namemax))
+
+    monkeypatch.setattr(os, "statvfs", half)
+
+
+@pytest.mark.usefixtures("half_full")
 def test_a_disk_with_free_space_keeps_everything_and_slots_are_only_reported(host: Host) -> None:
     host.server.sql("SELECT pg_create_physical_replication_slot('forgotten', true)")
     host.server.create_database(KEPT)
