@@ -369,7 +369,7 @@ def test_discard_removes_old_databases_with_a_permit_only(trial: Trial) -> None:
     path.write_text('unattended = ["discard-superseded"]\n' + path.read_text().replace("[backups]", lab))
     for _ in range(2):  # as in the lab: the disk does not fill, however many restores there are
         report = restore_database.fn(NAME, confirm=NAME)
-        assert report.facts["superseded before"].startswith("1 removed")
+        assert report.facts["superseded before"].startswith("1 deleted")
         assert len([name for name in trial.databases() if name.startswith(trial.database)]) == 2, "the last undo"
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert [name for name in trial.databases() if name.startswith(trial.database)] == [trial.database]
