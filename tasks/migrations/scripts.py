@@ -89,8 +89,8 @@ class Heads:
         found = exact or [s.revision for s in self.scripts if revision and s.revision.startswith(revision)]
         if len(found) != 1:
             newest = ", ".join(script.revision for script in self.scripts[:3])
-            what = f"could be {' or '.join(found)}" if found else "is not a revision of this application"
-            raise OpsError(f"“{revision[:60]}” {what}", f"choose head or one of {newest} …")
+            what = f"could be {' or '.join(found)}" if found else "is not a revision"
+            raise OpsError(f"“{revision[:60]}” {what} of this application", f"choose head or one of {newest} …")
         return found[0]
 
     def pending(self, current: str, revision: str = HEAD) -> tuple[Script, ...]:

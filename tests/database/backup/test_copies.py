@@ -116,7 +116,7 @@ def test_a_copy_goes_bad_before_its_backup_is_verified(trial: Trial) -> None:
     replicate_backups.fn(NAME)
     verify_backup.fn(NAME)
     flip(largest_file(copies / names(trial)[0] / "dump"))
-    with pytest.raises(RunbookFailed, match="copies of postgres that were there.*SHA-256"):
+    with pytest.raises(RunbookFailed, match="existing copies of postgres.*SHA-256"):
         replicate_backups.fn(NAME)
     for read in ("new", "all", "new"):
         assert not copy_in(trial).verified

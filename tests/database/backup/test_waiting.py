@@ -40,8 +40,8 @@ def test_a_server_that_refuses_does_not_make_a_good_backup_bad(trial: Trial, mot
     with pytest.raises(RunbookFailed, match="the bucket has no object lock") as caught:
         backup_database.fn(NAME)
     [told] = [found for found in caught.value.report.findings if first in found.name]
-    assert "waits to be sent: it is whole, and s3://" in told.name
-    assert "create one with object lock, or leave lock_mode empty; the next backup takes it along" in told.hint
+    assert "waits to be sent: it is intact, but s3://" in told.name
+    assert "create one with object lock, or leave lock_mode empty; the next backup sends it too" in told.hint
     assert waiting_in(trial)[0] == first
     assert len(waiting_in(trial)) == 2
     configure(trial, "backups", lock_mode="", lock_days=0)

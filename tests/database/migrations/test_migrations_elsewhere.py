@@ -64,7 +64,7 @@ def goes_to_live(server: PostgresServer, backend: Path) -> None:
 
 def refused(call: object, *arguments: object, **named: object) -> None:
     report = failed(call, *arguments, **named)
-    assert "was told to look into migrations_db__rehearsal and looked elsewhere" in report.sentence()
+    assert "connected to another database than migrations_db__rehearsal" in report.sentence()
     assert "DATABASE_URL" in str(report.as_json())
 
 

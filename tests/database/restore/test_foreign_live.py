@@ -209,9 +209,9 @@ def test_what_is_not_supported_is_said(plain: Trial, tmp_path: Path) -> None:
     assert tarfile.is_tarfile(plain.store / "a.tar")
     with pytest.raises(RunbookFailed, match="tar format, which is not supported.*custom format.*directory.*SQL text"):
         restore_database.fn(NAME, backup="a.tar")
-    with pytest.raises(RunbookFailed, match=r"directory without toc\.dat"):
+    with pytest.raises(RunbookFailed, match=r"has no toc\.dat"):
         restore_database.fn(NAME, backup=str(tmp_path))
     backup_database.fn(NAME)
     ours = next(plain.store.glob("backup_*"))
-    with pytest.raises(RunbookFailed, match=f"is one of our backups.*backup={ours.name}"):
+    with pytest.raises(RunbookFailed, match=f"is a backup of this project.*backup={ours.name}"):
         restore_database.fn(NAME, backup=str(ours))

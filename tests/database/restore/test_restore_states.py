@@ -63,7 +63,7 @@ def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatc
     state = next(finding for finding in told if finding["name"] == "state of the system")
     assert "is live, proven; the replaced database is kept as" in state["value"]
     assert "do not restore again" in state["hint"]
-    assert not [finding for finding in told if "launch it again" in finding["hint"]]
+    assert not [finding for finding in told if "launch this again" in finding["hint"]]
 
 
 def test_roles_of_a_new_server_are_made_by_a_full_restore_only(trial: Trial) -> None:

@@ -135,8 +135,8 @@ def test_a_plan_changes_nothing(trial: Trial) -> None:
 
 
 NAMES = {
-    "peple": "there is no table “peple” in the backup.*near it: public.people",
-    "Answers": "near it: public.answers",
+    "peple": "there is no table “peple” in the backup.*did you mean public.people",
+    "Answers": "did you mean public.answers",
     "answers_2026_01": "answers_2026_01 is a partition of public.answers.*name public.answers",
     "happy": "public.happy is a view",
     "moods": "public.moods is a materialised view",
@@ -216,7 +216,7 @@ REFUSED = {
     "a trigger that fires always": (
         "ALTER TABLE people ENABLE ALWAYS TRIGGER touch",
         "people",
-        "trigger touch of public.people fires always",
+        "trigger touch of public.people always fires",
         "ALTER TABLE people ENABLE TRIGGER touch",
     ),
     "a rule": (
@@ -305,7 +305,7 @@ def test_a_deferrable_constraint_is_not_broken_on_the_way_back(trial: Trial, kin
     restore("odd codes")
     trial.sql(f'ALTER TABLE "odd codes" ADD CONSTRAINT once {constraint} DEFERRABLE INITIALLY DEFERRED')
     before = sums(trial)
-    with pytest.raises(RunbookFailed, match="would break the deferrable constraint once of"):
+    with pytest.raises(RunbookFailed, match="would violate the deferrable constraint once of"):
         undo_restore_tables.fn(NAME, confirm=NAME)
     assert sums(trial) == before
     assert len(find_superseded_tables(trial.environment.postgres)) == 1
@@ -650,7 +650,7 @@ def test_what_was_replaced_together_is_put_back_or_discarded_together(trial: Tri
     assert plan.detail == ", ".join(old.name for old in both)
 
     trial.sql(f"DROP TABLE {next(old.name for old in both if old.table == 'public.answers')}")
-    with pytest.raises(RunbookFailed, match="is not whole: the rows of public.answers are gone"):
+    with pytest.raises(RunbookFailed, match="are incomplete: the rows of public.answers are missing"):
         undo_restore_tables.fn(NAME, kept=both[0].stamp, confirm=NAME)
     planned = undo_restore_tables.fn(NAME)
     assert planned.pins["kept"] == kept[0].stamp

@@ -266,8 +266,8 @@ def test_an_override_that_was_replaced_never_comes_into_force_again(server: Post
     [
         ("max_connections", "is not an override"),
         ("fsync = off", "is not an override"),
-        ("work_mem = lots", "is no value of work_mem"),
-        ("work_mem = 5min", "is no value of work_mem"),
+        ("work_mem = lots", "is not a value of work_mem"),
+        ("work_mem = 5min", "is not a value of work_mem"),
         ("work_mem = 1kB", "out of range"),
         ("max_connections = 200", "is the manual's value"),
         ("max_connections = 2", "max_connections above the reserved ones"),

@@ -182,7 +182,7 @@ def test_what_a_downgrade_undoes(current: str, revision: str, expected: tuple[st
     [
         (LINE, "b2", "-3", "more than the number of applied migrations"),
         (LINE, "", "-1", "more than"),
-        (LINE, "b2", "d4", "does not lie below b2"),
+        (LINE, "b2", "d4", "is not below b2"),
         (LINE, "b2", "-0", "not a revision"),
         (LINE, "b2", "zz", "not a revision"),
         (LINE, "zz", "-1", "does not know"),
@@ -350,7 +350,7 @@ def test_how_two_states_differ() -> None:
     turned = "CREATE TABLE t (\n    b text,\n    a integer\n);\n"
     key = "TABLE public.t (owner x)"
     assert differences({key: table}, {key: turned}) == (), "a column that was dropped comes back at the end"
-    assert differences({key: table}, {}) == (f"{key} is gone",)
+    assert differences({key: table}, {}) == (f"{key} is missing",)
     assert differences({}, {key: table}) == (f"{key} is new",)
     assert "differs" in differences({key: table}, {key: table.replace("text", "varchar")})[0]
     before = State({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
