@@ -15,7 +15,7 @@ from runbook.kinds import action
 from runbook.report import Report
 from tasks.cluster.copy import Built, build_instance
 from tasks.cluster.instance import Instance
-from tasks.cluster.recovery import read_standing
+from tasks.cluster.recovery import Standing, read_standing
 from tasks.cluster.target import Stop
 from tasks.postgres.content.content import read_counts
 from tasks.stores.directory import told
@@ -79,6 +79,13 @@ def prove(report: Report, env: Environment, instance: Instance, origin: Origin, 
         value=f"replayed up to {lsn_text(found.replayed)}",
         expected=f"up to {lsn_text(stop.lsn)}",
     )
+    _judge_sides(report, found, stop)
+    report.fail_if_critical()
+    _compare(report, env, instance)
+
+
+def _judge_sides(report: Report, found: Standing, stop: Stop) -> None:
+    """The last transaction before the target is in the copy, the first one after it is not."""
     if stop.before:
         report.require(
             f"last transaction before the target ({stop.before.xid})",
@@ -99,8 +106,6 @@ def prove(report: Report, env: Environment, instance: Instance, origin: Origin, 
         )
     else:
         report.fact("first transaction after the target", "none: the target is the end of the archive")
-    report.fail_if_critical()
-    _compare(report, env, instance)
 
 
 def _compare(report: Report, env: Environment, instance: Instance) -> None:

@@ -119,6 +119,11 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     report.fail_if_critical()
     assert found.stop
     stop = found.stop
+    _report_stop(report, target, found, stop)
+    return stop
+
+
+def _report_stop(report: Report, target: Target, found: Found, stop: Stop) -> None:
     report.fact("target", target.text)
     report.fact("stops", _where(stop))
     report.table(
@@ -131,7 +136,6 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     )
     more = " or more (not all WAL was read)" if found.more else ""
     report.fact("transactions after the target", f"{found.lost:,}{more}")
-    return stop
 
 
 def _beyond(found: Found, origin: Origin, newest: str) -> str:

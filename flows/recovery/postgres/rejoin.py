@@ -101,7 +101,7 @@ def judge_joining(report: Report, env: Environment, joining: Joining, method: Me
     Raises:
         RunbookFailed: it cannot; nothing was touched.
     """
-    node, state, control = joining.node, joining.state, joining.control
+    node, state = joining.node, joining.state
     main = read_member(joining.primary)
     report.require(
         f"the primary {main.address}",
@@ -122,13 +122,23 @@ def judge_joining(report: Report, env: Environment, joining: Joining, method: Me
         "set name and slot in its table of the environment's TOML",
         value=f"{node.name or 'no name'}, {node.slot or 'no slot'}",
     )
-    other = control and control.system != main.system and joining.method != "base_backup" and method != "base_backup"
+    _judge_files(report, joining, method, main.system)
+    report.fail_if_critical()
+    _judge_space(report, joining, method)
+    _report_diverged(report, joining)
+    report.fail_if_critical()
+
+
+def _judge_files(report: Report, joining: Joining, method: Method, system: int) -> None:
+    """Judge whether the method fits its data directory. `system`: the primary's system identifier."""
+    node, control = joining.node, joining.control
+    other = control and control.system != system and joining.method != "base_backup" and method != "base_backup"
     report.require(
         "system identifier",
         not other,
         "run it with method=base_backup, which keeps the old files: this server belongs to another cluster",
         value=control.system if control else "no files",
-        expected=main.system,
+        expected=system,
     )
     if method == "rewind":
         report.require(
@@ -148,10 +158,6 @@ def judge_joining(report: Report, env: Environment, joining: Joining, method: Me
         "mount that file system on the parent directory, and set data_directory to a directory in it",
         value=f"{node.data_directory} is a mount point" if mounted else node.data_directory,
     )
-    report.fail_if_critical()
-    _judge_space(report, joining, method)
-    _report_diverged(report, joining)
-    report.fail_if_critical()
 
 
 def join_there(env: Environment, node: Postgres) -> str:

@@ -54,7 +54,14 @@ def judge_sentinels(report: Report, group: Group, mode: Mode, detached: str = ""
         + (f"; SENTINEL CKQUORUM fails at {', '.join(undecided)}" if undecided else ""),
         expected=f"≥ {watch.majority}, and SENTINEL CKQUORUM ok at each",
     )
-    short = {view.address: view.settings.get("down-after-milliseconds", 0) for view in watch.answering if view.master}
+    _judge_down_after(report, group, mode)
+    report.fail_if_critical()
+
+
+def _judge_down_after(report: Report, group: Group, mode: Mode) -> None:
+    short = {
+        view.address: view.settings.get("down-after-milliseconds", 0) for view in group.watch.answering if view.master
+    }
     report.require(
         "down-after-milliseconds",
         all(milliseconds > FIRST_PING_MILLISECONDS for milliseconds in short.values()),
@@ -64,7 +71,6 @@ def judge_sentinels(report: Report, group: Group, mode: Mode, detached: str = ""
         expected=f"> {FIRST_PING_MILLISECONDS:,} ms",
         worst=Status.CRITICAL if mode == "planned" else Status.WARN,
     )
-    report.fail_if_critical()
 
 
 def judge_living(report: Report, group: Group) -> None:
