@@ -165,7 +165,7 @@ def test_a_script_of_a_sentinel_is_put_back_or_told(watched: Watched, denies: bo
     backup_redis.fn(NAME)
     report = restore_redis.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN, "a script is at stake"
-    told = [one.hint for one in report.findings if "runs no notification-script any more" in one.hint]
+    told = [one.hint for one in report.findings if "has lost its notification-script" in one.hint]
     now = sentinel.client().sentinel_master(MASTER).get("notification-script")
     assert (len(told), now) == ((1, None) if denies else (0, script))
 
