@@ -338,7 +338,7 @@ def test_sentinels_that_are_not_listed_stop_the_restore(watched: Watched) -> Non
     listed = str([s.address for s in watched.sentinels]).replace("'", '"')
     text = watched.rig.toml.read_text().replace(listed, f'["{watched.sentinels[0].address}"]')
     write(watched.rig.toml, text, 0o644)
-    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels with itself, \[redis\] sentinels 1"):
+    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels including itself; \[redis\] sentinels has 1"):
         restore_redis.fn(NAME, confirm=NAME)
     followed(watched)
 
