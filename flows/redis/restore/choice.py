@@ -66,7 +66,7 @@ def _judge_version(report: Report, env: Environment, header: str, version: int, 
         f"set [redis] server_program to {tool or 'the server that wrote it'}, or a newer one of its family: Valkey 9 "
         "and Redis 8 cannot read each other's newer RDB files",
         value=f"{header} of {tool or 'an unknown server'}"
-        + ("" if found.ok else f": {found.program} cannot read what {tool or 'it'} saved"),
+        + ("" if found.ok else f": {found.program} cannot read the RDB of {tool or 'it'}"),
         expected=found.describe(),
     )
     report.fail_if_critical()

@@ -454,7 +454,7 @@ def _look(server: RedisServer) -> tuple[Persistence, DataDirectory]:
 
 @pytest.mark.parametrize(
     ("harm", "told"),
-    [("empty", "is no RDB"), ("garbage", "is no RDB"), ("cut", "cut off"), ("older", "before the last")],
+    [("empty", "is no RDB"), ("garbage", "is no RDB"), ("cut", "is truncated"), ("older", "before the last")],
 )
 def test_an_rdb_that_is_not_what_was_saved_is_no_safety(saved: RedisServer, harm: str, told: str) -> None:
     """A kill now would lose everything, and the server would not even start, or start with what is older."""

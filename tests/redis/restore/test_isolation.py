@@ -165,7 +165,7 @@ def test_a_script_of_a_sentinel_is_put_back_or_told(watched: Watched, denies: bo
     backup_redis.fn(NAME)
     report = restore_redis.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN, "a script is at stake"
-    told = [one.hint for one in report.findings if "runs no notification-script any more" in one.hint]
+    told = [one.hint for one in report.findings if "has lost its notification-script" in one.hint]
     now = sentinel.client().sentinel_master(MASTER).get("notification-script")
     assert (len(told), now) == ((1, None) if denies else (0, script))
 
@@ -338,7 +338,7 @@ def test_sentinels_that_are_not_listed_stop_the_restore(watched: Watched) -> Non
     listed = str([s.address for s in watched.sentinels]).replace("'", '"')
     text = watched.rig.toml.read_text().replace(listed, f'["{watched.sentinels[0].address}"]')
     write(watched.rig.toml, text, 0o644)
-    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels with itself, \[redis\] sentinels 1"):
+    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels including itself; \[redis\] sentinels has 1"):
         restore_redis.fn(NAME, confirm=NAME)
     followed(watched)
 

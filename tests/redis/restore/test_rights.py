@@ -134,6 +134,6 @@ def test_what_the_file_system_refuses(place: Path) -> None:
     place.chmod(0o755)
     assert any("lib not writable" in one for one in told)
     assert any("the server runs as nobody" in one for one in told)
-    assert any("it says replicaof 10.0.0.1 6379" in one for one in told)
+    assert any("it has replicaof 10.0.0.1 6379" in one for one in told)
     unknown = block.model_copy(update={"os_user": "no-such-user"})
     assert _wrong(judge_place(unknown, 0, writes_configuration=False)) == ["there is no user no-such-user on this host"]

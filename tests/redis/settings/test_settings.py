@@ -405,9 +405,9 @@ def test_a_file_that_is_not_here(kept: RedisServer, monkeypatch: pytest.MonkeyPa
     [
         ("maxmemory", "is no override"),
         ("requirepass = x", "is no override"),
-        ("maxmemory lots", "is no value of maxmemory"),
-        ("save 900", "is no value of save"),
-        ("timeout = -1", "is no value of timeout"),
+        ("maxmemory lots", "is not a valid value of maxmemory"),
+        ("save 900", "is not a valid value of save"),
+        ("timeout = -1", "is not a valid value of timeout"),
         ("timeout = 300", "is the manual's value"),
         ("maxmemory 1kb", "are in use"),
         ("maxmemory 900tb", "its host has"),
