@@ -99,7 +99,9 @@ def _rows(lines: Sequence[Bar], unit: str, colours: Sequence[str], names: Sequen
             bar.set_gid(f"bar-{number}-{part}")
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for place, line, end in zip(places, shown, starts, strict=True):
-        axes.annotate(line.text, (end, place), (6, 0), textcoords="offset points", va="center", annotation_clip=False)
+        axes.annotate(
+            _clean(line.text), (end, place), (6, 0), textcoords="offset points", va="center", annotation_clip=False
+        )
     axes.set_yticks(places, labels)
     axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axes.set_xlim(0, max(starts, default=0) or 1)
@@ -123,7 +125,9 @@ def _trace(axes: Axes, line: Trace) -> None:
     _value_axis(axes.yaxis, line.unit, most=3)
     axes.grid(axis="y")
     axes.annotate(_cut(line.label), (0, 0.5), (-60, 0), "axes fraction", "offset points", va="center", ha="right")
-    axes.annotate(line.text, (1, 0.5), (6, 0), "axes fraction", "offset points", va="center", annotation_clip=False)
+    axes.annotate(
+        _clean(line.text), (1, 0.5), (6, 0), "axes fraction", "offset points", va="center", annotation_clip=False
+    )
 
 
 def _time_axis(found: Sequence[Axes], lines: Sequence[Trace], zone: tzinfo) -> None:
@@ -190,7 +194,13 @@ def _ems(text: str) -> float:
     return sum(1.65 if unicodedata.east_asian_width(letter) in "WF" else 1.0 for letter in text)
 
 
+def _clean(text: str) -> str:
+    """One line without control characters and lone surrogates, which XML does not allow."""
+    return "".join(letter if letter.isprintable() else "·" for letter in " ".join(text.split()))
+
+
 def _cut(text: str) -> str:
+    text = _clean(text)
     while _ems(text) > MOST_EMS:
         text = text[:-2] + "…"
     return text

@@ -40,6 +40,7 @@ def test_bars_are_as_long_as_their_values_on_an_axis_with_round_ticks_and_units(
     drawn = shares([Bar("a", (1.0, 0.0, 3.0), "4 keys"), Bar("empty", (0.0, 0.0, 0.0), "0 keys")], ["x", "y", "z"])
     assert [text for text in texts(drawn) if text in ("0 %", "100 %", "x", "y", "z")] == ["0 %", "100 %", "x", "y", "z"]
     assert texts(bars([])) != ["not XML"]
+    assert "a··b c" in texts(bars([Bar("a\x00\udcffb\nc", (1.0,), "\x1b[0m")]))
 
 
 def test_a_picture_of_very_many_lines_stays_below_what_the_ui_shows() -> None:
