@@ -19,13 +19,16 @@ OF_REPORT = ("began", "status", "report")
 _NAME = re.compile(r".*?-\d{6}-")
 
 
-def tables(reports: Iterable[Filed], name: str, facts: Sequence[str] = ()) -> DataFrame:
+def tables(reports: Iterable[Filed], name: str, facts: Sequence[str] = (), columns: Sequence[str] = ()) -> DataFrame:
     """The rows of the table `name` in each report, as text. `began` (aware), `status`, `report` (its file's name) and
-    the named `facts` are the report's."""
+    the named `facts` are the report's. `columns`: names to use instead of the table's headings."""
     import pandas as pd
 
     found = [
-        pd.DataFrame([row for row in item["rows"] if len(row) == len(item["columns"])], columns=item["columns"]).assign(
+        pd.DataFrame(
+            [row for row in item["rows"] if len(row) == len(columns or item["columns"])],
+            columns=list(columns or item["columns"]),
+        ).assign(
             began=one.started,
             status=one.status,
             report=one.path.name,

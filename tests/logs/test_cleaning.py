@@ -49,7 +49,7 @@ def test_the_plan_shows_what_goes_and_only_that_goes(logs: Path, old: list[Path]
     report = clean_logs.fn(NAME, confirm=NAME)
     assert report.outcome == "2 files deleted, 2.0 kB"
     assert set(logs.iterdir()) == before - set(old)
-    assert "nothing" in clean_logs.fn(NAME, confirm=NAME).outcome
+    assert "no rotated file" in clean_logs.fn(NAME, confirm=NAME).outcome
     assert clean_logs.fn(NAME, logs=("audit",), confirm=NAME).outcome.startswith("1 files")
 
 

@@ -146,7 +146,7 @@ def test_bad_input_is_one_sentence(logs: Path) -> None:
     with pytest.raises(OpsError, match="there is no log .*app.log"):
         search_logs.fn(NAME)
     (logs / "app.log").write_text(line("x"))
-    with pytest.raises(OpsError, match="“status” is no condition"):
+    with pytest.raises(OpsError, match="“status” is not a condition"):
         search_logs.fn(NAME, fields=("status",))
     with pytest.raises(OpsError, match="DuckDB refuses the search: .*missing"):
         search_logs.fn(NAME, regex="(")

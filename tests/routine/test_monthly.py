@@ -211,7 +211,7 @@ def test_a_user_who_asks_far_more_than_before_is_told(day: Day) -> None:
         day.log(*[access_line("/api/x", 20, hours=24 * n)] * 30, *[access_line("/api/x", 20, hours=24 * n, user="u2")])
     day.log(*[access_line("/api/x", 20, hours=0.1)] * 400, *[access_line("/api/x", 20, hours=0.1, user="u3")] * 30)
     report = maintain()
-    found = finding(report, "API use unlike other days")
+    found = finding(report, "unusual use of the API")
     assert found.status is Status.WARN
     assert "u1 on " in found.value
     assert "400, far more than on the days before" in found.value

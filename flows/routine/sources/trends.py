@@ -43,7 +43,9 @@ def history(page: Page, figures: Sequence[Figure]) -> DataFrame:
     import pandas as pd
 
     reports = filed(page.env.reports_directory, page.env.name, render.key(page.report))
-    past = tables(islice(reports, MOST_REPORTS), TABLE).reindex(columns=["figure", "began", "value", "shown"])
+    past = tables(islice(reports, MOST_REPORTS), TABLE, columns=COLUMNS).reindex(
+        columns=["figure", "began", "value", "shown"]
+    )
     past["value"] = pd.to_numeric(past["value"], errors="coerce")
     today = (
         pd.DataFrame([vars(one) for one in figures]).rename(columns={"name": "figure"}).assign(began=datetime.now(UTC))
