@@ -46,6 +46,12 @@ class Finding:
     stops: bool = True
     follow: tuple[Next, ...] = ()
 
+    @property
+    def next_step(self) -> str:
+        """The hint, with the first runbook to follow where the hint does not name it."""
+        first = str(self.follow[0]) if self.follow and self.follow[0].flow not in self.hint else ""
+        return f"{self.hint}: {first}" if self.hint and first else self.hint or first
+
 
 @dataclass(frozen=True)
 class StepTime:
@@ -370,7 +376,7 @@ class Report:
         ]
         why = "; ".join(f"{f.name}: {f.value}".removesuffix(": ") for f in bad[:3])
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
-        hint = next((f.hint for f in bad if f.hint), "")
+        hint = next((text for f in bad if (text := f.next_step)), "")
         head = f"{self.runbook} on {self.environment}: {self.status}"
         done = f" — {self.outcome}" if self.outcome and not self.is_stopped else ""
         text = head + done + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")

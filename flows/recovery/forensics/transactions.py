@@ -36,7 +36,7 @@ COLUMNS = (
 @flow(name="find-transaction", flow_run_name="find-transaction {environment} {table}")
 def find_transaction(
     environment: str,
-    table: str,
+    table: str = "",
     since: str = "",
     until: str = "",
     kinds: list[Literal["DELETE", "UPDATE", "TRUNCATE", "DROP"]] = EVERY,
@@ -62,7 +62,7 @@ def find_transaction(
 
     Args:
         environment: 対象の環境
-        table: テーブル名 (スキーマ.テーブル)。パーティションは親テーブル、名前の分からない削除済みテーブルは OID を指定
+        table: テーブル名 (スキーマ.テーブル)。必須。パーティションは親テーブル、名前の分からない削除済みテーブルは OID を指定
         since: 検索の開始。日時 (タイムゾーンなしは環境の時刻) または LSN。空なら終了の 24 時間前
         until: 検索の終了。日時または LSN。空なら現在まで
         kinds: 探す操作の種類
