@@ -155,7 +155,7 @@ def test_high_vulnerabilities_and_scanners_without_an_answer_are_told(day: Day) 
     chain.append(day.base / "reports", "scan-vulnerabilities", silent.as_json())
     report = check()
     assert finding(report, "scan of Python packages").value == "not measured: not known: pip-audit is not there"
-    assert finding(report, "high and critical vulnerabilities").value == "not measured: 1 scans did not answer"
+    assert finding(report, "high and critical vulnerabilities").value == "not measured: 1 scanners did not answer"
 
 
 def test_an_engine_that_does_not_answer_is_not_an_empty_one(day: Day) -> None:
