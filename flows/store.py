@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import get_args
 
 from blocks.environment import Environment, Stores
+from runbook import clock
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.page.shown import show_table
 from runbook.report import Report, Status
@@ -95,7 +96,7 @@ def choose_backup(
         OpsError: there is none, or it is a backup of something else.
     """
     backup = catalogue.find_backup(store_for(env, kind, source), kind, wanted, of or env.name)
-    report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
+    report.fact("backup", f"{backup.name}, snapshot of {clock.text(backup.manifest.taken)}")
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)
     judge_files(report, backup, needed(backup.manifest.readable_files) if needed else None)
@@ -234,13 +235,13 @@ def show_backups(report: Report, env: Environment) -> None:
             hint = "inspect it; no restore is offered it, and no run deletes it"
             report.warn(f"{name} in {which}", hint, value="manifest unreadable")
     rows.sort(key=lambda row: row[0].manifest.taken, reverse=True)
-    columns = ("backup", "kind", "where", "taken (UTC)", "age", "size", "encrypted", "verified by a restore")
+    columns = ("backup", "kind", "where", "taken", "age", "size", "encrypted", "verified by a restore")
     listed = [
         (
             backup.name,
             _kind_of(backup, env),
             which,
-            f"{backup.manifest.taken:%Y-%m-%d %H:%M}",
+            clock.text(backup.manifest.taken, "minutes"),
             duration(backup.age_seconds),
             size(backup.manifest.bytes),
             "yes" if backup.manifest.is_encrypted else "no",

@@ -13,6 +13,7 @@ from blocks.environment import Environment, Stores
 from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
@@ -248,7 +249,7 @@ def _judge_aside(report: Report, env: Environment, aside: Path) -> None:
             value=f"{len(found.written):,}; the undo keeps them in the replaced directory",
         )
         report.table(
-            f"Files written since {found.since:%Y-%m-%d %H:%M:%S UTC}",
+            f"Files written since {clock.text(found.since) if found.since else 'the restore'}",
             ("file",),
             [(name,) for name in found.written],
             most=50,

@@ -20,7 +20,7 @@ from flows.pruning import find_prunable, prune
 from flows.recovery.objectives import board
 from flows.redis.verification import verify_redis
 from flows.store import judge_key, mark_failed, mark_verified, measured, note, show_backups, store_for, tidy
-from runbook import metrics
+from runbook import clock, metrics
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.guard.permit import Act
 from runbook.page import render
@@ -314,7 +314,7 @@ def take(
 def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
     content, manifest = dumped.content, backup.manifest
     report.fact("store", backup.store.where)
-    report.fact("snapshot", f"{manifest.taken:%Y-%m-%d %H:%M:%S UTC} (LSN {content.lsn})")
+    report.fact("snapshot", f"{clock.text(manifest.taken)} (LSN {content.lsn})")
     report.fact("size", f"{size(manifest.bytes)} of a database of {size(content.bytes)}, {dumped.compression}")
     report.fact("encrypted", f"to {len(manifest.recipients)} keys" if manifest.recipients else "no")
     report.fact("rows", f"{content.rows:,} in {len(content.tables)} tables")

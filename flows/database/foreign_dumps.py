@@ -9,6 +9,7 @@ import psycopg
 from blocks.environment import Environment
 from blocks.postgres.server import first_line
 from flows.database import expectations
+from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report, Status
 from runbook.units import size
@@ -39,7 +40,7 @@ def judge(report: Report, env: Environment, found: ForeignDump, into: str, serve
     Raises:
         RunbookFailed: it is truncated, of a newer server, or lacks tables of the live database.
     """
-    report.fact("dump", f"{found.path}, written {found.written:%Y-%m-%d %H:%M:%S UTC}")
+    report.fact("dump", f"{found.path}, written {clock.text(found.written)}")
     report.warn(
         "no manifest",
         "continue only with a dump that you trust: it cannot be proven, and its SQL runs as the administrator. Backups "

@@ -10,7 +10,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
-from runbook import metrics
+from runbook import clock, metrics
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
@@ -354,7 +354,7 @@ def advance(report: Report, permit: Permit, env: Environment, kept: str, *, want
 def judge_data_loss(report: Report, env: Environment, backup: Backup) -> None:
     """The time since a backup's snapshot, all of which a restore loses, against the RPO."""
     lost = backup.age_seconds
-    report.fact("lost", f"every write after {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}, {duration(lost)} before now")
+    report.fact("lost", f"every write after {clock.text(backup.manifest.taken)}, {duration(lost)} before now")
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,

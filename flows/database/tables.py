@@ -145,7 +145,7 @@ def undo_restore_tables(
     Args:
         environment: 対象の環境
         kept: newest、または保存テーブル名の末尾の時刻 (YYYYMMDD_HHMMSS)
-        accept: 値を比較しない生成列の名前 (GENERATED COLUMN スキーマ.テーブル.列)。restore-tables で指定したものと同じ。空なら、すべて比較
+        accept: 値を比較しない生成列の名前 (GENERATED COLUMN スキーマ.テーブル.列)。空なら、すべて比較
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """

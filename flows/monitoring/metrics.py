@@ -11,6 +11,7 @@ from blocks.environment import Environment
 from flows.monitoring.rounds import TIMING, Round, take_round
 from flows.monitoring.table import ALARMS, Alarm, alarm_of
 from flows.recovery.objectives.check import serves_elsewhere
+from runbook import clock
 from runbook.page.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
@@ -62,7 +63,7 @@ BIN = "6min"
 
 def judge_metrics(report: Report, env: Environment, found: Round) -> None:
     """A finding for each metric, and one if Prefect did not accept the events."""
-    report.fact("measured", f"{found.at:%Y-%m-%d %H:%M:%S} UTC" + (" by another run" if found.by_another else ""))
+    report.fact("measured", f"{clock.text(found.at)}" + (" by another run" if found.by_another else ""))
     for name, standing in found.standings.items():
         _judge(report, env, alarm_of(name), standing)
     exceeded = [alarm_of(name).title for name, standing in found.standings.items() if standing.exceeded]
@@ -80,7 +81,7 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
 def _judge(report: Report, env: Environment, metric: Alarm, standing: Standing) -> None:
     limit, value = metric.limit(env.limits), standing.value
     shown = "not measured" if value is None else metric.show(value)
-    since = f", since {standing.since:%m-%d %H:%M} UTC" if standing.exceeded and standing.since else ""
+    since = f", since {clock.text(standing.since, 'minutes')}" if standing.exceeded and standing.since else ""
     waits = "below it again" if standing.exceeded else "over it"
     row = f" ({waits} {standing.against} of {TIMING.samples} times)" if standing.against else ""
     severity = metric.blind if value is None else metric.severity

@@ -12,7 +12,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.monitoring.sources import Reading, read_host, sources
 from flows.monitoring.table import Alarm, alarm_of
-from runbook import metrics
+from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.logs.figures.spending import read_spent
@@ -107,7 +107,7 @@ def _tell_watching(env: Environment, kept: State, now: datetime) -> None:
 
 
 def _processors(kept: State, now: datetime) -> Reading:
-    since = f", since {kept.at:%H:%M:%S} UTC" if kept.at and kept.processors[0] else ""
+    since = f", since {clock.text(kept.at)}" if kept.at and kept.processors[0] else ""
     before = kept.processors if kept.host == socket.gethostname() else ("", 0.0, 0.0)
     reading, kept.processors = read_host(before, f" of {socket.gethostname()}{since}")
     return reading
@@ -127,7 +127,7 @@ def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
         missing += f"; {found.tokenless} calls are not counted: no tokens, or no time" if found.tokenless else ""
         kept.logs, kept.spent = found.files, (now, found.cost, missing)
     at, cost, missing = kept.spent
-    told = f"{cost:,.2f} of {ai.budget:,.2f} {ai.currency}, as of {at:%H:%M} UTC{missing}"
+    told = f"{cost:,.2f} of {ai.budget:,.2f} {ai.currency}, as of {clock.text(at, 'minutes')}{missing}"
     return {name: Reading(cost / ai.budget, told)}
 
 

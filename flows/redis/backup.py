@@ -12,6 +12,7 @@ from blocks.environment import Environment
 from blocks.redis.server import Redis
 from flows import store as stores
 from flows.redis.master import judge_master
+from runbook import clock
 from runbook.errors import Unreachable
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -280,7 +281,7 @@ def report_results(report: Report, backup: Backup) -> None:
     manifest = backup.manifest
     content = RedisContent.model_validate(manifest.content)
     report.fact("backup", backup.name)
-    report.fact("snapshot", f"{manifest.taken:%Y-%m-%d %H:%M:%S UTC} of {manifest.tool}")
+    report.fact("snapshot", f"{clock.text(manifest.taken)} of {manifest.tool}")
     report.fact("size", size(manifest.bytes))
     report.fact("keys", f"{content.all_keys:,} in {len(content.databases)} databases")
     report.fact("snapshot and manifest", duration(manifest.seconds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.redis.persistence_findings import APPLY, REWRITE, SNAPSHOT
+from runbook import clock
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
@@ -176,4 +177,4 @@ def judge_sentinels(report: Report, name: str, watch: Watch) -> None:
 def _row(file: DataFile) -> tuple[str, str, str, str]:
     if file.modified is None:
         return file.name, file.what, "MISSING", ""
-    return file.name, file.what, size(file.bytes), f"{file.modified:%Y-%m-%d %H:%M:%S UTC}"
+    return file.name, file.what, size(file.bytes), f"{clock.text(file.modified)}"

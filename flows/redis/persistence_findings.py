@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from runbook import metrics
+from runbook import clock, metrics
 from runbook.metrics import default_limits
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -14,7 +14,6 @@ from tasks.redis.persistence.place import DataDirectory
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
 
-SHOWN = "%Y-%m-%d %H:%M:%S UTC"
 # The kernel writes data back after that time (vm.dirty_expire_centisecs).
 KERNEL_SECONDS = 30.0
 # The server retries a failed save every 5 s. A save that is due for a minute will not start.
@@ -95,7 +94,7 @@ def judge_failures(report: Report, server: Persistence, place: DataDirectory, *,
 def judge_last(report: Report, server: Persistence) -> None:
     """The last save and rewrite, how long they took, and whether one is overdue."""
     state, since = server.state, server.since_save_seconds
-    when = "none since its start" if server.never_saved else f"{datetime.fromtimestamp(state.last_save, UTC):{SHOWN}}"
+    when = "none since its start" if server.never_saved else clock.text(datetime.fromtimestamp(state.last_save, UTC))
     ago = f"{when}, {duration(since)} ago"
     report.fact("last save", f"{ago}; {state.changes:,} changes since" + _took(state.save_seconds))
     due = [rule for rule in server.rules if since > rule.seconds + DUE_SECONDS and state.changes >= rule.changes]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from flows.redis.persistence_files import judge_disk
 from flows.redis.persistence_findings import APPLY
+from runbook import clock
 from runbook.report import Report
 from runbook.units import duration, size
 from tasks.redis.persistence.place import DataDirectory
@@ -102,7 +103,7 @@ def report_saved(report: Report, kind: Kind, saved: Saved, place: DataDirectory)
     files = place.aof if kind == "rewrite" else (place.rdb,)
     if not place.problem:
         rows = [
-            (Path(file.name).name, file.what, size(file.bytes), f"{file.modified:%H:%M:%S UTC}")
+            (Path(file.name).name, file.what, size(file.bytes), clock.text(file.modified))
             for file in files
             if file.modified
         ]

@@ -14,6 +14,7 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.infrastructure.images.bases import judge_release
 from flows.routine.sources.evidence import Evidence
+from runbook import clock
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size
@@ -161,11 +162,11 @@ def judge_incidents(report: Report, env: Environment, since: datetime) -> int:
         bad = [one for one in runs if one.status == Status.CRITICAL]
         all_ += len(bad)
         if bad:
-            rows.append((len(bad), len(runs), name, f"{bad[0].started:%Y-%m-%d %H:%M}", _why(bad[0])))
+            rows.append((len(bad), len(runs), name, clock.text(bad[0].started, "minutes"), _why(bad[0])))
             still += [name] * (runs[0] is bad[0])
     report.table(
         "Incidents: CRITICAL reports by runbook",
-        ("times", "of reports", "runbook", "last (UTC)", "why"),
+        ("times", "of reports", "runbook", "last", "why"),
         sorted(rows, reverse=True)[:SHOWN],
     )
     report.prefer(

@@ -24,6 +24,7 @@ from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 
+from runbook import clock
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.approval_form import approval_form, describe_request
 from runbook.guard.brief import answered
@@ -158,7 +159,7 @@ class Gate:
         if found.launcher:
             report.facts.setdefault("launched by", found.launcher)
         if not found.override:
-            report.fact("approved by", f"{found.by}, {found.at:%Y-%m-%d %H:%M:%S} UTC, plan {found.plan}")
+            report.fact("approved by", f"{found.by}, {clock.text(found.at)}, plan {found.plan}")
             return
         report.warn(
             "emergency override",

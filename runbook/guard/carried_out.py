@@ -24,6 +24,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
+from runbook import clock
 from runbook.errors import NotConfirmed
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly, busy
@@ -62,7 +63,7 @@ class Done:
     @property
     def described(self) -> str:
         """When, and where to read about it."""
-        return f"at {datetime.fromisoformat(self.at):%Y-%m-%d %H:%M:%S} UTC" + (f" ({self.link})" if self.link else "")
+        return f"at {clock.text(datetime.fromisoformat(self.at))}" + (f" ({self.link})" if self.link else "")
 
     @property
     def text(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blocks.environment import Environment, Stores
+from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
 from runbook.units import size
@@ -168,7 +169,7 @@ def _point(
         restored_bytes=content.bytes * (2 if len(whole) > 1 else 1) + wal,
         problem=chain.trouble,
         hint=GAP if chain.trouble else "",
-        detail=f"{chain.text}; goes back to {content.stopped:%Y-%m-%d %H:%M UTC}",
+        detail=f"{chain.text}; goes back to {clock.text(content.stopped, 'minutes')}",
     )
 
 

@@ -82,7 +82,9 @@ def read_unchanged(application: Application) -> tuple[datetime, datetime | None]
 def unchanged_since(points: Sequence[Point], asked: datetime, changed: datetime | None) -> list[Point]:
     """A backup of unchanged files loses nothing, whatever its age."""
     return [
-        replace(point, at=asked, every_seconds=0.0, detail=f"of {point.at:%Y-%m-%d %H:%M UTC}, nothing changed since")
+        replace(
+            point, at=asked, every_seconds=0.0, detail=f"of {clock.text(point.at, 'minutes')}, nothing changed since"
+        )
         if changed and point.at and changed < point.at
         else point
         for point in points

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from blocks.tls import TlsServer
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.next import Next
 from runbook.report import Report
@@ -115,11 +116,11 @@ def _refusal_hint(found: Served, own: Files | None) -> str:
 def judge_expiry(report: Report, label: str, certificate: Certificate, now: datetime) -> None:
     """30, 14 and 7 days, or the same shares of a lifetime under 90 days."""
     left, name = certificate.left(now), f"{label}: expiry"
-    value = f"{in_days(left)} left, until {certificate.ends:%Y-%m-%d %H:%M} UTC ({certificate.subject})"
+    value = f"{in_days(left)} left, until {clock.text(certificate.ends, 'minutes')} ({certificate.subject})"
     if certificate.begins > now:
         report.fail(name, "correct the host's clock, or wait", value=f"valid only from {certificate.begins}")
     elif left < timedelta(0):
-        report.fail(name, "renew it now", follow=[RENEW], value=f"expired at {certificate.ends:%Y-%m-%d %H:%M} UTC")
+        report.fail(name, "renew it now", follow=[RENEW], value=f"expired at {clock.text(certificate.ends, 'minutes')}")
     elif certificate.within(URGENT, URGENT_SHARE, now):
         hint = "renew it now, and find out why its scheduled renewal failed"
         report.fail(name, hint, value=value, expected="over 7 days", follow=[RENEW])
@@ -196,6 +197,6 @@ def _row(where: str, certificate: Certificate | None, now: datetime) -> tuple[st
         certificate.issuer,
         certificate.key,
         certificate.serial_text,
-        f"{certificate.ends:%Y-%m-%d %H:%M} UTC",
+        f"{clock.text(certificate.ends, 'minutes')}",
         in_days(certificate.left(now)),
     )

@@ -22,6 +22,7 @@ from flows.infrastructure.certificates.findings import (
     same_as_file,
 )
 from flows.pinned import pin_paths
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
@@ -211,7 +212,7 @@ def _files_after(block: Certificates, work: Work) -> str:
     now, before = read_files(Path(block.directory), work.files.names), work.files.chain[0]
     if now.chain != work.files.chain:
         return "but the files have changed: run check-certificates"
-    return f"the old one stays in use, until {before.ends:%Y-%m-%d %H:%M} UTC"
+    return f"the old one stays in use, until {clock.text(before.ends, 'minutes')}"
 
 
 def _prove(report: Report, block: Certificates, work: Work, known: Sequence[Certificate]) -> bool:

@@ -8,6 +8,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.deleting import judge_clocks
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
@@ -41,7 +42,7 @@ def clean_prefect_history(environment: str) -> Report:
             raise OpsError("[prefect_server] keep_days is 0: all history is kept", "set it in the environment's TOML")
         judge_clocks(report, env, database=server)
         before = datetime.now(UTC) - timedelta(days=server.keep_days)
-        report.fact("kept", f"{server.keep_days} days: runs that ended since {before:%Y-%m-%d %H:%M} UTC")
+        report.fact("kept", f"{server.keep_days} days: runs that ended since {clock.text(before, 'minutes')}")
         report.fact("old flow runs", f"{count_old_runs(server, before):,}")
         deleted = delete_old_runs(server, before)
         _vacuum(report, env)

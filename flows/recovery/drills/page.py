@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from runbook import clock
 from runbook.files import durable
 from runbook.log import logger
 from runbook.page.render import MARK
@@ -44,7 +45,7 @@ def _write(report: Report) -> None:
 def html(report: Report) -> str:
     """The whole page: facts, findings, tables, plots and steps. It loads nothing from other servers."""
     title = f"{MARK[report.status]} {report.runbook} · {report.environment} · {report.status}"
-    facts = {"started": f"{report.started:%Y-%m-%d %H:%M:%S UTC}", "took": duration(report.seconds)} | report.facts
+    facts = {"started": f"{clock.text(report.started)}", "took": duration(report.seconds)} | report.facts
     findings = [
         (f.status, f.name, f.value, f.expected, f.hint)
         for f in sorted(report.findings, key=lambda f: -list(Status).index(f.status))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flows.routine.checklist.texts import checklist
+from runbook import clock
 from runbook.report import Report, Status, StepTime
 from runbook.units import duration
 
@@ -77,11 +78,11 @@ class DrillPhases:
         for number, name in enumerate(NAMES, 1):
             took = duration(self.seconds[number]) if number in self.seconds else "not reached"
             judged = "yes" if number in self.seconds and self.ok.get(number) and self.within(number) else "no"
-            begun = f"{self.begun[number]:%H:%M:%S}" if number in self.begun else ""
+            begun = clock.time_of_day(self.begun[number]) if number in self.begun else ""
             rows.append((number, name, begun, took, f"{MINUTES[number - 1]} min", judged))
             if number in self.seconds:
                 self._judge(report, number, took)
-        report.table("Phases (§8.4)", ("#", "phase", "began (UTC)", "took", "manual", "within"), rows)
+        report.table("Phases (§8.4)", ("#", "phase", clock.heading("began"), "took", "manual", "within"), rows)
 
     def _judge(self, report: Report, number: int, took: str) -> None:
         name, limit = f"phase {number} {NAMES[number - 1]}", f"at most {MINUTES[number - 1]} min"

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Drill, Scenario
+from runbook import clock
 from runbook.page.timeline import spans
 from runbook.report import Evidence, Report, Status, StepTime
 from runbook.units import duration
@@ -79,9 +80,11 @@ def _report_writes(report: Report, results: Mapping[str, LedgerResult], outcome:
         else [("before or after: not known", tuple(one for found in results.values() for one in found.lost))]
     )
     lost = [
-        (when, f"{one.answered:%H:%M:%S.%f}", one.kind, one.key or one.id) for when, group in groups for one in group
+        (when, clock.time_of_day(one.answered, "microseconds"), one.kind, one.key or one.id)
+        for when, group in groups
+        for one in group
     ]
-    report.table("Lost writes, one by one", ("acknowledged", "at (UTC)", "kind", "key"), lost, most=MOST_LOST)
+    report.table("Lost writes, one by one", ("acknowledged", clock.heading("at"), "kind", "key"), lost, most=MOST_LOST)
 
 
 def _count(value: int | Sequence[object]) -> int:
@@ -149,14 +152,18 @@ def report_timeline(report: Report, drill: Drill) -> None:
     steps += drill.phases.bars()
     steps += [StepTime(run.runbook, run.started, run.seconds, run.status) for run in drill.runs if not run.planned]
     report.attach(Evidence("Timeline", svg=spans(steps, began)))
-    events = [(f"{began:%H:%M:%S.%f}", "fault", drill.fault.what)]
-    events += [(f"{first.at:%H:%M:%S.%f}", f"alarm: {first.sensor}", first.text)] if first else []
+    events = [(clock.time_of_day(began, "microseconds"), "fault", drill.fault.what)]
+    events += [(clock.time_of_day(first.at, "microseconds"), f"alarm: {first.sensor}", first.text)] if first else []
     events += [
-        (f"{run.started:%H:%M:%S.%f}", f"{run.runbook} ({run.status})", run.outcome or run.sentence())
+        (clock.time_of_day(run.started, "microseconds"), f"{run.runbook} ({run.status})", run.outcome or run.sentence())
         for run in drill.runs
     ]
-    events += [(f"{served:%H:%M:%S.%f}", "first successful request", "users are served again")] if served else []
-    report.table("Events", ("at (UTC)", "event", "detail"), sorted(events))
+    events += (
+        [(clock.time_of_day(served, "microseconds"), "first successful request", "users are served again")]
+        if served
+        else []
+    )
+    report.table("Events", (clock.heading("at"), "event", "detail"), sorted(events))
     report.table("Alarms", ("sensor", "problem"), [(one.sensor, one.text) for one in drill.symptoms])
 
 

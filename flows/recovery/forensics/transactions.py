@@ -13,6 +13,7 @@ from blocks.environment import Environment, Stores
 from flows.recovery.forensics import table_files, wal_window
 from flows.recovery.forensics.table_files import BY_OID, TableFiles, Tables
 from flows.recovery.forensics.wal_window import Window, read_window
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.next import Next
 from runbook.page.form import read_forms
@@ -28,7 +29,7 @@ EVERY: list[Kind] = ["DELETE", "UPDATE", "TRUNCATE", "DROP"]
 MOST_LINKS = 20
 MOST_OPEN = 10
 COLUMNS = (
-    *("committed (UTC)", "transaction", "LSN of the commit", "what"),
+    *("committed", "transaction", "LSN of the commit", "what"),
     *("rows deleted", "rows updated", "TOAST rows", "table"),
 )
 
@@ -208,7 +209,7 @@ def _forms(env: Environment, search: Search, changes: Sequence[TableChange]) -> 
         if not search.table.isdecimal() and "DROP" not in change.whole:
             only = {**target, "mode": "tables", "tables": [search.table]}
             options.append(f"{escaped(search.table)} only: {forms.link('restore-to-point', env.name, only)}")
-        what = f"transaction {change.end.xid} ({change.end.at:%H:%M:%S} UTC, {escaped(change.text)})"
+        what = f"transaction {change.end.xid} ({clock.text(change.end.at)}, {escaped(change.text)})"
         lines.append(f"- {what}: {'; '.join(options)}")
     if len(changes) > len(chosen):
         lines.append(
@@ -221,12 +222,12 @@ def _judge_table(report: Report, search: Search) -> None:
     """If no catalog has the name, the report lists dropped tables by OID."""
     found = sorted({one.where for one in search.tables.found})
     dropped = [
-        (f"{one.end.at:%Y-%m-%d %H:%M:%S}", one.end.xid, ", ".join(str(oid) for _, oid in sorted(one.end.dropped)))
+        (clock.text(one.end.at), one.end.xid, ", ".join(str(oid) for _, oid in sorted(one.end.dropped)))
         for one in search.definitions.found
         if one.end.files and one.end.dropped - one.transient and search.window.holds(one.end)
     ]
     if dropped and not found:
-        columns = ("committed (UTC)", "transaction", "OIDs")
+        columns = ("committed", "transaction", "OIDs")
         report.table("Dropped in the window (tables, indexes, TOAST)", columns, dropped)
     by_oid = f"; if the table was dropped, {BY_OID} (the lowest OID of its transaction)" if dropped else ""
     report.require(
@@ -282,13 +283,13 @@ def _summarise(report: Report, search: Search, changes: Sequence[TableChange]) -
     commits, first, last = search.definitions.commits, search.definitions.first, search.definitions.last
     report.fact("commits in the WAL that was read", f"{commits:,}")
     if first and last:
-        report.fact("from", f"{first.at:%Y-%m-%d %H:%M:%S UTC} to {last.at:%Y-%m-%d %H:%M:%S UTC}")
+        report.fact("from", f"{clock.text(first.at)} to {clock.text(last.at)}")
     if not changes:
         report.outcome = f"none of {commits:,} transactions changed {search.table} in that way"
         return
     live = [one for one in changes if not one.before_swap]
     whole = [one for one in live if one.whole]
     main = max(whole or live or changes, key=lambda one: one.rows)
-    when = f"{main.end.at:%Y-%m-%d %H:%M:%S.%f UTC} at {lsn_text(main.end.lsn)}"
+    when = f"{clock.text(main.end.at, 'microseconds')} at {lsn_text(main.end.lsn)}"
     many = f"{len(changes)} of {commits:,} transactions"
     report.outcome = f"{many}; the largest is {main.end.xid} ({main.text}), committed {when}"

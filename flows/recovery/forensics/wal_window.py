@@ -13,6 +13,7 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from flows.store import store_for
+from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
 from runbook.progress import Done, progress
@@ -225,7 +226,7 @@ def judge_begin(report: Report, window: Window, first: End | None) -> None:
         report.warn(
             "WAL from the beginning of the window",
             "search the replica store, which may have older WAL: source=copies",
-            value=f"the oldest commit found is of {first.at:%Y-%m-%d %H:%M:%S UTC}",
+            value=f"the oldest commit found is of {clock.text(first.at)}",
             expected=_edge_text(window.since),
         )
 
@@ -233,4 +234,4 @@ def judge_begin(report: Report, window: Window, first: End | None) -> None:
 def _edge_text(edge: Target) -> str:
     if edge.by == "latest":
         return "now"
-    return lsn_text(edge.lsn) if edge.by == "lsn" else f"{edge.at:%Y-%m-%d %H:%M:%S UTC}"
+    return lsn_text(edge.lsn) if edge.by == "lsn" else f"{clock.text(edge.at)}"

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from html import escape
 from zoneinfo import ZoneInfo
 
+from runbook import clock
 from runbook.page.render import table
 from runbook.units import duration
 from tasks.recovery_points.standing import LastDrill, Recoverable, Standing, State
@@ -54,7 +55,7 @@ def html(standings: Sequence[Standing], now: datetime) -> str:
         f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>{escape(_summary(standings, now))}</p>"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>{bodies}</table></div>'
-        f"<p><small>Built {now:%Y-%m-%d %H:%M:%S UTC}, by every check. Each environment's times are in its own zone. "
+        f"<p><small>Built {clock.text(now)}, by every check. Each environment's times are in its own zone. "
         "In an incident: show-recovery-options lists every recovery option with its form.</small></p></body></html>\n"
     )
 
@@ -77,7 +78,7 @@ def markdown(standings: Sequence[Standing], now: datetime) -> str:
         "# 復旧ボード (recovery board)",
         _summary(standings, now),
         table(COLUMNS, rows),
-        f"Built {now:%Y-%m-%d %H:%M:%S UTC}.",
+        f"Built {clock.text(now)}.",
     )
     return "\n\n".join(parts) + "\n"
 

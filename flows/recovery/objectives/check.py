@@ -17,6 +17,7 @@ from flows.recovery.objectives.points import (
     read_recovery_points,
     resources_of,
 )
+from runbook import clock
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
@@ -84,14 +85,14 @@ def report_points(report: Report, reach: RecoveryPoints) -> None:
             (
                 point.resource,
                 point.told,
-                f"{point.at:%Y-%m-%d %H:%M:%S}" if point.at else "not known" * point.unknown,
+                clock.text(point.at) if point.at else "not known" * point.unknown,
                 loss_text(point, reach),
                 point.proven or "never",
                 duration(taken.seconds) if taken else "never measured",
                 "; ".join(text for text in (point.problem, point.detail) if text),
             )
         )
-    columns = ("of", "by", "newest moment (UTC)", "lost", "proven", "takes", "")
+    columns = ("of", "by", "newest moment", "lost", "proven", "takes", "")
     report.table("Recovery points", columns, rows)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from flows.store import judge_origin, mark_failed, read_files, store_for
+from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.report import Report
 from tasks.backups.catalogue import Backup, instead_of, open_all
@@ -169,9 +170,7 @@ def _report_results(report: Report, whole: Sequence[Backup], chain: Chain, oldes
     report.fact("base backup", " ← ".join(one.name for one in reversed(whole)))
     report.fact("cluster", f"system identifier {content.system}")
     report.fact("WAL", f"{chain.text}, from {archive.place.where}")
-    report.fact(
-        "oldest reachable point", f"{first.stopped:%Y-%m-%d %H:%M:%S UTC}, LSN {first.stop_lsn} ({oldest.name})"
-    )
+    report.fact("oldest reachable point", f"{clock.text(first.stopped)}, LSN {first.stop_lsn} ({oldest.name})")
     report.fact("newest reachable point", f"LSN {lsn_text(chain.end or content.stop)} at most")
     report.prefer(
         "continuity of the WAL",

@@ -16,6 +16,7 @@ from flows.recovery.point import choice
 from flows.recovery.point.choice import Origin
 from flows.recovery.point.target import Found, find_in_wal
 from flows.store import store_for
+from runbook import clock
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
@@ -56,7 +57,7 @@ class RestoreOption:
     def text(self) -> str:
         """The backup, and the newest write that it has."""
         more = f" and {len(self.replay.found.links)} segments of WAL" if self.replay else ""
-        return f"{self.backup.name}{more}: up to {self.newest:%Y-%m-%d %H:%M:%S.%f UTC}"
+        return f"{self.backup.name}{more}: up to {clock.text(self.newest, 'microseconds')}"
 
 
 @dataclass

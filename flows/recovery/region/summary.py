@@ -12,6 +12,7 @@ from blocks.environment import Environment
 from blocks.postgres import nodes
 from flows.recovery.region.options import RestoreOption
 from flows.store import store_for
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.next import Next
@@ -105,12 +106,12 @@ def report_loss(report: Report, env: Environment, old: Environment, option: Rest
     lost = (report.started - option.newest).total_seconds()
     report.fact(
         "newest point restored",
-        f"{option.newest:%Y-%m-%d %H:%M:%S.%f UTC}, from {option.kind} ({option.backup.name})",
+        f"{clock.text(option.newest, 'microseconds')}, from {option.kind} ({option.backup.name})",
     )
     report.fact(
         "lost",
         f"nothing committed up to that point; at most what was acknowledged in the {duration(lost)} after it, until "
-        f"this run found {old.name} dead ({report.started:%Y-%m-%d %H:%M:%S UTC})",
+        f"this run found {old.name} dead ({clock.text(report.started)})",
     )
     report.fact(
         "unknown",

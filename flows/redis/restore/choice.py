@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from blocks.environment import Environment, Stores
 from flows import store as stores
 from flows.redis.restore.steps import judge_files
+from runbook import clock
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
@@ -54,7 +55,7 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
 
 
 def _report_loss(report: Report, backup: Backup) -> None:
-    report.fact("lost", f"every write after {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
+    report.fact("lost", f"every write after {clock.text(backup.manifest.taken)}")
 
 
 def _judge_version(report: Report, env: Environment, header: str, version: int, tool: str) -> None:

@@ -8,6 +8,7 @@ from blocks.environment import Environment
 from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, Answer
 from flows.routine.checklist.history import COLUMNS, FACT, TABLE, Past, history
 from flows.routine.checklist.questions import Answered
+from runbook import clock
 from runbook.report import Report, Status
 from runbook.units import duration
 
@@ -65,7 +66,7 @@ def _judge_minutes(report: Report, found: Answered) -> None:
             long.append(f"{phase.title} {duration(took.total_seconds())}")
     if not any(phase.minutes for phase in found.checklist.phases):
         return
-    report.table("Phases, from answer to answer", ("phase", "answered (UTC)", "took"), rows)
+    report.table("Phases, from answer to answer", ("phase", "answered", "took"), rows)
     report.prefer(
         "phases within the manual's minutes",
         not long,
@@ -75,7 +76,7 @@ def _judge_minutes(report: Report, found: Answered) -> None:
 
 
 def _clock(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    return clock.text(at)
 
 
 def _row(env: Environment, one: Answer) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def told(one: Filed) -> str:
     """A report's time, status and outcome in one line."""
     bad = next((found for found in one.findings if found["status"] == Status.CRITICAL.value), None)
     outcome = f"{bad['name']}: {bad['value']}".rstrip(": ") if bad else str(one.content.get("outcome", ""))
-    return f"{one.started:%Y-%m-%d %H:%M} UTC {one.status}" + (f" — {outcome[:200]}" if outcome else "")
+    return f"{clock.text(one.started, 'minutes')} {one.status}" + (f" — {outcome[:200]}" if outcome else "")
 
 
 def is_ahead(moment: datetime) -> bool:
@@ -74,4 +74,4 @@ def judge_last(
 
 def link(page: Page, what: str, found: Filed) -> None:
     """Name the report in the page's head."""
-    page.report.fact(f"last {what}", f"{found.started:%Y-%m-%d %H:%M} UTC {found.status}: {found.path}")
+    page.report.fact(f"last {what}", f"{clock.text(found.started, 'minutes')} {found.status}: {found.path}")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from runbook import clock
+
 EXPIRING = "expiring.tsv.gz"
 COLUMNS = ("database", "keys without TTL", "found", "content equal", "keys with TTL ahead", "found", "expired since")
 
@@ -192,7 +194,7 @@ def _expiring(number: int, lines: _Expiring) -> list[str]:
             first = datetime.fromtimestamp(lines.first_missing[where] / 1000, UTC)
             sentences.append(
                 f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or "
-                f"differ; the first of them expires at {first:%Y-%m-%d %H:%M:%S UTC}"
+                f"differ; the first of them expires at {clock.text(first)}"
             )
         if strange := lines.strange[where]:
             sentences.append(f"database {number}: {strange:,} {what}s with a TTL are not in the backup")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from runbook import clock
 from runbook.errors import VerificationFailed
 from runbook.kinds import probe
 from tasks.host.disk import disk_of
@@ -103,7 +104,7 @@ def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
     if not server.never_saved and last > written + SLACK_SECONDS and replaced:
         return (
             file,
-            f"{path} is of {found.written:%Y-%m-%d %H:%M:%S UTC}, before the last save: it was replaced by hand",
+            f"{path} is of {clock.text(found.written)}, before the last save: it was replaced by hand",
         )
     return file, ""
 

@@ -13,6 +13,7 @@ from typing import get_args
 
 from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import action
 from tasks.stores.directory import told
@@ -45,7 +46,7 @@ class Behind:
     def text(self) -> str:
         """Its extent, as a phrase."""
         until = (
-            f"with commits until {self.newest.at:%Y-%m-%d %H:%M:%S UTC} ({self.newest.text})"
+            f"with commits until {clock.text(self.newest.at)} ({self.newest.text})"
             if self.newest
             else "without a readable commit at their end"
         )

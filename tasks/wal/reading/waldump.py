@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.postgres.server import Postgres
-from runbook import shell
+from runbook import clock, shell
 from runbook.errors import CommandFailed
 from tasks.wal.format.names import Segment, lsn_of, lsn_text
 
@@ -38,7 +38,7 @@ class Commit:
     @property
     def text(self) -> str:
         """The transaction with its time and place."""
-        return f"transaction {self.xid}, committed {self.at:%Y-%m-%d %H:%M:%S.%f UTC}, at {lsn_text(self.lsn)}"
+        return f"transaction {self.xid}, committed {clock.text(self.at, 'microseconds')}, at {lsn_text(self.lsn)}"
 
 
 def commits_in(
