@@ -80,7 +80,7 @@ def _report_writes(report: Report, results: Mapping[str, LedgerResult], outcome:
         else [("before or after: not known", tuple(one for found in results.values() for one in found.lost))]
     )
     lost = [
-        (when, clock.time_of_day(one.answered, "microseconds"), one.kind, one.key or one.id)
+        (when, clock.time_of_day(one.answered, "microseconds") if one.answered else "", one.kind, one.key or one.id)
         for when, group in groups
         for one in group
     ]

@@ -141,7 +141,7 @@ class TableChange:
     @property
     def row(self) -> tuple[object, ...]:
         """As `COLUMNS`."""
-        when, lsn = f"{self.end.at:%Y-%m-%d %H:%M:%S.%f}", lsn_text(self.end.lsn)
+        when, lsn = clock.text(self.end.at, "microseconds"), lsn_text(self.end.lsn)
         return (when, self.end.xid, lsn, self.text, self.deleted, self.updated, self.toast, self.tables)
 
 
