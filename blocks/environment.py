@@ -20,7 +20,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from blocks.ai_providers import AIProviders
 from blocks.cloud import Cloud
 from blocks.docker import Docker
-from blocks.exclusion import Cluster, Directory, Exclusion, Part, keyspaces
+from blocks.exclusion import Cluster, Directory, Exclusion, LockedPart, keyspaces
 from blocks.hosts import is_here
 from blocks.monitoring import Monitoring
 from blocks.people.alerts import COLUMNS, Alerts
@@ -253,7 +253,7 @@ class Environment(Block):
     def exclusion(self, runbook: str) -> Exclusion:
         """The locks of its servers and of the directories of this host that it describes, not taken yet."""
         run, nodes = f"interview-ops {self.name}: {runbook}", self.nodes()
-        found: list[Part] = [Cluster(node, run) for node in nodes]
+        found: list[LockedPart] = [Cluster(node, run) for node in nodes]
         directories = [node.data_directory for node in nodes if is_here(node.host)]
         if self.has("redis"):
             found += keyspaces(self.redis, run)

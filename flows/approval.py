@@ -20,7 +20,7 @@ from runbook.errors import NotConfirmed
 from runbook.guard import approval
 from runbook.guard.approval import Approved, PlanChanged
 from runbook.guard.approval_form import described
-from runbook.guard.codes import Refused
+from runbook.guard.codes import CodeRefused
 from runbook.report import Report, Status
 
 CODE, OVERRIDE = "OPS_APPROVAL_CODE", "OPS_APPROVAL_OVERRIDE"
@@ -71,7 +71,7 @@ def _request_approval(env: Environment, approvals: Approval, planned: Report) ->
                 return Approved(plan, "", now, approval.checked_reason(text.removeprefix(PREFIX)), launcher)
             name = approval.use_code(env, approvals, text, now, str(uuid.uuid4()), launcher)
             return Approved(plan, name, now, launcher=launcher)
-        except Refused as error:
+        except CodeRefused as error:
             why = str(error)
             print(why, file=sys.stderr)
     raise NotConfirmed(f"nobody approved plan {plan}: {why}", "launch it again with the second person present")

@@ -15,11 +15,19 @@ from runbook.report import Report
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
-from tasks.backups.retention import Rule, Stored, delete_backups, need_of, read_backup, read_store, reasons_to_stay
+from tasks.backups.retention import (
+    RetentionRule,
+    StoredBackup,
+    delete_backups,
+    need_of,
+    read_backup,
+    read_store,
+    reasons_to_stay,
+)
 
 
 def find_prunable(
-    report: Report, env: Environment, kind: Kind, rule: Rule, which: Stores = "backups"
+    report: Report, env: Environment, kind: Kind, rule: RetentionRule, which: Stores = "backups"
 ) -> Sequence[Backup]:
     """The backups that the retention rule deletes, each as a planned step.
 
@@ -63,7 +71,7 @@ def find_prunable(
     return doomed
 
 
-def _show_rule(report: Report, stored: Stored, rule: Rule, which: Stores) -> None:
+def _show_rule(report: Report, stored: StoredBackup, rule: RetentionRule, which: Stores) -> None:
     """The rule, the disk space it needs, and the reasons to keep backups."""
     keep = rule.keep
     report.fact(

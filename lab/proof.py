@@ -14,7 +14,7 @@ from typing import Any
 from lab.runs import Run
 from runbook.files.chain import reports_in
 from runbook.units import duration
-from tasks.drill.ledger import Ledger
+from tasks.drill.ledger import WriteLedger
 from tasks.drill.lost_writes import LedgerResult
 
 RUNBOOK = "Full restore"
@@ -31,7 +31,7 @@ class Proof:
     run: Run
     report: dict[str, Any]
     health: str
-    ledger: Ledger
+    ledger: WriteLedger
     lost: LedgerResult | None
     backups_began: datetime
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed
-from runbook.guard.guards import Approving, Held, Planned
+from runbook.guard.guards import Approving, Held, PinnedPlan
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.masking import without_logins
 from runbook.metrics import Metric
@@ -112,7 +112,7 @@ class Report:
     form: str = ""
     pins: dict[str, object] = field(default_factory=dict)
     states: dict[str, Pin] = field(default_factory=dict)
-    pinned: Planned | None = None
+    pinned: PinnedPlan | None = None
     permitted: bool = False
     refused: str = ""
     lock: Held | None = None

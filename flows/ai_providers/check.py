@@ -18,7 +18,7 @@ from runbook.next import Next
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.ai.answer import HINTS, Answer
+from tasks.ai.answer import HINTS, ProviderAnswer
 from tasks.ai.azure import ask_azure, read_azure_models
 from tasks.ai.bedrock import ask_bedrock, model_of, read_bedrock_models
 from tasks.ai.lifecycle import Dates, Lifecycle, read_dates
@@ -126,8 +126,10 @@ def _token(report: Report, ai: AIProviders) -> SecretStr:
     return SecretStr("")
 
 
-def _send_canaries(ai: AIProviders, wanted: list[Provider], version: str, token: SecretStr) -> list[Pending[Answer]]:
-    asked = list[Pending[Answer]]()
+def _send_canaries(
+    ai: AIProviders, wanted: list[Provider], version: str, token: SecretStr
+) -> list[Pending[ProviderAnswer]]:
+    asked = list[Pending[ProviderAnswer]]()
     if version:
         asked += [ask_azure.submit(ai, deployment, version) for deployment in ai.azure_deployments]
     if "bedrock" in wanted:
@@ -138,7 +140,12 @@ def _send_canaries(ai: AIProviders, wanted: list[Provider], version: str, token:
 
 
 def _judge_azure(
-    report: Report, ai: AIProviders, version: str, dates: Mapping[str, Dates], answers: list[Answer], today: date
+    report: Report,
+    ai: AIProviders,
+    version: str,
+    dates: Mapping[str, Dates],
+    answers: list[ProviderAnswer],
+    today: date,
 ) -> None:
     judge_retirement(report, f"azure API version {version}", [version], dates.get("azure-api"), None, today)
     models = dict[str, Lifecycle]()
@@ -171,7 +178,12 @@ def _judge_bedrock(report: Report, ai: AIProviders, dates: Mapping[str, Dates], 
 
 
 def _judge_vertex(
-    report: Report, ai: AIProviders, token: SecretStr, dates: Mapping[str, Dates], answers: list[Answer], today: date
+    report: Report,
+    ai: AIProviders,
+    token: SecretStr,
+    dates: Mapping[str, Dates],
+    answers: list[ProviderAnswer],
+    today: date,
 ) -> None:
     with report_errors(report, f"vertex: {ai.vertex_project} in {ai.vertex_location}"):
         endpoints = read_vertex_endpoints(ai, token)
@@ -199,7 +211,7 @@ OLD = timedelta(days=90)
 IN_TABLE = "add it to the table of retirement dates ([ai_providers] retirements), with its source"
 
 
-def judge_answer(report: Report, ai: AIProviders, answer: Answer) -> None:
+def judge_answer(report: Report, ai: AIProviders, answer: ProviderAnswer) -> None:
     """Judge one canary: the answer, its latency, its tokens."""
     what = f"{answer.provider} {answer.model}"
     worst = Status.WARN if answer.kind == "throttled" else Status.CRITICAL
@@ -275,7 +287,7 @@ def judge_dates(report: Report, dates: Mapping[str, Dates], used: Sequence[str],
         )
 
 
-def attach_answers(report: Report, answers: Sequence[Answer]) -> None:
+def attach_answers(report: Report, answers: Sequence[ProviderAnswer]) -> None:
     """A table of the canaries, and a plot of their latency."""
     report.table(
         "Canaries",

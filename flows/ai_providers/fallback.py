@@ -16,7 +16,14 @@ from runbook.guard.permit import Act, Permit
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
-from tasks.ai.interview import Interview, Reply, ask_application, begin_interview, read_stored, require_question
+from tasks.ai.interview import (
+    Interview,
+    InterviewReply,
+    ask_application,
+    begin_interview,
+    read_stored,
+    require_question,
+)
 from tasks.application.health import wait_healthy
 from tasks.faults.disposable import BREAK, require_disposable
 from tasks.faults.providers import (
@@ -165,7 +172,7 @@ def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: 
 
 def _rehearse(
     report: Report, permit: Permit, env: Environment, fault: RehearsedFault, interview: Interview
-) -> list[tuple[str, Reply]]:
+) -> list[tuple[str, InterviewReply]]:
     """The failing providers and the application's reply, step by step."""
     chain, received = list(env.ai_providers.chain), read_received(env)
     replies = [("none", ask_application(interview))]
@@ -191,7 +198,7 @@ def _rehearse(
     return replies
 
 
-def _judge_reply(report: Report, when: str, reply: Reply, expected: str) -> None:
+def _judge_reply(report: Report, when: str, reply: InterviewReply, expected: str) -> None:
     report.require(
         f"{when} the user gets an answer",
         reply.answered and reply.provider == expected,
@@ -201,7 +208,9 @@ def _judge_reply(report: Report, when: str, reply: Reply, expected: str) -> None
     )
 
 
-def _judge_without_any(report: Report, env: Environment, interview: Interview, replies: Sequence[Reply]) -> None:
+def _judge_without_any(
+    report: Report, env: Environment, interview: Interview, replies: Sequence[InterviewReply]
+) -> None:
     """The question without any provider: a clear refusal, and nothing half stored."""
     reply = replies[-1]
     report.fact("without any provider", reply.text)
@@ -236,7 +245,7 @@ def _judge_without_any(report: Report, env: Environment, interview: Interview, r
             report.fact("health", health.answer)
 
 
-def _attach_replies(report: Report, replies: Sequence[tuple[str, Reply]]) -> None:
+def _attach_replies(report: Report, replies: Sequence[tuple[str, InterviewReply]]) -> None:
     report.table(
         "Replies to the user",
         ("failing", "answer by", "status", "seconds"),

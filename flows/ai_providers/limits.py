@@ -23,7 +23,7 @@ from tasks.logs.figures.refusals import Refusals
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import by_hour, offset, reading, utc
-from tasks.redis.counters import Counted, Counter, read_counters
+from tasks.redis.counters import CountedCalls, Counter, read_counters
 from tasks.redis.sentinels import read_sentinels
 
 NEAR_RATIO = 0.8
@@ -94,7 +94,7 @@ def _judge_counters(report: Report, env: Environment) -> None:
     _attach_counters(report, found.prefixes)
 
 
-def _judge_prefix(report: Report, found: Counted) -> None:
+def _judge_prefix(report: Report, found: CountedCalls) -> None:
     limit = f"{found.most:,} in {found.window_seconds:,} s"
     report.prefer(
         f"{found.prefix} over the limit",
@@ -142,7 +142,7 @@ def _who(first: Sequence[Counter], count: int) -> str:
     return f"{count:,}: {', '.join(masked(one.key) for one in worst)}{' …' if count > len(worst) else ''}"
 
 
-def _attach_counters(report: Report, prefixes: Sequence[Counted]) -> None:
+def _attach_counters(report: Report, prefixes: Sequence[CountedCalls]) -> None:
     rows = []
     for found in prefixes:
         noted = {

@@ -20,7 +20,7 @@ from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.logs.figures import tokens
-from tasks.logs.figures.tokens import SUMS, Use, frame_of
+from tasks.logs.figures.tokens import SUMS, TokenUse, frame_of
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import reading
 
@@ -96,11 +96,11 @@ def _month(text: str, today: date) -> tuple[date, date]:
     return first, min(today, (first + timedelta(days=31)).replace(day=1) - timedelta(days=1))
 
 
-def _tokens(uses: Sequence[Use], day: date) -> int:
+def _tokens(uses: Sequence[TokenUse], day: date) -> int:
     return sum(use.total for use in uses if use.day == day)
 
 
-def _attach_use(report: Report, env: Environment, own: Sequence[Use], first: date, last: date) -> None:
+def _attach_use(report: Report, env: Environment, own: Sequence[TokenUse], first: date, last: date) -> None:
     """Tables and plots of the tokens by model and by day."""
     prices = env.ai_providers.prices if env.has("ai_providers") else {}
     found = frame_of(own, prices)
@@ -130,7 +130,7 @@ def _attach_use(report: Report, env: Environment, own: Sequence[Use], first: dat
 
 
 def _judge_budget(
-    report: Report, env: Environment, uses: Sequence[Use], own: Sequence[Use], today: date | None
+    report: Report, env: Environment, uses: Sequence[TokenUse], own: Sequence[TokenUse], today: date | None
 ) -> None:
     """Judge the cost against the budget. `today`: in the current month only."""
     if not env.has("ai_providers") or not env.ai_providers.prices:
@@ -166,7 +166,7 @@ def _judge_budget(
         )
 
 
-def _judge_prices(report: Report, ai: AIProviders, own: Sequence[Use]) -> None:
+def _judge_prices(report: Report, ai: AIProviders, own: Sequence[TokenUse]) -> None:
     """Whether the cost is complete: a price for every model, and both kinds of tokens for every call."""
     unpriced = sorted({use.model for use in own if use.model not in ai.prices})
     report.prefer(

@@ -22,7 +22,7 @@ from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.ai import shape
-from tasks.ai.answer import HINTS, Answer
+from tasks.ai.answer import HINTS, ProviderAnswer
 from tasks.ai.azure import ask_azure
 from tasks.ai.interview import ask_application, begin_interview
 from tasks.ai.lifecycle import Dates, read_dates
@@ -180,7 +180,7 @@ def compare(report: Report, ai: AIProviders, before: str, after: str) -> None:
 
 
 def _attach_checklist(
-    report: Report, pairs: Sequence[tuple[Answer, Answer]], lost: Sequence[str], before: str, after: str
+    report: Report, pairs: Sequence[tuple[ProviderAnswer, ProviderAnswer]], lost: Sequence[str], before: str, after: str
 ) -> None:
     """The checklist of §5.1; points that only a person can check are marked."""
     news = [new for _, new in pairs]

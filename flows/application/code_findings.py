@@ -11,10 +11,10 @@ from runbook.errors import OpsError
 from runbook.page.render import key
 from runbook.report import Report, Status
 from tasks.application.worktree import require_repository, uncommitted
-from tasks.code.problem import Checked
+from tasks.code.problem import CheckedCode
 
 
-def ask(report: Report, name: str, question: Callable[[], Checked]) -> Checked | None:
+def ask(report: Report, name: str, question: Callable[[], CheckedCode]) -> CheckedCode | None:
     """A tool's answer; CRITICAL without one: code that was not checked has not passed."""
     try:
         return question()
@@ -46,7 +46,7 @@ def workspace_of(env: Environment) -> Path:
     return web
 
 
-def judge(report: Report, checked: Checked, hint: str, *, worst: Status = Status.CRITICAL) -> None:
+def judge(report: Report, checked: CheckedCode, hint: str, *, worst: Status = Status.CRITICAL) -> None:
     """One finding for a tool: errors are `worst`, warnings are WARN."""
     warnings = len(checked.problems) - checked.errors
     value = f"{checked.errors} errors, {warnings} warnings in {checked.files} files"
@@ -62,7 +62,7 @@ def judge(report: Report, checked: Checked, hint: str, *, worst: Status = Status
     report.fact(checked.tool, "; ".join((run, *checked.notes)))
 
 
-def attach_problems(report: Report, answers: Sequence[Checked]) -> None:
+def attach_problems(report: Report, answers: Sequence[CheckedCode]) -> None:
     """Tables of the problems: by file, by code, and one by one."""
     problems = [problem for checked in answers for problem in checked.problems]
     if not problems:

@@ -18,7 +18,7 @@ from tasks.application.files import archive_files, directory_of, measure_files, 
 from tasks.application.staged_files import try_files
 from tasks.backups import manifest, publishing
 from tasks.backups.catalogue import Backup
-from tasks.backups.entries import Archived, entries_of
+from tasks.backups.entries import ArchivedFiles, entries_of
 from tasks.backups.manifest import Manifest
 from tasks.stores.store import Store
 
@@ -88,7 +88,7 @@ def _take(report: Report, env: Environment, store: Store) -> str:
     return name
 
 
-def _report_results(report: Report, archived: Archived, sealed: Manifest, directory: Path) -> None:
+def _report_results(report: Report, archived: ArchivedFiles, sealed: Manifest, directory: Path) -> None:
     files = sum(entry.kind == "file" for entry in archived.entries)
     report.fact("directory", directory)
     report.fact("size", f"{size(sealed.bytes)} of {size(archived.bytes)} in {files:,} files")

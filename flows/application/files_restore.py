@@ -126,7 +126,7 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
 
 
 @dataclass
-class Stopped:
+class StoppedRoles:
     """The services during the swap. `last`: the step that the next one follows in the run graph."""
 
     running: tuple[str, ...]
@@ -140,11 +140,11 @@ class Stopped:
 
 
 @contextlib.contextmanager
-def services_stopped(report: Report, env: Environment) -> Iterator[Stopped]:
+def services_stopped(report: Report, env: Environment) -> Iterator[StoppedRoles]:
     """Stop backend and frontend during the block. If it fails before the swap, start those that ran."""
     roles = _roles(env)
     states = read_services(env.services, roles) if roles else None
-    stopped = Stopped(tuple(role for role in roles if states and states.running[role]), states)
+    stopped = StoppedRoles(tuple(role for role in roles if states and states.running[role]), states)
     report.state_is("services may be stopped; no file was deleted", "run this again: it is safe")
     try:
         if roles:
@@ -156,7 +156,7 @@ def services_stopped(report: Report, env: Environment) -> Iterator[Stopped]:
         raise
 
 
-def _start_again(report: Report, env: Environment, stopped: Stopped) -> None:
+def _start_again(report: Report, env: Environment, stopped: StoppedRoles) -> None:
     try:
         start_services(env.services, list(stopped.running))
         report.state_is(

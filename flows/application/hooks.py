@@ -24,7 +24,7 @@ from runbook.run import runbook
 from tasks.application.programs import answer, python_program, web_program
 from tasks.application.worktree import Worktree, git, inside, link_packages, sweep, worktree
 from tasks.code import hooks
-from tasks.code.hooks import FILE, IDS, INSTALL, Place
+from tasks.code.hooks import FILE, IDS, INSTALL, HooksPlace
 
 BRANCH = "ops/pre-commit"
 Origin = Literal["auto", "repositories", "local"]
@@ -83,7 +83,7 @@ def install_pre_commit(
     return report
 
 
-def _place(application: Application, repository: Path, web: Path, seconds: float) -> Place:
+def _place(application: Application, repository: Path, web: Path, seconds: float) -> HooksPlace:
     ruff, eslint = python_program(application, "ruff"), web_program(web, "eslint")
     versions = [answer([tool, "--version"], web, seconds=seconds).stdout for tool in (ruff, eslint)]
     numbers = [re.search(r"\d+\.\d+\.\d+", version) for version in versions]
@@ -95,7 +95,7 @@ def _place(application: Application, repository: Path, web: Path, seconds: float
         )
     within = ruff.is_relative_to(repository)
     folders = ["" if (path := str(inside(repository, folder))) == "." else path for folder in (application.source, web)]
-    return Place(
+    return HooksPlace(
         ruff=str(ruff.relative_to(repository)) if within else "ruff",
         ruff_version=numbers[0][0] if numbers[0] else "",
         eslint=str(Path(folders[1], "node_modules", ".bin", "eslint")),
@@ -112,7 +112,9 @@ def _config(repository: Path, commit: str) -> str:
     return git(repository, "show", f"{commit}:{FILE}") if listed.strip() else ""
 
 
-def _added(report: Report, env: Environment, place: Place, missing: list[str], origin: Origin) -> list[dict[str, Any]]:
+def _added(
+    report: Report, env: Environment, place: HooksPlace, missing: list[str], origin: Origin
+) -> list[dict[str, Any]]:
     """The missing hooks, from a source that this host reaches.
 
     Raises:

@@ -20,8 +20,8 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.application.worktree import git, link_packages, worktree
 from tasks.code.lint import (
+    LintedCode,
     Linter,
-    Source,
     read_eslint,
     read_eslint_settings,
     read_ruff,
@@ -29,7 +29,7 @@ from tasks.code.lint import (
     read_ruff_settings,
     repair,
 )
-from tasks.code.problem import PYTHON, WEB, Checked, chosen_files
+from tasks.code.problem import PYTHON, WEB, CheckedCode, chosen_files
 
 Rule = Annotated[str, Field(pattern=r"^[A-Za-z@][A-Za-z0-9@/_-]*$")]
 
@@ -72,7 +72,7 @@ def lint_code(
         chosen = tuple(chosen_files(repository, files, (*PYTHON, *WEB)))
         wanted = _wanted(tools, chosen)
         web = workspace_of(env) if "eslint" in wanted else repository
-        source = Source(
+        source = LintedCode(
             application, repository, application.source, web, chosen, tuple(python_rules), tuple(web_rules), seconds
         )
         cache = web / ".eslintcache"
@@ -100,9 +100,9 @@ def _wanted(tools: Sequence[Linter], chosen: Sequence[Path]) -> list[Linter]:
     return wanted
 
 
-def _run_tools(report: Report, source: Source, wanted: Sequence[Linter], when: str = "") -> list[Checked]:
+def _run_tools(report: Report, source: LintedCode, wanted: Sequence[Linter], when: str = "") -> list[CheckedCode]:
     """The answers of all tools, judged."""
-    questions: dict[Linter, Callable[[], Checked]] = {
+    questions: dict[Linter, Callable[[], CheckedCode]] = {
         "ruff": lambda: read_ruff(source),
         "ruff format": lambda: read_ruff_format(source),
         "eslint": lambda: read_eslint(source),
@@ -114,7 +114,7 @@ def _run_tools(report: Report, source: Source, wanted: Sequence[Linter], when: s
     return answers
 
 
-def _fix(report: Report, env: Environment, source: Source, wanted: Sequence[Linter]) -> None:
+def _fix(report: Report, env: Environment, source: LintedCode, wanted: Sequence[Linter]) -> None:
     """Repair on a branch, commit, check again, run the tests."""
     branch = f"ops/lint-{report.started:%Y%m%d-%H%M%S}"
     with worktree(source.repository, branch) as tree:
@@ -145,7 +145,7 @@ _SETTING = re.compile(
 _RULE = re.compile(r"^\t\S+ \(([A-Z]+[0-9]+)\),$")
 
 
-def attach_settings(report: Report, env: Environment, source: Source, wanted: Sequence[Linter]) -> None:
+def attach_settings(report: Report, env: Environment, source: LintedCode, wanted: Sequence[Linter]) -> None:
     """The main settings on the page, all of them as files in the report folder; WARN if a tool does not print them."""
     rows = list[tuple[str, str, str]]()
     try:
@@ -185,7 +185,7 @@ def _of_eslint(text: str) -> list[tuple[str, str, str]]:
     return [("eslint", "rules enabled", f"{len(on)}: {', '.join(on[:80])}{' …' if len(on) > 80 else ''}")]
 
 
-def _web_file(source: Source) -> Path | None:
+def _web_file(source: LintedCode) -> Path | None:
     """A file that ESLint checks: a chosen one, else one of the checkout."""
     chosen = [path for path in source.files if path.suffix in WEB]
     known = (source.web / name for name in git(source.web, "ls-files", "-z").split("\0"))

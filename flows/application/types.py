@@ -13,7 +13,7 @@ from flows.application.code_findings import ask, attach_problems, checkout_of, e
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.code.problem import PYTHON, WEB, Checked, chosen_files
+from tasks.code.problem import PYTHON, WEB, CheckedCode, chosen_files
 from tasks.code.types import read_mypy, read_tsc
 
 Tool = Literal["mypy", "tsc"]
@@ -53,7 +53,7 @@ def check_types(
         repository, application = checkout_of(report, env), env.application
         python, web = (chosen_files(repository, files, suffixes) for suffixes in (PYTHON, WEB))
         html = evidence_path(report, env, "mypy")
-        questions: dict[Tool, Callable[[], Checked]] = {
+        questions: dict[Tool, Callable[[], CheckedCode]] = {
             "mypy": lambda: read_mypy(
                 application,
                 repository,

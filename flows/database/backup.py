@@ -33,7 +33,7 @@ from tasks.backups.manifest import Kind, Manifest, sums_of
 from tasks.backups.retention import AS_TOML, DELETE, rule_of
 from tasks.host.disk import read_disk
 from tasks.postgres.dump.dump import FULL, Dumped, Form, What, dump_database, dump_globals
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.dump.snapshot import read_lock_limit
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.restore.staged_copy import (
@@ -369,7 +369,7 @@ def verify_database(
     return chosen
 
 
-def verify(report: Report, env: Environment, backup: Backup, dump: Source, jobs: int) -> None:
+def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, jobs: int) -> None:
     """Restore it into a scratch database, compare, run the expectations, drop the scratch database, mark it verified.
 
     Data that breaks a rule is CRITICAL, but the backup then counts as neither verified nor failed: it is a true copy.

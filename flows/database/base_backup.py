@@ -21,7 +21,14 @@ from runbook.units import duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, open_all
 from tasks.backups.manifest import Manifest, sums_of
-from tasks.cluster.base_backup import INCREMENTAL_VERSION, TAR_VERSION, NoSummaries, Source, read_source, take_base
+from tasks.cluster.base_backup import (
+    INCREMENTAL_VERSION,
+    TAR_VERSION,
+    BaseBackupSource,
+    NoSummaries,
+    read_source,
+    take_base,
+)
 from tasks.cluster.content import Form, cluster_in, lineage
 from tasks.cluster.copy import build_instance, read_whole
 from tasks.cluster.instance import VERIFYING, prepare_instance, put_away, root_for, running, sweep_instance
@@ -83,7 +90,7 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
     return report
 
 
-def _take(report: Report, env: Environment, store: Store, source: Source, form: Form) -> Backup:
+def _take(report: Report, env: Environment, store: Store, source: BaseBackupSource, form: Form) -> Backup:
     own = not by_pgbackrest(env)
     base = choose_base(report, env, store, source) if form == "incremental" and own else None
     if own:
@@ -99,7 +106,7 @@ FULL_EVERY_SECONDS = 8 * 86_400.0
 NO_INCREMENTAL = "no incremental base backups"
 
 
-def judge_source(report: Report, env: Environment, source: Source, kind: Form) -> None:
+def judge_source(report: Report, env: Environment, source: BaseBackupSource, kind: Form) -> None:
     """Whether a base backup of this server can be taken and later restored."""
     found = program_version(env.postgres, "pg_basebackup")
     report.require(
@@ -145,7 +152,7 @@ def judge_source(report: Report, env: Environment, source: Source, kind: Form) -
             report.warn(name, hint, value="off", expected="on")
 
 
-def daily_form(report: Report, env: Environment, store: Store, source: Source) -> Form | None:
+def daily_form(report: Report, env: Environment, store: Store, source: BaseBackupSource) -> Form | None:
     """The form for a day between the weekly full backups: incremental, or full if none is younger than a week.
 
     None if the server supports no incremental backups; the reason is a fact.
@@ -160,14 +167,14 @@ def daily_form(report: Report, env: Environment, store: Store, source: Source) -
     return "incremental" if fresh else "full"
 
 
-def why_not_incremental(source: Source) -> str:
+def why_not_incremental(source: BaseBackupSource) -> str:
     """The reason why the server supports no incremental base backups; empty if it does."""
     if source.major < INCREMENTAL_VERSION:
         return f"PostgreSQL {source.major} supports no incremental base backups ({INCREMENTAL_VERSION} and later do)"
     return "" if source.summarizes else "summarize_wal is off (ALTER SYSTEM SET summarize_wal = on)"
 
 
-def _own_bases(env: Environment, backups: Sequence[Backup], source: Source) -> list[Backup]:
+def _own_bases(env: Environment, backups: Sequence[Backup], source: BaseBackupSource) -> list[Backup]:
     return [
         backup
         for backup in backups
@@ -175,7 +182,7 @@ def _own_bases(env: Environment, backups: Sequence[Backup], source: Source) -> l
     ]
 
 
-def choose_base(report: Report, env: Environment, store: Store, source: Source) -> Backup:
+def choose_base(report: Report, env: Environment, store: Store, source: BaseBackupSource) -> Backup:
     """The newest base backup of this cluster, as the base of an incremental one.
 
     Raises:
@@ -192,7 +199,7 @@ def choose_base(report: Report, env: Environment, store: Store, source: Source) 
     return base
 
 
-def judge_store_space(report: Report, store: Store, source: Source, base: Backup | None) -> None:
+def judge_store_space(report: Report, store: Store, source: BaseBackupSource, base: Backup | None) -> None:
     """Free disk space for the backup. Before PostgreSQL 18 it is also unpacked there for its verification."""
     needed = int(source.bytes * SPACE_RATIO * (0.5 if base else 1.0))
     needed += source.bytes if source.major < TAR_VERSION else 0
@@ -211,7 +218,9 @@ def by_pgbackrest(env: Environment) -> bool:
     return env.has("wal") and env.wal.tool == "pgbackrest"
 
 
-def take(report: Report, env: Environment, store: Store, source: Source, base: Backup | None, kind: Form) -> Backup:
+def take(
+    report: Report, env: Environment, store: Store, source: BaseBackupSource, base: Backup | None, kind: Form
+) -> Backup:
     """Copy, verify, seal, and put it into the store; for pgBackRest only a record of its backup."""
     name, directory = publishing.begin(store, "cluster", env.name, env.zone)
     if by_pgbackrest(env):

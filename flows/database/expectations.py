@@ -12,7 +12,7 @@ from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.gx import process
 from tasks.gx.suites import read_suites
-from tasks.integrity import Checked, Expectations, Table, run_expectations, sentence, tables_in
+from tasks.integrity import CheckedFiles, Expectations, Table, run_expectations, sentence, tables_in
 from tasks.postgres.restore.staged_copy import content_in
 
 FACT = "expectations"
@@ -27,21 +27,21 @@ UNREAD = "fix the suites: the data was not checked against its rules"
 
 
 @dataclass(frozen=True)
-class Origin:
+class ExpectationsOrigin:
     """The origin of restored data: its snapshot's time, and the tables that it must have."""
 
     taken: datetime | None = None
     tables: frozenset[Table] = frozenset()
 
 
-NOW = Origin()
+NOW = ExpectationsOrigin()
 """Of live data."""
 
 
-def origin_of(backup: Backup) -> Origin:
+def origin_of(backup: Backup) -> ExpectationsOrigin:
     """The origin by a backup's manifest; a base backup names no tables."""
     tables = tables_in(content_in(backup).tables) if backup.manifest.kind == "postgres" else ()
-    return Origin(backup.manifest.taken, frozenset(tables))
+    return ExpectationsOrigin(backup.manifest.taken, frozenset(tables))
 
 
 def prepare(env: Environment) -> None:
@@ -62,7 +62,7 @@ def plan(report: Report, env: Environment) -> None:
 
 
 def start(
-    report: Report, env: Environment, database: str, *, after: object, origin: Origin = NOW
+    report: Report, env: Environment, database: str, *, after: object, origin: ExpectationsOrigin = NOW
 ) -> Pending[Expectations] | None:
     """Start validating a database after the step `after`; Data Docs are kept with the reports.
 
@@ -116,11 +116,11 @@ def report_results(
     return found
 
 
-def _rule(row: Checked) -> tuple[str, str]:
+def _rule(row: CheckedFiles) -> tuple[str, str]:
     return row.table, row.expectation
 
 
-def _value(found: Expectations, broken: list[Checked]) -> str:
+def _value(found: Expectations, broken: list[CheckedFiles]) -> str:
     if broken:
         return "; ".join(map(sentence, broken[:3])) + f" (and {len(broken) - 3} more)" * (len(broken) > 3)
     old = len(found.failed)

@@ -16,13 +16,13 @@ from runbook.units import size
 from tasks.integrity import Expectations
 from tasks.postgres.content import relations
 from tasks.postgres.content.content import RowCounts, read_counts
-from tasks.postgres.content.relations import Relation, read_parts, read_relations
+from tasks.postgres.content.relations import ContentRelation, read_parts, read_relations
 from tasks.postgres.dump.foreign import ForeignDump
 from tasks.postgres.restore.staged_copy import Copy
 from tasks.postgres.server.server import Server, read_identity
 
 MOST_SHOWN = 50
-Relations = Mapping[str, Relation]
+Relations = Mapping[str, ContentRelation]
 INTO = "set into to restore it as another database, which changes nothing live"
 RIGHTS = (
     "take the dump with owners and rights (pg_dump without -O and -x). If this is the only dump: restore it with into=…"
@@ -107,7 +107,7 @@ def prove(report: Report, env: Environment, copy: Copy, into: str, *, strict: bo
     rows = sum(row[1] for row in counts.rows)
     live = _read_live(report, env)
     tables = frozenset((one.schema, one.name) for one in live.values() if one.kind == "table" and not into)
-    origin = expectations.Origin(tables=tables)
+    origin = expectations.ExpectationsOrigin(tables=tables)
     checking = expectations.start(report, env, copy.database, after=counts, origin=origin) if rows else None
     _judge_rows(report, counts, rows, into)
     copied = read_relations.after(counts)(env.postgres, copy.database, env.postgres.user)

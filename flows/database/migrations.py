@@ -19,7 +19,7 @@ from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.migrations.alembic import MIGRATE, Undo, Upgrade, downgrade, read_revision, upgrade
+from tasks.migrations.alembic import MIGRATE, MigrationUndo, Upgrade, downgrade, read_revision, upgrade
 from tasks.migrations.revision import check_message, create_revision
 from tasks.migrations.scripts import BASE, read_heads
 from tasks.postgres.server.server import read_database_bytes
@@ -186,7 +186,7 @@ def rollback_migrations(
         live.judge_backend(report, env, target)
         report.fail_if_critical()
         rehearsed = rehearsal.rehearse(report, env, current, target, first="down", longest=longest_lock_seconds)
-        undo = live.judge_losses(report, env, rehearsed, Undo(current, target, undone), lose_rows)
+        undo = live.judge_losses(report, env, rehearsed, MigrationUndo(current, target, undone), lose_rows)
         live.plan_rehearsal(report, env, size, "down, up, down, again")
         live.plan_backup(report, env)
         for script in undone:

@@ -23,7 +23,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration
 from tasks.backups.catalogue import Backup
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.dump.foreign import ForeignDump, is_foreign, read_foreign
 from tasks.postgres.restore.staged_copy import (
     MAKE,
@@ -47,11 +47,11 @@ NEWEST = "newest"
 
 
 @dataclass(frozen=True)
-class Restorable:
+class RestorableDatabase:
     """A dump, the attributes of its database, and the backup whose manifest proves it (None for a foreign dump)."""
 
     name: str
-    source: Source
+    source: DumpSource
     properties: Properties
     bytes: int
     backup: Backup | None
@@ -60,7 +60,7 @@ class Restorable:
 
 def choose(
     report: Report, env: Environment, wanted: str, which: Stores, into: str, server: Server, accept: Sequence[str] = ()
-) -> Restorable:
+) -> RestorableDatabase:
     """Find the backup or dump that the operator named, and judge it. `accept`: objects that need not be restored.
 
     Raises:
@@ -72,7 +72,7 @@ def choose(
         foreign.judge(report, env, found, into, server)
         source = restore_steps.without_accepted(report, env, found.source, accept)
         report.fail_if_critical()
-        return Restorable(found.name, source, _properties(env), found.estimate_bytes, None, found)
+        return RestorableDatabase(found.name, source, _properties(env), found.estimate_bytes, None, found)
     backup = restore_steps.choose_backup(report, env, wanted, which)
     content = content_in(backup)
     report.require(
@@ -93,7 +93,7 @@ def choose(
     if not into:
         restore_steps.judge_login(report, env, server)
     source = restore_steps.without_accepted(report, env, dump_in(backup), accept)
-    return Restorable(backup.name, source, content.properties, content.bytes, backup)
+    return RestorableDatabase(backup.name, source, content.properties, content.bytes, backup)
 
 
 def _properties(env: Environment) -> Properties:
@@ -167,7 +167,7 @@ def act(env: Environment, into: str) -> Act:
     return Act(MAKE, into) if into else Act(REPLACE, env.postgres.database)
 
 
-def plan_restore(report: Report, env: Environment, chosen: Restorable, into: str) -> None:
+def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, into: str) -> None:
     """The planned steps."""
     if chosen.backup and not into:
         restore_steps.plan_database(report, env, chosen.backup)
@@ -185,7 +185,9 @@ def plan_restore(report: Report, env: Environment, chosen: Restorable, into: str
     report.plan("rename" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
 
 
-def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into: str, *, strict: bool) -> object:
+def prove(
+    report: Report, env: Environment, chosen: RestorableDatabase, copy: Copy, into: str, *, strict: bool
+) -> object:
     """Prove the copy by content if there is a manifest; otherwise check it as a foreign dump.
 
     Raises:
@@ -196,7 +198,7 @@ def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into
     return foreign.prove(report, env, copy, into, strict=strict)
 
 
-def judge_loss(report: Report, env: Environment, chosen: Restorable) -> None:
+def judge_loss(report: Report, env: Environment, chosen: RestorableDatabase) -> None:
     """The writes that the restore loses, as time against the RPO."""
     if chosen.backup:
         restore_steps.judge_data_loss(report, env, chosen.backup)
@@ -297,7 +299,7 @@ def restore_database(
 
 
 def _report_swap(
-    report: Report, permit: Permit, env: Environment, chosen: Restorable, swapped: Swapped, *, advance: bool
+    report: Report, permit: Permit, env: Environment, chosen: RestorableDatabase, swapped: Swapped, *, advance: bool
 ) -> None:
     proven = "proven" if chosen.backup else "not proven"
     report.state_is(

@@ -18,15 +18,15 @@ from runbook.units import duration
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
-from tasks.postgres.content.comparison import Comparison, compare
+from tasks.postgres.content.comparison import ContentComparison, compare
 from tasks.postgres.content.content import DatabaseContent, read_content
 from tasks.postgres.content.definitions import as_once_stored
 from tasks.postgres.content.equivalence import compare_definitions
 from tasks.postgres.content.rowhash import FORM
 from tasks.postgres.content.sequences import advance_sequences, find_rewound
 from tasks.postgres.dump.dump import compression_of, knows_compression
-from tasks.postgres.dump.fill import Source, find_unknown
-from tasks.postgres.restore.planner_statistics import Statistics, analyze
+from tasks.postgres.dump.fill import DumpSource, find_unknown
+from tasks.postgres.restore.planner_statistics import PlannerStatistics, analyze
 from tasks.postgres.restore.staged_copy import (
     REPLACE,
     Copy,
@@ -147,7 +147,7 @@ def judge_server(
     judge_requirements(report, [item for item in found if item.name not in unknown])
 
 
-def without_accepted(report: Report, env: Environment, source: Source, accept: Sequence[str]) -> Source:
+def without_accepted(report: Report, env: Environment, source: DumpSource, accept: Sequence[str]) -> DumpSource:
     """The dump without the objects that need not be restored: `accept` of this run and `[postgres] accept`.
 
     Each is named in the report. A name that the dump does not have is CRITICAL if it was given for this run.
@@ -225,7 +225,7 @@ def swapping(report: Report) -> Iterator[None]:
 
 
 def build_database(
-    permit: Permit, env: Environment, source: Source, properties: Properties, jobs: int, into: str = ""
+    permit: Permit, env: Environment, source: DumpSource, properties: Properties, jobs: int, into: str = ""
 ) -> Copy:
     """The filled staged copy of the live database, or of the database that `into` names."""
     empty = create_copy(permit, env.postgres, properties, into)
@@ -271,7 +271,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     return found
 
 
-def _report_deviations(report: Report, expected: DatabaseContent, comparison: Comparison, copy: Copy) -> None:
+def _report_deviations(report: Report, expected: DatabaseContent, comparison: ContentComparison, copy: Copy) -> None:
     """Properties that a restore cannot preserve."""
     if comparison.versions:
         report.warn(
@@ -309,7 +309,7 @@ def ready_database(report: Report, env: Environment, copy: Copy, jobs: int, *, a
     return try_application_login(report, env, copy, after=analyzed)
 
 
-def judge_statistics(report: Report, found: Statistics) -> None:
+def judge_statistics(report: Report, found: PlannerStatistics) -> None:
     """Whether every table could be analysed."""
     if found.missing:
         report.warn(

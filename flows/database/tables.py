@@ -27,9 +27,9 @@ from tasks.postgres.dump.generated import COLUMN
 from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import read_server
-from tasks.postgres.tables.find import Table, expected_of, read_sums
+from tasks.postgres.tables.find import FoundTable, expected_of, read_sums
 from tasks.postgres.tables.kept import SupersededTable, find_superseded_tables, free_stamp, kept_name
-from tasks.postgres.tables.pairs import Pair, match_tables, pair_kept, unequal_columns, with_accepted
+from tasks.postgres.tables.pairs import TablePair, match_tables, pair_kept, unequal_columns, with_accepted
 from tasks.postgres.tables.scratch import (
     REPLACE_ROWS,
     drop_tables_scratch,
@@ -38,7 +38,7 @@ from tasks.postgres.tables.scratch import (
     row_files,
     without_rows,
 )
-from tasks.postgres.tables.swap import Exchange, Order, swap_kept_rows, swap_rows, tidy_tables
+from tasks.postgres.tables.swap import Exchange, TableOrder, swap_kept_rows, swap_rows, tidy_tables
 from tasks.postgres.tables.ties import Ties, read_ties
 
 
@@ -112,7 +112,7 @@ def restore_tables(
                 prove(report, wanted, whole)
                 found = read_sums.after(whole)(env.postgres, scratch.database, copies)
                 wanted = list(zip(pairs, found, strict=True))
-                order = Order(ties, free_stamp(env.postgres), chosen.name)
+                order = TableOrder(ties, free_stamp(env.postgres), chosen.name)
                 warn_undecided(report, pairs, order.stamp)
                 done = swap_rows.after(found)(permit, env.postgres, guard, scratch, wanted, order)
             report_results(report, env, pairs, ties, done)
@@ -166,7 +166,7 @@ def undo_restore_tables(
         permit = report.permit(*acts(pairs))
         report.state_is(UNCHANGED, FIX)
         with advisory_lock(env.postgres) as guard:
-            order = Order(ties, free_stamp(env.postgres), "undo-restore-tables")
+            order = TableOrder(ties, free_stamp(env.postgres), "undo-restore-tables")
             warn_undecided(report, pairs, order.stamp)
             done = swap_kept_rows.after(found)(permit, env.postgres, guard, wanted, order)
         report_results(report, env, pairs, ties, done)
@@ -178,7 +178,7 @@ MOST_TABLES = 50
 UNCHANGED, FIX = "the live tables are unchanged", "fix the findings above, then launch this again"
 # Measured for restore, transfer and replacement together; the plan's estimate uses it.
 ROWS_BYTES_PER_SECOND = 40e6
-Wanted = Sequence[tuple[Pair, TableSum]]
+Wanted = Sequence[tuple[TablePair, TableSum]]
 
 
 def require_names(tables: Sequence[str]) -> None:
@@ -214,12 +214,12 @@ def choose_kept(found: Sequence[SupersededTable], kept: str) -> list[SupersededT
     return chosen
 
 
-def acts(pairs: Sequence[Pair]) -> list[Act]:
+def acts(pairs: Sequence[TablePair]) -> list[Act]:
     """The acts to permit."""
     return [Act(REPLACE_ROWS, pair.live.name) for pair in pairs]
 
 
-def judge_definitions(report: Report, pairs: Sequence[Pair], ties: Ties, backup: Backup) -> None:
+def judge_definitions(report: Report, pairs: Sequence[TablePair], ties: Ties, backup: Backup) -> None:
     """Whether the backup's rows fit the live tables, and whether every constraint would be checked."""
     judge_columns(report, pairs)
     judge_ties(report, ties)
@@ -237,7 +237,7 @@ def judge_definitions(report: Report, pairs: Sequence[Pair], ties: Ties, backup:
     )
 
 
-def judge_generated(report: Report, pairs: Sequence[Pair], backup: Backup, accepted: Sequence[str]) -> None:
+def judge_generated(report: Report, pairs: Sequence[TablePair], backup: Backup, accepted: Sequence[str]) -> None:
     """The live table computes its generated columns: values that it would compute otherwise are accepted by name."""
     chosen = {(pair.live.schema, pair.live.relation) for pair in pairs}
     found = [one for one in content_in(backup).uncomputable if (one.schema_name, one.table) in chosen]
@@ -252,7 +252,7 @@ def judge_generated(report: Report, pairs: Sequence[Pair], backup: Backup, accep
     )
 
 
-def judge_columns(report: Report, pairs: Sequence[Pair], *, kept: bool = False) -> None:
+def judge_columns(report: Report, pairs: Sequence[TablePair], *, kept: bool = False) -> None:
     """Whether the live tables have the columns of the rows to restore."""
     for pair in pairs:
         unequal = unequal_columns(pair.wanted, pair.live, kept=kept)
@@ -309,7 +309,7 @@ def plan_tables(report: Report, wanted: Wanted, source: str) -> None:
         )
 
 
-def compared_whole(table: Table) -> Table:
+def compared_whole(table: FoundTable) -> FoundTable:
     """With every column: the scratch copy has the backup's values where the backup has them."""
     return replace(table, uncompared=frozenset())
 
@@ -340,7 +340,7 @@ def prove(report: Report, wanted: Wanted, found: Sequence[TableSum]) -> None:
     report.fail_if_critical()
 
 
-def warn_undecided(report: Report, pairs: Sequence[Pair], stamp: str) -> None:
+def warn_undecided(report: Report, pairs: Sequence[TablePair], stamp: str) -> None:
     """The state from here to the commit: all tables are old, or all are new."""
     mark = kept_name(pairs[0].live.relation, pairs[0].live.oid, stamp)
     report.state_is(
@@ -350,7 +350,7 @@ def warn_undecided(report: Report, pairs: Sequence[Pair], stamp: str) -> None:
     )
 
 
-def report_results(report: Report, env: Environment, pairs: Sequence[Pair], ties: Ties, done: Exchange) -> None:
+def report_results(report: Report, env: Environment, pairs: Sequence[TablePair], ties: Ties, done: Exchange) -> None:
     """The replaced rows, the waiting times, and the work left to do."""
     report.state_is(
         f"the rows of {', '.join(one.table for one in done.tables)} were replaced, proven; the old ones are kept",

@@ -13,14 +13,14 @@ from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.units import size
 from tasks.backups.catalogue import Backup
-from tasks.backups.retention import Rule, read_store
+from tasks.backups.retention import RetentionRule, read_store
 from tasks.cluster.content import cluster_in
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
 
 
 def find_prunable_wal(
-    report: Report, env: Environment, doomed: Sequence[Backup], rule: Rule, which: Stores
+    report: Report, env: Environment, doomed: Sequence[Backup], rule: RetentionRule, which: Stores
 ) -> list[OldWal]:
     """The WAL that no kept base backup needs (`find_old_wal`), each part as a planned step.
 

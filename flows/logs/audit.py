@@ -17,7 +17,7 @@ from runbook.run import runbook
 from tasks.logs.figures import logins
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
-from tasks.logs.reading.source import Source, reading
+from tasks.logs.reading.source import LogSource, reading
 
 SHOWN = 100
 FIELDS = logins.FIELDS[1:]
@@ -86,7 +86,7 @@ def search_audit_log(
     return report
 
 
-def _tell_history(report: Report, env: Environment, source: Source, first: int) -> int:
+def _tell_history(report: Report, env: Environment, source: LogSource, first: int) -> int:
     """The events, and how many of each kind."""
     count = int(source.rows("SELECT count(*) FROM picked")[0][0])
     report.fact("found", f"{count:,} events")
@@ -108,7 +108,7 @@ def _tell_history(report: Report, env: Environment, source: Source, first: int) 
 
 
 def judge_logins(
-    report: Report, env: Environment, source: Source, since: datetime, failures: int, minutes: int
+    report: Report, env: Environment, source: LogSource, since: datetime, failures: int, minutes: int
 ) -> None:
     """Unusual log-ins of the table `logins`."""
     bursts = logins.find_bursts(source, since, failures, minutes)

@@ -20,7 +20,7 @@ from tasks.logs.figures.errors import COLUMNS, Kind, kinds
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at
-from tasks.logs.reading.source import Source, offset, reading, utc
+from tasks.logs.reading.source import LogSource, offset, reading, utc
 
 LEVELS = ("ERROR", "CRITICAL")
 """As `tasks.logs.reading.conditions.LEVELS` has them: FATAL and error are among them."""
@@ -116,7 +116,7 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
     )
 
 
-def _tell_hours(report: Report, source: Source, since: datetime, end: datetime, zone: ZoneInfo) -> None:
+def _tell_hours(report: Report, source: LogSource, since: datetime, end: datetime, zone: ZoneInfo) -> None:
     """By hour and by module. Hours are counted in UTC: when the clock is set back, one local hour comes twice."""
     minutes = (since.astimezone(zone).utcoffset() or timedelta()) % timedelta(hours=1)
     query = (

@@ -9,12 +9,12 @@ from runbook.masking import masked
 from runbook.report import Report
 from runbook.units import size
 from tasks.logs.reading.samples import find_bad_lines, is_half_written
-from tasks.logs.reading.source import Source, count_undated
+from tasks.logs.reading.source import LogSource, count_undated
 
 Log = Literal["app", "audit"]
 
 
-def report_files_read(report: Report, source: Source, bad: int, of: str = "") -> None:
+def report_files_read(report: Report, source: LogSource, bad: int, of: str = "") -> None:
     """Files read, lines that are not JSON, and unreadable files: nothing is left out silently."""
     names = ", ".join(file.path.name for file in source.files) or "no file was written in that time"
     report.fact(f"{of}read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
@@ -46,7 +46,7 @@ def report_files_read(report: Report, source: Source, bad: int, of: str = "") ->
     report.table(f"{of}Lines that are not JSON objects (the first ones)", ("file", "line", "text"), samples)
 
 
-def report_undated(report: Report, source: Source, of: str = "") -> None:
+def report_undated(report: Report, source: LogSource, of: str = "") -> None:
     """Lines of the table `undated`: they match the search but for their time, which is unreadable."""
     if count := count_undated(source):
         report.warn(

@@ -16,7 +16,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
-from tasks.logs.reading.source import Source, by_hour, offset, reading
+from tasks.logs.reading.source import LogSource, by_hour, offset, reading
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 SHOWN, HOURS = 50, 48
@@ -87,7 +87,7 @@ def search_logs(
     return report
 
 
-def _tell_counts(report: Report, env: Environment, source: Source) -> int:
+def _tell_counts(report: Report, env: Environment, source: LogSource) -> int:
     """The number of lines, by level, module and hour."""
     count, undated, begin, end = source.rows(
         "SELECT count(*), count(*) - count(time), arg_min(here, time), arg_max(here, time) FROM picked"
@@ -106,7 +106,7 @@ def _tell_counts(report: Report, env: Environment, source: Source) -> int:
     return int(count)
 
 
-def _keep(report: Report, env: Environment, source: Source, first: int) -> None:
+def _keep(report: Report, env: Environment, source: LogSource, first: int) -> None:
     """The first lines: some in the report, up to `first` in the evidence file."""
     query = "SELECT strftime(here, '%Y-%m-%d %H:%M:%S'), level, module, message, line FROM picked ORDER BY time, line"
     rows = source.rows(f"{query} LIMIT $first", {"first": first})

@@ -19,7 +19,7 @@ from flows.monitoring.table import ALARMS
 from runbook.errors import OpsError
 from tasks.monitoring import state
 from tasks.recovery_points import standing
-from tasks.recovery_points.standing import Standing
+from tasks.recovery_points.standing import RecoveryStanding
 
 PREFIX = "ops_"
 FRESH, CHECKED = timedelta(minutes=3), timedelta(minutes=30)
@@ -128,7 +128,7 @@ class Gauges:
 METRICS_HELP = {name.replace(".", "_"): f"{one.title} (付録B)" for name, one in ALARMS.items()}
 
 
-def _recovery(gauges: Gauges, found: Standing, now: datetime) -> None:
+def _recovery(gauges: Gauges, found: RecoveryStanding, now: datetime) -> None:
     gauges.set("recovery_checked_timestamp_seconds", found.checked.timestamp())
     is_fresh = now - found.checked <= CHECKED
     for one in found.resources:

@@ -20,10 +20,10 @@ from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.masking import without_logins
 from runbook.report import Report
-from tasks.alerts.cause import Cause, read_cause
+from tasks.alerts.cause import AlertCause, read_cause
 from tasks.alerts.channels import masked, send_message
 from tasks.alerts.incident import Incident, Incidents, Severity, Told, incident
-from tasks.alerts.message import Kind, Message, shown
+from tasks.alerts.message import AlertMessage, Kind, shown
 
 STAKEHOLDERS, MOST_LETTERS = -1, 500
 
@@ -82,10 +82,10 @@ def open_incident(
     return found
 
 
-def go_on(report: Report, env: Environment, found: Incident, cause: Cause | None = None) -> Incident:
+def go_on(report: Report, env: Environment, found: Incident, cause: AlertCause | None = None) -> Incident:
     """Notify everybody who is due and was not notified yet, until somebody acknowledges."""
     alerts, kept = required(env), incidents(env)
-    known = cause or (read_cause(found.run) if found.waiting else Cause())
+    known = cause or (read_cause(found.run) if found.waiting else AlertCause())
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OpsError):
             stack.enter_context(kept.stepping(found))
@@ -139,7 +139,7 @@ def _note(kept: Incidents, found: Incident, told: Told) -> Incident:
 
 
 def _report_results(
-    report: Report, env: Environment, found: Incident, number: int, contact: str, cause: Cause
+    report: Report, env: Environment, found: Incident, number: int, contact: str, cause: AlertCause
 ) -> Incident:
     """Notify one person, by the first channel that accepts the message."""
     alerts, kept = env.alerts, incidents(env)
@@ -165,7 +165,7 @@ def _report_results(
     return found
 
 
-def _failure(report: Report, alerts: Alerts, channel: str, contact: str, message: Message) -> str:
+def _failure(report: Report, alerts: Alerts, channel: str, contact: str, message: AlertMessage) -> str:
     """Send a message. Returns why the channel failed, which is also a finding; "": it succeeded."""
     try:
         send_message(alerts, channel, contact, message)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from runbook.page.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.monitoring.history import histories
-from tasks.monitoring.hysteresis import Standing
+from tasks.monitoring.hysteresis import AlarmState
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -78,7 +78,7 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
     report.outcome = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are healthy"
 
 
-def _judge(report: Report, env: Environment, metric: Alarm, standing: Standing) -> None:
+def _judge(report: Report, env: Environment, metric: Alarm, standing: AlarmState) -> None:
     limit, value = metric.limit(env.limits), standing.value
     shown = "not measured" if value is None else metric.show(value)
     since = f", since {clock.text(standing.since, 'minutes')}" if standing.exceeded and standing.since else ""

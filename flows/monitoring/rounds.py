@@ -17,9 +17,9 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.logs.figures.spending import read_spent
 from tasks.monitoring import events, history, state
-from tasks.monitoring.hysteresis import Change, Standing, Timing, step
+from tasks.monitoring.hysteresis import AlarmState, Change, Timing, step
 from tasks.monitoring.parallel import query_in_parallel
-from tasks.monitoring.state import State
+from tasks.monitoring.state import MonitoringState
 
 TIMING = Timing()
 ANSWER_SECONDS = 15.0
@@ -38,7 +38,7 @@ class Round:
     measured; `by_another`: by another watcher."""
 
     at: datetime
-    standings: Mapping[str, Standing]
+    standings: Mapping[str, AlarmState]
     changed: Mapping[str, Change]
     unsent: int = 0
     problem: str = ""
@@ -98,7 +98,7 @@ def tell_watching(env: Environment, now: datetime) -> None:
         _tell_watching(env, state.load(env.reports_directory), now)
 
 
-def _tell_watching(env: Environment, kept: State, now: datetime) -> None:
+def _tell_watching(env: Environment, kept: MonitoringState, now: datetime) -> None:
     if kept.unsent or (kept.watching and timedelta() <= now - kept.watching < WATCHING_EVERY):
         return
     if not events.send([events.watching(env.name, now)]):
@@ -106,14 +106,14 @@ def _tell_watching(env: Environment, kept: State, now: datetime) -> None:
         state.save(env.reports_directory, kept)
 
 
-def _processors(kept: State, now: datetime) -> Reading:
+def _processors(kept: MonitoringState, now: datetime) -> Reading:
     since = f", since {clock.text(kept.at)}" if kept.at and kept.processors[0] else ""
     before = kept.processors if kept.host == socket.gethostname() else ("", 0.0, 0.0)
     reading, kept.processors = read_host(before, f" of {socket.gethostname()}{since}")
     return reading
 
 
-def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
+def _tokens(env: Environment, kept: MonitoringState, now: datetime) -> dict[str, Reading]:
     """The month's cost against its budget, measured once an hour: it reads the day's log."""
     if not (env.has("ai_providers") and env.has("logs") and env.ai_providers.budget and env.ai_providers.prices):
         return {}
@@ -132,13 +132,13 @@ def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
 
 
 def _judge(
-    env: Environment, kept: State, readings: Mapping[str, Reading], now: datetime, timing: Timing
+    env: Environment, kept: MonitoringState, readings: Mapping[str, Reading], now: datetime, timing: Timing
 ) -> dict[str, Change]:
     """Update every metric's state. A change is an event; so is, at intervals, an alarm that stays active."""
     kept.standings = {name: one for name, one in kept.standings.items() if name in readings}
     changed = dict[str, Change]()
     for name, reading in readings.items():
-        metric, before = alarm_of(name), kept.standings.get(name, Standing())
+        metric, before = alarm_of(name), kept.standings.get(name, AlarmState())
         after, change = step(before, reading.value, reading.told, now, metric.bounds(env.limits), timing)
         kept.standings[name] = after
         if change:
@@ -152,7 +152,7 @@ def _judge(
     return changed
 
 
-def payload(env: Environment, metric: Alarm, standing: Standing) -> dict[str, object]:
+def payload(env: Environment, metric: Alarm, standing: AlarmState) -> dict[str, object]:
     """The payload of an event `ops.metric.*`, and its sentence."""
     limit, value = metric.limit(env.limits), standing.value
     severity = metric.blind if value is None else metric.severity
@@ -178,7 +178,7 @@ def _keep(reports: Path, now: datetime, readings: Mapping[str, Reading]) -> None
             history.tidy(reports, now)
 
 
-def _send(reports: Path, kept: State) -> str:
+def _send(reports: Path, kept: MonitoringState) -> str:
     if not kept.unsent:
         return ""
     problem = events.send(kept.unsent)

@@ -17,7 +17,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.host.load import read_processors
 from tasks.monitoring.history import history
-from tasks.postgres.sessions.connections import Activity, read_activity
+from tasks.postgres.sessions.connections import SessionActivity, read_activity
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -106,7 +106,7 @@ def _advise_connections(report: Report, env: Environment, forms: Forms, found: D
     report.outcome = f"raise max_connections from {most} to {wanted}"
 
 
-def _idle(report: Report, activity: Activity) -> int:
+def _idle(report: Report, activity: SessionActivity) -> int:
     idle = [one for one in activity.clients if one.is_idle_in_transaction]
     rows = [
         ("in use", sum(not one.is_idle for one in activity.clients) - len(idle)),

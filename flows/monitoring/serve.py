@@ -39,7 +39,7 @@ EVERY_SECONDS, REPORT_SECONDS, ANSWER_SECONDS = 60.0, 3600.0, 3.0
 REFRESH = timedelta(minutes=10)
 
 
-class Watcher:
+class MetricsWatcher:
     """Takes the rounds of an environment, and prints changed results and errors to the service's log."""
 
     def __init__(self, environment: str, every_seconds: float = EVERY_SECONDS) -> None:
@@ -111,7 +111,7 @@ class Watcher:
             say(text + more)
 
 
-class HostWatcher(Watcher):
+class HostWatcher(MetricsWatcher):
     """Measures the disks and processors of this host, which the environment's TOML calls `host`. It sends no events."""
 
     def __init__(self, environment: str, host: str, every_seconds: float = EVERY_SECONDS) -> None:
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     watcher = (
         HostWatcher(given.environment, given.host, given.every_seconds)
         if given.host
-        else Watcher(given.environment, given.every_seconds)
+        else MetricsWatcher(given.environment, given.every_seconds)
     )
     try:
         close = _serve(watcher)
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     return 0
 
 
-def _serve(watcher: Watcher) -> Callable[[], None]:
+def _serve(watcher: MetricsWatcher) -> Callable[[], None]:
     env = watcher.find()
     listens = env.monitoring.listens() if env.has("monitoring") else None
     if not listens:

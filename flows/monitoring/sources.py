@@ -21,7 +21,7 @@ from tasks.application.health import health_checks, wait_healthy
 from tasks.host.disk import Disk, disk_of, is_here
 from tasks.host.load import read_processors
 from tasks.host.services import read_services
-from tasks.logs.reading.access import Access, read_access
+from tasks.logs.reading.access import AccessLine, read_access
 from tasks.monitoring import scrape
 from tasks.postgres.replication.status import Replication, Standby, read_replication
 from tasks.postgres.sessions.connections import read_activity
@@ -53,7 +53,7 @@ Asked = Callable[[], Readings]
 def read_application(env: Environment, now: datetime, window: timedelta = WINDOW) -> Readings:
     """Error rate and 95th percentile from the log, and the health check now."""
     health = _health(env)
-    found: Access | OpsError = Access(0, 0, 0.0, True)
+    found: AccessLine | OpsError = AccessLine(0, 0, 0.0, True)
     if env.has("logs") and env.logs.app and window:
         try:
             found = read_access.work(env.logs, now - window)
@@ -77,15 +77,15 @@ def _health(env: Environment) -> float | OpsError | None:
         return error
 
 
-def _response(health: float | OpsError | None, found: Access | OpsError) -> Reading:
-    if isinstance(found, Access) and found.requests:
+def _response(health: float | OpsError | None, found: AccessLine | OpsError) -> Reading:
+    if isinstance(found, AccessLine) and found.requests:
         return Reading(found.slow_seconds, f"95th percentile of {found.requests} requests{_cut(found)}")
     if isinstance(health, OpsError):
         return Reading(None, health.message)
     return Reading(0.0, NO_REQUESTS) if health is None else Reading(health, f"the health check: {NO_REQUESTS}")
 
 
-def _errors(health: float | OpsError | None, found: Access | OpsError) -> Reading:
+def _errors(health: float | OpsError | None, found: AccessLine | OpsError) -> Reading:
     if isinstance(health, OpsError):
         return Reading(1.0, health.message)
     if isinstance(found, OpsError):
@@ -94,7 +94,7 @@ def _errors(health: float | OpsError | None, found: Access | OpsError) -> Readin
     return Reading(ratio, f"{found.errors} of {found.requests} requests failed{_cut(found)}")
 
 
-def _cut(found: Access) -> str:
+def _cut(found: AccessLine) -> str:
     return "" if found.whole else " (not all lines of that time were read)"
 
 

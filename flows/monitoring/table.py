@@ -8,7 +8,7 @@ from typing import Literal
 
 from runbook import metrics
 from runbook.metrics import Limits, Metric
-from tasks.monitoring.hysteresis import Bounds
+from tasks.monitoring.hysteresis import AlarmBounds
 
 Severity = Literal["severe", "normal"]
 
@@ -48,9 +48,9 @@ class Alarm:
         """The limit above which the alarm is raised."""
         return limits.get(self.metric.name, self.metric.limits)[self.level == "critical"]
 
-    def bounds(self, limits: Limits) -> Bounds:
+    def bounds(self, limits: Limits) -> AlarmBounds:
         """The limit, and the lower one at which the alarm clears."""
-        return Bounds.below(self.limit(limits))
+        return AlarmBounds.below(self.limit(limits))
 
     def show(self, value: float) -> str:
         """A value with its unit."""

@@ -8,9 +8,9 @@ from datetime import datetime
 from blocks.environment import Environment
 from runbook.guard.brief import asked_briefly
 from runbook.page.form import read_forms
-from tasks.alerts.cause import Cause
+from tasks.alerts.cause import AlertCause
 from tasks.alerts.incident import Incident
-from tasks.alerts.message import Kind, Message
+from tasks.alerts.message import AlertMessage, Kind
 
 OWNERS = ("SRE", "DBA", "DevOps", "セキュリティ", "QA", "マネージャー", "開発者")
 SEVERITIES = {"severe": "重大", "normal": "通常"}
@@ -26,13 +26,13 @@ def moment(env: Environment, at: datetime | None) -> str:
     return at.astimezone(env.zone).strftime("%Y-%m-%d %H:%M:%S %Z") if at else ""
 
 
-def message(found: Incident, kind: Kind, number: str, subject: str, text: str, to: str) -> Message:
+def message(found: Incident, kind: Kind, number: str, subject: str, text: str, to: str) -> AlertMessage:
     """An incident's message."""
     severe = found.severity == "severe"
-    return Message(kind, found.id, number, found.environment, severe, subject, text, to)
+    return AlertMessage(kind, found.id, number, found.environment, severe, subject, text, to)
 
 
-def text(env: Environment, found: Incident, contact: str, cause: Cause) -> str:
+def text(env: Environment, found: Incident, contact: str, cause: AlertCause) -> str:
     """The text for one person."""
     person = env.alerts.contacts[contact]
     again = f" (以後 {found.repeats} 回, 最後は {moment(env, found.last)})" if found.repeats else ""

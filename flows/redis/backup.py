@@ -23,7 +23,7 @@ from tasks.backups.manifest import Manifest, sums_of
 from tasks.host.disk import read_disk
 from tasks.redis.backup.live_aof import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
 from tasks.redis.backup.network import NetworkSnapshot, find_remembering, read_remote_source, snapshot_over_network
-from tasks.redis.backup.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
+from tasks.redis.backup.snapshot import Snapshot, SnapshotSource, read_manifest, read_source, snapshot
 from tasks.redis.content.manifest import RedisContent
 from tasks.redis.restore.network import find_leftover, still_follows
 from tasks.redis.sentinels import read_sentinels, require_master
@@ -56,7 +56,7 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
     return backup
 
 
-def _take(report: Report, env: Environment, store: Store, form: Form, block: Redis, source: Source) -> Backup:
+def _take(report: Report, env: Environment, store: Store, form: Form, block: Redis, source: SnapshotSource) -> Backup:
     if form == "aof":
         return _take_aof(report, env, block, source, store)
     if _is_here(env, block):
@@ -142,7 +142,7 @@ def _is_here(env: Environment, block: Redis) -> bool:
     return not env.redis.remote and is_own(env.redis, block.address)
 
 
-def _source(env: Environment, block: Redis, store: Store) -> Source:
+def _source(env: Environment, block: Redis, store: Store) -> SnapshotSource:
     return read_source(block) if _is_here(env, block) else read_remote_source(block, store.spool)
 
 
@@ -170,7 +170,7 @@ def _over_network(
     return taken, read_manifest(env.redis, directory)
 
 
-def _judge_aof(report: Report, env: Environment, block: Redis, source: Source, store: Store) -> None:
+def _judge_aof(report: Report, env: Environment, block: Redis, source: SnapshotSource, store: Store) -> None:
     here = _is_here(env, block)
     report.require(
         "the AOF's files",
@@ -191,7 +191,7 @@ def _judge_aof(report: Report, env: Environment, block: Redis, source: Source, s
     )
 
 
-def _take_aof(report: Report, env: Environment, block: Redis, source: Source, store: Store) -> Backup:
+def _take_aof(report: Report, env: Environment, block: Redis, source: SnapshotSource, store: Store) -> Backup:
     notes: dict[str, object] = {}
 
     def work(directory: Path) -> tuple[AofCopy, RedisContent]:
@@ -207,7 +207,7 @@ def _take_aof(report: Report, env: Environment, block: Redis, source: Source, st
 BYTES_PER_KEY = 64
 
 
-def judge_source(report: Report, source: Source, store: Path) -> None:
+def judge_source(report: Report, source: SnapshotSource, store: Path) -> None:
     """The server's role and the free disk space before a snapshot."""
     report.prefer(
         "role",
@@ -232,7 +232,7 @@ def judge_source(report: Report, source: Source, store: Path) -> None:
         )
 
 
-def take_snapshot(env: Environment, address: str, source: Source, store: Store) -> Backup:
+def take_snapshot(env: Environment, address: str, source: SnapshotSource, store: Store) -> Backup:
     """Take a snapshot, prove it on a scratch server, and publish the backup with its manifest."""
 
     def work(directory: Path) -> tuple[Snapshot, RedisContent]:

@@ -10,7 +10,7 @@ from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.redis.client_list import Client
-from tasks.redis.clients import Clients
+from tasks.redis.clients import RedisClients
 
 MANUAL_IDLE_SECONDS = 3600
 MANUAL_TIMEOUT_SECONDS = 300
@@ -23,7 +23,7 @@ AGES = ((60, "less than 1 min"), (300, "1 to 5 min"), (3600, "5 min to 1 h"), (8
 COLUMNS = ("id", "address", "name", "user", "kind", "idle for", "age", "buffers", "memory", "last command")
 
 
-def judge_role(report: Report, found: Clients, otherwise: Status) -> None:
+def judge_role(report: Report, found: RedisClients, otherwise: Status) -> None:
     """The server is the master, to which the application connects."""
     report.require(
         "role",
@@ -35,14 +35,14 @@ def judge_role(report: Report, found: Clients, otherwise: Status) -> None:
     )
 
 
-def judge_complete(report: Report, found: Clients) -> None:
+def judge_complete(report: Report, found: RedisClients) -> None:
     """Whether all connections were read; the oldest are read last."""
     if not found.complete:
         hint = "run CLIENT LIST by hand in a quiet hour: one call, which blocks the server for a moment"
         report.warn("old connections", hint, value="not measured: too many ids to query", expected="all")
 
 
-def judge_places(report: Report, found: Clients) -> None:
+def judge_places(report: Report, found: RedisClients) -> None:
     """Connections against maxclients, and rejected ones."""
     report.judge(
         metrics.CLIENTS,
@@ -61,7 +61,7 @@ def judge_places(report: Report, found: Clients) -> None:
     )
 
 
-def judge_idle(report: Report, found: Clients) -> None:
+def judge_idle(report: Report, found: RedisClients) -> None:
     """Idle connections are a finding only near maxclients."""
     long = [one for one in found.clients if one.kind == "normal" and one.idle_seconds >= MANUAL_IDLE_SECONDS]
     warn_ratio = report.limit(metrics.CLIENTS)[0]
@@ -79,7 +79,7 @@ def judge_idle(report: Report, found: Clients) -> None:
     _report_clients(report, "Idle for 3600 s and more", long)
 
 
-def judge_buffers(report: Report, found: Clients) -> None:
+def judge_buffers(report: Report, found: RedisClients) -> None:
     """The memory of connections, the biggest of them, and disconnections because of buffers."""
     most, used = found.memory_bytes, found.client_bytes
     if most:
@@ -106,7 +106,7 @@ def judge_buffers(report: Report, found: Clients) -> None:
     _report_clients(report, "Biggest in memory", sorted(found.clients, key=lambda one: -one.memory_bytes)[:10])
 
 
-def judge_special(report: Report, found: Clients) -> None:
+def judge_special(report: Report, found: RedisClients) -> None:
     """The kinds of connections. MONITOR slows every client."""
     kinds = Counter(one.kind for one in found.clients)
     report.fact("connections", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "none")
@@ -120,7 +120,7 @@ def judge_special(report: Report, found: Clients) -> None:
         )
 
 
-def judge_settings(report: Report, found: Clients) -> None:
+def judge_settings(report: Report, found: RedisClients) -> None:
     """The timeout, the detection of dead peers, and the limits of output buffers."""
     timeout, keepalive = found.number("timeout"), found.number("tcp-keepalive")
     report.prefer(
@@ -152,7 +152,7 @@ def judge_settings(report: Report, found: Clients) -> None:
     )
 
 
-def report_counts(report: Report, found: Clients) -> None:
+def report_counts(report: Report, found: RedisClients) -> None:
     """Connections by name, address and user."""
     of: tuple[tuple[str, Callable[[Client], str]], ...] = (
         ("name", lambda one: one.name or "(no CLIENT SETNAME)"),

@@ -29,7 +29,7 @@ from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.redis.client_list import Client
-from tasks.redis.clients import Clients, read_clients
+from tasks.redis.clients import RedisClients, read_clients
 from tasks.redis.closing import CLOSE, Closing, close_clients, count_reconnected, find_refusal, why_kept
 from tasks.redis.sentinels import read_sentinels
 
@@ -142,7 +142,7 @@ def close_idle_redis_clients(
     return report
 
 
-def _read(report: Report, env: Environment, *, changes: bool = False, waiver: str = "") -> Clients:
+def _read(report: Report, env: Environment, *, changes: bool = False, waiver: str = "") -> RedisClients:
     block = judge_master(report, env.redis, read_sentinels(env.redis), changes=changes, waiver=waiver)
     found = read_clients(block)
     report.fact("server", f"{found.address} ({found.role}, {found.version})")
@@ -159,7 +159,7 @@ def _require_sense(min_seconds: int, address: str, client_id: int) -> None:
         raise OpsError(f"client_id is {client_id}, but address is empty", "add its address: a restart reuses ids")
 
 
-def _at(report: Report, found: Clients, address: str, client_id: int) -> Client:
+def _at(report: Report, found: RedisClients, address: str, client_id: int) -> Client:
     """The connection of an address. The plan's form also fills in its id."""
     found_there = [one for one in found.clients if one.address == address]
     wanted = [one for one in found_there if client_id in (0, one.id)]
@@ -177,7 +177,7 @@ def _at(report: Report, found: Clients, address: str, client_id: int) -> Client:
 
 def _choose(
     report: Report,
-    found: Clients,
+    found: RedisClients,
     wanted: Sequence[Client],
     kept: tuple[Sequence[str], Sequence[str], Sequence[str]],
     *,

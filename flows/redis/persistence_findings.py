@@ -12,7 +12,7 @@ from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.redis.persistence.place import DataDirectory
 from tasks.redis.persistence.state import Persistence
-from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
+from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, JudgedSetting, judged
 
 # The kernel writes data back after that time (vm.dirty_expire_centisecs).
 KERNEL_SECONDS = 30.0
@@ -61,7 +61,7 @@ def judge_settings(report: Report, server: Persistence) -> None:
     report.fact("settings as in the manual", f"{sum(each.ok for each in found)} of {len(found)}")
 
 
-def settings_of(server: Persistence) -> list[Judged]:
+def settings_of(server: Persistence) -> list[JudgedSetting]:
     """Every setting of §2.3 except names."""
     return [judged(name, server.settings[name], dataset_bytes=server.dataset_bytes) for name in OF_PERSISTENCE]
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.infrastructure.images.bases import judge_release
-from flows.routine.sources.evidence import Evidence
+from flows.routine.sources.evidence import EvidenceSource
 from runbook import clock
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -25,7 +25,7 @@ from tasks.postgres.server.server import read_database_bytes, read_server
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import read_sentinels
 from tasks.reports.capacity import Growth, read_growth
-from tasks.reports.past import Filed, filed
+from tasks.reports.past import FiledReport, filed
 
 
 @flow(name="collect-architecture-facts", flow_run_name="collect-architecture-facts {environment}")
@@ -53,7 +53,7 @@ def collect_architecture_facts(
     """
     env = Environment.find(environment)
     with runbook("Collect architecture facts", env) as report:
-        evidence, since = Evidence(report), report.started - timedelta(days=days)
+        evidence, since = EvidenceSource(report), report.started - timedelta(days=days)
         nodes = show_topology(report, evidence, env)
         ended = judge_versions(report, evidence, env)
         judge_capacity(report, evidence, env, since, full_months)
@@ -68,7 +68,7 @@ UNKNOWN = "add its end of support with source and date to tasks/docker/releases.
 SHOWN = 30
 
 
-def judge_versions(report: Report, evidence: Evidence, env: Environment) -> int:
+def judge_versions(report: Report, evidence: EvidenceSource, env: Environment) -> int:
     """Versions and the end of their support; returns the number without support."""
     versions, ended = read_versions(env), 0
     today, rows = report.started.date(), []
@@ -88,7 +88,9 @@ def judge_versions(report: Report, evidence: Evidence, env: Environment) -> int:
     return ended
 
 
-def judge_capacity(report: Report, evidence: Evidence, env: Environment, since: datetime, full_months: int) -> None:
+def judge_capacity(
+    report: Report, evidence: EvidenceSource, env: Environment, since: datetime, full_months: int
+) -> None:
     """Current sizes, their growth, and disks that will be full."""
     rows = []
     if env.has("postgres"):
@@ -117,7 +119,7 @@ def judge_capacity(report: Report, evidence: Evidence, env: Environment, since: 
         )
 
 
-def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) -> None:
+def _tell_growth(report: Report, evidence: EvidenceSource, grown: tuple[Growth, ...]) -> None:
     """Sizes by month, from verified backups."""
     months = sorted({month for one in grown for month in one.by_month()})
     report.table(
@@ -136,7 +138,7 @@ def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) 
         evidence.lacks("capacity trend", "no two reports of verify-backup are a month apart")
 
 
-def _disks(evidence: Evidence, env: Environment) -> dict[str, Disk]:
+def _disks(evidence: EvidenceSource, env: Environment) -> dict[str, Disk]:
     """Every disk once, if it is on this host."""
     wanted = [(node.host, Path(node.data_directory)) for node in env.nodes()]
     wanted += [("", env.reports_directory)]
@@ -154,7 +156,7 @@ def _disks(evidence: Evidence, env: Environment) -> dict[str, Disk]:
 
 def judge_incidents(report: Report, env: Environment, since: datetime) -> int:
     """CRITICAL reports by runbook, and runbooks whose last report is CRITICAL; returns the number of reports."""
-    all_, by_runbook = 0, defaultdict[str, list[Filed]](list)
+    all_, by_runbook = 0, defaultdict[str, list[FiledReport]](list)
     for one in filed(env.reports_directory, env.name, since=since):
         by_runbook[one.runbook].append(one)
     rows, still = [], []
@@ -178,7 +180,7 @@ def judge_incidents(report: Report, env: Environment, since: datetime) -> int:
     return all_
 
 
-def _why(one: Filed) -> str:
+def _why(one: FiledReport) -> str:
     return "; ".join(found["name"] for found in one.findings if found["status"] == Status.CRITICAL)[:160]
 
 
@@ -186,7 +188,7 @@ COLUMNS = ("part", "name", "where", "now")
 STORES = ("postgres", "redis", "files", "cluster", "wal")
 
 
-def show_topology(report: Report, evidence: Evidence, env: Environment) -> int:
+def show_topology(report: Report, evidence: EvidenceSource, env: Environment) -> int:
     """The table of nodes and services; returns their number. A node that does not answer is in it, and is not
     measured."""
     nodes = [*_databases(evidence, env), *_redis(evidence, env), *_services(evidence, env)]
@@ -194,7 +196,7 @@ def show_topology(report: Report, evidence: Evidence, env: Environment) -> int:
     return len(nodes)
 
 
-def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _databases(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     primaries = 0
     for node in env.nodes():
         where = f"{node.host}:{node.port}"
@@ -216,7 +218,7 @@ def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]
         )
 
 
-def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _redis(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     if not env.has("redis"):
         return
     if not env.redis.sentinels:
@@ -237,13 +239,13 @@ def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
         yield "Redis", "replica", one.address, "follows" if one.link_up else "link down"
 
 
-def _services(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _services(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     for role, name in env.services.names.items():
         state = evidence.ask(f"service {role}", lambda role=role: env.services.state(role))  # type: ignore[misc]
         yield "service", role, name, state.told if state else "not known"
 
 
-def _users(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _users(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     if env.has("application"):
         yield "application", env.name, env.application.url, env.application.directory
     if not env.has("endpoint"):

@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.routine.sources.evidence import Evidence
+from flows.routine.sources.evidence import EvidenceSource
 from runbook.errors import OpsError
 from runbook.files.chain import verify_chain
 from runbook.page.render import key
@@ -48,7 +48,7 @@ def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le
     """
     env = Environment.find(environment)
     with runbook("Collect audit evidence", env) as report:
-        evidence = Evidence(report, secrets_of(env.whole().values()))
+        evidence = EvidenceSource(report, secrets_of(env.whole().values()))
         collect(report, env, evidence, report.started - timedelta(days=days))
         leaking = holding(evidence.files, evidence.secrets)
         for name in leaking:
@@ -75,7 +75,7 @@ WHOLE = (f"-{DRILL}", "-verify-backup", "-run-checklist")
 SHOWN = 50
 
 
-def collect(report: Report, env: Environment, evidence: Evidence, since: datetime) -> None:
+def collect(report: Report, env: Environment, evidence: EvidenceSource, since: datetime) -> None:
     """Collect all files into `evidence`, and findings into `report`."""
     _reports(report, evidence, env, since)
     if env.drill_environment:
@@ -97,7 +97,7 @@ def collect(report: Report, env: Environment, evidence: Evidence, since: datetim
     evidence.add("settings/environment.json", _described(env))
 
 
-def _reports(report: Report, evidence: Evidence, env: Environment, since: datetime) -> None:
+def _reports(report: Report, evidence: EvidenceSource, env: Environment, since: datetime) -> None:
     """The chain, the index, and the complete reports."""
     name = f"chain of reports ({env.name})"
     if not env.reports_directory.is_dir():
@@ -144,7 +144,7 @@ def _broken(directory: Path) -> list[str]:
         raise OpsError(f"the chain cannot be read: {error.strerror}", "correct the owner of the reports") from None
 
 
-def _postgres(report: Report, evidence: Evidence, env: Environment) -> None:
+def _postgres(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     found = evidence.ask("access to the database", lambda: read_postgres(env.postgres))
     if found is None:
         return
@@ -175,7 +175,7 @@ def _yes(value: bool | None) -> str:
     return "not known" if value is None else "yes" if value else "none"
 
 
-def _redis(report: Report, evidence: Evidence, env: Environment) -> None:
+def _redis(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     found = evidence.ask("access to Redis", lambda: read_redis(env.redis))
     if found is None:
         return
@@ -196,7 +196,7 @@ def _redis(report: Report, evidence: Evidence, env: Environment) -> None:
     )
 
 
-def _services(report: Report, evidence: Evidence, env: Environment) -> None:
+def _services(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     accounts = read_accounts(env.services, list(env.services.names))
     for one in accounts:
         if not one.user:
@@ -219,7 +219,7 @@ def _services(report: Report, evidence: Evidence, env: Environment) -> None:
     )
 
 
-def _users(report: Report, evidence: Evidence, env: Environment, *, since: datetime) -> None:
+def _users(report: Report, evidence: EvidenceSource, env: Environment, *, since: datetime) -> None:
     found = evidence.ask("users of the application", lambda: read_users(env.logs, env.zone, since))
     if found is None:
         return
@@ -241,7 +241,7 @@ def _users(report: Report, evidence: Evidence, env: Environment, *, since: datet
         evidence.lacks("files of the audit log", f"could not be read: {', '.join(found.unreadable)}")
 
 
-def _versions(report: Report, evidence: Evidence, env: Environment) -> None:
+def _versions(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     versions = read_versions(env)
     for one in versions:
         if not one.version:

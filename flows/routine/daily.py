@@ -30,8 +30,8 @@ from runbook.run import runbook
 from runbook.units import duration, size
 from tasks.application.health import NO_HEALTH, Health, health_checks, wait_healthy
 from tasks.backups.catalogue import Backup
-from tasks.backups.retention import Stored, read_stores
-from tasks.host.load import Load, read_load
+from tasks.backups.retention import StoredBackup, read_stores
+from tasks.host.load import HostLoad, read_load
 from tasks.logs.figures import errors
 from tasks.logs.reading.conditions import Conditions
 from tasks.logs.reading.files import find_logs
@@ -39,7 +39,7 @@ from tasks.logs.reading.samples import begins_at
 from tasks.logs.reading.source import count_undated, reading
 from tasks.postgres.replication.rates import measure_rates
 from tasks.postgres.replication.wraparound import read_wraparound
-from tasks.postgres.sessions.connections import Activity, read_activity
+from tasks.postgres.sessions.connections import SessionActivity, read_activity
 from tasks.recovery_points.backups import LOOKED_AT, TAKEN_BY
 from tasks.recovery_points.point import Resource
 from tasks.redis.memory.info import read_memory
@@ -163,7 +163,7 @@ def ask_connections(page: Page) -> Judge:
     return lambda: _judge_connections(page, pending)
 
 
-def _judge_connections(page: Page, pending: Pending[Activity]) -> None:
+def _judge_connections(page: Page, pending: Pending[SessionActivity]) -> None:
     hint = page.launch("diagnose-database")
     activity = page.part("PostgreSQL", pending.result, hint=hint, otherwise=Status.CRITICAL)
     if activity is None:
@@ -217,7 +217,7 @@ def ask_load(page: Page) -> Judge:
     return lambda: _judge_load(page, page.report, pending.result())
 
 
-def _judge_load(page: Page, report: Report, found: Load) -> None:
+def _judge_load(page: Page, report: Report, found: HostLoad) -> None:
     page.judge(
         metrics.LOAD,
         found.load_ratio,
@@ -368,7 +368,7 @@ def _judge_bases(page: Page) -> None:
     """The newest base backup: point-in-time recovery starts from it, so an environment that archives WAL needs one."""
     env = page.env
     (stored,) = read_stores([(store_of(env, "cluster", patience_seconds=PATIENCE_SECONDS), ("cluster",))], env.name)
-    found = stored.backups if isinstance(stored, Stored) else ()
+    found = stored.backups if isinstance(stored, StoredBackup) else ()
     if isinstance(stored, OpsError) and env.has("wal"):
         page.not_measured("newest base backup", stored.message, stored.hint)
         return

@@ -18,9 +18,9 @@ from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.application.health import wait_healthy
 from tasks.faults.disposable import where_disposable
-from tasks.load.driving import Driven, Load, drive_load, require_load
+from tasks.load.driving import Driven, LoadRequest, drive_load, require_load
 from tasks.load.names import limited
-from tasks.load.results import COLUMNS, Endpoint, Results, frame_of
+from tasks.load.results import COLUMNS, EndpointResult, Results, frame_of
 from tasks.load.saturation import CLIENTS, CONNECTIONS, CPU, MEMORY, Saturation
 from tasks.reports.frames import tables
 from tasks.reports.past import filed
@@ -63,7 +63,7 @@ def run_performance_test(
             raise refusal
         if target.name != env.name:
             report.fact("asked for", f"{env.name}: this is its drill_environment")
-        _run(report, target, Load(users, spawn_rate, seconds, ai_answers))
+        _run(report, target, LoadRequest(users, spawn_rate, seconds, ai_answers))
     return report
 
 
@@ -81,7 +81,7 @@ def _target(env: Environment) -> tuple[Environment, OpsError | None]:
     return env, OpsError(f"{target.name}, the drill_environment of {env.name}, is not disposable", hint)
 
 
-def _run(report: Report, env: Environment, load: Load) -> None:
+def _run(report: Report, env: Environment, load: LoadRequest) -> None:
     require_load(env.application)
     report.fact(FACT, load.told)
     wait_healthy(env.application, seconds=BEFORE_SECONDS)
@@ -110,7 +110,7 @@ SLOWER, SLOWER_SECONDS = 1.25, 0.1
 MOST = 12
 
 
-def report_results(report: Report, env: Environment, load: Load, driven: Driven, taken: Saturation) -> None:
+def report_results(report: Report, env: Environment, load: LoadRequest, driven: Driven, taken: Saturation) -> None:
     """Everything about one test."""
     found = driven.results
     rows = [one.row for one in (*found.endpoints, found.whole)]
@@ -146,7 +146,7 @@ def _limit(env: Environment, metric: Metric) -> float:
     return ALARMS[metric.name].limit(env.limits) if metric.name in ALARMS else env.limits[metric.name][0]
 
 
-def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
+def _judge_endpoint(report: Report, env: Environment, one: EndpointResult) -> None:
     most = _limit(env, metrics.API_RESPONSE)
     report.prefer(
         f"{one.name}: response time",
@@ -165,7 +165,7 @@ def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
     )
 
 
-def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
+def _judge_errors(report: Report, env: Environment, whole: EndpointResult) -> None:
     ratio = _limit(env, metrics.API_ERRORS)
     report.require(
         "errors of all requests",
@@ -176,7 +176,7 @@ def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
     )
 
 
-def _judge_coverage(report: Report, env: Environment, load: Load, found: Results) -> None:
+def _judge_coverage(report: Report, env: Environment, load: LoadRequest, found: Results) -> None:
     """Endpoints without a request, and AI answers that were not requested."""
     steps = env.application.load_test
     missing = [one.title for one in steps if not found.of(one.title) and (not one.ai or load.ai_answers)]
@@ -220,7 +220,7 @@ def _judge_saturation(report: Report, env: Environment, taken: Saturation) -> No
         report.attach(Evidence("Saturation from the test's beginning to its end (dashed: the limit)", svg=picture))
 
 
-def _compare(report: Report, env: Environment, load: Load, found: Results) -> None:
+def _compare(report: Report, env: Environment, load: LoadRequest, found: Results) -> None:
     """With the earlier tests. Only a test with the same load can show that the system became slower."""
     reports = filed(env.reports_directory, env.name, RUNBOOK)
     past = tables(islice((one for one in reports if one.rows(TABLE)), MOST), TABLE, facts=(FACT,))

@@ -30,7 +30,7 @@ from runbook.units import size
 from tasks.postgres.sessions.statements import Statements, read_statements, sample_waits
 from tasks.postgres.upkeep.autovacuum import read_autovacuum
 from tasks.postgres.upkeep.indexes import read_indexes, read_statistics
-from tasks.reports.past import Filed
+from tasks.reports.past import FiledReport
 
 CHECKLIST = "run-checklist"
 QUARTER_DAYS = 100
@@ -292,12 +292,12 @@ def tests(page: Page) -> str | None:
     return f"{newest.runbook} of {newest.started:%Y-%m-%d}"
 
 
-def _tested(page: Page, runbook: str) -> list[Filed]:
+def _tested(page: Page, runbook: str) -> list[FiledReport]:
     since = datetime.now(UTC) - MONTHLY
     return [one for one in done(page, runbook) if one.started >= since and _suites(one)]
 
 
-def _suites(one: Filed) -> list[dict[str, str]]:
+def _suites(one: FiledReport) -> list[dict[str, str]]:
     return [found for found in one.findings if found["name"].endswith(" tests")]
 
 

@@ -17,7 +17,7 @@ from runbook import metrics
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
-from tasks.logs.figures.requests import Use
+from tasks.logs.figures.requests import RequestUse
 from tasks.postgres.sessions.statements import Statement, Statements, Waits, read_statements, sample_waits
 
 
@@ -143,7 +143,9 @@ def show_paths(page: Page, found: Traffic) -> None:
 def show_days(page: Page, found: Traffic) -> None:
     """Charts by day."""
 
-    def drawn(name: str, value: Callable[[Use], float], text: Callable[[Use], str], unit: str = "") -> None:
+    def drawn(
+        name: str, value: Callable[[RequestUse], float], text: Callable[[RequestUse], str], unit: str = ""
+    ) -> None:
         lines = [Bar(str(day), (value(use),), text(use)) for day, use in found.days[-MOST_DAYS:]]
         page.report.attach(Evidence(f"{name} by day ({page.env.zone.key})", svg=bars(lines, unit)))
 

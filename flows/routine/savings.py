@@ -14,7 +14,7 @@ from flows.routine.page import NOT_MEASURED, Page
 from runbook.errors import OpsError
 from runbook.units import size
 from tasks.backups.manifest import Kind
-from tasks.backups.retention import Stored, read_stores, rule_of
+from tasks.backups.retention import StoredBackup, read_stores, rule_of
 from tasks.docker.inventory import read_inventory
 from tasks.logs.reading.files import find_logs
 from tasks.postgres.upkeep.indexes import find_duplicates, read_indexes, read_statistics
@@ -106,7 +106,7 @@ def _backups(env: Environment) -> Iterator[Saving]:
         except OpsError:
             continue
     for (_, kinds), stored in zip(stores, read_stores(stores, env.name), strict=True):
-        if isinstance(stored, Stored) and (doomed := stored.doomed(rule)):
+        if isinstance(stored, StoredBackup) and (doomed := stored.doomed(rule)):
             what = f"{len(doomed)} {kinds[0]} backups beyond [backups] keep"
             yield Saving(what, sum(one.manifest.bytes for one in doomed), "prune-backups")
 

@@ -26,7 +26,7 @@ from tasks.docker.inventory import read_inventory
 from tasks.logs.reading.files import find_logs
 from tasks.recovery_points.backups import KINDS
 from tasks.recovery_points.point import Resource
-from tasks.reports.past import Filed
+from tasks.reports.past import FiledReport
 
 
 @flow(name="weekly-check", flow_run_name="weekly-check {environment}")
@@ -85,12 +85,12 @@ def judge_verifications(page: Page) -> None:
         )
 
 
-def _is_of(one: Filed, kind: Kind) -> bool:
+def _is_of(one: FiledReport, kind: Kind) -> bool:
     """Whether a report of verify-backup is about this kind of backup."""
     return one.facts.get("kind") == kind or one.facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
 
 
-def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
+def _judge_verification(page: Page, kind: Kind, found: FiledReport | None) -> None:
     name, launch = f"restore of a {kind} backup", page.launch(VERIFY, kind=kind)
     if found is None:
         page.not_measured(

@@ -24,8 +24,8 @@ from tasks.application.health import NO_HEALTH, health_checks, read_problems
 from tasks.application.start_trial import (
     HOOKS,
     Listener,
-    Reason,
-    Trial,
+    StartReason,
+    StartTrial,
     find_listener,
     find_reason,
     is_local,
@@ -78,7 +78,7 @@ def diagnose_application(environment: str) -> Report:
 QUESTION = "does it start in the foreground?"
 
 
-def try_start(found: Diagnosis) -> Trial | None:
+def try_start(found: Diagnosis) -> StartTrial | None:
     """Start the backend in the foreground, under the environment's lock: a restore may have stopped the service.
 
     None if no start command is configured, another run holds the lock, or the environment is contained."""
@@ -96,7 +96,7 @@ def try_start(found: Diagnosis) -> Trial | None:
     return None
 
 
-def _attach_trial(found: Diagnosis, trial: Trial) -> None:
+def _attach_trial(found: Diagnosis, trial: StartTrial) -> None:
     ended = "it neither served nor exited" if trial.code is None else f"it exited with code {trial.code}"
     hooks = "" if trial.hooks else f", without its start-up hooks ({HOOKS}=off)"
     result = f"{'it serves' if trial.served else ended} after {duration(trial.seconds)}{hooks}, variables: "
@@ -228,7 +228,7 @@ def _stays(env: Environment, role: str, url: str, state: ServiceState) -> bool:
     return True
 
 
-def _reason_of(logged: Reason | None, trial: Trial | None) -> Reason | None:
+def _reason_of(logged: StartReason | None, trial: StartTrial | None) -> StartReason | None:
     """The trial's reason is the newest. A missing variable is an exception: the trial lacks those of the unit."""
     tried = find_reason(trial.output) if trial and not trial.served else None
     return logged if tried and tried.kind == "variable" and logged else tried or logged
@@ -251,7 +251,7 @@ def _unattended(role: str, listener: Listener, described: str) -> Cause:
     )
 
 
-def _unhealthy_cause(role: str, problem: str, reason: Reason | None) -> Cause:
+def _unhealthy_cause(role: str, problem: str, reason: StartReason | None) -> Cause:
     """What it logged since its start is about requests, but can name the part that fails."""
     known = reason if reason and reason.kind != "unknown" else None
     logged = f"; its log reports: {known.what}" if known else ""
@@ -260,7 +260,7 @@ def _unhealthy_cause(role: str, problem: str, reason: Reason | None) -> Cause:
     return Cause(f"{role} runs but is unhealthy: {problem}{logged}", hint, follow)
 
 
-def _start_cause(role: str, described: str, problem: str, reason: Reason | None) -> Cause:
+def _start_cause(role: str, described: str, problem: str, reason: StartReason | None) -> Cause:
     if reason is None:
         what = f"{role} is stopped ({described}): {problem}"
         return Cause(what, f"start it; the log of {role} shows why it stopped", (LOGS,))

@@ -18,7 +18,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.host.disk import disk_on
 from tasks.postgres.server.greeting import Greeting, read_greeting
-from tasks.postgres.server.log_reasons import Reason, find_reason, own_log, without_statements
+from tasks.postgres.server.log_reasons import LogReason, find_reason, own_log, without_statements
 from tasks.postgres.server.login_trial import try_own_login, try_to_extend
 
 
@@ -111,7 +111,7 @@ def _full_disk(seen: str, kind: str = DISK) -> Cause:
     return Cause(f"the disk of PostgreSQL is full: {seen}", hint, (FREE_DISK,), kind=kind)
 
 
-def _silent_cause(found: Diagnosis, where: str, greeting: Greeting, reason: Reason | None) -> Cause:
+def _silent_cause(found: Diagnosis, where: str, greeting: Greeting, reason: LogReason | None) -> Cause:
     failover = Next("postgres-failover", "promote the standby")
     options = (failover, OPTIONS) if found.env.has("standby") else (OPTIONS,)
     match greeting.state:
@@ -134,7 +134,7 @@ def _silent_cause(found: Diagnosis, where: str, greeting: Greeting, reason: Reas
     return _down_cause(found, where, reason, options)
 
 
-def _down_cause(found: Diagnosis, where: str, reason: Reason | None, options: tuple[Next, ...]) -> Cause:
+def _down_cause(found: Diagnosis, where: str, reason: LogReason | None, options: tuple[Next, ...]) -> Cause:
     """Nobody listens: either the process is dead, or it listens on another address."""
     state, described = read_state(found, found.env.postgres.service)
     since = f", since {reason.what}" if reason else ""

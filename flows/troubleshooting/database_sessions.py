@@ -12,7 +12,7 @@ from runbook.next import Next
 from runbook.report import Status
 from runbook.units import duration
 from tasks.postgres.sessions.blocking import tree_of
-from tasks.postgres.sessions.connections import Activity, read_activity
+from tasks.postgres.sessions.connections import SessionActivity, read_activity
 
 MANUAL_CONNECTIONS, REMEDY_HOURS = 300, 24
 LIMIT = "connection limit"
@@ -63,7 +63,7 @@ def full_cause(where: str, seen: str = "", most: int = 0) -> Cause:
     )
 
 
-def _judge_connections(found: Diagnosis, activity: Activity) -> None:
+def _judge_connections(found: Diagnosis, activity: SessionActivity) -> None:
     node, limits = found.env.postgres, activity.limits
     status = status_of(found.report, lambda: judge_used(found.report, activity), metrics.CONNECTIONS)
     used = f"{len(activity.clients) + 1} of {limits.most}, {limits.reserved} of them reserved"
@@ -87,7 +87,7 @@ def _judge_connections(found: Diagnosis, activity: Activity) -> None:
     found.record("are connections left?", used, cause)
 
 
-def _judge_locks(found: Diagnosis, activity: Activity) -> None:
+def _judge_locks(found: Diagnosis, activity: SessionActivity) -> None:
     question, database = "does a session wait for a lock?", found.env.postgres.database
     status = status_of(found.report, lambda: judge_blocked(found.report, activity, database), metrics.BLOCKED)
     tree = tree_of(activity.sessions)
@@ -108,7 +108,7 @@ def _judge_locks(found: Diagnosis, activity: Activity) -> None:
     found.record(question, seen, replace(cause, what=f"a lock pile-up: {seen}{statement}"))
 
 
-def _judge_idle(found: Diagnosis, activity: Activity) -> None:
+def _judge_idle(found: Diagnosis, activity: SessionActivity) -> None:
     database = found.env.postgres.database
     status = status_of(found.report, lambda: judge_idle(found.report, activity, database), metrics.IDLE)
     idle = [one for one in activity.clients if one.is_idle_in_transaction]

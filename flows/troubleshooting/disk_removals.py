@@ -23,7 +23,7 @@ from tasks.host.space import Scratch, find_scratch, find_workers, remove_scratch
 from tasks.logs.reading.files import LogFile, find_logs
 from tasks.logs.rotation import cleaning
 from tasks.stores.leftovers import REMOVE as UNFINISHED
-from tasks.stores.leftovers import Leftover, find_leftovers, remove_leftover
+from tasks.stores.leftovers import StoreLeftover, find_leftovers, remove_leftover
 from tasks.stores.store import store_of
 
 KINDS: tuple[Kind, ...] = ("postgres", "redis", "files", "cluster")
@@ -38,7 +38,7 @@ class Removal:
     act: Act
     detail: str
     bytes: int
-    thing: Scratch | Leftover | LogFile
+    thing: Scratch | StoreLeftover | LogFile
 
 
 def find_removals(
@@ -150,7 +150,7 @@ def _remove(permit: Permit, one: Removal, before: datetime, scratch_seconds: flo
     match one.thing:
         case Scratch():
             return bool(remove_scratch(permit, [one.thing], scratch_seconds))
-        case Leftover():
+        case StoreLeftover():
             return remove_leftover(permit, one.thing)
         case LogFile():
             return bool(cleaning.remove_logs(permit, [one.thing], before))

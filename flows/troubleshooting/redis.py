@@ -18,7 +18,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size
 from tasks.redis.clients import read_clients
-from tasks.redis.greeting import Answer, read_answer
+from tasks.redis.greeting import RedisGreeting, read_answer
 from tasks.redis.memory.info import Memory, read_memory
 from tasks.redis.persistence.state import read_persistence
 from tasks.redis.sentinels import read_sentinels
@@ -87,7 +87,7 @@ def walk(found: Diagnosis) -> None:
     _judge_saving(found, block)
 
 
-def _judge_answer(found: Diagnosis, block: Redis, answer: Answer, log: str) -> bool:
+def _judge_answer(found: Diagnosis, block: Redis, answer: RedisGreeting, log: str) -> bool:
     question = f"does {block.address} answer?"
     if answer.state in ("well", "cannot save"):
         found.record(question, answer.said)

@@ -28,7 +28,7 @@ from runbook import clock
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.approval_form import approval_form, describe_request
 from runbook.guard.brief import answered
-from runbook.guard.codes import Refused, approver_of, claim, refuse_launcher
+from runbook.guard.codes import CodeRefused, approver_of, claim, refuse_launcher
 from runbook.guard.permit import Pin, launched_by
 from runbook.guard.pins import PARAMETER
 from runbook.guard.pins import PlanChanged as AnyPlanChanged
@@ -118,7 +118,7 @@ def is_approved(report: Report, approved: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Gate:
+class ApprovalGate:
     """Before a report mints a permit."""
 
     target: Target
@@ -183,7 +183,7 @@ class Gate:
                 if is_approved(report, found.plan):
                     return found
                 why = f"the plan changed after {found.by or 'the override'}: this is the new one"
-            except Refused as error:
+            except CodeRefused as error:
                 why = f"{error.message}: {error.hint}"
         now = datetime.now(UTC)
         left = self.approvals.minutes * 60 - (now - (asked or now)).total_seconds()
@@ -193,7 +193,7 @@ class Gate:
         pages = self.target.has("alerts")
         raise ApprovalPending(f"approval-{len(answers) + 1}", approval_form(plan, text, pages=pages), int(left))
 
-    def _judge(self, run: FlowRun, answer: Answer, attempt: int) -> Approved:
+    def _judge(self, run: FlowRun, answer: ApprovalAnswer, attempt: int) -> Approved:
         launcher = _launcher(run) or answer.launched_by
         if answer.override:
             return Approved(answer.plan, "", answer.at, checked_reason(answer.override), launcher)
@@ -223,16 +223,16 @@ def checked_reason(text: str) -> str:
     """
     reason = " ".join(text.split())[:300]
     if len(reason) < LEAST_REASON:
-        raise Refused(
+        raise CodeRefused(
             "the override has no reason", f"write at least {LEAST_REASON} characters: what cannot wait, and why"
         )
     return reason
 
 
-def gate(report: Report, target: Target, runbook: str, within: Report | None) -> Gate | None:
+def gate(report: Report, target: Target, runbook: str, within: Report | None) -> ApprovalGate | None:
     """None: nobody needs to approve this runbook."""
     found = target.approval_of(runbook)
-    return Gate(target, runbook, found, within) if found else None
+    return ApprovalGate(target, runbook, found, within) if found else None
 
 
 def suspend(pending: ApprovalPending) -> None:
@@ -258,7 +258,7 @@ def page_override(report: Report, environment: str, runbook: str, reason: str) -
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApprovalAnswer:
     """What somebody sent with the form, and when."""
 
     plan: str
@@ -275,7 +275,7 @@ def _own_run() -> FlowRun | None:
     return run if run and run.deployment_id and not run.parent_task_run_id else None
 
 
-def _answers(run: FlowRun) -> tuple[list[Answer], datetime | None]:
+def _answers(run: FlowRun) -> tuple[list[ApprovalAnswer], datetime | None]:
     """All answers, in the order of their keys; and when the run asked first."""
 
     def read_inputs() -> list[FlowRunInput]:
@@ -284,11 +284,11 @@ def _answers(run: FlowRun) -> tuple[list[Answer], datetime | None]:
 
     inputs = answered(read_inputs, "the approval")
     kept = {one.key: one for one in inputs}
-    found = list[Answer]()
+    found = list[ApprovalAnswer]()
     while sent := kept.get(f"suspended-approval-{len(found) + 1}-response"):
         given, at = json.loads(sent.value), sent.created or datetime.now(UTC)
         plan, code, by, override = (str(given.get(name) or "") for name in ("plan", "code", "launched_by", "override"))
-        found.append(Answer(plan, code, by, override, at))
+        found.append(ApprovalAnswer(plan, code, by, override, at))
     first = kept.get("suspended-approval-1-schema")
     return found, first.created if first else None
 

@@ -40,7 +40,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProviderAnswer:
     """The answer to one canary. `version`: the model that answered, by its own statement; `tokens`: of prompt and
     answer together; `said`: the reason for no (readable) answer."""
 
@@ -66,18 +66,18 @@ class Answer:
 
 def answered(
     ai: AIProviders, provider: str, model: str, work: Callable[[], dict[str, Any]], shape: Mapping[str, type]
-) -> Answer:
+) -> ProviderAnswer:
     """Send a request, and check the fields of its answer. An error is part of the result and is not retried: users see
     it too."""
     started = time.monotonic()
     try:
         body = work()
     except Failed as error:
-        return Answer(provider, model, error.kind, without_secrets(ai, error.said), time.monotonic() - started)
+        return ProviderAnswer(provider, model, error.kind, without_secrets(ai, error.said), time.monotonic() - started)
     seconds = time.monotonic() - started
     if missing := lacks(body, shape):
-        return Answer(provider, model, "shape", f"its answer has other fields: {'; '.join(missing)}", seconds)
-    return Answer(provider, model, "ok", "", seconds, body=body)
+        return ProviderAnswer(provider, model, "shape", f"its answer has other fields: {'; '.join(missing)}", seconds)
+    return ProviderAnswer(provider, model, "ok", "", seconds, body=body)
 
 
 def without_secrets(ai: AIProviders, text: str) -> str:

@@ -13,7 +13,7 @@ from blocks.ai_providers import AIProviders
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.ai import shape
-from tasks.ai.answer import PROMPT, Answer, Failed, answered, without_secrets
+from tasks.ai.answer import PROMPT, Failed, ProviderAnswer, answered, without_secrets
 from tasks.ai.http import call
 from tasks.ai.lifecycle import Lifecycle
 
@@ -21,14 +21,14 @@ V1 = "v1"  # the API without dates: the deployment is in the body
 
 
 @probe
-def ask_azure(ai: AIProviders, deployment: str, version: str) -> Answer:
+def ask_azure(ai: AIProviders, deployment: str, version: str) -> ProviderAnswer:
     """Send the canary on one API version."""
     found = answered(ai, "azure", deployment, lambda: _complete(ai, deployment, version), shape.AZURE)
     if not found.ok:
         return found
     usage = found.body["usage"]
     details = {"version": str(found.body["model"]), "tokens": int(usage["total_tokens"])}
-    return Answer(**{**vars(found), **details})
+    return ProviderAnswer(**{**vars(found), **details})
 
 
 @probe

@@ -28,7 +28,7 @@ from blocks.ai_providers import AIProviders
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.ai import shape
-from tasks.ai.answer import HINTS, PROMPT, Answer, Failed, Kind, answered, without_secrets
+from tasks.ai.answer import HINTS, PROMPT, Failed, Kind, ProviderAnswer, answered, without_secrets
 from tasks.ai.lifecycle import Lifecycle
 
 # An inference profile is a model with a region's prefix: jp.anthropic.claude-…
@@ -47,12 +47,12 @@ _CODES: dict[str, Kind] = {
 
 
 @probe
-def ask_bedrock(ai: AIProviders, model: str) -> Answer:
+def ask_bedrock(ai: AIProviders, model: str) -> ProviderAnswer:
     """Send the canary. A listed model without access is refused here."""
     found = answered(ai, "bedrock", model, lambda: _converse(ai, model), shape.BEDROCK)
     if not found.ok:
         return found
-    return Answer(**{**vars(found), "version": model, "tokens": int(found.body["usage"]["totalTokens"])})
+    return ProviderAnswer(**{**vars(found), "version": model, "tokens": int(found.body["usage"]["totalTokens"])})
 
 
 @probe

@@ -13,7 +13,7 @@ from blocks.http_step import TEXT, HttpStep, StepFailed, reason_in, strings_in
 from blocks.places import Application
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
-from tasks.application.http_steps import Answer, NotAnswered, StepClient
+from tasks.application.http_steps import HttpAnswer, NotAnswered, StepClient
 
 SHOWN = 200
 NOT_DESCRIBED = "[application.ai] ask is not configured: there is no question for the AI"
@@ -31,7 +31,7 @@ class Interview:
 
 
 @dataclass(frozen=True)
-class Reply:
+class InterviewReply:
     """The reply to one question: the provider, or the status and the message of a refusal. `status`: 0 without a
     reply."""
 
@@ -57,16 +57,16 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredReply:
     """The stored texts of an interview: all strings of the answer to the step `stored`."""
 
     texts: frozenset[str]
 
-    def halves(self, replies: Sequence[Reply]) -> list[str]:
+    def halves(self, replies: Sequence[InterviewReply]) -> list[str]:
         """Half stored questions: answered ones without their answer, and refused ones that are stored."""
         return [one.question for one in replies if not self._is_whole(one)]
 
-    def _is_whole(self, reply: Reply) -> bool:
+    def _is_whole(self, reply: InterviewReply) -> bool:
         if not reply.answered:
             return reply.question not in self.texts
         return reply.question in self.texts and reply.answer in self.texts
@@ -97,26 +97,26 @@ def begin_interview(application: Application) -> Interview:
 
 
 @action
-def ask_application(interview: Interview) -> Reply:
+def ask_application(interview: Interview) -> InterviewReply:
     """Ask one unique question: an answer from a cache would prove nothing. A refusal is a result too."""
     question, started = f"訓練の質問です。{uuid.uuid4()}", time.monotonic()
     client, step = interview.client, interview.ask
     try:
         answer = client.send(step, **{TEXT: question})
     except NotAnswered as error:
-        return Reply(question, 0, "", "", str(error)[:SHOWN], time.monotonic() - started)
+        return InterviewReply(question, 0, "", "", str(error)[:SHOWN], time.monotonic() - started)
     seconds = time.monotonic() - started
     try:
         taken = client.judge(step, answer, **{TEXT: question})
     except StepFailed as error:
         said = str(error) if answer.status in step.status else client.masked(reason_in(answer.content))
-        return Reply(question, answer.status, "", "", said[:SHOWN], seconds)
+        return InterviewReply(question, answer.status, "", "", said[:SHOWN], seconds)
     who, model = (str(taken.get(name, "")) for name in ("provider", "model"))
-    return Reply(question, answer.status, who, model, "", seconds, str(taken["answer"]))
+    return InterviewReply(question, answer.status, who, model, "", seconds, str(taken["answer"]))
 
 
 @probe
-def read_stored(interview: Interview) -> Stored | None:
+def read_stored(interview: Interview) -> StoredReply | None:
     """The stored texts; None if `[application.ai] stored` is not configured.
 
     Raises:
@@ -129,10 +129,10 @@ def read_stored(interview: Interview) -> Stored | None:
         body: Any = json.loads(answer.content)
     except ValueError:
         raise OpsError(f"{interview.stored.title}: the answer is no JSON", HINT) from None
-    return Stored(frozenset(strings_in(body)))
+    return StoredReply(frozenset(strings_in(body)))
 
 
-def _send(client: StepClient, step: HttpStep) -> Answer:
+def _send(client: StepClient, step: HttpStep) -> HttpAnswer:
     try:
         answer = client.send(step)
         client.judge(step, answer)

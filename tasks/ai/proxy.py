@@ -48,7 +48,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass
-class Gate:
+class ProxyGate:
     """One provider's state. `changed` is set when a fault ends: then waiting requests continue."""
 
     provider: Provider
@@ -68,7 +68,7 @@ class ProviderProxy:
 
     def __init__(self, ai: AIProviders) -> None:
         self.ai = ai
-        self.gates = {name: Gate(name, upstream_of(ai, name)) for name in ai.proxy}
+        self.gates = {name: ProxyGate(name, upstream_of(ai, name)) for name in ai.proxy}
         self.client = httpx.Client(timeout=UPSTREAM_SECONDS, follow_redirects=False)
         self._servers = dict[str, _Server]()
         self._lock = threading.Lock()
@@ -195,7 +195,7 @@ class _Forward(_Handler):
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve
 
-    def _forward(self, proxy: ProviderProxy, gate: Gate, body: bytes) -> None:
+    def _forward(self, proxy: ProviderProxy, gate: ProxyGate, body: bytes) -> None:
         url = gate.upstream + self.path
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         if gate.provider == "bedrock":

@@ -19,7 +19,7 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.masking import masked, without
 from tasks.ai import shape
-from tasks.ai.answer import HINTS, PROMPT, SAID_LETTERS, Answer, Failed, answered, without_secrets
+from tasks.ai.answer import HINTS, PROMPT, SAID_LETTERS, Failed, ProviderAnswer, answered, without_secrets
 from tasks.ai.http import call
 
 GCLOUD = ("gcloud", "auth", "print-access-token")
@@ -89,7 +89,7 @@ def _gcloud_token(ai: AIProviders) -> str:
 
 
 @probe
-def ask_vertex(ai: AIProviders, model: str, token: SecretStr) -> Answer:
+def ask_vertex(ai: AIProviders, model: str, token: SecretStr) -> ProviderAnswer:
     """Send the canary."""
     found = answered(ai, "vertex", model, lambda: _generate(ai, model, token), shape.VERTEX)
     if not found.ok:
@@ -99,7 +99,7 @@ def ask_vertex(ai: AIProviders, model: str, token: SecretStr) -> Answer:
         "version": str(body.get("modelVersion") or model),
         "tokens": int(body["usageMetadata"]["totalTokenCount"]),
     }
-    return Answer(**{**vars(found), **details})
+    return ProviderAnswer(**{**vars(found), **details})
 
 
 @probe

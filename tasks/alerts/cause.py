@@ -19,7 +19,7 @@ from runbook.page.markdown import plain
 
 
 @dataclass(frozen=True)
-class Cause:
+class AlertCause:
     """A flow run: name, state, the sentence of its report with the next step, tags, address."""
 
     name: str = ""
@@ -31,10 +31,10 @@ class Cause:
 
 
 @probe
-def read_cause(run: str) -> Cause:
+def read_cause(run: str) -> AlertCause:
     """The run; empty if Prefect does not answer or does not know it: the alert is sent without it."""
     if not run or FlowRunContext.get() is None:
-        return Cause()
+        return AlertCause()
     address = f"{ui}/runs/flow-run/{run}" if (ui := PREFECT_UI_URL.value()) else ""
     try:
         wanted = UUID(run)
@@ -42,10 +42,10 @@ def read_cause(run: str) -> Cause:
             found = client.read_flow_run(wanted)
             shown = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[wanted])))
     except (ValueError, httpx.HTTPError, PrefectException):
-        return Cause(address=address)
+        return AlertCause(address=address)
     told = [plain(one.description) for one in shown if one.type == "markdown" and one.description]
     state = found.state
-    return Cause(
+    return AlertCause(
         found.name,
         state.name or "" if state else "",
         excerpt(state.message or "", 200) if state else "",

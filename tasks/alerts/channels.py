@@ -25,7 +25,7 @@ from runbook.files import durable
 from runbook.kinds import action
 from runbook.masking import without
 from tasks.alerts import message as form
-from tasks.alerts.message import Message
+from tasks.alerts.message import AlertMessage
 
 MOST_BYTES = 2000
 LEAST_LETTERS = 8
@@ -45,7 +45,7 @@ logging.getLogger("httpx").addFilter(_NoAddress())
 
 
 @action
-def send_message(alerts: Alerts, channel: Channel, contact: str, message: Message) -> None:
+def send_message(alerts: Alerts, channel: Channel, contact: str, message: AlertMessage) -> None:
     """Send a message by one channel.
 
     Raises:
@@ -54,7 +54,7 @@ def send_message(alerts: Alerts, channel: Channel, contact: str, message: Messag
     deliver(alerts, channel, contact, message)
 
 
-def deliver(alerts: Alerts, channel: Channel, contact: str, message: Message) -> None:
+def deliver(alerts: Alerts, channel: Channel, contact: str, message: AlertMessage) -> None:
     """`send_message` outside a flow run."""
     senders: dict[Channel, Callable[[], None]] = {
         "slack": lambda: _post(alerts.slack_url, form.slack(message), alerts.deadline_seconds),
@@ -103,7 +103,7 @@ def _post(url: SecretStr, body: dict[str, Any], seconds: float) -> None:
         raise OpsError(f"not sent ({type(error).__name__})") from None
 
 
-def _mail(alerts: Alerts, to: str, message: Message) -> None:
+def _mail(alerts: Alerts, to: str, message: AlertMessage) -> None:
     secured = ssl.create_default_context()
     try:
         server: smtplib.SMTP
@@ -130,7 +130,7 @@ def _mail(alerts: Alerts, to: str, message: Message) -> None:
         raise OpsError(f"not sent ({type(error).__name__})") from None
 
 
-def _append(path: Path, message: Message) -> None:
+def _append(path: Path, message: AlertMessage) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

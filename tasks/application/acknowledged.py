@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One acknowledged write: its number, its time (monotonic seconds), and the server that acknowledged it."""
 
     number: int
@@ -15,12 +15,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Account:
+class AcknowledgedWrites:
     """All acknowledged writes, and the numbers of those that the live server does not have."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[LedgerEntry, ...]
     missing: frozenset[int]
 
-    def on(self, server: str) -> list[Entry]:
+    def on(self, server: str) -> list[LedgerEntry]:
         """The writes that one server acknowledged."""
         return [entry for entry in self.entries if entry.server == server]

@@ -11,7 +11,7 @@ from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from tasks.backups import archive
 from tasks.backups import entries as listing
-from tasks.backups.entries import Archived, Entry
+from tasks.backups.entries import ArchivedFiles, ArchiveEntry
 from tasks.host.disk import disk_of
 
 ARCHIVE = "files.tar.gz"
@@ -58,7 +58,7 @@ def measure_files(application: Application, store: Path) -> FilesSize:
 
 
 @action
-def archive_files(application: Application, unfinished: Path) -> Archived:
+def archive_files(application: Application, unfinished: Path) -> ArchivedFiles:
     """Write the application's directory to `files.tar.gz` of an unfinished backup.
 
     Raises:
@@ -68,6 +68,6 @@ def archive_files(application: Application, unfinished: Path) -> Archived:
 
 
 @probe
-def read_archive_back(unfinished: Path, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+def read_archive_back(unfinished: Path, entries: tuple[ArchiveEntry, ...]) -> tuple[str, ...]:
     """Read an archive like a restore does, and compare each member with its entry; returns the differences."""
     return tuple(archive.compare_members(unfinished / ARCHIVE, entries))

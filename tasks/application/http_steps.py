@@ -33,7 +33,7 @@ class NotAnswered(StepFailed):
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """An answer before it is judged."""
 
     status: int
@@ -90,7 +90,7 @@ class StepClient:
         """
         return self.judge(step, self.send(step, **more), **more)
 
-    def send(self, step: HttpStep, **more: object) -> Answer:
+    def send(self, step: HttpStep, **more: object) -> HttpAnswer:
         """Send a step; returns any answer.
 
         Raises:
@@ -119,9 +119,9 @@ class StepClient:
             raise NotAnswered(f"{what}: no answer ({type(error).__name__})", sent=not refused) from None
         except httpx.InvalidURL:
             raise NotAnswered(f"{what}: the address is wrong", sent=False) from None
-        return Answer(answer.status_code, content)
+        return HttpAnswer(answer.status_code, content)
 
-    def judge(self, step: HttpStep, answer: Answer, **more: object) -> dict[str, object]:
+    def judge(self, step: HttpStep, answer: HttpAnswer, **more: object) -> dict[str, object]:
         """Check an answer; keep and return the values that the step reads from it.
 
         Raises:

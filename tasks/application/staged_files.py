@@ -25,7 +25,7 @@ from tasks.application.files import ARCHIVE, directory_of
 from tasks.backups import archive
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup, hand_of
-from tasks.backups.entries import Entry
+from tasks.backups.entries import ArchiveEntry
 from tasks.host.disk import disk_of
 from tasks.stores.directory import told
 
@@ -71,7 +71,7 @@ def judge_files_backup(application: Application, backup: Backup, damage: Sequenc
     """Whether a backup can be restored here: its files' `damage`, its manifest, free disk space, its directory."""
     directory = directory_of(application)
     problems = list(damage)
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[ArchiveEntry, ...] = ()
     try:
         entries = listing.entries_of(backup.manifest)
     except VerificationFailed as error:
@@ -199,7 +199,7 @@ def _staged_path(live: Path) -> Path:
     return live.with_name(live.name + RESTORING)
 
 
-def _notes(entries: Sequence[Entry]) -> tuple[str, ...]:
+def _notes(entries: Sequence[ArchiveEntry]) -> tuple[str, ...]:
     return (*listing.unknown_owners(entries), *listing.leads_out(entries))
 
 

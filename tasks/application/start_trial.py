@@ -38,7 +38,7 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME")
 
 
 @dataclass(frozen=True)
-class Trial:
+class StartTrial:
     """`served`: it accepted connections; `code`: exit code, None if it was still starting at the timeout; `variables`:
     the source of its environment; `hooks`: whether its start-up hooks ran (migrations, queues, schedules); `output`:
     its last lines, masked."""
@@ -53,7 +53,7 @@ class Trial:
 
 
 @probe
-def start_in_foreground(application: Application) -> Trial:
+def start_in_foreground(application: Application) -> StartTrial:
     """Run `start_command` until it serves or exits, for at most START_SECONDS; then end it with all its child
     processes. uvicorn skips its start-up hooks, unless `start_variables` enable them.
 
@@ -100,7 +100,9 @@ def start_in_foreground(application: Application) -> Trial:
         _end_children(mark)
     reader.join(END_SECONDS)
     said = masked(without(b"".join(lines).decode(errors="replace"), secret_parts(own)))
-    return Trial(served, code, said, time.monotonic() - started, source, own[HOOKS] != "off", masked(" ".join(argv)))
+    return StartTrial(
+        served, code, said, time.monotonic() - started, source, own[HOOKS] != "off", masked(" ".join(argv))
+    )
 
 
 def _keep(stream: IO[bytes], lines: deque[bytes]) -> None:
@@ -215,7 +217,7 @@ def find_listener(url: str) -> Listener | None:
 
 
 @dataclass(frozen=True)
-class Reason:
+class StartReason:
     """Why the application does not start: `what` completes “the backend does not start: …”; `line`: of the log."""
 
     kind: str
@@ -271,12 +273,12 @@ _KNOWN = (
 STARTED = re.compile(r"Application startup complete|Uvicorn running on|Started server process")
 
 
-def find_reason(text: str) -> Reason | None:
+def find_reason(text: str) -> StartReason | None:
     """The newest line with a known reason; None if a successful start follows it."""
     for line in reversed(text.splitlines()):
         for kind, pattern, what in _KNOWN:
             if found := pattern.search(line):
-                return Reason(kind, what.format(*found.groups()), line.strip()[:300])
+                return StartReason(kind, what.format(*found.groups()), line.strip()[:300])
         if STARTED.search(line):
             return None
     return None

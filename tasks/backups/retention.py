@@ -31,7 +31,7 @@ AS_TOML = -1
 
 
 @dataclass(frozen=True)
-class Rule:
+class RetentionRule:
     """What `keep` says, with days, weeks and months of `zone` (a day of 23 or 25 hours where clocks change)."""
 
     keep: Keep
@@ -44,13 +44,13 @@ class Rule:
         return max(timedelta(hours=self.keep.hours), timedelta(days=self.keep.daily))
 
 
-def rule_of(env: Environment, which: Stores = "backups", **given: int) -> Rule:
+def rule_of(env: Environment, which: Stores = "backups", **given: int) -> RetentionRule:
     """The rule of a set of stores, from the TOML. `given` replaces single keys of `keep`, but for `AS_TOML`."""
     keep = env.stores(which).keep
-    return Rule(Keep(**(keep.model_dump() | {key: n for key, n in given.items() if n != AS_TOML})), env.zone)
+    return RetentionRule(Keep(**(keep.model_dump() | {key: n for key, n in given.items() if n != AS_TOML})), env.zone)
 
 
-def reasons_to_stay(backups: Sequence[Backup], rule: Rule, now: datetime) -> dict[str, str]:
+def reasons_to_stay(backups: Sequence[Backup], rule: RetentionRule, now: datetime) -> dict[str, str]:
     """Why each backup of one kind stays, by name. What is not in the result can be deleted.
 
     Everything stays while fewer than `keep.verified` backups are proven, or one is of the future (the clock jumped).
@@ -78,7 +78,7 @@ def reasons_to_stay(backups: Sequence[Backup], rule: Rule, now: datetime) -> dic
     return stays
 
 
-def _of_tiers(ordered: Sequence[Backup], rule: Rule) -> Iterator[tuple[str, str]]:
+def _of_tiers(ordered: Sequence[Backup], rule: RetentionRule) -> Iterator[tuple[str, str]]:
     """What the tiers keep, oldest first in `ordered`; the first reason counts."""
     keep, newest = rule.keep, ordered[-1].manifest
     single = newest.kind in ON_PURPOSE
@@ -105,7 +105,7 @@ def _by_proof(backup: Backup) -> tuple[bool, bool, bool, datetime]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredBackup:
     """An environment's backups of some kinds, oldest first, and the names of those whose manifest cannot be read.
     `kept` is what restores kept of the live data before them: it stands in for no backup."""
 
@@ -113,7 +113,7 @@ class Stored:
     unreadable: tuple[str, ...]
     kept: tuple[Backup, ...] = ()
 
-    def doomed(self, rule: Rule) -> tuple[Backup, ...]:
+    def doomed(self, rule: RetentionRule) -> tuple[Backup, ...]:
         """What the rule lets go, oldest first; of base backups those that are incremental to others first, so that a
         run that is killed leaves none without its base. Kept live data goes when it is older than the daily tier, and
         only with a newer verified backup."""
@@ -139,11 +139,11 @@ def most_unattended(number: int, share: float) -> int:
 @probe
 def read_stores(
     places: Sequence[tuple[Store | OpsError, Sequence[Kind]]], environment: str
-) -> tuple[Stored | OpsError, ...]:
+) -> tuple[StoredBackup | OpsError, ...]:
     """Every offered backup of an environment in each of several stores, all asked at once; the error of one that cannot
     be listed, or was none to begin with."""
 
-    def read(place: tuple[Store | OpsError, Sequence[Kind]]) -> Stored | OpsError:
+    def read(place: tuple[Store | OpsError, Sequence[Kind]]) -> StoredBackup | OpsError:
         store, kinds = place
         if isinstance(store, OpsError):
             return store
@@ -158,19 +158,19 @@ def read_stores(
 
 
 @probe
-def read_store(store: Store, kind: Kind, environment: str) -> Stored:
+def read_store(store: Store, kind: Kind, environment: str) -> StoredBackup:
     """Every offered backup of an environment, and what its restores kept."""
     return _read(store, (kind,), environment)
 
 
-def _read(store: Store, kinds: Sequence[Kind], environment: str) -> Stored:
+def _read(store: Store, kinds: Sequence[Kind], environment: str) -> StoredBackup:
     backups, unreadable = catalogue.open_all(store, *kinds)
     backups.sort(key=lambda backup: backup.manifest.taken)
     own, kept = (
         tuple(backup for backup in backups if backup.manifest.environment == name)
         for name in (environment, KEPT.format(environment))
     )
-    return Stored(own, tuple(unreadable), kept)
+    return StoredBackup(own, tuple(unreadable), kept)
 
 
 @probe
@@ -268,7 +268,7 @@ def read_needs(env: Environment) -> tuple[tuple[Need, ...], tuple[str, ...]]:
                 problems.append(error.message)
                 continue
             (found,) = read_stores([(store, (kind,))], env.name)
-            if isinstance(found, Stored):
+            if isinstance(found, StoredBackup):
                 needs.append(need_of(which, kind, found.backups, rule_of(env, which).keep))
             else:
                 problems.append(found.message)

@@ -25,7 +25,7 @@ DAY_SECONDS = 86400
 
 
 @dataclass(frozen=True)
-class Instance:
+class CloudInstance:
     """An EC2 instance; `cpu_percent` is its mean of two weeks, None where CloudWatch has no numbers."""
 
     id: str
@@ -64,7 +64,7 @@ class Cost:
 
 
 @probe
-def read_instances(cloud: Cloud) -> list[Instance]:
+def read_instances(cloud: Cloud) -> list[CloudInstance]:
     """https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
 
     Raises:
@@ -75,7 +75,7 @@ def read_instances(cloud: Cloud) -> list[Instance]:
         found = [one for page in pages for reservation in page["Reservations"] for one in reservation["Instances"]]
         watch = cloud.client("cloudwatch")
         return [
-            Instance(
+            CloudInstance(
                 one["InstanceId"],
                 next((tag["Value"] for tag in one.get("Tags", []) if tag["Key"] == "Name"), ""),
                 one["InstanceType"],

@@ -18,7 +18,7 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.backups.encryption import ENDING, decrypt_files
@@ -37,7 +37,7 @@ class NoSummaries(CommandFailed):
 
 
 @dataclass(frozen=True)
-class Source:
+class BaseBackupSource:
     """The server of a base backup. `tablespaces`: without the two built-in ones; `bytes`: of all databases."""
 
     version: int
@@ -58,7 +58,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Taken:
+class TakenBaseBackup:
     """A base backup in a directory, how long it took, and how long it took to verify it."""
 
     content: ClusterContent
@@ -67,7 +67,7 @@ class Taken:
 
 
 @probe
-def read_source(postgres: Postgres) -> Source:
+def read_source(postgres: Postgres) -> BaseBackupSource:
     """Read what a base backup depends on.
 
     Raises:
@@ -78,7 +78,7 @@ def read_source(postgres: Postgres) -> Source:
         tablespaces = execute(connection, "SELECT spcname FROM pg_tablespace WHERE spcname !~ '^pg_' ORDER BY 1")
     version, system, segment, summarize, checksums, fsync, replicates, whole, recovering = row
     names = tuple(str(name) for (name,) in tablespaces)
-    return Source(
+    return BaseBackupSource(
         int(version),
         int(str(system)),
         int(segment),
@@ -102,7 +102,9 @@ FROM pg_roles WHERE rolname = current_user
 
 
 @action
-def take_base(postgres: Postgres, source: Source, directory: Path, base: Backup | None = None) -> Taken:
+def take_base(
+    postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None = None
+) -> TakenBaseBackup:
     """Copy the running cluster into a directory, with the WAL that the copy needs, and verify it with PostgreSQL's
     manifest. `base`: copy only what changed since that backup.
 
@@ -128,18 +130,18 @@ def take_base(postgres: Postgres, source: Source, directory: Path, base: Backup 
     content = _content(postgres, source, directory, base)
     started = time.monotonic()
     verify_base(postgres, source.major, directory)
-    return Taken(content, seconds, time.monotonic() - started)
+    return TakenBaseBackup(content, seconds, time.monotonic() - started)
 
 
-def _compress(source: Source) -> list[str]:
+def _compress(source: BaseBackupSource) -> list[str]:
     """Compress on the client: the server's processor is for the application."""
     return ["--compress=client-gzip:1"]
 
 
-def _run(postgres: Postgres, source: Source, directory: Path, argv: list[str]) -> None:
-    def received() -> Done:
+def _run(postgres: Postgres, source: BaseBackupSource, directory: Path, argv: list[str]) -> None:
+    def received() -> WorkDone:
         there = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        return Done(f"{size(there)} of {size(source.bytes)} (uncompressed) received", 0.0)
+        return WorkDone(f"{size(there)} of {size(source.bytes)} (uncompressed) received", 0.0)
 
     try:
         with progress(received):
@@ -154,7 +156,7 @@ def _run(postgres: Postgres, source: Source, directory: Path, argv: list[str]) -
         raise
 
 
-def _content(postgres: Postgres, source: Source, directory: Path, base: Backup | None) -> ClusterContent:
+def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None) -> ClusterContent:
     described = _manifest(directory)
     ranges = described["WAL-Ranges"]
     with postgres.connect() as connection:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runbook.errors import VerificationFailed
 from tasks.cluster.unpack import BASE, extract
-from tasks.postgres.tables.filenodes import Filed
+from tasks.postgres.tables.filenodes import FiledRelation
 
 PG_DATABASE, PG_CLASS = "1262", "1259"
 _MAP, _MAP_MAGIC = "pg_filenode.map", 0x592717
@@ -26,7 +26,7 @@ _SYSTEM_SCHEMAS = (11, 99)  # pg_catalog, pg_toast
 _PUBLIC = 2200
 
 
-def find_in_backup(backup: Path, database: str, typed: str, directory: Path, where: str) -> tuple[Filed, ...]:
+def find_in_backup(backup: Path, database: str, typed: str, directory: Path, where: str) -> tuple[FiledRelation, ...]:
     """The tables of that name in a fetched full base backup. Schemas other than public cannot be distinguished here, so
     any of them matches.
 
@@ -45,7 +45,7 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
         what = f"the catalog of {where} cannot be read: {error.message}"
         raise VerificationFailed(what, "give the table's OID") from None
     schema, _, name = typed.strip().replace('"', "").rpartition(".")
-    found = dict[tuple[int, int, int], Filed]()
+    found = dict[tuple[int, int, int], FiledRelation]()
     for oid in _databases(databases, database):
         path = classes.get(directory / "base" / str(oid))
         for row in rows_in(path.read_bytes()) if path else ():
@@ -54,7 +54,7 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
             table, called, namespace, *_, file = _CLASS.unpack_from(row)
             fits = not schema or (namespace == _PUBLIC) == (schema == "public")
             if fits and file and _text(called) == name and namespace not in _SYSTEM_SCHEMAS:
-                found[oid, table, file] = Filed(oid, table, typed, file, 0, where)
+                found[oid, table, file] = FiledRelation(oid, table, typed, file, 0, where)
     return tuple(found.values())
 
 

@@ -17,14 +17,14 @@ from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationF
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
-from tasks.cluster.instance import Instance
+from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.unpack import MANIFEST, build_data
 from tasks.pgbackrest.backup import build_from_label
 from tasks.stores.directory import told
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltCluster:
     """A data directory, and the seconds that it took."""
 
     data: Path
@@ -41,8 +41,8 @@ class Read:
 
 @action
 def build_instance(
-    instance: Instance, lineage: Sequence[Backup], *, verify: bool = False, wal: Wal | None = None
-) -> Built:
+    instance: PrivateInstance, lineage: Sequence[Backup], *, verify: bool = False, wal: Wal | None = None
+) -> BuiltCluster:
     """Build the data directory of a fetched backup, or of one in pgBackRest's repository (`wal`), which verifies every
     file on restore. `verify`: compare every file of a fetched one with PostgreSQL's manifest.
 
@@ -54,7 +54,7 @@ def build_instance(
     content = cluster_in(lineage[-1])
     if content.label:
         data = build_from_label(instance, _require(wal), content)
-        return Built(data, time.monotonic() - started)
+        return BuiltCluster(data, time.monotonic() - started)
     data = build_data(instance.postgres, lineage, instance.root)
     seconds = time.monotonic() - started
     if verify:
@@ -66,7 +66,7 @@ def build_instance(
             raise VerificationFailed(f"{lineage[-1].name} is damaged: {error.message}", OTHER_BACKUPS) from None
     with told(data):
         (data / "tablespace_map").unlink(missing_ok=True)  # it points to the live tablespaces
-    return Built(data, seconds)
+    return BuiltCluster(data, seconds)
 
 
 def _require(wal: Wal | None) -> Wal:

@@ -53,7 +53,7 @@ ISOLATED = {
 
 
 @dataclass(frozen=True)
-class Instance:
+class PrivateInstance:
     """`root`: its directory, with `data` in it; `postgres`: how to connect to it, and its user."""
 
     root: Path
@@ -109,7 +109,7 @@ def servers_in(data: Path) -> list[psutil.Process]:
 
 
 @action(idempotent=True)
-def prepare_instance(postgres: Postgres, root: Path) -> Instance:
+def prepare_instance(postgres: Postgres, root: Path) -> PrivateInstance:
     """Make an empty directory for an instance, and choose a free port.
 
     Raises:
@@ -122,7 +122,7 @@ def prepare_instance(postgres: Postgres, root: Path) -> Instance:
     give(sockets, postgres.os_user)
     there = {"host": str(sockets), "port": free_port(postgres.port), "data_directory": str(root / "data")}
     block = postgres.model_copy(update=there)
-    return Instance(root, block)
+    return PrivateInstance(root, block)
 
 
 def free_port(but: int) -> int:
@@ -134,7 +134,7 @@ def free_port(but: int) -> int:
                 return port
 
 
-def settings_of(instance: Instance, stop: Stop | None, timeline: int) -> dict[str, str]:
+def settings_of(instance: PrivateInstance, stop: Stop | None, timeline: int) -> dict[str, str]:
     """The settings of its command line. `stop` None: it starts as a primary."""
     control = _control(instance)
     least = {name: control[key] for name, key in _AT_LEAST.items() if key in control}
@@ -163,7 +163,7 @@ def settings_of(instance: Instance, stop: Stop | None, timeline: int) -> dict[st
     return {**settings, **where, "recovery_target_action": "pause", "recovery_target_timeline": str(timeline)}
 
 
-def _control(instance: Instance) -> dict[str, str]:
+def _control(instance: PrivateInstance) -> dict[str, str]:
     printed = shell.run(
         [instance.postgres.program("pg_controldata"), str(instance.data)],
         user=instance.postgres.os_user,
@@ -176,8 +176,8 @@ def _control(instance: Instance) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(
-    instance: Instance, stop: Stop | None, timeline: int = 1, *, as_standby: bool = False
-) -> Iterator[Instance]:
+    instance: PrivateInstance, stop: Stop | None, timeline: int = 1, *, as_standby: bool = False
+) -> Iterator[PrivateInstance]:
     """Run the instance, which recovers up to `stop`, until the block ends. `as_standby`: as a standby without a
     primary. It is a child process: it ends with its run."""
     # The directory belongs to the server's user: a run as root opens nothing there that it did not make.
@@ -195,7 +195,7 @@ def running(
 
 @contextlib.contextmanager
 def serving(
-    instance: Instance, settings: Mapping[str, str], stop: signal.Signals = signal.SIGINT
+    instance: PrivateInstance, settings: Mapping[str, str], stop: signal.Signals = signal.SIGINT
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run its server with these settings on the command line, and end it with the signal `stop` after the block. It is
     a child process: it ends with its run."""
@@ -214,7 +214,7 @@ def serving(
                     until(lambda: child.poll() is not None, what="its end", seconds=60)
 
 
-def put_away(instance: Instance) -> None:
+def put_away(instance: PrivateInstance) -> None:
     """Delete what is left of it."""
     sweep_instance.work(instance.root)
     shutil.rmtree(instance.postgres.host, ignore_errors=True)

@@ -12,7 +12,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.cluster.instance import ISOLATED, Instance, servers_in
+from tasks.cluster.instance import ISOLATED, PrivateInstance, servers_in
 from tasks.cluster.target import Stop
 from tasks.wal.format.names import lsn_of
 
@@ -20,7 +20,7 @@ REPLAY_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class Standing:
+class RecoveryProgress:
     """The position of a paused instance. `before` and `after`: the status of the transactions around the target ("":
     not read)."""
 
@@ -34,7 +34,7 @@ class Standing:
 
 
 @action
-def wait_recovered(instance: Instance, system: int) -> int:
+def wait_recovered(instance: PrivateInstance, system: int) -> int:
     """Wait until it has replayed up to its target and is paused there. Returns the LSN.
 
     Raises:
@@ -58,11 +58,11 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE '
 """
 
 
-def _log_of(instance: Instance) -> str:
+def _log_of(instance: PrivateInstance) -> str:
     return instance.log.read_text(errors="replace") if instance.log.exists() else ""
 
 
-def last_words(instance: Instance) -> str:
+def last_words(instance: PrivateInstance) -> str:
     """Why a server ended, from its log."""
     lines = _log_of(instance).splitlines()
     fatal = [line for line in lines if re.search(r"(FATAL|PANIC):", line)]
@@ -70,7 +70,7 @@ def last_words(instance: Instance) -> str:
 
 
 @probe
-def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> Standing:
+def read_standing(instance: PrivateInstance, stop: Stop, full_xid: dict[int, int]) -> RecoveryProgress:
     """Read the paused copy's position, and its status of the transactions on both sides of the target."""
     with instance.postgres.connect() as connection:
         state, lsn = execute(connection, _PAUSED)[0]
@@ -84,7 +84,7 @@ def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> S
     before = _status(instance.postgres, full_xid[stop.before.xid]) if stop.before else ""
     after = _status(instance.postgres, full_xid[stop.after.xid]) if stop.after else ""
     wrong = tuple(f"{name} = {shown.get(name)}" for name, value in ISOLATED.items() if shown.get(name) != value)
-    return Standing(lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong)
+    return RecoveryProgress(lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong)
 
 
 def _status(postgres: Postgres, xid: int) -> str:
@@ -98,7 +98,7 @@ def _status(postgres: Postgres, xid: int) -> str:
 
 
 @action
-def promote_instance(instance: Instance, slots: Mapping[str, bool]) -> int:
+def promote_instance(instance: PrivateInstance, slots: Mapping[str, bool]) -> int:
     """Promote it. Returns its new timeline. `slots`: physical slots to create first, so that the WAL receiver misses
     nothing.
 

@@ -33,7 +33,7 @@ _LAST_OPTION = re.compile(r'"-c" "([a-z_.]+)=([^"]*)"')
 
 
 @dataclass(frozen=True)
-class Stopped:
+class StoppedServer:
     """The findings. `unjudged`: why its catalogs cannot be copied, "" if they can. `settings`: those of its command
     line, and the paths of its pg_hba.conf and pg_ident.conf. `first`: the WAL segment that a start reads from LSN
     `redo` on. `preloaded`: shared_preload_libraries."""
@@ -48,22 +48,24 @@ class Stopped:
 
 
 @probe
-def read_stopped(postgres: Postgres, *, in_container: bool) -> Stopped:
+def read_stopped(postgres: Postgres, *, in_container: bool) -> StoppedServer:
     """Judge a stopped server with a data directory. `in_container`: its configuration has the container's paths, and is
     not read."""
     data = Path(postgres.data_directory).resolve()
     if not is_here(postgres.host):
-        return Stopped(unjudged=f"its data directory is on another host: {postgres.host}")
+        return StoppedServer(unjudged=f"its data directory is on another host: {postgres.host}")
     try:
         if servers_in(data):
-            return Stopped(unjudged="its processes still run, but it does not answer")
+            return StoppedServer(unjudged="its processes still run, but it does not answer")
         (data / "PG_VERSION").read_text()  # unreadable for this user: an OSError, not a fault of the server
         return _read(postgres, data, in_container=in_container)
     except (OpsError, OSError) as error:
-        return Stopped(unjudged=error.message if isinstance(error, OpsError) else f"{error.filename}: {error.strerror}")
+        return StoppedServer(
+            unjudged=error.message if isinstance(error, OpsError) else f"{error.filename}: {error.strerror}"
+        )
 
 
-def _read(postgres: Postgres, data: Path, *, in_container: bool) -> Stopped:
+def _read(postgres: Postgres, data: Path, *, in_container: bool) -> StoppedServer:
     found, settings, preloaded = list[Requirement](), dict[str, str](), tuple[str, ...]()
     if not in_container:
         settings = last_options(data)
@@ -75,14 +77,14 @@ def _read(postgres: Postgres, data: Path, *, in_container: bool) -> Stopped:
     hint = f"mv {data} {data}.broken, then run this again: a new cluster is created"
     found.append(Requirement(CONTROL, not damage, damage or control["Database cluster state"], "readable", hint))
     if damage:
-        return Stopped(tuple(found))
+        return StoppedServer(tuple(found))
     if (data / "standby.signal").exists():
         hint = "restore to the primary: correct [postgres] host and port, or promote this server (postgres-failover)"
         found.append(Requirement("server accepts writes", False, "standby.signal: a standby", "a primary", hint))
-        return Stopped(tuple(found))
+        return StoppedServer(tuple(found))
     for name in ("recovery.signal", "backup_label"):
         if (data / name).exists():
-            return Stopped(tuple(found), unjudged=f"{name} is in its data directory: it starts with a recovery")
+            return StoppedServer(tuple(found), unjudged=f"{name} is in its data directory: it starts with a recovery")
     size = int(control["Bytes per WAL segment"])
     first = Segment.named(control["Latest checkpoint's REDO WAL file"], size)
     last = Segment(lsn_of(control["Latest checkpoint location"]) // size, first.timeline, size)
@@ -93,7 +95,7 @@ def _read(postgres: Postgres, data: Path, *, in_container: bool) -> Stopped:
     redo = lsn_of(control["Latest checkpoint's REDO location"])
     if in_container:
         settings = {name: control[line] for name, line in _AS_IT_RAN.items()} | {"max_replication_slots": "1000"}
-    return Stopped(tuple(found), "", settings, preloaded, first, redo, int(control["Database system identifier"]))
+    return StoppedServer(tuple(found), "", settings, preloaded, first, redo, int(control["Database system identifier"]))
 
 
 def last_options(data: Path) -> dict[str, str]:

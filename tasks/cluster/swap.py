@@ -19,7 +19,7 @@ from runbook.files.durable import sync
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.cluster.instance import Instance
+from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.unpack import give
 from tasks.stores.directory import told
 
@@ -38,7 +38,7 @@ class ClusterSwapped:
 
 
 @action
-def swap_cluster(permit: Permit, postgres: Postgres, instance: Instance) -> ClusterSwapped:
+def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) -> ClusterSwapped:
     """Rename the live data directory to `<dir>.superseded_<stamp>`, and the copy to the live name.
 
     Both servers must be stopped. After a kill between the renames no directory is live: the next run builds and swaps

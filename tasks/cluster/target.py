@@ -27,7 +27,7 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Target:
+class RecoveryTarget:
     """What the operator chose. One of these is set: `xid` without its epoch, `lsn` in bytes, `at` with its zone."""
 
     by: By
@@ -59,7 +59,7 @@ class Stop:
     after: Commit | None
 
 
-def parse_target(by: By, text: str, zone: ZoneInfo) -> Target:
+def parse_target(by: By, text: str, zone: ZoneInfo) -> RecoveryTarget:
     """Parse a form's two fields. A time without a zone is in the environment's zone.
 
     Raises:
@@ -71,17 +71,17 @@ def parse_target(by: By, text: str, zone: ZoneInfo) -> Target:
             case "latest":
                 if text:
                     raise ValueError
-                return Target(by)
+                return RecoveryTarget(by)
             case "time":
                 at = datetime.fromisoformat(text)
-                return Target(by, at=(at if at.tzinfo else at.replace(tzinfo=zone)).astimezone(UTC))
+                return RecoveryTarget(by, at=(at if at.tzinfo else at.replace(tzinfo=zone)).astimezone(UTC))
             case "lsn":
-                return Target(by, lsn=lsn_of(text))
+                return RecoveryTarget(by, lsn=lsn_of(text))
             case "before_transaction" | "transaction":
                 number = int(text)
                 if number < 3:
                     raise ValueError
-                return Target(by, xid=number & 0xFFFFFFFF)
+                return RecoveryTarget(by, xid=number & 0xFFFFFFFF)
     except ValueError:
         pass
     if by not in _EXAMPLES:
@@ -89,7 +89,7 @@ def parse_target(by: By, text: str, zone: ZoneInfo) -> Target:
     raise OpsError(f"the target “{text[:60]}” does not fit {by}", f"write {_EXAMPLES[by]}")
 
 
-def find_stop(target: Target, commits: Sequence[Commit], begin: int, end: int, *, whole: bool) -> Stop | None:
+def find_stop(target: RecoveryTarget, commits: Sequence[Commit], begin: int, end: int, *, whole: bool) -> Stop | None:
     """The stop among the commits between a backup's end (`begin`) and `end`. `whole`: no WAL follows `end`.
 
     None: it is not among them.

@@ -27,8 +27,8 @@ from runbook.units import size
 from runbook.wait import until
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.catalog_wal import keep_databases
-from tasks.cluster.instance import ISOLATED, Instance, prepare_instance, put_away, serving, sweep_instance
-from tasks.cluster.stopped import Stopped, config_file, start_error
+from tasks.cluster.instance import ISOLATED, PrivateInstance, prepare_instance, put_away, serving, sweep_instance
+from tasks.cluster.stopped import StoppedServer, config_file, start_error
 from tasks.cluster.unpack import give
 from tasks.host.disk import disk_of
 from tasks.host.space import taken_by
@@ -94,7 +94,7 @@ def roots_of(postgres: Postgres) -> list[Path]:
 
 
 @contextlib.contextmanager
-def trial(postgres: Postgres, stopped: Stopped | None, *, in_container: bool) -> Iterator[Postgres]:
+def trial(postgres: Postgres, stopped: StoppedServer | None, *, in_container: bool) -> Iterator[Postgres]:
     """Run a trial, and yield how to connect to it. `stopped` None: a new cluster, as the run would make it.
 
     Raises:
@@ -123,7 +123,7 @@ def trial(postgres: Postgres, stopped: Stopped | None, *, in_container: bool) ->
 
 
 @action(idempotent=True)
-def make_cluster(instance: Instance) -> bool:
+def make_cluster(instance: PrivateInstance) -> bool:
     """Make a new cluster, as the run does. Returns True: it has the maintenance database.
 
     Raises:
@@ -139,7 +139,7 @@ def make_cluster(instance: Instance) -> bool:
 
 
 @action(idempotent=True)
-def copy_catalogs(postgres: Postgres, instance: Instance, stopped: Stopped) -> bool:
+def copy_catalogs(postgres: Postgres, instance: PrivateInstance, stopped: StoppedServer) -> bool:
     """Copy what the trial needs. Returns whether it has the maintenance database.
 
     Raises:
@@ -198,7 +198,7 @@ def _require_space(root: Path, parts: list[Path], wal: list[Segment]) -> None:
 
 
 def _copy_wal(
-    postgres: Postgres, instance: Instance, source: Path, wal: list[Segment], redo: int, kept: frozenset[int]
+    postgres: Postgres, instance: PrivateInstance, source: Path, wal: list[Segment], redo: int, kept: frozenset[int]
 ) -> None:
     """Copy WAL into a directory of this user, who may be root, then give it to the server's user."""
     directory = instance.root / "wal"
@@ -218,7 +218,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(read, written, 1 << 20)
 
 
-def _settings(postgres: Postgres, instance: Instance, stopped: Stopped | None, *, in_container: bool) -> dict[str, str]:
+def _settings(
+    postgres: Postgres, instance: PrivateInstance, stopped: StoppedServer | None, *, in_container: bool
+) -> dict[str, str]:
     """The settings of the server's start, overridden by those that isolate the trial."""
     given = dict(stopped.settings) if stopped else {}
     live = Path(postgres.data_directory).resolve() if stopped else instance.data
@@ -250,7 +252,7 @@ def _hba_of(data: Path) -> str:
     return _OWN_HBA.format("trust" if trusts else "md5")
 
 
-def _wait(instance: Instance, reached: Postgres, child: subprocess.Popen[bytes]) -> None:
+def _wait(instance: PrivateInstance, reached: Postgres, child: subprocess.Popen[bytes]) -> None:
     def answers() -> bool:
         if child.poll() is not None:
             log = instance.log.read_text(errors="replace")

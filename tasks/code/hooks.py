@@ -33,7 +33,7 @@ _PINNED = re.compile(r"v?\d+(\.\d+)+\S*|[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
-class Place:
+class HooksPlace:
     """The tools' paths from the repository's top directory, and their versions."""
 
     ruff: str
@@ -78,7 +78,7 @@ def unpinned(hooks: Mapping[str, str]) -> list[str]:
     return [f"{hook} ({rev})" for hook, rev in hooks.items() if rev and not _PINNED.fullmatch(rev)]
 
 
-def local_hooks(place: Place, missing: Sequence[str]) -> list[dict[str, Any]]:
+def local_hooks(place: HooksPlace, missing: Sequence[str]) -> list[dict[str, Any]]:
     """A repository `local`, whose hooks run the application's own programs."""
     python = {"language": "system", "types_or": ["python", "pyi"], **_only(place.backend)}
     config = ["--config", place.config] if place.web else []
@@ -96,7 +96,7 @@ def local_hooks(place: Place, missing: Sequence[str]) -> list[dict[str, Any]]:
     return [{"repo": "local", "hooks": [{"id": hook, **hooks[hook]} for hook in missing]}] if missing else []
 
 
-def remote_hooks(place: Place, missing: Sequence[str], packages: Sequence[str]) -> list[dict[str, Any]]:
+def remote_hooks(place: HooksPlace, missing: Sequence[str], packages: Sequence[str]) -> list[dict[str, Any]]:
     """The tools' own hook repositories, in the versions that the application uses."""
     found = list[dict[str, Any]]()
     ruff = [

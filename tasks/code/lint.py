@@ -17,14 +17,14 @@ from runbook.errors import OpsError, excerpt
 from runbook.kinds import action, probe
 from runbook.shell import Completed
 from tasks.application.programs import answer, parsed, python_program, web_program
-from tasks.code.problem import WEB, Checked, Problem, Severity, shown
+from tasks.code.problem import WEB, CheckedCode, Problem, Severity, shown
 
 Linter = Literal["ruff", "ruff format", "eslint"]
 _COUNTED = re.compile(r"(\d+) files? (?:would be reformatted|already formatted|left unchanged|reformatted)")
 
 
 @dataclass(frozen=True)
-class Source:
+class LintedCode:
     """The code to check: a checkout (live, or a worktree) with its backend and web directories, chosen files (none:
     all), chosen rules (none: as configured), and the time limit of a tool in seconds."""
 
@@ -60,7 +60,7 @@ class Source:
 
 
 @probe
-def read_ruff(source: Source) -> Checked:
+def read_ruff(source: LintedCode) -> CheckedCode:
     """Run `ruff check`.
 
     Raises:
@@ -79,11 +79,11 @@ def read_ruff(source: Source) -> Checked:
     )
     problems = _parse("ruff", done, lambda answer: [_of_ruff(source, one) for one in answer])
     _require_reason("ruff", done, problems)
-    return Checked("ruff", version, len(files), problems, done.seconds)
+    return CheckedCode("ruff", version, len(files), problems, done.seconds)
 
 
 @probe
-def read_ruff_format(source: Source) -> Checked:
+def read_ruff_format(source: LintedCode) -> CheckedCode:
     """Run `ruff format` without writing.
 
     Raises:
@@ -105,11 +105,11 @@ def read_ruff_format(source: Source) -> Checked:
         for name in names
     )
     _require_reason("ruff format", done, problems)
-    return Checked("ruff format", version, counted, problems, done.seconds)
+    return CheckedCode("ruff format", version, counted, problems, done.seconds)
 
 
 @probe
-def read_eslint(source: Source) -> Checked:
+def read_eslint(source: LintedCode) -> CheckedCode:
     """Run ESLint without its cache, which it then deletes. With chosen rules only their problems and parse errors are
     kept.
 
@@ -127,17 +127,17 @@ def read_eslint(source: Source) -> Checked:
     _require_reason("eslint", done, problems)
     kept = {*source.web_rules, "syntax"}
     chosen = tuple(found for found in problems if not source.web_rules or found.code in kept)
-    return Checked("eslint", version, len(results), chosen, done.seconds)
+    return CheckedCode("eslint", version, len(results), chosen, done.seconds)
 
 
 @probe
-def read_ruff_settings(source: Source) -> str:
+def read_ruff_settings(source: LintedCode) -> str:
     """The settings in force for the first file, printed by ruff."""
     return source.ruff("check", "--show-settings", *source.rules_of_ruff(), "--", _python_files(source)[0]).stdout
 
 
 @probe
-def read_eslint_settings(source: Source, file: Path) -> str:
+def read_eslint_settings(source: LintedCode, file: Path) -> str:
     """The settings in force for a file, as ESLint's JSON."""
     done = source.eslint("--print-config", file)
     parsed("eslint", done.stdout, dict)
@@ -145,7 +145,7 @@ def read_eslint_settings(source: Source, file: Path) -> str:
 
 
 @action(idempotent=True)
-def repair(source: Source, linters: Sequence[Linter]) -> None:
+def repair(source: LintedCode, linters: Sequence[Linter]) -> None:
     """Write the safe automatic fixes. Only for a worktree: the live checkout is only read.
 
     Raises:
@@ -159,14 +159,14 @@ def repair(source: Source, linters: Sequence[Linter]) -> None:
         source.eslint("--fix", *source.rules_of_eslint(), "--", *source.web_targets())
 
 
-def _ruff_version(source: Source) -> str:
+def _ruff_version(source: LintedCode) -> str:
     version = source.ruff("--version").stdout.strip()
     if not version.startswith("ruff "):
         raise OpsError(f"ruff reports its version as “{excerpt(version)}”", "check which program is installed as ruff")
     return version
 
 
-def _python_files(source: Source) -> list[Path]:
+def _python_files(source: LintedCode) -> list[Path]:
     """The files that ruff checks.
 
     Raises:
@@ -179,13 +179,13 @@ def _python_files(source: Source) -> list[Path]:
     return files
 
 
-def _of_ruff(source: Source, one: dict[str, Any]) -> Problem:
+def _of_ruff(source: LintedCode, one: dict[str, Any]) -> Problem:
     file, line = shown(source.repository, one["filename"]), int(one["location"]["row"])
     safe = bool(one["fix"]) and one["fix"]["applicability"] == "safe"
     return Problem("ruff", file, line, str(one["code"] or "syntax"), str(one["message"]), fixable=safe)
 
 
-def _of_eslint(source: Source, file: dict[str, Any], one: dict[str, Any]) -> Problem:
+def _of_eslint(source: LintedCode, file: dict[str, Any], one: dict[str, Any]) -> Problem:
     severity: Severity = "error" if one["severity"] == 2 else "warning"
     line, rule = int(one.get("line") or 0), str(one["ruleId"] or "syntax")
     name = shown(source.repository, file["filePath"])

@@ -30,7 +30,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedCode:
     """A tool's answer. `files`: the number of files that it checked; `notes`: other remarks."""
 
     tool: str

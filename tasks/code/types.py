@@ -16,7 +16,7 @@ from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import probe
 from runbook.shell import Completed
 from tasks.application.programs import answer, python_program, web_program
-from tasks.code.problem import Checked, Problem, Severity, shown
+from tasks.code.problem import CheckedCode, Problem, Severity, shown
 
 IMPORTING = ("PYTHONPATH", "MYPYPATH")
 """Variables by which mypy finds its plugins and the application's imports."""
@@ -43,7 +43,7 @@ def read_mypy(
     seconds: float,
     cache: Path,
     html: Path,
-) -> Checked:
+) -> CheckedCode:
     """Run mypy in the backend's directory: on the chosen `files`, else those of its configuration, else all. `html`:
     the directory of its HTML report, which needs lxml.
 
@@ -85,7 +85,7 @@ def read_mypy(
             f"mypy exited {done.code} without naming an error: {excerpt(done.stdout)}",
             "run mypy by hand: without a valid answer the check has not passed",
         )
-    return Checked("mypy", version, int(end[1]) if end else 0, problems, done.seconds, notes)
+    return CheckedCode("mypy", version, int(end[1]) if end else 0, problems, done.seconds, notes)
 
 
 def _mypy_problems(printed: str, repository: Path, backend: Path) -> tuple[Problem, ...]:
@@ -138,7 +138,7 @@ def _targeted(argv: Sequence[str | Path], files: Sequence[Path], backend: Path, 
 
 
 @probe
-def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool, seconds: float) -> Checked:
+def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool, seconds: float) -> CheckedCode:
     """Run the workspace's TypeScript compiler on each of its projects. A file argument would make it ignore
     tsconfig.json: so it checks everything, and only the errors of `files`, if given, are kept.
 
@@ -170,7 +170,7 @@ def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool
     kept = tuple(
         one for one in problems if not chosen or one.file in chosen or not one.line or _TSC_STOPS.fullmatch(one.code)
     )
-    return Checked("tsc", version, len(files) or len(checked), kept, took)
+    return CheckedCode("tsc", version, len(files) or len(checked), kept, took)
 
 
 def _projects(web: Path) -> list[Path]:

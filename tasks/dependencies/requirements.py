@@ -17,7 +17,7 @@ _HASH = re.compile(r"\s*--hash=\S+")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedPackage:
     """One requirement. `exact`: its pinned version, "" for a range."""
 
     requirement: Requirement
@@ -33,7 +33,7 @@ class Wanted:
         return pins[0] if len(pins) == 1 and "*" not in pins[0] else ""
 
 
-def read_requirements(files: Sequence[Path]) -> list[Wanted]:
+def read_requirements(files: Sequence[Path]) -> list[WantedPackage]:
     """The requirements of these files; options (-r, -e, --index-url …) are ignored.
 
     Raises:
@@ -53,13 +53,13 @@ def read_requirements(files: Sequence[Path]) -> list[Wanted]:
             if not wanted or wanted.startswith("-"):
                 continue
             try:
-                found.append(Wanted(Requirement(wanted), file))
+                found.append(WantedPackage(Requirement(wanted), file))
             except InvalidRequirement:
                 raise OpsError(f"{file.name}: “{wanted[:60]}” is no requirement", "correct the line") from None
     return found
 
 
-def out_of_step(wanted: Sequence[Wanted], lock: Sequence[Wanted]) -> list[str]:
+def out_of_step(wanted: Sequence[WantedPackage], lock: Sequence[WantedPackage]) -> list[str]:
     """How a lock file differs from the requirements."""
     pins = {one.name: one.exact for one in lock}
     problems = []

@@ -17,7 +17,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
 from runbook.log import logger
 from runbook.masking import masked
-from tasks.docker.source import Source
+from tasks.docker.source import BuildSource
 
 # Between two lines of output: a build step can be silent for a long time.
 SILENT_SECONDS = 1800
@@ -31,7 +31,7 @@ PUSH = "push"
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltImage:
     """A built image; `references`: its tags, the version first."""
 
     role: str
@@ -58,7 +58,7 @@ def check_version(version: str) -> None:
         raise OpsError(f"“{version[:40]}” is no version", "use letters, digits, “_”, “.” and “-”, such as v1.2.3")
 
 
-def labels(version: str, source: Source) -> dict[str, str]:
+def labels(version: str, source: BuildSource) -> dict[str, str]:
     """The labels that state an image's origin."""
     revision = source.revision + ("-dirty" if source.dirty else "")
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -114,7 +114,7 @@ def read_digest(block: Docker, reference: str) -> str:
 
 
 @action(idempotent=True)
-def build_image(block: Docker, role: str, source: Source, version: str, *, trial: bool = False) -> Built:
+def build_image(block: Docker, role: str, source: BuildSource, version: str, *, trial: bool = False) -> BuiltImage:
     """Build a role's image from its Dockerfile; tag it with the version and the commit. `trial`: pull its base images
     first, and do not set the commit's tag, which can belong to a release.
 
@@ -146,7 +146,7 @@ def build_image(block: Docker, role: str, source: Source, version: str, *, trial
         found = client.api.inspect_image(f"{repository}:{version}")
     logger().info("image of %s built: %s", role, found["Id"])
     references = tuple(f"{repository}:{tag}" for tag in tags)
-    return Built(role, found["Id"], references, int(found["Size"]), "\n".join(lines))
+    return BuiltImage(role, found["Id"], references, int(found["Size"]), "\n".join(lines))
 
 
 def _follow(role: str, stream: Iterable[Mapping[str, Any]], lines: deque[str]) -> None:

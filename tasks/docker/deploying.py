@@ -26,7 +26,7 @@ STOP_SECONDS = 150
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedContainer:
     """The image to deploy for a role. `digest`: in the registry, "" if unknown; `image_id`: of the local image, ""
     before the pull."""
 
@@ -47,13 +47,13 @@ def next_name(name: str) -> str:
     return f"{name}-next"
 
 
-def act_of(wanted: Wanted) -> Act:
+def act_of(wanted: WantedContainer) -> Act:
     """The act that needs a permit."""
     return Act(DEPLOY, f"{wanted.reference} as {wanted.name}")
 
 
 @probe
-def find_images(block: Docker, roles: Sequence[str], version: str) -> list[Wanted]:
+def find_images(block: Docker, roles: Sequence[str], version: str) -> list[WantedContainer]:
     """The images of a version, in the registry and on the engine. A local image is enough: a rollback must work without
     the registry, with the digest of the last pull or push.
 
@@ -76,7 +76,7 @@ def find_images(block: Docker, roles: Sequence[str], version: str) -> list[Wante
                     f"there is no image {reference}: not on the engine, and {away}",
                     "build it (build-images with push), or correct the version",
                 )
-            found.append(Wanted(role, block.name_of(role), reference, digest, str(local.get("Id", ""))))
+            found.append(WantedContainer(role, block.name_of(role), reference, digest, str(local.get("Id", ""))))
     return found
 
 
@@ -96,7 +96,7 @@ def _digest_of(image: Mapping[str, Any], repository: str) -> str:
 
 
 @action(idempotent=True)
-def pull_images(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> list[Wanted]:
+def pull_images(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> list[WantedContainer]:
     """Pull the planned images by digest, whatever the tag means now, and set the local tag to them.
 
     Raises:
@@ -116,12 +116,12 @@ def pull_images(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> list
             if one.digest:
                 client.api.tag(one.image, repository, tag)
             found = str(client.api.inspect_image(one.image)["Id"])
-            pulled.append(Wanted(one.role, one.name, one.reference, one.digest, found))
+            pulled.append(WantedContainer(one.role, one.name, one.reference, one.digest, found))
     return pulled
 
 
 @action(idempotent=True)
-def create_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> dict[str, str]:
+def create_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> dict[str, str]:
     """Create each container alongside the running one, without starting it: errors of its configuration show now.
     Returns role → id of the new container.
 
@@ -142,7 +142,7 @@ def create_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -
 
 
 @action(idempotent=True)
-def swap_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> None:
+def swap_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
     """Stop and rename the old container, start the new one under its name. A container that a killed run kept stays the
     one to roll back to; its unproven successor is removed.
 
@@ -166,7 +166,7 @@ def swap_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> 
 
 @action(idempotent=True)
 def roll_back_containers(
-    permit: Permit, block: Docker, wanted: Sequence[Wanted], created: Mapping[str, str]
+    permit: Permit, block: Docker, wanted: Sequence[WantedContainer], created: Mapping[str, str]
 ) -> list[str]:
     """Restore and start the old containers; the new ones are stopped and kept for their logs. Returns the roles without
     an old container: only the new one (`created`) exists.
@@ -208,7 +208,7 @@ def _never_start(container: Any) -> None:
 
 
 @action(idempotent=True)
-def remove_failed(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> None:
+def remove_failed(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
     """Remove the unhealthy containers, after their logs are in the report. Images and volumes are kept."""
     with engine(block.host) as client:
         for one in wanted:
@@ -218,7 +218,7 @@ def remove_failed(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> No
 
 
 @action(idempotent=True)
-def remove_previous(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> None:
+def remove_previous(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
     """Remove the old containers, after the new ones are proven. Images and volumes are kept."""
     with engine(block.host) as client:
         for one in wanted:

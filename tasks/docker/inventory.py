@@ -19,7 +19,7 @@ PREDEFINED = ("bridge", "host", "none", "ingress", "docker_gwbridge")
 
 
 @dataclass(frozen=True)
-class Limits:
+class ContainerLimits:
     """A container's limits: bytes of memory, bytes of memory reservation, CPUs; 0: no limit."""
 
     memory: int
@@ -41,7 +41,7 @@ class SeenContainer:
     labels: Mapping[str, str]
     networks: tuple[str, ...]
     volumes: tuple[str, ...]
-    limits: Limits
+    limits: ContainerLimits
     exit_code: int
     restarts: int
     out_of_memory: bool
@@ -213,12 +213,12 @@ def _container(details: dict[str, Any], counted: dict[str, Any]) -> SeenContaine
     )
 
 
-def limits_of(host: Mapping[str, Any]) -> Limits:
+def limits_of(host: Mapping[str, Any]) -> ContainerLimits:
     """The limits of a container's HostConfig; `--cpus` and `--cpu-quota` are two names of one limit."""
     cpus = (host.get("NanoCpus") or 0) / 1e9
     if not cpus and (host.get("CpuQuota") or 0) > 0:
         cpus = host["CpuQuota"] / (host.get("CpuPeriod") or 100_000)
-    return Limits(int(host.get("Memory") or 0), int(host.get("MemoryReservation") or 0), cpus)
+    return ContainerLimits(int(host.get("Memory") or 0), int(host.get("MemoryReservation") or 0), cpus)
 
 
 def _image(details: dict[str, Any], counted: dict[str, Any]) -> SeenImage:

@@ -12,7 +12,7 @@ from tasks.application.worktree import git, uncommitted
 
 
 @dataclass(frozen=True)
-class Source:
+class BuildSource:
     """A git checkout. `origin`: its remote without credentials; `dirty`: uncommitted files."""
 
     directory: Path
@@ -27,7 +27,7 @@ class Source:
 
 
 @probe
-def read_source(checkout: str) -> Source:
+def read_source(checkout: str) -> BuildSource:
     """Read the state of the checkout.
 
     Raises:
@@ -46,7 +46,7 @@ def read_source(checkout: str) -> Source:
             f"{checkout} is not a usable git checkout: {error.message}",
             "correct [docker] checkout; the worker's user must own it",
         ) from None
-    return Source(directory, revision, _origin(directory), dirty)
+    return BuildSource(directory, revision, _origin(directory), dirty)
 
 
 def _origin(directory: Path) -> str:

@@ -17,7 +17,7 @@ AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Use:
+class ContainerUse:
     """A container's usage within about 1 s: CPUs (1.0: one CPU completely), and bytes of memory without the file cache
     that the kernel can drop."""
 
@@ -26,7 +26,7 @@ class Use:
 
 
 @probe
-def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use]:
+def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, ContainerUse]:
     """One sample of each running container, by name; containers that end meanwhile are left out.
 
     Raises:
@@ -36,7 +36,7 @@ def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use
     running = [one for one in containers if not one.stopped]
     with engine(host) as client, ThreadPoolExecutor(AT_ONCE) as threads:
 
-        def sample(one: SeenContainer) -> Use | None:
+        def sample(one: SeenContainer) -> ContainerUse | None:
             try:
                 return use_of(client.api.stats(one.id, stream=False))
             except docker.errors.NotFound:
@@ -46,7 +46,7 @@ def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use
         return {one.name: use for one, use in found if use}
 
 
-def use_of(stats: Mapping[str, Any]) -> Use | None:
+def use_of(stats: Mapping[str, Any]) -> ContainerUse | None:
     """Usage by the formula of the docker client; None if the container is stopped.
 
     https://docs.docker.com/reference/api/engine/ (ContainerStats)
@@ -60,4 +60,4 @@ def use_of(stats: Mapping[str, Any]) -> Use | None:
     details = memory.get("stats") or {}
     files = details.get("total_inactive_file", details.get("inactive_file", 0))  # cgroup v1, v2
     used = memory["usage"] - files if files < memory["usage"] else memory["usage"]
-    return Use(max(taken, 0) / passed * processors if passed > 0 else 0.0, int(used))
+    return ContainerUse(max(taken, 0) / passed * processors if passed > 0 else 0.0, int(used))

@@ -12,28 +12,29 @@ from blocks.places import Application
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.drill.direct import DirectWriter, Servers
-from tasks.drill.ledger import Attempt, Ledger
+from tasks.drill.ledger import Attempt, WriteLedger
 from tasks.drill.writer import Writer
 
 WRITES_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Clients:
+class DrillClients:
     """Their ledgers."""
 
-    application: Ledger
-    direct: Ledger
+    application: WriteLedger
+    direct: WriteLedger
 
     @classmethod
-    def at(cls, directory: Path, prefix: str) -> Clients:
+    def at(cls, directory: Path, prefix: str) -> DrillClients:
         """Ledgers in a directory; `prefix` marks this drill's rows."""
         return cls(
-            Ledger(directory / "application.jsonl", f"{prefix}a-"), Ledger(directory / "direct.jsonl", f"{prefix}d-")
+            WriteLedger(directory / "application.jsonl", f"{prefix}a-"),
+            WriteLedger(directory / "direct.jsonl", f"{prefix}d-"),
         )
 
     @property
-    def ledgers(self) -> dict[str, Ledger]:
+    def ledgers(self) -> dict[str, WriteLedger]:
         """By their names in the report."""
         return {"through the application": self.application, "to the database": self.direct}
 
@@ -63,8 +64,8 @@ def first_success(attempts: list[Attempt], after: datetime, until_at: datetime) 
 
 @contextlib.contextmanager
 def writing(
-    clients: Clients, application: Application, url: str | Callable[[], str], servers: Servers, database: str
-) -> Iterator[Clients]:
+    clients: DrillClients, application: Application, url: str | Callable[[], str], servers: Servers, database: str
+) -> Iterator[DrillClients]:
     """Both clients write while the block runs, also while the system is down.
 
     Raises:
@@ -74,7 +75,7 @@ def writing(
         yield clients
 
 
-def served(clients: Clients, struck: datetime, recovered: datetime, seconds: float) -> datetime | None:
+def served(clients: DrillClients, struck: datetime, recovered: datetime, seconds: float) -> datetime | None:
     """Wait until users are served again after the recovery; returns when that was. None: not within `seconds`."""
     ledger = clients.application
     with contextlib.suppress(Unreachable):

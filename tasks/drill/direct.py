@@ -16,7 +16,7 @@ from psycopg.errors import Diagnostic
 from blocks.postgres import nodes
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
-from tasks.drill.ledger import Ledger
+from tasks.drill.ledger import WriteLedger
 
 Servers = Callable[[], Sequence[Postgres]]
 KEYS, PUTS = 8, 4
@@ -41,7 +41,7 @@ class DirectWriter:
     is not used again, because its right value is unknown. A commit that waits for a standby is never cancelled.
     """
 
-    def __init__(self, servers: Servers, database: str, ledger: Ledger, *, per_second: float = 20) -> None:
+    def __init__(self, servers: Servers, database: str, ledger: WriteLedger, *, per_second: float = 20) -> None:
         self.ledger = ledger
         self._servers, self._database, self._pause = servers, database, 1 / per_second
         self._stop = threading.Event()

@@ -35,7 +35,7 @@ class Attempt:
     why: str = ""
 
 
-class Ledger:
+class WriteLedger:
     """A file of JSON lines: the intent of every write, on disk before it is sent, and its answer.
 
     The ids begin with `prefix`, which marks the rows of this ledger.

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from blocks.places import Application
-from tasks.drill.ledger import DIRECT, Attempt, Ledger, text_of
+from tasks.drill.ledger import DIRECT, Attempt, WriteLedger, text_of
 
 TABLE = "interview_ops_drill"
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -46,7 +46,7 @@ class LedgerResult:
         return f"{text}; {len(self.unexpected)} rows are unexpected" if self.unexpected else text
 
 
-def find_lost_writes(ledger: Ledger, dsn: str, application: Application) -> LedgerResult:
+def find_lost_writes(ledger: WriteLedger, dsn: str, application: Application) -> LedgerResult:
     """Look up every write of a ledger in a database.
 
     Raises:
@@ -56,7 +56,7 @@ def find_lost_writes(ledger: Ledger, dsn: str, application: Application) -> Ledg
         return find_lost_in(ledger, connection, application)
 
 
-def find_lost_in(ledger: Ledger, connection: Connection, application: Application) -> LedgerResult:
+def find_lost_in(ledger: WriteLedger, connection: Connection, application: Application) -> LedgerResult:
     """The same, with a connection to the application's database."""
     attempts = ledger.attempts()
     direct = [attempt for attempt in attempts if attempt.kind in DIRECT]

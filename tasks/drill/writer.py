@@ -20,8 +20,8 @@ from blocks.http_step import TEXT, HttpStep, StepFailed, WriteStep
 from blocks.places import Application
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.application.http_steps import Answer, NotAnswered, StepClient
-from tasks.drill.ledger import Ledger, text_of
+from tasks.application.http_steps import HttpAnswer, NotAnswered, StepClient
+from tasks.drill.ledger import WriteLedger, text_of
 
 TIMEOUT_SECONDS = 5.0
 LOGIN_SECONDS = 60.0
@@ -50,7 +50,7 @@ class Writer:
     def __init__(
         self,
         application: Application,
-        ledger: Ledger,
+        ledger: WriteLedger,
         *,
         url: str | Callable[[], str] = "",
         per_second: float = 10,
@@ -116,11 +116,11 @@ class Writer:
         else:
             self._record(attempt, step, answer)
 
-    def _send(self, step: WriteStep, attempt: str) -> Answer:
+    def _send(self, step: WriteStep, attempt: str) -> HttpAnswer:
         self._client.url = self._url if isinstance(self._url, str) else self._url()
         return self._client.send(step, **{TEXT: text_of(attempt)})
 
-    def _record(self, attempt: str, step: WriteStep, answer: Answer) -> None:
+    def _record(self, attempt: str, step: WriteStep, answer: HttpAnswer) -> None:
         if answer.status in step.status:
             self.ledger.answer(attempt, "acknowledged", key=self._key(step, answer, attempt))
             return
@@ -133,7 +133,7 @@ class Writer:
             for name in self._first.take:
                 self._client.values.pop(name, None)
 
-    def _key(self, step: WriteStep, answer: Answer, attempt: str) -> str:
+    def _key(self, step: WriteStep, answer: HttpAnswer, attempt: str) -> str:
         """The first value that the step takes, for the report."""
         try:
             taken = self._client.judge(step, answer, **{TEXT: text_of(attempt)})

@@ -23,7 +23,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.failover.member import Control, Member, ask_member
+from tasks.failover.member import ClusterMember, MemberControl, ask_member
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address
@@ -39,7 +39,7 @@ OLD_PRIMARY = "the old primary's own WAL"
 
 
 @dataclass(frozen=True)
-class Source:
+class WalSource:
     """A place with received WAL. `beyond`: what the standby has not replayed of it; `problem`: why that is unknown;
     `system` and `timeline`: the cluster and newest timeline of its segments."""
 
@@ -58,16 +58,16 @@ class Fed:
     place: int
     received: int
     timeline: int
-    sources: tuple[Source, ...]
+    sources: tuple[WalSource, ...]
 
 
 @probe
-def read_source(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> Source:
+def read_source(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> WalSource:
     """See `source_of`. `postgres` has the programs that read it."""
     return source_of(name, postgres, directory, timeline, place)
 
 
-def source_of(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> Source:
+def source_of(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> WalSource:
     """Read what a WAL directory on this host has of a timeline after a position."""
     path = Path(directory)
     try:
@@ -75,8 +75,8 @@ def source_of(name: str, postgres: Postgres, directory: str, timeline: int, plac
         newest = segments[-1] if segments else None
         beyond = read_beyond(postgres, path, timeline, place)
     except OpsError as error:
-        return Source(name, directory, Beyond(place), problem=error.message)
-    return Source(name, directory, beyond, newest.system if newest else 0, newest.timeline if newest else 0)
+        return WalSource(name, directory, Beyond(place), problem=error.message)
+    return WalSource(name, directory, beyond, newest.system if newest else 0, newest.timeline if newest else 0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Feeding:
 
     standby: Postgres
     wal: Wal | None
-    control: Control | None
+    control: MemberControl | None
     old: Postgres | None = None
 
 
@@ -126,7 +126,7 @@ def _hint(old: Postgres | None) -> str:
     )
 
 
-def own_wal(old: Postgres, now: Member) -> Source | None:
+def own_wal(old: Postgres, now: ClusterMember) -> WalSource | None:
     """The WAL of a dead primary that the standby `now` has not replayed. None: it is not on this host, is from another
     cluster or timeline, or cannot be decoded from there on."""
     if not is_here(old.host):
@@ -174,7 +174,7 @@ def _fed(feeding: Feeding) -> Fed:
         raise Unreachable(f"{now.address} still receives a stream")
     sources = sources_of(postgres, feeding.wal, now)
     if feeding.old:
-        unread = Source(OLD_PRIMARY, feeding.old.data_directory, Beyond(now.written), problem="it cannot be decoded")
+        unread = WalSource(OLD_PRIMARY, feeding.old.data_directory, Beyond(now.written), problem="it cannot be decoded")
         sources += (own_wal(feeding.old, now) or unread,)
     for source in sources:
         if source.problem and source.name != RECEIVER:  # the plan has a warning about the receiver's
@@ -189,7 +189,7 @@ def _fed(feeding: Feeding) -> Fed:
     return Fed(now.written, now.received, now.timeline, sources)
 
 
-def _require_own(postgres: Postgres, now: Member) -> None:
+def _require_own(postgres: Postgres, now: ClusterMember) -> None:
     """A standby needs WAL up to its replay position, otherwise its promotion ends in a PANIC: its `restore_command` may
     have replaced a segment by a shorter one."""
     if not is_here(postgres.host):
@@ -210,7 +210,7 @@ def _require_own(postgres: Postgres, now: Member) -> None:
             )
 
 
-def sources_of(postgres: Postgres, wal: Wal | None, now: Member) -> tuple[Source, ...]:
+def sources_of(postgres: Postgres, wal: Wal | None, now: ClusterMember) -> tuple[WalSource, ...]:
     """What the WAL receiver and the standby's pg_wal have beyond its replay position, as far as they are on this
     host."""
     places = [(RECEIVER, wal.directory)] if wal else []

@@ -28,7 +28,7 @@ BOOT = "its service is disabled at boot"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class FenceEvidence:
     """One condition. `holds` None: it cannot be checked from here. `by_run`: it does not hold yet, and `keep_down`
     makes it hold."""
 
@@ -44,7 +44,7 @@ class Fencing:
     """All evidence about one server."""
 
     server: str
-    rows: tuple[Evidence, ...]
+    rows: tuple[FenceEvidence, ...]
 
     @property
     def proven(self) -> bool:
@@ -52,17 +52,17 @@ class Fencing:
         return all(row.holds for row in self.rows)
 
     @property
-    def against(self) -> tuple[Evidence, ...]:
+    def against(self) -> tuple[FenceEvidence, ...]:
         """The conditions that do not hold: the server runs, or would be started again."""
         return tuple(row for row in self.rows if row.holds is False and not row.by_run)
 
     @property
-    def by_run(self) -> tuple[Evidence, ...]:
+    def by_run(self) -> tuple[FenceEvidence, ...]:
         """The conditions that `keep_down` makes hold."""
         return tuple(row for row in self.rows if row.holds is False and row.by_run)
 
     @property
-    def unknown(self) -> tuple[Evidence, ...]:
+    def unknown(self) -> tuple[FenceEvidence, ...]:
         """The conditions that a person has to attest."""
         return tuple(row for row in self.rows if row.holds is None)
 
@@ -110,15 +110,15 @@ def named_person(fenced_by: str) -> str:
     return given
 
 
-def _port(postgres: Postgres) -> Evidence:
+def _port(postgres: Postgres) -> FenceEvidence:
     what = "its port is closed"
     try:
         _knock(postgres)
     except (ConnectionRefusedError, FileNotFoundError):
-        return Evidence(what, True, f"{address(postgres)} refuses connections")
+        return FenceEvidence(what, True, f"{address(postgres)} refuses connections")
     except OSError as error:
-        return Evidence(what, None, f"{address(postgres)} cannot be reached ({error})", ATTEST)
-    return Evidence(
+        return FenceEvidence(what, None, f"{address(postgres)} cannot be reached ({error})", ATTEST)
+    return FenceEvidence(
         what,
         False,
         f"{address(postgres)} accepts connections",
@@ -135,16 +135,16 @@ def _knock(postgres: Postgres) -> None:
         knocking.connect(str(Path(postgres.host, f".s.PGSQL.{postgres.port}")))
 
 
-def _supervisor(services: Services, postgres: Postgres) -> Evidence:
+def _supervisor(services: Services, postgres: Postgres) -> FenceEvidence:
     what = "its supervisor does not run or restart it"
     try:
         state = services.state(postgres.service)
     except Unreachable as error:
-        return Evidence(what, None, error.message, ATTEST)
+        return FenceEvidence(what, None, error.message, ATTEST)
     except OpsError as error:
-        return Evidence(what, None, error.message, error.hint or ATTEST)
+        return FenceEvidence(what, None, error.message, error.hint or ATTEST)
     seen = f"{services.names[postgres.service]}: {state.told}" + (f", process {state.pid}" if state.pid else "")
-    return Evidence(
+    return FenceEvidence(
         what,
         not state.comes_back,
         seen,
@@ -152,34 +152,34 @@ def _supervisor(services: Services, postgres: Postgres) -> Evidence:
     )
 
 
-def _boot(services: Services, postgres: Postgres) -> Evidence:
+def _boot(services: Services, postgres: Postgres) -> FenceEvidence:
     """A stopped unit is not enough: a reboot starts an enabled one."""
     role, data = postgres.service, Path(postgres.data_directory)
     try:
         name, reason = services.name_of(role), services.starts_at_boot(role)
     except Unreachable as error:
-        return Evidence(BOOT, None, error.message, ATTEST)
+        return FenceEvidence(BOOT, None, error.message, ATTEST)
     except OpsError as error:
-        return Evidence(BOOT, None, error.message, error.hint or ATTEST)
+        return FenceEvidence(BOOT, None, error.message, error.hint or ATTEST)
     if not reason:
-        return Evidence(BOOT, True, f"{name} is disabled or masked")
+        return FenceEvidence(BOOT, True, f"{name} is disabled or masked")
     if services.can_disable:
-        return Evidence(BOOT, False, f"{name}: {reason}", f"disable {name} there", by_run=True)
+        return FenceEvidence(BOOT, False, f"{name}: {reason}", f"disable {name} there", by_run=True)
     seen, files = f"{name}: {reason}", is_here(postgres.host) and (data / "PG_VERSION").exists()
     if files and (data / SIGNAL).exists():
-        return Evidence(BOOT, True, f"{seen}; it would start as a standby ({SIGNAL} is in {data})")
-    return Evidence(BOOT, False, seen, services.how_to_disable, by_run=files)
+        return FenceEvidence(BOOT, True, f"{seen}; it would start as a standby ({SIGNAL} is in {data})")
+    return FenceEvidence(BOOT, False, seen, services.how_to_disable, by_run=files)
 
 
-def _processes(postgres: Postgres, supervised: Evidence) -> Evidence:
+def _processes(postgres: Postgres, supervised: FenceEvidence) -> FenceEvidence:
     what = "no process of it is left"
     if not is_here(postgres.host):
-        return Evidence(what, supervised.holds, f"by its supervisor: {supervised.seen}", supervised.hint)
+        return FenceEvidence(what, supervised.holds, f"by its supervisor: {supervised.seen}", supervised.hint)
     left, unseen = look_for_processes(Path(postgres.data_directory))
     if unseen and not left:
         seen = f"this user cannot inspect the processes of {unseen} servers; by its supervisor: {supervised.seen}"
-        return Evidence(what, supervised.holds, seen, supervised.hint)
-    return Evidence(
+        return FenceEvidence(what, supervised.holds, seen, supervised.hint)
+    return FenceEvidence(
         what,
         not left,
         f"processes {', '.join(map(str, left[:5]))}" if left else "none",
@@ -204,7 +204,7 @@ def look_for_processes(data: Path) -> tuple[list[int], int]:
 
 
 @action(idempotent=True)
-def keep_down(permit: Permit, services: Services, postgres: Postgres) -> Evidence:
+def keep_down(permit: Permit, services: Services, postgres: Postgres) -> FenceEvidence:
     """Disable the service of a stopped server at boot. If its files are on this host, also make it start as a standby,
     which takes no writes. The fence is checked again right before the promotion."""
     permit.require(FENCE, address(postgres))
@@ -215,20 +215,20 @@ def keep_down(permit: Permit, services: Services, postgres: Postgres) -> Evidenc
 
 
 @action(idempotent=True)
-def mark_standby(permit: Permit, postgres: Postgres) -> Evidence:
+def mark_standby(permit: Permit, postgres: Postgres) -> FenceEvidence:
     """Make a server of this host start as a standby, which takes no writes."""
     permit.require(FENCE, address(postgres))
     return _mark(postgres)
 
 
-def _mark(postgres: Postgres) -> Evidence:
+def _mark(postgres: Postgres) -> FenceEvidence:
     what, data = "if started by hand, it takes no writes", Path(postgres.data_directory)
     if not is_here(postgres.host):
-        return Evidence(what, None, "not checked: its files are on another host")
+        return FenceEvidence(what, None, "not checked: its files are on another host")
     if not (data / "PG_VERSION").exists():
-        return Evidence(what, True, f"{data} has no cluster")
+        return FenceEvidence(what, True, f"{data} has no cluster")
     give_like(data, data / SIGNAL, "")
-    return Evidence(what, True, f"{SIGNAL} is in {data}")
+    return FenceEvidence(what, True, f"{SIGNAL} is in {data}")
 
 
 @action(idempotent=True)

@@ -16,7 +16,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.application import acknowledged
-from tasks.application.acknowledged import Entry
+from tasks.application.acknowledged import LedgerEntry
 from tasks.postgres.replication.synchronous import address
 
 _TABLE = """
@@ -30,13 +30,13 @@ RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Account(acknowledged.Account):
+class WriteLoss(acknowledged.AcknowledgedWrites):
     """`indeterminate`: attempts without an answer."""
 
     indeterminate: int
 
 
-class Ledger:
+class FailoverLedger:
     """Inserts numbers continuously, one per transaction, as administrator, on the server that takes writes.
 
     A context manager. Its table, in the maintenance database, is dropped at the end. A commit that waits for a standby
@@ -44,14 +44,14 @@ class Ledger:
     """
 
     def __init__(self, servers: Sequence[Postgres]) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[LedgerEntry] = []
         self.last_error = ""
         self._servers = list(servers)
         self._run, self._attempts = secrets.token_hex(4), 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> FailoverLedger:
         self._thread.start()
         return self
 
@@ -63,11 +63,11 @@ class Ledger:
         self._stop.set()
         self._thread.join(END_SECONDS)
 
-    def find_first(self, server: str) -> Entry | None:
+    def find_first(self, server: str) -> LedgerEntry | None:
         """The first write that this server acknowledged."""
         return next((entry for entry in list(self.entries) if entry.server == server), None)
 
-    def wait_for(self, server: str, seconds: float) -> Entry:
+    def wait_for(self, server: str, seconds: float) -> LedgerEntry:
         """The first write that this server acknowledges.
 
         Raises:
@@ -83,7 +83,7 @@ class Ledger:
         assert found
         return found
 
-    def account(self, primary: Postgres) -> Account:
+    def account(self, primary: Postgres) -> WriteLoss:
         """Stop, search for every acknowledged number, and drop the table.
 
         Raises:
@@ -99,7 +99,7 @@ class Ledger:
             if not self._thread.is_alive():  # else its own commit holds the table
                 execute(connection, "DROP TABLE IF EXISTS interview_ops_failover")
         missing = frozenset(entry.number for entry in entries) - there
-        return Account(entries, missing, self._attempts - len(entries))
+        return WriteLoss(entries, missing, self._attempts - len(entries))
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -117,7 +117,7 @@ class Ledger:
                 while not self._stop.wait(GAP_SECONDS if self.entries else 0):
                     self._attempts += 1
                     execute(connection, _WRITE, self._run, self._attempts)
-                    self.entries.append(Entry(self._attempts, time.monotonic(), address(server)))
+                    self.entries.append(LedgerEntry(self._attempts, time.monotonic(), address(server)))
         except (OpsError, psycopg.Error) as error:
             self.last_error = str(error).strip().splitlines()[0][:200]
             raise

@@ -27,7 +27,7 @@ MOST_SILENT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Member:
+class ClusterMember:
     """One server now. Positions in WAL are bytes.
 
     `written`: the end of WAL on a primary, the replay position on a standby; `received`: the end of a standby's stream.
@@ -62,22 +62,22 @@ class Member:
 
 
 @probe
-def read_member(postgres: Postgres) -> Member:
+def read_member(postgres: Postgres) -> ClusterMember:
     """See `ask_member`."""
     return ask_member(postgres)
 
 
 @probe
-def read_silent(postgres: Postgres, seconds: float) -> Member:
+def read_silent(postgres: Postgres, seconds: float) -> ClusterMember:
     """A standby after it is known whether its primary still sends. If the primary's host or network fails, the session
     stays open for `wal_receiver_timeout`: after `seconds`, in which data in transit arrives, only a new message shows
     that the primary runs. If this user cannot see the messages, the reported status counts."""
 
-    def silent() -> Member | None:
+    def silent() -> ClusterMember | None:
         found = ask_member(postgres)
         return found if found.receiver != "streaming" else None
 
-    def decided() -> Member | None:
+    def decided() -> ClusterMember | None:
         found = ask_member(postgres)
         return found if found.receiver != "streaming" or found.heard != first.heard or not found.heard else None
 
@@ -89,7 +89,7 @@ def read_silent(postgres: Postgres, seconds: float) -> Member:
     return ask_member(postgres)
 
 
-def ask_member(postgres: Postgres) -> Member:
+def ask_member(postgres: Postgres) -> ClusterMember:
     """Query a server. That it does not answer, or refuses, is part of the result."""
     where = address(postgres)
     try:
@@ -97,11 +97,11 @@ def ask_member(postgres: Postgres) -> Member:
             execute(connection, "SET statement_timeout = '10s'")
             row = execute(connection, _MEMBER)[0]
     except OpsError as error:
-        return Member(where, error.message, isinstance(error, Unreachable))
+        return ClusterMember(where, error.message, isinstance(error, Unreachable))
     except psycopg.Error as error:
-        return Member(where, first_line(error))
+        return ClusterMember(where, first_line(error))
     recovery, system, timeline, received, written, paused, receiver, heard, version, names, commit = row
-    return Member(
+    return ClusterMember(
         where,
         "",
         False,
@@ -172,7 +172,7 @@ FROM pg_stat_replication WHERE application_name = %s ORDER BY replay_lsn DESC NU
 
 
 @dataclass(frozen=True)
-class Control:
+class MemberControl:
     """The control file of a data directory. `state`: PostgreSQL's text; `checkpoint`: the place of the last one;
     `reached`: what a standby must replay to be consistent (0 for a primary)."""
 
@@ -189,12 +189,12 @@ class Control:
 
 
 @probe
-def read_control(postgres: Postgres) -> Control | None:
+def read_control(postgres: Postgres) -> MemberControl | None:
     """See `control_of`."""
     return control_of(postgres)
 
 
-def control_of(postgres: Postgres) -> Control | None:
+def control_of(postgres: Postgres) -> MemberControl | None:
     """The control file of a server whose data is on this host and can be read; None otherwise.
 
     Its timeline is the newest that the data directory knows: a promotion writes its history before anything else.
@@ -212,7 +212,7 @@ def control_of(postgres: Postgres) -> Control | None:
     except (OSError, OpsError):
         return None
     found = dict(re.findall(r"^([^:\n]+):[ \t]+(.+)$", printed, re.MULTILINE))
-    return Control(
+    return MemberControl(
         int(found["Database system identifier"]),
         found["Database cluster state"],
         lsn_of(found["Latest checkpoint location"]),

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.failover.fencing import ATTEST, CONNECT_SECONDS, Evidence, Fencing, look_for_processes
+from tasks.failover.fencing import ATTEST, CONNECT_SECONDS, FenceEvidence, Fencing, look_for_processes
 from tasks.host.disk import is_here
 
 LIVES = (
@@ -47,15 +47,15 @@ def addresses_of(env: Environment) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _refuses(name: str, place: tuple[str, int]) -> Evidence:
+def _refuses(name: str, place: tuple[str, int]) -> FenceEvidence:
     what, where = f"{name} takes no connections", f"{place[0]}:{place[1]}"
     try:
         _knock(*place)
     except (ConnectionRefusedError, FileNotFoundError):
-        return Evidence(what, True, f"{where} refuses them")
+        return FenceEvidence(what, True, f"{where} refuses them")
     except OSError as error:
-        return Evidence(what, None, f"{where} cannot be reached from here ({error})", ATTEST)
-    return Evidence(what, False, f"{where} accepts them", LIVES)
+        return FenceEvidence(what, None, f"{where} cannot be reached from here ({error})", ATTEST)
+    return FenceEvidence(what, False, f"{where} accepts them", LIVES)
 
 
 def _knock(host: str, port: int) -> None:
@@ -67,29 +67,29 @@ def _knock(host: str, port: int) -> None:
         knocking.connect(str(Path(host, f".s.PGSQL.{port}")))
 
 
-def _services(old: Environment, *, reachable: bool) -> Evidence:
+def _services(old: Environment, *, reachable: bool) -> FenceEvidence:
     """It does not wait for a service manager on an unreachable host."""
     what = "nothing restarts its services"
     if not reachable:
-        return Evidence(what, None, "not checked: none of its addresses can be reached from here", ATTEST)
+        return FenceEvidence(what, None, "not checked: none of its addresses can be reached from here", ATTEST)
     for role, name in old.services.names.items():
         try:
             state, boot = old.services.state(role), old.services.starts_at_boot(role)
         except OpsError as error:
-            return Evidence(what, None, error.message, ATTEST)
+            return FenceEvidence(what, None, error.message, ATTEST)
         if state.comes_back:
-            return Evidence(what, False, f"{name}: {state.told}", LIVES)
+            return FenceEvidence(what, False, f"{name}: {state.told}", LIVES)
         if boot:
-            return Evidence(what, False, f"{name} is stopped, but starts at boot: {boot}", f"{DISABLE} ({name})")
-    return Evidence(what, True, "all of them are stopped and disabled")
+            return FenceEvidence(what, False, f"{name} is stopped, but starts at boot: {boot}", f"{DISABLE} ({name})")
+    return FenceEvidence(what, True, "all of them are stopped and disabled")
 
 
-def _processes(old: Environment) -> list[Evidence]:
+def _processes(old: Environment) -> list[FenceEvidence]:
     rows = []
     for node in old.nodes():
         data = Path(node.data_directory)
         if is_here(node.host) and data.exists():
             left, _ = look_for_processes(data)
             processes = f"processes {', '.join(map(str, left[:5]))}" if left else "none"
-            rows.append(Evidence(f"no process runs in {data}", not left, processes, LIVES))
+            rows.append(FenceEvidence(f"no process runs in {data}", not left, processes, LIVES))
     return rows

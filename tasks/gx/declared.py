@@ -23,7 +23,7 @@ Kind = Literal["number", "time", "text", "other"]
 
 
 @dataclass(frozen=True)
-class Column:
+class DeclaredColumn:
     """A column. `indexed`: it is the first of a B-tree index, so its extremes are cheap."""
 
     name: str
@@ -45,7 +45,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class DeclaredBounds:
     """Minimum and maximum of a number; `open_` ones are exclusive. None: no limit."""
 
     least: float | None = None
@@ -66,20 +66,20 @@ class Times:
 
 
 @dataclass
-class Table:
+class DeclaredTable:
     """A table. `rows` is counted if `read`, otherwise estimated."""
 
     schema: str
     name: str
     bytes: int
-    columns: tuple[Column, ...]
+    columns: tuple[DeclaredColumn, ...]
     keys: tuple[tuple[str, ...], ...]
     references: tuple[Reference, ...]
-    checked: dict[str, Bounds] = field(default_factory=dict)
+    checked: dict[str, DeclaredBounds] = field(default_factory=dict)
     values: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rows: int = 0
     read: bool = False
-    numbers: dict[str, Bounds] = field(default_factory=dict)
+    numbers: dict[str, DeclaredBounds] = field(default_factory=dict)
     times: dict[str, Times] = field(default_factory=dict)
 
     def identifies(self, column: str) -> bool:
@@ -88,7 +88,7 @@ class Table:
         return column in linked or column.lower() == "id" or column.lower().endswith("_id")
 
 
-def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES) -> list[Table]:
+def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES) -> list[DeclaredTable]:
     """Every table outside the system's schemas by name, a partitioned one as one table.
 
     Raises:
@@ -108,15 +108,15 @@ def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES)
     return tables
 
 
-def _table(connection: Connection, oid: int, schema: str, name: str, size: int, has_heirs: bool) -> Table:
+def _table(connection: Connection, oid: int, schema: str, name: str, size: int, has_heirs: bool) -> DeclaredTable:
     """Read a table's declarations. Keys of an inheritance parent do not apply to its children's rows."""
-    columns = tuple(Column(*row) for row in execute(connection, _COLUMNS, oid))
+    columns = tuple(DeclaredColumn(*row) for row in execute(connection, _COLUMNS, oid))
     keys = tuple(tuple(row[0]) for row in execute(connection, _KEYS, oid))
     references = tuple(
         Reference(tuple(own), where, to, tuple(there), tuple((one[0], one[1]) for one in operators))
         for own, where, to, there, operators in execute(connection, _REFERENCES, oid)
     )
-    found = Table(schema, name, int(size), columns, () if has_heirs else keys, () if has_heirs else references)
+    found = DeclaredTable(schema, name, int(size), columns, () if has_heirs else keys, () if has_heirs else references)
     for column, expression in execute(connection, _CHECKS, oid):
         if bounds := bounds_in(expression):
             found.checked[column] = bounds
@@ -125,7 +125,7 @@ def _table(connection: Connection, oid: int, schema: str, name: str, size: int, 
     return found
 
 
-def bounds_in(expression: str) -> Bounds | None:
+def bounds_in(expression: str) -> DeclaredBounds | None:
     """The limits of a simple CHECK on one column: `((score >= 0) AND (score <= 100))`."""
     limits: dict[str, Any] = {}
     for part in expression.split(" AND "):
@@ -135,7 +135,7 @@ def bounds_in(expression: str) -> Bounds | None:
         side = "least" if match[1][0] == ">" else "most"
         limits[side] = float(match[2])
         limits[f"open_{side}"] = len(match[1]) == 1
-    return Bounds(**limits)
+    return DeclaredBounds(**limits)
 
 
 def values_in(expression: str) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def values_in(expression: str) -> tuple[str, ...]:
     return tuple(one.replace("''", "'") for one in re.findall(r"'((?:[^']|'')*)'::", match[1])) if match else ()
 
 
-def _measure(connection: Connection, table: Table, scan_bytes: int) -> None:
+def _measure(connection: Connection, table: DeclaredTable, scan_bytes: int) -> None:
     """Count and extremes: by one scan of a small table, otherwise by its indexes and the planner's estimate."""
     columns = [one for one in table.columns if one.kind == "time" or not table.identifies(one.name)]
     if table.bytes <= scan_bytes:
@@ -164,20 +164,20 @@ def _measure(connection: Connection, table: Table, scan_bytes: int) -> None:
             continue
 
 
-def _read(connection: Connection, table: Table, columns: Sequence[Column], *, count: bool) -> int:
+def _read(connection: Connection, table: DeclaredTable, columns: Sequence[DeclaredColumn], *, count: bool) -> int:
     wanted = [one for one in columns if one.kind in ("number", "time")]
     outputs = [sql.SQL("count(*)" if count else "0")] + [_extremes(one) for one in wanted]
     query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(outputs), _name(table))
     rows, *found = execute(connection, query)[0]
     for column, seen in zip(wanted, _groups(found, wanted), strict=True):
         if column.kind == "number" and None not in seen:
-            table.numbers[column.name] = Bounds(float(seen[0]), float(seen[1]))
+            table.numbers[column.name] = DeclaredBounds(float(seen[0]), float(seen[1]))
         elif column.kind == "time" and None not in seen:
             table.times[column.name] = Times(str(seen[0]), bool(seen[1]), str(seen[2]), float(seen[3]))
     return int(rows)
 
 
-def _groups(found: Sequence[Any], wanted: Sequence[Column]) -> Iterator[Sequence[Any]]:
+def _groups(found: Sequence[Any], wanted: Sequence[DeclaredColumn]) -> Iterator[Sequence[Any]]:
     begin = 0
     for column in wanted:
         end = begin + (2 if column.kind == "number" else 4)
@@ -185,7 +185,7 @@ def _groups(found: Sequence[Any], wanted: Sequence[Column]) -> Iterator[Sequence
         begin = end
 
 
-def _extremes(column: Column) -> sql.Composed:
+def _extremes(column: DeclaredColumn) -> sql.Composed:
     """The output columns; NULL for NaN, infinities and empty tables, for which nothing is suggested."""
     name = sql.Identifier(column.name)
     if column.kind == "number":
@@ -201,7 +201,7 @@ def _extremes(column: Column) -> sql.Composed:
     return sql.SQL(text).format(name)
 
 
-def _read_values(connection: Connection, table: Table, columns: Sequence[Column]) -> None:
+def _read_values(connection: Connection, table: DeclaredTable, columns: Sequence[DeclaredColumn]) -> None:
     """The texts of a column with few distinct values, each used at least twenty times on average."""
     for column in columns:
         if column.kind != "text" or column.name in table.values:
@@ -215,7 +215,7 @@ def _read_values(connection: Connection, table: Table, columns: Sequence[Column]
             table.values[column.name] = tuple(values)
 
 
-def _name(table: Table) -> sql.Identifier:
+def _name(table: DeclaredTable) -> sql.Identifier:
     return sql.Identifier(table.schema, table.name)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from psycopg import sql
 
 from runbook.files import durable
-from tasks.gx.declared import Bounds, Column, Reference, Table
+from tasks.gx.declared import DeclaredBounds, DeclaredColumn, DeclaredTable, Reference
 from tasks.gx.suites import ROWS, TAKEN, Suite, name_for
 
 FRESH_DAYS = 7
@@ -22,7 +22,7 @@ SUGGESTED = ".suggested"
 """Suffix of a suggestion for a file that somebody has already reviewed."""
 
 
-def suggest(table: Table) -> Suite:
+def suggest(table: DeclaredTable) -> Suite:
     """Expectations for a table. All of them hold now, unless the table changed since it was read."""
     suite = list(_counted(table))
     suite += [_unique(key) for key in table.keys]
@@ -36,7 +36,7 @@ def suggest(table: Table) -> Suite:
     return suite + list(_times(table))
 
 
-def left_out(table: Table) -> tuple[str, ...]:
+def left_out(table: DeclaredTable) -> tuple[str, ...]:
     """Columns whose range or values were too expensive to read."""
     if table.read:
         return ()
@@ -48,7 +48,7 @@ def left_out(table: Table) -> tuple[str, ...]:
     )
 
 
-def write(directory: Path, table: Table, suite: Suite) -> str:
+def write(directory: Path, table: DeclaredTable, suite: Suite) -> str:
     """Write a suite for review; returns what was done. An existing file is kept; the suggestion is put next to it."""
     path = directory / f"{name_for(table.schema, table.name)}.json"
     if "/" in path.name or "\0" in path.name or not suite:
@@ -89,7 +89,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _counted(table: Table) -> Iterable[dict[str, Any]]:
+def _counted(table: DeclaredTable) -> Iterable[dict[str, Any]]:
     """At least half of today's rows."""
     if table.rows:
         yield _one("expect_table_row_count_to_be_between", min_value=max(1, table.rows // 2))
@@ -125,11 +125,11 @@ def _parents(one: Reference) -> dict[str, Any]:
     )
 
 
-def _range(table: Table, column: Column) -> dict[str, Any] | None:
+def _range(table: DeclaredTable, column: DeclaredColumn) -> dict[str, Any] | None:
     """The limits of a CHECK; without one, the current extreme plus a margin of the same size."""
     if column.kind != "number" or table.identifies(column.name):
         return None
-    declared, seen = table.checked.get(column.name, Bounds()), table.numbers.get(column.name)
+    declared, seen = table.checked.get(column.name, DeclaredBounds()), table.numbers.get(column.name)
     least, most = declared.least, declared.most
     if seen and seen.least is not None and seen.most is not None:
         margin = max(seen.most - seen.least, abs(seen.most), abs(seen.least), 1.0)
@@ -145,11 +145,11 @@ def _range(table: Table, column: Column) -> dict[str, Any] | None:
     return _one("expect_column_values_to_be_between", column=column.name, **given) if given else None
 
 
-def _number(value: float | None, column: Column) -> float | int | None:
+def _number(value: float | None, column: DeclaredColumn) -> float | int | None:
     return int(value) if value is not None and (column.whole or value.is_integer()) else value
 
 
-def _times(table: Table) -> Iterable[dict[str, Any]]:
+def _times(table: DeclaredTable) -> Iterable[dict[str, Any]]:
     """Times from a year before the first to now (or a year after the last); the newest row is recent."""
     if not table.times:
         return

@@ -12,7 +12,7 @@ SHORT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Load:
+class HostLoad:
     """`load` is the mean number of processes that wanted a processor in the last 15 minutes."""
 
     load: float
@@ -32,10 +32,10 @@ class Load:
 
 
 @probe
-def read_load() -> Load:
+def read_load() -> HostLoad:
     """Load and memory of this host."""
     memory = psutil.virtual_memory()
-    return Load(psutil.getloadavg()[2], psutil.cpu_count() or 1, memory.total, memory.available)
+    return HostLoad(psutil.getloadavg()[2], psutil.cpu_count() or 1, memory.total, memory.available)
 
 
 @dataclass(frozen=True)

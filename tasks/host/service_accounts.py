@@ -14,7 +14,7 @@ from runbook.kinds import probe
 
 
 @dataclass(frozen=True)
-class Account:
+class ServiceAccount:
     """A service's user. `user` is "" if it is unknown, and `problem` is the reason."""
 
     role: str
@@ -29,23 +29,23 @@ class Account:
 
 
 @probe
-def read_accounts(services: Services, roles: Sequence[str]) -> tuple[Account, ...]:
+def read_accounts(services: Services, roles: Sequence[str]) -> tuple[ServiceAccount, ...]:
     """The user of each service's main process, on this host."""
     return tuple(_account(services, role) for role in roles)
 
 
-def _account(services: Services, role: str) -> Account:
+def _account(services: Services, role: str) -> ServiceAccount:
     service = services.name_of(role)
     if isinstance(services, SystemdServices) and services.host:
-        return Account(role, service, "", f"it runs on {services.host}")
+        return ServiceAccount(role, service, "", f"it runs on {services.host}")
     if isinstance(services, DockerServices) and services.host:
-        return Account(role, service, "", f"it runs at {services.host}")
+        return ServiceAccount(role, service, "", f"it runs at {services.host}")
     try:
         state = services.state(role)
         if not state.pid:
-            return Account(role, service, "", f"it is stopped: {state.told}")
-        return Account(role, service, psutil.Process(state.pid).username())
+            return ServiceAccount(role, service, "", f"it is stopped: {state.told}")
+        return ServiceAccount(role, service, psutil.Process(state.pid).username())
     except OpsError as error:
-        return Account(role, service, "", error.message)
+        return ServiceAccount(role, service, "", error.message)
     except psutil.Error as error:
-        return Account(role, service, "", f"its process cannot be inspected: {type(error).__name__}")
+        return ServiceAccount(role, service, "", f"its process cannot be inspected: {type(error).__name__}")

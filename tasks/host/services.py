@@ -31,7 +31,7 @@ class ServiceStates:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class StoppedServicesList:
     """Roles in the order in which they were stopped, and which of them had been running."""
 
     roles: tuple[str, ...]
@@ -57,7 +57,7 @@ def read_services(services: Services, roles: Sequence[str]) -> ServiceStates:
 
 
 @action(idempotent=True)
-def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
+def stop_services(services: Services, roles: Sequence[str]) -> StoppedServicesList:
     """Stop roles one after the other; the next one only when the one before is proven stopped (§8.2, step 1).
 
     Raises:
@@ -69,7 +69,7 @@ def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
         services.stop(role)
         _prove(services, role, running=False)
         logger().info("%s is stopped", role)
-    return Stopped(tuple(roles), were_running)
+    return StoppedServicesList(tuple(roles), were_running)
 
 
 @action(idempotent=True)

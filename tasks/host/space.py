@@ -38,7 +38,7 @@ PREFIXES = (
 
 
 @dataclass(frozen=True)
-class Taken:
+class TakenSpace:
     """Bytes on disk below a path. `whole`: everything below it could be read."""
 
     bytes: int
@@ -52,7 +52,7 @@ class Scratch:
 
     path: Path
     inode: int
-    taken: Taken
+    taken: TakenSpace
     kept: str
 
 
@@ -61,19 +61,19 @@ def temporary_directory() -> Path:
     return Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - read only
 
 
-def taken_by(path: Path, seconds: float = math.inf) -> Taken:
+def taken_by(path: Path, seconds: float = math.inf) -> TakenSpace:
     """Measure a tree on one file system, without mounts below it. Links are not followed, no file is opened. It stops
     after `seconds`."""
     end = time.monotonic() + seconds
     try:
         top = path.lstat()
     except OSError:
-        return Taken(0, 0.0, whole=not path.exists())
+        return TakenSpace(0, 0.0, whole=not path.exists())
     total, newest, whole = top.st_blocks * 512, top.st_mtime, True
     waiting = [path] if stat.S_ISDIR(top.st_mode) else []
     while waiting:
         if time.monotonic() > end:
-            return Taken(total, newest, whole=False)
+            return TakenSpace(total, newest, whole=False)
         try:
             entries = list(os.scandir(waiting.pop()))
         except OSError:
@@ -86,11 +86,11 @@ def taken_by(path: Path, seconds: float = math.inf) -> Taken:
                     total, newest = total + found.st_blocks * 512, max(newest, found.st_mtime)
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
-    return Taken(total, newest, whole)
+    return TakenSpace(total, newest, whole)
 
 
 @probe
-def measure_trees(paths: Sequence[Path], seconds: float = math.inf) -> dict[Path, Taken]:
+def measure_trees(paths: Sequence[Path], seconds: float = math.inf) -> dict[Path, TakenSpace]:
     """Bytes on disk below each path; 0 if it is missing. A tree that takes longer than `seconds` is not `whole`."""
     return {path: taken_by(path, seconds) for path in paths}
 

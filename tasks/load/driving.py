@@ -31,7 +31,7 @@ INSTALL = "install it where this flow runs: pip install 'interview-ops[load]'"
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadRequest:
     """The number of users, users added per second, the duration, and the most AI answers."""
 
     users: int
@@ -63,7 +63,7 @@ def require_load(application: Application) -> None:
 
 
 @action
-def drive_load(application: Application, load: Load, directory: Path, sample: Callable[[], None]) -> Driven:
+def drive_load(application: Application, load: LoadRequest, directory: Path, sample: Callable[[], None]) -> Driven:
     """Run the load test, and call `sample` meanwhile. Locust's files stay in `directory`.
 
     Raises:
@@ -89,7 +89,7 @@ def drive_load(application: Application, load: Load, directory: Path, sample: Ca
     return Driven(results, max(taken, default=0.0))
 
 
-def _argv(application: Application, load: Load, directory: Path) -> list[str | Path]:
+def _argv(application: Application, load: LoadRequest, directory: Path) -> list[str | Path]:
     return [
         *LOCUST,
         "-f",
@@ -118,7 +118,7 @@ def _argv(application: Application, load: Load, directory: Path) -> list[str | P
     ]
 
 
-def _secrets(application: Application, load: Load) -> Mapping[str, str]:
+def _secrets(application: Application, load: LoadRequest) -> Mapping[str, str]:
     return {
         "OPS_LOAD_STEPS": json.dumps([step.model_dump() for step in application.load_test]),
         "OPS_LOAD_VALUES": json.dumps(values_of(application)),
@@ -129,7 +129,7 @@ def _secrets(application: Application, load: Load) -> Mapping[str, str]:
     }
 
 
-def _wait(child: subprocess.Popen[bytes], load: Load, sample: Callable[[], None], taken: list[float]) -> None:
+def _wait(child: subprocess.Popen[bytes], load: LoadRequest, sample: Callable[[], None], taken: list[float]) -> None:
     process = _process(child.pid)
 
     def ended() -> bool:

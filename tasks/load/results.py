@@ -19,7 +19,7 @@ COLUMNS = ("endpoint", "requests", "failed", "error ratio", "p50 s", "p95 s", "p
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class EndpointResult:
     """One endpoint. Times in seconds, of all requests, also failed ones."""
 
     name: str
@@ -54,11 +54,11 @@ class Endpoint:
 class Results:
     """The endpoints, all requests together (`whole`), and failures: (endpoint, error, count)."""
 
-    endpoints: tuple[Endpoint, ...]
-    whole: Endpoint
+    endpoints: tuple[EndpointResult, ...]
+    whole: EndpointResult
     failures: tuple[tuple[str, str, str], ...]
 
-    def of(self, name: str) -> Endpoint | None:
+    def of(self, name: str) -> EndpointResult | None:
         """The endpoint of that name; None: it got no request."""
         return next((one for one in self.endpoints if one.name == name), None)
 
@@ -116,16 +116,16 @@ def _seconds(found: Sequence[Mapping[str, float]]) -> float:
     return max(max((one["last_request_timestamp"] or begun for one in found), default=0.0) - begun, 1.0)
 
 
-def _endpoint(name: str, times: DataFrame, failed: int, seconds: float) -> Endpoint:
+def _endpoint(name: str, times: DataFrame, failed: int, seconds: float) -> EndpointResult:
     import numpy as np
 
     count = int(times["count"].sum())
     if not count:
-        return Endpoint(name, 0, failed, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return EndpointResult(name, 0, failed, 0.0, 0.0, 0.0, 0.0, 0.0)
     shares = (0.5, 0.95, 0.99, 1.0)
     found = np.quantile(times["ms"], shares, weights=times["count"], method="inverted_cdf") / 1000
     p50, p95, p99, longest = map(float, found)
-    return Endpoint(name, count, failed, p50, p95, p99, longest, count / seconds)
+    return EndpointResult(name, count, failed, p50, p95, p99, longest, count / seconds)
 
 
 def _failures(path: Path) -> tuple[tuple[str, str, str], ...]:

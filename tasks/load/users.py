@@ -26,7 +26,7 @@ _steps = [LoadStep(**step) for step in json.loads(os.environ.get("OPS_LOAD_STEPS
 _values = json.loads(os.environ.get("OPS_LOAD_VALUES", "{}"))
 
 
-class User(HttpUser):
+class LoadUser(HttpUser):
     """Sends every step once in order, so that each is measured; then random steps by their weights."""
 
     wait_time = between(0.2, 1.0)

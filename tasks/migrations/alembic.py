@@ -19,7 +19,7 @@ MIGRATE, ROLL_BACK = "migrate", "roll back"
 
 
 @dataclass(frozen=True)
-class Migrated:
+class MigratedDatabase:
     """A database's revision before and after, and the end of Alembic's output (empty if nothing was pending)."""
 
     before: str
@@ -37,7 +37,7 @@ class Upgrade:
 
 
 @dataclass(frozen=True)
-class Undo:
+class MigrationUndo:
     """A judged downgrade: its start, its target (empty: base), its scripts, and its data loss.
 
     `tables`: those that lose rows or values; `dropped`: those of them that are dropped; `columns`: the dropped columns;
@@ -83,7 +83,7 @@ def upgrade(
     backend_directory: Path | None = None,
     *,
     rehearsed: Upgrade | None = None,
-) -> Migrated:
+) -> MigratedDatabase:
     """`alembic upgrade` on one database (§8.2, step 5), as the application's role; nothing if nothing is pending.
 
     The permit names the application's database, even if `database` is a copy that will replace it. Only `rehearsed`
@@ -102,7 +102,7 @@ def upgrade(
     if rehearsed:
         _require_judged(database, before, heads, rehearsed)
     if not heads.pending(before, target):
-        return Migrated(before, before, 0.0, "")
+        return MigratedDatabase(before, before, 0.0, "")
     if database != postgres.database:
         require_reached.work(postgres, application, database, backend_directory)
     done = run_alembic(postgres, application, database, ("upgrade", target), backend_directory)
@@ -110,11 +110,11 @@ def upgrade(
     if heads.pending(after, target):
         where = f"{database} is at {after or 'no revision'} instead of {target}"
         raise OpsError(f"alembic reported no error, but {where}", HINT)
-    return Migrated(before, after, done.seconds, done.stdout)
+    return MigratedDatabase(before, after, done.seconds, done.stdout)
 
 
 @action
-def downgrade(permit: Permit, postgres: Postgres, application: Application, undo: Undo) -> Migrated:
+def downgrade(permit: Permit, postgres: Postgres, application: Application, undo: MigrationUndo) -> MigratedDatabase:
     """`alembic downgrade` on the application's database, as its role, exactly as judged.
 
     Raises:
@@ -138,10 +138,10 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
     if after != undo.target:
         where = f"{database} is at {after or BASE} instead of {undo.target or BASE}"
         raise OpsError(f"alembic reported no error, but {where}", HINT)
-    return Migrated(before, after, done.seconds, done.stdout)
+    return MigratedDatabase(before, after, done.seconds, done.stdout)
 
 
-def _require_judged(database: str, before: str, heads: Heads, judged: Upgrade | Undo) -> None:
+def _require_judged(database: str, before: str, heads: Heads, judged: Upgrade | MigrationUndo) -> None:
     """Refuse if somebody migrated the database or deployed another release since."""
     if before != judged.before:
         then = judged.before or "no revision"

@@ -12,7 +12,7 @@ from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.migrations.alembic import MIGRATE, Migrated
+from tasks.migrations.alembic import MIGRATE, MigratedDatabase
 from tasks.migrations.program import TIMEOUT_SECONDS
 
 REACHED_SECONDS = 20.0
@@ -23,7 +23,7 @@ HINT = "make the command use DATABASE_URL or libpq's variables (PGHOST, PGDATABA
 @action
 def run_command(
     permit: Permit, postgres: Postgres, application: Application, database: str, directory: Path
-) -> Migrated:
+) -> MigratedDatabase:
     """Run `[application] migrate_command` in the backend's directory, as the application's role, with the database's
     address in `DATABASE_URL` and libpq's variables.
 
@@ -58,7 +58,7 @@ def run_command(
         until(lambda: _sessions(postgres, database) > before, what="its session", seconds=REACHED_SECONDS)
     except OpsError:
         raise VerificationFailed(f"the migration command did not connect to {database}", HINT) from None
-    return Migrated("", "", done.seconds, "")
+    return MigratedDatabase("", "", done.seconds, "")
 
 
 def _sessions(postgres: Postgres, database: str) -> int:

@@ -31,7 +31,7 @@ REWRITE = "rewrite"
 
 
 @dataclass(frozen=True)
-class Lock:
+class HeldTableLock:
     """The strongest lock that a migration takes on an existing table.
 
     `seconds`: how long it is held on the otherwise idle copy, to the end of its transaction. `bytes` and `rows`: of the
@@ -63,7 +63,7 @@ class Watched:
     Not `complete`: this login cannot create event triggers, so nothing was recorded.
     """
 
-    locks: tuple[Lock, ...] = ()
+    locks: tuple[HeldTableLock, ...] = ()
     seconds: tuple[tuple[str, float], ...] = ()
     unlimited: tuple[str, ...] = ()
     complete: bool = True
@@ -94,13 +94,13 @@ def remove(connection: Connection) -> None:
 
 def read(connection: Connection, direction: Literal["up", "down"], live: Mapping[str, tuple[int, int]]) -> Watched:
     """The record. `live`: bytes and rows of the live tables."""
-    locks: dict[tuple[str, str], Lock] = {}
+    locks: dict[tuple[str, str], HeldTableLock] = {}
     for _, old, new, table, mode, held, size, rows in execute(connection, _LOCKS):
         revision = str((old if direction == "down" else new) or "?")
         before = locks.get((revision, table))
         size, rows = (max(pair) for pair in zip((int(size), int(rows)), live.get(table, (0, 0)), strict=True))
         modes = [WORDS.get(mode, WORDS["AccessExclusiveLock"]), *([before.mode] if before else [])]
-        locks[(revision, table)] = Lock(
+        locks[(revision, table)] = HeldTableLock(
             revision,
             table,
             max(modes, key=list(WORDS.values()).index),

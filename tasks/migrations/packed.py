@@ -12,7 +12,7 @@ from tasks.application.files import ARCHIVE
 from tasks.backups import archive
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup, hand_of
-from tasks.backups.entries import Entry
+from tasks.backups.entries import ArchiveEntry
 from tasks.migrations.scripts import INI, Heads, heads_of
 
 SUFFIXES = (".py", ".ini", ".toml", ".cfg", ".mako")
@@ -49,7 +49,7 @@ def packs_alembic(application: Application, backup: Backup) -> bool:
     return bool(wanted) and any(entry.path == wanted for entry in listing.entries_of(backup.manifest))
 
 
-def _is_script(entry: Entry, backend: PurePosixPath) -> bool:
+def _is_script(entry: ArchiveEntry, backend: PurePosixPath) -> bool:
     path = PurePosixPath(entry.path)
     small = entry.size <= MOST_BYTES and path.suffix in SUFFIXES
     return small and path.is_relative_to(backend) and not set(path.parts) & set(INSTALLED)

@@ -35,7 +35,7 @@ _TABLE = re.compile(r"(?P<head>CREATE [A-Z ]*TABLE [^\n]+ \(\n    )(?P<body>.*?)
 
 
 @dataclass(frozen=True)
-class State:
+class RehearsedState:
     """A database's definitions, columns by table and rows by table, without Alembic's own table.
 
     `columns` maps a column's name to its identity, which a rename keeps and a new column of that name does not have.
@@ -75,7 +75,7 @@ class Loss:
 
 
 @probe
-def read_state(postgres: Postgres, database: str) -> State:
+def read_state(postgres: Postgres, database: str) -> RehearsedState:
     """The state of a database without other users.
 
     Raises:
@@ -86,7 +86,9 @@ def read_state(postgres: Postgres, database: str) -> State:
         found = execute(connection, _COLUMNS)
         columns = {str(table): dict(zip(names, kept, strict=True)) for table, names, kept in found}
     rows = dict(read_counts.work(postgres, database).rows)
-    return State(definitions, columns, {table: count for table, count in rows.items() if VERSION_TABLE not in table})
+    return RehearsedState(
+        definitions, columns, {table: count for table, count in rows.items() if VERSION_TABLE not in table}
+    )
 
 
 @probe
@@ -192,7 +194,7 @@ def _in_order(text: str) -> str:
     return table["head"] + ",\n    ".join(sorted(re.split(r",\n    (?=\S)", table["body"]))) + text[table.end() :]
 
 
-def losses(before: State, after: State) -> tuple[Loss, ...]:
+def losses(before: RehearsedState, after: RehearsedState) -> tuple[Loss, ...]:
     """The rows and columns of the first state that the second lacks.
 
     A column that is dropped and created again under its name is lost too: its values are only copied if the migration

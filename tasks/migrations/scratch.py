@@ -17,7 +17,7 @@ from runbook import shell
 from runbook.errors import CommandFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.postgres.dump.dump import NICE
 from tasks.postgres.restore.staged_copy import drop, name_beside, oid_of
@@ -70,10 +70,10 @@ def fill_rehearsal(postgres: Postgres, scratch: str) -> float:
         live = oid_of(connection, postgres.database)
         whole = int(execute(connection, "SELECT pg_database_size(%s::oid)", live)[0][0])
 
-    def copied() -> Done:
+    def copied() -> WorkDone:
         with postgres.connect() as connection:
             now = int(execute(connection, "SELECT pg_database_size(%s::oid)", oid_of(connection, scratch))[0][0])
-        return Done(f"{scratch}: {size(now)} of about {size(whole)} copied", now / max(whole, 1))
+        return WorkDone(f"{scratch}: {size(now)} of about {size(whole)} copied", now / max(whole, 1))
 
     with progress(copied):
         seconds = _pipe(postgres, scratch)

@@ -17,14 +17,14 @@ LOWER = 0.9
 
 
 @dataclass(frozen=True)
-class Bounds:
+class AlarmBounds:
     """Exceeded above `limit`; recovered at `lower` or below."""
 
     limit: float
     lower: float
 
     @classmethod
-    def below(cls, limit: float) -> Bounds:
+    def below(cls, limit: float) -> AlarmBounds:
         """The lower limit at 90 %, so that a value at the limit does not flap."""
         return cls(limit, limit * LOWER)
 
@@ -39,7 +39,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AlarmState:
     """The state of one metric: whether its alarm is active, since when, and how many values in a row (over how many
     seconds) are on the other side. `value` None: not measured, for the reason `told`."""
 
@@ -58,8 +58,8 @@ class Standing:
 
 
 def step(
-    before: Standing, value: float | None, told: str, now: datetime, bounds: Bounds, timing: Timing
-) -> tuple[Standing, Change | None]:
+    before: AlarmState, value: float | None, told: str, now: datetime, bounds: AlarmBounds, timing: Timing
+) -> tuple[AlarmState, Change | None]:
     """The state after one more value."""
     is_bad = value is None or not value <= bounds.limit  # NaN too
     is_well = value is not None and value <= bounds.lower
@@ -76,10 +76,10 @@ def step(
 
 
 def changes(
-    values: Sequence[tuple[datetime, float | None]], bounds: Bounds, timing: Timing
+    values: Sequence[tuple[datetime, float | None]], bounds: AlarmBounds, timing: Timing
 ) -> list[tuple[int, Change]]:
     """The position of each change in a sequence."""
-    standing, found = Standing(), []
+    standing, found = AlarmState(), []
     for number, (at, value) in enumerate(values):
         standing, change = step(standing, value, "", at, bounds, timing)
         if change:

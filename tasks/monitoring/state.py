@@ -15,21 +15,21 @@ from runbook.errors import OpsError
 from runbook.files import record
 from runbook.log import logger
 from tasks.logs.figures.spending import FileUse
-from tasks.monitoring.hysteresis import Standing
+from tasks.monitoring.hysteresis import AlarmState
 
 MOST_UNSENT = 1000
 _HINT = "delete it: the monitoring starts again"
 
 
 @dataclass
-class State:
+class MonitoringState:
     """`unsent` events are told at the next round, in their order, until Prefect has taken them. `told`: when a metric's
     state was told last. `processors`: counters of a host's (tasks/host/load.py). `logs`: tokens in files that were
     read. `watching`: when Prefect took it last that somebody watches."""
 
     at: datetime | None = None
     host: str = ""
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[str, AlarmState] = field(default_factory=dict)
     unsent: list[dict[str, Any]] = field(default_factory=list)
     told: dict[str, datetime] = field(default_factory=dict)
     processors: tuple[str, float, float] = ("", 0.0, 0.0)
@@ -63,16 +63,16 @@ def locked(reports: Path) -> Iterator[None]:
         yield
 
 
-def load(reports: Path) -> State:
+def load(reports: Path) -> MonitoringState:
     """The state. A damaged one is replaced: an alarm is raised some minutes later."""
     try:
-        return record.read(directory_of(reports) / "state.json", State, _HINT) or State()
+        return record.read(directory_of(reports) / "state.json", MonitoringState, _HINT) or MonitoringState()
     except OpsError as error:
         logger().warning("%s: the monitoring starts again", error.message)
-        return State()
+        return MonitoringState()
 
 
-def save(reports: Path, state: State) -> None:
+def save(reports: Path, state: MonitoringState) -> None:
     """Write the state to disk.
 
     Raises:

@@ -44,7 +44,7 @@ _PINNED = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*(==)?")
 
 
 @dataclass(frozen=True)
-class Lock:
+class VenvLock:
     """The file that lists the packages to install; `loose`: its lines without a version."""
 
     path: Path
@@ -74,7 +74,7 @@ def lock_names(application: Application) -> list[str]:
     return list(dict.fromkeys(filter(None, (application.requirements_lock, *LOCKS))))
 
 
-def read_lock(application: Application) -> Lock:
+def read_lock(application: Application) -> VenvLock:
     """Read the backend's lock file.
 
     Raises:
@@ -85,7 +85,7 @@ def read_lock(application: Application) -> Lock:
         if (path := backend / name).is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             named = [(line, found) for line in lines if line[:1] not in (" ", "#") and (found := _PINNED.match(line))]
-            return Lock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
+            return VenvLock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
     raise OpsError(
         f"there is no {' or '.join(lock_names(application))} in {backend}", "create one with pip freeze or pip-compile"
     )
@@ -116,7 +116,7 @@ def settle_venv(permit: Permit, application: Application, keep: Path | None = No
 
 
 @action
-def build_venv(permit: Permit, application: Application, lock: Lock, now: datetime, seconds: float) -> Path:
+def build_venv(permit: Permit, application: Application, lock: VenvLock, now: datetime, seconds: float) -> Path:
     """Build it under its final name from the lock file, and check it with pip.
 
     Raises:

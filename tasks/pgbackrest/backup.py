@@ -15,9 +15,9 @@ from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.backups.encryption import Key
-from tasks.cluster.base_backup import Source, Taken
+from tasks.cluster.base_backup import BaseBackupSource, TakenBaseBackup
 from tasks.cluster.content import ClusterContent, Form
-from tasks.cluster.instance import Instance
+from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.unpack import give
 from tasks.pgbackrest.command import Label, call, labels_of, read_labels
 from tasks.pgbackrest.repository import Repository, RepositoryArchive
@@ -39,7 +39,7 @@ def archive_in(wal: Wal, postgres: Postgres) -> RepositoryArchive:
 
 
 @action
-def take_label(wal: Wal, postgres: Postgres, source: Source, form: Form, directory: Path) -> Taken:
+def take_label(wal: Wal, postgres: Postgres, source: BaseBackupSource, form: Form, directory: Path) -> TakenBaseBackup:
     """Let pgBackRest take a backup and verify it; a file in `directory` records it.
 
     Raises:
@@ -62,14 +62,14 @@ def take_label(wal: Wal, postgres: Postgres, source: Source, form: Form, directo
     content = _content(postgres, source, new[-1])
     with told(directory):
         (directory / RECORD).write_text(json.dumps(asdict(new[-1]), default=str, indent=2))
-    return Taken(content, seconds, time.monotonic() - started)
+    return TakenBaseBackup(content, seconds, time.monotonic() - started)
 
 
 def _labels(wal: Wal, postgres: Postgres) -> tuple[Label, ...]:
     return labels_of(call(wal, postgres, "info", "--output=json"), wal.stanza)
 
 
-def _content(postgres: Postgres, source: Source, label: Label) -> ClusterContent:
+def _content(postgres: Postgres, source: BaseBackupSource, label: Label) -> ClusterContent:
     with postgres.connect() as connection:
         stopped, next_xid = execute(
             connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
@@ -120,7 +120,7 @@ def require_kept(wal: Wal, postgres: Postgres, content: ClusterContent) -> Label
     return found
 
 
-def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> Path:
+def build_from_label(instance: PrivateInstance, wal: Wal, content: ClusterContent) -> Path:
     """Restore a backup: its data directory, every file proven by its checksum, with the WAL that makes it consistent.
 
     Raises:
@@ -151,14 +151,14 @@ def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> P
 
 
 @dataclass(frozen=True)
-class Archived:
+class ArchivedWal:
     """The last archived segment of the primary."""
 
     segment: str
 
 
 @action(idempotent=True)
-def archive_rest(postgres: Postgres) -> Archived:
+def archive_rest(postgres: Postgres) -> ArchivedWal:
     """Switch to a new segment, and wait until archive_command has archived the old one.
 
     Raises:
@@ -178,7 +178,7 @@ def archive_rest(postgres: Postgres) -> Archived:
             seconds=ARCHIVE_SECONDS,
             hint="check pg_stat_archiver and the server's log: archive_command fails",
         )
-    return Archived(segment)
+    return ArchivedWal(segment)
 
 
 # If the current segment is empty, a switch does nothing: then the one before it.

@@ -22,7 +22,7 @@ from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from tasks.pgbackrest.command import INHERIT, argv_of, call, environment_of
-from tasks.wal.archive.archive import Archive, Listing, Stored
+from tasks.wal.archive.archive import Archive, ArchiveListing, StoredSegment
 
 _NAME = re.compile(
     r"(?:.*/)?(?:(?P<segment>[0-9A-F]{24})-(?P<sha1>[0-9a-f]{40})(?:\.(?P<packed>\w+))?"
@@ -96,23 +96,23 @@ class RepositoryArchive(Archive):
     """The archive of a stanza. A segment's name has the SHA-1 of its content; a timeline history's name has none, so
     the segments after it prove it."""
 
-    def listing(self) -> Listing:
+    def listing(self) -> ArchiveListing:
         """All segments and timeline histories.
 
         Raises:
             OpsError, CommandFailed: it cannot be listed.
         """
-        segments, histories = defaultdict[str, list[Stored]](list), dict[int, tuple[Stored, ...]]()
+        segments, histories = defaultdict[str, list[StoredSegment]](list), dict[int, tuple[StoredSegment, ...]]()
         for name, size in self.place.names().items():
             if not (match := _NAME.fullmatch(name)):
                 continue
             if match["history"]:
-                histories[int(match["history"], 16)] = (Stored(name, f"{match['history']}.history", "", size),)
+                histories[int(match["history"], 16)] = (StoredSegment(name, f"{match['history']}.history", "", size),)
             else:
-                segments[match["segment"]].append(Stored(name, match["segment"], match["sha1"], size))
-        return Listing({name: tuple(found) for name, found in segments.items()}, {}, histories)
+                segments[match["segment"]].append(StoredSegment(name, match["segment"], match["sha1"], size))
+        return ArchiveListing({name: tuple(found) for name, found in segments.items()}, {}, histories)
 
-    def get(self, stored: Stored) -> bytes:
+    def get(self, stored: StoredSegment) -> bytes:
         """A file's content, proven by the SHA-1 in its name.
 
         Raises:

@@ -54,7 +54,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PrefectAnswer:
     """What a Prefect API says of itself and of what is in it."""
 
     version: str
@@ -121,7 +121,7 @@ def revisions() -> tuple[str, ...]:
 
 
 @probe
-def read_api(server: PrefectServer) -> Answer:
+def read_api(server: PrefectServer) -> PrefectAnswer:
     """Ask the API for its version, how many there are of what matters, and the secrets in clear (which are not kept):
     one that was encrypted with another key makes it fail.
 
@@ -136,7 +136,7 @@ def read_api(server: PrefectServer) -> Answer:
         wanted = {"include_secrets": True, "limit": PAGE}
         while page := _ask(client, "POST", "/block_documents/filter", {**wanted, "offset": blocks}):
             blocks += len(page)
-        return Answer(version, counts, blocks)
+        return PrefectAnswer(version, counts, blocks)
 
 
 @probe
@@ -236,7 +236,7 @@ def count_old_events(server: PrefectServer, before: datetime) -> int:
         return int(_ask(client, "POST", "/events/filter", wanted)["total"])
 
 
-def missing_in(rows: Mapping[str, int], answer: Answer) -> list[str]:
+def missing_in(rows: Mapping[str, int], answer: PrefectAnswer) -> list[str]:
     """What the API knows fewer of than there are rows (per table), as sentences."""
     return [
         f"{answer.counts[what]} of {rows[table]} {what}"

@@ -13,7 +13,7 @@ from runbook import clock
 from runbook.errors import OpsError
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
-from tasks.backups.retention import Stored
+from tasks.backups.retention import StoredBackup
 from tasks.host.disk import is_here
 from tasks.recovery_points.point import Point, Resource
 from tasks.stores.store import Store, store_of
@@ -59,7 +59,7 @@ def lives_here(env: Environment, resource: Resource) -> bool:
 
 
 def backup_points(
-    resource: Resource, which: Stores, stored: Stored | OpsError, all_kept: timedelta = LOOKED_AT
+    resource: Resource, which: Stores, stored: StoredBackup | OpsError, all_kept: timedelta = LOOKED_AT
 ) -> list[Point]:
     """The newest proven backup, and the newest unproven one if that is newer; for an unreadable store an unknown point.
     `all_kept`: the time for which prune-backups keeps all backups."""
@@ -115,7 +115,7 @@ def longest_gap(taken: Sequence[datetime], now: datetime, all_kept: timedelta = 
     return max(gaps, default=DAILY_SECONDS)
 
 
-def bad_newest(stored: Stored) -> Backup | None:
+def bad_newest(stored: StoredBackup) -> Backup | None:
     """The newest backup, if it failed its verification: the next one may have the same fault."""
     newest = max(stored.backups, key=lambda one: one.manifest.taken, default=None)
     return newest if newest and newest.failed else None

@@ -15,12 +15,12 @@ from tasks.backups.catalogue import Backup, open_all
 from tasks.backups.manifest import CHUNK_BYTES
 from tasks.cluster.content import cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
-from tasks.failover.member import Member, ask_member
+from tasks.failover.member import ClusterMember, ask_member
 from tasks.recovery_points.backups import is_beside, lives_here
 from tasks.recovery_points.point import Point, best_of
-from tasks.recovery_points.wal import Moment, Written, ask_written, local_files, moment_of
+from tasks.recovery_points.wal import Moment, WrittenWal, ask_written, local_files, moment_of
 from tasks.stores.store import store_of
-from tasks.wal.archive.archive import Listing, Stored, timeline_in
+from tasks.wal.archive.archive import ArchiveListing, StoredSegment, timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.format.names import Segment, Timeline
@@ -33,14 +33,14 @@ REJOIN = "check its log, or run rejoin-standby"
 
 
 @probe
-def read_written(env: Environment) -> Written:
+def read_written(env: Environment) -> WrittenWal:
     """The primary's write position, and which servers have it."""
     names = [env.standby.name] if env.has("standby") else []
     return ask_written(env.postgres, [*names, *([env.wal.name] if env.has("wal") else [])])
 
 
 @probe
-def read_standby_point(env: Environment, written: Written) -> Point:
+def read_standby_point(env: Environment, written: WrittenWal) -> Point:
     """The point of a failover to the standby, which also replays the WAL receiver's WAL."""
     member = ask_member(env.standby)
     point = Point("database", "standby", "live", member.address)
@@ -64,7 +64,7 @@ def read_standby_point(env: Environment, written: Written) -> Point:
     )
 
 
-def _unfit(member: Member, written: Written) -> str:
+def _unfit(member: ClusterMember, written: WrittenWal) -> str:
     if member.problem:
         return f"it does not answer: {member.problem}"
     if not member.in_recovery:
@@ -73,7 +73,7 @@ def _unfit(member: Member, written: Written) -> str:
     return f"it belongs to another cluster (system identifier {member.system})" if other else ""
 
 
-def _fed(env: Environment, written: Written, reached: int) -> int:
+def _fed(env: Environment, written: WrittenWal, reached: int) -> int:
     """The standby's position, or a later one if the receiver's files continue from there."""
     files = local_files(Path(env.wal.directory), written.system) if env.has("wal") else []
     end = reached
@@ -85,7 +85,7 @@ def _fed(env: Environment, written: Written, reached: int) -> int:
 
 
 @probe
-def read_wal_points(env: Environment, written: Written, which: Stores) -> tuple[Point, ...]:
+def read_wal_points(env: Environment, written: WrittenWal, which: Stores) -> tuple[Point, ...]:
     """The points of a base backup and the WAL after it: the newest proven one, and an unproven one if that reaches
     further.
 
@@ -99,7 +99,7 @@ def read_wal_points(env: Environment, written: Written, which: Stores) -> tuple[
         return (replace(none, problem=error.message, hint=error.hint, unknown=unknown),)
 
 
-def _points(env: Environment, written: Written, which: Stores, none: Point) -> list[Point]:
+def _points(env: Environment, written: WrittenWal, which: Stores, none: Point) -> list[Point]:
     store = store_of(env, "cluster", which, patience_seconds=PATIENCE_SECONDS)
     backups = open_all(store, "cluster")[0]
     candidates = own_backups(backups, env.name, written.system)
@@ -145,7 +145,7 @@ def _best(found: Sequence[Point]) -> list[Point]:
 def _point(
     backup: Backup,
     backups: Sequence[Backup],
-    listing: Listing,
+    listing: ArchiveListing,
     history: Timeline,
     moment_at: Callable[[Chain], Moment],
     none: Point,
@@ -173,7 +173,7 @@ def _point(
     )
 
 
-def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:
+def _with_tail(env: Environment, listing: ArchiveListing, system: int) -> ArchiveListing:
     """Add the receiver's files: the path is the name."""
     if not env.has("wal"):
         return listing
@@ -183,11 +183,11 @@ def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:
         if any(not one.damaged for one in there) or (not there and listing.is_pruned(segment.name)):
             continue
         if path.name == segment.name:
-            segments[segment.name] = (Stored(str(path), segment.name, "", segment.bytes),)
+            segments[segment.name] = (StoredSegment(str(path), segment.name, "", segment.bytes),)
         elif end := _written_bytes(path, segment):
-            tail = Stored(str(path), segment.name, "", end, end)
+            tail = StoredSegment(str(path), segment.name, "", end, end)
             partials[segment.name] = tuple(sorted((*partials.get(segment.name, ()), tail), key=lambda one: one.end))
-    return Listing(segments, partials, listing.histories, listing.pruned)
+    return ArchiveListing(segments, partials, listing.histories, listing.pruned)
 
 
 def _written_bytes(path: Path, segment: Segment) -> int:

@@ -13,7 +13,7 @@ MOST_SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Sample:
+class DurationSample:
     """A measured recovery."""
 
     bytes: int
@@ -21,7 +21,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class DurationEstimate:
     """Seconds, from a number of samples with sizes from `smallest` to `biggest`."""
 
     seconds: float
@@ -30,7 +30,7 @@ class Estimate:
     biggest: int
 
 
-def estimate(samples: Sequence[Sample], bytes_: int) -> Estimate | None:
+def estimate(samples: Sequence[DurationSample], bytes_: int) -> DurationEstimate | None:
     """The seconds for a number of bytes: a fixed part and a part per byte, by the Theil–Sen estimator, which a
     disturbed sample does not change. `samples`: oldest first; the last ones count. None: there are none.
 
@@ -41,10 +41,10 @@ def estimate(samples: Sequence[Sample], bytes_: int) -> Estimate | None:
     if not known:
         return None
     sizes = [one.bytes for one in known]
-    return Estimate(max(_line(known, bytes_), 0.0), len(known), min(sizes), max(sizes))
+    return DurationEstimate(max(_line(known, bytes_), 0.0), len(known), min(sizes), max(sizes))
 
 
-def _line(known: Sequence[Sample], bytes_: int) -> float:
+def _line(known: Sequence[DurationSample], bytes_: int) -> float:
     pairs = [
         (one, two) if one.bytes < two.bytes else (two, one)
         for one, two in combinations(known, 2)

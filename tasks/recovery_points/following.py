@@ -18,7 +18,7 @@ from runbook.units import size
 from tasks.application.files import directory_of
 from tasks.backups.entries import walk
 from tasks.recovery_points.point import Point, best_of
-from tasks.redis.failover.group import Member, ask_group, read_member
+from tasks.redis.failover.group import GroupMember, ask_group, read_member
 
 
 @probe
@@ -32,7 +32,7 @@ def read_replica_point(env: Environment) -> Point | None:
     return best_of(points) or points[0]
 
 
-def _servers(block: Redis) -> tuple[Member | None, Sequence[Member]]:
+def _servers(block: Redis) -> tuple[GroupMember | None, Sequence[GroupMember]]:
     """The master and its replicas, from the Sentinels or the environment."""
     if block.sentinels:
         group = ask_group(block)
@@ -44,7 +44,7 @@ def _servers(block: Redis) -> tuple[Member | None, Sequence[Member]]:
     return found[0], found[1:]
 
 
-def _replica(master: Member | None, member: Member, asked: datetime) -> Point:
+def _replica(master: GroupMember | None, member: GroupMember, asked: datetime) -> Point:
     point = Point("redis", "replica", "live", member.address, hint="check its log, and start it")
     if member.problem or member.is_master or member.loading or member.syncing:
         busy = "it is loading its data, or in a full resynchronisation"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook.kinds import probe
-from tasks.recovery_points.estimate import Sample
+from tasks.recovery_points.estimate import DurationSample
 
 MEASURING = (
     *("verify-backup", "restore-database", "restore-redis", "restore-files", "restore-to-point", "full-restore"),
@@ -22,16 +22,16 @@ _NAME = re.compile(r"\d{8}T\d{6}Z-.+-\d{6}-(?P<key>[a-z0-9-]+)\.json")
 
 
 @probe
-def read_samples(reports: Path, environment: str) -> dict[str, tuple[Sample, ...]]:
+def read_samples(reports: Path, environment: str) -> dict[str, tuple[DurationSample, ...]]:
     """The measures of successful runs by name (`database backup`, `everything backup` …), oldest first. Unreadable
     reports are skipped."""
-    found = defaultdict[str, list[Sample]](list)
+    found = defaultdict[str, list[DurationSample]](list)
     for path in _newest(reports):
         report = _read(path)
         if report.get("environment") != environment or report.get("status") not in ("OK", "WARN"):
             continue
         for one in report.get("measures", ()):
-            found[str(one["what"])].append(Sample(int(one["bytes"]), float(one["seconds"])))
+            found[str(one["what"])].append(DurationSample(int(one["bytes"]), float(one["seconds"])))
     return {way: tuple(samples) for way, samples in found.items()}
 
 

@@ -68,7 +68,7 @@ class LastDrill:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RecoveryStanding:
     """Of one environment, as of `checked`. `next_drill` "": none is scheduled, or Prefect did not answer."""
 
     environment: str
@@ -83,10 +83,10 @@ class Standing:
     next_drill: datetime | None
 
 
-_SHAPE = TypeAdapter(Standing)
+_SHAPE = TypeAdapter(RecoveryStanding)
 
 
-def save(reports: Path, standing: Standing) -> None:
+def save(reports: Path, standing: RecoveryStanding) -> None:
     """Write it next to the reports, and to Prefect for other hosts, if that answers.
 
     Raises:
@@ -98,19 +98,19 @@ def save(reports: Path, standing: Standing) -> None:
             Variable.set(VARIABLE + standing.environment, _SHAPE.dump_json(standing).decode(), overwrite=True)
 
 
-def read(reports: Path) -> Standing | None:
+def read(reports: Path) -> RecoveryStanding | None:
     """The record of the environment with these reports; None: it was never checked, or the record is damaged."""
     try:
-        return record.read(reports / FILE, Standing, "run check-recovery-objectives, which writes it again")
+        return record.read(reports / FILE, RecoveryStanding, "run check-recovery-objectives, which writes it again")
     except OpsError as error:
         logger().warning("%s", error)
         return None
 
 
-def read_others() -> list[Standing]:
+def read_others() -> list[RecoveryStanding]:
     """The records of all environments in Prefect; none if it does not answer. A record of another version of this
     project is left out until that environment is checked again."""
-    found = list[Standing]()
+    found = list[RecoveryStanding]()
     if not FlowRunContext.get():
         return found
     with _prefect(), get_client(sync_client=True) as client:

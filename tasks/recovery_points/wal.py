@@ -39,7 +39,7 @@ Files = Sequence[tuple[Segment, Path]]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenWal:
     """The primary's write position at the time of the query, and the flush positions of its standbys by name. `end` 0:
     no server takes writes (`problem`)."""
 
@@ -62,7 +62,7 @@ class Moment:
     exact: bool
 
 
-def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
+def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
     """Query the primary. Its standbys of these names get a moment to catch up with that position."""
     asked = clock.now()
     try:
@@ -70,7 +70,7 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
             execute(connection, "SET statement_timeout = '10s'")
             recovering, system, end = execute(connection, _WRITTEN)[0]
             if recovering:
-                return Written(asked, int(system), problem="no server takes writes: all answering ones are standbys")
+                return WrittenWal(asked, int(system), problem="no server takes writes: all answering ones are standbys")
             streams = dict[str, int]()
 
             def caught_up() -> bool:
@@ -79,11 +79,11 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
 
             with contextlib.suppress(Unreachable):
                 until(caught_up, what="the standbys", seconds=CATCH_UP_SECONDS, every_seconds=0.05)
-            return Written(asked, int(system), int(end), streams)
+            return WrittenWal(asked, int(system), int(end), streams)
     except psycopg.Error as error:
-        return Written(asked, problem=first_line(error))
+        return WrittenWal(asked, problem=first_line(error))
     except OpsError as error:
-        return Written(asked, problem=error.message)
+        return WrittenWal(asked, problem=error.message)
 
 
 _WRITTEN = """
@@ -120,7 +120,7 @@ def _find_segments(directory: Path) -> list[Local]:
 
 
 def moment_of(
-    env: Environment, written: Written, end: int, chain: Chain | None = None, archive: Archive | None = None
+    env: Environment, written: WrittenWal, end: int, chain: Chain | None = None, archive: Archive | None = None
 ) -> Moment:
     """The time of a copy that ends at `end`: that of the first missing commit; now, if none is missing."""
     if written.end and end + LEAST_COMMIT_BYTES > written.end:
@@ -138,7 +138,7 @@ def moment_of(
     return Moment(_last_archived(env, written, chain, archive, end), False)
 
 
-def _sources(env: Environment, written: Written) -> list[tuple[Files, bool]]:
+def _sources(env: Environment, written: WrittenWal) -> list[tuple[Files, bool]]:
     """The available WAL, and whether it is complete: the primary's own is, running or not. If the receiver has a newer
     timeline, another server is the primary, and does not answer either."""
     primary, received = env.postgres, list[tuple[Segment, Path]]()
@@ -192,7 +192,7 @@ def _commits(postgres: Postgres, files: Files) -> list[Commit] | None:
 
 
 def _last_archived(
-    env: Environment, written: Written, chain: Chain | None, archive: Archive | None, end: int
+    env: Environment, written: WrittenWal, chain: Chain | None, archive: Archive | None, end: int
 ) -> datetime | None:
     """The newest commit of the archive's last segments, which it fetches."""
     if chain is None or archive is None or not chain.links:

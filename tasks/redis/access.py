@@ -19,7 +19,7 @@ SECRET = ("requirepass", "masterauth", "tls-key-file-pass", "tls-client-key-file
 
 
 @dataclass(frozen=True)
-class User:
+class AclUser:
     """One ACL user. `passwords`: how many; `open`: it needs no password."""
 
     name: str
@@ -39,7 +39,7 @@ class User:
 class RedisAccess:
     """A server's users, and its settings without secrets."""
 
-    users: tuple[User, ...]
+    users: tuple[AclUser, ...]
     settings: dict[str, str]
 
 
@@ -57,11 +57,11 @@ def read_access(block: Redis) -> RedisAccess:
         return RedisAccess(users, {name: value for name, value in sorted(settings.items()) if name not in SECRET})
 
 
-def _user(client: redis.Redis, name: str) -> User:
+def _user(client: redis.Redis, name: str) -> AclUser:
     found: dict[str, Any] = client.acl_getuser(name) or {}
     flags = tuple(_text(flag) for flag in found.get("flags", ()))
     commands, keys, channels = (_rule(found.get(of)) for of in ("commands", "keys", "channels"))
-    return User(name, flags, len(found.get("passwords", ())), commands, keys, channels)
+    return AclUser(name, flags, len(found.get("passwords", ())), commands, keys, channels)
 
 
 def _rule(value: Any) -> str:

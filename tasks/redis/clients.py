@@ -20,7 +20,7 @@ SETTINGS = ("maxclients", "timeout", "tcp-keepalive", "client-output-buffer-limi
 
 
 @dataclass(frozen=True)
-class Clients:
+class RedisClients:
     """All connections except the reading one, and their limits. `rejected` and the other counters: since the server's
     start (or CONFIG RESETSTAT)."""
 
@@ -66,7 +66,7 @@ class Clients:
 
 
 @probe
-def read_clients(block: Redis) -> Clients:
+def read_clients(block: Redis) -> RedisClients:
     """Connections and limits. No call blocks the server for long, even with thousands of connections.
 
     Raises:
@@ -77,14 +77,14 @@ def read_clients(block: Redis) -> Clients:
         return _read(client, block.address)
 
 
-def _read(client: redis.Redis, address: str) -> Clients:
+def _read(client: redis.Redis, address: str) -> RedisClients:
     info: dict[str, Any] = client.info()
     settings = {str(name): str(value) for name, value in client.config_get(*SETTINGS).items()}
     own = int(call(client, "CLIENT", "ID"))
     connections = int(info["connected_clients"]) + int(info.get("cluster_connections", 0))
     replicas = int(info.get("connected_slaves", 0))
     found, complete = list_clients(client, own, connections + replicas)
-    return Clients(
+    return RedisClients(
         address=address,
         version=version_of(client),
         run_id=str(info["run_id"]),

@@ -19,7 +19,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.redis.client_list import PAGE_CLIENTS, Client, parse
-from tasks.redis.clients import Clients
+from tasks.redis.clients import RedisClients
 from tasks.redis.rights import find_refused
 from tasks.redis.server import call, connected
 
@@ -76,7 +76,9 @@ def why_kept(client: Client, names: Sequence[str], users: Sequence[str], address
 
 
 @action(idempotent=True)
-def close_clients(permit: Permit, block: Redis, found: Clients, clients: Sequence[Client], min_seconds: int) -> Closing:
+def close_clients(
+    permit: Permit, block: Redis, found: RedisClients, clients: Sequence[Client], min_seconds: int
+) -> Closing:
     """Close connections by id. The same call compares address and type, on Valkey 9 also the idle time.
 
     An error after the first connection ends it and is part of the result.
@@ -106,7 +108,7 @@ def close_clients(permit: Permit, block: Redis, found: Clients, clients: Sequenc
     return Closing(tuple(done))
 
 
-def _close(client: redis.Redis, found: Clients, one: Client, min_seconds: int) -> ClosedClient:
+def _close(client: redis.Redis, found: RedisClients, one: Client, min_seconds: int) -> ClosedClient:
     info = client.info("server"), client.info("replication")
     if str(info[0]["run_id"]) != found.run_id:
         raise OpsError(

@@ -44,7 +44,7 @@ class Some:
 
 
 @dataclass
-class Counted:
+class CountedCalls:
     """The counters of one prefix. A counter is `over` or `near`, and can also be `lasting` (no TTL; `locked` if it is
     over too), `long` (a longer TTL than the window) or `unreadable`."""
 
@@ -80,7 +80,7 @@ class Counted:
 class Counters:
     """The counters of all prefixes. Not complete: the time limit was reached."""
 
-    prefixes: tuple[Counted, ...]
+    prefixes: tuple[CountedCalls, ...]
     is_complete: bool
     seconds: float
 
@@ -95,12 +95,12 @@ def read_counters(
     Raises:
         Unreachable, OpsError: the server does not answer, or refuses.
     """
-    started, found, is_complete = time.monotonic(), list[Counted](), True
+    started, found, is_complete = time.monotonic(), list[CountedCalls](), True
     prefixes = {read_prefix(text): text for text in limits}
     with connected(block) as client:
         for prefix, text in prefixes.items():
             most, window = limits[text]
-            counted = Counted(text, most, window)
+            counted = CountedCalls(text, most, window)
             found.append(counted)
             longer = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
             for database, keys in matching(client, under(prefix)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from runbook.errors import OpsError
 from runbook.log import logger
-from tasks.redis.line import Line
+from tasks.redis.line import RedisLine
 
 PAGE_KEYS = 1000
 BATCH_KEYS = 100
@@ -72,7 +72,7 @@ def under(prefix: bytes) -> bytes:
     return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
 
 
-def keys_under(line: Line, database: int, prefix: bytes) -> Iterator[list[bytes]]:
+def keys_under(line: RedisLine, database: int, prefix: bytes) -> Iterator[list[bytes]]:
     """The keys of a database that begin with `prefix`, page by page. SCAN can return a key twice."""
     pattern = under(prefix)
     cursor = b"0"
@@ -85,7 +85,7 @@ def keys_under(line: Line, database: int, prefix: bytes) -> Iterator[list[bytes]
 
 
 def batches(
-    line: Line, database: int, keys: Sequence[bytes], most_bytes: int = BATCH_BYTES
+    line: RedisLine, database: int, keys: Sequence[bytes], most_bytes: int = BATCH_BYTES
 ) -> Iterator[tuple[list[bytes], int]]:
     """Keys in groups of limited bytes, and each group's bytes; a large value is a separate group."""
     sizes = line.pipe(database, [("MEMORY", "USAGE", key) for key in keys])
@@ -102,7 +102,7 @@ def batches(
         yield group, total
 
 
-def carry(source: Line, target: Line, database: int, keys: Sequence[bytes], done: Carried) -> None:
+def carry(source: RedisLine, target: RedisLine, database: int, keys: Sequence[bytes], done: Carried) -> None:
     """Copy keys of one database; they replace the target's.
 
     Raises:

@@ -21,7 +21,7 @@ TRANSACTION = 2
 """MULTI and EXEC around the commands."""
 
 
-class Line:
+class RedisLine:
     """A connection. Its errors are translated by `block.refused`."""
 
     def __init__(self, block: Redis, client: redis.Redis, *, scratch: bool) -> None:
@@ -101,9 +101,9 @@ class Line:
 
 
 @contextlib.contextmanager
-def live_line(block: Redis) -> Iterator[Line]:
+def live_line(block: Redis) -> Iterator[RedisLine]:
     """A connection to the live server."""
-    line = Line(block, block.client(), scratch=False)
+    line = RedisLine(block, block.client(), scratch=False)
     try:
         yield line
     finally:
@@ -111,9 +111,9 @@ def live_line(block: Redis) -> Iterator[Line]:
 
 
 @contextlib.contextmanager
-def scratch_line(block: Redis, client: redis.Redis) -> Iterator[Line]:
+def scratch_line(block: Redis, client: redis.Redis) -> Iterator[RedisLine]:
     """A connection to the scratch server of `client`."""
-    line = Line(block, client, scratch=True)
+    line = RedisLine(block, client, scratch=True)
     try:
         yield line
     finally:

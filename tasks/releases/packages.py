@@ -12,7 +12,7 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.application.worktree import git, inside
 from tasks.dependencies.python_packages import list_python
-from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
+from tasks.dependencies.requirements import WantedPackage, out_of_step, read_requirements
 from tasks.packages.venv import lock_names, renamed_venv
 from tasks.releases.release import Release, previous_of
 from tasks.releases.unpacking import VENV
@@ -39,7 +39,7 @@ def find_missing_packages(application: Application, release: Release, seconds: f
     renamed = renamed_venv(application)
     python = renamed / "bin" / Path(application.need("python")).name if renamed else Path(application.need("python"))
     has = list_python.work(python, seconds)
-    installed = [Wanted(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
+    installed = [WantedPackage(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
     return out_of_step(wanted, installed)
 
 

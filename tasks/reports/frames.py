@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tasks.reports.past import Filed
+from tasks.reports.past import FiledReport
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -19,7 +19,9 @@ OF_REPORT = ("began", "status", "report")
 _NAME = re.compile(r".*?-\d{6}-")
 
 
-def tables(reports: Iterable[Filed], name: str, facts: Sequence[str] = (), columns: Sequence[str] = ()) -> DataFrame:
+def tables(
+    reports: Iterable[FiledReport], name: str, facts: Sequence[str] = (), columns: Sequence[str] = ()
+) -> DataFrame:
     """The rows of the table `name` in each report, as text. `began` (aware), `status`, `report` (its file's name) and
     the named `facts` are the report's. `columns`: names to use instead of the table's headings."""
     import pandas as pd
@@ -43,7 +45,7 @@ def tables(reports: Iterable[Filed], name: str, facts: Sequence[str] = (), colum
     return pd.concat(found, ignore_index=True).sort_values("began", kind="stable", ignore_index=True)
 
 
-def durations(reports: Iterable[Filed]) -> DataFrame:
+def durations(reports: Iterable[FiledReport]) -> DataFrame:
     """A row for each run: `runbook` (as in its file's name), `began`, `status`, `seconds`, and the `bytes` that it
     measured."""
     import pandas as pd

@@ -26,7 +26,7 @@ FOLDER = "settings"
 SETTLED = timedelta(hours=1)
 
 
-class Written(Protocol):
+class WrittenRecord(Protocol):
     """A server's settings, as its records need them."""
 
     @property
@@ -111,7 +111,7 @@ def reopen(reports: Path, names: Collection[str]) -> None:
             write_record(_path(reports, record.name), replace(record, undone="", replaced="", reopened=_now()))
 
 
-def close_replaced(reports: Path, found: Written, *, at_once: bool = False) -> None:
+def close_replaced(reports: Path, found: WrittenRecord, *, at_once: bool = False) -> None:
     """Close a server's overrides whose value is not there any more, nor under another's that is.
 
     `at_once` is for a run that holds the environment's lock: no other can be about to set what it has recorded.
@@ -153,7 +153,7 @@ def find_record(records: Sequence[Record], server: str, name: str = "") -> Recor
     return chosen[0]
 
 
-def led_to(records: Sequence[Record], found: Written, name: str) -> list[Record]:
+def led_to(records: Sequence[Record], found: WrittenRecord, name: str) -> list[Record]:
     """The open records that led to the value that a server has now, newest first: each wrote what the next newer one
     replaced. One that was recorded and never set is none of them, nor one that put an end to overrides.
     """
@@ -169,7 +169,7 @@ def led_to(records: Sequence[Record], found: Written, name: str) -> list[Record]
     return chain
 
 
-def overrides_in_force(records: Sequence[Record], found: Written) -> Mapping[str, tuple[Record, str]]:
+def overrides_in_force(records: Sequence[Record], found: WrittenRecord) -> Mapping[str, tuple[Record, str]]:
     """The overrides (expired or not) by setting, with their value.
 
     A record is written before its change: it counts only where the server has that very value. A run that was killed in

@@ -12,7 +12,7 @@ from pathlib import Path
 from blocks.s3 import Bucket
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from runbook.files import durable
-from tasks.s3.requests import Refused, attempt
+from tasks.s3.requests import RequestRefused, attempt
 from tasks.s3.writing import head, unreadable
 
 RANGE_BYTES = 2 * 1024 * 1024
@@ -134,7 +134,7 @@ def _range(bucket: Bucket, key: str, etag: str, first: int, end: int) -> bytearr
 
     try:
         attempt(bucket, f"reading {key} from byte {first} on", more)
-    except Refused as error:
+    except RequestRefused as error:
         if error.code in ("PreconditionFailed", "412", "NoSuchKey"):
             raise _altered(bucket, key, "it was replaced while it was read") from None
         raise

@@ -10,7 +10,7 @@ from typing import Any
 from blocks.s3 import Bucket
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from runbook.units import size
-from tasks.s3.requests import Refused, attempt
+from tasks.s3.requests import RequestRefused, attempt
 from tasks.s3.upload import put
 from tasks.s3.writing import MISSING, SHA256, require_encrypted, require_locked, written_with
 
@@ -60,7 +60,7 @@ def read_identity(bucket: Bucket, key: str) -> str | None:
     head = partial(bucket.client().head_object, Bucket=bucket.bucket, Key=bucket.key(key))
     try:
         answer = attempt(bucket, f"reading {key}", head)
-    except Refused as error:
+    except RequestRefused as error:
         if error.code in MISSING:
             return None
         raise
@@ -85,7 +85,7 @@ def read_small(bucket: Bucket, key: str) -> bytes | None:
 
     try:
         answer, content = attempt(bucket, f"reading {key}", read)
-    except Refused as error:
+    except RequestRefused as error:
         if error.code in MISSING:
             return None
         raise
@@ -148,7 +148,7 @@ def is_versioned(bucket: Bucket) -> bool | None:
     client = bucket.client()
     try:
         answer = attempt(bucket, "versioning", lambda: client.get_bucket_versioning(Bucket=bucket.bucket))
-    except Refused as error:
+    except RequestRefused as error:
         return False if error.code == "NotImplemented" else None
     return bool(answer.get("Status"))
 

@@ -55,16 +55,16 @@ HINTS = {
 }
 
 
-class Refused(OpsError):
+class RequestRefused(OpsError):
     """The server understood and said no; `code` is S3's name of the reason."""
 
     def __init__(self, message: str, hint: str, code: str) -> None:
         self.code = code
         super().__init__(message, hint)
 
-    def __reduce__(self) -> tuple[type[Refused], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[RequestRefused], tuple[str, str, str]]:
         """Prefect stores what a run raised."""
-        return Refused, (self.message, self.hint, self.code)
+        return RequestRefused, (self.message, self.hint, self.code)
 
 
 def attempt(bucket: Bucket, what: str, call: Callable[[], T]) -> T:
@@ -111,7 +111,7 @@ def _refused(bucket: Bucket, what: str, error: ClientError) -> OpsError:
     if "ObjectLock" in said:  # "Bucket is missing ObjectLockConfiguration" comes as InvalidRequest
         code = NO_LOCK
     reason, hint = HINTS.get(code, (said, "correct the backup store in the environment"))
-    return Refused(f"{what} in {bucket.where}: {reason} ({code})", hint, code)
+    return RequestRefused(f"{what} in {bucket.where}: {reason} ({code})", hint, code)
 
 
 def _line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from blocks.s3 import Bucket
 from runbook.errors import OpsError, VerificationFailed
-from tasks.s3.requests import Refused, attempt
+from tasks.s3.requests import RequestRefused, attempt
 
 SHA256 = "sha256"  # the object's metadata (x-amz-meta-sha256), in hexadecimal
 MISSING = ("NoSuchKey", "NotFound", "404")
@@ -53,7 +53,7 @@ def head(bucket: Bucket, key: str) -> dict[str, Any] | None:
     place = {"Bucket": bucket.bucket, "Key": bucket.key(key)}
     try:
         answer: dict[str, Any] = attempt(bucket, what, lambda: client.head_object(**place))
-    except Refused as error:
+    except RequestRefused as error:
         if error.code in MISSING:
             return None
         # an answer to HEAD has no body: that to a listing says why

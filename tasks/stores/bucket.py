@@ -14,7 +14,7 @@ from pathlib import Path
 from blocks.s3 import Bucket
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.backups import manifest as manifests
 from tasks.backups.encryption import Key
@@ -142,8 +142,8 @@ class BucketStore:
         whole = sum(file.bytes for file in files.values())
         sent = [0]
 
-        def tell() -> Done:
-            return Done(f"{size(sent[0])} of {size(whole)} sent to {self.where}", sent[0] / max(whole, 1))
+        def tell() -> WorkDone:
+            return WorkDone(f"{size(sent[0])} of {size(whole)} sent to {self.where}", sent[0] / max(whole, 1))
 
         def count(added: int) -> None:
             sent[0] += added
@@ -165,8 +165,8 @@ class BucketStore:
         def count(added: int) -> None:
             got[0] += added
 
-        def tell() -> Done:
-            return Done(f"{size(got[0])} of {size(whole)} fetched from {self.where}", got[0] / max(whole, 1))
+        def tell() -> WorkDone:
+            return WorkDone(f"{size(got[0])} of {size(whole)} fetched from {self.where}", got[0] / max(whole, 1))
 
         with progress(tell):
             for path, file in files.items():

@@ -28,7 +28,7 @@ from tasks.wal.archive.ship import KEEP_SEGMENTS, Destination, Shipped, ship, ti
 EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
 
 
-class Archiver:
+class WalArchiver:
     """Rounds over the receiver's directory. It prints each result and each problem once, for the service's log."""
 
     def __init__(
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     given = parser.parse_args(arguments or None)
     try:
         env = Environment.find(given.environment)
-        archiver = Archiver(
+        archiver = WalArchiver(
             Path(env.wal.directory),
             destinations_of(env),
             given.keep_segments,

@@ -22,7 +22,7 @@ from tasks.application.files import ARCHIVE
 from tasks.application.staged_files import REPLACE_FILES, build_files_copy, superseded_files
 from tasks.backups import archive, catalogue, fetched_files
 from tasks.backups import entries as listing
-from tasks.backups.entries import Entry
+from tasks.backups.entries import ArchiveEntry
 from tasks.stores.directory import DirectoryStore
 from tests.fixtures.bits import flip
 
@@ -221,7 +221,7 @@ def test_files_are_restored_alone_undone_and_survive_a_kill_at_every_failpoint(
 def test_damage_is_found_before_anything_is_replaced(live: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, good = backup_files.fn(NAME).facts["backup"], states(live)
 
-    def altered(directory: Path, entries: Sequence[Entry]) -> list[str]:
+    def altered(directory: Path, entries: Sequence[ArchiveEntry]) -> list[str]:
         (directory / "main.py").chmod(0o777)
         return compare(directory, entries)
 

@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from flows.application.hooks import BRANCH, install_pre_commit
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.report import Status
-from tasks.code.hooks import ESLINT, FILE, RUFF, Place, eslint_packages, merged, read_hooks, remote_hooks
+from tasks.code.hooks import ESLINT, FILE, RUFF, HooksPlace, eslint_packages, merged, read_hooks, remote_hooks
 from tests.application.test_types import finding
 from tests.fixtures.application.checkouts import NAME, Checkout, bring, program, replace
 from tests.fixtures.application.seeded import PYTHON_FILE, ill_type
@@ -130,7 +130,9 @@ def test_the_tools_own_repositories_are_pinned_to_the_application_s_versions(
     assert finding(plan, "hooks on all files").startswith("OK: 3 ran")
     text = bare.git("show", f"{BRANCH}:{FILE}")
     assert read_hooks(text) == {"eslint": "", "ruff": version, "ruff-format": version}
-    place = Place("ruff", "0.1.2", "web/node_modules/.bin/eslint", "9.1.0", "backend", "web", "web/eslint.config.js")
+    place = HooksPlace(
+        "ruff", "0.1.2", "web/node_modules/.bin/eslint", "9.1.0", "backend", "web", "web/eslint.config.js"
+    )
     (eslint,) = remote_hooks(place, ["eslint"], eslint_packages(bare.web))
     assert (eslint["repo"], eslint["rev"]) == (ESLINT, "v9.1.0")
     assert eslint["hooks"][0]["additional_dependencies"] == [

@@ -49,7 +49,7 @@ from flows.monitoring.metrics import watch_metrics
 from lab.state.base import CHECKOUT
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files.chain import verify_chain
-from runbook.guard.holder import Holder, remember
+from runbook.guard.holder import LockHolder, remember
 from runbook.guard.lease import ensure_limit
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -409,7 +409,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
 @contextlib.contextmanager
 def held_by(prefect: Installation, run: UUID) -> Iterator[None]:
     """A recovery on another host holds another environment, which the same Prefect serves."""
-    holder = Holder("Full restore", "recovery", str(run), "under-way", "db2", 4711, "", "2026-11-29 01:00:00 UTC")
+    holder = LockHolder("Full restore", "recovery", str(run), "under-way", "db2", 4711, "", "2026-11-29 01:00:00 UTC")
     ensure_limit("other")
     remember("other", holder)
     slots = "UPDATE concurrency_limit_v2 SET active_slots = %s WHERE name = 'env-other'"
@@ -633,10 +633,10 @@ def test_the_doctor_knows_whether_somebody_watches(prefect: Installation, deploy
     with contextlib.suppress(RunbookFailed):  # whatever it finds here
         watch_metrics(NAME)
     reports = env.reports_directory
-    state.save(reports, state.State())  # as on a host that does not watch
+    state.save(reports, state.MonitoringState())  # as on a host that does not watch
     assert [line.ok for line in look_at_watcher(env)] == [True], "the run in Prefect"
     for minutes, well in ((0, True), (10, False)):
-        state.save(reports, state.State(at=datetime.now(UTC) - timedelta(minutes=minutes)))
+        state.save(reports, state.MonitoringState(at=datetime.now(UTC) - timedelta(minutes=minutes)))
         assert [line.ok for line in look_at_watcher(env)] == [well]
 
 

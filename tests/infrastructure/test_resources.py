@@ -19,9 +19,9 @@ from flows.infrastructure.images.resources import judge_instances, judge_size, r
 from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
-from tasks.cloud.aws import Instance, find_unattached_addresses, read_costs
-from tasks.docker.inventory import Inventory, Limits
-from tasks.docker.usage import Use
+from tasks.cloud.aws import CloudInstance, find_unattached_addresses, read_costs
+from tasks.docker.inventory import ContainerLimits, Inventory
+from tasks.docker.usage import ContainerUse
 from tests.fixtures.faulty import FaultyHandler, FaultyServer, serving
 from tests.infrastructure.test_choosing import container, inventory
 from tests.s3.servers import S3Server
@@ -183,9 +183,12 @@ def test_idle_and_oversized_containers_by_the_most_that_they_took() -> None:
         )
     )
     roomy = held.containers[2]
-    object.__setattr__(roomy, "limits", Limits(512 << 20, 0, 1.0))
-    quiet, little = Use(0.0, 1 << 20), Use(0.1, 20 << 20)
-    taken = [{"idle": quiet, "busy": Use(0.9, 1), "roomy": little}, {"idle": quiet, "busy": quiet, "roomy": quiet}]
+    object.__setattr__(roomy, "limits", ContainerLimits(512 << 20, 0, 1.0))
+    quiet, little = ContainerUse(0.0, 1 << 20), ContainerUse(0.1, 20 << 20)
+    taken = [
+        {"idle": quiet, "busy": ContainerUse(0.9, 1), "roomy": little},
+        {"idle": quiet, "busy": quiet, "roomy": quiet},
+    ]
     report = Report("Review resources", "trial")
     judge_size(report, held, taken)
     assert values(report) == {
@@ -200,8 +203,8 @@ def test_an_instance_at_0_percent_is_idle() -> None:
     judge_instances(
         report,
         [
-            Instance("i-1", "web", "t3.large", "running", since, 0.0),
-            Instance("i-2", "api", "t3.large", "running", since, 40.0),
+            CloudInstance("i-1", "web", "t3.large", "running", since, 0.0),
+            CloudInstance("i-2", "api", "t3.large", "running", since, 40.0),
         ],
     )
     assert values(report)["idle instances"] == "WARN: web (t3.large) 0.0 %"

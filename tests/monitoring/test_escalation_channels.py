@@ -21,12 +21,12 @@ from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.run import TABLE
 from tasks.alerts.channels import deliver
-from tasks.alerts.message import Message
+from tasks.alerts.message import AlertMessage
 from tests.fixtures.receivers import Fault, smtp_receiver
 from tests.monitoring.duty import HOOK, KEY, NAME, PAGER, PASSWORD, SLACK, TEAMS, TOKEN, Duty, finding
 from tests.redis.tls import self_signed
 
-MESSAGE = Message("trigger", "i", "i-0-lead", NAME, False, "停止 <b> & x", "内容: <b>", "チームリード")
+MESSAGE = AlertMessage("trigger", "i", "i-0-lead", NAME, False, "停止 <b> & x", "内容: <b>", "チームリード")
 
 
 def silent_about_secrets(duty: Duty, text: str) -> None:

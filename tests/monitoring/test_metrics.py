@@ -26,7 +26,7 @@ from blocks.places import Logs
 from flows.monitoring import sources
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.scaling import advise_scaling
-from flows.monitoring.serve import Watcher
+from flows.monitoring.serve import MetricsWatcher
 from flows.monitoring.table import ALARMS, TABLE
 from runbook.errors import OpsError, RunbookFailed
 from runbook.metrics import CATALOGUE
@@ -422,7 +422,7 @@ def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched
 
 def test_a_round_that_fails_does_not_end_the_watcher(watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
     watched.toml.write_text("name = 3\n")
-    watcher = Watcher(NAME, every_seconds=0.01)
+    watcher = MetricsWatcher(NAME, every_seconds=0.01)
     thread = threading.Thread(target=watcher.run)
     thread.start()
     until(lambda: "is wrong" in capsys.readouterr().out, what="what is wrong", seconds=120)

@@ -27,7 +27,7 @@ import redis
 import redis.utils
 
 from blocks.redis.server import Redis
-from lab.processes import Account, write
+from lab.processes import OsAccount, write
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once, call
@@ -115,7 +115,7 @@ class RedisServer:
     kind = "redis"
 
     def __init__(self, *, settings: Sequence[str] = (), port: int = 0, executable: Path | None = None) -> None:
-        self.account = Account.of_servers()
+        self.account = OsAccount.of_servers()
         self.program = executable or program()
         self.port = port or free_port()
         self.settings = settings

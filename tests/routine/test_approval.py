@@ -33,7 +33,7 @@ from runbook.errors import OpsError
 from runbook.guard import approval as approval_of
 from runbook.guard.approval import checked_reason
 from runbook.guard.approval_form import described
-from runbook.guard.codes import Refused, approver_of, claim
+from runbook.guard.codes import CodeRefused, approver_of, claim
 from runbook.guard.permit import Tolerance
 from runbook.page.render import key
 from runbook.report import Report
@@ -259,14 +259,14 @@ def test_a_code_is_valid_for_its_moment_and_once(tmp_path: Path, place: Place) -
     approvals, now = Environment.find(place.name).approval, datetime.now(UTC)
     assert approver_of(approvals, code(BOB), now)[0] == "bob"
     for steps in (-3, 3):
-        with pytest.raises(Refused):
+        with pytest.raises(CodeRefused):
             approver_of(approvals, pyotp.TOTP(BOB).at(now + timedelta(seconds=30 * steps)), now)
     assert checked_reason("the disk  is full") == "the disk is full"
-    with pytest.raises(Refused):
+    with pytest.raises(CodeRefused):
         checked_reason("fire")
     claim(tmp_path, "bob", 1, "run-1")
     claim(tmp_path, "bob", 1, "run-1")
-    with pytest.raises(Refused):
+    with pytest.raises(CodeRefused):
         claim(tmp_path, "bob", 1, "run-2")
 
 

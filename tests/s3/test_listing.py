@@ -99,7 +99,7 @@ def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(
         again = asked.since()
         assert again["read"] <= 8, again
         (stored,) = retention.read_stores.work([(store, ("postgres",))], "trial")
-        assert isinstance(stored, retention.Stored)
+        assert isinstance(stored, retention.StoredBackup)
         assert len(stored.backups) == BACKUPS * 9 // 10
         assert asked.since()["read"] <= 8, "several stores at once: the threads share what the run has read"
     with use_report(Report("test", "trial")):

@@ -17,7 +17,7 @@ import psutil
 import psycopg
 import pytest
 
-from lab.processes import Account, run
+from lab.processes import OsAccount, run
 from lab.state.base import CHECKOUT
 from runbook.wait import until
 from tests.fixtures.postgres.clusters import LOGIN, NAME
@@ -213,7 +213,7 @@ def machines() -> Iterator[dict[str, Machine]]:
 
 
 def _machine(name: str, space: str, root: Path, template: Template) -> Machine:
-    account, found = Account.of_servers(), binaries()
+    account, found = OsAccount.of_servers(), binaries()
     machine = Machine(name, space, root, template.passwords, found.postgres)
     for words in (
         ("addr", "add", f"{ADDRESSES[name]}/24", "dev", "eth"),

@@ -26,7 +26,7 @@ from runbook.wait import until
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.host.services import read_services
-from tasks.migrations.alembic import Migrated, Undo
+from tasks.migrations.alembic import MigratedDatabase, MigrationUndo
 from tasks.migrations.program import revision_of
 from tasks.migrations.rehearsal import Loss, differences, read_live_schema
 from tasks.migrations.scratch import scratch_name
@@ -116,7 +116,9 @@ def judge_upgrade(report: Report, env: Environment, rehearsed: Rehearsed) -> Non
     )
 
 
-def judge_losses(report: Report, env: Environment, rehearsed: Rehearsed, undo: Undo, accepted: int) -> Undo:
+def judge_losses(
+    report: Report, env: Environment, rehearsed: Rehearsed, undo: MigrationUndo, accepted: int
+) -> MigrationUndo:
     """The data that a rollback loses. The operator confirms it with the number of rows (`accepted`)."""
     lost = show_losses(report, env, rehearsed)
     tables = tuple(dict.fromkeys(loss.table for loss in lost if loss.rows))
@@ -148,7 +150,7 @@ def carry_out(
     scripts: Sequence[Script],
     ends: tuple[str, str],
     rehearsed: Rehearsed,
-    work: Callable[[], Migrated],
+    work: Callable[[], MigratedDatabase],
 ) -> None:
     """Run the migrations on the live database and compare its schema with the rehearsed one.
 

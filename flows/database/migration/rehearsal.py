@@ -19,13 +19,13 @@ from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks import integrity
 from tasks.migrations.columns import Columns, count_filled
-from tasks.migrations.locks import Lock, Watched
+from tasks.migrations.locks import HeldTableLock, Watched
 from tasks.migrations.program import require_reached
 from tasks.migrations.rehearsal import (
     Direction,
     Loss,
     Passed,
-    State,
+    RehearsedState,
     compare_schemas,
     differences,
     losses,
@@ -49,8 +49,8 @@ CHECK_SERVER = "check the server's log, then launch this again"
 class Rehearsed:
     """The copy before and after the migrations that the live database will run, and the data that they lose."""
 
-    before: State
-    after: State
+    before: RehearsedState
+    after: RehearsedState
     lost: tuple[Loss, ...]
 
 
@@ -124,7 +124,7 @@ def _revert_and_repeat(
     report: Report,
     env: Environment,
     scratch: str,
-    states: tuple[State, State],
+    states: tuple[RehearsedState, RehearsedState],
     back: tuple[Direction, str],
     again: tuple[Direction, str],
 ) -> list[Passed]:
@@ -194,7 +194,9 @@ def compare_live(report: Report, env: Environment, rehearsed: Rehearsed) -> tupl
         drop_scratch(report, env)
 
 
-def _compare(report: Report, env: Environment, name: str, states: tuple[str, State, State], hint: str) -> None:
+def _compare(
+    report: Report, env: Environment, name: str, states: tuple[str, RehearsedState, RehearsedState], hint: str
+) -> None:
     scratch, expected, found = states
     other = compare_schemas.after(found)(env.postgres, scratch, expected.definitions, found.definitions)
     report.prefer(
@@ -287,7 +289,7 @@ def judge_locks(report: Report, watched: Watched, longest: float, *, stops: bool
     )
 
 
-def _row(lock: Lock) -> tuple[str, ...]:
+def _row(lock: HeldTableLock) -> tuple[str, ...]:
     rewritten = "yes" if lock.rewrites else ""
     held = duration(lock.seconds)
     return lock.revision, lock.table, lock.mode, lock.blocks, rewritten, held, size(lock.bytes), f"{lock.rows:,}"

@@ -18,7 +18,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration
 from tasks.postgres.sessions.closing import CLOSE, close_sessions, why_kept
-from tasks.postgres.sessions.connections import Activity, Limits, Session, read_activity
+from tasks.postgres.sessions.connections import ClientSession, ConnectionLimits, SessionActivity, read_activity
 from tasks.postgres.sessions.pool import ECHO, OVERFLOW, RECOMMENDED, RECYCLE, SIZE, Pool, read_pool
 
 LEAST_SECONDS = 10
@@ -144,7 +144,9 @@ def check_pool_settings(environment: str, workers: Annotated[int, Field(ge=0, le
     return report
 
 
-def _find_idle(activity: Activity, database: str, min_seconds: float, also_idle: bool) -> tuple[list[Session], str]:
+def _find_idle(
+    activity: SessionActivity, database: str, min_seconds: float, also_idle: bool
+) -> tuple[list[ClientSession], str]:
     """This database's sessions that are idle for so long, and the number in other databases."""
     idle = [s for s in activity.clients if s.is_idle_in_transaction or (also_idle and s.is_idle)]
     long = [session for session in idle if session.state_seconds >= min_seconds]
@@ -154,8 +156,8 @@ def _find_idle(activity: Activity, database: str, min_seconds: float, also_idle:
 
 
 def _choose(
-    activity: Activity, wanted: list[Session], applications: tuple[str, ...], pools: tuple[str, ...]
-) -> tuple[list[Session], list[tuple[Session, str]]]:
+    activity: SessionActivity, wanted: list[ClientSession], applications: tuple[str, ...], pools: tuple[str, ...]
+) -> tuple[list[ClientSession], list[tuple[ClientSession, str]]]:
     """The sessions to close, in that order, and the kept ones with the reason."""
     blockers = {pid for session in activity.sessions for pid in session.blocked_by}
     judged = [(session, why_kept(session, applications, pools)) for session in wanted]
@@ -164,7 +166,7 @@ def _choose(
     return chosen, [(session, why) for session, why in judged if why]
 
 
-def _report_kept(report: Report, kept: list[tuple[Session, str]]) -> None:
+def _report_kept(report: Report, kept: list[tuple[ClientSession, str]]) -> None:
     if kept:
         rows = [(_described(session), why) for session, why in kept]
         report.table("Kept", ("session", "why"), rows, most=MOST_ROWS)
@@ -177,7 +179,7 @@ def _report_kept(report: Report, kept: list[tuple[Session, str]]) -> None:
         )
 
 
-def _described(session: Session) -> str:
+def _described(session: ClientSession) -> str:
     who = f"{session.user} in {session.database}, {session.application or 'no application name'}, {session.client}"
     return f"{session.pid} ({who}): {session.state} for {duration(session.state_seconds)}: {session.statement[:100]}"
 
@@ -219,7 +221,7 @@ def _judge_echo(report: Report, env: Environment, pool: Pool) -> None:
     )
 
 
-def judge_recycle(report: Report, limits: Limits, pool: Pool) -> None:
+def judge_recycle(report: Report, limits: ConnectionLimits, pool: Pool) -> None:
     """Whether the pool renews its sessions before the server ends them as idle."""
     found, limit = pool.values.get(RECYCLE), limits.idle_session_timeout_seconds
     if found and found.number is not None and limit > 0:
@@ -232,7 +234,7 @@ def judge_recycle(report: Report, limits: Limits, pool: Pool) -> None:
         )
 
 
-def judge_total(report: Report, env: Environment, activity: Activity, pool: Pool, workers: int) -> None:
+def judge_total(report: Report, env: Environment, activity: SessionActivity, pool: Pool, workers: int) -> None:
     """The connections that all workers can open, against those that the server has for them."""
     count = workers or int((pool.workers.number if pool.workers else None) or 0)
     if not count:
@@ -252,7 +254,7 @@ def judge_total(report: Report, env: Environment, activity: Activity, pool: Pool
         _judge_free(report, env, activity, total, shown)
 
 
-def _judge_free(report: Report, env: Environment, activity: Activity, total: int, shown: str) -> None:
+def _judge_free(report: Report, env: Environment, activity: SessionActivity, total: int, shown: str) -> None:
     limits, user = activity.limits, env.postgres.user
     others = sum(session.user != user and not session.superuser for session in activity.clients)
     free = min(limits.application, limits.ordinary - others)

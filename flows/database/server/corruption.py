@@ -20,7 +20,7 @@ from runbook.units import duration, size
 from tasks.postgres.upkeep.amcheck import (
     EXTENSION,
     INSTALL,
-    Checked,
+    CheckedRelation,
     Extension,
     Outcome,
     check_relations,
@@ -229,7 +229,7 @@ def judge_collations(report: Report, found: Collations, database: str, *, standb
         report.passed("collation versions", value=value)
 
 
-def judge_checked(report: Report, checked: tuple[Checked, ...], *, live: bool, standby: bool) -> None:
+def judge_checked(report: Report, checked: tuple[CheckedRelation, ...], *, live: bool, standby: bool) -> None:
     """One finding for each damaged relation, and for what was not checked. `live`: the application's database."""
     damaged = [one for one in checked if one.outcome == "damaged"]
     for one in damaged[:MOST_FINDINGS]:
@@ -261,7 +261,7 @@ def judge_checked(report: Report, checked: tuple[Checked, ...], *, live: bool, s
         report.warn("heap and indexes", "see the reasons in the table", value="not measured: nothing was checked")
 
 
-def _remedy(one: Checked, damaged: list[Checked], live: bool) -> str:
+def _remedy(one: CheckedRelation, damaged: list[CheckedRelation], live: bool) -> str:
     if one.relation.is_index:
         heap_is_sound = not any(
             other.relation.table == one.relation.table and not other.relation.is_index for other in damaged
@@ -276,7 +276,7 @@ def _remedy(one: Checked, damaged: list[Checked], live: bool) -> str:
     )
 
 
-def report_results(report: Report, checked: tuple[Checked, ...], heapallindexed: bool) -> None:
+def report_results(report: Report, checked: tuple[CheckedRelation, ...], heapallindexed: bool) -> None:
     """The outcome and the tables."""
     count = Counter(one.outcome for one in checked)
     outcomes: tuple[Outcome, ...] = ("intact", "damaged", "not reached", "not checked")
@@ -305,9 +305,9 @@ def report_results(report: Report, checked: tuple[Checked, ...], heapallindexed:
     )
 
 
-def _kind(one: Checked) -> str:
+def _kind(one: CheckedRelation) -> str:
     return "index" if one.relation.is_index else "table"
 
 
-def _bytes(checked: Iterable[Checked]) -> int:
+def _bytes(checked: Iterable[CheckedRelation]) -> int:
     return sum(one.relation.bytes for one in checked)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from runbook.report import Report, Status
 from runbook.units import duration
-from tasks.postgres.sessions.holders import Holder
+from tasks.postgres.sessions.holders import XminHolder
 
 LONG_SECONDS = 300
 # How long an active slot or standby holds rows back is unknown: it counts from this many transactions.
@@ -16,7 +16,7 @@ MOST_NAMED = 10
 MOST_ROWS = 50
 
 
-def of_database(holders: Sequence[Holder], database: str, long_seconds: float) -> tuple[Holder, ...]:
+def of_database(holders: Sequence[XminHolder], database: str, long_seconds: float) -> tuple[XminHolder, ...]:
     """The holders that affect one database's tables: its long transactions, and slots and standbys that lag.
 
     Catalog slots and autovacuum's own work do not affect them.
@@ -24,7 +24,7 @@ def of_database(holders: Sequence[Holder], database: str, long_seconds: float) -
     return tuple(holder for holder in holders if _concerns(holder, database, long_seconds))
 
 
-def _concerns(holder: Holder, database: str, long_seconds: float) -> bool:
+def _concerns(holder: XminHolder, database: str, long_seconds: float) -> bool:
     match holder.kind:
         case "transaction" | "prepared transaction":
             return holder.database == database and not holder.seconds < long_seconds
@@ -34,7 +34,7 @@ def _concerns(holder: Holder, database: str, long_seconds: float) -> bool:
 
 
 def judge_holders(
-    report: Report, holders: Sequence[Holder], *, what: str, expected: str = "none", otherwise: Status = Status.WARN
+    report: Report, holders: Sequence[XminHolder], *, what: str, expected: str = "none", otherwise: Status = Status.WARN
 ) -> None:
     """One finding for each holder with the way to end it; OK if there is none."""
     for holder in holders[:MOST_NAMED]:
@@ -45,7 +45,7 @@ def judge_holders(
         report.passed(what, value="none")
 
 
-def judge_horizon(report: Report, holders: Sequence[Holder], long_seconds: int) -> None:
+def judge_horizon(report: Report, holders: Sequence[XminHolder], long_seconds: int) -> None:
     """All holders that keep vacuum from removing dead rows on the server, as findings and as a table."""
     holding = [holder for holder in holders if holder.holds_xmin]
     bad = [holder for holder in holding if _is_long(holder, long_seconds)]
@@ -60,11 +60,11 @@ def judge_horizon(report: Report, holders: Sequence[Holder], long_seconds: int) 
     )
 
 
-def _is_long(holder: Holder, long_seconds: int) -> bool:
+def _is_long(holder: XminHolder, long_seconds: int) -> bool:
     if holder.is_slot and holder.idle and holder.xids > 0:
         return True  # an idle slot never releases its rows, however few they are now
     return holder.seconds > long_seconds or holder.xids > FAR_BEHIND_XIDS
 
 
-def _since(holder: Holder) -> str:
+def _since(holder: XminHolder) -> str:
     return "not known" if math.isnan(holder.seconds) else duration(holder.seconds)

@@ -9,7 +9,7 @@ from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.postgres.sessions.blocking import tree_of
-from tasks.postgres.sessions.connections import Activity, Session
+from tasks.postgres.sessions.connections import ClientSession, SessionActivity
 
 MANUAL_IDLE_SECONDS = 300
 MOST_ROWS = 50
@@ -20,7 +20,7 @@ WORKING = (
 )
 
 
-def judge_used(report: Report, activity: Activity) -> None:
+def judge_used(report: Report, activity: SessionActivity) -> None:
     """The connections in use against max_connections, by client."""
     clients, limits = activity.clients, activity.limits
     hint = "close sessions idle in a transaction, shrink the pools, or raise max_connections (needs a restart)"
@@ -34,7 +34,7 @@ def judge_used(report: Report, activity: Activity) -> None:
     report.fact("other processes", ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "none")
 
 
-def judge_idle(report: Report, activity: Activity, database: str) -> None:
+def judge_idle(report: Report, activity: SessionActivity, database: str) -> None:
     """Idle sessions: in a transaction they hold locks and rows, outside one they only use connections."""
     idle = sorted((s for s in activity.clients if s.is_idle_in_transaction), key=lambda s: -s.state_seconds)
     ours, others = [s for s in idle if s.database == database], [s for s in idle if s.database != database]
@@ -69,7 +69,7 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
     _show_sessions(report, "Idle for more than 5 minutes", long)
 
 
-def judge_blocked(report: Report, activity: Activity, database: str) -> None:
+def judge_blocked(report: Report, activity: SessionActivity, database: str) -> None:
     """Who waits for whom, and for how long."""
     tree = tree_of(activity.sessions)
     waited = max((session.waited_seconds for session in activity.blocked), default=0.0)
@@ -92,7 +92,7 @@ def judge_blocked(report: Report, activity: Activity, database: str) -> None:
         report.warn("prepared transactions", hint, value="; ".join(activity.prepared[:5]))
 
 
-def _cells(session: Session | None) -> tuple[str, ...]:
+def _cells(session: ClientSession | None) -> tuple[str, ...]:
     if not session:
         return ("", "", "no session", "", "", "")
     waits = duration(session.waited_seconds) if session.blocked_by else ""
@@ -100,7 +100,7 @@ def _cells(session: Session | None) -> tuple[str, ...]:
     return (*named, duration(session.state_seconds), waits, session.statement)
 
 
-def _show_sessions(report: Report, name: str, sessions: list[Session]) -> None:
+def _show_sessions(report: Report, name: str, sessions: list[ClientSession]) -> None:
     rows = [
         (s.pid, s.database, s.user, s.application, s.client, duration(s.state_seconds), s.statement) for s in sessions
     ]

@@ -14,8 +14,15 @@ from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.postgres.server.recommended import BY_NAME, MANUAL, Setting
-from tasks.postgres.server.settings import CHANGE, RELOAD, Change, ServerSettings, alter_system, read_settings
+from tasks.postgres.server.recommended import BY_NAME, MANUAL, RecommendedSetting
+from tasks.postgres.server.settings import (
+    CHANGE,
+    RELOAD,
+    PostgresServerSettings,
+    PostgresSettingChange,
+    alter_system,
+    read_settings,
+)
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Changed, Record
 
@@ -159,20 +166,20 @@ def _value_for(name: str, overrides: Overrides) -> str:
     return MANUAL[name]
 
 
-def needs(setting: Setting) -> str:
+def needs(setting: RecommendedSetting) -> str:
     """How a change takes effect."""
     if setting.is_fixed:
         return "another start command"
     return "restart" if setting.needs_restart else "reload"
 
 
-def find_overrides(env: Environment, found: ServerSettings) -> Overrides:
+def find_overrides(env: Environment, found: PostgresServerSettings) -> Overrides:
     """The environment's temporary values in force on this server, also expired ones. Replaced ones are closed."""
     records.close_replaced(env.reports_directory, found)
     return records.overrides_in_force(records.read_all(env.reports_directory), found)
 
 
-def judge_setting(report: Report, setting: Setting, overrides: Overrides) -> bool:
+def judge_setting(report: Report, setting: RecommendedSetting, overrides: Overrides) -> bool:
     """Whether the server runs with an accepted value: the manual's or a better one, or exactly an override's."""
     wanted = _value_for(setting.name, overrides)
     exact = setting.name in overrides
@@ -204,7 +211,7 @@ def judge_setting(report: Report, setting: Setting, overrides: Overrides) -> boo
     return report.require(setting.name, ok, hint, value=value, expected=expected, worst=worst, follow=follow)
 
 
-def show_settings(report: Report, found: ServerSettings, overrides: Overrides) -> None:
+def show_settings(report: Report, found: PostgresServerSettings, overrides: Overrides) -> None:
     """A table of all settings; those that this server lacks are not measured."""
     if missing := [name for name in MANUAL if name not in found.by_name]:
         hint = "check whether this version of PostgreSQL renamed them"
@@ -217,7 +224,7 @@ def show_settings(report: Report, found: ServerSettings, overrides: Overrides) -
     report.table("Settings", ("setting", "running", "wanted", "section", "source", "takes effect by", "note"), rows)
 
 
-def _note(setting: Setting, overrides: Overrides) -> str:
+def _note(setting: RecommendedSetting, overrides: Overrides) -> str:
     waits = setting.pending_restart and not setting.is_fixed
     notes = [f"waits for a restart: {setting.filed or 'the default'}"] if waits else []
     manual = setting.is_value(MANUAL[setting.name])
@@ -229,7 +236,7 @@ def _note(setting: Setting, overrides: Overrides) -> str:
     return "; ".join(notes)
 
 
-def judge_files(report: Report, found: ServerSettings) -> None:
+def judge_files(report: Report, found: PostgresServerSettings) -> None:
     """Whether the configuration files have an error, which stops every reload."""
     report.require(
         "configuration files",
@@ -240,7 +247,7 @@ def judge_files(report: Report, found: ServerSettings) -> None:
     )
 
 
-def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides) -> None:
+def judge_overrides(report: Report, found: PostgresServerSettings, overrides: Overrides) -> None:
     """Temporary values in force: each has its time."""
     for name, (record, value) in overrides.items():
         setting = found.by_name.get(name)
@@ -258,7 +265,7 @@ def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides)
             )
 
 
-def judge_narrower(report: Report, env: Environment, found: ServerSettings) -> None:
+def judge_narrower(report: Report, env: Environment, found: PostgresServerSettings) -> None:
     """Values of a database or a role, which override the server's."""
     rows = [(item.where, item.name, item.value) for item in found.narrower]
     if rows:
@@ -272,7 +279,7 @@ def judge_narrower(report: Report, env: Environment, found: ServerSettings) -> N
         report.warn("other values for the application", hint, value=f"{ours[0].name} = {ours[0].value} …")
 
 
-def parse_override(found: ServerSettings, override: str) -> dict[str, str]:
+def parse_override(found: PostgresServerSettings, override: str) -> dict[str, str]:
     """Parse and check an override such as `max_connections = 300`.
 
     Raises:
@@ -292,7 +299,9 @@ def parse_override(found: ServerSettings, override: str) -> dict[str, str]:
     return {name: value}
 
 
-def find_wanted(report: Report, found: ServerSettings, names: Sequence[str], overrides: Overrides) -> dict[str, str]:
+def find_wanted(
+    report: Report, found: PostgresServerSettings, names: Sequence[str], overrides: Overrides
+) -> dict[str, str]:
     """The manual's values for the named settings, or for all without an accepted value.
 
     A higher value on a bigger server is lowered only if `names` has it.
@@ -318,13 +327,15 @@ def find_wanted(report: Report, found: ServerSettings, names: Sequence[str], ove
     return wanted
 
 
-def _is_more(setting: Setting) -> bool:
+def _is_more(setting: RecommendedSetting) -> bool:
     """Whether its value, now or after a reload, is accepted but not the manual's."""
     coming = setting.coming
     return not setting.is_narrower and setting.is_accepted(coming) and not setting.same(coming, MANUAL[setting.name])
 
 
-def choose_changes(report: Report, found: ServerSettings, wanted: Mapping[str, str]) -> tuple[list[Change], bool]:
+def choose_changes(
+    report: Report, found: PostgresServerSettings, wanted: Mapping[str, str]
+) -> tuple[list[PostgresSettingChange], bool]:
     """The changes to write, and whether a value waits only for a reload."""
     changes, reload = [], False
     for name, value in wanted.items():
@@ -334,13 +345,13 @@ def choose_changes(report: Report, found: ServerSettings, wanted: Mapping[str, s
                 hint = "correct the server's start command: it overrides ALTER SYSTEM"
                 report.warn(name, hint, value=f"{setting.shown}, by {setting.source}", expected=value)
         elif not setting.same(setting.coming, value) or (setting.is_narrower and not setting.filed):
-            changes.append(Change(name, value))
+            changes.append(PostgresSettingChange(name, value))
         elif not setting.is_value(value) and not setting.needs_restart and not setting.is_narrower:
             reload = True
     return changes, reload
 
 
-def judge_order(report: Report, found: ServerSettings, wanted: Mapping[str, str]) -> None:
+def judge_order(report: Report, found: PostgresServerSettings, wanted: Mapping[str, str]) -> None:
     """The limits of max_connections: the reserved connections, and primary before or after its standbys."""
     setting = found.by_name["max_connections"]
     if "max_connections" not in wanted or setting.same(setting.coming, wanted["max_connections"]):
@@ -364,7 +375,7 @@ def judge_order(report: Report, found: ServerSettings, wanted: Mapping[str, str]
         report.warn("standbys", hint, value=int(new))
 
 
-def plan_changes(report: Report, found: ServerSettings, changes: Sequence[Change]) -> None:
+def plan_changes(report: Report, found: PostgresServerSettings, changes: Sequence[PostgresSettingChange]) -> None:
     """One planned step for each change, with the current value."""
     for change in changes:
         setting = found.by_name[change.name]
@@ -372,7 +383,7 @@ def plan_changes(report: Report, found: ServerSettings, changes: Sequence[Change
         report.plan("ALTER SYSTEM", f"{change}; now {setting.shown}{less}; takes effect by {needs(setting)}")
 
 
-def show_effect(report: Report, settings: Sequence[Setting]) -> None:
+def show_effect(report: Report, settings: Sequence[RecommendedSetting]) -> None:
     """The values in effect, and those that wait for a restart."""
     report.table(
         "In effect",
@@ -384,14 +395,16 @@ def show_effect(report: Report, settings: Sequence[Setting]) -> None:
         report.warn("waits for a restart", f"{RESTART}; until then the old values apply", value=", ".join(waiting))
 
 
-def find_undone(report: Report, found: ServerSettings, record: Record) -> tuple[list[Change], bool]:
+def find_undone(
+    report: Report, found: PostgresServerSettings, record: Record
+) -> tuple[list[PostgresSettingChange], bool]:
     """The changes that restore the old values, and whether a setting is kept because it changed since."""
     changes, left = [], False
     for item in record.changes:
         setting = found.by_name[item.name]
         if setting.is_filed(item.new):
             if item.old is None or not setting.is_filed(item.old):
-                changes.append(Change(item.name, item.old))
+                changes.append(PostgresSettingChange(item.name, item.old))
         elif not (setting.auto is None if item.old is None else setting.is_filed(item.old)):
             left = True
             hint = "undo the newer record first, or set it yourself"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.postgres.replication.rates import Rate
-from tasks.postgres.replication.wraparound import STOP_AGE, Age, Wraparound
+from tasks.postgres.replication.wraparound import STOP_AGE, DatabaseAge, Wraparound
 
 # vacuum_failsafe_age's default: above it vacuum skips everything but freezing.
 CRITICAL_AGE = 1_600_000_000
@@ -48,7 +48,7 @@ def judge_wraparound(report: Report, found: Wraparound, xids: Rate, database: st
     _tables(report, found, xids, database)
 
 
-def _status(age: Age, found: Wraparound, xids: Rate) -> Status:
+def _status(age: DatabaseAge, found: Wraparound, xids: Rate) -> Status:
     """Below its limit autovacuum freezes in time, at any rate of transactions; above it, it has fallen behind."""
     if age.oldest > CRITICAL_AGE:
         return Status.CRITICAL
@@ -57,13 +57,13 @@ def _status(age: Age, found: Wraparound, xids: Rate) -> Status:
     return Status.WARN if late or soon or age.oldest > WARN_AGE else Status.OK
 
 
-def _left(age: Age, xids: Rate) -> float:
+def _left(age: DatabaseAge, xids: Rate) -> float:
     """Seconds left at the faster of both rates: a few quiet seconds prove nothing."""
     return min(xids.seconds_left(STOP_AGE - age.xids), xids.seconds_left_on_average(STOP_AGE - age.xids))
 
 
 def _tables(report: Report, found: Wraparound, xids: Rate, database: str) -> None:
-    def rows(ages: Sequence[Age]) -> list[tuple[object, ...]]:
+    def rows(ages: Sequence[DatabaseAge]) -> list[tuple[object, ...]]:
         return [
             (
                 a.name,

@@ -21,7 +21,7 @@ from runbook.units import duration, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
-from tasks.postgres.upkeep.indexes import Index, Statistics, find_duplicates, read_indexes, read_statistics
+from tasks.postgres.upkeep.indexes import Index, IndexStatistics, find_duplicates, read_indexes, read_statistics
 from tasks.postgres.upkeep.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_in_turn
 from tasks.postgres.upkeep.session import LOCK_SECONDS, MOST_SHOWN, read_space, resolve
 
@@ -281,7 +281,7 @@ def _drop_text(index: Index) -> str:
     return f"DROP INDEX CONCURRENTLY {index.name};"
 
 
-def judge_unused(report: Report, indexes: tuple[Index, ...], statistics: Statistics, days: int) -> None:
+def judge_unused(report: Report, indexes: tuple[Index, ...], statistics: IndexStatistics, days: int) -> None:
     """Indexes without a scan; not measured while the counters are younger than `days`."""
     report.fact("scans counted since", f"{statistics.since} UTC ({duration(statistics.seconds)})")
     unused = [index for index in indexes if index.scans == 0 and index.valid and not index.is_needed_unused]

@@ -21,15 +21,15 @@ from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.recommended import AUTOVACUUM
 from tasks.postgres.server.server import read_server
 from tasks.postgres.server.settings import read_settings
-from tasks.postgres.sessions.holders import Holder, find_holders
-from tasks.postgres.upkeep.autovacuum import Activity, Autovacuum, read_autovacuum
+from tasks.postgres.sessions.holders import XminHolder, find_holders
+from tasks.postgres.upkeep.autovacuum import Autovacuum, TableActivity, read_autovacuum
 from tasks.postgres.upkeep.session import MOST_SHOWN, read_space, resolve
 from tasks.postgres.upkeep.vacuum import (
     REWRITE,
     WRAPAROUND_XIDS,
     Mode,
-    Table,
     Vacuumed,
+    VacuumTable,
     read_tables,
     rewrite_tables,
     vacuum_tables,
@@ -79,7 +79,7 @@ def vacuum_database(
         require_primary(env)
         workers = check_jobs(jobs)
         before = _chosen(read_tables(env.postgres), tables, mode)
-        holders: tuple[Holder, ...] = ()
+        holders: tuple[XminHolder, ...] = ()
         if mode != "analyze":
             holders = of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
             otherwise = Status.CRITICAL if mode == "full" else Status.WARN
@@ -109,7 +109,7 @@ def require_primary(env: Environment) -> None:
         raise OpsError(f"the server at {where} is a standby", "run this on the primary: the standby replays it")
 
 
-def _chosen(known: tuple[Table, ...], wanted: list[str], mode: Mode) -> tuple[Table, ...]:
+def _chosen(known: tuple[VacuumTable, ...], wanted: list[str], mode: Mode) -> tuple[VacuumTable, ...]:
     """The tables to work on. A partitioned table has no own rows: it is only analysed, which autovacuum never does."""
     if mode == "full" and not wanted:
         raise OpsError(
@@ -134,12 +134,12 @@ def _chosen(known: tuple[Table, ...], wanted: list[str], mode: Mode) -> tuple[Ta
     return chosen
 
 
-def _relevant(holders: tuple[Holder, ...], mode: Mode) -> tuple[Holder, ...]:
+def _relevant(holders: tuple[XminHolder, ...], mode: Mode) -> tuple[XminHolder, ...]:
     """A rewrite waits for every transaction; only those that hold xmin keep rows from a plain vacuum."""
     return holders if mode == "full" else tuple(holder for holder in holders if holder.holds_xmin)
 
 
-def _judge_space(report: Report, env: Environment, tables: tuple[Table, ...]) -> None:
+def _judge_space(report: Report, env: Environment, tables: tuple[VacuumTable, ...]) -> None:
     """Free disk space for the largest table: VACUUM FULL keeps the old one until the new one is complete."""
     needed = max(table.total_bytes for table in tables)
     for space in read_space(env.postgres, [table.tablespace for table in tables]):
@@ -161,7 +161,7 @@ def judge_space(report: Report, path: str, free_bytes: int, needed_bytes: int) -
     )
 
 
-def _plan(report: Report, tables: tuple[Table, ...]) -> None:
+def _plan(report: Report, tables: tuple[VacuumTable, ...]) -> None:
     for table in tables:
         report.plan(
             "rewrite table",
@@ -172,7 +172,7 @@ def _plan(report: Report, tables: tuple[Table, ...]) -> None:
 
 
 def _report_results(
-    report: Report, before: tuple[Table, ...], now: tuple[Table, ...], done: tuple[Vacuumed, ...]
+    report: Report, before: tuple[VacuumTable, ...], now: tuple[VacuumTable, ...], done: tuple[Vacuumed, ...]
 ) -> None:
     after = {table.oid: table for table in now}
     seconds = {one.name: one.seconds for one in done}
@@ -205,7 +205,11 @@ def _report_results(
 
 
 def _judge_rest(
-    report: Report, before: tuple[Table, ...], now: tuple[Table, ...], mode: Mode, holders: tuple[Holder, ...]
+    report: Report,
+    before: tuple[VacuumTable, ...],
+    now: tuple[VacuumTable, ...],
+    mode: Mode,
+    holders: tuple[XminHolder, ...],
 ) -> None:
     """Dead rows after a vacuum are those that it could not remove."""
     if mode == "analyze":
@@ -321,7 +325,7 @@ _COLUMNS = (
 )
 
 
-def _row(table: Activity) -> tuple[str, ...]:
+def _row(table: TableActivity) -> tuple[str, ...]:
     return (
         table.name,
         size(table.bytes),

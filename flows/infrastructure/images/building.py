@@ -15,7 +15,7 @@ from tasks.docker.base_images import read_base_digests
 from tasks.docker.building import (
     REVISION,
     BuildFailed,
-    Built,
+    BuiltImage,
     build_image,
     check_version,
     push_act,
@@ -24,7 +24,7 @@ from tasks.docker.building import (
     read_labels,
     read_pushed,
 )
-from tasks.docker.source import Source, read_source
+from tasks.docker.source import BuildSource, read_source
 
 
 @flow(name="build-images", flow_run_name="build-images {environment} {version}")
@@ -92,7 +92,7 @@ def build_images(
     return report
 
 
-def _judge_source(report: Report, source: Source, push: bool) -> None:
+def _judge_source(report: Report, source: BuildSource, push: bool) -> None:
     report.fact("checkout", f"{source.directory} at {source.revision}")
     changed = ", ".join(source.dirty[:5]) + (" …" if len(source.dirty) > 5 else "")
     report.require(
@@ -104,7 +104,7 @@ def _judge_source(report: Report, source: Source, push: bool) -> None:
     )
 
 
-def _judge_version(report: Report, block: Docker, role: str, version: str, source: Source, push: bool) -> bool:
+def _judge_version(report: Report, block: Docker, role: str, version: str, source: BuildSource, push: bool) -> bool:
     """Refuse a version of another commit, locally and in the registry. Returns whether an interrupted run has already
     pushed this image: then it is not built again, because a second build has another content."""
     reference = f"{block.repository(role)}:{version}"
@@ -133,7 +133,7 @@ def _judge_version(report: Report, block: Docker, role: str, version: str, sourc
     return pushed
 
 
-def build_role(report: Report, block: Docker, role: str, source: Source, version: str) -> Built:
+def build_role(report: Report, block: Docker, role: str, source: BuildSource, version: str) -> BuiltImage:
     """Build one image; its output is evidence.
 
     Raises:

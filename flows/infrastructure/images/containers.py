@@ -19,7 +19,7 @@ from tasks.application.health import wait_healthy
 from tasks.docker.building import VERSION, check_version, read_labels
 from tasks.docker.deployed import Deployed, RunState, read_deployed, read_log, read_states
 from tasks.docker.deploying import (
-    Wanted,
+    WantedContainer,
     act_of,
     create_containers,
     find_images,
@@ -46,7 +46,7 @@ class ContainerDeployment:
     seconds: int
     again: bool
     now: Sequence[Deployed]
-    wanted: Sequence[Wanted]
+    wanted: Sequence[WantedContainer]
 
     @classmethod
     def find(
@@ -121,7 +121,9 @@ def _in_order(block: Docker, roles: Sequence[str]) -> list[str]:
     return sorted(chosen, key=lambda role: order.get(role, len(order)))
 
 
-def _report_versions(report: Report, env: Environment, now: Sequence[Deployed], found: Sequence[Wanted]) -> None:
+def _report_versions(
+    report: Report, env: Environment, now: Sequence[Deployed], found: Sequence[WantedContainer]
+) -> None:
     rows = [
         (one.name, one.reference or "none", "runs" if one.running else "stopped", want.reference, want.image)
         for one, want in zip(now, found, strict=True)
@@ -148,7 +150,12 @@ def _report_versions(report: Report, env: Environment, now: Sequence[Deployed], 
 
 
 def _accept_interrupted(
-    report: Report, env: Environment, permit: Permit, now: Sequence[Deployed], found: Sequence[Wanted], seconds: int
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    now: Sequence[Deployed],
+    found: Sequence[WantedContainer],
+    seconds: int,
 ) -> None:
     """After an interrupted deployment the new container can be healthy by now. Then it is the version to roll back to,
     and the kept one is removed."""
@@ -162,7 +169,7 @@ def _accept_interrupted(
     remove_previous(permit, env.docker, left)
 
 
-def _judge_labels(report: Report, block: Docker, pulled: Sequence[Wanted], version: str) -> None:
+def _judge_labels(report: Report, block: Docker, pulled: Sequence[WantedContainer], version: str) -> None:
     """Whether the image's label states the deployed version."""
     for one in pulled:
         label = (read_labels(block.host, one.image) or {}).get(VERSION, "")
@@ -209,7 +216,7 @@ def _roll_back(
     report: Report,
     env: Environment,
     permit: Permit,
-    touched: Sequence[Wanted],
+    touched: Sequence[WantedContainer],
     created: Mapping[str, str],
     error: OpsError,
     seconds: int,
@@ -233,7 +240,7 @@ def _roll_back(
     raise RunbookFailed(report)
 
 
-def _attach_logs(report: Report, env: Environment, permit: Permit, failed: Sequence[Wanted]) -> None:
+def _attach_logs(report: Report, env: Environment, permit: Permit, failed: Sequence[WantedContainer]) -> None:
     """The ends of the failed containers' logs. A container whose log cannot be read is kept until the next
     deployment."""
     read = []

@@ -19,9 +19,9 @@ from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import size
 from tasks.cloud import aws
-from tasks.cloud.aws import CPU_DAYS, BucketSize, Cost, Instance, Volume
+from tasks.cloud.aws import CPU_DAYS, BucketSize, CloudInstance, Cost, Volume
 from tasks.docker.inventory import Inventory, read_inventory
-from tasks.docker.usage import Use, read_use
+from tasks.docker.usage import ContainerUse, read_use
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ SPARE_RATIO = 0.25
 LEAST_MEMORY = 64 << 20
 
 
-def judge_size(report: Report, found: Inventory, taken: Sequence[Mapping[str, Use]]) -> None:
+def judge_size(report: Report, found: Inventory, taken: Sequence[Mapping[str, ContainerUse]]) -> None:
     """Idle containers, and those with too much memory, by the highest usage of each."""
     rows, idle, spare = [], list[str](), list[str]()
     for one in found.containers:
@@ -161,7 +161,7 @@ def money(amount: float, cloud: Cloud | None) -> str:
 IDLE_PERCENT = 5.0
 
 
-def judge_instances(report: Report, found: Sequence[Instance]) -> None:
+def judge_instances(report: Report, found: Sequence[CloudInstance]) -> None:
     """Stopped instances still cost their disks; idle ones cost everything."""
     report.table(
         "EC2 instances",
@@ -246,11 +246,11 @@ def judge_costs(report: Report, found: Sequence[Cost]) -> Mapping[str, float]:
     return months
 
 
-def _named(one: Instance) -> str:
+def _named(one: CloudInstance) -> str:
     return f"{one.name or one.id} ({one.kind})"
 
 
-def _percent(one: Instance) -> str:
+def _percent(one: CloudInstance) -> str:
     return "not known" if one.cpu_percent is None else f"{one.cpu_percent:.1f} %"
 
 

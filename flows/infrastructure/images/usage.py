@@ -14,8 +14,8 @@ from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
-from tasks.docker.inventory import Inventory, Limits, SeenContainer, read_inventory, short
-from tasks.docker.usage import Use, read_use
+from tasks.docker.inventory import ContainerLimits, Inventory, SeenContainer, read_inventory, short
+from tasks.docker.usage import ContainerUse, read_use
 from tasks.host.disk import disk_on
 
 
@@ -128,7 +128,7 @@ def judge_leftovers(report: Report, found: Inventory, block: Docker) -> None:
     report.fact("build cache", f"{size(sum(one.bytes for one in idle))} in {len(idle)} unused records")
 
 
-def judge_use(report: Report, found: Inventory, use: Mapping[str, Use]) -> None:
+def judge_use(report: Report, found: Inventory, use: Mapping[str, ContainerUse]) -> None:
     """Each running container against its limits; without a limit, against the whole host."""
     rows = []
     for one in found.containers:
@@ -181,7 +181,7 @@ def judge_limits(report: Report, found: Inventory, block: Docker) -> None:
     by_name = {one.name: one for one in found.containers}
     for role, wanted in block.containers.items():
         one = by_name.get(block.name_of(role))
-        recommended = Limits(wanted.memory, wanted.reservation, wanted.cpus)
+        recommended = ContainerLimits(wanted.memory, wanted.reservation, wanted.cpus)
         if one and one.name not in free:
             report.prefer(
                 f"limits of {one.name}",
@@ -241,7 +241,7 @@ def _limit(value: float, shown: str) -> str:
     return shown.format(value) if shown else size(value)
 
 
-def _shown(limits: Limits) -> str:
+def _shown(limits: ContainerLimits) -> str:
     parts = (_limit(limits.memory, ""), _limit(limits.reservation, ""), _limit(limits.cpus, "{:g}"))
     return "memory {}, reservation {}, processors {}".format(*parts)
 

@@ -22,7 +22,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
 from tasks.integrity import run_expectations
-from tasks.monitoring.hysteresis import Bounds, Standing, Timing, step
+from tasks.monitoring.hysteresis import AlarmBounds, AlarmState, Timing, step
 
 Sensor = Callable[[Environment, Path], str]
 EVERY_SECONDS = 0.25
@@ -96,7 +96,7 @@ SENSORS: Mapping[str, Sensor] = {
     "content": content,
 }
 SLOW = ("content",)
-ALARM = Bounds(0, 0)
+ALARM = AlarmBounds(0, 0)
 """A sensor that reports a problem counts as 1."""
 
 
@@ -126,7 +126,7 @@ def watch(env: Environment, evidence: Path, seconds: float, sensors: Mapping[str
     Raises:
         OpsError: none did within `seconds`.
     """
-    standings = dict.fromkeys(sensors, Standing())
+    standings = dict.fromkeys(sensors, AlarmState())
     pending = dict[str, Future[str]]()
     pool = ThreadPoolExecutor(len(SLOW), thread_name_prefix="sensor")
 

@@ -41,7 +41,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.alerts.incident import Incident
 from tasks.application.health import smoke_check, wait_healthy
-from tasks.drill.clients import Clients, served, writing
+from tasks.drill.clients import DrillClients, served, writing
 from tasks.drill.direct import drop_table
 from tasks.drill.writer import require_writes
 from tasks.faults.disposable import BREAK, require_disposable, where_disposable
@@ -155,7 +155,7 @@ def _hold(
     half_done = UnfinishedDrill.now(scenario.name, directory).noted(
         env.reports_directory, breaks=targets, **scenario.notes()
     )
-    clients = Clients.at(directory, f"{directory.name}-")
+    clients = DrillClients.at(directory, f"{directory.name}-")
     drill = Drill(env, report, permit, directory, clients, half_done, page, done=checked)
     leftovers.note(drill)
     report.fact("ledgers", directory)
@@ -334,7 +334,7 @@ def _end_half_done(report: Report, permit: Permit, env: Environment, left: Unfin
 
 def _heal(report: Report, env: Environment, scenario: Scenario, permit: Permit, left: UnfinishedDrill) -> None:
     directory = Path(left.ledgers)
-    drill = Drill(env, report, permit, directory, Clients.at(directory, f"{directory.name}-"), left)
+    drill = Drill(env, report, permit, directory, DrillClients.at(directory, f"{directory.name}-"), left)
     scenario.heal(drill)
     live = scenario.live(env)
     live.forget_roles()

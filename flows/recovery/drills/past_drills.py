@@ -15,7 +15,7 @@ from runbook.page import render
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from tasks.reports.frames import tables
-from tasks.reports.past import Filed, filed
+from tasks.reports.past import FiledReport, filed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,7 +44,7 @@ def report_trend(report: Report, directory: Path, scenario: str) -> None:
         report.fact("RTO of earlier drills", f"best {same.min():.1f} s, last {same.iloc[-1]:.1f} s, of {len(same)}")
 
 
-def _measured(reports: Iterable[Filed]) -> DataFrame:
+def _measured(reports: Iterable[FiledReport]) -> DataFrame:
     """A row for each drill that measured something, oldest first: plans, refusals and healed drills did not."""
     import pandas as pd
 
@@ -58,7 +58,7 @@ def _measured(reports: Iterable[Filed]) -> DataFrame:
     return wide.assign(**numbers).dropna(subset=["scenario"])
 
 
-def measured_in(one: Filed) -> dict[str, str]:
+def measured_in(one: FiledReport) -> dict[str, str]:
     """The figures of a drill's report."""
     return {row[0]: str(row[1]) for row in one.rows(MEASURED) if len(row) == 2}
 

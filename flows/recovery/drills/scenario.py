@@ -19,7 +19,7 @@ from flows.recovery.drills.record import UnfinishedDrill
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from tasks.backups.manifest import Kind
-from tasks.drill.clients import Clients
+from tasks.drill.clients import DrillClients
 from tasks.faults.disposable import Fault
 
 NOBODY = "nobody is named"
@@ -60,7 +60,7 @@ class Drill:
     report: Report
     permit: Permit
     directory: Path
-    clients: Clients
+    clients: DrillClients
     half_done: UnfinishedDrill
     page: bool = False
     """Whether the on-call person is really paged and must acknowledge."""

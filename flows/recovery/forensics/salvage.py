@@ -24,14 +24,22 @@ from runbook.kinds import action, probe
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
-from tasks.cluster.instance import Instance, prepare_instance, put_away, root_for, running, servers_in, sweep_instance
+from tasks.cluster.instance import (
+    PrivateInstance,
+    prepare_instance,
+    put_away,
+    root_for,
+    running,
+    servers_in,
+    sweep_instance,
+)
 from tasks.cluster.swap import SUPERSEDED
 from tasks.postgres.content.keyed import match_keyed
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.tables.filenodes import read_database_oid
-from tasks.postgres.tables.find import Table, known_in, resolve, table_of
-from tasks.postgres.tables.salvage import SALVAGE, SQL, Applied, Counted, Differing, SalvageWriter, apply_salvage
+from tasks.postgres.tables.find import FoundTable, known_in, resolve, table_of
+from tasks.postgres.tables.salvage import SALVAGE, SQL, Applied, CountedRows, Differing, SalvageWriter, apply_salvage
 from tasks.postgres.tables.ties import read_ties
 
 NEWEST = "newest"
@@ -52,7 +60,7 @@ class Salvage:
     source: str
     database: int
     digest: str
-    tables: tuple[Counted, ...]
+    tables: tuple[CountedRows, ...]
     others: tuple[tuple[str, str], ...]
     applied: str = ""
 
@@ -62,7 +70,7 @@ class Salvage:
         return f"{self.stamp}-{self.digest[:16]}"
 
     @property
-    def written(self) -> list[Counted]:
+    def written(self) -> list[CountedRows]:
         """The tables with statements."""
         return [one for one in self.tables if one.inserts or one.updates]
 
@@ -202,7 +210,7 @@ def _started(report: Report, env: Environment, directory: Path) -> Iterator[Post
         yield instance.postgres
 
 
-def _answers(instance: Instance) -> bool:
+def _answers(instance: PrivateInstance) -> bool:
     try:
         instance.postgres.connect().close()
     except Unreachable:
@@ -254,7 +262,7 @@ def compare(
 
 
 @probe
-def find_live(postgres: Postgres, names: list[str]) -> list[Table]:
+def find_live(postgres: Postgres, names: list[str]) -> list[FoundTable]:
     """The live tables of these quoted names.
 
     Raises:

@@ -16,7 +16,7 @@ from tasks.backups.catalogue import open_all
 from tasks.cluster.catalog import find_in_backup
 from tasks.cluster.content import cluster_in
 from tasks.postgres.restore.superseded import find_superseded, read_swap
-from tasks.postgres.tables.filenodes import Filed, find_filed, read_database_oid
+from tasks.postgres.tables.filenodes import FiledRelation, find_filed, read_database_oid
 from tasks.wal.reading.transactions import Definition, Definitions, Pair, trace
 
 BY_OID = "find the table's OID in the list of dropped tables, then set table to that number"
@@ -32,7 +32,7 @@ class Tables:
     database: int = 0
     kept: tuple[str, ...] = ()
     swap: int = 0
-    found: list[Filed] = field(default_factory=list)
+    found: list[FiledRelation] = field(default_factory=list)
     unknown: str = ""
 
     @property
@@ -40,7 +40,7 @@ class Tables:
         """OIDs of the databases that have or had the table."""
         return frozenset({self.database, *(one.database for one in self.found)} - {0})
 
-    def label(self, one: Filed) -> str:
+    def label(self, one: FiledRelation) -> str:
         """A table's name, followed by its database unless that is the live one."""
         if one.database == self.database or not self.database:
             return one.name
@@ -97,11 +97,11 @@ def find_tables(report: Report, env: Environment, typed: str, source: Stores) ->
     return tables
 
 
-def _by_oid(tables: Tables, oid: int, queried: list[tuple[Postgres, str]]) -> Filed:
+def _by_oid(tables: Tables, oid: int, queried: list[tuple[Postgres, str]]) -> FiledRelation:
     database = tables.database or next((read_database_oid(server, name) for server, name in queried), 0)
     if not database:
         raise OpsError(f"the database of OID {oid} is unknown: {tables.unknown}", "start the server or the standby")
-    return Filed(database, oid, f"OID {oid}", oid, 0, "the form")
+    return FiledRelation(database, oid, f"OID {oid}", oid, 0, "the form")
 
 
 def find_older(report: Report, env: Environment, tables: Tables, definitions: Definitions, source: Stores) -> None:
@@ -123,7 +123,7 @@ def _look_in_backup(report: Report, env: Environment, tables: Tables, source: St
         report.fact("name found in", f"{found[0].where} ({reason})")
 
 
-def _tables_in_backup(report: Report, env: Environment, typed: str, source: Stores) -> tuple[Filed, ...]:
+def _tables_in_backup(report: Report, env: Environment, typed: str, source: Stores) -> tuple[FiledRelation, ...]:
     store = store_for(env, "cluster", source)
     backups, _ = open_all(store, "cluster")
     own = [one for one in backups if one.manifest.environment == env.name and not one.failed]

@@ -16,11 +16,11 @@ from flows.store import store_for
 from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.report import Report, Status
 from tasks.backups.catalogue import open_all
 from tasks.cluster.content import cluster_in
-from tasks.cluster.target import Target, parse_target
+from tasks.cluster.target import RecoveryTarget, parse_target
 from tasks.stores.directory import told
 from tasks.wal.format.names import lsn_text
 from tasks.wal.reading.supply import Supply, clear, first_at, runs_of, system_here
@@ -40,8 +40,8 @@ class Window:
     supply: Supply
     numbers: tuple[int, ...]
     missing: tuple[str, ...]
-    since: Target
-    until: Target
+    since: RecoveryTarget
+    until: RecoveryTarget
     directory: Path
     damaged: dict[str, str] = field(default_factory=dict)
 
@@ -61,20 +61,20 @@ class Window:
         return lsn_text(number * self.supply.segment_bytes)
 
 
-def parse_edges(since: str, until: str, env: Environment) -> tuple[Target, Target]:
+def parse_edges(since: str, until: str, env: Environment) -> tuple[RecoveryTarget, RecoveryTarget]:
     """Both edges, each a time or an LSN. The default is the last 24 hours.
 
     Raises:
         OpsError: an edge is neither.
     """
-    end = _parse_edge(until, env) if until.strip() else Target("latest")
+    end = _parse_edge(until, env) if until.strip() else RecoveryTarget("latest")
     if since.strip():
         return _parse_edge(since, env), end
     newest = end.at if end.by == "time" else datetime.now(UTC)
-    return Target("time", at=newest - DEFAULT), end
+    return RecoveryTarget("time", at=newest - DEFAULT), end
 
 
-def _parse_edge(text: str, env: Environment) -> Target:
+def _parse_edge(text: str, env: Environment) -> RecoveryTarget:
     return parse_target("lsn" if "/" in text and ":" not in text else "time", text, env.zone)
 
 
@@ -111,7 +111,9 @@ def scratch_directory(env: Environment) -> Iterator[Path]:
 
 
 @probe
-def choose_window(env: Environment, supply: Supply, edges: tuple[Target, Target], directory: Path) -> Window:
+def choose_window(
+    env: Environment, supply: Supply, edges: tuple[RecoveryTarget, RecoveryTarget], directory: Path
+) -> Window:
     """The segments between the two edges and one more on each side: commit times are not exactly in the order of WAL.
 
     Raises:
@@ -145,7 +147,7 @@ def read_window(
     """Pass what pg_waldump prints of the whole window to `read`, batch by batch. Segments that cannot be copied or read
     are added to `window.damaged`."""
     done, keep_all = 0, len(window.numbers) <= KEPT_SEGMENTS
-    with progress(lambda: Done(f"{what}: {done} of {len(window.numbers)} segments", done / len(window.numbers))):
+    with progress(lambda: WorkDone(f"{what}: {done} of {len(window.numbers)} segments", done / len(window.numbers))):
         for batch in runs_of(window.numbers):
             there = _copy_segments(window, batch)
             for run in runs_of(there, window.supply.torn):
@@ -231,7 +233,7 @@ def judge_begin(report: Report, window: Window, first: End | None) -> None:
         )
 
 
-def _edge_text(edge: Target) -> str:
+def _edge_text(edge: RecoveryTarget) -> str:
     if edge.by == "latest":
         return "now"
     return lsn_text(edge.lsn) if edge.by == "lsn" else f"{clock.text(edge.at)}"

@@ -11,7 +11,7 @@ from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.database_server import Found
+from flows.recovery.full.database_server import FoundServer
 from flows.recovery.stopped_services import SystemServices
 from flows.store import mark_verified
 from runbook.errors import OpsError
@@ -34,7 +34,7 @@ HEALTH_SECONDS = 120
 
 
 def system_services(
-    report: Report, permit: Permit, env: Environment, chosen: Chosen, found: Found, last: object
+    report: Report, permit: Permit, env: Environment, chosen: Chosen, found: FoundServer, last: object
 ) -> SystemServices:
     """The services of the run, with those that it found running."""
     report.state_is(

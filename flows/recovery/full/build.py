@@ -9,7 +9,7 @@ from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full import migration
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.database_server import Found
+from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from runbook.errors import OTHER_BACKUPS
@@ -35,7 +35,7 @@ class StagedCopies:
     files: FilesCopy | None
     rows: dict[str, int] = field(default_factory=dict)
     login: object = None
-    origin: check.Origin = check.NOW
+    origin: check.ExpectationsOrigin = check.NOW
     rules: Expectations | None = None
     strict: bool = False
 
@@ -47,7 +47,7 @@ class SystemCopies(StagedCopies):
     database: Copy = field(kw_only=True)
 
 
-def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: str) -> None:
+def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, when: str) -> None:
     """Plan every step with its bytes and estimated seconds."""
     stop = ", ".join(env.services_in(STOP_ORDER))
     if found.presence != "up":

@@ -23,7 +23,7 @@ from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.migrations.alembic import MIGRATE
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.restore.staged_copy import dump_in
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
@@ -44,7 +44,7 @@ class Chosen:
     files: Backup | None
     redis_fitness: RedisFitness | None = None
     redis_topology: ReplicationTopology | None = None
-    dump: Source | None = None
+    dump: DumpSource | None = None
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """The acts that need a permit."""

@@ -18,7 +18,7 @@ from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
-from tasks.cluster.stopped import START, Stopped, read_stopped
+from tasks.cluster.stopped import START, StoppedServer, read_stopped
 from tasks.cluster.trial import StartRefused, trial
 from tasks.host.disk import is_here
 from tasks.host.services import ServiceStates, read_services
@@ -46,7 +46,7 @@ _NEW, _ADMINISTRATOR = "new data directory", "log-in of the administrator"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundServer:
     """The system as the run found it: whether the database server answers, which services ran, the live database.
     `others`: the other databases of a server that is down; None: unknown."""
 
@@ -56,7 +56,7 @@ class Found:
     others: tuple[str, ...] | None = None
 
 
-def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Found:
+def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> FoundServer:
     """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
     state = presence(env.postgres)
@@ -71,7 +71,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
-    return Found(state, services, live, others)
+    return FoundServer(state, services, live, others)
 
 
 def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
@@ -164,7 +164,7 @@ def _judge_offline(report: Report, env: Environment, backup: Backup, offer: Judg
     _try(report, env, stopped, offer, in_container=in_container)
 
 
-def _try(report: Report, env: Environment, stopped: Stopped | None, offer: Judge, *, in_container: bool) -> None:
+def _try(report: Report, env: Environment, stopped: StoppedServer | None, offer: Judge, *, in_container: bool) -> None:
     try:
         with trial(env.postgres, stopped, in_container=in_container) as postgres:
             report.passed(_ADMINISTRATOR, value="accepted")
@@ -197,7 +197,7 @@ def _leave(report: Report, why: str) -> None:
 
 
 def start_database(
-    report: Report, permit: Permit, env: Environment, backup: Backup, found: Found, jobs: int = 0
+    report: Report, permit: Permit, env: Environment, backup: Backup, found: FoundServer, jobs: int = 0
 ) -> Identity:
     """Start the server, or create one, and create the backup's roles. Returns the identity of the live database.
 

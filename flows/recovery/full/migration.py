@@ -12,7 +12,7 @@ from runbook.report import Report
 from tasks.application.staged_files import FilesCopy
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup
-from tasks.migrations.alembic import Migrated, upgrade
+from tasks.migrations.alembic import MigratedDatabase, upgrade
 from tasks.migrations.command import run_command
 from tasks.migrations.packed import backend_in, packs_alembic, read_packed_heads
 from tasks.migrations.scripts import INI, Heads, read_heads
@@ -91,7 +91,7 @@ def migrate(
     *,
     revision: str,
     after: object,
-) -> Migrated | None:
+) -> MigratedDatabase | None:
     """Migrate the copy with the code that will run on it. None: nothing changed.
 
     Args:
@@ -114,7 +114,7 @@ def migrate(
     return done if report_revision(report, done) else None
 
 
-def report_revision(report: Report, done: Migrated) -> bool:
+def report_revision(report: Report, done: MigratedDatabase) -> bool:
     """Report the schema's revision. Returns whether it changed."""
     changed = done.before != done.after
     report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")

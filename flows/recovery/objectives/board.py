@@ -36,11 +36,11 @@ from runbook.files import durable
 from runbook.guard.brief import asked_briefly
 from runbook.log import logger
 from runbook.units import duration
-from tasks.backups.retention import Stored
+from tasks.backups.retention import StoredBackup
 from tasks.recovery_points import standing
 from tasks.recovery_points.backups import KINDS
 from tasks.recovery_points.point import Danger, Means, Point, Resource, best_of
-from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, Standing, State
+from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, RecoveryStanding, State
 from tasks.reports.past import filed
 
 FILE, ARTIFACT = "recovery-board.html", "recovery-board"
@@ -83,7 +83,7 @@ def rebuilt(env: Environment) -> Iterator[None]:
         raise failed
 
 
-def publish(env: Environment, own: Standing) -> None:
+def publish(env: Environment, own: RecoveryStanding) -> None:
     """All environments' records as one page.
 
     Raises:
@@ -101,11 +101,11 @@ def publish(env: Environment, own: Standing) -> None:
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 
 
-def standing_of(env: Environment, reach: RecoveryPoints) -> Standing:
+def standing_of(env: Environment, reach: RecoveryPoints) -> RecoveryStanding:
     """The current state of an environment."""
     resources = tuple(_recoverable(env, reach, resource) for resource in resources_of(env))
     backups = tuple(_ages(resource, reach) for resource in resources_of(env) if env.has("backups"))
-    return Standing(
+    return RecoveryStanding(
         env.name,
         env.title,
         env.timezone,
@@ -168,7 +168,7 @@ def _state(
 
 def _ages(resource: Resource, reach: RecoveryPoints) -> BackupAge:
     stored = reach.stored.get(("backups", resource))
-    if not isinstance(stored, Stored):
+    if not isinstance(stored, StoredBackup):
         return BackupAge(KINDS[resource], None, None)
     whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= reach.now]
     verified = [one.manifest.taken for one in whole if one.verified]

@@ -19,7 +19,7 @@ from runbook.errors import Locked, OpsError, RunbookFailed
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration
-from tasks.backups.retention import Stored
+from tasks.backups.retention import StoredBackup
 from tasks.recovery_points.point import Danger, Place, Point, Resource, best_of
 
 DAILY_SECONDS = 86400
@@ -92,7 +92,7 @@ def _due(report: Report, env: Environment, dangers: tuple[Danger, ...], within_s
 
     for resource in resources_of(env):
         stored = reach.stored["backups", resource]
-        took = stored.backups[-1].manifest.seconds if isinstance(stored, Stored) and stored.backups else 0.0
+        took = stored.backups[-1].manifest.seconds if isinstance(stored, StoredBackup) and stored.backups else 0.0
         best = {danger: reach.best(resource, danger) for danger in dangers}
         newest = best_of(one for one in reach.points if (one.resource, one.place) == (resource, _PLACE[dangers]))
         danger = next((danger for danger in dangers if late(best[danger])), None)

@@ -14,16 +14,16 @@ from runbook.errors import OpsError
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
-from tasks.backups.retention import Stored, read_stores
+from tasks.backups.retention import StoredBackup, read_stores
 from tasks.postgres.replication.incident_slot import SLOT
 from tasks.postgres.replication.status import read_replication
 from tasks.recovery_points.backups import KINDS, backup_points, bad_newest, is_beside, place_for
 from tasks.recovery_points.database import read_standby_point, read_wal_points, read_written
-from tasks.recovery_points.estimate import Estimate, Sample, estimate
+from tasks.recovery_points.estimate import DurationEstimate, DurationSample, estimate
 from tasks.recovery_points.following import read_replica_point, read_unchanged, unchanged_since
 from tasks.recovery_points.point import Danger, Point, Resource, best_of
 from tasks.recovery_points.samples import read_samples
-from tasks.recovery_points.wal import Written
+from tasks.recovery_points.wal import WrittenWal
 
 SHOW_OPTIONS = (Next("show-recovery-options", "compare every recovery option"),)
 RESOURCES: tuple[Resource, ...] = get_args(Resource)
@@ -36,9 +36,9 @@ class RecoveryPoints:
 
     now: datetime
     points: tuple[Point, ...]
-    stored: Mapping[tuple[Stores, Resource], Stored | OpsError]
-    written: Written
-    samples: Mapping[str, Sequence[Sample]]
+    stored: Mapping[tuple[Stores, Resource], StoredBackup | OpsError]
+    written: WrittenWal
+    samples: Mapping[str, Sequence[DurationSample]]
 
     def of(self, resource: Resource, danger: Danger) -> list[Point]:
         """The points from which a resource can be restored in a danger."""
@@ -48,11 +48,11 @@ class RecoveryPoints:
         """The newest of them."""
         return best_of(self.of(resource, danger))
 
-    def estimate(self, point: Point) -> Estimate | None:
+    def estimate(self, point: Point) -> DurationEstimate | None:
         """How long a recovery from this point takes; None: never measured."""
         return estimate(self.samples.get(point.way, ()), point.bytes)
 
-    def estimate_everything(self, points: Sequence[Point]) -> Estimate | None:
+    def estimate_everything(self, points: Sequence[Point]) -> DurationEstimate | None:
         """How long a full restore from these backups takes; None: never measured."""
         return estimate(self.samples.get("everything backup", ()), sum(point.bytes for point in points))
 
@@ -72,7 +72,7 @@ def sets_of(env: Environment) -> tuple[Stores, ...]:
 def read_recovery_points(env: Environment) -> RecoveryPoints:
     """Query every source in parallel. A source that does not answer is part of the result."""
     resources, places = resources_of(env), [(w, r) for w in sets_of(env) for r in resources_of(env)]
-    written = read_written(env) if "database" in resources else Written(clock.now())
+    written = read_written(env) if "database" in resources else WrittenWal(clock.now())
     standby = read_standby_point.submit(env, written) if env.has("standby") else None
     wal = [read_wal_points.submit(env, written, which) for which in sets_of(env) if "database" in resources]
     replica = read_replica_point.submit(env) if "redis" in resources else None

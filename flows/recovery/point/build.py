@@ -7,15 +7,15 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.database.base_backup import wal_of
-from flows.recovery.point.choice import Origin
+from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import epochs
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.report import Report
-from tasks.cluster.copy import Built, build_instance
-from tasks.cluster.instance import Instance
-from tasks.cluster.recovery import Standing, read_standing
+from tasks.cluster.copy import BuiltCluster, build_instance
+from tasks.cluster.instance import PrivateInstance
+from tasks.cluster.recovery import RecoveryProgress, read_standing
 from tasks.cluster.target import Stop
 from tasks.postgres.content.content import read_counts
 from tasks.stores.directory import told
@@ -25,7 +25,9 @@ from tasks.wal.archive.fetch import fetch_histories
 from tasks.wal.format.names import lsn_text
 
 
-def build(env: Environment, instance: Instance, origin: Origin, links: Sequence[Link], wal: Path) -> Built:
+def build(
+    env: Environment, instance: PrivateInstance, origin: PointOrigin, links: Sequence[Link], wal: Path
+) -> BuiltCluster:
     """Build the data directory from the base backup, with all WAL up to the target in its `pg_wal`."""
     built = build_instance(instance, origin.whole, wal=wal_of(env))
     place_wal.after(built)(instance, origin.archive, links, wal)
@@ -33,7 +35,7 @@ def build(env: Environment, instance: Instance, origin: Origin, links: Sequence[
 
 
 @action(idempotent=True)
-def place_wal(instance: Instance, archive: Archive, links: Sequence[Link], wal: Path) -> int:
+def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link], wal: Path) -> int:
     """Move the fetched segments and every timeline history into the copy's `pg_wal`, from which PostgreSQL replays
     them: only as many as the target needs. Returns how many.
 
@@ -49,7 +51,7 @@ def place_wal(instance: Instance, archive: Archive, links: Sequence[Link], wal: 
     return len(links)
 
 
-def prove(report: Report, env: Environment, instance: Instance, origin: Origin, stop: Stop) -> None:
+def prove(report: Report, env: Environment, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:
     """Prove on the paused copy that it is this cluster, isolated, and exactly between the two transactions.
 
     Raises:
@@ -84,7 +86,7 @@ def prove(report: Report, env: Environment, instance: Instance, origin: Origin, 
     _compare(report, env, instance)
 
 
-def _judge_sides(report: Report, found: Standing, stop: Stop) -> None:
+def _judge_sides(report: Report, found: RecoveryProgress, stop: Stop) -> None:
     """The last transaction before the target is in the copy, the first one after it is not."""
     if stop.before:
         report.require(
@@ -108,7 +110,7 @@ def _judge_sides(report: Report, found: Standing, stop: Stop) -> None:
         report.fact("first transaction after the target", "none: the target is the end of the archive")
 
 
-def _compare(report: Report, env: Environment, instance: Instance) -> None:
+def _compare(report: Report, env: Environment, instance: PrivateInstance) -> None:
     """Show what would change. A live server that is down is no obstacle."""
     copy = dict(read_counts(instance.postgres, instance.postgres.database).rows)
     try:

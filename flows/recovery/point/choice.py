@@ -15,9 +15,9 @@ from runbook.report import Report
 from tasks.backups.catalogue import Backup, instead_of, open_all
 from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
-from tasks.cluster.target import Target
+from tasks.cluster.target import RecoveryTarget
 from tasks.pgbackrest.backup import require_kept
-from tasks.wal.archive.archive import Archive, Listing, timeline_in
+from tasks.wal.archive.archive import Archive, ArchiveListing, timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from, require_begun
 from tasks.wal.archive.destinations import archive_of, ship_now
 from tasks.wal.format.names import Timeline, lsn_text
@@ -27,7 +27,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Origin:
+class PointOrigin:
     """The base backup (the last of `whole`, after those that it depends on) and the WAL after it. `oldest`: the backup
     with which the reachable time begins."""
 
@@ -76,8 +76,15 @@ def ship_rest(report: Report, env: Environment) -> None:
 
 
 def choose_origin(
-    report: Report, env: Environment, target: Target, wanted: str, timeline: int, source: Stores, *, of: str = ""
-) -> Origin:
+    report: Report,
+    env: Environment,
+    target: RecoveryTarget,
+    wanted: str,
+    timeline: int,
+    source: Stores,
+    *,
+    of: str = "",
+) -> PointOrigin:
     """The newest base backup from which the target can be reached. `of`: the other environment that took the backups.
 
     Raises:
@@ -111,10 +118,10 @@ def choose_origin(
     _report_results(report, whole, chain, oldest, archive)
     if not of:
         judge_origin(report, env, chosen, wanted)
-    return Origin(tuple(whole), archive, chain, oldest)
+    return PointOrigin(tuple(whole), archive, chain, oldest)
 
 
-def _oldest_before(chosen: Backup, usable: Sequence[Backup], listing: Listing, history: Timeline) -> Backup:
+def _oldest_before(chosen: Backup, usable: Sequence[Backup], listing: ArchiveListing, history: Timeline) -> Backup:
     """The oldest base backup whose WAL reaches the chosen one: those that prune-backups keeps for longer have only the
     WAL of their own time."""
     stop = cluster_in(chosen).stop
@@ -142,7 +149,7 @@ def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str, o
     return own
 
 
-def _newest_before(target: Target, usable: Sequence[Backup]) -> Backup:
+def _newest_before(target: RecoveryTarget, usable: Sequence[Backup]) -> Backup:
     """The newest that ends before the target. For a target before all of them: the oldest, which is then refused."""
     newest = cluster_in(usable[-1]).next_xid
 
@@ -181,7 +188,7 @@ def _report_results(report: Report, whole: Sequence[Backup], chain: Chain, oldes
     )
 
 
-def fetch_files(report: Report, origin: Origin) -> None:
+def fetch_files(report: Report, origin: PointOrigin) -> None:
     """Fetch the backups, and compare each file with its manifest.
 
     Raises:

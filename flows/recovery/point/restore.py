@@ -21,8 +21,8 @@ from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.point import build, choice, swap
 from flows.recovery.point import target as point_target
-from flows.recovery.point.choice import Origin
-from flows.recovery.point.target import Found
+from flows.recovery.point.choice import PointOrigin
+from flows.recovery.point.target import FoundTarget
 from flows.recovery.stopped_services import read_cluster_services, started_on_failure
 from flows.store import store_for
 from runbook.drivers import exit_code
@@ -33,7 +33,7 @@ from runbook.run import runbook
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
-from tasks.cluster.instance import Instance, prepare_instance, put_away, root_for, running, sweep_instance
+from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
 from tasks.cluster.recovery import wait_recovered
 from tasks.cluster.target import By, Stop, parse_target
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
@@ -127,7 +127,9 @@ def _require_mode(mode: Mode, tables: list[str]) -> None:
         raise OpsError("tables are given, but mode=swap replaces the whole cluster", "choose mode=tables, or give none")
 
 
-def _plan(report: Report, env: Environment, origin: Origin, found: Found, mode: Mode, tables: list[str]) -> None:
+def _plan(
+    report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, mode: Mode, tables: list[str]
+) -> None:
     content, wal = origin.content, len(found.links) * origin.content.segment_bytes
     root = root_for(env.postgres)
     report.plan("build the copy", f"{origin.backup.name} in {root}", size=content.bytes, seconds=content.bytes / 150e6)
@@ -139,7 +141,9 @@ def _plan(report: Report, env: Environment, origin: Origin, found: Found, mode: 
         plan(report, tables)
 
 
-def _swap(report: Report, permit: Permit, env: Environment, origin: Origin, instance: Instance, stop: Stop) -> None:
+def _swap(
+    report: Report, permit: Permit, env: Environment, origin: PointOrigin, instance: PrivateInstance, stop: Stop
+) -> None:
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
         build.prove(report, env, instance, origin, stop)
@@ -155,7 +159,7 @@ def _swap(report: Report, permit: Permit, env: Environment, origin: Origin, inst
 
 
 def _copy_back(
-    report: Report, env: Environment, origin: Origin, instance: Instance, stop: Stop, tables: list[str]
+    report: Report, env: Environment, origin: PointOrigin, instance: PrivateInstance, stop: Stop, tables: list[str]
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
@@ -197,7 +201,7 @@ def plan(report: Report, tables: Sequence[str]) -> None:
     report.plan("restore-tables", "from that backup: proven, foreign keys checked, the old rows kept", seconds=5)
 
 
-def keep(report: Report, env: Environment, instance: Instance, tables: Sequence[str], at: datetime) -> Backup:
+def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Sequence[str], at: datetime) -> Backup:
     """Dump the copy's tables into the environment's store, as a backup with the target's time."""
     started = time.monotonic()
     found = choose_tables(instance.postgres, tables)

@@ -8,7 +8,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.application.health_checks import report_health, report_smoke
 from flows.database.waiting_commits import free_commits
-from flows.recovery.point.choice import Origin, ship
+from flows.recovery.point.choice import PointOrigin, ship
 from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
 from runbook.errors import Unreachable
 from runbook.guard.permit import Act, Permit
@@ -17,7 +17,7 @@ from runbook.report import Report
 from runbook.units import duration
 from runbook.wait import until
 from tasks.application.health import smoke_check, wait_healthy
-from tasks.cluster.instance import Instance
+from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import promote_instance
 from tasks.cluster.swap import REPLACE_CLUSTER, ensure_wal_directory, set_wal_aside, superseded_clusters, swap_cluster
 from tasks.host.services import start_services
@@ -44,14 +44,19 @@ def plan(report: Report, env: Environment) -> None:
     report.plan("start services", "afterwards: rejoin-standby and backup-cluster", seconds=10)
 
 
-def promote(env: Environment, instance: Instance) -> int:
+def promote(env: Environment, instance: PrivateInstance) -> int:
     """Promote the copy. It has the WAL receiver's slot before it takes writes, so the receiver misses no WAL."""
     slots = {env.wal.slot: True} if env.has("wal") and env.wal.method == "receivewal" else {}
     return promote_instance(instance, slots)
 
 
 def swap(
-    report: Report, permit: Permit, env: Environment, instance: Instance, services: ClusterServices, timeline: int
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    instance: PrivateInstance,
+    services: ClusterServices,
+    timeline: int,
 ) -> None:
     """Stop the services, archive the end of the old timeline, and rename."""
     primary = env.postgres  # not read again: the server is down from here on
@@ -134,7 +139,7 @@ def _judge_receiver(report: Report, env: Environment) -> None:
 
 
 def report_follow_up(
-    report: Report, env: Environment, origin: Origin, services: ClusterServices, timeline: int
+    report: Report, env: Environment, origin: PointOrigin, services: ClusterServices, timeline: int
 ) -> None:
     """Report what is left to do after a swap. Until then the run is not OK."""
     primary = env.postgres

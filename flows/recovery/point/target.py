@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blocks.environment import Environment
-from flows.recovery.point.choice import Origin, full_xid
+from flows.recovery.point.choice import PointOrigin, full_xid
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.report import Report, Status
 from tasks.cluster.content import cluster_in
-from tasks.cluster.target import Stop, Target, find_stop
+from tasks.cluster.target import RecoveryTarget, Stop, find_stop
 from tasks.stores.directory import told
 from tasks.wal.archive.continuity import Link
 from tasks.wal.format.names import lsn_text
@@ -21,7 +21,7 @@ from tasks.wal.reading.waldump import Commit
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundTarget:
     """Where the recovery stops (None: the target is not in the readable WAL), and what was read.
 
     `links`: the segments that it needs. `newest`: the newest commit that was read. `lost`: how many commits follow the
@@ -40,7 +40,7 @@ class Found:
 
 
 @probe
-def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Path) -> Found:
+def find_in_wal(env: Environment, origin: PointOrigin, target: RecoveryTarget, directory: Path) -> FoundTarget:
     """Fetch WAL in parallel, and find the target in it.
 
     Raises:
@@ -64,7 +64,7 @@ def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Pat
     commits = reader.commits
     after = [one for one in commits if stop and one.lsn >= stop.lsn and one != stop.before and stop.lsn]
     is_cut_off = reader.is_whole or bool(reader.damage)  # otherwise the target was found before
-    return Found(
+    return FoundTarget(
         stop,
         _needed(reader.read, stop),
         commits[-1] if commits else None,
@@ -84,7 +84,7 @@ def _needed(read: Sequence[Link], stop: Stop | None) -> tuple[Link, ...]:
     return tuple(link for link in read if link.segment.start <= stop.lsn + link.segment.bytes)
 
 
-def judge_target(report: Report, origin: Origin, target: Target, found: Found) -> Stop:
+def judge_target(report: Report, origin: PointOrigin, target: RecoveryTarget, found: FoundTarget) -> Stop:
     """Judge whether the target can be reached, and report the transactions on both sides of it.
 
     Raises:
@@ -123,7 +123,7 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     return stop
 
 
-def _report_stop(report: Report, target: Target, found: Found, stop: Stop) -> None:
+def _report_stop(report: Report, target: RecoveryTarget, found: FoundTarget, stop: Stop) -> None:
     report.fact("target", target.text)
     report.fact("stops", _where(stop))
     report.table(
@@ -138,7 +138,7 @@ def _report_stop(report: Report, target: Target, found: Found, stop: Stop) -> No
     report.fact("transactions after the target", f"{found.lost:,}{more}")
 
 
-def _beyond(found: Found, origin: Origin, newest: str) -> str:
+def _beyond(found: FoundTarget, origin: PointOrigin, newest: str) -> str:
     """The next step at a gap: fill it, or accept the loss after it by naming the last point before it."""
     there = f"by=transaction target={found.newest.xid}" if found.newest else f"by=lsn target={origin.content.stop_lsn}"
     if origin.chain.pruned and not found.damage:
@@ -150,7 +150,7 @@ def _beyond(found: Found, origin: Origin, newest: str) -> str:
     )
 
 
-def _is_early(target: Target, origin: Origin) -> bool:
+def _is_early(target: RecoveryTarget, origin: PointOrigin) -> bool:
     oldest = cluster_in(origin.oldest)
     match target.by:
         case "time":
@@ -162,7 +162,7 @@ def _is_early(target: Target, origin: Origin) -> bool:
     return full_xid(target.xid, oldest.next_xid) < oldest.next_xid
 
 
-def _why(target: Target, early: bool, reason: str, origin: Origin) -> str:
+def _why(target: RecoveryTarget, early: bool, reason: str, origin: PointOrigin) -> str:
     if early:
         return "before the oldest base backup"
     if reason:
@@ -185,7 +185,7 @@ def _where(stop: Stop) -> str:
     return f"{'after' if stop.inclusive else 'before'} the record at {lsn_text(stop.lsn)}"
 
 
-def epochs(origin: Origin, stop: Stop) -> dict[int, int]:
+def epochs(origin: PointOrigin, stop: Stop) -> dict[int, int]:
     """The IDs of the two transactions with their epochs."""
     return {one.xid: full_xid(one.xid, origin.content.next_xid) for one in (stop.before, stop.after) if one}
 

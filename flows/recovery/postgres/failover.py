@@ -12,7 +12,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.recovery.postgres import rejoin
 from flows.recovery.postgres.findings import MIB, feeds_old_wal, judge
-from flows.recovery.postgres.pair import Mode, Pair, read_pair, report_pair
+from flows.recovery.postgres.pair import Mode, ServerPair, read_pair, report_pair
 from flows.recovery.postgres.promotion import (
     AGAIN,
     WRITE_SECONDS,
@@ -31,7 +31,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.application.connection_string import read_target
 from tasks.failover.fencing import named_person
-from tasks.failover.ledger import Ledger
+from tasks.failover.ledger import FailoverLedger
 from tasks.failover.marker import FailoverMarker
 from tasks.failover.promotion import checkpoint, streams
 from tasks.failover.segments import Beyond, read_beyond
@@ -100,7 +100,7 @@ def postgres_failover(
 
 
 def _judge_again(
-    report: Report, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool, limit: int
+    report: Report, env: Environment, pair: ServerPair, mode: Mode, attested: str, fence: bool, limit: int
 ) -> None:
     """Judge everything again after the confirmation: nothing may have changed."""
     again = Report(report.runbook, report.environment)
@@ -121,7 +121,7 @@ def _judge_again(
         raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
 
 
-def _plan(report: Report, env: Environment, pair: Pair, fence: bool) -> None:
+def _plan(report: Report, env: Environment, pair: ServerPair, fence: bool) -> None:
     report.fact("from → to", pair.target)
     if pair.course == "hand over":
         report.plan("stop", f"{address(pair.old)} cleanly (fast shutdown): writes pause", seconds=1.0)
@@ -141,10 +141,17 @@ def _plan(report: Report, env: Environment, pair: Pair, fence: bool) -> None:
 
 
 def _fail_over(
-    report: Report, permit: Permit, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool, phases: Phases
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    pair: ServerPair,
+    mode: Mode,
+    attested: str,
+    fence: bool,
+    phases: Phases,
 ) -> None:
     servers = [pair.old, pair.new] if pair.course == "hand over" else [pair.new]
-    with Ledger(servers) as ledger:
+    with FailoverLedger(servers) as ledger:
         done = stop_and_promote(report, permit, env, pair, mode, attested, fence, phases, ledger)
         report.state_is(f"{address(pair.new)} is the primary, on timeline {done.promoted.timeline}", AGAIN)
         report_promotion(report, pair, done, attested)
@@ -158,7 +165,7 @@ def _fail_over(
     report.measure("database standby")
 
 
-def _left(report: Report, pair: Pair, place: int) -> Beyond | None:
+def _left(report: Report, pair: ServerPair, place: int) -> Beyond | None:
     """The WAL that only the old primary has; None where it cannot be read."""
     if not is_here(pair.old.host):
         return None
@@ -168,7 +175,7 @@ def _left(report: Report, pair: Pair, place: int) -> Beyond | None:
         return None
 
 
-def _end(report: Report, permit: Permit, env: Environment, pair: Pair, mode: str, phases: Phases) -> None:
+def _end(report: Report, permit: Permit, env: Environment, pair: ServerPair, mode: str, phases: Phases) -> None:
     """End every course: checkpoint, rejoin the old primary where possible, report."""
     checkpoint(pair.new)
     rejoined = False
@@ -185,7 +192,7 @@ def _end(report: Report, permit: Permit, env: Environment, pair: Pair, mode: str
     report.outcome = f"{address(pair.new)} is the primary; {address(pair.old)} was"
 
 
-def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Report:
+def _finish(report: Report, env: Environment, pair: ServerPair, phases: Phases) -> Report:
     """The new primary already takes writes: finish what a killed run left, if anything."""
     new = address(pair.new)
     why = f"{new} already takes writes, on timeline {pair.will.timeline}"
@@ -200,7 +207,7 @@ def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Rep
     report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
     fence_again(report, permit, env, pair)
     settle(report, permit, env, pair, None)
-    with Ledger([pair.new]) as ledger:
+    with FailoverLedger([pair.new]) as ledger:
         ledger.wait_for(new, WRITE_SECONDS)
         ledger.account(pair.new)
     redirect(report, permit, env, pair, phases, restart=pair.marker is not None)
@@ -209,7 +216,7 @@ def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Rep
     return report
 
 
-def _unfinished(env: Environment, pair: Pair) -> list[str]:
+def _unfinished(env: Environment, pair: ServerPair) -> list[str]:
     """The unfinished steps for a primary that takes writes."""
     found, wal = [], pair.wal
     if pair.marker:

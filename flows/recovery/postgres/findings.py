@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.recovery.postgres.pair import Mode, Pair
+from flows.recovery.postgres.pair import Mode, ServerPair
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.failover.feeding import RECEIVER, own_wal, sources_of
@@ -15,7 +15,7 @@ MIB = 1 << 20
 WAITING = ("on", "remote_apply", "remote_write")
 
 
-def judge(report: Report, pair: Pair, mode: Mode, attested: str, fence: bool, limit_bytes: int) -> None:
+def judge(report: Report, pair: ServerPair, mode: Mode, attested: str, fence: bool, limit_bytes: int) -> None:
     """Judge everything that a promotion needs.
 
     Raises:
@@ -33,7 +33,7 @@ def judge(report: Report, pair: Pair, mode: Mode, attested: str, fence: bool, li
     report.fail_if_critical()
 
 
-def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
+def _judge_roles(report: Report, pair: ServerPair, mode: Mode) -> None:
     """A planned failover needs one running primary, an unplanned one none; both need a standby in recovery."""
     was, will = pair.was, pair.will
     continues = pair.marker is not None and pair.marker.new == will.address
@@ -70,7 +70,7 @@ def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
         report.passed(f"the standby {will.address} is a standby", value="in recovery")
 
 
-def _judge_identity(report: Report, pair: Pair) -> None:
+def _judge_identity(report: Report, pair: ServerPair) -> None:
     """The same cluster, and the same timeline."""
     known, mine = {"the old primary": pair.system}, pair.will.timeline
     timelines = {"the old primary": pair.old_timeline}
@@ -105,7 +105,7 @@ def _judge_identity(report: Report, pair: Pair) -> None:
     )
 
 
-def _judge_replay(report: Report, pair: Pair) -> None:
+def _judge_replay(report: Report, pair: ServerPair) -> None:
     report.require(
         "replay is not paused",
         pair.will.paused == "not paused",
@@ -153,7 +153,7 @@ def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) 
             report.fail(f"the old primary: {row.what}", row.hint, value=row.seen, expected="seen")
 
 
-def _judge_silence(report: Report, pair: Pair, fence: bool) -> None:
+def _judge_silence(report: Report, pair: ServerPair, fence: bool) -> None:
     """A primary that still sends WAL is running, even if its fence is attested."""
     silent = pair.will.receiver != "streaming"
     seen = pair.will.receiver or "none" if silent else f"{pair.will.address} still receives a stream"
@@ -167,7 +167,7 @@ def _judge_silence(report: Report, pair: Pair, fence: bool) -> None:
     )
 
 
-def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
+def _judge_lag(report: Report, pair: ServerPair, limit_bytes: int) -> None:
     """The bytes that the standby lacks: measured on the primary, or in the files of a dead one."""
     if pair.course == "hand over":
         if pair.lag:
@@ -204,7 +204,7 @@ def _expect_lag(report: Report, found: int, limit: int, hint: str) -> None:
     report.require("lag of the standby", found <= limit, hint, value=size(found), expected=f"≤ {size(limit)}")
 
 
-def missing_bytes(pair: Pair) -> int | None:
+def missing_bytes(pair: ServerPair) -> int | None:
     """The bytes of a dead primary's WAL that neither standby nor receiver has; None where it cannot be read."""
     if not is_here(pair.old.host) or pair.control is None:
         return None
@@ -215,7 +215,7 @@ def missing_bytes(pair: Pair) -> int | None:
     return max(0, own.beyond.end - max(reachable, pair.will.written))
 
 
-def feeds_old_wal(pair: Pair) -> bool:
+def feeds_old_wal(pair: ServerPair) -> bool:
     """Whether the standby replays a dead primary's own WAL: only that has acknowledged writes, or the checkpoint of a
     clean shutdown. Writes that synchronous replication did not acknowledge are not worth the wait."""
     if pair.course != "take over" or not missing_bytes(pair):
@@ -223,7 +223,7 @@ def feeds_old_wal(pair: Pair) -> bool:
     return not is_synchronous(pair) or bool(pair.control and pair.control.shut_down)
 
 
-def report_mode(report: Report, pair: Pair) -> None:
+def report_mode(report: Report, pair: ServerPair) -> None:
     """Report whether replication is synchronous, and by which source."""
     mode = f"synchronous ({pair.sync_names})" if is_synchronous(pair) else "asynchronous"
     why = "" if pair.sync_commit in WAITING or not pair.sync_names else f", synchronous_commit = {pair.sync_commit}"
@@ -232,7 +232,7 @@ def report_mode(report: Report, pair: Pair) -> None:
         report.fact("position of the standby", f"{lsn_text(pair.will.written)} on timeline {pair.will.timeline}")
 
 
-def is_synchronous(pair: Pair) -> bool:
+def is_synchronous(pair: ServerPair) -> bool:
     """Whether each acknowledged commit was on the disk of a server whose WAL is replayed here."""
     names = parse_sync_names(pair.sync_names)
     own = {pair.new.name.lower(), pair.wal.name.lower() if pair.wal else ""} - {""}

@@ -13,9 +13,9 @@ from runbook.report import Report
 from tasks.failover.fencing import Fencing, find_fencing
 from tasks.failover.marker import FailoverMarker
 from tasks.failover.member import (
-    Control,
+    ClusterMember,
     Lag,
-    Member,
+    MemberControl,
     read_configured,
     read_control,
     read_lag,
@@ -32,7 +32,7 @@ Course = Literal["hand over", "take over", "finish"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class ServerPair:
     """The failover from `old` to `new`; `was` and `will` are their present states. `lag` and `fencing` are None where
     the course does not need them, `wal` without a WAL receiver. `sync_names`: the standbys that commits wait or waited
     for; `sync_from`: the source of that."""
@@ -40,10 +40,10 @@ class Pair:
     course: Course
     old: Postgres
     new: Postgres
-    was: Member
-    will: Member
+    was: ClusterMember
+    will: ClusterMember
     wal: Wal | None
-    control: Control | None
+    control: MemberControl | None
     lag: Lag | None
     fencing: Fencing | None
     marker: FailoverMarker | None
@@ -67,7 +67,7 @@ class Pair:
         return self.was.system or (self.control.system if self.control else 0)
 
 
-def read_pair(env: Environment, mode: Mode, wanted: str) -> Pair:
+def read_pair(env: Environment, mode: Mode, wanted: str) -> ServerPair:
     """Read both servers, their fence and the marker of an unfinished failover; changes nothing.
 
     Raises:
@@ -98,7 +98,9 @@ def _require_two(env: Environment, mode: str) -> None:
         raise OpsError(f"mode is “{mode}”", "choose planned or unplanned")
 
 
-def _course(primary: Member, standby: Member, mode: Mode, wanted: str, marker: FailoverMarker | None) -> Course:
+def _course(
+    primary: ClusterMember, standby: ClusterMember, mode: Mode, wanted: str, marker: FailoverMarker | None
+) -> Course:
     """The course: finish an earlier run, hand over from a running primary, or take over from a dead one."""
     if primary.is_primary and not standby.is_primary:  # two primaries are refused
         left_by_another = marker is not None and marker.new == primary.address and wanted != standby.address
@@ -112,9 +114,9 @@ def _described(
     course: Course,
     old: Postgres,
     new: Postgres,
-    now: dict[str, Member],
+    now: dict[str, ClusterMember],
     marker: FailoverMarker | None,
-) -> Pair:
+) -> ServerPair:
     was, will = now[address(old)], now[address(new)]
     down = course != "hand over"
     lag = read_lag(old, new.name) if course == "hand over" and new.name else None
@@ -124,7 +126,7 @@ def _described(
     elif course == "take over" and (found := read_configured(old, "synchronous_commit")):
         names, commit = read_configured(old, "synchronous_standby_names"), found
         source = "the configuration files of the dead primary"
-    return Pair(
+    return ServerPair(
         course,
         old,
         new,
@@ -141,7 +143,7 @@ def _described(
     )
 
 
-def report_pair(report: Report, title: str, pair: Pair) -> None:
+def report_pair(report: Report, title: str, pair: ServerPair) -> None:
     """Report both servers in a table."""
     rows = []
     for member in (pair.was, pair.will):

@@ -13,7 +13,7 @@ from blocks.postgres.wal import Wal
 from blocks.services.service import DockerServices
 from flows.database.waiting_commits import alone_act
 from flows.recovery.postgres.findings import feeds_old_wal
-from flows.recovery.postgres.pair import Mode, Pair
+from flows.recovery.postgres.pair import Mode, ServerPair
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Act, Permit
@@ -22,10 +22,19 @@ from runbook.report import Report
 from tasks.application.connection_string import SWITCH, switch_target
 from tasks.application.health import wait_healthy
 from tasks.failover.feeding import FEED, Fed, Feeding, feed
-from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, allow_start, find_fencing, keep_down, remove_signal
-from tasks.failover.ledger import Ledger
+from tasks.failover.fencing import (
+    FENCE,
+    SIGNAL,
+    FenceEvidence,
+    Fencing,
+    allow_start,
+    find_fencing,
+    keep_down,
+    remove_signal,
+)
+from tasks.failover.ledger import FailoverLedger
 from tasks.failover.marker import FailoverMarker
-from tasks.failover.member import Control, read_control
+from tasks.failover.member import MemberControl, read_control
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
     PROMOTE,
@@ -63,7 +72,7 @@ class Phases:
         self.seconds[name] = time.monotonic() - started
 
 
-def acts(env: Environment, pair: Pair) -> list[Act]:
+def acts(env: Environment, pair: ServerPair) -> list[Act]:
     """The acts of this failover that need a permit."""
     old, new = address(pair.old), address(pair.new)
     needed = [Act(FENCE, old), Act(FEED, new), Act(PROMOTE, promotion(pair.old, pair.new)), Act(ALONE, new)]
@@ -78,7 +87,7 @@ class Done:
     """A promotion with its proofs. `kept_down`: whether the old primary's files are marked as a standby's."""
 
     fencing: Fencing
-    kept_down: Evidence
+    kept_down: FenceEvidence
     fed: Fed
     promoted: Promoted
 
@@ -87,12 +96,12 @@ def stop_and_promote(
     report: Report,
     permit: Permit,
     env: Environment,
-    pair: Pair,
+    pair: ServerPair,
     mode: Mode,
     attested: str,
     fence: bool,
     phases: Phases,
-    ledger: Ledger,
+    ledger: FailoverLedger,
 ) -> Done:
     """Fence the old primary, and promote the new one until it takes writes.
 
@@ -126,8 +135,8 @@ def stop_and_promote(
 
 
 def _fence(
-    permit: Permit, env: Environment, pair: Pair, attested: str, *, stop: bool
-) -> tuple[Control | None, Fencing, Evidence]:
+    permit: Permit, env: Environment, pair: ServerPair, attested: str, *, stop: bool
+) -> tuple[MemberControl | None, Fencing, FenceEvidence]:
     """Stop the old primary if the run has to, prove its fence, and mark it as a standby."""
     stopped: object = None
     if stop:
@@ -147,7 +156,7 @@ def _fence(
     return control, fencing, keep_down.after(fencing)(permit, env.services, pair.old)
 
 
-def _go_back(report: Report, env: Environment, pair: Pair) -> None:
+def _go_back(report: Report, env: Environment, pair: ServerPair) -> None:
     """Undo a planned failover that cannot continue: the old primary takes writes again."""
     roles = [pair.old.service, *([pair.wal.service] if pair.wal and pair.wal.service in env.services.names else [])]
     try:
@@ -166,7 +175,7 @@ def _go_back(report: Report, env: Environment, pair: Pair) -> None:
     )
 
 
-def _let_go(report: Report, env: Environment, pair: Pair) -> None:
+def _let_go(report: Report, env: Environment, pair: ServerPair) -> None:
     """Undo an unplanned failover that cannot continue: the old primary must take writes again when it is started. A
     server that was a standby stays one."""
     control = read_control(pair.old)
@@ -182,7 +191,7 @@ def _let_go(report: Report, env: Environment, pair: Pair) -> None:
     )
 
 
-def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) -> None:
+def fence_again(report: Report, permit: Permit, env: Environment, pair: ServerPair) -> None:
     """Fence the old primary of a finished promotion, unless it already follows the new one."""
     if pair.was.follows:
         return
@@ -195,7 +204,7 @@ def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) ->
         keep_down.after(fencing)(permit, env.services, pair.old)
 
 
-def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: object) -> None:
+def settle(report: Report, permit: Permit, env: Environment, pair: ServerPair, after: object) -> None:
     """Create the slots, start the WAL receiver, and make commits return. Idempotent."""
     wal = pair.wal
     made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
@@ -222,7 +231,9 @@ def judge_receiver(report: Report, primary: Postgres, wal: Wal, seconds: float =
     report.prefer("WAL receiver", attached, hint, value=value, expected="streaming")
 
 
-def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phases: Phases, *, restart: bool) -> None:
+def redirect(
+    report: Report, permit: Permit, env: Environment, pair: ServerPair, phases: Phases, *, restart: bool
+) -> None:
     """Change the application's connection string, restart it, and wait until it is healthy.
 
     Raises:

@@ -16,7 +16,7 @@ from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.failover.fencing import FENCE, allow_start, mark_standby
-from tasks.failover.member import Control, Member, read_control, read_member
+from tasks.failover.member import ClusterMember, MemberControl, read_control, read_member
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
     commits_return,
@@ -55,8 +55,8 @@ class Joining:
 
     primary: Postgres
     node: Postgres
-    state: Member
-    control: Control | None
+    state: ClusterMember
+    control: MemberControl | None
     parted_at: int
     diverged: Beyond | None = None
     problem: OpsError | None = None

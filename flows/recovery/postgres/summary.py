@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from blocks.environment import Environment
 from flows.recovery.postgres.findings import is_synchronous
-from flows.recovery.postgres.pair import Pair
+from flows.recovery.postgres.pair import ServerPair
 from flows.recovery.postgres.promotion import Done, Phases
 from flows.recovery.postgres.rejoin import join_there
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
-from tasks.failover.ledger import Account
+from tasks.failover.ledger import WriteLoss
 from tasks.failover.member import read_member
 from tasks.failover.segments import Beyond
 from tasks.host.disk import is_here
@@ -40,7 +40,7 @@ def report_phases(report: Report, phases: Phases) -> None:
         report.fact(name, f"{seconds:.3f} s")
 
 
-def report_promotion(report: Report, pair: Pair, done: Done, attested: str) -> None:
+def report_promotion(report: Report, pair: ServerPair, done: Done, attested: str) -> None:
     """Report the evidence of fence, replay and promotion. `attested`: by whom, where the fence is not fully proven."""
     fencing = done.promoted.fencing
     unproven = f"attested by {attested}" if attested and fencing.unknown else "unknown"
@@ -60,7 +60,7 @@ def report_promotion(report: Report, pair: Pair, done: Done, attested: str) -> N
     )
 
 
-def report_loss(report: Report, pair: Pair, done: Done, left: Beyond | None, account: Account) -> None:
+def report_loss(report: Report, pair: ServerPair, done: Done, left: Beyond | None, account: WriteLoss) -> None:
     """Report the loss by the old primary's WAL, or by the replication mode where that cannot be read. `left`: what that
     WAL has beyond the start of the new timeline."""
     _report_ledger(report, pair, account)
@@ -91,7 +91,7 @@ def report_loss(report: Report, pair: Pair, done: Done, left: Beyond | None, acc
     report.fact("acknowledged writes lost", f"at most {left.commits:,} transactions" if left else "unknown")
 
 
-def _report_ledger(report: Report, pair: Pair, account: Account) -> None:
+def _report_ledger(report: Report, pair: ServerPair, account: WriteLoss) -> None:
     new = address(pair.new)
     servers = dict.fromkeys([address(pair.old), new, *(entry.server for entry in account.entries)])
     rows = []
@@ -114,7 +114,7 @@ def _report_ledger(report: Report, pair: Pair, account: Account) -> None:
     )
 
 
-def report_follow_up(report: Report, env: Environment, pair: Pair, *, rejoined: bool) -> None:
+def report_follow_up(report: Report, env: Environment, pair: ServerPair, *, rejoined: bool) -> None:
     """Report that there is one primary, what protects it, and what is left to do."""
     new, old = read_member(pair.new), read_member(pair.old)
     report.require(

@@ -8,9 +8,9 @@ from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.units import size
 from tasks.redis.failover.command import coordinates
-from tasks.redis.failover.group import Group, Member
+from tasks.redis.failover.group import Group, GroupMember
 from tasks.redis.failover.pause import LONGEST_SECONDS
-from tasks.redis.failover.promotion import Choice
+from tasks.redis.failover.promotion import PromotionChoice
 from tasks.redis.sentinels import Follower, SentinelView
 from tasks.redis.server import family
 
@@ -20,7 +20,7 @@ LAG_SECONDS = 10
 _UNABLE = ("s_down", "o_down", "disconnected")
 
 
-def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, version: str = "") -> Choice:
+def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, version: str = "") -> PromotionChoice:
     """Judge every replica, and choose the one that the Sentinels would promote. `version`: a dead master's.
 
     Raises:
@@ -45,7 +45,7 @@ def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, 
         )
         report.fail_if_critical()
     others = [other.address for other in group.watch.answering if other.address != view.address]
-    return Choice(
+    return PromotionChoice(
         master.address,
         equals[0],
         master.replid,
@@ -96,7 +96,7 @@ def report_candidates(report: Report, group: Group, view: SentinelView, why: dic
     report.table("Candidates", columns, rows)
 
 
-def require_unchanged(choice: Choice, again: Choice) -> None:
+def require_unchanged(choice: PromotionChoice, again: PromotionChoice) -> None:
     """Check that the plan still holds.
 
     Raises:
@@ -114,7 +114,7 @@ def _pause_seconds(group: Group) -> float:
     return min(min(waits) / 2, LONGEST_SECONDS)
 
 
-def _why_unfit(member: Member, seen: Follower | None, master: Member, mode: Mode, version: str) -> str:
+def _why_unfit(member: GroupMember, seen: Follower | None, master: GroupMember, mode: Mode, version: str) -> str:
     if member.problem:
         return f"disconnected: {member.problem}"
     if member.is_master:
@@ -132,7 +132,7 @@ def _why_unfit(member: Member, seen: Follower | None, master: Member, mode: Mode
     return _behind(member, master) if mode == "planned" else ""
 
 
-def _behind(member: Member, master: Member) -> str:
+def _behind(member: GroupMember, master: GroupMember) -> str:
     if not member.link_up:
         return f"its link to the master has been down for {member.silent_seconds} s"
     if member.replid != master.replid:

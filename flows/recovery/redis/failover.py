@@ -16,11 +16,11 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.redis.failover.group import Group, Member, read_group
+from tasks.redis.failover.group import Group, GroupMember, read_group
 from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
 from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
-from tasks.redis.failover.promotion import Choice, HandOver
+from tasks.redis.failover.promotion import HandOver, PromotionChoice
 from tasks.redis.failover.rights import find_refused_commands
 from tasks.redis.topology.topology import find_record
 
@@ -96,7 +96,7 @@ def _require_sentinels(block: Redis, mode: str) -> None:
         raise OpsError(f"mode is “{mode}”", "choose planned or unplanned")
 
 
-def _judge(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, before: Before) -> Choice:
+def _judge(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, before: Before) -> PromotionChoice:
     (judge_living if mode == "planned" else judge_dead)(report, group)
     choice = choose(report, block, group, mode, wanted, before.seen.version if before.seen else "")
     if mode == "planned":
@@ -117,7 +117,9 @@ def _judge_rights(report: Report, where: str, refused: list[OpsError], mode: Mod
         report.passed(f"rights on {where}", value="every command of the failover is allowed")
 
 
-def _judge_again(report: Report, block: Redis, choice: Choice, mode: Mode, wanted: str, before: Before) -> None:
+def _judge_again(
+    report: Report, block: Redis, choice: PromotionChoice, mode: Mode, wanted: str, before: Before
+) -> None:
     again = Report(report.runbook, report.environment)
     try:
         group = read_group(block)
@@ -131,7 +133,7 @@ def _judge_again(report: Report, block: Redis, choice: Choice, mode: Mode, wante
         raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
 
 
-def _plan(report: Report, choice: Choice, mode: Mode) -> None:
+def _plan(report: Report, choice: PromotionChoice, mode: Mode) -> None:
     report.fact("from → to", choice.target)
     if mode == "planned":
         how = "SENTINEL FAILOVER … COORDINATED" if choice.coordinated else "SENTINEL FAILOVER, then REPLICAOF"
@@ -174,7 +176,9 @@ def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str
     return True
 
 
-def _finish(report: Report, block: Redis, group: Group, marker: RedisFailoverMarker, new: Member) -> Member | None:
+def _finish(
+    report: Report, block: Redis, group: Group, marker: RedisFailoverMarker, new: GroupMember
+) -> GroupMember | None:
     """Clean up after a killed run: its marker, and the old master if it still is one (returned as it was)."""
     left = group.members.get(marker.old)
     if left and left.is_master:
@@ -193,7 +197,9 @@ def _former(group: Group) -> str:
     return down[0] if master and master.promoted_at >= 0 and recent and down else ""
 
 
-def _report_results(report: Report, block: Redis, group: Group, choice: Choice, done: HandOver, before: Before) -> None:
+def _report_results(
+    report: Report, block: Redis, group: Group, choice: PromotionChoice, done: HandOver, before: Before
+) -> None:
     if done.stood >= 0:
         report_planned_loss(report, done)
     else:

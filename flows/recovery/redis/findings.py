@@ -7,7 +7,7 @@ from typing import Literal
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import duration
-from tasks.redis.failover.group import Group, Member
+from tasks.redis.failover.group import Group, GroupMember
 
 Mode = Literal["planned", "unplanned"]
 FIRST_PING_MILLISECONDS = 1000
@@ -154,7 +154,7 @@ def report_servers(report: Report, title: str, group: Group) -> None:
     )
 
 
-def link(member: Member) -> str:
+def link(member: GroupMember) -> str:
     """A replica's connection to its master, as text."""
     if member.problem or member.is_master:
         return ""

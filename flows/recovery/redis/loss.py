@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from blocks.redis.server import Redis
 from runbook.report import Report
-from tasks.redis.failover.group import Group, LastSeen, Member, read_last_seen
+from tasks.redis.failover.group import Group, GroupMember, LastSeen, read_last_seen
 from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import HandOver
@@ -65,7 +65,7 @@ def report_planned_loss(report: Report, done: HandOver) -> None:
     report.fact("acknowledged writes lost", "0 (proven)" if done.lost_nothing else value)
 
 
-def report_unplanned_loss(report: Report, done: HandOver | None, new: Member, before: Before) -> None:
+def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMember, before: Before) -> None:
     """Bound the loss: the dead master cannot be queried."""
     if done:
         _report_ledger(report, done)
@@ -100,7 +100,9 @@ def report_unplanned_loss(report: Report, done: HandOver | None, new: Member, be
     )
 
 
-def report_interrupted_loss(report: Report, marker: RedisFailoverMarker, left: Member | None, new: Member) -> None:
+def report_interrupted_loss(
+    report: Report, marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember
+) -> None:
     """The writes that the old master took after the pause of a killed run: they are lost when it follows.
 
     A replica that continued the new master's stream without a full resynchronisation had no other writes.

@@ -10,7 +10,7 @@ from flows.recovery.redis.findings import report_servers
 from runbook.errors import Unreachable
 from runbook.report import Report
 from runbook.wait import until
-from tasks.redis.failover.group import Group, Member, ask_group, read_group
+from tasks.redis.failover.group import Group, GroupMember, ask_group, read_group
 from tasks.redis.failover.promotion import HandOver, wait_in_sync
 from tasks.redis.sentinels import ask_sentinels
 
@@ -112,6 +112,6 @@ def verify_after(report: Report, block: Redis, new: str, expected: list[str], do
         )
 
 
-def _follows(member: Member, group: Group, new: str) -> bool:
+def _follows(member: GroupMember, group: Group, new: str) -> bool:
     now, master = group.members.get(member.address, member), group.members.get(new)
     return bool(master and not now.is_master and now.link_up and now.replid == master.replid)

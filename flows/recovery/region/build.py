@@ -12,14 +12,14 @@ from flows.database import expectations as check
 from flows.recovery.full import bring_up, build, database_server, migration
 from flows.recovery.full.build import StagedCopies
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.database_server import Found
+from flows.recovery.full.database_server import FoundServer
 from flows.recovery.point import build as point_build
 from flows.recovery.point import swap
 from flows.recovery.region.options import Replay, RestoreOption
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
 from runbook.guard.permit import Permit
 from runbook.report import Report
-from tasks.cluster.instance import Instance, running
+from tasks.cluster.instance import PrivateInstance, running
 from tasks.cluster.recovery import wait_recovered
 from tasks.host.services import read_services
 from tasks.postgres.content.content import read_counts
@@ -94,9 +94,11 @@ def _prepare_cluster(region: Region, replay: Replay) -> Finish:
     return lambda: _make_cluster_live(region, instance, copies, timeline)
 
 
-def _make_cluster_live(region: Region, instance: Instance, copies: StagedCopies, timeline: int) -> SystemServices:
+def _make_cluster_live(
+    region: Region, instance: PrivateInstance, copies: StagedCopies, timeline: int
+) -> SystemServices:
     report, permit, env, chosen = region.report, region.permit, region.env, region.chosen
-    found = Found(presence(env.postgres), read_services(env.services, env.services_in(START_ORDER)), None)
+    found = FoundServer(presence(env.postgres), read_services(env.services, env.services_in(START_ORDER)), None)
     services = bring_up.system_services(report, permit, env, chosen, found, last=copies)
     cluster = read_cluster_services(report, env)
     with started_on_failure(services), started_on_failure(cluster):

@@ -25,7 +25,7 @@ from flows.recovery.point import choice, swap
 from flows.recovery.region import build, summary
 from flows.recovery.region.build import Region
 from flows.recovery.region.options import RestoreOption, RestoreOptions, attempting, require_known
-from flows.recovery.region.summary import Phases
+from flows.recovery.region.summary import RegionPhases
 from flows.recovery.stopped_services import SystemServices
 from flows.store import mark_verified
 from runbook.drivers import exit_code
@@ -87,7 +87,7 @@ def region_failover(
     env = Environment.find(environment)
     expectations.prepare(env)
     with runbook("Region failover", env, confirm, plan, changes=True, rank="recovery") as report:
-        old, phases = other_region(env, source), Phases()
+        old, phases = other_region(env, source), RegionPhases()
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
         require_known(env, source, backup)
@@ -159,7 +159,7 @@ def _restore(
     option: RestoreOption,
     chosen: choose.Chosen,
     parts: Parts,
-    phases: Phases,
+    phases: RegionPhases,
     *,
     strict: bool,
 ) -> SystemServices:

@@ -13,19 +13,19 @@ from flows.database import restore_steps as database
 from flows.database.base_backup import judge_space, judge_version
 from flows.database.wal_reading import mend
 from flows.recovery.point import choice
-from flows.recovery.point.choice import Origin
-from flows.recovery.point.target import Found, find_in_wal
+from flows.recovery.point.choice import PointOrigin
+from flows.recovery.point.target import FoundTarget, find_in_wal
 from flows.store import store_for
 from runbook import clock
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
-from tasks.cluster.instance import Instance, prepare_instance, put_away, root_for, sweep_instance
-from tasks.cluster.target import Stop, Target
+from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, sweep_instance
+from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.wal.format.names import lsn_text
 
-NEWEST = Target("latest")
+NEWEST = RecoveryTarget("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"
 
 
@@ -33,10 +33,10 @@ PHYSICAL, LOGICAL = "base backup and WAL", "dump"
 class Replay:
     """The replay of an option: where its WAL ends, and the private instance that replays it."""
 
-    origin: Origin
-    found: Found
+    origin: PointOrigin
+    found: FoundTarget
     stop: Stop
-    instance: Instance
+    instance: PrivateInstance
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class RestoreOptions:
         newest = stop.before.at if stop.before else cluster_in(origin.backup).stopped
         return RestoreOption(origin.backup, newest, Replay(origin, found, stop, instance))
 
-    def _end_of(self, origin: Origin, found: Found) -> Stop:
+    def _end_of(self, origin: PointOrigin, found: FoundTarget) -> Stop:
         """Where the readable WAL ends."""
         newest = found.newest
         stop = found.stop or (Stop(newest.lsn, True, newest, None) if newest else Stop(0, False, None, None))

@@ -35,7 +35,7 @@ _WHAT = {
 
 
 @dataclass
-class Phases:
+class RegionPhases:
     """Seconds per phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)

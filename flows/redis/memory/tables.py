@@ -8,8 +8,8 @@ from runbook.page.plots import Bar, bars, shares
 from runbook.report import Evidence, Report
 from runbook.units import duration, size
 from tasks.redis.content.reading import shown
-from tasks.redis.memory.estimates import ZERO, Estimate, PrefixSum
-from tasks.redis.memory.listing import Listing
+from tasks.redis.memory.estimates import ZERO, PrefixSum, SizeEstimate
+from tasks.redis.memory.listing import KeyListing
 from tasks.redis.memory.script import TTL_NAMES, TYPES
 from tasks.redis.memory.sweep import MEASURED_ELEMENTS, BigKey, Survey
 
@@ -74,7 +74,7 @@ def report_keys(report: Report, survey: Survey) -> None:
     report.table(f"Biggest keys of each type{note}", columns, [_key_row(key) for key in survey.biggest_by_type])
 
 
-def report_pattern(report: Report, pattern: str, listing: Listing, most: int) -> None:
+def report_pattern(report: Report, pattern: str, listing: KeyListing, most: int) -> None:
     """The first keys of a pattern, as the manual lists them."""
     rows = [
         (f"db {number}", key_name(facts.key), TYPES[facts.type], ttl(facts.ttl_ms), size(facts.size))
@@ -89,7 +89,7 @@ def report_pattern(report: Report, pattern: str, listing: Listing, most: int) ->
         report.warn(f"not measured of {pattern}", hint, value=f"{listing.denied} keys that the user may not read")
 
 
-def about(estimate: Estimate, text: str, error: str) -> str:
+def about(estimate: SizeEstimate, text: str, error: str) -> str:
     """A total for people, with its error if it is an estimate."""
     if estimate.error == 0:
         return text
@@ -141,11 +141,11 @@ def _prefix(prefix: bytes) -> str:
     return shown(prefix) if prefix else "(no colon)"
 
 
-def _keys(estimate: Estimate) -> str:
+def _keys(estimate: SizeEstimate) -> str:
     return about(estimate, f"{estimate.value:,.0f}", f"{estimate.error:,.0f}")
 
 
-def _size(estimate: Estimate) -> str:
+def _size(estimate: SizeEstimate) -> str:
     return about(estimate, size(estimate.value), size(estimate.error))
 
 

@@ -20,14 +20,14 @@ from tasks.redis.scratch import refuse_empty
 
 
 @dataclass(frozen=True)
-class Restorable:
+class RestorableRedis:
     """A fetched backup. `proven` is False for a file without a manifest: its expected content is unknown."""
 
     backup: Backup
     proven: bool = True
 
 
-def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Restorable:
+def choose(report: Report, env: Environment, wanted: str, which: Stores) -> RestorableRedis:
     """Find and fetch the wanted backup, and check its origin, its files and its RDB version. The live server is not
     queried.
 
@@ -51,7 +51,7 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
     version = read_rdb(backup.path / RDB)
     _judge_version(report, env, version.header, version.version, backup.manifest.tool)
     _report_loss(report, backup)
-    return Restorable(backup)
+    return RestorableRedis(backup)
 
 
 def _report_loss(report: Report, backup: Backup) -> None:
@@ -73,7 +73,7 @@ def _judge_version(report: Report, env: Environment, header: str, version: int, 
     report.fail_if_critical()
 
 
-def _adopt(report: Report, env: Environment, wanted: str, which: Stores) -> Restorable:
+def _adopt(report: Report, env: Environment, wanted: str, which: Stores) -> RestorableRedis:
     store = stores.store_for(env, "redis", which)
     found = read_foreign(store.spool, wanted)
     report.fact("backup", f"{found.path} ({found.form}, {size(found.bytes)})")
@@ -102,7 +102,7 @@ def _adopt(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
             expected="no bytes after the RDB",
         )
     _report_loss(report, adopted.backup)
-    return Restorable(adopted.backup, proven=False)
+    return RestorableRedis(adopted.backup, proven=False)
 
 
 def _judge_foreign(report: Report, env: Environment, found: Foreign) -> None:

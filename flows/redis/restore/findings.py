@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from runbook.report import Report, Status
 from runbook.units import duration, size
-from tasks.redis.restore.equal import COLUMNS, Comparison
+from tasks.redis.restore.equal import COLUMNS, KeyComparison
 from tasks.redis.restore.prefixes import Restored
-from tasks.redis.restore.writes import Writes
+from tasks.redis.restore.writes import LiveWrites
 
 MOST_ROWS = 50
 
 
-def report_restored(report: Report, done: Restored, writes: Writes) -> None:
+def report_restored(report: Report, done: Restored, writes: LiveWrites) -> None:
     """The restored and deleted keys, and how long other clients waited at most."""
     carried = done.carried
     report.fact("keys restored", f"{carried.keys:,} ({size(carried.bytes)} in memory)")
@@ -38,7 +38,7 @@ def report_unknown_writes(report: Report, problem: str) -> None:
         )
 
 
-def judge_comparison(report: Report, found: Comparison, writes: Writes | None, back: str) -> None:
+def judge_comparison(report: Report, found: KeyComparison, writes: LiveWrites | None, back: str) -> None:
     """The live server equals the backup, except for clients' writes. `writes` None: clients could not write meanwhile.
 
     Raises:

@@ -12,7 +12,7 @@ from blocks.redis.server import Redis
 from flows.redis.backup import judge_kept, keep_live
 from flows.redis.restore import network
 from flows.redis.restore import prefixes as prefix_steps
-from flows.redis.restore.choice import Restorable
+from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
@@ -35,7 +35,7 @@ class Restoring(Protocol):
 
 
 @dataclass(frozen=True)
-class Replacement:
+class RedisReplacement:
     """A proven copy replaces the data directory."""
 
     report: Report
@@ -75,7 +75,12 @@ def living_master(env: Environment, around: ReplicationTopology) -> Redis | None
 
 @contextlib.contextmanager
 def prepare(
-    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra, expected_removed: int
+    report: Report,
+    env: Environment,
+    chosen: RestorableRedis,
+    prefixes: Sequence[str],
+    extra: Extra,
+    expected_removed: int,
 ) -> Iterator[Restoring]:
     """Check and plan the restore: of some prefixes, over the network, or of the data directory.
 
@@ -98,4 +103,4 @@ def prepare(
             report.fail_if_critical()
             report.plan("keep", f"the data of {found.address}, the current master, as a backup: it is replaced")
         plan_redis(report, env, chosen.backup, fitness)
-        yield Replacement(report, env, chosen.backup, around)
+        yield RedisReplacement(report, env, chosen.backup, around)

@@ -13,7 +13,7 @@ from blocks.redis.server import Redis
 from flows.redis.backup import keep_live
 from flows.redis.master import judge_master
 from flows.redis.restore import findings, prefixes
-from flows.redis.restore.choice import Restorable
+from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import plan_detaching, put_back
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
@@ -21,15 +21,15 @@ from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration, size
 from tasks.redis.content.reading import drop_prefixes, held_still
-from tasks.redis.line import Line, live_line
+from tasks.redis.line import RedisLine, live_line
 from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
-from tasks.redis.restore.equal import Comparison, compare_keys
+from tasks.redis.restore.equal import KeyComparison, compare_keys
 from tasks.redis.restore.network import (
     ACT,
-    Leftover,
     NotReached,
+    RedisLeftover,
     find_leftover,
     forget_dead,
     replace_by_replication,
@@ -38,7 +38,7 @@ from tasks.redis.restore.network import (
 from tasks.redis.restore.prefixes import ACT as RESTORE_KEYS
 from tasks.redis.restore.prefixes import RestoreOrder, count_keys, find_refusal, restore_functions, restore_keys
 from tasks.redis.restore.route import Route, find_route
-from tasks.redis.restore.writes import Writes, watched_writes
+from tasks.redis.restore.writes import LiveWrites, watched_writes
 from tasks.redis.sentinels import Watch, read_sentinels
 from tasks.redis.server import answers
 from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
@@ -54,9 +54,9 @@ class NetworkRestore:
 
     report: Report
     env: Environment
-    target: Target
+    target: RestoreTarget
     scratch: redis.Redis
-    live: Line
+    live: RedisLine
     order: RestoreOrder
 
     @property
@@ -80,7 +80,7 @@ class NetworkRestore:
 
 
 @contextlib.contextmanager
-def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[NetworkRestore]:
+def prepare(report: Report, env: Environment, chosen: RestorableRedis) -> Iterator[NetworkRestore]:
     """Load and prove the backup, leave out drop_prefixes, count the keys, check the live server, and plan.
 
     Raises:
@@ -99,7 +99,7 @@ def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[Ne
             yield NetworkRestore(report, env, target, scratch, live, order)
 
 
-def _plan(report: Report, env: Environment, target: Target, order: RestoreOrder) -> None:
+def _plan(report: Report, env: Environment, target: RestoreTarget, order: RestoreOrder) -> None:
     block, left = target.block, target.left
     if left:
         what = "a replica of a temporary server that no longer exists" if target.follows else "with changed settings"
@@ -134,11 +134,11 @@ def _restore(
     report: Report,
     env: Environment,
     permit: Permit,
-    target: Target,
+    target: RestoreTarget,
     scratch: redis.Redis,
-    live: Line,
+    live: RedisLine,
     order: RestoreOrder,
-    writes: Writes,
+    writes: LiveWrites,
 ) -> None:
     block, left = target.block, target.left
     report.state_is("the live data was not touched", "fix the findings above, then run it again")
@@ -175,7 +175,7 @@ def _restore(
     _by_keys(report, env, permit, block, scratch, live, order, writes, back)
 
 
-def _judge_same(env: Environment, target: Target) -> None:
+def _judge_same(env: Environment, target: RestoreTarget) -> None:
     """Master, replicas and Sentinels are still those of the plan: the backup of the live data takes time.
 
     Raises:
@@ -195,17 +195,17 @@ def _replicate(
     report: Report,
     env: Environment,
     permit: Permit,
-    target: Target,
+    target: RestoreTarget,
     scratch: redis.Redis,
-    live: Line,
+    live: RedisLine,
     order: RestoreOrder,
     kept: str,
-) -> Comparison:
+) -> KeyComparison:
     """Clients cannot write meanwhile. Replicas and Sentinels are detached, and reattached also after an error."""
     block, reports, clock = target.block, env.reports_directory, report.seconds
-    taken, nobody = target.around, Writes()
+    taken, nobody = target.around, LiveWrites()
 
-    def compare() -> Comparison:
+    def compare() -> KeyComparison:
         return compare_keys(block, scratch, live, order, nobody)
 
     try:
@@ -245,9 +245,9 @@ def _by_keys(
     permit: Permit,
     block: Redis,
     scratch: redis.Redis,
-    live: Line,
+    live: RedisLine,
     order: RestoreOrder,
-    writes: Writes,
+    writes: LiveWrites,
     back: str,
 ) -> None:
     done = restore_keys(permit, block, scratch, live, order, writes)
@@ -260,19 +260,19 @@ def _by_keys(
 
 
 @dataclass(frozen=True)
-class Target:
+class RestoreTarget:
     """The live server, its replication topology, the route for the data, and what a killed restore left. `dead`: the
     server of a killed restore that no longer answers, if another server replaced it."""
 
     block: Redis
     around: ReplicationTopology
     route: Route
-    left: Leftover | None
+    left: RedisLeftover | None
     follows: bool
     dead: str = ""
 
 
-def find_target(report: Report, env: Environment, needed_bytes: int) -> Target:
+def find_target(report: Report, env: Environment, needed_bytes: int) -> RestoreTarget:
     """Find the server, and the route for a backup of `needed_bytes`.
 
     Raises:
@@ -299,11 +299,11 @@ def find_target(report: Report, env: Environment, needed_bytes: int) -> Target:
         )
     around = read_topology(block, env.reports_directory, of_dead=bool(dead))
     route = find_route(block, needed_bytes)
-    return Target(block, around, route, left, bool(left and still_follows(block, left)), dead)
+    return RestoreTarget(block, around, route, left, bool(left and still_follows(block, left)), dead)
 
 
 def _require_successor(
-    env: Environment, dead: str, watch: Watch, left: Leftover | None, record: ReplicationTopology | None
+    env: Environment, dead: str, watch: Watch, left: RedisLeftover | None, record: ReplicationTopology | None
 ) -> None:
     """The Sentinels or the environment name another master now.
 

@@ -13,7 +13,7 @@ from blocks.redis.server import Redis
 from flows.redis.backup import judge_kept, keep_live
 from flows.redis.master import judge_master
 from flows.redis.restore import findings
-from flows.redis.restore.choice import Restorable
+from flows.redis.restore.choice import RestorableRedis
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
@@ -26,10 +26,10 @@ from tasks.redis.content.manifest import COLUMNS as PROOF
 from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
-from tasks.redis.line import Line, live_line
+from tasks.redis.line import RedisLine, live_line
 from tasks.redis.restore.equal import compare_keys
 from tasks.redis.restore.prefixes import ACT, Extra, RestoreOrder, count_keys, find_refusal, restore_keys
-from tasks.redis.restore.writes import Writes, watched_writes
+from tasks.redis.restore.writes import LiveWrites, watched_writes
 from tasks.redis.scratch import scratch_server
 from tasks.redis.scratch_place import scratch_place
 from tasks.redis.sentinels import find_master, read_sentinels, require_master
@@ -46,9 +46,9 @@ class PrefixRestore:
     env: Environment
     block: Redis
     scratch: redis.Redis
-    live: Line
+    live: RedisLine
     order: RestoreOrder
-    writes: Writes
+    writes: LiveWrites
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -84,7 +84,12 @@ class PrefixRestore:
 
 @contextlib.contextmanager
 def prepare(
-    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra, expected_removed: int
+    report: Report,
+    env: Environment,
+    chosen: RestorableRedis,
+    prefixes: Sequence[str],
+    extra: Extra,
+    expected_removed: int,
 ) -> Iterator[PrefixRestore]:
     """Load and prove the backup, count the keys, check the live server, and plan.
 
@@ -135,7 +140,7 @@ def promoted(env: Environment, block: Redis, error: OpsError) -> OpsError | None
 
 
 @contextlib.contextmanager
-def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[redis.Redis]:
+def loaded(report: Report, env: Environment, chosen: RestorableRedis) -> Iterator[redis.Redis]:
     """A scratch server with the backup, proven equal to its manifest.
 
     Raises:

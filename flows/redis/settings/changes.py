@@ -14,9 +14,9 @@ from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.units import size
 from tasks.redis.persistence.place import inspect_place
-from tasks.redis.settings.changes import ON, RESERVED_FILES, REWRITE, SET, Change, act_of
+from tasks.redis.settings.changes import ON, RESERVED_FILES, REWRITE, SET, RedisSettingChange, act_of
 from tasks.redis.settings.recommended import BY_NAME, KINDS, MAXMEMORY, normal, require_possible, same, shown
-from tasks.redis.settings.running import AT_ONCE, ServerSettings
+from tasks.redis.settings.running import AT_ONCE, RedisServerSettings
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Record
 
@@ -24,11 +24,11 @@ _OVERRIDE = re.compile(r"\s*(?:redis-cli\s+)?(?:config\s+set\s+)?([a-z-]+)\s*(?:
 
 
 @dataclass(frozen=True)
-class Order:
+class SettingsOrder:
     """The changes on one server, and whether to write its file, if it has one."""
 
-    found: ServerSettings
-    changes: tuple[Change, ...]
+    found: RedisServerSettings
+    changes: tuple[RedisSettingChange, ...]
     rewrite: bool
 
     @property
@@ -49,11 +49,11 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Undo:
+class SettingsUndo:
     """How a record is undone. `left`: settings that somebody changed since."""
 
     record: Record
-    order: Order
+    order: SettingsOrder
     left: tuple[str, ...]
 
     @property
@@ -70,7 +70,7 @@ def require_sense(names: Sequence[str], override: str) -> None:
         raise OpsError(f"the manual has no setting {', '.join(unknown)}", f"choose from {', '.join(BY_NAME)}")
 
 
-def parse_override(text: str) -> Change:
+def parse_override(text: str) -> RedisSettingChange:
     """`maxmemory 2gb` or `maxmemory = 2gb`, also with CONFIG SET before it.
 
     Raises:
@@ -84,10 +84,12 @@ def parse_override(text: str) -> Change:
     require_possible(name, value)
     if name in BY_NAME and same(name, value, BY_NAME[name].value):
         raise OpsError(f"{name} = {value} is the manual's value", f"run it with names={name} and without override")
-    return Change(name, normal(name, value))
+    return RedisSettingChange(name, normal(name, value))
 
 
-def order_override(report: Report, found: ServerSettings, change: Change, known: Sequence[Record]) -> Order:
+def order_override(
+    report: Report, found: RedisServerSettings, change: RedisSettingChange, known: Sequence[Record]
+) -> SettingsOrder:
     """One value for a time; an obstacle is CRITICAL. If it is already in force, it is prolonged."""
     name, running = change.name, found.running[change.name]
     if not same(name, running, change.value):
@@ -95,20 +97,20 @@ def order_override(report: Report, found: ServerSettings, change: Change, known:
             report.fail(
                 f"{name} on {found.address}", obstacle[1], value=obstacle[0], expected=shown(name, change.value)
             )
-        return Order(found, (replace(change, old=running),), True)
+        return SettingsOrder(found, (replace(change, old=running),), True)
     if before := records.overrides_in_force(known, found).get(name):
         replaced = before[0].change(name)
-        return Order(found, (replace(change, old=(replaced and replaced.old) or ""),), True)
+        return SettingsOrder(found, (replace(change, old=(replaced and replaced.old) or ""),), True)
     _report_kept(report, found, [(name, shown(name, running), "the server already has that value permanently")])
-    return Order(found, (), bool(found.unwritten()))
+    return SettingsOrder(found, (), bool(found.unwritten()))
 
 
 def order_manual(
-    report: Report, env: Environment, found: ServerSettings, names: Sequence[str], known: Sequence[Record]
-) -> Order:
+    report: Report, env: Environment, found: RedisServerSettings, names: Sequence[str], known: Sequence[Record]
+) -> SettingsOrder:
     """The manual's values for the named settings, or for all that need one; expired overrides are undone."""
     overrides = records.overrides_in_force(known, found)
-    changes: list[Change] = []
+    changes: list[RedisSettingChange] = []
     kept: list[tuple[str, str, str]] = []
     for name in dict.fromkeys(names or [*BY_NAME, *overrides]):
         aim = _aim(env, found, name, bool(names), known)
@@ -121,10 +123,12 @@ def order_manual(
             changes.append(aim)
     _report_kept(report, found, kept)
     unseen = bool(found.problem and names)
-    return Order(found, _in_order(changes), bool(changes or unseen or found.unwritten()))
+    return SettingsOrder(found, _in_order(changes), bool(changes or unseen or found.unwritten()))
 
 
-def _aim(env: Environment, found: ServerSettings, name: str, asked: bool, known: Sequence[Record]) -> Change | str:
+def _aim(
+    env: Environment, found: RedisServerSettings, name: str, asked: bool, known: Sequence[Record]
+) -> RedisSettingChange | str:
     """The change of a setting; or why it is kept, "" if no reason needs to be reported."""
     running, manual = found.running[name], BY_NAME[name].value if name in BY_NAME else ""
     chain = list(itertools.takewhile(lambda record: record.until, records.led_to(known, found, name)))
@@ -145,30 +149,30 @@ def _aim(env: Environment, found: ServerSettings, name: str, asked: bool, known:
         return "" if same(name, running, manual) else f"accepted; names={name} sets the manual's value"
     if same(name, running, value):
         return ""
-    return Change(name, value, running, tuple(record.name for record in ended))
+    return RedisSettingChange(name, value, running, tuple(record.name for record in ended))
 
 
-def _is_accepted(env: Environment, found: ServerSettings, name: str, value: str) -> bool:
+def _is_accepted(env: Environment, found: RedisServerSettings, name: str, value: str) -> bool:
     return value_of(env, replace(found, running={**found.running, name: value}), name).ok
 
 
-def _report_kept(report: Report, found: ServerSettings, kept: Sequence[tuple[str, str, str]]) -> None:
+def _report_kept(report: Report, found: RedisServerSettings, kept: Sequence[tuple[str, str, str]]) -> None:
     if kept:
         report.table(f"Kept on {found.address}", ("setting", "value", "why"), kept)
 
 
-def _in_order(changes: Sequence[Change]) -> tuple[Change, ...]:
+def _in_order(changes: Sequence[RedisSettingChange]) -> tuple[RedisSettingChange, ...]:
     """The AOF is switched on last: that takes long, and its limits must be set before."""
     return tuple(sorted(changes, key=lambda change: change == ON))
 
 
-def order_undo(report: Report, found: ServerSettings, record: Record) -> Undo:
+def order_undo(report: Report, found: RedisServerSettings, record: Record) -> SettingsUndo:
     """The changes that restore a record's old values."""
     changes, left = [], []
     for item in record.changes:
         old = item.old or ""
         if found.is_written(item.name, item.new):
-            changes.append(Change(item.name, old))
+            changes.append(RedisSettingChange(item.name, old))
         elif not found.is_written(item.name, old):
             left.append(item.name)
             value = f"{shown(item.name, found.running.get(item.name, 'unknown'))}, changed since"
@@ -182,11 +186,11 @@ def order_undo(report: Report, found: ServerSettings, record: Record) -> Undo:
         if obstacle := obstacle_to(found, change):
             expected = shown(change.name, change.value)
             report.fail(change.name, obstacle[1], value=obstacle[0], expected=expected)
-    order = Order(found, _in_order(changes), bool(changes) or not left)
-    return Undo(record, order, tuple(left))
+    order = SettingsOrder(found, _in_order(changes), bool(changes) or not left)
+    return SettingsUndo(record, order, tuple(left))
 
 
-def obstacle_to(found: ServerSettings, change: Change) -> tuple[str, str] | None:
+def obstacle_to(found: RedisServerSettings, change: RedisSettingChange) -> tuple[str, str] | None:
     """Why a value cannot or must not be set now, and the next step."""
     name, value = change.name, change.value
     how, runs = found.by.get(name, ""), f"{shown(name, found.running[name])} runs"
@@ -206,7 +210,7 @@ def obstacle_to(found: ServerSettings, change: Change) -> tuple[str, str] | None
     return _no_space_for_aof(found) if change == ON else None
 
 
-def _too_many_or_few(found: ServerSettings, value: int) -> tuple[str, str] | None:
+def _too_many_or_few(found: RedisServerSettings, value: int) -> tuple[str, str] | None:
     if value < found.connections + 1:
         hint = f"close some of the {found.connections} connections first (check-redis-clients)"
         return f"{value} is less than the current connections; new ones would be rejected", hint
@@ -219,7 +223,7 @@ def _too_many_or_few(found: ServerSettings, value: int) -> tuple[str, str] | Non
     return None
 
 
-def _too_much_or_little(found: ServerSettings, value: int) -> tuple[str, str] | None:
+def _too_much_or_little(found: RedisServerSettings, value: int) -> tuple[str, str] | None:
     used, host = found.server.used_bytes, found.server.system_bytes
     if 0 < value < used:
         return f"{size(used)} are in use", (
@@ -231,7 +235,7 @@ def _too_much_or_little(found: ServerSettings, value: int) -> tuple[str, str] | 
     return None
 
 
-def _no_space_for_aof(found: ServerSettings) -> tuple[str, str] | None:
+def _no_space_for_aof(found: RedisServerSettings) -> tuple[str, str] | None:
     place, needed = inspect_place(found.server), found.server.dataset_bytes
     if place.trouble:
         return place.trouble, place.remedy

@@ -9,8 +9,8 @@ from flows.redis.master import judge_master
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.redis.sentinels import read_sentinels
-from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same, shown
-from tasks.redis.settings.running import AT_ONCE, PROTECTED, ServerSettings, read_settings
+from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, JudgedSetting, judged, same, shown
+from tasks.redis.settings.running import AT_ONCE, PROTECTED, RedisServerSettings, read_settings
 from tasks.redis.topology.topology import is_own, read_topology
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Record
@@ -21,7 +21,9 @@ KEEPING = ("save", "appendonly")
 Overrides = Mapping[str, tuple[Record, str]]
 
 
-def find_servers(report: Report, env: Environment, *, changes: bool = False, waiver: str = "") -> list[ServerSettings]:
+def find_servers(
+    report: Report, env: Environment, *, changes: bool = False, waiver: str = ""
+) -> list[RedisServerSettings]:
     """The master first, then every other server of the data set. Unreachable ones are reported as not measured."""
     master = judge_master(report, env.redis, read_sentinels(env.redis), changes=changes, waiver=waiver)
     found = [read_settings(master, env.name)]
@@ -44,13 +46,13 @@ def find_servers(report: Report, env: Environment, *, changes: bool = False, wai
     return found
 
 
-def find_overrides(env: Environment, found: ServerSettings) -> Overrides:
+def find_overrides(env: Environment, found: RedisServerSettings) -> Overrides:
     """A server's temporary values, also expired ones. Records of replaced values are closed."""
     records.close_replaced(env.reports_directory, found)
     return records.overrides_in_force(records.read_all(env.reports_directory), found)
 
 
-def judge_role(report: Report, found: ServerSettings, otherwise: Status) -> None:
+def judge_role(report: Report, found: RedisServerSettings, otherwise: Status) -> None:
     """The server is the master, whose settings apply."""
     report.require(
         "role",
@@ -62,14 +64,16 @@ def judge_role(report: Report, found: ServerSettings, otherwise: Status) -> None
     )
 
 
-def value_of(env: Environment, found: ServerSettings, name: str) -> Judged:
+def value_of(env: Environment, found: RedisServerSettings, name: str) -> JudgedSetting:
     """A running value against the manual's. Only of the configured server is it known where its data is to lie."""
     own = is_own(env.redis, found.address) and not env.redis.remote
     directory = env.redis.data_directory if own else ""
     return judged(name, found.running[name], dataset_bytes=found.server.dataset_bytes, directory=directory)
 
 
-def judge_setting(report: Report, env: Environment, found: ServerSettings, name: str, overrides: Overrides) -> bool:
+def judge_setting(
+    report: Report, env: Environment, found: RedisServerSettings, name: str, overrides: Overrides
+) -> bool:
     """A running setting has the manual's value or an accepted one. An override in force is reported separately."""
     value = value_of(env, found, name)
     if _is_excused(found, name, overrides):
@@ -85,14 +89,14 @@ def judge_setting(report: Report, env: Environment, found: ServerSettings, name:
     )
 
 
-def _is_excused(found: ServerSettings, name: str, overrides: Overrides) -> bool:
+def _is_excused(found: RedisServerSettings, name: str, overrides: Overrides) -> bool:
     """Whether an override is in force. No override excuses a server that saves nothing to disk."""
     if name not in overrides or overrides[name][0].is_expired:
         return False
     return not (found.keeps_nothing and name in KEEPING)
 
 
-def remedy(found: ServerSettings, name: str) -> str:
+def remedy(found: RedisServerSettings, name: str) -> str:
     """The next step to set the manual's value."""
     manual, how, file = BY_NAME[name], found.by.get(name, ""), found.server.config_file or "its configuration file"
     if name == "dir":
@@ -114,7 +118,7 @@ def remedy(found: ServerSettings, name: str) -> str:
     return text + (", or set enable-protected-configs there" if how == PROTECTED else "")
 
 
-def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides) -> None:
+def judge_overrides(report: Report, found: RedisServerSettings, overrides: Overrides) -> None:
     """Temporary values have not expired."""
     for name, (record, value) in overrides.items():
         everywhere = "" if found.role == "master" else " and everywhere"
@@ -127,7 +131,7 @@ def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides)
         )
 
 
-def judge_file(report: Report, found: ServerSettings) -> None:
+def judge_file(report: Report, found: RedisServerSettings) -> None:
     """The running settings are in the file; the next start loses others."""
     if found.problem:
         hint = f"{APPLY} with names=… writes the file" if found.server.config_file else "start it with such a file"
@@ -154,7 +158,7 @@ def differences(unwritten: Mapping[str, tuple[str, str]]) -> list[str]:
     ]
 
 
-def judge_replicas(report: Report, env: Environment, others: Sequence[ServerSettings]) -> None:
+def judge_replicas(report: Report, env: Environment, others: Sequence[RedisServerSettings]) -> None:
     """The replicas' own settings and overrides, which apply after a promotion."""
     for found in others:
         overrides = find_overrides(env, found)
@@ -182,14 +186,14 @@ def outcome(overrides: Overrides, passed: int) -> str:
     return f"{passed} of {len(RECOMMENDED)} settings have the manual's or an accepted value{also}"
 
 
-def judge_rights(report: Report, found: ServerSettings) -> None:
+def judge_rights(report: Report, found: RedisServerSettings) -> None:
     """The user may change settings. Without CONFIG SET it is unknown how a change takes effect."""
     for error in found.refused:
         hint = f"{error.hint}: {APPLY} needs it"
         report.warn("rights", hint, value=error.message, expected="CONFIG SET and REWRITE")
 
 
-def report_settings(report: Report, env: Environment, found: ServerSettings, overrides: Overrides) -> None:
+def report_settings(report: Report, env: Environment, found: RedisServerSettings, overrides: Overrides) -> None:
     """A table of all settings."""
     rows = []
     for one in RECOMMENDED:
@@ -223,7 +227,7 @@ def report_settings(report: Report, env: Environment, found: ServerSettings, ove
     report.table("Settings", columns, rows)
 
 
-def _note(found: ServerSettings, name: str, overrides: Overrides, value: Judged | None) -> str:
+def _note(found: RedisServerSettings, name: str, overrides: Overrides, value: JudgedSetting | None) -> str:
     notes = []
     if name in overrides:
         record = overrides[name][0]

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blocks.environment import Environment
-from flows.redis.settings.changes import Order, Undo
+from flows.redis.settings.changes import SettingsOrder, SettingsUndo
 from flows.redis.settings.findings import APPLY, KEEPING, UNDO, differences
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
-from tasks.redis.settings.changes import OFF, ON, Change, Done, rewrite_file, set_values, switch_aof_on
+from tasks.redis.settings.changes import (
+    OFF,
+    ON,
+    RedisSettingChange,
+    SettingsChanged,
+    rewrite_file,
+    set_values,
+    switch_aof_on,
+)
 from tasks.redis.settings.recommended import parse_rules, same, shown
-from tasks.redis.settings.running import ServerSettings, read_settings
+from tasks.redis.settings.running import RedisServerSettings, read_settings
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Changed, Record
 
@@ -29,7 +37,7 @@ class Result:
     complete: bool
 
 
-def plan(report: Report, orders: Sequence[Order]) -> None:
+def plan(report: Report, orders: Sequence[SettingsOrder]) -> None:
     """A step for each change with the current value, then the file, and warnings about data on disk."""
     for order in orders:
         for change in order.changes:
@@ -39,7 +47,7 @@ def plan(report: Report, orders: Sequence[Order]) -> None:
         _judge_kept(report, order)
 
 
-def _plan_change(report: Report, found: ServerSettings, change: Change) -> None:
+def _plan_change(report: Report, found: RedisServerSettings, change: RedisSettingChange) -> None:
     running = found.running[change.name]
     now = "prolonged" if same(change.name, running, change.value) else f"now {shown(change.name, running)}"
     data = found.server.dataset_bytes if change == ON else 0
@@ -47,7 +55,7 @@ def _plan_change(report: Report, found: ServerSettings, change: Change) -> None:
     report.plan("CONFIG SET", f"{change} on {found.address}; {now}{waits}", size=data, seconds=data / 5e7)
 
 
-def _plan_file(report: Report, order: Order) -> None:
+def _plan_file(report: Report, order: SettingsOrder) -> None:
     """CONFIG REWRITE saves all running settings, not only these."""
     found, changed = order.found, {change.name for change in order.changes}
     if not order.has_file:
@@ -62,7 +70,7 @@ def _plan_file(report: Report, order: Order) -> None:
         report.warn(f"other settings that CONFIG REWRITE saves on {found.address}: not measured", hint, value=unseen)
 
 
-def _judge_kept(report: Report, order: Order) -> None:
+def _judge_kept(report: Report, order: SettingsOrder) -> None:
     """Warn if a kill would then lose more data."""
     found, after = order.found, {change.name: change.value for change in order.changes}
     rules = parse_rules(after.get("save", found.running["save"]))
@@ -78,13 +86,15 @@ def _judge_kept(report: Report, order: Order) -> None:
         report.warn(f"the AOF of {found.address} is switched off", hint, follow=[Next("snapshot-redis", "save now")])
 
 
-def require_rights(orders: Sequence[Order]) -> None:
+def require_rights(orders: Sequence[SettingsOrder]) -> None:
     """Raises OpsError if this user may not run a needed command, before anything is changed."""
     for error in (error for order in orders for error in order.found.refused):
         raise error
 
 
-def keep(report: Report, env: Environment, orders: Sequence[Order], *, hours: float = 0, reason: str = "") -> None:
+def keep(
+    report: Report, env: Environment, orders: Sequence[SettingsOrder], *, hours: float = 0, reason: str = ""
+) -> None:
     """Record the old values, a record for each server, before anything is changed."""
     named = []
     for found, changes in ((order.found, order.changes) for order in orders if order.changes):
@@ -99,7 +109,7 @@ def keep(report: Report, env: Environment, orders: Sequence[Order], *, hours: fl
         report.state_is("some values may be set and not yet in the file", f"run it again, or {UNDO} ({names})")
 
 
-def carry_out(report: Report, env: Environment, permit: Permit, order: Order, flow: str) -> Result:
+def carry_out(report: Report, env: Environment, permit: Permit, order: SettingsOrder, flow: str) -> Result:
     """Set the values, switch the AOF on, write the file, and report the running values. `flow`: what to run again if
     the file cannot be written. Overrides whose value was replaced are closed."""
     block, found = env.redis.at(order.found.address), order.found
@@ -118,7 +128,7 @@ def carry_out(report: Report, env: Environment, permit: Permit, order: Order, fl
     return Result(after.address, values, values == len(order.changes) and not problem)
 
 
-def undo(report: Report, env: Environment, permit: Permit, each: Undo) -> Result:
+def undo(report: Report, env: Environment, permit: Permit, each: SettingsUndo) -> Result:
     """Carry it out; the record is closed when all old values are restored. The overrides that it ended are reopened
     first, so that a kill leaves no value without a record."""
     records.reopen(env.reports_directory, each.reopened)
@@ -128,7 +138,9 @@ def undo(report: Report, env: Environment, permit: Permit, each: Undo) -> Result
     return result
 
 
-def _report_values(report: Report, order: Order, after: ServerSettings, done: Sequence[Done]) -> int:
+def _report_values(
+    report: Report, order: SettingsOrder, after: RedisServerSettings, done: Sequence[SettingsChanged]
+) -> int:
     """A table of the running values; returns how many of the changes are set."""
     rows = [
         (
@@ -144,7 +156,7 @@ def _report_values(report: Report, order: Order, after: ServerSettings, done: Se
     return sum(_is_set(report, after, change, refused.get(change.name, "")) for change in order.changes)
 
 
-def _is_set(report: Report, after: ServerSettings, change: Change, refused: str) -> bool:
+def _is_set(report: Report, after: RedisServerSettings, change: RedisSettingChange, refused: str) -> bool:
     return report.require(
         f"{change} on {after.address}",
         after.is_written(change.name, change.value),
@@ -154,7 +166,7 @@ def _is_set(report: Report, after: ServerSettings, change: Change, refused: str)
     )
 
 
-def _judge_file(report: Report, after: ServerSettings, problem: str, flow: str) -> None:
+def _judge_file(report: Report, after: RedisServerSettings, problem: str, flow: str) -> None:
     lost = differences(after.unwritten())
     report.prefer(
         f"saved in the file of {after.address}",
@@ -165,7 +177,7 @@ def _judge_file(report: Report, after: ServerSettings, problem: str, flow: str) 
     )
 
 
-def _after_refusal(change: Change, why: str) -> str:
+def _after_refusal(change: RedisSettingChange, why: str) -> str:
     if change.name == "maxclients" and "operating system" in why:
         return "raise LimitNOFILE in its unit (ulimit -n) and restart it: its process cannot open so many files"
     if why:
@@ -173,7 +185,7 @@ def _after_refusal(change: Change, why: str) -> str:
     return "find out who else changed it meanwhile, then run it again"
 
 
-def _file_remedy(after: ServerSettings, problem: str, flow: str) -> str:
+def _file_remedy(after: RedisServerSettings, problem: str, flow: str) -> str:
     if not after.server.config_file:
         return "start it with a configuration file that has these values"
     if problem:
@@ -183,14 +195,14 @@ def _file_remedy(after: ServerSettings, problem: str, flow: str) -> str:
 
 
 def find_undoable(
-    env: Environment, known: Sequence[Record], servers: Sequence[ServerSettings], name: str
-) -> list[tuple[ServerSettings, Record]]:
+    env: Environment, known: Sequence[Record], servers: Sequence[RedisServerSettings], name: str
+) -> list[tuple[RedisServerSettings, Record]]:
     """For each server the newest open record, or the record of that name.
 
     Raises:
         OpsError: there is none; the message names other servers' records.
     """
-    pairs: list[tuple[ServerSettings, Record]] = []
+    pairs: list[tuple[RedisServerSettings, Record]] = []
     for found in servers:
         ours = [r for r in records.open_records(known, found.identity) if not name or r.name == name]
         pairs += [(found, record) for record in ours[-1:]]
@@ -209,7 +221,7 @@ def find_undoable(
     raise OpsError(what, hint)
 
 
-def report_others(report: Report, orders: Sequence[Order], others: Sequence[ServerSettings]) -> None:
+def report_others(report: Report, orders: Sequence[SettingsOrder], others: Sequence[RedisServerSettings]) -> None:
     """The servers that this run does not change."""
     if others and any(order.changes for order in orders):
         names = ", ".join(f"{found.address} ({found.role})" for found in others)

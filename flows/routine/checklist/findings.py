@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from blocks.environment import Environment
-from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, Answer
+from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, ChecklistAnswer
 from flows.routine.checklist.history import COLUMNS, FACT, TABLE, Past, history
 from flows.routine.checklist.questions import Answered
 from runbook import clock
@@ -30,7 +30,7 @@ def report_results(report: Report, env: Environment, found: Answered, past: Past
     report.outcome = f"{found.checklist.title}: {len(found.answers)} boxes, {told}"
 
 
-def _judge(report: Report, one: Answer, past: Past | None) -> None:
+def _judge(report: Report, one: ChecklistAnswer, past: Past | None) -> None:
     before = past.rows.get((one.phase.title, one.box.text)) if past else None
     again = f" — 前回 {past.day} も未実施" if past and before and before[2] == NOT_DONE else ""
     report.require(
@@ -79,6 +79,6 @@ def _clock(at: datetime) -> str:
     return clock.text(at)
 
 
-def _row(env: Environment, one: Answer) -> tuple[str, ...]:
+def _row(env: Environment, one: ChecklistAnswer) -> tuple[str, ...]:
     when = f"{one.at.astimezone(env.zone):%Y-%m-%d %H:%M}"
     return (one.phase.title, one.box.text, one.result, one.who, when, one.note, one.link)

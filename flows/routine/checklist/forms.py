@@ -26,7 +26,7 @@ LEAST_WHY = 3
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChecklistAnswer:
     """An answer to a box, and when the form was sent."""
 
     phase: Phase
@@ -84,12 +84,12 @@ def fitting(phase: Phase, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in fields if isinstance(given.get(name), str if name == "who" else dict)}
 
 
-def answers(phase: Phase, given: RunInput, at: datetime) -> list[Answer]:
+def answers(phase: Phase, given: RunInput, at: datetime) -> list[ChecklistAnswer]:
     """The answers, by box."""
     found = given.model_dump()
     rows = [(box, found[_field(box)]) for box in phase.boxes]
     return [
-        Answer(
+        ChecklistAnswer(
             phase,
             box,
             row["result"],
@@ -102,7 +102,7 @@ def answers(phase: Phase, given: RunInput, at: datetime) -> list[Answer]:
     ]
 
 
-def problems(given: list[Answer]) -> list[str]:
+def problems(given: list[ChecklistAnswer]) -> list[str]:
     """Problems that must be asked again, in the form's language."""
     found = []
     for one in given:

@@ -9,7 +9,7 @@ from itertools import islice
 from blocks.environment import Environment
 from flows.routine.checklist.texts import DRILL, Box, Checklist, Phase
 from runbook.errors import OpsError
-from tasks.reports.past import Filed, filed, last
+from tasks.reports.past import FiledReport, filed, last
 
 RUNBOOK = "run-checklist"
 DRILL_RUNBOOK, DRILL_TABLE = "dr-drill", "Training checklist (§8.4)"
@@ -23,7 +23,7 @@ MOST_NOTE = 160
 class Past:
     """The last answers to a checklist: (phase, box) → the row of its report."""
 
-    filed: Filed
+    filed: FiledReport
     rows: Mapping[tuple[str, str], list[str]]
 
     @property
@@ -67,7 +67,7 @@ def drilled(env: Environment, checklist: Checklist) -> Mapping[str, str]:
     return {row[2]: f"run-drill {found.finished:%Y-%m-%d}: {row[3]}" for row in rows if found and row[1] == "☑"}
 
 
-def answered(env: Environment, name: str) -> Iterator[Filed]:
+def answered(env: Environment, name: str) -> Iterator[FiledReport]:
     """Reports with answers to a checklist, newest first."""
     for found in filed(env.reports_directory, env.name, RUNBOOK):
         if found.facts.get(FACT, "").startswith(f"{name}:") and found.rows(TABLE):

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from blocks.environment import Environment
 from flows.routine.checklist import forms
-from flows.routine.checklist.forms import Answer
+from flows.routine.checklist.forms import ChecklistAnswer
 from flows.routine.checklist.history import Past, hint_for
 from flows.routine.checklist.texts import Checklist, Phase
 from runbook.errors import OpsError
@@ -36,7 +36,7 @@ class Answered:
     checklist: Checklist
     launched: datetime
     due: date
-    answers: tuple[Answer, ...]
+    answers: tuple[ChecklistAnswer, ...]
     at: Mapping[str, datetime]
 
 
@@ -73,7 +73,7 @@ def ask(asking: Asking) -> Answered:
     Raises:
         OpsError: Prefect cannot suspend this run (it is a subflow).
     """
-    found, at = list[Answer](), dict[str, datetime]()
+    found, at = list[ChecklistAnswer](), dict[str, datetime]()
     for phase in asking.checklist.phases:
         given = _phase(asking, phase, found)
         found += given
@@ -81,7 +81,7 @@ def ask(asking: Asking) -> Answered:
     return Answered(asking.checklist, asking.launched, asking.due, tuple(found), at)
 
 
-def _phase(asking: Asking, phase: Phase, before: list[Answer]) -> list[Answer]:
+def _phase(asking: Asking, phase: Phase, before: list[ChecklistAnswer]) -> list[ChecklistAnswer]:
     """Ask until the answers are complete: each time under a new key, with the sent answers filled in."""
     wrong, filled = list[str](), _taken_over(asking, phase)
     for attempt in range(1, MOST_ATTEMPTS + 1):
@@ -127,7 +127,7 @@ def _taken_over(asking: Asking, phase: Phase) -> Mapping[str, Any]:
     return forms.fitting(phase, given[-1]) if given else {}
 
 
-def _description(asking: Asking, phase: Phase, before: list[Answer], wrong: list[str]) -> str:
+def _description(asking: Asking, phase: Phase, before: list[ChecklistAnswer], wrong: list[str]) -> str:
     """Markdown above the form."""
     chosen = asking.checklist
     number = chosen.phases.index(phase) + 1

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Evidence:
+class EvidenceSource:
     """Files by their name in the archive, and failed measurements with the reason."""
 
     report: Report

@@ -9,7 +9,7 @@ from flows.routine.page import Page
 from runbook import clock
 from runbook.report import Status
 from runbook.units import duration
-from tasks.reports.past import Filed, filed
+from tasks.reports.past import FiledReport, filed
 
 WEEKLY, MONTHLY = timedelta(days=8), timedelta(days=35)
 CLOCKS = timedelta(minutes=5)
@@ -17,14 +17,14 @@ CLOCKS = timedelta(minutes=5)
 AHEAD = "correct the clock of this host, or of the host that wrote it: until then its age is unknown"
 
 
-def done(page: Page, runbook: str) -> Iterator[Filed]:
+def done(page: Page, runbook: str) -> Iterator[FiledReport]:
     """The reports of a runbook, newest first, without plans."""
     return (
         one for one in filed(page.env.reports_directory, page.env.name, runbook) if one.status != Status.PLANNED.value
     )
 
 
-def told(one: Filed) -> str:
+def told(one: FiledReport) -> str:
     """A report's time, status and outcome in one line."""
     bad = next((found for found in one.findings if found["status"] == Status.CRITICAL.value), None)
     outcome = f"{bad['name']}: {bad['value']}".rstrip(": ") if bad else str(one.content.get("outcome", ""))
@@ -38,7 +38,7 @@ def is_ahead(moment: datetime) -> bool:
 
 def judge_last(
     page: Page, name: str, runbook: str, within: timedelta, *, grave: bool = False, next_hint: str = "", **form: object
-) -> Filed | None:
+) -> FiledReport | None:
     """A finding about the last run of a runbook: its age against `within`, and its status. A CRITICAL run is a WARN
     here, unless it is `grave`. Returns the report; None: there is none."""
     launch = page.launch(runbook, **form)
@@ -72,6 +72,6 @@ def judge_last(
     return found
 
 
-def link(page: Page, what: str, found: Filed) -> None:
+def link(page: Page, what: str, found: FiledReport) -> None:
     """Name the report in the page's head."""
     page.report.fact(f"last {what}", f"{clock.text(found.started, 'minutes')} {found.status}: {found.path}")

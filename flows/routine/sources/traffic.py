@@ -10,7 +10,7 @@ from pathlib import Path
 from flows.logs.findings import report_files_read, report_undated
 from flows.routine.page import Page
 from tasks.logs.figures import requests
-from tasks.logs.figures.requests import Unusual, Use, User
+from tasks.logs.figures.requests import RequestUse, Unusual, UserRequests
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at
 from tasks.logs.reading.source import reading
@@ -23,14 +23,14 @@ class Traffic:
 
     since: datetime
     until: datetime
-    use: Use
-    before: Use | None
+    use: RequestUse
+    before: RequestUse | None
     reaches: bool
     unusable: int
-    paths: Sequence[tuple[str, Use]]
-    days: Sequence[tuple[date, Use]]
+    paths: Sequence[tuple[str, RequestUse]]
+    days: Sequence[tuple[date, RequestUse]]
     statuses: Sequence[tuple[int, int, str]]
-    users: Sequence[User]
+    users: Sequence[UserRequests]
     unusual: Sequence[Unusual]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from tasks.logs.reading.source import Source, utc
+from tasks.logs.reading.source import LogSource, utc
 
 MOST_KINDS = 1000
 _REPLACED = (
@@ -49,7 +49,7 @@ class Kind:
     example: str
 
 
-def kinds(source: Source, since: datetime) -> list[Kind]:
+def kinds(source: LogSource, since: datetime) -> list[Kind]:
     """What was picked with COLUMNS, the most frequent first: later than `since`, and how many before it; `first` and
     `last` in the operators' zone."""
     rows = source.rows(

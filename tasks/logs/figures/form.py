@@ -11,7 +11,7 @@ from datetime import datetime
 from runbook.masking import kinds_in, masked
 from tasks.logs.figures.tokens import COLUMNS, call
 from tasks.logs.reading.files import LogFile
-from tasks.logs.reading.source import Source
+from tasks.logs.reading.source import LogSource
 
 APP = ("timestamp", "level", "logger", "message", "module", "function", "line")
 AUDIT = ("timestamp", "user_id", "action", "resource", "result", "ip_address", "user_agent")
@@ -38,7 +38,7 @@ class Form:
         return self.lines / (self.lines + self.bad) if self.lines + self.bad else 1.0
 
 
-def read_form(source: Source, required: Sequence[str], ai_message: str) -> Form:
+def read_form(source: LogSource, required: Sequence[str], ai_message: str) -> Form:
     """One pass over the lines; `ai_message` as in [logs]."""
     columns = {
         "time": "time",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from tasks.logs.reading.source import Source, utc
+from tasks.logs.reading.source import LogSource, utc
 
 # Fields of a line of the audit log (§6.4).
 FIELDS = ("timestamp", "user_id", "action", "resource", "result", "ip_address")
@@ -39,7 +39,7 @@ class Burst:
 
 
 @dataclass(frozen=True)
-class Login:
+class LoggedLogin:
     """A successful log-in, and what is unusual about it."""
 
     at: datetime
@@ -48,7 +48,7 @@ class Login:
     why: str
 
 
-def find_bursts(source: Source, since: datetime, failures: int, minutes: int) -> list[Burst]:
+def find_bursts(source: LogSource, since: datetime, failures: int, minutes: int) -> list[Burst]:
     """Of the table `logins` (COLUMNS where LOGIN): failures that ended later than `since`, by address, and by user, the
     most first."""
     found = list[Burst]()
@@ -67,7 +67,7 @@ def find_bursts(source: Source, since: datetime, failures: int, minutes: int) ->
     return found
 
 
-def find_broken_in(source: Source, since: datetime, failures: int, minutes: int) -> list[Login]:
+def find_broken_in(source: LogSource, since: datetime, failures: int, minutes: int) -> list[LoggedLogin]:
     """Log-ins right after so many failures of the same user."""
     rows = source.rows(
         """
@@ -81,10 +81,10 @@ def find_broken_in(source: Source, since: datetime, failures: int, minutes: int)
         """,
         {"minutes": minutes, "failures": failures, "since": utc(since), "most": MOST},
     )
-    return [Login(at, who, address, f"after {n:,} failures within {minutes} min") for at, who, address, n in rows]
+    return [LoggedLogin(at, who, address, f"after {n:,} failures within {minutes} min") for at, who, address, n in rows]
 
 
-def find_unusual(source: Source, since: datetime, zone: ZoneInfo) -> list[Login]:
+def find_unusual(source: LogSource, since: datetime, zone: ZoneInfo) -> list[LoggedLogin]:
     """Log-ins from an address that the user never came from, or at night (before 6, in the operators' zone) of one who
     never came at night."""
     rows = source.rows(
@@ -106,7 +106,7 @@ def find_unusual(source: Source, since: datetime, zone: ZoneInfo) -> list[Login]
         {"logins": KNOWN_LOGINS, "hours": KNOWN_HOURS, "ends": NIGHT_ENDS, "since": utc(since), "most": MOST},
     )
     return [
-        Login(at, who, address, _why(elsewhere, late, earlier, zone))
+        LoggedLogin(at, who, address, _why(elsewhere, late, earlier, zone))
         for at, who, address, earlier, elsewhere, late, _ in rows
     ]
 

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from blocks.places import Logs
 from tasks.logs.figures.refusals import STATUS
 from tasks.logs.reading.conditions import Conditions
-from tasks.logs.reading.source import Source, utc
+from tasks.logs.reading.source import LogSource, utc
 
 MOST = 200
 _ID = "/(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})(/|$)"
@@ -47,7 +47,7 @@ def wanted_requests(logs: Logs, since: datetime, until: datetime) -> Conditions:
 
 
 @dataclass(frozen=True)
-class Use:
+class RequestUse:
     """Some requests: their number, durations in milliseconds, errors (5xx) and refusals (4xx)."""
 
     count: int
@@ -69,38 +69,38 @@ _USE = """count(*), quantile_cont(ms, 0.5), quantile_cont(ms, 0.95), quantile_co
           count(*) FILTER (status >= 500), count(*) FILTER (status BETWEEN 400 AND 499)"""
 
 
-def read_use(source: Source, since: datetime, until: datetime) -> Use | None:
+def read_use(source: LogSource, since: datetime, until: datetime) -> RequestUse | None:
     """All requests of a span; None: there was none."""
     query = f"SELECT {_USE} FROM requests WHERE {_COUNTED} AND time < $until"  # noqa: S608 - this module's own names
     row = source.rows(query, {"since": utc(since), "until": utc(until)})[0]
-    return Use(*row) if row[0] else None
+    return RequestUse(*row) if row[0] else None
 
 
-def count_unusable(source: Source) -> int:
+def count_unusable(source: LogSource) -> int:
     """Access lines without a status or a duration, which are not counted."""
     return int(source.rows("SELECT count(*) FROM requests WHERE status IS NULL OR ms IS NULL")[0][0])
 
 
-def by_path(source: Source, since: datetime) -> list[tuple[str, Use]]:
+def by_path(source: LogSource, since: datetime) -> list[tuple[str, RequestUse]]:
     """`GET /items/{id}` → its requests, ordered by total time."""
     rows = source.rows(
         f"SELECT method || ' ' || path, {_USE} FROM requests WHERE {_COUNTED} "  # noqa: S608
         "GROUP BY 1 ORDER BY sum(ms) DESC, 1 LIMIT $most",
         {"since": utc(since), "most": MOST},
     )
-    return [(name, Use(*numbers)) for name, *numbers in rows]
+    return [(name, RequestUse(*numbers)) for name, *numbers in rows]
 
 
-def by_day(source: Source, since: datetime) -> list[tuple[date, Use]]:
+def by_day(source: LogSource, since: datetime) -> list[tuple[date, RequestUse]]:
     """Requests by day of the operators' zone, the earliest first."""
     rows = source.rows(
         f"SELECT CAST(here AS DATE), {_USE} FROM requests WHERE {_COUNTED} GROUP BY 1 ORDER BY 1",  # noqa: S608
         {"since": utc(since)},
     )
-    return [(day, Use(*numbers)) for day, *numbers in rows]
+    return [(day, RequestUse(*numbers)) for day, *numbers in rows]
 
 
-def by_status(source: Source, since: datetime) -> list[tuple[int, int, str]]:
+def by_status(source: LogSource, since: datetime) -> list[tuple[int, int, str]]:
     """Status → number, and the path with most of them."""
     rows = source.rows(
         "SELECT status, sum(n), arg_max(name, n) FROM (SELECT status, method || ' ' || path AS name, count(*) AS n "
@@ -111,7 +111,7 @@ def by_status(source: Source, since: datetime) -> list[tuple[int, int, str]]:
 
 
 @dataclass(frozen=True)
-class User:
+class UserRequests:
     """Requests of one user; "" are all requests without a log-in."""
 
     who: str
@@ -121,7 +121,7 @@ class User:
     days: int
 
 
-def by_user(source: Source, since: datetime, most: int = 20) -> list[User]:
+def by_user(source: LogSource, since: datetime, most: int = 20) -> list[UserRequests]:
     """Users by their number of requests."""
     rows = source.rows(
         "SELECT who, count(*), count(*) FILTER (status >= 500), count(*) FILTER (status BETWEEN 400 AND 499), "
@@ -129,7 +129,7 @@ def by_user(source: Source, since: datetime, most: int = 20) -> list[User]:
         "LIMIT $most",
         {"since": utc(since), "most": most},
     )
-    return [User(*row) for row in rows]
+    return [UserRequests(*row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ TIMES, LEAST_DAYS, LEAST_REQUESTS, NEARLY_ALL = 5.0, 5, 200, 0.95
 LEAST_REFUSED, REFUSED_SHARE = 50, 0.5
 
 
-def unusual_use(source: Source, since: datetime) -> list[Unusual]:
+def unusual_use(source: LogSource, since: datetime) -> list[Unusual]:
     """Days of users with far more requests than usual, or with mostly refusals; the newest first."""
     rows = source.rows(
         """

@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
 from tasks.logs.reading.conditions import Conditions
-from tasks.logs.reading.source import Source
+from tasks.logs.reading.source import LogSource
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,7 +50,7 @@ SUMS = ("calls", "prompt", "completion", "total")
 
 
 @dataclass(frozen=True)
-class Use:
+class TokenUse:
     """AI calls of one day, provider and model. `tokenless`: calls without token counts; `unsplit`: calls with a total
     only, whose cost is unknown."""
 
@@ -72,7 +72,7 @@ class Use:
         return (self.prompt * prompt + self.completion * completion) / 1_000_000
 
 
-def read_use(source: Source) -> list[Use]:
+def read_use(source: LogSource) -> list[TokenUse]:
     """AI calls of the table `picked` (COLUMNS), by day."""
     rows = source.rows(
         """
@@ -82,18 +82,18 @@ def read_use(source: Source) -> list[Use]:
         FROM picked WHERE day IS NOT NULL GROUP BY day, provider, model ORDER BY day, provider, model
         """
     )
-    return [Use(day, provider, model, *map(int, numbers)) for day, provider, model, *numbers in rows]
+    return [TokenUse(day, provider, model, *map(int, numbers)) for day, provider, model, *numbers in rows]
 
 
-def frame_of(uses: Sequence[Use], prices: Mapping[str, Sequence[float]]) -> DataFrame:
+def frame_of(uses: Sequence[TokenUse], prices: Mapping[str, Sequence[float]]) -> DataFrame:
     """A row for each use: its fields, and its `cost`, NaN where the model has no price."""
     import pandas as pd
 
     rows = [(*vars(use).values(), use.cost(prices)) for use in uses]
-    return pd.DataFrame(rows, columns=[*Use.__dataclass_fields__, "cost"]).astype({"cost": float})
+    return pd.DataFrame(rows, columns=[*TokenUse.__dataclass_fields__, "cost"]).astype({"cost": float})
 
 
-def by_day(uses: Sequence[Use], first: date, last: date) -> dict[date, int]:
+def by_day(uses: Sequence[TokenUse], first: date, last: date) -> dict[date, int]:
     """Tokens of every day of a span, those without any too."""
     found = defaultdict[date, int](int)
     for use in uses:

@@ -17,7 +17,7 @@ from tasks.logs.reading.source import count_undated, reading
 
 
 @dataclass(frozen=True)
-class User:
+class UserDays:
     """One user: the number of events and failures, and the most frequent action."""
 
     who: str
@@ -33,7 +33,7 @@ class User:
 class Users:
     """`bad`: lines that are not JSON; `unreadable`: files that could not be read; `undated`: lines without a time."""
 
-    users: tuple[User, ...]
+    users: tuple[UserDays, ...]
     bad: int
     unreadable: tuple[str, ...]
     undated: int = 0
@@ -55,4 +55,4 @@ def read_users(logs: Logs, zone: ZoneInfo, since: datetime) -> Users:
             "arg_min(here, time), arg_max(here, time), string_agg(DISTINCT action, ', ' ORDER BY action) "
             "FROM picked WHERE who <> '' GROUP BY who ORDER BY max(time) DESC, who"
         )
-        return Users(tuple(User(*row) for row in rows), bad, tuple(source.unreadable), count_undated(source))
+        return Users(tuple(UserDays(*row) for row in rows), bad, tuple(source.unreadable), count_undated(source))

@@ -36,7 +36,7 @@ class Write(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Writes:
+class LoggedWrites:
     """Acknowledged writes after a moment. If `complete` is false, the count is a lower bound for the reason `note`."""
 
     since: datetime
@@ -57,7 +57,7 @@ class Writes:
 
 
 @probe
-def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = None) -> Writes:
+def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = None) -> LoggedWrites:
     """Count the writes that `app.log` and its rotated siblings show as acknowledged later than `moment` (and not later
     than `before`).
 
@@ -158,12 +158,12 @@ class _Found:
             self.seen.add(key)
             self.items.append(Write(time, method, path, str(read["resource"] or "")))
 
-    def writes(self, log: Path) -> Writes:
+    def writes(self, log: Path) -> LoggedWrites:
         """The answer."""
         items = sorted(self.items)
         kinds = Counter(f"{item.method} {_ID.sub('/{id}', item.path)}" for item in items)
         note = self._note(log)
-        return Writes(
+        return LoggedWrites(
             since=self.since,
             count=len(items),
             by_kind=tuple(kinds.most_common()),

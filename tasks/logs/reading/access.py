@@ -22,7 +22,7 @@ SLOWEST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Access:
+class AccessLine:
     """`errors`: answers of 500 and more. `slow_seconds`: 95 of 100 requests took no longer. `whole`: every line of that
     time was read, and told its time."""
 
@@ -33,7 +33,7 @@ class Access:
 
 
 @probe
-def read_access(logs: Logs, since: datetime) -> Access:
+def read_access(logs: Logs, since: datetime) -> AccessLine:
     """Of the request lines from `since` on, also where the log was rotated meanwhile.
 
     Raises:
@@ -55,7 +55,7 @@ def read_access(logs: Logs, since: datetime) -> Access:
         whole = whole and tail.reached and not tail.undated
     seconds.sort()
     slow = seconds[min(int(len(seconds) * (1 - SLOWEST_SHARE)), len(seconds) - 1)] if seconds else 0.0
-    return Access(len(seconds), errors, slow, whole)
+    return AccessLine(len(seconds), errors, slow, whole)
 
 
 @probe

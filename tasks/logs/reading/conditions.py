@@ -10,7 +10,7 @@ from itertools import count
 from zoneinfo import ZoneInfo
 
 from runbook.errors import OpsError
-from tasks.logs.reading.source import Choice, utc
+from tasks.logs.reading.source import LogChoice, utc
 
 _FIELD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|!=|=|>|<|~)\s*(.*)", re.DOTALL)
 # Values with several spellings: numbers, and the JSON of objects and lists.
@@ -43,13 +43,13 @@ class Conditions:
         """The whole condition."""
         return " AND ".join((*self.parts, *self.times)) or "true"
 
-    def choice(self, columns: Mapping[str, str]) -> Choice:
+    def choice(self, columns: Mapping[str, str]) -> LogChoice:
         """The argument of `Source.pick_each`."""
-        return Choice(columns, self.sql, self.parameters, self.needles)
+        return LogChoice(columns, self.sql, self.parameters, self.needles)
 
-    def undated(self) -> Choice:
+    def undated(self) -> LogChoice:
         """Lines without a readable time that fulfil all other conditions: they may belong to the span."""
-        return Choice({"line": "line"}, " AND ".join((*self.parts, "time IS NULL")), self.parameters, self.needles)
+        return LogChoice({"line": "line"}, " AND ".join((*self.parts, "time IS NULL")), self.parameters, self.needles)
 
     def holds(self, expression: str, *needles: str) -> Conditions:
         """An expression of this project. A line without one of the texts cannot fulfil it."""

@@ -23,7 +23,7 @@ _OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 
 @dataclass(frozen=True)
-class Sample:
+class LogSample:
     """A line's number (from 1) and its beginning."""
 
     file: str
@@ -31,12 +31,12 @@ class Sample:
     text: str
 
 
-def find_bad_lines(files: Sequence[LogFile], most: int = 5) -> list[Sample]:
+def find_bad_lines(files: Sequence[LogFile], most: int = 5) -> list[LogSample]:
     """The first lines of files that are not packed which do not begin and end like a JSON object, newest file first.
 
     A line that does, and is none all the same, is not found here: only counted where all are read.
     """
-    found, end = list[Sample](), time.monotonic() + BUDGET_SECONDS
+    found, end = list[LogSample](), time.monotonic() + BUDGET_SECONDS
     for file in reversed([file for file in files if not file.packed]):
         try:
             content = file.path.open("rb")
@@ -49,7 +49,9 @@ def find_bad_lines(files: Sequence[LogFile], most: int = 5) -> list[Sample]:
                     number += 1
                     text = line.strip()
                     if text and not (text.startswith(b"{") and text.endswith(b"}")):
-                        found.append(Sample(file.path.name, number, text[:LONGEST].decode(errors="backslashreplace")))
+                        found.append(
+                            LogSample(file.path.name, number, text[:LONGEST].decode(errors="backslashreplace"))
+                        )
                     if len(found) == most:
                         return found
     return found

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from tasks.postgres.content.content import LARGE_OBJECTS, DatabaseContent, Part, SequenceValue, TableSum
 from tasks.postgres.content.definitions import differences as definition_differences
-from tasks.postgres.content.equivalence import Judged
+from tasks.postgres.content.equivalence import JudgedDefinition
 from tasks.postgres.dump.accepted import VIEW_ROWS, index_of, left_out, table_of
 from tasks.postgres.server.properties import Properties
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ContentComparison:
     """The compared objects (name, expected, found, equal) and every difference as a sentence.
 
     `versions`: extensions of another version, because a dump names none and the copy has the installed one.
@@ -31,11 +31,11 @@ class Comparison:
 def compare(
     expected: DatabaseContent,
     actual: DatabaseContent,
-    judged: Judged,
+    judged: JudgedDefinition,
     *,
     unfilled: Collection[str] = (),
     accepted: Collection[str] = (),
-) -> Comparison:
+) -> ContentComparison:
     """Compare a restored copy with its manifest, for the parts that the backup has.
 
     `judged`: definitions that differ in text, by `compare_definitions`. `unfilled`: views left empty, reported
@@ -76,7 +76,7 @@ def compare(
         if actual.extensions.get(name, version) != version
     )
     reordered = [key for key in judged.equal if _is_reordered(definitions[key], actual.definitions[key])]
-    return Comparison(
+    return ContentComparison(
         (*proven, *_proven(expected, actual, problems)),
         tuple(problems),
         tuple(versions),

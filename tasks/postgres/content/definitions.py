@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from blocks.postgres.server import Postgres
-from tasks.postgres.content.equivalence import Judged
+from tasks.postgres.content.equivalence import JudgedDefinition
 from tasks.postgres.content.pinned_session import read_names
 from tasks.postgres.content.quiet import copy_options
 from tasks.postgres.dump.printed import codec, printed
@@ -107,7 +107,7 @@ def as_once_stored(actual: Mapping[str, str], expected: Mapping[str, str], encod
     return {stored(key): stored(text) for key, text in actual.items()}
 
 
-def differences(expected: Mapping[str, str], actual: Mapping[str, str], judged: Judged) -> list[str]:
+def differences(expected: Mapping[str, str], actual: Mapping[str, str], judged: JudgedDefinition) -> list[str]:
     """The differences of two databases' definitions, as sentences. Texts that PostgreSQL parses alike are equal."""
     problems = [f"{key}: missing" for key in expected if key not in actual]
     problems += [f"{key}: not in the backup" for key in actual if key not in expected]

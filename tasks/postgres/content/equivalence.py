@@ -82,7 +82,7 @@ Subject = Mapping[str, Name]
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedDefinition:
     """The names of definitions that differ in text only; for others, why they could not be created."""
 
     equal: frozenset[str] = frozenset()
@@ -96,7 +96,7 @@ class _Undecided(Exception):
 @probe
 def compare_definitions(
     postgres: Postgres, database: str, expected: Mapping[str, str], actual: Mapping[str, str]
-) -> Judged:
+) -> JudgedDefinition:
     """The definitions of a private copy that differ from the expected ones in text only. Nothing is changed there.
 
     Without a difference in text no session is opened. A pair of texts takes some milliseconds, independent of the
@@ -108,7 +108,7 @@ def compare_definitions(
     pairs = {key: (text, actual[key]) for key, text in expected.items() if actual.get(key, text) != text}
     equal, refused = set[str](), dict[str, str]()
     if not pairs:
-        return Judged()
+        return JudgedDefinition()
     with rolled_back(postgres, database) as connection:
         for key, (wanted, found) in pairs.items():
             try:
@@ -116,7 +116,7 @@ def compare_definitions(
                     equal.add(key)
             except _Undecided as error:
                 refused[key] = str(error)
-    return Judged(frozenset(equal), refused)
+    return JudgedDefinition(frozenset(equal), refused)
 
 
 @contextmanager

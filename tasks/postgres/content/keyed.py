@@ -12,7 +12,7 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import VerificationFailed
 from tasks.postgres.content.rowhash import row_hash
-from tasks.postgres.tables.find import Known, Table, known_in, table_of
+from tasks.postgres.tables.find import FoundTable, Known, known_in, table_of
 from tasks.postgres.tables.pairs import settle_generated, unequal_columns
 
 BATCH = 2000
@@ -27,8 +27,8 @@ Row = tuple[str | None, ...]
 class Keyed:
     """A table of the source and the live one of its name, and the columns of their primary key, in its order."""
 
-    source: Table
-    live: Table
+    source: FoundTable
+    live: FoundTable
     key: tuple[str, ...]
 
     @property
@@ -125,7 +125,7 @@ def differences(source: Connection, live: Connection, keyed: Keyed, since: str) 
 
 
 def _rows(
-    connection: Connection, table: Table, keyed: Keyed, name: str, since: str
+    connection: Connection, table: FoundTable, keyed: Keyed, name: str, since: str
 ) -> Iterator[tuple[Key, int, str, bool]]:
     """Key, hash of the row, xmin, and whether that is newer than `since`."""
     columns = [(column.name, "text" if column.is_text else None) for column in table.columns]
@@ -156,7 +156,7 @@ def text_of(column: str) -> sql.Composed:
     return sql.SQL("concat({})").format(sql.Identifier(column))
 
 
-def whole_rows(connection: Connection, table: Table, keyed: Keyed, keys: Sequence[Key]) -> dict[Key, Row]:
+def whole_rows(connection: Connection, table: FoundTable, keyed: Keyed, keys: Sequence[Key]) -> dict[Key, Row]:
     """The texts of the written columns of at most `FETCH` rows, found by the key's index."""
     if not keys:
         return {}

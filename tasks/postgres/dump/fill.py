@@ -17,7 +17,7 @@ from blocks.postgres.server import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
 from runbook.kinds import probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.postgres.content.definitions import dumped_definitions
 from tasks.postgres.content.quiet import copy_options, quiet
@@ -38,7 +38,7 @@ NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
 
 
 @dataclass(frozen=True)
-class Source:
+class DumpSource:
     """A dump: its path, its form, and its database's size (0: unknown).
 
     `parts`: some rows are missing. `foreign`: it is not a backup. `without`: endings of list lines that are not
@@ -66,15 +66,15 @@ class Source:
         return FOREIGN_HINT if self.foreign else HINT
 
 
-def source_in(directory: Path, database_bytes: int, *, parts: bool) -> Source:
+def source_in(directory: Path, database_bytes: int, *, parts: bool) -> DumpSource:
     """The dump in a backup's directory."""
     for name in (PLAIN, COMPRESSED):
         if (directory / name).exists():
-            return Source(directory / name, "plain", database_bytes)
-    return Source(directory / DUMP, "directory", database_bytes, parts)
+            return DumpSource(directory / name, "plain", database_bytes)
+    return DumpSource(directory / DUMP, "directory", database_bytes, parts)
 
 
-def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int) -> float:
+def fill(postgres: Postgres, source: DumpSource, database: str, oid: int, jobs: int) -> float:
     """Restore into an empty database, stopping at the first error; returns the seconds.
 
     Raises:
@@ -92,11 +92,11 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
         "lc_messages": "C",  # `blames_server` reads them
     }
 
-    def restored() -> Done:
+    def restored() -> WorkDone:
         with postgres.connect() as connection:
             now = int(execute(connection, "SELECT pg_database_size(%s::oid)", oid)[0][0])
         whole = f" of about {size(source.database_bytes)}" if source.database_bytes else ""
-        return Done(f"{database}: {size(now)}{whole} restored", now / max(source.database_bytes, now, 1))
+        return WorkDone(f"{database}: {size(now)}{whole} restored", now / max(source.database_bytes, now, 1))
 
     with progress(restored):
         if source.form == "plain":
@@ -104,7 +104,7 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
         return _pg_restore(postgres, source, database, jobs, settings)
 
 
-def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, settings: dict[str, str]) -> float:
+def _pg_restore(postgres: Postgres, source: DumpSource, database: str, jobs: int, settings: dict[str, str]) -> float:
     options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
     environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
     argv = [
@@ -148,7 +148,7 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
         raise (type(found) if source.foreign else VerificationFailed)(found.message, hint) from None
 
 
-def _chosen(lines: Sequence[str], source: Source) -> tuple[list[str], list[str]]:
+def _chosen(lines: Sequence[str], source: DumpSource) -> tuple[list[str], list[str]]:
     """The lines of an archive's list to restore, and those of event triggers, which are restored last.
 
     Before 17 an ENABLE ALWAYS trigger fires in every session, and pg_restore creates it before it fills some views.
@@ -165,7 +165,7 @@ def _chosen(lines: Sequence[str], source: Source) -> tuple[list[str], list[str]]
 _EVENT_TRIGGER = re.compile(r"\d+; \d+ \d+ (?:EVENT TRIGGER|COMMENT - EVENT TRIGGER|SECURITY LABEL - EVENT TRIGGER) ")
 
 
-def _accept_hint(postgres: Postgres, source: Source, database: str, error: CommandFailed) -> str:
+def _accept_hint(postgres: Postgres, source: DumpSource, database: str, error: CommandFailed) -> str:
     """The hint to leave out the object that does not restore; empty if that is not possible."""
     if table := accepted.refused_rows(error):
         names = find_generated(postgres, database, table)
@@ -176,7 +176,7 @@ def _accept_hint(postgres: Postgres, source: Source, database: str, error: Comma
 
 
 @probe
-def find_unknown(postgres: Postgres, source: Source, wanted: Sequence[str]) -> dict[str, str]:
+def find_unknown(postgres: Postgres, source: DumpSource, wanted: Sequence[str]) -> dict[str, str]:
     """Which of the accepted names the dump does not have, each with the nearest one that it has."""
     if source.form == "plain":
         names = [name for name in entry_names(source.path) if name.startswith(tuple(f"{k} " for k in accepted.KINDS))]

@@ -19,7 +19,7 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import probe
 from tasks.backups.manifest import MANIFEST
 from tasks.postgres.content.definitions import parse
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.dump.plain import read_plain, restricts
 from tasks.postgres.dump.printed import printed
 
@@ -41,7 +41,7 @@ class ForeignDump:
     """
 
     path: Path
-    source: Source
+    source: DumpSource
     database: str
     major: int
     complete: bool
@@ -82,11 +82,11 @@ def read_foreign(postgres: Postgres, directory: Path, wanted: str) -> ForeignDum
     if form == "plain":
         complete, _ = read_plain(path)
         estimate = size * GROWTH[".sql.gz" if path.suffix == ".gz" else ".sql"]
-        source = Source(path, "plain", foreign=True)
+        source = DumpSource(path, "plain", foreign=True)
         return ForeignDump(path, source, "", 0, complete, size, estimate, written, fenced=restricts(postgres))
     database, major = _header(postgres, path)
     tables, orphans = _tables(postgres, path)
-    source = Source(path, "directory" if form == "directory" else "custom", foreign=True, without=orphans)
+    source = DumpSource(path, "directory" if form == "directory" else "custom", foreign=True, without=orphans)
     estimate = size * GROWTH["archive"]
     return ForeignDump(path, source, database, major, True, size, estimate, written, tables, orphans)
 

@@ -41,7 +41,7 @@ def read_plain(path: Path) -> tuple[bool, bytes]:
     """
     complete, setting = False, list[bytes]()
     for part, line in lines_of(path):
-        if part is not Part.SQL:
+        if part is not PlainPart.SQL:
             continue
         if line.startswith(TRAILER):
             complete = True
@@ -66,7 +66,7 @@ def entry_names(path: Path) -> Iterator[str]:
     Raises:
         OpsError, VerificationFailed: see `lines_of`.
     """
-    return (name for part, line in lines_of(path) if part is Part.SQL and (name := _entry_in(line)))
+    return (name for part, line in lines_of(path) if part is PlainPart.SQL and (name := _entry_in(line)))
 
 
 def _entry_in(line: bytes) -> str:
@@ -173,11 +173,11 @@ class _Script:
         yield from [b"\\restrict " + word + b"\n"] if word else []
         enabling = list[bytes]()  # event triggers fire in every session, so enable them after the last REFRESH
         for part, line in lines_of(path):
-            if part is Part.SQL and (name := _entry_in(line)):
+            if part is PlainPart.SQL and (name := _entry_in(line)):
                 self._entries.append((self._line, name))
-            if self._entries[-1][1] in self._without and not (part is Part.SQL and _SETTING.match(line)):
+            if self._entries[-1][1] in self._without and not (part is PlainPart.SQL and _SETTING.match(line)):
                 continue
-            if part is Part.SQL and _ENABLED.fullmatch(line):
+            if part is PlainPart.SQL and _ENABLED.fullmatch(line):
                 enabling.append(line)
             else:
                 yield line
@@ -201,7 +201,7 @@ _WORD = re.compile(rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*")
 _ROWS_END = (b"\\.\n", b"\\.\r\n", b"\\.")
 
 
-class Part(Enum):
+class PlainPart(Enum):
     """The position of a line's start: in SQL, inside a quoted text or comment, or in rows."""
 
     SQL = "sql"
@@ -209,7 +209,7 @@ class Part(Enum):
     ROWS = "rows"
 
 
-def lines_of(path: Path) -> Iterator[tuple[Part, bytes]]:
+def lines_of(path: Path) -> Iterator[tuple[PlainPart, bytes]]:
     r"""The lines of a dump for psql, without its own `\restrict`; long rows in pieces.
 
     Raises:
@@ -224,9 +224,9 @@ def lines_of(path: Path) -> Iterator[tuple[Part, bytes]]:
                 if reading.rows:
                     reading.rows = not (whole and line in _ROWS_END)
                     whole = line.endswith(b"\n")
-                    yield Part.ROWS, line
+                    yield PlainPart.ROWS, line
                 elif reading.quote or not _RESTRICT.fullmatch(line):
-                    part = Part.INSIDE if reading.quote else Part.SQL
+                    part = PlainPart.INSIDE if reading.quote else PlainPart.SQL
                     reading.take(line)
                     yield part, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

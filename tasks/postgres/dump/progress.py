@@ -16,7 +16,7 @@ import psycopg
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import Unreachable
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from runbook.units import size
 
 LARGE_OBJECTS = 2613  # pg_largeobject's OID: its rows are dumped one file each
@@ -61,7 +61,7 @@ class DumpProgress:
     weights: Weights
     _seen: set[int] = field(default_factory=set)
 
-    def read(self) -> Done:
+    def read(self) -> WorkDone:
         """The written bytes, and the share of the tables (by bytes) that is read.
 
         Raises:
@@ -78,7 +78,7 @@ class DumpProgress:
         )
         read += self._unseen([path.name for path in files], len(current), len(finished))
         ratio = min(read / max(whole, 1), 1.0)
-        return Done(f"{size(written)} dumped; of {size(whole)} in tables at least {ratio:.0%} are read", ratio)
+        return WorkDone(f"{size(written)} dumped; of {size(whole)} in tables at least {ratio:.0%} are read", ratio)
 
     def _unseen(self, names: list[str], current: int, finished: int) -> float:
         """Bytes of tables that were finished between polls, by the number of files; 0 for a script."""

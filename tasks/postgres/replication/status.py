@@ -15,7 +15,7 @@ from runbook.kinds import probe
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReplicationSettings:
     """The server's settings for replication. `sees_all`: this login can read other sessions' statistics."""
 
     in_recovery: bool
@@ -66,7 +66,7 @@ class Standby:
 
 
 @dataclass(frozen=True)
-class Archiver:
+class ArchiverStatus:
     """The archiver. `waiting` files are not archived yet, the oldest for `waiting_seconds`."""
 
     archived: int
@@ -96,10 +96,10 @@ class Replication:
     """The status at one moment. `replay_age_seconds`: time since the last replayed commit on a standby, None if there
     is none."""
 
-    settings: Settings
+    settings: ReplicationSettings
     slots: tuple[Slot, ...]
     standbys: tuple[Standby, ...]
-    archiver: Archiver
+    archiver: ArchiverStatus
     waiting_commits: int
     waited_seconds: float
     receiver: str
@@ -146,10 +146,10 @@ def read_replication(postgres: Postgres) -> Replication:
         )
 
 
-def _settings(connection: Connection) -> Settings:
+def _settings(connection: Connection) -> ReplicationSettings:
     in_recovery, sees_all, mode, by, names, commit, max_slot_wal = execute(connection, _SETTINGS)[0]
     elsewhere = tuple(str(row[0]) for row in execute(connection, _SYNC_COMMIT_ELSEWHERE))
-    return Settings(
+    return ReplicationSettings(
         bool(in_recovery), bool(sees_all), str(mode), str(by), str(names), str(commit), str(max_slot_wal), elsewhere
     )
 
@@ -237,10 +237,10 @@ WHERE r.state IS DISTINCT FROM 'backup' ORDER BY 1, r.pid
 """
 
 
-def _archiver(connection: Connection) -> Archiver:
+def _archiver(connection: Connection) -> ArchiverStatus:
     archived, failed, archived_wal, archived_at, failed_wal, failed_at = execute(connection, _ARCHIVER)[0]
     waiting, oldest = execute(connection, _READY)[0]
-    return Archiver(
+    return ArchiverStatus(
         int(archived),
         int(failed),
         _at(archived_wal, archived_at),

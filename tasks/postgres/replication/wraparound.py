@@ -16,7 +16,7 @@ MOST_TABLES = 20
 
 
 @dataclass(frozen=True)
-class Age:
+class DatabaseAge:
     """The age of the oldest row that is not frozen, in transaction ids and multixacts."""
 
     name: str
@@ -37,8 +37,8 @@ class Wraparound:
 
     freeze_max_age: int
     multixact_freeze_max_age: int
-    databases: tuple[Age, ...]
-    tables: tuple[Age, ...]
+    databases: tuple[DatabaseAge, ...]
+    tables: tuple[DatabaseAge, ...]
 
 
 @probe
@@ -51,9 +51,11 @@ def read_wraparound(postgres: Postgres, database: str) -> Wraparound:
     """
     with postgres.connect(database) as connection:
         limits = execute(connection, _LIMITS)[0]
-        databases = tuple(Age(str(r[0]), int(r[1]), int(r[2]), 0, False) for r in execute(connection, _DATABASES))
+        databases = tuple(
+            DatabaseAge(str(r[0]), int(r[1]), int(r[2]), 0, False) for r in execute(connection, _DATABASES)
+        )
         tables = tuple(
-            Age(str(r[0]), int(r[1]), int(r[2]), int(r[3]), bool(r[4]))
+            DatabaseAge(str(r[0]), int(r[1]), int(r[2]), int(r[3]), bool(r[4]))
             for r in execute(connection, _TABLES, MOST_TABLES)
         )
     return Wraparound(int(limits[0]), int(limits[1]), databases, tables)

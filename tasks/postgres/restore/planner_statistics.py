@@ -16,7 +16,7 @@ from tasks.postgres.upkeep.session import NO_TIMEOUTS, refusals, set_known
 
 
 @dataclass(frozen=True)
-class Statistics:
+class PlannerStatistics:
     """An analysed database. `missing`: parents of foreign tables that could not be analysed, with the reason."""
 
     database: str
@@ -24,7 +24,7 @@ class Statistics:
 
 
 @action(idempotent=True)
-def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = False) -> Statistics:
+def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = False) -> PlannerStatistics:
     """Analyse a database. Since 18 a dump contains statistics, and only tables without them are analysed, unless
     `everything`.
 
@@ -45,7 +45,7 @@ def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = 
             if parent not in remote:
                 connection.execute(sql.SQL("ANALYZE {}").format(parent))
         missing = tuple(filter(None, (_analyze_remote(connection, parent) for parent in remote)))
-    return Statistics(database, missing)
+    return PlannerStatistics(database, missing)
 
 
 def _analyze_remote(connection: Connection, parent: sql.Identifier) -> str:

@@ -17,7 +17,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import DatabaseContent
-from tasks.postgres.dump.fill import Source, fill, fill_remote, source_in
+from tasks.postgres.dump.fill import DumpSource, fill, fill_remote, source_in
 from tasks.postgres.restore.subscriptions import detach_subscriptions
 from tasks.postgres.server.properties import Properties, apply_properties, creation
 from tasks.postgres.upkeep.session import refusals
@@ -73,7 +73,7 @@ def content_in(backup: Backup) -> DatabaseContent:
     return DatabaseContent.model_validate(backup.manifest.content)
 
 
-def dump_in(backup: Backup) -> Source:
+def dump_in(backup: Backup) -> DumpSource:
     """The dump of a fetched database backup."""
     content = content_in(backup)
     source = source_in(backup.path, content.bytes, parts=content.part == "tables")
@@ -132,7 +132,13 @@ def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
 
 @action
 def fill_copy(
-    permit: Permit, postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int, into: str = ""
+    permit: Permit,
+    postgres: Postgres,
+    source: DumpSource,
+    properties: Properties,
+    copy: Copy,
+    jobs: int,
+    into: str = "",
 ) -> Copy:
     """Restore a dump into the staged copy, then set the database's privileges and settings."""
     require(permit, postgres, into or postgres.database)
@@ -140,12 +146,12 @@ def fill_copy(
 
 
 @action
-def fill_scratch(postgres: Postgres, source: Source, properties: Properties, scratch: Copy, jobs: int) -> Copy:
+def fill_scratch(postgres: Postgres, source: DumpSource, properties: Properties, scratch: Copy, jobs: int) -> Copy:
     """Restore a dump into a scratch database."""
     return _fill(postgres, source, properties, scratch, jobs)
 
 
-def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int) -> Copy:
+def _fill(postgres: Postgres, source: DumpSource, properties: Properties, copy: Copy, jobs: int) -> Copy:
     seconds = fill(postgres, source, copy.database, copy.oid, jobs)
     unfilled = fill_remote(postgres, copy.database, source.remote) if source.remote else {}
     detach_subscriptions(postgres, copy.database)

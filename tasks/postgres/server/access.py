@@ -36,7 +36,7 @@ class Right:
 
 
 @dataclass(frozen=True)
-class Setting:
+class AccessSetting:
     """A setting that differs from the server's default, and its source."""
 
     name: str
@@ -45,17 +45,17 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Access:
+class ServerAccess:
     """Access to one server and one database. `rules`: lines of pg_hba.conf, empty if this login cannot read them."""
 
     roles: tuple[Role, ...]
     rights: tuple[Right, ...]
     rules: tuple[str, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[AccessSetting, ...]
 
 
 @probe
-def read_access(postgres: Postgres) -> Access:
+def read_access(postgres: Postgres) -> ServerAccess:
     """Roles, rights on tables and views, the rules of pg_hba.conf, and settings that differ from the defaults.
 
     Raises:
@@ -81,7 +81,9 @@ def read_access(postgres: Postgres) -> Access:
             for row in execute(connection, _RIGHTS)
         )
         rules = tuple(str(row[0]) for row in execute(connection, _RULES)) if superuser else ()
-        return Access(roles, rights, rules, tuple(Setting(*map(str, row)) for row in execute(connection, _SETTINGS)))
+        return ServerAccess(
+            roles, rights, rules, tuple(AccessSetting(*map(str, row)) for row in execute(connection, _SETTINGS))
+        )
 
 
 _PASSWORDS = "SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL"

@@ -12,7 +12,7 @@ MOST_BYTES = 64_000
 
 
 @dataclass(frozen=True)
-class Reason:
+class LogReason:
     """A known cause. `what` completes the sentence “the server is down, because …”; `line`: the log's line."""
 
     kind: str
@@ -86,14 +86,14 @@ _KNOWN = (
 )
 
 
-def find_reason(log: str) -> Reason | None:
+def find_reason(log: str) -> LogReason | None:
     """The cause in the newest matching line; none if the server started successfully after it."""
     for line in reversed(log.splitlines()):
         if "database system is ready to accept" in line:
             return None
         for kind, pattern, what, hint in _KNOWN:
             if re.search(pattern, line):
-                return Reason(kind, what, hint, line.strip()[:300])
+                return LogReason(kind, what, hint, line.strip()[:300])
     return None
 
 

@@ -20,7 +20,7 @@ _KINDS = {WRONG_PASSWORD: "password", TOO_MANY: "full", DISK_FULL: "disk"}
 
 
 @dataclass(frozen=True)
-class Trial:
+class LoginTrial:
     """The refusal: its kind, the server's message, and the next step if one is known; all empty if it succeeded."""
 
     kind: str
@@ -34,7 +34,7 @@ class Trial:
 
 
 @probe
-def try_own_login(application: Application) -> Trial:
+def try_own_login(application: Application) -> LoginTrial:
     """Connect as the application will at its next start: with the connection string in its own file.
 
     Raises:
@@ -47,7 +47,7 @@ def try_own_login(application: Application) -> Trial:
         raise OpsError(f"{where} is not a postgresql:// URL", "correct it")
     try:
         with psycopg.connect(url, connect_timeout=OWN_SECONDS, application_name="interview-ops", autocommit=True):
-            return Trial("", "")
+            return LoginTrial("", "")
     except psycopg.ProgrammingError:  # a driver's own parameters; the message may quote the URL
         raise OpsError(
             f"libpq does not understand {application.dsn_variable}", "log in by hand as the application"
@@ -58,11 +58,11 @@ def try_own_login(application: Application) -> Trial:
         kind = "limit" if code == TOO_MANY and is_own_limit(said) else _KINDS.get(code, "other")
         if "FATAL" not in said and code != WRONG_PASSWORD:
             kind = "no answer"
-        return Trial(kind, said.rpartition(" failed: ")[2], hint_for(said))
+        return LoginTrial(kind, said.rpartition(" failed: ")[2], hint_for(said))
 
 
 @probe
-def try_to_extend(postgres: Postgres, *, as_application: bool) -> Trial:
+def try_to_extend(postgres: Postgres, *, as_application: bool) -> LoginTrial:
     """Write some hundred kilobytes to a temporary table, to test write permission and free disk space.
 
     Raises:
@@ -72,22 +72,22 @@ def try_to_extend(postgres: Postgres, *, as_application: bool) -> Trial:
         try:
             execute(connection, _FILL)
         except errors.ReadOnlySqlTransaction as error:
-            return Trial("read only", first_line(error))
+            return LoginTrial("read only", first_line(error))
         except (errors.DiskFull, errors.IoError) as error:
-            return Trial("disk", first_line(error))
+            return LoginTrial("disk", first_line(error))
         except errors.InsufficientPrivilege as error:
             message = f"the role cannot create temporary tables: {first_line(error)}"
             raise OpsError(message, "GRANT TEMPORARY ON DATABASE … TO it") from None
         except psycopg.OperationalError as error:
             if connection.broken:
                 raise
-            return Trial("other", first_line(error))
+            return LoginTrial("other", first_line(error))
         except psycopg.Error as error:
-            return Trial("other", first_line(error))
+            return LoginTrial("other", first_line(error))
         finally:
             if not connection.closed and not connection.broken:
                 connection.rollback()
-    return Trial("", "")
+    return LoginTrial("", "")
 
 
 _FILL = "CREATE TEMPORARY TABLE ops_diagnose AS SELECT n FROM generate_series(1, 20000) AS n"

@@ -12,7 +12,7 @@ Accepted = Literal["this", "more", "less"]
 
 
 @dataclass(frozen=True)
-class Recommended:
+class RecommendedPostgresSettings:
     """A setting of the manual: its value, its section, and the other accepted values: none, all higher or all lower.
 
     Memory, connections and WAL are minima for a bigger server; autovacuum can always be more eager.
@@ -28,27 +28,27 @@ class Recommended:
 
 
 RECOMMENDED = (
-    Recommended("autovacuum", "on", "§1.3"),
-    Recommended("autovacuum_max_workers", "3", "§1.3", "more"),
-    Recommended("autovacuum_naptime", "1min", "§1.3", "less"),
-    Recommended("autovacuum_vacuum_threshold", "50", "§1.3", "less"),
-    Recommended("autovacuum_analyze_threshold", "50", "§1.3", "less"),
-    Recommended("autovacuum_vacuum_scale_factor", "0.1", "§1.3", "less"),
-    Recommended("autovacuum_analyze_scale_factor", "0.05", "§1.3", "less"),
-    Recommended("max_connections", "200", "§1.5", "more"),
-    Recommended("shared_buffers", "256MB", "§1.5", "more"),
-    Recommended("effective_cache_size", "1GB", "§1.5", "more"),
-    Recommended("maintenance_work_mem", "64MB", "§1.5", "more"),
-    Recommended("checkpoint_completion_target", "0.9", "§1.5"),
-    Recommended("wal_buffers", "16MB", "§1.5", "more"),
-    Recommended("default_statistics_target", "100", "§1.5", "more"),
-    Recommended("random_page_cost", "1.1", "§1.5"),
-    Recommended("effective_io_concurrency", "200", "§1.5", "more"),
-    Recommended("work_mem", "4MB", "§1.5", "more"),
-    Recommended("min_wal_size", "1GB", "§1.5", "more"),
-    Recommended("max_wal_size", "4GB", "§1.5", "more"),
+    RecommendedPostgresSettings("autovacuum", "on", "§1.3"),
+    RecommendedPostgresSettings("autovacuum_max_workers", "3", "§1.3", "more"),
+    RecommendedPostgresSettings("autovacuum_naptime", "1min", "§1.3", "less"),
+    RecommendedPostgresSettings("autovacuum_vacuum_threshold", "50", "§1.3", "less"),
+    RecommendedPostgresSettings("autovacuum_analyze_threshold", "50", "§1.3", "less"),
+    RecommendedPostgresSettings("autovacuum_vacuum_scale_factor", "0.1", "§1.3", "less"),
+    RecommendedPostgresSettings("autovacuum_analyze_scale_factor", "0.05", "§1.3", "less"),
+    RecommendedPostgresSettings("max_connections", "200", "§1.5", "more"),
+    RecommendedPostgresSettings("shared_buffers", "256MB", "§1.5", "more"),
+    RecommendedPostgresSettings("effective_cache_size", "1GB", "§1.5", "more"),
+    RecommendedPostgresSettings("maintenance_work_mem", "64MB", "§1.5", "more"),
+    RecommendedPostgresSettings("checkpoint_completion_target", "0.9", "§1.5"),
+    RecommendedPostgresSettings("wal_buffers", "16MB", "§1.5", "more"),
+    RecommendedPostgresSettings("default_statistics_target", "100", "§1.5", "more"),
+    RecommendedPostgresSettings("random_page_cost", "1.1", "§1.5"),
+    RecommendedPostgresSettings("effective_io_concurrency", "200", "§1.5", "more"),
+    RecommendedPostgresSettings("work_mem", "4MB", "§1.5", "more"),
+    RecommendedPostgresSettings("min_wal_size", "1GB", "§1.5", "more"),
+    RecommendedPostgresSettings("max_wal_size", "4GB", "§1.5", "more"),
 )
-BY_NAME: Mapping[str, Recommended] = {one.name: one for one in RECOMMENDED}
+BY_NAME: Mapping[str, RecommendedPostgresSettings] = {one.name: one for one in RECOMMENDED}
 MANUAL: Mapping[str, str] = {one.name: one.value for one in RECOMMENDED}
 AUTOVACUUM = tuple(one.name for one in RECOMMENDED if one.section == "§1.3")
 _BYTES = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40, "8kB": 8 << 10}
@@ -60,7 +60,7 @@ _NARROWER = {"database", "user", "database user", "client", "session"}
 
 
 @dataclass(frozen=True)
-class Setting:
+class RecommendedSetting:
     """One setting of the server. `shown`: the running value as text; `filed`: the value in the files (empty: none);
     `auto`: the value by ALTER SYSTEM (None: none)."""
 

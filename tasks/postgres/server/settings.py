@@ -18,7 +18,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.postgres.server.recommended import MANUAL, Setting
+from tasks.postgres.server.recommended import MANUAL, RecommendedSetting
 
 CHANGE, RELOAD = "alter system", "reload"
 RELOAD_SECONDS = 15
@@ -34,10 +34,10 @@ class Narrower:
 
 
 @dataclass(frozen=True)
-class ServerSettings:
+class PostgresServerSettings:
     """The manual's settings on the server, overrides of databases and roles, and facts that limit a change."""
 
-    by_name: Mapping[str, Setting]
+    by_name: Mapping[str, RecommendedSetting]
     narrower: tuple[Narrower, ...]
     file_errors: tuple[str, ...]
     system_identifier: str
@@ -57,7 +57,7 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
-class Change:
+class PostgresSettingChange:
     """The value for ALTER SYSTEM; None resets it, so that postgresql.conf applies again."""
 
     name: str
@@ -68,7 +68,7 @@ class Change:
 
 
 @probe
-def read_settings(postgres: Postgres) -> ServerSettings:
+def read_settings(postgres: Postgres) -> PostgresServerSettings:
     """The 19 settings of §1.3 and §1.5.
 
     Raises:
@@ -83,13 +83,13 @@ def read_settings(postgres: Postgres) -> ServerSettings:
         raise OpsError(f"{postgres.admin_user} cannot read pg_file_settings", hint) from None
 
 
-def _read(connection: Connection) -> ServerSettings:
+def _read(connection: Connection) -> PostgresServerSettings:
     rows = execute(connection, _SETTINGS, list(MANUAL))
     narrower = execute(connection, _NARROWER_ROWS, list(MANUAL))
     errors = execute(connection, _FILE_ERRORS)
     identifier, in_recovery, standbys, clients, reserved = execute(connection, _SERVER)[0]
-    return ServerSettings(
-        {str(row[0]): Setting(*row) for row in rows},
+    return PostgresServerSettings(
+        {str(row[0]): RecommendedSetting(*row) for row in rows},
         tuple(Narrower(*row) for row in narrower),
         tuple(str(row[0]) for row in errors),
         str(identifier),
@@ -134,7 +134,9 @@ SELECT (SELECT system_identifier FROM pg_control_system()), pg_is_in_recovery(),
 
 
 @action(idempotent=True)
-def alter_system(permit: Permit, postgres: Postgres, changes: Sequence[Change]) -> tuple[Setting, ...]:
+def alter_system(
+    permit: Permit, postgres: Postgres, changes: Sequence[PostgresSettingChange]
+) -> tuple[RecommendedSetting, ...]:
     """Write each change, reload, and wait until changes without a restart are in effect; returns the settings.
 
     A killed run leaves complete lines in postgresql.auto.conf (the server replaces the file), some not yet loaded: the
@@ -161,7 +163,7 @@ def alter_system(permit: Permit, postgres: Postgres, changes: Sequence[Change]) 
     return _settings(postgres, names)
 
 
-def _write(postgres: Postgres, changes: Sequence[Change]) -> None:
+def _write(postgres: Postgres, changes: Sequence[PostgresSettingChange]) -> None:
     with postgres.connect() as connection:
         for change in changes:
             _alter(connection, change)
@@ -169,19 +171,19 @@ def _write(postgres: Postgres, changes: Sequence[Change]) -> None:
         execute(connection, "SELECT pg_reload_conf()")
 
 
-def _is_loaded(setting: Setting) -> bool:
+def _is_loaded(setting: RecommendedSetting) -> bool:
     if setting.is_fixed or setting.is_narrower or setting.pending_restart:
         return True
     return setting.is_value(setting.filed) if setting.filed else setting.source != "configuration file"
 
 
-def _settings(postgres: Postgres, names: Sequence[str]) -> tuple[Setting, ...]:
+def _settings(postgres: Postgres, names: Sequence[str]) -> tuple[RecommendedSetting, ...]:
     """Read in a new session: an old one applies a reload only between its statements."""
     with postgres.connect() as connection:
-        return tuple(Setting(*row) for row in execute(connection, _SETTINGS, list(names)))
+        return tuple(RecommendedSetting(*row) for row in execute(connection, _SETTINGS, list(names)))
 
 
-def _alter(connection: Connection, change: Change) -> None:
+def _alter(connection: Connection, change: PostgresSettingChange) -> None:
     name = sql.Identifier(change.name)
     try:
         if change.value is None:

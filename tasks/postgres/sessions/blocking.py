@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.postgres.sessions.connections import Session
+from tasks.postgres.sessions.connections import ClientSession
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class Waiting:
 
     depth: int
     pid: int
-    session: Session | None
+    session: ClientSession | None
 
 
-def tree_of(sessions: Sequence[Session]) -> list[Waiting]:
+def tree_of(sessions: Sequence[ClientSession]) -> list[Waiting]:
     """The tree of who blocks whom: blockers that wait for nobody, and below each those that wait for it.
 
     A deadlock that the server has not yet resolved has no such root: it starts at its lowest process.
@@ -37,7 +37,7 @@ def tree_of(sessions: Sequence[Session]) -> list[Waiting]:
 
 
 def _below(
-    pid: int, depth: int, waiting: Mapping[int, list[int]], by_pid: Mapping[int, Session], listed: set[int]
+    pid: int, depth: int, waiting: Mapping[int, list[int]], by_pid: Mapping[int, ClientSession], listed: set[int]
 ) -> Iterator[Waiting]:
     yield Waiting(depth, pid, by_pid.get(pid))
     if pid in listed:

@@ -12,7 +12,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from tasks.postgres.sessions.connections import IN_TRANSACTION, Session
+from tasks.postgres.sessions.connections import IN_TRANSACTION, ClientSession
 
 CLOSE = "close session"
 # Idle by design: between their statements they hold a snapshot for their workers, or a lock for the run.
@@ -26,13 +26,13 @@ END_MILLISECONDS = 5000
 class Closed:
     """The result for one session: closed, or the reason why not. `is_stuck`: it did not end in time."""
 
-    session: Session
+    session: ClientSession
     closed: bool
     why: str
     is_stuck: bool = False
 
 
-def why_kept(session: Session, applications: Sequence[str], pools: Sequence[str]) -> str:
+def why_kept(session: ClientSession, applications: Sequence[str], pools: Sequence[str]) -> str:
     """The reason to keep an idle session; empty if it can be closed."""
     if session.superuser:
         return "a superuser's session: maintenance"
@@ -51,7 +51,7 @@ def why_kept(session: Session, applications: Sequence[str], pools: Sequence[str]
 
 @action(idempotent=True)
 def close_sessions(
-    permit: Permit, postgres: Postgres, sessions: Sequence[Session], min_seconds: float
+    permit: Permit, postgres: Postgres, sessions: Sequence[ClientSession], min_seconds: float
 ) -> tuple[Closed, ...]:
     """End sessions. The statement that ends one checks again that it is the same backend, still idle, long enough.
 
@@ -79,7 +79,7 @@ def close_sessions(
         raise Unreachable(f"while closing sessions: {error.message}", "launch this again: it starts over") from None
 
 
-def _close(connection: Connection, database: str, session: Session, min_seconds: float) -> Closed:
+def _close(connection: Connection, database: str, session: ClientSession, min_seconds: float) -> Closed:
     if session.database != database:
         return Closed(session, False, f"kept: in {session.database}, of another environment")
     states = list(IN_TRANSACTION) if session.is_idle_in_transaction else ["idle"]

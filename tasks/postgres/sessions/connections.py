@@ -20,7 +20,7 @@ MOST_READ, MOST_SHOWN = 1000, 300
 
 
 @dataclass(frozen=True)
-class Session:
+class ClientSession:
     """One backend. Times in seconds: in its state, in its transaction, waiting for a lock (0: it does not wait).
 
     Literals in its statement are masked: they can be passwords or personal data.
@@ -64,7 +64,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ConnectionLimits:
     """The server's connection limit, the reserved connections, and the limits (-1: none) of the application's database
     and role."""
 
@@ -86,17 +86,17 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Activity:
+class SessionActivity:
     """All sessions except the reading one, the prepared transactions, and the limits."""
 
-    sessions: tuple[Session, ...]
+    sessions: tuple[ClientSession, ...]
     prepared: tuple[str, ...]
-    limits: Limits
+    limits: ConnectionLimits
     hidden: int
     """Sessions whose state this login cannot read, or that do not report it (track_activities)."""
 
     @property
-    def clients(self) -> tuple[Session, ...]:
+    def clients(self) -> tuple[ClientSession, ...]:
         """Those that count against max_connections."""
         return tuple(session for session in self.sessions if session.is_client)
 
@@ -106,13 +106,13 @@ class Activity:
         return (len(self.clients) + 1) / self.limits.most
 
     @property
-    def blocked(self) -> tuple[Session, ...]:
+    def blocked(self) -> tuple[ClientSession, ...]:
         """Those that wait for others."""
         return tuple(session for session in self.sessions if session.blocked_by)
 
 
 @probe
-def read_activity(postgres: Postgres) -> Activity:
+def read_activity(postgres: Postgres) -> SessionActivity:
     """Sessions and limits at one moment.
 
     Raises:
@@ -125,13 +125,13 @@ def read_activity(postgres: Postgres) -> Activity:
         limits = _limits(connection, postgres)
     sessions = tuple(_session(row) for row in rows)
     hidden = sum(bool(row[15]) for row in rows)
-    return Activity(sessions, tuple(str(row[0]) for row in prepared), limits, hidden)
+    return SessionActivity(sessions, tuple(str(row[0]) for row in prepared), limits, hidden)
 
 
-def _session(row: TupleRow) -> Session:
+def _session(row: TupleRow) -> ClientSession:
     *first, statement, blockers, superuser, advisory, _ = row
     fields = [*first, masked_statement(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
-    return Session(*fields)
+    return ClientSession(*fields)
 
 
 # pg_blocking_pids() locks the whole lock manager for a moment: it is called only for sessions that wait for a lock.
@@ -153,8 +153,8 @@ WHERE a.pid <> pg_backend_pid() ORDER BY a.pid
 """
 
 
-def _limits(connection: Connection, postgres: Postgres) -> Limits:
-    return Limits(*execute(connection, _LIMITS, postgres.database, postgres.user)[0])
+def _limits(connection: Connection, postgres: Postgres) -> ConnectionLimits:
+    return ConnectionLimits(*execute(connection, _LIMITS, postgres.database, postgres.user)[0])
 
 
 # reserved_connections is new in PostgreSQL 16.

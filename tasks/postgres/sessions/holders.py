@@ -33,7 +33,7 @@ _REMEDIES: Mapping[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Holder:
+class XminHolder:
     """One holder. `name`: process, gid, slot or standby; `database`: empty if it belongs to none; `seconds`: NaN if
     unknown; `xids`: how far back it holds xmin, −1 if it does not. `idle`: inactive (a slot without a reader)."""
 
@@ -71,7 +71,7 @@ class Holder:
 
 
 @probe
-def find_holders(postgres: Postgres) -> tuple[Holder, ...]:
+def find_holders(postgres: Postgres) -> tuple[XminHolder, ...]:
     """All holders on the server except vacuums and this session, the furthest back first.
 
     Raises:
@@ -80,7 +80,7 @@ def find_holders(postgres: Postgres) -> tuple[Holder, ...]:
     with upkeep_session(postgres) as connection:
         rows = execute(connection, _HOLDERS)
     return tuple(
-        Holder(kind, name, database, who, math.nan if seconds is None else float(seconds), int(xids), idle, builds)
+        XminHolder(kind, name, database, who, math.nan if seconds is None else float(seconds), int(xids), idle, builds)
         for kind, name, database, who, seconds, xids, idle, builds in rows
     )
 

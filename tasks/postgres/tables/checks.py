@@ -10,11 +10,11 @@ from blocks.postgres.server import Connection, execute
 from runbook.errors import VerificationFailed
 from tasks.postgres.content.content import TableSum
 from tasks.postgres.tables.dangling import Dangling
-from tasks.postgres.tables.find import Table, known_in, sum_of, table_of
+from tasks.postgres.tables.find import FoundTable, known_in, sum_of, table_of
 from tasks.postgres.tables.ties import Sequenced, Ties, ties_of
 
 
-def require_unchanged(connection: Connection, tables: Sequence[Table], ties: Ties) -> None:
+def require_unchanged(connection: Connection, tables: Sequence[FoundTable], ties: Ties) -> None:
     """Require that the tables, their keys, triggers and sequences are unchanged since they were judged.
 
     Raises:
@@ -51,7 +51,7 @@ def require_references(dangling: Sequence[Dangling]) -> None:
         )
 
 
-def require_deferrable(connection: Connection, tables: Sequence[Table]) -> None:
+def require_deferrable(connection: Connection, tables: Sequence[FoundTable]) -> None:
     """Check deferrable constraints, whose triggers do not fire while rows are replaced.
 
     PostgreSQL builds each over the same rows in a temporary table.
@@ -87,7 +87,7 @@ ORDER BY con.oid
 """
 
 
-def require_equal(connection: Connection, wanted: Sequence[tuple[Table, TableSum]]) -> None:
+def require_equal(connection: Connection, wanted: Sequence[tuple[FoundTable, TableSum]]) -> None:
     """Compare the live rows with the expected ones, row by row in text form.
 
     Raises:

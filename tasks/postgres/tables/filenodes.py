@@ -11,7 +11,7 @@ from tasks.postgres.tables.find import known_in, resolve
 
 
 @dataclass(frozen=True)
-class Filed:
+class FiledRelation:
     """A table or partition in a database (OID): its OID, its file, its TOAST table's file (0: none), and `where` it was
     found."""
 
@@ -29,7 +29,7 @@ class Filed:
 
 
 @probe
-def find_filed(postgres: Postgres, database: str, typed: str) -> tuple[Filed, ...]:
+def find_filed(postgres: Postgres, database: str, typed: str) -> tuple[FiledRelation, ...]:
     """The files of a table and its partitions in one database.
 
     Raises:
@@ -40,7 +40,8 @@ def find_filed(postgres: Postgres, database: str, typed: str) -> tuple[Filed, ..
         (table,) = resolve([typed], known_in(connection))
         rows = execute(connection, _FILED, table.oid, table.oid)
     return tuple(
-        Filed(int(of), int(oid), str(name), int(file), int(toast), database) for of, oid, name, file, toast in rows
+        FiledRelation(int(of), int(oid), str(name), int(file), int(toast), database)
+        for of, oid, name, file, toast in rows
     )
 
 

@@ -27,7 +27,7 @@ NO_TABLE = {
 
 
 @dataclass(frozen=True)
-class Column:
+class FoundColumn:
     """A column. `generated`: its expression, empty for an ordinary column; `is_text`: printed without an output
     function."""
 
@@ -38,7 +38,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class FoundTable:
     """A table, or a partitioned one with all its leaves. `name`: quoted as PostgreSQL prints it.
 
     `leaves`: the names under which a manifest can count each leaf's rows, its own and its ancestors'.
@@ -50,7 +50,7 @@ class Table:
     relation: str
     name: str
     partitioned: bool
-    columns: tuple[Column, ...]
+    columns: tuple[FoundColumn, ...]
     leaves: tuple[tuple[str, ...], ...]
     bytes: int
     uncompared: frozenset[str] = frozenset()
@@ -136,14 +136,16 @@ def _one(typed: str, known: Sequence[Known]) -> Known:
     return table
 
 
-def table_of(connection: Connection, known: Known) -> Table:
+def table_of(connection: Connection, known: Known) -> FoundTable:
     """A known table with its columns and leaves, read in a session with an empty search path."""
-    columns = [Column(str(a), str(b), str(c), bool(d)) for a, b, c, d in execute(connection, _COLUMNS, known.oid)]
+    columns = [FoundColumn(str(a), str(b), str(c), bool(d)) for a, b, c, d in execute(connection, _COLUMNS, known.oid)]
     if not any(not column.generated for column in columns):
         raise OpsError(f"{known.name} has no columns to restore", "leave it out")
     leaves = tuple(tuple(map(str, row[0])) for row in execute(connection, _LEAVES, known.oid))
     size = int(execute(connection, _BYTES, known.oid)[0][0])
-    return Table(known.oid, known.schema, known.relation, known.name, known.kind == "p", tuple(columns), leaves, size)
+    return FoundTable(
+        known.oid, known.schema, known.relation, known.name, known.kind == "p", tuple(columns), leaves, size
+    )
 
 
 _COLUMNS = """
@@ -168,7 +170,7 @@ FROM (SELECT %s::oid::regclass AS oid) o
 """
 
 
-def expected_of(table: Table, sums: Mapping[str, TableSum]) -> TableSum:
+def expected_of(table: FoundTable, sums: Mapping[str, TableSum]) -> TableSum:
     """The manifest's sum of a table, over its leaves.
 
     Raises:
@@ -187,7 +189,7 @@ def expected_of(table: Table, sums: Mapping[str, TableSum]) -> TableSum:
     )
 
 
-def sum_of(connection: Connection, table: Table) -> TableSum:
+def sum_of(connection: Connection, table: FoundTable) -> TableSum:
     """The number of rows and their hash, in a session with pinned settings."""
     compared = (column for column in table.columns if column.name not in table.uncompared)
     columns = [(column.name, "text" if column.is_text else None) for column in compared]
@@ -197,7 +199,7 @@ def sum_of(connection: Connection, table: Table) -> TableSum:
 
 
 @probe
-def read_sums(postgres: Postgres, database: str, tables: Sequence[Table]) -> tuple[TableSum, ...]:
+def read_sums(postgres: Postgres, database: str, tables: Sequence[FoundTable]) -> tuple[TableSum, ...]:
     """The number of rows and the hash of each table."""
     with pinned(postgres, database) as connection:
         return tuple(sum_of(connection, table) for table in tables)

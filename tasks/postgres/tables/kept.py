@@ -15,7 +15,7 @@ from runbook.kinds import probe
 from runbook.wait import until
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.restore.staged_copy import name_beside
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 
 STAMP = re.compile(r"_old_(\d{8}_\d{6})$")
 
@@ -67,7 +67,7 @@ def free_stamp(postgres: Postgres) -> str:
 
 
 def keep_rows(
-    connection: Connection, table: Table, stamp: str, by: str, together: Sequence[str], *, published: bool
+    connection: Connection, table: FoundTable, stamp: str, by: str, together: Sequence[str], *, published: bool
 ) -> KeptRows:
     """Copy a live table's rows in the transaction that replaces them. Only the table's owner can read the copy.
 

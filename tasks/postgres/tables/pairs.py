@@ -14,20 +14,20 @@ from runbook.kinds import probe
 from tasks.postgres.content.equivalence import ASIDE, rolled_back
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.dump.generated import COLUMN
-from tasks.postgres.tables.find import NO_TABLE, Column, Known, Table, known_in, resolve, table_of
+from tasks.postgres.tables.find import NO_TABLE, FoundColumn, FoundTable, Known, known_in, resolve, table_of
 
 
 @dataclass(frozen=True)
-class Pair:
+class TablePair:
     """A table in the backup and in the live database, and its number of live rows."""
 
-    wanted: Table
-    live: Table
+    wanted: FoundTable
+    live: FoundTable
     live_rows: int
 
 
 @probe
-def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tuple[Pair, ...]:
+def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tuple[TablePair, ...]:
     """The named tables in a database with the backup's schema, each with the live one of its name.
 
     Raises:
@@ -42,7 +42,7 @@ def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tu
 
 
 @probe
-def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[Pair, ...]:
+def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[TablePair, ...]:
     """Tables with kept rows (OID, the live table's quoted name), each with the live one.
 
     Raises:
@@ -57,7 +57,7 @@ def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[Pair
         )
 
 
-def _pair(connection: Connection, wanted: Table, name: str, live: Known | None) -> Pair:
+def _pair(connection: Connection, wanted: FoundTable, name: str, live: Known | None) -> TablePair:
     if live is None or live.kind not in "rp" or live.root:
         what = "has no such table" if live is None else f"has it as {NO_TABLE.get(live.kind, 'a partition')}"
         raise OpsError(
@@ -67,13 +67,13 @@ def _pair(connection: Connection, wanted: Table, name: str, live: Known | None) 
         )
     table = table_of(connection, live)
     rows = execute(connection, sql.SQL("SELECT count(*) FROM {}").format(table.rows_of))[0][0]
-    return Pair(wanted, table, int(rows))
+    return TablePair(wanted, table, int(rows))
 
 
-def with_accepted(pairs: Sequence[Pair], accepted: Collection[str]) -> tuple[Pair, ...]:
+def with_accepted(pairs: Sequence[TablePair], accepted: Collection[str]) -> tuple[TablePair, ...]:
     """Without a comparison of the generated columns that a person accepted (`GENERATED COLUMN public.orders.sum`)."""
 
-    def accepting(pair: Pair) -> Pair:
+    def accepting(pair: TablePair) -> TablePair:
         prefix = f"{COLUMN} {pair.live.schema}.{pair.live.relation}."
         given = {name.removeprefix(prefix) for name in accepted if name.startswith(prefix)}
         names = frozenset(column.name for column in pair.live.columns if column.generated and column.name in given)
@@ -82,7 +82,7 @@ def with_accepted(pairs: Sequence[Pair], accepted: Collection[str]) -> tuple[Pai
     return tuple(map(accepting, pairs))
 
 
-def unequal_columns(wanted: Table, live: Table, *, kept: bool = False) -> list[str]:
+def unequal_columns(wanted: FoundTable, live: FoundTable, *, kept: bool = False) -> list[str]:
     """The differences of a live table's columns from the backup's, as sentences.
 
     `kept`: a kept table, which has the values of generated columns but not their expressions.
@@ -99,11 +99,11 @@ def unequal_columns(wanted: Table, live: Table, *, kept: bool = False) -> list[s
     ]
 
 
-def _by(column: Column) -> str:
+def _by(column: FoundColumn) -> str:
     return f" generated as {column.generated}" if column.generated else ""
 
 
-def settle_generated(postgres: Postgres, database: str, own: Table, other: Table) -> Table:
+def settle_generated(postgres: Postgres, database: str, own: FoundTable, other: FoundTable) -> FoundTable:
     """The `other` table with the expressions of `own` (in `database`) for generated columns that PostgreSQL parses to
     the same expression. It reads no rows and leaves nothing behind."""
     ours = {column.name: column for column in own.columns}
@@ -123,7 +123,7 @@ def settle_generated(postgres: Postgres, database: str, own: Table, other: Table
     return replace(other, columns=tuple(alike.get(column.name, column) for column in other.columns))
 
 
-def _printed(connection: Connection, table: Table, column: Column) -> str:
+def _printed(connection: Connection, table: FoundTable, column: FoundColumn) -> str:
     """PostgreSQL's print of a generated column's expression; the text itself if the server refuses it."""
     clone = sql.Identifier(ASIDE, table.relation)
     like = sql.SQL("CREATE TABLE {} (LIKE {}, {} {} GENERATED ALWAYS AS ({}) STORED)").format(

@@ -27,7 +27,7 @@ from runbook.units import size
 from tasks.postgres.content.keyed import FETCH, Difference, Key, Keyed, Row, differences, whole_rows
 from tasks.postgres.tables.checks import advance, require_deferrable, require_references, require_unchanged
 from tasks.postgres.tables.dangling import find_dangling
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 from tasks.postgres.tables.session import writing
 from tasks.postgres.tables.ties import Ties
 from tasks.stores.directory import told
@@ -50,7 +50,7 @@ SET LOCAL standard_conforming_strings = on;
 
 
 @dataclass
-class Counted:
+class CountedRows:
     """One table's rows: only in the source, only in the live database, differing; `conflicts` of the differing were
     written in the live database since."""
 
@@ -81,9 +81,11 @@ class SalvageWriter:
         self.sql.close()
         return digest_of(self.directory / SQL)
 
-    def compare(self, source: Connection, live: Connection, keyed: Keyed, since: str, differing: Differing) -> Counted:
+    def compare(
+        self, source: Connection, live: Connection, keyed: Keyed, since: str, differing: Differing
+    ) -> CountedRows:
         """Compare one table and write the differences."""
-        counted = Counted(keyed.live.name)
+        counted = CountedRows(keyed.live.name)
         number, safe = len(list(self.directory.iterdir())), re.sub(r"[^\w.-]", "_", keyed.live.name)[:80]
         path = self.directory / f"{number:03d}-{safe}.csv"
         with _open(path) as file:
@@ -136,7 +138,7 @@ def _batches(found: Iterator[Difference]) -> Iterator[list[Difference]]:
         yield batch
 
 
-def _count(counted: Counted, one: Difference, statement: str) -> None:
+def _count(counted: CountedRows, one: Difference, statement: str) -> None:
     counted.missing += one.what == "source only"
     counted.live_only += one.what == "live only"
     counted.differing += one.what == "differs"
@@ -246,7 +248,7 @@ class Applied:
 
 @action
 def apply_salvage(
-    permit: Permit, postgres: Postgres, directory: Path, digest: str, tables: Sequence[Table], ties: Ties
+    permit: Permit, postgres: Postgres, directory: Path, digest: str, tables: Sequence[FoundTable], ties: Ties
 ) -> Applied:
     """Run the statements of a reviewed file in one transaction.
 
@@ -269,7 +271,7 @@ def apply_salvage(
     return Applied(ran, advanced)
 
 
-def _lock(connection: Connection, tables: Sequence[Table]) -> None:
+def _lock(connection: Connection, tables: Sequence[FoundTable]) -> None:
     """Writers wait, and the checks of foreign keys too: a session that deletes a referenced row must see the rows that
     are written here. In one order, so that two runs cannot deadlock."""
     execute(connection, "SELECT set_config('lock_timeout', %s, true)", f"{LOCK_SECONDS}s")

@@ -17,7 +17,7 @@ from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable, VerificationFailed
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.pinned_session import pinned
@@ -26,7 +26,7 @@ from tasks.postgres.dump.dump import DUMP
 from tasks.postgres.dump.generated import DIRECTORY, Uncomputable, emptied, load_rows, may_set_flags
 from tasks.postgres.restore.staged_copy import Copy, content_in, drop, name_beside, oid_of
 from tasks.postgres.server.properties import creation
-from tasks.postgres.tables.find import Table, expected_of
+from tasks.postgres.tables.find import FoundTable, expected_of
 
 REPLACE_ROWS = "replace rows"
 _SETTINGS = {
@@ -95,7 +95,7 @@ def without_rows(files: Collection[str]) -> Collection[str]:
 
 
 @probe
-def row_files(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:
+def row_files(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[FoundTable]) -> tuple[str, ...]:
     """The files of a backup that hold the rows of these tables of the scratch database.
 
     The directory format names them by their entry's number:
@@ -113,7 +113,7 @@ def row_files(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequenc
 
 
 def _rows_in(
-    postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]
+    postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[FoundTable]
 ) -> tuple[list[str], tuple[Uncomputable, ...]]:
     """The dump's entries of these tables' rows, and the generated columns of tables whose rows are in files alongside
     the dump instead."""
@@ -131,7 +131,7 @@ def fill_tables(
     postgres: Postgres,
     backup: Backup,
     scratch: Copy,
-    tables: Sequence[Table],
+    tables: Sequence[FoundTable],
     jobs: int,
     accepted: Collection[str] = (),
 ) -> Copy:
@@ -140,7 +140,7 @@ def fill_tables(
     for table in tables:
         permit.require(REPLACE_ROWS, table.name)
 
-    def restored() -> Done:
+    def restored() -> WorkDone:
         return fill_progress(postgres, backup, scratch, tables)
 
     entries, stored = _rows_in(postgres, backup, scratch, tables)
@@ -156,7 +156,7 @@ def fill_tables(
     return Copy(scratch.database, scratch.oid, done.seconds)
 
 
-def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]) -> Done:
+def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[FoundTable]) -> WorkDone:
     """The tables' bytes in the scratch database (without indexes) against their size at the backup.
 
     An estimate: dead rows at the backup are not restored.
@@ -172,7 +172,7 @@ def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Seq
             now = int(execute(connection, _FILLED, [table.oid for table in tables])[0][0])
     except psycopg.Error as error:
         raise Unreachable(f"the sizes of the tables cannot be read: {type(error).__name__}") from None
-    return Done(f"{scratch.database}: {size(now)} of about {size(whole)} restored", now / max(whole, now, 1))
+    return WorkDone(f"{scratch.database}: {size(now)} of about {size(whole)} restored", now / max(whole, now, 1))
 
 
 _FILLED = """
@@ -181,7 +181,7 @@ FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::reg
 """
 
 
-def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:
+def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[FoundTable]) -> tuple[str, ...]:
     """The starts of their entries in the dump's table of contents, before the owner's name.
 
     Another table with the same start may be included, which does no harm here.
@@ -230,7 +230,7 @@ _ATTACH, _DEFAULT = "TABLE ATTACH ", "DEFAULT "
 
 
 @dataclass(frozen=True)
-class Entry:
+class TocEntry:
     """One line of the list: its number, `what` (kind, schema, name, owner), and the numbers that it depends on."""
 
     number: int
@@ -239,20 +239,20 @@ class Entry:
     needs: frozenset[int]
 
 
-def list_entries(postgres: Postgres, dump: Path) -> list[Entry]:
+def list_entries(postgres: Postgres, dump: Path) -> list[TocEntry]:
     """A dump's table of contents, in order."""
     listed = shell.run([postgres.program("pg_restore"), "--list", "--verbose", dump]).stdout
-    found = list[Entry]()
+    found = list[TocEntry]()
     for line in listed.splitlines():
         if match := _ENTRY.match(line):
-            found.append(Entry(int(match[1]), match[2], line, frozenset()))
+            found.append(TocEntry(int(match[1]), match[2], line, frozenset()))
         elif found and (match := _NEEDS.match(line)):
             last = found[-1]
-            found[-1] = Entry(last.number, last.what, last.line, frozenset(map(int, match[1].split())))
+            found[-1] = TocEntry(last.number, last.what, last.line, frozenset(map(int, match[1].split())))
     return found
 
 
-def choose_entries(entries: Sequence[Entry], typed: Sequence[str]) -> list[str] | None:
+def choose_entries(entries: Sequence[TocEntry], typed: Sequence[str]) -> list[str] | None:
     """The lines that the named tables need, with their partitions.
 
     None if a name is not one plain table's: then the whole schema must be restored to resolve it.
@@ -270,7 +270,7 @@ def choose_entries(entries: Sequence[Entry], typed: Sequence[str]) -> list[str] 
     return [entry.line for entry in entries if entry.number in chosen]
 
 
-def _tables_of(entries: Sequence[Entry], typed: str) -> list[int]:
+def _tables_of(entries: Sequence[TocEntry], typed: str) -> list[int]:
     if not (match := _PLAIN.fullmatch(typed)):
         return []
     found = []
@@ -285,7 +285,7 @@ def _is_of_tables(what: str) -> bool:
     return what.startswith(_OF_TABLES) and not what.startswith("DEFAULT ACL ")
 
 
-def _needed(entries: Sequence[Entry], numbers: dict[int, Entry], chosen: set[int]) -> set[int]:
+def _needed(entries: Sequence[TocEntry], numbers: dict[int, TocEntry], chosen: set[int]) -> set[int]:
     """Entries that the chosen ones need and that are not chosen yet: dependencies, defaults, and partitions with their
     attachment."""
     needed = {number for one in chosen if one in numbers for number in numbers[one].needs}

@@ -29,9 +29,9 @@ from tasks.postgres.tables.checks import (
     require_unchanged,
 )
 from tasks.postgres.tables.dangling import Dangling, find_dangling
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 from tasks.postgres.tables.kept import keep_rows
-from tasks.postgres.tables.pairs import Pair
+from tasks.postgres.tables.pairs import TablePair
 from tasks.postgres.tables.scratch import REPLACE_ROWS
 from tasks.postgres.tables.session import translating, writing
 from tasks.postgres.tables.ties import Ties
@@ -41,10 +41,10 @@ LOCK_SECONDS, LOCK_ATTEMPTS = 5, 4
 
 
 @dataclass(frozen=True)
-class Replacement:
+class TableReplacement:
     """A live table, its expected new rows, and the relation in the swapping session that has them."""
 
-    pair: Pair
+    pair: TablePair
     expected: TableSum
     schema: str
     relation: str
@@ -76,7 +76,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Order:
+class TableOrder:
     """The judged ties, and the label of the old rows."""
 
     ties: Ties
@@ -90,8 +90,8 @@ def swap_rows(
     postgres: Postgres,
     guard: Connection,
     scratch: Copy,
-    pairs: Sequence[tuple[Pair, TableSum]],
-    order: Order,
+    pairs: Sequence[tuple[TablePair, TableSum]],
+    order: TableOrder,
 ) -> Exchange:
     """Copy the scratch database's rows to temporary tables, then replace the live rows with them.
 
@@ -106,7 +106,7 @@ def swap_rows(
     with writing(postgres, order.stamp) as connection:
         with pinned(postgres, scratch.database) as reading, translating(connection, order.stamp):
             replacements = [
-                Replacement(pair, expected, "pg_temp", stage(connection, reading, pair, number))
+                TableReplacement(pair, expected, "pg_temp", stage(connection, reading, pair, number))
                 for number, (pair, expected) in enumerate(pairs)
             ]
         failpoint("tables: staged")
@@ -115,21 +115,27 @@ def swap_rows(
 
 @action
 def swap_kept_rows(
-    permit: Permit, postgres: Postgres, guard: Connection, pairs: Sequence[tuple[Pair, TableSum]], order: Order
+    permit: Permit,
+    postgres: Postgres,
+    guard: Connection,
+    pairs: Sequence[tuple[TablePair, TableSum]],
+    order: TableOrder,
 ) -> Exchange:
     """Replace the live rows with kept ones: `wanted` of each pair is the kept table."""
     _require(permit, [pair for pair, _ in pairs])
     with writing(postgres, order.stamp) as connection:
-        found = [Replacement(pair, expected, pair.wanted.schema, pair.wanted.relation) for pair, expected in pairs]
+        found = [TableReplacement(pair, expected, pair.wanted.schema, pair.wanted.relation) for pair, expected in pairs]
         return _replace(connection, guard, found, order)
 
 
-def _require(permit: Permit, pairs: Sequence[Pair]) -> None:
+def _require(permit: Permit, pairs: Sequence[TablePair]) -> None:
     for pair in pairs:
         permit.require(REPLACE_ROWS, pair.live.name)
 
 
-def _replace(connection: Connection, guard: Connection, replacements: Sequence[Replacement], order: Order) -> Exchange:
+def _replace(
+    connection: Connection, guard: Connection, replacements: Sequence[TableReplacement], order: TableOrder
+) -> Exchange:
     for attempt in range(LOCK_ATTEMPTS):
         started = time.monotonic()
         try:
@@ -149,7 +155,7 @@ def _replace(connection: Connection, guard: Connection, replacements: Sequence[R
     )
 
 
-def _lock(connection: Connection, replacements: Sequence[Replacement]) -> None:
+def _lock(connection: Connection, replacements: Sequence[TableReplacement]) -> None:
     """Lock the tables: writers and SELECT … FOR UPDATE wait, plain readers do not. One order prevents deadlocks.
 
     EXCLUSIVE, so that foreign key checks, which lock rows, wait too: otherwise a session that deletes a referenced row
@@ -178,7 +184,7 @@ WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'
 
 
 def _in_transaction(
-    connection: Connection, replacements: Sequence[Replacement], order: Order
+    connection: Connection, replacements: Sequence[TableReplacement], order: TableOrder
 ) -> tuple[tuple[Replaced, ...], tuple[str, ...], tuple[Dangling, ...]]:
     require_unchanged(connection, [one.pair.live for one in replacements], order.ties)
     live, published = [one.pair.live for one in replacements], order.ties.publishes_new_tables
@@ -206,7 +212,7 @@ def _in_transaction(
     return tuple(replaced), advanced, dangling
 
 
-def _insert(connection: Connection, one: Replacement) -> None:
+def _insert(connection: Connection, one: TableReplacement) -> None:
     """A generated column that a person accepted may need the database's own `search_path` to be computed."""
     insert = _INSERT.format(
         table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
@@ -225,7 +231,7 @@ _INSERT = sql.SQL("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELEC
 
 
 @action(idempotent=True)
-def tidy_tables(postgres: Postgres, tables: Sequence[Table]) -> tuple[str, ...]:
+def tidy_tables(postgres: Postgres, tables: Sequence[FoundTable]) -> tuple[str, ...]:
     """VACUUM and ANALYZE the tables, whose old rows are dead and whose statistics are old; returns the failures."""
     failed = []
     for table in tables:
@@ -241,7 +247,7 @@ def tidy_tables(postgres: Postgres, tables: Sequence[Table]) -> tuple[str, ...]:
 BLOCK_BYTES = 1 << 18
 
 
-def stage(connection: Connection, reading: Connection, pair: Pair, number: int) -> str:
+def stage(connection: Connection, reading: Connection, pair: TablePair, number: int) -> str:
     """Copy the rows to a temporary table: it ends with the session, is never published, and writes no WAL."""
     name = f"restoring_{number}"
     staged, like = sql.Identifier("pg_temp", name), sql.Identifier(pair.live.schema, pair.live.relation)
@@ -256,7 +262,7 @@ def stage(connection: Connection, reading: Connection, pair: Pair, number: int) 
     return name
 
 
-def _copy_rows(reading: Connection, writing: Connection, table: Table, into: sql.Identifier) -> None:
+def _copy_rows(reading: Connection, writing: Connection, table: FoundTable, into: sql.Identifier) -> None:
     """COPY from one session to the other in blocks: a call for each row would take most of the time."""
     out = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(table.written, table.rows_of)
     to = sql.SQL("COPY {} ({}) FROM STDIN").format(into, table.written)

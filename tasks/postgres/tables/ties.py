@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.postgres.content.pinned_session import pinned
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 
 
 @dataclass(frozen=True)
-class ForeignKey:
+class TiedForeignKey:
     """A foreign key of a chosen table, in either direction. `columns`: (referencing, referenced, operator's schema,
     operator, collation's schema, collation); `outside`: the table at its other end, if that was not chosen."""
 
@@ -42,7 +42,7 @@ class Ties:
     """All ties of the chosen tables. `refusals`: reasons to refuse the restore, as sentences."""
 
     refusals: tuple[str, ...]
-    keys: tuple[ForeignKey, ...]
+    keys: tuple[TiedForeignKey, ...]
     sequences: tuple[Sequenced, ...]
     deferrable: tuple[tuple[str, str], ...]
     triggers: tuple[str, ...]
@@ -58,13 +58,13 @@ class Ties:
 
 
 @probe
-def read_ties(postgres: Postgres, tables: Sequence[Table]) -> Ties:
+def read_ties(postgres: Postgres, tables: Sequence[FoundTable]) -> Ties:
     """The ties of tables of the live database."""
     with pinned(postgres, postgres.database) as connection:
         return ties_of(connection, tables)
 
 
-def ties_of(connection: Connection, tables: Sequence[Table]) -> Ties:
+def ties_of(connection: Connection, tables: Sequence[FoundTable]) -> Ties:
     """`read_ties` in a session with an empty search path."""
     members = [int(row[0]) for row in execute(connection, _MEMBERS, [table.oid for table in tables])]
     refusals = [str(row[0]) for row in execute(connection, _REFUSALS, members)]
@@ -192,10 +192,10 @@ SELECT EXISTS (SELECT FROM pg_publication WHERE puballtables)
 """
 
 
-def _key(row: tuple[object, ...], chosen: set[int]) -> ForeignKey:
+def _key(row: tuple[object, ...], chosen: set[int]) -> TiedForeignKey:
     name, cs, c, cp, ps, p, pp, columns, full, validated, temporal, child, parent, child_name, parent_name = row
     outside = next((str(other) for oid, other in ((child, child_name), (parent, parent_name)) if oid not in chosen), "")
-    return ForeignKey(
+    return TiedForeignKey(
         str(name),
         (str(cs), str(c), bool(cp)),
         (str(ps), str(p), bool(pp)),

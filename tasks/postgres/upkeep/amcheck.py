@@ -21,7 +21,7 @@ from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.wait import until
 from tasks.postgres.upkeep.visibility import lost_end
 
@@ -39,7 +39,7 @@ Outcome = Literal["intact", "damaged", "not reached", "not checked"]
 
 
 @dataclass(frozen=True)
-class Relation:
+class AmcheckRelation:
     """A heap, or an index of an access `method`; `table`: its table. `why_not`: why amcheck cannot check it, empty if
     it can. `is_unindexed`: a heap without a B-tree index."""
 
@@ -54,17 +54,17 @@ class Relation:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRelation:
     """The result for one relation."""
 
-    relation: Relation
+    relation: AmcheckRelation
     outcome: Outcome
     seconds: float
     message: str = ""
 
 
 @probe
-def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> tuple[Relation, ...]:
+def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> tuple[AmcheckRelation, ...]:
     """Heaps (with TOAST) and indexes of the named tables (`table` or `schema.table`, with their partitions) or of all
     tables: system catalogs first, then by size.
 
@@ -80,7 +80,8 @@ def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> 
             raise OpsError(f"there is no table {names} in {database}", "enter table or schema.table, in exact case")
         rows = execute(connection, _RELATIONS, not tables, [row[0] for row in found])
     return tuple(
-        Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6]), bool(r[7])) for r in rows
+        AmcheckRelation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6]), bool(r[7]))
+        for r in rows
     )
 
 
@@ -141,8 +142,13 @@ ORDER BY every.owner >= 16384, c.relpages, c.oid
 
 @probe
 def check_relations(
-    postgres: Postgres, database: str, schema: str, relations: Sequence[Relation], heapallindexed: bool, seconds: float
-) -> tuple[Checked, ...]:
+    postgres: Postgres,
+    database: str,
+    schema: str,
+    relations: Sequence[AmcheckRelation],
+    heapallindexed: bool,
+    seconds: float,
+) -> tuple[CheckedRelation, ...]:
     """Check one relation after the other, each in its own transaction, until `seconds` are used up.
 
     The snapshot of each transaction holds xmin back while it runs.
@@ -150,21 +156,21 @@ def check_relations(
     Raises:
         Unreachable: the server is down.
     """
-    checked: list[Checked] = []
+    checked: list[CheckedRelation] = []
     end = time.monotonic() + seconds
 
-    def done() -> Done:
-        return Done(f"{len(checked)} of {len(relations)} checked", len(checked) / max(len(relations), 1))
+    def done() -> WorkDone:
+        return WorkDone(f"{len(checked)} of {len(relations)} checked", len(checked) / max(len(relations), 1))
 
     with _session(postgres, database) as connection, progress(done):
         for relation in relations:
             left = end - time.monotonic()
             if relation.why_not:
-                checked.append(Checked(relation, "not checked", 0, relation.why_not))
+                checked.append(CheckedRelation(relation, "not checked", 0, relation.why_not))
             elif connection.broken:
-                checked.append(Checked(relation, "not checked", 0, "the server had ended the session"))
+                checked.append(CheckedRelation(relation, "not checked", 0, "the server had ended the session"))
             elif left <= 0:
-                checked.append(Checked(relation, "not reached", 0, "the time budget was used up"))
+                checked.append(CheckedRelation(relation, "not reached", 0, "the time budget was used up"))
             else:
                 checked.append(_check(connection, schema, relation, heapallindexed, left))
     return tuple(checked)
@@ -187,7 +193,9 @@ WHERE name IN ('zero_damaged_pages', 'ignore_checksum_failure') AND setting = 'o
 """
 
 
-def _check(connection: Connection, schema: str, relation: Relation, heapallindexed: bool, left: float) -> Checked:
+def _check(
+    connection: Connection, schema: str, relation: AmcheckRelation, heapallindexed: bool, left: float
+) -> CheckedRelation:
     started = time.monotonic()
     outcome: Outcome = "intact"
     try:
@@ -196,10 +204,10 @@ def _check(connection: Connection, schema: str, relation: Relation, heapallindex
         outcome = "damaged" if message else "intact"
     except psycopg.Error as error:
         outcome, message = _classify(connection, relation, error)
-    return Checked(relation, outcome, time.monotonic() - started, " ".join(message.split()))
+    return CheckedRelation(relation, outcome, time.monotonic() - started, " ".join(message.split()))
 
 
-def _run_amcheck(connection: Connection, schema: str, relation: Relation, heapallindexed: bool) -> str:
+def _run_amcheck(connection: Connection, schema: str, relation: AmcheckRelation, heapallindexed: bool) -> str:
     if relation.method == "gin":
         statement = sql.SQL("SELECT {}.gin_index_check(%s::oid::regclass)").format(sql.Identifier(schema))
         execute(connection, statement, relation.oid)
@@ -221,7 +229,7 @@ def _run_amcheck(connection: Connection, schema: str, relation: Relation, heapal
     return f"{rows[0][3]} errors: {found}" if rows else ""
 
 
-def _read_rows_of_index(connection: Connection, relation: Relation, always: bool) -> None:
+def _read_rows_of_index(connection: Connection, relation: AmcheckRelation, always: bool) -> None:
     """Read the rows of an index if the file has fewer pages than pg_class counts, or `always`.
 
     verify_heapam reads the existing pages and does not detect a truncated file. pg_class's count can be old, for
@@ -257,7 +265,7 @@ WHERE c.oid = %s AND c.relkind IN ('r', 'm')
 """
 
 
-def _classify(connection: Connection, relation: Relation, error: psycopg.Error) -> tuple[Outcome, str]:
+def _classify(connection: Connection, relation: AmcheckRelation, error: psycopg.Error) -> tuple[Outcome, str]:
     parts = (error.diag.message_primary or first_line(error), error.diag.message_detail)
     text = "; ".join(part.strip() for part in parts if part)
     if isinstance(error, psycopg.errors.SerializationFailure):  # the primary removed rows that this check read

@@ -10,7 +10,7 @@ from tasks.postgres.upkeep.session import upkeep_session
 
 
 @dataclass(frozen=True)
-class Activity:
+class TableActivity:
     """Autovacuum's work for one table. Rows are PostgreSQL's estimates; a trigger is the number of rows that starts it.
 
     `last_times`: of vacuum, autovacuum, analyze, autoanalyze.
@@ -71,7 +71,7 @@ SCALE_BY_ROWS = ((10_000_000, 0.01), (1_000_000, 0.02), (0, 0.05))
 
 
 @dataclass(frozen=True)
-class Age:
+class TableAge:
     """The age of a database's oldest row, in transactions (or multixacts)."""
 
     what: str
@@ -83,8 +83,8 @@ class Age:
 class Autovacuum:
     """Tables and ages. `counted`: false if track_counts is off, and no number of rows is known."""
 
-    tables: tuple[Activity, ...]
-    ages: tuple[Age, ...]
+    tables: tuple[TableActivity, ...]
+    ages: tuple[TableAge, ...]
     counted: bool
     stats_reset: str
 
@@ -94,7 +94,7 @@ def read_autovacuum(postgres: Postgres) -> Autovacuum:
     """Tables, the largest ratio of dead rows to the trigger first, and ages."""
     with upkeep_session(postgres) as connection:
         tables = [
-            Activity(
+            TableActivity(
                 name,
                 int(rows),
                 int(live),
@@ -117,7 +117,7 @@ def read_autovacuum(postgres: Postgres) -> Autovacuum:
         counted, reset = execute(connection, _COUNTED)[0]
         return Autovacuum(
             tuple(sorted(tables, key=lambda t: -t.dead / max(t.vacuum_trigger, 1))),
-            tuple(Age(str(what), int(xids), int(most)) for what, xids, most in execute(connection, _AGES)),
+            tuple(TableAge(str(what), int(xids), int(most)) for what, xids, most in execute(connection, _AGES)),
             counted == "on",
             str(reset),
         )

@@ -85,7 +85,7 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class IndexStatistics:
     """The start of the scan counters (the latest possible), its age, and the number of standbys with own counters."""
 
     since: str
@@ -196,11 +196,11 @@ _INDEXES_16 = _INDEXES.replace("'not recorded'", "coalesce(to_char(s.last_idx_sc
 
 
 @probe
-def read_statistics(postgres: Postgres) -> Statistics:
+def read_statistics(postgres: Postgres) -> IndexStatistics:
     """The start of the scan counters. A crash resets them; the server's own counters show it."""
     with upkeep_session(postgres) as connection:
         since, seconds, standbys = execute(connection, _STATISTICS)[0]
-        return Statistics(str(since), float(seconds), int(standbys))
+        return IndexStatistics(str(since), float(seconds), int(standbys))
 
 
 _STATISTICS = """

@@ -18,7 +18,7 @@ from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.wait import until
 from tasks.postgres.upkeep.indexes import BUILDS, Index, read
 from tasks.postgres.upkeep.session import as_ops_error, done_of, upkeep_session
@@ -176,7 +176,7 @@ WHERE n.nspname = %s AND c.relname = %s AND i.indisvalid AND i.indisready AND i.
 """
 
 
-def read_progress(postgres: Postgres) -> Done:
+def read_progress(postgres: Postgres) -> WorkDone:
     """The progress of the builds in this database."""
     with upkeep_session(postgres, 1) as connection:
         rows = execute(connection, _PROGRESS)

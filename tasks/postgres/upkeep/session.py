@@ -14,7 +14,7 @@ from psycopg import errors
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from runbook.units import size
 from tasks.host.disk import disk_on
 
@@ -36,10 +36,10 @@ LOCKED_HINT = (
 )
 
 
-def done_of(rows: Sequence[Sequence[Any]]) -> Done:
+def done_of(rows: Sequence[Sequence[Any]]) -> WorkDone:
     """Rows of a progress view (relation, phase, bytes done, total bytes) as one line and a ratio."""
     line = "; ".join(f"{name}: {phase}, {size(done)} of {size(whole)}" for name, phase, done, whole in rows) or "…"
-    return Done(line, sum(row[2] for row in rows) / max(sum(row[3] for row in rows), 1))
+    return WorkDone(line, sum(row[2] for row in rows) / max(sum(row[3] for row in rows), 1))
 
 
 @contextmanager

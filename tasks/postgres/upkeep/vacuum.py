@@ -18,7 +18,7 @@ from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from tasks.postgres.upkeep.session import as_ops_error, done_of, upkeep_session
 
 REWRITE = "rewrite table"
@@ -35,7 +35,7 @@ _COMMANDS: dict[Mode, LiteralString] = {
 
 
 @dataclass(frozen=True)
-class Table:
+class VacuumTable:
     """Statistics of a table or materialised view. `dead` and `live`: PostgreSQL's estimates of rows.
 
     After a vacuum `dead` counts the rows that it could not remove. `xids`: age of the oldest unfrozen row.
@@ -72,7 +72,7 @@ class Vacuumed:
 
 
 @probe
-def read_tables(postgres: Postgres) -> tuple[Table, ...]:
+def read_tables(postgres: Postgres) -> tuple[VacuumTable, ...]:
     """Every table of the application's database, with system tables and partitioned parents, largest first.
 
     Raises:
@@ -80,7 +80,7 @@ def read_tables(postgres: Postgres) -> tuple[Table, ...]:
     """
     with upkeep_session(postgres) as connection:
         return tuple(
-            Table(
+            VacuumTable(
                 int(oid),
                 name,
                 schema,
@@ -114,7 +114,7 @@ ORDER BY 10 DESC, 2
 
 
 @action
-def vacuum_tables(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
+def vacuum_tables(postgres: Postgres, tables: Sequence[VacuumTable], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
     """VACUUM and/or ANALYZE each table, `jobs` at a time. A locked table is skipped and reported.
 
     Raises:
@@ -127,7 +127,7 @@ def vacuum_tables(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs:
 
 
 @action
-def rewrite_tables(permit: Permit, postgres: Postgres, tables: Sequence[Table]) -> tuple[Vacuumed, ...]:
+def rewrite_tables(permit: Permit, postgres: Postgres, tables: Sequence[VacuumTable]) -> tuple[Vacuumed, ...]:
     """VACUUM FULL, one table after the other: it blocks reads and writes of the table while it rewrites it.
 
     Raises:
@@ -138,13 +138,13 @@ def rewrite_tables(permit: Permit, postgres: Postgres, tables: Sequence[Table]) 
     return _run(postgres, tables, "full", 1)
 
 
-def _run(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
+def _run(postgres: Postgres, tables: Sequence[VacuumTable], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
     waiting = iter(tables)
     taking = threading.Lock()
     sessions: list[Connection] = []
-    finished: list[Table] = []
+    finished: list[VacuumTable] = []
 
-    def take() -> Table | None:
+    def take() -> VacuumTable | None:
         with taking:
             return next(waiting, None)
 
@@ -170,7 +170,7 @@ def _run(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> 
             raise
 
 
-def _stop(waiting: Iterator[Table], sessions: list[Connection]) -> None:
+def _stop(waiting: Iterator[VacuumTable], sessions: list[Connection]) -> None:
     for _ in waiting:
         pass
     for connection in sessions:
@@ -178,7 +178,7 @@ def _stop(waiting: Iterator[Table], sessions: list[Connection]) -> None:
             connection.cancel_safe(timeout=5)
 
 
-def _vacuum(connection: Connection, table: Table, mode: Mode) -> Vacuumed:
+def _vacuum(connection: Connection, table: VacuumTable, mode: Mode) -> Vacuumed:
     skipped: list[str] = []  # without the privilege PostgreSQL skips a table with a warning and succeeds
     warned: list[str] = []
     hints: list[str] = []
@@ -214,13 +214,13 @@ def _vacuum(connection: Connection, table: Table, mode: Mode) -> Vacuumed:
 _SKIPPED = re.compile("skipping|スキップ")
 
 
-def read_progress(postgres: Postgres, finished: int, tables: int) -> Done:
+def read_progress(postgres: Postgres, finished: int, tables: int) -> WorkDone:
     """The progress in this database: finished tables, and the current ones."""
     with upkeep_session(postgres, 1) as connection:
         rows = execute(connection, _PROGRESS)
     current = done_of(rows)
     ratio = (finished + len(rows) * current.ratio) / max(tables, 1)
-    return Done(f"{finished} of {tables} tables done; {current}", ratio)
+    return WorkDone(f"{finished} of {tables} tables done; {current}", ratio)
 
 
 _PROGRESS = """

@@ -29,7 +29,7 @@ PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Part:
+class AofPart:
     """One file of an AOF. Only its first `bytes` are used: a server keeps appending to the last file."""
 
     path: Path
@@ -42,7 +42,7 @@ class Part:
 class Aof:
     """The files of an AOF: a base (an RDB, or commands) and the increments, in order."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[AofPart, ...]
 
     @property
     def bytes(self) -> int:
@@ -55,7 +55,7 @@ class Aof:
         return datetime.fromtimestamp(max(part.path.stat().st_mtime for part in self.parts), UTC)
 
     @property
-    def base(self) -> Part | None:
+    def base(self) -> AofPart | None:
         """The base."""
         return next((part for part in self.parts if part.kind == BASE), None)
 
@@ -69,7 +69,7 @@ def read_aof(path: Path) -> Aof:
     if not path.is_dir():
         if re.search(r"\.(incr\.aof|base\.(aof|rdb))$", path.name) and ".incr." in path.name:
             raise VerificationFailed(f"{path.name} is only one file of an AOF", f"name its directory: {path.parent}")
-        return Aof((Part(path, BASE, 1, path.stat().st_size),))
+        return Aof((AofPart(path, BASE, 1, path.stat().st_size),))
     manifests = sorted(path.glob(f"*{MANIFEST_ENDING}"))
     if len(manifests) != 1:
         raise VerificationFailed(
@@ -103,7 +103,7 @@ def read_parts(manifest: Path) -> Aof:
             continue
         path = manifest.parent / fields["file"]
         try:
-            parts.append(Part(path, fields["type"], int(fields["seq"]), path.stat().st_size))
+            parts.append(AofPart(path, fields["type"], int(fields["seq"]), path.stat().st_size))
         except FileNotFoundError:
             raise VerificationFailed(
                 f"{path.name}, which {manifest.name} names, is missing",
@@ -127,7 +127,7 @@ def copy_aof(aof: Aof, directory: Path) -> None:
     (folder / f"{STEM}{MANIFEST_ENDING}").write_text("".join(lines), encoding="utf-8")
 
 
-def _copy(part: Part, target: Path) -> None:
+def _copy(part: AofPart, target: Path) -> None:
     left = part.bytes
     try:
         with part.path.open("rb") as file, target.open("wb") as out:

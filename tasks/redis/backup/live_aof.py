@@ -22,7 +22,7 @@ from runbook.files import record
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.redis.backup.aof import FOLDER, MANIFEST_ENDING, STEM, Aof, copy_aof, cut_bytes, loaded_aof, read_parts
-from tasks.redis.backup.snapshot import RDB, Snapshot, Source, copy_settings, manifest_of
+from tasks.redis.backup.snapshot import RDB, Snapshot, SnapshotSource, copy_settings, manifest_of
 from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import read_content
 from tasks.redis.persistence.saving import SAVE_SECONDS
@@ -101,7 +101,7 @@ def rewrites_off(block: Redis, reports: Path) -> Iterator[None]:
 
 
 @action
-def snapshot_aof(block: Redis, source: Source, directory: Path, reports: Path) -> AofCopy:
+def snapshot_aof(block: Redis, source: SnapshotSource, directory: Path, reports: Path) -> AofCopy:
     """Copy the AOF's parts to `directory/appendonlydir`, prove them, and save their content as an RDB, which a restore
     uses.
 

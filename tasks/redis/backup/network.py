@@ -28,7 +28,7 @@ from runbook.log import logger
 from runbook.masking import MASK
 from runbook.wait import until
 from tasks.redis.backup.relay import relayed
-from tasks.redis.backup.snapshot import RDB, Snapshot, Source
+from tasks.redis.backup.snapshot import RDB, Snapshot, SnapshotSource
 from tasks.redis.keys import Carried, carry, keys_under
 from tasks.redis.line import live_line, log_of, scratch_line
 from tasks.redis.persistence.saving import SAVE_SECONDS
@@ -61,7 +61,7 @@ class NetworkSnapshot(Snapshot):
 
 
 @probe
-def read_remote_source(block: Redis, place: Path) -> Source:
+def read_remote_source(block: Redis, place: Path) -> SnapshotSource:
     """As `read_source`, without the server's directory: a scratch server saves to `place`.
 
     Raises:
@@ -73,7 +73,7 @@ def read_remote_source(block: Redis, place: Path) -> Source:
         if persistence.get("loading"):
             raise Unreachable("Redis is still loading its data", "run it again when it has loaded them")
         memory = client.info("memory")
-        return Source(
+        return SnapshotSource(
             version=version_of(client),
             role=str(client.info("replication")["role"]),
             keys=sum(keys for keys, _ in key_counts(client).values()),

@@ -25,7 +25,7 @@ CLOCK_SLACK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Source:
+class SnapshotSource:
     """The live server before a backup."""
 
     version: str
@@ -48,7 +48,7 @@ class Snapshot:
 
 
 @probe
-def read_source(block: Redis) -> Source:
+def read_source(block: Redis) -> SnapshotSource:
     """Version, role, size, and the directory to which it saves.
 
     Raises:
@@ -59,7 +59,7 @@ def read_source(block: Redis) -> Source:
         persistence = client.info("persistence")
         if persistence["loading"]:
             raise OpsError("Redis is still loading its data", "run it again when it has loaded them")
-        return Source(
+        return SnapshotSource(
             version=version_of(client),
             role=str(client.info("replication")["role"]),
             keys=sum(keys for keys, _ in key_counts(client).values()),
@@ -71,7 +71,7 @@ def read_source(block: Redis) -> Source:
 
 
 @action
-def snapshot(block: Redis, source: Source, directory: Path) -> Snapshot:
+def snapshot(block: Redis, source: SnapshotSource, directory: Path) -> Snapshot:
     """Save in the background, wait until it is proven, and copy the RDB to `directory`, with the configuration and ACL
     files without their secrets.
 

@@ -14,7 +14,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from tasks.redis.cache.pages import PrefixGroup, SweepPage, SweepRequest, read_page
 from tasks.redis.script import PageSize
 from tasks.redis.server import at_once, call
@@ -122,9 +122,9 @@ class SweepTally:
             self.groups.setdefault(key, PrefixGroup()).add(found)
             self.keys += found.keys
 
-    def progress(self, verb: str) -> Done:
+    def progress(self, verb: str) -> WorkDone:
         """For the log: SCAN visits about as many keys a page as its COUNT."""
-        return Done(f"{self.keys:,} keys {verb} (of {self.total:,} to check)", self.visited / max(self.total, 1))
+        return WorkDone(f"{self.keys:,} keys {verb} (of {self.total:,} to check)", self.visited / max(self.total, 1))
 
     def result(self, first: tuple[FirstKey, ...] = (), stopped: OpsError | None = None, *, lost: bool = False) -> Sweep:
         """The result, the prefix with most keys first."""

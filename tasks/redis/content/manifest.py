@@ -23,7 +23,7 @@ EXPIRING = "expiring.tsv.gz"
 COLUMNS = ("database", "keys without TTL", "found", "content equal", "keys with TTL ahead", "found", "expired since")
 
 
-class DatabaseContent(BaseModel):
+class RedisDatabaseContent(BaseModel):
     """One database. `prefixes`: keys by their text up to the first colon ("": no colon), the most frequent ones."""
 
     model_config = ConfigDict(frozen=True)
@@ -35,7 +35,7 @@ class DatabaseContent(BaseModel):
     prefixes: dict[str, int] = {}
 
 
-EMPTY = DatabaseContent(all_keys=0, persistent_keys=0, persistent_digest="0" * 32, expiring_keys=0)
+EMPTY = RedisDatabaseContent(all_keys=0, persistent_keys=0, persistent_digest="0" * 32, expiring_keys=0)
 
 
 class RedisContent(BaseModel):
@@ -43,7 +43,7 @@ class RedisContent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     server_version: str
-    databases: dict[int, DatabaseContent]
+    databases: dict[int, RedisDatabaseContent]
     functions: dict[str, str] = {}
     rdb_keys: int = -1
     rdb_version: str = ""
@@ -65,7 +65,7 @@ class RedisContent(BaseModel):
 
 
 @dataclass(frozen=True)
-class Proof:
+class ContentProof:
     """One database's row: the backup's keys, and the keys found."""
 
     database: int
@@ -94,7 +94,7 @@ class RedisComparison:
     """`differences` are sentences; without any, the copy equals the backup."""
 
     differences: tuple[str, ...]
-    proofs: tuple[Proof, ...]
+    proofs: tuple[ContentProof, ...]
 
     @property
     def is_equal(self) -> bool:
@@ -154,7 +154,7 @@ def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual
         differences += _expiring(number, lines)
         where = (number, "key")
         proofs.append(
-            Proof(
+            ContentProof(
                 number,
                 before.persistent_keys,
                 after.persistent_keys,
@@ -169,7 +169,7 @@ def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual
     return RedisComparison(tuple(differences), tuple(proofs))
 
 
-def _persistent(number: int, before: DatabaseContent, after: DatabaseContent) -> list[str]:
+def _persistent(number: int, before: RedisDatabaseContent, after: RedisDatabaseContent) -> list[str]:
     if before.persistent_keys != after.persistent_keys:
         return [
             f"database {number} has {after.persistent_keys:,} keys without a TTL instead of {before.persistent_keys:,}"
@@ -180,7 +180,7 @@ def _persistent(number: int, before: DatabaseContent, after: DatabaseContent) ->
     return []
 
 
-def _prefixes(before: DatabaseContent, after: DatabaseContent) -> str:
+def _prefixes(before: RedisDatabaseContent, after: RedisDatabaseContent) -> str:
     less = {name: count - after.prefixes.get(name, 0) for name, count in before.prefixes.items()}
     worst = sorted((name for name in less if less[name] > 0), key=lambda name: -less[name])[:3]
     return f" (fewest: {', '.join(f'{name or chr(8230)} −{less[name]:,}' for name in worst)})" if worst else ""

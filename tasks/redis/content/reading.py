@@ -16,7 +16,7 @@ import redis
 
 from runbook.errors import VerificationFailed
 from runbook.log import logger
-from tasks.redis.content.manifest import DatabaseContent, RedisContent
+from tasks.redis.content.manifest import RedisContent, RedisDatabaseContent
 from tasks.redis.content.script import DROP_PAGE, READ_PAGE
 from tasks.redis.server import call, key_counts, loaded_keys, version_of
 
@@ -92,10 +92,10 @@ class _Sums:
         for prefix, number in zip(counted[::2], counted[1::2], strict=True):
             self.prefixes[prefix] += number
 
-    def content(self) -> DatabaseContent:
+    def content(self) -> RedisDatabaseContent:
         """The database's content for the manifest."""
         biggest = self.prefixes.most_common(MOST_PREFIXES)
-        return DatabaseContent(
+        return RedisDatabaseContent(
             all_keys=self.live,
             persistent_keys=self.persistent,
             persistent_digest=f"{self.digest % 2**128:032x}",
@@ -112,7 +112,7 @@ def shown(name: bytes) -> str:
 
 def _read_database(
     client: redis.Redis, number: int, volatile: bool, keys: int, expires: int, out: gzip.GzipFile
-) -> DatabaseContent:
+) -> RedisDatabaseContent:
     sums, cursor, reported = _Sums(), b"0", time.monotonic()
     while True:
         page = call(client, "EVAL_RO", READ_PAGE, 0, number, cursor, PAGE_KEYS, int(volatile))

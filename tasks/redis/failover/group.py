@@ -26,7 +26,7 @@ ROUND_TRIP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupMember:
     """One server. `offset`: its bytes of the replication stream; `silent_seconds`: since it last heard its master.
 
     `problem`: why it could not be queried; `dead`: nothing answered. After a promotion it keeps the id of the earlier
@@ -56,7 +56,7 @@ class Member:
         """Whether it reports the role master."""
         return self.role == "master"
 
-    def is_in_sync_with(self, master: Member) -> bool:
+    def is_in_sync_with(self, master: GroupMember) -> bool:
         """Whether it follows that master's stream, by its id, and has the bytes that the master had when it was
         queried."""
         same = self.replid == master.replid and not self.is_master
@@ -68,15 +68,15 @@ class Group:
     """The Sentinels' views, and every server that they know, by address."""
 
     watch: Watch
-    members: Mapping[str, Member]
+    members: Mapping[str, GroupMember]
 
     @property
-    def master(self) -> Member | None:
+    def master(self) -> GroupMember | None:
         """The master that all Sentinels name."""
         return self.members.get(self.watch.master)
 
     @property
-    def others(self) -> tuple[Member, ...]:
+    def others(self) -> tuple[GroupMember, ...]:
         """All servers except the master."""
         return tuple(member for member in self.members.values() if member.address != self.watch.master)
 
@@ -102,7 +102,7 @@ def ask_group(block: Redis) -> Group:
         return Group(watch, dict(zip(addresses, found, strict=True)))
 
 
-def read_member(block: Redis, address: str) -> Member:
+def read_member(block: Redis, address: str) -> GroupMember:
     """One server; an error is part of the result."""
     try:
         with quick(block.at(address)) as client:
@@ -112,7 +112,7 @@ def read_member(block: Redis, address: str) -> Member:
                 info = client.info("server", "replication", "persistence")
             return member_of(address, info)
     except OpsError as error:
-        return Member(address, error.message, error.hint, isinstance(error, Unreachable))
+        return GroupMember(address, error.message, error.hint, isinstance(error, Unreachable))
 
 
 @contextlib.contextmanager
@@ -140,12 +140,12 @@ def quick_client(block: Redis) -> redis.Redis:
     return client
 
 
-def member_of(address: str, info: Mapping[str, Any]) -> Member:
+def member_of(address: str, info: Mapping[str, Any]) -> GroupMember:
     """From INFO server, replication, persistence."""
     is_master = info["role"] == "master"
     earlier = str(info.get("master_replid2", "")).strip("0")
     broken = int(info.get("master_link_down_since_seconds", -1))
-    return Member(
+    return GroupMember(
         address,
         version=_version(info),
         role=str(info["role"]),

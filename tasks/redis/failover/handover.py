@@ -19,12 +19,12 @@ from runbook.kinds import action
 from runbook.log import logger
 from runbook.wait import until
 from tasks.redis.failover.command import How, begin_failover
-from tasks.redis.failover.group import Member, quick, read_member
-from tasks.redis.failover.ledger import Ledger, RedisFailoverMarker
+from tasks.redis.failover.group import GroupMember, quick, read_member
+from tasks.redis.failover.ledger import RedisFailoverLedger, RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
 from tasks.redis.failover.promotion import (
-    Choice,
     HandOver,
+    PromotionChoice,
     await_agreement,
     await_late_promotion,
     await_promotion,
@@ -42,7 +42,7 @@ OWN_SECONDS = 4.0
 
 
 @action
-def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
+def hand_over(permit: Permit, block: Redis, choice: PromotionChoice) -> HandOver:
     """From a running master to a replica: pause writes, wait until the replica has them all, switch, demote the old
     master.
 
@@ -65,9 +65,9 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
         raise
 
 
-def _hand_over(block: Redis, choice: Choice) -> HandOver:
+def _hand_over(block: Redis, choice: PromotionChoice) -> HandOver:
     old = block.at(choice.master)
-    with Ledger(block) as ledger:
+    with RedisFailoverLedger(block) as ledger:
         RedisFailoverMarker(old=choice.master, candidate=choice.candidate, replid=choice.replid).write_to(old)
         ledger.wait_for(choice.master, WRITE_SECONDS)
         failpoint("failover: remembered")
@@ -107,7 +107,7 @@ def _hand_over(block: Redis, choice: Choice) -> HandOver:
 
 
 @action(idempotent=True)
-def make_follow(permit: Permit, block: Redis, old: str, new: str) -> Member:
+def make_follow(permit: Permit, block: Redis, old: str, new: str) -> GroupMember:
     """Complete a killed run: demote the old master, if it is not a replica yet.
 
     Raises:
@@ -127,7 +127,7 @@ def make_follow(permit: Permit, block: Redis, old: str, new: str) -> Member:
 
 
 @action
-def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
+def take_over(permit: Permit, block: Redis, choice: PromotionChoice) -> HandOver:
     """From a dead master: wait for the Sentinels' failover; start one if they do not (never a second).
 
     Raises:
@@ -136,7 +136,7 @@ def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
     """
     permit.require(ACT, choice.target)
     began = time.monotonic()
-    with Ledger(block) as ledger:
+    with RedisFailoverLedger(block) as ledger:
         forcing = _Forcing(block, choice)
         new = await_promotion(block, choice, forcing.patience_seconds, forcing.look)
         switched = time.monotonic()
@@ -160,7 +160,7 @@ def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
     )
 
 
-def _catch_up(block: Redis, choice: Choice) -> int:
+def _catch_up(block: Redis, choice: PromotionChoice) -> int:
     """Wait until all candidates have every byte; returns the stream's offset."""
     with clients_of(block, (choice.master, *choice.needed)) as clients:
         master = clients.pop(choice.master).info("replication")
@@ -212,7 +212,7 @@ def _follow(client: redis.Redis, old: Redis, new: Redis) -> None:
 class _Forcing:
     """Watches the Sentinels of a dead master, and starts a failover if they do not."""
 
-    def __init__(self, block: Redis, choice: Choice) -> None:
+    def __init__(self, block: Redis, choice: PromotionChoice) -> None:
         self.how = "by the Sentinels themselves"
         self.patience_seconds = 60.0
         self._block, self._choice = block, choice
@@ -243,7 +243,7 @@ class _Forcing:
 LEAST_SWITCH_SECONDS, MOST_SWITCH_SECONDS = 3.0, 20.0
 
 
-def begin_switch(block: Redis, choice: Choice, pause: Pause) -> How:
+def begin_switch(block: Redis, choice: PromotionChoice, pause: Pause) -> How:
     """Start the failover, only while writes are paused and no Sentinel has started one.
 
     Raises:
@@ -267,7 +267,7 @@ def begin_switch(block: Redis, choice: Choice, pause: Pause) -> How:
         raise
 
 
-def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member:
+def await_switch(block: Redis, choice: PromotionChoice, how: How, pause: Pause) -> GroupMember:
     """Wait for the promotion. A failover that can be aborted is aborted before the Sentinels see the paused master as
     down. A forced one cannot be aborted: writes before its end would be lost.
 
@@ -301,7 +301,7 @@ def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member
         ) from None
 
 
-def _await_end(block: Redis, choice: Choice, pause: Pause) -> Member:
+def _await_end(block: Redis, choice: PromotionChoice, pause: Pause) -> GroupMember:
     try:
         return await_late_promotion(block, choice)
     except Unreachable as error:

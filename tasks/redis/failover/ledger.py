@@ -17,7 +17,7 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.files.marker import UnfinishedRun
 from runbook.wait import until
-from tasks.application.acknowledged import Account, Entry
+from tasks.application.acknowledged import AcknowledgedWrites, LedgerEntry
 from tasks.redis.failover.group import ANSWER_SECONDS, quick, quick_client
 from tasks.redis.server import at_once
 
@@ -76,7 +76,7 @@ class RedisFailoverMarker(UnfinishedRun):
             client.unlink(MARKER)
 
 
-class Ledger:
+class RedisFailoverLedger:
     """Writes numbers to a separate set continuously, as a client that finds the master by the Sentinels.
 
     A context manager. Attempts without an acknowledgement are not counted: they may or may not exist.
@@ -84,13 +84,13 @@ class Ledger:
 
     def __init__(self, block: Redis) -> None:
         self.key = f"{PREFIX}{secrets.token_hex(4)}"
-        self.entries: list[Entry] = []
+        self.entries: list[LedgerEntry] = []
         self.last_error = ""
         self._client = following(block)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> RedisFailoverLedger:
         self._thread.start()
         return self
 
@@ -105,7 +105,7 @@ class Ledger:
         self._stop.set()
         self._thread.join(2 * ANSWER_SECONDS)
 
-    def wait_for(self, address: str, seconds: float) -> Entry:
+    def wait_for(self, address: str, seconds: float) -> LedgerEntry:
         """Wait for the first write that this server acknowledges.
 
         Raises:
@@ -121,13 +121,13 @@ class Ledger:
         assert found
         return found
 
-    def account(self, master: Redis) -> Account:
+    def account(self, master: Redis) -> AcknowledgedWrites:
         """Stop, and check every acknowledged number on the new master."""
         self.stop()
         entries = tuple(self.entries)
         with quick(master) as client:
             there = {int(number) for number in cast(set[bytes], client.smembers(self.key))}
-        return Account(entries, frozenset(entry.number for entry in entries) - there)
+        return AcknowledgedWrites(entries, frozenset(entry.number for entry in entries) - there)
 
     def _write(self) -> None:
         number = 0
@@ -141,7 +141,7 @@ class Ledger:
                         pipe.sadd(self.key, number)
                         pipe.expire(self.key, KEPT_SECONDS)
                         pipe.execute()
-                self.entries.append(Entry(number, time.monotonic(), self._server()))
+                self.entries.append(LedgerEntry(number, time.monotonic(), self._server()))
             except redis.RedisError as error:
                 self.last_error = f"{type(error).__name__}: {error}"[:200]
 

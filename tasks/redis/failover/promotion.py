@@ -13,8 +13,8 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
-from tasks.application.acknowledged import Account
-from tasks.redis.failover.group import Member, quick_client, read_member
+from tasks.application.acknowledged import AcknowledgedWrites
+from tasks.redis.failover.group import GroupMember, quick_client, read_member
 from tasks.redis.sentinels import SentinelView, ask_sentinels
 
 AGREE_SECONDS = 20.0
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Choice:
+class PromotionChoice:
     """The pinned choice: from which master to which replica.
 
     `replicas`: all that can be promoted; `needed`: those that must have every byte before; `sentinels`: those that
@@ -57,7 +57,7 @@ class HandOver:
     """
 
     old: str
-    new: Member
+    new: GroupMember
     how: str
     stood: int
     replid: str
@@ -66,7 +66,7 @@ class HandOver:
     switch_seconds: float
     agreed_seconds: float
     first_write_seconds: float
-    account: Account
+    account: AcknowledgedWrites
 
     @property
     def missing_bytes(self) -> int:
@@ -81,11 +81,13 @@ class HandOver:
         return self.missing_bytes == 0 and self.unbroken and not self.account.missing
 
 
-def await_promotion(block: Redis, choice: Choice, seconds: float, look: Callable[[], None] | None = None) -> Member:
+def await_promotion(
+    block: Redis, choice: PromotionChoice, seconds: float, look: Callable[[], None] | None = None
+) -> GroupMember:
     """The first replica that reports the role master."""
     with clients_of(block, choice.replicas) as clients:
 
-        def promoted() -> Member | None:
+        def promoted() -> GroupMember | None:
             for address, client in clients.items():
                 with contextlib.suppress(redis.RedisError):  # the Sentinels close clients' connections
                     if client.info("replication")["role"] == "master":
@@ -106,7 +108,7 @@ def await_promotion(block: Redis, choice: Choice, seconds: float, look: Callable
     return found
 
 
-def await_late_promotion(block: Redis, choice: Choice) -> Member:
+def await_late_promotion(block: Redis, choice: PromotionChoice) -> GroupMember:
     """The same for a failover that is in progress. It cannot be aborted, and a suspended replica is promoted when it
     resumes. So wait until the Sentinels have ended it.
 
@@ -131,7 +133,7 @@ def await_late_promotion(block: Redis, choice: Choice) -> Member:
     )
 
 
-def await_agreement(block: Redis, choice: Choice, new: Member) -> None:
+def await_agreement(block: Redis, choice: PromotionChoice, new: GroupMember) -> None:
     """Wait until all Sentinels that answer, and enough of them, name the new master.
 
     The Sentinel that carries it out gives clients the new address while it still reconfigures the other replicas.
@@ -149,15 +151,15 @@ def await_agreement(block: Redis, choice: Choice, new: Member) -> None:
     until(agreed, what=what, seconds=AGREE_SECONDS, every_seconds=0.05, hint="run it again: it reports the master")
 
 
-def views(block: Redis, choice: Choice) -> tuple[SentinelView, ...]:
+def views(block: Redis, choice: PromotionChoice) -> tuple[SentinelView, ...]:
     return ask_sentinels(block.model_copy(update={"sentinels": list(choice.sentinels)})).views
 
 
 @probe
-def wait_in_sync(block: Redis, master: str, addresses: Sequence[str], seconds: float) -> dict[str, Member]:
+def wait_in_sync(block: Redis, master: str, addresses: Sequence[str], seconds: float) -> dict[str, GroupMember]:
     """Wait until the servers follow `master` and have its current bytes; returns their state, also of those that are
     late (`is_in_sync_with`)."""
-    found: dict[str, Member] = {}
+    found: dict[str, GroupMember] = {}
     target = read_member(block, master)
 
     def in_sync() -> bool:

@@ -17,18 +17,18 @@ LEAST_PAGES = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SizeEstimate:
     """A total and half of its 95 % confidence interval. 0: it was counted; NaN: unknown."""
 
     value: float
     error: float = 0.0
 
-    def __add__(self, other: Estimate) -> Estimate:
+    def __add__(self, other: SizeEstimate) -> SizeEstimate:
         """Add another database's total, which was sampled independently."""
-        return Estimate(self.value + other.value, math.hypot(self.error, other.error))
+        return SizeEstimate(self.value + other.value, math.hypot(self.error, other.error))
 
 
-ZERO = Estimate(0.0)
+ZERO = SizeEstimate(0.0)
 
 
 class Sums:
@@ -98,23 +98,23 @@ class Stratum:
         """A sum over the pages, extrapolated to the whole database."""
         return number if self.is_complete or not self.read else number * max(self.expected, self.read) / self.read
 
-    def size_of(self, sums: Sums) -> Estimate:
+    def size_of(self, sums: Sums) -> SizeEstimate:
         """A prefix's bytes in the whole database."""
         return self._estimate(sums.size, sums.size_square, sums.size_times)
 
-    def keys_of(self, sums: Sums) -> Estimate:
+    def keys_of(self, sums: Sums) -> SizeEstimate:
         """A prefix's keys in the whole database."""
         return self._estimate(sums.keys, sums.key_square, sums.key_times)
 
-    def _estimate(self, total: int, square: int, times: int) -> Estimate:
+    def _estimate(self, total: int, square: int, times: int) -> SizeEstimate:
         if self.is_complete:
-            return Estimate(float(total))
+            return SizeEstimate(float(total))
         if self.pages < LEAST_PAGES or not self.read:
-            return Estimate(self.scaled(total), math.nan)
+            return SizeEstimate(self.scaled(total), math.nan)
         ratio, keys = total / self.read, max(self.expected, self.read)
         residuals = max(square - 2 * ratio * times + ratio * ratio * self.squares, 0.0)
         variance = residuals * self.pages / (self.pages - 1) * (1 - self.read / keys)
-        return Estimate(ratio * keys, _student(self.pages - 1) * math.sqrt(variance) * keys / self.read)
+        return SizeEstimate(ratio * keys, _student(self.pages - 1) * math.sqrt(variance) * keys / self.read)
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class PrefixSum:
 
     database: int
     prefix: bytes
-    keys: Estimate
-    size: Estimate
+    keys: SizeEstimate
+    size: SizeEstimate
     keys_read: int
     types: dict[str, int]
     ttls: tuple[int, ...]
@@ -142,8 +142,8 @@ class DatabaseSum:
     is_complete: bool
     missing: int
     denied: int
-    keys: Estimate
-    size: Estimate
+    keys: SizeEstimate
+    size: SizeEstimate
     persistent_keys: float
     sizes_by_type: dict[str, float]
 

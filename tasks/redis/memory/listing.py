@@ -19,7 +19,7 @@ MATCH_PAGE_KEYS = 500
 
 
 @dataclass(frozen=True)
-class Listing:
+class KeyListing:
     """The first keys of a pattern, with their databases. Not complete: the time limit was reached."""
 
     keys: tuple[tuple[int, KeyFacts], ...]
@@ -29,7 +29,7 @@ class Listing:
 
 
 @probe
-def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float) -> Listing:
+def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float) -> KeyListing:
     """The first keys that match a glob pattern (https://valkey.io/commands/keys/; `\\xNN` is a byte), in all databases,
     in SCAN's order.
 
@@ -51,7 +51,7 @@ def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float
             facts, forbidden = _read_facts(client, number, keys[: most - len(found)]) if keys else ([], 0)
             found += [(number, each) for each in facts]
             denied += forbidden
-    return Listing(tuple(found), denied, is_complete, time.monotonic() - started)
+    return KeyListing(tuple(found), denied, is_complete, time.monotonic() - started)
 
 
 def matching(client: redis.Redis, glob: bytes) -> Iterator[tuple[int, list[bytes]]]:

@@ -16,7 +16,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook.kinds import probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from tasks.redis.background import in_background
 from tasks.redis.memory.estimates import DatabaseSum, PrefixSum
 from tasks.redis.memory.sampling import MOST_KEYS, BigName, SurveyTally
@@ -123,10 +123,10 @@ def _sweep(client: redis.Redis, tally: SurveyTally, budget_seconds: float) -> Ge
     return longest
 
 
-def _progress(tally: SurveyTally) -> Done:
+def _progress(tally: SurveyTally) -> WorkDone:
     read = sum(stratum.read for stratum in tally.strata.values())
     expected = sum(stratum.expected for stratum in tally.strata.values())
-    return Done(f"{read:,} of {expected:,} keys read", read / max(expected, 1))
+    return WorkDone(f"{read:,} of {expected:,} keys read", read / max(expected, 1))
 
 
 def _measure_biggest(client: redis.Redis, tally: SurveyTally, *, count: bool) -> list[BigKey]:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from runbook.errors import OpsError
 from runbook.log import logger
 from tasks.redis.persistence.place import inspect_place
-from tasks.redis.persistence.state import Persistence, State
+from tasks.redis.persistence.state import Persistence, PersistenceState
 
 
-def failed(server: Persistence, what: str, now: State, said: str = "") -> OpsError:
+def failed(server: Persistence, what: str, now: PersistenceState, said: str = "") -> OpsError:
     """The error with the cause. A save replaces the old file at its end, by rename, so the old file still exists,
     unless the server has saved its empty data after a FLUSHALL.
 
@@ -24,11 +24,11 @@ def failed(server: Persistence, what: str, now: State, said: str = "") -> OpsErr
     return OpsError(f"{lead}{what} failed: {reason}", f"{remedy}; then run this again{kept}")
 
 
-def _is_flushed(server: Persistence, now: State) -> bool:
+def _is_flushed(server: Persistence, now: PersistenceState) -> bool:
     return now.flushes > server.state.flushes
 
 
-def _why(server: Persistence, what: str, now: State, said: str) -> tuple[str, str]:
+def _why(server: Persistence, what: str, now: PersistenceState, said: str) -> tuple[str, str]:
     place, log = inspect_place(server), server.settings["logfile"]
     look = f"check the server's log{f' {log}' if log else ''}"
     rewrites = what not in ("BGSAVE", "SAVE")

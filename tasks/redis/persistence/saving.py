@@ -22,10 +22,10 @@ from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.wait import until
 from tasks.redis.persistence.failures import failed
-from tasks.redis.persistence.state import Persistence, State, read_state
+from tasks.redis.persistence.state import Persistence, PersistenceState, read_state
 from tasks.redis.server import connected
 
 BLOCK = "block every client of Redis for a SAVE"
@@ -41,8 +41,8 @@ class Saved:
     """A proven save: the counters before and after it, and its seconds. `taken`: a time before its fork; every write
     acknowledged by then is in it."""
 
-    before: State
-    after: State
+    before: PersistenceState
+    after: PersistenceState
     taken: datetime
     seconds: float
 
@@ -96,11 +96,11 @@ def _save(client: redis.Redis) -> None:
         pool.disconnect()
 
 
-def _is_saved(before: State, now: State) -> bool:
+def _is_saved(before: PersistenceState, now: PersistenceState) -> bool:
     return now.last_save > before.last_save and now.flushes <= before.flushes
 
 
-def _is_rewritten(before: State, now: State) -> bool:
+def _is_rewritten(before: PersistenceState, now: PersistenceState) -> bool:
     return now.rewrites > before.rewrites and now.rewrite_ok and now.aof_enabled and not now.rewriting
 
 
@@ -109,8 +109,8 @@ def carry_out(
     server: Persistence,
     what: str,
     begin: Callable[[redis.Redis], object],
-    is_done: Callable[[State, State], bool],
-    has_failed: Callable[[State, State], bool] | None = None,
+    is_done: Callable[[PersistenceState, PersistenceState], bool],
+    has_failed: Callable[[PersistenceState, PersistenceState], bool] | None = None,
 ) -> Saved:
     """Start a save when no other runs, and wait until it is proven. It failed if no save runs any more, or if
     `has_failed`.
@@ -127,7 +127,7 @@ def carry_out(
             failpoint(f"redis: {what} begun")
             started = time.monotonic()
 
-            def ended() -> State | None:
+            def ended() -> PersistenceState | None:
                 now = watch.read()
                 if is_done(before, now):
                     return now
@@ -149,7 +149,7 @@ class _Watch:
         self._is_begun = False
         self._last = server.state
 
-    def start(self, begin: Callable[[redis.Redis], object]) -> tuple[State, datetime] | None:
+    def start(self, begin: Callable[[redis.Redis], object]) -> tuple[PersistenceState, datetime] | None:
         """Start the save; returns the counters and the time before, or None if another save runs."""
         now = self.read()
         if now.rewriting and not now.rewrite_ok and now.rewrites > self._server.state.rewrites + 1:
@@ -175,7 +175,7 @@ class _Watch:
             raise OpsError(f"the connection broke during {self._what}: {error}", "run it again") from None
         return now, taken
 
-    def read(self) -> State:
+    def read(self) -> PersistenceState:
         """The counters now.
 
         Raises:
@@ -203,20 +203,20 @@ class _Watch:
         self._last = now
         return now
 
-    def progress(self) -> Done:
+    def progress(self) -> WorkDone:
         """The progress, for the log."""
         state = self._last
         if not self._is_begun:
-            return Done(f"{self._what} waits for the end of another save", 0.0)
+            return WorkDone(f"{self._what} waits for the end of another save", 0.0)
         if self._what == "SAVE":
-            return Done("SAVE: no client is served until it ends", 0.0)
+            return WorkDone("SAVE: no client is served until it ends", 0.0)
         ratio = state.done_keys / state.all_keys if state.all_keys else 0.0
-        return Done(f"{self._what}: {state.done_keys:,} of {state.all_keys:,} keys", ratio)
+        return WorkDone(f"{self._what}: {state.done_keys:,} of {state.all_keys:,} keys", ratio)
 
     @property
     def _when(self) -> str:
         return f"during {self._what}" if self._is_begun else f"before {self._what} started"
 
 
-def _named(state: State) -> str:
+def _named(state: PersistenceState) -> str:
     return "the master" if state.role == "master" else f"a replica of {state.master}"

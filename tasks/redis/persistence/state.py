@@ -16,13 +16,13 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.redis.server import connected, key_counts, version_of
-from tasks.redis.settings.recommended import DEFAULTS, Rule, parse_rules
+from tasks.redis.settings.recommended import DEFAULTS, SettingRule, parse_rules
 
 _SECTIONS = ("default", "commandstats")
 
 
 @dataclass(frozen=True)
-class State:
+class PersistenceState:
     """The counters from one INFO. `*_seconds` -1: none yet. `last_save`: whole seconds of the server's clock; its
     start, if it has not saved. `flushes`: FLUSHALLs."""
 
@@ -71,10 +71,10 @@ class Persistence:
     system_bytes: int
     replicas: int
     settings: Mapping[str, str]
-    state: State
+    state: PersistenceState
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
+    def rules(self) -> tuple[SettingRule, ...]:
         """The rules for automatic saves."""
         return parse_rules(self.settings["save"])
 
@@ -148,16 +148,16 @@ def ask(block: Redis) -> Persistence:
         )
 
 
-def read_state(client: redis.Redis) -> State:
+def read_state(client: redis.Redis) -> PersistenceState:
     """The counters now."""
     return state_of(client.info(*_SECTIONS))
 
 
-def state_of(info: Mapping[str, Any]) -> State:
+def state_of(info: Mapping[str, Any]) -> PersistenceState:
     """The counters in an INFO with its default sections and commandstats (without the latter, no FLUSHALL is
     counted)."""
     follows = f"{info.get('master_host')}:{info.get('master_port')}" if "master_host" in info else ""
-    return State(
+    return PersistenceState(
         run_id=str(info["run_id"]),
         role=str(info["role"]),
         master=follows,

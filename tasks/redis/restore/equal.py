@@ -17,10 +17,10 @@ from runbook.wait import until
 from tasks.redis.content.reading import shown, volatile_databases
 from tasks.redis.content.script import DIGESTS
 from tasks.redis.keys import PROGRESS_SECONDS, batches, keys_under
-from tasks.redis.line import Line, scratch_line
+from tasks.redis.line import RedisLine, scratch_line
 from tasks.redis.restore.prefixes import PrefixKeys, RestoreOrder, absent
 from tasks.redis.restore.values import same_value
-from tasks.redis.restore.writes import Writes
+from tasks.redis.restore.writes import LiveWrites
 
 COLUMNS = (
     "database",
@@ -40,7 +40,7 @@ MOST_AGAIN = 1000
 
 
 @dataclass
-class Row:
+class KeyRow:
     """One database under one prefix. `written`: different keys that clients wrote; `replaced`: equal keys that clients
     wrote before the restore replaced them; `different`: different keys that no client is known to have written;
     `others`: live keys that are not in the backup."""
@@ -68,10 +68,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class KeyComparison:
     """`writes_known` False: clients' writes are unknown, so they may have caused a difference."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[KeyRow, ...]
     writes_known: bool
 
     @property
@@ -102,7 +102,9 @@ class Comparison:
 
 
 @probe
-def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: RestoreOrder, writes: Writes) -> Comparison:
+def compare_keys(
+    block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder, writes: LiveWrites
+) -> KeyComparison:
     """Compare every key of the backup under the order's prefixes with the live server's, and count other live keys.
 
     A different key is read again: it may have expired between two readings.
@@ -118,20 +120,22 @@ def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: RestoreO
         rows = tuple(
             _Comparing(backup, live, one, one.database in fading, writes, order.extra).row() for one in order.held
         )
-    return Comparison(rows, writes.known)
+    return KeyComparison(rows, writes.known)
 
 
 class _Comparing:
     """One database under one prefix."""
 
-    def __init__(self, backup: Line, live: Line, held: PrefixKeys, volatile: bool, writes: Writes, extra: str) -> None:
+    def __init__(
+        self, backup: RedisLine, live: RedisLine, held: PrefixKeys, volatile: bool, writes: LiveWrites, extra: str
+    ) -> None:
         self.backup, self.live, self.held = backup, live, held
         self.volatile, self.writes, self.extra = volatile, writes, extra
         self.number = held.database
         self.reported = time.monotonic()
 
-    def row(self) -> Row:
-        row, unequal = Row(self.number, self.held.prefix), list[bytes]()
+    def row(self) -> KeyRow:
+        row, unequal = KeyRow(self.number, self.held.prefix), list[bytes]()
         for page in keys_under(self.backup, self.number, self.held.prefix) if self.held.backup else ():
             for group, _ in batches(self.backup, self.number, page, DIGEST_BYTES):
                 self._compare(group, row, unequal)
@@ -141,7 +145,7 @@ class _Comparing:
             self._others(page, row)
         return row
 
-    def _compare(self, keys: Sequence[bytes], row: Row, unequal: list[bytes]) -> None:
+    def _compare(self, keys: Sequence[bytes], row: KeyRow, unequal: list[bytes]) -> None:
         ours, theirs = self._digests(self.backup, keys), self._digests(self.live, keys)
         for key, our, their in zip(keys, ours, theirs, strict=True):
             if not our:
@@ -152,7 +156,7 @@ class _Comparing:
             else:
                 unequal.append(key)
 
-    def _digests(self, side: Line, keys: Sequence[bytes]) -> list[bytes]:
+    def _digests(self, side: RedisLine, keys: Sequence[bytes]) -> list[bytes]:
         words = ("EVAL_RO", DIGESTS, 0, self.number, int(self.volatile), DIGEST_BYTES)
         answer: list[bytes] = side.call(self.number, *words, *keys)
         return answer
@@ -160,7 +164,7 @@ class _Comparing:
     def _same(self, key: bytes) -> bool:
         return same_value(self.backup, self.live, self.number, key, self.volatile)
 
-    def _resolve(self, unequal: list[bytes], row: Row) -> None:
+    def _resolve(self, unequal: list[bytes], row: KeyRow) -> None:
         """Separate clients' writes; read the rest again, and once more later: keys may have expired."""
         self.writes.settle()
         waiting = [key for key in unequal if key not in self.writes]
@@ -184,7 +188,7 @@ class _Comparing:
             return "expired"
         return "equal" if self._same(key) else ""
 
-    def _others(self, page: Sequence[bytes], row: Row) -> None:
+    def _others(self, page: Sequence[bytes], row: KeyRow) -> None:
         others = absent(self.backup, self.number, page)
         row.others += len(others)
         if others and self.extra == "remove":
@@ -195,7 +199,7 @@ class _Comparing:
             row.new += len(new)
             row.left += [key for key in still if key not in self.writes]
 
-    def _report(self, row: Row) -> None:
+    def _report(self, row: KeyRow) -> None:
         if time.monotonic() - self.reported > PROGRESS_SECONDS:
             self.reported = time.monotonic()
             logger().info("database %d: %d of %d keys compared", self.number, row.equal, self.held.backup)

@@ -25,7 +25,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.log import logger
 from runbook.wait import until
-from tasks.redis.restore.equal import Comparison
+from tasks.redis.restore.equal import KeyComparison
 from tasks.redis.restore.route import LOADING, Route
 from tasks.redis.server import call, connected
 from tasks.redis.topology.topology import RECORD as DETACHED
@@ -43,7 +43,7 @@ class NotReached(OpsError):
 
 
 @dataclass(frozen=True)
-class Leftover:
+class RedisLeftover:
     """What a restore changed on `server`: `settings` are the earlier values. `kept`: the backup of the earlier data."""
 
     server: str
@@ -52,17 +52,17 @@ class Leftover:
     kept: str
 
 
-def find_leftover(reports: Path) -> Leftover | None:
+def find_leftover(reports: Path) -> RedisLeftover | None:
     """The record of a killed restore, if any.
 
     Raises:
         OpsError: the record cannot be read.
     """
-    return record.read(reports / RECORD, Leftover, "check that Redis is a master, then delete the file")
+    return record.read(reports / RECORD, RedisLeftover, "check that Redis is a master, then delete the file")
 
 
 @probe
-def still_follows(block: Redis, left: Leftover) -> bool:
+def still_follows(block: Redis, left: RedisLeftover) -> bool:
     """Whether a server is still the replica that a killed restore made of it; then no client has written to it since.
 
     Raises:
@@ -74,7 +74,7 @@ def still_follows(block: Redis, left: Leftover) -> bool:
 
 
 @action(idempotent=True)
-def put_back(permit: Permit, block: Redis, left: Leftover, reports: Path) -> None:
+def put_back(permit: Permit, block: Redis, left: RedisLeftover, reports: Path) -> None:
     """Promote a server again that a restore made a replica, and restore its settings.
 
     Raises:
@@ -99,7 +99,7 @@ def forget_dead(permit: Permit, block: Redis, around: ReplicationTopology, repor
         (reports / DETACHED).unlink(missing_ok=True)
 
 
-def _put_back(block: Redis, left: Leftover, reports: Path) -> None:
+def _put_back(block: Redis, left: RedisLeftover, reports: Path) -> None:
     with connected(block) as client:
         info = client.info("replication")
         if info["role"] == "slave" and f"{info['master_host']}:{info['master_port']}" == left.temporary:
@@ -117,8 +117,8 @@ def replace_by_replication(
     route: Route,
     kept: str,
     reports: Path,
-    compare: Callable[[], Comparison],
-) -> Comparison:
+    compare: Callable[[], KeyComparison],
+) -> KeyComparison:
     """Let the live server follow the scratch server until it has the same data, compare, and promote it again.
 
     Raises:
@@ -144,7 +144,7 @@ def replace_by_replication(
     return found
 
 
-def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> Leftover:
+def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> RedisLeftover:
     """Let the scratch server listen on the address at which the live server reaches this host, with the live server's
     masterauth, or a random password."""
     with connected(block) as client:
@@ -162,7 +162,7 @@ def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> Lef
     scratch.config_set("repl-diskless-sync-delay", 0)
     scratch.config_set("bind", host)
     scratch.config_set("port", port := _free_port(host))
-    return Leftover(block.address, f"{host}:{port}", settings, kept)
+    return RedisLeftover(block.address, f"{host}:{port}", settings, kept)
 
 
 def _free_port(host: str) -> int:
@@ -172,7 +172,7 @@ def _free_port(host: str) -> int:
         return int(found.getsockname()[1])
 
 
-def _follow(client: redis.Redis, scratch: redis.Redis, left: Leftover, route: Route) -> None:
+def _follow(client: redis.Redis, scratch: redis.Redis, left: RedisLeftover, route: Route) -> None:
     if "masterauth" in left.settings:
         client.config_set("masteruser", "")
         client.config_set("masterauth", scratch.connection_pool.connection_kwargs["password"])

@@ -20,8 +20,8 @@ from runbook.kinds import action, probe
 from tasks.redis.backup.rdb import accepts, payload_version
 from tasks.redis.content.reading import shown
 from tasks.redis.keys import PAGE_KEYS, Carried, carry, keys_under
-from tasks.redis.line import Line, scratch_line
-from tasks.redis.restore.writes import Writes
+from tasks.redis.line import RedisLine, scratch_line
+from tasks.redis.restore.writes import LiveWrites
 from tasks.redis.rights import find_refused
 from tasks.redis.server import connected, key_counts
 
@@ -91,7 +91,9 @@ class Restored:
 
 
 @probe
-def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequence[bytes], extra: Extra) -> RestoreOrder:
+def count_keys(
+    block: Redis, scratch: redis.Redis, live: RedisLine, prefixes: Sequence[bytes], extra: Extra
+) -> RestoreOrder:
     """Count the keys that a restore of `prefixes` would change, in all databases of the backup and of the live server.
 
     Raises:
@@ -103,12 +105,12 @@ def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequenc
     return RestoreOrder(block.address, extra, tuple(one for one in held if one.backup or one.live))
 
 
-def _databases(live: Line) -> list[int]:
+def _databases(live: RedisLine) -> list[int]:
     keyspace = bytes(live.call(0, "INFO", "keyspace")).decode()
     return [int(line.split(":", 1)[0].removeprefix("db")) for line in keyspace.splitlines() if line.startswith("db")]
 
 
-def _count(backup: Line, live: Line, number: int, prefix: bytes) -> PrefixKeys:
+def _count(backup: RedisLine, live: RedisLine, number: int, prefix: bytes) -> PrefixKeys:
     ours = theirs = extra = size = 0
     for page in keys_under(backup, number, prefix):
         sizes = backup.pipe(number, [("MEMORY", "USAGE", key) for key in page])
@@ -120,7 +122,7 @@ def _count(backup: Line, live: Line, number: int, prefix: bytes) -> PrefixKeys:
     return PrefixKeys(number, prefix, ours, theirs, extra, size)
 
 
-def absent(side: Line, number: int, keys: Sequence[bytes]) -> list[bytes]:
+def absent(side: RedisLine, number: int, keys: Sequence[bytes]) -> list[bytes]:
     """The keys that a server does not have."""
     answers = side.pipe(number, [("EXISTS", key) for key in keys])
     side.refuse(answers)
@@ -129,7 +131,7 @@ def absent(side: Line, number: int, keys: Sequence[bytes]) -> list[bytes]:
 
 @probe
 def find_refusal(
-    block: Redis, scratch: redis.Redis, live: Line, held: RestoreOrder, *, left_following: bool = False
+    block: Redis, scratch: redis.Redis, live: RedisLine, held: RestoreOrder, *, left_following: bool = False
 ) -> str:
     """Why the live server would refuse the backup's keys (role or version); "": it would not. Nothing is written.
     `left_following`: it is a replica because of a killed restore, which this run completes.
@@ -167,7 +169,7 @@ def find_refusal(
     return ""
 
 
-def _version(backup: Line, held: RestoreOrder) -> int | None:
+def _version(backup: RedisLine, held: RestoreOrder) -> int | None:
     for one in held.held:
         for page in keys_under(backup, one.database, one.prefix) if one.backup else ():
             for payload in backup.pipe(one.database, [("DUMP", key) for key in page[:1]]):
@@ -178,7 +180,7 @@ def _version(backup: Line, held: RestoreOrder) -> int | None:
 
 @action
 def restore_keys(
-    permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: RestoreOrder, writes: Writes
+    permit: Permit, block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder, writes: LiveWrites
 ) -> Restored:
     """Delete the live keys that are not in the backup (if ordered), then copy the backup's keys. Other keys that a
     client wrote since the count are kept.
@@ -205,7 +207,7 @@ def restore_keys(
 
 
 @action(idempotent=True)
-def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: RestoreOrder) -> str:
+def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder) -> str:
     """Replace the live server's function libraries by the backup's; returns why that failed, "": it succeeded.
 
     Raises:
@@ -219,7 +221,7 @@ def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: 
     return str(answer) if isinstance(answer, Exception) else ""
 
 
-def _remove(backup: Line, live: Line, one: PrefixKeys, writes: Writes, done: Restored) -> None:
+def _remove(backup: RedisLine, live: RedisLine, one: PrefixKeys, writes: LiveWrites, done: Restored) -> None:
     removed = 0
     for keys in _extra(backup, live, one):
         writes.settle()
@@ -236,7 +238,7 @@ def _remove(backup: Line, live: Line, one: PrefixKeys, writes: Writes, done: Res
     done.removed += removed
 
 
-def _extra(backup: Line, live: Line, one: PrefixKeys) -> Iterator[list[bytes]]:
+def _extra(backup: RedisLine, live: RedisLine, one: PrefixKeys) -> Iterator[list[bytes]]:
     for page in keys_under(live, one.database, one.prefix):
         for start in range(0, len(page), PAGE_KEYS):
             if keys := absent(backup, one.database, page[start : start + PAGE_KEYS]):

@@ -22,7 +22,7 @@ from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.host.services import Stopped, refuse_ended, start_one
+from tasks.host.services import StoppedServicesList, refuse_ended, start_one
 from tasks.redis.restore.copy import ACT, RedisCopy
 from tasks.redis.server import (
     LOAD_SECONDS,
@@ -54,7 +54,7 @@ class SwappedRedis:
 
 
 @action(idempotent=True)
-def stop_redis(block: Redis, services: Services) -> Stopped:
+def stop_redis(block: Redis, services: Services) -> StoppedServicesList:
     """Stop the service and prove that it exited.
 
     Raises:
@@ -68,7 +68,7 @@ def stop_redis(block: Redis, services: Services) -> Stopped:
             client.config_set("save", "")
     services.stop(ROLE)
     _prove_exit(block, live, STOP_SECONDS)
-    return Stopped((ROLE,), (ROLE,) if was_running else ())
+    return StoppedServicesList((ROLE,), (ROLE,) if was_running else ())
 
 
 @action(idempotent=True)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from runbook.errors import VerificationFailed
-from tasks.redis.line import Line
+from tasks.redis.line import RedisLine
 
 PIECE_BYTES = 1 << 18
 MOST_ITEMS = 2000
 
 
-def same_value(first: Line, second: Line, database: int, key: bytes, volatile: bool) -> bool:
+def same_value(first: RedisLine, second: RedisLine, database: int, key: bytes, volatile: bool) -> bool:
     """Whether type, expiry and content are equal; `volatile`: fields of hashes can expire.
 
     Raises:
@@ -31,7 +31,9 @@ def same_value(first: Line, second: Line, database: int, key: bytes, volatile: b
 class _Pair:
     """The same key of two servers."""
 
-    def __init__(self, first: Line, second: Line, database: int, key: bytes, size: int, volatile: bool) -> None:
+    def __init__(
+        self, first: RedisLine, second: RedisLine, database: int, key: bytes, size: int, volatile: bool
+    ) -> None:
         self.sides, self.database, self.key, self.volatile = (first, second), database, key, volatile
         self.size = size
 

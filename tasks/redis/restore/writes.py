@@ -14,7 +14,7 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.log import logger
 from runbook.wait import until
-from tasks.redis.line import Line, live_line
+from tasks.redis.line import RedisLine, live_line
 
 INVALIDATED = b"__redis__:invalidate"
 MOST_NAMES = 2_000_000
@@ -23,7 +23,7 @@ END = b"end"
 END_SECONDS = 2.0
 
 
-class Writes:
+class LiveWrites:
     """Names of keys that others wrote (or that expired, or were evicted) since the watch started, in any database.
     `problem`: why they are unknown, "": they are known."""
 
@@ -46,10 +46,10 @@ class Writes:
         """Wait until the server has reported every write so far."""
 
 
-class WatchedWrites(Writes):
+class WatchedWrites(LiveWrites):
     """The names from the server's messages."""
 
-    def __init__(self, writer: Line, reader: Line) -> None:
+    def __init__(self, writer: RedisLine, reader: RedisLine) -> None:
         super().__init__()
         self._writer, self._reader = writer, reader
         self._marks: set[bytes] = set()
@@ -110,7 +110,7 @@ class WatchedWrites(Writes):
 
 
 @contextlib.contextmanager
-def watched_writes(block: Redis, line: Line, prefixes: Sequence[bytes]) -> Iterator[Writes]:
+def watched_writes(block: Redis, line: RedisLine, prefixes: Sequence[bytes]) -> Iterator[LiveWrites]:
     """Track writes by clients other than `line` under `prefixes` (none, or an empty one: all keys).
 
     If the server or the user's rights do not permit it, `problem` says so, and nothing else changes.

@@ -19,10 +19,10 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action
 from tasks.redis.persistence.place import inspect_place
 from tasks.redis.persistence.saving import Saved, carry_out
-from tasks.redis.persistence.state import State
+from tasks.redis.persistence.state import PersistenceState
 from tasks.redis.server import connected, key_counts
 from tasks.redis.settings.recommended import shown
-from tasks.redis.settings.running import ServerSettings
+from tasks.redis.settings.running import RedisServerSettings
 
 SET, REWRITE = "config set", "config rewrite"
 # The server tries limits of open files in steps of 16, and serves no client meanwhile: for 1,000,000 it took 0.2 s.
@@ -32,7 +32,7 @@ RESERVED_FILES = 32
 
 
 @dataclass(frozen=True)
-class Change:
+class RedisSettingChange:
     """A value for CONFIG SET. `old`: the value that an undo restores; `ended`: the overrides that it ends."""
 
     name: str
@@ -44,24 +44,26 @@ class Change:
         return f"{self.name} {shown(self.name, self.value)}" if self.value else f'{self.name} ""'
 
 
-ON, OFF = Change("appendonly", "yes"), Change("appendonly", "no")
+ON, OFF = RedisSettingChange("appendonly", "yes"), RedisSettingChange("appendonly", "no")
 
 
 @dataclass(frozen=True)
-class Done:
+class SettingsChanged:
     """The result of a change: set, or why the server refused it."""
 
-    change: Change
+    change: RedisSettingChange
     refused: str = ""
 
 
-def act_of(address: str, change: Change) -> str:
+def act_of(address: str, change: RedisSettingChange) -> str:
     """The act's target in a permit."""
     return f"{change} on {address}"
 
 
 @action(idempotent=True)
-def set_values(permit: Permit, block: Redis, found: ServerSettings, changes: Sequence[Change]) -> tuple[Done, ...]:
+def set_values(
+    permit: Permit, block: Redis, found: RedisServerSettings, changes: Sequence[RedisSettingChange]
+) -> tuple[SettingsChanged, ...]:
     """CONFIG SET, one after the other; before each, the server's run and role are checked.
 
     Raises:
@@ -83,7 +85,7 @@ def set_values(permit: Permit, block: Redis, found: ServerSettings, changes: Seq
         raise Unreachable(f"while settings were set: {error.message}", "start it, then run this again") from None
 
 
-def _set(client: redis.Redis, found: ServerSettings, change: Change) -> Done:
+def _set(client: redis.Redis, found: RedisServerSettings, change: RedisSettingChange) -> SettingsChanged:
     try:
         for value in _steps(found, change):
             client.config_set(change.name, value)
@@ -92,11 +94,11 @@ def _set(client: redis.Redis, found: ServerSettings, change: Change) -> Done:
     except redis.ResponseError as error:
         if change.name == "maxclients":
             client.config_set("maxclients", found.running["maxclients"])
-        return Done(change, re.sub(r"^CONFIG SET failed.*? - ", "", str(error)))
-    return Done(change)
+        return SettingsChanged(change, re.sub(r"^CONFIG SET failed.*? - ", "", str(error)))
+    return SettingsChanged(change)
 
 
-def _steps(found: ServerSettings, change: Change) -> list[str]:
+def _steps(found: RedisServerSettings, change: RedisSettingChange) -> list[str]:
     """Raise maxclients in steps, so that a refusal comes before the server has tried for long."""
     if change.name != "maxclients":
         return [change.value]
@@ -106,7 +108,7 @@ def _steps(found: ServerSettings, change: Change) -> list[str]:
     ]
 
 
-def require_same(client: redis.Redis, found: ServerSettings) -> None:
+def require_same(client: redis.Redis, found: RedisServerSettings) -> None:
     """Raises OpsError if the server was restarted, promoted or demoted since it was read."""
     run_id, role = str(client.info("server")["run_id"]), str(client.info("replication")["role"])
     if run_id != found.server.state.run_id:
@@ -118,7 +120,7 @@ def require_same(client: redis.Redis, found: ServerSettings) -> None:
 
 
 @action
-def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
+def switch_aof_on(permit: Permit, block: Redis, found: RedisServerSettings) -> Saved:
     """CONFIG SET appendonly yes, and wait until the AOF is complete, before the file is written. After a failure it is
     switched off again, because the server would retry without end.
 
@@ -149,11 +151,11 @@ def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
     return saved
 
 
-def _is_on(before: State, now: State) -> bool:
+def _is_on(before: PersistenceState, now: PersistenceState) -> bool:
     return now.aof_enabled and now.rewrites > before.rewrites and now.rewrite_ok and not now.rewriting
 
 
-def _has_failed(before: State, now: State) -> bool:
+def _has_failed(before: PersistenceState, now: PersistenceState) -> bool:
     """A rewrite that was started now has failed; the server schedules the next one automatically."""
     if now.rewrite_ok or now.rewrites == before.rewrites:
         return not now.rewriting and not now.saving
@@ -178,7 +180,7 @@ def _content(client: redis.Redis) -> tuple[int, int, int, int]:
 
 
 @action(idempotent=True)
-def rewrite_file(permit: Permit, block: Redis, found: ServerSettings) -> str:
+def rewrite_file(permit: Permit, block: Redis, found: RedisServerSettings) -> str:
     """CONFIG REWRITE; returns why the server could not write its file, "": it did.
 
     Raises:

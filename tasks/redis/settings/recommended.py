@@ -56,7 +56,7 @@ LIMITS = {"maxclients": "10000", "timeout": "0", "maxmemory": "0"}
 """The settings of §2.4, and the one that the manual's appendix sets for a time."""
 
 
-class Rule(NamedTuple):
+class SettingRule(NamedTuple):
     """`save <seconds> <changes>`: a save after that many seconds, if there were that many changes."""
 
     seconds: int
@@ -67,7 +67,7 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recommended:
+class RecommendedRedisSettings:
     """A setting of the manual: its value for CONFIG SET, its section, and what is wrong with other values. `shown`:
     which values are accepted, for people."""
 
@@ -85,18 +85,18 @@ class Recommended:
 _GROWS = "the AOF grows for longer than the manual allows before it is rewritten"
 _NAME = "any name: the server reports its files"
 RECOMMENDED = (
-    Recommended("save", "900 1 300 10 60 10000", "§2.3", "rules", "no rule saves as early as"),
-    Recommended(
+    RecommendedRedisSettings("save", "900 1 300 10 60 10000", "§2.3", "rules", "no rule saves as early as"),
+    RecommendedRedisSettings(
         "stop-writes-on-bgsave-error",
         "yes",
         "§2.3",
         "yes or no",
         "writes continue while saves fail, and nobody notices",
     ),
-    Recommended("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is larger than necessary"),
-    Recommended("rdbchecksum", "yes", "§2.3", "yes or no", "a damaged RDB would be loaded unnoticed"),
-    Recommended("dbfilename", "dump.rdb", "§2.3", "name", shown=f"dump.rdb ({_NAME})"),
-    Recommended(
+    RecommendedRedisSettings("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is larger than necessary"),
+    RecommendedRedisSettings("rdbchecksum", "yes", "§2.3", "yes or no", "a damaged RDB would be loaded unnoticed"),
+    RecommendedRedisSettings("dbfilename", "dump.rdb", "§2.3", "name", shown=f"dump.rdb ({_NAME})"),
+    RecommendedRedisSettings(
         "dir",
         "/var/lib/redis",
         "§2.3",
@@ -104,9 +104,9 @@ RECOMMENDED = (
         "it differs from [redis] data_directory",
         "/var/lib/redis, or [redis] data_directory",
     ),
-    Recommended("appendonly", "yes", "§2.3", "yes or no", "a kill loses every change since the last save"),
-    Recommended("appendfilename", "appendonly.aof", "§2.3", "name", shown=f"appendonly.aof ({_NAME})"),
-    Recommended(
+    RecommendedRedisSettings("appendonly", "yes", "§2.3", "yes or no", "a kill loses every change since the last save"),
+    RecommendedRedisSettings("appendfilename", "appendonly.aof", "§2.3", "name", shown=f"appendonly.aof ({_NAME})"),
+    RecommendedRedisSettings(
         "appendfsync",
         "everysec",
         "§2.3",
@@ -114,11 +114,11 @@ RECOMMENDED = (
         "a power cut loses data that the kernel has not written",
         "everysec, or always",
     ),
-    Recommended("auto-aof-rewrite-percentage", "100", "§2.3", "number", _GROWS, "100 or less"),
-    Recommended(
+    RecommendedRedisSettings("auto-aof-rewrite-percentage", "100", "§2.3", "number", _GROWS, "100 or less"),
+    RecommendedRedisSettings(
         "auto-aof-rewrite-min-size", "64mb", "§2.3", "bytes", _GROWS, "64mb (67.1 MB), or the size of the data"
     ),
-    Recommended(
+    RecommendedRedisSettings(
         "no-appendfsync-on-rewrite",
         "no",
         "default",
@@ -126,15 +126,17 @@ RECOMMENDED = (
         "during a rewrite there is no fsync: a crash can lose 30 s",
         "no (the default)",
     ),
-    Recommended("maxclients", "10000", "§2.4", "number", "fewer clients than in the manual", "10000 or more"),
-    Recommended("timeout", "300", "§2.4", "number", "idle connections stay open", "300 or less, not 0"),
+    RecommendedRedisSettings(
+        "maxclients", "10000", "§2.4", "number", "fewer clients than in the manual", "10000 or more"
+    ),
+    RecommendedRedisSettings("timeout", "300", "§2.4", "number", "idle connections stay open", "300 or less, not 0"),
 )
-BY_NAME: Mapping[str, Recommended] = {one.name: one for one in RECOMMENDED}
+BY_NAME: Mapping[str, RecommendedRedisSettings] = {one.name: one for one in RECOMMENDED}
 MAXMEMORY = "maxmemory"
 KINDS: Mapping[str, Kind] = {**{one.name: one.kind for one in RECOMMENDED}, MAXMEMORY: "bytes"}
 # The persistence check reports all of these but the names.
 OF_PERSISTENCE = tuple(one.name for one in RECOMMENDED if one.section != "§2.4" and one.kind != "name")
-MANUAL_RULES = (Rule(900, 1), Rule(300, 10), Rule(60, 10000))
+MANUAL_RULES = (SettingRule(900, 1), SettingRule(300, 10), SettingRule(60, 10000))
 MANUAL_PERCENTAGE = 100
 MANUAL_MIN_BYTES = 64 * 1024**2
 _NAMES = frozenset({"dir", "dbfilename", "appendfilename", "appenddirname", "logfile"})
@@ -142,7 +144,7 @@ _FSYNC = ("always", "everysec", "no")
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedSetting:
     """One setting: its running value, the manual's, and whether it is accepted; if not, `why`."""
 
     name: str
@@ -152,7 +154,7 @@ class Judged:
     why: str
 
 
-def judged(name: str, value: str, *, dataset_bytes: int = 0, directory: str = "") -> Judged:
+def judged(name: str, value: str, *, dataset_bytes: int = 0, directory: str = "") -> JudgedSetting:
     """Compare a value with the manual's. `directory`: the environment's data directory, "": unknown."""
     manual = BY_NAME[name]
     running, ok, why = value, False, manual.why
@@ -179,16 +181,16 @@ def judged(name: str, value: str, *, dataset_bytes: int = 0, directory: str = ""
             ok = True
         case _:
             ok = value == manual.value
-    return Judged(name, running, str(manual), ok, why)
+    return JudgedSetting(name, running, str(manual), ok, why)
 
 
-def parse_rules(text: str) -> tuple[Rule, ...]:
+def parse_rules(text: str) -> tuple[SettingRule, ...]:
     """`900 1 300 10`, as CONFIG GET save answers it."""
     numbers = [int(word) for word in text.split()]
-    return tuple(Rule(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True))
+    return tuple(SettingRule(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def covers(rules: Sequence[Rule], wanted: Rule) -> bool:
+def covers(rules: Sequence[SettingRule], wanted: SettingRule) -> bool:
     """Whether one of the rules saves no later than the wanted one."""
     return any(rule.seconds <= wanted.seconds and rule.changes <= wanted.changes for rule in rules)
 

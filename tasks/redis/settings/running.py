@@ -31,7 +31,7 @@ IMMUTABLE = "databases"
 
 
 @dataclass(frozen=True)
-class ServerSettings:
+class RedisServerSettings:
     """One server's settings. `running`: the manual's; `others`: all others that can be set at run time. `written`: both
     after the next start; {} with a `problem` if its file cannot be read, without the others with an `others_problem`.
     `by`: how a change takes effect; {}: unknown. `refused`: the commands that this user may not run. `most_files`: the
@@ -85,7 +85,7 @@ class ServerSettings:
 
 
 @probe
-def read_settings(block: Redis, environment: str) -> ServerSettings:
+def read_settings(block: Redis, environment: str) -> RedisServerSettings:
     """The settings of §2.3 and §2.4, maxmemory, and others that were set at run time. To find out how a change takes
     effect, a CONFIG SET names the running value and an immutable setting, so that nothing is set.
 
@@ -102,7 +102,7 @@ def read_settings(block: Redis, environment: str) -> ServerSettings:
         info: dict[str, Any] = client.info("clients")
     file, problem = find_written(server, {**DEFAULTS, **LIMITS})
     others, others_problem = ({}, "") if problem else find_next(block, server)
-    return ServerSettings(
+    return RedisServerSettings(
         identity=f"redis {environment} {server.address}",
         server=server,
         running=running,

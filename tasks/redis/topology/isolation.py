@@ -29,7 +29,7 @@ from runbook.wait import until
 from tasks.redis.sentinels import SETTINGS, ask_sentinels
 from tasks.redis.server import answers, at_once, call, connected
 from tasks.redis.settings.file import follow_nobody
-from tasks.redis.topology.topology import NOWHERE, RECORD, ReplicationTopology, Watcher
+from tasks.redis.topology.topology import NOWHERE, RECORD, ReplicationTopology, SentinelWatch
 
 TAKE_OFF = "take off the replicas and Sentinels of Redis"
 SYNC_SECONDS = 1800.0
@@ -164,7 +164,7 @@ def _forget(client: redis.Redis, name: str) -> None:
             raise
 
 
-def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: Watcher) -> None:
+def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: SentinelWatch) -> None:
     name, (host, _, port) = block.sentinel_master, master.rpartition(":")
     _forget(client, name)
     call(client, "SENTINEL", "MONITOR", name, host, port, watcher.quorum)
@@ -177,7 +177,7 @@ def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: Watcher) 
             call(client, "SENTINEL", "SET", name, setting, watcher.settings[setting])
 
 
-def _lost_scripts(block: Redis, watcher: Watcher) -> list[str]:
+def _lost_scripts(block: Redis, watcher: SentinelWatch) -> list[str]:
     """Scripts that a Sentinel forgot with the master, and accepts only from its configuration file."""
     if not watcher.scripts:
         return []

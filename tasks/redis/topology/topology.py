@@ -29,7 +29,7 @@ DEAD = frozenset({"s_down", "o_down", "disconnected"})
 
 
 @dataclass(frozen=True)
-class Watcher:
+class SentinelWatch:
     """One Sentinel, and its settings for the master; `scripts`: by setting."""
 
     address: str
@@ -48,7 +48,7 @@ class ReplicationTopology:
     master: str = ""
     others: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
-    watchers: tuple[Watcher, ...] = ()
+    watchers: tuple[SentinelWatch, ...] = ()
     silent: tuple[str, ...] = ()
     down: tuple[str, ...] = ()
     since: str = ""
@@ -90,7 +90,7 @@ def read_topology(block: Redis, reports: Path, *, of_dead: bool = False) -> Repl
         own := _own_address(block, watch, others),
         own if watch.master and watch.master not in others else watch.master,
         tuple(sorted(others)),
-        watchers=tuple(Watcher(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
+        watchers=tuple(SentinelWatch(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
         silent=tuple(view.address for view in watch.views if not view.answers),
         down=tuple(sorted({*_down(watch)})),
         disagreement=watch.disagreement,

@@ -23,7 +23,7 @@ import pyrage
 
 from runbook.errors import OpsError, VerificationFailed
 from tasks.backups.encryption import ENDING, Key, decrypted, encrypted
-from tasks.wal.archive.place import Place
+from tasks.wal.archive.place import ArchivePlace
 from tasks.wal.format.names import Timeline
 
 _NAME = re.compile(
@@ -39,7 +39,7 @@ _PRUNED = re.compile(r"(?P<segment>[0-9A-F]{24})\.pruned")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSegment:
     """One file of the archive. `of`: the name of the segment or history; `end`: the end of a partial segment, otherwise
     0; `damaged`: its SHA-256 is right, but its WAL does not decode."""
 
@@ -52,13 +52,13 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Listing:
+class ArchiveListing:
     """The content of an archive: finished files by segment (more than one: they differ), partial ones by segment, and
     histories by timeline. `pruned`: by timeline (eight digits), the newest segment that was deleted as old."""
 
-    segments: dict[str, tuple[Stored, ...]]
-    partials: dict[str, tuple[Stored, ...]]
-    histories: dict[int, tuple[Stored, ...]]
+    segments: dict[str, tuple[StoredSegment, ...]]
+    partials: dict[str, tuple[StoredSegment, ...]]
+    histories: dict[int, tuple[StoredSegment, ...]]
     pruned: dict[str, str] = field(default_factory=dict)
 
     def is_pruned(self, segment: str) -> bool:
@@ -81,47 +81,47 @@ class Listing:
 class Archive:
     """One cluster's WAL in one place."""
 
-    place: Place
+    place: ArchivePlace
     key: Key
 
-    def listing(self) -> Listing:
+    def listing(self) -> ArchiveListing:
         """List the archive.
 
         Raises:
             OpsError, Unreachable: it cannot be listed.
         """
-        segments, partials = defaultdict[str, list[Stored]](list), defaultdict[str, list[Stored]](list)
-        histories, names = defaultdict[int, list[Stored]](list), self.place.names()
+        segments, partials = defaultdict[str, list[StoredSegment]](list), defaultdict[str, list[StoredSegment]](list)
+        histories, names = defaultdict[int, list[StoredSegment]](list), self.place.names()
         for name, size in names.items():
             if not (match := _NAME.fullmatch(name)):
                 continue
             if match["history"]:
-                one = Stored(name, f"{match['history']}.history", match["sha256"], size)
+                one = StoredSegment(name, f"{match['history']}.history", match["sha256"], size)
                 histories[int(match["history"], 16)].append(one)
             elif match["end"]:
                 partials[match["segment"]].append(
-                    Stored(name, match["segment"], match["sha256"], size, int(match["end"], 16))
+                    StoredSegment(name, match["segment"], match["sha256"], size, int(match["end"], 16))
                 )
             else:
-                one = Stored(name, match["segment"], match["sha256"], size, damaged=name + DAMAGED in names)
+                one = StoredSegment(name, match["segment"], match["sha256"], size, damaged=name + DAMAGED in names)
                 segments[match["segment"]].append(one)
-        return Listing(
+        return ArchiveListing(
             {name: tuple(found) for name, found in segments.items()},
             {name: tuple(sorted(found, key=lambda one: one.end)) for name, found in partials.items()},
             {number: tuple(found) for number, found in histories.items()},
             pruned_in(names),
         )
 
-    def put(self, of: str, content: bytes, *, end: int = 0, sha256: str = "") -> Stored:
+    def put(self, of: str, content: bytes, *, end: int = 0, sha256: str = "") -> StoredSegment:
         """Store a segment (`end`: unfinished, up to there) or a history. `sha256`: the content's, if known."""
         digest = sha256 or hashlib.sha256(content).hexdigest()
         packed = _compressed(content, end or len(content))
         partial = f".partial.{end:08X}" if end else ""
         name = f"{of}{partial}-{digest}.gz" + (ENDING if self.key.recipients else "")
         self.place.put(name, encrypted(packed, self.key) if self.key.recipients else packed, lasting=not end)
-        return Stored(name, of, digest, len(packed), end)
+        return StoredSegment(name, of, digest, len(packed), end)
 
-    def get(self, stored: Stored) -> bytes:
+    def get(self, stored: StoredSegment) -> bytes:
         """A file's content, proven by the SHA-256 in its name.
 
         Raises:
@@ -141,12 +141,12 @@ class Archive:
             )
         return found
 
-    def remove(self, doomed: Sequence[Stored]) -> None:
+    def remove(self, doomed: Sequence[StoredSegment]) -> None:
         """Delete files, with their marks."""
         marks = [one.name + DAMAGED for one in doomed if one.damaged]
         self.place.remove([*marks, *(one.name for one in doomed)])
 
-    def mark(self, stored: Stored) -> Stored:
+    def mark(self, stored: StoredSegment) -> StoredSegment:
         """Mark that the WAL of a segment's file does not decode: the file stays as evidence, and an intact copy may be
         stored too.
 
@@ -156,7 +156,7 @@ class Archive:
         self.place.put(stored.name + DAMAGED, b"this WAL does not decode\n", lasting=False)
         return replace(stored, damaged=True)
 
-    def note_pruned(self, doomed: Sequence[Stored]) -> None:
+    def note_pruned(self, doomed: Sequence[StoredSegment]) -> None:
         """Mark that these are deleted on purpose. Call it before the deletion. An unfinished segment of the newest
         timeline does not count: it is stored again when it is finished.
 
@@ -187,7 +187,7 @@ def pruned_in(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline:
+def timeline_in(archive: Archive, listing: ArchiveListing, number: int = 0) -> Timeline:
     """A timeline of the archive, the newest by default, with its history.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.wal.archive.archive import Archive, Listing, Stored, timeline_in
+from tasks.wal.archive.archive import Archive, ArchiveListing, StoredSegment, timeline_in
 from tasks.wal.format.names import SEGMENT_BYTES, Segment, Timeline, lsn_text
 
 
@@ -16,7 +16,7 @@ class Link:
     """A segment of a history, and its file in the archive."""
 
     segment: Segment
-    stored: Stored
+    stored: StoredSegment
 
     @property
     def end(self) -> int:
@@ -69,7 +69,7 @@ class Chain:
         return f"{len(self.links)} segments up to {lsn_text(self.end)} on timeline {self.timeline.number}"
 
 
-def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEGMENT_BYTES) -> Chain:
+def chain_from(listing: ArchiveListing, timeline: Timeline, lsn: int, bytes_: int = SEGMENT_BYTES) -> Chain:
     """Follow a history from the segment of `lsn` on."""
     links, number = list[Link](), lsn // bytes_
     newest = _newest(listing, timeline, bytes_)
@@ -94,7 +94,7 @@ def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEG
     return Chain(timeline, tuple(links))
 
 
-def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
+def _link(listing: ArchiveListing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
     """The file that goes furthest along the history, finished or the longest partial one; and whether there are two
     contents. A damaged one is used only without another. A finished one of an older timeline ends where that timeline
     was left: while the newer one is still being written, later commits are there alone."""
@@ -108,12 +108,12 @@ def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tup
     return (None, True) if len(intact(listing.segments.get(best.segment.name, ()))) > 1 else (best, False)
 
 
-def intact(found: Sequence[Stored]) -> Sequence[Stored]:
+def intact(found: Sequence[StoredSegment]) -> Sequence[StoredSegment]:
     """The undamaged ones; all, if every one is damaged."""
     return [one for one in found if not one.damaged] or found
 
 
-def _newest(listing: Listing, timeline: Timeline, bytes_: int) -> int:
+def _newest(listing: ArchiveListing, timeline: Timeline, bytes_: int) -> int:
     """The number of the last segment of a history."""
     found = (Segment.named(name, bytes_) for name in (*listing.segments, *listing.partials))
     return max((one.number for one in found if one in timeline.candidates(one.number, bytes_)), default=-1)

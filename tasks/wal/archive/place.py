@@ -24,7 +24,7 @@ WRITING = ".writing-"
 _LISTINGS = 100
 
 
-class Place(Protocol):
+class ArchivePlace(Protocol):
     """Files of one cluster in the archive."""
 
     @property
@@ -136,7 +136,9 @@ class BucketPlace:
         objects.delete(self.bucket, [f"{self.folder}/{name}" for name in names])
 
 
-def place_of(env: Environment, which: Stores, of: str, system: int, *, patience_seconds: float = math.inf) -> Place:
+def place_of(
+    env: Environment, which: Stores, of: str, system: int, *, patience_seconds: float = math.inf
+) -> ArchivePlace:
     """The archive of the cluster `system` of the environment `of` (another one where this one restores it).
 
     Raises:

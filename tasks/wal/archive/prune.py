@@ -11,7 +11,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
-from tasks.wal.archive.archive import Archive, Stored
+from tasks.wal.archive.archive import Archive, StoredSegment
 from tasks.wal.format.names import Segment
 
 DELETE_WAL = "delete WAL"
@@ -24,7 +24,7 @@ class OldWal:
 
     system: int
     archive: Archive
-    doomed: tuple[Stored, ...]
+    doomed: tuple[StoredSegment, ...]
     before: str
     of: int = 0
 
@@ -60,7 +60,7 @@ def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: 
     spans = [range(content.start // bytes_, (content.stop - 1) // bytes_ + 1) for content in contents]
     files = [one for found in (listing.segments, listing.partials) for same in found.values() for one in same]
 
-    def is_old(one: Stored) -> bool:
+    def is_old(one: StoredSegment) -> bool:
         number = Segment.named(one.of, bytes_).number
         return number < first and not any(number in span for span in spans)
 

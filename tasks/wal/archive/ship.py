@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.wal.archive.archive import DAMAGED, Archive, Listing, Stored, pruned_in, written
+from tasks.wal.archive.archive import DAMAGED, Archive, ArchiveListing, StoredSegment, pruned_in, written
 from tasks.wal.format.header import HEADER, read_header, require_own
 from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT, Segment
 
@@ -35,14 +35,14 @@ class Destination:
     name: str
     archive_of: Callable[[int], Archive]
     seen: set[tuple[str, int, int]] = field(default_factory=set)
-    _known: dict[int, tuple[Archive, Listing]] = field(default_factory=dict)
+    _known: dict[int, tuple[Archive, ArchiveListing]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Forget the known content: it is listed again."""
         self.seen.clear()
         self._known.clear()
 
-    def known(self, system: int) -> tuple[Archive, Listing]:
+    def known(self, system: int) -> tuple[Archive, ArchiveListing]:
         """A cluster's archive, its content at the first listing, and what was added since."""
         if system not in self._known:
             archive = self.archive_of(system)
@@ -126,7 +126,7 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()[:end].ljust(len(content), b"\0")
 
 
-def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> Stored | None:
+def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> StoredSegment | None:
     digest = hashlib.sha256(content).hexdigest()
     if digest in there:
         return None
@@ -138,7 +138,7 @@ def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) ->
     return archive.put(of, content)
 
 
-def _put_partial(archive: Archive, listing: Listing, segment: Segment, system: int, content: bytes) -> bool:
+def _put_partial(archive: Archive, listing: ArchiveListing, segment: Segment, system: int, content: bytes) -> bool:
     """Store an unfinished segment under a separate name, then delete the shorter ones."""
     end = written(content)
     whole = content.ljust(segment.bytes, b"\0")

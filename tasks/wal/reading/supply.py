@@ -17,7 +17,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
 from tasks.host.disk import is_here
 from tasks.stores.directory import told
-from tasks.wal.archive.archive import Archive, Stored, timeline_in
+from tasks.wal.archive.archive import Archive, StoredSegment, timeline_in
 from tasks.wal.archive.continuity import intact
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.format.header import require_own
@@ -37,7 +37,7 @@ class Piece:
     where: str
     whole: bool
     path: Path | None = None
-    stored: Stored | None = None
+    stored: StoredSegment | None = None
 
 
 @dataclass(frozen=True)

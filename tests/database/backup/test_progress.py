@@ -10,14 +10,14 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.database.tables import restore_tables
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from tasks.postgres.dump import dump
 from tasks.postgres.dump.progress import DumpProgress, weights_of
 from tasks.postgres.dump.snapshot import exported_snapshot
 from tasks.postgres.tables import scratch
 from tests.database.conftest import NAME, Trial
 
-Tell = Callable[[], Done]
+Tell = Callable[[], WorkDone]
 
 
 @pytest.fixture

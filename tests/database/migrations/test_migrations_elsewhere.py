@@ -15,7 +15,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
-from tasks.migrations.alembic import Migrated, upgrade
+from tasks.migrations.alembic import MigratedDatabase, upgrade
 from tasks.migrations.rehearsal import migrate_rehearsal
 from tests.database.migrations.test_migrations import (  # noqa: F401
     DATABASE,
@@ -176,7 +176,7 @@ def test_a_migration_whose_program_is_ended_does_not_go_on(
     monkeypatch.setattr("tasks.migrations.program.TIMEOUT_SECONDS", 5.0)
     env = toml.environment(NAME)
 
-    def migrate() -> Migrated:
+    def migrate() -> MigratedDatabase:
         return upgrade.work(Permit(NAME, (Act("migrate", DATABASE),)), env.postgres, env.application, DATABASE)
 
     with ThreadPoolExecutor(1) as beside:

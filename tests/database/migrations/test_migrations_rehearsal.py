@@ -13,7 +13,7 @@ from flows.database.migrations import apply_migrations, check_migrations, rollba
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.permit import Permit
 from runbook.report import Report, Status
-from tasks.migrations.alembic import Undo, downgrade
+from tasks.migrations.alembic import MigrationUndo, downgrade
 from tests.database.migrations.test_migrations import (  # noqa: F401
     DATABASE,
     NAME,
@@ -333,7 +333,7 @@ def test_a_rollback_across_an_empty_downgrade_is_refused_at_once(
 def test_a_permit_for_fewer_rows_or_another_revision_is_no_permit(postgres_server: PostgresServer) -> None:
     migrate_to(postgres_server, "0005")
     env = toml.environment(NAME)
-    undo = Undo("0005", "", tables=("public.people",), dropped=("public.people",), rows=1)
+    undo = MigrationUndo("0005", "", tables=("public.people",), dropped=("public.people",), rows=1)
     assert undo.act(DATABASE).target == f"{DATABASE} to base, losing up to 1 rows in 1 tables"
     noted = replace(undo, columns=(("public.people", ("note", "x")),))
     assert noted.act(DATABASE).target.endswith("1 rows in 1 tables, dropping columns of public.people (note, x)")

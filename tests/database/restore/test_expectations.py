@@ -15,7 +15,7 @@ from flows.database.backup import backup_database, verify_backup
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.gx import process
-from tasks.integrity import Checked, Expectations
+from tasks.integrity import CheckedFiles, Expectations
 from tests.database.conftest import NAME, Trial, with_expectations
 from tests.tasks.test_gx_process import children
 
@@ -75,7 +75,7 @@ class Judged:
     def result(self) -> Expectations:
         if self.tables is None:
             raise OpsError("users.json is not a suite of expectations", "correct it")
-        return Expectations(tuple(Checked(table, "x", ok, "") for table, ok in self.tables.items()), (), None)
+        return Expectations(tuple(CheckedFiles(table, "x", ok, "") for table, ok in self.tables.items()), (), None)
 
 
 @pytest.mark.parametrize(

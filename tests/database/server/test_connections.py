@@ -23,7 +23,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.sessions import closing
 from tasks.postgres.sessions.closing import CLOSE, close_sessions
-from tasks.postgres.sessions.connections import Session, read_activity
+from tasks.postgres.sessions.connections import ClientSession, read_activity
 from tasks.postgres.sessions.pool import read_pool
 from tests.database.conftest import NAME, Trial
 from tests.fixtures.reports import beginning as found
@@ -81,7 +81,7 @@ def rows(report: Report, name: str) -> tuple[tuple[str, ...], ...]:
     return next((table.rows for table in report.evidence if table.name == name), ())
 
 
-def session(trial: Trial, process: int) -> Session | None:
+def session(trial: Trial, process: int) -> ClientSession | None:
     return next((s for s in read_activity(trial.environment.postgres).sessions if s.pid == process), None)
 
 

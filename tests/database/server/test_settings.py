@@ -22,7 +22,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks.postgres.server import settings
 from tasks.postgres.server.recommended import MANUAL
-from tasks.postgres.server.settings import CHANGE, Change, alter_system, read_settings
+from tasks.postgres.server.settings import CHANGE, PostgresSettingChange, alter_system, read_settings
 from tasks.reports.setting_records import FOLDER
 from tests.database.conftest import NAME, write_environment
 from tests.fixtures import forked
@@ -350,7 +350,7 @@ def test_the_action_asks_for_its_permit(server: PostgresServer) -> None:
     permit = Permit(NAME, (Act(CHANGE, "work_mem = 8MB"),))
     postgres = toml.environment(NAME).postgres
     with pytest.raises(NotConfirmed):
-        alter_system(permit, postgres, [Change("work_mem", "9MB")])
+        alter_system(permit, postgres, [PostgresSettingChange("work_mem", "9MB")])
     with pytest.raises(NotConfirmed, match="reload"):
-        alter_system(permit, postgres, [Change("work_mem", "8MB")])
+        alter_system(permit, postgres, [PostgresSettingChange("work_mem", "8MB")])
     assert read_settings(postgres).by_name["work_mem"].auto is None

@@ -19,7 +19,7 @@ from flows.database.server.holders import of_database
 from flows.database.upkeep.vacuum import check_autovacuum, vacuum_database
 from lab.processes import run, write
 from runbook.errors import OpsError, RunbookFailed, Unreachable
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from runbook.report import Status
 from runbook.wait import until
 from tasks.postgres.sessions.holders import find_holders
@@ -334,7 +334,7 @@ def test_its_progress_is_told(dead: Trial) -> None:
     assert 0.5 <= told.ratio < 0.75
 
 
-def _told(trial: Trial) -> Done | None:
+def _told(trial: Trial) -> WorkDone | None:
     told = read_progress(trial.environment.postgres, 2, 4)
     return told if "of 1." in told.text else None
 

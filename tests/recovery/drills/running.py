@@ -21,7 +21,7 @@ from runbook.errors import RunbookFailed, Unreachable
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.wait import until
-from tasks.drill.clients import Clients
+from tasks.drill.clients import DrillClients
 from tests.fixtures import forked
 from tests.recovery.conftest import System
 
@@ -86,7 +86,7 @@ def begun(system: System, scenario: str, directory: Path) -> Drill:
     env = environment(system)
     report, acts = Report("DR drill", env.name, env.name), tuple(SCENARIOS[scenario].acts(env))
     half_done = UnfinishedDrill.now(scenario, directory).noted(env.reports_directory, breaks="")
-    return Drill(env, report, Permit(env.name, acts), directory, Clients.at(directory, "x-"), half_done)
+    return Drill(env, report, Permit(env.name, acts), directory, DrillClients.at(directory, "x-"), half_done)
 
 
 def forget(system: System) -> None:

@@ -23,7 +23,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.replication import write_block
 from tasks.wal.archive.destinations import destinations_of
-from tasks.wal.archiver import Archiver
+from tasks.wal.archiver import WalArchiver
 from tests.database.backup.test_backup import run
 from tests.fixtures import forked
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
@@ -300,7 +300,7 @@ def test_a_server_that_is_down_keeps_it_contained_and_the_command_line_works(clu
 def test_wal_stays_in_the_receiver_s_directory_meanwhile(cluster: Cluster) -> None:
     contain()
     env = cluster.environment
-    archiver = Archiver(cluster.wal, destinations_of(env), 0, lambda: is_here(NAME, env.reports_directory))
+    archiver = WalArchiver(cluster.wal, destinations_of(env), 0, lambda: is_here(NAME, env.reports_directory))
     cluster.sql("postgres", "INSERT INTO notes VALUES (7)")
     cluster.sql("postgres", "SELECT pg_switch_wal()")
     cluster.sql("postgres", "INSERT INTO notes VALUES (8)")

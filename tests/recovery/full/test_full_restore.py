@@ -24,7 +24,7 @@ from flows.recovery.full import bring_up
 from flows.recovery.full_restore import full_restore
 from lab import lifecycle
 from lab.client import Lab
-from lab.control import Control
+from lab.control import LabControl
 from lab.state.base import base_directory
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.guard.lease import ANSWER_SECONDS, RENEW_EVERY_SECONDS
@@ -71,7 +71,7 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
 @pytest.mark.soak  # it stops the Prefect server that all tests share for a minute
 def test_a_prefect_server_that_hangs_in_the_middle_does_not_prolong_the_outage(system: System) -> None:
     """SIGSTOP, from the stop of the services on: the application is healthy again before the server goes on."""
-    control = Control.find(base_directory())
+    control = LabControl.find(base_directory())
     assert control
     server = psutil.Process(control.supervisor.services()["server"].pid)
     hung = [server, *server.children(recursive=True)]

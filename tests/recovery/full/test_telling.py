@@ -19,7 +19,7 @@ from flows.recovery import full_restore as module
 from flows.recovery.full_restore import full_restore
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from tasks.drill.ledger import Ledger
+from tasks.drill.ledger import WriteLedger
 from tasks.drill.lost_writes import find_lost_writes
 from tasks.drill.writer import Writer
 from tasks.postgres.dump.dump import GLOBALS
@@ -43,7 +43,7 @@ def test_writes_until_the_stop_are_counted_and_a_late_recovery_is_no_failed_one(
     late = Environment.find(system.name)
     late.rto_seconds = 1
     monkeypatch.setattr(module.Environment, "find", lambda _name: late)
-    ledger = Ledger(tmp_path / "writes.jsonl")
+    ledger = WriteLedger(tmp_path / "writes.jsonl")
     with Writer(late.application, ledger, per_second=2, every=1000):
         report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
     gone = find_lost_writes(ledger, system.lab.status()["postgres"]["dsn"], late.application).lost

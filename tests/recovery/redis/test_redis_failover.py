@@ -26,7 +26,7 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.failover.group import Group as Group_
-from tasks.redis.failover.group import Member
+from tasks.redis.failover.group import GroupMember
 from tasks.redis.sentinels import SentinelView, Watch, ask_sentinels
 from tasks.redis.server import call
 from tasks.redis.topology import topology
@@ -377,7 +377,7 @@ def test_one_sentinel_s_opinion_is_not_enough() -> None:
     views[0] = replace(views[0], flags=frozenset({"master", "s_down"}))
     report = Report("Redis failover", NAME)
     with pytest.raises(RunbookFailed):
-        findings.judge_dead(report, Group_(Watch(tuple(views)), {"a:1": Member("a:1", "gone", dead=True)}))
+        findings.judge_dead(report, Group_(Watch(tuple(views)), {"a:1": GroupMember("a:1", "gone", dead=True)}))
     assert "down for 1 of 3" in finding(report, "for a quorum of the Sentinels")
 
 

@@ -18,7 +18,7 @@ from runbook.files import record
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.failover import handover
-from tasks.redis.failover.promotion import Choice
+from tasks.redis.failover.promotion import PromotionChoice
 from tasks.redis.server import call
 from tasks.redis.topology.topology import RECORD, ReplicationTopology
 from tests.fixtures import forked
@@ -67,7 +67,7 @@ def test_sentinels_whose_greeting_stands_behind_the_pause_hand_over_all_the_same
     """Each greets by PUBLISH every two seconds, on the connection by which it would ask the master to hand over."""
     catch_up, all_of_them = handover._catch_up, len(group.sentinels)
 
-    def late(block: Redis, choice: Choice) -> int:
+    def late(block: Redis, choice: PromotionChoice) -> int:
         stood = catch_up(block, choice)
         until(lambda: standing_behind(group.master, "publish") >= all_of_them, what="their greetings", seconds=120)
         return stood

@@ -29,7 +29,7 @@ from tasks.redis.backup.aof import copy_aof, cut_bytes, loaded_aof, read_aof
 from tasks.redis.backup.live_aof import RECORD, REWRITES, Rewrites
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.restore.network import RECORD as NETWORK_RECORD
-from tasks.redis.restore.network import Leftover
+from tasks.redis.restore.network import RedisLeftover
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, add_short, fill, survivors
@@ -308,7 +308,11 @@ def test_what_a_killed_run_left_on_a_server_that_died_is_no_reason_to_take_no_ba
     group.master.client().set("a", 1)
     reports = group.master.root / "reports"
     reports.mkdir()
-    left = Rewrites(group.master.address, "100") if record == RECORD else Leftover(group.master.address, "x:1", {}, "")
+    left = (
+        Rewrites(group.master.address, "100")
+        if record == RECORD
+        else RedisLeftover(group.master.address, "x:1", {}, "")
+    )
     write(reports / record, left)
     group.lose_master()
     report = backup_redis.fn(NAME)

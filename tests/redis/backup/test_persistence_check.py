@@ -24,7 +24,7 @@ from tasks.redis.persistence.files import read_manifest
 from tasks.redis.persistence.place import DataDirectory, read_place
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.persistence.written import read_written
-from tasks.redis.settings.recommended import Rule, covers, normal
+from tasks.redis.settings.recommended import SettingRule, covers, normal
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
 
 MANUAL = ("save 900 1 300 10 60 10000", "appendonly yes")
@@ -150,8 +150,8 @@ def test_what_is_stricter_is_as_well(kept: RedisServer) -> None:
         kept.client().config_set(setting, value)
     assert set(wrong(check())) == {"configuration file"}
     assert "no acknowledged write" in check().facts["a kill now would lose"]
-    assert covers((Rule(60, 1),), Rule(300, 10))
-    assert not covers((Rule(60, 11), Rule(301, 1)), Rule(300, 10))
+    assert covers((SettingRule(60, 1),), SettingRule(300, 10))
+    assert not covers((SettingRule(60, 11), SettingRule(301, 1)), SettingRule(300, 10))
 
 
 def test_no_checksum(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from tasks.backups import catalogue
 from tasks.redis.persistence import saving
 from tasks.redis.persistence.place import inspect_place, read_place
 from tasks.redis.persistence.saving import BLOCK, save_blocking, save_in_background
-from tasks.redis.persistence.state import State, read_persistence, state_of
+from tasks.redis.persistence.state import PersistenceState, read_persistence, state_of
 from tasks.redis.sentinels import SentinelView, Watch
 from tasks.stores.directory import DirectoryStore
 from tests.redis.backup.test_persistence_check import MANUAL, child_of, fill, register
@@ -86,7 +86,7 @@ def launched_again(server: RedisServer, kind: Kind) -> None:
     until(lambda: server.client().dbsize() >= KEYS, what="all keys", seconds=120)
 
 
-def state(server: RedisServer) -> State:
+def state(server: RedisServer) -> PersistenceState:
     """Its counters."""
     return state_of(server.client().info())
 

@@ -11,7 +11,7 @@ import redis
 
 from flows.redis.memory.check import check_redis_memory
 from runbook.report import Report, Status
-from tasks.redis.memory.estimates import Estimate, Stratum, Sums
+from tasks.redis.memory.estimates import SizeEstimate, Stratum, Sums
 from tasks.redis.memory.sampling import MOST_KEYS, Biggest, Prefixes
 from tasks.redis.memory.script import BYTES, KEYS, WIDTH, KeyFacts, SurveyPage
 from tasks.redis.memory.sweep import Survey, survey_keys
@@ -67,7 +67,7 @@ def truth(client: redis.Redis) -> dict[bytes, tuple[int, int]]:
     return counted
 
 
-def told(survey: Survey) -> dict[bytes, tuple[Estimate, Estimate]]:
+def told(survey: Survey) -> dict[bytes, tuple[SizeEstimate, SizeEstimate]]:
     return {found.prefix: (found.keys, found.size) for found in survey.prefixes}
 
 
@@ -82,7 +82,7 @@ def test_totals_of_200_000_keys_are_true_and_a_big_hash_among_them_is_found(serv
     found = told(survey)
     assert found.keys() == expected.keys()
     for prefix, (keys, size) in expected.items():
-        assert found[prefix][0] == Estimate(keys)
+        assert found[prefix][0] == SizeEstimate(keys)
         close = 0.05 if prefix == b"report:" else 0.0  # of the hash's fields 5 were looked at
         assert math.isclose(found[prefix][1].value, size, rel_tol=close), prefix
     biggest = survey.biggest[0]
@@ -152,7 +152,7 @@ def test_too_few_pages_give_no_error() -> None:
     assert stratum.size_of(stratum.total).value == 10_000
     assert math.isnan(stratum.size_of(stratum.total).error)
     stratum.add(_page(5, cursor=b"0"), _numbers([]))
-    assert stratum.size_of(stratum.total) == Estimate(150)
+    assert stratum.size_of(stratum.total) == SizeEstimate(150)
 
 
 def test_memory_is_bounded_whatever_the_prefixes_are() -> None:

@@ -27,7 +27,7 @@ from tasks.backups import manifest
 from tasks.backups.manifest import Manifest
 from tasks.redis.content.manifest import compare
 from tasks.redis.keys import read_prefix, widest
-from tasks.redis.line import Line, live_line
+from tasks.redis.line import RedisLine, live_line
 from tasks.redis.restore import values
 from tasks.redis.restore.prefixes import restore_keys
 from tasks.redis.restore.values import same_value
@@ -236,7 +236,7 @@ def large_values(client: redis.Redis) -> list[bytes]:
     return [b"string", b"list", b"set", b"zset", b"hash", b"stream"]
 
 
-class Other(Line):
+class Other(RedisLine):
     """A line that answers with the keys of database 1."""
 
     def pipe(self, database: int, commands: Any, *, together: bool = False) -> list[Any]:
@@ -313,7 +313,7 @@ def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch
     """The seeded failure: the restore itself writes something wrong (its own connection is not told of)."""
     carried = restore_keys
 
-    def wrongly(permit: Any, block: Any, scratch: Any, live: Line, *rest: Any) -> Any:
+    def wrongly(permit: Any, block: Any, scratch: Any, live: RedisLine, *rest: Any) -> Any:
         done = carried(permit, block, scratch, live, *rest)
         live.call(9, "SET", "session:7", "wrong")
         live.call(0, "SET", "session:extra", "wrong")

@@ -23,7 +23,15 @@ from tasks.redis.persistence import saving
 from tasks.redis.server import call
 from tasks.redis.settings import changes as setting_changes
 from tasks.redis.settings import running as settings
-from tasks.redis.settings.changes import REWRITE, SET, Change, act_of, rewrite_file, set_values, switch_aof_on
+from tasks.redis.settings.changes import (
+    REWRITE,
+    SET,
+    RedisSettingChange,
+    act_of,
+    rewrite_file,
+    set_values,
+    switch_aof_on,
+)
 from tasks.redis.settings.recommended import KINDS, RECOMMENDED, Name, same, shown
 from tasks.redis.settings.running import read_settings
 from tasks.reports import setting_records as records
@@ -665,9 +673,11 @@ def test_a_server_that_is_down(kept: RedisServer, quick: None) -> None:
 
 def test_the_actions_ask_for_their_permit(kept: RedisServer) -> None:
     told = read_settings(kept.block(), NAME)
-    permit = Permit(NAME, (Act(SET, act_of(kept.address, Change("timeout", "9"))), Act(REWRITE, "127.0.0.1:1")))
+    permit = Permit(
+        NAME, (Act(SET, act_of(kept.address, RedisSettingChange("timeout", "9"))), Act(REWRITE, "127.0.0.1:1"))
+    )
     with pytest.raises(NotConfirmed):
-        set_values(permit, kept.block(), told, (Change("timeout", "10"),))
+        set_values(permit, kept.block(), told, (RedisSettingChange("timeout", "10"),))
     with pytest.raises(NotConfirmed):
         switch_aof_on(permit, kept.block(), told)
     with pytest.raises(NotConfirmed):

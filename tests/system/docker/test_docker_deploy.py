@@ -19,7 +19,7 @@ from runbook.report import Report, Status
 from tasks.docker import deploying
 from tasks.docker.building import push_image
 from tasks.docker.deployed import read_log
-from tasks.docker.deploying import Wanted, pull_images, swap_containers
+from tasks.docker.deploying import WantedContainer, pull_images, swap_containers
 from tests.fixtures.engine import BASE, NAME, Engine
 from tests.fixtures.servers import free_port
 
@@ -271,7 +271,7 @@ def test_what_was_planned_is_deployed_by_its_digest(
         said = list(api.push(trial.repository, tag="v1", stream=True, decode=True))
         return next(str(part["aux"]["Digest"]) for part in said if "aux" in part)
 
-    def pulled(*arguments: object) -> list[Wanted]:
+    def pulled(*arguments: object) -> list[WantedContainer]:
         meanwhile.append(pushed("v2"))
         api.remove_image(f"{trial.repository}@{digest}", force=True)
         return pull_images(*arguments)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from runbook.guard.permit import Permit
 from tasks.migrations import locks
 from tasks.migrations.alembic import read_revision, upgrade
 from tasks.migrations.columns import count_filled
-from tasks.migrations.locks import Lock, table_sizes
-from tasks.migrations.rehearsal import Loss, State, differences, losses, read_live_schema
+from tasks.migrations.locks import HeldTableLock, table_sizes
+from tasks.migrations.rehearsal import Loss, RehearsedState, differences, losses, read_live_schema
 from tasks.migrations.scripts import Heads, Script, read_heads
 from tasks.postgres.content.definitions import read_definitions
 from tests.fixtures.servers import ROLE_PASSWORD, PostgresServer
@@ -244,7 +244,7 @@ def test_a_merge_has_nothing_to_undo(backend: Path) -> None:
 
 def watch(
     postgres: Postgres, *statements: str, autocommit: bool = False, clock: list[float] | None = None
-) -> dict[tuple[str, str], Lock]:
+) -> dict[tuple[str, str], HeldTableLock]:
     """Run statements as the application's role and note the revision, all in one transaction (or none). `clock`: when
     each was sent, and when all was over."""
     times = [] if clock is None else clock
@@ -353,10 +353,10 @@ def test_how_two_states_differ() -> None:
     assert differences({key: table}, {}) == (f"{key} is missing",)
     assert differences({}, {key: table}) == (f"{key} is new",)
     assert "differs" in differences({key: table}, {key: table.replace("text", "varchar")})[0]
-    before = State({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
-    after = State({}, {"t": {"a": "1", "d": "3"}}, {"t": 5, "v": 1})
+    before = RehearsedState({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
+    after = RehearsedState({}, {"t": {"a": "1", "d": "3"}}, {"t": 5, "v": 1})
     assert losses(before, after) == (Loss("u", 3, dropped=True), Loss("v", 1), Loss("t", 5, ("b",))), "c is d now"
-    anew = State({}, {"t": {"a": "1", "b": "5", "c": "3"}, "u": {"a": "4"}}, before.rows)
+    anew = RehearsedState({}, {"t": {"a": "1", "b": "5", "c": "3"}, "u": {"a": "4"}}, before.rows)
     assert losses(before, anew) == (Loss("t", 5, ("b",)),), "another column took its name"
 
 
