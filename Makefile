@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 UV := $(VENV)/tools/bin/uv
 INSTALLED := $(VENV)/.installed
 
+# Where it is set, each of the tests' processes compiles every module again: 10 s of processor time.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: lab lab-down
 
 lab: $(INSTALLED)
@@ -69,10 +72,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 .PHONY: lint test test-all test-thorough test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
-.PHONY: test-system soak lock
+.PHONY: test-system test-system-installed test-hosts test-ui soak lock
 
 # A file is one worker's; tests/plugins/ordered.py has the longest begun first, where xdist would begin with the most tests.
-PARALLEL := --dist loadfile --no-loadscope-reorder
+WORKERS ?= 4
+PARALLEL = --dist loadfile --no-loadscope-reorder -n $(WORKERS)
 
 # The newest failures first: style, types, wording, layers; then everything else on two workers.
 lint: $(INSTALLED)
@@ -83,23 +87,28 @@ lint: $(INSTALLED)
 # The newcomer's proof and the developer's loop: each runbook, and a seeded failure of each promise.
 test: lint
 	@tests/node/install
-	@$(BIN)/python -m pytest $(PARALLEL) -n 4 -m "not system and not soak and not thorough"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not system and not soak and not thorough"
 	@echo "make test-all also runs the $$(wc -l <tests/thorough.txt) more expensive tests of tests/thorough.txt"
 
-# What CI proves with the servers of the lab; test-matrix and test-system are the rest.
-test-all: test test-thorough
+# What CI proves with the servers of the lab, in one run, whose files share their labs; test-matrix and test-system are
+# the rest.
+test-all: lint
+	@tests/node/install
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not system and not soak"
 
 test-thorough: $(INSTALLED)
 	@tests/node/install
-	@$(BIN)/python -m pytest $(PARALLEL) -n 4 -m "thorough and not system and not soak"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "thorough and not system and not soak" \
+	  $$(cut -d: -f1 tests/thorough.txt | sort -u)
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 # What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.
-# 15 and 18 are tested whole; of 16 and 17, which lie between them, the core.
+# 15 and 18 are tested whole; of 16 and 17, which lie between them, the core: backup, restore, recovery to a moment.
 CORE := tests/matrix tests/tasks/postgres/test_definitions.py tests/tasks/postgres/test_rowhash.py
 RESTORES := $(patsubst %,tests/database/%.py,backup/test_backup backup/test_base_backup restore/test_restore)
-MATRIX_15 := $(CORE) tests/database
-MATRIX_16 := $(CORE) $(RESTORES) $(patsubst %,tests/database/%.py,\
+POINT := tests/recovery/point/test_point_in_time.py
+MATRIX_15 := $(CORE) tests/database $(POINT)
+MATRIX_16 := $(CORE) $(RESTORES) $(POINT) $(patsubst %,tests/database/%.py,\
   restore/test_tables server/test_vacuum backup/test_verify_and_prune)
 MATRIX_17 := $(MATRIX_16)
 ONCE := $(patsubst %,--ignore=tests/database/%.py,test_killed_server backup/test_write_load backup/test_stores \
@@ -109,33 +118,45 @@ ONCE_REDIS := $(patsubst %,--ignore=tests/redis/%.py,cache/test_cache_meanwhile 
   settings/test_overrides test_refusals)
 ONCE_15 := $(ONCE)
 # Of these, what backups and restores stand on: CI, which has 45 minutes, runs it after `make test`.
-BRIEF := $(CORE) $(RESTORES)
+BRIEF := $(CORE) $(RESTORES) $(POINT)
 BRIEF_REDIS := $(patsubst %,tests/redis/%.py,restore/test_restore backup/test_aof_backup backup/test_persistence \
   backup/test_verification)
 MATRIX_REDIS := tests/redis tests/recovery/redis/test_redis_failover.py
+CASES := not system and not soak
+CASES_15 = $(CASES)
+CASES_16 = $(CASES)
+CASES_17 = $(CASES)
+FEW := $(CASES) and not thorough
 
 test-matrix: test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 
 test-matrix-brief:
-	@$(MAKE) --no-print-directory test-matrix MATRIX_15="$(BRIEF)" MATRIX_16="$(CORE)" MATRIX_17="$(CORE)" \
-	  MATRIX_REDIS="$(BRIEF_REDIS)"
+	@$(MAKE) --no-print-directory test-matrix MATRIX_15="$(BRIEF)" MATRIX_16="$(BRIEF)" MATRIX_17="$(BRIEF)" \
+	  MATRIX_REDIS="$(BRIEF_REDIS)" CASES_16="$(FEW)" CASES_17="$(FEW)" WORKERS=2
 
 test-matrix-installed: $(INSTALLED)
 	@$(BIN)/python -m tests.matrix.versions
 
 test-matrix-15 test-matrix-16 test-matrix-17: test-matrix-%: test-matrix-installed
-	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX_$*) $(PARALLEL) -n 4 -m "not system and not soak" \
-	  -k "not killed" $(ONCE_$*)
+	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX_$*) $(PARALLEL) -m "$(CASES_$*)" -k "not killed" $(ONCE_$*)
 
 test-matrix-redis: $(INSTALLED)
 	@tests/matrix/install-redis
-	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest $(MATRIX_REDIS) $(PARALLEL) -n 4 \
-	  -m "not system and not soak" -k "not killed" $(ONCE_REDIS)
+	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest $(MATRIX_REDIS) $(PARALLEL) -m "$(CASES)" -k "not killed" $(ONCE_REDIS)
 
-test-system: $(INSTALLED)
+# The browser has a run of its own, so a Prefect server of its own: it shows the deployments of one lab. Both mostly
+# wait: `make -j2 test-system` runs them beside each other.
+test-system: test-hosts test-ui
+
+test-system-installed: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
-	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/ui $(PARALLEL) -n 2
+
+test-hosts: test-system-installed
+	@$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "system and not soak" \
+	  $$(grep -rl "mark.system" tests --include="test_*.py" | grep -v ^tests/ui/)
+
+test-ui: test-system-installed
 	@$(BIN)/python -m pytest -m system tests/ui
 
 # What is marked soak, at the test or in tests/soak.txt; the system's as root, after the others.

@@ -29,7 +29,7 @@ ROUNDS = 3
 TTL_SAMPLE = 2000
 IDLE_SECONDS = 8.0
 MEMORY = "flows.redis.memory.check:check_redis_memory"
-CLEAR = "flows.redis.cache.cache:clear_cache"
+CLEAR = "flows.redis.cache:clear_cache"
 PEER = CHECKOUT / "benchmarks" / "redis_peer.sh"
 FILL = """
 for n = tonumber(ARGV[1]), tonumber(ARGV[2]) do
@@ -100,8 +100,8 @@ class RedisChapter:
         ]
 
     def clear(self, server: RedisServer) -> list[Figure]:
-        """A pattern that all keys have."""
-        parameters = {"environment": NAME, "pattern": "cache:*", "confirm": NAME}
+        """A prefix that all keys have."""
+        parameters = {"environment": NAME, "prefixes": ("cache:",), "confirm": NAME}
         ours, peer, beside = list[float](), list[float](), Beside()
         server.client().flushall()
         for number in range(ROUNDS):

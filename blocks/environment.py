@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from blocks.ai_providers import AIProviders
 from blocks.cloud import Cloud
 from blocks.docker import Docker
-from blocks.exclusion import Cluster, Directory, Exclusion, Part, keyspaces
+from blocks.exclusion import Cluster, Directory, Exclusion, LockedPart, keyspaces
 from blocks.hosts import is_here
 from blocks.monitoring import Monitoring
 from blocks.people.alerts import COLUMNS, Alerts
@@ -44,6 +45,12 @@ START_ORDER = ("postgres", "redis", "backend", "frontend")
 _NOBODY: Mapping[str, Environment] = MappingProxyType({})
 CHECKOUT = Path(__file__).resolve().parents[1]
 _stand_ins: ContextVar[Mapping[str, Environment]] = ContextVar("stand_ins", default=_NOBODY)
+
+
+@functools.cache
+def _zones() -> frozenset[str]:
+    """All names; reading them takes as long as the rest of an environment."""
+    return frozenset(available_timezones())
 
 
 class Environment(Block):
@@ -79,7 +86,7 @@ class Environment(Block):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, name: str) -> str:
-        if name not in available_timezones():
+        if name not in _zones():
             raise ValueError(f"{name} is no time zone; one is Asia/Tokyo")
         return name
 
@@ -246,7 +253,7 @@ class Environment(Block):
     def exclusion(self, runbook: str) -> Exclusion:
         """The locks of its servers and of the directories of this host that it describes, not taken yet."""
         run, nodes = f"interview-ops {self.name}: {runbook}", self.nodes()
-        found: list[Part] = [Cluster(node, run) for node in nodes]
+        found: list[LockedPart] = [Cluster(node, run) for node in nodes]
         directories = [node.data_directory for node in nodes if is_here(node.host)]
         if self.has("redis"):
             found += keyspaces(self.redis, run)

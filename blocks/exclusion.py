@@ -33,7 +33,7 @@ ENDING_SECONDS = 5.0
 PREFIX = "interview-ops-lock-"
 
 
-class Part(Protocol):
+class LockedPart(Protocol):
     """One server or directory."""
 
     @property
@@ -278,7 +278,7 @@ def _locked(what: str, who: str) -> Locked:
     )
 
 
-def _take(part: Part) -> bool:
+def _take(part: LockedPart) -> bool:
     """A session that has just been closed keeps its lock for some milliseconds more."""
     refused: list[Locked] = []
 
@@ -299,9 +299,9 @@ def _take(part: Part) -> bool:
 class Exclusion:
     """All that one run may change. What cannot be locked from here (down, remote, no rights) is left out."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[LockedPart]) -> None:
         self._parts = parts
-        self._taken: list[Part] = []
+        self._taken: list[LockedPart] = []
         self._checking = threading.Lock()  # steps that run beside each other
 
     def identities(self) -> dict[str, str]:

@@ -169,7 +169,7 @@ class LoadStep(HttpStep):
     ai: bool = Field(default=False, description="asks an AI: as often as ai_answers at most; 429 is its limit at work")
 
 
-class Writes(BaseModel):
+class HttpWrites(BaseModel):
     """What the client of a drill writes through the application: `login` first, then `steps`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -184,7 +184,7 @@ class Writes(BaseModel):
         return self
 
 
-class Question(BaseModel):
+class HttpQuestion(BaseModel):
     """A user's question to the AI. `before`: e.g. a log-in; `ask` sends `{text}` and takes `answer`, perhaps `provider`
     and `model`; the answer to `stored` holds every question and answer that is stored."""
 

@@ -10,7 +10,7 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from blocks.http_step import TEXT, HttpStep, LoadStep, Question, Writes, unknown_name
+from blocks.http_step import TEXT, HttpQuestion, HttpStep, HttpWrites, LoadStep, unknown_name
 from blocks.s3 import Bucket, bucket_and_prefix
 from blocks.tls import TlsServer, certificate_names
 from runbook.errors import OpsError
@@ -162,10 +162,10 @@ class Application(Block):
     smoke: list[HttpStep] = Field(default=[], description="requests that prove that the application works")
     smoke_command: list[str] = Field(default=[], description="a program that proves it, by its exit status 0")
     smoke_seconds: float = Field(default=120.0, gt=0, description="deadline of smoke_command")
-    writes: Writes = Field(default=Writes(), description="what the client of a drill writes")
+    writes: HttpWrites = Field(default=HttpWrites(), description="what the client of a drill writes")
     load_test: list[LoadStep] = Field(default=[], description="what the users of a load test do")
     corruption: Corruption | None = Field(default=None, description="for the drill of data corruption")
-    ai: Question = Field(default=Question(), description="a user's question to the AI")
+    ai: HttpQuestion = Field(default=HttpQuestion(), description="a user's question to the AI")
     user: str = Field(default="", description="{user} in the requests above")
     password: SecretStr = Field(default=SecretStr(""), description="{password} in them")
     secrets: SecretDict = Field(default=SecretDict({}), description="more secrets: name → {name} in them")

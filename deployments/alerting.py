@@ -15,7 +15,7 @@ from blocks.people.alerts import Alerts, Channel
 from tasks.alerts import message as form
 
 # Filled in by the block: its own subject and body, and what it keeps masked.
-MESSAGE = form.Message("trigger", "escalation", "server", "Prefect", True, "{{ subject }}", "{{ body }}")
+MESSAGE = form.AlertMessage("trigger", "escalation", "server", "Prefect", True, "{{ subject }}", "{{ body }}")
 KEY = "{{ key }}"
 
 

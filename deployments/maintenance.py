@@ -27,7 +27,7 @@ WEEKDAYS = "日月火水木金土"
 
 
 @dataclass(frozen=True)
-class Row:
+class MaintenanceRow:
     """One row of §7.1, its cells as they stand there. `deployments`: `flow-name` or `flow-name/suffix`."""
 
     frequency: str
@@ -68,7 +68,7 @@ class Also:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedWork:
     """What somebody waits for: a row, or what is scheduled besides."""
 
     task: str
@@ -78,19 +78,19 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Table:
+class MaintenanceTable:
     """The whole file."""
 
-    row: tuple[Row, ...]
+    row: tuple[MaintenanceRow, ...]
     cron: tuple[Cron, ...]
     also: tuple[Also, ...]
 
-    def planned(self) -> list[Planned]:
+    def planned(self) -> list[PlannedWork]:
         """All that is scheduled."""
         return [
-            *(Planned(row.task, row.owner, row.duration, row.deployments) for row in self.row),
-            *(Planned(f"cron {cron.section}", "SRE", cron.duration, cron.deployments) for cron in self.cron),
-            *(Planned(also.why.partition(":")[0], "SRE", also.duration, also.deployments) for also in self.also),
+            *(PlannedWork(row.task, row.owner, row.duration, row.deployments) for row in self.row),
+            *(PlannedWork(f"cron {cron.section}", "SRE", cron.duration, cron.deployments) for cron in self.cron),
+            *(PlannedWork(also.why.partition(":")[0], "SRE", also.duration, also.deployments) for also in self.also),
         ]
 
     def durations(self) -> dict[str, str]:
@@ -98,9 +98,9 @@ class Table:
         return {one: each.duration for each in self.planned() for one in each.deployments}
 
 
-def read_table(path: Path = TABLE) -> Table:
+def read_table(path: Path = TABLE) -> MaintenanceTable:
     """The table of a file."""
-    return TypeAdapter(Table).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+    return TypeAdapter(MaintenanceTable).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def duration_tag(duration: str) -> str:
@@ -171,7 +171,7 @@ def page() -> str:
     return "\n".join(_lines(read_table())) + "\n"
 
 
-def _lines(table: Table) -> Iterator[str]:
+def _lines(table: MaintenanceTable) -> Iterator[str]:
     yield "| 頻度 | タスク | 担当者 | 所要時間 | 優先度 | デプロイメントと時刻 (Asia/Tokyo) |"
     yield "|---|---|---|---|---|---|"
     for row in table.row:

@@ -1,7 +1,7 @@
-"""Four eyes on the command line: the plan is shown, a second person types a code, and the same plan is carried out.
+"""Approval by a second person on the command line: print the plan, read that person's code, run the same plan.
 
-The code is read from the terminal (or another standard input), or from the variable OPS_APPROVAL_CODE; never from the
-command line, where everybody on the host reads it. Nothing is locked meanwhile: the confirmed run judges again.
+The code comes from standard input or from OPS_APPROVAL_CODE. It is never an argument: everybody on the host can read
+those. The environment is not locked meanwhile, so the confirmed run judges again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runbook.errors import NotConfirmed
 from runbook.guard import approval
 from runbook.guard.approval import Approved, PlanChanged
 from runbook.guard.approval_form import described
-from runbook.guard.codes import Refused
+from runbook.guard.codes import CodeRefused
 from runbook.report import Report, Status
 
 CODE, OVERRIDE = "OPS_APPROVAL_CODE", "OPS_APPROVAL_OVERRIDE"
@@ -29,7 +29,7 @@ PREFIX = "override:"
 
 
 def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, Any]) -> Report:
-    """Call a runbook; one that needs an approval is planned first.
+    """Call a runbook. One that needs an approval is planned first.
 
     Raises:
         NotConfirmed: nobody approved its plan.
@@ -44,15 +44,15 @@ def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, An
         planned = call(**{**given, "confirm": ""})
         if planned.status is not Status.PLANNED:
             return planned
-        with approval.approved_here(_asked(env, approvals, planned)):
+        with approval.approved_here(_request_approval(env, approvals, planned)):
             try:
                 return call(**given)
             except PlanChanged as error:
                 print(error, file=sys.stderr)
-    raise NotConfirmed(f"the plan changed {MOST_PLANS} times before it was carried out", "launch it in a quiet moment")
+    raise NotConfirmed(f"the plan changed {MOST_PLANS} times before it could run", "launch it again under less load")
 
 
-def _asked(env: Environment, approvals: Approval, planned: Report) -> Approved:
+def _request_approval(env: Environment, approvals: Approval, planned: Report) -> Approved:
     plan, launcher = planned.facts["plan"], os.environ.get("SUDO_USER") or getpass.getuser()
     ends = datetime.now(UTC) + timedelta(minutes=approvals.minutes)
     override = f" In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
@@ -64,21 +64,21 @@ def _asked(env: Environment, approvals: Approval, planned: Report) -> Approved:
     for text in _texts():
         now = datetime.now(UTC)
         if now > ends:
-            why = f"{approvals.minutes:g} minutes are over"
+            why = f"{approvals.minutes:g} minutes have passed"
             break
         try:
             if text.startswith(PREFIX) and override:
                 return Approved(plan, "", now, approval.checked_reason(text.removeprefix(PREFIX)), launcher)
             name = approval.use_code(env, approvals, text, now, str(uuid.uuid4()), launcher)
             return Approved(plan, name, now, launcher=launcher)
-        except Refused as error:
+        except CodeRefused as error:
             why = str(error)
             print(why, file=sys.stderr)
     raise NotConfirmed(f"nobody approved plan {plan}: {why}", "launch it again with the second person present")
 
 
 def _texts() -> Iterator[str]:
-    """What was typed, a few times; a variable counts once."""
+    """The codes to try: one from a variable, or up to MOST_CODES typed ones."""
     if override := os.environ.get(OVERRIDE):
         yield PREFIX + override
     elif code := os.environ.get(CODE):

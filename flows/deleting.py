@@ -1,4 +1,4 @@
-"""What must hold before anything is deleted by its age, and how much a run without a person may delete."""
+"""Checks before anything is deleted by age: the clocks, and the share that an unattended run can delete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def judge_clocks(report: Report, env: Environment, *stores: Store, database: Postgres | None = None) -> None:
-    """This host's clock against the database's, the stores' and Prefect's.
+    """Compare this host's clock with those of the database, the stores and Prefect.
 
     Raises:
         RunbookFailed: one differs by more than a minute.
@@ -29,9 +29,10 @@ def judge_clocks(report: Report, env: Environment, *stores: Store, database: Pos
     report.require(
         "this host's clock",
         not over,
-        "synchronise both clocks (chronyc tracking, timedatectl), then launch it again; nothing was deleted",
-        value="; ".join(map(_described, over or [one for one in skews if one.ahead_seconds is not None])) or "no other",
-        expected=f"within {clock.MOST_SKEW_SECONDS:.0f} s of the database's, the store's and Prefect's",
+        "synchronise both clocks (chronyc tracking, timedatectl), then launch this again. Nothing was deleted",
+        value="; ".join(map(_described, over or [one for one in skews if one.ahead_seconds is not None]))
+        or "no other clock to compare with",
+        expected=f"within {clock.MOST_SKEW_SECONDS:.0f} s of the clocks of the database, the store and Prefect",
     )
     if missing := [one.of for one in skews if one.ahead_seconds is None]:
         report.fact("clocks that could not be read", ", ".join(missing))
@@ -44,14 +45,16 @@ def _described(skew: Skew) -> str:
 
 
 def limit_unattended(report: Report, env: Environment, what: str, doomed: Sequence[T], total: int) -> Sequence[T]:
-    """The first of `doomed`: a run without a person deletes a share of `total` at most ([unattended_share]). A wrong
-    rule or clock must not delete nearly everything in one night."""
+    """The first of `doomed`: an unattended run deletes at most a share of `total` ([unattended_share]).
+
+    A wrong rule or clock must not delete nearly everything in one night.
+    """
     most = most_unattended(total, env.unattended_share)
     if not report.unattended or len(doomed) <= most:
         return doomed
     report.warn(
         "share that is deleted",
-        "the next run deletes more; to delete them all now, check the plan and launch this with confirm",
+        "check the plan and launch this with confirm to delete them all now. Otherwise the next run deletes more",
         value=f"{len(doomed)} of {total} {what} can be deleted; this run deletes {most}",
         expected=f"at most {env.unattended_share:.0%} in one unattended run (unattended_share)",
     )

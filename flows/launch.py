@@ -1,9 +1,9 @@
-"""Runbooks from the command line: with Prefect where it answers, without it where it died with the rest. Any of them:
+"""Run any runbook from the command line, also while Prefect is down.
 
 python -m flows.launch apply-postgres-settings environment=lab override="max_connections = 300"
 
-Without it a recovery runs, and a plan, a check or a backup. Maintenance that is confirmed needs `--without-prefect`:
-only this host's file lock protects the environment then.
+Without Prefect, recoveries, plans, checks and backups run. Confirmed maintenance needs `--without-prefect`: only this
+host's file lock protects the environment then.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ USAGE = f"python -m flows.launch RUNBOOK environment=NAME [parameter=value …] 
 
 
 def find_flow(name: str) -> Flow[..., Any]:
-    """The runbook of that name, by the table of contents: importing all of them takes seconds.
+    """The runbook of that name, from prefect.yaml: importing all runbooks takes seconds.
 
     Raises:
-        OpsError: there is none.
+        OpsError: there is no such runbook.
     """
     entries = yaml.safe_load(CONTENTS.read_text(encoding="utf-8"))["deployments"]
     entrypoints = {entry["entrypoint"].rpartition(".")[2].replace("_", "-"): entry["entrypoint"] for entry in entries}
@@ -52,16 +52,16 @@ def find_flow(name: str) -> Flow[..., Any]:
 
 
 def parsed(flow: Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:
-    """`name=value` as the runbook's parameters: JSON where it is any other than a text.
+    """The runbook's parameters from `name=value` words; a value that is not a text is JSON.
 
     Raises:
-        OpsError: a word is none, or the runbook does not take it.
+        OpsError: a word is not `name=value`, or the runbook rejects it.
     """
     given: dict[str, Any] = {}
     for word in words:
         name, separator, text = word.partition("=")
         if not separator:
-            raise OpsError(f"“{word[:60]}” is no parameter", USAGE)
+            raise OpsError(f"“{word[:60]}” is not a parameter", USAGE)
         given[name] = text
     try:
         return checked(flow, given)
@@ -70,23 +70,23 @@ def parsed(flow: Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:
 
 
 def checked(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as the runbook's form would take them.
+    """The parameters, validated as the runbook's form does.
 
     Raises:
-        OpsError: it does not.
+        OpsError: a parameter is not valid.
     """
-    log = logging.getLogger("prefect.flows")  # which would tell it too, in its own way
+    log = logging.getLogger("prefect.flows")  # would print the same error in another form
     try:
         log.disabled = True
         return dict(flow.validate_parameters(dict(parameters)))
     except ParameterTypeError as error:
         lines = [line.removeprefix(" - ").partition(": ") for line in str(error).splitlines()[1:]]
-        said = "; ".join(f"{name} is {parameters.get(name)}: {why}" for name, _, why in lines)
+        problem = "; ".join(f"{name} is {parameters.get(name)}: {why}" for name, _, why in lines)
     except (SignatureMismatchError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
+        problem = " ".join(str(error).split())
     finally:
         log.disabled = False
-    raise OpsError(f"{flow.name} does not take that: {said[:300]}", "correct it (docs/catalogue.md)")
+    raise OpsError(f"{flow.name} rejects the parameters: {problem[:300]}", "correct them (docs/catalogue.md)")
 
 
 def _json(text: str) -> Any:
@@ -99,32 +99,34 @@ def _json(text: str) -> Any:
 def launch(
     flow: Flow[..., Any],
     parameters: Mapping[str, Any],
-    tell: Callable[[Report], str] = lambda report: "",
+    describe: Callable[[Report], str] = lambda report: "",
     *,
     alone: bool = False,
     without_prefect: bool = False,
 ) -> int:
-    """Run a runbook and print its sentence, after what there is to `tell` of its report; the exit code. `alone`: not as
-    a flow run, even where Prefect answers. Where it does not answer, maintenance that changes something needs
-    `without_prefect`. The parameters' bounds are checked here: outside a flow run nobody else does."""
+    """Run a runbook, print what `describe` makes of its report and the report's sentence; returns the exit code.
+
+    `alone`: not as a flow run, even if Prefect answers. `without_prefect`: allow maintenance while Prefect is down.
+    The parameters are validated here: outside a flow run nothing else does it.
+    """
     try:
         given = checked(flow, parameters)
         answers = not alone and prefect_answers()
         with contextlib.nullcontext() if answers or alone or without_prefect else refuse_maintenance():
             report = call_approved(flow.name, flow if answers else flow.fn, given)
     except RunbookFailed as error:
-        print(tell(error.report), end="")
+        print(describe(error.report), end="")
         print(error, file=sys.stderr)
         return 1
     except OpsError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{tell(report)}{report.sentence()}\nreport: {report.path}")
+    print(f"{describe(report)}{report.sentence()}\nreport: {report.path}")
     return 0
 
 
 def prefect_answers() -> bool:
-    """Whether a Prefect server lives, be it ever so busy: only it keeps runs on other hosts away."""
+    """Whether a Prefect server answers, even under load: only Prefect's lock stops runs on other hosts."""
     address = PREFECT_API_URL.value()
     if not address:
         return False
@@ -145,7 +147,7 @@ def main() -> int:
     """The command line."""
     try:
         if len(sys.argv) < 2:
-            raise OpsError("no runbook is named", USAGE)
+            raise OpsError("no runbook was given", USAGE)
         words = [word for word in sys.argv[2:] if word != OPTION]
         flow = find_flow(sys.argv[1])
         parameters = parsed(flow, words)

@@ -1,4 +1,4 @@
-"""What plans pin: each flow that takes a `confirm` says in one line what a confirmed run must find again."""
+"""What a plan pins: the state that the confirmed run must find again, one call for each kind of target."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ SIZE_TOLERANCE = Tolerance(0.1, least=1_000_000)
 
 
 def pin_database(report: Report, postgres: Postgres, *, replaced: bool = False, up: bool = True) -> None:
-    """The database behind the live name, its cluster and timeline. `replaced`: writes after the plan are lost, so that
-    the WAL position is pinned too. A server that is down (not `up`) is pinned as that: its return is a change."""
+    """Pin the live database's OID, its cluster and timeline.
+
+    `replaced`: writes after the plan are lost, so the WAL position is pinned too. `up=False` pins that the server is
+    down: its start is a change.
+    """
     name, found = f"database {postgres.database}", None
     with contextlib.suppress(OpsError):
         found = read_position(postgres, postgres.database) if up else None
@@ -35,15 +38,18 @@ def pin_database(report: Report, postgres: Postgres, *, replaced: bool = False, 
             "[postgres] is PostgreSQL itself",
             DIRECT,
             value=f"a connection pooler: {POOLED}",
-            expected="no pooler between",
+            expected="a direct connection",
         )
     report.pin_state(name, f"OID {found.oid or 'none'}", lost=replaced)
     report.pin_state("WAL", f"{found.system}/{found.timeline}", written=found.lsn if replaced else -1, lost=replaced)
 
 
 def pin_redis(report: Report, block: Redis, *, replaced: bool = False) -> None:
-    """The running Redis server, by its run id. `replaced`: writes after the plan are lost, so that the replication
-    offset is pinned too (a server that never had a replica counts none)."""
+    """Pin the running Redis server by its run id.
+
+    `replaced`: writes after the plan are lost, so the replication offset is pinned too. A server that never had a
+    replica has no offset.
+    """
     name = f"Redis {block.address}"
     try:
         found = read_progress(block)
@@ -54,15 +60,17 @@ def pin_redis(report: Report, block: Redis, *, replaced: bool = False) -> None:
 
 
 def pin_deleted(report: Report, what: str, items: Iterable[tuple[object, int]]) -> None:
-    """Everything that is to be deleted: names (or ids) with bytes."""
+    """Pin everything that will be deleted: names (or ids) with bytes."""
     rows = sorted((str(name), number) for name, number in items)
     total = size(sum(number for _, number in rows))
     report.pin_state(what, f"{len(rows)}, {total}, {digest(rows)}", items=[digest([row]) for row in rows])
 
 
 def pin_copies(report: Report, items: Iterable[tuple[object, int]]) -> None:
-    """Databases, tables or directories that are to be deleted: each by name, with its bytes. Vacuum and a server's
-    hint bits change a size a little; more was written by somebody who still uses the copy."""
+    """Pin the databases, tables or directories that will be deleted, each by name and bytes.
+
+    Vacuum and hint bits change a size a little. A larger change means that somebody still writes to the copy.
+    """
     rows = [(str(name), number) for name, number in items]
     report.pin_state(
         "copies", f"{len(rows)}, {digest(sorted(name for name, _ in rows))}", items=[digest([name]) for name, _ in rows]
@@ -72,12 +80,12 @@ def pin_copies(report: Report, items: Iterable[tuple[object, int]]) -> None:
 
 
 def pin_keys(report: Report, where: str, keys: int) -> None:
-    """The number of keys that are to be deleted from Redis: it may differ as far as `expected_keys` may."""
+    """Pin the number of Redis keys that will be deleted: it may differ by KEY_TOLERANCE."""
     report.pin_state(f"keys in {where}", keys, tolerance=KEY_TOLERANCE)
 
 
 def pin_paths(report: Report, what: str, *paths: Path | str) -> None:
-    """Which directories or files are behind some paths, by device and inode: after a replacement they differ."""
+    """Pin the files or directories at some paths by device and inode: both change when one is replaced."""
     report.pin_state(what, ", ".join(map(_identity, paths)), lost=True)
 
 

@@ -1,4 +1,4 @@
-"""What deleting old backups consists of, called with the open report."""
+"""Deleting old backups by retention, called with the open report."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.store import mark_failed, note, store_for
 from runbook import clock
 from runbook.guard.permit import Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
-from tasks.backups.retention import Rule, Stored, delete_backups, need_of, read_backup, read_store, reasons_to_stay
+from tasks.backups.retention import (
+    RetentionRule,
+    StoredBackup,
+    delete_backups,
+    need_of,
+    read_backup,
+    read_store,
+    reasons_to_stay,
+)
 
 
 def find_prunable(
-    report: Report, env: Environment, kind: Kind, rule: Rule, which: Stores = "backups"
+    report: Report, env: Environment, kind: Kind, rule: RetentionRule, which: Stores = "backups"
 ) -> Sequence[Backup]:
-    """What the rule lets go; planned line by line.
+    """The backups that the retention rule deletes, each as a planned step.
 
     Raises:
-        RunbookFailed: the clock jumped.
+        RunbookFailed: this host's clock is wrong, or the newest verified backup is damaged.
     """
     store = store_for(env, kind, which)
     judge_clocks(report, env, store)
@@ -32,61 +41,62 @@ def find_prunable(
     report.require(
         "clock",
         not ahead,
-        "correct this host's clock, or look who took them: ages mean nothing now",
-        value=f"of the future: {', '.join(ahead[:3])}" if ahead else "none is of the future",
+        "correct this host's clock, or find the host that took them. Until then no age can be trusted",
+        value=f"taken in the future: {', '.join(ahead[:3])}" if ahead else "no backup is dated in the future",
     )
     if stored.unreadable:
         report.warn(
             "manifests that cannot be read",
-            f"look at them in {store.where}; they are never deleted here",
+            f"inspect them in {store.where}; this runbook never deletes them",
             value=", ".join(stored.unreadable[:5]),
         )
     verified = [backup for backup in stored.backups if backup.is_proven]
     if stored.backups and len(verified) < rule.keep.verified:
         report.warn(
             "verified backups",
-            f"verify-backup with kind={kind} verifies more; none is deleted before there are {rule.keep.verified}",
+            f"run verify-backup with kind={kind}; none is deleted before {rule.keep.verified} are verified",
             value=len(verified),
             expected=f"at least {rule.keep.verified}",
+            follow=[Next("verify-backup", "verify one more", {"kind": kind})],
         )
     report.fail_if_critical()
-    _tell_rule(report, stored, rule, which)
+    _show_rule(report, stored, rule, which)
     number = len(stored.backups) + len(stored.kept)
     doomed = limit_unattended(report, env, "backups", stored.doomed(rule), number)
     if doomed:
-        _judge_kept(report, verified[-1])
+        _judge_newest(report, verified[-1])
     for backup in doomed:
         kept = "" if backup.manifest.environment == env.name else ", kept by a restore"
         report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old{kept}", size=backup.manifest.bytes)
     return doomed
 
 
-def _tell_rule(report: Report, stored: Stored, rule: Rule, which: Stores) -> None:
-    """The rule, and why each backup that stays does."""
+def _show_rule(report: Report, stored: StoredBackup, rule: RetentionRule, which: Stores) -> None:
+    """The rule, the disk space it needs, and the reasons to keep backups."""
     keep = rule.keep
     report.fact(
         "retention",
-        f"all of {keep.hours} hours, then the newest of {keep.daily} days, {keep.weekly} weeks "
-        f"and {keep.monthly} months; the {keep.verified} newest verified ones in any case",
+        f"every backup of the last {keep.hours} hours, then the newest of {keep.daily} days, {keep.weekly} weeks "
+        f"and {keep.monthly} months; always the {keep.verified} newest verified ones",
     )
     if stored.backups:
         need = need_of(which, stored.backups[0].manifest.kind, stored.backups, keep)
         report.fact(
-            "disk for this retention",
+            "disk space for this retention",
             f"up to {size(need.bytes)}: {need.number} backups of about "
-            f"{size(int(need.each_bytes))}; there are {size(need.there_bytes)} now",
+            f"{size(int(need.each_bytes))}; used now: {size(need.there_bytes)}",
         )
         stays = Counter(reasons_to_stay(stored.backups, rule, clock.now()).values())
         report.table("Backups that stay", ("number", "why"), [(number, why) for why, number in stays.items()])
 
 
-def _judge_kept(report: Report, newest: Backup) -> None:
-    """What the deleted ones leave it to, read once more to its end: it may have gone bad since it was verified."""
+def _judge_newest(report: Report, newest: Backup) -> None:
+    """Read the newest verified backup again: it may be damaged since it was verified."""
     problems = read_backup(newest)
     report.require(
         f"files of {newest.name}, the newest that is verified",
         not problems,
-        "verify-backup another one first; nothing is deleted",
+        "verify another backup first (verify-backup). Nothing was deleted",
         value="; ".join(problems[:3]) or size(newest.manifest.bytes),
         expected="as in its manifest (SHA-256)",
     )
@@ -96,13 +106,13 @@ def _judge_kept(report: Report, newest: Backup) -> None:
 
 
 def prune(report: Report, permit: Permit, env: Environment, doomed: Sequence[Backup]) -> None:
-    """Delete them, and write that into the backup log."""
-    later = doomed[0].store.keeps_deleted()  # asked before: what is deleted must not be told as a failure
+    """Delete them and note it in the backup log."""
+    later = doomed[0].store.keeps_deleted()  # queried first: an error after the deletion would hide that it succeeded
     freed = delete_backups(permit, env.name, doomed)
     note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
     when = {
-        True: "are free when the bucket's lifecycle rule removes their versions",
-        False: "free again",
-        None: "free again, or still there as versions: the policy does not let that be asked (s3:GetBucketVersioning)",
+        True: "are freed when the bucket's lifecycle rule removes their versions",
+        False: "freed",
+        None: "freed, or still kept as versions: the policy does not allow s3:GetBucketVersioning",
     }
     report.outcome = f"{len(doomed)} deleted, {size(freed)} {when[later]}"

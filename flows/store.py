@@ -1,11 +1,12 @@
-"""What runbooks do with the backups of a store, whatever is in them. Plain functions, called with the open report."""
+"""Backups of any kind in a store: choose, check, list and mark them. Called with the open report."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import get_args
 
 from blocks.environment import Environment, Stores
+from runbook import clock
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.page.shown import show_table
 from runbook.report import Report, Status
@@ -21,15 +22,15 @@ from tasks.stores.directory import BAD
 from tasks.stores.store import RESOURCE, Store, has_place, store_of
 
 MOST_SHOWN = 50
-# Everything is listed under the environment's lock: a place that is away must not hold it for long.
+# Listing runs under the environment's lock: a store that does not answer must not hold it for long.
 LIST_PATIENCE_SECONDS = 5.0
 
 
 def store_for(env: Environment, kind: Kind, which: Stores = "backups") -> Store:
-    """Where an environment's backups of a kind are: in its first or its second set of stores.
+    """The store of an environment's backups of a kind: in `backups`, or in the replica store (`copies`).
 
     Raises:
-        OpsError: the environment has no such set, or an address in it is wrong.
+        OpsError: the environment has no such store, or its address is wrong.
     """
     store = store_of(env, kind, which)
     fetched_files.sweep(store)
@@ -39,12 +40,14 @@ def store_for(env: Environment, kind: Kind, which: Stores = "backups") -> Store:
 def tidy(
     report: Report, env: Environment, store: Store, *, kind: Kind | None = None, wanted: Collection[str] = ()
 ) -> None:
-    """See to what killed runs left in a store (of one `kind`: only that; `wanted`: not these, they are gone on with),
-    and tell: a backup that is sent late gets its line in the backup log."""
+    """Remove what killed runs left in a store, and send the finished backups that wait there.
+
+    `kind`: only this kind. `wanted`: unfinished backups that the run continues.
+    """
     sweep_spool(store)
     found = find_unfinished(store, env.name)
-    begun = [name for name in found.begun if name not in wanted and kind in (None, catalogue.kind_of(name, "postgres"))]
-    if removed := [name for name in begun if clean_unfinished(store, env.name, name)]:
+    left = [name for name in found.begun if name not in wanted and kind in (None, catalogue.kind_of(name, "postgres"))]
+    if removed := [name for name in left if clean_unfinished(store, env.name, name)]:
         report.fact("removed unfinished backups", ", ".join(removed))
     for name in found.waiting:
         try:
@@ -52,62 +55,91 @@ def tidy(
         except Unreachable:
             raise
         except OpsError as error:
-            _tell_waiting(report, env, store, name, error)
+            _report_unsent(report, env, store, name, error)
         else:
-            report.fact("sent now", f"{backup.name}, which had waited in {store.spool}")
+            report.fact("sent now", f"{backup.name}, which waited in {store.spool}")
             note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)} (sent late)")
 
 
-def _tell_waiting(report: Report, env: Environment, store: Store, name: str, error: OpsError) -> None:
-    """Damaged: it must not keep others from being taken. Whole, and refused: it waits until that is put right."""
+def _report_unsent(report: Report, env: Environment, store: Store, name: str, error: OpsError) -> None:
+    """A damaged backup is moved away, so that it blocks no other. An intact one that the store refuses waits."""
     damage = set_aside(store, env.name, name) if isinstance(error, VerificationFailed) else ""
     if damage:
-        hint = f"look at it in {store.spool / (BAD + name)}, then remove it; it was never offered"
+        hint = f"inspect it in {store.spool / (BAD + name)}, then remove it. No restore was offered it"
         report.warn(f"{name} waited to be sent and is damaged", hint, value=damage)
     else:
-        hint = f"{error.hint or 'put that right'}; the next backup takes it along. Do not remove {store.spool / name}"
-        report.warn(f"{name} waits to be sent: it is whole, and {store.where} refuses it", hint, value=error.message)
+        hint = f"{error.hint or 'fix that'}; the next backup sends it too. Do not remove {store.spool / name}"
+        report.warn(f"{name} waits to be sent: it is intact, but {store.where} refuses it", hint, value=error.message)
 
 
-def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, *, of: str = "") -> Backup:
-    """The backup that was asked for, its files at hand; whether they are what its manifest says is in the report. `of`:
-    another environment's, which is brought back here.
+Needed = Callable[[Collection[str]], Collection[str]]
+"""Which of a backup's files a run needs, by their names."""
+
+
+def choose_backup(
+    report: Report,
+    env: Environment,
+    kind: Kind,
+    wanted: str,
+    source: Stores,
+    *,
+    of: str = "",
+    needed: Needed | None = None,
+) -> Backup:
+    """The backup that the operator named, its files fetched and compared with its manifest.
+
+    Args:
+        of: another environment's backup, which is restored here
+        needed: chooses the files that are read; None: every file
 
     Raises:
         OpsError: there is none, or it is a backup of something else.
     """
     backup = catalogue.find_backup(store_for(env, kind, source), kind, wanted, of or env.name)
-    report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
+    report.fact("backup", f"{backup.name}, snapshot of {clock.text(backup.manifest.taken)}")
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)
-    problems = read_files(report, backup)
-    report.require(
-        f"files of {backup.name}",
-        not problems,
-        catalogue.instead_of(backup) if problems else "",
-        value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
-        expected="as in the manifest (SHA-256)",
-    )
+    judge_files(report, backup, needed(backup.manifest.readable_files) if needed else None)
     if not of:
         judge_origin(report, env, backup, wanted)
     return backup
 
 
-def read_files(report: Report, backup: Backup) -> list[str]:
-    """Have a backup's files at hand until the run ends, compared with its manifest; returns what is wrong."""
+def judge_files(report: Report, backup: Backup, only: Collection[str] | None = None, what: str = "files") -> None:
+    """Fetch files of a backup until the run ends, and judge them against its manifest.
+
+    Args:
+        only: the names of the files that are needed; None: every file
+        what: the beginning of the finding's name
+    """
+    problems, files = read_files(report, backup, only), backup.manifest.readable_files
+    chosen = [file for name, file in files.items() if only is None or name in only]
+    of = f" of {len(files):,}" if only is not None else ""
+    report.require(
+        f"{what} of {backup.name}",
+        not problems,
+        catalogue.instead_of(backup) if problems else "",
+        value="; ".join(problems[:3]) or f"{len(chosen):,}{of} files, {size(sum(file.bytes for file in chosen))}",
+        expected="as in the manifest (SHA-256)",
+    )
+
+
+def read_files(report: Report, backup: Backup, only: Collection[str] | None = None) -> list[str]:
+    """Fetch a backup's files (`only`: those of these names) until the run ends and compare them with the manifest;
+    returns the problems."""
     report.at_end(lambda: fetched_files.put_away(backup))
-    problems = list(fetched_files.verify_files(backup))
+    problems = list(fetched_files.verify_files(backup, only))
     if problems:
         mark_failed(report, backup, problems[0])
     return problems
 
 
 def judge_origin(report: Report, env: Environment, backup: Backup, wanted: str) -> None:
-    """A store may be shared: another environment's backup is taken only by its name."""
+    """Stores can be shared: another environment's backup is accepted only by its full name."""
     report.require(
         "environment of the backup",
         backup.manifest.environment == env.name,
-        f"it was taken of {backup.manifest.environment}; if that is meant, launch it with backup={backup.name}",
+        f"launch this with backup={backup.name} if a backup of {backup.manifest.environment} is intended",
         value=backup.manifest.environment,
         expected=env.name,
         worst=Status.WARN if wanted == backup.name else Status.CRITICAL,
@@ -115,29 +147,31 @@ def judge_origin(report: Report, env: Environment, backup: Backup, wanted: str) 
 
 
 def judge_key(report: Report, backup: Backup) -> None:
-    """A key that is lost loses every backup: one more is held elsewhere."""
+    """Whether a second key can decrypt the backup, and whether this environment can: a lost key loses every backup."""
     recipients = backup.manifest.recipients
     if not recipients:
         return
     report.prefer(
         "escrowed key",
         len(recipients) > 1,
-        "add the public key of a second one that is kept elsewhere to [backups] recipients",
+        "add the public key of an escrowed key, stored elsewhere, to [backups] recipients",
         value=f"{len(recipients)} recipients",
         expected="2 or more",
     )
     report.prefer(
         "key of the backups",
         backup.store.key.readable,
-        "set [backups] identity_env to the secret key of one of the recipients: nothing here could restore this",
-        value="fits one of the recipients" if backup.store.key.readable else "missing, or another one",
-        expected="this environment can read what it writes",
+        "set [backups] identity_env to the secret key of one of the recipients: no restore here can read this backup",
+        value="matches one of the recipients" if backup.store.key.readable else "missing, or matches no recipient",
+        expected="this environment can read its own backups",
     )
 
 
 def mark_verified(report: Report, backup: Backup) -> None:
-    """Note that a restore of it was proven; of a database whose data broke a rule only that, for no older backup may be
-    deleted because of this one. That it cannot be noted is no reason to call a good restore bad."""
+    """Note that a restore of it was proven, or which rules its data breaks: then it counts as no verified backup.
+
+    An error in noting it is a WARN: the restore was good.
+    """
     facts = {"by": report.runbook, "at": report.started_at}
     broken = report.known_broken if backup.manifest.kind == "postgres" else ""
     try:
@@ -146,12 +180,12 @@ def mark_verified(report: Report, backup: Backup) -> None:
         else:
             catalogue.mark_verified(backup.store, backup.name, facts)
     except OpsError as error:
-        what = f"that it is verified could not be noted: {error.message}"
-        report.warn("note in the catalogue", error.hint, value=what)
+        value = f"the result could not be written: {error.message}"
+        report.warn("note in the catalogue", error.hint, value=value)
 
 
 def mark_failed(report: Report, backup: Backup, reason: str) -> None:
-    """Note that it did not stand its proof: from now on it stands in for no other backup."""
+    """Note that a backup failed its verification: retention no longer counts it."""
     facts = {"by": report.runbook, "at": report.started_at, "reason": reason[:500]}
     try:
         catalogue.mark_failed(backup.store, backup.name, facts)
@@ -160,7 +194,7 @@ def mark_failed(report: Report, backup: Backup, reason: str) -> None:
 
 
 def measured(backup: Backup) -> tuple[str, int]:
-    """As what a proven restore of it is measured, and the bytes by which its time goes."""
+    """The name under which a proven restore is measured, and the bytes that its time depends on."""
     match backup.manifest.kind:
         case "cluster":
             return "database point in time", cluster_in(backup).bytes
@@ -170,7 +204,7 @@ def measured(backup: Backup) -> tuple[str, int]:
 
 
 def note(report: Report, env: Environment, text: str) -> None:
-    """A line in the backup log. A backup is none the worse for a log that cannot be written."""
+    """Add a line to the backup log. An error is a WARN: the backup itself is good."""
     if not env.has("logs"):
         return
     try:
@@ -179,9 +213,11 @@ def note(report: Report, env: Environment, text: str) -> None:
         report.warn("backup log", error.hint, value=error.message)
 
 
-def tell_backups(report: Report, env: Environment) -> None:
-    """Every backup of every kind in both sets of stores, newest first: in the report, and as a table artifact. A place
-    that is away, or wrongly named, makes no backup worse."""
+def show_backups(report: Report, env: Environment) -> None:
+    """List every backup in both sets of stores, newest first: in the report, and as a table artifact.
+
+    A store that cannot be listed is a WARN.
+    """
     resources = sorted(set(RESOURCE.values()))
     kinds = {resource: [kind for kind in get_args(Kind) if RESOURCE[kind] == resource] for resource in resources}
     sets = get_args(Stores)
@@ -196,15 +232,16 @@ def tell_backups(report: Report, env: Environment) -> None:
             continue
         rows += [(backup, which) for backup in (*stored.backups, *stored.kept)]
         for name in stored.unreadable:
-            report.warn(f"{name} in {which}", "look at it; it is never offered or deleted", value="manifest unreadable")
+            hint = "inspect it; no restore is offered it, and no run deletes it"
+            report.warn(f"{name} in {which}", hint, value="manifest unreadable")
     rows.sort(key=lambda row: row[0].manifest.taken, reverse=True)
-    columns = ("backup", "kind", "where", "taken (UTC)", "age", "size", "encrypted", "verified by a restore")
-    told = [
+    columns = ("backup", "kind", "where", "taken", "age", "size", "encrypted", "verified by a restore")
+    listed = [
         (
             backup.name,
             _kind_of(backup, env),
             which,
-            f"{backup.manifest.taken:%Y-%m-%d %H:%M}",
+            clock.text(backup.manifest.taken, "minutes"),
             duration(backup.age_seconds),
             size(backup.manifest.bytes),
             "yes" if backup.manifest.is_encrypted else "no",
@@ -212,13 +249,14 @@ def tell_backups(report: Report, env: Environment) -> None:
         )
         for backup, which in rows
     ]
-    more = f" (the newest {MOST_SHOWN} of {len(told)}; all are in the artifact)" if len(told) > MOST_SHOWN else ""
-    report.table(f"All backups{more}", columns, told[:MOST_SHOWN])
-    show_table(f"backups-{env.name}", f"すべてのバックアップ ({env.title or env.name})", columns, told)
+    artifact = f"backups-{env.name}"
+    more = f" (the artifact {artifact} lists all)" if len(listed) > MOST_SHOWN else ""
+    report.table(f"All backups, newest first{more}", columns, listed, most=MOST_SHOWN)
+    show_table(artifact, f"すべてのバックアップ ({env.title or env.name})", columns, listed)
 
 
 def _kind_of(backup: Backup, env: Environment) -> str:
-    """With a word on those that no backup flow took."""
+    """The kind; for live data that a restore kept, also that."""
     kept = backup.manifest.environment != env.name
     return f"{backup.manifest.kind}, kept by a restore" if kept else backup.manifest.kind
 

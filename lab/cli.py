@@ -7,7 +7,7 @@ import json
 import sys
 
 from lab import lifecycle
-from lab.control import Control
+from lab.control import LabControl
 from lab.processes import heed_interrupts
 from lab.progress import progress
 from lab.start import fill
@@ -70,7 +70,7 @@ def _size(text: str) -> int:
 def _up(chosen: argparse.Namespace) -> int:
     lifecycle.up(chosen.name, progress(), chosen.megabytes, chosen.postgres_bin, dr=chosen.dr)
     option = "" if chosen.name == "lab" else f" --name {chosen.name}"
-    control = Control.find(base_directory())
+    control = LabControl.find(base_directory())
     address = ui_url(control.state) if control else ""
     print(f'\nPrefect UI: {address}\nFor a shell: eval "$({CHECKOUT}/.venv/bin/python -m lab env{option})"')
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from lab import lifecycle, region
-from lab.control import Control
+from lab.control import LabControl
 from lab.progress import Tell, silent
 from lab.servers.replication import RECEIVER_PROGRAM
 from lab.start import lose
@@ -29,7 +29,7 @@ class Lab:
     def prepared(cls, name: str) -> Lab:
         """Ports and passwords chosen, nothing started: `environ` can be exported before Prefect is imported."""
         lifecycle.prepare(name)
-        Control.prepare(create_base())
+        LabControl.prepare(create_base())
         return cls(name)
 
     @classmethod

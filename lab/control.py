@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from lab.processes import Account, end, exclusive, marked, run, write
+from lab.processes import OsAccount, end, exclusive, marked, run, write
 from lab.progress import Tell
 from lab.servers.services import supervisor_of
 from lab.servers.supervision import Program, Supervisor
@@ -32,27 +32,27 @@ _SOURCES = ("runbook", "blocks", "tasks", "flows", "deployments")
 
 
 @dataclass(frozen=True)
-class Control:
+class LabControl:
     """The control plane of one base directory."""
 
     layout: ControlLayout
     state: ControlState
 
     @classmethod
-    def find(cls, base: Path) -> Control | None:
+    def find(cls, base: Path) -> LabControl | None:
         """None when it was never set up here."""
         layout = ControlLayout(base)
         state = load_control(layout.state)
         return cls(layout, state) if state and state.root == str(layout.root) else None
 
     @classmethod
-    def prepare(cls, base: Path) -> Control:
+    def prepare(cls, base: Path) -> LabControl:
         """Found, or set up with ports and a password, not yet started."""
         with exclusive(base / ".control.lock"):
             if found := cls.find(base):
                 return found
             layout = ControlLayout(base)
-            us = Account.current()
+            us = OsAccount.current()
             for path in (layout.root, layout.home, layout.logs, layout.workers, layout.deployments):
                 us.directory(path, 0o700)
             # Bases of tests and benchmarks that begin at the same time would all choose the usual port.
@@ -76,10 +76,10 @@ class Control:
         except httpx.HTTPError:
             return False
 
-    def launch(self) -> Control:
+    def launch(self) -> LabControl:
         """Start the server, without waiting for it; returns the control plane with the ports that it has now."""
         with exclusive(self.layout.base / ".control.lock"):
-            now = Control.find(self.layout.base) or self
+            now = LabControl.find(self.layout.base) or self
             if now.supervisor.is_running():
                 now.supervisor.start("server")
                 return now

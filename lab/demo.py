@@ -30,8 +30,8 @@ from lab.runs import Run, Runs
 from lab.servers import postgres
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.drill.account import Account, account_of
-from tasks.drill.ledger import Ledger
+from tasks.drill.ledger import WriteLedger
+from tasks.drill.lost_writes import LedgerResult, find_lost_writes
 from tasks.drill.writer import Writer
 
 BACKUPS = ("backup-database", "backup-redis", "backup-files")
@@ -61,7 +61,7 @@ class Demo:
     tell: Tell
     status: dict[str, Any]
     runs: Runs
-    ledger: Ledger
+    ledger: WriteLedger
     destroyed: bool = False
     backups_began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -77,7 +77,7 @@ class Demo:
         if not status["running"]:
             raise OpsError(f"the lab {name} is down", f"bring it up: python -m lab up --name {name}")
         ledger = Path(status["root"]) / "demo" / f"writes-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
-        return cls(lab, tell, status, Runs(status["prefect_api"], status["prefect_ui"]), Ledger(ledger))
+        return cls(lab, tell, status, Runs(status["prefect_api"], status["prefect_ui"]), WriteLedger(ledger))
 
     def play(self) -> Proof:
         """The whole story; the proof says how it ended.
@@ -164,10 +164,10 @@ class Demo:
             return f"no answer ({type(error).__name__})"
         return f"{answer.status_code} {answer.text}"
 
-    def count_lost(self) -> Account | None:
+    def count_lost(self) -> LedgerResult | None:
         """What the ledger says; None where the database cannot be asked."""
         try:
-            return account_of(self.ledger, self.status["postgres"]["dsn"], described_application(self.lab))
+            return find_lost_writes(self.ledger, self.status["postgres"]["dsn"], described_application(self.lab))
         except psycopg.Error:
             return None
 

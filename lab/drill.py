@@ -43,7 +43,7 @@ SHOWN = (
     "given up",
     "確認項目",
     "ledgers",
-    "the drill's own overhead",
+    "overhead of the drill",
     "RTO of earlier drills",
 )
 

@@ -9,42 +9,42 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab import region
-from lab.control import Control
-from lab.processes import Account, exclusive
+from lab.control import LabControl
+from lab.processes import OsAccount, exclusive
 from lab.progress import Tell
 from lab.servers import valkey
 from lab.servers.binaries import find_binaries, is_wheel
-from lab.servers.services import Services, supervisor_of
+from lab.servers.services import LabServices, supervisor_of
 from lab.start import end_orphans, start_services
 from lab.state.base import base_directory, checked_name, create_base
 from lab.state.environment import prefect_variables, system_variables, ui_url
 from lab.state.layout import Layout
-from lab.state.state import Passwords, Ports, State, is_free, load_state, save, taken_ports
+from lab.state.state import LabState, Passwords, Ports, is_free, load_state, save, taken_ports
 from runbook.errors import OpsError
 
 MEGABYTES = 40
 """How much data a new lab gets."""
 
 
-def find(name: str) -> Services | None:
+def find(name: str) -> LabServices | None:
     """The lab, or a lab's second region, as it was last brought up; None when there is none."""
     layout = Layout(base_directory(), checked_name(name)).first
     state = load_state(layout.state)
     if state is None or state.root != str(layout.root):
         return None
-    account = Account.of_servers()
-    lab = Services(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
+    account = OsAccount.of_servers()
+    lab = LabServices(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
     return lab if name == layout.name else region.of(lab)
 
 
-def existing(name: str) -> tuple[Services, Control]:
+def existing(name: str) -> tuple[LabServices, LabControl]:
     """The lab and the Prefect server, running or not.
 
     Raises:
         OpsError: there is none of that name.
     """
     services = find(name)
-    control = Control.find(services.layout.base) if services else None
+    control = LabControl.find(services.layout.base) if services else None
     if services is None or control is None:
         lab = name.removesuffix("-dr")
         option = "" if lab == "lab" else f" --name {lab}"
@@ -52,7 +52,7 @@ def existing(name: str) -> tuple[Services, Control]:
     return services, control
 
 
-def second_region(services: Services) -> region.SecondRegion:
+def second_region(services: LabServices) -> region.SecondRegion:
     """The second region of a lab, or this one.
 
     Raises:
@@ -68,7 +68,7 @@ def second_region(services: Services) -> region.SecondRegion:
     )
 
 
-def prepare(name: str, postgres_bin: str = "") -> Services:
+def prepare(name: str, postgres_bin: str = "") -> LabServices:
     """The directories, ports and passwords of a lab and its second region, nothing started.
 
     Raises:
@@ -81,24 +81,24 @@ def prepare(name: str, postgres_bin: str = "") -> Services:
         return services
 
 
-def _prepared(layout: Layout, postgres_bin: str) -> Services:
-    account = Account.of_servers()
+def _prepared(layout: Layout, postgres_bin: str) -> LabServices:
+    account = OsAccount.of_servers()
     state = load_state(layout.state)
     if state is None or state.root != str(layout.root):  # a copied directory: the ports are the original's
         passwords = state.passwords if state else Passwords()
-        state = State(str(layout.root), Ports.chosen(taken_ports(layout.base, layout.name)), passwords)
+        state = LabState(str(layout.root), Ports.chosen(taken_ports(layout.base, layout.name)), passwords)
         # Only for a new lab: `python -m lab env` sets this variable too, for another one perhaps.
         postgres_bin = postgres_bin or os.environ.get("OPS_LAB_POSTGRES_BIN", "")
     if postgres_bin and not is_wheel(Path(postgres_bin)):
         state = dataclasses.replace(state, postgres_bin=str(Path(postgres_bin).resolve()))
     state = dataclasses.replace(state, ports=state.ports.completed(taken_ports(layout.base, layout.name)))
-    services = Services(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
+    services = LabServices(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
     services.create_directories()
     save(layout.state, state)
     return services
 
 
-def variables(services: Services, control: Control) -> dict[str, str]:
+def variables(services: LabServices, control: LabControl) -> dict[str, str]:
     """Everything that `python -m lab env` exports."""
     second = second_region(services)
     first = load_state(second.layout.first.state) or second.state
@@ -159,7 +159,7 @@ def down(name: str, tell: Tell, *, remove: bool = False) -> None:
 
 
 def _stop(layout: Layout) -> None:
-    if control := Control.find(layout.base):
+    if control := LabControl.find(layout.base):
         control.stop_worker(layout.name)
     if state := load_state(layout.state):
         supervisor_of(layout, state).shutdown()
@@ -171,7 +171,7 @@ def down_all(tell: Tell, *, remove: bool = False) -> None:
     base = base_directory()
     for name in dict.fromkeys(Layout(base, name).first.name for name in names(base)):
         down(name, tell, remove=remove)
-    if control := Control.find(base):
+    if control := LabControl.find(base):
         control.shutdown()
         if remove:
             shutil.rmtree(control.layout.root)
@@ -192,8 +192,8 @@ def _base_for(name: str) -> Path:
     return create_base()
 
 
-def _control_plane(services: Services, second: Services | None, tell: Tell, runbooks: bool) -> Control:
-    control = Control.prepare(services.layout.base).launch()
+def _control_plane(services: LabServices, second: LabServices | None, tell: Tell, runbooks: bool) -> LabControl:
+    control = LabControl.prepare(services.layout.base).launch()
     control.wait()
     tell(f"Prefect server answers on port {control.state.port}")
     for place in (services, second) if second else (services,):
@@ -209,7 +209,7 @@ def _control_plane(services: Services, second: Services | None, tell: Tell, runb
     return control
 
 
-def _with_free_ports(services: Services, tell: Tell) -> Services:
+def _with_free_ports(services: LabServices, tell: Tell) -> LabServices:
     """The same lab, on other ports where a stranger listens on one of its own."""
     layout, state, supervisor = services.layout, services.state, services.supervisor
     if supervisor.is_running():

@@ -21,7 +21,7 @@ MARK = "OPS_LAB_SUPERVISOR"
 
 
 @dataclass(frozen=True)
-class Account:
+class OsAccount:
     """The operating system user that runs PostgreSQL and Valkey: `nobody` when root starts the lab."""
 
     name: str
@@ -29,7 +29,7 @@ class Account:
     gid: int
 
     @classmethod
-    def of_servers(cls) -> Account:
+    def of_servers(cls) -> OsAccount:
         """PostgreSQL refuses to run as root: then `nobody`, otherwise whoever started the lab."""
         if os.geteuid() == 0:
             entry = pwd.getpwnam("nobody")
@@ -37,7 +37,7 @@ class Account:
         return cls.current()
 
     @classmethod
-    def current(cls) -> Account:
+    def current(cls) -> OsAccount:
         """Whoever runs this program."""
         try:
             name = pwd.getpwuid(os.geteuid()).pw_name
@@ -62,7 +62,7 @@ class Account:
             os.chown(path, self.uid, self.gid)
 
 
-def write(path: Path, text: str, mode: int, account: Account | None = None) -> None:
+def write(path: Path, text: str, mode: int, account: OsAccount | None = None) -> None:
     """Write a file whole or not at all, never readable beyond `mode`."""
     partial = path.with_name(path.name + ".new")
     partial.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def run(
     *,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    account: Account | None = None,
+    account: OsAccount | None = None,
     seconds: float = 600,
 ) -> str:
     """Run a program to its end and return what it wrote to stdout.

@@ -14,8 +14,8 @@ from typing import Any
 from lab.runs import Run
 from runbook.files.chain import reports_in
 from runbook.units import duration
-from tasks.drill.account import Account
-from tasks.drill.ledger import Ledger
+from tasks.drill.ledger import WriteLedger
+from tasks.drill.lost_writes import LedgerResult
 
 RUNBOOK = "Full restore"
 PROVEN_GOOD = ("OK", "WARN")
@@ -31,8 +31,8 @@ class Proof:
     run: Run
     report: dict[str, Any]
     health: str
-    ledger: Ledger
-    lost: Account | None
+    ledger: WriteLedger
+    lost: LedgerResult | None
     backups_began: datetime
 
     def problems(self) -> list[str]:

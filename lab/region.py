@@ -19,18 +19,18 @@ from lab.application.install import environment_text
 from lab.processes import write
 from lab.progress import Tell
 from lab.servers import replication, shipping, valkey
-from lab.servers.services import Services
+from lab.servers.services import LabServices
 from lab.servers.supervision import Program
 from lab.start import end_orphans
 from lab.state.environment import clean_environment
-from lab.state.state import Ports, State, load_state, save
+from lab.state.state import LabState, Ports, load_state, save
 from runbook.errors import Unreachable
 
 APPLICATION = ("grc-backend", "grc-frontend")
 
 
 @dataclass(frozen=True)
-class SecondRegion(Services):
+class SecondRegion(LabServices):
     """Its services: configured, and started by nobody but a failover."""
 
     providers_url: str = ""
@@ -59,17 +59,17 @@ class SecondRegion(Services):
         }
 
 
-def of(first: Services) -> SecondRegion | None:
+def of(first: LabServices) -> SecondRegion | None:
     """A lab's second region as it was last prepared; None where it never was."""
     state = load_state(first.layout.second.state)
     return _region(first, state) if state and state.root == str(first.layout.second.root) else None
 
 
-def prepare(first: Services, taken: list[int]) -> SecondRegion:
+def prepare(first: LabServices, taken: list[int]) -> SecondRegion:
     """Ports and directories of a lab's second region, on none of the ports `taken`."""
     layout, found = first.layout.second, of(first)
     ports = found.state.ports.completed(taken) if found else Ports.chosen(taken)
-    region = _region(first, State(str(layout.root), ports, first.state.passwords, first.state.postgres_bin))
+    region = _region(first, LabState(str(layout.root), ports, first.state.passwords, first.state.postgres_bin))
     region.create_directories()
     save(layout.state, region.state)
     return region
@@ -91,7 +91,7 @@ def bring_up(region: SecondRegion, tell: Tell) -> None:
         tell(f"the second region {region.layout.name} is prepared, and runs nothing")
 
 
-def send_users(first: Services, second: Services) -> None:
+def send_users(first: LabServices, second: LabServices) -> None:
     """Users are sent to the lab, unless a failover has sent them to its second region."""
     endpoint = first.layout.endpoint
     sent = endpoint.read_text().strip() if endpoint.exists() else ""
@@ -99,6 +99,6 @@ def send_users(first: Services, second: Services) -> None:
         write(endpoint, first.url + "\n", 0o644)
 
 
-def _region(first: Services, state: State) -> SecondRegion:
+def _region(first: LabServices, state: LabState) -> SecondRegion:
     providers = first.settings()["AI_PROVIDERS_URL"]
     return SecondRegion(first.layout.second, state, first.binaries, first.account, providers_url=providers)

@@ -26,7 +26,7 @@ from lab.processes import heed_interrupts
 from lab.progress import Tell
 from lab.runs import Runs
 from lab.servers.postgres import DATABASE
-from lab.servers.services import Services
+from lab.servers.services import LabServices
 from lab.state.environment import api_url, ui_url
 from runbook.errors import OpsError
 
@@ -48,7 +48,7 @@ PRUNING = (
 
 
 @dataclass(frozen=True)
-class Use:
+class LabUse:
     """Bytes on disk: of a lab with its second region, and of the application's database."""
 
     lab: int
@@ -67,7 +67,7 @@ class Use:
         return f"the lab uses {_mb(self.lab)} of {_mb(self.limit)}"
 
 
-def read_use(services: Services) -> Use:
+def read_use(services: LabServices) -> LabUse:
     """What a lab uses now.
 
     Raises:
@@ -79,7 +79,7 @@ def read_use(services: Services) -> Use:
             row = connection.execute("SELECT pg_database_size(%s)", [DATABASE]).fetchone()
     except psycopg.Error as error:
         raise OpsError(f"the database of {layout.name} does not answer: {error}") from None
-    return Use(sum(disk_bytes(region.root) for region in (layout.first, layout.second)), int(row[0]) if row else 0)
+    return LabUse(sum(disk_bytes(region.root) for region in (layout.first, layout.second)), int(row[0]) if row else 0)
 
 
 def disk_bytes(directory: Path) -> int:

@@ -18,7 +18,7 @@ from lab.progress import Tell
 from lab.servers import postgres, replication, valkey
 from lab.servers.nodes import system_of_wal
 from lab.servers.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
-from lab.servers.services import APPLICATION, REDIS, Services
+from lab.servers.services import APPLICATION, REDIS, LabServices
 from lab.servers.shipping import ARCHIVER_PROGRAM
 from lab.state.base import PYTHON
 from lab.state.environment import clean_environment
@@ -30,7 +30,7 @@ _MONITOR = "monitor"
 _ANSWER_SECONDS, _STREAMING_SECONDS, _SETTLING_SECONDS = 180, 120, 60
 
 
-def start_services(services: Services, megabytes: int, tell: Tell) -> None:
+def start_services(services: LabServices, megabytes: int, tell: Tell) -> None:
     """Start what does not run; a new lab gets its cluster, its database and `megabytes` of data.
 
     Raises:
@@ -65,7 +65,7 @@ def start_services(services: Services, megabytes: int, tell: Tell) -> None:
     _settle(services)
 
 
-def _settle(services: Services) -> None:
+def _settle(services: LabServices) -> None:
     """Until supervisord believes in what was started, a second after its start; what fails again and again is told by
     its state."""
 
@@ -76,7 +76,7 @@ def _settle(services: Services) -> None:
         until(believed, what="supervisord's belief in its programs", seconds=_SETTLING_SECONDS)
 
 
-def fill(services: Services, megabytes: int, tell: Tell) -> None:
+def fill(services: LabServices, megabytes: int, tell: Tell) -> None:
     """Add data to the application's database, and to an empty Redis."""
     seed.seed(services.dsn, megabytes, progress=tell)
     keys = valkey.fill(services.state)
@@ -105,7 +105,7 @@ def lose(layout: Layout) -> None:
         end(working_in(data), seconds=10, how=signal.SIGKILL)
 
 
-def _follow(services: Services, beside: ThreadPoolExecutor, tell: Tell) -> Future[None]:
+def _follow(services: LabServices, beside: ThreadPoolExecutor, tell: Tell) -> Future[None]:
     """The receiver of WAL, for which commits wait as long as there is no standby; then the standby, beside the rest.
 
     What is of another cluster than the primary (a recovery made that anew), or has a timeline of its own (a failover
@@ -121,7 +121,7 @@ def _follow(services: Services, beside: ThreadPoolExecutor, tell: Tell) -> Futur
     return beside.submit(_join_standby, services, tell)
 
 
-def _join_standby(services: Services, tell: Tell) -> None:
+def _join_standby(services: LabServices, tell: Tell) -> None:
     primary, standby = services.nodes
     if standby.exists and not (standby.follows and standby.system == primary.system):
         tell(f"{standby.program} stays stopped: {standby.data} does not follow the primary; rejoin it")
@@ -147,7 +147,7 @@ def _join_standby(services: Services, tell: Tell) -> None:
         tell(f"{standby.program} does not stream: {error.message}; see {services.layout.logs / standby.program}.log")
 
 
-def _application(services: Services, megabytes: int, tell: Tell) -> None:
+def _application(services: LabServices, megabytes: int, tell: Tell) -> None:
     supervisor = services.supervisor
     installed = services.install_application()
     if installed:
@@ -177,12 +177,12 @@ def _application(services: Services, megabytes: int, tell: Tell) -> None:
     tell(f"application on port {services.state.ports.backend}, its pages on {services.state.ports.frontend}")
 
 
-def _has_interviews(services: Services) -> bool:
+def _has_interviews(services: LabServices) -> bool:
     with psycopg.connect(services.dsn) as connection:
         return connection.execute("SELECT FROM public.interview_sessions LIMIT 1").fetchone() is not None
 
 
-def _ready(services: Services, name: str, answers: Callable[[Services], bool]) -> None:
+def _ready(services: LabServices, name: str, answers: Callable[[LabServices], bool]) -> None:
     try:
         until(lambda: answers(services), what=f"{name}'s first answer", seconds=_ANSWER_SECONDS)
     except Unreachable as error:
@@ -192,7 +192,7 @@ def _ready(services: Services, name: str, answers: Callable[[Services], bool]) -
         raise OpsError(f"{error.message}; the end of {log}:\n{last}\n", _way_out(services)) from error
 
 
-def _way_out(services: Services) -> str:
+def _way_out(services: LabServices) -> str:
     """What brings back a lab that an interrupted demo or drill left in ruins."""
     name = services.layout.root.name
     return (
@@ -203,7 +203,7 @@ def _way_out(services: Services) -> str:
     )
 
 
-def _postgres_answers(services: Services) -> bool:
+def _postgres_answers(services: LabServices) -> bool:
     return _answers(services.admin_dsn)
 
 
@@ -215,7 +215,7 @@ def _answers(dsn: str) -> bool:
     return True
 
 
-def _redis_answers(services: Services) -> bool:
+def _redis_answers(services: LabServices) -> bool:
     try:
         with redis.Redis.from_url(valkey.url(services.state)) as client:
             return bool(client.ping())
@@ -223,7 +223,7 @@ def _redis_answers(services: Services) -> bool:
         raise Unreachable(str(error)) from error
 
 
-def _master_is_named(services: Services) -> bool:
+def _master_is_named(services: LabServices) -> bool:
     """By every Sentinel: the application finds Redis through them."""
     try:
         for port in services.state.ports.sentinels:

@@ -22,6 +22,7 @@ def of_host() -> datetime:
     return datetime.now(UTC)
 
 
+Precision = Literal["minutes", "seconds", "milliseconds", "microseconds"]
 _zone = ContextVar[tzinfo]("zone", default=UTC)
 
 
@@ -35,16 +36,16 @@ def use_zone(zone: tzinfo) -> Iterator[None]:
         _zone.reset(token)
 
 
-def text(at: datetime, precision: Literal["minutes", "seconds", "milliseconds", "microseconds"] = "seconds") -> str:
+def text(at: datetime, precision: Precision = "seconds") -> str:
     """A moment with its offset, in the zone of the run: `2026-11-29 01:14:51 +09:00`."""
     shown = at.astimezone(_zone.get())
     offset = shown.isoformat()[-6:]
     return f"{shown.replace(tzinfo=None).isoformat(' ', precision)} {offset}"
 
 
-def time_of_day(at: datetime) -> str:
+def time_of_day(at: datetime, precision: Precision = "seconds") -> str:
     """`01:14:51`, in the zone of the run: for a column with `heading`."""
-    return f"{at.astimezone(_zone.get()):%H:%M:%S}"
+    return at.astimezone(_zone.get()).time().isoformat(precision)
 
 
 def heading(what: str) -> str:

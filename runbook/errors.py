@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runbook.logins import mask_logins
+from runbook.masking import without_logins
 
 if TYPE_CHECKING:
     from runbook.report import Report
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 # pg_dump's two lines for a lost server, in any order with those of its other workers: that a call failed, and why.
 _CALL = re.compile(r": PQ\w+\(\) failed\.$")
 _REASON = "Error message from server: "
-
-
-def without_logins(text: str) -> str:
-    """Tools repeat the addresses that they were given: tokens and passwords in them are nobody's to read."""
-    return mask_logins(text, "********")
 
 
 def excerpt(text: str, most: int = 80) -> str:

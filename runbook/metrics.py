@@ -67,13 +67,18 @@ LOAD = Metric("host.load.per_processor", 1.5, 4, "count", "load average per proc
 MEMORY = Metric("host.memory.used_ratio", 0.9, 0.97, "ratio", "memory in use on the host", "§7.1")
 LOG_ERRORS = Metric("logs.errors.day_count", 20, 1000, "count", "errors in the logs within 24 h", "§7.1")
 BLOCKED = Metric("postgres.sessions.blocked_seconds", 5, 60, "s", "longest wait for a lock")
+DUMP_LOCKS = Metric("postgres.locks.dump_ratio", 0.8, 1, "ratio", "locks that a dump takes, of the server's lock table")
+COMMIT_WAIT = Metric("postgres.replication.commit_wait_seconds", 10, 600, "s", "longest wait of a commit for a standby")
+ARCHIVE_WAIT = Metric("postgres.wal.archive_wait_seconds", 300, 3600, "s", "oldest finished WAL file not yet archived")
 IDLE = Metric("postgres.sessions.idle_in_transaction_seconds", 60, 900, "s", "longest session idle in a transaction")
 # A delayed fsync doubles what a power failure loses.
 DELAYED_FSYNCS = Metric("redis.aof.delayed_fsyncs_per_hour", 1, 60, "count", "delayed fsyncs of the AOF per hour")
 CLIENT_MEMORY = Metric("redis.clients.memory_ratio", 0.1, 0.25, "ratio", "memory of the client buffers, of maxmemory")
 CLIENTS = Metric("redis.clients.used_ratio", 0.8, 0.95, "ratio", "clients, of maxclients")
 FORK = Metric("redis.fork_seconds", 0.1, 1, "s", "time of the last fork, during which clients wait")
+REDIS_FRAGMENTATION = Metric("redis.memory.fragmentation", 1.5, math.inf, "count", "resident ÷ used memory of Redis")
 REDIS_HOST_MEMORY = Metric("redis.memory.host_ratio", 0.8, 0.9, "ratio", "memory of Redis, of the host's")
+CONTAINER_MEMORY = Metric("docker.memory.used_ratio", 0.8, 0.95, "ratio", "memory of a container, of its limit", "§4.2")
 
 CATALOGUE: Mapping[str, Metric] = {one.name: one for one in list(globals().values()) if isinstance(one, Metric)}
 

@@ -24,7 +24,7 @@ ANSWER_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Done:
+class WorkDone:
     """How far work is: as a sentence, and which part of it is done (0 to 1)."""
 
     text: str
@@ -35,7 +35,7 @@ class Done:
 
 
 @contextlib.contextmanager
-def progress(tell: Callable[[], str | Done]) -> Iterator[None]:
+def progress(tell: Callable[[], str | WorkDone]) -> Iterator[None]:
     """Log what `tell` says every few seconds while the block runs. A `tell` that cannot say is silent.
 
     A `Done` is drawn as a bar on the run's page too; short work has no bar. The page shows it when it is loaded again,
@@ -74,8 +74,8 @@ class _Bar:
         self._artifact: UUID | None = None
         self._shown = bool(FlowRunContext.get() or TaskRunContext.get())
 
-    def draw(self, told: str | Done) -> None:
-        if isinstance(told, Done) and self._shown:
+    def draw(self, told: str | WorkDone) -> None:
+        if isinstance(told, WorkDone) and self._shown:
             self._put(min(max(told.ratio, 0.0), 1.0) * 100, told.text)
 
     def finish(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from runbook.errors import NotConfirmed, RunbookFailed, without_logins
-from runbook.guard.guards import Approving, Held, Planned
+from runbook.errors import NotConfirmed, RunbookFailed
+from runbook.guard.guards import Approving, Held, PinnedPlan
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
+from runbook.masking import without_logins
 from runbook.metrics import Metric
 from runbook.next import Next
 
@@ -43,6 +46,12 @@ class Finding:
     stops: bool = True
     follow: tuple[Next, ...] = ()
 
+    @property
+    def next_step(self) -> str:
+        """The hint, with the first runbook to follow where the hint does not name it."""
+        first = str(self.follow[0]) if self.follow and self.follow[0].flow not in self.hint else ""
+        return f"{self.hint}: {first}" if self.hint and first else self.hint or first
+
 
 @dataclass(frozen=True)
 class StepTime:
@@ -56,13 +65,20 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Something to look at: a table (columns and rows), text (Markdown), or a picture (SVG)."""
+    """A table (columns and rows), text (Markdown), or a picture (SVG). `csv`: the whole table with plain numbers, filed
+    as `csv_path`; the JSON has its SHA-256."""
 
     name: str
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     text: str = ""
     svg: str = ""
+    csv: str = ""
+
+    def csv_path(self, report: Path) -> Path:
+        """`….json` → `…-slow-statements.csv`."""
+        name = re.sub(r"\W+", "-", self.name).strip("-")[:60]
+        return report.with_name(f"{report.stem}-{name}.csv")
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ class Report:
     form: str = ""
     pins: dict[str, object] = field(default_factory=dict)
     states: dict[str, Pin] = field(default_factory=dict)
-    pinned: Planned | None = None
+    pinned: PinnedPlan | None = None
     permitted: bool = False
     refused: str = ""
     lock: Held | None = None
@@ -235,16 +251,24 @@ class Report:
     def attach(self, evidence: Evidence) -> None:
         """Keep something to look at."""
         rows = tuple(tuple(map(without_logins, row)) for row in evidence.rows)
-        self.evidence.append(replace(evidence, rows=rows, text=without_logins(evidence.text)))
+        kept = replace(evidence, rows=rows, text=without_logins(evidence.text), csv=without_logins(evidence.csv))
+        self.evidence.append(kept)
 
     def table(
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, most: int | None = None
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        most: int | None = None,
+        csv: str = "",
     ) -> None:
-        """Keep a table, every cell as text. Rows after the first `most` are left out, and counted in a last row."""
+        """Keep a table, every cell as text. With `most`, one more row states how many rows are left out. Without it the
+        JSON has every row; the page shows 200. `csv`: all of it, for spreadsheets and pandas (`DataFrame.to_csv`)."""
         shown = [tuple(str(cell) for cell in row) for row in rows[:most]]
         if most is not None and len(rows) > most:
             shown.append((f"… {len(rows) - most:,} more", *[""] * (len(columns) - 1)))
-        self.attach(Evidence(name, tuple(columns), tuple(shown)))
+        self.attach(Evidence(name, tuple(columns), tuple(shown), csv=csv))
 
     def fact(self, name: str, value: object) -> None:
         """One line of the page's head: what somebody reads first."""
@@ -352,7 +376,7 @@ class Report:
         ]
         why = "; ".join(f"{f.name}: {f.value}".removesuffix(": ") for f in bad[:3])
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
-        hint = next((f.hint for f in bad if f.hint), "")
+        hint = next((text for f in bad if (text := f.next_step)), "")
         head = f"{self.runbook} on {self.environment}: {self.status}"
         done = f" — {self.outcome}" if self.outcome and not self.is_stopped else ""
         text = head + done + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
@@ -378,6 +402,10 @@ class Report:
             ],
             "findings": [asdict(finding) for finding in self.findings],
             "plan": [asdict(step) for step in self.plan_steps],
-            "evidence": [asdict(evidence) for evidence in self.evidence],
+            "evidence": [{**asdict(one), "csv": _sha256(one.csv)} for one in self.evidence],
             "previous": self.previous,
         }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest() if text else ""

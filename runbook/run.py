@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from runbook import clock
 from runbook.current import current_report, use_report
 from runbook.drivers import described
-from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
+from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.files import chain, durable, repeats
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
@@ -23,6 +23,7 @@ from runbook.guard.holder import Rank
 from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.log import logger
+from runbook.masking import without_logins
 from runbook.page import render
 from runbook.page.form import Forms, dumps, form_address, read_forms
 from runbook.page.markdown import escaped
@@ -163,8 +164,8 @@ def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
         report.warn("containment", error.hint, value=error.message)
         return
     if found:
-        report.contained = found.told
-        report.fact("contained", found.told)
+        report.contained = found.text
+        report.fact("contained", found.text)
     if rank == "recovery":
         return
     if found and report.confirm:
@@ -173,7 +174,7 @@ def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
         report.warn(
             "the environment is contained",
             "what deletes or changes is refused until release-containment",
-            value=found.told,
+            value=found.text,
         )
     assert isinstance(report.lock, EnvironmentLock)
     report.lock = _Uncontained(report.lock, target)
@@ -243,13 +244,19 @@ def _write(report: Report, directory: Path, often: bool, forms: Forms) -> str:
             file()
     except OSError as error:
         what = f"the report could not be written to {directory}: {error.strerror}"
-        _failed(report, OpsError(what, "make room there or correct its owner; what was done is in the log and the UI"))
+        _failed(
+            report,
+            OpsError(what, "free disk space there, or correct its owner; what was done is in the log and the UI"),
+        )
     return render.markdown(report, forms)
 
 
 def _file(report: Report, directory: Path, forms: Forms) -> None:
     report.path, content = chain.append(directory, render.key(report), report.as_json())
     report.previous, report.hash = content["previous"], content["hash"]
+    for one in report.evidence:
+        if one.csv:
+            durable.write(one.csv_path(report.path), one.csv, errors="backslashreplace", mode=durable.PRIVATE)
     page = render.markdown(report, forms)
     durable.write(report.path.with_suffix(".md"), page, errors="backslashreplace", mode=durable.PRIVATE)
 

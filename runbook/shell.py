@@ -21,6 +21,7 @@ from typing import IO
 import psutil
 
 from runbook.errors import CommandFailed, OpsError
+from runbook.masking import secrets_given, without
 
 STOP_SECONDS = 10.0
 FEED_BYTES = 1 << 20
@@ -246,7 +247,7 @@ class _Outputs:
         text = self.out.read().decode(errors="replace")
         said = self._said().decode(errors="replace")
         if code not in accepted:
-            printed, said = (_masked(text, environment) for text in (text, said))
+            printed, said = (without(text, secrets_given(environment)) for text in (text, said))
             raise CommandFailed([str(part) for part in argv], code, said, hint, printed)
         return Completed(text, said, time.monotonic() - started, code)
 
@@ -316,14 +317,6 @@ def spawn(
         yield child
     finally:
         _end(child)
-
-
-def _masked(text: str, environment: Mapping[str, str]) -> str:
-    """What a program prints must not carry the secrets that it was given."""
-    for name, value in environment.items():
-        if value and re.search("PASS|SECRET|TOKEN|KEY|URL", name.upper()):
-            text = text.replace(value, "********")
-    return text
 
 
 def _prefix(user: str, nice: int) -> list[str]:

@@ -25,7 +25,7 @@ Table = tuple[str, str]
 """Schema and name."""
 
 
-class Checked(NamedTuple):
+class CheckedFiles(NamedTuple):
     """One expectation: of which table, what, whether it holds, and what was seen where it does not."""
 
     table: str
@@ -39,7 +39,7 @@ class Expectations:
     """All expectations of a run. `not_applicable` says which were not judged: their table or column is not in this
     database. `docs` is the first page of Data Docs, None where there is none."""
 
-    rows: tuple[Checked, ...]
+    rows: tuple[CheckedFiles, ...]
     not_applicable: tuple[str, ...]
     docs: Path | None
 
@@ -81,13 +81,13 @@ def run_expectations(
     evidence = _new_directory(directory)
     answer = process.ask({**_request(postgres, database, runnable, evidence), "texts": texts})
     docs = Path(answer["docs"]) if answer["docs"] else None
-    rows += [Checked(*row) for row in answer["rows"]]
+    rows += [CheckedFiles(*row) for row in answer["rows"]]
     text = json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1)
     (evidence / "expectations.json").write_text(text, encoding="utf-8")
     return Expectations(tuple(rows), tuple(absent), docs)
 
 
-def sentence(row: Checked) -> str:
+def sentence(row: CheckedFiles) -> str:
     """For people."""
     return f"{row.table}: {row.expectation}: {row.observed}"
 
@@ -156,14 +156,14 @@ WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped 
 
 def judgeable(
     wanted: Mapping[str, Suite], columns: Mapping[Table, Sequence[str]], contained: Collection[Table] = ()
-) -> tuple[dict[str, Suite], list[Checked], list[str]]:
+) -> tuple[dict[str, Suite], list[CheckedFiles], list[str]]:
     """The expectations of what is there, a row for each table that must be there and is missing, and a sentence for
     each thing that does not apply."""
-    runnable, rows, absent = dict[str, Suite](), list[Checked](), list[str]()
+    runnable, rows, absent = dict[str, Suite](), list[CheckedFiles](), list[str]()
     for name, suite in wanted.items():
         table = table_of(name)
         if table not in columns and table in contained:
-            rows.append(Checked(name, "the table exists", False, "it is missing, and the backup contains it"))
+            rows.append(CheckedFiles(name, "the table exists", False, "it is missing, and the backup contains it"))
         elif table not in columns:
             absent.append(f"{name}: there is no table {'.'.join(table)}")
         else:

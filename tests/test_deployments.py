@@ -227,9 +227,14 @@ def test_tags_are_chapter_section_frequency_and_owner(found: Found) -> None:
 
 @EACH_FLOW
 def test_a_flow_has_a_test(found: Found) -> None:
-    modules = (ROOT / "tests" / found.chapter).rglob("test_*.py")
-    names = {node for path in modules for node in names_in(ast.parse(path.read_text(encoding="utf-8")))}
+    names = names_in_tests(found.chapter)
     assert found.flow.fn.__name__ in names, f"no module of tests/{found.chapter} calls it"
+
+
+@functools.cache
+def names_in_tests(chapter: str) -> set[str]:
+    modules = (ROOT / "tests" / chapter).rglob("test_*.py")
+    return {name for path in modules for name in names_in(ast.parse(path.read_text(encoding="utf-8")))}
 
 
 def names_in(tree: ast.AST) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from blocks.environment import Environment
 from blocks.prefect_server import PrefectServer
 from flows.deleting import limit_unattended
-from flows.troubleshooting.disk_systems import METRIC
+from runbook import metrics
 from runbook.errors import RunbookFailed
 from runbook.guard.carried_out import CarriedOut, Records
 from runbook.guard.permit import Act, Pin
@@ -73,7 +73,7 @@ def test_what_deletes_by_age_refuses_a_wrong_clock(name: str, tmp_path: Path, mo
         reports=str(tmp_path),
         rpo_seconds=1,
         rto_seconds=1,
-        thresholds={METRIC: [0, 1]},
+        thresholds={metrics.DISK.name: [0, 1]},
         slugs={"prefect_server": ""},
     )
     monkeypatch.setattr("flows.deleting.read_skews", lambda servers, stores: (Skew("Prefect", 86400.0),))

@@ -10,7 +10,7 @@ from tests.recovery.drills.running import steady
 
 DRILL = "flows.recovery.drills.drill:run_drill"
 BACKUP = "flows.database.base_backup:backup_cluster"
-OVERHEAD = "the drill's own overhead"
+OVERHEAD = "overhead of the drill"
 VERIFY = "flows.database.backup:verify_backup"
 
 

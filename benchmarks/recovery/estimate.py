@@ -20,7 +20,7 @@ from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, TABLES, Called, Place, variables
 from lab.data.seed import seed
-from tasks.recovery_points.estimate import Sample, estimate
+from tasks.recovery_points.estimate import DurationSample, estimate
 
 ROUNDS = 2
 SHARES = (0.1, 0.3)
@@ -53,7 +53,7 @@ class EstimateChapter:
             self._against(small, RESTORE, "restore_database", confirm=NAME),
         ]
 
-    def restored(self, megabytes: int) -> list[Sample]:
+    def restored(self, megabytes: int) -> list[DurationSample]:
         """Verified restores of a backup of a database of that size, on the same server."""
         with self._database(megabytes):
             self.place.call(BACKUP, direct=True)
@@ -62,7 +62,7 @@ class EstimateChapter:
         self.place.tell(f"estimate: {megabytes} MB of database verified in {told}")
         return found
 
-    def _against(self, samples: list[Sample], flow: str, name: str, **parameters: object) -> Figure:
+    def _against(self, samples: list[DurationSample], flow: str, name: str, **parameters: object) -> Figure:
         found = []
         for _ in range(ROUNDS):
             self.place.settle(self.rows)
@@ -117,7 +117,7 @@ def smaller(text: str, kept: Path) -> str:
     return re.sub(r'(?m)^postgres = ".*/var/backups/postgresql"', f'postgres = "{kept}/postgresql"', text, count=1)
 
 
-def _sample(called: Called) -> Sample:
+def _sample(called: Called) -> DurationSample:
     """What the flow's own report measured, as the estimate reads it."""
     (measure,) = called.told()["measures"]
-    return Sample(int(measure["bytes"]), float(measure["seconds"]))
+    return DurationSample(int(measure["bytes"]), float(measure["seconds"]))

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from blocks.config.secrets import PASSWORD_IN_URL, is_secret
 from blocks.services.service import ROLES
+from runbook.masking import without_logins
 
 KINDS = ("postgres", "redis", "files", "cluster", "wal", "prefect")
 STORES = ("backups", "copies")
@@ -43,7 +44,7 @@ class Mistake:
 
 def shown(value: object) -> str:
     """A value as people read it in a message, cut; a password in an address is masked."""
-    text = PASSWORD_IN_URL.sub(lambda match: f"{match[0].split(':')[0]}://********@", f"{value}")
+    text = without_logins(f"{value}")
     text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
     return f"“{text}”" if isinstance(value, str) else text
 

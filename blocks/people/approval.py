@@ -21,7 +21,7 @@ class Person(BaseModel, extra="forbid"):
 
 
 @dataclass(frozen=True)
-class Approver:
+class ApproverBlock:
     """A person with an authenticator app."""
 
     secret: SecretStr
@@ -52,10 +52,10 @@ class Approval(Block):
         rest = {name: {key: value for key, value in one.items() if key != "secret"} for name, one in people.items()}
         return {**given, "approvers": rest, "secrets": {name: _checked(name, text) for name, text in secrets.items()}}
 
-    def people(self) -> dict[str, Approver]:
+    def people(self) -> dict[str, ApproverBlock]:
         """Everybody whose code counts."""
         secrets = self.secrets.get_secret_value()
-        return {name: Approver(SecretStr(secrets[name]), one.logins) for name, one in self.approvers.items()}
+        return {name: ApproverBlock(SecretStr(secrets[name]), one.logins) for name, one in self.approvers.items()}
 
 
 def _checked(name: str, secret: object) -> str:

@@ -15,7 +15,7 @@ ASK_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Standing:
+class NodeState:
     """What a server says of itself. `system` is its cluster's identifier; `timeline` is the one that it writes, 0 on a
     standby."""
 
@@ -24,14 +24,14 @@ class Standing:
     timeline: int
 
 
-def ask(node: Postgres) -> Standing | None:
+def ask(node: Postgres) -> NodeState | None:
     """What a server says of itself now; None where it does not answer within `ASK_SECONDS`, or refuses."""
     try:
         with node.connect(seconds=ASK_SECONDS) as connection:
             in_recovery, system, timeline = execute(connection, _STANDING)[0]
     except (OpsError, psycopg.Error):
         return None
-    return Standing(bool(in_recovery), int(str(system)), int(str(timeline)))
+    return NodeState(bool(in_recovery), int(str(system)), int(str(timeline)))
 
 
 # The timeline of the last checkpoint is the old one for some seconds after a promotion; that of the WAL never is.
@@ -70,5 +70,5 @@ def primary_first(nodes: Sequence[Postgres]) -> list[Postgres]:
     return [nodes[index] for index in sorted(range(len(nodes)), key=rank, reverse=True)]
 
 
-def _described(node: Postgres, found: Standing) -> str:
+def _described(node: Postgres, found: NodeState) -> str:
     return f"{node.host}:{node.port} ({node.service}, timeline {found.timeline}, cluster {found.system})"

@@ -36,7 +36,7 @@ WHERE datname = %s AND pid <> pg_backend_pid() AND state = 'active' AND applicat
 NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは", "terminating connection", "接続を終了")
 
 
-class Session(psycopg.Connection[TupleRow]):
+class ServerSession(psycopg.Connection[TupleRow]):
     """A connection whose `with` block tells of a server that went away as of one that does not answer."""
 
     def __exit__(
@@ -122,7 +122,7 @@ class Postgres(Block):
         user, password = self._login(as_application)
         name = database or self.maintenance_database
         try:
-            return Session.connect(
+            return ServerSession.connect(
                 host=self.host,
                 port=self.port,
                 user=user,

@@ -21,11 +21,11 @@ from pydantic import Field, SecretStr
 
 from blocks.docker import SOCKET, engine
 from runbook.errors import OpsError, Unreachable
+from runbook.masking import MASK
 from runbook.wait import until
 
 Role = Literal["postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend"]
 ROLES: tuple[Role, ...] = ("postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend")
-MASK = "********"
 # supervisor/xmlrpc.py: Faults
 ALREADY_STARTED = 60
 NOT_RUNNING = 70

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from blocks.hosts import is_here
-from blocks.services.service import CALL_SECONDS, MASK, Services, ServiceState
+from blocks.services.service import CALL_SECONDS, Services, ServiceState
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
+from runbook.masking import MASK
 
 # https://www.freedesktop.org/software/systemd/man/latest/systemctl.html: in these a unit's process is there.
 RUNS = ("active", "reloading", "refreshing", "deactivating")

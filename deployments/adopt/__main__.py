@@ -23,7 +23,7 @@ from blocks.config import secrets, toml
 from blocks.redis.server import Redis
 from deployments.adopt.application import ANSWER_SECONDS, find_application
 from deployments.adopt.description import BY_KEY, QUESTIONS, describe, variables, write_description, write_secrets
-from deployments.adopt.servers import Server, Unit, find_postgres, find_redis
+from deployments.adopt.servers import FoundServerProcess, Unit, find_postgres, find_redis
 from deployments.doctor.__main__ import examine, show
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
@@ -47,7 +47,7 @@ def path_of(name: str) -> Path:
     return Path(chosen) if chosen else toml.DIRECTORY / f"{name}.toml"
 
 
-def pick(servers: Sequence[Server], what: str, port: str) -> Server | None:
+def pick(servers: Sequence[FoundServerProcess], what: str, port: str) -> FoundServerProcess | None:
     """The server at a port; without one, the only server.
 
     Raises:

@@ -45,7 +45,7 @@ _REDIS_PARTS = {
 
 
 @dataclass(frozen=True)
-class Application:
+class FoundApplication:
     """Keys of [application], of [postgres] and of [redis] as the application has them. `secrets`: part → password."""
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Application:
     unit: Unit | None = None
 
 
-def find_application(directory: str, url: str, env_file: str) -> Application:
+def find_application(directory: str, url: str, env_file: str) -> FoundApplication:
     """The application in a directory, at an address, or with a file of variables (each may be empty); else the process
     that listens and has a connection string of PostgreSQL or an alembic.ini."""
     process = _find_process(directory, urlsplit(url).port or 0)
@@ -76,7 +76,7 @@ def find_application(directory: str, url: str, env_file: str) -> Application:
         "dsn_variable": name if file and name in read_variables(file) else "",
     }
     secrets = {"postgres": postgres.pop("password", ""), "redis": redis.pop("password", "")}
-    return Application(values, postgres, redis, secrets, unit_of(process) if process else None)
+    return FoundApplication(values, postgres, redis, secrets, unit_of(process) if process else None)
 
 
 def _find_process(directory: str, port: int) -> psutil.Process | None:

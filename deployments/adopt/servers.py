@@ -41,7 +41,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Server:
+class FoundServerProcess:
     """A server's process: keys of its table in the TOML, and its unit where one is known."""
 
     port: int
@@ -49,12 +49,12 @@ class Server:
     unit: Unit | None
 
 
-def find_postgres() -> list[Server]:
+def find_postgres() -> list[FoundServerProcess]:
     """Every PostgreSQL server of this host whose process this user can read, by port."""
     return _by_port(_postgres(one) for one in _processes() if _is_postmaster(one))
 
 
-def find_redis() -> list[Server]:
+def find_redis() -> list[FoundServerProcess]:
     """Every Redis or Valkey server of this host, by port; no Sentinels."""
     found = ((one, _TITLE.match(" ".join(one.cmdline()))) for one in _processes() if _REDIS.search(_title(one)))
     return _by_port(_redis(one, int(title[1])) for one, title in found if title and not title["sentinel"])
@@ -66,7 +66,7 @@ def find_sentinels() -> list[int]:
     return sorted(int(title[1]) for title in found if title and title["sentinel"])
 
 
-def _by_port(servers: Iterator[Server | None]) -> list[Server]:
+def _by_port(servers: Iterator[FoundServerProcess | None]) -> list[FoundServerProcess]:
     return sorted((one for one in servers if one), key=lambda one: one.port)
 
 
@@ -90,7 +90,7 @@ def _is_postmaster(process: psutil.Process) -> bool:
     return False
 
 
-def _postgres(process: psutil.Process) -> Server | None:
+def _postgres(process: psutil.Process) -> FoundServerProcess | None:
     with contextlib.suppress(psutil.Error):
         words, given = process.cmdline()[1:], _settings(process.cmdline()[1:])
         data = _option(words, "-D") or given.get("data_directory", "") or _variable(process, "PGDATA")
@@ -108,11 +108,11 @@ def _postgres(process: psutil.Process) -> Server | None:
             "config_file": given.get("config_file", ""),
             "os_user": process.username(),
         }
-        return Server(port, values, unit_of(process))
+        return FoundServerProcess(port, values, unit_of(process))
     return None
 
 
-def _redis(process: psutil.Process, port: int) -> Server | None:
+def _redis(process: psutil.Process, port: int) -> FoundServerProcess | None:
     with contextlib.suppress(psutil.Error):
         program, data = _exe(process), ""
         with contextlib.suppress(psutil.Error):
@@ -124,7 +124,7 @@ def _redis(process: psutil.Process, port: int) -> Server | None:
             "server_program": str(program) if program.name else "",
             "os_user": process.username(),
         }
-        return Server(port, values, unit_of(process))
+        return FoundServerProcess(port, values, unit_of(process))
     return None
 
 

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL
 from blocks.config import toml
 from blocks.environment import Environment
 from deployments.doctor import control, databases, host, places, recorder, services
-from deployments.doctor.line import Level, Line, Look, expect, looked, prefer
+from deployments.doctor.line import DoctorLine, Level, Look, expect, looked, prefer
 from deployments.doctor.sharing import look_at_sharing
 from deployments.doctor.watcher import look_at_watcher
 from deployments.names import find_wrong_names
@@ -49,10 +49,10 @@ def looks(env: Environment) -> dict[str, Look]:
     return found | {"expectations": partial(look_at_expectations, env)}
 
 
-def look_at_expectations(env: Environment) -> Iterator[Line]:
+def look_at_expectations(env: Environment) -> Iterator[DoctorLine]:
     """Its suites can be read; which of them do not apply."""
     for line in describe_expectations(env.name):
-        yield Line(line.strip())
+        yield DoctorLine(line.strip())
 
 
 def looks_at_prefect(env: Environment) -> dict[str, Look]:
@@ -67,24 +67,24 @@ def looks_at_prefect(env: Environment) -> dict[str, Look]:
     }
 
 
-def look_at_names(env: Environment) -> Iterator[Line]:
+def look_at_names(env: Environment) -> Iterator[DoctorLine]:
     """Runbooks that may run unattended, chapters of work pools."""
     mistakes = list(find_wrong_names(env))
     for one in mistakes:
         where = f"[{one.section}] {one.key}" if one.section else one.key
         yield expect(False, f"{where}: {one.found}", "correct the TOML", one.expected)
     if not mistakes:
-        yield Line(f"unattended: {', '.join(env.unattended) or 'nothing'}")
+        yield DoctorLine(f"unattended: {', '.join(env.unattended) or 'nothing'}")
 
 
-def examine(name: str) -> Iterator[Line]:
+def examine(name: str) -> Iterator[DoctorLine]:
     """Every line, as it is found."""
     try:
         env = toml.environment(name)
     except OpsError as error:
-        yield Line(error.message, error.hint)
+        yield DoctorLine(error.message, error.hint)
         return
-    yield Line(f"the TOML of {name} is read, its secrets are set")
+    yield DoctorLine(f"the TOML of {name} is read, its secrets are set")
     for what, look in looks(env).items():
         yield from looked(what, look)
     if not PREFECT_API_URL.value():
@@ -109,7 +109,7 @@ def examine(name: str) -> Iterator[Line]:
         yield from looked(what, look)
 
 
-def show(lines: Iterable[Line]) -> int:
+def show(lines: Iterable[DoctorLine]) -> int:
     """Print each line as it is found, then how many there are of each level; 1 where something is critical."""
     count: Counter[Level] = Counter()
     for line in lines:

@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_curre
 from blocks.environment import Environment
 from deployments import automations
 from deployments.doctor.host import ANSWER_SECONDS, clock
-from deployments.doctor.line import Line, expect
+from deployments.doctor.line import DoctorLine, expect
 from deployments.runbooks import has_schedule, has_to_run
 from runbook.errors import OpsError, Unreachable
 
@@ -33,7 +33,7 @@ DATE_SECONDS = 2.0
 REGISTER = "python -m deployments.deploy --environment {}"
 
 
-def look_at_api() -> Iterator[Line]:
+def look_at_api() -> Iterator[DoctorLine]:
     """It answers to this shell's password and to nobody else; its settings are such that locks survive it."""
     address = PREFECT_API_URL.value()
     if not address:
@@ -55,7 +55,7 @@ def look_at_api() -> Iterator[Line]:
             raise Unreachable(f"Prefect at {address} does not answer: {type(error).__name__}", "start it") from None
     if answer.is_error:
         raise OpsError(f"Prefect at {address} answers {answer.status_code}", "correct PREFECT_API_AUTH_STRING")
-    yield Line(f"Prefect {answer.json()} at {address} answers")
+    yield DoctorLine(f"Prefect {answer.json()} at {address} answers")
     yield expect(
         stranger.status_code == httpx.codes.UNAUTHORIZED,
         "Prefect asks for a password",
@@ -71,7 +71,7 @@ def look_at_api() -> Iterator[Line]:
     yield from _settings(settings.json() if settings.is_success else {})
 
 
-def _settings(told: dict[str, Any]) -> Iterator[Line]:
+def _settings(told: dict[str, Any]) -> Iterator[DoctorLine]:
     storage = str(told.get("server", {}).get("concurrency", {}).get("lease_storage", "unknown"))
     lasts = "memory" not in storage and storage != "unknown"
     yield expect(
@@ -102,7 +102,7 @@ def is_registered(env: Environment) -> bool:
     return True
 
 
-def look_at_blocks(env: Environment) -> Iterator[Line]:
+def look_at_blocks(env: Environment) -> Iterator[DoctorLine]:
     """Each block is registered, and what the TOML (with this shell's secrets) says."""
     todo = REGISTER.format(env.name)
     named = {**{part: env.slugs[part] for part in env.slugs}, "environment": f"ops-environment/{env.name}"}
@@ -111,7 +111,7 @@ def look_at_blocks(env: Environment) -> Iterator[Line]:
         try:
             there = Block.load(slug)
         except ValueError:
-            yield Line(f"block {slug} is not registered", todo)
+            yield DoctorLine(f"block {slug} is not registered", todo)
             continue
         own = wanted[part]
         other = [name for name in type(own).model_fields if getattr(there, name, None) != getattr(own, name)]
@@ -122,14 +122,14 @@ def look_at_blocks(env: Environment) -> Iterator[Line]:
         )
 
 
-def look_at_pools(env: Environment) -> Iterator[Line]:
+def look_at_pools(env: Environment) -> Iterator[DoctorLine]:
     """Each pool has a worker that is there."""
     with get_client(sync_client=True) as client:
         for pool in sorted({env.name, *env.pools.values()}):
             try:
                 found = client.read_work_pool(pool)
             except ObjectNotFound:
-                yield Line(f"work pool {pool} is not there", f"prefect work-pool create {pool} --type process")
+                yield DoctorLine(f"work pool {pool} is not there", f"prefect work-pool create {pool} --type process")
                 continue
             workers = client.read_workers_for_work_pool(pool)
             online = [worker.name for worker in workers if str(worker.status).upper().endswith("ONLINE")]
@@ -141,7 +141,7 @@ def look_at_pools(env: Environment) -> Iterator[Line]:
             yield expect(not found.is_paused, f"work pool {pool} is open", f"prefect work-pool resume {pool}")
 
 
-def look_at_deployments(env: Environment) -> Iterator[Line]:
+def look_at_deployments(env: Environment) -> Iterator[DoctorLine]:
     """Every runbook is deployed, to the pool that the TOML says; in production no schedule is paused that prefect.yaml
     has active."""
     every = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -189,7 +189,7 @@ def _is_paused(entry: dict[str, Any], found: DeploymentResponse) -> bool:
     return bool(wanted) and (found.paused or len(active) < len(wanted))
 
 
-def look_at_automations(env: Environment) -> Iterator[Line]:
+def look_at_automations(env: Environment) -> Iterator[DoctorLine]:
     """All are there and on."""
     for name, state in automations.listed(env.name).items():
         todo = f"python -m deployments.automations register --environment {env.name}"

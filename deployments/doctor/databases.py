@@ -16,7 +16,7 @@ from blocks.postgres.refusals import hint_for, sqlstate_of
 from blocks.postgres.server import DIRECT, POOLED, Connection, Postgres, execute, first_line, is_pooled
 from blocks.services.service import DockerServices
 from deployments.doctor.host import clock
-from deployments.doctor.line import Line, expect, prefer, refused
+from deployments.doctor.line import DoctorLine, expect, prefer, refused
 from runbook import shell
 from runbook.errors import OpsError
 from tasks.host.disk import is_here
@@ -38,14 +38,14 @@ def databases(env: Environment) -> dict[str, Postgres]:
     return found | ({"prefect_server": env.prefect_server} if env.has("prefect_server") else {})
 
 
-def look_at_postgres(env: Environment, part: str, postgres: Postgres) -> Iterator[Line]:
+def look_at_postgres(env: Environment, part: str, postgres: Postgres) -> Iterator[DoctorLine]:
     """Each role logs in; the programs here are of its major version; its clock is this host's; its files are where the
     TOML says."""
     with postgres.connect() as connection:
         asked = time.time()
         version, now, superuser = execute(connection, _SERVER)[0]
         answered = time.time()
-        yield Line(f"[{part}] PostgreSQL {version} at {postgres.host}:{postgres.port} answers")
+        yield DoctorLine(f"[{part}] PostgreSQL {version} at {postgres.host}:{postgres.port} answers")
         told = "a superuser" if superuser else "not a superuser"
         yield prefer(
             superuser,
@@ -62,7 +62,7 @@ def look_at_postgres(env: Environment, part: str, postgres: Postgres) -> Iterato
             yield from _files(env, part, postgres, connection)
 
 
-def _log_ins(env: Environment, part: str, postgres: Postgres) -> Iterator[Line]:
+def _log_ins(env: Environment, part: str, postgres: Postgres) -> Iterator[DoctorLine]:
     yield _logs_in(
         f"[{part}] user {postgres.user}",
         f"to {postgres.database}",
@@ -72,12 +72,12 @@ def _log_ins(env: Environment, part: str, postgres: Postgres) -> Iterator[Line]:
         yield _logs_in(f"[{part}] admin_user {postgres.admin_user}", "for replication", lambda: _replicate(postgres))
 
 
-def _logs_in(who: str, where: str, connect: Callable[[], object]) -> Line:
+def _logs_in(who: str, where: str, connect: Callable[[], object]) -> DoctorLine:
     try:
         connect()
     except OpsError as error:
         return refused(f"{who} does not log in {where}", error)
-    return Line(f"{who} logs in {where}")
+    return DoctorLine(f"{who} logs in {where}")
 
 
 def _replicate(postgres: Postgres) -> None:
@@ -104,7 +104,7 @@ def _replicate(postgres: Postgres) -> None:
         raise OpsError(first_line(error), hint) from None
 
 
-def _programs(part: str, postgres: Postgres, major: int) -> Iterator[Line]:
+def _programs(part: str, postgres: Postgres, major: int) -> Iterator[DoctorLine]:
     missing = [name for name in POSTGRES_PROGRAMS if not (Path(postgres.programs) / name).exists()]
     yield expect(
         not missing,
@@ -122,7 +122,7 @@ def _programs(part: str, postgres: Postgres, major: int) -> Iterator[Line]:
         )
 
 
-def _files(env: Environment, part: str, postgres: Postgres, connection: Connection) -> Iterator[Line]:
+def _files(env: Environment, part: str, postgres: Postgres, connection: Connection) -> Iterator[DoctorLine]:
     """A base backup is put in the place of the data, beside it: the directory above must be writable too."""
     path = Path(postgres.data_directory)
     for directory in (path, path.parent):
@@ -145,7 +145,7 @@ def _files(env: Environment, part: str, postgres: Postgres, connection: Connecti
         yield from _configuration(part, path, postgres.config_file, configuration)
 
 
-def _configuration(part: str, data: Path, described: str, configuration: str) -> Iterator[Line]:
+def _configuration(part: str, data: Path, described: str, configuration: str) -> Iterator[DoctorLine]:
     own = described or str(data / "postgresql.conf")
     line = expect if described else prefer
     yield line(
@@ -156,7 +156,7 @@ def _configuration(part: str, data: Path, described: str, configuration: str) ->
     )
 
 
-def look_at_redis(env: Environment) -> Iterator[Line]:
+def look_at_redis(env: Environment) -> Iterator[DoctorLine]:
     """It answers to its password, its program is here (a backup is proven on a scratch server), and its files are where
     the TOML says."""
     block = env.redis
@@ -168,7 +168,7 @@ def look_at_redis(env: Environment) -> Iterator[Line]:
         except OpsError:
             directory = ""
     where = f"at {block.host}:{block.port}"
-    yield Line(f"[redis] {version} {where} answers")
+    yield DoctorLine(f"[redis] {version} {where} answers")
     program = redis_program(block)
     same = family(program) == family(version) and program.split()[1].split(".")[0] == version.split()[1].split(".")[0]
     hint = f"the server is {version}: install its program, or correct [redis] server_program"
@@ -199,7 +199,7 @@ def look_at_redis(env: Environment) -> Iterator[Line]:
     )
 
 
-def _owner(where: str, path: Path, os_user: str) -> Iterator[Line]:
+def _owner(where: str, path: Path, os_user: str) -> Iterator[DoctorLine]:
     if path.exists():
         own = path.stat().st_uid
         yield expect(

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 from blocks.environment import Environment
-from deployments.doctor.line import Line, expect
+from deployments.doctor.line import DoctorLine, expect
 from tasks.application.health import read_problems
 
 CLOCK_SECONDS = 2.0
@@ -15,7 +15,7 @@ ANSWER_SECONDS = 10.0
 CLOCK = "set this host's clock by NTP (timedatectl set-ntp true)"
 
 
-def look_at_application(env: Environment) -> Iterator[Line]:
+def look_at_application(env: Environment) -> Iterator[DoctorLine]:
     """Backend and frontend are healthy."""
     problems = read_problems.work(env.application)
     for name, problem in problems.items():
@@ -25,17 +25,17 @@ def look_at_application(env: Environment) -> Iterator[Line]:
             "launch diagnose-application: it finds out why",
         )
     if not problems:
-        yield Line("[application] no health check is configured: only that its services run is checked")
+        yield DoctorLine("[application] no health check is configured: only that its services run is checked")
 
 
-def look_at_programs(env: Environment) -> Iterator[Line]:
+def look_at_programs(env: Environment) -> Iterator[DoctorLine]:
     """What every host of a worker needs besides."""
     yield expect(shutil.which("setpriv"), "setpriv", "install util-linux: programs could not be run as other users")
     if env.has("services") and type(env.services).__name__ == "SystemdServices":
         yield expect(shutil.which("systemctl"), "systemctl", "there is no systemd here: correct [services] kind")
 
 
-def clock(whose: str, told: float, between: tuple[float, float], vague_seconds: float = 0.0) -> Line:
+def clock(whose: str, told: float, between: tuple[float, float], vague_seconds: float = 0.0) -> DoctorLine:
     """How far another clock is from this host's, at least: it told its time, or one that is older by up to
     `vague_seconds`, at some moment `between` the question and the answer. On a busy host seconds lie between them."""
     asked, answered = between

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from runbook.errors import OpsError, without_logins
+from runbook.errors import OpsError
+from runbook.masking import without_logins
 
 Level = Literal["OK", "WARN", "CRITICAL"]
 WIDTH = len("CRITICAL")
 
 
 @dataclass(frozen=True)
-class Line:
+class DoctorLine:
     """`todo` is the next step, empty where nothing is wrong; `otherwise` says how bad it is."""
 
     what: str
@@ -36,25 +37,25 @@ class Line:
         return without_logins(f"{self.level:<{WIDTH}}  {self.what}{expected}{f' — {self.todo}' if self.todo else ''}")
 
 
-Look = Callable[[], Iterable[Line]]
+Look = Callable[[], Iterable[DoctorLine]]
 
 
-def expect(ok: object, what: str, todo: str, expected: str = "") -> Line:
+def expect(ok: object, what: str, todo: str, expected: str = "") -> DoctorLine:
     """A line by whether it holds: OK or CRITICAL."""
-    return Line(what, "" if ok else todo, expected)
+    return DoctorLine(what, "" if ok else todo, expected)
 
 
-def prefer(ok: object, what: str, todo: str, expected: str = "") -> Line:
+def prefer(ok: object, what: str, todo: str, expected: str = "") -> DoctorLine:
     """A line by whether it holds: OK or WARN."""
     return replace(expect(ok, what, todo, expected), otherwise="WARN")
 
 
-def refused(what: str, error: OpsError) -> Line:
+def refused(what: str, error: OpsError) -> DoctorLine:
     """What kept a check from its answer."""
-    return Line(f"{what}: {error.message}", error.hint or "check it by hand")
+    return DoctorLine(f"{what}: {error.message}", error.hint or "check it by hand")
 
 
-def looked(what: str, look: Look) -> Iterator[Line]:
+def looked(what: str, look: Look) -> Iterator[DoctorLine]:
     """The lines of a check, to its end or to what kept it from that: an error is a line too."""
     try:
         yield from look()
@@ -62,4 +63,4 @@ def looked(what: str, look: Look) -> Iterator[Line]:
         yield refused(what, error)
     except Exception as error:
         told = str(error).splitlines()
-        yield Line(f"{what}: not checked", f"{type(error).__name__}: {told[0][:200] if told else ''}")
+        yield DoctorLine(f"{what}: not checked", f"{type(error).__name__}: {told[0][:200] if told else ''}")

@@ -12,7 +12,7 @@ from blocks.config.mistakes import KINDS, STORES
 from blocks.environment import Environment
 from blocks.places import Backups
 from blocks.postgres.server import execute
-from deployments.doctor.line import Line, expect, prefer
+from deployments.doctor.line import DoctorLine, expect, prefer
 from flows.database.free_space import WAL_RATIO
 from runbook.errors import OpsError
 from runbook.units import size
@@ -25,7 +25,7 @@ KEPT = {"hours": 48, "daily": 30, "weekly": 8, "monthly": 12}
 _BYTES = "SELECT pg_database_size(%s)"
 
 
-def look_at_places(env: Environment) -> Iterator[Line]:
+def look_at_places(env: Environment) -> Iterator[DoctorLine]:
     """Reports and backups can be written here, on which file system, and the newest backup's retention fits."""
     yield _writable("reports", env.reports_directory)
     for which in STORES:
@@ -41,7 +41,7 @@ def look_at_places(env: Environment) -> Iterator[Line]:
             )
 
 
-def _stores(which: str, stores: Backups) -> Iterator[Line]:
+def _stores(which: str, stores: Backups) -> Iterator[DoctorLine]:
     places = {kind: str(getattr(stores, kind)) for kind in KINDS}
     for kind, place in places.items():
         if place and not place.startswith("s3://"):
@@ -51,7 +51,7 @@ def _stores(which: str, stores: Backups) -> Iterator[Line]:
         yield _writable(f"[{which}] spool", Path(stores.spool))
 
 
-def _writable(what: str, path: Path) -> Line:
+def _writable(what: str, path: Path) -> DoctorLine:
     """It, or what it will be made in."""
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
@@ -71,7 +71,7 @@ def _mount(path: Path) -> str:
     return f"the file system {found}"
 
 
-def _on_other_disk(env: Environment) -> Iterator[Line]:
+def _on_other_disk(env: Environment) -> Iterator[DoctorLine]:
     """A lost disk must not take the backups with the data."""
     if not env.has("postgres") or env.has("copies") or env.backups.survives or env.backups.postgres.startswith("s3://"):
         return
@@ -87,7 +87,7 @@ def _on_other_disk(env: Environment) -> Iterator[Line]:
     )
 
 
-def look_at_space(env: Environment) -> Iterator[Line]:
+def look_at_space(env: Environment) -> Iterator[DoctorLine]:
     """A restore builds a staged copy on the database's disk; backups pile up until the retention deletes them."""
     with env.postgres.connect() as connection:
         database_bytes = int(execute(connection, _BYTES, env.postgres.database)[0][0])
@@ -112,7 +112,7 @@ def look_at_space(env: Environment) -> Iterator[Line]:
         yield _retention(env, disk_of(Path(env.backups.postgres)), database_bytes)
 
 
-def _retention(env: Environment, disk: Disk, database_bytes: int) -> Line:
+def _retention(env: Environment, disk: Disk, database_bytes: int) -> DoctorLine:
     """By the newest backup, or by the database's size, which is more."""
     keep = getattr(env.backups, "keep", None)
     count = sum(getattr(keep, tier, amount) for tier, amount in KEPT.items())

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
-from deployments.doctor.line import Line, prefer
+from deployments.doctor.line import DoctorLine, prefer
 
 SINCE = timedelta(hours=1)
 PATIENCE = timedelta(minutes=1)
@@ -30,7 +30,7 @@ _BEHIND = (
 )
 
 
-def look_at_recorder() -> Iterator[Line]:
+def look_at_recorder() -> Iterator[DoctorLine]:
     """The newest tasks of the last hour belong to flow runs of this server, and each such run has tasks."""
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:

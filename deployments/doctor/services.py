@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from blocks.environment import Environment
-from deployments.doctor.line import Line, prefer, refused
+from deployments.doctor.line import DoctorLine, prefer, refused
 from runbook.errors import OpsError, Unreachable
 
 NEEDED = {"postgres": "postgres", "redis": "redis", "application": "backend"}
 """Part → the role whose service a full restore stops and starts."""
 
 
-def look_at_services(env: Environment) -> Iterator[Line]:
+def look_at_services(env: Environment) -> Iterator[DoctorLine]:
     """The manager answers to its password; each name in [services] names is one that it knows, and runs."""
     for role, name in env.services.names.items():
         what = f"[services] {role} = {name}"

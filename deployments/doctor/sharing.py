@@ -10,14 +10,14 @@ from prefect.settings import PREFECT_API_URL
 
 from blocks.config import toml
 from blocks.environment import Environment
-from deployments.doctor.line import Line, expect
+from deployments.doctor.line import DoctorLine, expect
 from runbook.errors import OpsError
 from runbook.guard.brief import asked_briefly
 
 MOST = 200
 
 
-def look_at_sharing(env: Environment) -> Iterator[Line]:
+def look_at_sharing(env: Environment) -> Iterator[DoctorLine]:
     """What this one describes, by its identity, is described by no other one that can be read here."""
     own = env.exclusion("doctor").identities()
     alone = True
@@ -26,7 +26,7 @@ def look_at_sharing(env: Environment) -> Iterator[Line]:
         for name in shared:
             alone = False
             if env.name in other.shares or other.name in env.shares:
-                yield Line(f"{name} is shared with the environment {other.name}, as declared")
+                yield DoctorLine(f"{name} is shared with the environment {other.name}, as declared")
                 continue
             yield expect(
                 False,
@@ -35,7 +35,7 @@ def look_at_sharing(env: Environment) -> Iterator[Line]:
                 "one environment for each database, Redis server and directory",
             )
     if alone:
-        yield Line(f"no other environment describes {', '.join(own.values()) or 'anything that can be reached'}")
+        yield DoctorLine(f"no other environment describes {', '.join(own.values()) or 'anything that can be reached'}")
 
 
 def neighbours(name: str) -> Iterator[Environment]:

@@ -10,7 +10,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFi
 from prefect.client.schemas.sorting import FlowRunSort
 
 from blocks.environment import Environment
-from deployments.doctor.line import Line, expect
+from deployments.doctor.line import DoctorLine, expect
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.serve import EVERY_SECONDS, REPORT_SECONDS
 from tasks.monitoring.state import directory_of, load
@@ -21,7 +21,7 @@ MOST_RUNS = 50
 TODO = "on one host: systemctl enable --now interview-ops-watcher (docs/production.md); else journalctl -u it"
 
 
-def look_at_watcher(env: Environment) -> Iterator[Line]:
+def look_at_watcher(env: Environment) -> Iterator[DoctorLine]:
     """In production: a round within the last minutes, in this host's report folder; or, where this host's has none, its
     hourly run in Prefect."""
     if env.tier != "production":

@@ -16,7 +16,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 from blocks.config import toml
-from deployments.maintenance import Planned, Table, entries, name_in, read_table, seconds_of
+from deployments.maintenance import MaintenanceTable, PlannedWork, entries, name_in, read_table, seconds_of
 from deployments.runbooks import has_schedule
 from deployments.triggers.launch import deployed, launch
 
@@ -38,7 +38,10 @@ BEGUN = ENDED | _states("Running", "Suspended", "Paused")
 
 
 def automations(
-    client: SyncPrefectClient, environment: str, table: Table | None = None, stuck_seconds: float = STUCK_SECONDS
+    client: SyncPrefectClient,
+    environment: str,
+    table: MaintenanceTable | None = None,
+    stuck_seconds: float = STUCK_SECONDS,
 ) -> list[AutomationCore]:
     """For each row one that fires when it takes too long; for all of them one that fires when a run does not begin.
     None where the environment names nobody to tell.
@@ -57,7 +60,7 @@ def automations(
     return [*too_long, _stuck(escalation, environment, list(ids.values()), stuck_seconds)]
 
 
-def _planned(name: str) -> list[Planned]:
+def _planned(name: str) -> list[PlannedWork]:
     """The rows of the maintenance table, with those of their deployments that the environment has."""
     env = toml.environment(name)
     if not env.has("alerts"):
@@ -69,7 +72,7 @@ def _planned(name: str) -> list[Planned]:
     return [row for row in rows if row.deployments]
 
 
-def _too_long(escalation: RunDeployment, environment: str, row: Planned, ids: Sequence[UUID]) -> AutomationCore:
+def _too_long(escalation: RunDeployment, environment: str, row: PlannedWork, ids: Sequence[UUID]) -> AutomationCore:
     within = TIMES * seconds_of(row.duration)
     name = f"overdue-{row.deployments[0].replace('/', '-')}-{environment}"
     what = f"{{{{ flow_run.name }}}} ({row.task}, {row.duration}) has not ended after twice that time"

@@ -1,4 +1,4 @@
-"""AI providers: whether they answer, how, and until when (§5.1, §5.3)."""
+"""Check the AI providers: answers, latency, and retirement dates (§5.1, §5.3)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pydantic import SecretStr
 
 from blocks.ai_providers import AIProviders, Provider
 from blocks.environment import Environment
-from flows.ai_providers.steps import told
+from flows.ai_providers.errors import report_errors
 from runbook.errors import OpsError
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.ai.answer import HINTS, Answer
+from tasks.ai.answer import HINTS, ProviderAnswer
 from tasks.ai.azure import ask_azure, read_azure_models
 from tasks.ai.bedrock import ask_bedrock, model_of, read_bedrock_models
 from tasks.ai.lifecycle import Dates, Lifecycle, read_dates
@@ -29,16 +30,16 @@ from tasks.application.env_file import read_variable
 def check_ai_providers(environment: str) -> Report:
     """AIプロバイダー確認: Azure OpenAI・AWS Bedrock・GCP Vertex AI (§5.1, §5.3)
 
-    Asks every deployment and model of the environment one short question (a canary, with a budget of tokens), all at
-    the same time, and looks at latency, tokens, and whether the answer has the fields that the application reads; and
-    until when each answers: Bedrock's lifecycle (LEGACY), Azure's own deprecation dates, and the table of retirement
-    dates for API versions and models, which says where each date is from and when somebody last looked. Run it daily.
+    Sends one short question (a canary, with a token budget) to every deployment and model of the environment, all at
+    the same time. Checks latency, tokens, and whether the answer has the fields that the application reads. Also checks
+    the retirement dates: Bedrock's lifecycle (LEGACY), Azure's own deprecation dates, and the table of retirement dates
+    for API versions and models, which states the source of each date and the day of its last review. Run it daily.
 
-    It changes nothing; a canary costs a few tokens. What does not answer is critical, but for a used up quota, which
-    warns; so do what retires within 90 days, and whatever is not known.
+    It changes nothing; a canary costs a few tokens. A model that does not answer is CRITICAL; a used-up quota is WARN.
+    A retirement within 90 days, and unknown dates, are WARN.
 
-    Departs from the manual: it lists Bedrock's models and reads no lifecycle; that a model is listed says nothing of
-    access to it: here it is asked.
+    Departs from the manual: it lists Bedrock's models without their lifecycle. A listed model is not always accessible;
+    here each one must answer.
 
     Args:
         environment: 対象の環境
@@ -47,12 +48,12 @@ def check_ai_providers(environment: str) -> Report:
     with runbook("Check AI providers", env) as report:
         ai, today = env.ai_providers, datetime.now(env.zone).date()
         dates = dict[str, Dates]()
-        with told(report, "the table of retirement dates"):
+        with report_errors(report, "the table of retirement dates"):
             dates = read_dates(ai)
         wanted = _configured(report, ai)
         version = _azure_version(report, env) if "azure" in wanted else ""
         token = _token(report, ai) if "vertex" in wanted else SecretStr("")
-        answers = [one.result() for one in _asked(ai, wanted, version, token)]
+        answers = [one.result() for one in _send_canaries(ai, wanted, version, token)]
         for answer in answers:
             judge_answer(report, ai, answer)
         if version:
@@ -63,7 +64,7 @@ def check_ai_providers(environment: str) -> Report:
             _judge_vertex(report, ai, token, dates, answers, today)
         judge_dates(report, dates, _used(wanted, dates), today)
         if answers:
-            tell_answers(report, answers)
+            attach_answers(report, answers)
         report.outcome = f"{sum(one.ok for one in answers)} of {_number_of(ai, wanted)} deployments and models answer"
     return report
 
@@ -77,7 +78,7 @@ def _number_of(ai: AIProviders, wanted: list[Provider]) -> int:
 
 
 def _configured(report: Report, ai: AIProviders) -> list[Provider]:
-    """Those that can be asked; one of the application's chain that cannot be is told."""
+    """The providers with a complete configuration; an incomplete one of the application's chain is a WARN."""
     known: tuple[Provider, ...] = get_args(Provider)
     found = list[Provider]()
     for provider in known:
@@ -86,12 +87,15 @@ def _configured(report: Report, ai: AIProviders) -> list[Provider]:
             found.append(provider)
         elif provider in ai.chain:
             report.warn(
-                f"{provider} is looked at",
-                f"add {', '.join(lacks)} to [ai_providers], or take it off chain",
+                f"{provider} is checked",
+                f"add {', '.join(lacks)} to [ai_providers], or remove {provider} from chain",
                 value=f"no: {', '.join(lacks)} is empty",
             )
     report.require(
-        "a provider is named", bool(found), "describe the providers in [ai_providers]", value=", ".join(found) or "none"
+        "a provider is configured",
+        bool(found),
+        "configure the providers in [ai_providers]",
+        value=", ".join(found) or "none",
     )
     return found
 
@@ -107,23 +111,25 @@ def _lacks(ai: AIProviders, provider: Provider) -> list[str]:
 
 
 def _azure_version(report: Report, env: Environment) -> str:
-    """What the application uses; "" where that is not known."""
+    """The API version that the application uses; "" if it is not known."""
     ai, version = env.ai_providers, env.ai_providers.azure_api_version
     if not version:
-        with told(report, "azure: the API version in use"):
+        with report_errors(report, "azure: the API version in use"):
             version = read_variable(env.application, ai.azure_version_variable, "[ai_providers] azure_version_variable")
     report.fact("Azure API version", version or "not known")
     return version
 
 
 def _token(report: Report, ai: AIProviders) -> SecretStr:
-    with told(report, "vertex: an access token"):
+    with report_errors(report, "vertex: an access token"):
         return find_vertex_token(ai)
     return SecretStr("")
 
 
-def _asked(ai: AIProviders, wanted: list[Provider], version: str, token: SecretStr) -> list[Pending[Answer]]:
-    asked = list[Pending[Answer]]()
+def _send_canaries(
+    ai: AIProviders, wanted: list[Provider], version: str, token: SecretStr
+) -> list[Pending[ProviderAnswer]]:
+    asked = list[Pending[ProviderAnswer]]()
     if version:
         asked += [ask_azure.submit(ai, deployment, version) for deployment in ai.azure_deployments]
     if "bedrock" in wanted:
@@ -134,11 +140,16 @@ def _asked(ai: AIProviders, wanted: list[Provider], version: str, token: SecretS
 
 
 def _judge_azure(
-    report: Report, ai: AIProviders, version: str, dates: Mapping[str, Dates], answers: list[Answer], today: date
+    report: Report,
+    ai: AIProviders,
+    version: str,
+    dates: Mapping[str, Dates],
+    answers: list[ProviderAnswer],
+    today: date,
 ) -> None:
     judge_retirement(report, f"azure API version {version}", [version], dates.get("azure-api"), None, today)
     models = dict[str, Lifecycle]()
-    with told(report, "azure: its models' deprecation", Status.WARN):
+    with report_errors(report, "azure: deprecation of its models", Status.WARN):
         models = read_azure_models(ai, version)
     for answer in (one for one in answers if one.provider == "azure" and one.ok):
         what = f"azure {answer.model} ({answer.version})"
@@ -149,116 +160,120 @@ def _judge_bedrock(report: Report, ai: AIProviders, dates: Mapping[str, Dates], 
     try:
         models = read_bedrock_models(ai)
     except OpsError as error:
-        report.fail("bedrock: its models' lifecycle", error.hint, value=f"not known: {error.message}")
+        report.fail("bedrock: lifecycle of its models", error.hint, value=f"not known: {error.message}")
         return
     for name in ai.bedrock_models:
         model = model_of(name)
         report.prefer(
             f"bedrock {name} is listed",
             model in models,
-            "correct [ai_providers]: it has ended, or is of another region",
-            value="yes" if model in models else f"no: {len(models)} others are",
+            "correct [ai_providers]: the model was retired, or belongs to another region",
+            value="yes" if model in models else f"no, {len(models)} others are",
         )
         found = models.get(model)
         if found and found.status == "ACTIVE" and not found.retires:
-            report.passed(f"bedrock {name} is current", value=found.status)
-            continue  # it gets 6 months from LEGACY on
+            report.passed(f"lifecycle of bedrock {name}", value=found.status)
+            continue  # AWS announces a retirement at least 6 months before, with LEGACY
         judge_retirement(report, f"bedrock {name}", [model], dates.get("bedrock"), found, today)
 
 
 def _judge_vertex(
-    report: Report, ai: AIProviders, token: SecretStr, dates: Mapping[str, Dates], answers: list[Answer], today: date
+    report: Report,
+    ai: AIProviders,
+    token: SecretStr,
+    dates: Mapping[str, Dates],
+    answers: list[ProviderAnswer],
+    today: date,
 ) -> None:
-    with told(report, f"vertex: {ai.vertex_project} in {ai.vertex_location}"):
+    with report_errors(report, f"vertex: {ai.vertex_project} in {ai.vertex_location}"):
         endpoints = read_vertex_endpoints(ai, token)
         report.passed(
             f"vertex: {ai.vertex_project} in {ai.vertex_location}",
-            value=f"reached; {len(endpoints)} endpoints of its own",
+            value=f"reachable; {len(endpoints)} own endpoints",
         )
         if endpoints:
             report.table(
                 "Vertex AI: the project's own endpoints", ("endpoint and models",), [(one,) for one in endpoints]
             )
     for model in ai.vertex_models:
-        said = [one.version for one in answers if one.provider == "vertex" and one.model == model and one.version]
-        judge_retirement(report, f"vertex {model}", [*said, model], dates.get("vertex"), None, today)
+        reported = [one.version for one in answers if one.provider == "vertex" and one.model == model and one.version]
+        judge_retirement(report, f"vertex {model}", [*reported, model], dates.get("vertex"), None, today)
 
 
 def _used(wanted: list[Provider], dates: Mapping[str, Dates]) -> list[str]:
-    """Azure's and Bedrock's models have their dates from the service; the table may know more."""
+    """The sections of the table that are needed: Azure and Bedrock report dates of models themselves."""
     needed = {"azure": "azure-api", "vertex": "vertex"}
     return [*(needed[one] for one in wanted if one in needed), *(one for one in ("azure", "bedrock") if one in dates)]
 
 
 SOON = timedelta(days=90)
 OLD = timedelta(days=90)
-SECTION_OF = "name it in the table of retirement dates ([ai_providers] retirements), with the page that says it"
+IN_TABLE = "add it to the table of retirement dates ([ai_providers] retirements), with its source"
 
 
-def judge_answer(report: Report, ai: AIProviders, answer: Answer) -> None:
-    """Whether it answers as the application needs it; how long it took, and how many tokens."""
+def judge_answer(report: Report, ai: AIProviders, answer: ProviderAnswer) -> None:
+    """Judge one canary: the answer, its latency, its tokens."""
     what = f"{answer.provider} {answer.model}"
-    otherwise = Status.WARN if answer.kind == "throttled" else Status.CRITICAL
-    report.require(f"{what} answers", answer.ok, HINTS.get(answer.kind, ""), value=answer.told, worst=otherwise)
+    worst = Status.WARN if answer.kind == "throttled" else Status.CRITICAL
+    report.require(f"{what} answers", answer.ok, HINTS.get(answer.kind, ""), value=answer.text, worst=worst)
     if not answer.ok:
         return
     report.prefer(
-        f"{what} is quick",
+        f"latency of {what}",
         answer.seconds <= ai.slow_seconds,
-        "look at the provider's status page and at its quota; another region may be quicker",
+        "check the provider's status page and its quota; another region can be faster",
         value=f"{answer.seconds:.2f} s",
-        expected=f"at most {ai.slow_seconds:g} s",
+        expected=f"≤ {ai.slow_seconds:g} s",
     )
-    # The prompt has about 20.
+    # The prompt has about 20 tokens.
     most = ai.canary_tokens + 60
     report.prefer(
-        f"{what} keeps to the token budget",
+        f"tokens of {what}",
         answer.tokens <= most,
-        "it takes more than max_tokens allows (reasoning?): calls cost more than they seem",
+        "check whether it is a reasoning model: it uses more than max_tokens, so calls cost more than planned",
         value=answer.tokens,
-        expected=f"at most {most}",
+        expected=f"≤ {most}",
     )
 
 
 def judge_retirement(
     report: Report, what: str, names: Sequence[str], dates: Dates | None, found: Lifecycle | None, today: date
 ) -> None:
-    """When it answers no more: by the service's own word, else by the table. `names`: what it may be called there."""
-    told = next((dates.retires[name] for name in names if name in dates.retires), None) if dates else None
-    by = dates.source if dates else ""
-    day, by = (found.retires, "the service says so") if found and found.retires else (told, by)
+    """Judge its retirement date: of the service itself, else of the table. `names`: its possible names there."""
+    listed = next((dates.retires[name] for name in names if name in dates.retires), None) if dates else None
+    source = dates.source if dates else ""
+    day, source = (found.retires, "by the service") if found and found.retires else (listed, source)
     if found and found.status:
         report.prefer(
-            f"{what} is current",
+            f"lifecycle of {what}",
             found.status.upper() in ("ACTIVE", "GENERALLY-AVAILABLE", "PREVIEW"),
-            "move to a newer one before it ends: accounts that did not use it for a while are refused",
+            "move to a newer model before its retirement; accounts that have not used it recently are refused already",
             value=found.status,
         )
     if day is None:
-        report.warn(f"{what} stays", f"look its retirement up, and {SECTION_OF}", value="not known until when")
+        report.warn(f"retirement of {what}", f"look up the date, and {IN_TABLE}", value="not known")
         return
     left = day - today
-    hint = (
-        "move to a newer one: update-ai-api-version for an API version, [ai_providers] and the application for a model"
-    )
+    hint = "move to a newer one: a model in [ai_providers] and the application, an API version by its runbook"
     report.require(
-        f"{what} stays",
+        f"retirement of {what}",
         left > SOON,
         hint,
-        value=f"until {day} ({left.days} days), {by}" if left.days > 0 else f"retired on {day}, {by}",
-        expected=f"more than {SOON.days} days",
+        value=f"{day} (in {left.days} days), {source}" if left.days > 0 else f"retired on {day}, {source}",
+        expected=f"in more than {SOON.days} days",
         worst=Status.WARN if left.days > 0 else Status.CRITICAL,
+        follow=[Next("update-ai-api-version")] if "API version" in what else (),
     )
 
 
 def judge_dates(report: Report, dates: Mapping[str, Dates], used: Sequence[str], today: date) -> None:
-    """Whether somebody has looked lately: a table of dates is right on the day on which it is written."""
+    """Whether each section of the table was reviewed recently."""
     for section in used:
         if section not in dates:
             report.warn(
                 f"retirement dates of {section}",
                 f"add a section {section} with source, looked_at and retires",
-                value="the table has none",
+                value="not in the table",
             )
             continue
         found = dates[section]
@@ -267,16 +282,16 @@ def judge_dates(report: Report, dates: Mapping[str, Dates], used: Sequence[str],
             f"retirement dates of {section}",
             age <= OLD,
             f"read {found.source}, then correct the dates and looked_at in the table",
-            value=f"looked at on {found.looked_at}, {age.days} days ago",
-            expected=f"within {OLD.days} days",
+            value=f"reviewed on {found.looked_at}, {age.days} days ago",
+            expected=f"≤ {OLD.days} days ago",
         )
 
 
-def tell_answers(report: Report, answers: Sequence[Answer]) -> None:
-    """All of them, and how long they took."""
+def attach_answers(report: Report, answers: Sequence[ProviderAnswer]) -> None:
+    """A table of the canaries, and a plot of their latency."""
     report.table(
         "Canaries",
-        ("provider", "model", "answers", "as", "seconds", "tokens"),
+        ("provider", "model", "answers", "version", "seconds", "tokens"),
         [
             (
                 one.provider,
@@ -293,4 +308,4 @@ def tell_answers(report: Report, answers: Sequence[Answer]) -> None:
         Bar(f"{one.provider} {one.model}", (one.seconds,), f"{one.seconds:.2f} s" if one.ok else one.kind)
         for one in answers
     ]
-    report.attach(Evidence("Latency", svg=bars(drawn)))
+    report.attach(Evidence("Latency", svg=bars(drawn, "s")))

@@ -1,12 +1,9 @@
-"""The fallback from one AI provider to the next, rehearsed (§5.4)."""
+"""Rehearse the fallback from one AI provider to the next (§5.4)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from prefect import flow
@@ -14,12 +11,19 @@ from prefect import flow
 from blocks.ai_providers import Provider
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.files import record
+from runbook.files.marker import Marker
 from runbook.guard.permit import Act, Permit
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
-from tasks.ai.interview import Interview, Reply, ask_application, begin_interview, read_stored, require_question
+from tasks.ai.interview import (
+    Interview,
+    InterviewReply,
+    ask_application,
+    begin_interview,
+    read_stored,
+    require_question,
+)
 from tasks.application.health import wait_healthy
 from tasks.faults.disposable import BREAK, require_disposable
 from tasks.faults.providers import (
@@ -33,37 +37,37 @@ from tasks.faults.providers import (
     read_received,
 )
 
-FILE = ".fallback-half-done"
-AGAIN = "launch rehearse-fallback again: it gives the providers back first"
+AGAIN = "run rehearse-fallback again: it first ends the faults"
 UNAVAILABLE = 503
 RehearsedFault = Literal["500", "429", "timeout", "refused"]
 
 
-@dataclass(frozen=True)
-class HalfDone:
-    """A rehearsal that has not ended: which providers it may have taken, since when, and which process it was."""
+@dataclass(frozen=True, kw_only=True)
+class RehearsalMarker(Marker):
+    """The marker of an unfinished rehearsal: the providers that can still fail."""
+
+    FILE = ".fallback-half-done"
+    HINT = "end the faults by hand, then delete the file"
 
     providers: tuple[str, ...]
-    since: str
-    process: int
 
 
 @flow(name="rehearse-fallback", flow_run_name="rehearse-fallback {environment}")
 def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str = "", confirm: str = "") -> Report:
     """フォールバック設定: マルチプロバイダーフォールバックの訓練 (§5.4)
 
-    Takes the AI providers away, one by one in the order in which the application asks them, and asks it as a user does
-    after each: the next provider must answer. When all are gone it looks at what the user gets: a clear refusal (503),
-    in time, with nothing half stored, while all else goes on. Then they are given back, and the first answers again.
-    Run it every quarter and after every change of the chain, in an environment that is `disposable`.
+    Makes the AI providers fail one by one, in the order of the application's chain, and asks the application a question
+    like a user after each: the next provider must answer. With all providers failing, the user must get a clear refusal
+    (503) in time, with nothing half stored, while everything else works. Then it ends the faults, and the first
+    provider must answer again. Run it every quarter and after every change of the chain, in a `disposable` environment.
 
-    What it changes: providers that fail for some seconds, and one interview of the operators' user. They are given back
-    however the run ends; after a kill, by the next launch. Evidence: who answered each question, and how long it took.
+    What it changes: providers fail for some seconds, and the operators' user gets one interview. The faults end with
+    the run; after a kill, the next run ends them. Evidence: which provider answered each question, and its latency.
 
-    Real providers cannot be made to fail; a proxy in front of them can (`[ai_providers] proxy`). Without a proxy, or a
-    control of the providers' own, the plan is CRITICAL: the fallback cannot be rehearsed here.
+    Real providers cannot be made to fail, but a proxy in front of them can (`[ai_providers] proxy`). Without a proxy,
+    or the providers' own control address, the plan is CRITICAL: the fallback cannot be rehearsed.
 
-    Departs from the manual: its chain raises a bare Exception when all fail, which users see as 500.
+    Departs from the manual: if all providers fail, its chain raises a bare Exception, which users see as 500.
 
     Args:
         environment: 対象の環境。disposable な環境のみ
@@ -74,36 +78,36 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
     env = Environment.find(environment)
     with runbook("Rehearse fallback", env, confirm, plan, changes=True) as report:
         require_disposable(env)
-        chain, path = list(env.ai_providers.chain), env.reports_directory / FILE
-        _judge_means(report, env, fault)
-        left = record.read(path, HalfDone, "give the providers back by hand, then remove the file")
+        chain = list(env.ai_providers.chain)
+        _judge_control(report, env, fault)
+        left = RehearsalMarker.find(env.reports_directory)
         _judge_states(report, env, chain, left)
         require_question(env.application)
         for name in chain:
             report.plan(BREAK, f"{provider(env, name)}: {MEANING[fault]}", seconds=1)
-        report.plan("give back", ", ".join(chain), seconds=1)
+        report.plan("end the faults", ", ".join(chain), seconds=1)
         report.pin_state("providers", ", ".join(chain))
         permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain))
         if left:
             heal_providers(env, list(dict.fromkeys([*left.providers, *chain])))
-            path.unlink()
+            RehearsalMarker.remove(env.reports_directory)
         wait_healthy(env.application, seconds=30, in_a_row=1)
         interview = begin_interview(env.application)
-        replies = _rehearse(report, permit, env, fault, interview, path)
-        _report_results(report, replies)
-        report.outcome = f"{len(chain)} providers taken away and given back"
+        replies = _rehearse(report, permit, env, fault, interview)
+        _attach_replies(report, replies)
+        report.outcome = f"{len(chain)} providers failed and recovered"
     return report
 
 
-def _judge_means(report: Report, env: Environment, fault: RehearsedFault) -> None:
-    """Whether providers can be made to fail here, in this way.
+def _judge_control(report: Report, env: Environment, fault: RehearsedFault) -> None:
+    """Check that the providers can be made to fail with this fault.
 
     Raises:
         RunbookFailed: they cannot.
     """
     ai = env.ai_providers
     report.require(
-        "means to make a provider fail",
+        "control of the providers",
         bool(ai.control),
         PROXY_HINT,
         value="the proxy"
@@ -118,13 +122,13 @@ def _judge_means(report: Report, env: Environment, fault: RehearsedFault) -> Non
             fault == "500",
             PROXY_HINT,
             value=f"{fault}, without the proxy",
-            expected="500: the providers' own control knows no other",
+            expected="500: the only fault of the providers' own control",
         )
     report.fail_if_critical()
 
 
 def _judge_use(report: Report, env: Environment, before: Mapping[str, int], first: Provider) -> None:
-    """Whether the application's requests go through the proxy: else a fault would reach nobody.
+    """Check that the application's requests use the proxy: otherwise a fault has no effect.
 
     Raises:
         RunbookFailed: they do not.
@@ -142,78 +146,80 @@ def _judge_use(report: Report, env: Environment, before: Mapping[str, int], firs
     report.fail_if_critical()
 
 
-def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: HalfDone | None) -> None:
-    """All there, or taken away by a rehearsal that was killed."""
+def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: RehearsalMarker | None) -> None:
+    """All providers must answer, unless a killed rehearsal made them fail."""
     states = read_provider_states(env)
     if unknown := [name for name in chain if name not in states]:
         raise OpsError(
-            f"[ai_providers] chain names {', '.join(unknown)}, and the providers are {', '.join(states)}",
+            f"[ai_providers] chain names {', '.join(unknown)}, but the providers are {', '.join(states)}",
             "correct chain",
         )
-    gone = [name for name in chain if states[name] == FAILING]
+    failing = [name for name in chain if states[name] == FAILING]
     if left:
         report.warn(
-            "a rehearsal that had not ended",
-            "nothing to do: they are given back when this is carried out",
-            value=f"process {left.process}, {left.since}; {', '.join(gone) or 'none'} away",
+            "interrupted rehearsal",
+            "nothing to do: a confirmed run ends its faults first",
+            value=f"{left.run}, {left.started}; failing: {', '.join(failing) or 'none'}",
         )
         return
     report.require(
-        "every provider answers before it",
-        not gone,
-        "give them back first, or wait until they answer",
-        value=f"{', '.join(gone)}: {FAILING}" if gone else ", ".join(chain),
+        "every provider answers",
+        not failing,
+        "end their faults first, or wait until they answer",
+        value=f"{', '.join(failing)}: {FAILING}" if failing else ", ".join(chain),
     )
 
 
 def _rehearse(
-    report: Report, permit: Permit, env: Environment, fault: RehearsedFault, interview: Interview, path: Path
-) -> list[tuple[str, Reply]]:
-    """Who was away, and what the user got."""
+    report: Report, permit: Permit, env: Environment, fault: RehearsedFault, interview: Interview
+) -> list[tuple[str, InterviewReply]]:
+    """The failing providers and the application's reply, step by step."""
     chain, received = list(env.ai_providers.chain), read_received(env)
-    replies = [("nobody", ask_application(interview))]
+    replies = [("none", ask_application(interview))]
     _judge_reply(report, "with all providers", replies[0][1], chain[0])
     report.fail_if_critical()
     _judge_use(report, env, received, chain[0])
-    record.write(path, HalfDone(tuple(chain), datetime.now(UTC).isoformat(timespec="seconds"), os.getpid()))
-    report.state_is("AI providers are away", AGAIN)
+    RehearsalMarker(providers=tuple(chain)).write(env.reports_directory)
+    report.state_is("AI providers fail on purpose", AGAIN)
     try:
         for number, name in enumerate(chain, 1):
             fail_provider(permit, env, name, fault)
-            away = ", ".join(chain[:number])
-            replies.append((away, ask_application(interview)))
+            broken = ", ".join(chain[:number])
+            replies.append((broken, ask_application(interview)))
             if number < len(chain):
-                _judge_reply(report, f"without {away}", replies[-1][1], chain[number])
-        _judge_all_gone(report, env, interview, [one for _, one in replies])
+                _judge_reply(report, f"without {broken}", replies[-1][1], chain[number])
+        _judge_without_any(report, env, interview, [one for _, one in replies])
     finally:
         heal_providers(env, chain)
-        path.unlink(missing_ok=True)
+        RehearsalMarker.remove(env.reports_directory)
         report.state = None
-    replies.append(("nobody again", ask_application(interview)))
-    _judge_reply(report, "when they are back", replies[-1][1], chain[0])
+    replies.append(("none again", ask_application(interview)))
+    _judge_reply(report, "after the faults", replies[-1][1], chain[0])
     return replies
 
 
-def _judge_reply(report: Report, when: str, reply: Reply, expected: str) -> None:
+def _judge_reply(report: Report, when: str, reply: InterviewReply, expected: str) -> None:
     report.require(
         f"{when} the user gets an answer",
         reply.answered and reply.provider == expected,
-        "look at the application's log for “Provider … failed”, and at the order of its chain",
-        value=reply.told,
+        "check the application's log for “Provider … failed”, and the order of its chain",
+        value=reply.text,
         expected=expected,
     )
 
 
-def _judge_all_gone(report: Report, env: Environment, interview: Interview, replies: Sequence[Reply]) -> None:
-    """The last question: refused, and neither it nor half of it stored."""
+def _judge_without_any(
+    report: Report, env: Environment, interview: Interview, replies: Sequence[InterviewReply]
+) -> None:
+    """The question without any provider: a clear refusal, and nothing half stored."""
     reply = replies[-1]
-    report.fact("without any provider", reply.told)
+    report.fact("without any provider", reply.text)
     clear = reply.status == UNAVAILABLE and bool(reply.said)
     report.require(
         "without any provider the user gets a clear refusal",
         clear,
-        "answer 503 with a sentence: 500 looks like a bug, and a client that waits looks like nothing",
-        value=reply.told,
+        "make the application answer 503 with a sentence: 500 looks like a bug, and a hang like an outage",
+        value=reply.text,
         expected=UNAVAILABLE,
     )
     stored = read_stored(interview)
@@ -224,32 +230,32 @@ def _judge_all_gone(report: Report, env: Environment, interview: Interview, repl
         report.require(
             "nothing is half stored",
             not halves,
-            "store question and reply in one transaction, after the reply is there",
+            "store question and reply in one transaction, after the reply arrived",
             value=f"{len(halves)} of {len(replies)} questions are half stored",
-            expected="answered ones with their answers, refused ones not at all",
+            expected="answered questions with their answers, refused questions not at all",
         )
     try:
         health = wait_healthy(env.application, seconds=30, in_a_row=1)
     except OpsError as error:
-        report.fail("all else goes on", error.hint, value=error.message)
+        report.fail("everything else works", error.hint, value=error.message)
     else:
         if health.configured:
-            report.passed("all else goes on", value=health.answer)
+            report.passed("everything else works", value=health.answer)
         else:
             report.fact("health", health.answer)
 
 
-def _report_results(report: Report, replies: Sequence[tuple[str, Reply]]) -> None:
+def _attach_replies(report: Report, replies: Sequence[tuple[str, InterviewReply]]) -> None:
     report.table(
-        "What the user got",
-        ("away", "answer by", "status", "seconds"),
+        "Replies to the user",
+        ("failing", "answer by", "status", "seconds"),
         [
-            (away, f"{one.provider} {one.model}".strip() or f"nobody: {one.said}", one.status, f"{one.seconds:.2f}")
-            for away, one in replies
+            (failing, f"{one.provider} {one.model}".strip() or f"none: {one.said}", one.status, f"{one.seconds:.2f}")
+            for failing, one in replies
         ],
     )
     drawn = [
-        Bar(f"without {away}", (one.seconds,), f"{one.seconds:.2f} s, {one.provider or one.status}")
-        for away, one in replies
+        Bar(f"failing: {failing}", (one.seconds,), f"{one.seconds:.2f} s, {one.provider or one.status}")
+        for failing, one in replies
     ]
-    report.attach(Evidence("How long an answer took", svg=bars(drawn)))
+    report.attach(Evidence("Latency of the replies", svg=bars(drawn, "s")))

@@ -1,4 +1,4 @@
-"""What a branch that was made in a worktree is told with: its difference, and the tests that were run there."""
+"""A branch made in a worktree: its diff and its test results in the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.application.code_findings import evidence_path
-from runbook.errors import without_logins
+from runbook.masking import without_logins
 from runbook.page.markdown import fenced
 from runbook.page.render import key
 from runbook.report import Evidence, Report
@@ -18,21 +18,21 @@ from tasks.code.suite import Suite, backend_suite, run_suite, web_suite
 SHOWN_LINES, LAST_LINES = 200, 40
 
 
-def keep_branch(report: Report, env: Environment, tree: Worktree) -> None:
-    """The branch, its commit, and the whole difference: a file beside the reports, its beginning on the page."""
+def report_branch(report: Report, env: Environment, tree: Worktree) -> None:
+    """The branch, its commit, and its diff: complete as a file in the report folder, its beginning on the page."""
     patch = tree.diff()
     path = evidence_path(report, env, "branch.patch")
     path.write_text(patch, encoding="utf-8", errors="surrogateescape")
     path.chmod(0o600)
     lines = patch.splitlines()
-    more = f"\n… {len(lines) - SHOWN_LINES} lines more in {path}" if len(lines) > SHOWN_LINES else ""
+    more = f"\n… {len(lines) - SHOWN_LINES:,} more lines in {path}" if len(lines) > SHOWN_LINES else ""
     text = fenced("\n".join(lines[:SHOWN_LINES]) + more, "diff")
-    report.attach(Evidence("Difference", text=text))
+    report.attach(Evidence("Diff", text=text))
     report.fact("branch", f"{tree.branch}, {tree.head()[:12]}: git merge {tree.branch}, or git branch -D {tree.branch}")
     report.fact("patch", path)
 
 
-def prove_branch(
+def run_branch_tests(
     report: Report,
     env: Environment,
     tree: Worktree,
@@ -41,7 +41,7 @@ def prove_branch(
     python: Path | None = None,
     parts: Collection[str] = ("backend", "web"),
 ) -> None:
-    """Run the application's tests in the worktree, the backend's by `python` (default: the application's own)."""
+    """Run the application's tests in the worktree, the backend's by `python` (default: the application's Python)."""
     application = env.application
     if "backend" in parts:
         judge_suite(
@@ -56,30 +56,30 @@ def prove_branch(
 
 
 def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) -> None:
-    """Run one; where it fails, say which tests do. Where there is none that is told, and is no pass."""
+    """Run a test suite: a failure is CRITICAL, a missing suite is WARN."""
     if not suite.command:
         report.warn(
             suite.name,
-            "name them in [application] of the environment's TOML: nothing proves the branch",
-            value="none were run",
+            "configure them in [application] of the environment's TOML: without tests the branch is not proven",
+            value="none are configured",
         )
         return
     tested = run_suite(suite, seconds)
-    kept = keep(report, env, f"{suite.name}.txt", tested.output)
+    saved = save_evidence(report, env, f"{suite.name}.txt", tested.output)
     if not tested.passed and tested.output:
         last = "\n".join(tested.output.splitlines()[-LAST_LINES:])
         report.attach(Evidence(f"End of {suite.name}", text=fenced(last)))
     report.require(
         suite.name,
         tested.passed,
-        f"look at {kept}; the branch stays, nothing was merged",
-        value=tested.told,
+        f"read {saved}; the branch is kept, nothing was merged",
+        value=tested.text,
         expected="all pass",
     )
 
 
-def keep(report: Report, env: Environment, name: str, text: str) -> Path:
-    """Write one into this run's folder of evidence, readable by nobody else; the report's head says where."""
+def save_evidence(report: Report, env: Environment, name: str, text: str) -> Path:
+    """Write a file into this run's evidence folder, readable by this user only."""
     folder = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%S%fZ}-{key(report)}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / re.sub(r"[^A-Za-z0-9.-]+", "-", name)

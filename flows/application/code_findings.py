@@ -1,4 +1,4 @@
-"""What tools said of the application's code, as findings and tables (§3.3, §3.4)."""
+"""Answers of linters and type checkers as findings and tables (§3.3, §3.4)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from runbook.errors import OpsError
 from runbook.page.render import key
 from runbook.report import Report, Status
 from tasks.application.worktree import require_repository, uncommitted
-from tasks.code.problem import Checked
-
-SHOWN = 200
+from tasks.code.problem import CheckedCode
 
 
-def ask(report: Report, name: str, question: Callable[[], Checked]) -> Checked | None:
-    """A tool's answer; where there is none that is critical: what could not be checked is no pass."""
+def ask(report: Report, name: str, question: Callable[[], CheckedCode]) -> CheckedCode | None:
+    """A tool's answer; CRITICAL without one: code that was not checked has not passed."""
     try:
         return question()
     except OpsError as error:
@@ -25,29 +23,31 @@ def ask(report: Report, name: str, question: Callable[[], Checked]) -> Checked |
         return None
 
 
-def the_repository(report: Report, env: Environment) -> Path:
-    """The git checkout, with what stands in no commit told."""
+def checkout_of(report: Report, env: Environment) -> Path:
+    """The application's git checkout. The report states how many files have uncommitted changes."""
     repository = require_repository(env.application.repository)
-    changed = uncommitted(repository)
-    report.fact("checkout", f"{repository}, {len(changed)} files with changes that no commit has")
+    report.fact("checkout", f"{repository}, {len(uncommitted(repository))} files with uncommitted changes")
     return repository
 
 
-def the_workspace(env: Environment) -> Path:
-    """
+def workspace_of(env: Environment) -> Path:
+    """The web application's directory.
+
     Raises:
-        OpsError: the environment names none, or it is not there.
+        OpsError: the environment names none, or it does not exist.
     """
     web = Path(env.application.web_directory)
     if not env.application.web_directory:
-        raise OpsError("the environment names no web_directory", "add it under [application], or leave its tools out")
+        raise OpsError(
+            "the environment names no web_directory", "add it under [application], or do not choose the web tools"
+        )
     if not (web / "package.json").is_file():
         raise OpsError(f"there is no package.json in {web}", "correct [application] web_directory")
     return web
 
 
-def judge(report: Report, checked: Checked, hint: str, *, otherwise: Status = Status.CRITICAL) -> None:
-    """One finding of a tool's answer: errors as `otherwise` says, else warnings."""
+def judge(report: Report, checked: CheckedCode, hint: str, *, worst: Status = Status.CRITICAL) -> None:
+    """One finding for a tool: errors are `worst`, warnings are WARN."""
     warnings = len(checked.problems) - checked.errors
     value = f"{checked.errors} errors, {warnings} warnings in {checked.files} files"
     report.require(
@@ -56,31 +56,35 @@ def judge(report: Report, checked: Checked, hint: str, *, otherwise: Status = St
         hint,
         value=value,
         expected="none",
-        worst=otherwise if checked.errors else Status.WARN,
+        worst=worst if checked.errors else Status.WARN,
     )
-    told = "; ".join((f"{checked.version}, {checked.files} files in {checked.seconds:.1f} s", *checked.notes))
-    report.fact(checked.tool, told)
+    run = f"{checked.version}, {checked.files} files in {checked.seconds:.1f} s"
+    report.fact(checked.tool, "; ".join((run, *checked.notes)))
 
 
-def show(report: Report, answers: Sequence[Checked]) -> None:
-    """By file, by code, and one by one (the first ones)."""
+def attach_problems(report: Report, answers: Sequence[CheckedCode]) -> None:
+    """Tables of the problems: by file, by code, and one by one."""
     problems = [problem for checked in answers for problem in checked.problems]
     if not problems:
         return
     by_file = Counter((problem.file, problem.tool) for problem in problems)
     by_code = Counter((problem.tool, problem.code or "none") for problem in problems)
-    report.table("By file", ("file", "tool", "problems"), [(*at, count) for at, count in by_file.most_common(50)])
-    report.table("By code", ("tool", "code", "problems"), [(*of, count) for of, count in by_code.most_common(50)])
-    columns = ("file", "line", "tool", "code", "what", "severity", "can be fixed by the tool")
+    report.table(
+        "By file", ("file", "tool", "problems"), [(*at, count) for at, count in by_file.most_common()], most=50
+    )
+    report.table(
+        "By code", ("tool", "code", "problems"), [(*of, count) for of, count in by_code.most_common()], most=50
+    )
+    columns = ("file", "line", "tool", "code", "problem", "severity", "fixable by the tool")
     rows = [
         (found.file, found.line, found.tool, found.code, found.message, found.severity, "yes" if found.fixable else "")
-        for found in problems[:SHOWN]
+        for found in problems
     ]
-    report.table(f"Problems ({len(rows)} of {len(problems)})", columns, rows)
+    report.table(f"Problems ({len(problems):,})", columns, rows)
 
 
 def evidence_path(report: Report, env: Environment, what: str) -> Path:
-    """A place beside the reports for something that is too large for the page."""
+    """A path in the report folder for evidence that is too large for the page."""
     folder = env.reports_directory / "evidence"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder / f"{report.started:%Y%m%dT%H%M%S%fZ}-{key(report)}-{what}"

@@ -1,4 +1,4 @@
-"""The packages that the application is made of: looked at, and updated on a branch (§3.1)."""
+"""The application's packages: check them, and update them on a branch (§3.1)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.places import Application
-from flows.application.update_steps import Wish, judge_tests, update_node, update_python
+from flows.application.package_updates import Selection, judge_tests, update_node, update_python
 from runbook.errors import OpsError
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
@@ -32,14 +33,15 @@ MOST_DIFF = 200_000
 def check_dependencies(environment: str, seconds: Annotated[int, Field(ge=30, le=7200)] = 600) -> Report:
     """依存パッケージ更新: 現在の依存関係・更新可能なパッケージ・競合の確認 (§3.1)
 
-    Lists the packages of the backend's Python environment and of the web application's workspace; splits what is
-    outdated into patch, minor and major; tells conflicts (pip check, peers of pnpm) and lock files that are out of step
-    with their manifests. Run it monthly, and before update-dependencies.
+    Lists the packages of the backend's Python environment and of the web application's workspace. Groups outdated ones
+    by patch, minor and major. Reports conflicts (pip check, peer dependencies of pnpm) and lock files that do not match
+    their manifests. Run it monthly, and before update-dependencies.
 
-    It changes nothing. What an index or registry did not answer for is told as not known: pip prints an empty list of
-    outdated packages, and exits 0, where its index is away. Evidence: the inventory.
+    It changes nothing. Without an answer of the index or the registry the versions are “not known”: pip prints an empty
+    list and exits 0 if its index is unreachable. Evidence: the inventory.
 
-    Departs from the manual: `pnpm update --latest`, its “minor” update, crosses majors: here they are apart.
+    Departs from the manual: its “minor” update, `pnpm update --latest`, also installs major versions; here they are
+    separate.
 
     Args:
         environment: 対象の環境
@@ -65,14 +67,14 @@ def check_dependencies(environment: str, seconds: Annotated[int, Field(ge=30, le
                 node.find_node_lock_problem.submit(web, seconds),
             )
         else:
-            report.fact("web application", "not looked at: the environment names no web_directory")
+            report.fact("web application", "not checked: the environment names no web_directory")
 
         def known(of: str, name: str) -> list[str]:
             if of == "node":
                 return node.node_versions(Path(application.web_directory), name, seconds)
             return python.versions_of(Path(application.need("python")), name, seconds)
 
-        report.outcome = tell_outdated(report, outdated, known)
+        report.outcome = judge_outdated(report, outdated, known)
     return report
 
 
@@ -85,15 +87,15 @@ def update_dependencies(
 ) -> Report:
     """依存パッケージ更新: パッチ・マイナー・メジャー更新、特定パッケージの更新 (§3.1)
 
-    Updates the packages that the application names itself (requirement files, package.json of the whole workspace), all
-    or chosen ones, by no more than `level`, with their lock files: on a branch, in a worktree. There it installs them
-    into environments of their own, and runs the application's tests. The report has the diff. Run it monthly.
+    Updates the direct dependencies (requirement files, every package.json of the workspace), all or chosen ones, by at
+    most `level`, with their lock files. It works on a branch in a git worktree, installs the packages into separate
+    environments there, and runs the application's tests. The report has the diff. Run it monthly.
 
-    The live checkout and what is installed are not touched, nothing is merged or pushed. The branch stays, also where
-    tests fail (then the run is Failed and tells which); `git branch -D` undoes it. A run that is killed leaves a
-    worktree that the next one removes: launch it again.
+    The live checkout and the installed packages are not changed; nothing is merged or pushed. The branch is kept, also
+    if tests fail (then the run is Failed and names them). To undo: `git branch -D`. A killed run leaves a worktree; the
+    next run deletes it.
 
-    Departs from the manual: it updates in place, and calls “minor” what crosses majors.
+    Departs from the manual: it updates in place, and its “minor” update also installs major versions.
 
     Args:
         environment: 対象の環境
@@ -106,19 +108,19 @@ def update_dependencies(
         application = env.application
         repository = require_repository(application.repository)
         if left := uncommitted(repository):
-            report.fact("checkout", f"{len(left)} files with changes that no commit has: the branch is without them")
-        wish, branch = Wish(level, packages, seconds), f"dependencies/{level}-{report.started:%Y%m%d-%H%M%S}"
+            report.fact("checkout", f"{len(left)} files with uncommitted changes, which the branch does not have")
+        chosen, branch = Selection(level, packages, seconds), f"dependencies/{level}-{report.started:%Y%m%d-%H%M%S}"
         with worktree(repository, branch) as tree:
-            done = [*update_python(report, application, tree, wish), *update_node(report, application, tree, wish)]
+            done = [*update_python(report, application, tree, chosen), *update_node(report, application, tree, chosen)]
             report.table("Updated", ("package", "from", "to", "step", "in"), [one.row for one in done])
-            wish.tell_unmet(report, done)
+            chosen.report_missing(report, done)
             if not tree.commit(f"Update dependencies ({level}): {', '.join(one.name for one in done)[:200]}"):
                 report.outcome = f"nothing to update by a {level} version"
                 return report
             report.attach(Evidence("Diff", text=fenced(tree.diff()[:MOST_DIFF], "diff")))
             report.fact("branch", f"{branch} in {repository}, from {tree.base[:12]}")
             judge_tests(report, env, tree, {one.part for one in done}, seconds)
-            report.outcome = f"{len(done)} packages are updated on the branch {branch}: look at it, and merge it"
+            report.outcome = f"{len(done)} packages are updated on the branch {branch}: review and merge it"
     return report
 
 
@@ -128,7 +130,7 @@ MOST = 5
 
 
 def answered(report: Report, what: str, pending: Pending[T], nothing: T) -> T:
-    """Its answer; without one it is told, and `nothing` goes on."""
+    """Its answer; without one WARN, and `nothing` is used instead."""
     try:
         return pending.result()
     except OpsError as error:
@@ -139,7 +141,7 @@ def answered(report: Report, what: str, pending: Pending[T], nothing: T) -> T:
 def judge_python(
     report: Report, listed: Pending[tuple[Package, ...]], outdated: Pending[Newer], conflicts: Pending[tuple[str, ...]]
 ) -> list[tuple[str, Outdated]]:
-    """Inventory and conflicts; returns what is outdated."""
+    """Inventory and conflicts; returns the outdated packages."""
     packages = answered(report, "Python: installed packages", listed, ())
     report.table("Python packages", ("package", "version"), [(one.name, one.version) for one in packages])
     report.fact("Python packages", len(packages) or "not known")
@@ -147,15 +149,15 @@ def judge_python(
     if newer.not_known:
         report.warn(
             "Python: newer versions",
-            "see that pip's index can be reached; these may be outdated too",
-            value=f"not known of {len(newer.not_known)}: {_few(newer.not_known)}",
+            "check that pip's index can be reached; these packages can be outdated too",
+            value=f"not known for {len(newer.not_known)}: {_few(newer.not_known)}",
         )
-    _judge_none(report, "Python: conflicts", conflicts, "pip installs what is required by: pip install --upgrade")
+    _judge_none(report, "Python: conflicts", conflicts, "install the required versions: pip install --upgrade")
     return [("Python", one) for one in newer.found]
 
 
 def judge_python_lock(report: Report, application: Application) -> None:
-    """Whether the lock file gives what the requirement files want."""
+    """Whether the lock file satisfies the requirement files."""
     backend = application.source
     if not application.requirements_lock:
         report.fact("Python lock file", "none is named in [application] requirements_lock")
@@ -169,8 +171,8 @@ def judge_python_lock(report: Report, application: Application) -> None:
     report.prefer(
         "Python: lock file",
         not problems,
-        "make it anew from its manifests, and commit it",
-        value=f"out of step: {_few(problems)}" if problems else "in step",
+        "generate it again from its manifests, and commit it",
+        value=f"does not match: {_few(problems)}" if problems else "matches",
     )
 
 
@@ -181,26 +183,28 @@ def judge_node(
     peers: Pending[tuple[str, ...]],
     lock: Pending[str],
 ) -> list[tuple[str, Outdated]]:
-    """Inventory, peers and lock file; returns what is outdated."""
+    """Inventory, peer dependencies and lock file; returns the outdated packages."""
     packages = answered(report, "node: packages", listed, ())
     rows = [(one.name, one.version, ", ".join(one.places)) for one in packages]
-    report.table("node packages", ("package", "version", "wanted by"), rows)
-    report.fact("node packages", f"{len(packages)} wanted directly" if packages else "not known")
-    _judge_none(report, "node: peers", peers, "install the peer in the version that is wanted, or update who wants it")
+    report.table("node packages", ("package", "version", "required by"), rows)
+    report.fact("node packages", f"{len(packages)} direct dependencies" if packages else "not known")
+    _judge_none(
+        report, "node: peers", peers, "install the required version of the peer, or update the package that requires it"
+    )
     problem = answered(report, "node: lock file", lock, None)
     if problem is not None:
         report.prefer(
             "node: lock file",
             not problem,
-            "pnpm install --lockfile-only, and commit pnpm-lock.yaml",
-            value=f"out of step: {problem[:200]}" if problem else "in step",
+            "run pnpm install --lockfile-only, and commit pnpm-lock.yaml",
+            value=f"does not match: {problem[:200]}" if problem else "matches",
         )
     return [("node", one) for one in answered(report, "node: outdated packages", outdated, ())]
 
 
-def tell_outdated(report: Report, outdated: Sequence[tuple[str, Outdated]], known: Known) -> str:
-    """The newest version of each level, and one finding for a level; returns it in a sentence. The tools tell the very
-    newest only: behind a major version there may be a patch that is wanted."""
+def judge_outdated(report: Report, outdated: Sequence[tuple[str, Outdated]], known: Known) -> str:
+    """One finding for each level; returns a summary. The tools print only the newest version of all: an older patch
+    release may be the one to install."""
     rows, missed, counted = [], [], Counter[Level]()
     for of, one in sorted(outdated, key=lambda item: (item[0], item[1].name)):
         try:
@@ -210,26 +214,27 @@ def tell_outdated(report: Report, outdated: Sequence[tuple[str, Outdated]], know
             found = newest_by_level(one, ())
         rows.append((one.name, one.version, *found, of, ", ".join(one.places)))
         counted.update(level for level, version in zip(LEVELS, found, strict=True) if version)
-    report.table("Outdated", ("package", "installed", "patch", "minor", "major", "of", "wanted by"), rows)
+    report.table("Outdated", ("package", "installed", "patch", "minor", "major", "from", "required by"), rows)
     if missed:
         report.warn(
             "versions before the newest",
-            "see that the index and the registry can be reached",
-            value=f"not known of {len(missed)}: {_few(missed)}",
+            "check that the index and the registry can be reached",
+            value=f"not known for {len(missed)}: {_few(missed)}",
         )
     for place, level in enumerate(LEVELS, 2):
         names = [f"{row[0]} {row[1]} → {row[place]}" for row in rows if row[place]]
-        if level == "major":  # to be decided, not to be hurried
+        if level == "major":  # an upgrade project, no routine update
             report.fact("major versions", f"{len(names)}: {_few(names)}" if names else "none")
             continue
         report.prefer(
             f"outdated by a {level} version",
             not names,
-            f"update-dependencies with level={level}",
+            "update them on a branch",
             value=f"{len(names)}: {_few(names)}" if names else "none",
+            follow=[Next("update-dependencies", parameters={"level": level})],
         )
-    told = ", ".join(f"{counted[level]} {level}" for level in LEVELS if counted[level])
-    return f"newer versions: {told}" if told else "nothing is known to be outdated"
+    summary = ", ".join(f"{counted[level]} {level}" for level in LEVELS if counted[level])
+    return f"newer versions: {summary}" if summary else "no package is known to be outdated"
 
 
 def _judge_none(report: Report, what: str, pending: Pending[tuple[str, ...]], hint: str) -> None:

@@ -18,7 +18,7 @@ from tasks.application.files import archive_files, directory_of, measure_files, 
 from tasks.application.staged_files import try_files
 from tasks.backups import manifest, publishing
 from tasks.backups.catalogue import Backup
-from tasks.backups.entries import Archived, entries_of
+from tasks.backups.entries import ArchivedFiles, entries_of
 from tasks.backups.manifest import Manifest
 from tasks.stores.store import Store
 
@@ -28,12 +28,12 @@ def backup_files(environment: str) -> Report:
     """アプリケーションファイルのバックアップ (§8.2 手順4)
 
     Archives the application's directory (code, settings, uploads) with a manifest of every file: mode, owner, size,
-    SHA-256 of the very bytes in the archive. Then reads the archive back. Run it daily, and after every release.
+    SHA-256 of the bytes in the archive. Then reads the archive back. Run it daily, and after every release.
 
-    It changes nothing in the directory. A backup that was killed is never offered for a restore, and the next run
-    removes what it left. Evidence: the manifest in the backup, what was skipped, what changed while it was read.
+    It changes nothing in the directory. An interrupted backup is never offered for a restore; the next run deletes it.
+    Evidence: the manifest in the backup, the skipped files, and the files that changed during the backup.
 
-    Departs from the manual: the step that it leaves as a comment (rsync) becomes a backup that a restore can prove.
+    Departs from the manual: its step is only a comment (rsync); here it is a backup that a restore can prove.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -41,7 +41,7 @@ def backup_files(environment: str) -> Report:
     env = Environment.find(environment)
     with runbook("Backup files", env, changes=True) as report:
         store = store_for(env, "files")
-        tidy(report, env, store)  # before the room is judged: what a killed run left takes it
+        tidy(report, env, store)  # before free space is judged: an interrupted backup uses some
         found = measure_files(env.application, store.spool)
         report.require(
             "free space in the store",
@@ -66,7 +66,7 @@ def _take(report: Report, env: Environment, store: Store) -> str:
     report.require(
         "archive read back",
         not problems,
-        "launch it again; look at the store's disk",
+        "run this again; check the store's disk",
         value="; ".join(problems[:3]) or f"{len(archived.entries):,} entries",
         expected="every entry with its SHA-256",
     )
@@ -88,7 +88,7 @@ def _take(report: Report, env: Environment, store: Store) -> str:
     return name
 
 
-def _report_results(report: Report, archived: Archived, sealed: Manifest, directory: Path) -> None:
+def _report_results(report: Report, archived: ArchivedFiles, sealed: Manifest, directory: Path) -> None:
     files = sum(entry.kind == "file" for entry in archived.entries)
     report.fact("directory", directory)
     report.fact("size", f"{size(sealed.bytes)} of {size(archived.bytes)} in {files:,} files")
@@ -96,20 +96,20 @@ def _report_results(report: Report, archived: Archived, sealed: Manifest, direct
     if archived.changed:
         report.warn(
             "files that changed while they were read",
-            "each is kept as it was read; where several belong together, stop what writes them and take another backup",
+            "if several files belong together, stop the process that writes them and take another backup",
             value="; ".join(archived.changed[:3]),
         )
     if archived.skipped:
-        report.table("Not in the backup", ("what",), [(what,) for what in archived.skipped])
+        report.table("Not in the backup", ("path",), [(what,) for what in archived.skipped])
 
 
 def verify_files(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:
     """Choose a backup of the files, read its archive back, unpack it into a scratch directory, compare every entry with
-    the manifest, note that it is verified.
+    the manifest, and record it as verified.
 
     Raises:
-        OpsError: there is none, or no room for it.
-        RunbookFailed: it is damaged, or is not what the manifest says.
+        OpsError: there is no backup, or not enough free disk space.
+        RunbookFailed: it is damaged, or differs from its manifest.
     """
     backup = choose_backup(report, env, "files", wanted, source)
     report.fail_if_critical()
@@ -118,7 +118,7 @@ def verify_files(report: Report, env: Environment, wanted: str, source: Stores) 
     report.require(
         "archive read back",
         not problems,
-        "verify another one, and take a new backup",
+        "take a new backup, and verify another one",
         value="; ".join(problems[:3]) or f"{len(entries):,} entries",
         expected="every entry with its SHA-256",
     )
@@ -129,12 +129,12 @@ def verify_files(report: Report, env: Environment, wanted: str, source: Stores) 
     report.require(
         "unpacked files equal to the backup",
         not tried.differences,
-        "the archive is whole: run this as the user who restores (root gives files their owners)",
+        "the archive is complete: run this as the user that restores (only root can set owners)",
         value="; ".join(tried.differences[:3]) or f"{tried.entries:,} entries, {size(tried.bytes)}",
         expected="mode, owner, size, content and target of every entry",
     )
     report.fact("restored in", duration(time.monotonic() - started))
-    report.table("Worth knowing of a restore", ("what",), [(text,) for text in tried.notes])
+    report.table("Notes about a restore", ("note",), [(text,) for text in tried.notes])
     report.fail_if_critical()
     mark_verified(report, backup)
     return backup

@@ -1,4 +1,4 @@
-"""Restore of the application's files alone, and its undo (§8.2)."""
+"""Restore of the application's files only, and its undo (§8.2)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from blocks.environment import Environment, Stores
 from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
@@ -33,7 +34,6 @@ from tasks.backups.catalogue import Backup, instead_of
 from tasks.host.services import read_services, start_services, stop_services
 
 HEALTH_SECONDS = 120
-MOST_SHOWN = 50
 
 
 @flow(name="restore-files", flow_run_name="restore-files {environment} {backup}")
@@ -42,19 +42,19 @@ def restore_files(
 ) -> Report:
     """アプリケーションファイルのリストア (§8.2)
 
-    Restores the application's files alone: code, settings, uploads. Run it when files are deleted or corrupt and the
+    Restores only the application's files: code, settings, uploads. Run it when files are deleted or corrupt and the
     database and Redis are intact. The backup is unpacked alongside the live directory and compared with its manifest:
     content, mode and owner of every entry.
 
     What it changes: backend and frontend are stopped, the live directory is renamed to
-    `<directory>.superseded_<time>`, the copy takes its name, and both are started. Where the restored settings name
-    another database server than the present primary, the connection string is corrected. It is safe to run again after
-    a kill. To undo: undo-restore-files; discard-superseded deletes the old files. Evidence: the comparison.
+    `<directory>.superseded_<time>`, the copy gets its name, and both are started. If the restored settings name another
+    database server than the current primary, the connection string is corrected. It is safe to run again after a kill.
+    To undo: undo-restore-files; discard-superseded deletes the old files. Evidence: the comparison.
 
     Args:
         environment: 対象の環境
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名
-        source: バックアップの保管場所 (backups は通常、copies は第二の場所)
+        source: バックアップの保管場所 (backups は通常、copies は複製先)
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
@@ -90,9 +90,8 @@ def restore_files(
 def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", confirm: str = "") -> Report:
     """アプリケーションファイルのリストアの取り消し (§8.2)
 
-    Returns to the files that restore-files or full-restore set aside. Run it when the restored files turn out to be
-    wrong. Files that were written since the restore are set aside with the directory that they are in; the plan counts
-    them.
+    Returns to the files that restore-files or full-restore replaced. Run it when the restored files turn out to be
+    wrong. Files that were written since the restore are kept in the replaced directory; the plan counts them.
 
     What it changes: backend and frontend are stopped, the two directories exchange their names, and both are
     started. It is safe to run again after a kill: the next run finishes the exchange. To undo: run it again. Evidence:
@@ -111,7 +110,7 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
         report.pin("kept", aside.name)
         report.fact("return to", aside.name)
         if aside.exists():
-            _tell_aside(report, env, aside)
+            _judge_aside(report, env, aside)
         _plan_swap(report, env, str(aside), env.application.directory)
         pin_paths(report, "live files", env.application.directory)
         permit = report.permit(Act(UNDO, str(aside)), *_switch_act(env))
@@ -121,32 +120,31 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
             _switch(report, permit, env, swapped)
         _start(report, env, swapped)
         end_undo(env.reports_directory)
-        report.fact("set aside", swapped.kept or "nothing was live")
+        report.fact("kept", swapped.kept or "nothing was live")
         report.outcome = f"the files of {aside.name} are live again"
     return report
 
 
 @dataclass
-class Stopped:
-    """The services while the files are exchanged. `last` is the step that the next one follows in the graph."""
+class StoppedRoles:
+    """The services during the swap. `last`: the step that the next one follows in the run graph."""
 
     running: tuple[str, ...]
     last: object
     done: bool = False
 
     def exchanged(self, report: Report, what: str) -> None:
-        """From here on the services are started on the new files, not put back as they were."""
+        """From here on the services are started on the new files, not reverted to the old ones."""
         self.done = True
         report.state_is(f"{what}; backend and frontend may be stopped", "run this again: it is safe")
 
 
 @contextlib.contextmanager
-def services_stopped(report: Report, env: Environment) -> Iterator[Stopped]:
-    """Backend and frontend, proven stopped. Where the run fails before the exchange, those that ran are started
-    again."""
+def services_stopped(report: Report, env: Environment) -> Iterator[StoppedRoles]:
+    """Stop backend and frontend during the block. If it fails before the swap, start those that ran."""
     roles = _roles(env)
     states = read_services(env.services, roles) if roles else None
-    stopped = Stopped(tuple(role for role in roles if states and states.running[role]), states)
+    stopped = StoppedRoles(tuple(role for role in roles if states and states.running[role]), states)
     report.state_is("services may be stopped; no file was deleted", "run this again: it is safe")
     try:
         if roles:
@@ -158,31 +156,31 @@ def services_stopped(report: Report, env: Environment) -> Iterator[Stopped]:
         raise
 
 
-def _start_again(report: Report, env: Environment, stopped: Stopped) -> None:
+def _start_again(report: Report, env: Environment, stopped: StoppedRoles) -> None:
     try:
         start_services(env.services, list(stopped.running))
         report.state_is(
             "the live files are unchanged; services run as before", "fix the findings above, then run this again"
         )
-    except OpsError as error:  # the first error is the one to read first
+    except OpsError as error:  # the first error is the one to report
         report.fail("services started again", error.hint, value=error.message)
 
 
 def _roles(env: Environment) -> list[str]:
-    """The services that work in the application's directory, in the order in which they are stopped and started."""
+    """The services that use the application's directory, in the order of their stop and start."""
     return env.services_in(("backend", "frontend")) if env.has("services") else []
 
 
 def _judge(report: Report, env: Environment, chosen: Backup) -> None:
     found = judge_files_backup(env.application, chosen)
     report.require(
-        "place of the restored files",
+        "directory of the restored files",
         not found.problems,
-        "free space there, or correct [application] directory",
+        "free disk space there, or correct [application] directory",
         value="; ".join(found.problems[:3]) or f"{size(found.bytes_needed)} needed, {size(found.bytes_free)} free",
         expected="space for a staged copy, in a directory that can be renamed",
     )
-    report.table("Worth knowing of this restore", ("what",), [(text,) for text in found.notes])
+    report.table("Notes about this restore", ("note",), [(text,) for text in found.notes])
 
 
 def _prove(report: Report, chosen: Backup, copy: FilesCopy) -> None:
@@ -212,7 +210,7 @@ def _switch_act(env: Environment) -> list[Act]:
 
 
 def _switch(report: Report, permit: Permit, env: Environment, swapped: FilesSwapped) -> None:
-    """The files carry the connection string of their time: a failover may have been since."""
+    """The restored connection string can be older than a failover: correct it."""
     if not _switch_act(env):
         return
     try:
@@ -225,7 +223,7 @@ def _switch(report: Report, permit: Permit, env: Environment, swapped: FilesSwap
 
 
 def _start(report: Report, env: Environment, swapped: FilesSwapped) -> None:
-    """All that work in the directory, whether they ran before or not: a killed run may have stopped them."""
+    """Start every service of the directory, also one that did not run before: a killed run may have stopped it."""
     if not (roles := _roles(env)):
         return
     started = start_services.after(swapped)(env.services, roles)
@@ -234,9 +232,9 @@ def _start(report: Report, env: Environment, swapped: FilesSwapped) -> None:
         report_health(report, health)
 
 
-def _tell_aside(report: Report, env: Environment, aside: Path) -> None:
+def _judge_aside(report: Report, env: Environment, aside: Path) -> None:
     found = read_aside(env.application, aside)
-    report.fact("files there", f"{found.files:,}, {size(found.bytes)}")
+    report.fact("files in it", f"{found.files:,}, {size(found.bytes)}")
     report.require(
         "files in the directory",
         found.files > 0,
@@ -247,11 +245,12 @@ def _tell_aside(report: Report, env: Environment, aside: Path) -> None:
     if found.written:
         report.warn(
             "files written since the restore",
-            "copy those that are needed out of the directory set aside",
-            value=f"{len(found.written):,}; the undo sets them aside",
+            "copy the files that you need out of the replaced directory",
+            value=f"{len(found.written):,}; the undo keeps them in the replaced directory",
         )
         report.table(
-            f"Files written since {found.since:%Y-%m-%d %H:%M:%S UTC}",
+            f"Files written since {clock.text(found.since) if found.since else 'the restore'}",
             ("file",),
-            [(name,) for name in found.written[:MOST_SHOWN]],
+            [(name,) for name in found.written],
+            most=50,
         )

@@ -1,4 +1,4 @@
-"""The report's lines about the live application: health and smoke checks, or that none is configured."""
+"""Findings about the live application: its health check and its smoke checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tasks.application.health import Health, SmokeResult
 
 
 def report_health(report: Report, health: Health) -> None:
-    """A check that is not configured is a fact, not a finding."""
+    """The health check's answer; a missing configuration is a fact, not a finding."""
     if health.configured:
         report.passed("health", value=health.answer)
     else:
@@ -15,9 +15,9 @@ def report_health(report: Report, health: Health) -> None:
 
 
 def report_smoke(report: Report, result: SmokeResult) -> None:
-    """Each smoke check, and whether all passed."""
+    """A table of the smoke checks, and whether all passed."""
     if not result.configured:
         report.fact("smoke checks", result.detail)
         return
     report.table("Application", ("check", "works", "seconds", "detail"), result.rows)
-    report.require("application works", result.ok, "look at the backend's log", value=result.detail)
+    report.require("application works", result.ok, "check the backend's log", value=result.detail)

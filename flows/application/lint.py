@@ -13,15 +13,15 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.application.branch import keep_branch, prove_branch
-from flows.application.code_findings import ask, evidence_path, judge, show, the_repository, the_workspace
+from flows.application.branch import report_branch, run_branch_tests
+from flows.application.code_findings import ask, attach_problems, checkout_of, evidence_path, judge, workspace_of
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.application.worktree import bring_packages, git, worktree
+from tasks.application.worktree import git, link_packages, worktree
 from tasks.code.lint import (
+    LintedCode,
     Linter,
-    Source,
     read_eslint,
     read_eslint_settings,
     read_ruff,
@@ -29,7 +29,7 @@ from tasks.code.lint import (
     read_ruff_settings,
     repair,
 )
-from tasks.code.problem import PYTHON, WEB, Checked, chosen_files
+from tasks.code.problem import PYTHON, WEB, CheckedCode, chosen_files
 
 Rule = Annotated[str, Field(pattern=r"^[A-Za-z@][A-Za-z0-9@/_-]*$")]
 
@@ -46,16 +46,16 @@ def lint_code(
 ) -> Report:
     """Lint実行 (§3.4)
 
-    Asks ruff (check and format) and ESLint of the application's checkout, about everything or about chosen files, with
-    the configured or with chosen rules; the settings in force are evidence. Run it before a release, or when a branch
-    does not pass.
+    Runs ruff (check and format) and ESLint on the application's checkout: on all files or chosen ones, with the
+    configured or with chosen rules. Run it before a release, or when CI rejects a branch. Evidence: the problems, and
+    the settings in force.
 
-    With `fix` they repair what they can on a branch of its own in a git worktree, which is committed; the application's
-    tests run there, the report has the difference, and tells what could not be repaired. The live checkout is never
-    written to; only ESLint's cache there is dropped (its next run is from the start). To undo: delete the branch.
+    With `fix` the tools repair what they can in a git worktree and commit it to a new branch. The application's tests
+    run there. The report has the diff and the problems that are left. The live checkout is not changed, except that
+    ESLint's cache is deleted (its next run is a full one). To undo: delete the branch.
 
-    Departs from the manual: `--fix` is not run in the live checkout, and the ESLint command that the manual calls
-    “clear the cache” makes one.
+    Departs from the manual: `--fix` does not run in the live checkout. The ESLint command that the manual calls “clear
+    the cache” creates one.
 
     Args:
         environment: 対象の環境
@@ -68,20 +68,20 @@ def lint_code(
     """
     env = Environment.find(environment)
     with runbook("Lint code", env) as report:
-        repository, application = the_repository(report, env), env.application
+        repository, application = checkout_of(report, env), env.application
         chosen = tuple(chosen_files(repository, files, (*PYTHON, *WEB)))
         wanted = _wanted(tools, chosen)
-        web = the_workspace(env) if "eslint" in wanted else repository
-        source = Source(
+        web = workspace_of(env) if "eslint" in wanted else repository
+        source = LintedCode(
             application, repository, application.source, web, chosen, tuple(python_rules), tuple(web_rules), seconds
         )
         cache = web / ".eslintcache"
         cached = cache.exists()
-        answers = _asked(report, source, wanted)
+        answers = _run_tools(report, source, wanted)
         if cached and not cache.exists():
-            report.fact("ESLint's cache", "dropped")
-        show(report, answers)
-        show_settings(report, env, source, wanted)
+            report.fact("ESLint's cache", "deleted")
+        attach_problems(report, answers)
+        attach_settings(report, env, source, wanted)
         found = sum(len(checked.problems) for checked in answers)
         report.outcome = f"{found} problems in {sum(checked.files for checked in answers)} files"
         if fix and found:
@@ -90,36 +90,36 @@ def lint_code(
 
 
 def _wanted(tools: Sequence[Linter], chosen: Sequence[Path]) -> list[Linter]:
-    """The tools that have something to look at."""
+    """The tools that have a file to check."""
     fitting = {"eslint": WEB, "ruff": PYTHON, "ruff format": PYTHON}
     wanted = [
         tool for tool in dict.fromkeys(tools) if not chosen or any(path.suffix in fitting[tool] for path in chosen)
     ]
     if not wanted:
-        raise OpsError("none of the tools has a file to look at", "choose tools, and files that they are for")
+        raise OpsError("none of the chosen tools checks any of the chosen files", "choose matching tools and files")
     return wanted
 
 
-def _asked(report: Report, source: Source, wanted: Sequence[Linter], when: str = "") -> list[Checked]:
-    """Every tool's answer, judged."""
-    questions: dict[Linter, Callable[[], Checked]] = {
+def _run_tools(report: Report, source: LintedCode, wanted: Sequence[Linter], when: str = "") -> list[CheckedCode]:
+    """The answers of all tools, judged."""
+    questions: dict[Linter, Callable[[], CheckedCode]] = {
         "ruff": lambda: read_ruff(source),
         "ruff format": lambda: read_ruff_format(source),
         "eslint": lambda: read_eslint(source),
     }
     answers = [found for tool in wanted if (found := ask(report, tool + when, questions[tool]))]
     for checked in answers:
-        hint = "correct by hand what no tool can" if when else "launch it with fix, or correct them by hand"
-        judge(report, replace(checked, tool=checked.tool + when), hint, otherwise=Status.WARN)
+        hint = "fix the rest by hand" if when else "run this with fix, or fix the problems by hand"
+        judge(report, replace(checked, tool=checked.tool + when), hint, worst=Status.WARN)
     return answers
 
 
-def _fix(report: Report, env: Environment, source: Source, wanted: Sequence[Linter]) -> None:
-    """Repair on a branch, commit, look again, run the tests."""
+def _fix(report: Report, env: Environment, source: LintedCode, wanted: Sequence[Linter]) -> None:
+    """Repair on a branch, commit, check again, run the tests."""
     branch = f"ops/lint-{report.started:%Y%m%d-%H%M%S}"
     with worktree(source.repository, branch) as tree:
         if env.application.web_directory:
-            bring_packages(tree, Path(env.application.web_directory))
+            link_packages(tree, Path(env.application.web_directory))
         there = replace(
             source,
             repository=tree.directory,
@@ -129,13 +129,13 @@ def _fix(report: Report, env: Environment, source: Source, wanted: Sequence[Lint
         )
         repair(there, wanted)
         changed = tree.changed()
-        if not tree.commit("Lint: what ruff and ESLint repair by themselves"):
-            report.warn("fix", "correct them by hand", value="no tool could repair any of it")
+        if not tree.commit("Lint: automatic fixes of ruff and ESLint"):
+            report.warn("fix", "fix the problems by hand", value="the tools could repair none of them")
             return
-        answers = _asked(report, there, wanted, " after the fix")
+        answers = _run_tools(report, there, wanted, " after the fix")
         left = sum(len(checked.problems) for checked in answers)
-        prove_branch(report, env, tree, source.seconds)
-        keep_branch(report, env, tree)
+        run_branch_tests(report, env, tree, source.seconds)
+        report_branch(report, env, tree)
         report.outcome += f"; {len(changed)} files repaired on {branch}, {left} problems left"
 
 
@@ -145,23 +145,22 @@ _SETTING = re.compile(
 _RULE = re.compile(r"^\t\S+ \(([A-Z]+[0-9]+)\),$")
 
 
-def show_settings(report: Report, env: Environment, source: Source, wanted: Sequence[Linter]) -> None:
-    """The main ones on the page, all of them in files beside the reports. A tool that does not tell them was told of
-    already, or is told of here."""
+def attach_settings(report: Report, env: Environment, source: LintedCode, wanted: Sequence[Linter]) -> None:
+    """The main settings on the page, all of them as files in the report folder; WARN if a tool does not print them."""
     rows = list[tuple[str, str, str]]()
     try:
         if "ruff" in wanted or "ruff format" in wanted:
             text = read_ruff_settings(source)
-            rows += [("ruff", *_kept(report, env, "ruff-settings.txt", text)), *_of_ruff(text)]
-        if "eslint" in wanted and (file := _a_file(source)):
+            rows += [("ruff", *_save(report, env, "ruff-settings.txt", text)), *_of_ruff(text)]
+        if "eslint" in wanted and (file := _web_file(source)):
             text = read_eslint_settings(source, file)
-            rows += [("eslint", *_kept(report, env, "eslint-settings.json", text)), *_of_eslint(text)]
+            rows += [("eslint", *_save(report, env, "eslint-settings.json", text)), *_of_eslint(text)]
     except OpsError as error:
         report.warn("settings in force", error.hint, value=error.message)
     report.table("Settings in force", ("tool", "setting", "value"), rows)
 
 
-def _kept(report: Report, env: Environment, name: str, text: str) -> tuple[str, str]:
+def _save(report: Report, env: Environment, name: str, text: str) -> tuple[str, str]:
     path = evidence_path(report, env, name)
     path.write_text(text, encoding="utf-8")
     return "all of them", str(path)
@@ -186,8 +185,8 @@ def _of_eslint(text: str) -> list[tuple[str, str, str]]:
     return [("eslint", "rules enabled", f"{len(on)}: {', '.join(on[:80])}{' …' if len(on) > 80 else ''}")]
 
 
-def _a_file(source: Source) -> Path | None:
-    """A file that ESLint is for: of the chosen ones, else of the checkout."""
+def _web_file(source: LintedCode) -> Path | None:
+    """A file that ESLint checks: a chosen one, else one of the checkout."""
     chosen = [path for path in source.files if path.suffix in WEB]
     known = (source.web / name for name in git(source.web, "ls-files", "-z").split("\0"))
     return next((path for path in (*chosen, *known) if path.suffix in (".tsx", ".ts", ".js")), None)

@@ -1,4 +1,4 @@
-"""The emergency of a known vulnerability: patched on a hotfix branch, proven there, pushed (§3.2)."""
+"""Patch a known vulnerability: on a hotfix branch, proven there, then pushed (§3.2)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pydantic import Field
 from blocks.environment import Environment
 from blocks.places import Application
 from flows.application.branch import judge_suite
-from flows.application.update_steps import Part, beside, judge_tests, set_node
+from flows.application.package_updates import Part, judge_tests, set_node, venv_of
 from flows.application.vulnerabilities import judge_unanswered
 from flows.infrastructure.images.building import build_role
-from flows.infrastructure.images.deployment import Way, require_way, way_of
+from flows.infrastructure.images.deployment import Deployment, deployment_of, require_deployment
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
@@ -52,20 +52,19 @@ def patch_vulnerability(
 ) -> Report:
     """セキュリティパッチ適用: Critical脆弱性の緊急対応 (§3.2)
 
-    Finds the packages that have the vulnerability and who depends on them, takes the version that its advisory says
-    fixes it, and sets it on a hotfix branch in a worktree, with the lock files. There it installs everything, runs the
-    tests, builds, and audits again: a vulnerability that is not proven gone is not pushed. Run it when
-    scan-vulnerabilities finds one that is critical or high.
+    Finds the vulnerable packages and their dependents, and sets the fixed version that the advisory names on a hotfix
+    branch in a git worktree, with the lock files. There it installs the packages, runs the tests, builds, and audits
+    again. A branch that is still vulnerable is not pushed. Run it when scan-vulnerabilities finds a critical or high
+    vulnerability.
 
-    Without `confirm` the branch is made and proven, and nothing leaves this host; with it that very branch is proven
-    again and pushed. The live checkout and what is installed are not touched. `git branch -D` undoes it, and after a
-    push `git push --delete`. Next: review and merge it, then deploy it with the runbook deploy-application.
+    Without `confirm` it makes and proves the branch; nothing leaves this host. With `confirm` it proves the same branch
+    again and pushes it. The live checkout and the installed packages are not changed. To undo: `git branch -D`, after a
+    push also `git push --delete`. Next: review and merge the branch, then run deploy-application.
 
-    With `deploy` the same run goes on and deploys that branch as deploy-application does: what is not healthy by its
-    deadline is taken back by itself, and the run fails. An environment that describes no way to deploy is refused
-    before anything begins.
+    With `deploy` the same run also deploys the branch, like deploy-application: a version that is not healthy by its
+    deadline is rolled back, and the run fails. The run is refused at once if the environment configures no deployment.
 
-    Departs from the manual: `git add .` in the live checkout would commit whatever lies there.
+    Departs from the manual: `git add .` in the live checkout would commit every file that lies there.
 
     Args:
         environment: 対象の環境
@@ -80,112 +79,130 @@ def patch_vulnerability(
     env = Environment.find(environment)
     with runbook("Patch vulnerability", env, confirm, plan, changes=deploy) as report:
         if deploy:
-            require_way(env)
+            require_deployment(env)
         application = env.application
         if not _ID.fullmatch(advisory.strip()):
-            raise OpsError(f"“{advisory[:40]}” is no id of an advisory", "write it like CVE-2026-12345 or GHSA-…")
+            raise OpsError(f"“{advisory[:40]}” is no id of an advisory", "enter it as CVE-2026-12345 or GHSA-…")
         repository = require_repository(application.repository)
         require_remote(repository, remote)
-        holes = find_holes(report, application, advisory.strip(), seconds)
-        report.table(
-            "Vulnerable",
-            ("part", "package", "installed", "safe version", "severity", "what"),
-            [
-                (
-                    one.part,
-                    one.advisory.package,
-                    ", ".join(one.advisory.versions),
-                    one.safe or "none yet",
-                    one.advisory.severity.name,
-                    one.advisory.summary[:160],
-                )
-                for one in holes
-            ],
-        )
-        tell_dependents(report, application, holes, seconds)
-        report.require(
-            "a version that fixes it",
-            all(one.safe for one in holes),
-            "there is none yet: take the package out of reach (a flag, a proxy's rule), and ask again",
-            value=", ".join(f"{one.advisory.package} {one.safe or 'none'}" for one in holes),
-        )
-        report.fail_if_critical()
-        if deploy and any(one.part == "web" for one in holes) and not (env.has("docker") and env.docker.containers):
-            raise OpsError(
-                "a release that is unpacked brings no node packages: what runs stays vulnerable",
-                "launch it without deploy, and deploy what is built from the branch by hand",
-            )
-        branch, working, base = _branches(report, repository, holes[0].advisory.name)
+        found = find_vulnerable(report, application, advisory.strip(), seconds)
+        _judge_found(report, env, found, seconds, deploy=deploy)
+        branch, working, base = _branches(report, repository, found[0].advisory.name)
         with worktree(repository, working, base) as tree:
             if branch == working:
-                apply(application, tree, holes, seconds)
-                if not tree.commit(f"security: fix {holes[0].advisory.name} vulnerability"):
+                apply_fixes(application, tree, found, seconds)
+                if not tree.commit(f"security: fix {found[0].advisory.name} vulnerability"):
                     raise OpsError(
-                        "the repository names the safe version already",
-                        "what is installed is behind it: deploy it with deploy-application",
+                        "the repository names the fixed version already",
+                        "the installed version is older: deploy the repository with deploy-application",
                     )
             commit = tree.head()
-            _prove(report, env, tree, holes, seconds)
+            _prove(report, env, tree, found, seconds)
         report.fact("branch", f"{branch} in {repository}")
         report.fail_if_critical()
-        then = "deploy it, review and merge it" if deploy else "review, merge and deploy it"
+        then = "deploy, review and merge it" if deploy else "review, merge and deploy it"
         report.plan("push", f"{branch} to {remote}, then {then}")
-        way = way_of_branch(report, env, repository, branch, commit, health_seconds) if deploy else None
+        deployment = deployment_of_branch(report, env, repository, branch, commit, health_seconds) if deploy else None
         report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
-        permit = report.permit(Act(PUSH, f"{branch} to {remote}"), *(way.plan(report) if way else ()))
+        permit = report.permit(Act(PUSH, f"{branch} to {remote}"), *(deployment.plan(report) if deployment else ()))
         require_unmoved(repository, branch, commit)
         push_branch(permit, repository, remote, branch)
         report.fact("pushed", f"{branch} to {remote}")
         report.outcome = f"{branch} is pushed to {remote}: review and merge it, then deploy it with deploy-application"
-        if way:
-            report.outcome = f"{way.carry_out(report, permit)}; {branch} is pushed to {remote}: review and merge it"
+        if deployment:
+            report.outcome = (
+                f"{deployment.carry_out(report, permit)}; {branch} is pushed to {remote}: review and merge it"
+            )
     return report
 
 
+def _judge_found(
+    report: Report, env: Environment, found: Sequence[Vulnerable], seconds: float, *, deploy: bool
+) -> None:
+    """A table of the vulnerable packages, their dependents, and whether each can be fixed and deployed.
+
+    Raises:
+        RunbookFailed: no version fixes one of them.
+        OpsError: the deployment would not fix the live packages.
+    """
+    report.table(
+        "Vulnerable",
+        ("part", "package", "installed", "fixed in", "severity", "summary"),
+        [
+            (
+                one.part,
+                one.advisory.package,
+                ", ".join(one.advisory.versions),
+                one.fixed or "no version yet",
+                one.advisory.severity.name,
+                one.advisory.summary[:160],
+            )
+            for one in found
+        ],
+    )
+    attach_dependents(report, env.application, found, seconds)
+    report.require(
+        "a version that fixes it",
+        all(one.fixed for one in found),
+        "block access to the package (a feature flag, a proxy rule) until a version fixes it",
+        value=", ".join(f"{one.advisory.package} {one.fixed or 'none'}" for one in found),
+    )
+    report.fail_if_critical()
+    if deploy and any(one.part == "web" for one in found) and not (env.has("docker") and env.docker.containers):
+        raise OpsError(
+            "a release bundle contains no node packages: the live web application would stay vulnerable",
+            "run this without deploy, then build the branch and deploy it by hand",
+        )
+
+
 def _branches(report: Report, repository: Path, name: str) -> tuple[str, str, str]:
-    """The hotfix branch, the one to work on, and what that begins from: a branch that an earlier run committed is
-    proven again as it is; one that a killed run left empty is left alone."""
+    """The hotfix branch, the branch to work on, and its base. An earlier run's branch is proven again unchanged; an
+    empty one of a killed run is not used."""
     branch, stamp = f"hotfix/security-patch-{name}", f"{report.started:%Y%m%d-%H%M%S}"
     if not git(repository, "for-each-ref", f"refs/heads/{branch}").strip():
         return branch, branch, "HEAD"
     if git(repository, "rev-list", "--count", f"HEAD..refs/heads/{branch}").strip() == "0":
-        report.fact("left by an earlier run", f"{branch} has no commit of its own: git branch -D {branch}")
+        report.fact("empty branch of an earlier run", f"{branch} has no commit: git branch -D {branch}")
         return f"{branch}-{stamp}", f"{branch}-{stamp}", "HEAD"
-    report.fact("made by an earlier run", f"{branch}: it is proven again, and not changed")
+    report.fact("branch of an earlier run", f"{branch}: proven again, not changed")
     return branch, f"ops/proof-{stamp}", f"refs/heads/{branch}"
 
 
-def _prove(report: Report, env: Environment, tree: Worktree, holes: list[Hole], seconds: float) -> None:
+def _prove(report: Report, env: Environment, tree: Worktree, found: list[Vulnerable], seconds: float) -> None:
     diff = git(tree.directory, "diff", "--no-color", "--no-ext-diff", "HEAD~1..HEAD")
     report.attach(Evidence("Diff", text=fenced(diff[:MOST_DIFF], "diff")))
-    parts = {one.part for one in holes}
+    parts = {one.part for one in found}
     judge_tests(report, env, tree, parts, seconds)
     if "web" in parts:
         web = tree.at(Path(env.application.web_directory))
         judge_suite(
             report, env, web_suite("web build", env.application, env.application.web_build_command, web), seconds
         )
-    prove_gone(report, env, tree, holes, seconds)
+    audit_again(report, env, tree, found, seconds)
 
 
 def require_unmoved(repository: Path, branch: str, commit: str) -> None:
-    """
+    """Check that the branch still is at the proven commit.
+
     Raises:
-        OpsError: the branch is no longer at the commit that was proven.
+        OpsError: it is at another one.
     """
     if git(repository, "rev-parse", f"refs/heads/{branch}").strip() != commit:
-        raise OpsError(f"{branch} has moved since it was proven at {commit[:12]}", "launch it again: it is proven anew")
+        raise OpsError(
+            f"{branch} has moved since it was proven at {commit[:12]}", "run this again: it proves the branch again"
+        )
 
 
-def way_of_branch(report: Report, env: Environment, repository: Path, branch: str, commit: str, seconds: int) -> Way:
-    """How the commit that was proven is deployed. Containers get images that are built from it here; nothing that runs
-    is changed.
+def deployment_of_branch(
+    report: Report, env: Environment, repository: Path, branch: str, commit: str, seconds: int
+) -> Deployment:
+    """The deployment of the proven commit. For containers it builds their images; nothing live is changed.
 
     Raises:
-        OpsError: an image does not build, or what is there cannot be read.
+        OpsError: an image does not build, or the engine cannot be read.
     """
     if not (env.has("docker") and env.docker.containers):
-        return way_of(env, branch, seconds, commit=commit)
+        return deployment_of(env, branch, seconds, commit=commit)
     version, built = f"hotfix-{commit[:12]}", list[str]()
     with worktree(repository, f"ops/build-{report.started:%Y%m%d-%H%M%S}", commit) as tree:
         source = read_source(str(tree.directory))
@@ -193,112 +210,116 @@ def way_of_branch(report: Report, env: Environment, repository: Path, branch: st
             if one.dockerfile:
                 build_role(report, env.docker, role, source, version)
                 built.append(role)
-    report.fact("images", f"{version}, on this engine only: make the release with build-images when it is merged")
-    return way_of(env, version, seconds, roles=built)
+    report.fact("images", f"{version}, on this engine only: after the merge, build the release with build-images")
+    return deployment_of(env, version, seconds, roles=built)
 
 
 _VERSION = re.compile(r"\d+(?:\.\d+)*[\w.+-]*")
 
 
 @dataclass(frozen=True)
-class Hole:
-    """A package of one part that has the vulnerability, and the version that has it no longer ("" for none)."""
+class Vulnerable:
+    """A vulnerable package of one part, and the lowest fixed version ("" for none)."""
 
     part: Part
     advisory: Advisory
-    safe: str
+    fixed: str
 
 
-def find_holes(report: Report, application: Application, wanted: str, seconds: float) -> list[Hole]:
-    """Where the vulnerability is, by the audits of both parts.
+def find_vulnerable(report: Report, application: Application, wanted: str, seconds: float) -> list[Vulnerable]:
+    """The packages with the vulnerability, by the audits of both parts.
 
     Raises:
-        OpsError: no package has it, or no audit told.
+        OpsError: no package has it, or no audit answered.
     """
     scans = dict[Part, Scan]()
     for part in ("backend", "web") if application.web_directory else ("backend",):
         where = Path(application.web_directory if part == "web" else application.python)
         if scan := _audit(report, application, part, where, seconds):
             scans[part] = scan
-    holes = [
-        Hole(part, one, safe_version(one))
+    found = [
+        Vulnerable(part, one, fixed_version(one))
         for part, scan in scans.items()
         for one in scan.found
         if one.is_called(wanted)
     ]
-    if not holes:
-        told = "; ".join(f"{scan.looked_at} packages of {part} looked at" for part, scan in scans.items())
+    if not found:
+        audited = "; ".join(f"{scan.checked} packages of {part} audited" for part, scan in scans.items())
         raise OpsError(
-            f"no package is known to have {wanted} ({told or 'nothing was looked at'})",
-            "see scan-vulnerabilities for its ids; what is not known there is not known here",
+            f"no package is known to have {wanted} ({audited or 'no audit answered'})",
+            "find the ids that the scanners use in the report of scan-vulnerabilities",
         )
-    return holes
+    return found
 
 
-def safe_version(advisory: Advisory) -> str:
-    """The lowest version that fixes it and is newer than every one that is there; "" where none is known."""
+def fixed_version(advisory: Advisory) -> str:
+    """The lowest fixed version that is newer than every installed one; "" if none is known."""
     try:
-        there = max(Version(one) for one in advisory.versions)
+        installed = max(Version(one) for one in advisory.versions)
         fixes = [found[0] for text in advisory.fixed for found in [_VERSION.search(text)] if found]
-        return min((one for one in fixes if Version(one) > there), key=Version, default="")
+        return min((one for one in fixes if Version(one) > installed), key=Version, default="")
     except (InvalidVersion, ValueError):
         return ""
 
 
-def tell_dependents(report: Report, application: Application, holes: Sequence[Hole], seconds: float) -> None:
-    """Who depends on each, as pip and pnpm tell it."""
-    for hole in holes:
-        name = hole.advisory.package
+def attach_dependents(report: Report, application: Application, found: Sequence[Vulnerable], seconds: float) -> None:
+    """The dependents of each package, by pip and pnpm."""
+    for one in found:
+        name = one.advisory.package
         try:
-            if hole.part == "backend":
-                found = ", ".join(dependents_of(Path(application.need("python")), name, seconds)) or "no other package"
-                text = f"Required by: {found}"
+            if one.part == "backend":
+                others = ", ".join(dependents_of(Path(application.need("python")), name, seconds)) or "no other package"
+                text = f"Required by: {others}"
             else:
                 text = node.node_dependents(Path(application.web_directory), name, seconds)
         except OpsError as error:
-            report.warn(f"who depends on {name}", error.hint, value=f"not known: {error.message}")
+            report.warn(f"dependents of {name}", error.hint, value=f"not known: {error.message}")
             continue
-        report.attach(Evidence(f"Who depends on {name} ({hole.part})", text=fenced(text)))
+        report.attach(Evidence(f"Dependents of {name} ({one.part})", text=fenced(text)))
 
 
-def apply(application: Application, tree: Worktree, holes: Sequence[Hole], seconds: float) -> None:
-    """The safe versions in the worktree's files, lock files included.
+def apply_fixes(application: Application, tree: Worktree, found: Sequence[Vulnerable], seconds: float) -> None:
+    """Set the fixed versions in the worktree's files, lock files included.
 
     Raises:
-        OpsError: they cannot be.
+        OpsError: a tool failed.
     """
-    python = {hole.advisory.package: hole.safe for hole in holes if hole.part == "backend"}
+    python = {one.advisory.package: one.fixed for one in found if one.part == "backend"}
     if python:
         pin_python(application, tree.at(application.source), python, seconds, add=True)
-    packages = {hole.advisory.package: hole.safe for hole in holes if hole.part == "web"}
+    packages = {one.advisory.package: one.fixed for one in found if one.part == "web"}
     if packages:
         web = tree.at(Path(application.web_directory))
         direct = {one.name for one in node.list_node(web, seconds)}
-        if chosen := {name: safe for name, safe in packages.items() if name in direct}:
+        if chosen := {name: fixed for name, fixed in packages.items() if name in direct}:
             set_node(web, chosen, seconds)
-        if inner := [name for name in packages if name not in direct]:  # as far as those that want it allow
+        if inner := [name for name in packages if name not in direct]:  # as far as their dependents allow
             argv = ("update", "--recursive", "--lockfile-only", "--ignore-scripts", "--depth", "100")
             node.pnpm(web, *argv, *inner, seconds=seconds)
 
 
-def prove_gone(report: Report, env: Environment, tree: Worktree, holes: Sequence[Hole], seconds: float) -> None:
-    """Audit again what was installed in the worktree: no answer is no proof."""
-    for part in dict.fromkeys(hole.part for hole in holes):
+def audit_again(report: Report, env: Environment, tree: Worktree, found: Sequence[Vulnerable], seconds: float) -> None:
+    """Audit the packages that are installed in the worktree; an audit without an answer proves nothing."""
+    for part in dict.fromkeys(one.part for one in found):
         application = env.application
-        where = beside(tree) / "bin" / "python" if part == "backend" else tree.at(Path(application.web_directory))
+        where = venv_of(tree) / "bin" / "python" if part == "backend" else tree.at(Path(application.web_directory))
         scan = _audit(report, application, part, where, seconds)
-        names = {canonical(hole.advisory.package) for hole in holes if hole.part == part}
-        ids = {one for hole in holes for one in hole.advisory.ids}
+        names = {canonical(one.advisory.package) for one in found if one.part == part}
+        ids = {id_ for one in found for id_ in one.advisory.ids}
         left = [one for one in scan.found if canonical(one.package) in names and ids & set(one.ids)] if scan else []
         value = (
-            "not known" if scan is None else f"still there: {left[0].package} {left[0].versions}" if left else "gone"
+            "not known"
+            if scan is None
+            else f"still vulnerable: {left[0].package} {left[0].versions}"
+            if left
+            else "fixed"
         )
         report.require(
             f"{part}: the vulnerability",
             scan is not None and not left,
-            "its dependents hold the old version: update them, or override it by hand (pnpm overrides)",
+            "its dependents require the old version: update them, or override it by hand (pnpm overrides)",
             value=value,
-            expected="gone by a second audit",
+            expected="fixed, by a second audit",
         )
 
 

@@ -1,4 +1,4 @@
-"""All of the application's packages installed anew, from the lock files (§3.1)."""
+"""Reinstall the application's packages from the lock files (§3.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.application.code_findings import the_workspace
+from flows.application.code_findings import workspace_of
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import digest
@@ -36,17 +36,17 @@ def reinstall_dependencies(
 ) -> Report:
     """全パッケージの再インストール (§3.1)
 
-    Installs node_modules of the pnpm workspace and the backend's virtual environment anew, exactly as the lock files
-    say, and clears Turbo's caches. Run it when packages are damaged or not what the lock says.
+    Reinstalls node_modules of the pnpm workspace and the backend's virtual environment from the lock files, and clears
+    Turbo's caches. Run it when packages are damaged, or differ from the lock files.
 
-    Both are made beside the old ones, proven (pnpm lists every dependency in its version; pip check; what the backend's
-    sources import can be imported), and swapped by renames. The old ones go when the new ones are proven in place,
-    and stay while a process runs that may still load from them. If the proof fails the old ones are live. Killed
-    anywhere, it is launched again: it begins by bringing to an end what the killed run left.
+    It installs staged copies alongside the live ones and proves them: pnpm lists every dependency in its version, pip
+    check passes, and the imports of the backend's sources work. Then it swaps them by rename and proves them again. The
+    old copies are deleted after that, but kept while a process can still load from them. If a proof fails, the old
+    copies stay live. It is safe to run again after a kill: the next run first finishes or reverts the killed one.
 
-    A virtual environment cannot be moved, so each is made under a name that it keeps, and `venv` becomes a link to it.
+    A virtual environment cannot be moved. Each has a permanent name, and `venv` becomes a link to it.
 
-    Departs from the manual: nothing is deleted first (`rm -rf node_modules`), and `pnpm turbo clean` does not exist.
+    Departs from the manual: nothing is deleted first (`rm -rf node_modules`); `pnpm turbo clean` does not exist.
 
     Args:
         environment: 対象の環境
@@ -58,10 +58,10 @@ def reinstall_dependencies(
     env = Environment.find(environment)
     with runbook("Reinstall dependencies", env, confirm, plan, changes=True) as report:
         if not parts:
-            raise OpsError("no part is named", "choose web, backend or both in parts")
+            raise OpsError("no part is chosen", "choose web, backend or both in parts")
         acts = [_plan_web(report, env)] if "web" in parts else []
         acts += [_plan_backend(report, env)] if "backend" in parts else []
-        locks = [the_workspace(env) / modules.LOCK] if "web" in parts else []
+        locks = [workspace_of(env) / modules.LOCK] if "web" in parts else []
         locks += [venv.read_lock(env.application).path] if "backend" in parts else []
         report.pin_state("lock files", ", ".join(f"{lock.name} {digest([lock.read_bytes()])}" for lock in locks))
         permit = report.permit(*acts)
@@ -72,11 +72,13 @@ def reinstall_dependencies(
 
 
 def _plan_web(report: Report, env: Environment) -> Act:
-    web = the_workspace(env)
+    web = workspace_of(env)
     find_program("node")
     find_program("pnpm")
     if not (web / modules.LOCK).is_file():
-        raise OpsError(f"there is no {modules.LOCK} in {web}", "make one: pnpm install --lockfile-only, and commit it")
+        raise OpsError(
+            f"there is no {modules.LOCK} in {web}", "create it with pnpm install --lockfile-only, and commit it"
+        )
     report.plan(REINSTALL, f"{web}: node_modules of the workspace, by {modules.LOCK}", size=modules.read_bytes(web))
     return Act(REINSTALL, str(web))
 
@@ -86,7 +88,7 @@ def _plan_backend(report: Report, env: Environment) -> Act:
     if lock.loose:
         report.warn(
             "lock of the backend",
-            "pin them (pip freeze): else two installations are not the same",
+            "pin them (pip freeze): otherwise two installations differ",
             value=f"{len(lock.loose)} without a version: {', '.join(lock.loose[:3])}",
         )
     report.plan(REINSTALL, f"{live}: the backend's environment, by {lock.path.name}")
@@ -94,38 +96,38 @@ def _plan_backend(report: Report, env: Environment) -> Act:
 
 
 def _web(report: Report, env: Environment, permit: Permit, seconds: float) -> str:
-    """Beside, proven, swapped, proven again; only then the old ones go."""
-    web = the_workspace(env)
-    if told := modules.settle_modules(permit, web):
-        report.fact("a run before this one", told)
+    """Build a staged copy, prove it, swap, prove again; only then delete the old one."""
+    web = workspace_of(env)
+    if left := modules.settle_modules(permit, web):
+        report.fact("earlier run", left)
     built = modules.build_modules(permit, web, seconds)
     try:
         modules.swap_modules(permit, web)
         modules.prove_modules(web, seconds)
     except BaseException:
-        modules.put_back(web)
+        modules.restore_old(web)
         shutil.rmtree(modules.staging_of(web), ignore_errors=True)
         raise
     modules.keep_modules(permit, web)
     cleared = modules.clear_turbo(permit, web)
-    report.fact("Turbo's caches", ", ".join(cleared) or "there were none")
+    report.fact("Turbo's caches", ", ".join(cleared) or "none")
     if not _used(report, "node_modules", users_of(web, modules.NODE)):
         modules.drop_old_modules(permit, web)
-    return f"{built.dependencies} direct dependencies of the workspace are as locked"
+    return f"{built.dependencies} direct dependencies of the workspace match the lock file"
 
 
 def _backend(report: Report, env: Environment, permit: Permit, seconds: float) -> str:
-    """Made under its final name and proven there; the swap is one rename."""
+    """Build it under its final name and prove it there; the swap is one rename of the link."""
     application = env.application
-    if told := venv.settle_venv(permit, application):
-        report.fact("a run before this one", told)
+    if left := venv.settle_venv(permit, application):
+        report.fact("earlier run", left)
     lock, live = venv.read_lock(application), Path(application.need("python"))
     before = venv.read_failing_imports(application, live, seconds) if live.exists() else set()
     built = venv.build_venv(permit, application, lock, report.started, seconds)
     try:
         _judge_imports(report, before, venv.read_failing_imports(application, built / "bin" / "python", seconds))
     except OpsError:
-        venv.settle_venv(permit, application)  # it is marked as not proven
+        venv.settle_venv(permit, application)  # deletes it: it is marked as not proven
         raise
     used = users_of(live.parent.parent)
     old = venv.swap_venv(permit, application, built)
@@ -134,47 +136,49 @@ def _backend(report: Report, env: Environment, permit: Permit, seconds: float) -
     except OpsError:
         venv.return_venv(permit, application, old)
         raise
-    _tell_unignored(report, env, live.parent.parent)
+    _judge_ignored(report, env, live.parent.parent)
     if not _used(report, "virtual environment", used):
         venv.drop_old_venvs(permit, application)
     return f"{live.parent.parent} is {built.name}, by {lock.path.name}"
 
 
-def _tell_unignored(report: Report, env: Environment, link: Path) -> None:
-    """A pattern `venv/` of .gitignore is for directories alone: git clean would take the link."""
+def _judge_ignored(report: Report, env: Environment, link: Path) -> None:
+    """The pattern `venv/` in .gitignore matches directories only: git clean would delete the link."""
     with contextlib.suppress(OpsError):
         repository = require_repository(env.application.repository)
         if str(inside(repository, link.parent) / link.name) in uncommitted(repository):
             report.warn(
-                "link of the environment",
+                "link of the virtual environment",
                 f"write {link.name} without a slash in .gitignore",
-                value=f"git does not ignore {link}, which is a link now",
+                value=f"git does not ignore {link}, which is now a link",
             )
 
 
 def _judge_imports(report: Report, before: set[str], after: set[str]) -> None:
-    """What could be imported must be importable still; what could not be before is told.
+    """Every import that worked before must work now. Imports that failed before are a WARN.
 
     Raises:
-        OpsError: something no longer is.
+        OpsError: an import works no longer.
     """
     if lost := sorted(after - before):
         raise OpsError(
             f"the new environment cannot import {'; '.join(lost[:3])}",
-            "add what is missing to the lock; the old environment is live",
+            "add the missing packages to the lock file; the old environment is live",
         )
     if after and not any(found.name == "imports" for found in report.findings):
         report.warn(
-            "imports", "add them to the lock, if the application needs them", value="; ".join(sorted(after)[:3])
+            "imports",
+            "add the packages to the lock file, if the application needs them",
+            value=f"failed before, and fail now: {'; '.join(sorted(after)[:3])}",
         )
 
 
 def _used(report: Report, what: str, users: list[str]) -> bool:
-    """Whether somebody may still load from the old one: then it stays until the next launch."""
+    """Whether a process can still load from the old copy: then it is kept until the next run."""
     if users:
         report.warn(
-            f"old {what} kept",
-            "restart them now; the next launch of this runbook removes the old one",
-            value=f"still run from it: {', '.join(users[:5])}",
+            f"old {what} is kept",
+            "restart these processes; the next run of this runbook deletes the old copy",
+            value=f"in use by {', '.join(users[:5])}",
         )
     return bool(users)

@@ -9,11 +9,11 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.application.code_findings import ask, evidence_path, judge, show, the_repository, the_workspace
+from flows.application.code_findings import ask, attach_problems, checkout_of, evidence_path, judge, workspace_of
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.code.problem import PYTHON, WEB, Checked, chosen_files
+from tasks.code.problem import PYTHON, WEB, CheckedCode, chosen_files
 from tasks.code.types import read_mypy, read_tsc
 
 Tool = Literal["mypy", "tsc"]
@@ -29,15 +29,15 @@ def check_types(
 ) -> Report:
     """TypeScript/Python型チェック (§3.3)
 
-    Asks mypy and TypeScript's compiler of the application's checkout, as they are configured there or strict, about
-    everything or about chosen files. Run it before a release and after an update of packages.
+    Runs mypy and TypeScript's compiler on the application's checkout: as configured there or strict, on all files or
+    chosen ones. Run it before a release and after an update of packages.
 
-    It changes nothing: caches and compiler state are kept outside of the checkout. A tool that is missing, hangs or
-    prints something else than its answer is a critical finding, and so is one that looked at no file. Evidence: errors
-    by file and by code, and mypy's HTML report where lxml is installed beside it.
+    It changes nothing: caches and compiler state are outside the checkout. A tool that is missing, hangs, prints no
+    valid answer or checks no file is CRITICAL. Evidence: errors by file and by code, and mypy's HTML report if lxml is
+    installed for it.
 
-    Departs from the manual: `tsc FILE` ignores tsconfig.json, so the whole project is checked and the chosen files'
-    errors are shown; `--watch` waits for ever and is left out.
+    Departs from the manual: `tsc FILE` ignores tsconfig.json, so the whole project is checked and the errors of the
+    chosen files are shown. `--watch` never ends and is not offered.
 
     Args:
         environment: 対象の環境
@@ -49,11 +49,11 @@ def check_types(
     env = Environment.find(environment)
     with runbook("Check types", env) as report:
         if not tools:
-            raise OpsError("no tool is named", "choose mypy, tsc or both in tools")
-        repository, application = the_repository(report, env), env.application
+            raise OpsError("no tool is chosen", "choose mypy, tsc or both in tools")
+        repository, application = checkout_of(report, env), env.application
         python, web = (chosen_files(repository, files, suffixes) for suffixes in (PYTHON, WEB))
         html = evidence_path(report, env, "mypy")
-        questions: dict[Tool, Callable[[], Checked]] = {
+        questions: dict[Tool, Callable[[], CheckedCode]] = {
             "mypy": lambda: read_mypy(
                 application,
                 repository,
@@ -63,15 +63,15 @@ def check_types(
                 cache=env.reports_directory / "cache" / "mypy",
                 html=html,
             ),
-            "tsc": lambda: read_tsc(the_workspace(env), repository, web, strict=strict, seconds=seconds),
+            "tsc": lambda: read_tsc(workspace_of(env), repository, web, strict=strict, seconds=seconds),
         }
         wanted = [tool for tool in dict.fromkeys(tools) if not files or (python if tool == "mypy" else web)]
         if not wanted:
-            raise OpsError("none of the chosen files is for the chosen tools", "name .py or .ts/.tsx files")
+            raise OpsError("none of the chosen tools checks any of the chosen files", "choose .py or .ts/.tsx files")
         answers = [found for tool in wanted if (found := ask(report, tool, questions[tool]))]
         for checked in answers:
-            judge(report, checked, "correct them, in the order of the table; lint-code may fix some")
-        show(report, answers)
+            judge(report, checked, "fix them in the order of the table; lint-code can fix some")
+        attach_problems(report, answers)
         if (html / "index.html").exists():
             report.fact("HTML report", html / "index.html")
         errors = sum(checked.errors for checked in answers)

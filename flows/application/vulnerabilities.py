@@ -1,4 +1,4 @@
-"""What is known to be vulnerable in what the application is made of (§3.2)."""
+"""Known vulnerabilities in the application's packages and images (§3.2)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.application.branch import keep
+from flows.application.branch import save_evidence
 from runbook.errors import OpsError
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.page import render
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -39,17 +40,17 @@ def scan_vulnerabilities(
 ) -> Report:
     """セキュリティパッチ適用: 脆弱性スキャン (§3.2)
 
-    Asks pip-audit for the backend's environment, pnpm audit or npm audit for the web application, and trivy or grype
-    for the images, and joins their answers into one table by severity: the same vulnerability (CVE, GHSA, PYSEC) found
-    by two of them is one row, with what fixes it, and whether it is new since the last report. Run it weekly (§7.3) of
-    the packages, monthly of everything.
+    Runs pip-audit on the backend's environment, pnpm audit or npm audit on the web application, and trivy or grype on
+    the images. One table lists all vulnerabilities by severity, with the fixed version, and whether each is new since
+    the last report. A vulnerability (CVE, GHSA, PYSEC) that two scanners find is one row. Run it weekly (§7.3) for the
+    packages, monthly for everything.
 
-    It changes nothing. High and critical ones are CRITICAL, as the manual looks for both; others, and those whose
-    severity no advisory tells, warn. What gave no answer is told as not known, and never as clean. Evidence: each
-    tool's own JSON. Next for a critical one: patch-vulnerability.
+    It changes nothing. High and critical vulnerabilities are CRITICAL, as in the manual. Others, and those without a
+    severity in their advisory, are WARN. A scan without an answer is “not known”, never clean. Evidence: the JSON of
+    each scanner. Next for a critical one: patch-vulnerability.
 
-    Departs from the manual: `docker scan` is gone from Docker; `pip-audit | grep high` never matches, since pip-audit
-    prints no severity: it is taken from the advisory.
+    Departs from the manual: Docker no longer has `docker scan`. `pip-audit | grep high` never matches: pip-audit prints
+    no severity, so it is read from the advisory.
 
     Args:
         environment: 対象の環境
@@ -64,24 +65,24 @@ def scan_vulnerabilities(
             raise OpsError("nothing is chosen", "choose python, node or images in parts")
         scans = [scan for scan in _scans(report, env, parts, only_production, seconds) if scan]
         for number, scan in enumerate(scans, 1):
-            keep(report, env, f"{number}-{scan.tool}-{scan.place}"[:80] + ".json", scan.raw)
+            save_evidence(report, env, f"{number}-{scan.tool}-{scan.place}"[:80] + ".json", scan.raw)
         found = merged(advisory for scan in scans for advisory in scan.found)
-        new = tell_new(report, env, scans, found, since_days)
+        new = mark_new(report, env, scans, found, since_days)
         judge_scans(report, scans, found, new)
         worst = found[0].severity.name if found else ""
         report.outcome = f"{len(found)} vulnerabilities are known" + (f", the worst {worst}" if worst else "")
         if not scans:
-            report.outcome = "nothing is known: no scanner answered"
+            report.outcome = "not known: no scanner answered"
     return report
 
 
 def _scans(
     report: Report, env: Environment, parts: Sequence[Part], only_production: bool, seconds: float
 ) -> list[Scan | None]:
-    """All of them beside each other; None for one that gave no answer, which is told."""
+    """All scans, concurrently; None for one without an answer, which is a WARN."""
     application, pending = env.application, dict[str, Pending[Scan]]()
     if left := [part for part in ALL if part not in parts]:
-        report.fact("not asked for", ", ".join(left))
+        report.fact("not chosen", ", ".join(left))
     if "python" in parts:
         pending["Python packages"] = audit_python.submit(application, seconds)
     if "node" in parts and application.web_directory:
@@ -113,33 +114,35 @@ COLUMNS = ("severity", "package", "installed", "id", "also", "fixed in", "new", 
 ANSWERED = "scans that answered"
 MOST_REPORTS = 50
 MOST_TEXT = 160
+PATCH = Next("patch-vulnerability", "fix it on a hotfix branch")
+UPDATE = Next("update-dependencies", "update packages on a branch")
 JUDGED = {
-    Severity.CRITICAL: (Status.CRITICAL, "run patch-vulnerability with its id now, and deploy what it makes"),
-    Severity.HIGH: (Status.CRITICAL, "run patch-vulnerability with its id, and deploy what it makes"),
-    Severity.MODERATE: (Status.WARN, "take its fix with the next update-dependencies"),
-    Severity.LOW: (Status.WARN, "take its fix with the next update-dependencies"),
-    Severity.UNKNOWN: (Status.WARN, "no advisory tells how bad it is: read it, and treat it as high until you know"),
+    Severity.CRITICAL: (Status.CRITICAL, "patch it now with its id, and deploy the branch"),
+    Severity.HIGH: (Status.CRITICAL, "patch it with its id, and deploy the branch"),
+    Severity.MODERATE: (Status.WARN, "install the fix with the next update of the dependencies"),
+    Severity.LOW: (Status.WARN, "install the fix with the next update of the dependencies"),
+    Severity.UNKNOWN: (Status.WARN, "read the advisory, which states no severity; until then treat it as high"),
 }
 
 
 def judge_unanswered(report: Report, what: str, error: OpsError) -> None:
-    """A scan without an answer: what is vulnerable there is not known."""
+    """A scan without an answer is a WARN: the vulnerabilities there are not known."""
     report.warn(what, error.hint, value=f"not known: {error.message}", expected="an answer")
 
 
 def judge_scans(report: Report, scans: Sequence[Scan], found: Sequence[Advisory], new: Sequence[bool]) -> None:
-    """The table, one finding for each severity, and what the scanners left out."""
+    """The table, one finding for each severity, and the packages that the scanners skipped."""
     for scan in scans:
         report.prefer(
             f"{scan.tool}: {scan.place}",
-            bool(scan.looked_at),
-            "nothing was looked at: see the place",
-            value=f"{scan.looked_at:,} looked at, {len(scan.found):,} known vulnerabilities",
+            bool(scan.checked),
+            "the scanner checked no package: check the configured place",
+            value=f"{scan.checked:,} checked, {len(scan.found):,} known vulnerabilities",
         )
         if scan.gaps:
             report.warn(
-                f"{scan.tool} left out",
-                "what is left out is not known, not clean",
+                f"skipped by {scan.tool}",
+                "check these packages by hand: a skipped package is not known to be clean",
                 value=f"{len(scan.gaps)}: {'; '.join(scan.gaps[:3])}",
             )
     report.table(TABLE, COLUMNS, [_row(one, is_new) for one, is_new in zip(found, new, strict=True)])
@@ -152,13 +155,14 @@ def judge_scans(report: Report, scans: Sequence[Scan], found: Sequence[Advisory]
                 expected="none",
                 value=f"{len(names)}: {', '.join(names[:5])}{more}",
                 worst=status,
+                follow=[PATCH if status is Status.CRITICAL else UPDATE],
             )
 
 
-def tell_new(
+def mark_new(
     report: Report, env: Environment, scans: Sequence[Scan], found: Sequence[Advisory], since_days: int = 0
 ) -> list[bool]:
-    """Which of them the last report, `since_days` old at least, did not have in which all of these scans answered."""
+    """Which of them are new since the last report, at least `since_days` old, in which all of these scans answered."""
     answered = sorted({f"{scan.tool}: {scan.place}" for scan in scans})
     report.fact(ANSWERED, "; ".join(answered))
     latest = report.started - timedelta(days=since_days)
@@ -173,10 +177,10 @@ def tell_new(
 
 
 def _last(env: Environment, key: str, answered: set[str], latest: datetime) -> tuple[str, set[str]]:
-    """When it began, and every id in it; "" where there is none."""
+    """The start of that report, and every id in it; "" if there is none."""
     found = (one for one in filed(env.reports_directory, env.name, key) if one.started <= latest)
     for one in islice(found, MOST_REPORTS):
-        whole = any(item["name"] == TABLE for item in one.content["evidence"])  # no run that ended early
+        whole = any(item["name"] == TABLE for item in one.content["evidence"])  # not a run that ended early
         if whole and answered <= set(one.facts.get(ANSWERED, "").split("; ")):
             ids = {id_.upper() for row in one.rows(TABLE) for cell in row[3:5] for id_ in cell.split(", ") if id_}
             return str(one.content["started"])[:16].replace("T", " "), ids

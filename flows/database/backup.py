@@ -19,11 +19,12 @@ from flows.pinned import pin_deleted
 from flows.pruning import find_prunable, prune
 from flows.recovery.objectives import board
 from flows.redis.verification import verify_redis
-from flows.store import judge_key, mark_failed, mark_verified, measured, note, store_for, tell_backups, tidy
+from flows.store import judge_key, mark_failed, mark_verified, measured, note, show_backups, store_for, tidy
+from runbook import clock, metrics
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.guard.permit import Act
 from runbook.page import render
-from runbook.report import Report
+from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
 from tasks.backups import publishing
@@ -32,8 +33,8 @@ from tasks.backups.manifest import Kind, Manifest, sums_of
 from tasks.backups.retention import AS_TOML, DELETE, rule_of
 from tasks.host.disk import read_disk
 from tasks.postgres.dump.dump import FULL, Dumped, Form, What, dump_database, dump_globals
-from tasks.postgres.dump.fill import Source
-from tasks.postgres.dump.snapshot import read_lock_room
+from tasks.postgres.dump.fill import DumpSource
+from tasks.postgres.dump.snapshot import read_lock_limit
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.restore.staged_copy import (
     check_jobs,
@@ -58,14 +59,14 @@ def backup_database(
 ) -> Report:
     """データベースのバックアップ手順 (§1.2)
 
-    Takes a backup of the application's database in one snapshot, with a manifest of its content read in that same
-    snapshot, the roles, and a checksum of every file. Run the full kind daily, and before every change.
+    Backs up the application's database in one snapshot. The backup contains the roles, a checksum of every file, and a
+    manifest of the content, read in the same snapshot. Run `full` daily and before every change.
 
-    It changes nothing in the database. A backup that was killed is never offered for a restore, and the next run
-    removes what it left. Evidence: the manifest in the backup, the table of what is in it.
+    It changes nothing in the database. An interrupted backup is never offered to a restore; the next run removes it.
+    Evidence: the manifest in the backup, the table of its content.
 
-    Departs from the manual: the full kind is in directory format and parallel instead of one custom-format file; roles
-    are added; the manifest makes a restore provable. A backup of chosen tables has the definitions of all.
+    Departs from the manual: `full` is parallel, in directory format, with roles and a manifest that makes a restore
+    provable. `tables` contains the definitions of all tables.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -81,14 +82,14 @@ def backup_database(
         what = judge_wanted(env, kind, tables)
         judge_source(report, env, server)
         report.fail_if_critical()
-        tidy(report, env, store)  # before the room is judged: what a killed run left takes it
+        tidy(report, env, store)  # before the space is judged: leftovers of a killed run use it
         judge_room(report, env, store)
         report.fail_if_critical()
         backup = take(report, env, server, store, workers, what)
         report.outcome = f"{backup.name} is in the store"
         report.fact("backup", backup.name)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
-        tell_backups(report, env)
+        show_backups(report, env)
     return report
 
 
@@ -103,17 +104,18 @@ def verify_backup(
 ) -> Report:
     """バックアップのリストアテスト (§1.2, §7.3)
 
-    Really restores a backup, the newest by default, and notes that it is verified: of the database into a scratch
-    database, compared row by row, with the expectations run on it; of Redis on a scratch server, key by key; of the
-    files into a scratch directory, entry by entry; of the whole cluster on a private instance, every row read, and the
-    archived WAL after it, up to its end.
-    Run it weekly for each kind: only this makes a backup one to rely on, and prune-backups
-    deletes none of a kind before.
+    Restores a backup, the newest by default, compares it with its manifest, and marks it as verified. Run it weekly for
+    each kind: prune-backups deletes no backup of a kind before one is verified.
 
-    Nothing live is touched; what was built is removed at the end, also when the run fails. It needs as much free space
-    as a restore. Evidence: the table of what was proven, the seconds, those of the runs before.
+    - database: into a scratch database, compared row by row; then the expectations run on it
+    - Redis: on a scratch server, compared key by key
+    - files: into a scratch directory, compared entry by entry
+    - cluster: on a private instance; every row is read, then the archived WAL up to its end
 
-    Departs from the manual: `pg_restore --list` reads the table of contents only, a flipped byte in the data passes.
+    It changes nothing live and removes the scratch copy at the end, also after a failure. It needs as much free space
+    as a restore. Evidence: the table of the comparison, the duration, the durations of earlier runs.
+
+    Departs from the manual: `pg_restore --list` reads only the table of contents and misses damaged data.
 
     Args:
         environment: 対象の環境
@@ -142,8 +144,8 @@ def verify_backup(
         else:
             chosen = verify_database(report, env, wanted, backup, source, workers, accept)
         report.measure(*measured(chosen))
-        tell_trend(report, env, wanted)
-        tell_backups(report, env)
+        show_trend(report, env, wanted)
+        show_backups(report, env)
         report.outcome = f"{chosen.name} restores, proven by content"
     return report
 
@@ -163,18 +165,20 @@ def prune_backups(
 ) -> Report:
     """古いバックアップの削除 (§1.2)
 
-    Deletes backups of one kind by the tiers of `keep` in the environment's TOML: every backup of the last `hours`
-    stays, then the newest of each day, ISO week and month of the environment's time zone (a verified one before
-    others). Run it daily for each kind, in both sets of stores.
+    Deletes backups of one kind by the tiers of `keep` in the environment's TOML. It keeps every backup of the last
+    `hours`, then the newest of each day, ISO week and month in the environment's time zone, verified ones first. Run it
+    daily for each kind, in both sets of stores.
 
-    No backup is deleted that is newer than the newest verified one, nor while fewer than `keep_verified` are verified;
-    those stay whatever their age. A base backup stays while an incremental one needs it. Archived WAL stays as far as a
-    recovery to any moment of the daily tier needs it; older base backups keep the WAL of their own time. Live data that
-    a restore kept (kind=redis) is deleted when it is older than the daily tier. A run without a person deletes at most
-    half of a store's backups, and the next one continues. It cannot be undone: the plan lists every name first.
-    Evidence: that list, and what remains with the reason.
+    - It keeps every backup newer than the newest verified one, and the `keep_verified` newest verified ones. It deletes
+      nothing while fewer are verified.
+    - It keeps a base backup while an incremental one needs it, and the WAL that a recovery to any moment of the daily
+      tier needs. Older base backups keep the WAL that they need themselves.
+    - It deletes live data that a restore kept (kind=redis) after the daily tier.
+    - An unattended run deletes at most half of a store's backups; the next run continues.
 
-    Departs from the manual: deleting by age alone removes the last good copy when the newer ones are bad.
+    It cannot be undone: the plan lists every name first. Evidence: that list, the kept backups with the reason.
+
+    Departs from the manual: deletion by age alone removes the last good copy when the newer ones are bad.
 
     Args:
         environment: 対象の環境
@@ -197,8 +201,8 @@ def prune_backups(
         doomed = find_prunable(report, env, kind, rule, source)
         wal = wal_pruning.find_prunable_wal(report, env, doomed, rule, source) if kind == "cluster" else []
         if not doomed and not wal:
-            tell_backups(report, env)
-            report.outcome = "there is nothing to delete"
+            show_backups(report, env)
+            report.outcome = "nothing to delete"
             return report
         pin_deleted(report, "backups", ((backup.where, backup.manifest.bytes) for backup in doomed))
         if wal:
@@ -207,28 +211,26 @@ def prune_backups(
         if doomed:
             prune(report, permit, env, doomed)
         wal_pruning.prune_wal(report, permit, wal)
-        tell_backups(report, env)
+        show_backups(report, env)
     return report
 
 
-# pg_dump's directory format is smaller than the database in all but strange cases (no indexes, compressed); so is its
-# text, without the indexes. Encrypting writes each file once more, two at a time.
+# pg_dump's directory format and its text are smaller than the database, unless it has no indexes and compresses badly.
+# Encryption writes each file once more, two at a time.
 SPACE_RATIO = 0.8
-# Beyond it other sessions leave too little; the dump itself refuses where there is too little.
-LOCK_RATIO = 0.8
 KIND_OF: dict[Form, Kind] = {"full": "postgres", "schema": "schema", "tables": "tables", "sql": "sql", "sql.gz": "sql"}
 
 
 def judge_wanted(env: Environment, form: Form, tables: Sequence[str]) -> What:
-    """What a form asks for.
+    """The parts of the database to dump.
 
     Raises:
-        OpsError: it is no such kind, or tables are named for another kind than `tables`; a table is not there.
+        OpsError: the kind does not exist, a table does not exist, or tables are named for another kind than `tables`.
     """
     if form not in KIND_OF:
         raise OpsError(f"kind is “{form}”", f"choose one of {', '.join(KIND_OF)}")
     if form != "tables" and tables:
-        raise OpsError(f"tables are named for a backup of the kind {form}", "choose the kind tables, or name none")
+        raise OpsError(f"tables are named for a backup of the kind {form}", "choose kind=tables, or name no tables")
     if form != "tables":
         return What(form)
     chosen = choose_tables(env.postgres, tables)
@@ -236,31 +238,32 @@ def judge_wanted(env: Environment, form: Form, tables: Sequence[str]) -> What:
 
 
 def judge_source(report: Report, env: Environment, server: Server) -> None:
-    """What must hold of a server whose content is to be trusted."""
+    """Whether the server can be dumped completely, and its data trusted."""
     judge_programs(env.postgres, server)
-    locks = read_lock_room(env.postgres, env.postgres.database)
-    report.prefer(
-        "locks for a dump",
-        locks.tables <= LOCK_RATIO * locks.locks,
+    locks = read_lock_limit(env.postgres, env.postgres.database)
+    report.judge(
+        metrics.DUMP_LOCKS,
+        locks.tables / locks.locks,
         locks.remedy,
-        value=f"{locks.tables:,} tables, each of which a dump locks",
-        expected=f"at most {LOCK_RATIO:.0%} of the server's table of locks: {locks.text}",
+        of=f"a dump locks {locks.tables:,} tables; {locks.text}",
+        worst=Status.WARN,  # the dump itself refuses where the locks are too few
     )
     report.require(
         "rights of the login",
         server.superuser,
-        f"give {env.postgres.admin_user} BYPASSRLS: row security hides rows from a dump without an error",
+        f"ALTER ROLE {env.postgres.admin_user} BYPASSRLS: row security silently hides rows from a dump",
         value=env.postgres.admin_user,
         expected="superuser or BYPASSRLS",
     )
     if not server.checksums:
-        report.warn("data checksums", "switch them on (pg_checksums): a manifest certifies corruption too", value="off")
+        hint = "switch them on (pg_checksums): without them a backup silently contains corrupt pages"
+        report.warn("data checksums", hint, value="off", expected="on")
     if not server.fsync:
-        report.warn("fsync", "switch it on: a power cut loses data that was acknowledged", value="off", expected="on")
+        report.warn("fsync", "switch it on: a power cut loses committed data", value="off", expected="on")
 
 
 def judge_room(report: Report, env: Environment, store: Store) -> None:
-    """Free space where the backup is made."""
+    """Free disk space where the backup is written."""
     needed = int(read_database_bytes(env.postgres, env.postgres.database) * SPACE_RATIO)
     disk = read_disk(store.spool)
     report.require(
@@ -283,8 +286,10 @@ def take(
     kind: Kind | None = None,
     tool: str = "",
 ) -> Backup:
-    """Dump, read the manifest in the same snapshot, seal, put into the store. Of another database than the
-    application's: its own `kind`, and the `tool` that wrote that."""
+    """Dump, read the manifest in the same snapshot, seal, and put the backup into the store.
+
+    `kind` and `tool`: of a database that is not the application's, its own kind and the program that owns it.
+    """
     started = time.monotonic()
     kind = kind or KIND_OF[what.form]
     name, directory = publishing.begin(store, kind, env.name, env.zone)
@@ -309,38 +314,38 @@ def take(
 def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
     content, manifest = dumped.content, backup.manifest
     report.fact("store", backup.store.where)
-    report.fact("snapshot", f"{manifest.taken:%Y-%m-%d %H:%M:%S UTC} (LSN {content.lsn})")
+    report.fact("snapshot", f"{clock.text(manifest.taken)} (LSN {content.lsn})")
     report.fact("size", f"{size(manifest.bytes)} of a database of {size(content.bytes)}, {dumped.compression}")
     report.fact("encrypted", f"to {len(manifest.recipients)} keys" if manifest.recipients else "no")
     report.fact("rows", f"{content.rows:,} in {len(content.tables)} tables")
     report.fact("Alembic revision", content.revision or "none")
     report.fact("dump", f"{duration(dumped.dump_seconds)} with {dumped.jobs} jobs")
-    report.fact("manifest", f"{duration(dumped.manifest_seconds)}, beside the dump")
+    report.fact("manifest", f"{duration(dumped.manifest_seconds)}, in parallel with the dump")
     judge_key(report, backup)
     report.prefer(
         "sequences",
         not dumped.behind,
-        "advance them with setval: the next insert would collide",
-        value="; ".join(dumped.behind[:3]) or f"{len(content.sequences)} at or past their columns",
+        "advance them with setval, or the next insert fails with a duplicate key",
+        value="; ".join(dumped.behind[:3]) or f"{len(content.sequences)} at or past the maximum of their columns",
         expected="not behind their columns",
     )
     if content.uncomputable:
-        ours = "the backup has their stored values, and our restores load them; pg_restore alone fails"
+        means = "restore-database restores their stored values; pg_restore alone fails"
         if content.part != "full" or manifest.kind == "sql":
-            ours = "a restore of this backup fails; one of the kind full has their stored values"
-        hint = f"{ours}. To fix it, have the function name its tables with their schema, or SET search_path"
+            means = "a restore of this backup fails; kind=full contains their stored values"
+        hint = f"{means}. To fix it, schema-qualify the tables in the function, or SET search_path in it"
         named = "; ".join(f"{one.name}: {one.why}" for one in content.uncomputable)
         report.warn("generated columns that pg_dump cannot restore", hint, value=named)
     if content.volatile_checks:
         named = ", ".join(f"{schema}.{table}: {name}" for schema, table, name in content.volatile_checks)
-        report.fact("CHECK constraints that a restore does not check (time, functions)", named)
+        report.fact("CHECK constraints that a restore does not check (they use the time or functions)", named)
     report.table(
         "Content",
         ("table", "rows", "size"),
         [(table, f"{found.rows:,}", size(found.bytes)) for table, found in content.tables.items()],
     )
     if content.not_compared:
-        report.table("Not compared by a restore", ("what",), [(what,) for what in content.not_compared])
+        report.table("Not compared by a restore", ("object",), [(what,) for what in content.not_compared])
 
 
 MOST_SHOWN = 20
@@ -349,11 +354,11 @@ MOST_SHOWN = 20
 def verify_database(
     report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, jobs: int, accept: Sequence[str] = ()
 ) -> Backup:
-    """Choose a backup of the database, judge whether there is room and a server for it, and verify it.
+    """Choose a backup of the database, judge the server and its free space, and verify the backup.
 
     Raises:
-        OpsError: there is none.
-        RunbookFailed: it is damaged, or is not what the manifest says.
+        OpsError: there is no such backup.
+        RunbookFailed: it is damaged, or differs from its manifest.
     """
     chosen = restore_steps.choose_backup(report, env, wanted, source, kind)
     restore_steps.judge_server(report, env, chosen, read_server(env.postgres))
@@ -364,29 +369,30 @@ def verify_database(
     return chosen
 
 
-def verify(report: Report, env: Environment, backup: Backup, dump: Source, jobs: int) -> None:
-    """Restore it into a scratch database, compare, run the expectations, drop the scratch, note that it is verified.
-    Data that breaks a rule is CRITICAL; the backup counts as neither verified nor failed: it has what the database had.
+def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, jobs: int) -> None:
+    """Restore it into a scratch database, compare, run the expectations, drop the scratch database, mark it verified.
+
+    Data that breaks a rule is CRITICAL, but the backup then counts as neither verified nor failed: it is a true copy.
 
     Raises:
         VerificationFailed: it does not restore.
-        RunbookFailed: what was restored is not what the manifest says.
+        RunbookFailed: the restored data differs from the manifest.
     """
     try:
         content = content_in(backup)
         empty = create_scratch(env.postgres, content.properties)
         scratch = fill_scratch(env.postgres, dump, content.properties, empty, jobs)
         analyzing = analyze.after(scratch).submit(env.postgres, scratch.database, jobs)
-        # The rules are about the application's rows: other backups, and Prefect's own database, do not have them.
+        # The expectations apply to the application's rows: partial backups and Prefect's database have none.
         whole = content.part == "full" and backup.manifest.kind == "postgres"
         origin = expectations.origin_of(backup)
         checking = expectations.start(report, env, scratch.database, after=scratch, origin=origin) if whole else None
         proven = restore_steps.prove_database(report, env, backup, scratch)
-        restore_steps.tell_statistics(report, analyzing.result())
+        restore_steps.judge_statistics(report, analyzing.result())
         expectations.report_results(report, checking, "on the scratch database")
         restore_steps.try_application_login(report, env, scratch, after=proven)
         report.fail_if_critical()
-    except (VerificationFailed, RunbookFailed) as error:  # another says nothing of the backup
+    except (VerificationFailed, RunbookFailed) as error:  # other errors do not prove that the backup is bad
         mark_failed(report, backup, str(error))
         raise
     finally:
@@ -395,9 +401,8 @@ def verify(report: Report, env: Environment, backup: Backup, dump: Source, jobs:
     mark_verified(report, backup)
 
 
-def tell_trend(report: Report, env: Environment, kind: Kind) -> None:
-    """The last verifications of one kind in this environment, newest first: a restore that takes longer each week
-    misses the RTO one day."""
+def show_trend(report: Report, env: Environment, kind: Kind) -> None:
+    """The last verifications of one kind, newest first: a restore that slows down each week will miss the RTO."""
     rows = []
     for one in islice(filed(env.reports_directory, env.name, render.key(report)), MOST_SHOWN):
         backup, took = one.facts.get("backup", ""), one.facts.get("restored in")

@@ -1,4 +1,4 @@
-"""Base backups of the whole PostgreSQL cluster: what a recovery to a point in time starts from (§8.2)."""
+"""Base backups of the whole PostgreSQL cluster: the start of every point-in-time recovery (§8.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blocks.postgres.wal import Wal
 from flows import store
 from flows.database.free_space import judge_room
 from flows.database.wal_reading import judge_wal
-from flows.store import judge_key, mark_failed, mark_verified, note, store_for, tell_backups, tidy
+from flows.store import judge_key, mark_failed, mark_verified, note, show_backups, store_for, tidy
 from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
 from runbook.report import Report
 from runbook.run import runbook
@@ -21,7 +21,14 @@ from runbook.units import duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, open_all
 from tasks.backups.manifest import Manifest, sums_of
-from tasks.cluster.base_backup import INCREMENTAL_VERSION, TAR_VERSION, NoSummaries, Source, read_source, take_base
+from tasks.cluster.base_backup import (
+    INCREMENTAL_VERSION,
+    TAR_VERSION,
+    BaseBackupSource,
+    NoSummaries,
+    read_source,
+    take_base,
+)
 from tasks.cluster.content import Form, cluster_in, lineage
 from tasks.cluster.copy import build_instance, read_whole
 from tasks.cluster.instance import VERIFYING, prepare_instance, put_away, root_for, running, sweep_instance
@@ -40,17 +47,17 @@ from tasks.wal.format.names import lsn_text
 def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Report:
     """クラスタ全体のベースバックアップ (§8.2)
 
-    Takes a physical copy of the whole PostgreSQL cluster (pg_basebackup), with the WAL that it needs, verified by
-    pg_verifybackup before it is offered. Together with the archived WAL it can be brought to any moment after it:
-    restore-to-point. The full kind runs weekly. On the other days kind=auto takes an incremental one (PostgreSQL 17 and
-    later with summarize_wal), a full one where there is no base for it, and none where the server cannot. Run the full
-    kind after every failover and every swap of the cluster.
+    Takes a physical copy of the whole PostgreSQL cluster (pg_basebackup) with the WAL that it needs, and verifies it
+    with pg_verifybackup. With the archived WAL, restore-to-point recovers it to any later moment.
 
-    It changes nothing in the database. An incremental one stands on the newest backup before it: prune-backups never
-    removes what another stands on. Evidence: where it begins and ends in WAL, and whether the archive goes on from
-    there.
+    Run kind=full weekly, and after every failover or swap of the cluster. Run kind=auto on the other days. It takes an
+    incremental backup (PostgreSQL 17 or later with summarize_wal), a full one if there is no base for it, and nothing
+    if the server supports no incremental backups.
 
-    Departs from the manual, which knows dumps only: with those, everything since the last night is lost.
+    It changes nothing in the database. An incremental backup depends on the one before it, and prune-backups keeps
+    that. Evidence: the backup's first and last WAL position, and whether the archive continues from there.
+
+    Departs from the manual, which has dumps only: those lose everything since the last night.
 
     Args:
         environment: 対象の環境
@@ -62,7 +69,7 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
         source = read_source(env.postgres)
         form = daily_form(report, env, store, source) if kind == "auto" else kind
         if form is None:
-            report.outcome = f"nothing to take: {report.facts[NO_INCREMENTAL]}; the weekly full backups are kept"
+            report.outcome = f"no backup today: {report.facts[NO_INCREMENTAL]}; the weekly full backups continue"
             return report
         judge_source(report, env, source, form)
         report.fail_if_critical()
@@ -72,18 +79,18 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
         except NoSummaries as error:
             if kind != "auto":
                 raise
-            report.warn("incremental base backup", "nothing: a full one was taken instead", value=error.message)
+            report.warn("incremental base backup", "nothing to do: a full one was taken instead", value=error.message)
             tidy(report, env, store)
             backup = _take(report, env, store, source, "full")
         judge_archive(report, env, backup)
         report.outcome = f"{backup.name} is in the store, verified by pg_verifybackup"
         report.fact("backup", backup.name)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
-        tell_backups(report, env)
+        show_backups(report, env)
     return report
 
 
-def _take(report: Report, env: Environment, store: Store, source: Source, form: Form) -> Backup:
+def _take(report: Report, env: Environment, store: Store, source: BaseBackupSource, form: Form) -> Backup:
     own = not by_pgbackrest(env)
     base = choose_base(report, env, store, source) if form == "incremental" and own else None
     if own:
@@ -92,15 +99,15 @@ def _take(report: Report, env: Environment, store: Store, source: Source, form: 
     return take(report, env, store, source, base, form)
 
 
-# Compressed by gzip's fastest level; a database of texts takes a third.
+# With gzip's fastest level; a database of texts needs a third.
 SPACE_RATIO = 0.8
 FULL_EVERY_SECONDS = 8 * 86_400.0
-"""A week, and a day of grace."""
+"""A week and one day of grace."""
 NO_INCREMENTAL = "no incremental base backups"
 
 
-def judge_source(report: Report, env: Environment, source: Source, kind: Form) -> None:
-    """What must hold of a server of which a copy is taken."""
+def judge_source(report: Report, env: Environment, source: BaseBackupSource, kind: Form) -> None:
+    """Whether a base backup of this server can be taken and later restored."""
     found = program_version(env.postgres, "pg_basebackup")
     report.require(
         "programs",
@@ -119,9 +126,10 @@ def judge_source(report: Report, env: Environment, source: Source, kind: Form) -
     report.require(
         "tablespaces",
         not source.tablespaces,
-        "a restore beside would write into the live ones: move their tables into pg_default (ALTER TABLE … SET "
-        "TABLESPACE), or use pgBackRest by hand",
+        "move their tables into pg_default (ALTER TABLE … SET TABLESPACE), or use pgBackRest by hand: a staged restore "
+        "would write into the live tablespaces",
         value=", ".join(source.tablespaces) or "only PostgreSQL's own",
+        expected="only PostgreSQL's own",
     )
     if kind == "incremental":
         report.require(
@@ -140,13 +148,15 @@ def judge_source(report: Report, env: Environment, source: Source, kind: Form) -
         )
     for name, on in (("data checksums", source.checksums), ("fsync", source.fsync)):
         if not on:
-            hint = "switch it on: a copy certifies corruption too, and a power cut loses what was acknowledged"
+            hint = "switch it on: without it a copy silently contains corruption, or a power cut loses commits"
             report.warn(name, hint, value="off", expected="on")
 
 
-def daily_form(report: Report, env: Environment, store: Store, source: Source) -> Form | None:
-    """What the run of a day between the weekly full backups takes: an incremental one, a full one where this cluster
-    has none of the last week; None, and why, where the server takes no incremental ones."""
+def daily_form(report: Report, env: Environment, store: Store, source: BaseBackupSource) -> Form | None:
+    """The form for a day between the weekly full backups: incremental, or full if none is younger than a week.
+
+    None if the server supports no incremental backups; the reason is a fact.
+    """
     if why := why_not_incremental(source):
         report.fact(NO_INCREMENTAL, why)
         return None
@@ -157,14 +167,14 @@ def daily_form(report: Report, env: Environment, store: Store, source: Source) -
     return "incremental" if fresh else "full"
 
 
-def why_not_incremental(source: Source) -> str:
-    """ "" where the server takes incremental base backups."""
+def why_not_incremental(source: BaseBackupSource) -> str:
+    """The reason why the server supports no incremental base backups; empty if it does."""
     if source.major < INCREMENTAL_VERSION:
-        return f"PostgreSQL {source.major} takes no incremental base backups ({INCREMENTAL_VERSION} and later do)"
+        return f"PostgreSQL {source.major} supports no incremental base backups ({INCREMENTAL_VERSION} and later do)"
     return "" if source.summarizes else "summarize_wal is off (ALTER SYSTEM SET summarize_wal = on)"
 
 
-def _own_bases(env: Environment, backups: Sequence[Backup], source: Source) -> list[Backup]:
+def _own_bases(env: Environment, backups: Sequence[Backup], source: BaseBackupSource) -> list[Backup]:
     return [
         backup
         for backup in backups
@@ -172,12 +182,12 @@ def _own_bases(env: Environment, backups: Sequence[Backup], source: Source) -> l
     ]
 
 
-def choose_base(report: Report, env: Environment, store: Store, source: Source) -> Backup:
-    """The newest base backup of this cluster, on which an incremental one is to stand.
+def choose_base(report: Report, env: Environment, store: Store, source: BaseBackupSource) -> Backup:
+    """The newest base backup of this cluster, as the base of an incremental one.
 
     Raises:
         OpsError: there is none.
-        VerificationFailed: what it stands on itself is gone.
+        VerificationFailed: a backup that it depends on is missing.
     """
     backups, _ = open_all(store, "cluster")
     own = _own_bases(env, backups, source)
@@ -185,12 +195,12 @@ def choose_base(report: Report, env: Environment, store: Store, source: Source) 
         raise OpsError(f"{store.where} has no base backup of this cluster", "take a full one first (kind=full)")
     base = max(own, key=lambda backup: backup.manifest.taken)
     whole = lineage(base, backups)
-    report.fact("stands on", " ← ".join(backup.name for backup in reversed(whole)))
+    report.fact("depends on", " ← ".join(backup.name for backup in reversed(whole)))
     return base
 
 
-def judge_store_space(report: Report, store: Store, source: Source, base: Backup | None) -> None:
-    """Where it is made; before version 18 it is unpacked there to be verified."""
+def judge_store_space(report: Report, store: Store, source: BaseBackupSource, base: Backup | None) -> None:
+    """Free disk space for the backup. Before PostgreSQL 18 it is also unpacked there for its verification."""
     needed = int(source.bytes * SPACE_RATIO * (0.5 if base else 1.0))
     needed += source.bytes if source.major < TAR_VERSION else 0
     disk = read_disk(store.spool)
@@ -208,8 +218,10 @@ def by_pgbackrest(env: Environment) -> bool:
     return env.has("wal") and env.wal.tool == "pgbackrest"
 
 
-def take(report: Report, env: Environment, store: Store, source: Source, base: Backup | None, kind: Form) -> Backup:
-    """Copy, verify, seal, put into the store; of what pgBackRest has taken only a record."""
+def take(
+    report: Report, env: Environment, store: Store, source: BaseBackupSource, base: Backup | None, kind: Form
+) -> Backup:
+    """Copy, verify, seal, and put it into the store; for pgBackRest only a record of its backup."""
     name, directory = publishing.begin(store, "cluster", env.name, env.zone)
     if by_pgbackrest(env):
         taken = take_label(env.wal, env.postgres, source, kind, directory)
@@ -231,7 +243,7 @@ def take(report: Report, env: Environment, store: Store, source: Source, base: B
     report.fact("store", backup.store.where)
     report.fact("kind", content.form + (f", on {content.base}" if content.base else ""))
     report.fact("cluster", f"system identifier {content.system}, timeline {content.timeline}")
-    report.fact("WAL", f"begins at {content.start_lsn}; can be stopped from {content.stop_lsn} on")
+    report.fact("WAL", f"starts at {content.start_lsn}; recovery can stop at {content.stop_lsn} or later")
     if content.label:
         report.fact("pgBackRest", f"{content.label}, in stanza {env.wal.stanza}")
     else:
@@ -244,11 +256,11 @@ def take(report: Report, env: Environment, store: Store, source: Source, base: B
 
 
 def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
-    """Whether the archive goes on where the backup ends: else it can be brought to its own moment only."""
+    """Whether the WAL archive continues after the backup; otherwise recovery reaches only the backup's own time."""
     content = cluster_in(backup)
-    hint = "start the receiver of WAL and the archiver (python -m tasks.wal.archiver), and look at their logs"
+    hint = "start the WAL receiver and the archiver (python -m tasks.wal.archiver), and check their logs"
     if not env.has("wal"):
-        report.warn("archived WAL", "add [wal] to the environment's TOML", value="none: the environment names no [wal]")
+        report.warn("archived WAL", "add [wal] to the environment's TOML", value="none: the environment has no [wal]")
         return
     try:
         shipped = ship_now(env)
@@ -261,15 +273,15 @@ def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
         "archived WAL",
         reaches,
         hint,
-        value="; ".join(shipped.refused) or chain.trouble or f"{chain.told}",
-        expected=f"from {content.stop_lsn} on without a gap",
+        value="; ".join(shipped.refused) or chain.trouble or f"{chain.text}",
+        expected=f"without a gap from {content.stop_lsn}",
     )
     if chain.links:
         report.fact("newest archived WAL", lsn_text(chain.end))
 
 
 def wal_of(env: Environment) -> Wal | None:
-    """How its WAL is kept, where the environment says it."""
+    """The environment's WAL archive, if it has one."""
     return env.wal if env.has("wal") else None
 
 
@@ -277,55 +289,59 @@ AT_ONCE = Stop(0, inclusive=False, before=None, after=None)
 
 
 def choose(report: Report, env: Environment, wanted: str, source: Stores) -> list[Backup]:
-    """A base backup and all that it stands on, at hand.
+    """A base backup and the backups that it depends on, all fetched.
 
     Raises:
-        OpsError: there is none.
+        OpsError: there is no such backup.
         RunbookFailed: one of them is damaged.
     """
     chosen = store.choose_backup(report, env, "cluster", wanted, source)
-    return at_hand(report, env, chosen, source)
+    return fetch_lineage(report, env, chosen, source)
 
 
-def at_hand(report: Report, env: Environment, chosen: Backup, source: Stores) -> list[Backup]:
-    """What a base backup, which is at hand, stands on, at hand too."""
+def fetch_lineage(report: Report, env: Environment, chosen: Backup, source: Stores) -> list[Backup]:
+    """A fetched base backup with the fetched backups that it depends on, oldest first.
+
+    Raises:
+        RunbookFailed: one of them is damaged.
+    """
     whole = lineage(chosen, open_all(store_for(env, "cluster", source), "cluster")[0])
     for backup in whole[:-1]:
         problems = store.read_files(report, backup)
         report.require(
             f"files of {backup.name}",
             not problems,
-            f"{chosen.name} stands on it; {OTHER_BACKUPS}",
-            value="; ".join(problems[:3]) or "whole",
+            f"{OTHER_BACKUPS}: {chosen.name} depends on this one",
+            value="; ".join(problems[:3]) or "intact",
             expected="as in the manifest (SHA-256)",
         )
-    report.fact("stands on", " ← ".join(backup.name for backup in reversed(whole)))
+    report.fact("depends on", " ← ".join(backup.name for backup in reversed(whole)))
     report.fail_if_critical()
     return whole
 
 
 def judge_version(report: Report, env: Environment, backup: Backup) -> None:
-    """A physical copy runs with its own major version only."""
+    """Whether the installed programs have the backup's major version: a physical copy runs with no other."""
     found, wanted = program_version(env.postgres, "postgres"), cluster_in(backup).major
     report.require(
         "version of PostgreSQL",
         found == wanted,
-        f"install PostgreSQL {wanted}'s programs and name them in [postgres] programs",
+        f"install PostgreSQL {wanted}'s programs and set their path in [postgres] programs",
         value=found,
         expected=wanted,
     )
 
 
 def judge_space(report: Report, env: Environment, whole: Sequence[Backup], wal_bytes: int = 0) -> None:
-    """The copy stands beside the live data; of several backups, both their parts and the whole."""
+    """Free disk space for the copy next to the live data; several backups are first unpacked, then combined."""
     content = cluster_in(whole[-1])
     needed = content.bytes * (2 if len(whole) > 1 else 1) + wal_bytes
-    judge_room(report, env, int(needed * 1.05), 0, "the copy stands beside the live data", absent=True)
+    judge_room(report, env, int(needed * 1.05), 0, "a staged copy next to the live data", absent=True)
 
 
 def verify_cluster(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:
-    """Build it beside on a private instance, verify the files as PostgreSQL does, recover it to its own moment, and
-    read every row and every index of every database of it.
+    """Restore it to a private instance, verify its files as PostgreSQL does, recover it to its own time, and read every
+    row and every index of every database.
 
     Raises:
         RunbookFailed, VerificationFailed: it does not restore.
@@ -343,7 +359,7 @@ def verify_cluster(report: Report, env: Environment, wanted: str, source: Stores
         with running(instance, AT_ONCE, cluster_in(chosen).timeline):
             wait_recovered(instance, cluster_in(chosen).system)
             read = read_whole(instance.postgres)
-    except (VerificationFailed, RunbookFailed) as error:  # another says nothing of the backup
+    except (VerificationFailed, RunbookFailed) as error:  # other errors do not prove that the backup is bad
         mark_failed(report, chosen, str(error))
         raise
     finally:
@@ -353,7 +369,7 @@ def verify_cluster(report: Report, env: Environment, wanted: str, source: Stores
     report.require(
         "every page could be read",
         not read.problems,
-        "take another backup; look at the live cluster's disk",
+        "take another backup, and check the disk of the live cluster",
         value="; ".join(read.problems[:3]) or f"{len(read.rows)} databases",
     )
     report.fail_if_critical()

@@ -1,4 +1,4 @@
-"""A second place for all backups, in another region (§1.2, §8.1)."""
+"""Copies of all backups in the replica store, preferably in another region (§1.2, §8.1)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.store import mark_failed, note, store_for, tell_backups, tidy
+from flows.store import mark_failed, note, show_backups, store_for, tidy
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report
@@ -29,15 +29,14 @@ Reading = Literal["new", "all"]
 def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read: Reading = "new") -> Report:
     """バックアップの複製 (§1.2, §8.1)
 
-    Copies every backup that the second set of stores (`[copies]`, best in another region) lacks: of the database, of
-    Redis, of the files. Each copy is read back and compared by SHA-256 before it has its name there, and once more
-    before it counts as verified, when its backup was. Run it daily, after the backups: a fire in one place must not
-    take both.
+    Copies the backups of the database, Redis and the files that the replica store (`[copies]`, preferably in another
+    region) lacks. It reads each copy back and compares its SHA-256 before it publishes the copy, and again before the
+    copy counts as verified. Run it daily, after the backups.
 
-    It adds and never deletes (prune-backups with source=copies does). Interrupted and launched again, it goes on.
-    Evidence: what was copied, what is where, and how old the newest copy is.
+    It only adds; prune-backups with source=copies deletes. After an interruption, the next run continues. Evidence: the
+    copied backups, all backups with their stores, the age of the newest copy.
 
-    Departs from the manual: it keeps its backups on the host that they are backups of.
+    Departs from the manual: it keeps its backups on the host that they protect.
 
     Args:
         environment: 対象の環境
@@ -47,7 +46,7 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
     env = Environment.find(environment)
     with runbook("Replicate backups", env, changes=True) as report:
         if not env.has("copies"):
-            raise OpsError(f"{env.name} has no second place for backups", "add [copies] to its TOML and register it")
+            raise OpsError(f"{env.name} has no replica store", "add [copies] to its TOML and register it")
         if kind != "all" and kind not in get_args(Kind):
             raise OpsError(f"kind is “{kind}”", f"choose all or one of {', '.join(get_args(Kind))}")
         report.fact("from", store_for(env, "postgres").where)
@@ -64,51 +63,50 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
         whole = sum(one.bytes for one in copied)
         if copied:
             note(report, env, f"Replicated {len(copied)} - {', '.join(one.name for one in copied)}, {size(whole)}")
-        tell_backups(report, env)
-        report.outcome = f"{len(copied)} copied, {size(whole)}" if copied else "every backup has its copy"
+        show_backups(report, env)
+        report.outcome = f"{len(copied)} copied, {size(whole)}" if copied else "every backup has a copy"
     return report
 
 
 def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> list[Copied]:
     first, second = store_for(env, kind), store_for(env, kind, "copies")
-    gap = _kept_there(report, env, read_gap(first, second, kind, env.name))
+    gap = _without_expired(report, env, read_gap(first, second, kind, env.name))
     missing = [backup.name for backup in gap.missing]
     sweep_spool(first, kind, missing)
     tidy(report, env, second, kind=kind, wanted=missing)
     for name in gap.different:
         report.fail(
             f"copy of {name}",
-            f"compare both manifests; one of them was altered: {first.where}, {second.where}",
-            value="has another manifest",
-            expected="the same",
+            f"compare both manifests in {first.where} and {second.where}: one of them was changed",
+            value="its manifest differs from the backup's",
+            expected="the same manifest",
         )
     for name in gap.bad_copies:
         report.fail(
             f"copy of {name}",
-            f"move it out of {second.where}, then launch this again: it is copied anew",
+            f"move it out of {second.where}, then launch this again to copy it anew",
             value="its manifest cannot be read",
             expected="a readable manifest",
         )
     for name in gap.unreadable:
-        report.warn(f"manifest of {name}", f"look at it in {first.where}; it is not copied", value="cannot be read")
+        report.warn(f"manifest of {name}", f"inspect it in {first.where}", value="unreadable: it was not copied")
     copied = [one for backup in gap.missing if (one := _copy(report, backup, second))]
-    bad = _read_there(report, gap, second, read)
+    bad = _verify_copies(report, gap, second, read)
     _judge_newest(report, env, second, gap, copied, bad)
     return copied
 
 
-def _kept_there(report: Report, env: Environment, gap: Gap) -> Gap:
-    """Without the missing backups that prune-backups would delete there again by [copies] keep."""
+def _without_expired(report: Report, env: Environment, gap: Gap) -> Gap:
+    """Without the missing backups that prune-backups would delete again by [copies] keep."""
     stays = reasons_to_stay([*gap.there, *gap.missing], rule_of(env, "copies"), clock.now()) if gap.missing else {}
     wanted = tuple(backup for backup in gap.missing if backup.name in stays)
     if left := len(gap.missing) - len(wanted):
-        report.fact(f"not copied of {gap.kind}", f"{left} that [copies] keep does not keep")
+        report.fact(f"not copied of {gap.kind}", f"{left}: older than [copies] keep allows")
     return replace(gap, missing=wanted)
 
 
-def _read_there(report: Report, gap: Gap, second: Store, read: Reading) -> set[str]:
-    """Read the copies that were there: all of them, or those that are to count as verified from now on. Returns the
-    names of those that are bad, by this reading or an earlier one."""
+def _verify_copies(report: Report, gap: Gap, second: Store, read: Reading) -> set[str]:
+    """Read existing copies, all of them or those whose backups were verified since; returns the names of bad ones."""
     verified = {backup.name for backup in gap.verified_since}
     wanted = [copy for copy in gap.there if read == "all" or copy.name in verified]
     problems = read_copies(wanted)
@@ -122,25 +120,24 @@ def _read_there(report: Report, gap: Gap, second: Store, read: Reading) -> set[s
     for copy in known:
         report.warn(
             f"copy of {copy.name}",
-            f"remove it from {second.where} and launch this again: it is copied anew",
-            value=f"did not stand its proof of {copy.failed}",
-            expected="nothing against it",
+            f"remove it from {second.where} and launch this again to copy it anew",
+            value=f"failed its verification: {copy.failed}",
+            expected="no failed verification",
         )
     if wanted:
-        told = [f"{name}: {problem}" for name, problem in problems.items()]
+        bad = [f"{name}: {problem}" for name, problem in problems.items()]
         report.require(
-            f"copies of {gap.kind} that were there",
-            not told,
-            f"remove what is bad from {second.where} and launch this again",
-            value="; ".join(told[:3]) or f"{len(wanted)} read",
-            expected="as their manifests say (SHA-256)",
+            f"existing copies of {gap.kind}",
+            not bad,
+            f"remove the bad copies from {second.where} and launch this again",
+            value="; ".join(bad[:3]) or f"{len(wanted)} read",
+            expected="as in their manifests (SHA-256)",
         )
     return {*problems, *(copy.name for copy in known)}
 
 
 def _copy(report: Report, backup: Backup, second: Store) -> Copied | None:
-    """One that is damaged, refused or too large must not keep the others from being copied; a store that is away is
-    away for all of them."""
+    """Copy one backup. An error is a finding, so the others are still copied; an unreachable store ends the run."""
     try:
         copied = copy_backup(backup, second)
         prove_copy.after(copied)(backup, second)
@@ -160,13 +157,13 @@ def _judge_newest(
     there = [backup for backup in (*gap.there, *gap.missing) if backup.name in names]
     if not there:
         if gap.missing or bad:
-            report.warn(f"newest copy of {kind}", "see above why there is none", value="none")
+            report.warn(f"newest copy of {kind}", "fix the findings above, then launch this again", value="none")
         return
     newest = max(there, key=lambda backup: backup.manifest.taken)
     report.prefer(
         f"newest copy of {kind}",
         newest.age_seconds <= env.rpo_seconds or kind in ("schema", "tables", "sql"),
-        "take backups more often, or copy them at once: that much is lost when this place is",
+        "take backups more often, or copy them at once: losing this site loses that much data",
         value=f"{newest.name}, {duration(newest.age_seconds)} old, one of {len(there)} in {second.where}",
         expected=f"at most {duration(env.rpo_seconds)} old",
     )

@@ -1,4 +1,4 @@
-"""What a dump without a manifest is judged by: what it says of itself, the expectations, and the live database."""
+"""Checks of a dump without a manifest: its own header, the expectations, and the live database."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ import psycopg
 from blocks.environment import Environment
 from blocks.postgres.server import first_line
 from flows.database import expectations
+from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.integrity import Expectations
 from tasks.postgres.content import relations
 from tasks.postgres.content.content import RowCounts, read_counts
-from tasks.postgres.content.relations import Relation, read_parts, read_relations
+from tasks.postgres.content.relations import ContentRelation, read_parts, read_relations
 from tasks.postgres.dump.foreign import ForeignDump
 from tasks.postgres.restore.staged_copy import Copy
 from tasks.postgres.server.server import Server, read_identity
 
 MOST_SHOWN = 50
-Relations = Mapping[str, Relation]
-INTO = "into=… makes another database of it and touches nothing live"
+Relations = Mapping[str, ContentRelation]
+INTO = "set into to restore it as another database, which changes nothing live"
 RIGHTS = (
-    "take the dump with owners and rights (pg_dump without -O and -x); if this is the only one: restore it with into=…"
+    "take the dump with owners and rights (pg_dump without -O and -x). If this is the only dump: restore it with into=…"
     ", GRANT and ALTER … OWNER TO there, dump that database (pg_dump -F c) and restore the new dump"
 )
 MISSING = (
-    f"{INTO}. Is it the whole of an older state? Create there what is missing (migrations), dump it (pg_dump -F c) and "
-    "restore the new dump"
+    f"{INTO}. If it is a complete older state, create the missing objects there (migrations), dump it (pg_dump -F c) "
+    "and restore the new dump"
 )
 
 
 def judge(report: Report, env: Environment, found: ForeignDump, into: str, server: Server) -> None:
-    """Before anything is built.
+    """Judge the file before anything is built.
 
     Raises:
-        RunbookFailed: it is not whole, of a newer server, or lacks tables that the live database has.
+        RunbookFailed: it is truncated, of a newer server, or lacks tables of the live database.
     """
-    report.fact("dump", f"{found.path}, written {found.written:%Y-%m-%d %H:%M:%S UTC}")
+    report.fact("dump", f"{found.path}, written {clock.text(found.written)}")
     report.warn(
         "no manifest",
-        "it cannot be proven, and its SQL runs as administrator: name only a dump that you "
-        "trust; take backups with backup-database: those can",
-        value=f"{found.name} is a dump of {size(found.bytes)} and no more",
+        "continue only with a dump that you trust: it cannot be proven, and its SQL runs as the administrator. Backups "
+        "by backup-database have a manifest",
+        value=f"{found.name} is a dump of {size(found.bytes)} without one",
         expected="a backup with a manifest",
     )
     report.require(
         "end of the dump",
         found.complete,
-        "take another: pg_dump did not end, rows are missing",
-        value="there" if found.complete else "missing",
+        "choose another dump: pg_dump was interrupted, rows are missing",
+        value="present" if found.complete else "missing",
         expected="pg_dump's last line",
     )
     report.require(
@@ -62,20 +63,19 @@ def judge(report: Report, env: Environment, found: ForeignDump, into: str, serve
         expected=f"{found.major or 'not stated'} or newer",
     )
     if found.database not in ("", env.postgres.database):
-        report.warn(
-            "database in the dump", "make sure that this is meant", value=found.database, expected=env.postgres.database
-        )
+        hint = "check that this is the intended dump"
+        report.warn("database in the dump", hint, value=found.database, expected=env.postgres.database)
     if not found.fenced:
         report.warn(
             "psql",
-            r"update PostgreSQL's programs: only newer ones (15.14, 16.10, 17.6, 18) have \restrict",
-            value="no command to psql was found in the text; psql itself does not refuse them",
-            expected="it does",
+            r"update PostgreSQL's programs: only 15.14, 16.10, 17.6, 18 and later have \restrict",
+            value="no psql meta-command was found in the text, but this psql does not block them",
+            expected="psql blocks them",
         )
     if found.orphans:
         report.fail(
             "foreign keys to tables that are not in the dump",
-            INTO if not into else "take a dump of the whole database to have them",
+            "take a dump of the whole database to have them" if into else INTO,
             value="left out: " + _some([one.removeprefix(" FK CONSTRAINT ") for one in found.orphans]),
             expected="none",
             worst=_severity(into),
@@ -95,20 +95,21 @@ def judge(report: Report, env: Environment, found: ForeignDump, into: str, serve
 
 
 def prove(report: Report, env: Environment, copy: Copy, into: str, *, strict: bool) -> object:
-    """What can be said of the copy: its rows, the application's rules, and how it compares with the live database. With
-    no live database a broken rule does not end the run, unless it is `strict`.
+    """Check the copy's rows, the expectations, and its differences from the live database.
+
+    Without a live database a broken expectation ends the run only if `strict`.
 
     Raises:
-        RunbookFailed: it has no rows, breaks the rules, lacks what is live, or shuts the application's role out.
+        RunbookFailed: it has no rows, breaks an expectation, or lacks objects or rights of the live database.
     """
-    gone = not into and not read_identity(env.postgres, env.postgres.database).oid
+    lost = not into and not read_identity(env.postgres, env.postgres.database).oid
     counts = read_counts.after(copy)(env.postgres, copy.database)
     rows = sum(row[1] for row in counts.rows)
     live = _read_live(report, env)
     tables = frozenset((one.schema, one.name) for one in live.values() if one.kind == "table" and not into)
-    origin = expectations.Origin(tables=tables)
+    origin = expectations.ExpectationsOrigin(tables=tables)
     checking = expectations.start(report, env, copy.database, after=counts, origin=origin) if rows else None
-    _tell_rows(report, counts, rows, into)
+    _judge_rows(report, counts, rows, into)
     copied = read_relations.after(counts)(env.postgres, copy.database, env.postgres.user)
     lacking = relations.missing(live, copied)
     if live:
@@ -117,15 +118,16 @@ def prove(report: Report, env: Environment, copy: Copy, into: str, *, strict: bo
         _judge_missing(report, live, (*lacking, *relations.missing_parts(had, has)), into)
     _judge_rights(report, env, live, copied, into)
     if checking:
-        _tell_expectations(report, checking.result(), into, stops=strict or not gone)
+        _judge_expectations(report, checking.result(), into, stops=strict or not lost)
     elif env.suites:
-        report.warn("expectations on the copy", "there are no rows that they could be about", value="not measured")
+        hint = "choose a dump with rows to have them checked"
+        report.warn("expectations on the copy", hint, value="not measured: the copy has no rows")
     report.fail_if_critical()
     return counts
 
 
 def _severity(into: str) -> Status:
-    """What would be an outage under the live name is worth knowing under another."""
+    """A fault that would be an outage under the live name is only a warning under another."""
     return Status.WARN if into else Status.CRITICAL
 
 
@@ -134,7 +136,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _read_live(report: Report, env: Environment) -> Relations:
-    """What is live; nothing where there is no live database, or where it is too damaged to be read."""
+    """The relations of the live database; none if it is missing or too damaged to be read."""
     name = env.postgres.database
     if not read_identity(env.postgres, name).oid:
         return {}
@@ -146,32 +148,27 @@ def _read_live(report: Report, env: Environment) -> Relations:
         why = error.message if isinstance(error, OpsError) else first_line(error)
         report.warn(
             "comparison with the live database",
-            "make sure yourself that nothing is missing in the dump",
+            "check by hand that the dump lacks nothing",
             value=f"not measured: {name} cannot be read: {why}",
         )
         return {}
 
 
-def _tell_rows(report: Report, counts: RowCounts, total: int, into: str) -> None:
+def _judge_rows(report: Report, counts: RowCounts, total: int, into: str) -> None:
     rows = sorted(counts.rows, key=lambda row: -row[1])
-    hint = (
-        "it has definitions only; choose another dump to have rows"
-        if into
-        else f"choose another dump: this one has definitions only ({INTO})"
-    )
     report.require(
         "rows in the copy",
         total > 0,
-        hint,
+        "choose another dump to have rows: this one has definitions only" + ("" if into else f". Or {INTO}"),
         value=f"{total:,} in {len(rows)} tables",
         expected="some",
         worst=_severity(into),
     )
-    more = f" (the {MOST_SHOWN} largest of {len(rows)})" if len(rows) > MOST_SHOWN else ""
     report.table(
-        f"In the copy{more}, compared with nothing",
+        "In the copy, compared with nothing",
         ("table", "rows"),
-        [(table, f"{count:,}") for table, count in rows[:MOST_SHOWN]],
+        [(table, f"{count:,}") for table, count in rows],
+        most=MOST_SHOWN,
     )
 
 
@@ -180,7 +177,7 @@ def _judge_missing(report: Report, live: Relations, lacking: Sequence[str], into
         report.fact("not in the copy, but live", _some(lacking))
     elif not into:
         report.require(
-            "everything that is live is in the copy",
+            "objects of the live database in the copy",
             not lacking,
             MISSING,
             value=f"missing: {_some(lacking)}"
@@ -190,11 +187,11 @@ def _judge_missing(report: Report, live: Relations, lacking: Sequence[str], into
             expected="nothing is missing",
         )
     if lacking:
-        report.table("Live, and not in the copy", ("what",), [(key,) for key in lacking[:MOST_SHOWN]])
+        report.table("Live, and not in the copy", ("object",), [(key,) for key in lacking], most=MOST_SHOWN)
 
 
 def _judge_rights(report: Report, env: Environment, live: Relations, copied: Relations, into: str) -> None:
-    """What the application could do before the swap it must be able to do after it."""
+    """Whether the application's role keeps every right after the swap."""
     lost = relations.lost_rights(live, copied) if live else relations.unreadable(copied)
     report.require(
         f"rights of {env.postgres.user} in the copy",
@@ -205,25 +202,25 @@ def _judge_rights(report: Report, env: Environment, live: Relations, copied: Rel
         worst=_severity(into),
     )
     if lost:
-        shown = [(one,) for one in lost[:MOST_SHOWN]]
-        report.table(f"What {env.postgres.user} may not do in the copy", ("what",), shown)
+        rows = [(one,) for one in lost]
+        report.table(f"Rights that {env.postgres.user} lacks in the copy", ("right",), rows, most=MOST_SHOWN)
     if others := relations.other_owners(live, copied):
         report.warn(
             "owners in the copy",
-            "ALTER … OWNER TO, where that is not meant",
+            "ALTER … OWNER TO, unless the new owners are intended",
             value=_some(others),
             expected="as in the live database",
         )
 
 
-def _tell_expectations(report: Report, found: Expectations, into: str, *, stops: bool) -> None:
-    """A table that is live must be there; one that nobody has yet may be missing."""
-    expectations.tell_not_applicable(report, found, "on the copy")
+def _judge_expectations(report: Report, found: Expectations, into: str, *, stops: bool) -> None:
+    """Expectations of tables that the copy lacks do not apply."""
+    expectations.show_not_applicable(report, found, "on the copy")
     report.table("Expectations on the copy", ("table", "expectation", "holds", "observed"), found.rows)
     if found.rows:
-        hint = "the data breaks the application's rules: look at the table of expectations, choose another dump"
+        hint = "check the table of expectations and choose another dump: the data breaks the application's rules"
         if not stops:
-            hint = "the dump breaks this rule, and no database is live: correct the rows, or restore another dump"
+            hint = "correct the rows, or restore another dump: this one breaks the rule, and no database is live"
         value = "; ".join(found.failed[:3]) or f"{len(found.rows)} hold"
         report.require(
             "expectations on the copy",
@@ -237,7 +234,7 @@ def _tell_expectations(report: Report, found: Expectations, into: str, *, stops:
     else:
         report.warn(
             "expectations on the copy",
-            "the dump has no table that they are about: look at the rows yourself",
+            "check the rows by hand: the dump has no table that the expectations apply to",
             value="not measured",
             expected="all hold",
         )

@@ -1,24 +1,25 @@
-"""Whether what a run builds fits beside the live data, called with the open report."""
+"""Free disk space for a staged copy, called with the open report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from blocks.environment import Environment
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
 from tasks.host.disk import Disk, disk_on
 
-# recovery-rules: a restore writes WAL of 0.86 of the database's size.
+# Measured: a restore writes WAL of 0.86 of the database's size.
 WAL_RATIO = 0.86
 
 
 def judge_room(
     report: Report, env: Environment, data_bytes: int, wal_bytes: int, why: str, *, absent: bool = False
 ) -> None:
-    """Free space where the data is and where its WAL is. `absent`: the data directory is gone, and will be made anew.
+    """Free disk space for the data and for its WAL. `absent`: the data directory is missing and will be created.
 
-    What this host cannot see (the server is another, the directory is closed to this user) is not measured: a WARN.
+    On another host, or without read permission, it cannot be measured: a WARN.
     """
     data = Path(env.postgres.data_directory)
     found, needed = dict[int, Disk](), dict[int, int]()
@@ -28,13 +29,15 @@ def judge_room(
             found.setdefault(disk.device, disk)
             needed[disk.device] = needed.get(disk.device, 0) + much
         else:
-            hint = f"look there yourself: {size(much)} are needed; this host, or this user, cannot see it"
-            report.warn(f"free space at {path}", hint, value="not measured")
+            hint = f"check by hand that {size(much)} are free there"
+            value = "not measured: the path is on another host, or this user cannot read it"
+            report.warn(f"free space at {path}", hint, value=value, expected=f"more than {size(much)}: {why}")
     for device, disk in found.items():
         report.require(
             f"free space at {disk.path}",
             disk.free_bytes > needed[device],
-            f"free {size(needed[device] - disk.free_bytes)} there (discard-superseded removes old databases)",
+            f"free {size(needed[device] - disk.free_bytes)} there",
             value=size(disk.free_bytes),
             expected=f"more than {size(needed[device])}: {why}",
+            follow=[Next("discard-superseded", "delete the databases that earlier restores replaced")],
         )

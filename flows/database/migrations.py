@@ -1,4 +1,4 @@
-"""Alembic's migrations (§1.1): checked, applied, rolled back, created."""
+"""Alembic migrations (§1.1): checked, applied, rolled back, created."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.database import expectations
-from flows.database.migration import rehearsal, steps
-from flows.database.migration.rehearsal import expect_sound
+from flows.database.migration import live, rehearsal, revisions
+from flows.database.migration.live import carry_out
+from flows.database.migration.rehearsal import judge_expectations
 from flows.database.migration.review import find_unfinished, judge_new, rehearse_new, scratch_at
-from flows.database.migration.steps import carry_out
 from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.migrations.alembic import MIGRATE, Undo, Upgrade, downgrade, read_revision, upgrade
+from tasks.migrations.alembic import MIGRATE, MigrationUndo, Upgrade, downgrade, read_revision, upgrade
 from tasks.migrations.revision import check_message, create_revision
 from tasks.migrations.scripts import BASE, read_heads
 from tasks.postgres.server.server import read_database_bytes
@@ -30,13 +31,13 @@ Seconds = Annotated[float, Field(ge=0, le=86400)]
 def check_migrations(environment: str, rehearse: bool = False, longest_lock_seconds: Seconds = 10.0) -> Report:
     """マイグレーションの適用: 状態と履歴の確認 (§1.1)
 
-    Says at which revision the database is, which migrations are pending, the history and the heads, and which scripts
-    have no downgrade that does anything. Alembic imports the scripts for that (their top level runs, as in `alembic
-    history`); upgrade and downgrade are read, not run. Run it before a release, and whenever one failed.
+    Shows the database's revision, the pending migrations, the history, the heads, and scripts whose downgrade is empty.
+    Alembic imports the scripts, so their top level runs, as in `alembic history`; upgrade and downgrade do not run. Run
+    it before a release, and after a failed one.
 
-    It changes nothing. With `rehearse` what is pending runs on a scratch copy (up, down, up), which is dropped:
-    that needs twice the database's space, and tells the locks, and what is lost, before anybody confirms. Evidence:
-    history, locks, losses.
+    It changes nothing. With `rehearse` the pending migrations run on a scratch copy (up, down, up), which is then
+    dropped. That needs twice the database's space and shows the locks and the data loss before anybody confirms.
+    Evidence: history, locks, losses.
 
     Departs from the manual: `alembic history` does not show that a downgrade is empty.
 
@@ -49,18 +50,19 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
     with runbook("Check migrations", env, changes=rehearse) as report:
         current = read_revision(env.postgres, env.postgres.database)
         heads = read_heads(env.application)
-        steps.judge_heads(report, heads, current)
+        revisions.judge_heads(report, heads, current)
         applied = heads.applied(current)
-        steps.tell_history(report, heads, applied, current)
+        revisions.show_history(report, heads, applied, current)
         pending = [script for script in reversed(heads.scripts) if script.revision not in applied]
         report.prefer(
             "pending migrations",
             not pending,
-            "apply-migrations shows the plan, and applies them",
+            "run apply-migrations",
             value=", ".join(s.revision for s in pending[:5]) or "none",
             expected="none",
+            follow=[Next("apply-migrations", "see the plan, then apply them")],
         )
-        steps.judge_downgrades(report, heads.scripts, Status.WARN)
+        revisions.judge_downgrades(report, heads.scripts, Status.WARN)
         report.outcome = f"{env.postgres.database} is at {current or 'no revision'}, {len(pending)} pending"
         if pending and rehearse:
             rehearsal.judge_space(report, env, read_database_bytes(env.postgres, env.postgres.database))
@@ -69,7 +71,7 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
             rehearsed = rehearsal.rehearse(
                 report, env, current, heads.one(), first="up", longest=longest_lock_seconds, stops=False
             )
-            steps.judge_upgrade(report, env, rehearsed)
+            live.judge_upgrade(report, env, rehearsed)
     return report
 
 
@@ -79,16 +81,16 @@ def apply_migrations(
 ) -> Report:
     """マイグレーションの適用 (§1.1)
 
-    Brings the application's database to a revision of Alembic's, newest by default. Run it with a release that has new
-    migrations. Without `confirm` it says which are pending and changes nothing; where none is, it is OK at once.
+    Upgrades the application's database to an Alembic revision, by default the newest. Run it with a release that has
+    new migrations. Without `confirm` it lists the pending ones and changes nothing.
 
-    First they run on a scratch copy of the database: up, down, up. What fails there, or holds a lock too long, ends the
-    run with the live database untouched; what is lost there is told. Only what was rehearsed runs. In production it
-    needs a verified backup younger than the RPO, or takes one. To undo: rollback-migrations, or that backup. Evidence:
-    the locks, the losses, the revision, the schema as rehearsed, the expectations on the migrated data.
+    First they run on a scratch copy of the database: up, down, up. A failure or a long lock there stops the run before
+    it changes the live database, and data loss is reported. Only rehearsed migrations run. In production it needs a
+    verified backup younger than the RPO, or takes one. To undo: rollback-migrations, or that backup. Evidence: the
+    locks, the losses, the revision, the schema compared with the rehearsal, the expectations.
 
-    Departs from the manual: several heads are an error; a migration that waits 10 s for a lock gives up (where env.py's
-    driver ignores PGOPTIONS, as asyncpg does, the rehearsal says that it will not).
+    Departs from the manual: several heads are an error, and a migration gives up a lock after 10 s. The rehearsal warns
+    if env.py's driver (asyncpg) ignores PGOPTIONS and would not give up.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -101,17 +103,17 @@ def apply_migrations(
     with runbook("Apply migrations", env, confirm, plan, changes=True) as report:
         name = env.postgres.database
         current, heads = read_revision(env.postgres, name), read_heads(env.application)
-        pending = steps.judge_pending(report, heads, current, revision)
+        pending = revisions.judge_pending(report, heads, current, revision)
         if not pending:
             report.outcome = f"nothing is pending: {name} is at {current or 'no revision'}"
             return report
         report.pin("revision", pending[-1].revision)
         expectations.prepare(env)
-        steps.judge_downgrades(report, pending, Status.WARN)
+        revisions.judge_downgrades(report, pending, Status.WARN)
         size = read_database_bytes(env.postgres, name)
         rehearsal.judge_space(report, env, size)
-        steps.plan_rehearsal(report, env, size, "up, down, up")
-        steps.plan_backup(report, env)
+        live.plan_rehearsal(report, env, size, "up, down, up")
+        live.plan_backup(report, env)
         for script in pending:
             report.plan("migrate", f"{', '.join(script.down) or 'nothing'} → {script.revision}: {script.title}")
         sound = ", expectations on the migrated data" * bool(env.suites)
@@ -119,11 +121,11 @@ def apply_migrations(
         pin_database(report, env.postgres)
         report.pin_state("revision of the database", current or BASE)
         permit = report.permit(Act(MIGRATE, name))
-        report.state_is(f"{name} was not touched: it is at {current or BASE}", "put that right, then launch this again")
+        report.state_is(f"{name} is unchanged, at {current or BASE}", "fix the findings above, then launch this again")
         target = pending[-1].revision
         rehearsed = rehearsal.rehearse(report, env, current, target, first="up", longest=longest_lock_seconds)
-        steps.judge_upgrade(report, env, rehearsed)
-        steps.secure_backup(report, env)
+        live.judge_upgrade(report, env, rehearsed)
+        live.secure_backup(report, env)
         ends, judged = (current, target), Upgrade(current, pending)
         carry_out(
             report,
@@ -133,7 +135,7 @@ def apply_migrations(
             rehearsed,
             lambda: upgrade(permit, env.postgres, env.application, name, target, rehearsed=judged),
         )
-        expect_sound(report, env, name, "after it")
+        judge_expectations(report, env, name, "after it")
         report.outcome = f"{name} is at {target}"
     return report
 
@@ -149,15 +151,15 @@ def rollback_migrations(
 ) -> Report:
     """マイグレーションのロールバック (§1.1)
 
-    Takes the application's database back to an older revision: one step, several, a named one, or base (nothing). Run
-    it when a release is taken back, after the older code was deployed: newer code may not run on an older schema.
+    Downgrades the application's database to an older revision: one step, several, a named one, or base. Run it when a
+    release is rolled back, after the older code is deployed: newer code may fail on an older schema.
 
-    Already the plan goes down, up, down on a scratch copy: only so it can say which rows and columns are lost. To lose
-    data, type the number of rows that go or lose what is in a dropped column. An empty downgrade on the way is refused.
-    In production it needs a verified backup younger than the RPO, or takes one. To undo: apply-migrations (the schema),
-    that backup (what was lost). Evidence: what is lost, the locks, the revision.
+    The plan already runs down, up, down on a scratch copy to find the rows and columns that are lost. To confirm a
+    loss, enter the number of rows that are deleted or lose a column's value. An empty downgrade is refused. In
+    production it needs a verified backup younger than the RPO, or takes one. To undo: apply-migrations restores the
+    schema, that backup the data. Evidence: the losses, the locks, the revision.
 
-    Departs from the manual: `downgrade base` deletes everything without a word.
+    Departs from the manual: `downgrade base` deletes everything without a warning.
 
     Args:
         environment: 対象の環境
@@ -172,29 +174,29 @@ def rollback_migrations(
         name = env.postgres.database
         current, heads = read_revision(env.postgres, name), read_heads(env.application)
         report.fact("revision of the database", current or "none")
-        target, gone = heads.undone(current, revision)
-        if not gone:
+        target, undone = heads.undone(current, revision)
+        if not undone:
             report.outcome = f"nothing to roll back: {name} is at {current or BASE}"
             return report
         report.pin("revision", target or BASE)
-        report.state_is(f"{name} was not touched: it is at {current}", "put that right, then launch this again")
-        steps.judge_downgrades(report, gone, Status.CRITICAL)
+        report.state_is(f"{name} is unchanged, at {current}", "fix the findings above, then launch this again")
+        revisions.judge_downgrades(report, undone, Status.CRITICAL)
         size = read_database_bytes(env.postgres, name)
         rehearsal.judge_space(report, env, size)
-        steps.judge_backend(report, env, target)
+        live.judge_backend(report, env, target)
         report.fail_if_critical()
         rehearsed = rehearsal.rehearse(report, env, current, target, first="down", longest=longest_lock_seconds)
-        undo = steps.judge_losses(report, env, rehearsed, Undo(current, target, gone), lose_rows)
-        steps.plan_rehearsal(report, env, size, "down, up, down, again")
-        steps.plan_backup(report, env)
-        for script in gone:
+        undo = live.judge_losses(report, env, rehearsed, MigrationUndo(current, target, undone), lose_rows)
+        live.plan_rehearsal(report, env, size, "down, up, down, again")
+        live.plan_backup(report, env)
+        for script in undone:
             report.plan("roll back", f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}")
         pin_database(report, env.postgres, replaced=True)
         report.pin_state("revision of the database", current or BASE)
         permit = report.permit(undo.act(name))
-        steps.secure_backup(report, env)
+        live.secure_backup(report, env)
         ends = current, target
-        carry_out(report, env, gone, ends, rehearsed, lambda: downgrade(permit, env.postgres, env.application, undo))
+        carry_out(report, env, undone, ends, rehearsed, lambda: downgrade(permit, env.postgres, env.application, undo))
         report.outcome = f"{name} is at {target or BASE}"
     return report
 
@@ -203,14 +205,15 @@ def rollback_migrations(
 def create_migration(environment: str, message: str = "", autogenerate: bool = True) -> Report:
     """新規マイグレーションの作成 (§1.1)
 
-    Writes a new migration into the application's directory: generated from what its models have and its migrations do
-    not make, or empty. Run it on development, in the repository. The same message again judges the file that is there.
+    Writes a new migration into the application's directory: generated from the difference between its models and its
+    migrations, or empty. Run it in development, in the repository. Run it again with the same message to check the
+    edited file.
 
-    It is not done while upgrade or downgrade are empty, or up, down, up does not lead back on an empty scratch
-    database: the run is CRITICAL until then. No live data is read or changed; to undo, delete the file. Evidence: the
-    file, and the table of what autogenerate misses.
+    The run is CRITICAL while upgrade or downgrade is empty, or while up, down, up changes the schema of an empty
+    scratch database. It reads and changes no live data; to undo, delete the file. Evidence: the file, and the checklist
+    of changes that autogenerate misses.
 
-    Departs from the manual: the models are compared with a scratch database at head, not with a live one.
+    Departs from the manual: it compares the models with a scratch database at head, not with a live one.
 
     Args:
         environment: 対象の環境 (本番では作成できない)
@@ -222,26 +225,26 @@ def create_migration(environment: str, message: str = "", autogenerate: bool = T
         title = check_message(message)
         if env.tier == "production":
             raise OpsError(
-                f"{env.name} is production: migrations are created in the repository, and come here with a release",
-                "launch this on development, review and commit the file, deploy it",
+                f"{env.name} is production: migrations are created in the repository and deployed with a release",
+                "launch this in development, review and commit the file, deploy it",
             )
         heads = read_heads(env.application)
         current = read_revision(env.postgres, env.postgres.database)
-        steps.judge_heads(report, heads, current)
+        revisions.judge_heads(report, heads, current)
         report.fail_if_critical()
-        script = there = find_unfinished(heads, heads.applied(current), title)
-        if there or autogenerate:
-            with scratch_at(report, env, next(iter(there.down if there else heads.names), "")) as scratch:
-                script = there or create_revision(env.postgres, env.application, title, scratch)
+        script = existing = find_unfinished(heads, heads.applied(current), title)
+        if existing or autogenerate:
+            with scratch_at(report, env, next(iter(existing.down if existing else heads.names), "")) as scratch:
+                script = existing or create_revision(env.postgres, env.application, title, scratch)
                 if script and script.upgrade == script.downgrade == "written":
                     rehearse_new(report, env, scratch, script)
         else:
             script = create_revision(env.postgres, env.application, title)
         if not script:
             report.outcome = (
-                "nothing was created: models and migrations agree (what autogenerate does not see: write by hand)"
+                "nothing was created: models and migrations agree (write changes that autogenerate misses by hand)"
             )
             return report
-        judge_new(report, script, generated=autogenerate and not there)
-        report.outcome = f"{script.path.name}: " + ("judged again" if there else "created, to be reviewed")
+        judge_new(report, script, generated=autogenerate and not existing)
+        report.outcome = f"{script.path.name}: " + ("checked again" if existing else "created, needs a review")
     return report

@@ -1,4 +1,4 @@
-"""Restores of the application's database (§1.2): beside, proven, swapped; undone; the old ones discarded."""
+"""Restores of the application's database (§1.2): to a staged copy, proven, swapped; and their undo."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration
 from tasks.backups.catalogue import Backup
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.dump.foreign import ForeignDump, is_foreign, read_foreign
 from tasks.postgres.restore.staged_copy import (
     MAKE,
@@ -38,7 +38,7 @@ from tasks.postgres.restore.staged_copy import (
     oid_of,
     rename_copy,
 )
-from tasks.postgres.restore.superseded import Superseded, find_superseded, read_writes
+from tasks.postgres.restore.superseded import SupersededDatabase, find_superseded, read_writes
 from tasks.postgres.restore.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
 from tasks.postgres.server.properties import Properties, read_properties
 from tasks.postgres.server.server import Server, find_obstacles, has_own_types, read_identity, read_server
@@ -47,11 +47,11 @@ NEWEST = "newest"
 
 
 @dataclass(frozen=True)
-class Restorable:
-    """A dump, the attributes that its database gets, and the backup that can prove it: None where nothing can."""
+class RestorableDatabase:
+    """A dump, the attributes of its database, and the backup whose manifest proves it (None for a foreign dump)."""
 
     name: str
-    source: Source
+    source: DumpSource
     properties: Properties
     bytes: int
     backup: Backup | None
@@ -60,11 +60,11 @@ class Restorable:
 
 def choose(
     report: Report, env: Environment, wanted: str, which: Stores, into: str, server: Server, accept: Sequence[str] = ()
-) -> Restorable:
-    """Find what an operator means, and judge it. `accept`: what may be left out.
+) -> RestorableDatabase:
+    """Find the backup or dump that the operator named, and judge it. `accept`: objects that need not be restored.
 
     Raises:
-        OpsError: there is no such backup or file, or it is not one for this.
+        OpsError: there is no such backup or file, or it is of another kind.
         RunbookFailed: it is damaged.
     """
     if is_foreign(wanted):
@@ -72,45 +72,44 @@ def choose(
         foreign.judge(report, env, found, into, server)
         source = restore_steps.without_accepted(report, env, found.source, accept)
         report.fail_if_critical()
-        return Restorable(found.name, source, _properties(env), found.estimate_bytes, None, found)
+        return RestorableDatabase(found.name, source, _properties(env), found.estimate_bytes, None, found)
     backup = restore_steps.choose_backup(report, env, wanted, which)
     content = content_in(backup)
     report.require(
-        "what is in the backup",
+        "content of the backup",
         content.part == "full" or bool(into),
-        f"restore-tables puts chosen tables into the live database; into=… makes another database of {backup.name}",
+        f"run restore-tables for chosen tables, or set into to restore {backup.name} as another database",
         value={"full": "everything", "schema": "definitions without rows", "tables": "some tables"}[content.part],
-        expected="everything, to take the live database's place",
+        expected="everything, to replace the live database",
     )
     if into and content.part == "tables":
         report.warn(
             "foreign keys",
-            "they would need other tables' rows; take a full backup to have them",
+            "take a full backup to have them: they reference rows of other tables",
             value="left out",
-            expected="none is missing",
+            expected="all",
         )
     restore_steps.judge_server(report, env, backup, server)
     if not into:
         restore_steps.judge_login(report, env, server)
     source = restore_steps.without_accepted(report, env, dump_in(backup), accept)
-    return Restorable(backup.name, source, content.properties, content.bytes, backup)
+    return RestorableDatabase(backup.name, source, content.properties, content.bytes, backup)
 
 
 def _properties(env: Environment) -> Properties:
-    """A dump without a manifest says nothing of the database's owner, locale and rights: the live one's are taken, a
-    new one's where there is none."""
+    """Owner, locale and rights for a dump without a manifest: those of the live database, or else of a new one."""
     with env.postgres.connect() as connection:
-        there = execute(connection, "SELECT 1 FROM pg_database WHERE datname = %s", env.postgres.database)
-        found = read_properties(connection, env.postgres.database if there else "template0")
-    if there:
+        live = execute(connection, "SELECT 1 FROM pg_database WHERE datname = %s", env.postgres.database)
+        found = read_properties(connection, env.postgres.database if live else "template0")
+    if live:
         return found
     user = env.postgres.user
     new = {"owner": user, "acl": _new_rights(user), "settings": (), "comment": "", "connection_limit": -1}
-    return found.model_copy(update={**new, "template": False})  # template0 itself is one
+    return found.model_copy(update={**new, "template": False})  # template0 is a template
 
 
 def _new_rights(owner: str) -> tuple[str, ...]:
-    """Those that CREATE DATABASE gives: https://www.postgresql.org/docs/current/ddl-priv.html"""
+    """The privileges of a new database: https://www.postgresql.org/docs/current/ddl-priv.html"""
     return (
         *(f"{owner}: {right}" for right in ("CONNECT", "CREATE", "TEMPORARY")),
         "PUBLIC: CONNECT",
@@ -119,10 +118,10 @@ def _new_rights(owner: str) -> tuple[str, ...]:
 
 
 def judge_name(report: Report, env: Environment, into: str) -> None:
-    """Whether a database may be made under that name.
+    """Whether a new database can have this name.
 
     Raises:
-        OpsError: it is no name.
+        OpsError: it is not a valid name.
     """
     if not into.strip() or len(into.encode()) > 63 or "\0" in into:
         raise OpsError(f"“{into[:80]}” cannot name a database", "choose a name of at most 63 bytes")
@@ -135,79 +134,80 @@ def judge_name(report: Report, env: Environment, into: str) -> None:
         or is_reserved(into)
         or live in (copy_name(into), building_name(live, into))
     )
-    why = "is the live database" if into == live else "is there already" if taken else "is reserved" if reserved else ""
+    why = "is the live database" if into == live else "already exists" if taken else "is reserved" if reserved else ""
     report.require(
         "name of the new database",
         not why,
         "leave into empty to restore the live database"
         if into == live
-        else "choose a name that nobody has, without our endings; leave into empty to replace the live database",
+        else "choose a name that no database has and that is not reserved, or leave into empty",
         value=f"{into} {why}".strip(),
         expected="free",
     )
 
 
-def choose_superseded(report: Report, found: Sequence[Superseded], kept: str) -> Superseded:
-    """The database to go back to.
+def choose_superseded(report: Report, found: Sequence[SupersededDatabase], kept: str) -> SupersededDatabase:
+    """The replaced database to swap back.
 
     Raises:
         OpsError: there is none of that name.
     """
     chosen = [old for old in found if kept in (NEWEST, old.name)]
     if not chosen:
-        there = ", ".join(old.name for old in found[:5])
-        hint = f"those that are there, newest first: {there}" if there else "no restore has replaced a database here"
-        raise OpsError(f"there is no database “{kept[:80]}” to go back to", hint)
-    report.fact("database to go back to", chosen[0].name)
+        names = ", ".join(old.name for old in found[:5])
+        hint = f"choose one of these, newest first: {names}" if names else "no restore has replaced a database here"
+        raise OpsError(f"there is no replaced database “{kept[:80]}”", hint)
+    report.fact("database to swap back", chosen[0].name)
     report.pin("kept", chosen[0].name)
     return chosen[0]
 
 
 def act(env: Environment, into: str) -> Act:
-    """The deed that needs the permit."""
+    """The act to permit."""
     return Act(MAKE, into) if into else Act(REPLACE, env.postgres.database)
 
 
-def plan_restore(report: Report, env: Environment, chosen: Restorable, into: str) -> None:
-    """The plan's lines."""
+def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, into: str) -> None:
+    """The planned steps."""
     if chosen.backup and not into:
         restore_steps.plan_database(report, env, chosen.backup)
         return
     seconds = chosen.bytes / restore_steps.RESTORE_BYTES_PER_SECOND
     target = into or env.postgres.database
-    beside = building_name(env.postgres.database, into) if into else copy_name(target)
+    copy = building_name(env.postgres.database, into) if into else copy_name(target)
     with env.postgres.connect() as connection:
-        if oid_of(connection, beside):
-            report.plan("drop", f"{beside}: what a run that ended early left")
-    report.plan(f"restore {chosen.name} beside", f"into {beside}", size=chosen.bytes, seconds=seconds)
-    proof = "against the manifest" if chosen.backup else "by the expectations alone: nothing says what was in it"
-    report.plan("judge the copy", proof, seconds=seconds / 5)
-    end = f"{beside} becomes {target}"
-    report.plan("name" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
+        if oid_of(connection, copy):
+            report.plan("drop", f"{copy}: the leftover of an interrupted run")
+    report.plan(f"restore {chosen.name}", f"into the staged copy {copy}", size=chosen.bytes, seconds=seconds)
+    proof = "against the manifest" if chosen.backup else "by the expectations alone: the dump has no manifest"
+    report.plan("prove the copy" if chosen.backup else "check the copy", proof, seconds=seconds / 5)
+    end = f"{copy} becomes {target}"
+    report.plan("rename" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
 
 
-def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into: str, *, strict: bool) -> object:
-    """By content where there is a manifest; else what can be said without one.
+def prove(
+    report: Report, env: Environment, chosen: RestorableDatabase, copy: Copy, into: str, *, strict: bool
+) -> object:
+    """Prove the copy by content if there is a manifest; otherwise check it as a foreign dump.
 
     Raises:
-        RunbookFailed: the copy is not what the manifest says, breaks the application's rules, or lacks what the live
-            database has.
+        RunbookFailed: the copy differs from the manifest, breaks the expectations, or lacks parts of the live database.
     """
     if chosen.backup:
         return restore_steps.prove_database(report, env, chosen.backup, copy)
     return foreign.prove(report, env, copy, into, strict=strict)
 
 
-def tell_lost(report: Report, env: Environment, chosen: Restorable) -> None:
-    """What is lost by going back to it."""
+def judge_loss(report: Report, env: Environment, chosen: RestorableDatabase) -> None:
+    """The writes that the restore loses, as time against the RPO."""
     if chosen.backup:
-        restore_steps.tell_window(report, env, chosen.backup)
+        restore_steps.judge_data_loss(report, env, chosen.backup)
     elif chosen.foreign:
         age = (report.started - chosen.foreign.written).total_seconds()
         report.prefer(
             "data loss against the RPO",
             age <= env.rpo_seconds,
-            "every write since pg_dump began is lost; the file's date says when it ended",
+            "take backups with backup-database more often: every write since pg_dump started is lost",
             value=f"more than {duration(age)}",
             expected=f"at most {duration(env.rpo_seconds)}",
         )
@@ -228,17 +228,19 @@ def restore_database(
 ) -> Report:
     """データベースのリストア手順 (§1.2)
 
-    Brings the database back to a backup: restores it beside the live one, proves the copy equal to the backup's
-    snapshot, then swaps both names in one transaction. Run it when data was destroyed or corrupted and the rest of the
-    system is well; when more is lost, run full-restore. With `into` it makes another database and touches nothing live.
+    Restores the database from a backup: builds a staged copy, proves it equal to the backup's snapshot, then swaps both
+    names in one transaction. Run it when data was lost or corrupted and the rest of the system is healthy; otherwise
+    run full-restore. With `into` it creates another database and changes nothing live.
 
-    The services go on; their sessions end at the swap (a fraction of a second) and must reconnect. The old database is
-    kept: undo-restore swaps back, discard-superseded removes it. Evidence: the table of what was proven.
+    Services keep running; their sessions end at the swap (a fraction of a second) and must reconnect. The old database
+    is kept: undo-restore swaps back, discard-superseded deletes it. Evidence: the table of the comparison.
 
-    A .dump, .sql or .sql.gz (or a directory) that pg_dump left without a manifest restores too, as unproven: judged by
-    the expectations and by what the live database has (nothing of it may be missing, its role may do the same). Its SQL
-    runs as administrator: name only a dump that you trust. Departs from the manual: nothing takes the live name before
-    it is judged, nothing is dropped, and a text that was cut off, has an error or a command to psql restores nothing.
+    A pg_dump file (.dump, .sql, .sql.gz) or directory without a manifest restores as unproven. It must pass the
+    expectations and contain every object and privilege of the live database. Its SQL runs as the administrator: name
+    only a dump that you trust.
+
+    Departs from the manual: nothing gets the live name before it is checked, nothing is dropped, and a truncated dump,
+    an SQL error or a psql meta-command stops the restore.
 
     Args:
         environment: 対象の環境
@@ -270,9 +272,9 @@ def restore_database(
         pin_database(report, env.postgres, replaced=not into)
         permit = report.permit(act(env, into), alone_act(env))
         untouched = (
-            f"{env.postgres.database} was not touched" if live.oid else f"there is no {env.postgres.database} yet"
+            f"{env.postgres.database} is unchanged" if live.oid else f"there is no database {env.postgres.database} yet"
         )
-        report.state_is(untouched, "fix the findings above, then launch it again")
+        report.state_is(untouched, "fix the findings above, then launch this again")
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
             copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
@@ -285,10 +287,10 @@ def restore_database(
                     swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
         how = "proven by content" if chosen.backup else "not proven: there is no manifest"
         if into:
-            report.outcome = f"{into} is what was in {chosen.name}, {how}; nothing else was changed"
+            report.outcome = f"{into} is restored from {chosen.name}, {how}; nothing else was changed"
         else:
-            _tell_swapped(report, permit, env, chosen, swapped, advance=advance)
-            report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, {how}"
+            _report_swap(report, permit, env, chosen, swapped, advance=advance)
+            report.outcome = f"{env.postgres.database} is restored from {chosen.name}, {how}"
             discard_surplus(report, env)
         if chosen.backup:
             mark_verified(report, chosen.backup)
@@ -296,34 +298,34 @@ def restore_database(
     return report
 
 
-def _tell_swapped(
-    report: Report, permit: Permit, env: Environment, chosen: Restorable, swapped: Swapped, *, advance: bool
+def _report_swap(
+    report: Report, permit: Permit, env: Environment, chosen: RestorableDatabase, swapped: Swapped, *, advance: bool
 ) -> None:
     proven = "proven" if chosen.backup else "not proven"
     report.state_is(
         f"{chosen.name} is live, {proven}; "
         + (f"the replaced database is kept as {swapped.kept}" if swapped.kept else "there was no database to keep"),
-        "do not restore again: that would lose what was written since"
-        + (f". undo-restore with kept={swapped.kept} goes back" if swapped.kept else ""),
+        "do not restore again: that would lose the writes since"
+        + (f". To go back, run undo-restore with kept={swapped.kept}" if swapped.kept else ""),
     )
     restore_steps.advance(report, permit, env, swapped.kept, wanted=advance)
-    tell_lost(report, env, chosen)
+    judge_loss(report, env, chosen)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
     report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
     if swapped.kept and "backend" in env.services.names and has_own_types(env.postgres, env.postgres.database):
         name = env.services.names["backend"]
-        report.fact("restart", f"{name}: drivers cache the OIDs of the database's own types (psycopg, asyncpg)")
+        report.fact("restart", f"{name}: drivers (psycopg, asyncpg) cache the OIDs of the database's own types")
 
 
 @flow(name="undo-restore", flow_run_name="undo-restore {environment}")
 def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: str = "") -> Report:
     """リストアの取り消し (§1.2)
 
-    Swaps back: the database that the last restore replaced becomes live again, and the restored one is kept under
-    another name. Run it when a restore turned out to be a mistake; run it again to swap once more.
+    Makes the database that the last restore replaced live again, and keeps the restored one under another name. Run it
+    when a restore was a mistake. Run it again to swap once more.
 
-    What was written since the swap is not in the database that comes back: the plan says how much. The plan's form
-    names the database, so that what it confirms is never swapped twice. Evidence: both names, the counts.
+    Writes since the swap stay in the restored database only; the plan shows about how many. The plan's form names the
+    database, so a confirmed plan never swaps twice. Evidence: both names, the counts.
 
     Args:
         environment: 対象の環境
@@ -339,20 +341,20 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
         since = read_writes(env.postgres, name) - old.writes
         lost = f"about {since:,} rows" if old.writes >= 0 and since >= 0 else "an unknown number of rows"
-        report.fact("written since the swap, and not in the old database", lost)
+        report.fact("written since the swap, missing in the old database", lost)
         report.plan(
             "swap back",
-            f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the present {name} is kept",
+            f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the current {name} is kept",
             size=old.bytes,
             seconds=0.2,
         )
         pin_database(report, env.postgres, replaced=True)
         permit = report.permit(Act(UNDO, old.name))
-        report.state_is("the live database was not touched", "launch it again when what is said above is put right")
+        report.state_is("the live database is unchanged", "fix the findings above, then launch this again")
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
             swapped = swap_back(permit, env.postgres, guard, old, live.oid)
         report.state_is(
-            f"{old.name} is {name} again, and the one before it is kept as {swapped.kept}",
+            f"{old.name} is {name} again; the database that it replaced is kept as {swapped.kept}",
             "do not launch this again: it would swap once more",
         )
         report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")

@@ -1,4 +1,4 @@
-"""Choose, judge, build, prove: what every restore of the database does, called with the open report."""
+"""The steps that all restores of the database share: choose, judge, build, prove. Called with the open report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
-from runbook import metrics
+from runbook import clock, metrics
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
@@ -18,16 +18,15 @@ from runbook.units import duration
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
-from tasks.postgres.content.comparison import Comparison, compare
+from tasks.postgres.content.comparison import ContentComparison, compare
 from tasks.postgres.content.content import DatabaseContent, read_content
 from tasks.postgres.content.definitions import as_once_stored
 from tasks.postgres.content.equivalence import compare_definitions
 from tasks.postgres.content.rowhash import FORM
 from tasks.postgres.content.sequences import advance_sequences, find_rewound
-from tasks.postgres.dump.accepted import find_unknown
 from tasks.postgres.dump.dump import compression_of, knows_compression
-from tasks.postgres.dump.fill import Source
-from tasks.postgres.restore.planner_statistics import Statistics, analyze
+from tasks.postgres.dump.fill import DumpSource, find_unknown
+from tasks.postgres.restore.planner_statistics import PlannerStatistics, analyze
 from tasks.postgres.restore.staged_copy import (
     REPLACE,
     Copy,
@@ -43,31 +42,39 @@ from tasks.postgres.server.properties import Properties
 from tasks.postgres.server.requirements import Requirement, read_login, read_requirements
 from tasks.postgres.server.server import Obstacle, Server, judge_programs, read_identity
 
-# Measured for an estimate in the plan: restored bytes of a database per second with two workers.
+# Measured with two workers; the plan's estimate uses it.
 RESTORE_BYTES_PER_SECOND = 90e6
 
 
 def replace_act(env: Environment) -> Act:
-    """The deed that a restore of the database needs a permit for."""
+    """The act to permit: replace the live database."""
     return Act(REPLACE, env.postgres.database)
 
 
 def choose_backup(
-    report: Report, env: Environment, wanted: str, source: Stores = "backups", kind: Kind = "postgres", *, of: str = ""
+    report: Report,
+    env: Environment,
+    wanted: str,
+    source: Stores = "backups",
+    kind: Kind = "postgres",
+    *,
+    of: str = "",
+    needed: store.Needed | None = None,
 ) -> Backup:
-    """The backup that was asked for, its files read and compared with its manifest. `of`: another environment's.
+    """The backup that the operator named, its files compared with its manifest. `of`: another environment's backup;
+    `needed` chooses the files that are read.
 
     Raises:
         OpsError: there is none.
-        RunbookFailed: it is damaged; the one before is named, and what it loses.
+        RunbookFailed: it is damaged; the finding names the backup before it and the additional loss.
     """
-    backup = store.choose_backup(report, env, kind, wanted, source, of=of)
+    backup = store.choose_backup(report, env, kind, wanted, source, of=of, needed=needed)
     if not backup.verified:
-        report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run proves what it restores")
+        report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run proves its own restore")
     if backup.broken:
-        hint = "it can be restored: full-restore goes live with it and ends CRITICAL; with strict=true it refuses it"
+        hint = "correct the rows after the restore. full-restore with strict=true refuses this backup"
         report.warn("expectations that the backup breaks", hint, value=backup.broken)
-    hint = "what was written after it is lost; look for a newer one"
+    hint = "choose a newer backup if there is one: every later write is lost"
     report.judge(metrics.BACKUP_AGE, backup.age_seconds, hint, worst=Status.WARN)
     _judge_content(report, env, backup)
     report.fail_if_critical()
@@ -82,7 +89,7 @@ def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
     report.require(
         "database in the backup",
         content.database == env.postgres.database,
-        "choose a backup of this database: this one was taken of another",
+        "choose a backup of this database",
         value=content.database,
         expected=env.postgres.database,
     )
@@ -106,16 +113,18 @@ def judge_server(
     on: Postgres | None = None,
     unknown: Collection[str] = (),
 ) -> None:
-    """Whether this server can hold what is in the backup; a run may make the roles itself on a new server. `jobs`: of
-    pg_restore, 0 for one per core. `on`: where to query it, if that is not the live server; `unknown`: requirements
-    that cannot be judged there."""
+    """Whether the backup can be restored to this server.
+
+    `roles_are_made`: the run creates missing roles on a new server. `jobs`: of pg_restore, 0 for one per core.
+    `on`: the server to query instead of the live one; `unknown`: requirements that cannot be judged there.
+    """
     content, postgres = content_in(backup), on or env.postgres
     judge_programs(postgres, server)
     major = content.server_version // 10000
     report.require(
         "server version",
         server.major >= major,
-        f"restore to PostgreSQL {major} or newer: a dump of a newer server does not restore into an older one",
+        f"restore to PostgreSQL {major} or newer: an older server cannot read the dump of a newer one",
         value=server.text,
         expected=f"{major} or newer",
     )
@@ -123,67 +132,59 @@ def judge_server(
     report.require(
         "compression",
         knows_compression(postgres, compression),
-        f"correct [postgres] programs: these were built without {compression}",
+        f"set [postgres] programs to programs that support {compression}",
         value=compression,
     )
     missing = [role for role in content.roles if role not in server.roles]
     report.require(
         "roles",
         not missing or (roles_are_made and server.is_bare),
-        f"create them first (globals.sql in {backup.where} has them), then launch this again",
-        value=f"missing: {', '.join(missing)}" if missing else f"{len(content.roles)} there",
+        f"create them (globals.sql in {backup.where} has them), then launch this again",
+        value=f"missing: {', '.join(missing)}" if missing else f"{len(content.roles)} exist",
         expected=", ".join(content.roles),
     )
-
     found = read_requirements(postgres, content, server, jobs or default_jobs())
     judge_requirements(report, [item for item in found if item.name not in unknown])
 
 
-def without_accepted(report: Report, env: Environment, source: Source, accept: Sequence[str]) -> Source:
-    """The dump without what a person accepts as not restored: in this run, or for all in `[postgres] accept`. Each is
-    named in the report; a name that the dump does not have is critical if it was given for this run."""
+def without_accepted(report: Report, env: Environment, source: DumpSource, accept: Sequence[str]) -> DumpSource:
+    """The dump without the objects that need not be restored: `accept` of this run and `[postgres] accept`.
+
+    Each is named in the report. A name that the dump does not have is CRITICAL if it was given for this run.
+    """
     given = [name.strip() for name in accept if name.strip()]
-    if source.form == "plain":
-        if given:
-            report.fail(
-                "accept",
-                "choose a backup in directory format: of SQL text nothing can be left out",
-                value=", ".join(given),
-                expected="empty",
-            )
-        return source
     if not (wanted := list(dict.fromkeys([*given, *env.postgres.accept]))):
         return source
-    unknown = find_unknown(env.postgres, source.path, wanted)
+    unknown = find_unknown(env.postgres, source, wanted)
     wrong = [name for name in given if name in unknown]
     report.require(
         "accept",
         not wrong,
         "; ".join(f"did you mean {unknown[name]}?" for name in wrong if unknown[name])
-        or "copy the name from the report of the restore that was refused",
+        or "copy the name from the report of the refused restore",
         value="; ".join(f"the backup has no {name}" for name in wrong) or f"{len(given)} in the backup",
         expected="names of objects that the backup has",
     )
     found = tuple(name for name in wanted if name not in unknown)
     if found:
-        hint = "create them when the restore is done and their cause is fixed; the definitions are in the backup"
+        hint = "create them after the restore, when the cause is fixed; the backup has the definitions"
         report.warn("accepted as not restored", hint, value="; ".join(found), expected="nothing")
     return replace(source, accepted=found)
 
 
 def judge_requirements(report: Report, found: Sequence[Requirement]) -> None:
-    """Each as a finding."""
+    """One finding for each."""
     for item in found:
         report.require(item.name, item.ok, item.hint, value=item.value, expected=item.expected)
 
 
 def judge_login(report: Report, env: Environment, server: Server, on: Postgres | None = None) -> None:
-    """Whether the application's role may log in to the staged copy, before there is one. `on`: as `judge_server`."""
+    """Whether the application's role can log in to the staged copy, before it exists. `on`: as in `judge_server`."""
     judge_requirements(report, read_login(on or env.postgres, server))
 
 
 def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
-    """What is tied to the live database and would be torn off by a swap."""
+    """Objects that belong to the live database and would not follow a swap."""
     report.require(
         "tied to the live database",
         not obstacles,
@@ -194,17 +195,17 @@ def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
 
 
 def judge_space(report: Report, env: Environment, database_bytes: int, *, absent: bool = False) -> None:
-    """The copy stands beside the old database, and its WAL beside both."""
-    why = "the copy stands beside the old database"
+    """Free disk space for the staged copy and its WAL."""
+    why = "a staged copy next to the old database"
     judge_room(report, env, database_bytes, int(database_bytes * WAL_RATIO), why, absent=absent)
 
 
 def plan_database(report: Report, env: Environment, backup: Backup) -> None:
-    """The plan's lines for the database."""
+    """The planned steps for the database."""
     content = content_in(backup)
     seconds = content.bytes / RESTORE_BYTES_PER_SECOND
     name, copy = env.postgres.database, copy_name(env.postgres.database)
-    report.plan(f"restore {backup.name} beside", f"into {copy}", size=content.bytes, seconds=seconds)
+    report.plan(f"restore {backup.name}", f"into the staged copy {copy}", size=content.bytes, seconds=seconds)
     report.plan(
         "prove the copy",
         f"{content.rows:,} rows in {len(content.tables)} tables against the manifest",
@@ -215,7 +216,7 @@ def plan_database(report: Report, env: Environment, backup: Backup) -> None:
 
 @contextmanager
 def swapping(report: Report) -> Iterator[None]:
-    """A swap of which nobody knows whether it happened is the state of the system then."""
+    """Report an unknown result of the swap as the state of the system."""
     try:
         yield
     except SwapUnknown as error:
@@ -224,9 +225,9 @@ def swapping(report: Report) -> Iterator[None]:
 
 
 def build_database(
-    permit: Permit, env: Environment, source: Source, properties: Properties, jobs: int, into: str = ""
+    permit: Permit, env: Environment, source: DumpSource, properties: Properties, jobs: int, into: str = ""
 ) -> Copy:
-    """The filled copy, beside the live database or beside the name that it will get."""
+    """The filled staged copy of the live database, or of the database that `into` names."""
     empty = create_copy(permit, env.postgres, properties, into)
     return fill_copy(permit, env.postgres, source, properties, empty, jobs, into)
 
@@ -235,7 +236,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     """Compare the copy with the manifest, row by row in text form.
 
     Raises:
-        RunbookFailed: they differ. The live database was not touched.
+        RunbookFailed: they differ. The live database is unchanged.
     """
     expected = content_in(backup)
     found = read_content.after(copy)(env.postgres, copy.database)
@@ -246,90 +247,90 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     comparison = compare(expected, found, texts, unfilled=copy.unfilled, accepted=copy.accepted)
     report.table(
         "Proven equal to the backup",
-        ("what", "expected", "found", "equal"),
+        ("object", "expected", "found", "equal"),
         [(what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven],
     )
     report.require(
         "copy equal to the backup",
         not comparison.differences,
-        f"the copy is {copy.database}: see the differences, then {catalogue.instead_of(backup)}"
+        f"check the differences in {copy.database}, then {catalogue.instead_of(backup)}"
         if comparison.differences
         else "",
         value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
         expected="every row and definition",
     )
-    _tell_unlike(report, expected, comparison, copy)
+    _report_deviations(report, expected, comparison, copy)
     if comparison.differences:
         store.mark_failed(report, backup, comparison.differences[0])
     if comparison.differences[4:]:
         report.table("All differences", ("difference",), [(text,) for text in comparison.differences])
     if expected.not_compared or comparison.not_compared:
         not_compared = (*expected.not_compared, *comparison.not_compared)
-        report.table("Not compared", ("what",), [(what,) for what in not_compared])
+        report.table("Not compared", ("object",), [(what,) for what in not_compared])
     report.fail_if_critical()
     return found
 
 
-def _tell_unlike(report: Report, expected: DatabaseContent, comparison: Comparison, copy: Copy) -> None:
-    """What a restore cannot keep."""
+def _report_deviations(report: Report, expected: DatabaseContent, comparison: ContentComparison, copy: Copy) -> None:
+    """Properties that a restore cannot preserve."""
     if comparison.versions:
         report.warn(
             "versions of extensions",
-            "a dump names none: the copy has those that are installed now; see in their release notes what changed",
+            "check their release notes for changes: a dump names no versions, so the copy has the installed ones",
             value="; ".join(comparison.versions),
             expected="as in the backup",
         )
     if fragile := expected.volatile_checks:
         named = ", ".join(f"{schema}.{table}: {name}" for schema, table, name in fragile)
-        report.fact("CHECK constraints that restored rows were not checked against", named)
+        report.fact("CHECK constraints that did not check the restored rows", named)
     if computed := expected.uncomputable:
         named = ", ".join(one.name for one in computed)
         report.fact("generated columns that were restored as stored, not computed", named)
     if comparison.reordered:
         report.warn(
             "order of columns",
-            "a restored child has its parent's columns first: name the columns in INSERT and SELECT",
+            "name the columns in INSERT and SELECT: a restored child table has its parent's columns first",
             value=f"changed in {', '.join(comparison.reordered)}",
             expected="as in the backup",
         )
     if copy.unfilled:
         report.warn(
             "materialised views of foreign tables",
-            "queries of these views fail: REFRESH MATERIALIZED VIEW when the foreign server answers",
+            "REFRESH MATERIALIZED VIEW when the foreign server answers; until then their queries fail",
             value="; ".join(f"{name} is empty: {why}" for name, why in copy.unfilled.items()),
             expected="filled",
         )
 
 
 def ready_database(report: Report, env: Environment, copy: Copy, jobs: int, *, after: object) -> str:
-    """Statistics, and a log-in as the application's role, before the copy takes the live name."""
+    """Analyse the copy and log in to it as the application's role, before it gets the live name."""
     analyzed = analyze.after(after)(env.postgres, copy.database, jobs)
-    tell_statistics(report, analyzed)
+    judge_statistics(report, analyzed)
     return try_application_login(report, env, copy, after=analyzed)
 
 
-def tell_statistics(report: Report, found: Statistics) -> None:
-    """Tables that could not be analysed."""
+def judge_statistics(report: Report, found: PlannerStatistics) -> None:
+    """Whether every table could be analysed."""
     if found.missing:
         report.warn(
             "planner statistics",
-            "queries of these tables may be slow: ANALYZE them when the foreign server answers",
+            "ANALYZE these tables when the foreign server answers; until then their queries may be slow",
             value=f"missing: {'; '.join(found.missing)}",
-            expected="of every table",
+            expected="statistics of every table",
         )
 
 
 def try_application_login(report: Report, env: Environment, copy: Copy, *, after: object) -> str:
-    """pg_hba may name the database, and a privilege may be missing: better seen before the swap."""
+    """Log in before the swap: pg_hba.conf may exclude the database, or a privilege may be missing."""
     user = try_login.after(after)(env.postgres, copy.database)
     report.require("log-in of the application's role to the copy", user == env.postgres.user, "", value=user)
     return user
 
 
 def advance(report: Report, permit: Permit, env: Environment, kept: str, *, wanted: bool) -> None:
-    """Sequences that stand lower than in the database that was replaced; set to where those stand, if that is wanted.
+    """Report sequences behind the replaced database, and advance them if `wanted`.
 
-    After the swap, since clients of the old one took numbers until then.
+    It runs after the swap: clients of the old database took numbers until then.
     """
     live = read_identity(env.postgres, env.postgres.database)
     rewound = find_rewound(env.postgres, kept, live.database) if kept else ()
@@ -339,24 +340,25 @@ def advance(report: Report, permit: Permit, env: Environment, kept: str, *, want
         advance_sequences(permit, env.postgres, live.database, rewound)
     else:
         report.fact(
-            "numbers that will be given out twice",
-            f"by {len(rewound)} sequences; harmless inside the database. Other systems know them? advance=true",
+            "numbers that will be used twice",
+            f"by {len(rewound)} sequences. This is harmless inside the database; if other systems store these numbers, "
+            "restore with advance=true",
         )
     report.table(
-        "Sequences behind the replaced database" + (" (advanced to it)" if wanted else ""),
+        "Sequences behind the replaced database" + (" (advanced)" if wanted else ""),
         ("sequence", "replaced database", "backup"),
         [(item.sequence, item.live, item.copy) for item in rewound],
     )
 
 
-def tell_window(report: Report, env: Environment, backup: Backup) -> None:
-    """What is lost by going back to a snapshot, as time."""
+def judge_data_loss(report: Report, env: Environment, backup: Backup) -> None:
+    """The time since a backup's snapshot, all of which a restore loses, against the RPO."""
     lost = backup.age_seconds
-    report.fact("lost", f"every write after {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}, {duration(lost)} before now")
+    report.fact("lost", f"every write after {clock.text(backup.manifest.taken)}, {duration(lost)} before now")
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,
-        "WAL archiving or more frequent backups shorten it",
+        "archive WAL, or take backups more often",
         value=duration(lost),
         expected=f"at most {duration(env.rpo_seconds)}",
     )

@@ -1,4 +1,4 @@
-"""What restores left standing aside (§1.2, §8.2): listed, and removed with a permit."""
+"""Data that restores replaced and kept (§1.2, §8.2): listed, and deleted with a permit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MOST_KEPT = 20
 
 
 @dataclass(frozen=True)
-class Aside:
+class KeptData:
     """Something that a restore replaced."""
 
     kind: Literal["database", "table", "directory"]
@@ -50,7 +50,7 @@ class Aside:
     tables: tuple[tuple[str, str], ...] = ()
 
     def is_older(self, hours: int) -> bool:
-        """Whether it was replaced longer ago; false where nobody knows when."""
+        """Whether it was replaced more than `hours` ago; false if the time is unknown."""
         return self.at is not None and clock.now() - self.at > timedelta(hours=hours)
 
 
@@ -64,11 +64,12 @@ def discard_superseded(
 ) -> Report:
     """旧データの削除 (§1.2, §8.2)
 
-    Removes what restores replaced and kept: old databases, old rows of tables, and old directories of Redis, the
-    application, PostgreSQL and its WAL receiver. It follows keep_superseded in the environment's TOML: everything of
-    the last `hours` stays, so that each restore can be undone for so long, and the `newest` of each kind. A person who
-    gives `keep` keeps the newest so many, whatever their age. Rows that were replaced together go together. What is
-    confirmed in the plan's form is what the plan names, whatever was replaced since.
+    Deletes the data that restores replaced and kept: databases, rows of tables, and directories of Redis, the
+    application, PostgreSQL and its WAL receiver.
+
+    By keep_superseded in the environment's TOML it keeps everything of the last `hours`, so that each restore can be
+    undone for that time, and the `newest` of each kind. With `keep` it keeps that number of each kind, whatever their
+    age. Rows that were replaced together are deleted together. A confirmed plan deletes the names it lists, no others.
 
     It cannot be undone: the plan lists every name with its size first. Evidence: that list.
 
@@ -83,37 +84,41 @@ def discard_superseded(
     with runbook("Discard superseded", env, confirm, plan, changes=True) as report:
         if not AS_TOML <= keep <= MOST_KEPT:
             raise OpsError(f"keep is {keep}", f"choose 0 to {MOST_KEPT}, or {AS_TOML} for the TOML's keep_superseded")
-        found = find_aside(env, 0) if names else find_discardable(env) if keep == AS_TOML else find_aside(env, keep)
+        found = (
+            find_kept_data(env, 0) if names else find_discardable(env) if keep == AS_TOML else find_kept_data(env, keep)
+        )
         if not names:
             judge_clocks(report, env)
         doomed = [item for item in found if not names or item.name in names]
         if report.unattended:
-            doomed = list(limit_unattended(report, env, "superseded copies", doomed[::-1], len(find_aside(env, 0))))
+            doomed = list(limit_unattended(report, env, "superseded copies", doomed[::-1], len(find_kept_data(env, 0))))
         report.pin("names", [item.name for item in doomed])
-        if gone := [name for name in names if name not in {item.name for item in doomed}]:
-            report.fact("gone already", ", ".join(gone))
+        if missing := [name for name in names if name not in {item.name for item in doomed}]:
+            report.fact("already deleted", ", ".join(missing))
         report.table(
-            "Superseded, to be removed",
+            "Superseded, to be deleted",
             ("kind", "name", "size", "replaced"),
             [(item.kind, item.name, size(item.bytes), item.replaced) for item in doomed],
         )
         if not doomed:
-            report.outcome = "there is nothing to remove"
+            report.outcome = "nothing to delete"
             return report
         for item in doomed:
-            report.plan(f"remove {item.kind}", item.name, size=item.bytes)
+            report.plan(f"delete {item.kind}", item.name, size=item.bytes)
         pin_copies(report, ((item.name, item.bytes) for item in doomed))
         permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
         for item in doomed:
             discard(permit, env, item)
-        report.outcome = f"{len(doomed)} removed, {size(sum(item.bytes for item in doomed))} free again"
+        report.outcome = f"{len(doomed)} deleted, {size(sum(item.bytes for item in doomed))} freed"
     return report
 
 
 def discard_surplus(report: Report, env: Environment) -> None:
-    """At the end of a restore: what keep_superseded no longer keeps is discarded at once, so that many restores in one
-    day do not fill the disk. Only where the TOML lets discard-superseded run unattended, and never in a contained
-    environment: it may be evidence. The restore is none the worse if this fails."""
+    """After a restore, delete what keep_superseded no longer keeps, so that many restores a day do not fill the disk.
+
+    Only if the TOML lets discard-superseded run unattended, and never in a contained environment: there it may be
+    evidence. An error is a WARN: the restore itself succeeded.
+    """
     if discard_superseded.name not in env.unattended or report.contained:
         return
     try:
@@ -121,34 +126,36 @@ def discard_surplus(report: Report, env: Environment) -> None:
             report.fact("superseded before", discard_superseded.fn(env.name, confirm=env.name).outcome)
     except OpsError as error:
         hint = error.hint or "launch discard-superseded"
-        report.warn("what earlier restores replaced could not be discarded", hint, value=error.message)
+        report.warn("superseded data could not be deleted", hint, value=error.message)
 
 
-def find_discardable(env: Environment) -> list[Aside]:
-    """By keep_superseded: what is older than its hours, but the newest so many of each kind. Something of which nobody
-    knows when it was replaced stays."""
+def find_discardable(env: Environment) -> list[KeptData]:
+    """Superseded data that keep_superseded no longer keeps; data without a known time is kept."""
     rule = env.backups.keep_superseded if env.has("backups") else KeepSuperseded()
-    return [item for item in find_aside(env, rule.newest) if item.is_older(rule.hours)]
+    return [item for item in find_kept_data(env, rule.newest) if item.is_older(rule.hours)]
 
 
-def find_aside(env: Environment, keep: int) -> list[Aside]:
-    """Everything superseded but the newest `keep` of each kind."""
+def find_kept_data(env: Environment, keep: int) -> list[KeptData]:
+    """Superseded data except the newest `keep` of each kind."""
     databases = find_superseded(env.postgres) if env.has("postgres") else ()
     found = [
-        Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}", _moment(old.name)) for old in databases
+        KeptData("database", old.name, old.bytes, f"{old.since} by {old.backup}", _moment(old.name))
+        for old in databases
     ][keep:]
-    found += _tables_aside(env, keep) if env.has("postgres") else []
-    for aside in directories_aside(env):
+    found += _superseded_tables(env, keep) if env.has("postgres") else []
+    for aside in superseded_directories(env):
         plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
         found += [
-            Aside("directory", str(path), _bytes(path), path.name[-15:], _moment(path.name)) for path in plain[keep:]
+            KeptData("directory", str(path), _bytes(path), path.name[-15:], _moment(path.name)) for path in plain[keep:]
         ]
     return found
 
 
-def _tables_aside(env: Environment, keep: int) -> list[Aside]:
-    """The kept rows of restored tables, but for the newest `keep` of each table. What was replaced together can only be
-    put back together, so it goes as a whole."""
+def _superseded_tables(env: Environment, keep: int) -> list[KeptData]:
+    """The kept rows of restored tables, except the newest `keep` of each table.
+
+    Rows that were replaced together can only be restored together, so they are deleted together.
+    """
     seen: Counter[str] = Counter()
     found = []
     for _, group in itertools.groupby(find_superseded_tables(env.postgres), key=lambda old: old.stamp):
@@ -158,12 +165,12 @@ def _tables_aside(env: Environment, keep: int) -> list[Aside]:
             name, size_ = ", ".join(old.name for old in together), sum(old.bytes for old in together)
             where = tuple((old.schema, old.relation) for old in together)
             replaced = f"{together[0].since} by {together[0].backup}"
-            found.append(Aside("table", name, size_, replaced, _moment(together[0].stamp), where))
+            found.append(KeptData("table", name, size_, replaced, _moment(together[0].stamp), where))
     return found
 
 
-def directories_aside(env: Environment) -> Iterator[list[Path]]:
-    """What lies beside each live directory, oldest first: beside the directory itself, where a link leads to it."""
+def superseded_directories(env: Environment) -> Iterator[list[Path]]:
+    """The superseded directories of each live directory, oldest first; a link's target is searched too."""
     for data in (Path(node.data_directory) for node in env.nodes()):
         yield sorted(path for live in {data, data.resolve()} for path in live.parent.glob(f"{live.name}.superseded_*"))
     if env.has("wal") and env.wal.directory:
@@ -176,8 +183,8 @@ def directories_aside(env: Environment) -> Iterator[list[Path]]:
 
 
 @action(idempotent=True)
-def discard(permit: Permit, env: Environment, item: Aside) -> str:
-    """Remove one of them."""
+def discard(permit: Permit, env: Environment, item: KeptData) -> str:
+    """Delete one of them."""
     permit.require(DISCARD, item.name)
     if item.kind == "directory":
         shutil.rmtree(item.name)
@@ -192,7 +199,7 @@ def discard(permit: Permit, env: Environment, item: Aside) -> str:
 
 
 def _moment(name: str) -> datetime | None:
-    """When something was set aside, by the end of its name (UTC)."""
+    """The time at the end of a superseded name (UTC)."""
     try:
         return datetime.strptime(name[-15:], STAMP).replace(tzinfo=UTC)
     except ValueError:

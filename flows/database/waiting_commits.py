@@ -1,4 +1,4 @@
-"""Commits that would wait for ever for a standby that is away, called with the open report of a restore."""
+"""Commits that would wait forever for a missing standby, called with the open report of a restore."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from runbook.report import Report
 from runbook.wait import until
 from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, read_synchrony, synchrony
 
-# A standby, or a receiver of WAL, comes back by itself within 5 s of the primary's start, on a busy host later.
+# A standby or WAL receiver reconnects within 5 s of the primary's start; on a busy host it takes longer.
 ATTACH_SECONDS = 30.0
 LEFT_BEHIND = (
-    "rejoin-standby joins the standby and the receiver of WAL again, and commits wait for them then. Until then a "
-    "failure of this server loses every write since the newest backup"
+    "run rejoin-standby to reattach the standby and the WAL receiver; commits wait for them again afterwards. Until "
+    "then a failure of this server loses every write since the newest backup"
 )
 
 
 def alone_act(env: Environment) -> Act:
-    """What a restore needs a permit for on a server whose commits wait for others."""
+    """The act to permit: continue without the standbys that commits wait for."""
     return Act(ALONE, address(env.postgres))
 
 
 def judge_commits(report: Report, env: Environment) -> None:
-    """On a running server: whether what a restore writes would ever be committed."""
+    """Whether a commit on the running server would return, or wait forever for a missing standby."""
     found = read_synchrony(env.postgres)
     if found.hangs:
-        what = (
-            f"{len(found.connected)} of {found.needed} connected that synchronous_standby_names ({found.names}) needs"
-        )
         report.warn(
-            "commits wait for ever", "start the standby or the receiver of WAL; else this run goes on alone", value=what
+            "commits wait forever",
+            "start the standby or the WAL receiver, or this run continues without them",
+            value=f"{len(found.connected)} standbys connected",
+            expected=f"{found.needed}, by synchronous_standby_names ({found.names})",
         )
         report.plan(
-            "go on without a standby", f"if none connects within {ATTACH_SECONDS:.0f} s: commits wait for nobody"
+            "continue without a standby",
+            f"if none connects within {ATTACH_SECONDS:.0f} s: commits then wait for no standby",
         )
 
 
 def free_commits(report: Report, permit: Permit, env: Environment, *, after: object, new: bool = False) -> None:
-    """Where nobody is there for whom commits wait, they wait for nobody, and the report says what to do about it. A
-    `new` cluster is followed by nobody; else those who follow get `ATTACH_SECONDS` to come back."""
+    """Override synchronous_standby_names where commits would hang, and report how to reattach the standbys.
+
+    Nothing follows a `new` cluster; for others, standbys get `ATTACH_SECONDS` to reconnect.
+    """
     found = read_synchrony.after(after)(env.postgres)
     if not found.needed or not (new or found.hangs) or (not new and _attached(env)):
         return
@@ -47,7 +50,7 @@ def free_commits(report: Report, permit: Permit, env: Environment, *, after: obj
     report.warn(
         "commits wait for no standby",
         LEFT_BEHIND,
-        value="synchronous_standby_names was overridden: none of them is connected",
+        value="synchronous_standby_names was overridden: no standby is connected",
         expected=found.names,
     )
 

@@ -1,4 +1,4 @@
-"""What deleting old WAL consists of, called with the open report: what no kept base backup needs is deleted."""
+"""Deleting archived WAL that no kept base backup needs, called with the open report."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.units import size
 from tasks.backups.catalogue import Backup
-from tasks.backups.retention import Rule, read_store
+from tasks.backups.retention import RetentionRule, read_store
 from tasks.cluster.content import cluster_in
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
 
 
 def find_prunable_wal(
-    report: Report, env: Environment, doomed: Sequence[Backup], rule: Rule, which: Stores
+    report: Report, env: Environment, doomed: Sequence[Backup], rule: RetentionRule, which: Stores
 ) -> list[OldWal]:
-    """WAL that no base backup that stays needs (`find_old_wal`); planned line by line. A backup whose manifest cannot
-    be read may need any: then nothing is deleted. pgBackRest deletes its own."""
+    """The WAL that no kept base backup needs (`find_old_wal`), each part as a planned step.
+
+    Nothing if a manifest is unreadable: that backup may need any segment. pgBackRest deletes its own WAL.
+    """
     if which == "backups" and by_pgbackrest(env):
         return []
     stored = read_store(store_for(env, "cluster", which), "cluster", env.name)
@@ -34,8 +36,7 @@ def find_prunable_wal(
     found = list[OldWal]()
     for system in sorted({cluster_in(backup).system for backup in kept}):
         old = find_old_wal(archive_of(env, which, system), system, kept, rule.window)
-        some = limit_unattended(report, env, "files of WAL", old.doomed, old.of)
-        old = replace(old, doomed=tuple(some))
+        old = replace(old, doomed=tuple(limit_unattended(report, env, "files of WAL", old.doomed, old.of)))
         if old.doomed:
             report.plan("delete WAL", f"{len(old.doomed)} files: {old.where}", size=old.bytes)
             found.append(old)
@@ -43,22 +44,22 @@ def find_prunable_wal(
 
 
 def files(found: Sequence[OldWal]) -> list[tuple[object, int]]:
-    """Every file, with its bytes."""
+    """Every file with its bytes."""
     return [(f"{old.archive.place.where} {one.name}", one.bytes) for old in found for one in old.doomed]
 
 
 def acts(found: Sequence[OldWal]) -> list[Act]:
-    """What a permit is needed for."""
+    """The acts to permit."""
     return [Act(DELETE_WAL, old.where) for old in found]
 
 
 def prune_wal(report: Report, permit: Permit, found: Sequence[OldWal]) -> None:
-    """Delete it."""
+    """Delete it and report the sizes."""
     files = freed = 0
     for old in found:
         of_this = delete_wal(permit, old)
         report.fact("WAL deleted", f"{len(old.doomed)} files, {size(of_this)}: {old.where}")
         files, freed = files + len(old.doomed), freed + of_this
     if found:
-        told = f"{files} files of WAL deleted, {size(freed)}"
-        report.outcome = f"{report.outcome}; {told}" if report.outcome else f"no backup, {told}"
+        deleted = f"{files} files of WAL deleted, {size(freed)}"
+        report.outcome = f"{report.outcome}; {deleted}" if report.outcome else f"no backup, {deleted}"

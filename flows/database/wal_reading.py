@@ -1,4 +1,4 @@
-"""Archived WAL after a base backup: read from end to end, damaged segments replaced, called with the open report."""
+"""Archived WAL after a base backup: decode it to its end, replace damaged segments. Called with the open report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
@@ -22,17 +23,19 @@ from tasks.wal.reading.decode import Reader, copies_of, mark_damaged, replace_da
 
 
 def mend(report: Report, archive: Archive, replaced: Sequence[Link], undecodable: Link | None, directory: Path) -> None:
-    """Replace damaged segments in the archive by the intact copies that were read in their place (in `directory`). One
-    of which there was no copy is marked, so that no later run takes it for whole."""
+    """Replace damaged segments in the archive by the intact copies in `directory`.
+
+    A segment without an intact copy is marked as damaged, so that no later run uses it.
+    """
     for link in replaced:
         name = f"damaged segment {link.segment.name}"
-        if link.stored.end:  # the archiver would replace it by the receiver's, which has the same damage
+        if link.stored.end:  # the archiver would overwrite it with the receiver's file, which has the same damage
             report.warn(
                 name,
-                "check the disk of [wal] directory; switch to a new segment (SELECT pg_switch_wal()) and "
-                "run backup-cluster: until then a recovery needs that other copy",
-                value="the unfinished segment in the archive is damaged; another copy (pg_wal, the other "
-                "archive) decodes further and is used",
+                "check the disk of [wal] directory, run SELECT pg_switch_wal(), then backup-cluster. Until then a "
+                "recovery needs the other copy",
+                value="the unfinished segment in the archive is damaged; another copy (pg_wal or the other archive) "
+                "decodes further and was used",
                 expected="decodes to its end",
             )
             continue
@@ -45,18 +48,14 @@ def mend(report: Report, archive: Archive, replaced: Sequence[Link], undecodable
                 value=f"it could not be replaced in the archive: {error.message}",
             )
         else:
-            report.fact(
-                name,
-                "replaced in the archive by the receiver's copy, which decodes and continues the segments next to it",
-            )
+            report.fact(name, "replaced in the archive by the receiver's copy, which decodes and fits its neighbours")
     if undecodable and not undecodable.stored.damaged and not undecodable.stored.end:
-        with contextlib.suppress(OpsError):  # a repository that only pgBackRest writes: each run finds it again
+        with contextlib.suppress(OpsError):  # only pgBackRest can write to its repository: each run finds it again
             mark_damaged(archive, undecodable)
 
 
 def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) -> None:
-    """Whether every archived segment after a base backup decodes: a point in time can be reached only up to the first
-    that does not."""
+    """Whether every archived segment after a base backup decodes: recovery can reach only the first that does not."""
     if not env.has("wal"):
         return
     content, spool = cluster_in(backup), Path(env.backups.spool) / env.name
@@ -88,13 +87,14 @@ def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) 
         report.warn("WAL after the base backup", error.hint or "check [wal] and the archive", value=error.message)
         return
     why = reader.damage or chain.trouble
-    more = f"; behind it: {behind.told}" if behind else ""
+    more = f"; after it: {behind.text}" if behind else ""
     pruned = f"; {chain.end_reason}: only newer base backups reach later points" if chain.pruned else ""
     report.require(
         "WAL after the base backup",
         not why,
-        "run backup-cluster now: nothing behind that place can be restored to a point in time. Then look for an intact "
-        "copy of that segment (the second store, pg_wal of primary and standby), and put it into [wal] directory",
+        "run backup-cluster now: no point in time after that segment can be restored. Then search for an intact copy "
+        "(replica store, pg_wal of primary and standby) and copy it into [wal] directory",
         value=f"{why}{more}" if why else f"{len(reader.read)} segments decode, up to {lsn_text(reader.end)}{pruned}",
-        expected="every segment is there and decodes",
+        expected="every segment present and decodable",
+        follow=[Next("backup-cluster", "start a new recovery window")],
     )

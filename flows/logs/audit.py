@@ -11,13 +11,13 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.findings import tell_read, tell_undated
+from flows.logs.findings import report_files_read, report_undated
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.figures import logins
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
-from tasks.logs.reading.source import Source, reading
+from tasks.logs.reading.source import LogSource, reading
 
 SHOWN = 100
 FIELDS = logins.FIELDS[1:]
@@ -40,14 +40,14 @@ def search_audit_log(
 ) -> Report:
     """監査ログの検索: ユーザーの全アクション履歴・失敗した認証試行・リソースアクセス履歴 (§6.4)
 
-    Shows who did what, from where and with what result, over all rotated files; and, whatever was searched for, the
-    log-ins of that time that are unlike others: many failures close to each other by one user or from one address, a
-    success right behind them, an address or a night hour at which somebody never came before.
+    Shows who did what, from where and with what result, in the log and all its rotated files. It also reports unusual
+    log-ins of that time: bursts of failures by one user or from one address, a success right after a burst, a user's
+    first log-in from an address, and log-ins at night by users who never came at night.
 
-    It changes nothing. A success behind many failures is critical, other unusual log-ins warn. The file named in the
-    report holds up to `first` lines. Lines that are no JSON are counted and shown apart.
+    It changes nothing. A success after a burst of failures is CRITICAL; other unusual log-ins are WARN. The evidence
+    file named in the report has up to `first` lines. Lines that are not JSON are counted and shown separately.
 
-    Departs from the manual: its queries read one file, and never the rotated ones.
+    Departs from the manual: its queries read the current file only.
 
     Args:
         environment: 対象の環境
@@ -69,9 +69,7 @@ def search_audit_log(
         asked["result"] = "" if result == "any" else result
         fields = [f"{name}={text}" for name, text in asked.items() if text]
         wanted = Conditions(logins.FIELDS).within(begin, end).fields(fields)
-        usual = (
-            Conditions(logins.FIELDS).within(None, end).holds(logins.LOGIN, "login")
-        )  # known from before `begin` too
+        usual = Conditions(logins.FIELDS).within(None, end).holds(logins.LOGIN, "login")  # also from before `begin`
         with reading(
             find_logs(Path(env.logs.need("audit"))), env.zone, fields=logins.FIELDS, names=env.logs.fields
         ) as source:
@@ -81,14 +79,14 @@ def search_audit_log(
                 undated=(wanted if wanted.times else usual).undated(),
             )
             count = _tell_history(report, env, source, first)
-            tell_read(report, source, bad)
-            tell_undated(report, source)
+            report_files_read(report, source, bad)
+            report_undated(report, source)
             judge_logins(report, env, source, begin or datetime.min.replace(tzinfo=UTC), failures, minutes)
         report.outcome = f"{count:,} events found"
     return report
 
 
-def _tell_history(report: Report, env: Environment, source: Source, first: int) -> int:
+def _tell_history(report: Report, env: Environment, source: LogSource, first: int) -> int:
     """The events, and how many of each kind."""
     count = int(source.rows("SELECT count(*) FROM picked")[0][0])
     report.fact("found", f"{count:,} events")
@@ -110,9 +108,9 @@ def _tell_history(report: Report, env: Environment, source: Source, first: int) 
 
 
 def judge_logins(
-    report: Report, env: Environment, source: Source, since: datetime, failures: int, minutes: int
+    report: Report, env: Environment, source: LogSource, since: datetime, failures: int, minutes: int
 ) -> None:
-    """Those of the table `logins` that are unlike others."""
+    """Unusual log-ins of the table `logins`."""
     bursts = logins.find_bursts(source, since, failures, minutes)
     broken_in = logins.find_broken_in(source, since, failures, minutes)
     unusual = logins.find_unusual(source, since, env.zone)
@@ -130,20 +128,20 @@ def judge_logins(
         [(one.at, one.who, one.address, one.why) for one in (*broken_in, *unusual)],
     )
     report.require(
-        "log-ins right behind many failures",
+        "log-ins after a burst of failures",
         not broken_in,
-        "ask them; if it was not they: end their sessions (clear-cache), change their passwords",
+        "ask these users; if they did not log in, end their sessions (clear-cache) and change their passwords",
         value=", ".join(f"{one.who} from {one.address}" for one in broken_in[:5]) or "none",
     )
     report.prefer(
         "many failed log-ins",
         not bursts,
-        "look at the addresses; block them at the proxy",
+        "check these addresses, and block them at the proxy",
         value="; ".join(f"{one.name}: {one.most}" for one in bursts[:5]) or "none",
     )
     report.prefer(
         "log-ins from new addresses or at night",
         not unusual,
-        "ask these users whether it was they",
+        "ask these users whether they logged in",
         value=", ".join(f"{one.who} from {one.address}" for one in unusual[:5]) or "none",
     )

@@ -1,4 +1,4 @@
-"""Whether the logs are what everything else relies on (§6.1, §6.2, §6.4)."""
+"""The form and the rotation of the logs, on which all other log runbooks rely (§6.1, §6.2, §6.4)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.logs.findings import Log, path_of, tell_read
+from flows.logs.findings import Log, path_of, report_files_read
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -31,15 +31,15 @@ REQUIRED = {"app": APP, "audit": AUDIT}
 def check_logging(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 7) -> Report:
     """構造化ログ・ログローテーションの確認 (§6.1, §6.2)
 
-    Looks at both logs: whether their lines are JSON with the manual's fields, times have a zone and the clock is right,
-    token counts reach the log, secrets or personal data stand in it; how they are rotated (logrotate asked with -d,
-    which changes nothing), whether the application writes to the new file after that, and how long the disk lasts. Run
-    it weekly, and after a change of the application's logging.
+    Checks the application's log and the audit log: JSON lines with the manual's fields, times with a zone, a correct
+    clock, token counts, no secrets or personal data. It also checks their rotation (`logrotate -d` changes nothing),
+    that the application writes to the new file after a rotation, and how long the disk space lasts. Run it weekly, and
+    after a change of the application's logging.
 
-    It changes nothing. Where logrotate is not installed it says so and goes on.
+    It changes nothing. A missing logrotate is a WARN.
 
-    Departs from the manual: its formatter reads record.extra, which never exists, so that token counts do not reach the
-    log; its RotatingFileHandler and logrotate both rotate the same file. Both are found here.
+    Departs from the manual: its formatter reads record.extra, which never exists, so token counts are lost; its
+    RotatingFileHandler and logrotate rotate the same file. This check finds both.
 
     Args:
         environment: 対象の環境
@@ -63,7 +63,7 @@ def _check(report: Report, env: Environment, log: Log, files: tuple[LogFile, ...
     """One of them."""
     with reading(files, env.zone, since=since, names=env.logs.fields) as source:
         form = read_form(source, REQUIRED[log], env.logs.ai_message)
-        tell_read(report, source, form.bad, of=f"{log}: ")
+        report_files_read(report, source, form.bad, of=f"{log}: ")
     judge_form(report, env, log, form)
     judge_leaks(report, log, files)
     judge_rotation(report, env, log, files)
@@ -79,7 +79,7 @@ def judge_form(report: Report, env: Environment, log: Log, form: Form) -> None:
     report.prefer(
         f"{log}: lines that are JSON",
         form.valid_ratio >= VALID_RATIO,
-        "look at the samples: who writes them?",
+        "find the program that writes the lines in the samples",
         value=f"{form.valid_ratio:.3%} of {form.lines + form.bad:,}",
         expected=f"at least {VALID_RATIO:.1%}",
     )
@@ -88,20 +88,19 @@ def judge_form(report: Report, env: Environment, log: Log, form: Form) -> None:
         f"{log}: fields of every line",
         not lacking,
         "correct the application's formatter (§6.1)",
-        value=f"missing: {lacking}" if lacking else "all are there",
+        value=f"missing: {lacking}" if lacking else "none is missing",
     )
     report.prefer(
         f"{log}: times have a zone",
         not form.naive,
-        "datetime.now(UTC).isoformat() in place of utcnow()",
-        value=f"{form.naive:,} have none: read as UTC" if form.naive else "all",
+        "use datetime.now(UTC).isoformat() instead of utcnow()",
+        value=f"{form.naive:,} have no zone and are read as UTC" if form.naive else "all",
     )
     if log == "app":
         report.prefer(
             "token counts reach the log",
             not form.tokenless,
-            "logging puts extra= on the record itself, and the manual's formatter reads record.extra: merge "
-            "the record's own attributes, as docs/logs.md shows",
+            "correct the formatter as in docs/logs.md: logging sets extra= as attributes of the record",
             value=f"{form.tokenless:,} AI calls without a number of tokens" if form.tokenless else "all",
         )
     _judge_clock(report, env, log, form)
@@ -109,15 +108,19 @@ def judge_form(report: Report, env: Environment, log: Log, form: Form) -> None:
 
 def _judge_clock(report: Report, env: Environment, log: Log, form: Form) -> None:
     if form.newest is None:
-        report.warn(f"{log}: the newest line", "nothing was written in that time", value="none has a time")
+        report.warn(
+            f"{log}: the newest line",
+            "check that the application logs, and with a timestamp",
+            value="no line has a time",
+        )
         return
     ahead = (form.newest.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
     offset = (datetime.now(env.zone).utcoffset() or timedelta()).total_seconds()
     local = offset and abs(ahead - offset) < 3600
     hint = (
-        f"the application writes {env.zone.key}'s time as if it were UTC: write the zone too"
+        f"add the zone to the application's times: it writes {env.zone.key}'s time as UTC"
         if local
-        else "correct that host's clock (chronyc tracking)"
+        else "correct the host's clock (chronyc tracking)"
     )
     report.require(
         f"{log}: the clock",
@@ -136,24 +139,24 @@ def judge_leaks(report: Report, log: Log, files: Sequence[LogFile]) -> None:
     try:
         leaks, looked = find_leaks(newest)
     except OSError as error:
-        report.warn(f"{log}: secrets in it", "run the worker as a user that may read it", value=error.strerror)
+        report.warn(f"{log}: secrets in it", "run the worker as a user who can read it", value=error.strerror)
         return
     report.prefer(
         f"{log}: secrets and personal data",
         not leaks,
-        "do not log it; then remove the old files (clean-logs)",
+        "stop logging them; then delete the old files (clean-logs)",
         value=", ".join(f"{leak.kind} in {leak.lines:,} of {looked:,} lines" for leak in leaks) or "none found",
     )
     if leaks:
         report.table(
-            f"{log}: what must not stand there",
+            f"{log}: what must not be in the log",
             ("kind", "lines", "one of them, masked"),
             [(leak.kind, leak.lines, leak.example) for leak in leaks],
         )
 
 
 def judge_rotation(report: Report, env: Environment, log: Log, files: Sequence[LogFile]) -> None:
-    """As §6.2 says, once; and the application writes to the new file."""
+    """One block of logrotate as in §6.2; the application writes to the new file after a rotation."""
     if not env.logs.rotation:
         report.fact(f"{log}: rotation", "not checked: [logs] rotation is not configured")
         return
@@ -162,7 +165,7 @@ def judge_rotation(report: Report, env: Environment, log: Log, files: Sequence[L
     report.prefer(
         f"{log}: rotated once",
         len(found.blocks) == 1,
-        f"write the block of §6.2 into {configuration}" if not found.blocks else "leave one block for it",
+        f"write the block of §6.2 into {configuration}" if not found.blocks else "keep one block for it",
         value=f"{len(found.blocks)} blocks of {configuration} cover it",
         expected="1",
     )
@@ -171,13 +174,13 @@ def judge_rotation(report: Report, env: Environment, log: Log, files: Sequence[L
         report.prefer(
             f"{log}: rotation as in the manual",
             not differing,
-            "correct it, or leave it where it is meant so",
+            "correct the configuration, unless the difference is intended",
             value="; ".join(f"{name}: {here} (manual: {wanted})" for name, here, wanted in differing) or "as in §6.2",
         )
         report.require(
             f"{log}: logrotate takes its configuration",
             found.asked and not found.said,
-            "correct the file" if found.asked else "apt install logrotate; nothing rotates the logs without it",
+            "correct the file" if found.asked else "run apt install logrotate: nothing rotates the logs without it",
             value=found.said or ("yes" if found.asked else "logrotate is not installed"),
             worst=Status.CRITICAL if found.said else Status.WARN,
         )
@@ -189,27 +192,27 @@ def judge_rotation(report: Report, env: Environment, log: Log, files: Sequence[L
     report.require(
         f"{log}: reopened after rotation",
         not stuck,
-        "restart it; then use WatchedFileHandler, or copytruncate",
-        value="; ".join(stuck) + " still writes" if stuck else "nobody writes to a rotated file",
+        "restart the process; then use WatchedFileHandler, or copytruncate",
+        value="; ".join(stuck) + " still writes" if stuck else "no process writes to a rotated file",
     )
 
 
 def judge_handlers(report: Report, env: Environment) -> None:
-    """Two that rotate one file."""
+    """Two programs that rotate the same file."""
     if not env.has("application") or not env.application.backend_directory:
         return
     handlers = find_handlers(Path(env.application.backend_directory))
     twice = bool(handlers and env.logs.rotation) and Path(env.logs.rotation).exists()
     report.prefer(
-        "one that rotates",
+        "one program rotates the log",
         not twice,
-        "leave it to logrotate: WatchedFileHandler in the application",
+        "use WatchedFileHandler in the application, and let logrotate rotate",
         value=f"logrotate, and {', '.join(handlers[:3])}" if twice else "not both",
     )
 
 
 def judge_disk(report: Report, env: Environment) -> None:
-    """How long the disk lasts, by what the last rotations took."""
+    """How long the disk space lasts at the size of the last rotations."""
     if not env.logs.app:
         return
     directory = Path(env.logs.app).parent
@@ -226,7 +229,7 @@ def judge_disk(report: Report, env: Environment) -> None:
     report.prefer(
         "disk of the logs",
         days >= SHORT_DAYS,
-        "clean-logs, or a larger disk",
+        "run clean-logs, or enlarge the disk",
         value=f"{size(free)} free, {size(daily)} a day: {min(days, 9999):,.0f} days",
         expected=f"at least {SHORT_DAYS} days",
     )

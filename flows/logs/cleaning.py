@@ -35,13 +35,12 @@ def clean_logs(
 ) -> Report:
     """ログローテーション: 古いログの削除 (§6.2)
 
-    Removes rotated files of the application's log that were last written more than `days` ago; of the audit log only
-    where `logs` names it. Run it when the disk of the logs fills up, or weekly. logrotate does the same by number
-    (rotate 30): this is for what it left behind.
+    Deletes rotated files of the application's log that were last written more than `days` ago; rotated files of the
+    audit log only if `logs` names it. Run it when the disk of the logs fills up, or weekly. logrotate deletes by number
+    (rotate 30); this runbook deletes the files that logrotate has left.
 
-    The log itself and files that some process has open stay: a process that still writes to a renamed file would lose
-    what it writes. While the environment is contained nothing is removed. It cannot be undone; the plan shows each
-    file with its age and bytes.
+    It never deletes the log itself, or a file that a process has open: the process would lose what it writes. While the
+    environment is contained, nothing is deleted. It cannot be undone; the plan shows each file with its age and size.
 
     Args:
         environment: 対象の環境
@@ -62,41 +61,43 @@ def clean_logs(
             files = find_logs(path)
             old = [file for file in files if file.path != path and file.modified < before]
             number += len(files)
-            chosen += _not_held(report, old, read_holders(old))
+            chosen += _not_open(report, old, read_holders(old))
             report.fact(log, f"{size(sum(file.bytes for file in files))} in {len(files)} files, {len(old)} of them old")
         oldest_first = sorted(chosen, key=lambda file: file.modified)
         chosen = list(limit_unattended(report, env, "log files", oldest_first, number))
         if not chosen:
-            report.outcome = f"nothing that was rotated is older than {days} days"
+            report.outcome = f"no rotated file is older than {days} days"
             return report
         for file in chosen:
             age = (report.started - file.modified).days
             report.plan(REMOVE, f"{file.path}, last written {age} days ago", size=file.bytes)
         pin_deleted(report, "rotated logs", ((f"{file.path} {file.inode}", file.bytes) for file in chosen))
         permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen))
-        gone = remove_logs(permit, chosen, before)
-        left = [file.path.name for file in chosen if file not in gone]
+        deleted = remove_logs(permit, chosen, before)
+        left = [file.path.name for file in chosen if file not in deleted]
         if left:
             report.warn(
-                "files that stayed", "launch it again: they were rotated or opened meanwhile", value=", ".join(left[:5])
+                "files that were not deleted",
+                "launch it again: they were rotated or opened meanwhile",
+                value=", ".join(left[:5]),
             )
-        report.outcome = f"{len(gone)} files removed, {size(sum(file.bytes for file in gone))}"
+        report.outcome = f"{len(deleted)} files deleted, {size(sum(file.bytes for file in deleted))}"
     return report
 
 
-def _not_held(report: Report, old: Sequence[LogFile], holders: Holders) -> list[LogFile]:
-    """Those that nobody has open."""
+def _not_open(report: Report, old: Sequence[LogFile], holders: Holders) -> list[LogFile]:
+    """The files that no process has open."""
     held = [(file.path.name, holders.by_inode[file.inode]) for file in old if file.inode in holders.by_inode]
     if held:
         report.warn(
             "rotated files that are still open",
-            "make that process open its log again, or restart it",
+            "restart the process, or make it reopen its log",
             value="; ".join(f"{name}: {who}" for name, who in held[:5]),
         )
     if old and not holders.whole:
         report.warn(
-            "processes that were asked",
+            "processes checked for open files",
             "run the worker as root, or as the application's user",
-            value="not all: this user may not look at others'",
+            value="not all: this user cannot see the open files of other users",
         )
     return [file for file in old if file.inode not in holders.by_inode]

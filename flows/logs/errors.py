@@ -11,16 +11,16 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.logs.findings import tell_read, tell_undated
+from flows.logs.findings import report_files_read, report_undated
+from runbook.masking import masked
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.logs.figures.errors import COLUMNS, Kind, kinds
-from tasks.logs.masking import masked
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at
-from tasks.logs.reading.source import Source, offset, reading, utc
+from tasks.logs.reading.source import LogSource, offset, reading, utc
 
 LEVELS = ("ERROR", "CRITICAL")
 """As `tasks.logs.reading.conditions.LEVELS` has them: FATAL and error are among them."""
@@ -34,13 +34,13 @@ def summarise_errors(
 ) -> Report:
     """エラーログ確認: トップエラーメッセージ集計・時間帯別のエラー数 (§6.3, §7.2)
 
-    Groups the errors of the last hours by what they say (numbers, ids and quoted texts apart), by module and by hour,
-    against as many hours before: which kinds are new, and whether there are many more. Run it daily.
+    Groups the errors of the last hours by message (without numbers, ids and quoted texts), by module and by hour. It
+    compares them with the same number of hours before: which kinds are new, and whether there are more. Run it daily.
 
-    It changes nothing. What is new, or twice as much as before, warns; examples are masked.
+    It changes nothing. New kinds, and twice as many errors as before, are WARN. Examples are masked.
 
-    Departs from the manual: `jq … | wc -l` counts lines of a pretty-printed object, of the whole file; here errors of
-    exactly these hours are counted, over rotated files too.
+    Departs from the manual: `jq … | wc -l` counts the lines of pretty-printed objects in the whole file. Here the
+    errors of exactly these hours are counted, also in rotated files.
 
     Args:
         environment: 対象の環境
@@ -63,20 +63,20 @@ def summarise_errors(
             )
             _tell_kinds(report, found, known=reaches)
             _tell_hours(report, source, since, end, env.zone)
-            tell_read(report, source, bad)
-            tell_undated(report, source)
+            report_files_read(report, source, bad)
+            report_undated(report, source)
         total = sum(one.count for one in found)
         report.outcome = f"{total:,} errors of {len(found)} kinds in {hours} h"
     return report
 
 
 def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
-    """What they say, the most frequent first, and what is new."""
+    """The kinds of errors, the most frequent first, and the new ones."""
     total, before = sum(one.count for one in found), sum(one.before for one in found)
-    report.fact("errors", f"{total:,}; as many hours before {f'{before:,} of these kinds' if known else 'not known'}")
+    report.fact("errors", f"{total:,}; the hours before {f'{before:,} of these kinds' if known else 'not known'}")
     report.table(
-        f"What they say (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
-        ("", "lines", "before", "level", "kind", "modules", "first", "last", "the newest, masked"),
+        f"Kinds of errors (the first {min(len(found), SHOWN)} of {len(found)})",
+        ("", "lines", "before", "level", "kind", "modules", "first", "last", "newest example, masked"),
         [
             (
                 "new" if known and not one.before else "",
@@ -95,29 +95,29 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
     if not known:
         report.warn(
             "what is new",
-            "nothing to do: it will be known when the log is old enough",
-            value="the log does not reach back as many hours before",
+            "launch it again when the log is old enough",
+            value="not measured: the log does not reach back far enough",
         )
         return
     new = [one for one in found if not one.before]
     report.prefer(
         "new kinds of errors",
         not new,
-        "look at them in the table: what was deployed or changed since?",
+        "check what was deployed or changed since: the table has them",
         value="; ".join(masked(one.text)[:80] for one in new[:3]) or "none",
     )
     more = total > MORE_RATIO * before and total - before >= MORE_LINES
     report.prefer(
         "errors against the hours before",
         not more,
-        "look at when they began, in the picture",
+        "find in the chart when they began",
         value=f"{total:,} after {before:,}",
         expected=f"at most {MORE_RATIO:g} times as many",
     )
 
 
-def _tell_hours(report: Report, source: Source, since: datetime, end: datetime, zone: ZoneInfo) -> None:
-    """When, and where from. Hours are counted in UTC: where the clock is put back one of them is there twice."""
+def _tell_hours(report: Report, source: LogSource, since: datetime, end: datetime, zone: ZoneInfo) -> None:
+    """By hour and by module. Hours are counted in UTC: when the clock is set back, one local hour comes twice."""
     minutes = (since.astimezone(zone).utcoffset() or timedelta()) % timedelta(hours=1)
     query = (
         "SELECT date_trunc('hour', time + $minutes) - $minutes, count(*) FROM picked WHERE time >= $since GROUP BY 1"

@@ -1,4 +1,4 @@
-"""Lines that were found, in a file of their own: masked, and readable by nobody else."""
+"""An evidence file with the lines that a search found: masked, readable by the worker's user only."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 
 from blocks.environment import Environment
+from runbook.masking import masked_value
 from runbook.page.render import key
 from runbook.report import Report
-from tasks.logs.masking import masked_value
 
 
 def keep_lines(report: Report, env: Environment, lines: Sequence[str]) -> None:
-    """Write them beside the reports, and say where."""
+    """Write the lines to a file in the report folder, and name it in the report."""
     if not lines:
         return
     folder = env.reports_directory / "evidence"

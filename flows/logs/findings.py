@@ -1,57 +1,57 @@
-"""What every search of the logs tells: what was read, and what could not be."""
+"""Findings of every search in the logs: files read, and lines or files that could not be read."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from blocks.environment import Environment
+from runbook.masking import masked
 from runbook.report import Report
 from runbook.units import size
-from tasks.logs.masking import masked
 from tasks.logs.reading.samples import find_bad_lines, is_half_written
-from tasks.logs.reading.source import Source, count_undated
+from tasks.logs.reading.source import LogSource, count_undated
 
 Log = Literal["app", "audit"]
 
 
-def tell_read(report: Report, source: Source, bad: int, of: str = "") -> None:
-    """Files, lines that are no JSON, and files that cannot be read: nothing is left out silently."""
-    names = ", ".join(file.path.name for file in source.files) or "none of the files was written to in that time"
+def report_files_read(report: Report, source: LogSource, bad: int, of: str = "") -> None:
+    """Files read, lines that are not JSON, and unreadable files: nothing is left out silently."""
+    names = ", ".join(file.path.name for file in source.files) or "no file was written in that time"
     report.fact(f"{of}read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
     if not source.bytes:
         report.warn(
             f"{of}something to read",
-            "not measured, rather than well: look whether the application still logs",
-            value="no line was written in that time",
+            "check whether the application still logs",
+            value="not measured: no line was written in that time",
         )
     for name, why in sorted(source.unreadable.items()):
         report.warn(
             f"{of}{name} is whole",
-            "what it holds is not counted: look at the file, and at this user's rights",
+            "check the file and this user's permissions: its lines are not counted",
             value=why,
         )
     if bad and is_half_written(source.files):
         bad -= 1
-        report.fact(f"{of}half-written", "the newest line is not at its end yet: it is not counted")
+        report.fact(f"{of}half-written", "the newest line is incomplete and is not counted")
     if not bad:
-        report.passed(f"{of}lines that are no JSON objects", value="none")
+        report.passed(f"{of}lines that are not JSON objects", value="none")
         return
     report.warn(
-        f"{of}lines that are no JSON objects",
-        "they are in none of the counts: find out who writes them",
+        f"{of}lines that are not JSON objects",
+        "find the program that writes them: these lines are not counted",
         value=f"{bad:,}",
         expected="none",
     )
     samples = [(one.file, one.line, masked(one.text)) for one in find_bad_lines(source.files)]
-    report.table(f"{of}Lines that are no JSON objects (the first ones)", ("file", "line", "text"), samples)
+    report.table(f"{of}Lines that are not JSON objects (the first ones)", ("file", "line", "text"), samples)
 
 
-def tell_undated(report: Report, source: Source, of: str = "") -> None:
-    """Valid lines of what was looked for without a readable time, of the table `undated`: they may be of that time."""
+def report_undated(report: Report, source: LogSource, of: str = "") -> None:
+    """Lines of the table `undated`: they match the search but for their time, which is unreadable."""
     if count := count_undated(source):
         report.warn(
             f"{of}lines without a readable time",
-            "they are in none of the counts, and may be of that time: correct the application's formatter (§6.1)",
+            "correct the application's formatter (§6.1): these lines are not counted, and may belong to that time",
             value=f"{count:,}",
             expected="none",
         )
@@ -64,9 +64,9 @@ def tell_undated(report: Report, source: Source, of: str = "") -> None:
 
 
 def path_of(env: Environment, log: Log) -> str:
-    """Where a log is.
+    """The path of a log.
 
     Raises:
-        OpsError: the environment does not say.
+        OpsError: the environment's TOML does not name it.
     """
     return env.logs.need("app" if log == "app" else "audit")

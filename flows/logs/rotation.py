@@ -1,4 +1,4 @@
-"""A rotation of the logs, for real (§6.2)."""
+"""Rotating the logs now, to prove the configuration (§6.2)."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tasks.logs.rotation.rotation import program, read_rotation
 def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
     """ログローテーションの実施と確認 (§6.2)
 
-    Has logrotate rotate the logs now, by its own configuration, and proves that the application went along: the lines
-    of before are kept under another name, the application (asked for its health, which it logs) writes to a new file,
-    and no process writes to the old one any more. Run it once after the rotation was set up or changed.
+    Runs logrotate now with its own configuration, and proves the result: the old lines are kept under another name, the
+    application writes to a new file (a health request makes it log), and no process writes to the old file. Run it once
+    after the rotation was set up or changed.
 
-    It renames files; logrotate removes the oldest, as its configuration says. The daily rotation stays as it is.
+    It renames files; logrotate deletes the oldest, as configured. The daily rotation does not change.
 
-    Departs from the manual: `systemctl reload` does nothing where the unit has no reload, and the
-    application goes on in the renamed file: that is what is looked at here.
+    Departs from the manual: `systemctl reload` does nothing if the unit has no reload. The application then continues
+    to write to the renamed file, which this run detects.
 
     Args:
         environment: 対象の環境
@@ -46,12 +46,12 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
         program()
         before = next((file for file in find_logs(log) if file.path == log), None)
         if before is None:
-            raise OpsError(f"there is no {log}, only rotated files", "find out why the application writes none")
+            raise OpsError(f"there is no {log}, only rotated files", "find out why the application does not write it")
         found = read_rotation(configuration, log)
         report.require(
             "its rotation",
             len(found.blocks) == 1 and not found.said,
-            f"write the block of §6.2 into {configuration}; check-logging says what differs",
+            f"write the block of §6.2 into {configuration}; check-logging lists the differences",
             value=found.said or f"{len(found.blocks)} blocks of {configuration} cover it",
             expected="1 block",
         )
@@ -60,38 +60,38 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
         pin_paths(report, "log", log)
         permit = report.permit(Act(ROTATE, str(configuration)))
         said = rotate(permit, configuration)
-        report.attach(Evidence("What logrotate said", text=fenced(worth_reading(said)[-6000:])))
+        report.attach(Evidence("Output of logrotate", text=fenced(worth_reading(said)[-6000:])))
         became = verify_rotated(log, before, lambda: _ask(env))
         report.require(
             "lines of before",
             bool(became.kept),
-            "look for them: nothing has the old file's number",
-            value=became.kept or "gone",
+            "search the log directory: no file has the old file's inode number",
+            value=became.kept or "missing",
         )
         report.require(
             "the new file is written to",
             became.new_bytes > 0,
-            "restart the application: it logs nowhere",
+            "restart the application: it logs to no file",
             value=size(became.new_bytes),
         )
         report.require(
-            "the old file is let go",
+            "the old file is closed",
             not became.stuck,
-            "restart it, then use WatchedFileHandler in it",
-            value=became.stuck or "nobody writes to it",
+            "restart the process, then use WatchedFileHandler in it",
+            value=became.stuck or "no process writes to it",
         )
-        report.outcome = f"{log.name} is {became.kept} now, and a new one is written to"
+        report.outcome = f"{log.name} was renamed to {became.kept}; the application writes to a new file"
     return report
 
 
 def _ask(env: Environment) -> None:
-    """A request, which is logged, be it answered well or not."""
+    """Send a request: the application logs it, whatever the answer."""
     with contextlib.suppress(OpsError):
         wait_healthy.work(env.application, seconds=1, in_a_row=1)
 
 
 def worth_reading(said: str) -> str:
-    """Without the two lines for each number that a rotated file could have and has not."""
+    """The output without the two lines for each rotated file that does not exist."""
     lines = said.splitlines()
     absent = {number for number, line in enumerate(lines) if line.startswith("old log ") and "does not exist" in line}
     return "\n".join(line for number, line in enumerate(lines) if number not in absent and number + 1 not in absent)

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.findings import Log, path_of, tell_read, tell_undated
+from flows.logs.findings import Log, path_of, report_files_read, report_undated
+from runbook.masking import masked
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.logs.masking import masked
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
-from tasks.logs.reading.source import Source, by_hour, offset, reading
+from tasks.logs.reading.source import LogSource, by_hour, offset, reading
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 SHOWN, HOURS = 50, 48
@@ -46,15 +46,15 @@ def search_logs(
 ) -> Report:
     """ログ検索: grep検索・jqによるJSON解析 (§6.3)
 
-    Finds lines of the application's log or the audit log, over all rotated files, packed ones too: by level, module,
-    user, text, regular expression, time and any field. Shows how many there are, by level, module and hour, and the
-    first ones; the file named in the report holds up to `first` of them.
+    Finds lines of the application's log or the audit log, in all rotated and compressed files: by level, module, user,
+    text, regular expression, time and any field. Shows their number by level, module and hour, and the first lines. The
+    evidence file named in the report has up to `first` of them.
 
     It changes nothing. Secrets, mail addresses and card numbers are masked in the report and in the file. Lines that
-    are no JSON are counted and shown apart.
+    are not JSON are counted and shown separately.
 
-    Departs from the manual: grep for a date takes UTC for local time and finds the date anywhere in a line; here times
-    are compared as times, with their zone. One without a zone is UTC in a log, and the operators' own in this form.
+    Departs from the manual: grep for a date mistakes UTC for local time and finds the date anywhere in a line. Here
+    times are compared as times, with their zone. A time without a zone is UTC in a log, and local time in this form.
 
     Args:
         environment: 対象の環境
@@ -80,15 +80,15 @@ def search_logs(
             bad = source.pick_each(picked=wanted.choice(COLUMNS), undated=wanted.undated())
             count = _tell_counts(report, env, source)
             _keep(report, env, source, first)
-            tell_read(report, source, bad)
-            if wanted.times:  # else they are among those found
-                tell_undated(report, source)
+            report_files_read(report, source, bad)
+            if wanted.times:  # otherwise the search has found them
+                report_undated(report, source)
         report.outcome = f"{count:,} lines found"
     return report
 
 
-def _tell_counts(report: Report, env: Environment, source: Source) -> int:
-    """How many, by level, module and hour."""
+def _tell_counts(report: Report, env: Environment, source: LogSource) -> int:
+    """The number of lines, by level, module and hour."""
     count, undated, begin, end = source.rows(
         "SELECT count(*), count(*) - count(time), arg_min(here, time), arg_max(here, time) FROM picked"
     )[0]
@@ -98,7 +98,7 @@ def _tell_counts(report: Report, env: Environment, source: Source) -> int:
         + (f", from {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} {env.zone.key}" if begin else ""),
     )
     if undated:
-        report.warn("lines without a time", "a search by time does not find them", value=f"{undated:,}")
+        report.warn("lines without a time", "search without since and until to find them", value=f"{undated:,}")
     groups = source.rows("SELECT level, module, count(*) FROM picked GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT 30")
     report.table("By level and module", ("level", "module", "lines"), groups)
     hours = [(f"{hour:%Y-%m-%d %H:00} {offset(hour)}", lines) for hour, (lines,) in by_hour(source)[: -HOURS - 1 : -1]]
@@ -106,8 +106,8 @@ def _tell_counts(report: Report, env: Environment, source: Source) -> int:
     return int(count)
 
 
-def _keep(report: Report, env: Environment, source: Source, first: int) -> None:
-    """The first ones: some in the report, all of them in a file of their own."""
+def _keep(report: Report, env: Environment, source: LogSource, first: int) -> None:
+    """The first lines: some in the report, up to `first` in the evidence file."""
     query = "SELECT strftime(here, '%Y-%m-%d %H:%M:%S'), level, module, message, line FROM picked ORDER BY time, line"
     rows = source.rows(f"{query} LIMIT $first", {"first": first})
     shown = [(time, level, module, masked(message or "")[:300]) for time, level, module, message, _ in rows[:SHOWN]]

@@ -1,4 +1,4 @@
-"""Somebody takes an incident, or says that it is over (付録C)."""
+"""Acknowledging and resolving an incident (付録C)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def acknowledge_incident(
 ) -> Report:
     """インシデントの確認・解決 (付録C)
 
-    Notes who takes an incident: nobody else is told from then on, and whoever was told learns who has it. With resolve
-    it is over: the same alert is a new incident then. The message of an alert links this form, filled in but for your
-    name; it stays valid for as long as the incident is open, whatever is restarted meanwhile.
+    Records who handles an incident. This stops the escalation, and everybody who was notified learns who handles it.
+    With resolve the incident is closed: the same alert then opens a new one. An alert's message links this form, filled
+    in except for your name. The link works as long as the incident is open, also after restarts.
 
-    It changes nothing else. Who acknowledged first stays. Undo: launch escalate with the same what.
+    It changes nothing else. The first acknowledgement counts. Undo: launch escalate with the same what.
 
     Without Prefect: python -m flows.monitoring.acknowledgement --environment NAME --incident ID --by NAME.
 
@@ -53,7 +53,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.monitoring.acknowledgement")
     parser.add_argument("--environment", required=True)
-    parser.add_argument("--incident", default="", help="its id or key; the only open one where none is named")
+    parser.add_argument("--incident", default="", help="its id or key; default: the only open incident")
     parser.add_argument("--by", required=True, help="your name")
     parser.add_argument("--note", default="")
     parser.add_argument("--action", choices=["acknowledge", "resolve"], default="acknowledge")

@@ -1,4 +1,4 @@
-"""Escalation (付録C): whoever is on call is told at once, then one level after the other until somebody takes it."""
+"""Escalation (付録C): the on-call engineer at once, then level by level until somebody acknowledges."""
 
 from __future__ import annotations
 
@@ -30,17 +30,16 @@ def escalate(
 ) -> Report:
     """エスカレーション (付録C)
 
-    Tells whoever is on call (and the owner's own contacts) at once, the team lead after 15 minutes, the manager after
-    30, the executives when it is severe: until somebody acknowledges, and nobody after that. Minutes, people and
-    channels are the environment's [alerts]. A channel that fails falls to the next; where none takes the message, the
-    report is CRITICAL and says whom to phone. Automations launch it for alerts and failed runs; launch it by hand to
-    call for help.
+    Notifies the on-call engineer and the owner's own contacts at once, the team lead after 15 minutes, the manager
+    after 30, and the executives if it is severe. It stops when somebody acknowledges. [alerts] of the environment has
+    the minutes, people and channels. If a channel fails, the next one is tried. If all fail, the report is CRITICAL and
+    names the person to phone. Automations launch it for alerts and failed runs; launch it by hand to call for help.
 
-    Without what and run it opens nothing and goes on with what is open: that is its schedule. What is known of an
-    incident is a file beside the reports, so it survives the end of this run, of the worker and of Prefect. Killed
-    anywhere, the next run goes on: nobody is missed, and at most the person of that moment is told twice.
+    Without what and run it opens no incident and continues the open ones: its schedule does that. An incident is a file
+    in the report folder, which survives the end of this run, of the worker and of Prefect. If a run is killed, the next
+    one continues: nobody is left out, and at most one person is notified twice.
 
-    It changes nothing else. Acknowledge by acknowledge-incident (the message has the link), or without Prefect by
+    It changes nothing else. Acknowledge with acknowledge-incident (the message has the link). Without Prefect:
     python -m flows.monitoring.acknowledgement.
 
     Args:
@@ -71,17 +70,19 @@ def escalate(
 
 
 def _follow_up(report: Report, env: Environment, found: Incident) -> None:
-    """The run that tells the next level, at its minute. Without it the schedule does, up to 5 minutes late."""
+    """Schedule the run that notifies the next level. Without it the schedule does, up to 5 minutes late."""
     due = due_next(env, found)
     if due and not schedule_next(env.name, found.id, due):
         report.warn(
             "the next level's run",
-            "its schedule goes on, every 5 minutes: look that it is active",
-            value="not scheduled by itself",
+            "check that escalate's schedule is active: it continues the escalation every 5 minutes",
+            value="not scheduled",
         )
     if found.waiting and not due:
         report.warn(
-            f"{found.id} is acknowledged", "everybody was told: phone them, numbers are in [alerts]", value=found.what
+            f"{found.id} is acknowledged",
+            "phone the contacts in [alerts]: everybody was notified, nobody acknowledged",
+            value=found.what,
         )
 
 
@@ -94,16 +95,18 @@ def _show(report: Report, env: Environment, found: list[Incident]) -> None:
             wording.moment(env, one.since),
             one.owner,
             one.acknowledged_by or "nobody",
-            wording.told(env, one),
+            wording.notified(env, one),
         )
         for one in found
     ]
-    report.table("Open incidents", ("incident", "severity", "what", "since", "owner", "acknowledged by", "told"), rows)
+    report.table(
+        "Open incidents", ("incident", "severity", "what", "since", "owner", "acknowledged by", "notified"), rows
+    )
     report.outcome = f"{len(found)} open, {sum(one.waiting for one in found)} of them not acknowledged"
 
 
 def main() -> int:
-    """`python -m flows.monitoring.escalation --environment NAME …`: also where Prefect died, from cron or by hand."""
+    """`python -m flows.monitoring.escalation --environment NAME …`: works without Prefect, from cron or by hand."""
     parser = argparse.ArgumentParser(prog="python -m flows.monitoring.escalation")
     parser.add_argument("--environment", required=True)
     parser.add_argument("--severity", choices=["severe", "normal"], default="normal")

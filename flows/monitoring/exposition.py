@@ -1,6 +1,6 @@
-"""What is known of an environment, for Prometheus: gauges, read when they are asked for.
+"""An environment's metrics for Prometheus: gauges, read at each scrape.
 
-A value that could not be measured is absent; `…_measured` is 0 then. So no rule mistakes silence for a good value.
+A value that could not be measured is absent, and its `…_measured` is 0: no rule mistakes silence for a good value.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from flows.monitoring.table import ALARMS
 from runbook.errors import OpsError
 from tasks.monitoring import state
 from tasks.recovery_points import standing
-from tasks.recovery_points.standing import Standing
+from tasks.recovery_points.standing import RecoveryStanding
 
 PREFIX = "ops_"
 FRESH, CHECKED = timedelta(minutes=3), timedelta(minutes=30)
-"""Older rounds, and older checks of recoverability, measure nothing any more."""
+"""Older rounds and older recoverability checks count as not measured."""
 ROUND = "watch_last_round_timestamp_seconds"
 HELP: Mapping[str, str] = {
-    ROUND: "when the watcher measured last",
-    "metric_exceeded": "1: over its limit for long enough to be an alarm",
-    "objective_rpo_seconds": "the most that may be lost",
-    "objective_rto_seconds": "the longest that a recovery may take",
-    "recovery_checked_timestamp_seconds": "when check-recovery-objectives read the recovery points last",
-    "recovery_point_timestamp_seconds": "the newest moment that can be restored",
-    "recovery_loss_seconds": "what would be lost if it were restored now",
-    "recovery_estimate_seconds": "how long that would take, by recoveries that were measured",
+    ROUND: "time of the watcher's last round",
+    "metric_exceeded": "1: the metric exceeds its limit, and its alarm is active",
+    "objective_rpo_seconds": "RPO of the environment",
+    "objective_rto_seconds": "RTO of the environment",
+    "recovery_checked_timestamp_seconds": "time of the last check-recovery-objectives",
+    "recovery_point_timestamp_seconds": "newest point in time that can be restored",
+    "recovery_loss_seconds": "data loss of a restore now",
+    "recovery_estimate_seconds": "estimated duration of that restore, from measured recoveries",
     "recovery_proven": "1: a restore has proven this recovery point",
     "backup_age_seconds": "age of the newest backup",
-    "backup_verified_age_seconds": "age of the newest backup that a restore has verified",
-    "drill_last_timestamp_seconds": "when the last drill ended",
-    "drill_last_ok": "1: it succeeded",
-    "drill_last_rto_seconds": "seconds until users were served again in it",
-    "drill_next_timestamp_seconds": "when the next drill is scheduled",
+    "backup_verified_age_seconds": "age of the newest verified backup",
+    "drill_last_timestamp_seconds": "end of the last drill",
+    "drill_last_ok": "1: the last drill succeeded",
+    "drill_last_rto_seconds": "measured RTO of the last drill",
+    "drill_next_timestamp_seconds": "time of the next scheduled drill",
 }
 Known = Callable[[], tuple[datetime | None, Mapping[str, Reading], Mapping[str, bool]]]
 
@@ -51,7 +51,7 @@ def exported(metric: str) -> str:
 
 
 def names() -> set[str]:
-    """Every name that can be exported: what rules and dashboards may use."""
+    """Every name that rules and dashboards can use."""
     measured = {exported(name) for name in ALARMS} | {PREFIX + name for name in HELP if name in _MEASURED}
     return measured | {f"{name}_measured" for name in measured} | {PREFIX + name for name in HELP}
 
@@ -67,13 +67,13 @@ _MEASURED = (
 
 
 class Exposition(Collector):
-    """The metrics of one environment, as of the moment of the question."""
+    """The metrics of one environment, as of the scrape."""
 
     def __init__(self, find: Callable[[], Environment], known: Known, now: Callable[[], datetime]) -> None:
         self._find, self._known, self._now = find, known, now
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Called for each scrape. Where the environment's TOML is wrong nothing is served: its rules notice that."""
+        """Called for each scrape. A wrong TOML serves nothing, which an alert rule detects."""
         try:
             env = self._find()
         except OpsError:
@@ -100,13 +100,13 @@ class Exposition(Collector):
 
 
 class Gauges:
-    """Families that are filled sample by sample."""
+    """Metric families, filled sample by sample."""
 
     def __init__(self, environment: str) -> None:
         self._environment, self._families = environment, dict[str, GaugeMetricFamily]()
 
     def families(self) -> Iterator[GaugeMetricFamily]:
-        """All that were set."""
+        """Every family with a sample."""
         yield from self._families.values()
 
     def set(self, name: str, value: float, help_text: str = "", **labels: str) -> None:
@@ -119,7 +119,7 @@ class Gauges:
         family.add_metric(list(known.values()), value)
 
     def measure(self, name: str, value: float | None, **labels: str) -> None:
-        """A sample where there is a value; and whether there is one."""
+        """A sample if there is a value, and `…_measured`."""
         if value is not None:
             self.set(name, value, **labels)
         self.set(f"{name}_measured", float(value is not None), "1: measured, 0: not", **labels)
@@ -128,7 +128,7 @@ class Gauges:
 METRICS_HELP = {name.replace(".", "_"): f"{one.title} (付録B)" for name, one in ALARMS.items()}
 
 
-def _recovery(gauges: Gauges, found: Standing, now: datetime) -> None:
+def _recovery(gauges: Gauges, found: RecoveryStanding, now: datetime) -> None:
     gauges.set("recovery_checked_timestamp_seconds", found.checked.timestamp())
     is_fresh = now - found.checked <= CHECKED
     for one in found.resources:
@@ -152,7 +152,7 @@ def _recovery(gauges: Gauges, found: Standing, now: datetime) -> None:
 
 
 def known_of(env: Callable[[], Environment]) -> Known:
-    """What the rounds of an environment have found, whichever watcher took them."""
+    """The results of the last round, of any watcher of the environment."""
 
     def known() -> tuple[datetime | None, Mapping[str, Reading], Mapping[str, bool]]:
         kept = state.load(env().reports_directory)
@@ -163,7 +163,7 @@ def known_of(env: Callable[[], Environment]) -> Known:
 
 
 def serve(exposition: Exposition, host: str, port: int) -> Callable[[], None]:
-    """Answer GET /metrics in a thread; returns what ends it.
+    """Answer GET /metrics in a thread; returns the function that stops it.
 
     Raises:
         OpsError: the address cannot be used.
@@ -175,7 +175,7 @@ def serve(exposition: Exposition, host: str, port: int) -> Callable[[], None]:
     except OSError as error:
         raise OpsError(
             f"metrics cannot be served on {host}:{port}: {error.strerror or error}",
-            "correct [monitoring] metrics_address, or end what uses it",
+            "correct [monitoring] metrics_address, or stop the program that uses the port",
         ) from None
 
     def stop() -> None:

@@ -1,8 +1,8 @@
-"""From an alert to somebody who takes it: the procedures of 付録C, for flows, for drills, and without Prefect.
+"""From an alert to the person who handles it: the procedures of 付録C, for flows, drills, and without Prefect.
 
-incident = open_incident(report, env, what="…", severity="severe", owner="DBA")   # tells the first level
-incident = go_on(report, env, incident)                                           # tells every level that is due
-incident = acknowledge(report, env, incident.id, by="山田")                        # nobody else is told then
+incident = open_incident(report, env, what="…", severity="severe", owner="DBA")   # notifies the first level
+incident = go_on(report, env, incident)                                           # notifies every level that is due
+incident = acknowledge(report, env, incident.id, by="山田")                        # stops the escalation
 incident = declare(report, env, incident.id, by="山田")
 notify_stakeholders(report, env, incident)
 incident = resolve(report, env, incident.id, by="山田")
@@ -16,32 +16,33 @@ from datetime import UTC, datetime, timedelta
 from blocks.environment import Environment
 from blocks.people.alerts import Alerts
 from flows.monitoring import wording
-from runbook.errors import OpsError, without_logins
+from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.masking import without_logins
 from runbook.report import Report
-from tasks.alerts.cause import Cause, read_cause
+from tasks.alerts.cause import AlertCause, read_cause
 from tasks.alerts.channels import masked, send_message
 from tasks.alerts.incident import Incident, Incidents, Severity, Told, incident
-from tasks.alerts.message import Kind, Message, shown
+from tasks.alerts.message import AlertMessage, Kind, shown
 
 STAKEHOLDERS, MOST_LETTERS = -1, 500
 
 
 def incidents(env: Environment) -> Incidents:
-    """Those of an environment; in its report folder, so that they are where the reports are."""
+    """The incidents of an environment, in its report folder."""
     return Incidents(env.reports_directory / "incidents", env.name)
 
 
 def required(env: Environment) -> Alerts:
-    """Whom to tell.
+    """The environment's [alerts].
 
     Raises:
-        OpsError: the environment does not say.
+        OpsError: its TOML has none.
     """
     if not env.has("alerts"):
         raise OpsError(
-            f"environment {env.name} says nothing of whom to tell",
-            "add [alerts] to its TOML (docs/escalation.md) and register it; until then, phone whoever is on call",
+            f"environment {env.name} has no [alerts]: nobody can be notified",
+            "add [alerts] to its TOML (docs/escalation.md) and register it; until then, phone the on-call engineer",
         )
     return env.alerts
 
@@ -56,18 +57,18 @@ def open_incident(
     run: str = "",
     key: str = "",
 ) -> Incident:
-    """Open one, or join the open one of the same key, and tell whoever is to know at once."""
+    """Open an incident, or join the open one of the same key, and notify the first level."""
     alerts = required(env)
     cause = read_cause(run)
     told = what or f"{cause.name or 'run ' + run}: {cause.state} {cause.message}".strip()
-    told = shown(masked(without_logins(told), alerts)[:MOST_LETTERS])  # it goes to people and places outside
+    told = shown(masked(without_logins(told), alerts)[:MOST_LETTERS])  # it is sent to outside services
     new = incident(env.name, told, severity, owner or wording.owner_in(cause.tags), run, key)
     try:
         found, before = incidents(env).open_or_join(new, alerts.reopen_hours * 3600)
-    except OpsError as error:  # a full disk may be what it is about: whoever is on call is told all the same
+    except OpsError as error:  # a full disk may be the incident: the on-call engineer is notified all the same
         report.fail(
             "the incident is on disk",
-            f"{error.hint}. It escalates to nobody by itself: phone them",
+            f"{error.hint}. Phone the next levels: this incident cannot escalate further",
             value=error.message,
         )
         found, before = new, None
@@ -76,15 +77,15 @@ def open_incident(
         report.fact("happened again", f"{found.repeats} times since {wording.moment(env, found.since)}")
     found = go_on(report, env, found, cause)
     if before and before.id != found.id:
-        report.fact("in the place of", f"{before.id}: {before.resolved_by.partition(': ')[2]}")
+        report.fact("replaces", f"{before.id}: {before.resolved_by.partition(': ')[2]}")
         _tell_all(report, env, before, "resolve", f"{found.id} に引き継ぐ: {before.what}")
     return found
 
 
-def go_on(report: Report, env: Environment, found: Incident, cause: Cause | None = None) -> Incident:
-    """Tell everybody who is due and was not told yet, until somebody acknowledges."""
+def go_on(report: Report, env: Environment, found: Incident, cause: AlertCause | None = None) -> Incident:
+    """Notify everybody who is due and was not notified yet, until somebody acknowledges."""
     alerts, kept = required(env), incidents(env)
-    known = cause or (read_cause(found.run) if found.waiting else Cause())
+    known = cause or (read_cause(found.run) if found.waiting else AlertCause())
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OpsError):
             stack.enter_context(kept.stepping(found))
@@ -101,7 +102,7 @@ def go_on(report: Report, env: Environment, found: Incident, cause: Cause | None
 
 
 def due_next(env: Environment, found: Incident) -> datetime | None:
-    """When the next level is to be told; None: everybody was, or nobody needs to be."""
+    """When the next level is due; None: all were notified, or nobody needs to be."""
     alerts, now = required(env), datetime.now(UTC)
     if not found.waiting:
         return None
@@ -118,14 +119,14 @@ def _moment(alerts: Alerts, found: Incident, number: int) -> datetime:
 
 
 def _due(alerts: Alerts, found: Incident, number: int) -> bool:
-    """Its minutes are over, or nobody before it could be reached."""
+    """Its minutes have passed, or no earlier level could be reached."""
     if not _is_for(alerts, found, number):
         return False
     return datetime.now(UTC) >= _moment(alerts, found, number) or not any(one.outcome == "sent" for one in found.told)
 
 
 def _now(kept: Incidents, found: Incident) -> Incident:
-    """As it is on disk: somebody may have acknowledged it meanwhile."""
+    """The incident on disk: somebody may have acknowledged it meanwhile."""
     with contextlib.suppress(OpsError):
         return kept.get(found.id)
     return found
@@ -138,9 +139,9 @@ def _note(kept: Incidents, found: Incident, told: Told) -> Incident:
 
 
 def _report_results(
-    report: Report, env: Environment, found: Incident, number: int, contact: str, cause: Cause
+    report: Report, env: Environment, found: Incident, number: int, contact: str, cause: AlertCause
 ) -> Incident:
-    """One person, by the first channel that takes it."""
+    """Notify one person, by the first channel that accepts the message."""
     alerts, kept = env.alerts, incidents(env)
     person, text = alerts.contacts[contact], wording.text(env, found, contact, cause)
     kind: Kind = "declare" if number == STAKEHOLDERS else "trigger"
@@ -152,26 +153,26 @@ def _report_results(
         reason = _failure(report, alerts, channel, contact, message)
         found = _note(kept, found, Told(number, contact, channel, began, "failed" if reason else "sent", reason))
         if not reason:
-            report.passed(f"{person.role} was told of {found.id}", value=channel)
+            report.passed(f"{person.role} was notified of {found.id}", value=channel)
             failpoint(f"told {contact}")
             return found
     report.fail(
-        f"{person.role} was told of {found.id}",
-        f"phone {person.name or person.role}: {person.phone or 'no number is known'}. "
+        f"{person.role} was notified of {found.id}",
+        f"phone {person.name or person.role}: {person.phone or 'no number in [alerts]'}. "
         "Then repair the channels of [alerts]",
-        value="no channel took it",
+        value="no channel accepted the message",
     )
     return found
 
 
-def _failure(report: Report, alerts: Alerts, channel: str, contact: str, message: Message) -> str:
-    """Why a channel did not take it, "" where it did; the report has it as a finding."""
+def _failure(report: Report, alerts: Alerts, channel: str, contact: str, message: AlertMessage) -> str:
+    """Send a message. Returns why the channel failed, which is also a finding; "": it succeeded."""
     try:
         send_message(alerts, channel, contact, message)  # type: ignore[arg-type]
     except OpsError as error:
         report.warn(
             f"channel {channel} for {alerts.contacts[contact].role}",
-            f"look at [alerts] of the TOML and at the {channel} service; the next channel was tried",
+            f"check [alerts] in the TOML and the {channel} service; the next channel was tried",
             value=error.message,
         )
         return error.message
@@ -179,7 +180,7 @@ def _failure(report: Report, alerts: Alerts, channel: str, contact: str, message
 
 
 def acknowledge(report: Report, env: Environment, name: str, by: str, note: str = "") -> Incident:
-    """Somebody takes it: no further level is told. Whoever was told learns of it.
+    """Acknowledge an incident: this stops the escalation, and everybody who was notified learns of it.
 
     Raises:
         OpsError: there is no such incident, or `by` is empty.
@@ -194,7 +195,7 @@ def acknowledge(report: Report, env: Environment, name: str, by: str, note: str 
 
 
 def resolve(report: Report, env: Environment, name: str, by: str, note: str = "") -> Incident:
-    """It is over: the same key is a new incident from now on.
+    """Close an incident: the same key opens a new one from now on.
 
     Raises:
         OpsError: there is no such incident, or `by` is empty.
@@ -207,14 +208,14 @@ def resolve(report: Report, env: Environment, name: str, by: str, note: str = ""
 
 
 def declare(report: Report, env: Environment, name: str, by: str) -> Incident:
-    """インシデント宣言 (§8.4): it is one that stakeholders are told of (`notify_stakeholders`)."""
+    """インシデント宣言 (§8.4): stakeholders can be notified from now on (`notify_stakeholders`)."""
     found = incidents(env).declare(name, _named(by))
     report.fact("declared", f"by {found.declared_by} at {wording.moment(env, found.declared)}")
     return found
 
 
 def notify_stakeholders(report: Report, env: Environment, found: Incident) -> Incident:
-    """ステークホルダー通知 (§8.4). Whoever could not be told is CRITICAL, with the number to phone."""
+    """ステークホルダー通知 (§8.4). CRITICAL, with the number to phone, if a person could not be notified."""
     for contact in required(env).stakeholders:
         if not found.reached(STAKEHOLDERS, contact):
             found = _report_results(report, env, found, STAKEHOLDERS, contact, read_cause(found.run))
@@ -224,12 +225,12 @@ def notify_stakeholders(report: Report, env: Environment, found: Incident) -> In
 
 def _named(by: str) -> str:
     if not by.strip():
-        raise OpsError("who it is that takes it is not said", "fill in by: your name, which the others read")
+        raise OpsError("by is empty: nobody is named", "fill in your name: the others read it")
     return by.strip()
 
 
 def _tell_all(report: Report, env: Environment, found: Incident, kind: Kind, subject: str) -> None:
-    """Everybody who was told, by the channel that worked; once for each of them."""
+    """Notify everybody who was notified before, once, by the channel that worked."""
     alerts = required(env)
     sent = {
         (one.contact, one.channel) for one in found.told if one.outcome == "sent" and one.contact in alerts.contacts
@@ -242,11 +243,11 @@ def _tell_all(report: Report, env: Environment, found: Incident, kind: Kind, sub
 
 
 def prune(report: Report, env: Environment) -> None:
-    """Remove incidents that were over long ago; what each was stays in the report."""
-    days, gone = required(env).keep_days, list[Incident]()
+    """Delete incidents that were resolved long ago; the report keeps a line for each."""
+    days, deleted = required(env).keep_days, list[Incident]()
     try:
-        gone = incidents(env).prune(timedelta(days=days))
+        deleted = incidents(env).prune(timedelta(days=days))
     except OpsError as error:
-        report.warn("incidents that were over long ago", error.hint, value=error.message)
-    for one in gone:
-        report.passed(f"{one.id} was over for {days:g} days", value=wording.summary(env, one))
+        report.warn("deletion of old incidents", error.hint, value=error.message)
+    for one in deleted:
+        report.passed(f"{one.id} was resolved over {days:g} days ago", value=wording.summary(env, one))

@@ -1,8 +1,9 @@
-"""The metrics of 付録B, watched every minute."""
+"""The metrics of 付録B, measured every minute."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from prefect import flow
 
@@ -10,32 +11,37 @@ from blocks.environment import Environment
 from flows.monitoring.rounds import TIMING, Round, take_round
 from flows.monitoring.table import ALARMS, Alarm, alarm_of
 from flows.recovery.objectives.check import serves_elsewhere
+from runbook import clock
 from runbook.page.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.monitoring.history import Sample, histories
-from tasks.monitoring.hysteresis import Standing
+from tasks.monitoring.history import histories
+from tasks.monitoring.hysteresis import AlarmState
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @flow(name="watch-metrics", flow_run_name="watch-metrics {environment}")
 def watch_metrics(environment: str) -> Report:
     """監視メトリクス (付録B)
 
-    Measures the table's eight rows, and what else costs little: response times and the error rate of the last five
-    minutes by the application's log and by /health, connections, replication lag, Redis memory, CPU, disks, tokens
-    against the budget; services that do not run, and who is to receive WAL and does not. It runs every minute, in
-    `python -m flows.monitoring.serve`; launched by hand it shows what is known now.
+    Measures the table's eight rows and two more: response times and error rate of the last five minutes (from the log
+    and /health), connections, replication lag, Redis memory, CPU, disks, tokens against the budget, stopped services,
+    and standbys or WAL receivers that do not stream. `python -m flows.monitoring.serve` measures every minute; launch
+    this flow by hand to see the current values.
 
-    A metric is exceeded when it was over its limit for three measurements in a row and two minutes, and well again when
-    it was a tenth below it as long. What could not be measured counts as over the limit: a dead database is an alarm.
-    Each change is an event (ops.metric.exceeded, ops.metric.recovered), from which Prefect's automations do what the
-    table says; one that Prefect could not take is told again. Limits: [thresholds] of the environment's TOML; of Redis'
-    memory the second one is the table's.
+    An alarm is raised after three measurements in a row and two minutes over the limit. It clears after the same time
+    at 10 % below the limit. A metric that cannot be measured counts as exceeded: a dead database is an alarm. Each
+    change is an event (ops.metric.exceeded, ops.metric.recovered), on which Prefect's automations act; an event that
+    Prefect did not accept is sent again. [thresholds] in the environment's TOML sets the limits. Redis memory raises
+    its alarm at its second limit.
 
-    It changes nothing but its own notes under reports/metrics: values of two days, then hours of 13 months. A run that
-    finds the same as the one before is counted; a report is filed where something changed, and once an hour.
+    It changes nothing but its history in reports/metrics: every value for two days, then hours for 13 months. A report
+    is filed when something changed, and once an hour.
 
-    Departs from the manual: it says neither for how long nor of what: so 95 of 100 requests, and the fullest disk.
+    Departs from the manual, which names neither a duration nor a statistic: this measures the 95th percentile of
+    requests and the fullest disk.
 
     Args:
         environment: 対象の環境
@@ -43,21 +49,21 @@ def watch_metrics(environment: str) -> Report:
     env = Environment.find(environment)
     with runbook("Watch metrics", env, often=True) as report:
         if elsewhere := serves_elsewhere(env):
-            report.outcome = f"this region does not serve (users are sent to {elsewhere}): nothing to judge"
+            report.outcome = f"users are sent to {elsewhere}: the metrics of this region are not judged"
             return report
         now = datetime.now(UTC)
         found = take_round(env, now, TIMING)
         judge_metrics(report, env, found)
-        tell_history(report, env, now - timedelta(days=1), now)
+        show_history(report, env, now - timedelta(days=1))
     return report
 
 
-MOST_POINTS = 240
+BIN = "6min"
 
 
 def judge_metrics(report: Report, env: Environment, found: Round) -> None:
-    """Each metric; whether Prefect was told."""
-    report.fact("measured", f"{found.at:%Y-%m-%d %H:%M:%S} UTC" + (" by another run" if found.by_another else ""))
+    """A finding for each metric, and one if Prefect did not accept the events."""
+    report.fact("measured", f"{clock.text(found.at)}" + (" by another run" if found.by_another else ""))
     for name, standing in found.standings.items():
         _judge(report, env, alarm_of(name), standing)
     exceeded = [alarm_of(name).title for name, standing in found.standings.items() if standing.exceeded]
@@ -65,18 +71,18 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
         report.fact(f"{change} now", ", ".join(filter(None, [report.facts.get(f"{change} now"), name])))
     if found.problem:
         report.warn(
-            "Prefect was told",
-            "look at the server and PREFECT_API_URL; it is told as soon as it answers",
-            value=f"{found.unsent} events are kept: {found.problem}",
+            "events sent to Prefect",
+            "check the Prefect server and PREFECT_API_URL; the events are sent as soon as it answers",
+            value=f"{found.unsent} events are not sent yet: {found.problem}",
         )
-    report.outcome = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are well"
+    report.outcome = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are healthy"
 
 
-def _judge(report: Report, env: Environment, metric: Alarm, standing: Standing) -> None:
+def _judge(report: Report, env: Environment, metric: Alarm, standing: AlarmState) -> None:
     limit, value = metric.limit(env.limits), standing.value
     shown = "not measured" if value is None else metric.show(value)
-    since = f", since {standing.since:%m-%d %H:%M} UTC" if standing.exceeded and standing.since else ""
-    waits = "back below it" if standing.exceeded else "over it"
+    since = f", since {clock.text(standing.since, 'minutes')}" if standing.exceeded and standing.since else ""
+    waits = "below it again" if standing.exceeded else "over it"
     row = f" ({waits} {standing.against} of {TIMING.samples} times)" if standing.against else ""
     severity = metric.blind if value is None else metric.severity
     report.require(
@@ -89,33 +95,24 @@ def _judge(report: Report, env: Environment, metric: Alarm, standing: Standing) 
     )
 
 
-def tell_history(report: Report, env: Environment, since: datetime, now: datetime) -> None:
-    """A day of every metric, against its limit."""
+def show_history(report: Report, env: Environment, since: datetime) -> None:
+    """The last 24 hours of every metric, with its limit."""
     try:
         found = histories(env.reports_directory, since)
     except OSError as error:
-        report.warn("the history", "correct the owner of reports/metrics", value=f"not read: {error.strerror}")
+        report.warn(
+            "the history", "correct the owner of the folder reports/metrics", value=f"not read: {error.strerror}"
+        )
         return
-    lines = [
-        _trace(env, alarm_of(name), samples, since, now)
-        for name, samples in sorted(found.items())
-        if name.partition("@")[0] in ALARMS
-    ]
+    known = found[found["metric"].str.partition("@")[0].isin(ALARMS)]
+    lines = [_trace(env, alarm_of(str(name)), samples) for name, samples in known.groupby("metric")]
     if lines:
-        report.attach(Evidence("The last 24 hours (dashed: the limit)", svg=traces(lines)))
+        report.attach(Evidence("The last 24 hours (dashed: the limit)", svg=traces(lines, env.zone)))
 
 
-def _trace(env: Environment, metric: Alarm, samples: list[Sample], since: datetime, now: datetime) -> Trace:
-    whole = (now - since).total_seconds()
-    kept = _thinned([((one.at - since).total_seconds() / whole, one.most) for one in samples])
-    return Trace(metric.name, kept, metric.limit(env.limits), metric.show(samples[-1].value))
-
-
-def _thinned(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """The highest of each part of the day: what was over a limit stays to be seen."""
-    highest = dict[int, tuple[float, float]]()
-    for at, value in points:
-        part = int(at * MOST_POINTS)
-        if part not in highest or value > highest[part][1]:
-            highest[part] = (at, value)
-    return tuple(highest[part] for part in sorted(highest))
+def _trace(env: Environment, alarm: Alarm, samples: DataFrame) -> Trace:
+    """The highest value of every six minutes: a short peak stays visible."""
+    highest = samples.set_index("at")["most"].resample(BIN).max().dropna()
+    points = list(zip(highest.index.to_pydatetime(), highest, strict=True))
+    newest = alarm.show(float(samples["value"].iloc[-1]))
+    return Trace(alarm.name, points, newest, alarm.metric.unit, alarm.limit(env.limits))

@@ -1,4 +1,4 @@
-"""One round of the monitoring: measure, judge, keep, tell. Nothing of it needs Prefect."""
+"""One round of the monitoring: measure, judge, record, send events. It works without Prefect."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.monitoring.sources import Reading, read_host, sources
 from flows.monitoring.table import Alarm, alarm_of
-from runbook import metrics
+from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.logs.figures.spending import read_spent
 from tasks.monitoring import events, history, state
-from tasks.monitoring.hysteresis import Change, Standing, Timing, step
-from tasks.monitoring.parallel import ask_beside
-from tasks.monitoring.state import State
+from tasks.monitoring.hysteresis import AlarmState, Change, Timing, step
+from tasks.monitoring.parallel import query_in_parallel
+from tasks.monitoring.state import MonitoringState
 
 TIMING = Timing()
 ANSWER_SECONDS = 15.0
 NEXT_SECONDS = 30.0
-"""Two that watch the same environment take turns: who comes sooner after the other has nothing to do."""
+"""Two watchers of the same environment take turns: a round this soon after the other's is skipped."""
 TOKENS_EVERY = timedelta(hours=1)
 REMIND_FIRST, REMIND_EVERY = timedelta(minutes=10), timedelta(hours=1)
-"""What a runbook did about it has not helped after ten minutes: people learn of it then, and every hour."""
+"""An alarm that is still active is sent again: the automatic runbook did not help."""
 WATCHING_EVERY = timedelta(minutes=5)
 TIDY_MINUTE = 7
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is known after it: the metrics that `changed` in it, how many events are `unsent` and what the `problem` is.
-    `at` is when it was measured, by another one if `by_another`."""
+    """The metrics that `changed` in a round, the number of `unsent` events and why (`problem`). `at`: when it was
+    measured; `by_another`: by another watcher."""
 
     at: datetime
-    standings: Mapping[str, Standing]
+    standings: Mapping[str, AlarmState]
     changed: Mapping[str, Change]
     unsent: int = 0
     problem: str = ""
@@ -47,12 +47,12 @@ class Round:
 
 @probe
 def measure(env: Environment, now: datetime) -> dict[str, Reading]:
-    """Every source but those that need to know what was before, beside each other."""
+    """Query all sources in parallel, except those that need the previous round."""
     asked = sources(env, now)
     env.nodes()
     for part in env.slugs.keys() - {"postgres", "standby"}:  # loaded from Prefect here, not in threads
         getattr(env, part, None)
-    answers = ask_beside({name: ask for name, (ask, _) in asked.items()}, ANSWER_SECONDS)
+    answers = query_in_parallel({name: ask for name, (ask, _) in asked.items()}, ANSWER_SECONDS)
     found = dict[str, Reading]()
     for name, (_, names) in asked.items():
         answer = answers[name]
@@ -64,11 +64,11 @@ def measure(env: Environment, now: datetime) -> dict[str, Reading]:
 
 
 def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Round:
-    """Under the lock of the environment's monitoring. What changed is on disk before anybody is told of it, and told
-    again at the next round where Prefect did not take it.
+    """Take a round under the monitoring's lock. A change is on disk before its event is sent. The next round sends the
+    events that Prefect did not accept.
 
     Raises:
-        OpsError: what was found cannot be written.
+        OpsError: the state cannot be written.
     """
     reports = env.reports_directory
     with state.locked(reports):
@@ -89,16 +89,16 @@ def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Roun
 
 
 def tell_watching(env: Environment, now: datetime) -> None:
-    """That somebody watches, though there is nothing to judge: where no round is taken, Prefect would escalate that.
+    """Send the heartbeat without a round: Prefect escalates a missing one.
 
     Raises:
-        OpsError: it cannot be noted.
+        OpsError: the state cannot be written.
     """
     with state.locked(env.reports_directory):
         _tell_watching(env, state.load(env.reports_directory), now)
 
 
-def _tell_watching(env: Environment, kept: State, now: datetime) -> None:
+def _tell_watching(env: Environment, kept: MonitoringState, now: datetime) -> None:
     if kept.unsent or (kept.watching and timedelta() <= now - kept.watching < WATCHING_EVERY):
         return
     if not events.send([events.watching(env.name, now)]):
@@ -106,15 +106,15 @@ def _tell_watching(env: Environment, kept: State, now: datetime) -> None:
         state.save(env.reports_directory, kept)
 
 
-def _processors(kept: State, now: datetime) -> Reading:
-    since = f", since {kept.at:%H:%M:%S} UTC" if kept.at and kept.processors[0] else ""
+def _processors(kept: MonitoringState, now: datetime) -> Reading:
+    since = f", since {clock.text(kept.at)}" if kept.at and kept.processors[0] else ""
     before = kept.processors if kept.host == socket.gethostname() else ("", 0.0, 0.0)
     reading, kept.processors = read_host(before, f" of {socket.gethostname()}{since}")
     return reading
 
 
-def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
-    """The month's cost against its budget, once an hour: it reads the log of the day."""
+def _tokens(env: Environment, kept: MonitoringState, now: datetime) -> dict[str, Reading]:
+    """The month's cost against its budget, measured once an hour: it reads the day's log."""
     if not (env.has("ai_providers") and env.has("logs") and env.ai_providers.budget and env.ai_providers.prices):
         return {}
     ai, name = env.ai_providers, metrics.TOKENS.name
@@ -124,21 +124,21 @@ def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
         except OpsError as error:
             return {name: Reading(None, error.message)}
         missing = f"; no price: {', '.join(found.unpriced)}" if found.unpriced else ""
-        missing += f"; {found.tokenless} calls are in no sum: no tokens, or no time" if found.tokenless else ""
+        missing += f"; {found.tokenless} calls are not counted: no tokens, or no time" if found.tokenless else ""
         kept.logs, kept.spent = found.files, (now, found.cost, missing)
     at, cost, missing = kept.spent
-    told = f"{cost:,.2f} of {ai.budget:,.2f} {ai.currency}, as of {at:%H:%M} UTC{missing}"
+    told = f"{cost:,.2f} of {ai.budget:,.2f} {ai.currency}, as of {clock.text(at, 'minutes')}{missing}"
     return {name: Reading(cost / ai.budget, told)}
 
 
 def _judge(
-    env: Environment, kept: State, readings: Mapping[str, Reading], now: datetime, timing: Timing
+    env: Environment, kept: MonitoringState, readings: Mapping[str, Reading], now: datetime, timing: Timing
 ) -> dict[str, Change]:
-    """Every metric a step further; what changed, and what is still exceeded, becomes an event."""
+    """Update every metric's state. A change is an event; so is, at intervals, an alarm that stays active."""
     kept.standings = {name: one for name, one in kept.standings.items() if name in readings}
     changed = dict[str, Change]()
     for name, reading in readings.items():
-        metric, before = alarm_of(name), kept.standings.get(name, Standing())
+        metric, before = alarm_of(name), kept.standings.get(name, AlarmState())
         after, change = step(before, reading.value, reading.told, now, metric.bounds(env.limits), timing)
         kept.standings[name] = after
         if change:
@@ -152,8 +152,8 @@ def _judge(
     return changed
 
 
-def payload(env: Environment, metric: Alarm, standing: Standing) -> dict[str, object]:
-    """What an event says: the contract of `ops.metric.*`, and a sentence of it."""
+def payload(env: Environment, metric: Alarm, standing: AlarmState) -> dict[str, object]:
+    """The payload of an event `ops.metric.*`, and its sentence."""
     limit, value = metric.limit(env.limits), standing.value
     severity = metric.blind if value is None else metric.severity
     shown = "not measured" if value is None else f"{metric.show(value)} (limit {metric.show(limit)})"
@@ -171,14 +171,14 @@ def payload(env: Environment, metric: Alarm, standing: Standing) -> dict[str, ob
 
 
 def _keep(reports: Path, now: datetime, readings: Mapping[str, Reading]) -> None:
-    """A history that cannot be written holds up no alarm."""
+    """A history that cannot be written delays no alarm."""
     with contextlib.suppress(OSError):
         history.append(reports, now, {name: reading.value for name, reading in readings.items()})
         if now.minute == TIDY_MINUTE:
             history.tidy(reports, now)
 
 
-def _send(reports: Path, kept: State) -> str:
+def _send(reports: Path, kept: MonitoringState) -> str:
     if not kept.unsent:
         return ""
     problem = events.send(kept.unsent)

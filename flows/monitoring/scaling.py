@@ -1,10 +1,10 @@
-"""What to scale by how much, where connections or processors are short (付録B)."""
+"""By how much to scale connections or processors (付録B)."""
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from prefect import flow
 from pydantic import Field
@@ -16,13 +16,16 @@ from runbook.page.form import Forms, read_forms
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.host.load import read_processors
-from tasks.monitoring.history import Sample, history
-from tasks.postgres.sessions.connections import Activity, read_activity
+from tasks.monitoring.history import history
+from tasks.postgres.sessions.connections import SessionActivity, read_activity
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Part = Literal["connections", "cpu"]
 METRIC: dict[Part, str] = {"connections": metrics.CONNECTIONS.name, "cpu": metrics.CPU.name}
 TARGET_RATIO = 0.6
-"""Of what there will be: room for a peak that is half as high again, below the table's 80 %."""
+"""Use at the peak: below the table's 80 %, and enough for a peak that is a third higher."""
 ROUND_TO = 10
 BYTES_PER_CONNECTION = "about 10 MB"
 
@@ -33,14 +36,13 @@ def advise_scaling(
 ) -> Report:
     """接続数・CPU使用率のスケールアップ (付録B)
 
-    Says how many connections, or processors, would be enough: by the highest use of the last days as watch-metrics has
-    noted it, so that the peak takes 60 % of what there then is. Run it when watch-metrics says that one of them is
-    exceeded; the automation of that metric does.
+    Calculates how many connections or processors are enough for the highest use of the last days, which watch-metrics
+    recorded: the peak should use 60 %. Run it when the alarm of one of these metrics is active; its automation does.
 
-    It changes nothing: more connections need a restart, more processors another machine, and both are a person's
-    decision. The report links the form that does it, filled in. Evidence: the peak, when it was, and who takes it now.
+    It changes nothing: more connections need a restart, more processors another machine. The report links the filled-in
+    form. Evidence: the peak, its time, and the current use.
 
-    Departs from the manual: “scale up” alone; what is held for nothing (idle in a transaction) is told first.
+    Departs from the manual, which only says “scale up”: connections idle in a transaction are reported first.
 
     Args:
         environment: 対象の環境
@@ -51,14 +53,14 @@ def advise_scaling(
     with runbook("Advise scaling", env) as report:
         if part == "connections" and not env.has("postgres"):
             report.leave_out("postgres")
-            report.outcome = "there is no PostgreSQL whose connections could be short"
+            report.outcome = "the environment has no PostgreSQL"
             return report
         try:
             found = history(env.reports_directory, METRIC[part], datetime.now(UTC) - timedelta(days=days))
         except OSError as error:
             raise OpsError(f"the history cannot be read: {error.strerror}", "correct reports/metrics' owner") from None
         forms = read_forms([env.name])
-        _tell_peak(report, found, part)
+        _tell_peak(report, found, part, env.zone)
         if part == "connections":
             _advise_connections(report, env, forms, found)
         else:
@@ -66,44 +68,45 @@ def advise_scaling(
     return report
 
 
-def _tell_peak(report: Report, found: list[Sample], part: Part) -> None:
-    if not found:
+def _tell_peak(report: Report, found: DataFrame, part: Part, zone: tzinfo) -> None:
+    if found.empty:
         report.warn(
             "the history",
-            "start python -m flows.monitoring.serve: it notes a value each minute",
-            value=f"nothing was noted of {METRIC[part]}: only this moment is known",
+            "start python -m flows.monitoring.serve: it records a value each minute",
+            value=f"no value of {METRIC[part]} is recorded: only the current one is known",
         )
         return
-    peak = max(found, key=lambda one: one.most)
-    over = sum(one.most > 0.8 for one in found)
-    report.fact("peak", f"{peak.most:.0%} at {peak.at:%Y-%m-%d %H:%M} UTC; over 80 % in {over} of {len(found)} samples")
+    peak = found.loc[found["most"].idxmax()]
+    over = int((found["most"] > 0.8).sum())
+    at = peak["at"].tz_convert(zone)
+    report.fact("peak", f"{peak['most']:.0%} at {at:%Y-%m-%d %H:%M %z}; over 80 % in {over} of {len(found)} samples")
 
 
-def _advise_connections(report: Report, env: Environment, forms: Forms, found: list[Sample]) -> None:
+def _advise_connections(report: Report, env: Environment, forms: Forms, found: DataFrame) -> None:
     activity = read_activity(env.postgres)
     most = activity.limits.most
-    used = max([activity.used_ratio, *(one.most for one in found)]) * most
+    used = max([activity.used_ratio, *found["most"]]) * most
     wanted = math.ceil(used / TARGET_RATIO / ROUND_TO) * ROUND_TO
     idle = _idle(report, activity)
     if wanted <= most:
         report.outcome = f"{most} connections are enough: at most {used:.0f} were used"
         return
     given = {"environment": env.name, "override": f"max_connections = {wanted}", "reason": f"peak of {used:.0f}"}
-    report.fact("what raises it", forms.link("apply-postgres-settings", env.name, given))
+    report.fact("to raise it", forms.link("apply-postgres-settings", env.name, given))
     close = {"environment": env.name, "min_seconds": 300}
     if idle:
-        report.fact("what frees some first", forms.link("close-idle-connections", env.name, close))
+        report.fact("to free connections first", forms.link("close-idle-connections", env.name, close))
     report.warn(
         "max_connections",
-        f"free what is idle in a transaction, lower the pools, then raise it to {wanted}: on a standby first, "
-        f"then here, each with a restart; each connection takes {BYTES_PER_CONNECTION} of memory",
+        f"close sessions idle in a transaction, lower the pools, then raise it to {wanted}: on a standby first, "
+        f"then here, each with a restart; a connection uses {BYTES_PER_CONNECTION} of memory",
         value=f"{most}, of which {used:.0f} were used",
         expected=f"{wanted}",
     )
     report.outcome = f"raise max_connections from {most} to {wanted}"
 
 
-def _idle(report: Report, activity: Activity) -> int:
+def _idle(report: Report, activity: SessionActivity) -> int:
     idle = [one for one in activity.clients if one.is_idle_in_transaction]
     rows = [
         ("in use", sum(not one.is_idle for one in activity.clients) - len(idle)),
@@ -114,11 +117,11 @@ def _idle(report: Report, activity: Activity) -> int:
     return len(idle)
 
 
-def _advise_processors(report: Report, env: Environment, forms: Forms, found: list[Sample]) -> None:
+def _advise_processors(report: Report, env: Environment, forms: Forms, found: DataFrame) -> None:
     now = read_processors(("", 0.0, 0.0))
-    used = max([now.used_ratio, *(one.most for one in found)]) * now.count
+    used = max([now.used_ratio, *found["most"]]) * now.count
     wanted = max(math.ceil(used / TARGET_RATIO), 1)
-    report.fact("what takes them", forms.link("check-connections", env.name, {"environment": env.name}))
+    report.fact("who uses them", forms.link("check-connections", env.name, {"environment": env.name}))
     if env.has("docker"):
         report.fact("containers", forms.link("check-docker-usage", env.name, {"environment": env.name}))
     if wanted <= now.count:
@@ -129,7 +132,7 @@ def _advise_processors(report: Report, env: Environment, forms: Forms, found: li
         report.fact("what they cost", forms.link("review-resources", env.name, given))
     report.warn(
         "processors",
-        f"look first for what takes them; then give this host {wanted}, or run a second backend beside it",
+        f"check first what uses them; then give this host {wanted}, or run a second backend",
         value=f"{now.count}, of which {used:.1f} were used",
         expected=f"{wanted}",
     )

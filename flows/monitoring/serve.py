@@ -1,11 +1,11 @@
 """The supervised program that watches an environment: `python -m flows.monitoring.serve --environment NAME`.
 
-A round each minute, in this one process: a flow run as a process of its own takes more CPU to start than a round takes
-in all. Rounds need no Prefect. Where something changed, and once an hour, watch-metrics runs as a flow: its report and
-its run are what people look at. Two of these may watch the same environment: they take turns.
+It takes a round each minute in this process: starting a separate process for a flow run costs more CPU than a round.
+Rounds do not need Prefect. After a change, and once an hour, watch-metrics runs as a flow, with a report for people.
+Two watchers of the same environment take turns.
 
-With [monitoring] metrics_address it serves /metrics for Prometheus. With --host it measures that host alone, disks and
-processors, and serves them to the environment's own watcher ([monitoring.hosts]).
+With [monitoring] metrics_address it serves /metrics for Prometheus. With --host it measures only the disks and
+processors of that host, and serves them to the environment's watcher ([monitoring.hosts]).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flows.monitoring.sources import CPU, Reading, read_disks, read_host
 from flows.monitoring.table import named
 from flows.recovery.objectives import board
 from flows.recovery.objectives.check import serves_elsewhere
-from flows.recovery.objectives.points import read_reach
+from flows.recovery.objectives.points import read_recovery_points
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.recovery_points import standing
@@ -39,8 +39,8 @@ EVERY_SECONDS, REPORT_SECONDS, ANSWER_SECONDS = 60.0, 3600.0, 3.0
 REFRESH = timedelta(minutes=10)
 
 
-class Watcher:
-    """Rounds over an environment; what it found, and why not, is printed once, for the service's log."""
+class MetricsWatcher:
+    """Takes the rounds of an environment, and prints changed results and errors to the service's log."""
 
     def __init__(self, environment: str, every_seconds: float = EVERY_SECONDS) -> None:
         self.environment, self.every_seconds = environment, every_seconds
@@ -49,7 +49,7 @@ class Watcher:
         self._said, self._reported_at = "", -REPORT_SECONDS
 
     def run(self) -> None:
-        """Until it is told to stop. Nothing that happens in a round ends it."""
+        """Take rounds until `stop` is set. No error in a round ends it."""
         while True:
             try:
                 self.round()
@@ -61,14 +61,14 @@ class Watcher:
                 return
 
     def round(self) -> None:
-        """One; the environment is read anew, so that a new limit holds at once.
+        """Take one round. It reads the environment again, so that a new limit applies at once.
 
         Raises:
-            OpsError: its TOML is wrong, or what was found cannot be written.
+            OpsError: the TOML is wrong, or the state cannot be written.
         """
         env = Environment.find(self.environment)
         if elsewhere := serves_elsewhere(env):
-            self._say_once(f"this region does not serve (users are sent to {elsewhere})")
+            self._say_once(f"users are sent to {elsewhere}: this region is not judged")
             tell_watching(env, datetime.now(UTC))
             return
         started, spent = time.monotonic(), time.process_time()
@@ -82,27 +82,27 @@ class Watcher:
             _refresh(env)
 
     def exposition(self) -> Exposition:
-        """What /metrics shows."""
+        """The metrics that /metrics serves."""
         self.serves = True
         return Exposition(self.find, known_of(self.find), lambda: datetime.now(UTC))
 
     def find(self) -> Environment:
-        """The environment, read anew."""
+        """The environment, read again."""
         return Environment.find(self.environment)
 
     def _report_results(self, found: Round, took: str) -> None:
         for name, change in found.changed.items():
             say(f"{change}: {name}: {found.standings[name].told}")
         exceeded = sorted(name for name, one in found.standings.items() if one.exceeded)
-        told = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are well"
-        told += f"; {found.unsent} events are kept: {found.problem}" if found.problem else ""
+        told = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are healthy"
+        told += f"; {found.unsent} events are not sent yet: {found.problem}" if found.problem else ""
         self._say_once(told, f" ({took})")
 
     def _report(self) -> None:
-        """As a flow run where Prefect answers, else as a report alone."""
+        """As a flow run if Prefect answers, otherwise as a report only."""
         try:
             (watch_metrics if is_there() else watch_metrics.fn)(self.environment)
-        except OpsError as error:  # CRITICAL, most likely: it is in the report, and in the event
+        except OpsError as error:  # usually CRITICAL: the report and the event have it
             say(error.message)
 
     def _say_once(self, text: str, more: str = "") -> None:
@@ -111,9 +111,8 @@ class Watcher:
             say(text + more)
 
 
-class HostWatcher(Watcher):
-    """Measures the disks and processors of this host, which the environment's TOML calls `host`; tells nobody but who
-    reads its metrics."""
+class HostWatcher(MetricsWatcher):
+    """Measures the disks and processors of this host, which the environment's TOML calls `host`. It sends no events."""
 
     def __init__(self, environment: str, host: str, every_seconds: float = EVERY_SECONDS) -> None:
         super().__init__(environment, every_seconds)
@@ -122,7 +121,7 @@ class HostWatcher(Watcher):
         self._readings = dict[str, Reading]()
 
     def round(self) -> None:
-        """One.
+        """Take one round.
 
         Raises:
             OpsError: the environment's TOML is wrong.
@@ -135,19 +134,19 @@ class HostWatcher(Watcher):
         self._say_once(f"not measured: {'; '.join(unknown)}" if unknown else f"{len(found)} metrics are measured")
 
     def exposition(self) -> Exposition:
-        """What /metrics shows."""
+        """The metrics that /metrics serves."""
         return Exposition(self.find, lambda: (self._at, self._readings, {}), lambda: datetime.now(UTC))
 
 
 def _refresh(env: Environment) -> None:
-    """Where check-recovery-objectives has not run for a while (Prefect is down), its record is read here."""
+    """Rebuild the recovery board if check-recovery-objectives has not run for a while: Prefect may be down."""
     found = standing.read(env.reports_directory)
     if not found or datetime.now(UTC) - found.checked > REFRESH:
-        board.rebuild(env, read_reach(env))
+        board.rebuild(env, read_recovery_points(env))
 
 
 def is_there() -> bool:
-    """Whether Prefect answers at once; it is not started for this."""
+    """Whether Prefect answers now. This starts no temporary server."""
     address = PREFECT_API_URL.value()
     if not address:
         return False
@@ -158,7 +157,7 @@ def is_there() -> bool:
 
 
 def say(text: str) -> None:
-    """A line of the service's log."""
+    """Print a line to the service's log."""
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
 
 
@@ -167,12 +166,12 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.monitoring.serve", description=__doc__)
     parser.add_argument("--environment", required=True)
     parser.add_argument("--every-seconds", type=float, default=EVERY_SECONDS)
-    parser.add_argument("--host", default="", help="measure this host alone, which the TOML calls so")
+    parser.add_argument("--host", default="", help="measure only this host, by its name in the TOML")
     given = parser.parse_args(arguments or None)
     watcher = (
         HostWatcher(given.environment, given.host, given.every_seconds)
         if given.host
-        else Watcher(given.environment, given.every_seconds)
+        else MetricsWatcher(given.environment, given.every_seconds)
     )
     try:
         close = _serve(watcher)
@@ -187,7 +186,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     return 0
 
 
-def _serve(watcher: Watcher) -> Callable[[], None]:
+def _serve(watcher: MetricsWatcher) -> Callable[[], None]:
     env = watcher.find()
     listens = env.monitoring.listens() if env.has("monitoring") else None
     if not listens:

@@ -1,4 +1,4 @@
-"""Where each metric comes from. A source that does not answer is told of every metric it has: none of them is well."""
+"""The source of each metric. If a source does not answer, none of its metrics counts as measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.application.health import health_checks, wait_healthy
 from tasks.host.disk import Disk, disk_of, is_here
 from tasks.host.load import read_processors
 from tasks.host.services import read_services
-from tasks.logs.reading.access import Access, read_access
+from tasks.logs.reading.access import AccessLine, read_access
 from tasks.monitoring import scrape
 from tasks.postgres.replication.status import Replication, Standby, read_replication
 from tasks.postgres.sessions.connections import read_activity
@@ -30,7 +30,7 @@ from tasks.redis.sentinels import master_by, read_sentinels
 
 WINDOW = timedelta(minutes=5)
 LEAST_REQUESTS = 20
-"""One failed request alone is no rate: fewer requests than these count as so many."""
+"""The smallest denominator of an error rate: one failed request alone is no rate."""
 NO_REQUESTS = "there were no requests"
 SILENT_SECONDS = 25.0
 DISK, CPU = metrics.DISK.name, metrics.CPU.name
@@ -40,7 +40,7 @@ STREAMS = metrics.STREAMS_MISSING.name
 
 @dataclass(frozen=True)
 class Reading:
-    """A value and what it is of; None with the reason where it could not be measured."""
+    """A value with its explanation; None with the reason if it could not be measured."""
 
     value: float | None
     told: str
@@ -51,9 +51,9 @@ Asked = Callable[[], Readings]
 
 
 def read_application(env: Environment, now: datetime, window: timedelta = WINDOW) -> Readings:
-    """Answers of 500 and more, and how long 95 of 100 requests took, by the log; and what the health check says now."""
+    """Error rate and 95th percentile from the log, and the health check now."""
     health = _health(env)
-    found: Access | OpsError = Access(0, 0, 0.0, True)
+    found: AccessLine | OpsError = AccessLine(0, 0, 0.0, True)
     if env.has("logs") and env.logs.app and window:
         try:
             found = read_access.work(env.logs, now - window)
@@ -62,13 +62,13 @@ def read_application(env: Environment, now: datetime, window: timedelta = WINDOW
     return {metrics.API_RESPONSE.name: _response(health, found), metrics.API_ERRORS.name: _errors(health, found)}
 
 
-def _can_be_asked(env: Environment) -> bool:
-    """Whether something tells of the application: a health check, or its log."""
+def _is_measurable(env: Environment) -> bool:
+    """Whether the application can be measured: by a health check, or its log."""
     return bool(health_checks(env.application)) or (env.has("application") and env.has("logs") and bool(env.logs.app))
 
 
 def _health(env: Environment) -> float | OpsError | None:
-    """Seconds until all checks passed; None where none is configured."""
+    """Seconds until all checks passed; None: no check is configured."""
     if not health_checks(env.application):
         return None
     try:
@@ -77,15 +77,15 @@ def _health(env: Environment) -> float | OpsError | None:
         return error
 
 
-def _response(health: float | OpsError | None, found: Access | OpsError) -> Reading:
-    if isinstance(found, Access) and found.requests:
-        return Reading(found.slow_seconds, f"95 of 100 of {found.requests} requests took no longer{_cut(found)}")
+def _response(health: float | OpsError | None, found: AccessLine | OpsError) -> Reading:
+    if isinstance(found, AccessLine) and found.requests:
+        return Reading(found.slow_seconds, f"95th percentile of {found.requests} requests{_cut(found)}")
     if isinstance(health, OpsError):
         return Reading(None, health.message)
     return Reading(0.0, NO_REQUESTS) if health is None else Reading(health, f"the health check: {NO_REQUESTS}")
 
 
-def _errors(health: float | OpsError | None, found: Access | OpsError) -> Reading:
+def _errors(health: float | OpsError | None, found: AccessLine | OpsError) -> Reading:
     if isinstance(health, OpsError):
         return Reading(1.0, health.message)
     if isinstance(found, OpsError):
@@ -94,12 +94,12 @@ def _errors(health: float | OpsError | None, found: Access | OpsError) -> Readin
     return Reading(ratio, f"{found.errors} of {found.requests} requests failed{_cut(found)}")
 
 
-def _cut(found: Access) -> str:
+def _cut(found: AccessLine) -> str:
     return "" if found.whole else " (not all lines of that time were read)"
 
 
 def read_database(env: Environment) -> Readings:
-    """Some server takes writes and has the application's database; places that clients take; who follows it."""
+    """The primary's connections, replication lag, and missing streams."""
     wanted = _followers(env)
     try:
         primary = find_primary(env)
@@ -110,7 +110,7 @@ def read_database(env: Environment) -> Readings:
         if isinstance(error, LoginRefused) and error.sqlstate == TOO_MANY:
             unknown[CONNECTIONS] = Reading(1.0, error.message)
         return unknown
-    of = f"{len(activity.clients) + 1} of {activity.limits.most} connections at {primary.host}:{primary.port}"
+    of = f"{len(activity.clients) + 1} of {activity.limits.most} connections of {primary.host}:{primary.port}"
     readings = {CONNECTIONS: Reading(activity.used_ratio, of)}
     if found:
         streaming = {one.name for one in found.standbys if one.state == "streaming"}
@@ -127,25 +127,25 @@ def _of_database(env: Environment) -> tuple[str, ...]:
 
 
 def find_primary(env: Environment) -> Postgres:
-    """The server that takes writes, with the application's database.
+    """The server that accepts writes and has the application's database.
 
     Raises:
-        OpsError: there is none.
+        OpsError: there is none, or two accept writes.
     """
     standing = [(node, nodes.ask(node)) for node in env.nodes()]
     takes = [node for node, said in standing if said and not said.in_recovery]
     if not takes:
-        if len(standing) == 1 and not standing[0][1]:  # alone: it says why
+        if len(standing) == 1 and not standing[0][1]:  # the only one: its error says why
             with standing[0][0].connect(seconds=nodes.ASK_SECONDS):
                 pass
-        raise OpsError("no database server takes writes", "diagnose-database, then show-recovery-options")
-    primary = nodes.primary_first(takes)[0]  # raises where two take writes
+        raise OpsError("no database server accepts writes", "run diagnose-database, then show-recovery-options")
+    primary = nodes.primary_first(takes)[0]  # raises if two accept writes
     with primary.connect(primary.database, seconds=nodes.ASK_SECONDS):
         return primary
 
 
 def _followers(env: Environment) -> set[str]:
-    """By their names: who is to stream from the primary."""
+    """The names of the standby and the WAL receiver that must stream from the primary."""
     wanted = {env.nodes()[-1].name} if env.has("standby") else set()
     if env.has("wal") and env.wal.service in env.services.names:
         wanted.add(env.wal.name)
@@ -153,8 +153,8 @@ def _followers(env: Environment) -> set[str]:
 
 
 def _lag(node: Postgres, found: Replication) -> Reading:
-    """Of the standby: nothing where it has replayed all; else what the primary measured, or since what it replayed last
-    was committed, or since it said anything: the longest. A replay that is paused stands still in the first."""
+    """The standby's lag: 0 if it has replayed everything; otherwise the longest of three: the lag that the primary
+    measured (it does not grow while replay is paused), the age of the last replayed commit, the standby's silence."""
     standby = next((one for one in found.physical if one.name == node.name and one.replay_bytes is not None), None)
     if standby is None:
         return Reading(None, f"{node.name or 'the standby'} is not connected")
@@ -176,7 +176,7 @@ def _seconds(node: Postgres, standby: Standby) -> float:
 
 
 def read_redis(env: Environment) -> Readings:
-    """The master's memory against its limit, or against the host's where it has none."""
+    """The master's memory against maxmemory, or against the host's memory if there is no limit."""
     memory = read_memory.work(master_by(env.redis, read_sentinels.work(env.redis)))
     used, limit = memory.used - memory.not_counted, memory.limit
     of = f"{size(used)} of maxmemory {size(limit)}" if limit else f"no maxmemory: {size(used)} of the host's memory"
@@ -184,15 +184,15 @@ def read_redis(env: Environment) -> Readings:
 
 
 def read_service_states(env: Environment) -> Readings:
-    """Services that do not run."""
+    """Stopped services."""
     stopped = read_services.work(env.services, list(env.services.names)).stopped
     told = f"stopped: {', '.join(stopped)}" if stopped else f"all {len(env.services.names)} run"
     return {metrics.SERVICES_STOPPED.name: Reading(len(stopped), told)}
 
 
 def read_disks(env: Environment, host: str = "") -> Readings:
-    """The fullest file system of those that this host has of the environment; `host`: what its TOML calls this host.
-    Where one cannot be measured, the metric is not measured."""
+    """The fullest file system of the environment on this host; `host`: this host's name in the TOML. If one cannot be
+    measured, the metric is not measured."""
     disks, closed = dict[int, Disk](), list[str]()
     paths = {path for where, path in _places(env) if is_here(where) or where == host} | {env.reports_directory}
     for path in sorted(paths):
@@ -209,7 +209,7 @@ def read_disks(env: Environment, host: str = "") -> Readings:
 
 
 def other_hosts(env: Environment) -> list[str]:
-    """Hosts of the environment whose disks and processors nobody sees from here."""
+    """Other hosts of the environment, whose disks and processors cannot be measured from here."""
     return sorted({host for host, _ in _places(env) if not is_here(host)})
 
 
@@ -230,18 +230,18 @@ def _places(env: Environment) -> list[tuple[str, Path]]:
 
 
 def read_host(before: tuple[str, float, float], since: str) -> tuple[Reading, tuple[str, float, float]]:
-    """Processors of this host since the round before; and the counters for the next one."""
+    """Processor use of this host since the last round, and the counters for the next one."""
     found = read_processors.work(before)
     return Reading(found.used_ratio, f"{found.count} processors{since}"), found.counters
 
 
 def sources(env: Environment, now: datetime, window: timedelta = WINDOW) -> dict[str, tuple[Asked, tuple[str, ...]]]:
-    """What there is to ask in an environment, and the metrics of each."""
+    """The sources of an environment, and the metrics of each."""
     known: dict[str, tuple[Asked, tuple[str, ...], bool]] = {
         "application": (
             lambda: read_application(env, now, window),
             (metrics.API_RESPONSE.name, metrics.API_ERRORS.name),
-            _can_be_asked(env),
+            _is_measurable(env),
         ),
         "database": (lambda: read_database(env), _of_database(env) if env.has("postgres") else (), env.has("postgres")),
         "redis": (lambda: read_redis(env), (metrics.REDIS_MEMORY.name,), env.has("redis")),
@@ -256,13 +256,15 @@ def sources(env: Environment, now: datetime, window: timedelta = WINDOW) -> dict
 
 
 def read_other_host(env: Environment, host: str, now: datetime) -> Readings:
-    """What the watcher on that host serves (`[monitoring.hosts]`).
+    """The metrics that the watcher on that host serves (`[monitoring.hosts]`).
 
     Raises:
         OpsError: there is none, or it does not answer.
     """
     address = env.monitoring.hosts.get(host, "") if env.has("monitoring") else ""
     if not address:
-        raise OpsError(f"nobody measures {host}", f"run a watcher there and name it in [monitoring.hosts] {host}")
+        raise OpsError(f"no watcher measures {host}", f"run a watcher there and name it in [monitoring.hosts] {host}")
     found = scrape.read_host_values(address, env.name, host, now)
-    return {named(metric, host): Reading(value, f"by the watcher of {host}") for metric, value in found.items()}
+    return {
+        named(metric, host): Reading(value, f"measured by the watcher on {host}") for metric, value in found.items()
+    }

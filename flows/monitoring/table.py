@@ -1,4 +1,4 @@
-"""The alarms of 付録B, and the others that the watcher measures: what each is called, and what to do about it."""
+"""The alarms of 付録B and two more: title, owner, and next step of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from runbook import metrics
 from runbook.metrics import Limits, Metric
-from tasks.monitoring.hysteresis import Bounds
+from tasks.monitoring.hysteresis import AlarmBounds
 
 Severity = Literal["severe", "normal"]
 
@@ -48,9 +48,9 @@ class Alarm:
         """The limit above which the alarm is raised."""
         return limits.get(self.metric.name, self.metric.limits)[self.level == "critical"]
 
-    def bounds(self, limits: Limits) -> Bounds:
+    def bounds(self, limits: Limits) -> AlarmBounds:
         """The limit, and the lower one at which the alarm clears."""
-        return Bounds.below(self.limit(limits))
+        return AlarmBounds.below(self.limit(limits))
 
     def show(self, value: float) -> str:
         """A value with its unit."""
@@ -64,7 +64,7 @@ TABLE = (
         "レスポンスタイム",
         "アラート",
         "SRE",
-        "look for the slow requests: search-logs with duration_ms>2000; then check-connections",
+        "find the slow requests with search-logs (duration_ms>2000); then run check-connections",
     ),
     Alarm(
         metrics.API_ERRORS,
@@ -72,7 +72,7 @@ TABLE = (
         "エラーレート",
         "緊急対応",
         "SRE",
-        "summarise-errors says which; diagnose-application why, and what to run next",
+        "run summarise-errors for the kinds of errors, and diagnose-application for the cause",
         "severe",
         "severe",
     ),
@@ -82,7 +82,7 @@ TABLE = (
         "接続数",
         "スケールアップ",
         "DBA",
-        "advise-scaling says by how much; close-idle-connections ends what holds them for nothing",
+        "run close-idle-connections to close idle sessions, and advise-scaling for the number needed",
         blind="severe",
     ),
     Alarm(
@@ -91,7 +91,7 @@ TABLE = (
         "レプリケーション遅延",
         "調査",
         "DBA",
-        "diagnose-database and check-replication say what holds the standby back: a long query there, its disk, the "
+        "run diagnose-database and check-replication for the cause: a long query on the standby, its disk, the "
         "network, or a paused replay",
     ),
     Alarm(
@@ -100,7 +100,7 @@ TABLE = (
         "メモリ使用率",
         "キャッシュクリア",
         "SRE",
-        "clear-cache for what is made anew; check-redis-memory says what fills it",
+        "run check-redis-memory for the largest prefixes, and clear-cache to delete caches",
         level="critical",
     ),
     Alarm(
@@ -109,7 +109,7 @@ TABLE = (
         "CPU使用率",
         "スケールアップ",
         "SRE",
-        "advise-scaling says by how much; look for what takes it: check-docker-usage, check-connections",
+        "run check-docker-usage and check-connections for the cause, and advise-scaling for the number needed",
     ),
     Alarm(
         metrics.DISK,
@@ -117,7 +117,7 @@ TABLE = (
         "ディスク使用率",
         "クリーンアップ",
         "DevOps",
-        "clean-logs, clean-docker, prune-backups; never anything in pg_wal by hand",
+        "run clean-logs, clean-docker or prune-backups; never delete files in pg_wal by hand",
     ),
     Alarm(
         metrics.TOKENS,
@@ -125,7 +125,7 @@ TABLE = (
         "トークン使用量",
         "コスト最適化",
         "SRE",
-        "report-token-usage says which models and days; lower the limit per user",
+        "run report-token-usage for the models and days; lower the limit per user",
     ),
 )
 BESIDES = (
@@ -135,7 +135,7 @@ BESIDES = (
         "停止中のサービス",
         "アラート",
         "SRE",
-        "find out why it stopped (its log), then start it; diagnose-application tells causes",
+        "run diagnose-application and read the service's log for the cause; then start it",
         "severe",
     ),
     Alarm(
@@ -144,7 +144,7 @@ BESIDES = (
         "WALの受信停止",
         "調査",
         "DBA",
-        "start the standby or the receiver that does not stream: until then a lost primary loses writes",
+        "start the standby or the receiver that does not stream: until then, losing the primary loses writes",
         "severe",
     ),
 )

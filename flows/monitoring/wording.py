@@ -1,4 +1,4 @@
-"""What an alert says: what, since when, where to look, what to do, and who knows already."""
+"""The text of an alert: what happened, since when, the report, the next step, and who was notified."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from datetime import datetime
 from blocks.environment import Environment
 from runbook.guard.brief import asked_briefly
 from runbook.page.form import read_forms
-from tasks.alerts.cause import Cause
+from tasks.alerts.cause import AlertCause
 from tasks.alerts.incident import Incident
-from tasks.alerts.message import Kind, Message
+from tasks.alerts.message import AlertMessage, Kind
 
 OWNERS = ("SRE", "DBA", "DevOps", "セキュリティ", "QA", "マネージャー", "開発者")
 SEVERITIES = {"severe": "重大", "normal": "通常"}
 
 
 def owner_in(tags: Collection[str]) -> str:
-    """A run's owner, as its deployment's tags name it."""
+    """A run's owner, from the tags of its deployment."""
     return next((tag for tag in tags if tag in OWNERS), "")
 
 
 def moment(env: Environment, at: datetime | None) -> str:
-    """In the operators' time zone."""
+    """A time in the operators' zone."""
     return at.astimezone(env.zone).strftime("%Y-%m-%d %H:%M:%S %Z") if at else ""
 
 
-def message(found: Incident, kind: Kind, number: str, subject: str, text: str, to: str) -> Message:
-    """Of an incident."""
+def message(found: Incident, kind: Kind, number: str, subject: str, text: str, to: str) -> AlertMessage:
+    """An incident's message."""
     severe = found.severity == "severe"
-    return Message(kind, found.id, number, found.environment, severe, subject, text, to)
+    return AlertMessage(kind, found.id, number, found.environment, severe, subject, text, to)
 
 
-def text(env: Environment, found: Incident, contact: str, cause: Cause) -> str:
-    """For one person."""
+def text(env: Environment, found: Incident, contact: str, cause: AlertCause) -> str:
+    """The text for one person."""
     person = env.alerts.contacts[contact]
     again = f" (以後 {found.repeats} 回, 最後は {moment(env, found.last)})" if found.repeats else ""
     lines = {
@@ -45,22 +45,22 @@ def text(env: Environment, found: Incident, contact: str, cause: Cause) -> str:
         "run": cause.address or found.run,
         "レポート": cause.sentence,
         "宛先": " ".join(filter(None, (person.role, person.name, person.phone))),
-        "連絡済み": told(env, found) or "なし (最初の連絡)",
+        "連絡済み": notified(env, found) or "なし (最初の連絡)",
         **_states(env, found),
         "対応": f"対応する人は確認してください: {how_to_acknowledge(env, found)}" if found.waiting else "",
     }
     return _lines(lines)
 
 
-def told(env: Environment, found: Incident) -> str:
-    """Who was told before, by what and when."""
+def notified(env: Environment, found: Incident) -> str:
+    """Who was notified, by which channel, and when."""
     contacts = env.alerts.contacts
     sent = [one for one in found.told if one.outcome == "sent" and one.contact in contacts]
     return "、".join(f"{contacts[one.contact].role} ({one.channel} {moment(env, one.at)})" for one in sent)
 
 
 def how_to_acknowledge(env: Environment, found: Incident) -> str:
-    """The form in the Prefect UI, filled in but for the name; and the way without Prefect."""
+    """The form in the Prefect UI, filled in except for the name, and the command without Prefect."""
     given = {"environment": env.name, "incident": found.id}
     with asked_briefly():
         forms = read_forms([env.name])
@@ -71,16 +71,18 @@ def how_to_acknowledge(env: Environment, found: Incident) -> str:
 
 
 def ended(env: Environment, found: Incident) -> str:
-    """That somebody takes it, or that it is over."""
+    """The text after an acknowledgement or a resolution."""
     lines = {"内容": found.what, **_states(env, found), "メモ": found.note}
     return _lines(lines)
 
 
 def summary(env: Environment, found: Incident) -> str:
-    """One line of one that is over, for the report that outlives it."""
+    """One line about a resolved incident, for the report."""
     took = f"acknowledged by {found.acknowledged_by}" if found.acknowledged else "acknowledged by nobody"
     over = f"resolved by {found.resolved_by} {moment(env, found.resolved)}"
-    return f"{found.what} ({found.severity}), {moment(env, found.since)}, {took}, {over}; told: {told(env, found)}"
+    return (
+        f"{found.what} ({found.severity}), {moment(env, found.since)}, {took}, {over}; notified: {notified(env, found)}"
+    )
 
 
 def _states(env: Environment, found: Incident) -> dict[str, str]:
@@ -92,6 +94,6 @@ def _states(env: Environment, found: Incident) -> dict[str, str]:
 
 
 def _lines(lines: Mapping[str, str]) -> str:
-    """A value of several lines is indented: none of them can be taken for another field."""
+    """Indents the lines of a value: none can be mistaken for another field."""
     values = {name: "\n  ".join(value.splitlines()) for name, value in lines.items()}
     return "\n".join(f"{name}: {value}" for name, value in values.items() if value)

@@ -1,4 +1,4 @@
-"""The main job (§8.2): everything back from backups, proven before it goes live.
+"""The main job (§8.2): restore the whole system from backups, and prove it before it goes live.
 
 It also runs without a Prefect server, which may have died with the rest:
 
@@ -19,8 +19,8 @@ from flows.database import expectations
 from flows.database.superseded import discard_surplus
 from flows.launch import launch
 from flows.recovery.full import bring_up, build, choose, database_server
-from flows.recovery.full.stopped_services import services_held
 from flows.recovery.objectives import board
+from flows.recovery.stopped_services import started_on_failure
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.report import Report
@@ -49,23 +49,23 @@ def full_restore(
 
     Restores the whole system from backups: database, Redis and application files. Run it after a disaster, or when data
     is corrupt in more than one place. It works with the database or Redis down, and with their data missing. Parts that
-    the environment does not describe are left out.
+    the environment does not have are skipped.
 
-    Three phases. Build: staged copies of all three, proven against their manifests and the expectations, then migrated;
-    nothing live is touched, and a copy that fails its proof leaves the services as they were found. Swap: all three by
-    rename; the replaced data is kept (undo-restore, discard-superseded). Start: services in order, the health check,
-    the expectations again, and the smoke checks that [application] describes.
+    Three phases. Build: it restores staged copies of all three, compares them with their manifests, checks the
+    expectations and migrates. Nothing live is touched; a copy that fails its proof ends the run. Swap: it replaces all
+    three by rename, and keeps the replaced data (undo-restore, discard-superseded). Start: it starts the services in
+    order, then runs the health check, the expectations and the smoke checks of [application].
 
-    The plan judges everything that the confirmed run needs: rights, locale, extensions, log-ins, service names, the
-    migrations' scripts. What would refuse later refuses now.
+    The plan judges everything that the confirmed run needs: privileges, locale, extensions, log-ins, service names, the
+    migrations' scripts. What would fail later fails in the plan.
 
-    An expectation that the backup already broke is CRITICAL in the report, and does not keep the data from going live:
-    it is as it was backed up. With `strict` the run ends before the swap.
+    An expectation that the backup already broke is CRITICAL in the report, but the data still goes live. With `strict`
+    the run ends before the swap.
 
-    A store that is away ends the run: it is not taken for one without backups. Redis or files of which there is neither
-    a backup nor anything live begin with nothing only where `without` names them.
+    An unreachable store ends the run: it may hold backups. If Redis or the files have neither a backup nor live data,
+    `without` must name them, and they start empty.
 
-    Killed anywhere, launch it again. Evidence: what was proven, each step's seconds, RTO and RPO, the writes lost.
+    If it is killed, run it again. Evidence: what was proven, seconds per step, RTO and RPO, the lost writes.
 
     Departs from the manual: nothing is dropped; the database is verified before it is migrated and before it is live.
 
@@ -95,20 +95,22 @@ def full_restore(
         build.plan(report, env, chosen, found, stop_services)
         choose.pin(report, env, chosen, up=found.presence == "up")
         permit = report.permit(*chosen.acts(env))
-        live = database_server.revive(report, permit, env, chosen.database, found, workers)
-        holding = services_held(report, permit, env, chosen, found, stop_services, live)
-        with advisory_lock(env.postgres) as guard, holding as held:
+        live = database_server.start_database(report, permit, env, chosen.database, found, workers)
+        services = bring_up.system_services(report, permit, env, chosen, found, last=live)
+        with advisory_lock(env.postgres) as guard, started_on_failure(services):
+            if stop_services == "first":
+                services.stop()
             copies = build.build(report, permit, env, chosen, workers)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
-            bring_up.swap(report, permit, env, guard, held, copies, live, chosen, advance=advance)
-        bring_up.start(report, env, copies, held)
-        bring_up.report_results(report, env, chosen, held)
+            bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)
+        bring_up.start(report, env, copies, services)
+        bring_up.report_results(report, env, chosen, services)
         discard_surplus(report, env)
     return report
 
 
 def main() -> int:
-    """The command line: through Prefect where it answers, else without it."""
+    """The command line: it runs through Prefect if that answers, otherwise without it."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.recovery.full_restore", description="完全システムリストア (§8.2): full restore"
     )
@@ -118,11 +120,9 @@ def main() -> int:
     parser.add_argument("--stop-services", choices=["first", "at_swap"], default="first")
     parser.add_argument("--jobs", type=int, default=0, help="workers; 0 is one per core")
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")
-    parser.add_argument(
-        "--without", nargs="*", default=[], choices=get_args(choose.Part), help="leave these parts as they are"
-    )
-    parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation when backed up")
-    parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
+    parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
+    parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
+    parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(full_restore, vars(parser.parse_args()))
 

@@ -1,4 +1,4 @@
-"""Connections to Redis (§2.4): counted, judged, and the idle ones closed."""
+"""Connections to Redis: check them, and close idle ones (§2.4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from blocks.environment import Environment
 from flows.pinned import pin_redis
 from flows.redis.client_findings import (
     MANUAL_IDLE_SECONDS,
-    MOST_ROWS,
     described,
     judge_buffers,
     judge_complete,
@@ -22,7 +21,7 @@ from flows.redis.client_findings import (
     judge_role,
     judge_settings,
     judge_special,
-    tell_counts,
+    report_counts,
 )
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
@@ -30,13 +29,14 @@ from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.redis.client_list import Client
-from tasks.redis.clients import Clients, read_clients
+from tasks.redis.clients import RedisClients, read_clients
 from tasks.redis.closing import CLOSE, Closing, close_clients, count_reconnected, find_refusal, why_kept
 from tasks.redis.sentinels import read_sentinels
 
 LEAST_SECONDS = 10
 RECONNECT_SECONDS = 2.0
-# Of a Unix socket: /path:0, or [/path:0]:0.
+MOST_IDS = 50
+# A Unix socket's address: /path:0, or [/path:0]:0.
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+|\[?/\S*):\d{1,5}")
 
 
@@ -44,15 +44,15 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+|\[?/\S*):\d{1,5}")
 def check_redis_clients(environment: str) -> Report:
     """接続数管理: 接続数確認・接続数制限設定 (§2.4)
 
-    Counts the connections of the master, in total and by name, address and user, against maxclients (80 % warns, 95 %
-    is critical), and shows who is idle, blocked, subscribed or in MONITOR, what their buffers take, who was turned
-    away, and the settings that limit them. Run it daily, and first when clients are refused.
+    Counts the master's connections, in total and by name, address and user, against maxclients (WARN above 80 %,
+    CRITICAL above 95 %). It lists idle, blocked, subscribed and MONITOR clients, the memory of their buffers, rejected
+    connections, and the settings that limit them. Run it daily, and first if connections are rejected.
 
-    It changes nothing; there is nothing to undo. Evidence: the tables of connections.
+    It changes nothing. Undo: nothing to undo. Evidence: the tables of connections.
 
-    Departs from the manual: lines of CLIENT LIST are not the number that counts (replicas and the asking connection
-    count too, and the answer for thousands of clients stops the server for a moment: it is asked for in pieces). Idle
-    connections are a pool's normal state: they matter while places are scarce.
+    Departs from the manual: the number of lines of CLIENT LIST is not the number that maxclients limits: replicas count
+    too. For thousands of clients, CLIENT LIST blocks the server for a moment, so the list is read in parts. Idle
+    connections are normal in a connection pool. They are a finding only near maxclients.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -66,7 +66,7 @@ def check_redis_clients(environment: str) -> Report:
         judge_idle(report, found)
         judge_buffers(report, found)
         judge_settings(report, found)
-        tell_counts(report, found)
+        report_counts(report, found)
         report.outcome = f"{found.connected + found.replicas:,} of {found.most:,} connections are in use"
     return report
 
@@ -86,18 +86,19 @@ def close_idle_redis_clients(
 ) -> Report:
     """接続数管理: アイドル接続の切断 (§2.4)
 
-    Closes the master's connections that have been idle for `min_seconds`, or the one of `address`, idle or not. Run it
-    when check-redis-clients finds that places are scarce. Each is looked at again right before it is closed, and is
-    named by its id in the call: one that works again, or another one at its address, is left alone. The plan of an
-    `address` says its id as `client_id`: with that, nobody who has the address by then is closed in its place.
+    Closes the master's connections that have been idle for `min_seconds`, or the connection of `address`, even if it is
+    active. Run it if check-redis-clients finds too many connections. Each connection is checked again immediately
+    before it is closed, and closed by its id: a client that is active again, or a later one with its address, is kept.
+    The plan of an `address` fills in its id as `client_id`.
 
-    A client that is closed gets an error at its next command, and connects again if its library does: what it had in a
-    MULTI (the plan shows it) or under WATCH is gone, no data is. It cannot be undone. Replicas, masters, Sentinels,
-    pub/sub, blocked and MONITOR clients, those with client tracking and these runbooks' own are kept. Evidence: what
-    was closed and kept, and why; how many came back.
+    A closed client gets an error at its next command, and reconnects if its library does. It loses an open MULTI (the
+    plan shows it) or WATCH, but no data. Undo: none. Replicas, masters, Sentinels, pub/sub, blocked and MONITOR
+    clients, those with client tracking and these runbooks' own are kept. Evidence: closed and kept connections, why,
+    and how many reconnected.
 
-    Departs from the manual: `idle=[3-9][0-9][0-9][0-9]` misses 10,000 s and more and takes 3000 to 3599 too: here
-    idle times are numbers. CLIENT KILL by address may meet a later connection of that address: here it is by id.
+    Departs from the manual: `idle=[3-9][0-9][0-9][0-9]` misses 10,000 s and more, and matches 3000 to 3599. Here idle
+    times are compared as numbers. CLIENT KILL by address can close a later connection of that address; here it is by
+    id.
 
     Args:
         environment: 対象の環境
@@ -133,15 +134,15 @@ def close_idle_redis_clients(
         pin_redis(report, block)
         permit = report.permit(*(Act(CLOSE, f"{one.target} at {found.address}") for one in chosen))
         done = close_clients(permit, block, found, chosen, seconds)
-        _tell_done(report, done, len(chosen))
-        wait = count_reconnected.after(done)
-        back = wait(block, found.newest_id, done.closed, RECONNECT_SECONDS) if done.closed else 0
-        report.fact("reconnected", f"{back} of {len(done.closed)} within {RECONNECT_SECONDS:.0f} s")
-        report.outcome = f"{len(done.closed)} of {len(chosen)} connections closed, {back} of them connected again"
+        _report_closed(report, done, len(chosen))
+        count = count_reconnected.after(done)
+        again = count(block, found.newest_id, done.closed, RECONNECT_SECONDS) if done.closed else 0
+        report.fact("reconnected", f"{again} of {len(done.closed)} within {RECONNECT_SECONDS:.0f} s")
+        report.outcome = f"{len(done.closed)} of {len(chosen)} connections closed, {again} of them reconnected"
     return report
 
 
-def _read(report: Report, env: Environment, *, changes: bool = False, waiver: str = "") -> Clients:
+def _read(report: Report, env: Environment, *, changes: bool = False, waiver: str = "") -> RedisClients:
     block = judge_master(report, env.redis, read_sentinels(env.redis), changes=changes, waiver=waiver)
     found = read_clients(block)
     report.fact("server", f"{found.address} ({found.role}, {found.version})")
@@ -151,65 +152,58 @@ def _read(report: Report, env: Environment, *, changes: bool = False, waiver: st
 
 def _require_sense(min_seconds: int, address: str, client_id: int) -> None:
     if min_seconds < LEAST_SECONDS:
-        raise OpsError(f"min_seconds is {min_seconds}", f"choose {LEAST_SECONDS} or more: clients pause that long")
+        raise OpsError(f"min_seconds is {min_seconds}", f"choose {LEAST_SECONDS} or more: shorter pauses are normal")
     if address and not _ADDRESS.fullmatch(address):
-        raise OpsError(f"“{address[:60]}” is no address of a client", "write ip:port, as check-redis-clients shows it")
+        raise OpsError(f"“{address[:60]}” is no client's address", "write ip:port, as check-redis-clients lists it")
     if client_id and not address:
-        raise OpsError(
-            f"client_id is {client_id} and there is no address", "give its address too: after a restart ids begin anew"
-        )
+        raise OpsError(f"client_id is {client_id}, but address is empty", "add its address: a restart reuses ids")
 
 
-def _at(report: Report, found: Clients, address: str, client_id: int) -> Client:
-    """The one connection that is meant; the plan's form names it by its id too."""
-    there = [one for one in found.clients if one.address == address]
-    meant = [one for one in there if client_id in (0, one.id)]
-    ids = ", ".join(str(one.id) for one in there[:MOST_ROWS])
-    if not there:
-        raise OpsError(f"no client of {found.address} has the address {address}", "look again: check-redis-clients")
-    if not meant:
-        hint = "plan again with client_id=0, and look at what it shows"
-        raise OpsError(f"client {client_id} is gone, and {address} is another one's ({ids}) now", hint)
-    if len(meant) > 1:
-        raise OpsError(f"{len(there)} clients have the address {address}", f"choose one by client_id: {ids}")
-    report.pin("client_id", meant[0].id)
-    return meant[0]
+def _at(report: Report, found: RedisClients, address: str, client_id: int) -> Client:
+    """The connection of an address. The plan's form also fills in its id."""
+    found_there = [one for one in found.clients if one.address == address]
+    wanted = [one for one in found_there if client_id in (0, one.id)]
+    ids = ", ".join(str(one.id) for one in found_there[:MOST_IDS])
+    if not found_there:
+        raise OpsError(f"no client of {found.address} has the address {address}", "list them: check-redis-clients")
+    if not wanted:
+        hint = "plan again with client_id=0, and check the new plan"
+        raise OpsError(f"client {client_id} has disconnected; {address} now belongs to client {ids}", hint)
+    if len(wanted) > 1:
+        raise OpsError(f"{len(wanted)} clients have the address {address}", f"choose one by client_id: {ids}")
+    report.pin("client_id", wanted[0].id)
+    return wanted[0]
 
 
 def _choose(
     report: Report,
-    found: Clients,
+    found: RedisClients,
     wanted: Sequence[Client],
     kept: tuple[Sequence[str], Sequence[str], Sequence[str]],
     *,
     named: bool,
 ) -> list[Client]:
-    """What is to be closed, the longest idle first; what is kept is told with the reason."""
+    """The connections to close, the longest idle first; the report lists the kept ones with the reason."""
     judged = [(one, why_kept(one, *kept)) for one in sorted(wanted, key=lambda one: -one.idle_seconds)]
-    held = [(described(one), why) for one, why in judged if why]
-    if held:
-        report.table("Kept", ("connection", "why"), held[:MOST_ROWS] + _more(len(held)))
-    if named and held:
-        hint = f"if it must go all the same: CLIENT KILL ID {wanted[0].id} on {found.address}"
-        report.warn("kept", hint, value=f"{held[0][0]}: {held[0][1]}", expected="a client that only sends commands")
+    kept_rows = [(described(one), why) for one, why in judged if why]
+    if kept_rows:
+        report.table("Kept", ("connection", "why"), kept_rows, most=50)
+    if named and kept_rows:
+        hint = f"to close it nevertheless: CLIENT KILL ID {wanted[0].id} on {found.address}"
+        report.warn("kept", hint, value=": ".join(kept_rows[0]), expected="a client that only sends commands")
     return [one for one, why in judged if not why]
 
 
-def _tell_done(report: Report, done: Closing, wanted: int) -> None:
-    """What became of each.
+def _report_closed(report: Report, done: Closing, wanted: int) -> None:
+    """The result for each connection.
 
     Raises:
-        OpsError: it was stopped before the last.
+        OpsError: an error stopped it before the last one.
     """
-    rows = [(described(item.client), item.why) for item in done.done[:MOST_ROWS]]
-    report.table("Closed", ("connection", "result"), rows + _more(len(done.done)))
+    report.table("Closed", ("connection", "result"), [(described(one.client), one.why) for one in done.done], most=50)
     if stopped := done.stopped:
         what = f"while clients were closed: {stopped.message}; {len(done.closed)} of {wanted} are closed"
-        raise OpsError(what, stopped.hint or "launch it again: it looks anew")
+        raise OpsError(what, stopped.hint or "run it again")
     moved = next((item.why for item in done.done if "the server is a" in item.why), "")
     if moved:
-        report.warn("the master changed meanwhile", "launch it again: the master is found anew", value=moved)
-
-
-def _more(count: int) -> list[tuple[str, str]]:
-    return [(f"… {count - MOST_ROWS} more", "")] if count > MOST_ROWS else []
+        report.warn("the master changed meanwhile", "run it again: it finds the new master", value=moved)

@@ -1,4 +1,4 @@
-"""Persistence of Redis (§2.3): checked, saved now, backed up as a proven snapshot, and its way back."""
+"""Persistence of Redis: check, snapshot, backup and restore (§2.3)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows import store as stores
 from flows.pinned import pin_redis
-from flows.redis import backup as keeping
-from flows.redis import backup as taking
-from flows.redis import persistence_files as places
+from flows.redis import persistence_files as files
 from flows.redis import persistence_findings as findings
-from flows.redis import snapshot as saving
-from flows.redis.backup import Form
+from flows.redis import snapshot
+from flows.redis.backup import Form, report_results, take
 from flows.redis.master import judge_master
 from flows.redis.restore import choice, methods
 from flows.redis.snapshot import Kind
@@ -35,14 +33,15 @@ from tasks.redis.sentinels import read_sentinels
 def check_redis_persistence(environment: str) -> Report:
     """永続化設定（RDB/AOF）・保存状態確認 (§2.3)
 
-    Judges whether what Redis holds would survive: the RDB and AOF settings, the last save and rewrite and their
-    failures, disk, fork and kernel, the files as the next start would load them, and what a kill would lose now,
-    against the RPO. Run it daily, and first when clients are answered MISCONF.
+    Checks whether the data would survive a crash: the RDB and AOF settings, the last save and rewrite, disk, fork and
+    kernel, the files that the next start would load, and the writes that a kill would lose now, against the RPO. Run it
+    daily, and first if clients get MISCONF.
 
-    It changes nothing; there is nothing to undo. Evidence: each setting beside the manual's, and the table of files.
+    It changes nothing. Undo: nothing to undo. Evidence: each setting next to the manual's, and the table of files.
 
-    Departs from the manual: settings are judged by meaning (saving more often is as well), and running ones against
-    the configuration file too. The AOF is in parts since version 7: there is no appendonly.aof in /var/lib/redis.
+    Departs from the manual: settings are compared by effect (saving more often is accepted), and the running ones also
+    with the configuration file. Since version 7 the AOF has several files: there is no appendonly.aof in
+    /var/lib/redis.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -59,10 +58,10 @@ def check_redis_persistence(environment: str) -> Report:
         findings.judge_settings(report, server)
         findings.judge_last(report, server)
         findings.judge_cost(report, server)
-        places.judge_place(report, server, place)
-        places.judge_files(report, server, place, written)
-        places.judge_written(report, server, written, problem)
-        places.judge_sentinels(report, env.redis.sentinel_master, watch)
+        files.judge_place(report, server, place)
+        files.judge_files(report, server, place, written)
+        files.judge_written(report, server, written, problem)
+        files.judge_sentinels(report, env.redis.sentinel_master, watch)
         report.outcome = f"a kill now would lose {report.facts['a kill now would lose']}"
     return report
 
@@ -71,16 +70,16 @@ def check_redis_persistence(environment: str) -> Report:
 def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", confirm: str = "") -> Report:
     """手動でのスナップショット作成 (§2.3)
 
-    Saves now: BGSAVE, SAVE or BGREWRITEAOF, and waits for its proven end, with progress. A save that is under way is
-    waited for first. Run it before a restart, and when check-redis-persistence asks for it. It takes no backup: that
-    is backup-redis.
+    Runs BGSAVE, SAVE or BGREWRITEAOF and waits until it has succeeded, with progress. It first waits for a save that is
+    already running. Run it before a restart, or if check-redis-persistence recommends it. It takes no backup: use
+    backup-redis.
 
-    It changes no data; there is nothing to undo. What stands on disk stays until the new file is complete. SAVE serves
-    no client until it ends: with an empty confirm it shows for how long, and does nothing. Evidence: the file, its
-    time, the fork's cost.
+    It changes no data. Undo: nothing to undo. The old file stays until the new one is complete. SAVE blocks every
+    client until it ends: with an empty confirm the plan shows for how long. Evidence: the file, its time, the fork's
+    cost.
 
-    Departs from the manual: BGSAVE and BGREWRITEAOF answer at once, and LASTSAVE alone does not tell a failed save
-    from one that is still running. Where SAVE would outlast the Sentinels' patience it is refused.
+    Departs from the manual: BGSAVE and BGREWRITEAOF return immediately, and LASTSAVE alone does not distinguish a
+    failed save from a running one. SAVE is refused if it would outlast the Sentinels' down-after-milliseconds.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -93,16 +92,16 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
         watch = read_sentinels(env.redis)
         block = judge_master(report, env.redis, watch, changes=False)
         server = read_persistence(block)
-        saving.judge_save(report, server, read_place(server), kind)
+        snapshot.judge_save(report, server, read_place(server), kind)
         report.fail_if_critical()
         if kind == "save":
-            saving.judge_standstill(report, server, watch)
+            snapshot.judge_standstill(report, server, watch)
             pin_redis(report, block)
             saved = save_blocking(report.permit(Act(BLOCK, server.address)), block, server)
         else:
             saved = (save_in_background if kind == "bgsave" else rewrite_aof)(block, server)
-        saving.tell_saved(report, kind, saved, read_place.after(saved)(server))
-        saving.judge_master(report, server, read_sentinels.after(saved)(env.redis))
+        snapshot.report_saved(report, kind, saved, read_place.after(saved)(server))
+        snapshot.judge_master(report, server, read_sentinels.after(saved)(env.redis))
     return report
 
 
@@ -110,22 +109,22 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
 def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     """Redisのバックアップ (§2.3)
 
-    Takes a snapshot of every database (BGSAVE, proven to be done), loads it into a scratch server and reads its content
-    there into a manifest, so that a restore can be proven equal. Run it daily, and before every change.
+    Takes a snapshot of every database (BGSAVE), loads it into a scratch server and reads its content there into a
+    manifest, so that a restore can be proven equal. Run it daily, and before every change.
 
-    Where the environment says that the server's files cannot be reached ([redis] remote), a scratch server becomes its
-    replica (of a replica, under Sentinel), follows it until it has had every acknowledged write, and is saved. Where
-    replication is forbidden, keys are read one by one, and the report says that this is not one moment. With kind=aof
-    the AOF's parts are copied while rewrites are off, and what they hold is saved beside as the RDB that a restore puts
-    back; the AOF itself (appendonlydir in the backup) can be restored by its path.
+    If the server's files are on another host ([redis] remote), a scratch server becomes its replica (under Sentinel,
+    a replica of a replica), receives every acknowledged write, and is saved. If replication is forbidden, keys are read
+    one by one, and the report warns that they are not from one moment. With kind=aof the AOF's files are copied while
+    rewrites are off, and their content is also saved as the RDB that a restore uses. The AOF itself (appendonlydir in
+    the backup) can be restored by its path.
 
-    It changes no data; there is nothing to undo. With kind=aof auto-aof-rewrite-percentage is 0 during the copy; after
-    a kill the next run puts it back. A backup that was killed is never offered for a restore, and the next run removes
-    what it left. Evidence: the manifest beside the RDB, and the table of what each database holds.
+    It changes no data. Undo: nothing to undo. With kind=aof, auto-aof-rewrite-percentage is 0 during the copy; after a
+    kill the next run resets it. An incomplete backup is never offered for a restore, and the next run deletes it.
+    Evidence: the manifest next to the RDB, and a table of each database's content.
 
-    Departs from the manual: there is no appendonly.aof to copy (the AOF is in parts since Redis 7), and a copy that is
-    not loaded proves nothing; the copy begins only when the save is proven to have ended; configuration and ACL files
-    come along, without their secrets.
+    Departs from the manual: there is no appendonly.aof to copy (since Redis 7 the AOF has several files). A copy that
+    was never loaded proves nothing. The copy starts only after the save has succeeded. Configuration and ACL files are
+    included, without their secrets.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -133,8 +132,8 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     """
     env = Environment.find(environment)
     with runbook("Backup Redis", env, changes=True) as report:
-        backup = keeping.take(report, env, stores.store_for(env, "redis"), kind)
-        taking.report_results(report, backup)
+        backup = take(report, env, stores.store_for(env, "redis"), kind)
+        report_results(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
@@ -152,26 +151,26 @@ def restore_redis(
 ) -> Report:
     """Redisのリストア (§2.3)
 
-    Puts a backup's data in the place of the live data. Run it when Redis has lost or spoilt its data; the server may be
-    down, and its data directory may be gone.
+    Replaces the live data with a backup's. Run it if Redis has lost its data, or if the data is corrupt. The server can
+    be down, and its data directory can be missing.
 
-    What it changes: a copy is built beside the data directory and proven on a scratch server against the backup's
-    manifest; only then the service is stopped, the two directories are swapped by rename, and the service is started
-    and verified. With an empty confirm it shows the plan and changes nothing. What was written after the backup's
-    snapshot is lost; keys of drop_prefixes are left out, as they are made anew. Undo:
-    undo-restore-redis; the old data is kept as `<data directory>.superseded_<time>`.
+    What it changes: it builds a staged copy next to the data directory and proves it on a scratch server against the
+    backup's manifest. Then it stops the service, swaps the two directories by rename, starts the service and verifies
+    it. With an empty confirm it shows the plan and changes nothing. Writes after the backup's snapshot are lost. Keys
+    under drop_prefixes are left out, because the application creates them again. Undo: undo-restore-redis; the old data
+    is kept as `<data directory>.superseded_<time>`.
 
-    With `prefixes` only keys that begin so are restored, one by one, into the server that goes on serving. A server
-    whose files cannot be reached ([redis] remote) gets the data by replication from a temporary server, which swaps it
-    in whole, or else key by key. In both cases the live data is kept before as a backup, which the report names as the
-    undo, and afterwards every key is compared with the backup's; what clients wrote meanwhile is told apart.
+    With `prefixes` only keys that begin with them are restored, one by one, while the server keeps serving. If the
+    server's files are on another host ([redis] remote), the data is replicated from a temporary server, or copied key
+    by key. In both cases the live data is first kept as a backup, which the report names as the undo. Afterwards every
+    key is compared with the backup; keys that clients wrote meanwhile are listed separately.
 
-    A dump_….rdb, an appendonly_….aof or an appendonlydir without a manifest restores too, as unproven. Evidence: the
-    table of keys expected and found in each database, and how many keys the live server loaded.
+    A dump_….rdb, an appendonly_….aof or an appendonlydir without a manifest can be restored too, as unproven. Evidence:
+    the table of expected and found keys in each database, and how many keys the live server loaded.
 
-    Departs from the manual: nothing is copied over the live files (an old AOF would win over the RDB, and without one
-    the server would start with 0 keys): the RDB becomes the AOF's base, whether the AOF is on or off. A damaged RDB, or
-    one of a newer server, is refused before anything stops.
+    Departs from the manual: nothing is copied over the live files. An old AOF would take precedence over the RDB, and
+    without an AOF the server would start with 0 keys. So the RDB becomes the AOF's base, whether the AOF is on or off.
+    A damaged RDB, or one of a newer server, is refused before anything stops.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)

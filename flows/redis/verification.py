@@ -1,4 +1,4 @@
-"""What verifying a backup of Redis consists of, called with the open report (§2.3)."""
+"""Verification of a Redis backup on a scratch server (§2.3)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from tasks.redis.content.manifest import COLUMNS
 
 
 def verify_redis(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:
-    """Choose a backup of Redis, load it into a scratch server, compare every key with the manifest, note that it is
-    verified.
+    """Load a backup of Redis into a scratch server, compare every key with the manifest, and mark it as verified.
 
     Raises:
-        OpsError: there is none, or this server program cannot load it.
-        RunbookFailed: it is damaged, or is not what the manifest says.
+        OpsError: there is no backup, or this server program cannot load it.
+        RunbookFailed: it is damaged, or differs from its manifest.
     """
     backup = choose_backup(report, env, "redis", wanted, source)
     report.fail_if_critical()
@@ -31,7 +30,7 @@ def verify_redis(report: Report, env: Environment, wanted: str, source: Stores) 
     report.require(
         "scratch server equal to the backup",
         comparison.is_equal,
-        "verify another one, and take a new backup",
+        "verify another backup, and take a new one",
         value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",
         expected="no difference",
     )

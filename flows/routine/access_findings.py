@@ -1,4 +1,4 @@
-"""What is said of who came, what was refused, and who asks more than usual (§7.4, セキュリティ)."""
+"""Findings about access: refusals, log-ins and unusual use of the API (§7.4, セキュリティ)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.logs.audit import judge_logins
-from flows.logs.findings import tell_read, tell_undated
+from flows.logs.findings import report_files_read, report_undated
 from flows.routine.page import Page
 from flows.routine.sources.traffic import Traffic
 from runbook import metrics
@@ -16,18 +16,18 @@ from tasks.logs.reading.conditions import Conditions
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import reading
 
-FAILURES, MINUTES = 10, 10  # search-audit-log's own
+FAILURES, MINUTES = 10, 10  # the defaults of search-audit-log
 SHOWN = 20
 
 
 def judge_access(page: Page, found: Traffic) -> str:
-    """Answers by status; far too many refusals are somebody who tries."""
+    """Answers by status. Very many refusals may be an attack."""
     use = found.use
     page.report.table("Answers by status", ("status", "requests", "most of them"), found.statuses)
     page.judge(
         metrics.API_REFUSED,
         use.refused / use.count,
-        f"{page.launch('search-logs')} with fields=status>=400: who asks for what is not his?",
+        f"{page.launch('search-logs')} with fields=status>=400 shows who requests what they must not access",
         of=f"{use.refused:,} of {use.count:,} answered 4xx",
         worst=Status.WARN,
     )
@@ -35,7 +35,7 @@ def judge_access(page: Page, found: Traffic) -> str:
 
 
 def judge_log_ins(page: Page, days: int) -> str | None:
-    """Of the last days, against all that the audit log knows of before."""
+    """Log-ins of the last days, compared with all earlier ones in the audit log."""
     if not page.names("logs"):
         return None
     env, since = page.env, datetime.now(UTC) - timedelta(days=days)
@@ -44,13 +44,15 @@ def judge_log_ins(page: Page, days: int) -> str | None:
         find_logs(Path(env.logs.need("audit"))), env.zone, fields=logins.FIELDS, names=env.logs.fields
     ) as source:
         bad = source.pick_each(logins=wanted.choice(logins.COLUMNS), undated=wanted.undated())
-        tell_read(page.report, source, bad, of="audit: ")
-        tell_undated(page.report, source, of="audit: ")
+        report_files_read(page.report, source, bad, of="audit: ")
+        report_undated(page.report, source, of="audit: ")
         query = "SELECT count(*), count(*) FILTER (NOT success) FROM logins WHERE time >= $since"
         count, failed = source.rows(query, {"since": since.replace(tzinfo=None)})[0]
         if not count:
             page.not_measured(
-                "log-ins", f"the audit log has none of the last {days} days", "does it reach the log? §6.4"
+                "log-ins",
+                f"the audit log has no log-in in the last {days} days",
+                "check that log-ins are written to the audit log (§6.4)",
             )
             return None
         judge_logins(page.report, env, source, since, FAILURES, MINUTES)
@@ -58,7 +60,7 @@ def judge_log_ins(page: Page, days: int) -> str | None:
 
 
 def judge_api_use(page: Page, found: Traffic) -> str:
-    """Users by requests, and days on which one asked far more than usual."""
+    """Users by requests, and days on which a user sent far more than usual."""
     report, total = page.report, found.use.count
     report.table(
         f"Users by requests (the first {len(found.users)})",
@@ -76,19 +78,21 @@ def judge_api_use(page: Page, found: Traffic) -> str:
         ],
     )
     report.table(
-        "Days of users that are unlike others",
+        "Unusual days of users",
         ("day", "user", "requests", "usual", "why"),
         [(one.day, one.who, f"{one.count:,}", f"{one.usual:,.0f}", one.why) for one in found.unusual[:SHOWN]],
     )
     known = [one for one in found.users if one.who]
     if not known:
-        page.not_measured("API use by user", "no request tells its user_id", "the application logs it: docs/routine.md")
+        page.not_measured(
+            "API use by user", "no request line has a user_id", "add user_id to the access lines: docs/routine.md"
+        )
         return "no user is known"
     told = "; ".join(f"{one.who} on {one.day}: {one.count:,}, {one.why}" for one in found.unusual[:3])
     report.prefer(
-        "API use unlike other days",
+        "unusual use of the API",
         not found.unusual,
-        "ask them, or check-rate-limits: is it a script, or a stolen login? search-audit-log shows where it came from",
+        "ask these users; run search-audit-log for the addresses: it may be a script, or a stolen login",
         value=told or "none",
     )
     return f"{len(found.unusual)} unusual days of users; most: {known[0].who} with {known[0].count / total:.0%}"

@@ -1,4 +1,4 @@
-"""What an architect looks at once a year (§7.1)."""
+"""Facts for the yearly architecture review (§7.1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.infrastructure.images.bases import judge_release
-from flows.routine.sources.evidence import Evidence
+from flows.routine.sources.evidence import EvidenceSource
+from runbook import clock
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size
@@ -24,7 +25,7 @@ from tasks.postgres.server.server import read_database_bytes, read_server
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import read_sentinels
 from tasks.reports.capacity import Growth, read_growth
-from tasks.reports.past import Filed, filed
+from tasks.reports.past import FiledReport, filed
 
 
 @flow(name="collect-architecture-facts", flow_run_name="collect-architecture-facts {environment}")
@@ -37,13 +38,13 @@ def collect_architecture_facts(
 
     レビューの場に持って行く事実を1ページにまとめる。構成と実行時の役割、バージョンとサポート終了日、容量の推移、1年間の障害。
 
-    Topology: every node with the role that it has now, Sentinels, services, stores, and who serves users. Versions: of
-    servers, languages and the host, with the end of their support by tasks/docker/releases.toml, which names its source
-    and day; what is over is critical, half a year before it warns. Capacity: what is there now, how it grew by the
-    reports of the last `days`, and which disk is full within `full_months` at that rate. Incidents: reports that were
-    CRITICAL, by runbook, and what is CRITICAL still. Run it yearly, before the checklist architecture_review.
+    Topology: every node with its current role, Sentinels, services, stores, and the environment that serves users.
+    Versions: servers, languages and the host, with the end of support from tasks/docker/releases.toml. An ended support
+    is CRITICAL; six months before its end it is WARN. Capacity: current sizes, their growth in the reports of the last
+    `days`, and disks that are full within `full_months` at that rate. Incidents: CRITICAL reports by runbook, and
+    runbooks whose last report is CRITICAL. Run it yearly, before the checklist architecture_review.
 
-    It changes nothing. What does not answer, or is in no table, is told as not measured. Evidence: the tables.
+    It changes nothing. A part that does not answer, or has no entry, is "not measured". Evidence: the tables.
 
     Args:
         environment: 対象の環境
@@ -52,23 +53,23 @@ def collect_architecture_facts(
     """
     env = Environment.find(environment)
     with runbook("Collect architecture facts", env) as report:
-        evidence, since = Evidence(report), report.started - timedelta(days=days)
-        nodes = tell_topology(report, evidence, env)
-        ended = tell_versions(report, evidence, env)
-        tell_capacity(report, evidence, env, since, full_months)
-        incidents = tell_incidents(report, env, since)
-        evidence.tell_missing()
+        evidence, since = EvidenceSource(report), report.started - timedelta(days=days)
+        nodes = show_topology(report, evidence, env)
+        ended = judge_versions(report, evidence, env)
+        judge_capacity(report, evidence, env, since, full_months)
+        incidents = judge_incidents(report, env, since)
+        evidence.report_missing()
         report.outcome = f"{nodes} nodes and services, {ended} without support, {incidents} incidents in {days} days"
     return report
 
 
-HINT = "plan its successor: deploy it to the disposable environment first, then rehearse the change there"
-UNKNOWN = "look it up, and add it with source and day to tasks/docker/releases.toml"
+HINT = "plan the upgrade: deploy it to the disposable environment first, and rehearse the change there"
+UNKNOWN = "add its end of support with source and date to tasks/docker/releases.toml"
 SHOWN = 30
 
 
-def tell_versions(report: Report, evidence: Evidence, env: Environment) -> int:
-    """What runs, and until when it is supported; returns how many are without support."""
+def judge_versions(report: Report, evidence: EvidenceSource, env: Environment) -> int:
+    """Versions and the end of their support; returns the number without support."""
     versions, ended = read_versions(env), 0
     today, rows = report.started.date(), []
     for one in versions:
@@ -87,8 +88,10 @@ def tell_versions(report: Report, evidence: Evidence, env: Environment) -> int:
     return ended
 
 
-def tell_capacity(report: Report, evidence: Evidence, env: Environment, since: datetime, full_months: int) -> None:
-    """What is there now, how it grew, and what that comes to."""
+def judge_capacity(
+    report: Report, evidence: EvidenceSource, env: Environment, since: datetime, full_months: int
+) -> None:
+    """Current sizes, their growth, and disks that will be full."""
     rows = []
     if env.has("postgres"):
         node = env.postgres
@@ -110,14 +113,14 @@ def tell_capacity(report: Report, evidence: Evidence, env: Environment, since: d
         report.prefer(
             f"disk of {path}",
             months >= full_months,
-            "add disk, or keep fewer backups (prune-backups)",
+            "enlarge the disk, or keep fewer backups (prune-backups)",
             value=f"full in {months:.0f} months at {size(int(monthly))} a month",
             expected=f"not within {full_months} months",
         )
 
 
-def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) -> None:
-    """By month, as the backups that were verified had it."""
+def _tell_growth(report: Report, evidence: EvidenceSource, grown: tuple[Growth, ...]) -> None:
+    """Sizes by month, from verified backups."""
     months = sorted({month for one in grown for month in one.by_month()})
     report.table(
         "Capacity trend (size of backups)",
@@ -135,8 +138,8 @@ def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) 
         evidence.lacks("capacity trend", "no two reports of verify-backup are a month apart")
 
 
-def _disks(evidence: Evidence, env: Environment) -> dict[str, Disk]:
-    """Each once, where this host can see it."""
+def _disks(evidence: EvidenceSource, env: Environment) -> dict[str, Disk]:
+    """Every disk once, if it is on this host."""
     wanted = [(node.host, Path(node.data_directory)) for node in env.nodes()]
     wanted += [("", env.reports_directory)]
     if env.has("backups"):
@@ -145,15 +148,15 @@ def _disks(evidence: Evidence, env: Environment) -> dict[str, Disk]:
     for host, path in wanted:
         disk = disk_on(host, path)
         if disk is None:
-            evidence.lacks(f"disk of {path}", f"this host cannot see it{f' ({host})' if host else ''}")
+            evidence.lacks(f"disk of {path}", f"it is not on this host{f' ({host})' if host else ''}")
         elif disk.device not in {one.device for one in found.values()}:
             found[str(path)] = disk
     return found
 
 
-def tell_incidents(report: Report, env: Environment, since: datetime) -> int:
-    """CRITICAL reports by runbook; returns how many. What is CRITICAL still is somebody's work."""
-    all_, by_runbook = 0, defaultdict[str, list[Filed]](list)
+def judge_incidents(report: Report, env: Environment, since: datetime) -> int:
+    """CRITICAL reports by runbook, and runbooks whose last report is CRITICAL; returns the number of reports."""
+    all_, by_runbook = 0, defaultdict[str, list[FiledReport]](list)
     for one in filed(env.reports_directory, env.name, since=since):
         by_runbook[one.runbook].append(one)
     rows, still = [], []
@@ -161,23 +164,23 @@ def tell_incidents(report: Report, env: Environment, since: datetime) -> int:
         bad = [one for one in runs if one.status == Status.CRITICAL]
         all_ += len(bad)
         if bad:
-            rows.append((len(bad), len(runs), name, f"{bad[0].started:%Y-%m-%d %H:%M}", _why(bad[0])))
+            rows.append((len(bad), len(runs), name, clock.text(bad[0].started, "minutes"), _why(bad[0])))
             still += [name] * (runs[0] is bad[0])
     report.table(
         "Incidents: CRITICAL reports by runbook",
-        ("times", "of reports", "runbook", "last (UTC)", "why"),
+        ("times", "of reports", "runbook", "last", "why"),
         sorted(rows, reverse=True)[:SHOWN],
     )
     report.prefer(
         "no runbook's last report is CRITICAL",
         not still,
-        "launch each of them again, and do what it says",
+        "launch each of them again, and fix its findings",
         value=", ".join(still[:10]) or "none",
     )
     return all_
 
 
-def _why(one: Filed) -> str:
+def _why(one: FiledReport) -> str:
     return "; ".join(found["name"] for found in one.findings if found["status"] == Status.CRITICAL)[:160]
 
 
@@ -185,14 +188,15 @@ COLUMNS = ("part", "name", "where", "now")
 STORES = ("postgres", "redis", "files", "cluster", "wal")
 
 
-def tell_topology(report: Report, evidence: Evidence, env: Environment) -> int:
-    """The table; returns how many nodes and services there are. What does not answer is in it, and is missing."""
+def show_topology(report: Report, evidence: EvidenceSource, env: Environment) -> int:
+    """The table of nodes and services; returns their number. A node that does not answer is in it, and is not
+    measured."""
     nodes = [*_databases(evidence, env), *_redis(evidence, env), *_services(evidence, env)]
     report.table("Topology", COLUMNS, [*nodes, *_users(evidence, env), *_stores(env)])
     return len(nodes)
 
 
-def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _databases(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     primaries = 0
     for node in env.nodes():
         where = f"{node.host}:{node.port}"
@@ -201,7 +205,9 @@ def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]
         primaries += role == "primary"
         yield "PostgreSQL", node.service, where, role
     if env.has("postgres"):
-        hint = "two take writes: fence one of them now (docs/failover.md)" if primaries else "see what does not answer"
+        hint = (
+            "fence one of the two primaries now (docs/failover.md)" if primaries else "fix the nodes that do not answer"
+        )
         evidence.report.require(
             "one primary",
             primaries == 1,
@@ -212,7 +218,7 @@ def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]
         )
 
 
-def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _redis(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     if not env.has("redis"):
         return
     if not env.redis.sentinels:
@@ -221,25 +227,25 @@ def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
         return
     watch = read_sentinels(env.redis)
     for view in watch.views:
-        yield "Sentinel", env.redis.sentinel_master, view.address, view.told
+        yield "Sentinel", env.redis.sentinel_master, view.address, view.statement
         if not view.answers:
             evidence.lacks(f"Sentinel {view.address}", view.problem)
     if watch.master:
         yield "Redis", "master", watch.master, f"named by {len(watch.masters[watch.master])} Sentinels"
     else:
-        evidence.lacks("the master of Redis", watch.told() or "no Sentinel names one")
+        evidence.lacks("the master of Redis", watch.describe() or "no Sentinel names one")
     followers = {one.address: one for view in watch.answering for one in view.followers}
     for one in followers.values():
-        yield "Redis", "replica", one.address, "follows" if one.link_up else "its link is down"
+        yield "Redis", "replica", one.address, "follows" if one.link_up else "link down"
 
 
-def _services(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _services(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     for role, name in env.services.names.items():
         state = evidence.ask(f"service {role}", lambda role=role: env.services.state(role))  # type: ignore[misc]
         yield "service", role, name, state.told if state else "not known"
 
 
-def _users(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+def _users(evidence: EvidenceSource, env: Environment) -> Iterator[tuple[str, ...]]:
     if env.has("application"):
         yield "application", env.name, env.application.url, env.application.directory
     if not env.has("endpoint"):
@@ -247,13 +253,13 @@ def _users(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
     try:
         sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        evidence.lacks("where users are sent", f"{env.endpoint.file}: {type(error).__name__}")
+        evidence.lacks("address that users are sent to", f"{env.endpoint.file}: {type(error).__name__}")
         return
     yield "users are sent to", env.endpoint.region, sent, f"the other region: {env.endpoint.other or 'none is named'}"
 
 
 def _stores(env: Environment) -> Iterator[tuple[str, ...]]:
-    """Where backups go; a place without one is told by check-recovery-objectives."""
+    """The backup stores; check-recovery-objectives reports a store without backups."""
     for which in get_args(Stores):
         if env.has(which):
             for kind in STORES:

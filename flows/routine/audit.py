@@ -1,4 +1,4 @@
-"""What an auditor asks for, in one archive (§7.1)."""
+"""Evidence for the security audit, in one archive (§7.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.routine.sources.evidence import Evidence
+from flows.routine.sources.evidence import EvidenceSource
 from runbook.errors import OpsError
 from runbook.files.chain import verify_chain
 from runbook.page.render import key
@@ -33,14 +33,14 @@ def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le
 
     監査人に渡す証跡を1つのアーカイブ (tar.gz) にまとめる。マニフェストに各ファイルの SHA-256 がある。
 
-    Verifies the chain of reports (an edited or removed one is critical), and collects of the last `days`: the index of
-    all reports; those of drills, of verified backups and of answered checklists, whole; who has access (roles of the
-    database with their rights and pg_hba.conf, ACL users of Redis, the users that services run as, the application's
-    users by its audit log); versions; settings. Run it yearly, before the checklist security_audit.
+    Verifies the chain of reports: an edited or removed report is CRITICAL. Collects for the last `days`: the index of
+    all reports; the complete reports of drills, verifications and checklists; access rights (database roles and
+    pg_hba.conf, Redis ACL users, users of services, the application's users from the audit log); versions; settings.
+    Run it yearly, before the checklist security_audit.
 
-    It changes nothing but that it writes the archive, which its owner's group may read, below evidence/ in the reports.
-    No password is in it, nor a hash of one; what would hold a secret of this environment is left out, and is critical.
-    What could not be asked is told as not measured. Evidence: the archive, and its own SHA-256 in the report.
+    It only writes the archive, below evidence/ in the report folder, readable by the owner's group. It contains no
+    password and no password hash. A file with a secret of this environment is left out, and is CRITICAL. A source that
+    does not answer is "not measured". Evidence: the archive, and its SHA-256 in the report.
 
     Args:
         environment: 対象の環境
@@ -48,35 +48,35 @@ def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le
     """
     env = Environment.find(environment)
     with runbook("Collect audit evidence", env) as report:
-        evidence = Evidence(report, secrets_of(env.whole().values()))
+        evidence = EvidenceSource(report, secrets_of(env.whole().values()))
         collect(report, env, evidence, report.started - timedelta(days=days))
         leaking = holding(evidence.files, evidence.secrets)
         for name in leaking:
             del evidence.files[name]
-        told = f"left out: {', '.join(leaking)}" if leaking else f"{len(evidence.secrets)} looked for"
+        told = f"left out: {', '.join(leaking)}" if leaking else f"{len(evidence.secrets)} checked"
         report.require(
-            "no secret is in the archive", not leaking, "change that secret: it stands where it must not", value=told
+            "no secret is in the archive", not leaking, "change this secret: it was found in the evidence", value=told
         )
         path = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}-{key(report)}-{env.name}.tar.gz"
         about = {"environment": env.name, "collected": report.started_at, "days": days, "missing": evidence.missing}
         sealed = seal(path, evidence.files, about, report.started)
         wrong = verify_sealed.after(sealed)(path)
-        report.require("the archive is as its manifest says", not wrong, "collect it again", value="; ".join(wrong[:5]))
+        report.require("the archive matches its manifest", not wrong, "collect it again", value="; ".join(wrong[:5]))
         report.fact("archive", f"{path}, {size(sealed.bytes)}, {sealed.files} files")
         report.fact("SHA-256 of the archive", sealed.sha256)
-        evidence.tell_missing()
-        report.outcome = f"{sealed.files} files of evidence, {len(evidence.missing)} things not measured"
+        evidence.report_missing()
+        report.outcome = f"{sealed.files} files of evidence, {len(evidence.missing)} sources not measured"
     return report
 
 
 DRILL = "dr-drill"
 WHOLE = (f"-{DRILL}", "-verify-backup", "-run-checklist")
-"""Reports that an auditor reads, not only their index."""
+"""Reports that are collected completely."""
 SHOWN = 50
 
 
-def collect(report: Report, env: Environment, evidence: Evidence, since: datetime) -> None:
-    """Everything, into `evidence`; what it says into `report`."""
+def collect(report: Report, env: Environment, evidence: EvidenceSource, since: datetime) -> None:
+    """Collect all files into `evidence`, and findings into `report`."""
     _reports(report, evidence, env, since)
     if env.drill_environment:
         other = evidence.ask("drills elsewhere", lambda: Environment.find(env.drill_environment))
@@ -86,7 +86,7 @@ def collect(report: Report, env: Environment, evidence: Evidence, since: datetim
     if not (env.has("disposable") or env.drill_environment):
         report.leave_out("drill_environment")
     elif not any(name.endswith(f"-{DRILL}.json") for name in evidence.files):
-        evidence.lacks("drills", "there is no report of a drill in that time: run-drill")
+        evidence.lacks("drills", "there is no report of a drill in that time: launch run-drill")
     _services(report, evidence, env)
     for part, gather in (("postgres", _postgres), ("redis", _redis), ("logs", partial(_users, since=since))):
         if env.has(part):
@@ -97,8 +97,8 @@ def collect(report: Report, env: Environment, evidence: Evidence, since: datetim
     evidence.add("settings/environment.json", _described(env))
 
 
-def _reports(report: Report, evidence: Evidence, env: Environment, since: datetime) -> None:
-    """The chain, the index, and some of them whole."""
+def _reports(report: Report, evidence: EvidenceSource, env: Environment, since: datetime) -> None:
+    """The chain, the index, and the complete reports."""
     name = f"chain of reports ({env.name})"
     if not env.reports_directory.is_dir():
         evidence.lacks(name, f"there are none in {env.reports_directory} on this host")
@@ -109,7 +109,7 @@ def _reports(report: Report, evidence: Evidence, env: Environment, since: dateti
     report.require(
         name,
         not problems,
-        "find out who changed what: the reports in Prefect have the hashes as they were",
+        "compare with the reports in Prefect, which have the original hashes, and find out who changed them",
         value="; ".join(problems[:5]) or "whole",
     )
     found = list(filed(env.reports_directory, env.name, since=since))
@@ -144,12 +144,12 @@ def _broken(directory: Path) -> list[str]:
         raise OpsError(f"the chain cannot be read: {error.strerror}", "correct the owner of the reports") from None
 
 
-def _postgres(report: Report, evidence: Evidence, env: Environment) -> None:
+def _postgres(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     found = evidence.ask("access to the database", lambda: read_postgres(env.postgres))
     if found is None:
         return
     if not found.rules:
-        evidence.lacks("pg_hba.conf", f"{env.postgres.admin_user} may not read it")
+        evidence.lacks("pg_hba.conf", f"{env.postgres.admin_user} has no permission to read it")
     evidence.add("access/postgres.json", {"roles": found.roles, "rights": found.rights, "rules": found.rules})
     evidence.add("settings/postgres.json", found.settings)
     report.table(
@@ -165,7 +165,7 @@ def _postgres(report: Report, evidence: Evidence, env: Environment) -> None:
     report.prefer(
         "superusers of the database",
         not others,
-        "ALTER ROLE … NOSUPERUSER, where it is not needed",
+        "run ALTER ROLE … NOSUPERUSER for roles that do not need it",
         value=", ".join(masters),
         expected=env.postgres.admin_user,
     )
@@ -175,7 +175,7 @@ def _yes(value: bool | None) -> str:
     return "not known" if value is None else "yes" if value else "none"
 
 
-def _redis(report: Report, evidence: Evidence, env: Environment) -> None:
+def _redis(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     found = evidence.ask("access to Redis", lambda: read_redis(env.redis))
     if found is None:
         return
@@ -190,13 +190,13 @@ def _redis(report: Report, evidence: Evidence, env: Environment) -> None:
     report.prefer(
         "Redis users without a password",
         not unlocked,
-        "ACL SETUSER … >password, or requirepass",
+        "set a password: ACL SETUSER … >password, or requirepass",
         value=", ".join(unlocked) or "none",
         expected="none",
     )
 
 
-def _services(report: Report, evidence: Evidence, env: Environment) -> None:
+def _services(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     accounts = read_accounts(env.services, list(env.services.names))
     for one in accounts:
         if not one.user:
@@ -213,19 +213,19 @@ def _services(report: Report, evidence: Evidence, env: Environment) -> None:
     report.prefer(
         "services that run as root",
         not roots,
-        "give each a user of its own: User= in its unit",
+        "give each service its own user: User= in its unit",
         value=", ".join(roots) or "none",
         expected="none",
     )
 
 
-def _users(report: Report, evidence: Evidence, env: Environment, *, since: datetime) -> None:
+def _users(report: Report, evidence: EvidenceSource, env: Environment, *, since: datetime) -> None:
     found = evidence.ask("users of the application", lambda: read_users(env.logs, env.zone, since))
     if found is None:
         return
     evidence.add("access/application_users.json", found.users)
     report.table(
-        "Users of the application, the last to come",
+        "Users of the application, latest first",
         ("user", "events", "failed", "addresses", "last"),
         [
             (evidence.shown(user.who), user.events, user.failed, user.addresses, f"{user.last:%Y-%m-%d %H:%M}")
@@ -234,14 +234,14 @@ def _users(report: Report, evidence: Evidence, env: Environment, *, since: datet
     )
     report.fact("users of the application", f"{len(found.users):,} in the audit log")
     if found.bad:
-        evidence.lacks("lines of the audit log", f"{found.bad:,} are no JSON")
+        evidence.lacks("lines of the audit log", f"{found.bad:,} are not JSON")
     if found.undated:
         evidence.lacks("lines of the audit log", f"{found.undated:,} have no readable time")
     if found.unreadable:
         evidence.lacks("files of the audit log", f"could not be read: {', '.join(found.unreadable)}")
 
 
-def _versions(report: Report, evidence: Evidence, env: Environment) -> None:
+def _versions(report: Report, evidence: EvidenceSource, env: Environment) -> None:
     versions = read_versions(env)
     for one in versions:
         if not one.version:
@@ -255,6 +255,6 @@ def _versions(report: Report, evidence: Evidence, env: Environment) -> None:
 
 
 def _described(env: Environment) -> dict[str, object]:
-    """Blocks mask their secrets themselves."""
+    """The environment's blocks; they mask their secrets."""
     parts = {part: block.model_dump(mode="json") for part, block in env.whole().items()}
     return {"environment": env.model_dump(mode="json"), "parts": parts}

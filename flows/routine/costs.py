@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import date, datetime, time, tzinfo
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.ai_providers.usage import tell_tokens
+from flows.ai_providers.usage import judge_usage
 from flows.infrastructure.images.resources import review_cloud, review_docker
 from flows.routine.page import Page
 from flows.routine.savings import judge_savings
@@ -29,19 +28,22 @@ from tasks.logs.reading.samples import begins_at
 from tasks.logs.reading.source import count_undated, reading
 from tasks.reports.past import filed
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 
 @flow(name="review-costs", flow_run_name="review-costs {environment}")
 def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 4) -> Report:
     """コスト最適化レビュー: クラウドリソース・AIトークン・未使用リソース (§7.1, §7.4)
 
-    What the environment costs, on one page: the cloud's bill and what in it does nothing, containers that take far less
-    than they are given, AI tokens against the budget, the sums of the last months; and what is of no use any more
-    (databases that restores replaced, old backups and logs, indexes, Docker's leftovers), with bytes and the runbook
-    that gives it back. Run it quarterly; the checklist cost_review takes its page.
+    Shows the environment's costs on one page: the cloud's bill and idle resources, oversized containers, AI tokens
+    against the budget, and the sums of the last months. It also lists unused data (databases replaced by restores, old
+    backups and logs, indexes, Docker leftovers) with its size and the runbook that deletes it. Run it quarterly, before
+    the checklist cost_review.
 
-    It changes nothing. What has no source (no [cloud], no prices) is told as not measured and is in no sum; of a month
-    whose log or bill is gone the sum is that of an earlier review, and where a part of it was never seen, or a model
-    has no price, it is "at least" that. The four months hold the three of a quarter whole, and the present one so far.
+    It changes nothing. A value without a source (no [cloud], no prices) is "not measured" and in no sum. If the log or
+    bill of a month is deleted, the sum is that of an earlier review. "At least" marks a sum with a missing part, or
+    with a model without a price. Four months cover a whole quarter and the current month.
 
     Args:
         environment: 対象の環境
@@ -62,6 +64,13 @@ def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 
     return report
 
 
+def months_of(first: date, last: date) -> list[str]:
+    """`2026-11` for each month of a span."""
+    import pandas as pd
+
+    return [str(month) for month in pd.period_range(first, last, freq="M")]
+
+
 def _months_ago(today: date, months: int) -> date:
     """The first of a month."""
     number = today.year * 12 + today.month - 1 - months
@@ -74,15 +83,16 @@ Bill = Mapping[str, float]
 
 
 def judge_resources(page: Page) -> Bill:
-    """The account at the cloud provider and the Docker Engine; else what review-resources found last. Returns the bill
-    by month."""
+    """Resources of the cloud account and the Docker Engine, or the last review-resources. Returns the bill by month."""
     env, bill = page.env, dict[str, float]()
     if env.has("docker"):
         page.part("Docker", lambda: review_docker(page.report, env, SAMPLES))
     if env.has("cloud"):
         bill = dict(review_cloud(page.report, env))
         if not bill:
-            page.not_measured("the cloud's bill", "it could not be read, or is empty", "see what is said of it")
+            page.not_measured(
+                "the cloud's bill", "it could not be read, or is empty", "fix the findings about the cloud"
+            )
     elif env.has("docker"):
         judge_last(page, "cloud resources", "review-resources", MONTHLY)
     if not bill and not env.has("cloud"):
@@ -91,21 +101,21 @@ def judge_resources(page: Page) -> Bill:
 
 
 def judge_tokens(page: Page, month: str = "") -> str | None:
-    """Of this month, against the budget. None in a month without any call tells nothing."""
+    """AI tokens of a month against the budget. A month without a call is not measured."""
     if not page.names("ai_providers", "logs"):
         return None
-    told = page.part("AI tokens", lambda: tell_tokens(page.report, page.env, month))
+    told = page.part("AI tokens", lambda: judge_usage(page.report, page.env, month))
     if told and told.endswith(" in 0 calls"):
         message = page.env.logs.ai_message
-        why = f"the log has no line “{message}” of this month" if message else "[logs] ai_message is not configured"
-        page.not_measured("AI tokens", why, "is it the application's own log? docs/ai-providers.md")
+        why = f"the log has no line “{message}” in this month" if message else "[logs] ai_message is not configured"
+        page.not_measured("AI tokens", why, "check that [logs] names the application's log: docs/ai-providers.md")
     return told
 
 
 @dataclass(frozen=True)
 class Month:
-    """AI calls of a month. `cost` None: no price is known. `whole`: the log has all of it; `priced`: every call's model
-    has a price."""
+    """AI calls of a month. `cost` None: no price is known. `whole`: the log covers the month; `priced`: every call's
+    model has a price."""
 
     calls: int
     tokens: int
@@ -128,31 +138,28 @@ def read_months(page: Page, first: date) -> Mapping[str, Month]:
         bad = source.pick_each(picked=wanted.choice(tokens.COLUMNS), undated=wanted.undated())
         uses = tokens.read_use(source)
         damaged = bool(bad or source.unreadable or count_undated(source))
-    began, prices = (
-        begins_at(files[0], env.logs.field("timestamp")),
-        env.ai_providers.prices if env.has("ai_providers") else {},
+    began = begins_at(files[0], env.logs.field("timestamp"))
+    prices = env.ai_providers.prices if env.has("ai_providers") else {}
+    found = tokens.frame_of(uses, prices)
+    months = found.groupby(found["day"].map("{:%Y-%m}".format))
+    return {str(name): _month(str(name), rows, began, damaged, env.zone) for name, rows in months}
+
+
+def _month(name: str, found: DataFrame, began: datetime | None, damaged: bool, zone: tzinfo) -> Month:
+    begins = datetime.fromisoformat(f"{name}-01").replace(tzinfo=zone)
+    priced = found["cost"].notna()
+    return Month(
+        int(found["calls"].sum()),
+        int(found["total"].sum()),
+        float(found["cost"].sum()) if priced.any() else None,
+        began is not None and began <= begins and not damaged,
+        bool(priced.all()) and not found[["tokenless", "unsplit"]].any(axis=None),
     )
-    by_month = defaultdict[str, list[tokens.Use]](list)
-    for use in uses:
-        by_month[f"{use.day:%Y-%m}"].append(use)
-
-    def month(name: str, found: list[tokens.Use]) -> Month:
-        costs = [cost for use in found if (cost := use.cost(prices)) is not None]
-        whole = began is not None and began <= datetime.fromisoformat(f"{name}-01").replace(tzinfo=env.zone)
-        return Month(
-            sum(use.calls for use in found),
-            sum(use.total for use in found),
-            sum(costs) if costs else None,
-            whole and not damaged,
-            len(costs) == len(found) and not any(use.tokenless or use.unsplit for use in found),
-        )
-
-    return {name: month(name, found) for name, found in by_month.items()}
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A month: what the cloud took, and AI; "?" is not known."""
+    """The costs of a month, as text."""
 
     month: str
     cloud: str
@@ -167,10 +174,10 @@ UNKNOWN, AT_LEAST = "not measured", "at least "
 
 
 def monthly_sums(page: Page, first: date, bill: Bill, months: Mapping[str, Month]) -> list[Sum]:
-    """Of each month from a day on, the earliest first: what can be read today; of a month whose log or bill is gone, or
-    there in part only, what a review of that time had read."""
+    """The costs of each month from a day on, the earliest first. If the log or bill of a month is missing or
+    incomplete, the values are those of an earlier review."""
     known, today = _of_the_past(page), datetime.now(page.env.zone).date()
-    found = [_today(page, month, bill, months) for month in _names(first, today)]
+    found = [_today(page, month, bill, months) for month in months_of(first, today)]
     return [_merged(one, known[one.month]) if one.month in known else one for one in found]
 
 
@@ -179,7 +186,7 @@ def _today(page: Page, month: str, bill: Bill, months: Mapping[str, Month]) -> S
     cloud, calls, used, cost = UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN
     if (spent := bill.get(month)) is not None:
         cloud = f"{spent:,.2f} {env.cloud.currency}"
-    current = f"{datetime.now(env.zone):%Y-%m}" == month  # which nobody takes for a whole one
+    current = f"{datetime.now(env.zone):%Y-%m}" == month  # it is incomplete for everybody to see
     if ai:
         least = "" if ai.whole or current else AT_LEAST
         calls, used = f"{least}{ai.calls:,}", f"{least}{ai.tokens:,}"
@@ -189,7 +196,7 @@ def _today(page: Page, month: str, bill: Bill, months: Mapping[str, Month]) -> S
 
 
 def _together(*parts: str) -> str:
-    """Of amounts as they are shown; one that is not known is not nothing."""
+    """The sum of amounts as text. An unknown amount makes it "at least"."""
     known = [part for part in parts if part != UNKNOWN]
     currencies = {part.rpartition(" ")[2] for part in known}
     if len(currencies) != 1:
@@ -199,7 +206,7 @@ def _together(*parts: str) -> str:
 
 
 def _merged(now: Sum, then: Sum) -> Sum:
-    """The bill, and what AI took, each from whoever knew more of it."""
+    """The bill and the AI costs, each from the review that knew more."""
     cloud = max(now.cloud, then.cloud, key=_known)
     ai = max(now, then, key=lambda one: _known(one.calls))
     return Sum(now.month, cloud, ai.calls, ai.tokens, ai.ai, _together(cloud, ai.ai))
@@ -211,7 +218,7 @@ def _known(text: str) -> tuple[bool, bool, float]:
 
 
 def _of_the_past(page: Page) -> Mapping[str, Sum]:
-    """What reviews before this one read, the newest first; one within a month knew a part of it."""
+    """The values of earlier reviews. A review within a month knew a part of it."""
     found = dict[str, Sum]()
     reports = filed(page.env.reports_directory, page.env.name, render.key(page.report))
     for _, one in zip(range(MOST_REPORTS), reports, strict=False):
@@ -227,19 +234,15 @@ def _least(text: str) -> str:
     return text if text == UNKNOWN or text.startswith(AT_LEAST) else AT_LEAST + text
 
 
-def _names(first: date, last: date) -> Iterator[str]:
-    """`2026-11`, of each month of a span."""
-    year, month = first.year, first.month
-    while (year, month) <= (last.year, last.month):
-        yield f"{year}-{month:02d}"
-        year, month = (year + 1, 1) if month == 12 else (year, month + 1)
-
-
 def tell_sums(page: Page, found: list[Sum]) -> None:
-    """The table, and a picture."""
-    page.report.table(TABLE, COLUMNS, [tuple(vars(one).values()) for one in found])
+    """The table and a chart."""
+    import pandas as pd
+
+    rows = [tuple(vars(one).values()) for one in found]
+    page.report.table(TABLE, COLUMNS, rows, csv=pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False))
     lines = [Bar(one.month, (_number(one.total),), one.total) for one in found]
-    page.report.attach(Evidence("Cost by month", svg=bars(lines)))
+    currencies = {one.total.rpartition(" ")[2] for one in found if one.total != UNKNOWN}
+    page.report.attach(Evidence("Cost by month", svg=bars(lines, currencies.pop() if len(currencies) == 1 else "")))
     if found and found[-1].total == UNKNOWN and any(map(page.env.has, ("cloud", "ai_providers"))):
         page.not_measured(
             "what this month cost",

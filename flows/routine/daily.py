@@ -10,43 +10,43 @@ from typing import Literal
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.database.server.session_findings import judge_used
+from flows.database.server.sessions import judge_used
 from flows.database.server.wraparound import judge_wraparound
 from flows.logs.errors import LEVELS
-from flows.logs.findings import tell_read
-from flows.recovery.objectives.check import serves_elsewhere, tell_points
-from flows.recovery.objectives.points import Reach, read_reach, resources_of
+from flows.logs.findings import report_files_read
+from flows.recovery.objectives.check import report_points, serves_elsewhere
+from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
 from flows.redis.master import judge_master
-from flows.redis.memory.findings import judge_memory
+from flows.redis.memory.limits import judge_memory
 from flows.routine.page import Page
 from flows.routine.sources.past import AHEAD, CLOCKS, is_ahead
 from flows.routine.sources.places import read_places
 from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.kinds import Pending
+from runbook.masking import masked
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
 from tasks.application.health import NO_HEALTH, Health, health_checks, wait_healthy
 from tasks.backups.catalogue import Backup
-from tasks.backups.retention import Stored, read_stores
-from tasks.host.load import Load, read_load
+from tasks.backups.retention import StoredBackup, read_stores
+from tasks.host.load import HostLoad, read_load
 from tasks.logs.figures import errors
-from tasks.logs.masking import masked
 from tasks.logs.reading.conditions import Conditions
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at
 from tasks.logs.reading.source import count_undated, reading
 from tasks.postgres.replication.rates import measure_rates
 from tasks.postgres.replication.wraparound import read_wraparound
-from tasks.postgres.sessions.connections import Activity, read_activity
+from tasks.postgres.sessions.connections import SessionActivity, read_activity
 from tasks.recovery_points.backups import LOOKED_AT, TAKEN_BY
 from tasks.recovery_points.point import Resource
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import Watch, read_sentinels
 from tasks.stores.store import store_of
 
-# An answer that takes longer is none for its users either.
+# For users, a slower answer is no answer.
 HEALTH_SECONDS = 10.0
 HOURS = 24
 RATE_SECONDS = 1.0
@@ -54,7 +54,7 @@ SHOWN = 10
 
 
 def ask_health(page: Page) -> Judge:
-    """Backend and frontend, each with its own finding; what has no health check is left out."""
+    """Health of backend and frontend, one finding each; a part without a health check is left out."""
     if not page.names("application"):
         return lambda: None
     application, asked = page.env.application, dict[str, Pending[Health]]()
@@ -72,12 +72,12 @@ def _judge_health(page: Page, asked: Mapping[str, Pending[Health]]) -> None:
     hint = page.launch("diagnose-application")
     for name, pending in asked.items():
         if health := page.part(name, pending.result, hint=hint, otherwise=Status.CRITICAL):
-            page.report.passed(name, value=f"{' and '.join(health.targets)} answers well")
-    page.report.fact("health", f"asked: {', '.join(asked)}" if asked else NO_HEALTH)
+            page.report.passed(name, value=f"{' and '.join(health.targets)} is healthy")
+    page.report.fact("health", f"checked: {', '.join(asked)}" if asked else NO_HEALTH)
 
 
 def judge_errors(page: Page) -> None:
-    """Those of exactly the last hours, over rotated files too; what cannot be counted is told."""
+    """The errors of exactly the last hours, also in rotated files; uncountable lines are reported."""
     if page.names("logs"):
         page.part("errors", lambda: _count_errors(page), hint=page.launch("check-logging"))
 
@@ -96,28 +96,30 @@ def _count_errors(page: Page) -> None:
         found = errors.kinds(source, since)
         timeless = count_undated(source)
         future = int(source.rows("SELECT count(*) FROM ahead")[0][0])
-        tell_read(report, source, bad)
+        report_files_read(report, source, bad)
     count = sum(one.count for one in found)
-    hint = f"{page.launch('summarise-errors')} says what is new and when it began"
+    hint = f"{page.launch('summarise-errors')} shows the new kinds and their beginning"
     worst = found[0].text[:60] if found else "none"
     page.judge(metrics.LOG_ERRORS, count, hint, of=f"last {HOURS} h, most: {masked(worst)}")
     if timeless:
         report.warn(
             "errors without a time",
-            "they may be of today: correct the application's formatter (§6.1)",
-            value=f"{timeless:,}, in no count",
+            "correct the application's formatter (§6.1): these errors may be of today",
+            value=f"{timeless:,}, not counted",
         )
     if future:
         report.warn(
-            "errors of the future",
+            "errors with a time in the future",
             "correct the clock of the application's host, or of this one",
-            value=f"{future:,}, in no count",
+            value=f"{future:,}, not counted",
         )
     began = begins_at(files[0], env.logs.field("timestamp"))
     if began is None or began > since:
-        page.log_begins("all of the day's errors", began, "look at how it is rotated: check-logging")
+        page.log_begins("all of the day's errors", began, "check its rotation with check-logging")
     if files[-1].modified < since:
-        page.not_measured("the log", f"nothing was written to it for {HOURS} h", "does the application log elsewhere?")
+        page.not_measured(
+            "the log", f"no line was written for {HOURS} h", "check that the application logs to this file"
+        )
     report.fact("errors", f"{count:,} in {HOURS} h")
     report.table(
         f"Errors of the last {HOURS} h (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
@@ -130,19 +132,19 @@ def _count_errors(page: Page) -> None:
 
 
 def judge_disks(page: Page) -> None:
-    """Each file system once, by what is on it."""
+    """Use of each file system, and what is on it."""
     filled, unknown = read_places(page.env)
     for one in filled:
         free = f"{size(one.disk.free_bytes)} of {size(one.disk.total_bytes)} free"
         shown = ", ".join(one.what[:4]) + (f" and {len(one.what) - 4} more" if len(one.what) > 4 else "")
         hint = (
-            f"{page.launch('free-disk-emergency')} finds what holds the space; clean-logs, clean-docker, prune-backups"
+            f"{page.launch('free-disk-emergency')} finds what uses the space; clean-logs, clean-docker, prune-backups"
         )
         page.judge(metrics.DISK, one.used_ratio, hint, of=f"{shown}; {free}")
     for place, why in unknown:
-        page.not_measured(f"disk of {place.what}", why, f"look at {place.path} there")
+        page.not_measured(f"disk of {place.what}", why, f"check {place.path} on its host")
     if filled:
-        page.report.fact("disk", f"{filled[0].used_ratio:.0%} at most, where {filled[0].what[0]} is")
+        page.report.fact("disk", f"{filled[0].used_ratio:.0%} at most ({filled[0].what[0]})")
     page.report.table(
         "Disks",
         ("used", "free", "of", "what is on it"),
@@ -154,14 +156,14 @@ def judge_disks(page: Page) -> None:
 
 
 def ask_connections(page: Page) -> Judge:
-    """Of the primary."""
+    """Connections of the primary."""
     if not page.names("postgres"):
         return lambda: None
     pending = read_activity.submit(page.env.postgres)
     return lambda: _judge_connections(page, pending)
 
 
-def _judge_connections(page: Page, pending: Pending[Activity]) -> None:
+def _judge_connections(page: Page, pending: Pending[SessionActivity]) -> None:
     hint = page.launch("diagnose-database")
     activity = page.part("PostgreSQL", pending.result, hint=hint, otherwise=Status.CRITICAL)
     if activity is None:
@@ -173,14 +175,14 @@ def _judge_connections(page: Page, pending: Pending[Activity]) -> None:
     )
     if activity.hidden:
         page.not_measured(
-            "what sessions do",
-            f"{activity.hidden} sessions hide it: the counts are too low",
+            "activity of sessions",
+            f"{activity.hidden} sessions are hidden: the counts are too low",
             f"make {page.env.postgres.admin_user} a member of pg_read_all_stats",
         )
 
 
 def ask_wraparound(page: Page) -> Judge:
-    """How far transaction ids are from their end: a server that reaches it takes no more writes."""
+    """Distance to transaction ID wraparound: a server that reaches it accepts no writes."""
     if not page.names("postgres"):
         return lambda: None
     postgres = page.env.postgres
@@ -193,7 +195,7 @@ def ask_wraparound(page: Page) -> Judge:
 
 
 def ask_redis(page: Page) -> Judge:
-    """Of the master."""
+    """Memory of the Redis master."""
     if not page.names("redis"):
         return lambda: None
     pending = read_sentinels.submit(page.env.redis)
@@ -205,26 +207,28 @@ def ask_redis(page: Page) -> Judge:
 def _judge_redis(page: Page, pending: Pending[Watch]) -> None:
     memory = read_memory(judge_master(page.report, page.env.redis, pending.result(), changes=False))
     judge_memory(page.report, memory)
-    limit = f"of {size(memory.limit)}" if memory.limit else "and no limit is set"
+    limit = f"of {size(memory.limit)}" if memory.limit else "without maxmemory"
     page.report.fact("Redis", f"{size(memory.used)} used {limit}")
 
 
 def ask_load(page: Page) -> Judge:
-    """Of the host on which this runs; others are watched by watch-metrics."""
+    """Load of this host; watch-metrics measures other hosts."""
     pending = read_load.submit()
     return lambda: _judge_load(page, page.report, pending.result())
 
 
-def _judge_load(page: Page, report: Report, found: Load) -> None:
+def _judge_load(page: Page, report: Report, found: HostLoad) -> None:
     page.judge(
         metrics.LOAD,
         found.load_ratio,
-        "look who takes them: top; is a backup running?",
+        "find the processes with top; a running backup is a usual cause",
         of=f"{found.load:.1f} of {found.processors} processors, 15 min",
         worst=Status.WARN,
     )
-    free = f"{size(found.available_bytes)} of {size(found.memory_bytes)} to be had"
-    page.judge(metrics.MEMORY, found.memory_ratio, "look who takes it: top, by memory", of=free, worst=Status.WARN)
+    free = f"{size(found.available_bytes)} of {size(found.memory_bytes)} available"
+    page.judge(
+        metrics.MEMORY, found.memory_ratio, "find the processes with top, sorted by memory", of=free, worst=Status.WARN
+    )
     report.fact("this host", f"load {found.load:.1f} on {found.processors} processors; memory: {free}")
 
 
@@ -241,17 +245,16 @@ PARTS: Mapping[str, Sequence[Callable[[Page], Judge]]] = {
 def daily_check(environment: str, part: Part = "all") -> Report:
     """日次保守チェック: ヘルスチェック・エラーログ・バックアップ・リソース使用量の確認 (§7.2)
 
-    The manual's six on one page, asked at the same time: health of backend and frontend; errors of exactly the last 24
-    hours; the newest backups, their age against the RPO, and when one was last proven by a restore; every disk that
-    data, logs or backups are on; connections of the database with those reserved, and how far its transaction ids are
-    from wraparound; Redis' memory against its limit. Each row of the maintenance table launches its `part`. Run it
-    every morning.
+    The manual's six checks on one page, measured in parallel: health of backend and frontend; errors of exactly the
+    last 24 hours; age of the newest backups against the RPO, and their last verification; disks with data, logs or
+    backups; database connections with the reserved ones, and the distance to transaction ID wraparound; Redis memory
+    against its limit. Each row of the maintenance table launches its `part`. Run it every morning.
 
-    It changes nothing. What does not answer is one finding with the runbook to launch next, and the others go on. Parts
-    that the environment does not have are left out, and named once.
+    It changes nothing. A part that does not answer is a finding with the runbook to launch next; the other checks
+    continue. Parts that the environment lacks are left out and named once.
 
-    Departs from the manual: `jq … | wc -l` counts lines of pretty-printed objects, of the whole file and no rotated
-    one; the newest file of a directory says nothing of whether it restores; used memory means nothing without a limit.
+    Departs from the manual: `jq … | wc -l` counts the lines of pretty-printed objects in the current file only; a
+    newest file in a directory may not restore; used memory means little without a limit.
 
     Args:
         environment: 対象の環境
@@ -260,14 +263,14 @@ def daily_check(environment: str, part: Part = "all") -> Report:
     env = Environment.find(environment)
     with runbook("Daily check", env) as report:
         if elsewhere := serves_elsewhere(env):
-            report.outcome = f"this region does not serve (users are sent to {elsewhere}): nothing to judge"
+            report.outcome = f"users are sent to {elsewhere}: this region is not checked"
             return report
         page = Page.of(report, env)
         wanted = [ask for name, asks in PARTS.items() if part in ("all", name) for ask in asks]
-        for judge in [ask(page) for ask in wanted]:  # all are asked before the first is waited for
+        for judge in [ask(page) for ask in wanted]:  # all start before the first result is awaited
             judge()
         bad = sum(finding.hint != "" for finding in report.findings)
-        report.outcome = f"{len(report.findings)} checks, {bad} to look at" if bad else "all is well"
+        report.outcome = f"{len(report.findings)} checks, {bad} findings" if bad else "all checks passed"
     return report
 
 
@@ -277,7 +280,7 @@ PATIENCE_SECONDS = 5.0
 
 
 def judge_backups(page: Page) -> None:
-    """Of the database, Redis and the files."""
+    """Backups of the database, Redis and the files."""
     if page.names("backups"):
         page.part("backups", lambda: _judge(page))
 
@@ -285,40 +288,40 @@ def judge_backups(page: Page) -> None:
 def _judge(page: Page) -> None:
     resources = resources_of(page.env)
     if not resources:
-        page.not_measured("backups", "the environment names nothing that could be lost", "add [postgres], [redis] …")
+        page.not_measured("backups", "the environment has no resource to back up", "add [postgres], [redis] …")
         return
-    reach = read_reach(page.env)
+    reach = read_recovery_points(page.env)
     for resource in resources:
         _judge_resource(page, reach, resource)
     if "database" in resources:
         page.part("base backups", lambda: _judge_bases(page))
-    tell_points(page.report, reach)
+    report_points(page.report, reach)
 
 
-def _judge_resource(page: Page, reach: Reach, resource: Resource) -> None:
+def _judge_resource(page: Page, reach: RecoveryPoints, resource: Resource) -> None:
     stored, name = reach.stored["backups", resource], f"newest backup of {resource}"
     take = page.launch(TAKEN_BY[resource])
     if isinstance(stored, OpsError):
         page.report.fail(name, stored.hint, value=f"not measured: {stored.message}")
         return
     for bad in stored.unreadable:
-        page.report.warn(f"{bad} in the store", "look at it: its manifest cannot be read", value="not known")
+        page.report.warn(f"{bad} in the store", "check the backup: its manifest cannot be read", value="not known")
     if ahead := stored.from_the_future():
         page.report.warn(
             f"clock, by the backups of {resource}",
-            "correct the clock of who took them",
-            value=f"of the future: {', '.join(ahead[:3])}",
+            "correct the clock of the host that took them",
+            value=f"in the future: {', '.join(ahead[:3])}",
         )
     there = [one for one in stored.backups if one.age_seconds >= 0]
     if not there:
-        page.report.fail(name, f"{take} takes one now", value="there is none")
+        page.report.fail(name, f"{take} takes one now", value="there is no backup")
         return
     _judge_age(page, reach, resource, there[-1], take)
     _judge_proof(page, resource, there)
 
 
-def _judge_age(page: Page, reach: Reach, resource: Resource, newest: Backup, take: str) -> None:
-    """Against the RPO: itself, or what recovers to a later moment (point in time), where that is proven to be there."""
+def _judge_age(page: Page, reach: RecoveryPoints, resource: Resource, newest: Backup, take: str) -> None:
+    """The backup's age against the RPO; if point-in-time recovery loses less and is proven, its loss counts."""
     env, age = page.env, newest.age_seconds
     told = f"{newest.name} is {duration(age)} old"
     page.report.fact(f"backup of {resource}", told)
@@ -327,8 +330,8 @@ def _judge_age(page: Page, reach: Reach, resource: Resource, newest: Backup, tak
     if newest.failed:
         page.report.fail(
             f"newest backup of {resource}",
-            f"{take} takes another; its report says why",
-            value=f"{newest.name} did not stand its proof ({newest.failed})",
+            f"{take} takes another; its report has the reason",
+            value=f"{newest.name} failed its verification ({newest.failed})",
         )
     if age > env.rpo_seconds and best and loss is not None and best.means != "backup" and loss <= env.rpo_seconds:
         page.report.prefer(
@@ -339,20 +342,20 @@ def _judge_age(page: Page, reach: Reach, resource: Resource, newest: Backup, tak
             expected=rpo,
         )
         return
-    hint = f"{take} takes one now; a daily one cannot hold {duration(env.rpo_seconds)}: archive WAL, or take it oftener"
+    hint = f"{take} takes one now; to meet {duration(env.rpo_seconds)}, archive WAL or back up more often"
     page.judge(metrics.BACKUP_AGE, age, hint, of=f"{resource}: {told}, RPO {duration(env.rpo_seconds)}")
 
 
 def _judge_proof(page: Page, resource: Resource, there: list[Backup]) -> None:
-    """When a restore of one was last proven."""
+    """The last verification of a backup of this resource."""
     proven = max((one.verified for one in there if one.verified), default="")
     page.report.fact(f"last proven backup of {resource}", proven or "never")
     at = datetime.fromisoformat(proven) if proven else None
-    well = at is not None and not is_ahead(at) and clock.now() - at <= WEEKLY
+    recent = at is not None and not is_ahead(at) and clock.now() - at <= WEEKLY
     page.report.prefer(
         f"a backup of {resource} was proven by a restore",
-        well,
-        f"{page.launch('verify-backup', kind=_KIND[resource])} restores one beside, and compares it",
+        recent,
+        f"{page.launch('verify-backup', kind=_KIND[resource])} restores a staged copy and compares it",
         value=f"last at {proven}" if proven else "never",
         expected=f"within {WEEKLY.days} days",
     )
@@ -362,26 +365,26 @@ _KIND: dict[Resource, str] = {"database": "postgres", "redis": "redis", "files":
 
 
 def _judge_bases(page: Page) -> None:
-    """Base backups are what a recovery to a point in time begins with: where WAL is kept, they are needed."""
+    """The newest base backup: point-in-time recovery starts from it, so an environment that archives WAL needs one."""
     env = page.env
     (stored,) = read_stores([(store_of(env, "cluster", patience_seconds=PATIENCE_SECONDS), ("cluster",))], env.name)
-    found = stored.backups if isinstance(stored, Stored) else ()
+    found = stored.backups if isinstance(stored, StoredBackup) else ()
     if isinstance(stored, OpsError) and env.has("wal"):
         page.not_measured("newest base backup", stored.message, stored.hint)
         return
     if not found and not env.has("wal"):
-        page.report.fact("base backups", "none; the environment keeps no WAL")
+        page.report.fact("base backups", "none; the environment archives no WAL")
         return
     newest = found[-1] if found else None
     if newest and is_ahead(newest.manifest.taken):
-        page.report.warn("newest base backup", AHEAD, value=f"{newest.name} is of the future")
+        page.report.warn("newest base backup", AHEAD, value=f"{newest.name} has a time in the future")
         return
-    well = newest is not None and newest.age_seconds <= WEEKLY.total_seconds() and not newest.failed
-    value = f"{newest.name} is {duration(newest.age_seconds)} old" if newest else "there is none"
-    failed = f"; it did not stand its proof ({newest.failed})" if newest and newest.failed else ""
+    fresh = newest is not None and newest.age_seconds <= WEEKLY.total_seconds() and not newest.failed
+    value = f"{newest.name} is {duration(newest.age_seconds)} old" if newest else "there is no base backup"
+    failed = f"; it failed its verification ({newest.failed})" if newest and newest.failed else ""
     page.report.require(
         "newest base backup",
-        well,
+        fresh,
         f"{page.launch('backup-cluster')} takes one",
         value=value + failed,
         expected=f"within {WEEKLY.days} days",

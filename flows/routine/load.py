@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated
 
@@ -14,16 +13,17 @@ from flows.monitoring.table import ALARMS
 from runbook import metrics
 from runbook.errors import OpsError
 from runbook.metrics import CATALOGUE, Metric
-from runbook.page.plots import Bar, bars
+from runbook.page.plots import Bar, Trace, bars, traces
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.application.health import wait_healthy
 from tasks.faults.disposable import where_disposable
-from tasks.load.driving import Driven, Load, drive_load, require_load
+from tasks.load.driving import Driven, LoadRequest, drive_load, require_load
 from tasks.load.names import limited
-from tasks.load.results import COLUMNS, Endpoint, Results
+from tasks.load.results import COLUMNS, EndpointResult, Results, frame_of
 from tasks.load.saturation import CLIENTS, CONNECTIONS, CPU, MEMORY, Saturation
-from tasks.reports.past import Filed, filed
+from tasks.reports.frames import tables
+from tasks.reports.past import filed
 
 BEFORE_SECONDS, AFTER_SECONDS = 60.0, 120.0
 
@@ -38,16 +38,16 @@ def run_performance_test(
 ) -> Report:
     """パフォーマンステスト: 負荷試験 (§7.1)
 
-    Puts users on the application who send the requests of `[application.load_test]` (Locust, as a program of its own),
-    and measures p50, p95, p99, errors and requests per second of each endpoint, and what processors,
-    connections and Redis do meanwhile. A p95 over 2 s warns, over 5 % of errors are critical (付録B, or the thresholds
-    of the environment), and so does what became slower than the last time with the same load. Run it every quarter,
-    before a release that changes much, and after resources were changed.
+    Simulates users who send the requests of `[application.load_test]` (Locust, in a separate process). Measures p50,
+    p95, p99, errors and requests per second of each endpoint, and the use of processors, connections and Redis. A p95
+    over 2 s is WARN, more than 5 % errors are CRITICAL (付録B, or [thresholds]). An endpoint that became slower than in
+    the last test with the same load is WARN. Run it every quarter, before a large release, and after a change of
+    resources.
 
-    It runs in a disposable environment only: in the named one, or in that one's drill_environment, where the two share
-    no server. What it changes: what its requests write stays behind, with the text 負荷試験 (interview-ops); it holds
-    the environment's lock. Each AI answer costs tokens where the providers are real. Undo: none. Evidence:
-    endpoints.csv and what Locust wrote, in the report folder under load/.
+    It runs in a disposable environment only: the named one, or its drill_environment if the two share no server. Data
+    that its requests write stays, with the text 負荷試験 (interview-ops). It holds the environment's lock. With real AI
+    providers each answer costs tokens. Undo: none. Evidence: endpoints.csv and Locust's files, in the report folder
+    under load/.
 
     Args:
         environment: 対象の環境。disposable でなければ、その drill_environment で実行
@@ -62,13 +62,13 @@ def run_performance_test(
         if refusal:
             raise refusal
         if target.name != env.name:
-            report.fact("asked for", f"{env.name}, whose drill_environment this is")
-        _run(report, target, Load(users, spawn_rate, seconds, ai_answers))
+            report.fact("asked for", f"{env.name}: this is its drill_environment")
+        _run(report, target, LoadRequest(users, spawn_rate, seconds, ai_answers))
     return report
 
 
 def _target(env: Environment) -> tuple[Environment, OpsError | None]:
-    """Where the load goes, and why it may not."""
+    """The environment that gets the load, and an error if it must not."""
     try:
         target = where_disposable(env)
     except OpsError as error:
@@ -77,18 +77,18 @@ def _target(env: Environment) -> tuple[Environment, OpsError | None]:
         return target, None
     hint = "name a disposable environment as drill_environment in its TOML, or launch this there"
     if target is env:
-        return env, OpsError(f"{env.name} is not disposable: no load is put on it", hint)
+        return env, OpsError(f"{env.name} is not disposable: it gets no load", hint)
     return env, OpsError(f"{target.name}, the drill_environment of {env.name}, is not disposable", hint)
 
 
-def _run(report: Report, env: Environment, load: Load) -> None:
+def _run(report: Report, env: Environment, load: LoadRequest) -> None:
     require_load(env.application)
     report.fact(FACT, load.told)
     wait_healthy(env.application, seconds=BEFORE_SECONDS)
     directory = env.reports_directory / "load" / f"{report.started:%Y%m%dT%H%M%S}"
     report.fact("evidence", directory)
     taken = Saturation(env)
-    driven = drive_load(env.application, load, directory, taken.look)
+    driven = drive_load(env.application, load, directory, taken.sample)
     report_results(report, env, load, driven, taken)
     health = wait_healthy(env.application, seconds=AFTER_SECONDS)
     if health.configured:
@@ -100,25 +100,26 @@ def _run(report: Report, env: Environment, load: Load) -> None:
 RUNBOOK, TABLE, FACT = "run-performance-test", "Endpoints", "load"
 SATURABLE = (CPU, CONNECTIONS, CLIENTS, MEMORY)
 HINTS = {
-    CPU: "more or faster processors, or more workers on another host (スケールアップ)",
-    CONNECTIONS: "check-connections says who holds them, check-pool-settings what the pool may take",
-    CLIENTS: "check-redis-clients says who holds them",
-    MEMORY: "check-redis-memory says which prefixes take it (キャッシュクリア)",
+    CPU: "add or replace processors, or add workers on another host (スケールアップ)",
+    CONNECTIONS: "run check-connections for the clients, and check-pool-settings for the pool's limits",
+    CLIENTS: "run check-redis-clients for the clients",
+    MEMORY: "run check-redis-memory for the largest prefixes (キャッシュクリア)",
 }
 GENERATOR = 0.9
 SLOWER, SLOWER_SECONDS = 1.25, 0.1
 MOST = 12
 
 
-def report_results(report: Report, env: Environment, load: Load, driven: Driven, taken: Saturation) -> None:
+def report_results(report: Report, env: Environment, load: LoadRequest, driven: Driven, taken: Saturation) -> None:
     """Everything about one test."""
     found = driven.results
-    report.table(TABLE, COLUMNS, [one.row for one in (*found.endpoints, found.whole)])
+    rows = [one.row for one in (*found.endpoints, found.whole)]
+    report.table(TABLE, COLUMNS, rows, csv=frame_of(found).to_csv(index=False))
     drawn = [
         Bar(one.name, (one.p95,), f"p50 {one.p50:.2f} · p95 {one.p95:.2f} · p99 {one.p99:.2f} s")
         for one in (*found.endpoints, found.whole)
     ]
-    report.attach(Evidence("p95 by endpoint", svg=bars(drawn)))
+    report.attach(Evidence("p95 by endpoint", svg=bars(drawn, "s")))
     if found.failures:
         report.table("Failed requests (they may lack the last second)", ("endpoint", "error", "times"), found.failures)
     for one in found.endpoints:
@@ -129,7 +130,7 @@ def report_results(report: Report, env: Environment, load: Load, driven: Driven,
     report.prefer(
         "the generator was not the limit",
         driven.generator <= GENERATOR,
-        "Locust had no processor left: the times are its own too; use fewer users, or another host",
+        "use fewer users, or run Locust on another host: its own processor was the limit",
         value=f"{driven.generator:.0%} of a processor",
         expected=f"at most {GENERATOR:.0%}",
     )
@@ -145,12 +146,12 @@ def _limit(env: Environment, metric: Metric) -> float:
     return ALARMS[metric.name].limit(env.limits) if metric.name in ALARMS else env.limits[metric.name][0]
 
 
-def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
+def _judge_endpoint(report: Report, env: Environment, one: EndpointResult) -> None:
     most = _limit(env, metrics.API_RESPONSE)
     report.prefer(
         f"{one.name}: response time",
         one.p95 <= most,
-        "look at what was saturated below, at review-performance (slow queries), and at check-ai-providers",
+        "check the saturation table, review-performance (slow statements) and check-ai-providers",
         value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s",
         expected=f"p95 at most {most:g} s",
     )
@@ -158,100 +159,94 @@ def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
     report.require(
         f"{one.name}: errors",
         one.error_ratio <= ratio,
-        "search-logs by level ERROR for these minutes; check-ai-providers where only the AI's answers fail",
+        "run search-logs with level ERROR for these minutes; if only AI answers fail, check-ai-providers",
         value=f"{one.error_ratio:.1%} of {one.requests}",
         expected=f"at most {ratio:.0%}",
     )
 
 
-def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
+def _judge_errors(report: Report, env: Environment, whole: EndpointResult) -> None:
     ratio = _limit(env, metrics.API_ERRORS)
     report.require(
         "errors of all requests",
         whole.error_ratio <= ratio,
-        "the endpoints above say which; this load is more than the system takes",
+        "see the endpoints' findings: this load is more than the system can handle",
         value=f"{whole.error_ratio:.1%} of {whole.requests}",
         expected=f"at most {ratio:.0%}",
     )
 
 
-def _judge_coverage(report: Report, env: Environment, load: Load, found: Results) -> None:
-    """What nobody asked was not measured."""
+def _judge_coverage(report: Report, env: Environment, load: LoadRequest, found: Results) -> None:
+    """Endpoints without a request, and AI answers that were not requested."""
     steps = env.application.load_test
     missing = [one.title for one in steps if not found.of(one.title) and (not one.ai or load.ai_answers)]
     report.prefer(
         "every endpoint was measured",
         not missing,
-        "let it run longer, or with more users",
+        "run it longer, or with more users",
         value=f"not measured: {', '.join(missing)}" if missing else "yes",
     )
     if not load.ai_answers and any(one.ai for one in steps):
-        report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: none were asked for")
+        report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: ai_answers is 0")
     if refused := sum(seen.requests for one in steps if one.ai and (seen := found.of(limited(one.title)))):
         report.warn(
             "AI answers were refused by the limit per user",
-            "raise the application's own limit in this environment, or lower ai_answers",
+            "raise the application's limit in this environment, or lower ai_answers",
             value=f"{refused} times",
         )
 
 
 def _judge_saturation(report: Report, env: Environment, taken: Saturation) -> None:
-    rows = list[tuple[str, ...]]()
+    import pandas as pd
+
+    rows, drawn = list[tuple[str, ...]](), list[Trace]()
     for metric in SATURABLE:
-        most = _limit(env, CATALOGUE[metric])
+        most, unit = _limit(env, CATALOGUE[metric]), CATALOGUE[metric].unit
         samples = taken.samples.get(metric, [])
         if not samples:
             why = taken.missing.get(metric, "the test was too short for a second sample")
-            report.warn(metric, "look at it there while the test runs", value=f"not measured: {why}")
+            report.warn(metric, "measure it on its host during the next test", value=f"not measured: {why}")
             continue
-        mean, top = sum(samples) / len(samples), max(samples)
-        rows.append((metric, str(len(samples)), f"{mean:.1%}", f"{top:.1%}", f"{most:.0%}"))
+        values = pd.Series(dict(samples))
+        mean, top = float(values.mean()), float(values.max())
+        rows.append((metric, str(len(values)), f"{mean:.1%}", f"{top:.1%}", f"{most:.0%}"))
+        drawn.append(Trace(metric, samples, f"max. {top:.0%}", unit, most))
         report.prefer(metric, top <= most, HINTS[metric], value=f"at most {top:.0%}", expected=f"at most {most:.0%}")
         if problem := taken.missing.get(metric):
-            report.warn(f"{metric} during the test", "it did not answer at times: see its log", value=problem)
+            report.warn(f"{metric} during the test", "see the server's log: some queries failed", value=problem)
     report.table("Saturation during the test", ("metric", "samples", "mean", "most", "saturated above"), rows)
-    for metric in (CPU, CONNECTIONS):
-        if seen := taken.samples.get(metric):
-            drawn = [Bar(f"part {at}", (value,), f"{value:.0%}") for at, value in enumerate(_thinned(seen), 1)]
-            report.attach(Evidence(f"{metric} from the test's beginning to its end", svg=bars(drawn)))
+    if drawn:
+        picture = traces(drawn, env.zone)
+        report.attach(Evidence("Saturation from the test's beginning to its end (dashed: the limit)", svg=picture))
 
 
-def _thinned(samples: Sequence[float], most: int = 15) -> Sequence[float]:
-    """The most of each stretch, so that a picture stays one."""
-    step = -(-len(samples) // most) or 1
-    return [max(samples[at : at + step]) for at in range(0, len(samples), step)]
-
-
-def _compare(report: Report, env: Environment, load: Load, found: Results) -> None:
-    """With the tests before; only the same load can be slower than it was."""
-    past = [one for one in islice(filed(env.reports_directory, env.name, RUNBOOK), 4 * MOST) if one.rows(TABLE)][:MOST]
-    rows = [(f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get(FACT, ""), *_whole(one)[1:]) for one in past]
-    report.table("The tests before", ("began", "status", "load", *COLUMNS[1:]), rows)
-    drawn = [
-        Bar(f"{one.started:%Y-%m-%d}", (float(_whole(one)[5]),), f"p95 {_whole(one)[5]} s, {one.facts.get(FACT)}")
-        for one in reversed(past)
-    ]
-    drawn.append(Bar("this test", (found.whole.p95,), f"p95 {found.whole.p95:.3f} s"))
-    report.attach(Evidence("p95 of all requests, test by test", svg=bars(drawn)))
-    same = next((one for one in past if one.facts.get(FACT) == load.told and one.status != "CRITICAL"), None)
-    if same is None:
+def _compare(report: Report, env: Environment, load: LoadRequest, found: Results) -> None:
+    """With the earlier tests. Only a test with the same load can show that the system became slower."""
+    reports = filed(env.reports_directory, env.name, RUNBOOK)
+    past = tables(islice((one for one in reports if one.rows(TABLE)), MOST), TABLE, facts=(FACT,))
+    if past.empty:
+        report.fact("compared with", "there is no earlier test")
+        return
+    past["p95 s"] = past["p95 s"].astype(float)
+    wholes = past[past["endpoint"] == found.whole.name]
+    columns = ["began", "status", FACT, *COLUMNS[1:]]
+    rows = wholes.assign(began=wholes["began"].dt.strftime("%Y-%m-%d %H:%M"))[columns].iloc[::-1]
+    report.table("Earlier tests", columns, rows.to_numpy().tolist(), csv=past.to_csv(index=False))
+    points = [*zip(wholes["began"], wholes["p95 s"], strict=True), (report.started, found.whole.p95)]
+    picture = traces([Trace("p95 of all requests", points, f"{found.whole.p95:.3f} s", "s")], env.zone)
+    report.attach(Evidence("p95 of all requests, test by test", svg=picture))
+    same = past[(past["load"] == load.told) & (past["status"] != "CRITICAL")]
+    if same.empty:
         report.fact("compared with", "no earlier good test had this load")
         return
-    report.fact("compared with", f"{same.started:%Y-%m-%d %H:%M} ({same.path.name})")
-    slower = list[str]()
-    for row in same.rows(TABLE):
-        now = found.whole if row[0] == found.whole.name else found.of(row[0])
-        if now and now.p95 > float(row[5]) * SLOWER and now.p95 - float(row[5]) > SLOWER_SECONDS:
-            slower.append(f"{row[0]}: p95 {row[5]} → {now.p95:.3f} s")
+    last = same[same["began"] == same["began"].max()].set_index("endpoint")["p95 s"]
+    report.fact("compared with", f"{same['began'].max():%Y-%m-%d %H:%M} ({same['report'].iloc[-1]})")
+    now = frame_of(found).set_index("endpoint")["p95 s"].reindex(last.index)
+    slower = now[(now > last * SLOWER) & (now - last > SLOWER_SECONDS)]
     report.prefer(
-        "as fast as the last time",
-        not slower,
-        "what changed since: a release, settings, data, the host",
-        value="; ".join(slower) or "yes",
+        "as fast as the last test",
+        slower.empty,
+        "check what changed since: a release, settings, data, the host",
+        value="; ".join(f"{name}: p95 {last[name]:.3f} → {p95:.3f} s" for name, p95 in slower.items()) or "yes",
         expected=f"at most {SLOWER - 1:.0%} slower",
     )
-
-
-def _whole(one: Filed) -> list[str]:
-    """The row of all requests stands last."""
-    return one.rows(TABLE)[-1]

@@ -21,7 +21,7 @@ from flows.routine.savings import judge_savings
 from flows.routine.sources.figures import read_figures
 from flows.routine.sources.past import MONTHLY, done, is_ahead, judge_last, link, told
 from flows.routine.sources.traffic import Traffic, read_traffic
-from flows.routine.sources.trends import judge_trends
+from flows.routine.sources.trends import judge_trends, show_durations
 from flows.routine.weekly import LOUD, SCAN, can_scan, judge_alerts
 from runbook.page.render import MARK
 from runbook.report import NOT_CONFIGURED, Report, Status
@@ -30,7 +30,7 @@ from runbook.units import size
 from tasks.postgres.sessions.statements import Statements, read_statements, sample_waits
 from tasks.postgres.upkeep.autovacuum import read_autovacuum
 from tasks.postgres.upkeep.indexes import read_indexes, read_statistics
-from tasks.reports.past import Filed
+from tasks.reports.past import FiledReport
 
 CHECKLIST = "run-checklist"
 QUARTER_DAYS = 100
@@ -40,12 +40,12 @@ QUARTER_DAYS = 100
 def monthly_maintenance(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 31) -> Report:
     """月次保守チェックリスト: 依存パッケージ・セキュリティ・データベース・パフォーマンス・コスト (§7.4)
 
-    All 20 boxes of the manual, in its five groups, each with its measurement of now, the last report of the runbook
-    that does it (with date, status and path), or the answer of a person to the checklist; below them the tables they
-    are from, and figures over the past months as pictures. Run it monthly, behind update-dependencies,
-    scan-vulnerabilities, vacuum-database and review-resources.
+    The manual's 20 boxes in five groups. Each has a current measurement, the last report of its runbook (with date,
+    status and path), or a person's answer to the checklist. Tables and charts with the past months follow. Run it
+    monthly, after update-dependencies, scan-vulnerabilities, vacuum-database and review-resources.
 
-    It changes nothing: each box says what to launch next. What has no source is 「未計測」 (not measured), never OK.
+    It changes nothing: each box names the runbook to launch next. A value without a source is 「未計測」 (not
+    measured), never OK.
 
     Args:
         environment: 対象の環境
@@ -58,6 +58,7 @@ def monthly_maintenance(environment: str, days: Annotated[int, Field(ge=1, le=36
         for group, boxes in GROUPS.items():
             for box in boxes:
                 sheet.fill(group, box, works[box])
+        show_durations(page)
         sheet.attach()
         report.outcome = sheet.told
     return report
@@ -65,13 +66,13 @@ def monthly_maintenance(environment: str, days: Annotated[int, Field(ge=1, le=36
 
 @dataclass
 class Seen:
-    """What one box reads and another needs too."""
+    """Values that several boxes use."""
 
     traffic: Traffic | None
     statements: Statements | None = None
 
     def slow(self, page: Page) -> str | None:
-        """Statements by the time that they took."""
+        """Slow statements."""
         if not page.names("postgres"):
             return None
         self.statements = read_statements(page.env.postgres)
@@ -85,7 +86,7 @@ class Seen:
 
 
 def works_of(page: Page, days: int) -> Mapping[str, Work]:
-    """What fills each box. What several need is read once."""
+    """The measurement of each box. Values that several boxes use are read once."""
     traffic = read_traffic(page, days)
     seen = Seen(traffic)
     return {
@@ -113,13 +114,13 @@ def works_of(page: Page, days: int) -> Mapping[str, Work]:
 
 
 def _of(traffic: Traffic | None, judge: Callable[[Page, Traffic], str]) -> Work:
-    """Where no request could be read, the box says so."""
+    """The measurement of a box about requests; "not measured" if there are none."""
 
     def work(page: Page) -> str | None:
         if traffic is None:
             if not page.names("logs"):
                 return None
-            page.not_measured("requests", "no access line could be counted", "see what is said of the log above")
+            page.not_measured("requests", "no access line could be counted", "fix the findings about the log")
             return None
         return judge(page, traffic)
 
@@ -127,8 +128,8 @@ def _of(traffic: Traffic | None, judge: Callable[[Page, Traffic], str]) -> Work:
 
 
 def _response(page: Page, traffic: Traffic) -> str:
-    performance.tell_paths(page, traffic)
-    performance.tell_days(page, traffic)
+    performance.show_paths(page, traffic)
+    performance.show_days(page, traffic)
     return performance.judge_response(page, traffic)
 
 
@@ -138,7 +139,7 @@ def _resources(page: Page) -> str | None:
 
 
 def answered(page: Page, *, box: str) -> str | None:
-    """What a person answered to a box of a checklist last."""
+    """The last answer of a person to a box of a checklist."""
     for found in done(page, CHECKLIST):
         row = next((row for row in found.rows("Checklist") if len(row) > 5 and row[1] == box), None)
         if row is None:
@@ -155,7 +156,7 @@ def answered(page: Page, *, box: str) -> str | None:
         return f"{row[2]}: {row[3]}"
     page.not_measured(
         box,
-        "only a person can tell, and nobody has answered",
+        "only a person can answer it, and nobody has",
         page.launch(CHECKLIST, checklist="cost_review") + " asks for it",
     )
     return None
@@ -186,7 +187,7 @@ Work = Callable[[Page], str | None]
 
 @dataclass
 class Sheet:
-    """The boxes of one month, filled in one after the other. A box is as bad as the worst that its work found."""
+    """The boxes of a month. A box has the worst status of its findings."""
 
     page: Page
     rows: list[tuple[str, str, str, str, str]] = field(default_factory=list)
@@ -194,8 +195,9 @@ class Sheet:
     left_out: int = 0
 
     def fill(self, group: str, box: str, work: Work) -> None:
-        """`work` adds findings of its own, and returns in a sentence what it saw; where it cannot read its source, or
-        finds nothing at all, that is told and is no pass. A box of a part that the environment lacks is 対象外."""
+        """Fill in a box: `work` adds findings and returns its result in a sentence. Without either, the box is not
+        measured.
+        A box about a part that the environment lacks is 対象外."""
         report = self.page.report
         before, self.page.left_out[:] = len(report.findings), []
         told = self.page.part(box, lambda: work(self.page))
@@ -205,7 +207,7 @@ class Sheet:
             self.rows.append((NOT_APPLICABLE, group, box, f"{NOT_CONFIGURED}: {parts}", ""))
             return
         if len(report.findings) == before and not told:
-            self.page.not_measured(box, "it has no source here", "see the report's other findings")
+            self.page.not_measured(box, "it has no source here", "fix the report's other findings")
         if len(report.findings) == before:
             report.passed(box, value=told)
         found = report.findings[before:]
@@ -220,20 +222,20 @@ class Sheet:
         self.rows.append((mark, group, box, said, bad.hint))
 
     def attach(self) -> None:
-        """The table, before everything else on the page."""
+        """Put the table first on the page."""
         report = self.page.report
         report.table(TABLE, COLUMNS, self.rows)
         report.evidence.insert(0, report.evidence.pop())
 
     @property
     def told(self) -> str:
-        """How many of each."""
+        """The number of boxes by result."""
         unmeasured = sum(row[0].endswith(UNMEASURED) for row in self.rows)
-        well = self.worst.count(Status.OK)
+        passed = self.worst.count(Status.OK)
         critical = self.worst.count(Status.CRITICAL)
-        rest = len(self.rows) - well - critical - unmeasured - self.left_out
+        rest = len(self.rows) - passed - critical - unmeasured - self.left_out
         left_out = f", {self.left_out} {NOT_APPLICABLE}" if self.left_out else ""
-        told = f"{well} well, {rest} to look at, {critical} critical, {unmeasured} {UNMEASURED}{left_out}"
+        told = f"{passed} passed, {rest} warnings, {critical} critical, {unmeasured} {UNMEASURED}{left_out}"
         return f"{told}, of {len(self.rows)}"
 
 
@@ -243,12 +245,12 @@ STATISTICS_DAYS = 30
 
 
 def backend_packages(page: Page) -> str | None:
-    """pip's, by the last update."""
+    """Python packages, by the last update."""
     return _updated(page, "Backend依存関係更新", "backend") if page.names("application.repository") else None
 
 
 def frontend_packages(page: Page) -> str | None:
-    """pnpm's, by the last update."""
+    """Node packages, by the last update."""
     if not page.names("application.repository", "application.web_directory"):
         return None
     return _updated(page, "Frontend依存関係更新", "web")
@@ -263,12 +265,12 @@ def _updated(page: Page, name: str, part: str) -> str | None:
 
 
 def scan(page: Page) -> str | None:
-    """The last one, and what it found."""
+    """The last scan for vulnerabilities."""
     return judge_alerts(page, MONTHLY)
 
 
 def tests(page: Page) -> str | None:
-    """Those of the last update, patch or deployment that ran any."""
+    """Tests of the last update, patch or deployment that ran any."""
     if not page.names("application.repository"):
         return None
     runs = [found[0] for runbook in TESTED_BY if (found := _tested(page, runbook))]
@@ -283,34 +285,34 @@ def tests(page: Page) -> str | None:
         page.report.require(
             f"{newest.runbook}: {one['name']}",
             status is Status.OK,
-            one["hint"] or "see its report",
+            one["hint"] or "fix the findings of its report",
             value=one["value"],
             worst=status,
         )
     return f"{newest.runbook} of {newest.started:%Y-%m-%d}"
 
 
-def _tested(page: Page, runbook: str) -> list[Filed]:
+def _tested(page: Page, runbook: str) -> list[FiledReport]:
     since = datetime.now(UTC) - MONTHLY
     return [one for one in done(page, runbook) if one.started >= since and _suites(one)]
 
 
-def _suites(one: Filed) -> list[dict[str, str]]:
+def _suites(one: FiledReport) -> list[dict[str, str]]:
     return [found for found in one.findings if found["name"].endswith(" tests")]
 
 
 def patches(page: Page) -> str | None:
-    """Nothing high or critical is left by the last scan; or what was patched since."""
+    """High and critical vulnerabilities of the last scan, and patches since."""
     name = "セキュリティパッチ適用"
     if not can_scan(page):
         return None
     scanned, patched = next(done(page, SCAN), None), next(done(page, PATCH), None)
     if scanned is None:
-        page.not_measured(name, "nobody knows what is vulnerable", f"{page.launch(SCAN)} finds it")
+        page.not_measured(name, "no scan was ever done", f"launch the scan: {page.launch(SCAN)}")
         return None
     if is_ahead(scanned.started) or datetime.now(UTC) - scanned.started > MONTHLY:
-        why = f"the last scan is of {scanned.started:%Y-%m-%d}; nobody knows what was found vulnerable since"
-        page.not_measured(name, why, f"{page.launch(SCAN)} finds it")
+        why = f"the last scan is of {scanned.started:%Y-%m-%d} and too old"
+        page.not_measured(name, why, f"launch the scan: {page.launch(SCAN)}")
         return None
     if patched:
         link(page, PATCH, patched)
@@ -322,7 +324,7 @@ def patches(page: Page) -> str | None:
     newer = patched is not None and patched.started > scanned.started
     value = f"{len(loud)} high or critical by the scan of {scanned.started:%Y-%m-%d}"
     value += f"; patched since: {told(patched)}" if newer and patched else ""
-    hint = f"{page.launch(SCAN)} again" if newer else f"{page.launch(PATCH)} for each, and deploy what it makes"
+    hint = f"{page.launch(SCAN)} again" if newer else f"{page.launch(PATCH)} for each, then deploy the result"
     page.report.require(
         name, not loud, hint, value=value, expected="none", worst=Status.WARN if newer else Status.CRITICAL
     )
@@ -330,7 +332,7 @@ def patches(page: Page) -> str | None:
 
 
 def vacuum(page: Page) -> str | None:
-    """By hand, and whether autovacuum keeps up."""
+    """The last VACUUM by hand, and whether autovacuum keeps up."""
     if not page.names("postgres"):
         return None
     judge_last(page, "VACUUM実行", "vacuum-database", MONTHLY)
@@ -341,7 +343,7 @@ def vacuum(page: Page) -> str | None:
 
 
 def indexes(page: Page) -> str | None:
-    """Invalid, doubled, never scanned, mostly air."""
+    """Invalid, duplicate, unscanned and bloated indexes."""
     if not page.names("postgres"):
         return None
     found = read_indexes(page.env.postgres)
@@ -353,7 +355,7 @@ def indexes(page: Page) -> str | None:
 
 
 def statistics(page: Page) -> str | None:
-    """Of every table that has rows: analyzed, and not long before much of it changed."""
+    """Planner statistics: every table with rows was analyzed, and has not changed much since."""
     name = "統計情報更新"
     if not page.names("postgres"):
         return None

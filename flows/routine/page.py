@@ -1,5 +1,4 @@
-"""What routine runbooks have in common: a page on which a source that does not answer is one finding, and the others go
-on; and links to what to launch next."""
+"""The page of routine runbooks: a source that does not answer is one finding, and the other checks continue."""
 
 from __future__ import annotations
 
@@ -20,39 +19,39 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Page:
-    """An open report, the environment that it is about, and the forms of its deployments."""
+    """An open report, its environment, and the forms of its deployments."""
 
     report: Report
     env: Environment
     forms: Forms
     left_out: list[str] = field(default_factory=list)
-    """The parts that were asked for and that the environment does not have."""
+    """Parts that a check needs and the environment lacks."""
 
     @classmethod
     def of(cls, report: Report, env: Environment) -> Page:
-        """The forms are asked for once."""
+        """A page; it reads the forms once."""
         return cls(report, env, read_forms([env.name]))
 
     def launch(self, flow: str, **parameters: object) -> str:
-        """What to launch next: a link to its form, filled in, or its name."""
+        """A link to the filled-in form of a runbook, or its name."""
         return self.forms.link(flow, self.env.name, {"environment": self.env.name, **parameters})
 
     def part(self, name: str, work: Callable[[], T], *, hint: str = "", otherwise: Status = Status.WARN) -> T | None:
-        """One measurement: what cannot be read is one finding. `hint` is what to do, before what the error says."""
+        """One measurement; an error is one finding. `hint`: the next step, before the error's own."""
         try:
             return work()
         except OpsError as error:
-            told = "; ".join(text for text in (hint, error.hint) if text) or "look at it"
+            told = "; ".join(text for text in (hint, error.hint) if text) or "fix this error, then launch this again"
             value = f"{NOT_MEASURED}: {error.message}"
             self.report.fail(name, told, value=value, worst=otherwise)
             return None
 
     def not_measured(self, name: str, why: str, hint: str) -> None:
-        """What has no source is never well."""
+        """A WARN: a value without a source is never OK."""
         self.report.warn(name, hint, value=f"{NOT_MEASURED}: {why}")
 
     def names(self, *parts: str) -> bool:
-        """Whether the environment has what a measurement needs; where it has not, the measurement is left out."""
+        """Whether the environment has the parts that a check needs; if not, the check is left out."""
         missing = [one for one in parts if not self.env.has(one)]
         if missing:
             self.left_out.extend(missing)
@@ -60,9 +59,9 @@ class Page:
         return not missing
 
     def log_begins(self, name: str, began: datetime | None, hint: str) -> None:
-        """A log that does not reach back over the whole span: what is counted is of a part of it."""
+        """A WARN: the log covers only a part of the span."""
         told = f"{began.astimezone(self.env.zone):%Y-%m-%d %H:%M} {self.env.zone.key}" if began else "no known time"
-        self.not_measured(name, f"the log begins at {told}, later than that", hint)
+        self.not_measured(name, f"the log begins at {told}, after the beginning of the span", hint)
 
     def judge(self, metric: Metric, value: float, hint: str, *, of: str, worst: Status = Status.CRITICAL) -> Status:
         """`Report.judge`."""

@@ -12,12 +12,12 @@ from blocks.environment import Environment
 from flows.routine.page import Page
 from flows.routine.sources.figures import read_figures
 from flows.routine.sources.traffic import Traffic, read_traffic
-from flows.routine.sources.trends import judge_trends
+from flows.routine.sources.trends import judge_trends, show_durations
 from runbook import metrics
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
-from tasks.logs.figures.requests import Use
+from tasks.logs.figures.requests import RequestUse
 from tasks.postgres.sessions.statements import Statement, Statements, Waits, read_statements, sample_waits
 
 
@@ -25,13 +25,13 @@ from tasks.postgres.sessions.statements import Statement, Statements, Waits, rea
 def review_performance(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 30) -> Report:
     """パフォーマンスレビュー: レスポンスタイム・エラーレート・スロークエリ・ボトルネックの分析 (§7.1, §7.4)
 
-    Reads the access lines of the last days (rotated logs too): p50, p95 and p99 of all requests and of each path, by
-    day, against the alarm and against as many days before; failed ones of all and by path; statements by the time that
-    they took (pg_stat_statements) and what busy sessions wait for; where the time goes; and figures over the past
-    reviews: requests, database, Redis, disks. Run it monthly, and before and after a release that may be slower.
+    Reads the access lines of the last days, also in rotated logs. Shows p50, p95 and p99 of all requests, by path and
+    by day, against the alarm's limit and the days before; failed requests; the slowest statements (pg_stat_statements);
+    what busy sessions wait for; and trends over past reviews: requests, database, Redis, disks, durations of backups.
+    Run it monthly, and before and after a release that may be slower.
 
-    It changes nothing. What has no source (no access lines, no pg_stat_statements) is told with how to get one, and is
-    never well. Evidence: tables and pictures.
+    It changes nothing. A value without a source (no access lines, no pg_stat_statements) is WARN, with the way to get
+    one. Evidence: tables, CSV files and charts.
 
     Args:
         environment: 対象の環境
@@ -47,16 +47,17 @@ def review_performance(environment: str, days: Annotated[int, Field(ge=1, le=366
         if traffic:
             report.outcome = judge_response(page, traffic)
             report.fact("failed", judge_error_rate(page, traffic))
-            tell_paths(page, traffic)
-            tell_days(page, traffic)
+            show_paths(page, traffic)
+            show_days(page, traffic)
         statements: Statements | None = page.part("slow statements", asked.result) if asked else None
         waits: Waits | None = page.part("waits", waiting.result) if waiting else None
         if statements:
             judge_statements(page, statements)
         if waits:
-            report.fact("database", told_waits(waits))
+            report.fact("database", describe_waits(waits))
         report.fact("bottlenecks", judge_bottlenecks(page, traffic, statements, waits))
         judge_trends(page, read_figures(page, traffic))
+        show_durations(page)
     return report
 
 
@@ -67,28 +68,28 @@ COLUMNS = ("path", "requests", "p50 ms", "p95 ms", "p99 ms", "longest ms", "shar
 
 
 def judge_response(page: Page, found: Traffic) -> str:
-    """p95 of all against the alarm, each path that is over it, and whether it became slower."""
+    """p95 of all requests against the alarm's limit, slow paths, and the days before."""
     report = page.report
     of = f"p95 of {found.told}; p50 {found.use.p50:,.0f} ms, p99 {found.use.p99:,.0f} ms"
-    page.judge(metrics.API_RESPONSE, found.use.p95 / 1000, "look at the slow paths below", of=of)
+    page.judge(metrics.API_RESPONSE, found.use.p95 / 1000, "see the slow paths in the table", of=of)
     limit = report.limit(metrics.API_RESPONSE)[0] * 1000
     slow = [(name, use) for name, use in found.paths if use.p95 > limit]
     told = "; ".join(f"{name}: p95 {use.p95 / 1000:.1f} s of {use.count:,}" for name, use in slow[:5])
     report.prefer(
         "slow paths",
         not slow,
-        "look at their statements below; ask the developers for an index or a cache",
+        "check their statements in the tables; ask the developers for an index or a cache",
         value=told or "none",
         expected=f"p95 of each at most {limit / 1000:g} s",
     )
     if found.before is None:
-        page.report.fact("compared with the days before", "nothing: the log does not reach back so far")
+        page.report.fact("compared with the days before", "not measured: the log does not reach back far enough")
     else:
         slower = found.use.p95 > SLOWER_TIMES * found.before.p95
         report.prefer(
             "slower than the days before",
             not slower,
-            "what was deployed since? the picture shows the day",
+            "find the day in the chart, and check what was deployed then",
             value=f"p95 {found.use.p95:,.0f} ms after {found.before.p95:,.0f} ms",
             expected=f"at most {SLOWER_TIMES:g} times",
         )
@@ -96,11 +97,11 @@ def judge_response(page: Page, found: Traffic) -> str:
 
 
 def judge_error_rate(page: Page, found: Traffic) -> str:
-    """5xx of all requests, and the paths where they are many."""
+    """The share of 5xx answers, and paths with many of them."""
     use = found.use
     hint = page.launch("summarise-errors")
     page.judge(
-        metrics.API_ERRORS, use.error_ratio, f"{hint} says what fails", of=f"{use.errors:,} of {use.count:,} requests"
+        metrics.API_ERRORS, use.error_ratio, f"{hint} shows what fails", of=f"{use.errors:,} of {use.count:,} requests"
     )
     limit = page.report.limit(metrics.API_ERRORS)[1]
     bad = [(name, one) for name, one in found.paths if one.count >= LEAST_REQUESTS and one.error_ratio > limit]
@@ -115,8 +116,10 @@ def judge_error_rate(page: Page, found: Traffic) -> str:
     return f"{use.error_ratio:.2%} of {use.count:,} requests failed"
 
 
-def tell_paths(page: Page, found: Traffic) -> None:
-    """By path, those that took most of the time first."""
+def show_paths(page: Page, found: Traffic) -> None:
+    """Requests by path, ordered by total time."""
+    import pandas as pd
+
     total = found.use.total_seconds or 1
     rows = [
         (
@@ -132,30 +135,36 @@ def tell_paths(page: Page, found: Traffic) -> None:
         )
         for name, one in found.paths[:SHOWN]
     ]
-    page.report.table(f"Paths (the first {len(rows)} by time of {len(found.paths)})", COLUMNS, rows)
+    whole = pd.DataFrame([{"path": name, **vars(one)} for name, one in found.paths])
+    name = f"Paths (the first {len(rows)} by time of {len(found.paths)})"
+    page.report.table(name, COLUMNS, rows, csv=whole.to_csv(index=False))
 
 
-def tell_days(page: Page, found: Traffic) -> None:
-    """Pictures of each day."""
+def show_days(page: Page, found: Traffic) -> None:
+    """Charts by day."""
 
-    def drawn(name: str, value: Callable[[Use], float], text: Callable[[Use], str]) -> None:
+    def drawn(
+        name: str, value: Callable[[RequestUse], float], text: Callable[[RequestUse], str], unit: str = ""
+    ) -> None:
         lines = [Bar(str(day), (value(use),), text(use)) for day, use in found.days[-MOST_DAYS:]]
-        page.report.attach(Evidence(f"{name} by day ({page.env.zone.key})", svg=bars(lines)))
+        page.report.attach(Evidence(f"{name} by day ({page.env.zone.key})", svg=bars(lines, unit)))
 
-    drawn("Response time, p95", lambda use: use.p95, lambda use: f"{use.p95:,.0f} ms")
+    drawn("Response time, p95", lambda use: use.p95, lambda use: f"{use.p95:,.0f} ms", "ms")
     drawn("Requests", lambda use: use.count, lambda use: f"{use.count:,}")
     drawn("Failed requests (5xx)", lambda use: use.errors, lambda use: f"{use.errors:,} ({use.error_ratio:.1%})")
 
 
 def judge_statements(page: Page, found: Statements) -> str:
-    """Those that are slow each time, and all by the time that they took."""
+    """Slow statements, and the statements with the most total time."""
+    import pandas as pd
+
     report, since = page.report, f"since {found.since} UTC"
     slow = [one for one in found.found if one.mean_ms > SLOW_STATEMENT_MS]
     told = "; ".join(f"{one.mean_ms / 1000:.1f} s × {one.calls:,}: {one.text[:60]}" for one in slow[:3])
     report.prefer(
         "slow statements",
         not slow,
-        "EXPLAIN (ANALYZE, BUFFERS) them; check-indexes tells missing indexes, check-autovacuum old statistics",
+        "run EXPLAIN (ANALYZE, BUFFERS) on them, check-indexes, and check-autovacuum for old statistics",
         value=told or f"none {since}",
         expected=f"mean at most {SLOW_STATEMENT_MS / 1000:g} s",
     )
@@ -167,12 +176,13 @@ def judge_statements(page: Page, found: Statements) -> str:
         )
     if found.dropped:
         report.fact(
-            "statements forgotten", f"{found.dropped:,} times the rarest were, since pg_stat_statements.max is small"
+            "statements forgotten", f"{found.dropped:,} times the rarest ones, because pg_stat_statements.max is small"
         )
     report.table(
         f"Statements by time, {since}",
         ("share", "calls", "mean ms", "longest ms", "rows", "blocks read", "temporary blocks", "statement"),
         [_statement(one) for one in found.found[:SHOWN]],
+        csv=pd.DataFrame([vars(one) for one in found.found]).to_csv(index=False),
     )
     first = found.found[0] if found.found else None
     return f"{len(slow)} slow; {first.share:.0%} of the time: {first.text[:60]}" if first else f"none {since}"
@@ -192,10 +202,9 @@ def _statement(one: Statement) -> tuple[object, ...]:
 
 
 def judge_bottlenecks(page: Page, traffic: Traffic | None, statements: Statements | None, waits: Waits | None) -> str:
-    """Where the time goes: the paths, the statements and the waits that have most of it. What is missing is told where
-    it was to be read."""
+    """The paths, statements and waits with the most time."""
     rows = [*_path_rows(traffic), *_statement_rows(statements), *_wait_rows(waits)]
-    page.report.table("Where the time goes", ("of", "share", "what", "look at"), rows)
+    page.report.table("Where the time goes", ("of", "share", "what", "check"), rows)
     if waits:
         locked = sum(share for event, share in waits.shares if event.startswith("Lock:"))
         page.report.prefer(
@@ -209,7 +218,7 @@ def judge_bottlenecks(page: Page, traffic: Traffic | None, statements: Statement
     missing = [what for what, part, found in needed if not found and page.names(part)]
     if missing:
         page.not_measured(
-            "all places where time goes", f"{', '.join(missing)} could not be looked at", "see what is said of them"
+            "all places where time goes", f"{', '.join(missing)} could not be read", "fix the findings about them"
         )
     return "; ".join(f"{of}: {what} ({share})" for of, share, what, _ in _firsts(rows)) or "nothing takes any time"
 
@@ -226,7 +235,7 @@ def _path_rows(found: Traffic | None) -> list[tuple[str, str, str, str]]:
             "requests",
             f"{use.total_seconds / total:.0%}",
             f"{name}: {use.count:,} × {use.total_seconds * 1000 / use.count:,.0f} ms",
-            "its p95 against p50: a few slow calls, or all of them",
+            "p95 against p50: a few slow calls, or all of them",
         )
         for name, use in paths
     ]
@@ -248,19 +257,19 @@ _LOOK_AT = {
     "Lock": "check-connections",
     "IO": "the disk, shared_buffers, missing indexes",
     "CPU": "the statements above",
-    "Client": "the application's own time between statements",
+    "Client": "time of the application between statements",
     "LWLock": "many sessions at once",
 }
 
 
 def _wait_rows(found: Waits | None) -> list[tuple[str, str, str, str]]:
-    """Nobody busy is no row."""
+    """A row for each wait event."""
     return [
-        ("waits", f"{share:.0%}", event, _LOOK_AT.get(event.partition(":")[0], "docs of wait events"))
+        ("waits", f"{share:.0%}", event, _LOOK_AT.get(event.partition(":")[0], "PostgreSQL's list of wait events"))
         for event, share in (found.shares[:5] if found else ())
     ]
 
 
-def told_waits(found: Waits) -> str:
-    """For the head of a page."""
+def describe_waits(found: Waits) -> str:
+    """The waits in one line."""
     return f"{found.busy:.1f} busy sessions on average of {found.samples} samples"

@@ -1,4 +1,4 @@
-"""What takes space and is of no use any more, with the runbook that gives it back (§7.1, §7.4)."""
+"""Data that is not used any more, with the runbook that deletes it (§7.1, §7.4)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from blocks.environment import Environment
-from flows.database.superseded import find_aside
+from flows.database.superseded import find_kept_data
 from flows.logs.cleaning import MANUAL_DAYS
 from flows.routine.page import NOT_MEASURED, Page
 from runbook.errors import OpsError
 from runbook.units import size
 from tasks.backups.manifest import Kind
-from tasks.backups.retention import Stored, read_stores, rule_of
+from tasks.backups.retention import StoredBackup, read_stores, rule_of
 from tasks.docker.inventory import read_inventory
 from tasks.logs.reading.files import find_logs
 from tasks.postgres.upkeep.indexes import find_duplicates, read_indexes, read_statistics
@@ -22,13 +22,13 @@ from tasks.stores.store import store_of
 
 SCANNED_SECONDS = 30 * 86_400
 PATIENCE_SECONDS = 5.0
-LEAST_BYTES = 1_000_000  # below that nobody looks
+LEAST_BYTES = 1_000_000  # less is not worth a row
 KINDS: tuple[Kind, ...] = ("postgres", "redis", "files", "cluster")
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What could go, how much it takes, and which runbook to launch for it."""
+    """Unused data, its size, and the runbook that deletes it."""
 
     what: str
     bytes: int
@@ -36,8 +36,8 @@ class Saving:
 
 
 def judge_savings(page: Page) -> str:
-    """Everything that the environment's own runbooks could give back, with links and, where a disk has a price, what it
-    costs in a month; what cannot be looked at is told, and nothing found elsewhere is then no pass."""
+    """Everything that the runbooks could free, with links and, if a disk has a price, the monthly cost. If a place
+    cannot be checked and nothing is found elsewhere, the result is "not measured"."""
     found, looked = list[Saving](), list[bool]()
     for part, name, find in _FINDERS:
         if not page.names(part):
@@ -47,11 +47,11 @@ def judge_savings(page: Page) -> str:
         found += [one for one in seen or () if one.bytes >= LEAST_BYTES]
     told = _report_results(page, sorted(found, key=lambda one: -one.bytes))
     if not found and not all(looked):
-        page.not_measured("what could be saved", "not every place could be looked at", "see what is said of them")
+        page.not_measured(
+            "what could be saved", "not every place could be checked", "fix the findings about these places"
+        )
         return NOT_MEASURED
-    page.report.prefer(
-        "what could be saved", not found, "see the table: each has the runbook that frees it", value=told
-    )
+    page.report.prefer("what could be saved", not found, "launch the runbooks in the table", value=told)
     return told
 
 
@@ -64,7 +64,7 @@ def _report_results(page: Page, found: list[Saving]) -> str:
 
     page.report.table(
         "What could be saved",
-        ("what", "bytes", "cost of a month", "by"),
+        ("what", "bytes", "cost a month", "runbook"),
         [(one.what, size(one.bytes), money(one.bytes), page.launch(one.runbook)) for one in found],
     )
     total = sum(one.bytes for one in found)
@@ -72,31 +72,33 @@ def _report_results(page: Page, found: list[Saving]) -> str:
 
 
 def _superseded(env: Environment) -> Iterator[Saving]:
-    aside = find_aside(env, 0)
+    aside = find_kept_data(env, 0)
     for kind in dict.fromkeys(one.kind for one in aside):
         taken = [one for one in aside if one.kind == kind]
-        what = f"{len(taken)} × {kind} that a restore replaced"
+        what = f"{len(taken)} × {kind} replaced by a restore"
         yield Saving(what, sum(one.bytes for one in taken), "discard-superseded")
 
 
 def _logs(env: Environment) -> Iterator[Saving]:
     before = datetime.now(UTC) - timedelta(days=MANUAL_DAYS)
     old = [file for file in find_logs(Path(env.logs.need("app"))) if file.modified < before]
-    yield Saving(f"{len(old)} rotated logs of over {MANUAL_DAYS} days", sum(file.bytes for file in old), "clean-logs")
+    yield Saving(
+        f"{len(old)} rotated logs older than {MANUAL_DAYS} days", sum(file.bytes for file in old), "clean-logs"
+    )
 
 
 def _indexes(env: Environment) -> Iterator[Saving]:
-    """Those that nobody scanned only where scans were counted for long enough."""
+    """Duplicate indexes; unscanned ones only if scans were counted for 30 days."""
     indexes = read_indexes(env.postgres)
     doubles = [other for _, other in find_duplicates(indexes)]
     yield Saving(f"{len(doubles)} duplicate indexes", sum(one.bytes for one in doubles), "check-indexes")
     if read_statistics(env.postgres).seconds >= SCANNED_SECONDS:
         idle = [one for one in indexes if not one.scans and one.valid and not one.is_needed_unused]
-        yield Saving(f"{len(idle)} indexes that nobody scanned", sum(one.bytes for one in idle), "check-indexes")
+        yield Saving(f"{len(idle)} indexes that were never scanned", sum(one.bytes for one in idle), "check-indexes")
 
 
 def _backups(env: Environment) -> Iterator[Saving]:
-    """By prune-backups' own rule: never the newest verified ones."""
+    """The backups that prune-backups would delete."""
     stores, rule = [], rule_of(env)
     for kind in KINDS:
         try:
@@ -104,9 +106,9 @@ def _backups(env: Environment) -> Iterator[Saving]:
         except OpsError:
             continue
     for (_, kinds), stored in zip(stores, read_stores(stores, env.name), strict=True):
-        if isinstance(stored, Stored) and (gone := stored.doomed(rule)):
-            what = f"{len(gone)} {kinds[0]} backups that [backups] keep does not keep"
-            yield Saving(what, sum(one.manifest.bytes for one in gone), "prune-backups")
+        if isinstance(stored, StoredBackup) and (doomed := stored.doomed(rule)):
+            what = f"{len(doomed)} {kinds[0]} backups beyond [backups] keep"
+            yield Saving(what, sum(one.manifest.bytes for one in doomed), "prune-backups")
 
 
 def _docker(env: Environment) -> Iterator[Saving]:
@@ -119,7 +121,7 @@ def _docker(env: Environment) -> Iterator[Saving]:
 
 
 _FINDERS: tuple[tuple[str, str, Callable[[Environment], Iterator[Saving]]], ...] = (
-    ("postgres", "what restores replaced", _superseded),
+    ("postgres", "replaced by restores", _superseded),
     ("postgres", "indexes", _indexes),
     ("logs", "old logs", _logs),
     ("backups", "old backups", _backups),

@@ -26,24 +26,23 @@ from tasks.docker.inventory import read_inventory
 from tasks.logs.reading.files import find_logs
 from tasks.recovery_points.backups import KINDS
 from tasks.recovery_points.point import Resource
-from tasks.reports.past import Filed
+from tasks.reports.past import FiledReport
 
 
 @flow(name="weekly-check", flow_run_name="weekly-check {environment}")
 def weekly_check(environment: str) -> Report:
     """週次保守チェック: リストアテスト・セキュリティアラート・未使用Dockerリソース・ログサイズ・証明書 (§7.3)
 
-    The manual's five on one page: whether a backup of each kind was restored and compared this week, and how that ended
-    (the last reports of verify-backup); high and critical vulnerabilities (the last report of scan-vulnerabilities);
-    what nobody uses on the Docker Engine; the size of each log and how long its disk lasts; every certificate, in its
-    file and as it is served. Run it weekly, behind verify-backup and scan-vulnerabilities.
+    The manual's five checks on one page: this week's verification of a backup of each kind (reports of verify-backup);
+    high and critical vulnerabilities (report of scan-vulnerabilities); unused resources of the Docker Engine; the size
+    of each log and how long its disk space lasts; every certificate, in its file and as served. Run it weekly, after
+    verify-backup and scan-vulnerabilities.
 
-    It changes nothing, and restores nothing twice. What was never done, failed, or is older than 8 days is a finding
-    with the runbook to launch; what has no source is told as not measured, never as well.
+    It changes nothing, and repeats no restore. A verification or scan that is missing, failed or older than 8 days is a
+    finding with the runbook to launch. A value without a source is "not measured", never OK.
 
-    Departs from the manual: `pg_restore --list` reads the table of contents only, and passes a flipped byte in the
-    data; `pip-audit` prints no severity that grep could find; `openssl x509` reads a file that may not be the one
-    that is served.
+    Departs from the manual: `pg_restore --list` reads the table of contents only, and misses a flipped byte in the
+    data; `pip-audit` prints no severity for grep to find; `openssl x509` may read another file than the served one.
 
     Args:
         environment: 対象の環境
@@ -59,7 +58,7 @@ def weekly_check(environment: str) -> Report:
             told = page.part("certificates", lambda: judge_certificates(report, env.certificates))
             report.fact("certificates", told or "not measured")
         bad = sum(finding.hint != "" for finding in report.findings)
-        report.outcome = f"{len(report.findings)} checks, {bad} to look at" if bad else "all is well"
+        report.outcome = f"{len(report.findings)} checks, {bad} findings" if bad else "all checks passed"
     return report
 
 
@@ -68,7 +67,7 @@ LOUD = (Severity.CRITICAL.name, Severity.HIGH.name)
 
 
 def judge_verifications(page: Page) -> None:
-    """Of each kind that there can be backups of: the last time that one was really restored and compared."""
+    """For each kind of backup: the last verification by a real restore."""
     if not page.names("backups"):
         return
     resources = [one for one in get_args(Resource) if one in resources_of(page.env)]
@@ -76,31 +75,33 @@ def judge_verifications(page: Page) -> None:
     kinds += ["cluster"] if page.env.has("wal") else []
     kinds += ["prefect"] if page.env.has("backups.prefect") else []
     if not kinds:
-        page.not_measured("restores", "the environment names nothing that is backed up", "add [postgres], [redis] …")
+        page.not_measured("restores", "the environment has no resource to back up", "add [postgres], [redis] …")
     reports = list(done(page, VERIFY)) if kinds else []
     for kind in kinds:
         _judge_verification(page, kind, next((one for one in reports if _is_of(one, kind)), None))
     if lost := next((one for one in reports[:1] if not {"kind", "backup"} & one.facts.keys()), None):
-        page.report.fail("the last verify-backup", "see its report: it found no backup to restore", value=told(lost))
+        page.report.fail(
+            "the last verify-backup", "take a backup: the last verify-backup found none to restore", value=told(lost)
+        )
 
 
-def _is_of(one: Filed, kind: Kind) -> bool:
-    """By what it was launched for: one that found no backup has none to be known by."""
+def _is_of(one: FiledReport, kind: Kind) -> bool:
+    """Whether a report of verify-backup is about this kind of backup."""
     return one.facts.get("kind") == kind or one.facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
 
 
-def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
+def _judge_verification(page: Page, kind: Kind, found: FiledReport | None) -> None:
     name, launch = f"restore of a {kind} backup", page.launch(VERIFY, kind=kind)
     if found is None:
-        page.not_measured(name, "none was ever verified", f"{launch} restores one beside, and compares it")
+        page.not_measured(
+            name, "no backup of this kind was ever verified", f"{launch} restores a staged copy and compares it"
+        )
         return
     link(page, f"{VERIFY} of {kind}", found)
     age = datetime.now(UTC) - found.started
     failed, late, ahead = found.status == Status.CRITICAL.value, age > WEEKLY, is_ahead(found.started)
-    hint = (
-        f"take another backup, then {launch}" if failed else AHEAD if ahead else f"{launch}: its schedule does not run"
-    )
-    value = f"{told(found)} ({'of the future' if ahead else f'{duration(age.total_seconds())} ago'})"
+    hint = f"take another backup, then {launch}" if failed else AHEAD if ahead else f"{launch}, and check its schedule"
+    value = f"{told(found)} ({'in the future' if ahead else f'{duration(age.total_seconds())} ago'})"
     page.report.require(
         name,
         not failed and not late and not ahead,
@@ -112,8 +113,8 @@ def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
 
 
 def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
-    """High and critical vulnerabilities of the last scan, and what it had no answer for; None where there is nothing to
-    scan, or no scan."""
+    """High and critical vulnerabilities of the last scan, and scanners without an answer. None: nothing to scan, or no
+    scan."""
     if not can_scan(page):
         return None
     hint = f"{page.launch('patch-vulnerability')} for each of them"
@@ -126,7 +127,9 @@ def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
     rows = found.rows("Vulnerabilities")
     loud = [row for row in rows if row and row[0] in LOUD]
     if silent and not loud:
-        page.not_measured("high and critical vulnerabilities", f"{len(silent)} scans had no answer", "see them")
+        page.not_measured(
+            "high and critical vulnerabilities", f"{len(silent)} scanners did not answer", "fix the findings about them"
+        )
         return None
     new = sum(len(row) > 6 and row[6] == "new" for row in loud)
     names = ", ".join(f"{row[1]} {row[3]}" for row in loud[:5] if len(row) > 3)
@@ -136,27 +139,27 @@ def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
 
 
 def can_scan(page: Page) -> bool:
-    """Whether the application has anything that scan-vulnerabilities looks at."""
+    """Whether the application has anything that scan-vulnerabilities scans."""
     scanned = ("application.python", "application.web_directory", "application.images")
     return any(map(page.env.has, scanned)) or page.names("application")
 
 
 def judge_docker(page: Page) -> None:
-    """What nobody uses on the engine; where it cannot be asked, what check-docker-usage found last."""
+    """Unused resources of the Docker Engine; if it does not answer, the last report of check-docker-usage."""
     if not page.names("docker"):
         return
     try:
         found = read_inventory(page.env.docker.host)
     except OpsError as error:
         page.not_measured("unused Docker resources", error.message, error.hint)
-        judge_last(page, "the last look at Docker", "check-docker-usage", WEEKLY)
+        judge_last(page, "last check of Docker", "check-docker-usage", WEEKLY)
         return
     judge_leftovers(page.report, found, page.env.docker)
-    page.report.fact("Docker", f"layers take {size(found.layers_bytes)}; {page.launch('clean-docker')}")
+    page.report.fact("Docker", f"layers use {size(found.layers_bytes)}; {page.launch('clean-docker')}")
 
 
 def judge_sizes(page: Page) -> None:
-    """Every log with its rotated files, and how long the disk lasts."""
+    """The size of every log with its rotated files, and how long the disk space lasts."""
     if not page.names("logs"):
         return
     rows, total = [], 0

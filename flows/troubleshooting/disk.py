@@ -1,4 +1,4 @@
-"""A disk is full: what holds the space, and what may go at once (appendix A).
+"""A disk is full: what uses the space, and what can be deleted at once (appendix A).
 
 It also runs without a Prefect server, which a full disk may have stopped:
 
@@ -19,13 +19,13 @@ from blocks.environment import Environment
 from flows.deleting import judge_clocks
 from flows.launch import launch
 from flows.pinned import pin_deleted
-from flows.troubleshooting.disk_acts import Removal, carry_out, find_removals
-from flows.troubleshooting.disk_holders import find_holders, tell_holders
-from flows.troubleshooting.disk_systems import FileSystem, judge_systems, read_systems
+from flows.troubleshooting.disk_removals import carry_out, find_removals
+from flows.troubleshooting.disk_usage import attach_usage, find_usage
+from flows.troubleshooting.file_systems import FileSystem, judge_systems, read_systems
 from runbook.drivers import exit_code
 from runbook.guard.alone import OPTION, RISK
 from runbook.page.render import markdown
-from runbook.report import Report, Status
+from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import size
 
@@ -40,18 +40,22 @@ def free_disk_emergency(
 ) -> Report:
     """ディスク逼迫時の緊急対応 (付録A, 付録B)
 
-    Shows what holds the space of the file systems that are over 85 %, the biggest first, each with its bytes and what
-    to do: replication slots and a failing archiver that keep WAL, temporary files, databases and directories that
-    restores kept, logs, backups, Docker. Then it removes, in this order and only there: scratch directories of runs
-    that are dead, backups that were begun and never ended, rotated logs older than `log_days` that nobody has open. Run
-    it when the disk alarm comes, or when PostgreSQL stopped with “No space left on device”.
+    Shows what uses the space of the file systems over 85 %, largest first, with bytes and the next step: WAL retained
+    by replication slots or a failing archiver, temporary files, databases and directories that restores kept, logs,
+    backups, Docker. Then it deletes, on those file systems only and in this order:
 
-    It never touches pg_wal: a file removed there is a database lost. Slots, kept databases, whole backups and Docker's
-    images are decisions: it tells them with the form of the runbook for each. It needs no room of its own. What it
-    removes cannot be undone; with an empty confirm it shows every path with its bytes. Evidence: that list, and the
-    free bytes before and after.
+    1. scratch directories of dead runs;
+    2. incomplete backups of this environment;
+    3. rotated logs older than `log_days` that no process has open.
 
-    Not in the manual but for appendix B's row (ディスク使用率 >85 %: クリーンアップ).
+    Run it when the disk alarm fires, or when PostgreSQL stopped with “No space left on device”. It needs no free disk
+    space itself.
+
+    It never touches pg_wal: deleting a file there destroys the database. Replication slots, kept databases, complete
+    backups and Docker images need a decision: the report links the runbook for each. Deleted files cannot be restored;
+    with an empty confirm it lists every path with its bytes. Evidence: that list, and the free bytes before and after.
+
+    Not in the manual, apart from appendix B's row (ディスク使用率 >85 %: クリーンアップ).
 
     Args:
         environment: 対象の環境
@@ -63,9 +67,9 @@ def free_disk_emergency(
     env = Environment.find(environment)
     with runbook("Free disk emergency", env, confirm, plan, changes=True) as report:
         systems = read_systems(report, env)
-        judge_systems(report, systems, otherwise=Status.WARN)
+        judge_systems(report, systems)
         full = [one for one in systems if one.is_over(report)]
-        tell_holders(report, env, find_holders(report, env, systems), systems)
+        attach_usage(report, env, find_usage(report, env, systems))
         if not full:
             report.outcome = "no file system of this environment is over its limit"
             return report
@@ -74,30 +78,29 @@ def free_disk_emergency(
         removals = find_removals(report, env, {one.device for one in full}, before, scratch_hours * 3600)
         if not removals:
             report.fail(
-                "something that may go",
-                "decide on what “What holds the space” names, in its order",
-                value="nothing is left that may be removed without a decision",
+                "files that can be deleted",
+                "decide about the largest row of “What uses the space”",
+                value="none without a decision",
             )
             report.fail_if_critical()
         for one in removals:
             report.plan(one.act.kind, one.detail, size=one.bytes)
         pin_deleted(report, "files", ((one.act, one.bytes) for one in removals))
         permit = report.permit(*(one.act for one in removals))
-        gone = carry_out(report, permit, removals, before, scratch_hours * 3600)
-        _tell_after(report, env, full, gone, removals)
+        removed = carry_out(report, permit, removals, before, scratch_hours * 3600)
+        _judge_after(report, env, full)
+        rows = [(one.act.kind, one.detail, size(one.bytes)) for one in removed]
+        report.table("Removed", ("what", "which", "bytes"), rows)
+        report.outcome = f"{len(removed)} of {len(removals)} removed, {report.outcome}"
     return report
 
 
-def _tell_after(
-    report: Report, env: Environment, full: list[FileSystem], gone: list[Removal], wanted: list[Removal]
-) -> None:
-    """What is free now, by the file systems' own count."""
+def _judge_after(report: Report, env: Environment, full: list[FileSystem]) -> None:
+    """Measure the file systems again: still over the critical limit is CRITICAL now."""
     now = {one.device: one for one in read_systems(report, env)}
-    again = [now[one.device] for one in full if one.device in now]
     freed = sum(now[one.device].disk.free_bytes - one.disk.free_bytes for one in full if one.device in now)
-    judge_systems(report, again, otherwise=Status.CRITICAL, when="afterwards")
-    report.table("Removed", ("what", "which", "bytes"), [(one.act.kind, one.detail, size(one.bytes)) for one in gone])
-    report.outcome = f"{len(gone)} of {len(wanted)} removed, {size(max(freed, 0))} more are free"
+    judge_systems(report, [now[one.device] for one in full if one.device in now], afterwards=True)
+    report.outcome = f"{size(max(freed, 0))} more are free"
 
 
 def main() -> int:

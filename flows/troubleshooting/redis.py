@@ -10,7 +10,7 @@ from blocks.environment import Environment
 from blocks.redis.server import Redis
 from flows.redis.client_findings import judge_places
 from flows.redis.master import judge_master
-from flows.troubleshooting.diagnosis import Cause, Diagnosis, read_state, tell_service, worst_of
+from flows.troubleshooting.diagnosis import Cause, Diagnosis, attach_service, read_state, status_of
 from runbook import metrics
 from runbook.errors import OpsError
 from runbook.next import Next
@@ -18,7 +18,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size
 from tasks.redis.clients import read_clients
-from tasks.redis.greeting import Answer, read_answer
+from tasks.redis.greeting import RedisGreeting, read_answer
 from tasks.redis.memory.info import Memory, read_memory
 from tasks.redis.persistence.state import read_persistence
 from tasks.redis.sentinels import read_sentinels
@@ -28,17 +28,21 @@ from tasks.redis.sentinels import read_sentinels
 def diagnose_redis(environment: str) -> Report:
     """Redis接続エラーのトラブルシューティング (付録A)
 
-    Walks the decision tree and names the likely cause first: whether the host and the port can be reached and the
-    process lives, whether it takes the password and another client (maxclients), whether it is loading, whether it
-    takes writes (memory full with noeviction, a save that failed, a replica), and how full memory and places are. Run
-    it first when the application reports errors of Redis.
+    Walks the decision tree and names the likely cause first:
 
-    It changes nothing: the write that it tries (SET … XX of a key that is not there) does nothing where it is taken.
-    It works with Redis down. Evidence: the answers in their order, the last 100 lines of the log and the environment by
-    names, masked. It ends with links to the runbooks that help, filled in, and what must be undone later.
+    - Do host, port and process answer?
+    - Does Redis accept the password and another client (maxclients)? Is it loading its data?
+    - Does it accept writes (memory full with noeviction, a failed save, a replica)?
+    - How much memory and how many connections are left?
 
-    Departs from the manual: never FLUSHDB, which wipes sessions and queues with the cache: clear-cache by prefix. Lines
-    of CLIENT LIST are not the number that counts.
+    Run it first when the application reports Redis errors. It also works while Redis is down. It changes nothing: its
+    trial write (SET … XX on a key that does not exist) stores nothing.
+
+    Evidence: every answer, the last 100 lines of the log, and the names of the service's variables; secrets are
+    masked. Each cause links the runbooks that help, with their forms filled in.
+
+    Departs from the manual: never FLUSHDB, which deletes sessions and queues with the cache: use clear-cache by
+    prefix. The number of lines in CLIENT LIST is not the number that maxclients counts.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -47,105 +51,89 @@ def diagnose_redis(environment: str) -> Report:
     with runbook("Diagnose Redis", env) as report:
         found = Diagnosis(report, env)
         walk(found)
-        found.close("Redis answers, takes writes, and has room")
+        found.close("Redis answers, accepts writes, and has free memory")
     return report
 
 
 ROLE, REMEDY_HOURS, MANUAL_BYTES = "redis", 24, 2 * 1024**3
-FULL_RATIO, NEAR_RATIO = 0.99, 0.9  # the manual's alarm is 90 % (appendix B)
-MEMORY = Next("check-redis-memory", "see what takes the memory")
-PERSISTENCE = Next("check-redis-persistence", "see why it cannot save")
+NO_MEMORY, NO_SAVE = "memory", "save"
+MEMORY = Next("check-redis-memory", "see what uses the memory")
+PERSISTENCE = Next("check-redis-persistence", "see why the save fails")
 FAILOVER = Next("redis-failover", "promote a replica")
-RESTORE = Next("show-recovery-options", "every way to bring the data back, with what each loses")
+RESTORE = Next("show-recovery-options", "compare the recovery options and their data loss")
+CLIENTS = (
+    Next("close-idle-redis-clients", "close idle connections", {"min_seconds": 300}),
+    Next("check-redis-clients", "see which clients use the connections"),
+)
 
 
 def walk(found: Diagnosis) -> None:
-    """From what everything else depends on."""
-    log = tell_service(found, ROLE)
+    """Ask every question, beginning with what the others depend on."""
+    log = attach_service(found, ROLE)
     question = "which server is the master?"
     try:
         block = judge_master(found.report, found.env.redis, read_sentinels(found.env.redis), changes=False)
     except OpsError as error:
-        found.blame(question, error.message, Cause(error.message, error.hint, (FAILOVER,)))
+        found.record(question, error.message, Cause(error.message, error.hint, (FAILOVER,)))
         return
-    found.told(
-        question, f"{block.address}" + (", by the Sentinels" if found.env.redis.sentinels else ", as configured")
-    )
+    source = "according to the Sentinels" if found.env.redis.sentinels else "as configured"
+    found.note(question, f"{block.address}, {source}")
     found.report.fact("server", block.address)
-    answer = read_answer(block)
-    if not _judge_answer(found, block, answer, log):
+    if not _judge_answer(found, block, read_answer(block), log):
         return
     _judge_writing(found, block)
     _judge_memory(found, block)
-    _judge_places(found, block)
+    _judge_connections(found, block)
     _judge_saving(found, block)
 
 
-def _judge_answer(found: Diagnosis, block: Redis, answer: Answer, log: str) -> bool:
+def _judge_answer(found: Diagnosis, block: Redis, answer: RedisGreeting, log: str) -> bool:
     question = f"does {block.address} answer?"
     if answer.state in ("well", "cannot save"):
-        found.well(question, answer.said)
+        found.record(question, answer.said)
         return True
-    meaning = answer.meaning or OpsError(f"Redis at {block.address} does not answer", "start it, or look at its log")
+    meaning = answer.meaning or OpsError(f"Redis at {block.address} does not answer", "start it, or check its log")
     cause = Cause(meaning.message, meaning.hint)
-    ways = (FAILOVER, RESTORE) if found.env.redis.sentinels or found.env.redis.replicas else (RESTORE,)
+    options = (FAILOVER, RESTORE) if found.env.redis.sentinels or found.env.redis.replicas else (RESTORE,)
     match answer.state:
         case "closed":
-            cause = _down(found, block, log, ways)
+            cause = _down(found, block, log, options)
         case "unreachable":
-            cause = Cause(
-                f"the host of Redis cannot be reached: {block.address} ({answer.said})",
-                "look whether the host runs, and at network and firewall between",
-                ways,
-            )
+            what = f"the host of Redis cannot be reached: {block.address} ({answer.said})"
+            cause = Cause(what, "check that the host is up, then the network and the firewall", options)
         case "unknown name":
-            cause = Cause(
-                f"the name of Redis's host is not known here: {block.host}", "correct [redis] host, or the name server"
-            )
+            what = f"this host cannot resolve the name of Redis's host: {block.host}"
+            cause = Cause(what, "correct [redis] host, or fix name resolution (DNS)")
         case "hangs":
-            cause = Cause(
-                f"Redis at {block.address} hangs: it takes connections and does not answer",
-                "a slow command or a stopped process: look at its host, and at its log",
-                ways,
-            )
+            what = f"Redis at {block.address} hangs: it accepts connections and does not answer"
+            cause = Cause(what, "check its host and its log for a slow command or a stopped process", options)
         case "full":
-            cause = _full(block)
+            what = f"Redis at {block.address} has reached maxclients: it refuses new connections"
+            hint = (
+                "stop one of the application's workers to free a connection; then close idle ones, or raise maxclients"
+            )
+            cause = Cause(what, hint, CLIENTS)
         case "loading":
-            again = Next("diagnose-redis", "look again in a minute")
-            cause = Cause(f"{meaning.message} (it answers when it is done)", meaning.hint, (again,))
-    found.blame(question, answer.said, cause)
+            again = Next("diagnose-redis", "check again in a minute")
+            cause = Cause(f"{meaning.message} (it answers when this is done)", meaning.hint, (again,))
+    found.record(question, answer.said, cause)
     return False
 
 
-def _full(block: Redis) -> Cause:
-    return Cause(
-        f"Redis at {block.address} has reached maxclients: it takes no more connections",
-        "stop one of the application's workers so that a place is free; then close what is idle, or raise maxclients",
-        (
-            Next("close-idle-redis-clients", "close what is idle", {"min_seconds": 300}),
-            Next("check-redis-clients", "see who has the places"),
-        ),
-    )
-
-
-def _down(found: Diagnosis, block: Redis, log: str, ways: tuple[Next, ...]) -> Cause:
-    state, told = read_state(found, ROLE)
-    last = next((line.strip() for line in reversed(log.splitlines()) if _TELLING.search(line)), "")
-    since = f"; its log says: {last[:200]}" if last else ""
+def _down(found: Diagnosis, block: Redis, log: str, options: tuple[Next, ...]) -> Cause:
+    state, described = read_state(found, ROLE)
+    last = next((line.strip() for line in reversed(log.splitlines()) if _END.search(line)), "")
+    since = f"; its log reports: {last[:200]}" if last else ""
     if state and state.pid:
-        return Cause(
-            f"nobody listens on {block.address}, and yet the server's process runs ({told}){since}",
-            "compare port and bind with [redis]; it may be starting",
-            ways,
-        )
-    dead = f"the server's process is dead ({told})" if state else f"nobody listens there ({told})"
-    return Cause(
-        f"Redis at {block.address} is down: {dead}{since}", "start it; where it ends again its log says why", ways
-    )
+        what = f"nobody listens on {block.address}, but the server's process runs ({described}){since}"
+        return Cause(what, "compare port and bind with [redis]; the server may still be starting", options)
+    dead = f"the server's process is dead ({described})" if state else f"nobody listens there ({described})"
+    what = f"Redis at {block.address} is down: {dead}{since}"
+    return Cause(what, "start it; if it stops again, its log shows why", options)
 
 
-# What a server says of its own end; other warnings are of its start, and it lived with them.
-_TELLING = re.compile(
+# Lines about the server's own end. Other warnings are from its start, which succeeded.
+_END = re.compile(
     r"FATAL CONFIG|Fatal error|Bad file format|Can't (?:open|rename|chdir|handle)|[Cc]ould not|Failed "
     r"|Address already in|No space left|Permission denied|Out Of Memory|crashed by signal|requested shutdown"
     r"|Received SIG|^'"
@@ -153,62 +141,57 @@ _TELLING = re.compile(
 
 
 def _judge_writing(found: Diagnosis, block: Redis) -> None:
-    question = "does it take writes?"
+    question = "does it accept writes?"
     answer = read_answer(block, writes=True)
-    said = answer.said
     match answer.state:
         case "well":
-            found.well(question, said)
+            found.record(question, answer.said)
+            return
+        case "forbidden":
+            hint = "allow the environment's user SET on ops:diagnose:*, or try a write by hand"
+            found.skip(question, answer.said, hint)
+            return
         case "no memory":
-            found.blame(question, said, _no_memory(found, block))
+            cause = _no_memory(found, block)
         case "cannot save":
-            found.blame(
-                question,
-                said,
-                Cause(
-                    f"Redis at {block.address} refuses writes, since its last save failed (MISCONF)",
-                    "mend what the save failed of (disk, rights), then a save that ends well lets it write again",
-                    (
-                        PERSISTENCE,
-                        Next("snapshot-redis", "save again, once that is mended"),
-                        Next("free-disk-emergency", "make room, where the disk is full"),
-                    ),
+            cause = Cause(
+                f"Redis at {block.address} refuses writes, since its last save failed (MISCONF)",
+                "fix the cause of the failed save (disk, permissions); writes resume after a successful save",
+                (
+                    PERSISTENCE,
+                    Next("free-disk-emergency", "free disk space, if the disk is full"),
+                    Next("snapshot-redis", "save again afterwards"),
                 ),
+                kind=NO_SAVE,
             )
         case "replica":
-            found.blame(
-                question,
-                said,
-                Cause(
-                    f"Redis at {block.address} is a replica: it takes no writes",
-                    "name the master in [redis], or its Sentinels; promote it only where the master is lost",
-                    (FAILOVER, Next("check-redis-clients", "see its role")),
-                ),
-            )
-        case "forbidden":
-            found.skip(question, said, "allow the environment's user SET on ops:diagnose:*, or write by hand")
+            what = f"Redis at {block.address} is a replica: it rejects writes"
+            hint = "set [redis] to the master or to its Sentinels; promote this one only if the master is lost"
+            cause = Cause(what, hint, (Next("check-redis-clients", "see its role"), FAILOVER))
         case _:
-            meaning = answer.meaning or OpsError(f"Redis refuses a write: {said}")
-            found.blame(question, said, Cause(meaning.message, meaning.hint))
+            meaning = answer.meaning or OpsError(f"Redis refuses a write: {answer.said}")
+            cause = Cause(meaning.message, meaning.hint)
+    found.record(question, answer.said, cause)
 
 
 def _no_memory(found: Diagnosis, block: Redis) -> Cause:
-    memory = found.ask("how much memory is it allowed?", lambda: read_memory(block))
-    told = f" ({size(memory.used)} of {size(memory.limit)}, {memory.policy})" if memory else ""
+    memory = found.ask("how much memory may it use?", lambda: read_memory(block))
+    used = f" ({size(memory.used)} of {size(memory.limit)}, {memory.policy})" if memory else ""
     return Cause(
-        f"the memory of Redis is full and its policy evicts nothing: writes are refused{told}",
-        "clear caches by prefix, or raise maxmemory for a time where the host has it; never FLUSHDB",
+        f"the memory of Redis is full and its policy evicts nothing: writes are refused{used}",
+        "clear caches by prefix, or raise maxmemory for a time if the host has the memory; never FLUSHDB",
         (_clear(block), MEMORY, *_more_memory(memory)),
+        kind=NO_MEMORY,
     )
 
 
 def _clear(block: Redis) -> Next:
     prefixes = {"prefixes": block.drop_prefixes} if block.drop_prefixes else {}
-    return Next("clear-cache", "make room by prefix: caches only, never sessions and queues", prefixes)
+    return Next("clear-cache", "free memory by prefix: caches only, never sessions and queues", prefixes)
 
 
 def _more_memory(memory: Memory | None) -> tuple[Next, ...]:
-    """The manual's `maxmemory 2gb`, or more where it has that already; with what must be undone."""
+    """The manual's `maxmemory 2gb`, or half as much again where the limit is that high already; and its undo."""
     wanted = MANUAL_BYTES if not memory or memory.limit < MANUAL_BYTES else memory.limit * 3 // 2
     text = "2gb" if wanted == MANUAL_BYTES else str(wanted)
     parameters = {
@@ -217,71 +200,60 @@ def _more_memory(memory: Memory | None) -> tuple[Next, ...]:
         "reason": "memory full (diagnose-redis)",
     }
     host = f"; the host has {size(memory.host)}" if memory else ""
-    reminder = f"it ends after {REMEDY_HOURS} h: undo it then, when the data fits again{host}"
+    reminder = f"expires after {REMEDY_HOURS} h: undo it then, when the data fits again{host}"
     return (
-        Next("apply-redis-settings", "temporary remedy: more memory (付録A)", parameters, reminder),
-        Next("undo-redis-settings", "afterwards: put the old limit back"),
+        Next("apply-redis-settings", "temporary remedy: raise maxmemory (付録A)", parameters, reminder),
+        Next("undo-redis-settings", "afterwards: restore the old limit"),
     )
 
 
 def _judge_memory(found: Diagnosis, block: Redis) -> None:
-    question = "is there memory left?"
+    question = "is memory left?"
     memory = found.ask(question, lambda: read_memory(block))
     if not memory:
         return
     if not memory.limit:
-        found.told(
-            question, f"{size(memory.used)} used, and no maxmemory: the host's {size(memory.host)} are the limit"
-        )
+        found.note(question, f"{size(memory.used)} used, no maxmemory: the host has {size(memory.host)}")
         return
     ratio = memory.used / memory.limit
-    told = f"{size(memory.used)} of {size(memory.limit)} ({ratio:.0%}), {memory.policy}"
-    found.report.fact("memory", told)
-    if ratio < NEAR_RATIO:
-        found.well(question, told)
-    elif memory.policy == "noeviction" and not any("memory" in one.what for one in found.causes):
-        what = f"the memory of Redis is nearly full, and it evicts nothing: {told}"
+    used = f"{size(memory.used)} of {size(memory.limit)} ({ratio:.0%}), {memory.policy}"
+    found.report.fact("memory", used)
+    if ratio < found.report.limit(metrics.REDIS_MEMORY)[1]:
+        found.record(question, used)
+    elif memory.policy == "noeviction" and not any(one.kind == NO_MEMORY for one in found.causes):
+        what = f"the memory of Redis is nearly full, and it evicts nothing: {used}"
         follow = (_clear(block), MEMORY, *_more_memory(memory))
-        found.blame(question, told, Cause(what, "make room before writes are refused", follow, Status.WARN))
+        found.record(question, used, Cause(what, "free memory before Redis refuses writes", follow, Status.WARN))
     else:
-        found.told(question, f"{told}, {memory.evicted:,} keys evicted")
+        found.note(question, f"{used}, {memory.evicted:,} keys evicted")
 
 
-def _judge_places(found: Diagnosis, block: Redis) -> None:
-    question = "are there places left?"
+def _judge_connections(found: Diagnosis, block: Redis) -> None:
+    question = "are connections left?"
     clients = found.ask(question, lambda: read_clients(block))
     if not clients:
         return
-    told = f"{clients.connected + clients.replicas:,} of {clients.most:,}, {clients.rejected:,} were turned away"
-    metric = metrics.CLIENTS.name
-    status = worst_of(found.report, lambda: judge_places(found.report, clients), metric)
-    if status is Status.OK:
-        found.well(question, told)
-    else:
-        found.blame(
-            question,
-            told,
-            Cause(
-                f"Redis is near its maxclients: {told}",
-                "close what is idle, lower the pools, or raise maxclients",
-                _full(block).follow,
-                status,
-            ),
-        )
+    used = f"{clients.connected + clients.replicas:,} of {clients.most:,}, {clients.rejected:,} rejected"
+    status = status_of(found.report, lambda: judge_places(found.report, clients), metrics.CLIENTS)
+    cause = None
+    if status is not Status.OK:
+        hint = "close idle connections, lower the pools, or raise maxclients"
+        cause = Cause(f"Redis is near its maxclients: {used}", hint, CLIENTS, status)
+    found.record(question, used, cause)
 
 
 def _judge_saving(found: Diagnosis, block: Redis) -> None:
-    question = "does it save?"
+    question = "do its saves succeed?"
     state = found.ask(question, lambda: read_persistence(block))
     if not state:
         return
     refuses = state.refuses_writes
     failed = refuses or ("" if state.state.save_ok else "its last save failed")
     if not failed:
-        found.well(question, f"{len(state.rules)} rules, AOF {'on' if state.appendonly else 'off'}")
-    elif not any("save failed" in one.what for one in found.causes):
+        found.record(question, f"{len(state.rules)} rules, AOF {'on' if state.appendonly else 'off'}")
+    elif not any(one.kind == NO_SAVE for one in found.causes):
         status = Status.CRITICAL if refuses else Status.WARN
-        what = f"Redis at {block.address}: {failed}"
-        found.blame(question, failed, Cause(what, "check-redis-persistence says why", (PERSISTENCE,), status))
+        hint = "fix the cause of the failed save: the disk, or the permissions of its directory"
+        found.record(question, failed, Cause(f"Redis at {block.address}: {failed}", hint, (PERSISTENCE,), status))
     else:
-        found.told(question, failed)
+        found.note(question, failed)

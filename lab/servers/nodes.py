@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.state.layout import Layout
-from lab.state.state import State
+from lab.state.state import LabState
 
 _SEGMENT_SYSTEM = struct.Struct("<24xQ")
 """XLogLongPageHeaderData, with which every WAL segment begins: 24 bytes, then the system identifier."""
@@ -47,7 +47,7 @@ class Node:
         return max((int(path.stem, 16) for path in (self.data / "pg_wal").glob("*.history")), default=1)
 
 
-def nodes(layout: Layout, state: State) -> tuple[Node, Node]:
+def nodes(layout: Layout, state: LabState) -> tuple[Node, Node]:
     """Both, the one that is the primary of a new lab first."""
     return (
         Node("postgresql", state.ports.postgres, layout.postgres_data, layout.postgresql_conf),

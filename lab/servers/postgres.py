@@ -12,12 +12,12 @@ import psycopg
 from psycopg import sql
 
 from blocks.postgres.restore_command import restore_command
-from lab.processes import Account, run, write
+from lab.processes import OsAccount, run, write
 from lab.servers.binaries import Binaries
 from lab.servers.nodes import Node
 from lab.servers.supervision import Program
 from lab.state.layout import Layout
-from lab.state.state import State
+from lab.state.state import LabState
 from runbook.errors import OpsError
 
 ADMIN, ROLE, DATABASE = "postgres", "grc_user", "grc_db"
@@ -65,17 +65,17 @@ host    replication  all   127.0.0.1/32  scram-sha-256
 """
 
 
-def dsn(state: State, port: int) -> str:
+def dsn(state: LabState, port: int) -> str:
     """The application's database as the application's role, on one of the nodes."""
     return f"postgresql://{ROLE}:{quote(state.passwords.postgres)}@127.0.0.1:{port}/{DATABASE}"
 
 
-def admin_dsn(state: State, port: int, database: str = "postgres") -> str:
+def admin_dsn(state: LabState, port: int, database: str = "postgres") -> str:
     """The superuser, on one of the nodes."""
     return f"postgresql://{ADMIN}:{quote(state.passwords.postgres_admin)}@127.0.0.1:{port}/{database}"
 
 
-def program(node: Node, binaries: Binaries, account: Account) -> Program:
+def program(node: Node, binaries: Binaries, account: OsAccount) -> Program:
     """PostgreSQL under the supervisor: SIGINT is its fast shutdown.
 
     https://www.postgresql.org/docs/current/server-shutdown.html
@@ -119,7 +119,7 @@ def hba() -> str:
     return _HBA
 
 
-def create_cluster(node: Node, state: State, binaries: Binaries, account: Account) -> bool:
+def create_cluster(node: Node, state: LabState, binaries: Binaries, account: OsAccount) -> bool:
     """initdb with data checksums, UTF-8 and the C.UTF-8 locale; False when the cluster is there.
 
     Raises:
@@ -165,7 +165,7 @@ def create_cluster(node: Node, state: State, binaries: Binaries, account: Accoun
     return True
 
 
-def create_database(state: State, port: int) -> None:
+def create_database(state: LabState, port: int) -> None:
     """The application's role and database, idempotent: an ACL and a database setting that a recovery must preserve."""
     role, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
     with psycopg.connect(admin_dsn(state, port), autocommit=True) as connection:

@@ -13,13 +13,13 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from lab.processes import Account, run, write
+from lab.processes import OsAccount, run, write
 from lab.servers import postgres
 from lab.servers.binaries import Binaries
 from lab.servers.nodes import Node, nodes
 from lab.servers.supervision import Program
 from lab.state.layout import Layout
-from lab.state.state import State
+from lab.state.state import LabState
 from runbook.errors import OpsError
 
 STANDBY, STANDBY_SLOT = "standby", "standby"
@@ -27,7 +27,7 @@ RECEIVER, RECEIVER_SLOT, RECEIVER_PROGRAM = "receiver", "wal_archive", "wal-rece
 _OF_A_ROLE = ("synchronous_standby_names", "primary_conninfo", "primary_slot_name")
 
 
-def programs(layout: Layout, state: State, binaries: Binaries, account: Account) -> list[Program]:
+def programs(layout: Layout, state: LabState, binaries: Binaries, account: OsAccount) -> list[Program]:
     """Both nodes, and pg_receivewal, which tries again every 5 s where no primary answers.
 
     It reports what it has written at once, but the end of a segment only with its next status: every second, not 10.
@@ -51,7 +51,7 @@ def programs(layout: Layout, state: State, binaries: Binaries, account: Account)
     return [*(postgres.program(node, binaries, account) for node in both), receiver]
 
 
-def configurations(layout: Layout, state: State, binaries: Binaries) -> dict[Path, str]:
+def configurations(layout: Layout, state: LabState, binaries: Binaries) -> dict[Path, str]:
     """The text of every configuration file of nodes and receiver."""
     return {
         **{node.configuration: postgres.configuration(node, layout, binaries) for node in nodes(layout, state)},
@@ -60,7 +60,7 @@ def configurations(layout: Layout, state: State, binaries: Binaries) -> dict[Pat
     }
 
 
-def accept(primary: Node, state: State, *slots: str) -> None:
+def accept(primary: Node, state: LabState, *slots: str) -> None:
     """Slots on the primary, where they are not there, which keep WAL from this moment on."""
     with psycopg.connect(postgres.admin_dsn(state, primary.port), autocommit=True) as connection:
         for slot in slots:
@@ -68,7 +68,7 @@ def accept(primary: Node, state: State, *slots: str) -> None:
                 connection.execute("SELECT pg_create_physical_replication_slot(%s, true)", [slot])
 
 
-def create_standby(standby: Node, primary: Node, layout: Layout, binaries: Binaries, account: Account) -> None:
+def create_standby(standby: Node, primary: Node, layout: Layout, binaries: Binaries, account: OsAccount) -> None:
     """A copy of the running primary in the place of a standby that is not there.
 
     The copying has a name of its own: under the standby's, commits would wait for it, and it is on no disk yet.
@@ -101,7 +101,7 @@ def create_standby(standby: Node, primary: Node, layout: Layout, binaries: Binar
     partial.rename(standby.data)
 
 
-def follow_from_start(data: Path, primary: Node, layout: Layout, account: Account) -> None:
+def follow_from_start(data: Path, primary: Node, layout: Layout, account: OsAccount) -> None:
     """Have the cluster in a directory start as a standby of `primary`. A primary that went on alone overrode for whom
     commits wait: its copy must not do so too when it is promoted."""
     path = data / "postgresql.auto.conf"
@@ -111,7 +111,7 @@ def follow_from_start(data: Path, primary: Node, layout: Layout, account: Accoun
     write(data / "standby.signal", "", 0o600, account)
 
 
-def follow(standby: Node, primary: Node, layout: Layout, state: State) -> None:
+def follow(standby: Node, primary: Node, layout: Layout, state: LabState) -> None:
     """Have the running standby stream from where the primary is now: the lab's ports may have changed."""
     with psycopg.connect(postgres.admin_dsn(state, standby.port), autocommit=True) as connection:
         (told,) = connection.execute("SHOW primary_conninfo").fetchone() or ("",)
@@ -126,7 +126,7 @@ def conninfo(primary: Node, layout: Layout) -> str:
     return f"host=127.0.0.1 port={primary.port} {_login(layout, STANDBY)}"
 
 
-def streaming(primary: Node, state: State) -> set[str]:
+def streaming(primary: Node, state: LabState) -> set[str]:
     """The names of those that stream from the primary now."""
     with psycopg.connect(postgres.admin_dsn(state, primary.port), autocommit=True) as connection:
         rows = connection.execute("SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")

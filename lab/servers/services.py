@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.application import install
-from lab.processes import Account, write
+from lab.processes import OsAccount, write
 from lab.servers import postgres, replication, shipping, valkey
 from lab.servers.binaries import Binaries
 from lab.servers.nodes import Node, nodes, primary_first
@@ -16,7 +16,7 @@ from lab.servers.rotation import rotation
 from lab.servers.supervision import Program, Supervisor
 from lab.state.base import PYTHON
 from lab.state.layout import STORES, Layout
-from lab.state.state import State
+from lab.state.state import LabState
 
 APPLICATION = ("ai-providers", "grc-backend", "grc-frontend")
 REDIS = ("redis", "redis-replica", *valkey.SENTINELS)
@@ -25,13 +25,13 @@ NAMES = (*POSTGRES, *REDIS, *APPLICATION)
 
 
 @dataclass(frozen=True)
-class Services:
+class LabServices:
     """One lab's services: what it takes to configure and to reach them."""
 
     layout: Layout
-    state: State
+    state: LabState
     binaries: Binaries
-    account: Account
+    account: OsAccount
 
     @property
     def supervisor(self) -> Supervisor:
@@ -99,7 +99,7 @@ class Services:
 
     def create_directories(self) -> None:
         """As on the manual's host; the servers' parts belong to the servers' user."""
-        us, layout = Account.current(), self.layout
+        us, layout = OsAccount.current(), self.layout
         for path in (
             layout.root,
             layout.drop_ins,
@@ -165,7 +165,7 @@ class Services:
         return True
 
 
-def supervisor_of(layout: Layout, state: State) -> Supervisor:
+def supervisor_of(layout: Layout, state: LabState) -> Supervisor:
     """The lab's supervisord."""
     return Supervisor(layout.supervisor, state.ports.supervisor, state.passwords.supervisor, layout.logs)
 

@@ -5,20 +5,20 @@ It is a service as the others are: it dies with its region, and needs no Prefect
 
 from __future__ import annotations
 
-from lab.processes import Account
+from lab.processes import OsAccount
 from lab.servers.binaries import Binaries
 from lab.servers.supervision import Program
 from lab.state.base import CHECKOUT, PYTHON
 from lab.state.environment import system_variables
 from lab.state.layout import ControlLayout, Layout
-from lab.state.state import State, load_state
+from lab.state.state import LabState, load_state
 
 ARCHIVER_PROGRAM = "wal-archiver"
 # It packs segments while the servers work: they come first.
 _NICE = ("nice", "-n", "10")
 
 
-def program(layout: Layout, state: State, binaries: Binaries, account: Account) -> Program:
+def program(layout: Layout, state: LabState, binaries: Binaries, account: OsAccount) -> Program:
     """`python -m tasks.wal.archiver` for the environment of this region, as the user who owns the stores."""
     first, second = (load_state(region.state) or state for region in (layout.first, layout.second))
     told = {

@@ -13,11 +13,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from lab.processes import Account
+from lab.processes import OsAccount
 from lab.servers.binaries import Binaries
 from lab.servers.supervision import Program
 from lab.state.layout import Layout
-from lab.state.state import State
+from lab.state.state import LabState
 
 MASTER = "mymaster"
 SENTINELS = ("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3")
@@ -29,12 +29,12 @@ _UMASK = "077"
 _HOUR = 3600
 
 
-def url(state: State, database: int = 0) -> str:
+def url(state: LabState, database: int = 0) -> str:
     """Of the server that is the master as the lab begins, with the password."""
     return _url(state, state.ports.redis, database)
 
 
-def master_url(state: State, database: int = 0) -> str:
+def master_url(state: LabState, database: int = 0) -> str:
     """Of the server that is the master now: what the Sentinels say, where they say anything."""
     once = Retry(NoBackoff(), 0)  # by default a dead one is asked for 20 s
     places = [("127.0.0.1", port) for port in state.ports.sentinels]
@@ -45,11 +45,11 @@ def master_url(state: State, database: int = 0) -> str:
     return _url(state, port, database)
 
 
-def _url(state: State, port: int, database: int) -> str:
+def _url(state: LabState, port: int, database: int) -> str:
     return f"redis://:{quote(state.passwords.redis)}@127.0.0.1:{port}/{database}"
 
 
-def programs(layout: Layout, binaries: Binaries, account: Account) -> list[Program]:
+def programs(layout: Layout, binaries: Binaries, account: OsAccount) -> list[Program]:
     """Valkey under the supervisor, in starting order: on SIGTERM a server saves and ends."""
     user = account.name if account.is_other else ""
     sentinels = [
@@ -71,7 +71,7 @@ def programs(layout: Layout, binaries: Binaries, account: Account) -> list[Progr
     ]
 
 
-def configurations(layout: Layout, state: State) -> dict[Path, str]:
+def configurations(layout: Layout, state: LabState) -> dict[Path, str]:
     """The text of every configuration file. The servers and the Sentinels rewrite theirs at a failover."""
     ports = state.ports
     return {
@@ -85,7 +85,7 @@ def configurations(layout: Layout, state: State) -> dict[Path, str]:
     }
 
 
-def _server(layout: Layout, state: State, port: int, data: Path) -> str:
+def _server(layout: Layout, state: LabState, port: int, data: Path) -> str:
     return f"""\
 # Written by `python -m lab up`; kept as you edit it until the lab's ports change.
 bind 127.0.0.1
@@ -119,7 +119,7 @@ maxmemory-policy noeviction
 """
 
 
-def _sentinel(layout: Layout, state: State, port: int, directory: Path) -> str:
+def _sentinel(layout: Layout, state: LabState, port: int, directory: Path) -> str:
     return f"""\
 # Written by `python -m lab up`; the Sentinel adds what it learns.
 bind 127.0.0.1
@@ -134,7 +134,7 @@ sentinel failover-timeout {MASTER} 10000
 """
 
 
-def fill(state: State) -> int:
+def fill(state: LabState) -> int:
     """Sessions, caches and rate limits that expire; queues, hashes and sets that do not; in databases 0 and 1.
 
     Returns the number of keys; 0 when there is data already, and nothing was written.

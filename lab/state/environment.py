@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from lab.processes import Account
+from lab.processes import OsAccount
 from lab.servers.binaries import Binaries
 from lab.state.base import CHECKOUT, PYTHON
 from lab.state.layout import ControlLayout, Layout
-from lab.state.state import ControlState, State
+from lab.state.state import ControlState, LabState
 
 
 def prefect_variables(layout: ControlLayout, state: ControlState) -> dict[str, str]:
@@ -46,7 +46,7 @@ def ui_url(state: ControlState) -> str:
     return f"http://127.0.0.1:{state.port}/v2"
 
 
-def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Account) -> dict[str, str]:
+def lab_variables(layout: Layout, state: LabState, binaries: Binaries, account: OsAccount) -> dict[str, str]:
     """Where the lab's servers are, and the secrets to log in."""
     ports, passwords = state.ports, state.passwords
     return {
@@ -68,7 +68,7 @@ def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Acc
     }
 
 
-def region_variables(chosen: Layout, second: Layout, state: State) -> dict[str, str]:
+def region_variables(chosen: Layout, second: Layout, state: LabState) -> dict[str, str]:
     """Where the lab's second region is; and which of the two environments is meant where none is named."""
     files = {second.first.name: "lab.toml", second.name: "lab-dr.toml"}
     other = second.first if chosen == second else second
@@ -82,13 +82,13 @@ def region_variables(chosen: Layout, second: Layout, state: State) -> dict[str, 
 
 
 def system_variables(
-    chosen: Layout, first: State, second: State, binaries: Binaries, account: Account
+    chosen: Layout, first: LabState, second: LabState, binaries: Binaries, account: OsAccount
 ) -> dict[str, str]:
     """Everything but Prefect, for a program or a shell of one of the two regions: `first` and `second` are theirs."""
     return {**lab_variables(chosen.first, first, binaries, account), **region_variables(chosen, chosen.second, second)}
 
 
-def _place(prefix: str, layout: Layout, state: State) -> dict[str, str]:
+def _place(prefix: str, layout: Layout, state: LabState) -> dict[str, str]:
     ports = state.ports
     return {
         f"{prefix}_NAME": layout.name,

@@ -72,7 +72,7 @@ class Passwords:
 
 
 @dataclass(frozen=True)
-class State:
+class LabState:
     """One lab. `root` tells a copied directory from the original; `postgres_bin` is "" for the wheel's PostgreSQL."""
 
     root: str
@@ -91,7 +91,7 @@ class ControlState:
     supervisor_password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
 
-def load_state(path: Path) -> State | None:
+def load_state(path: Path) -> LabState | None:
     """None when there is no lab.
 
     Raises:
@@ -99,7 +99,7 @@ def load_state(path: Path) -> State | None:
     """
     try:
         raw = json.loads(path.read_text())
-        return State(raw["root"], Ports(**raw["ports"]), Passwords(**raw["passwords"]), raw["postgres_bin"])
+        return LabState(raw["root"], Ports(**raw["ports"]), Passwords(**raw["passwords"]), raw["postgres_bin"])
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -124,7 +124,7 @@ def load_control(path: Path) -> ControlState | None:
         raise OpsError(f"{path} is damaged: {error}", f"remove {path.parent} and run `make lab`") from error
 
 
-def save(path: Path, state: State | ControlState) -> None:
+def save(path: Path, state: LabState | ControlState) -> None:
     """Write it, mode 0600."""
     write(path, json.dumps(dataclasses.asdict(state), indent=2) + "\n", 0o600)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab.control import Control
+from lab.control import LabControl
 from lab.lifecycle import find
 from lab.servers import postgres, valkey
 from lab.servers.nodes import Node
 from lab.servers.replication import RECEIVER_PROGRAM
-from lab.servers.services import Services
+from lab.servers.services import LabServices
 from lab.servers.supervision import Service
 from lab.state.environment import api_url, ui_url
-from lab.state.state import State
+from lab.state.state import LabState
 from runbook.errors import Unreachable
 
 
@@ -25,7 +25,7 @@ def read_status(name: str) -> dict[str, Any]:
     services = find(name)
     if services is None:
         return {"environment": name, "running": False}
-    control = Control.find(services.layout.base)
+    control = LabControl.find(services.layout.base)
     healthy = control is not None and control.is_healthy()
     supervised = _supervised(services)
     return {
@@ -57,7 +57,7 @@ def as_table(status: dict[str, Any]) -> str:
     return f"The lab {status['environment']} is {state}.\n" + "".join(f"  {name:18} {text}\n" for name, text in rows)
 
 
-def _supervised(services: Services) -> dict[str, Service]:
+def _supervised(services: LabServices) -> dict[str, Service]:
     supervisor = services.supervisor
     try:
         return supervisor.services() if supervisor.is_running() else {}
@@ -65,7 +65,7 @@ def _supervised(services: Services) -> dict[str, Service]:
         return {}
 
 
-def _resources(services: Services, supervised: dict[str, Service]) -> dict[str, Any]:
+def _resources(services: LabServices, supervised: dict[str, Service]) -> dict[str, Any]:
     layout, state = services.layout, services.state
     names = [program.name for program in services.programs()]
     pids = {name: supervised[name].pid if name in supervised else 0 for name in names}
@@ -90,7 +90,7 @@ def _resources(services: Services, supervised: dict[str, Service]) -> dict[str, 
     }
 
 
-def _node(node: Node, state: State, pids: dict[str, int]) -> dict[str, Any]:
+def _node(node: Node, state: LabState, pids: dict[str, int]) -> dict[str, Any]:
     return {
         "dsn": postgres.dsn(state, node.port),
         "admin_dsn": postgres.admin_dsn(state, node.port),

@@ -23,7 +23,9 @@ def write(path: Path, content: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write(path, TypeAdapter(type(content)).dump_json(content, indent=1).decode(), mode=durable.PRIVATE)
     except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
+        raise OpsError(
+            f"{path} cannot be written: {error.strerror}", "free disk space there, or correct its owner"
+        ) from None
 
 
 def read(path: Path, shape: type[T], hint: str) -> T | None:

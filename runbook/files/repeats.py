@@ -24,7 +24,7 @@ EVERY = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class Filed:
+class FiledCount:
     """The last report of a check that is in the chain, and the runs since that found the same: how many, and when the
     last of them ended."""
 
@@ -69,14 +69,14 @@ def file_or_count(directory: Path, key: str, report: Report, file: Callable[[], 
             report.fact("runs before it", before.told)
         file()
         assert report.path
-        _write(path, Filed(report.path.name, report.hash, report.previous, now, result_of(report)))
+        _write(path, FiledCount(report.path.name, report.hash, report.previous, now, result_of(report)))
 
 
-def _find(path: Path) -> Filed | None:
+def _find(path: Path) -> FiledCount | None:
     """What the small file says, where its report is still there."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(path.read_text(encoding="utf-8"))
-        filed = Filed(**{**content, "at": datetime.fromisoformat(content["at"])})
+        filed = FiledCount(**{**content, "at": datetime.fromisoformat(content["at"])})
         if (path.parent / filed.name).exists():
             return filed
     return None
@@ -89,5 +89,5 @@ def result_of(report: Report) -> str:
     return hashlib.sha256(json.dumps([report.status.value, findings]).encode()).hexdigest()
 
 
-def _write(path: Path, filed: Filed) -> None:
+def _write(path: Path, filed: FiledCount) -> None:
     durable.write(path, json.dumps({**vars(filed), "at": filed.at.isoformat()}, indent=1) + "\n", mode=durable.PRIVATE)

@@ -24,11 +24,12 @@ from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 
+from runbook import clock
 from runbook.errors import NotConfirmed, OpsError
 from runbook.guard.approval_form import approval_form, describe_request
 from runbook.guard.brief import answered
-from runbook.guard.codes import Refused, approver_of, claim, refuse_launcher
-from runbook.guard.permit import launched_by
+from runbook.guard.codes import CodeRefused, approver_of, claim, refuse_launcher
+from runbook.guard.permit import Pin, launched_by
 from runbook.guard.pins import PARAMETER
 from runbook.guard.pins import PlanChanged as AnyPlanChanged
 from runbook.report import Report
@@ -85,8 +86,9 @@ def approved_here(approved: Approved) -> Iterator[None]:
 
 
 def plan_id(report: Report) -> str:
-    """The fingerprint of a plan that a person approves: its acts, pinned parameters, states and steps. Row counts,
-    sizes, seconds and positions in a log are left out, as they change from minute to minute."""
+    """The fingerprint of a plan that a person approves: its acts, pinned parameters, states and steps, then the numbers
+    that may differ within their tolerance (`3f2a9c1b77aa-12000`). Other row counts, sizes, seconds and positions in a
+    log are left out, as they change from minute to minute."""
     context = FlowRunContext.get()
     left_out = ("confirm", PARAMETER)
     given = {name: value for name, value in ((context and context.parameters) or {}).items() if name not in left_out}
@@ -95,11 +97,28 @@ def plan_id(report: Report) -> str:
     steps = [(one.step, _COUNTS.sub("#", one.detail)) for one in report.plan_steps]
     content = [report.runbook, report.environment, [str(act) for act in report.acts], pins, states, given, steps]
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    numbers = "".join(f"-{pin.value}" for pin in _tolerant(report))
+    return hashlib.sha256(text.encode()).hexdigest()[:12] + numbers
+
+
+def _tolerant(report: Report) -> list[Pin]:
+    """The numbers of a plan that may differ, in one order."""
+    pins = (pin for _, pin in sorted(report.states.items()))
+    return [pin for pin in pins if pin.tolerance and pin.value.isdecimal()]
+
+
+def is_approved(report: Report, approved: str) -> bool:
+    """Whether a plan is the approved one: its numbers are within their tolerance of those that the approver saw."""
+    (own, *_), (seen, *numbers) = plan_id(report).split("-"), approved.split("-")
+    pins = _tolerant(report)
+    return (own, len(pins)) == (seen, len(numbers)) and all(
+        pin.tolerance and number.isdecimal() and abs(int(pin.value) - int(number)) <= pin.tolerance.around(int(number))
+        for pin, number in zip(pins, numbers, strict=True)
+    )
 
 
 @dataclass(frozen=True)
-class Gate:
+class ApprovalGate:
     """Before a report mints a permit."""
 
     target: Target
@@ -131,7 +150,7 @@ class Gate:
         plan = plan_id(report)
         report.fact("plan", plan)
         found = _here.get()
-        if found and found.plan != plan:
+        if found and not is_approved(report, found.plan):
             raise PlanChanged(f"the plan is {plan}, and {found.plan} was approved", "check the new plan and approve it")
         self._accept(report, found or self._answered(report, plan))
 
@@ -140,7 +159,7 @@ class Gate:
         if found.launcher:
             report.facts.setdefault("launched by", found.launcher)
         if not found.override:
-            report.fact("approved by", f"{found.by}, {found.at:%Y-%m-%d %H:%M:%S} UTC, plan {found.plan}")
+            report.fact("approved by", f"{found.by}, {clock.text(found.at)}, plan {found.plan}")
             return
         report.warn(
             "emergency override",
@@ -161,10 +180,10 @@ class Gate:
         if answers:
             try:
                 found = self._judge(run, answers[-1], len(answers))
-                if found.plan == plan:
+                if is_approved(report, found.plan):
                     return found
                 why = f"the plan changed after {found.by or 'the override'}: this is the new one"
-            except Refused as error:
+            except CodeRefused as error:
                 why = f"{error.message}: {error.hint}"
         now = datetime.now(UTC)
         left = self.approvals.minutes * 60 - (now - (asked or now)).total_seconds()
@@ -174,7 +193,7 @@ class Gate:
         pages = self.target.has("alerts")
         raise ApprovalPending(f"approval-{len(answers) + 1}", approval_form(plan, text, pages=pages), int(left))
 
-    def _judge(self, run: FlowRun, answer: Answer, attempt: int) -> Approved:
+    def _judge(self, run: FlowRun, answer: ApprovalAnswer, attempt: int) -> Approved:
         launcher = _launcher(run) or answer.launched_by
         if answer.override:
             return Approved(answer.plan, "", answer.at, checked_reason(answer.override), launcher)
@@ -204,16 +223,16 @@ def checked_reason(text: str) -> str:
     """
     reason = " ".join(text.split())[:300]
     if len(reason) < LEAST_REASON:
-        raise Refused(
+        raise CodeRefused(
             "the override has no reason", f"write at least {LEAST_REASON} characters: what cannot wait, and why"
         )
     return reason
 
 
-def gate(report: Report, target: Target, runbook: str, within: Report | None) -> Gate | None:
+def gate(report: Report, target: Target, runbook: str, within: Report | None) -> ApprovalGate | None:
     """None: nobody needs to approve this runbook."""
     found = target.approval_of(runbook)
-    return Gate(target, runbook, found, within) if found else None
+    return ApprovalGate(target, runbook, found, within) if found else None
 
 
 def suspend(pending: ApprovalPending) -> None:
@@ -239,7 +258,7 @@ def page_override(report: Report, environment: str, runbook: str, reason: str) -
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApprovalAnswer:
     """What somebody sent with the form, and when."""
 
     plan: str
@@ -256,7 +275,7 @@ def _own_run() -> FlowRun | None:
     return run if run and run.deployment_id and not run.parent_task_run_id else None
 
 
-def _answers(run: FlowRun) -> tuple[list[Answer], datetime | None]:
+def _answers(run: FlowRun) -> tuple[list[ApprovalAnswer], datetime | None]:
     """All answers, in the order of their keys; and when the run asked first."""
 
     def read_inputs() -> list[FlowRunInput]:
@@ -265,11 +284,11 @@ def _answers(run: FlowRun) -> tuple[list[Answer], datetime | None]:
 
     inputs = answered(read_inputs, "the approval")
     kept = {one.key: one for one in inputs}
-    found = list[Answer]()
+    found = list[ApprovalAnswer]()
     while sent := kept.get(f"suspended-approval-{len(found) + 1}-response"):
         given, at = json.loads(sent.value), sent.created or datetime.now(UTC)
         plan, code, by, override = (str(given.get(name) or "") for name in ("plan", "code", "launched_by", "override"))
-        found.append(Answer(plan, code, by, override, at))
+        found.append(ApprovalAnswer(plan, code, by, override, at))
     first = kept.get("suspended-approval-1-schema")
     return found, first.created if first else None
 

@@ -9,6 +9,7 @@ from prefect.input import RunInput
 from pydantic import Field, create_model
 
 from runbook.guard.pins import PARAMETER
+from runbook.guard.pins import described as shown
 from runbook.page.markdown import code, escaped
 from runbook.report import Report, Status
 
@@ -59,7 +60,8 @@ def described(report: Report) -> str:
     warnings = [
         f"- ⚠️ {escaped(one.name)}: {escaped(one.value)}" for one in report.findings if one.status is Status.WARN
     ]
-    return "\n".join(_blocks(steps, pins, warnings))
+    numbers = [f"- {escaped(shown(name, pin))}" for name, pin in report.states.items() if pin.tolerance]
+    return "\n".join(_blocks(steps, pins, numbers, warnings))
 
 
 def _blocks(*blocks: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
+from runbook import clock
 from runbook.errors import NotConfirmed
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly, busy
@@ -47,7 +48,7 @@ class CarriedOut(NotConfirmed):
 
 
 @dataclass(frozen=True)
-class Done:
+class CarriedOutPlan:
     """A run that was permitted to carry out a plan; `ended` where it did. `items`: digests of the lists that it was
     permitted to delete, by pin."""
 
@@ -62,7 +63,7 @@ class Done:
     @property
     def described(self) -> str:
         """When, and where to read about it."""
-        return f"at {datetime.fromisoformat(self.at):%Y-%m-%d %H:%M:%S} UTC" + (f" ({self.link})" if self.link else "")
+        return f"at {clock.text(datetime.fromisoformat(self.at))}" + (f" ({self.link})" if self.link else "")
 
     @property
     def text(self) -> str:
@@ -70,9 +71,9 @@ class Done:
         return json.dumps(asdict(self))
 
 
-def parse(text: object) -> Done:
+def parse(text: object) -> CarriedOutPlan:
     """Raises ValueError or TypeError where it is no record."""
-    return Done(**json.loads(str(text)))
+    return CarriedOutPlan(**json.loads(str(text)))
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Records:
     environment: str
     is_local: bool = False
 
-    def find(self, name: str) -> Done | None:
+    def find(self, name: str) -> CarriedOutPlan | None:
         """The record of that name, by this host's file or by Prefect: the one that ended, then the newest.
 
         Raises:
@@ -92,7 +93,7 @@ class Records:
         found = [one for one in (self._in_file(name), self._in_prefect(name)) if one]
         return max(found, key=lambda one: (one.ended, datetime.fromisoformat(one.at)), default=None)
 
-    def write(self, names: Sequence[str], done: Done) -> None:
+    def write(self, names: Sequence[str], done: CarriedOutPlan) -> None:
         """Into Prefect, where it answers; then into files.
 
         Raises:
@@ -112,7 +113,7 @@ class Records:
         """Where the files are."""
         return self.reports / DIRECTORY
 
-    def _in_file(self, name: str) -> Done | None:
+    def _in_file(self, name: str) -> CarriedOutPlan | None:
         try:
             return parse((self.directory / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -129,7 +130,7 @@ class Records:
                 if time.time() - old.stat().st_mtime > KEPT_SECONDS:
                     old.unlink()
 
-    def _in_prefect(self, name: str) -> Done | None:
+    def _in_prefect(self, name: str) -> CarriedOutPlan | None:
         run = current_run()
         if name.startswith(RUN):
             text: object = run.labels.get(DIRECTORY) if run and name == f"{RUN}{run.id}" else None
@@ -146,14 +147,14 @@ class Records:
     def _variable(self, name: str) -> str:
         return f"{DIRECTORY}-{self.environment}-{name}"
 
-    def _write_to_prefect(self, client: SyncPrefectClient, names: Sequence[str], done: Done) -> None:
-        short = done if len(done.text) <= MOST_CHARACTERS else Done(**{**asdict(done), "items": {}})
+    def _write_to_prefect(self, client: SyncPrefectClient, names: Sequence[str], done: CarriedOutPlan) -> None:
+        short = done if len(done.text) <= MOST_CHARACTERS else CarriedOutPlan(**{**asdict(done), "items": {}})
         run = current_run()
         for name in names:
             if run and name == f"{RUN}{run.id}":
                 client.update_flow_run_labels(run.id, {DIRECTORY: short.text})
             elif not name.startswith(RUN):
-                bare = Done(**{**asdict(short), "plan": ""})  # its name has the plan's digest
+                bare = CarriedOutPlan(**{**asdict(short), "plan": ""})  # its name has the plan's digest
                 _put(client, self._variable(name), bare.text, [DIRECTORY, self.environment])
         if done.ended and any(name.startswith(PLAN) for name in names):
             # A busy Prefect answers 500 where its database is locked. The next run deletes what is left.

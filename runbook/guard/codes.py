@@ -17,7 +17,7 @@ WINDOW = (0, -1, 1)
 KEPT_SECONDS = 86400.0
 
 
-class Refused(OpsError):
+class CodeRefused(OpsError):
     """A code that approves nothing: the run asks again."""
 
 
@@ -34,7 +34,7 @@ def approver_of(approvals: Approvals, code: str, at: datetime) -> tuple[str, int
         for step in (now + offset for offset in WINDOW):
             if digits and pyotp.utils.strings_equal(digits, totp.generate_otp(step)):
                 return name, step
-    raise Refused("the code is wrong or has expired", "type the code that the approver's app shows now")
+    raise CodeRefused("the code is wrong or has expired", "type the code that the approver's app shows now")
 
 
 def claim(reports: Path, name: str, step: int, owner: str) -> None:
@@ -53,7 +53,7 @@ def claim(reports: Path, name: str, step: int, owner: str) -> None:
             file.write(owner)
     except FileExistsError:
         if path.read_text(encoding="utf-8") != owner:
-            raise Refused(f"this code of {name} was used before", "wait for the app's next code") from None
+            raise CodeRefused(f"this code of {name} was used before", "wait for the app's next code") from None
     except OSError as error:
         raise OpsError(
             f"the use of the code cannot be recorded in {directory}: {error.strerror}",
@@ -65,7 +65,7 @@ def refuse_launcher(approvals: Approvals, name: str, launcher: str) -> None:
     """Raises Refused where the approver launched the run."""
     own = {one.casefold() for one in (name, *approvals.people()[name].logins)}
     if launcher.strip().casefold() in own:
-        raise Refused(f"{name} launched this run and cannot approve it", "ask a second person for a code")
+        raise CodeRefused(f"{name} launched this run and cannot approve it", "ask a second person for a code")
 
 
 def _prune(directory: Path) -> None:

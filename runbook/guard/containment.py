@@ -1,8 +1,8 @@
-"""An environment that is contained: an incident is looked into, and maintenance changes nothing until it is released.
+"""A contained environment: an incident is under investigation, and maintenance is refused until it is released.
 
-Kept in a file beside the reports, so that it holds without a Prefect server, and in a Prefect Variable for other hosts.
-Backups go on (they only add), recoveries too; what would delete or change is refused, at its start and before every
-irreversible act.
+Recorded in a file in the reports directory, so that it is valid without a Prefect server, and in a Prefect Variable for
+other hosts. Backups (they only add) and recoveries continue. Runs that delete or change are refused at their start and
+before every irreversible act.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _HINT = "check the file: it marks the environment as contained. Delete it only i
 
 
 @dataclass(frozen=True)
-class Held:
-    """One thing that was held still, and how it was before: `before` as its kind needs it ("" where nothing was)."""
+class Restriction:
+    """One thing that the containment changed, and its state before ("" if there was none)."""
 
     kind: str
     target: str
@@ -36,8 +36,8 @@ class Held:
 
 @dataclass(frozen=True)
 class Contained:
-    """Who contained an environment, why and since when (`began` is the same as seconds since 1970), what is held still,
-    and when it was released ("" while not)."""
+    """Who contained an environment, why and since when (`began`: in seconds since 1970), the restrictions, and when it
+    was released ("": it is contained)."""
 
     id: str
     began: float
@@ -45,29 +45,29 @@ class Contained:
     reason: str
     since: str
     host: str
-    held: tuple[Held, ...] = ()
+    held: tuple[Restriction, ...] = ()
     released: str = ""
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """`contained by NAME on HOST since TIME: REASON`."""
         return f"contained by {self.by} on {self.host} since {self.since}: {self.reason}"
 
     def refusal(self, environment: str) -> OpsError:
-        """What maintenance says."""
-        hint = "recoveries go on. When the incident is over: release-containment"
-        return Locked(f"{environment} is {self.told}", f"{hint}, with confirm={environment}")
+        """The error with which maintenance is refused."""
+        hint = f"when the incident is over, run release-containment with confirm={environment}; recoveries are allowed"
+        return Locked(f"{environment} is {self.text}", hint)
 
 
 def read(environment: str, directory: Path, *, asks: bool = True) -> Contained | None:
-    """The containment that is in force, by this host's file and, where this is one of its runs, by Prefect: `asks` is
-    False where that is known not to answer.
+    """The containment that is in force, from this host's file and, in a Prefect run, from the Variable. `asks=False`:
+    Prefect is known not to answer.
 
-    A file of one that was released on another host is removed, one that Prefect does not know (it was away) is told to
-    it, and one that this host does not know is noted here.
+    The two are synchronised: the file of a containment that was released on another host is deleted; one that only this
+    host, or only Prefect, knows is copied to the other.
 
     Raises:
-        OpsError: the file cannot be read: nothing may be changed then.
+        OpsError: the file cannot be read. Nothing may be changed then.
     """
     here = record.read(_path(environment, directory), Contained, _HINT)
     there = _published(environment) if asks else None
@@ -77,18 +77,18 @@ def read(environment: str, directory: Path, *, asks: bool = True) -> Contained |
     if here and there != here and asks:
         _publish(environment, here)
     if there and not here and not there.released:
-        with contextlib.suppress(OpsError):  # for this host's programs that ask no Prefect: `is_here`
+        with contextlib.suppress(OpsError):  # for this host's programs that do not query Prefect: `is_here`
             record.write(_path(environment, directory), there)
     return here or (there if there and not there.released else None)
 
 
 def is_here(environment: str, directory: Path) -> bool:
-    """Whether this host's file says so: for programs that are no runs."""
+    """Whether this host's file exists: for programs outside of a Prefect run."""
     return _path(environment, directory).exists()
 
 
 def write(environment: str, directory: Path, contained: Contained) -> None:
-    """Before anything is held still: whoever is killed then can be followed by one who goes on or releases.
+    """Record a containment before anything changes: if the run is killed, the next one can continue or release.
 
     Raises:
         OpsError: it cannot be written. Nothing may be changed then.
@@ -98,7 +98,7 @@ def write(environment: str, directory: Path, contained: Contained) -> None:
 
 
 def end(environment: str, directory: Path, contained: Contained) -> None:
-    """When everything is as it was."""
+    """Record the release, when every restriction was removed."""
     _publish(environment, replace(contained, held=(), released=datetime.now(UTC).isoformat(timespec="seconds")))
     _path(environment, directory).unlink(missing_ok=True)
 
@@ -111,10 +111,9 @@ def _variable(environment: str) -> str:
     return f"env-{environment}-contained"
 
 
-def _told(ask: Callable[[], object]) -> str:
-    """What Prefect says; "" where it is away: a recovery must not stand still because Prefect died. One that is only
-    busy is asked again: maintenance must not go on because it did not say."""
-
+def _query(ask: Callable[[], object]) -> str:
+    """Prefect's answer, "" if it is down: a recovery must not wait for a dead Prefect. A busy Prefect is queried again:
+    maintenance must not start because it did not answer."""
     with contextlib.suppress(httpx.HTTPError, Unreachable):
         return str(answered(ask, "the containment"))
     return ""
@@ -123,13 +122,13 @@ def _told(ask: Callable[[], object]) -> str:
 def _publish(environment: str, contained: Contained) -> None:
     if FlowRunContext.get():
         text = TypeAdapter(Contained).dump_json(contained).decode()
-        _told(lambda: Variable.set(_variable(environment), text, overwrite=True))
+        _query(lambda: Variable.set(_variable(environment), text, overwrite=True))
 
 
 def _published(environment: str) -> Contained | None:
     if FlowRunContext.get() is None:
         return None
     with contextlib.suppress(ValidationError):
-        text = _told(lambda: Variable.get(_variable(environment), default=""))
+        text = _query(lambda: Variable.get(_variable(environment), default=""))
         return TypeAdapter(Contained).validate_json(text) if text else None
     return None

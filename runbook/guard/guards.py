@@ -41,7 +41,7 @@ class Approving(Protocol):
         """Raises where nobody approved the plan."""
 
 
-class Planned(Protocol):
+class PinnedPlan(Protocol):
     """What compares a confirmed plan with what is found now (runbook/guard/pins.py)."""
 
     def describe(self, report: Report) -> None:

@@ -22,7 +22,7 @@ Rank = Literal["maintenance", "recovery"]
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """Who holds an environment, and how its death is seen."""
 
     runbook: str
@@ -59,11 +59,11 @@ class Holder:
         )
 
 
-def this_run(runbook: str, rank: Rank) -> Holder:
+def this_run(runbook: str, rank: Rank) -> LockHolder:
     """This process, and the flow run that it is, if it is one."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
-    return Holder(
+    return LockHolder(
         runbook=runbook,
         rank=rank,
         run_id=str(run.id) if run else "",
@@ -75,13 +75,13 @@ def this_run(runbook: str, rank: Rank) -> Holder:
     )
 
 
-def read(file: IO[str]) -> Holder | None:
+def read(file: IO[str]) -> LockHolder | None:
     """Who wrote himself into a lock's file."""
     file.seek(0)
     return parse_holder(file.read())
 
 
-def write(file: IO[str], holder: Holder) -> None:
+def write(file: IO[str], holder: LockHolder) -> None:
     """Into a lock's file. A full disk takes no name, and yet the lock is held: a run that makes room must not stop at
     that. (Not by the file's own buffer, which would be written again when it is closed.)"""
     with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def _variable(environment: str) -> str:
     return f"{'env-' + environment}-holder"
 
 
-def remember(environment: str, holder: Holder) -> None:
+def remember(environment: str, holder: LockHolder) -> None:
     """For other hosts: in Prefect.
 
     Raises:
@@ -103,7 +103,7 @@ def remember(environment: str, holder: Holder) -> None:
     answered(lambda: Variable.set(_variable(environment), text, overwrite=True), "the lock's holder")
 
 
-def remembered(environment: str) -> Holder | None:
+def remembered(environment: str) -> LockHolder | None:
     """Who holds or last held an environment, as Prefect knows.
 
     Raises:
@@ -112,9 +112,9 @@ def remembered(environment: str) -> Holder | None:
     return parse_holder(str(answered(lambda: Variable.get(_variable(environment), default=""), "the lock's holder")))
 
 
-def parse_holder(text: str) -> Holder | None:
+def parse_holder(text: str) -> LockHolder | None:
     """Who holds or last held an environment, from the text that `write` or `remember` stored; None where it is none."""
     try:
-        return Holder(**json.loads(text))
+        return LockHolder(**json.loads(text))
     except (ValueError, TypeError):
         return None

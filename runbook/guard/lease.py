@@ -19,10 +19,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from runbook.errors import LockLost, Unreachable
-from runbook.guard.brief import BUSY_SECONDS, answered, asked_briefly, busy
+from runbook.guard.brief import BUSY_SECONDS, answered, asked_briefly, busy, patience
 from runbook.wait import until
 
 LEASE_SECONDS = 90.0
@@ -238,7 +237,7 @@ def _impatient_client(seconds: float = 0) -> Iterator[SyncPrefectClient]:
     It waits `seconds` for an answer (0: `ANSWER_SECONDS`).
     """
     with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        patience(retries=0),
         get_client(httpx_settings={"timeout": seconds or ANSWER_SECONDS}, sync_client=True) as client,
     ):
         yield client

@@ -32,7 +32,7 @@ from runbook.errors import Locked, Unreachable
 from runbook.guard import lease as leases
 from runbook.guard.brief import asked_briefly
 from runbook.guard.guards import Excluding
-from runbook.guard.holder import Holder, Rank, read, remember, remembered, this_run, write
+from runbook.guard.holder import LockHolder, Rank, read, remember, remembered, this_run, write
 from runbook.log import logger
 from runbook.wait import until
 
@@ -151,7 +151,7 @@ def _patiently(attempt: Callable[[], T], seconds: float, between: Callable[[], N
     return found[0]
 
 
-def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> leases.Lease | None:
+def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: LockHolder) -> leases.Lease | None:
     """Both parts of it; `stack` gives them back."""
     with contextlib.ExitStack() as own:
         file = own.enter_context(_file_lock(environment, directory, me))
@@ -168,7 +168,7 @@ def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me
 
 
 @contextlib.contextmanager
-def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str]]:
+def _file_lock(environment: str, directory: Path, me: LockHolder) -> Iterator[IO[str]]:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f".lock-{environment}"
     with _opened(path) as file:
@@ -211,7 +211,7 @@ def _is_at(path: Path, file: IO[str]) -> bool:
         return False
 
 
-def _lease(environment: str, me: Holder) -> leases.Lease | None:
+def _lease(environment: str, me: LockHolder) -> leases.Lease | None:
     run_id = UUID(me.run_id)
     if taken := leases.acquire(environment, run_id):
         return taken
@@ -228,7 +228,7 @@ def _lease(environment: str, me: Holder) -> leases.Lease | None:
     raise Locked(f"{environment} is held by another run", "check the running flow runs and try again")
 
 
-def _retake(environment: str, me: Holder) -> UUID | None:
+def _retake(environment: str, me: LockHolder) -> UUID | None:
     """The slot again, after Prefect was away for longer than the lease; None where another run held it since."""
 
     def nobody_since() -> bool:
@@ -244,11 +244,11 @@ def _retake(environment: str, me: Holder) -> UUID | None:
     return taken
 
 
-def _outranks(me: Holder, holder: Holder) -> bool:
+def _outranks(me: LockHolder, holder: LockHolder) -> bool:
     return me.rank == "recovery" and holder.rank == "maintenance"
 
 
-def _end(holder: Holder, environment: str, file: IO[str]) -> bool:
+def _end(holder: LockHolder, environment: str, file: IO[str]) -> bool:
     """A recovery ends the maintenance that holds this host's lock: TERM, then KILL. False where another run has it by
     then: that one is judged anew."""
     me = this_run("", "recovery")
@@ -279,12 +279,12 @@ def _end(holder: Holder, environment: str, file: IO[str]) -> bool:
     raise Locked(f"“{holder.runbook}” (process {holder.pid}) could not be ended", "end it by hand, then try again")
 
 
-def _has_changed(holder: Holder, file: IO[str]) -> bool:
+def _has_changed(holder: LockHolder, file: IO[str]) -> bool:
     now = read(file)
     return now is not None and now.process != holder.process
 
 
-def _cancel(holder: Holder, me: Holder, state: Callable[..., State]) -> None:
+def _cancel(holder: LockHolder, me: LockHolder, state: Callable[..., State]) -> None:
     """Cancelling: the worker on the holder's host ends it. Cancelled: it was ended here, and nobody is to read that as
     a failure of its own."""
     message = f"ended by the recovery “{me.run_name}”, which outranks maintenance"

@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_UI_URL
 
 from runbook import metrics
 from runbook.errors import NotConfirmed
-from runbook.guard.carried_out import LAST, PLAN, RUN, CarriedOut, Done, Records, current_run
+from runbook.guard.carried_out import LAST, PLAN, RUN, CarriedOut, CarriedOutPlan, Records, current_run
 from runbook.guard.permit import Pin
 from runbook.report import Report
 from runbook.units import size
@@ -136,7 +136,7 @@ class Pinned:
     inner: bool = False
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     judged: bool = False
-    begun: Done | None = None
+    begun: CarriedOutPlan | None = None
 
     def refuse_second_use(self) -> None:
         """Call it once the lock is held, before anything is judged. A run that goes on with what a killed or failed one
@@ -196,7 +196,7 @@ class Pinned:
             )
 
     @staticmethod
-    def _concerns(begun: Done, name: str, planned: Plan, now: Plan) -> bool:
+    def _concerns(begun: CarriedOutPlan, name: str, planned: Plan, now: Plan) -> bool:
         """Whether a change concerns a run that goes on with what another one began: what is replaced was replaced
         since; or more is deleted than was planned. (It stopped a server itself, perhaps: nobody writes there.)"""
         if name not in now.pins or name not in planned.pins:
@@ -256,7 +256,7 @@ class Pinned:
         items = {name: pin.items for name, pin in report.states.items() if pin.items}
         plan, at = self._now(report).text, datetime.now(UTC).isoformat()
         try:
-            self.records.write(names, Done(report.runbook, at, plan, ended, attempt, link, items))
+            self.records.write(names, CarriedOutPlan(report.runbook, at, plan, ended, attempt, link, items))
         except OSError as error:
             report.warn(
                 "record that the plan was carried out",

@@ -49,10 +49,11 @@ class Forms:
         return code(otherwise) if otherwise else f"launch {flow}/{environment}{given}"
 
     def next(self, one: Next, environment: str) -> str:
-        """A runbook to follow: what for, and its form; its command where Prefect does not know it."""
+        """A runbook to follow: what for, its form (its command if Prefect does not know it), and the reminder."""
         given = {"environment": environment, **one.parameters}
         address = self.link(one.flow, environment, given, one.command(environment))
-        return f"{one.why}: {address}" if one.why else address
+        reminder = f" (**{one.reminder}**)" if one.reminder else ""
+        return f"{one.why}: {address}{reminder}" if one.why else address + reminder
 
 
 def read_forms(environments: Sequence[str]) -> Forms:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from datetime import datetime
-from html import escape
 
 from runbook import clock
 from runbook.page.form import Forms
 from runbook.page.markdown import code, escaped
-from runbook.report import Evidence, Finding, Report, Status, StepTime
+from runbook.page.timeline import timeline
+from runbook.report import Evidence, Finding, Report, Status
 from runbook.units import duration, size
 
 MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.CRITICAL: "🛑"}
-COLOUR = {Status.OK: "#2f9e62", Status.WARN: "#d9a400", Status.CRITICAL: "#d6336c", Status.PLANNED: "#5c7cfa"}
-ROW, LEFT, WIDTH = 22, 250, 900
 MOST_OPEN_ROWS = 20
 MOST_ROWS = 200
 MOST_CHARACTERS = 300
@@ -50,7 +47,7 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
             else f"**To carry it out:** {escaped(report.form)}"
         )
     parts.append("## Findings\n" + _findings(report, forms or Forms()))
-    parts += [f"## {escaped(item.name)}\n{_evidence(item)}" for item in report.evidence]
+    parts += [f"## {escaped(item.name)}\n{_evidence(item, report)}" for item in report.evidence]
     if report.steps:
         parts.append("## Steps\n" + image("steps", timeline(report)) + "\n\n" + _steps(report))
     parts.append(f"<details><summary>chain</summary>\n\n`{report.hash}` follows `{report.previous}`\n</details>")
@@ -60,40 +57,6 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
 def image(name: str, svg: str) -> str:
     """An SVG as an image in Markdown."""
     return f"![{escaped(name)}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
-
-
-def timeline(report: Report) -> str:
-    """When each step ran: a bar per step (of the longest ones), in order of their start."""
-    longest = sorted(report.steps, key=lambda step: -step.seconds)[:MOST_ROWS]
-    return bars(sorted(longest, key=lambda step: step.started), report.started)
-
-
-def bars(steps: Sequence[StepTime], origin: datetime) -> str:
-    """A bar for each, from an origin on, as SVG."""
-    whole = max(((s.started - origin).total_seconds() + s.seconds for s in steps), default=1) or 1
-    scale = (WIDTH - LEFT - 70) / whole
-    height = ROW * (len(steps) + 1) + 10
-    drawn = "".join(_bar(index, step, origin, scale) for index, step in enumerate(steps))
-    ticks = "".join(
-        f'<line x1="{LEFT + t * whole / 5 * scale:.0f}" y1="4" x2="{LEFT + t * whole / 5 * scale:.0f}" '
-        f'y2="{height - ROW}" stroke="#ced4da"/><text x="{LEFT + t * whole / 5 * scale:.0f}" y="{height - 8}" '
-        f'fill="#868e96" text-anchor="middle">{whole / 5 * t:.1f} s</text>'
-        for t in range(6)
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/>{ticks}{drawn}</svg>'
-    )
-
-
-def _bar(index: int, step: StepTime, origin: datetime, scale: float) -> str:
-    x = LEFT + (step.started - origin).total_seconds() * scale
-    y, width = 6 + index * ROW, max(step.seconds * scale, 2)
-    return (
-        f'<text x="{LEFT - 8}" y="{y + 13}" fill="#343a40" text-anchor="end">{escape(step.name)}</text>'
-        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="16" rx="3" fill="{COLOUR[step.status]}"/>'
-        f'<text x="{x + width + 5:.1f}" y="{y + 13}" fill="#495057">{step.seconds:.1f}</text>'
-    )
 
 
 def _plan(report: Report) -> str:
@@ -136,7 +99,7 @@ def _steps(report: Report) -> str:
     return table(("step", clock.heading("started"), "seconds", "status"), rows)
 
 
-def _evidence(item: Evidence) -> str:
+def _evidence(item: Evidence, report: Report) -> str:
     parts = [item.text] if item.text else []
     if item.svg:
         parts.append(image(item.name, item.svg))
@@ -145,6 +108,8 @@ def _evidence(item: Evidence) -> str:
         parts.append(_folded(f"{len(item.rows)} rows", rows))
     elif item.columns:
         parts.append(table(item.columns, item.rows) if item.rows else "none")
+    if item.csv and report.path:
+        parts.append(f"All rows as CSV: {code(str(item.csv_path(report.path)))}")
     return "\n\n".join(parts)
 
 

@@ -1,1 +1,1 @@
-"""AI providers, each by its own API: what they answer, how it looks, and how long their models and versions live."""
+"""AI providers by their APIs: answers, fields of the answers, retirement of models and versions."""

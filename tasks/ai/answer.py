@@ -1,4 +1,4 @@
-"""What a provider made of a request: an answer, or one of the ways in which it has none."""
+"""The result of a request to a provider: an answer, or the kind of its failure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blocks.ai_providers import AIProviders
+from runbook.masking import masked, without
 from tasks.ai.shape import lacks
-from tasks.logs.masking import masked
 
 PROMPT = "This is a canary of the operators. Answer with the one word OK."
 SAID_LETTERS = 300
@@ -18,20 +18,20 @@ Kind = Literal[
     "ok", "unreachable", "hangs", "refused", "missing", "throttled", "rejected", "broken", "garbage", "shape"
 ]
 HINTS: dict[Kind, str] = {
-    "unreachable": "look at the endpoint's name, at the network, and at the provider's status page",
-    "hangs": "look at the provider's status page; [ai_providers] timeout_seconds says how long it was waited for",
-    "refused": "renew the key or the token, and look at the rights of whom it belongs to",
-    "missing": "there is no such deployment, model or version: correct [ai_providers], or deploy it",
-    "throttled": "its quota is used up: wait, or ask for a higher one (check-rate-limits shows who takes it)",
-    "rejected": "it does not take this request: read what it says, and the API version's documentation",
-    "broken": "look at the provider's status page; the application falls back meanwhile (rehearse-fallback)",
-    "garbage": "something else answers there (a proxy, a login page): look at the endpoint",
-    "shape": "the application cannot read that: compare with the API version's documentation (update-ai-api-version)",
+    "unreachable": "check the endpoint's name, the network, and the provider's status page",
+    "hangs": "check the provider's status page; the timeout is [ai_providers] timeout_seconds",
+    "refused": "renew the key or the token, and check the rights of its owner",
+    "missing": "correct [ai_providers], or deploy it: no such deployment, model or version exists",
+    "throttled": "wait, or request a higher quota: it is used up (check-rate-limits shows the users)",
+    "rejected": "read its error message and the API version's documentation",
+    "broken": "check the provider's status page; until then the application falls back (rehearse-fallback)",
+    "garbage": "check the endpoint: another program answers there (a proxy, a login page)",
+    "shape": "compare with the API version's documentation (update-ai-api-version): the application cannot read it",
 }
 
 
 class Failed(Exception):
-    """There is no answer. `said`: for people, without secrets once it is in an `Answer`."""
+    """A request without an answer. `said`: the reason; an `Answer` masks its secrets."""
 
     def __init__(self, kind: Kind, said: str) -> None:
         self.kind: Kind = kind
@@ -40,9 +40,9 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """To one canary. `version` is the model that says it answered; `tokens` of prompt and answer together; `said` is
-    why there is no (readable) answer."""
+class ProviderAnswer:
+    """The answer to one canary. `version`: the model that answered, by its own statement; `tokens`: of prompt and
+    answer together; `said`: the reason for no (readable) answer."""
 
     provider: str
     model: str
@@ -59,30 +59,28 @@ class Answer:
         return self.kind == "ok"
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """Latency and tokens, or the reason for no answer."""
         return f"{self.seconds:.2f} s, {self.tokens} tokens" if self.ok else f"{self.said} (after {self.seconds:.2f} s)"
 
 
 def answered(
     ai: AIProviders, provider: str, model: str, work: Callable[[], dict[str, Any]], shape: Mapping[str, type]
-) -> Answer:
-    """Ask, and read the answer by its expected shape. Whatever goes wrong is part of the result: it is not tried again,
-    since that is what users see too."""
+) -> ProviderAnswer:
+    """Send a request, and check the fields of its answer. An error is part of the result and is not retried: users see
+    it too."""
     started = time.monotonic()
     try:
         body = work()
     except Failed as error:
-        return Answer(provider, model, error.kind, without_secrets(ai, error.said), time.monotonic() - started)
+        return ProviderAnswer(provider, model, error.kind, without_secrets(ai, error.said), time.monotonic() - started)
     seconds = time.monotonic() - started
     if missing := lacks(body, shape):
-        return Answer(provider, model, "shape", f"its answer has another shape: {'; '.join(missing)}", seconds)
-    return Answer(provider, model, "ok", "", seconds, body=body)
+        return ProviderAnswer(provider, model, "shape", f"its answer has other fields: {'; '.join(missing)}", seconds)
+    return ProviderAnswer(provider, model, "ok", "", seconds, body=body)
 
 
 def without_secrets(ai: AIProviders, text: str) -> str:
-    """A provider may repeat the key that it refuses."""
-    for secret in (ai.azure_key, ai.bedrock_secret_key):
-        if value := secret.get_secret_value():
-            text = text.replace(value, "********")
-    return masked(" ".join(text.split()))[:SAID_LETTERS]
+    """Mask secrets: a provider can quote the key that it refuses."""
+    known = (secret.get_secret_value() for secret in (ai.azure_key, ai.bedrock_secret_key))
+    return masked(" ".join(without(text, known).split()))[:SAID_LETTERS]

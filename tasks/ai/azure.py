@@ -1,4 +1,4 @@
-"""Azure OpenAI: chat completions of a deployment, and the models that the resource may use.
+"""Azure OpenAI: chat completions of a deployment, and the models of the resource.
 
 https://learn.microsoft.com/azure/ai-services/openai/reference
 """
@@ -13,7 +13,7 @@ from blocks.ai_providers import AIProviders
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.ai import shape
-from tasks.ai.answer import PROMPT, Answer, Failed, answered, without_secrets
+from tasks.ai.answer import PROMPT, Failed, ProviderAnswer, answered, without_secrets
 from tasks.ai.http import call
 from tasks.ai.lifecycle import Lifecycle
 
@@ -21,22 +21,22 @@ V1 = "v1"  # the API without dates: the deployment is in the body
 
 
 @probe
-def ask_azure(ai: AIProviders, deployment: str, version: str) -> Answer:
-    """The canary, on one API version."""
+def ask_azure(ai: AIProviders, deployment: str, version: str) -> ProviderAnswer:
+    """Send the canary on one API version."""
     found = answered(ai, "azure", deployment, lambda: _complete(ai, deployment, version), shape.AZURE)
     if not found.ok:
         return found
     usage = found.body["usage"]
-    told = {"version": str(found.body["model"]), "tokens": int(usage["total_tokens"])}
-    return Answer(**{**vars(found), **told})
+    details = {"version": str(found.body["model"]), "tokens": int(usage["total_tokens"])}
+    return ProviderAnswer(**{**vars(found), **details})
 
 
 @probe
 def read_azure_models(ai: AIProviders, version: str) -> dict[str, Lifecycle]:
-    """Model → until when it answers, as the service itself says it (`deprecation.inference`).
+    """The lifecycle of each model, by the service itself (`deprecation.inference`).
 
     Raises:
-        OpsError: it does not say.
+        OpsError: the service does not list it.
     """
     base = ai.azure_endpoint.rstrip("/")
     url = f"{base}/openai/v1/models" if version == V1 else f"{base}/openai/models?api-version={quote(version)}"
@@ -46,7 +46,7 @@ def read_azure_models(ai: AIProviders, version: str) -> dict[str, Lifecycle]:
     except Failed as error:
         said = without_secrets(ai, error.said)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-        said = "its list of models has another shape"
+        said = "its list of models has other fields"
     raise OpsError(f"Azure does not list its models: {said}", "look up the dates in the provider's documentation")
 
 
@@ -68,12 +68,12 @@ def _complete(ai: AIProviders, deployment: str, version: str) -> dict[str, Any]:
     except Failed as error:
         if error.kind != "rejected" or "max_completion_tokens" not in error.said:
             raise
-    # Reasoning models take no max_tokens, older versions nothing else.
+    # Reasoning models reject max_tokens; older versions accept nothing else.
     return call("POST", url, _headers(ai), ai.timeout_seconds, {**body, "max_completion_tokens": ai.canary_tokens})
 
 
 def _headers(ai: AIProviders) -> dict[str, str]:
     key = ai.azure_key.get_secret_value()
     if not key.isascii() or not key.isprintable():
-        raise Failed("refused", "its key is no key: it has characters that no header takes")
+        raise Failed("refused", "the key is invalid: a header cannot contain its characters")
     return {"api-key": key}

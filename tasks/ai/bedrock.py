@@ -1,4 +1,4 @@
-"""AWS Bedrock, through boto3: foundation models with their lifecycle, and Converse.
+"""AWS Bedrock by boto3: foundation models with their lifecycle, and Converse.
 
 https://docs.aws.amazon.com/bedrock/latest/APIReference/API_ListFoundationModels.html
 """
@@ -28,10 +28,10 @@ from blocks.ai_providers import AIProviders
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.ai import shape
-from tasks.ai.answer import HINTS, PROMPT, Answer, Failed, Kind, answered, without_secrets
+from tasks.ai.answer import HINTS, PROMPT, Failed, Kind, ProviderAnswer, answered, without_secrets
 from tasks.ai.lifecycle import Lifecycle
 
-# An inference profile is a model behind a region's name: jp.anthropic.claude-…
+# An inference profile is a model with a region's prefix: jp.anthropic.claude-…
 _PROFILES = ("us.", "us-gov.", "eu.", "apac.", "jp.", "au.", "ca.", "global.")
 _CODES: dict[str, Kind] = {
     "AccessDeniedException": "refused",
@@ -47,20 +47,20 @@ _CODES: dict[str, Kind] = {
 
 
 @probe
-def ask_bedrock(ai: AIProviders, model: str) -> Answer:
-    """The canary. A model without access is refused here, whatever the list says."""
+def ask_bedrock(ai: AIProviders, model: str) -> ProviderAnswer:
+    """Send the canary. A listed model without access is refused here."""
     found = answered(ai, "bedrock", model, lambda: _converse(ai, model), shape.BEDROCK)
     if not found.ok:
         return found
-    return Answer(**{**vars(found), "version": model, "tokens": int(found.body["usage"]["totalTokens"])})
+    return ProviderAnswer(**{**vars(found), "version": model, "tokens": int(found.body["usage"]["totalTokens"])})
 
 
 @probe
 def read_bedrock_models(ai: AIProviders) -> dict[str, Lifecycle]:
-    """Model → ACTIVE or LEGACY, and until when it answers, where the service says that.
+    """The lifecycle of each model: ACTIVE or LEGACY, and its retirement if the service reports it.
 
     Raises:
-        OpsError: it does not list them.
+        OpsError: the service does not list the models.
     """
     try:
         with _calling(ai, "bedrock", ai.bedrock_endpoint) as client:
@@ -69,8 +69,8 @@ def read_bedrock_models(ai: AIProviders) -> dict[str, Lifecycle]:
     except Failed as error:
         said, hint = without_secrets(ai, error.said), HINTS[error.kind]
     except (KeyError, TypeError, AttributeError):
-        said, hint = "its answer has another shape", HINTS["garbage"]
-    raise OpsError(f"Bedrock does not list its models: {said}", f"{hint}; it takes bedrock:ListFoundationModels")
+        said, hint = "its answer has other fields", HINTS["garbage"]
+    raise OpsError(f"Bedrock does not list its models: {said}", f"{hint}; it needs bedrock:ListFoundationModels")
 
 
 def model_of(name: str) -> str:
@@ -94,7 +94,7 @@ def _converse(ai: AIProviders, model: str) -> dict[str, Any]:
 
 @contextmanager
 def _calling(ai: AIProviders, service: str, endpoint: str) -> Iterator[Any]:
-    """A client, and what its errors mean."""
+    """A client whose errors become `Failed`."""
     try:
         yield _client(
             service, endpoint, ai.bedrock_region, ai.bedrock_access_key, ai.bedrock_secret_key, ai.timeout_seconds
@@ -105,7 +105,7 @@ def _calling(ai: AIProviders, service: str, endpoint: str) -> Iterator[Any]:
         raise Failed("hangs", f"no answer within {ai.timeout_seconds:g} s") from None
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise Failed("refused", str(error)) from None
-    except (ResponseParserError, AttributeError, TypeError):  # botocore takes any JSON for an object
+    except (ResponseParserError, AttributeError, TypeError):  # botocore assumes that any JSON is an object
         raise Failed("garbage", "its answer cannot be read") from None
     except NotConnected as error:
         raise Failed("unreachable", str(error)) from None
@@ -126,11 +126,11 @@ def _client(service: str, endpoint: str, region: str, access_key: str, secret_ke
 
 
 def _meaning(error: ClientError) -> Failed:
-    told = error.response.get("Error", {})
-    code, status = str(told.get("Code", "")), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    details = error.response.get("Error", {})
+    code, status = str(details.get("Code", "")), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     kind = _CODES.get(code) or {401: "refused", 403: "refused", 404: "missing", 429: "throttled"}.get(status)
     if kind is None:
         kind = "broken" if status >= 500 else "rejected"
-    if "model identifier is invalid" in str(told.get("Message", "")):
+    if "model identifier is invalid" in str(details.get("Message", "")):
         kind = "missing"
-    return Failed(kind, f"{status} {code}: {told.get('Message', '')}".rstrip(": "))  # type: ignore[arg-type]
+    return Failed(kind, f"{status} {code}: {details.get('Message', '')}".rstrip(": "))  # type: ignore[arg-type]

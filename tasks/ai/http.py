@@ -24,10 +24,10 @@ def call(
     *,
     proxied: bool = True,
 ) -> dict[str, Any]:
-    """A JSON object; by a proxy where the worker's environment names one, unless it is an address of our own.
+    """Request a JSON object. `proxied`: through the proxy of the worker's environment, if there is one.
 
     Raises:
-        Failed: there is none.
+        Failed: there is no JSON object.
     """
     end = time.monotonic() + seconds
     try:
@@ -38,13 +38,13 @@ def call(
             content = b""
             for chunk in answer.iter_bytes():
                 content += chunk
-                if time.monotonic() > end:  # httpx's own timeout begins anew with every piece
+                if time.monotonic() > end:  # httpx's own timeout restarts with every chunk
                     raise Failed("hangs", f"its answer was not complete within {seconds:g} s")
                 if len(content) > MOST_BYTES:
                     raise Failed("garbage", f"its answer is longer than {MOST_BYTES >> 20} MiB")
             return _read(answer, content)
     except httpx.ConnectTimeout:
-        raise Failed("unreachable", f"it did not take the connection within {seconds:g} s") from None
+        raise Failed("unreachable", f"no connection within {seconds:g} s") from None
     except httpx.TimeoutException:
         raise Failed("hangs", f"no answer within {seconds:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
@@ -62,12 +62,12 @@ def _read(answer: httpx.Response, content: bytes) -> dict[str, Any]:
         raise Failed(kind, f"{status} {answer.reason_phrase}: {_message(body)}".rstrip(": "))
     if not isinstance(body, dict):
         kind_of = answer.headers.get("content-type", "no type")
-        raise Failed("garbage", f"its answer is no JSON object but {len(content):,} bytes ({kind_of})")
+        raise Failed("garbage", f"its answer is no JSON object: {len(content):,} bytes ({kind_of})")
     return body
 
 
 def _message(body: Any) -> str:
-    """What an error says, as Azure and Google write it."""
+    """The message of an error in the format of Azure and Google."""
     error = body.get("error", body) if isinstance(body, dict) else None
     if isinstance(error, dict):
         return " ".join(str(error[name]) for name in ("code", "status", "message") if error.get(name))

@@ -1,4 +1,4 @@
-"""What a user gets from the AI through the application, by the question that `[application.ai]` describes."""
+"""A user's question to the AI through the application, as `[application.ai]` describes it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from blocks.http_step import TEXT, HttpStep, StepFailed, reason_in, strings_in
 from blocks.places import Application
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
-from tasks.application.http_steps import Answer, NotAnswered, StepClient
+from tasks.application.http_steps import HttpAnswer, NotAnswered, StepClient
 
 SHOWN = 200
 NOT_DESCRIBED = "[application.ai] ask is not configured: there is no question for the AI"
 DESCRIBE = "describe a user's question to the AI (docs/application.md)"
-HINT = "look at the application's log, and at [application.ai]"
+HINT = "check the application's log, and [application.ai]"
 
 
 @dataclass(frozen=True)
 class Interview:
-    """One that has begun: the client keeps what its log-in and its session took."""
+    """A started interview; the client has the values of its login and its session."""
 
     client: StepClient
     ask: HttpStep
@@ -31,8 +31,9 @@ class Interview:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """To one question: by whom, or with which status and words it was refused. `status` is 0 without any answer."""
+class InterviewReply:
+    """The reply to one question: the provider, or the status and the message of a refusal. `status`: 0 without a
+    reply."""
 
     question: str
     status: int
@@ -44,46 +45,46 @@ class Reply:
 
     @property
     def answered(self) -> bool:
-        """Whether the user got an answer of an AI."""
+        """Whether the user got an answer from an AI."""
         return bool(self.answer)
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """Provider and model, or the refusal, with the seconds."""
         who = f"{self.provider or 'an unnamed provider'} ({self.model or 'an unnamed model'})"
         what = who if self.answered else f"{self.status or 'no answer'} “{self.said}”"
         return f"{what} after {self.seconds:.2f} s"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What of an interview is stored: every text of the answer to the described step."""
+class StoredReply:
+    """The stored texts of an interview: all strings of the answer to the step `stored`."""
 
     texts: frozenset[str]
 
-    def halves(self, replies: Sequence[Reply]) -> list[str]:
-        """Questions that are half stored: an answered one without its answer, or a refused one at all."""
+    def halves(self, replies: Sequence[InterviewReply]) -> list[str]:
+        """Half stored questions: answered ones without their answer, and refused ones that are stored."""
         return [one.question for one in replies if not self._is_whole(one)]
 
-    def _is_whole(self, reply: Reply) -> bool:
+    def _is_whole(self, reply: InterviewReply) -> bool:
         if not reply.answered:
             return reply.question not in self.texts
         return reply.question in self.texts and reply.answer in self.texts
 
 
 def require_question(application: Application) -> None:
-    """Raises OpsError where the environment describes no question to the AI."""
+    """Raises OpsError if the environment configures no question to the AI."""
     if application.ai.ask is None:
         raise OpsError(NOT_DESCRIBED, DESCRIBE)
 
 
 @action
 def begin_interview(application: Application) -> Interview:
-    """Send the described steps before a question, e.g. a log-in; what they create stays there.
+    """Send the configured steps before a question, e.g. a login. The records that they create are kept.
 
     Raises:
         Unreachable: the application does not answer.
-        OpsError: it refuses, or no question is described.
+        OpsError: it refuses, or no question is configured.
     """
     require_question(application)
     described = application.ai
@@ -91,47 +92,47 @@ def begin_interview(application: Application) -> Interview:
     steps = [*described.before, described.ask, *([described.stored] if described.stored else [])]
     client = StepClient(application, steps)
     for step in described.before:
-        _asked(client, step)
+        _send(client, step)
     return Interview(client, described.ask, described.stored)
 
 
 @action
-def ask_application(interview: Interview) -> Reply:
-    """One question, unlike all others: an answer from the cache would prove nothing. A refusal is a result too."""
+def ask_application(interview: Interview) -> InterviewReply:
+    """Ask one unique question: an answer from a cache would prove nothing. A refusal is a result too."""
     question, started = f"訓練の質問です。{uuid.uuid4()}", time.monotonic()
     client, step = interview.client, interview.ask
     try:
         answer = client.send(step, **{TEXT: question})
     except NotAnswered as error:
-        return Reply(question, 0, "", "", str(error)[:SHOWN], time.monotonic() - started)
+        return InterviewReply(question, 0, "", "", str(error)[:SHOWN], time.monotonic() - started)
     seconds = time.monotonic() - started
     try:
         taken = client.judge(step, answer, **{TEXT: question})
     except StepFailed as error:
         said = str(error) if answer.status in step.status else client.masked(reason_in(answer.content))
-        return Reply(question, answer.status, "", "", said[:SHOWN], seconds)
+        return InterviewReply(question, answer.status, "", "", said[:SHOWN], seconds)
     who, model = (str(taken.get(name, "")) for name in ("provider", "model"))
-    return Reply(question, answer.status, who, model, "", seconds, str(taken["answer"]))
+    return InterviewReply(question, answer.status, who, model, "", seconds, str(taken["answer"]))
 
 
 @probe
-def read_stored(interview: Interview) -> Stored | None:
-    """What is stored of it; None where `[application.ai] stored` is not described.
+def read_stored(interview: Interview) -> StoredReply | None:
+    """The stored texts; None if `[application.ai] stored` is not configured.
 
     Raises:
         Unreachable, OpsError: it cannot be read.
     """
     if interview.stored is None:
         return None
-    answer = _asked(interview.client, interview.stored)
+    answer = _send(interview.client, interview.stored)
     try:
         body: Any = json.loads(answer.content)
     except ValueError:
         raise OpsError(f"{interview.stored.title}: the answer is no JSON", HINT) from None
-    return Stored(frozenset(strings_in(body)))
+    return StoredReply(frozenset(strings_in(body)))
 
 
-def _asked(client: StepClient, step: HttpStep) -> Answer:
+def _send(client: StepClient, step: HttpStep) -> HttpAnswer:
     try:
         answer = client.send(step)
         client.judge(step, answer)

@@ -1,4 +1,4 @@
-"""Until when models and API versions answer: what a service says of itself, and a table of dates with their sources."""
+"""Retirement dates of models and API versions: from the service, and from a table with its sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECTIONS = ("azure-api", "azure", "bedrock", "vertex")
 
 @dataclass(frozen=True)
 class Lifecycle:
-    """`status` in the service's own word, "" where it says none; `retires`: the first day without answers, if known."""
+    """`status`: the service's own word, "" for none; `retires`: the first day without answers, if known."""
 
     status: str = ""
     retires: date | None = None
@@ -26,7 +26,7 @@ class Lifecycle:
 
 @dataclass(frozen=True)
 class Dates:
-    """A page that somebody has read: where it is, when that was, and the dates on it."""
+    """The dates of one source page, and the day of its last review."""
 
     source: str
     looked_at: date
@@ -35,10 +35,10 @@ class Dates:
 
 @probe
 def read_dates(ai: AIProviders) -> dict[str, Dates]:
-    """By section: azure-api (API versions), azure, bedrock, vertex (models).
+    """The table by section: azure-api (API versions), azure, bedrock, vertex (models).
 
     Raises:
-        OpsError: the file cannot be read, or something in it is no date.
+        OpsError: the file cannot be read, or a value is no date.
     """
     path = Path(ai.retirements) if ai.retirements else FILE
     try:
@@ -48,7 +48,7 @@ def read_dates(ai: AIProviders) -> dict[str, Dates]:
         why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise OpsError(
             f"{path.name}, the table of retirement dates, cannot be read: {why}",
-            "each section has source, looked_at and retires: name = a date",
+            "correct it: each section has source, looked_at and retires (name = a date)",
         ) from None
 
 

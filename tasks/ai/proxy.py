@@ -1,9 +1,9 @@
-"""A reverse proxy between the application and its AI providers, in which one provider can be made to fail.
+"""A reverse proxy between the application and its AI providers, which can make one provider fail.
 
     python -m tasks.ai.proxy --environment staging
 
-It listens on one address per provider (`[ai_providers] proxy`), which the application uses as that provider's base URL,
-and passes every request on to the provider. `control` is where faults are set: `POST /control/azure {"failing": true,
+It listens on one address per provider (`[ai_providers] proxy`), the application's base URL for that provider, and
+forwards every request to the provider. The control address sets faults: `POST /control/azure {"failing": true,
 "fault": "429"}`; `GET /health` returns each provider's state and the number of requests it received. All faults end
 with the process. For disposable environments only.
 
@@ -48,8 +48,8 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass
-class Gate:
-    """One provider's state. `changed` is set when a fault ends: requests that wait for it go on. Delays in seconds."""
+class ProxyGate:
+    """One provider's state. `changed` is set when a fault ends: then waiting requests continue."""
 
     provider: Provider
     upstream: str
@@ -68,7 +68,7 @@ class ProviderProxy:
 
     def __init__(self, ai: AIProviders) -> None:
         self.ai = ai
-        self.gates = {name: Gate(name, upstream_of(ai, name)) for name in ai.proxy}
+        self.gates = {name: ProxyGate(name, upstream_of(ai, name)) for name in ai.proxy}
         self.client = httpx.Client(timeout=UPSTREAM_SECONDS, follow_redirects=False)
         self._servers = dict[str, _Server]()
         self._lock = threading.Lock()
@@ -113,9 +113,7 @@ class ProviderProxy:
         try:
             server = _Server((host, int(port)), handler)
         except (OSError, ValueError) as error:
-            raise OpsError(
-                f"{address} cannot be listened on: {error}", "correct [ai_providers] proxy and control"
-            ) from None
+            raise OpsError(f"cannot listen on {address}: {error}", "correct [ai_providers] proxy and control") from None
         server.proxy, server.name = self, name
         server.thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), daemon=True)
         server.thread.start()
@@ -142,10 +140,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = UPSTREAM_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Addresses may carry keys: nothing is printed."""
+        """Print nothing: an address can contain a key."""
 
     def body(self) -> bytes | None:
-        """The request's body; None (answered with 411 or 413) where its length is unknown or too large."""
+        """The request's body; None, after a 411 or 413, if its length is unknown or too large."""
         try:
             length = int(self.headers.get("Content-Length", 0))
         except ValueError:
@@ -159,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def answer(self, status: int, said: str | Mapping[str, Any], **headers: str) -> None:
-        """JSON; a sentence as an error in the form that Azure and Google use."""
+        """Answer with JSON; a sentence becomes an error in the format of Azure and Google."""
         body = {"error": {"code": str(status), "message": said}} if isinstance(said, str) else said
         content = json.dumps(body).encode()
         self.send_response(status)
@@ -171,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Forward(_Handler):
-    """Passes a request on, or fails as its provider's gate says."""
+    """Forwards a request, or fails as the provider's gate says."""
 
     def serve(self) -> None:
         proxy, gate = self.server.proxy, self.server.proxy.gates[self.server.name]  # type: ignore[index]
@@ -187,17 +185,17 @@ class _Forward(_Handler):
             case "timeout":
                 gate.changed.wait(MOST_SECONDS)
                 self._reset()
-            case "refused":  # a request that came in while the address was being closed
+            case "refused":  # a request that arrived while the address was being closed
                 self._reset()
             case "slow":
                 gate.changed.wait(gate.delay_seconds)
-                self._pass_on(proxy, gate, body)
+                self._forward(proxy, gate, body)
             case None:
-                self._pass_on(proxy, gate, body)
+                self._forward(proxy, gate, body)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve
 
-    def _pass_on(self, proxy: ProviderProxy, gate: Gate, body: bytes) -> None:
+    def _forward(self, proxy: ProviderProxy, gate: ProxyGate, body: bytes) -> None:
         url = gate.upstream + self.path
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         if gate.provider == "bedrock":
@@ -210,7 +208,7 @@ class _Forward(_Handler):
         except httpx.HTTPError as error:
             with contextlib.suppress(OSError):
                 self.answer(502, f"{gate.provider} does not answer the proxy: {type(error).__name__}")
-        except OSError:  # the application has gone away
+        except OSError:  # the application closed the connection
             return
 
     def _send_head(self, answer: httpx.Response) -> None:
@@ -222,7 +220,7 @@ class _Forward(_Handler):
         self.end_headers()
 
     def _reset(self) -> None:
-        """End the connection without an answer, as a dead host does."""
+        """Reset the connection without an answer, like a dead host."""
         with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.connection.shutdown(socket.SHUT_RD)

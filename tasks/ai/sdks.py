@@ -1,4 +1,4 @@
-"""The providers' packages in the application's own Python: which versions are installed there (§5.1)."""
+"""The installed versions of the providers' packages in the application's own Python (§5.1)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ print(json.dumps(found))
 
 @probe
 def read_sdks(application: Application, packages: Sequence[str]) -> dict[str, str]:
-    """Package → its installed version, "" where it is not installed.
+    """The installed version of each package, "" if it is not installed.
 
     Raises:
-        OpsError: that Python is not there, or does not answer.
+        OpsError: that Python is missing, or does not answer.
     """
     hint = "correct [application] python"
     printed = shell.run(
@@ -41,11 +41,11 @@ def read_sdks(application: Application, packages: Sequence[str]) -> dict[str, st
         found = json.loads(printed)
         return {name: str(found[name]) for name in packages}
     except (ValueError, KeyError, TypeError):
-        raise OpsError(f"{application.python} prints something else than versions", hint) from None
+        raise OpsError(f"{application.python} does not print the versions", hint) from None
 
 
 def is_behind(installed: str, needed: str) -> bool | None:
-    """Whether a version is older than another, by their leading numbers; None where one of them has none."""
+    """Whether a version is older than another, by their leading numbers; None if one has none."""
     if not (one := _numbers(installed)) or not (other := _numbers(needed)):
         return None
     length = max(len(one), len(other))

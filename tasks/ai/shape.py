@@ -1,4 +1,4 @@
-"""The shape of an answer: which fields it has, and of what type; what the application reads, and what changed."""
+"""The fields of an answer and their types: those that the application reads, and those that changed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MISSING = object()
 
 
 def lacks(body: Any, shape: Mapping[str, type]) -> list[str]:
-    """What of a shape is missing or of another type, for people."""
+    """Fields of a shape that are missing or have another type, as text."""
     found = []
     for path, kind in shape.items():
         value = _at(body, path)
@@ -45,12 +45,12 @@ def lacks(body: Any, shape: Mapping[str, type]) -> list[str]:
 
 
 def fields(body: Any) -> dict[str, str]:
-    """Path → type of every value; items of a list have one path: `choices[].message.content`."""
+    """The type of every value by its path; items of a list share one path: `choices[].message.content`."""
     return {path: " or ".join(sorted(kinds)) for path, kinds in sorted(_gathered(body).items())}
 
 
 def differences(before: Any, after: Any) -> list[tuple[str, str, str]]:
-    """Fields that are gone, of another type, or new: (path, type before, type after), "" where there is none."""
+    """Fields that were removed, changed or added: (path, type before, type after), "" for none."""
     old, new = fields(before), fields(after)
     changed = [(path, old[path], new.get(path, "")) for path in old if old[path] != new.get(path, "")]
     return changed + [(path, "", new[path]) for path in new if path not in old]

@@ -1,4 +1,4 @@
-"""The providers' own addresses, and AWS signatures for them."""
+"""The providers' addresses, and AWS signatures for requests to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNED = re.compile("authorization|x-amz-(date|security-token|content-sha256)",
 
 
 def upstream_of(ai: AIProviders, name: Provider) -> str:
-    """The provider's own address, without a slash at its end.
+    """The provider's address, without a trailing slash.
 
     Raises:
         OpsError: none is configured.
@@ -40,7 +40,7 @@ def upstream_of(ai: AIProviders, name: Provider) -> str:
 def signed(ai: AIProviders, method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
     """Headers with an AWS signature (version 4) for `url`, by the credentials of [ai_providers], or AWS's own chain.
 
-    Without credentials the headers are returned as they are: AWS refuses the request.
+    Without credentials the headers are unchanged: AWS refuses the request.
     """
     session = boto3.session.Session(
         aws_access_key_id=ai.bedrock_access_key or None,
@@ -50,7 +50,7 @@ def signed(ai: AIProviders, method: str, url: str, headers: Mapping[str, str], b
     plain = {name: value for name, value in headers.items() if not _SIGNED.fullmatch(name)}
     try:
         credentials = session.get_credentials()
-    except BotoCoreError:  # a profile, file or endpoint of credentials that cannot be read
+    except BotoCoreError:  # an unreadable profile, file or endpoint of credentials
         credentials = None
     if not credentials:
         return dict(headers)

@@ -17,25 +17,25 @@ from blocks.ai_providers import AIProviders
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from runbook.masking import masked, without
 from tasks.ai import shape
-from tasks.ai.answer import HINTS, PROMPT, SAID_LETTERS, Answer, Failed, answered, without_secrets
+from tasks.ai.answer import HINTS, PROMPT, SAID_LETTERS, Failed, ProviderAnswer, answered, without_secrets
 from tasks.ai.http import call
-from tasks.logs.masking import masked
 
 GCLOUD = ("gcloud", "auth", "print-access-token")
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 ADC_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 LOG_IN = (
-    f"give the worker Application Default Credentials: a file of them in {ADC_FILE}, its host's service account,"
-    " or: gcloud auth application-default login"
+    f"give the worker Application Default Credentials: a file in {ADC_FILE}, its host's service account, or gcloud "
+    "auth application-default login"
 )
 MOST_ENDPOINTS = 100
 
 
 @probe
 def find_vertex_token(ai: AIProviders) -> SecretStr:
-    """An access token: from the worker's variable where one is named, else by Google's own credential chain, else from
-    gcloud. It lives for an hour, so it is in no block.
+    """An access token: from the configured variable, else from Google's credential chain, else from gcloud. It is valid
+    for one hour, so no block stores it.
 
     Raises:
         OpsError: there is none.
@@ -45,18 +45,18 @@ def find_vertex_token(ai: AIProviders) -> SecretStr:
     else:
         found, source = _default_token(ai)
     if not re.fullmatch(r"[\x21-\x7e]{8,}", found):
-        what = "nothing" if not found else "something else than a token"
-        raise OpsError(f"there is no access token for Vertex AI: {source} gives {what}", LOG_IN)
+        what = "nothing" if not found else "no valid token"
+        raise OpsError(f"there is no access token for Vertex AI: {source} returns {what}", LOG_IN)
     return SecretStr(found)
 
 
 def _default_token(ai: AIProviders) -> tuple[str, str]:
-    """A token and its source, by Application Default Credentials: the file that GOOGLE_APPLICATION_CREDENTIALS names,
-    gcloud's own file of them, the metadata server; where there are none, of who is logged in to gcloud.
+    """A token and its source, by Application Default Credentials: the file of GOOGLE_APPLICATION_CREDENTIALS, gcloud's
+    file, the metadata server. Without them, the token of the user that is logged in to gcloud.
 
     https://cloud.google.com/docs/authentication/application-default-credentials
     """
-    import google.auth  # 0.3 s that only this needs
+    import google.auth  # 0.3 s to import
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
     from google.auth.transport.requests import Request
 
@@ -73,7 +73,7 @@ def _default_token(ai: AIProviders) -> tuple[str, str]:
 
 
 def _first(error: Exception) -> str:
-    """The message; what follows it is the whole answer."""
+    """The message, without the complete answer that follows it."""
     return masked(" ".join(str(error.args[0] if error.args else error).split()))[:SAID_LETTERS]
 
 
@@ -89,38 +89,41 @@ def _gcloud_token(ai: AIProviders) -> str:
 
 
 @probe
-def ask_vertex(ai: AIProviders, model: str, token: SecretStr) -> Answer:
-    """The canary."""
+def ask_vertex(ai: AIProviders, model: str, token: SecretStr) -> ProviderAnswer:
+    """Send the canary."""
     found = answered(ai, "vertex", model, lambda: _generate(ai, model, token), shape.VERTEX)
     if not found.ok:
         return found
     body = found.body
-    told = {"version": str(body.get("modelVersion") or model), "tokens": int(body["usageMetadata"]["totalTokenCount"])}
-    return Answer(**{**vars(found), **told})
+    details = {
+        "version": str(body.get("modelVersion") or model),
+        "tokens": int(body["usageMetadata"]["totalTokenCount"]),
+    }
+    return ProviderAnswer(**{**vars(found), **details})
 
 
 @probe
 def read_vertex_endpoints(ai: AIProviders, token: SecretStr) -> list[str]:
-    """The names of the location's own endpoints (with the models deployed there): that project and location are there.
+    """The names of the location's own endpoints with their models; this also checks project and location.
 
     Raises:
         OpsError: they cannot be listed.
     """
     try:
         body = _call(ai, token, "GET", f"endpoints?pageSize={MOST_ENDPOINTS}")
-        return [_told(found) for found in body.get("endpoints", [])]
+        return [_described(found) for found in body.get("endpoints", [])]
     except Failed as error:
         said, hint = without_secrets(ai, error.said), HINTS[error.kind]
     except (TypeError, AttributeError, KeyError):
-        said, hint = "its list of endpoints has another shape", HINTS["garbage"]
+        said, hint = "its list of endpoints has other fields", HINTS["garbage"]
     where = f"{ai.vertex_project} in {ai.vertex_location}"
-    raise OpsError(f"Vertex AI does not list the endpoints of {where}: {said}", f"{hint}; it takes aiplatform.viewer")
+    raise OpsError(f"Vertex AI does not list the endpoints of {where}: {said}", f"{hint}; it needs aiplatform.viewer")
 
 
-def _told(found: dict[str, Any]) -> str:
+def _described(found: dict[str, Any]) -> str:
     models = [str(one.get("model", one.get("displayName", ""))) for one in found.get("deployedModels", [])]
     name = str(found.get("displayName") or found["name"])
-    return f"{name}: {', '.join(models) or 'no model is deployed there'}"
+    return f"{name}: {', '.join(models) or 'no deployed model'}"
 
 
 def _generate(ai: AIProviders, model: str, token: SecretStr) -> dict[str, Any]:
@@ -141,4 +144,4 @@ def _call(
     try:
         return call(method, url, {"Authorization": f"Bearer {secret}"}, ai.timeout_seconds, body)
     except Failed as error:
-        raise Failed(error.kind, error.said.replace(secret, "********")) from None
+        raise Failed(error.kind, without(error.said, [secret])) from None

@@ -1,1 +1,1 @@
-"""Telling people: incidents that outlive every process, messages, and the channels that carry them."""
+"""Notifying people: incidents on disk, messages, and channels."""

@@ -1,4 +1,4 @@
-"""The run that an alert is about, as Prefect knows it."""
+"""The flow run of an alert, from Prefect."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from runbook.page.markdown import plain
 
 
 @dataclass(frozen=True)
-class Cause:
-    """A flow run: its name and state, what its report says (with what to do next), its tags, its address."""
+class AlertCause:
+    """A flow run: name, state, the sentence of its report with the next step, tags, address."""
 
     name: str = ""
     state: str = ""
@@ -31,10 +31,10 @@ class Cause:
 
 
 @probe
-def read_cause(run: str) -> Cause:
-    """Empty where Prefect does not know the run or does not answer: an alert leaves without it."""
+def read_cause(run: str) -> AlertCause:
+    """The run; empty if Prefect does not answer or does not know it: the alert is sent without it."""
     if not run or FlowRunContext.get() is None:
-        return Cause()
+        return AlertCause()
     address = f"{ui}/runs/flow-run/{run}" if (ui := PREFECT_UI_URL.value()) else ""
     try:
         wanted = UUID(run)
@@ -42,10 +42,10 @@ def read_cause(run: str) -> Cause:
             found = client.read_flow_run(wanted)
             shown = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[wanted])))
     except (ValueError, httpx.HTTPError, PrefectException):
-        return Cause(address=address)
+        return AlertCause(address=address)
     told = [plain(one.description) for one in shown if one.type == "markdown" and one.description]
     state = found.state
-    return Cause(
+    return AlertCause(
         found.name,
         state.name or "" if state else "",
         excerpt(state.message or "", 200) if state else "",

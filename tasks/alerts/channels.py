@@ -1,7 +1,7 @@
-"""Channels: each takes a message or raises within its deadline. Neither an address nor a key is in what it raises.
+"""Channels: each sends a message or raises within its deadline. Its errors contain no address and no key.
 
-Not by Prefect's notification blocks: those of Slack and Teams return as if they had sent what they have not, none has a
-deadline for the whole answer, and an alert must also leave when Prefect is down.
+Prefect's notification blocks are not used: those of Slack and Teams hide failures, none has a deadline for the whole
+answer, and an alert must be sent even if Prefect is down.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from blocks.people.alerts import Alerts, Channel
 from runbook.errors import OpsError, Unreachable, excerpt
 from runbook.files import durable
 from runbook.kinds import action
+from runbook.masking import without
 from tasks.alerts import message as form
-from tasks.alerts.message import Message
+from tasks.alerts.message import AlertMessage
 
 MOST_BYTES = 2000
 LEAST_LETTERS = 8
@@ -44,18 +45,18 @@ logging.getLogger("httpx").addFilter(_NoAddress())
 
 
 @action
-def send_message(alerts: Alerts, channel: Channel, contact: str, message: Message) -> None:
-    """Tell somebody by one channel.
+def send_message(alerts: Alerts, channel: Channel, contact: str, message: AlertMessage) -> None:
+    """Send a message by one channel.
 
     Raises:
-        Unreachable: the channel did not take it within `deadline_seconds`.
+        Unreachable: the channel did not accept it within `deadline_seconds`.
     """
     deliver(alerts, channel, contact, message)
 
 
-def deliver(alerts: Alerts, channel: Channel, contact: str, message: Message) -> None:
-    """`send_message` for what is no step of a run."""
-    ways: dict[Channel, Callable[[], None]] = {
+def deliver(alerts: Alerts, channel: Channel, contact: str, message: AlertMessage) -> None:
+    """`send_message` outside a flow run."""
+    senders: dict[Channel, Callable[[], None]] = {
         "slack": lambda: _post(alerts.slack_url, form.slack(message), alerts.deadline_seconds),
         "teams": lambda: _post(alerts.teams_url, form.teams(message), alerts.deadline_seconds),
         "webhook": lambda: _post(alerts.webhook_url, form.plain(message), alerts.deadline_seconds),
@@ -68,13 +69,13 @@ def deliver(alerts: Alerts, channel: Channel, contact: str, message: Message) ->
         "file": lambda: _append(Path(alerts.file), message),
     }
     try:
-        _within(alerts.deadline_seconds, ways[channel])
+        _within(alerts.deadline_seconds, senders[channel])
     except OpsError as error:
         raise Unreachable(f"{channel}: {excerpt(masked(error.message, alerts), 160)}") from None
 
 
 def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Servers that send a byte now and then keep every timeout of a socket from ending."""
+    """Run with a deadline: a server that sends a byte now and then defeats the timeout of a socket."""
     errors: list[Exception] = []
 
     def run() -> None:
@@ -102,7 +103,7 @@ def _post(url: SecretStr, body: dict[str, Any], seconds: float) -> None:
         raise OpsError(f"not sent ({type(error).__name__})") from None
 
 
-def _mail(alerts: Alerts, to: str, message: Message) -> None:
+def _mail(alerts: Alerts, to: str, message: AlertMessage) -> None:
     secured = ssl.create_default_context()
     try:
         server: smtplib.SMTP
@@ -118,7 +119,7 @@ def _mail(alerts: Alerts, to: str, message: Message) -> None:
             if alerts.smtp_user:
                 server.login(alerts.smtp_user, alerts.smtp_password.get_secret_value())
             server.send_message(form.mail(message, alerts.email_from, to))
-            with contextlib.suppress(smtplib.SMTPException, OSError):  # it has taken the letter
+            with contextlib.suppress(smtplib.SMTPException, OSError):  # the mail is accepted
                 server.quit()
     except smtplib.SMTPResponseException as error:
         said = error.smtp_error if isinstance(error.smtp_error, str) else error.smtp_error.decode(errors="replace")
@@ -129,7 +130,7 @@ def _mail(alerts: Alerts, to: str, message: Message) -> None:
         raise OpsError(f"not sent ({type(error).__name__})") from None
 
 
-def _append(path: Path, message: Message) -> None:
+def _append(path: Path, message: AlertMessage) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -140,10 +141,8 @@ def _append(path: Path, message: Message) -> None:
 
 
 def masked(text: str, alerts: Alerts) -> str:
-    """Without the channels' secrets: before it is cut. A server may repeat an address's path alone."""
+    """The text without the channels' secrets; a server may repeat only the path of an address. Mask before cutting."""
     secrets = {
         part for secret in alerts.secrets() for part in (secret, *secret.split("/")) if len(part) >= LEAST_LETTERS
     }
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "********")
-    return text
+    return without(text, secrets)

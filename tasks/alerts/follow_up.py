@@ -1,4 +1,4 @@
-"""The run that goes on with an incident when its next level is due: Prefect's database keeps it, no process sleeps."""
+"""The scheduled run that continues an incident when its next level is due: no process sleeps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FLOW = "escalate"
 
 @action(idempotent=True)
 def schedule_next(environment: str, incident: str, due: datetime) -> bool:
-    """A run of `escalate` at that moment, once for each moment; False where Prefect cannot take it."""
+    """Schedule a run of `escalate`, once for each time; False: Prefect does not accept it."""
     if FlowRunContext.get() is None:
         return False
     try:
-        with asked_briefly(retries=2), get_client(sync_client=True) as client:  # the next page must not wait for it
+        with asked_briefly(retries=2), get_client(sync_client=True) as client:  # the next notification must not wait
             deployment = client.read_deployment_by_name(f"{FLOW}/{environment}")
             client.create_flow_run_from_deployment(
                 deployment.id,

@@ -1,7 +1,7 @@
-"""Incidents as files beside the reports: what is known, who was told, who has acknowledged.
+"""Incidents as files in the report folder: what happened, who was notified, who acknowledged.
 
-A file is written before a message is sent and after it, so that whoever goes on after a kill knows whom to tell again:
-nobody is missed, and one person at most is told twice. Nothing here needs Prefect.
+The file is written before and after each message. If a run is killed, the next one knows whom to notify: nobody is left
+out, and at most one person is notified twice. Nothing here needs Prefect.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from runbook.wait import until
 Severity = Literal["severe", "normal"]
 Outcome = Literal["begun", "sent", "failed"]
 LOCK_SECONDS, STEPS_SECONDS = 30.0, 300.0
-_HINT = "look at it: an incident that nobody can read escalates to nobody; remove it when it is over"
+_HINT = "repair it, or delete it if the incident is resolved: an unreadable incident is not escalated"
 _ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4,6}")
 
 
 @dataclass(frozen=True)
 class Told:
-    """One message to one person of a level, by one channel. `begun`: whoever sent it was killed meanwhile."""
+    """One message to one person of a level, by one channel. `begun`: its sender was killed."""
 
     level: int
     contact: str
@@ -42,7 +42,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Incident:
-    """What happened once. It is open until it is resolved; acknowledged, it is told to nobody more."""
+    """An incident. It is open until it is resolved; an acknowledgement stops its escalation."""
 
     id: str
     environment: str
@@ -69,7 +69,7 @@ class Incident:
 
     @property
     def waiting(self) -> bool:
-        """Nobody has acknowledged it."""
+        """Whether it is open and not acknowledged."""
         return self.open and self.acknowledged is None
 
     @property
@@ -78,18 +78,18 @@ class Incident:
         return (self.acknowledged - self.since).total_seconds() if self.acknowledged else None
 
     def reached(self, level: int, contact: str) -> bool:
-        """Whether a channel took the message to somebody, as a member of that level."""
+        """Whether a channel accepted the message to a person, as a member of that level."""
         return any(one.outcome == "sent" and (one.level, one.contact) == (level, contact) for one in self.told)
 
     def with_told(self, told: Told) -> Incident:
-        """With a message more, in the place of what was noted of the same one before."""
+        """A copy with this message instead of its earlier record."""
         of = (told.level, told.contact, told.channel)
         kept = (one for one in self.told if (one.level, one.contact, one.channel) != of)
         return replace(self, told=(*kept, told))
 
 
 def incident(environment: str, what: str, severity: Severity, owner: str, run: str, key: str) -> Incident:
-    """A new one, of now. Names sort by time, within a second too."""
+    """A new incident. Names sort by time, also within a second."""
     now = datetime.now(UTC)
     name = f"{now:%Y%m%dT%H%M%S}-{now.microsecond * 2**16 // 10**6:04x}{secrets.token_hex(1)}"
     return Incident(name, environment, key or name, what, severity, owner, run, now)
@@ -97,18 +97,18 @@ def incident(environment: str, what: str, severity: Severity, owner: str, run: s
 
 @dataclass(frozen=True)
 class Incidents:
-    """Those of an environment. Every change is one under a file lock: read, changed, on disk."""
+    """The incidents of an environment. Every change is made under a file lock, and is on disk."""
 
     directory: Path
     environment: str
 
     def all(self) -> list[Incident]:
-        """Newest first. One whose file is damaged keeps no other from being told: `damaged` names it."""
+        """All readable incidents, newest first; `damaged` has the others."""
         found = [self._read(path) for path in self._paths()]
         return [one for one in found if isinstance(one, Incident) and one.environment == self.environment]
 
     def damaged(self) -> list[OpsError]:
-        """What is wrong with files that cannot be read."""
+        """The errors of unreadable files."""
         return [error for path in self._paths() if isinstance(error := self._read(path), OpsError)]
 
     def _paths(self) -> list[Path]:
@@ -121,11 +121,11 @@ class Incidents:
             return error
 
     def open(self) -> list[Incident]:
-        """Those that are not resolved, oldest first."""
+        """The open incidents, oldest first."""
         return [one for one in reversed(self.all()) if one.open]
 
     def get(self, name: str) -> Incident:
-        """One by its id or, while it is open, by its key; "" is the only one that is open.
+        """An incident by its id or, while it is open, by its key; "": the only open one.
 
         Raises:
             OpsError: there is none, or more than one.
@@ -133,13 +133,13 @@ class Incidents:
         found = [one for one in self.all() if name in (one.id, one.key if one.open else "")] if name else self.open()
         if len(found) != 1:
             ids = ", ".join(f"{one.id} ({one.what[:40]})" for one in self.open()) or "none"
-            named = f"“{name[:60]}” is no incident" if name else f"{len(found)} incidents are open"
+            named = f"“{name[:60]}” is not an incident" if name else f"{len(found)} incidents are open"
             raise OpsError(f"{named} of {self.environment}", f"name one of: {ids}")
         return found[0]
 
     def open_or_join(self, new: Incident, reopen_seconds: float) -> tuple[Incident, Incident | None]:
-        """Keep a new one, or count it as one more time of the open incident of its key; and what of its key was open
-        before, resolved where another one took its place: it was acknowledged long ago, or it has become severe.
+        """Add a new incident, or count it as a repetition of the open one of its key. Returns it, and the incident that
+        was open before; that one is resolved if it was acknowledged long ago, or if the new one is severe.
 
         Raises:
             OpsError: it cannot be written.

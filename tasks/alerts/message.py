@@ -25,7 +25,7 @@ def shown(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Message:
+class AlertMessage:
     """`incident` is the same in all messages of an incident; `number` names this one, so that one that was sent twice
     can be seen to be the same."""
 
@@ -50,7 +50,7 @@ class Message:
         return shown(self.text)
 
 
-def slack(message: Message) -> dict[str, Any]:
+def slack(message: AlertMessage) -> dict[str, Any]:
     """An incoming webhook's, also of the servers that take Slack's messages: some of those read a plain `@channel`.
 
     https://docs.slack.dev/messaging/formatting-message-text
@@ -59,7 +59,7 @@ def slack(message: Message) -> dict[str, Any]:
     return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"), "mrkdwn": False}
 
 
-def teams(message: Message) -> dict[str, Any]:
+def teams(message: AlertMessage) -> dict[str, Any]:
     """A workflow's: an adaptive card of text runs, which have no Markdown. An address links to what it shows.
 
     https://learn.microsoft.com/en-us/adaptive-cards/schema-explorer/text-run
@@ -83,7 +83,7 @@ def _line(text: str, **style: str) -> dict[str, Any]:
     return {"type": "RichTextBlock", "inlines": linked}
 
 
-def pagerduty(message: Message, key: str) -> dict[str, Any]:
+def pagerduty(message: AlertMessage, key: str) -> dict[str, Any]:
     """The Events API's, version 2. What is sent twice is one incident there (`dedup_key`)."""
     action = {"declare": "trigger"}.get(message.kind, message.kind)
     payload = {
@@ -95,7 +95,7 @@ def pagerduty(message: Message, key: str) -> dict[str, Any]:
     return {"routing_key": key, "event_action": action, "dedup_key": message.incident, "payload": payload}
 
 
-def plain(message: Message) -> dict[str, Any]:
+def plain(message: AlertMessage) -> dict[str, Any]:
     """Of a webhook, and of the test channel."""
     return {
         "kind": message.kind,
@@ -109,7 +109,7 @@ def plain(message: Message) -> dict[str, Any]:
     }
 
 
-def mail(message: Message, sender: str, to: str) -> EmailMessage:
+def mail(message: AlertMessage, sender: str, to: str) -> EmailMessage:
     """E-mail; messages of an incident are one thread."""
     letter = EmailMessage()
     letter["Subject"] = message.title

@@ -1,4 +1,4 @@
-"""Writes of our own through a failover that a server has acknowledged: which, when, by whom, and which are gone."""
+"""The write ledger of a failover: acknowledged writes, their time and server, and which of them are lost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One acknowledged write: its number, when (monotonic seconds), and the server that acknowledged it."""
+class LedgerEntry:
+    """One acknowledged write: its number, its time (monotonic seconds), and the server that acknowledged it."""
 
     number: int
     at: float
@@ -15,12 +15,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Account:
-    """All acknowledged writes of a ledger, and those of them that are not on the server that is live now."""
+class AcknowledgedWrites:
+    """All acknowledged writes, and the numbers of those that the live server does not have."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[LedgerEntry, ...]
     missing: frozenset[int]
 
-    def on(self, server: str) -> list[Entry]:
-        """Those that one server acknowledged."""
+    def on(self, server: str) -> list[LedgerEntry]:
+        """The writes that one server acknowledged."""
         return [entry for entry in self.entries if entry.server == server]

@@ -1,4 +1,4 @@
-"""The application's connection string in the file that it reads at its start (`backend/.env`, §8.3)."""
+"""The application's connection string in its env file (`backend/.env`, §8.3)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SWITCH = "switch the connection string in"
 
 @dataclass(frozen=True)
 class Switched:
-    """Which server (`host:port`) the application was told, and is told now."""
+    """The server (`host:port`) in the connection string, before and after."""
 
     before: str
     after: str
 
     @property
     def changed(self) -> bool:
-        """Whether the file was written: the application has to be restarted then."""
+        """Whether the file was changed: then the application needs a restart."""
         return self.before != self.after
 
 
@@ -41,7 +41,7 @@ def read_target(application: Application) -> str:
 
 @action(idempotent=True)
 def switch_target(permit: Permit, application: Application, postgres: Postgres) -> Switched:
-    """Name another server in the line, and change nothing else of the file: beside it, on disk, then renamed over it.
+    """Write another server into the connection string, atomically; the rest of the file is unchanged.
 
     Raises:
         OpsError: the file cannot be read or written, or has no such line.
@@ -49,14 +49,14 @@ def switch_target(permit: Permit, application: Application, postgres: Postgres) 
     permit.require(SWITCH, application.env_file)
     path, wanted = Path(application.env_file), f"{postgres.host}:{postgres.port}"
     text, before, (start, end) = _found(application)
-    if wanted in before.split(","):  # of several libpq itself finds the one that takes writes
+    if wanted in before.split(","):  # of several servers libpq finds the writable one itself
         return Switched(before, before)
     write_text(path, text[:start] + wanted + text[end:])
     return Switched(before, wanted)
 
 
 def _found(application: Application) -> tuple[str, str, tuple[int, int]]:
-    """The file's text, the server in it, and where in the text that stands. Never the line: it has a password."""
+    """The file's text, the server in it, and its position. Never the whole line: it contains a password."""
     variable = application.dsn_variable
     text, value = find_line(application, variable, "dsn_variable")
     place = re.search(r"^[^/]*//(?>(?:[^/?'\"]*@)?)([^/?@'\"]+)", value[1])

@@ -1,4 +1,4 @@
-"""Where users are sent: the file that a proxy or DNS reads (`[endpoint]`, §8.3)."""
+"""The address that users are sent to: the file that a proxy or DNS reads (`[endpoint]`, §8.3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEND = "send users by"
 
 @dataclass(frozen=True)
 class Sent:
-    """The address to which users were sent ("" where the file was not there), and to which they are sent now."""
+    """The address before ("" if the file did not exist), and the address now."""
 
     before: str
     after: str
@@ -24,7 +24,7 @@ class Sent:
 
 @probe
 def read_endpoint(endpoint: Endpoint) -> str:
-    """The address to which users are sent; "" where nobody has said so yet.
+    """The address that users are sent to; "" if none is set yet.
 
     Raises:
         OpsError: the file cannot be read.
@@ -34,8 +34,7 @@ def read_endpoint(endpoint: Endpoint) -> str:
 
 @action(idempotent=True)
 def send_users(permit: Permit, endpoint: Endpoint, application: Application) -> Sent:
-    """Send users to an application: the file is the old one or the new one, never half of one, and on disk when this
-    returns.
+    """Send users to an application: write the file atomically and durably.
 
     Raises:
         NotConfirmed: not permitted.

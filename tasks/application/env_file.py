@@ -1,5 +1,5 @@
-"""One variable of the file that the application reads at its start (`backend/.env`): read, and written whole or not at
-all. Nothing else of the file is changed, or told: it has passwords."""
+"""Read and change one variable of the application's env file (`backend/.env`). Writes are atomic. The rest of the file
+is neither changed nor shown: it contains passwords."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SET = "set"
 
 
 def find_line(application: Application, variable: str, key: str) -> tuple[str, re.Match[str]]:
-    """The file's text, and the line that counts, with its value as group 1; `key` is what names the variable.
+    """The file's text, and the last line of the variable with its value as group 1; `key`: the TOML key of its name.
 
     Raises:
         OpsError: the file cannot be read, or has no such line.
     """
     path = Path(application.env_file)
     if not application.env_file:
-        raise OpsError("[application] names no env_file", f"add the file in which the application reads {variable}")
+        raise OpsError("[application] names no env_file", f"add the file that has the application's {variable}")
     try:
-        text = path.read_bytes().decode()  # its line ends stay as they are
+        text = path.read_bytes().decode()  # keep its line ends
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise OpsError(f"{path} cannot be read: {why}", "correct [application] env_file") from None
@@ -39,12 +39,12 @@ def find_line(application: Application, variable: str, key: str) -> tuple[str, r
 
 
 def write_text(path: Path, text: str) -> None:
-    """Beside it, on disk, then renamed over it; mode and owner stay.
+    """Replace a file atomically and durably; mode and owner are kept.
 
     Raises:
-        OpsError: it cannot be written. What was there still is.
+        OpsError: it cannot be written; the old content is kept.
     """
-    path = path.resolve()  # a link leads on to the one file that others read too
+    path = path.resolve()  # write the target of a link, which others read too
     try:
         with durable.replacing(path) as file:
             file.write(text.encode())
@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 @probe
 def read_variables(application: Application) -> dict[str, str]:
-    """All that it sets, for a child's environment and for hiding them; nothing where no file is named.
+    """All variables of the file, for a child process and for masking; none if no file is configured.
 
     Raises:
         OpsError: the file cannot be read.
@@ -70,13 +70,13 @@ def read_variables(application: Application) -> dict[str, str]:
             found = dotenv_values(stream=file, interpolate=False)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise OpsError(f"{path} cannot be read: {why}", "correct [application] env_file, or its rights") from None
+        raise OpsError(f"{path} cannot be read: {why}", "correct [application] env_file, or its permissions") from None
     return {name: value for name, value in found.items() if value is not None}
 
 
 @probe
 def read_variable(application: Application, variable: str, key: str) -> str:
-    """Its value, without quotes and a comment behind it.
+    """The variable's value, without quotes and trailing comment.
 
     Raises:
         OpsError: the file cannot be read, or has no such line.
@@ -86,7 +86,7 @@ def read_variable(application: Application, variable: str, key: str) -> str:
 
 @action(idempotent=True)
 def set_variable(permit: Permit, application: Application, variable: str, value: str, key: str) -> str:
-    """Give it another value, in the same quotes; returns the one before.
+    """Set another value, in the same quotes; returns the old one.
 
     Raises:
         OpsError: the file cannot be read or written, or has no such line.
@@ -100,9 +100,9 @@ def set_variable(permit: Permit, application: Application, variable: str, value:
 
 
 def _value(line: re.Match[str]) -> tuple[str, tuple[int, int]]:
-    """And where in the text that stands."""
+    """The value, and its position in the text."""
     inner = re.match(r"\"([^\"]*)\"|'([^']*)'|((?:(?!\s+#)[^\n\r])*?)(?=\s+#|\s*$)", line[1])
-    assert inner  # its last alternative takes anything, nothing too
+    assert inner  # its last alternative matches any text
     group = next(number for number in (1, 2, 3) if inner[number] is not None)
     start = line.start(1)
     return inner[group], (start + inner.start(group), start + inner.end(group))

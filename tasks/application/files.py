@@ -1,4 +1,4 @@
-"""The application's files: where they are, how much there is, and one archive of them."""
+"""The application's files: their directory, their size, and the archive of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from tasks.backups import archive
 from tasks.backups import entries as listing
-from tasks.backups.entries import Archived, Entry
+from tasks.backups.entries import ArchivedFiles, ArchiveEntry
 from tasks.host.disk import disk_of
 
 ARCHIVE = "files.tar.gz"
@@ -19,7 +19,7 @@ ARCHIVE = "files.tar.gz"
 
 @dataclass(frozen=True)
 class FilesSize:
-    """How much there is to archive, and how much space the store has."""
+    """The files to archive, and the free disk space of the store."""
 
     files: int
     bytes: int
@@ -27,39 +27,39 @@ class FilesSize:
 
 
 def directory_of(application: Application) -> Path:
-    """The application's directory itself, where the configured path is a symbolic link to it (`current` → a release):
-    what is backed up, replaced and kept aside. The link is never touched.
+    """The application's real directory; the configured path may be a symbolic link to it (`current` → a release).
+    Backups and restores use this directory; the link is never changed.
 
     Raises:
-        OpsError: the environment names none, or its links lead in a circle.
+        OpsError: the environment names none, or the link is circular.
     """
     if not application.directory:
         raise OpsError("the environment names no directory of the application", "add [application] directory")
     directory = Path(os.path.realpath(application.directory))
     if directory.is_symlink():
-        raise OpsError(f"{application.directory} is a link that leads to itself", "correct the link")
+        raise OpsError(f"{application.directory} is a circular link", "correct the link")
     return directory
 
 
 @probe
 def measure_files(application: Application, store: Path) -> FilesSize:
-    """Count what a backup would read, and the store's free space.
+    """Count the files of a backup, and read the store's free disk space.
 
     Raises:
-        OpsError: the directory is not there, or the store lies in it.
+        OpsError: the directory does not exist, or the store is inside it.
     """
     directory = directory_of(application)
     if not directory.is_dir():
-        raise OpsError(f"{directory} is not there", "correct [application] directory, or restore the files first")
+        raise OpsError(f"{directory} does not exist", "correct [application] directory, or restore the files first")
     if store.resolve().is_relative_to(directory.resolve()):
-        raise OpsError(f"the store {store} lies inside {directory}", "move it: a backup must not contain backups")
+        raise OpsError(f"the store {store} is inside {directory}", "move the store: a backup must not contain backups")
     sizes = [path.lstat().st_size for path in listing.walk(directory) if path.is_file() and not path.is_symlink()]
     return FilesSize(len(sizes), sum(sizes), disk_of(store).free_bytes)
 
 
 @action
-def archive_files(application: Application, unfinished: Path) -> Archived:
-    """Write `files.tar.gz` of the application's directory into an unfinished backup.
+def archive_files(application: Application, unfinished: Path) -> ArchivedFiles:
+    """Write the application's directory to `files.tar.gz` of an unfinished backup.
 
     Raises:
         OpsError: a file cannot be read, or the store is full.
@@ -68,6 +68,6 @@ def archive_files(application: Application, unfinished: Path) -> Archived:
 
 
 @probe
-def read_archive_back(unfinished: Path, entries: tuple[Entry, ...]) -> tuple[str, ...]:
-    """Read an archive as a restore will, and compare each member with its entry; returns differences as sentences."""
+def read_archive_back(unfinished: Path, entries: tuple[ArchiveEntry, ...]) -> tuple[str, ...]:
+    """Read an archive like a restore does, and compare each member with its entry; returns the differences."""
     return tuple(archive.compare_members(unfinished / ARCHIVE, entries))

@@ -1,4 +1,4 @@
-"""The application as its users see it: whether it is healthy, and whether its described smoke checks pass."""
+"""The application's health checks and smoke checks, as `[application]` configures them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from blocks.services.service import Services
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
+from runbook.masking import without
 from runbook.wait import until
-from tasks.application.http_steps import StepClient, hide, secrets_of
+from tasks.application.http_steps import StepClient, secrets_of
 from tasks.host.services import refuse_ended
 
 HEALTH_TIMEOUT_SECONDS = 3.0
-ONCE_SECONDS = 10.0  # a health that takes longer is none
+ONCE_SECONDS = 10.0  # a health check that takes longer has failed
 EVERY_SECONDS = 0.25
 SHOWN = 200
 VALUE = 40
 ROLES = ("backend", "frontend")
-NO_HEALTH = "not configured: [application] names no health check"
-NO_SMOKE = "not configured: [application] describes no smoke checks"
+NO_HEALTH = "not configured: [application] has no health check"
+NO_SMOKE = "not configured: [application] has no smoke checks"
 
 
 class HealthCheck(NamedTuple):
-    """One question to one part: GET an address, connect to host:port, or run a command."""
+    """One check of one role: GET a URL, connect to host:port, or run a command."""
 
     role: str
     kind: Literal["path", "port", "command"]
@@ -41,8 +42,8 @@ class HealthCheck(NamedTuple):
 
 @dataclass(frozen=True)
 class Health:
-    """What was checked, how many times in a row it was healthy, and how long it took until then. Without a described
-    check `targets` is empty, and `running` are the services that were seen to run."""
+    """The checked targets, the number of healthy answers in a row, and the seconds until then. Without a configured
+    check `targets` is empty, and `running` has the running services."""
 
     targets: tuple[str, ...]
     in_a_row: int
@@ -51,21 +52,21 @@ class Health:
 
     @property
     def configured(self) -> bool:
-        """Whether the environment describes a health check."""
+        """Whether the environment configures a health check."""
         return bool(self.targets)
 
     @property
     def answer(self) -> str:
-        """For a report."""
+        """The result as text."""
         if self.targets:
             times = f"{self.in_a_row} times in a row after {self.seconds:.1f} s"
-            return f"{' and '.join(self.targets)} answered well {times}"
+            return f"{' and '.join(self.targets)} healthy {times}"
         seen = f"{', '.join(self.running)} run" if self.running else "nothing"
         return f"{NO_HEALTH}; checked: {seen}"
 
 
 class Check(NamedTuple):
-    """One row of phase 5."""
+    """One smoke check and its result."""
 
     check: str
     ok: bool
@@ -75,13 +76,13 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class SmokeResult:
-    """The checks in order; after the first that fails the others are not run, and not ok. No rows: none described."""
+    """The checks in order; those after a failed one are not run and not ok. No rows: none is configured."""
 
     rows: tuple[Check, ...]
 
     @property
     def configured(self) -> bool:
-        """Whether the environment describes smoke checks."""
+        """Whether the environment configures smoke checks."""
         return bool(self.rows)
 
     @property
@@ -99,7 +100,7 @@ class SmokeResult:
 
 
 def health_checks(application: Application) -> tuple[HealthCheck, ...]:
-    """Every check that the environment describes; none where it describes none."""
+    """Every health check that the environment configures."""
     found = list[HealthCheck]()
     for role, url, paths in (
         ("backend", application.url, application.health_path),
@@ -119,30 +120,29 @@ def health_checks(application: Application) -> tuple[HealthCheck, ...]:
 def wait_healthy(
     application: Application, *, seconds: float = 120, in_a_row: int = 3, services: Services | None = None
 ) -> Health:
-    """Run the described health checks until all passed `in_a_row` times in a row (§8.2, step 7). Where none is
-    described, only that the `services` of the application run is checked, and the answer says so.
+    """Run the configured health checks until all passed `in_a_row` times in a row (§8.2, step 7). Without a configured
+    check it only checks that the application's `services` run, and the answer states it.
 
     Raises:
-        OpsError: that did not happen within `seconds`; the last bad answer is in the message. Or one of `services` has
-            ended for good: nobody waits for it.
+        OpsError: not healthy within `seconds`; the message has the last failure. Or a service has ended permanently.
     """
     checks = health_checks(application)
     roles = [role for role in ROLES if services and role in services.names]
-    started, good, last = time.monotonic(), 0, "nothing was asked"
-    asked = {role for role in roles if not checks or any(check.role == role for check in checks)}
+    started, good, last = time.monotonic(), 0, "not checked"
+    checked = {role for role in roles if not checks or any(check.role == role for check in checks)}
 
     def problem(client: httpx.Client) -> str:
         if checks:
             return next(filter(None, (_problem(client, application, check) for check in checks)), "")
         ended = [role for role in roles if services and not services.is_running(role)]
-        return f"{', '.join(ended)} does not run" if ended else ""
+        return f"{', '.join(ended)} is stopped" if ended else ""
 
     def enough() -> bool:
         nonlocal good, last
         found = problem(client)
         good, last = (0, found) if found else (good + 1, last)
         if found and services:
-            for role in asked:
+            for role in checked:
                 refuse_ended(services, role)
         return good >= in_a_row
 
@@ -154,7 +154,7 @@ def wait_healthy(
         except Unreachable:
             raise OpsError(
                 f"the application is not healthy after {seconds:.0f} s: {last}",
-                "look at the logs of backend and frontend, and at what the answer names",
+                "check the logs of backend and frontend, and the components that the answer names",
             ) from None
     running = () if checks else tuple(roles)
     return Health(tuple(check.target for check in checks), good, time.monotonic() - started, running)
@@ -162,7 +162,7 @@ def wait_healthy(
 
 @probe
 def read_problems(application: Application) -> dict[str, str]:
-    """One round of health checks: role → what is wrong, "" where nothing is. A role without a check is missing."""
+    """One round of health checks: role → problem, "" for a healthy one. A role without a check is missing."""
     found = dict[str, str]()
     with _client(ONCE_SECONDS) as client:
         for check in health_checks(application):
@@ -171,7 +171,7 @@ def read_problems(application: Application) -> dict[str, str]:
 
 
 def _problem(client: httpx.Client, application: Application, check: HealthCheck) -> str:
-    """What is wrong, e.g. "backend answers 503: database unreachable"; empty when it is healthy."""
+    """The problem, e.g. "backend answers 503: database unreachable"; "" if it is healthy."""
     match check.kind:
         case "port":
             return _port_problem(check)
@@ -193,7 +193,7 @@ def _port_problem(check: HealthCheck) -> str:
     try:
         socket.create_connection((host, int(port)), HEALTH_TIMEOUT_SECONDS).close()
     except OSError as error:
-        return f"{check.role} at {check.target} takes no connections ({error.strerror or type(error).__name__})"
+        return f"{check.role} at {check.target} accepts no connections ({error.strerror or type(error).__name__})"
     return ""
 
 
@@ -206,15 +206,15 @@ def _command_problem(application: Application) -> str:
             timeout_seconds=ONCE_SECONDS,
         )
     except OpsError as error:
-        return hide(f"health_command: {error.message}", secrets_of(application))
+        return without(f"health_command: {error.message}", secrets_of(application))
     return ""
 
 
 @action
 def smoke_check(application: Application) -> SmokeResult:
-    """Phase 5 of §8.4: the described requests one after the other, or the described command; nothing where none is.
+    """Run the smoke checks (§8.4, phase 5): the configured requests in order, and the configured command.
 
-    It leaves behind what its requests write. What fails is a row that is not ok, never an error; no secret is in any.
+    The records that the requests write are kept. A failure is a row that is not ok, never an error; secrets are masked.
     """
     rows: list[Check] = []
     with StepClient(application, application.smoke) as client:
@@ -223,7 +223,7 @@ def smoke_check(application: Application) -> SmokeResult:
             checks.append(("smoke_command", lambda: _smoke_command(application)))
         for name, check in checks:
             if rows and not rows[-1].ok:
-                rows.append(Check(name, False, 0.0, "not run: the check before failed"))
+                rows.append(Check(name, False, 0.0, "not run: an earlier check failed"))
                 continue
             started = time.monotonic()
             try:
@@ -237,7 +237,7 @@ def smoke_check(application: Application) -> SmokeResult:
 def _step(client: StepClient, step: HttpStep) -> Callable[[], str]:
     def check() -> str:
         taken = client.run(step)
-        shown = (f"{name}: {client.masked(str(value))[:VALUE]}" for name, value in taken.items())  # a cut one is a part
+        shown = (f"{name}: {client.masked(str(value))[:VALUE]}" for name, value in taken.items())  # mask before cutting
         return ", ".join(shown) or "as expected"
 
     return check
@@ -252,8 +252,8 @@ def _smoke_command(application: Application) -> str:
             timeout_seconds=application.smoke_seconds,
         )
     except OpsError as error:
-        raise StepFailed(hide(error.message, secrets_of(application))) from None
-    return hide(done.stdout.strip().rpartition("\n")[2][:SHOWN], secrets_of(application)) or "exit status 0"
+        raise StepFailed(without(error.message, secrets_of(application))) from None
+    return without(done.stdout.strip().rpartition("\n")[2][:SHOWN], secrets_of(application)) or "exit status 0"
 
 
 def _inherit(application: Application) -> tuple[str, ...]:
@@ -261,7 +261,7 @@ def _inherit(application: Application) -> tuple[str, ...]:
 
 
 def _variables(application: Application) -> dict[str, str]:
-    """What a command gets: secrets too, and never in its argv."""
+    """The environment of a command, with secrets: they never go into its argv."""
     return {
         "OPS_APPLICATION_URL": application.url,
         "OPS_APPLICATION_USER": application.user,
@@ -271,7 +271,7 @@ def _variables(application: Application) -> dict[str, str]:
 
 
 def json_object(answer: httpx.Response) -> dict[str, Any]:
-    """What an answer holds; nothing where it is something else."""
+    """The JSON object of an answer; {} if it is something else."""
     try:
         body = answer.json()
     except ValueError:
@@ -280,5 +280,5 @@ def json_object(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _client(timeout: float) -> httpx.Client:
-    """Never through a proxy: an internal address would be asked of it."""
+    """A client without a proxy, which may not know an internal address."""
     return httpx.Client(timeout=timeout, trust_env=False)

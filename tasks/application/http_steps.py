@@ -1,4 +1,4 @@
-"""Requests that an environment's TOML describes, sent one after the other by one client.
+"""Requests that an environment's TOML describes, sent in order by one client.
 
 Smoke checks, a drill's writes and a user's question to the AI all use it; the load generator shares the descriptions
 (blocks.http_step). Secrets never reach a message: their values, and the values that headers carry, are masked.
@@ -18,16 +18,14 @@ import httpx
 
 from blocks.http_step import HttpStep, StepFailed
 from blocks.places import Application
+from runbook.masking import SHORT, without
 
-MASK = "********"
 MOST_BYTES = 16 << 20
 SHOWN = 300
-_SHORT = 4
-"""Shorter secrets are not masked: they would hide ordinary words."""
 
 
 class NotAnswered(StepFailed):
-    """Nothing usable came back. `sent` is false where the connection was refused: the application has seen nothing."""
+    """No usable answer. `sent`: false if the connection was refused, so that the application received nothing."""
 
     def __init__(self, text: str, *, sent: bool) -> None:
         super().__init__(text)
@@ -35,25 +33,17 @@ class NotAnswered(StepFailed):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back, before it is judged."""
+class HttpAnswer:
+    """An answer before it is judged."""
 
     status: int
     content: bytes
 
 
 def secrets_of(application: Application) -> frozenset[str]:
-    """What must not stand in any message."""
+    """The secrets that no message may contain."""
     named = map(str, application.secrets.get_secret_value().values())
     return frozenset({application.password.get_secret_value(), *named} - {""})
-
-
-def hide(text: str, secrets: Iterable[str]) -> str:
-    """A text without secrets."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORT:
-            text = text.replace(secret, MASK)
-    return text
 
 
 def values_of(application: Application) -> dict[str, object]:
@@ -68,19 +58,19 @@ def values_of(application: Application) -> dict[str, object]:
 
 
 class StepClient:
-    """A client with the values that its steps took so far. Cookies are kept between steps. `steps` are those that it
-    will send: what their headers carry is masked from the beginning.
+    """A client with the values that its steps have read so far; it keeps cookies. `steps`: the steps that it will send,
+    so that the values in their headers are masked from the start.
 
-    `url` may be changed between two steps: users may be sent elsewhere.
+    `url` may change between two steps, e.g. after a failover of the region.
     """
 
     def __init__(self, application: Application, steps: Sequence[HttpStep] = (), url: str = "") -> None:
         self.url = url or application.url
-        # What a header carries is a token, as a rule: hidden as soon as it is taken.
+        # A value in a header is usually a token: masked as soon as it is read.
         self._tokens = {name for step in steps for name in HttpStep(path="/", headers=step.headers).used}
         self.values = values_of(application)
         self._hidden = set(secrets_of(application))
-        # Never through a proxy: an internal address would be asked of it.
+        # Never through a proxy: it may not know an internal address.
         self._client = httpx.Client(trust_env=False)
 
     def __enter__(self) -> Self:
@@ -92,16 +82,16 @@ class StepClient:
         self._client.close()
 
     def run(self, step: HttpStep, **more: object) -> dict[str, object]:
-        """Send a step, judge its answer, keep what it takes. `more` are values for this step alone.
+        """Send a step, judge its answer, keep the values that it reads. `more`: values for this step only.
 
         Raises:
             NotAnswered: no answer within its deadline.
-            StepFailed: another answer than the described one.
+            StepFailed: the answer differs from the described one.
         """
         return self.judge(step, self.send(step, **more), **more)
 
-    def send(self, step: HttpStep, **more: object) -> Answer:
-        """The answer to a step, whatever it is.
+    def send(self, step: HttpStep, **more: object) -> HttpAnswer:
+        """Send a step; returns any answer.
 
         Raises:
             NotAnswered: there is none within its deadline.
@@ -129,26 +119,28 @@ class StepClient:
             raise NotAnswered(f"{what}: no answer ({type(error).__name__})", sent=not refused) from None
         except httpx.InvalidURL:
             raise NotAnswered(f"{what}: the address is wrong", sent=False) from None
-        return Answer(answer.status_code, content)
+        return HttpAnswer(answer.status_code, content)
 
-    def judge(self, step: HttpStep, answer: Answer, **more: object) -> dict[str, object]:
-        """Keep what a step takes from an answer, and return it.
+    def judge(self, step: HttpStep, answer: HttpAnswer, **more: object) -> dict[str, object]:
+        """Check an answer; keep and return the values that the step reads from it.
 
         Raises:
-            StepFailed: another answer than the described one.
+            StepFailed: the answer differs from the described one.
         """
         try:
             taken = step.judge(answer.status, answer.content, {**self.values, **more})
         except StepFailed as error:
-            raise StepFailed(self.masked(str(error))[:SHOWN]) from None  # masked first: half a secret is one too
+            raise StepFailed(
+                self.masked(str(error))[:SHOWN]
+            ) from None  # mask before cutting: a part of a secret is secret too
         self.values |= taken
         self._hidden |= {str(value) for name, value in taken.items() if name in self._tokens}
         return taken
 
     def masked(self, text: str) -> str:
-        """A text without the secrets that this client knows."""
-        return hide(text, self._hidden)
+        """Mask the secrets that this client knows."""
+        return without(text, (one for one in self._hidden if len(one) >= SHORT))
 
     def _hide(self, headers: Iterable[str]) -> None:
-        """A token of the application's is a secret too: `Bearer …`."""
+        """Mask tokens in headers too: `Bearer …`."""
         self._hidden.update(word for value in headers for word in (value, *value.split()[1:]))

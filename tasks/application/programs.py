@@ -1,5 +1,5 @@
-"""The application's own tools: where they are, and their answers. What gives no answer raises OpsError, which a flow
-turns into a finding."""
+"""The application's own tools: find and run them. A tool without an answer raises OpsError, which flows report as a
+finding."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from runbook.errors import CommandFailed, OpsError, excerpt
 
 INSTALL = {
     "mypy": "install it into the backend's environment: pip install mypy",
-    "pip-audit": "install it beside this worker: pip install pip-audit",
+    "pip-audit": "install it into this worker's environment: pip install pip-audit",
     "ruff": "install it into the backend's environment: pip install ruff",
-    "pre-commit": "pip install pre-commit",
+    "pre-commit": "run pip install pre-commit",
     "tsc": "add typescript to the workspace's devDependencies, then pnpm install",
     "eslint": "add eslint to the workspace's devDependencies, then pnpm install",
-    "pnpm": "npm install --global pnpm, of the version that packageManager in package.json names",
+    "pnpm": "run npm install --global pnpm, in the version of packageManager in package.json",
     "node": "install Node.js 20 or newer (Debian: apt install nodejs)",
     "npm": "install npm, which comes with Node.js (Debian: apt install npm)",
-    "git": "apt install git",
+    "git": "run apt install git",
 }
 
 
@@ -33,29 +33,29 @@ GIT_VARIABLES = (*shell.NETWORK, *shell.SSH, "GIT_*")
 PYTHON_VARIABLES = (*shell.NETWORK, "PIP_*", "UV_*", "PYTHONUTF8")
 NODE_VARIABLES = (*shell.NETWORK, "NODE_*", "npm_config_*", "NPM_*", "PNPM_*", "COREPACK_*", "YARN_*")
 PACKAGE_VARIABLES = (*PYTHON_VARIABLES, *NODE_VARIABLES, *GIT_VARIABLES, "PRE_COMMIT_*")
-"""The variables of this worker by which these programs reach their indexes and registries."""
+"""Variables of this worker that these programs need to reach their indexes and registries."""
 
 
-def find_program(name: str, *beside: Path, last: Sequence[Path] = ()) -> Path:
-    """The program in one of the directories `beside`, else on PATH, else in one of `last`.
+def find_program(name: str, *first: Path, last: Sequence[Path] = ()) -> Path:
+    """Find a program: in the directories `first`, then on PATH, then in `last`.
 
     Raises:
         OpsError: it is in none of them.
     """
-    path = os.pathsep.join([*map(str, beside), os.environ.get("PATH", ""), *map(str, last)])
+    path = os.pathsep.join([*map(str, first), os.environ.get("PATH", ""), *map(str, last)])
     if found := shutil.which(name, path=path):
         return Path(found).absolute()
     raise OpsError(f"{name} is not installed", INSTALL.get(name, "install it"))
 
 
 def python_program(application: Application, name: str) -> Path:
-    """One of the backend's environment, else on PATH, else of this worker's own environment."""
+    """A program of the backend's environment, else on PATH, else of this worker's environment."""
     own = [Path(application.python).parent] if application.python else []
     return find_program(name, *own, last=[Path(sys.executable).parent])
 
 
 def web_program(web: Path, name: str) -> Path:
-    """One of the workspace's packages. It runs on node, which must be on PATH."""
+    """A program of the workspace's packages. It needs node on PATH."""
     find_program("node")
     try:
         return find_program(name, web / "node_modules" / ".bin")
@@ -64,7 +64,7 @@ def web_program(web: Path, name: str) -> Path:
             raise
         raise OpsError(
             f"{name} is not installed: {web} has no node_modules",
-            "launch reinstall-dependencies with parts=web, or run pnpm install there",
+            "run reinstall-dependencies with parts=web, or pnpm install there",
         ) from None
 
 
@@ -77,10 +77,10 @@ def answer(
     environment: Mapping[str, str] | None = None,
     inherit: Collection[str] = (),
 ) -> shell.Completed:
-    """What a tool answered within `seconds`; `inherit`: see `shell.run`.
+    """Run a tool for at most `seconds`; `inherit`: see `shell.run`.
 
     Raises:
-        OpsError: it failed, hung (its processes are ended), or is not there; the message begins with its name.
+        OpsError: it failed, hung (its processes are ended), or is missing; the message starts with its name.
     """
     name = Path(argv[0]).name
     plain = {"NO_COLOR": "1", "FORCE_COLOR": "0", "LC_ALL": "C.UTF-8"}
@@ -92,7 +92,7 @@ def answer(
             inherit=("NODE_OPTIONS", *inherit),
             timeout_seconds=seconds,
             accepted=accepted,
-            hint=f"run {name} in {directory} by hand, or give it more seconds",
+            hint=f"run {name} in {directory} by hand, or increase seconds",
         )
     except CommandFailed as error:
         if error.exit_code == 127:
@@ -101,10 +101,10 @@ def answer(
 
 
 def parsed(name: str, text: str, kind: type) -> Any:
-    """A tool's JSON.
+    """Parse a tool's JSON.
 
     Raises:
-        OpsError: it is none, or not a `kind`.
+        OpsError: it is no JSON, or not of the type `kind`.
     """
     try:
         found = json.loads(text)
@@ -112,7 +112,7 @@ def parsed(name: str, text: str, kind: type) -> Any:
         found = None
     if not isinstance(found, kind):
         raise OpsError(
-            f"{name} printed something else than its JSON: {excerpt(text)}",
-            f"run {name} by hand: its answer cannot be used, which is no pass",
+            f"{name} printed no valid JSON: {excerpt(text)}",
+            f"run {name} by hand: without a valid answer the check has not passed",
         )
     return found

@@ -1,8 +1,7 @@
-"""A branch pushed to a remote of the application's repository, and seen to be there."""
+"""Push a branch to a remote of the application's repository, and check that it arrived."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
@@ -11,11 +10,10 @@ from runbook.kinds import action
 from tasks.application.worktree import git
 
 PUSH = "push"
-_LOGIN = re.compile(r"://[^@/\s]+@")
 
 
 def require_remote(repository: Path, remote: str) -> None:
-    """Raises OpsError where the repository knows no such remote."""
+    """Raises OpsError if the repository has no such remote."""
     known = git(repository, "remote").split()
     if remote not in known:
         raise OpsError(
@@ -26,19 +24,18 @@ def require_remote(repository: Path, remote: str) -> None:
 
 @action(idempotent=True)
 def push_branch(permit: Permit, repository: Path, remote: str, branch: str) -> None:
-    """Push it; never over other commits.
+    """Push a branch; never by force.
 
     Raises:
-        OpsError: the remote refused or was not reached; a login in its address is not in the message.
-        VerificationFailed: it is not there afterwards.
+        OpsError: the remote refused or is unreachable; the message does not contain the login of its address.
+        VerificationFailed: the remote does not have the branch afterwards.
     """
     permit.require(PUSH, f"{branch} to {remote}")
     try:
         git(repository, "push", "--quiet", remote, f"refs/heads/{branch}:refs/heads/{branch}")
         there = git(repository, "ls-remote", remote, f"refs/heads/{branch}").split()
     except CommandFailed as error:
-        said = _LOGIN.sub("://********@", error.message)
-        hint = f"the branch is kept: correct the remote and launch it again, or git push {remote} {branch}"
-        raise OpsError(f"{branch} was not pushed: {said}", hint) from None
+        hint = f"correct the remote and run this again, or git push {remote} {branch}: the branch is kept"
+        raise OpsError(f"{branch} was not pushed: {error.message}", hint) from None
     if there[:1] != [git(repository, "rev-parse", f"refs/heads/{branch}").strip()]:
-        raise VerificationFailed(f"{remote} does not have {branch} as it was pushed", "look at the remote")
+        raise VerificationFailed(f"{remote} does not have {branch} as it was pushed", "check the remote")

@@ -1,7 +1,7 @@
-"""A backup of the application's files as files again: built beside the live ones, compared, and swapped in.
+"""A staged copy of the application's files: unpacked from a backup, compared, and swapped in.
 
-Compared are path, kind, mode, owner, size, content and link target. Not kept: hard links (each name becomes a file of
-its own), extended attributes and ACLs.
+It compares path, kind, mode, owner, size, content and link target. Hard links (each name becomes a separate file),
+extended attributes and ACLs are not restored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tasks.application.files import ARCHIVE, directory_of
 from tasks.backups import archive
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup, hand_of
-from tasks.backups.entries import Entry
+from tasks.backups.entries import ArchiveEntry
 from tasks.host.disk import disk_of
 from tasks.stores.directory import told
 
@@ -37,7 +37,7 @@ BLOCK_BYTES = 4096
 
 @dataclass(frozen=True)
 class FilesJudgement:
-    """What speaks against restoring a backup, and what it needs."""
+    """Problems that prevent a restore, and the space that it needs."""
 
     problems: tuple[str, ...]
     entries: int
@@ -48,8 +48,7 @@ class FilesJudgement:
 
 @dataclass(frozen=True)
 class FilesCopy:
-    """A backup as files beside the live directory. `differences` from the manifest; `notes` say what is no difference
-    but worth knowing."""
+    """A staged copy alongside the live directory. `differences`: from the manifest; `notes`: other remarks."""
 
     path: Path
     backup: str
@@ -61,7 +60,7 @@ class FilesCopy:
 
 @dataclass(frozen=True)
 class FilesSwapped:
-    """The copy is live; what was live before is at `kept` (None: nothing was)."""
+    """The copy is live; the old directory is at `kept` (None: nothing was live)."""
 
     live: Path
     kept: Path | None
@@ -69,10 +68,10 @@ class FilesSwapped:
 
 @probe
 def judge_files_backup(application: Application, backup: Backup, damage: Sequence[str] = ()) -> FilesJudgement:
-    """Whether a backup can be restored here: its files' `damage`, its manifest, space, and where it would go."""
+    """Whether a backup can be restored here: its files' `damage`, its manifest, free disk space, its directory."""
     directory = directory_of(application)
     problems = list(damage)
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[ArchiveEntry, ...] = ()
     try:
         entries = listing.entries_of(backup.manifest)
     except VerificationFailed as error:
@@ -80,33 +79,33 @@ def judge_files_backup(application: Application, backup: Backup, damage: Sequenc
     if directory.is_mount():
         problems.append(f"{directory} is a mount point and cannot be renamed")
     if not directory.parent.is_dir():
-        problems.append(f"{directory.parent} is not there")
+        problems.append(f"{directory.parent} does not exist")
     needed = sum(entry.size + BLOCK_BYTES for entry in entries)
     free = disk_of(directory.parent).free_bytes
     if needed > free:
-        problems.append(f"{needed} bytes are needed beside {directory} and {free} are free")
+        problems.append(f"{needed} bytes are needed alongside {directory}, {free} are free")
     return FilesJudgement(tuple(problems), len(entries), needed, free, _notes(entries))
 
 
 @action
 def build_files_copy(permit: Permit, application: Application, backup: Backup) -> FilesCopy:
-    """Unpack a backup beside the live directory (`<dir>.restoring`) and compare it with the manifest.
+    """Unpack a backup alongside the live directory (`<dir>.restoring`) and compare it with the manifest.
 
-    What a killed run left there is removed first. The live directory is not touched.
+    The copy of a killed run is deleted first. The live directory is not changed.
 
     Raises:
         NotConfirmed: not permitted.
-        VerificationFailed: the archive holds what a backup never does (a path that leads out, a device, a file behind
-            a link), or what the manifest does not name.
-        OpsError: there is no space, or a file cannot be written.
+        VerificationFailed: the archive has a member that no backup has (a path outside the directory, a device, a file
+            behind a link), or that is not in the manifest.
+        OpsError: the disk is full, or a file cannot be written.
     """
     permit.require(REPLACE_FILES, application.directory)
-    return _unpack(backup, _beside(directory_of(application)))
+    return _unpack(backup, _staged_path(directory_of(application)))
 
 
 @action(idempotent=True)
 def try_files(backup: Backup) -> FilesCopy:
-    """Unpack a backup that is at hand into a directory of this run and compare it, as a restore does; it is removed.
+    """Unpack a fetched backup into a directory of this run and compare it like a restore; then delete it.
 
     Raises:
         as `build_files_copy`.
@@ -130,12 +129,12 @@ def _unpack(backup: Backup, copy: Path) -> FilesCopy:
             _remove(copy)
         needed, free = sum(entry.size + BLOCK_BYTES for entry in entries), disk_of(copy.parent).free_bytes
         if needed > free:
-            raise OpsError(f"{needed} bytes are needed in {copy.parent} and {free} are free", "free space there")
+            raise OpsError(f"{needed} bytes are needed in {copy.parent}, {free} are free", "free disk space there")
         archive.unpack(backup.path / ARCHIVE, copy, entries)
         differences = listing.compare(copy, entries)
     except OSError as error:
         raise OpsError(
-            f"{copy} cannot be built: {error}", "the live files are untouched; correct it, then again"
+            f"{copy} cannot be built: {error}", "fix this error, then run this again; the live files are unchanged"
         ) from None
     size = sum(entry.size for entry in entries)
     return FilesCopy(copy, backup.name, len(entries), size, tuple(differences), _notes(entries))
@@ -143,28 +142,28 @@ def _unpack(backup: Backup, copy: Path) -> FilesCopy:
 
 @action
 def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> FilesSwapped:
-    """Rename the live directory aside (`<dir>.superseded_<stamp>`) and the copy into its place.
+    """Rename the live directory to `<dir>.superseded_<stamp>`, and the copy to its name.
 
-    Whoever works in the live directory (the backend) must be stopped: it would go on in the old one. Killed between
-    the renames, no directory is live; building and swapping again ends well.
+    The services that use the live directory must be stopped: they would continue in the old one. After a kill between
+    the renames no directory is live; building and swapping again fixes that.
 
     Raises:
         NotConfirmed: not permitted.
-        VerificationFailed: the copy differs from its backup, or the directory's link leads elsewhere since.
+        VerificationFailed: the copy differs from its backup, or the directory's link has another target now.
         OpsError: a rename is refused.
     """
     permit.require(REPLACE_FILES, application.directory)
     if copy.differences:
         raise VerificationFailed(f"the copy differs from {copy.backup}: {copy.differences[0]}", "take another backup")
     live = directory_of(application)
-    if copy.path != _beside(live):
-        raise VerificationFailed(f"{application.directory} leads elsewhere now, to {live}", "launch this again")
+    if copy.path != _staged_path(live):
+        raise VerificationFailed(f"{application.directory} now links to another directory, {live}", "run this again")
     return exchange(live, copy.path, free_name(live) if live.exists() or live.is_symlink() else None)
 
 
 def exchange(live: Path, incoming: Path, kept: Path | None) -> FilesSwapped:
-    """Two renames: `live` becomes `kept` (None: nothing is live), `incoming` becomes `live`. Where the second one is
-    refused, the first is undone.
+    """Two renames: `live` becomes `kept` (None: nothing is live), `incoming` becomes `live`. If the second fails, the
+    first is undone.
 
     Raises:
         OpsError: a rename is refused.
@@ -181,7 +180,7 @@ def exchange(live: Path, incoming: Path, kept: Path | None) -> FilesSwapped:
         failpoint("files: after second rename")
     except OSError as error:
         if kept and renamed and not live.exists():
-            with contextlib.suppress(OSError):  # the first error is the one to read
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 kept.rename(live)
         raise OpsError(
             f"{live} cannot be replaced: {error}", f"check the permissions of {live.parent}, then run this again"
@@ -190,22 +189,22 @@ def exchange(live: Path, incoming: Path, kept: Path | None) -> FilesSwapped:
 
 
 def superseded_files(application: Application) -> list[Path]:
-    """What earlier swaps kept beside the live directory, oldest first."""
+    """The directories that earlier swaps replaced, oldest first."""
     directory = directory_of(application)
-    beside = directory.parent.iterdir() if directory.parent.is_dir() else iter(())
-    return sorted(path for path in beside if path.name.startswith(directory.name + SUPERSEDED))
+    siblings = directory.parent.iterdir() if directory.parent.is_dir() else iter(())
+    return sorted(path for path in siblings if path.name.startswith(directory.name + SUPERSEDED))
 
 
-def _beside(live: Path) -> Path:
+def _staged_path(live: Path) -> Path:
     return live.with_name(live.name + RESTORING)
 
 
-def _notes(entries: Sequence[Entry]) -> tuple[str, ...]:
+def _notes(entries: Sequence[ArchiveEntry]) -> tuple[str, ...]:
     return (*listing.unknown_owners(entries), *listing.leads_out(entries))
 
 
 def free_name(live: Path) -> Path:
-    """A name alongside the live directory that nothing has: `<dir>.superseded_<UTC time>`."""
+    """A free name alongside the live directory: `<dir>.superseded_<UTC time>`."""
 
     def free() -> Path | None:
         path = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
@@ -219,7 +218,7 @@ def free_name(live: Path) -> Path:
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         for inner in _directories(path):
-            inner.chmod(0o700)  # a restored mode may forbid even its owner to empty it
+            inner.chmod(0o700)  # a restored mode can forbid even its owner to empty it
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -1,5 +1,5 @@
-"""The application started in the foreground, on a port of its own, to see why it does not start (appendix A). What runs
-is not touched; what was started here is ended here."""
+"""Start the application in the foreground on a free port, to find out why it does not start (appendix A). The live
+processes are not touched; the started ones are ended."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from blocks.places import Application
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from runbook.masking import masked, secret_parts, without
 from runbook.wait import until
 from tasks.application.env_file import read_variables
 from tasks.host.disk import is_here
-from tasks.logs.masking import masked, secret_parts, without
 
 START_SECONDS = 30.0
 END_SECONDS = 5.0
@@ -38,10 +38,10 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """`served`: it took connections. `code` is None where it was still starting when the time was over. `variables`
-    tells where its environment came from, `hooks` whether what it does at a start by itself (migrations, queues,
-    schedules) was done; `output` is the end of what it printed, masked."""
+class StartTrial:
+    """`served`: it accepted connections; `code`: exit code, None if it was still starting at the timeout; `variables`:
+    the source of its environment; `hooks`: whether its start-up hooks ran (migrations, queues, schedules); `output`:
+    its last lines, masked."""
 
     served: bool
     code: int | None
@@ -53,17 +53,19 @@ class Trial:
 
 
 @probe
-def start_in_foreground(application: Application) -> Trial:
-    """Start it as `start_command` says, and end it, with all that it started, when it serves, has ended, or does
-    neither for 30 seconds. uvicorn runs no start-up hook of it, unless `start_variables` say so.
+def start_in_foreground(application: Application) -> StartTrial:
+    """Run `start_command` until it serves or exits, for at most START_SECONDS; then end it with all its child
+    processes. uvicorn skips its start-up hooks, unless `start_variables` enable them.
 
     Raises:
-        OpsError: its Python, its directory or its variables are not here.
+        OpsError: its Python, its directory or its variables are missing on this host.
     """
     directory, values = Path(application.need("backend_directory")), read_variables.work(application)
-    if not os.path.isdir(directory):  # noqa: PTH112 - False too where this user may not look
-        raise OpsError(f"{directory} is not there", "correct [application] backend_directory, or run a worker there")
-    told = f"{len(values)} of {application.env_file}" if values else "none but PATH and HOME"
+    if not os.path.isdir(directory):  # noqa: PTH112 - also False if this user may not read it
+        raise OpsError(
+            f"{directory} does not exist", "correct [application] backend_directory, or run a worker on its host"
+        )
+    source = f"{len(values)} of {application.env_file}" if values else "none but PATH and HOME"
     port, mark = _free_port(), uuid.uuid4().hex
     argv = [_filled(word, application.python, port) for word in application.start_command]
     own = {
@@ -95,37 +97,39 @@ def start_in_foreground(application: Application) -> Trial:
             f"{error.filename} may not be run by this user", "run the worker as the application's user"
         ) from None
     finally:
-        _end_heirs(mark)
+        _end_children(mark)
     reader.join(END_SECONDS)
     said = masked(without(b"".join(lines).decode(errors="replace"), secret_parts(own)))
-    return Trial(served, code, said, time.monotonic() - started, told, own[HOOKS] != "off", masked(" ".join(argv)))
+    return StartTrial(
+        served, code, said, time.monotonic() - started, source, own[HOOKS] != "off", masked(" ".join(argv))
+    )
 
 
 def _keep(stream: IO[bytes], lines: deque[bytes]) -> None:
-    """The last lines, in memory: the disk may be full, and it may print without end."""
+    """Keep the last lines in memory: the disk can be full, and the output endless."""
     with contextlib.suppress(ValueError), stream:
         while line := stream.readline(LINE_BYTES):
             lines.append(line)
 
 
-def _end_heirs(mark: str) -> None:
-    """What it started and left behind, in whatever session, is known by the variable that it inherited."""
+def _end_children(mark: str) -> None:
+    """End every process that it started, in any session: each inherited the variable MARK."""
 
-    def gone() -> bool:
-        heirs = list(_heirs(mark))
-        for heir in heirs:
+    def all_ended() -> bool:
+        children = list(_children(mark))
+        for child in children:
             with contextlib.suppress(psutil.Error):
-                heir.kill()
-        return not heirs
+                child.kill()
+        return not children
 
     with contextlib.suppress(Unreachable):
-        until(gone, what="their end", seconds=END_SECONDS)
+        until(all_ended, what="their end", seconds=END_SECONDS)
 
 
-def _heirs(mark: str) -> Iterator[psutil.Process]:
+def _children(mark: str) -> Iterator[psutil.Process]:
     wanted = f"{MARK}={mark}".encode()
     for process in psutil.process_iter():
-        with contextlib.suppress(OSError):  # another user's, or gone
+        with contextlib.suppress(OSError):  # another user's process, or one that has ended
             if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                 yield process
 
@@ -135,7 +139,7 @@ def _filled(word: str, python: str, port: int) -> str:
 
 
 def _owner(directory: Path) -> str:
-    """Root would leave files of its own in the application's directories."""
+    """The directory's owner, if this is root: root must not create files in the application's directories."""
     status = directory.stat()
     return f"{status.st_uid}:{status.st_gid}" if os.geteuid() == 0 and status.st_uid else ""
 
@@ -165,14 +169,14 @@ def listens(port: int) -> bool:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who listens on the application's port; process 0 where that cannot be told."""
+    """The process that listens on the application's port; process 0 if it is unknown."""
 
     port: int
     pid: int
     name: str
 
     def is_of(self, service: int) -> bool:
-        """Whether it is a service's process, or a child of it."""
+        """Whether it is a service's main process, or its descendant."""
         if self.pid == service:
             return True
         with contextlib.suppress(psutil.Error):
@@ -181,19 +185,19 @@ class Listener:
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is this host's own."""
+    """Whether a URL points to this host."""
     return is_here(urlsplit(url).hostname or "elsewhere")
 
 
 def port_of(url: str) -> int:
-    """Where an address is listened to."""
+    """The port of a URL."""
     parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 @probe
 def find_listener(url: str) -> Listener | None:
-    """The process that listens on a port of this host; None where nobody does, or it is another host's."""
+    """The process that listens on a URL's port; None if there is none, or the URL is another host's."""
     if not is_local(url):
         return None
     port = port_of(url)
@@ -203,18 +207,18 @@ def find_listener(url: str) -> Listener | None:
     except psutil.AccessDenied:
         found = []
         if listens(port):
-            return Listener(port, 0, "a process that this user may not see")
+            return Listener(port, 0, "a process that this user cannot inspect")
     for one in found:
         if not one.pid:
-            return Listener(port, 0, "a process that this user may not see")
+            return Listener(port, 0, "a process that this user cannot inspect")
         with contextlib.suppress(psutil.Error):
             return Listener(port, one.pid, psutil.Process(one.pid).name())
     return None
 
 
 @dataclass(frozen=True)
-class Reason:
-    """`what` completes the sentence “the backend does not start: …”; `line` says so."""
+class StartReason:
+    """Why the application does not start: `what` completes “the backend does not start: …”; `line`: of the log."""
 
     kind: str
     what: str
@@ -258,10 +262,10 @@ _KNOWN = (
     (
         "database",
         re.compile(r"(?:OperationalError|CannotConnectNowError|TooManyConnections|ConnectionDoesNotExist)"),
-        "the database does not take it",
+        "the database refuses its connection",
     ),
-    ("redis", re.compile(r"redis\.exceptions\.\w+"), "Redis does not take it"),
-    ("rights", re.compile(r"PermissionError: (.{1,160})"), "it may not: {0}"),
+    ("redis", re.compile(r"redis\.exceptions\.\w+"), "Redis refuses its connection"),
+    ("rights", re.compile(r"PermissionError: (.{1,160})"), "a permission is missing: {0}"),
     ("disk", re.compile(r"No space left on device"), "the disk is full"),
     ("memory", re.compile(r"MemoryError|Cannot allocate memory"), "there is not enough memory"),
     ("unknown", re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception)\b.{0,160})", re.MULTILINE), "{0}"),
@@ -269,12 +273,12 @@ _KNOWN = (
 STARTED = re.compile(r"Application startup complete|Uvicorn running on|Started server process")
 
 
-def find_reason(text: str) -> Reason | None:
-    """The newest line that says why, and nothing where it started well after that."""
+def find_reason(text: str) -> StartReason | None:
+    """The newest line with a known reason; None if a successful start follows it."""
     for line in reversed(text.splitlines()):
         for kind, pattern, what in _KNOWN:
             if found := pattern.search(line):
-                return Reason(kind, what.format(*found.groups()), line.strip()[:300])
+                return StartReason(kind, what.format(*found.groups()), line.strip()[:300])
         if STARTED.search(line):
             return None
     return None

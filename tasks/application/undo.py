@@ -1,7 +1,7 @@
-"""Back to the files that a restore set aside.
+"""Undo a restore of the application's files: swap back the replaced directory.
 
-The exchange is written down before the first rename: a run after a killed one finishes that exchange, and never takes
-the directory that the killed run set aside for the one to return to.
+The swap is recorded before the first rename. So a run after a killed one finishes that swap, and never confuses the
+directory that the killed run replaced with the one to return to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LATEST = "latest"
 
 @dataclass(frozen=True)
 class FilesUndo:
-    """`aside` is to become `live`; the present files are to be kept as `kept` (None where there were none)."""
+    """A planned swap: `aside` becomes `live`, the live directory becomes `kept` (None: nothing is live)."""
 
     live: Path
     aside: Path
@@ -34,14 +34,14 @@ class FilesUndo:
 
     @property
     def is_done(self) -> bool:
-        """Both renames were done."""
+        """Whether both renames are done."""
         return not self.aside.exists() and self.live.exists() and (self.kept is None or self.kept.exists())
 
 
 @dataclass(frozen=True)
 class FilesAside:
-    """A directory that a restore set aside. `written` are files of the live directory that are newer than that restore:
-    an undo sets them aside. None where the directory's name tells no time."""
+    """A directory that a restore replaced. `written`: files of the live directory that are newer than that restore; an
+    undo moves them aside. `since`: None if the directory's name has no time."""
 
     path: Path
     files: int
@@ -51,12 +51,12 @@ class FilesAside:
 
 
 def find_undo(application: Application, reports: Path) -> FilesUndo | None:
-    """The exchange that a killed undo had begun; None where there was none, or a restore came after it.
+    """The swap of a killed undo; None if there is none, or a later restore replaced it.
 
     Raises:
         OpsError: the record cannot be read.
     """
-    found = record.read(reports / RECORD, FilesUndo, "remove it, and name the directory to return to in `kept`")
+    found = record.read(reports / RECORD, FilesUndo, "delete it, and enter the directory to return to in `kept`")
     if found is None or found.live != directory_of(application):
         return None
     newest = max((path.name for path in superseded_files(application)), default="")
@@ -65,7 +65,7 @@ def find_undo(application: Application, reports: Path) -> FilesUndo | None:
 
 
 def choose_aside(application: Application, kept: str, reports: Path) -> Path:
-    """The directory to return to: the one of a killed undo, the newest that was set aside, or one by its name.
+    """The directory to return to: of a killed undo, the newest replaced one, or one by its name.
 
     Raises:
         OpsError: there is none.
@@ -76,14 +76,14 @@ def choose_aside(application: Application, kept: str, reports: Path) -> Path:
     found = [path for path in superseded_files(application) if path.is_dir() and not path.is_symlink()]
     chosen = found[-1:] if kept == LATEST else [path for path in found if path.name == kept]
     if not chosen:
-        what = "no restore has set application files aside" if kept == LATEST else f"there is no {kept[:80]}"
-        raise OpsError(what, f"set aside are: {', '.join(path.name for path in found) or 'none'}")
+        what = "no restore has replaced application files" if kept == LATEST else f"there is no {kept[:80]}"
+        raise OpsError(what, f"choose one of: {', '.join(path.name for path in found) or 'none'}")
     return chosen[0]
 
 
 @probe
 def read_aside(application: Application, aside: Path) -> FilesAside:
-    """Count the files of a directory that was set aside, and list the live files that were written since.
+    """Count the files of a replaced directory, and list the live files that were written since.
 
     Raises:
         OpsError: a directory cannot be read.
@@ -103,26 +103,25 @@ def read_aside(application: Application, aside: Path) -> FilesAside:
 
 @action
 def swap_files_back(permit: Permit, application: Application, aside: Path, reports: Path) -> FilesSwapped:
-    """Give a directory that was set aside the live name again; the present one is kept alongside. A rename that a
-    killed run has done is not done again.
+    """Make a replaced directory live again; the live one is kept alongside. A rename of a killed run is not repeated.
 
     Raises:
         NotConfirmed: the permit does not cover that directory.
-        OpsError: a rename is refused (then the present files are live), or the record cannot be written.
+        OpsError: a rename is refused (then the current files stay live), or the record cannot be written.
     """
     permit.require(UNDO, str(aside))
-    undo = _noted(application, aside, reports)
+    undo = _recorded(application, aside, reports)
     if undo.is_done:
         return FilesSwapped(undo.live, undo.kept)
     return exchange(undo.live, aside, undo.kept if undo.live.exists() else None)
 
 
 def end_undo(reports: Path) -> None:
-    """The exchange is complete."""
+    """Delete the record: the swap is complete."""
     (reports / RECORD).unlink(missing_ok=True)
 
 
-def _noted(application: Application, aside: Path, reports: Path) -> FilesUndo:
+def _recorded(application: Application, aside: Path, reports: Path) -> FilesUndo:
     found, live = find_undo(application, reports), directory_of(application)
     if found and found.aside == aside and (found.is_done or not live.exists()):
         return found

@@ -1,4 +1,4 @@
-"""Which versions an environment runs: of servers, languages and this program, each asked of what runs."""
+"""The versions that an environment runs: servers, languages and this program, each read from the running one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 30
 
 @dataclass(frozen=True)
 class Version:
-    """What runs where. `product` as the table of releases names it; `version` is "" where nobody said: `problem`."""
+    """A product's version. `product`: its name in the table of releases; `version`: "" if unknown, with `problem`."""
 
     product: str
     where: str
@@ -31,7 +31,7 @@ class Version:
 
 @probe
 def read_versions(env: Environment) -> tuple[Version, ...]:
-    """Of everything that the environment names. What does not answer is among them, with its reason."""
+    """The versions of everything in the environment; one that does not answer has its error."""
     return tuple(_versions(env))
 
 
@@ -39,22 +39,22 @@ def _versions(env: Environment) -> Iterator[Version]:
     if env.has("postgres"):
         for node in env.nodes():
             where = f"{node.service} {node.host}:{node.port}"
-            yield _asked("postgres", where, lambda node=node: read_server.work(node).text.split()[0])  # type: ignore[misc]
+            yield _read("postgres", where, lambda node=node: read_server.work(node).text.split()[0])  # type: ignore[misc]
     if env.has("redis"):
         yield _redis(env)
     if env.has("application.python"):
         python = env.application.python
-        yield _asked("python", f"the backend ({python})", lambda: _program(python, "--version"))
+        yield _read("python", f"the backend ({python})", lambda: _program(python, "--version"))
     if env.has("application.web_directory"):
-        yield _asked("node", "this host", lambda: _program("node", "--version").removeprefix("v"))
+        yield _read("node", "this host", lambda: _program("node", "--version").removeprefix("v"))
     if env.has("docker"):
-        yield _asked("docker", env.docker.host or "this host", lambda: _docker(env.docker.host))
-    yield _asked("python", "the worker", lambda: platform.python_version())
+        yield _read("docker", env.docker.host or "this host", lambda: _docker(env.docker.host))
+    yield _read("python", "the worker", lambda: platform.python_version())
     yield from (Version(name, "the worker", metadata.version(name)) for name in ("prefect", "interview-ops"))
     yield _system()
 
 
-def _asked(product: str, where: str, ask: Callable[[], str]) -> Version:
+def _read(product: str, where: str, ask: Callable[[], str]) -> Version:
     try:
         return Version(product, where, ask())
     except OpsError as error:
@@ -73,7 +73,7 @@ def _redis(env: Environment) -> Version:
 def _program(program: str, *words: str) -> str:
     printed = shell.run([program, *words], timeout_seconds=SECONDS).stdout.split()
     if not printed:
-        raise OpsError(f"{program} does not say its version")
+        raise OpsError(f"{program} does not print its version")
     return printed[-1]
 
 
@@ -83,10 +83,12 @@ def _docker(host: str) -> str:
 
 
 def _system() -> Version:
-    """Debian by its code name, as the table has it."""
+    """The operating system; Debian by its code name, as in the table of releases."""
     try:
-        told = platform.freedesktop_os_release()
+        release = platform.freedesktop_os_release()
     except OSError:
         return Version(sys.platform, "the worker", platform.release())
-    named = told.get("VERSION_CODENAME", "") if told["ID"] == "debian" else ""
-    return Version(told["ID"], "the worker", named or told.get("VERSION_ID", ""), "" if told else "no os-release")
+    named = release.get("VERSION_CODENAME", "") if release["ID"] == "debian" else ""
+    return Version(
+        release["ID"], "the worker", named or release.get("VERSION_ID", ""), "" if release else "no os-release"
+    )

@@ -1,4 +1,4 @@
-"""A branch of its own in a git worktree: where the application's code is changed, never in the live checkout."""
+"""A dedicated branch in a git worktree, for changes of the application's code. The live checkout is never changed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SECONDS = 120.0
 PREFIX = "ops-worktree"
 LEFT_OUT = (".git", "dist", ".next", ".turbo")
 AUTHOR = ("-c", "user.name=interview-ops", "-c", "user.email=interview-ops@localhost")
-# Hooks of the checkout want what only the checkout has, and would run in the worktree too.
+# The checkout's hooks would also run in the worktree, where their tools are missing.
 NO_HOOKS = ("-c", "core.hooksPath=/dev/null")
 
 
 @dataclass(frozen=True)
 class Worktree:
-    """A checkout of `branch`, which began at the commit `base`."""
+    """A checkout of `branch`, created from the commit `base`."""
 
     repository: Path
     directory: Path
@@ -34,7 +34,7 @@ class Worktree:
     base: str
 
     def at(self, path: Path) -> Path:
-        """The same place as `path` of the live checkout, here.
+        """The path in this worktree of a `path` in the live checkout.
 
         Raises:
             OpsError: `path` is not in the repository.
@@ -42,12 +42,12 @@ class Worktree:
         return self.directory / inside(self.repository, path)
 
     def changed(self) -> list[str]:
-        """Files that git knows and that differ from what was committed last."""
+        """Tracked files that differ from the last commit."""
         return [name for name in self._git("diff", "--name-only", "-z", "HEAD").split("\0") if name]
 
     def commit(self, message: str, added: Sequence[Path] = ()) -> str:
-        """Commit what git knows and was changed, and the new files `added`; returns the commit, "" where nothing was
-        changed. What tools left behind is never committed."""
+        """Commit changed tracked files and the new files `added`; returns the commit, "" without changes. Other new
+        files are never committed."""
         self._git("add", "--update", ".")
         for path in added:
             self._git("add", "--force", "--", str(path))
@@ -57,11 +57,11 @@ class Worktree:
         return self.head()
 
     def head(self) -> str:
-        """The newest commit here."""
+        """The current commit."""
         return self._git("rev-parse", "HEAD").strip()
 
     def diff(self) -> str:
-        """Everything that was committed here, as a patch."""
+        """All commits of this worktree as one patch."""
         return self._git("diff", "--no-color", "--no-ext-diff", f"{self.base}..HEAD")
 
     def _git(self, *arguments: str) -> str:
@@ -69,11 +69,11 @@ class Worktree:
 
 
 def git(directory: Path, *arguments: str) -> str:
-    """What git printed.
+    """Run git; returns its output.
 
     Raises:
-        CommandFailed: it refused; the message has its reason.
-        OpsError: it is not installed, or did not end.
+        CommandFailed: git refused; the message has its reason.
+        OpsError: git is not installed, or did not end.
     """
     return shell.run(
         ["git", *AUTHOR, *NO_HOOKS, *arguments],
@@ -81,15 +81,15 @@ def git(directory: Path, *arguments: str) -> str:
         environment={"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
         inherit=GIT_VARIABLES,
         timeout_seconds=SECONDS,
-        hint="look at the repository: git status there says more",
+        hint="check the repository: run git status there",
     ).stdout
 
 
 def inside(repository: Path, path: Path) -> Path:
-    """`path` seen from the repository's top.
+    """`path` relative to the repository's top directory.
 
     Raises:
-        OpsError: it is not in it.
+        OpsError: it is not in the repository.
     """
     try:
         return path.resolve().relative_to(repository.resolve())
@@ -101,39 +101,41 @@ def inside(repository: Path, path: Path) -> Path:
 
 
 def require_repository(named: str) -> Path:
-    """The git checkout of that name, by its top directory.
+    """The top directory of a git checkout.
 
     Raises:
-        OpsError: none is named, or it is none.
+        OpsError: no path is given, or it is not a git checkout.
     """
     if not named:
         raise OpsError("the environment names no repository", "add repository under [application]: the git checkout")
     if not Path(named).is_dir():
-        raise OpsError(f"{named} is not there", "correct [application] repository, or clone the application there")
+        raise OpsError(f"{named} does not exist", "correct [application] repository, or clone the application there")
     try:
         top = git(Path(named), "rev-parse", "--show-toplevel").strip()
     except CommandFailed as error:
         raise OpsError(
-            f"{named} is no git checkout that can be used: {error.message}",
+            f"{named} is not a usable git checkout: {error.message}",
             "correct [application] repository; the worker's user must own it",
         ) from None
     if not Path(top).is_absolute() or not Path(top).is_dir():
-        raise OpsError(f"git says that the top of {named} is “{excerpt(top)}”", "run git by hand there: is it git?")
+        raise OpsError(
+            f"git reports “{excerpt(top)}” as the top directory of {named}", "check by hand that this program is git"
+        )
     return Path(top)
 
 
 def uncommitted(repository: Path) -> list[str]:
-    """What the live checkout has that no commit has: a branch is made without it."""
+    """Uncommitted files of the live checkout: a new branch does not contain their changes."""
     return [line[3:] for line in git(repository, "status", "--porcelain", "-z").split("\0") if line]
 
 
 @contextlib.contextmanager
 def worktree(repository: Path, branch: str, base: str = "HEAD") -> Iterator[Worktree]:
-    """A worktree on a new branch, in a temporary directory. When the block is left the worktree goes; the branch stays
-    where something was committed to it. What killed runs left is removed first.
+    """A worktree on a new branch, in a temporary directory, deleted after the block. A branch with commits is kept. The
+    worktrees of killed runs are deleted first.
 
     Raises:
-        CommandFailed: git refuses, e.g. because there is such a branch already.
+        CommandFailed: git refuses, e.g. because the branch exists.
     """
     sweep(repository)
     commit = git(repository, "rev-parse", "--verify", f"{base}^{{commit}}").strip()
@@ -154,14 +156,15 @@ def _remove(repository: Path, directory: Path, branch: str, base: str) -> None:
 
 
 def _forget(repository: Path, tree: Path) -> None:
-    """One worktree and what git knows of it; others' are theirs (`git worktree prune` takes those out of sight too)."""
+    """Delete one worktree and git's record of it. `git worktree prune` would also delete records of unseen
+    worktrees."""
     shutil.rmtree(tree.parent, ignore_errors=True)
     if f"worktree {tree}" in git(repository, "worktree", "list", "--porcelain").splitlines():
         git(repository, "worktree", "remove", "--force", "--force", str(tree))
 
 
 def sweep(repository: Path) -> None:
-    """Worktrees of runs that live no longer. Their branches stay: what was committed is somebody's to look at."""
+    """Delete the worktrees of dead runs. Their branches are kept: somebody may need the commits."""
     for line in git(repository, "worktree", "list", "--porcelain").splitlines():
         found = re.fullmatch(rf"worktree (.*/{PREFIX}-([^/]+)\.[^/.]+/tree)", line)
         if found and _is_abandoned(found[2], Path(found[1]).parent):
@@ -175,9 +178,9 @@ def _is_abandoned(owner: str, directory: Path) -> bool:
         return False
 
 
-def bring_packages(tree: Worktree, web: Path) -> None:
-    """Copy the live workspace's node_modules to the same places of the worktree: a link would lead tools back to the
-    live sources of the workspace's own packages."""
+def link_packages(tree: Worktree, web: Path) -> None:
+    """Copy the live workspace's node_modules into the worktree. A link would lead tools to the live sources of the
+    workspace's own packages."""
     for found in packages_of(web):
         target = tree.at(found.parent) / "node_modules"
         if target.parent.is_dir() and not target.exists():
@@ -185,7 +188,7 @@ def bring_packages(tree: Worktree, web: Path) -> None:
 
 
 def packages_of(web: Path) -> list[Path]:
-    """The node_modules of a workspace: its own and those of its packages, the outermost only."""
+    """The outermost node_modules directories of a workspace and its packages."""
     found = []
     for folder, names, _ in os.walk(web):
         if "node_modules" in names:

@@ -15,8 +15,8 @@ from typing import IO
 
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from tasks.backups.entries import (
-    Archived,
-    Entry,
+    ArchivedFiles,
+    ArchiveEntry,
     entry_of,
     hostile,
     ids_of,
@@ -32,7 +32,7 @@ IN_MEMORY_BYTES = 8 << 20
 ATTEMPTS = 3
 
 
-def write(directory: Path, target: Path) -> Archived:
+def write(directory: Path, target: Path) -> ArchivedFiles:
     """Archive a directory. A file that changes meanwhile is kept as it was read, and named.
 
     Raises:
@@ -40,7 +40,7 @@ def write(directory: Path, target: Path) -> Archived:
             cannot be written.
     """
     if directory.is_symlink():
-        raise OpsError(f"{directory} is a link, not a directory", "archive the directory that it leads to")
+        raise OpsError(f"{directory} is a link, not a directory", "configure the directory that it points to")
     writing = _Writing(directory)
     try:
         with (
@@ -51,8 +51,10 @@ def write(directory: Path, target: Path) -> Archived:
             for path in walk(directory):
                 writing.add(tar, path)
     except OSError as error:
-        raise OpsError(f"{directory} cannot be archived: {error}", "correct it: no backup was made") from None
-    return Archived(
+        raise OpsError(
+            f"{directory} cannot be archived: {error}", "fix that, then run it again: no backup was taken"
+        ) from None
+    return ArchivedFiles(
         directory=str(directory),
         entries=tuple(writing.entries),
         skipped=tuple(writing.skipped),
@@ -63,7 +65,7 @@ def write(directory: Path, target: Path) -> Archived:
 class _Writing:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.entries: list[Entry] = []
+        self.entries: list[ArchiveEntry] = []
         self.skipped: list[str] = []
         self.changed: list[str] = []
 
@@ -83,7 +85,7 @@ class _Writing:
         except FileNotFoundError:
             self.changed.append(f"{shown(name)} vanished while the archive was made")
 
-    def _file(self, tar: tarfile.TarFile, path: Path, name: str, entry: Entry) -> None:
+    def _file(self, tar: tarfile.TarFile, path: Path, name: str, entry: ArchiveEntry) -> None:
         """The header tells the size before the content: a small file is read first, a large one to its size then."""
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
@@ -130,7 +132,7 @@ class _Hashing:
         return chunk
 
 
-def unpack(source: Path, target: Path, entries: Sequence[Entry]) -> None:
+def unpack(source: Path, target: Path, entries: Sequence[ArchiveEntry]) -> None:
     """Unpack an archive into a directory that does not exist yet, taking nothing but what the entries name.
 
     Raises:
@@ -139,7 +141,7 @@ def unpack(source: Path, target: Path, entries: Sequence[Entry]) -> None:
     """
     named = {entry.path: entry for entry in entries}
     made: set[str] = set()
-    directories: list[tuple[Path, Entry]] = []
+    directories: list[tuple[Path, ArchiveEntry]] = []
     target.mkdir(mode=0o700)
     with _opened(source) as tar:
         for member in tar:
@@ -159,7 +161,9 @@ def unpack(source: Path, target: Path, entries: Sequence[Entry]) -> None:
     os.sync()  # before anything is renamed; a file at a time costs milliseconds each
 
 
-def unpack_some(source: Path, target: Path, entries: Sequence[Entry], wanted: Callable[[Entry], bool]) -> None:
+def unpack_some(
+    source: Path, target: Path, entries: Sequence[ArchiveEntry], wanted: Callable[[ArchiveEntry], bool]
+) -> None:
     """Unpack the regular files that are wanted, for this process to read: no owner, no link, mode 0600.
 
     Raises:
@@ -180,7 +184,7 @@ def unpack_some(source: Path, target: Path, entries: Sequence[Entry], wanted: Ca
                 path.chmod(0o600)
 
 
-def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, entry: Entry) -> None:
+def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, entry: ArchiveEntry) -> None:
     content = tar.extractfile(member)
     assert content is not None
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
@@ -190,7 +194,7 @@ def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, entr
     os.utime(path, (member.mtime, member.mtime))
 
 
-def _own(path: Path, entry: Entry) -> None:
+def _own(path: Path, entry: ArchiveEntry) -> None:
     """Owner first: changing it clears the set-user-id bits of the mode."""
     if os.geteuid() == 0:
         os.chown(path, *ids_of(entry), follow_symlinks=False)
@@ -198,7 +202,7 @@ def _own(path: Path, entry: Entry) -> None:
         path.chmod(entry.mode)
 
 
-def compare_members(source: Path, entries: Sequence[Entry]) -> list[str]:
+def compare_members(source: Path, entries: Sequence[ArchiveEntry]) -> list[str]:
     """How an archive differs from its entries, as sentences, read as a restore reads it but not unpacked."""
     named, seen, problems = {entry.path: entry for entry in entries}, set[str](), root_problems(entries)
     try:
@@ -212,7 +216,7 @@ def compare_members(source: Path, entries: Sequence[Entry]) -> list[str]:
     return problems + [f"{path} is not in the archive" for path in named if path not in seen]
 
 
-def _is_same(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: Entry) -> bool:
+def _is_same(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: ArchiveEntry) -> bool:
     digest, content = hashlib.sha256(), tar.extractfile(member)
     while content and (chunk := content.read(CHUNK_BYTES)):
         digest.update(chunk)
@@ -229,7 +233,7 @@ def _opened(source: Path) -> Iterator[tarfile.TarFile]:
         raise VerificationFailed(f"{source.name} cannot be read to its end: {error}", OTHER_BACKUPS) from None
 
 
-def _require_named(member: tarfile.TarInfo, named: Mapping[str, Entry], made: set[str]) -> Entry:
+def _require_named(member: tarfile.TarInfo, named: Mapping[str, ArchiveEntry], made: set[str]) -> ArchiveEntry:
     """The entry of a member; nothing else may be unpacked, and nothing outside of directories that were."""
     path = shown(member.name)
     require_inside(path)
@@ -250,7 +254,7 @@ def _require_named(member: tarfile.TarInfo, named: Mapping[str, Entry], made: se
     return entry
 
 
-def _member(name: str, entry: Entry, mtime: float, *, size: int = 0, target: str = "") -> tarfile.TarInfo:
+def _member(name: str, entry: ArchiveEntry, mtime: float, *, size: int = 0, target: str = "") -> tarfile.TarInfo:
     kinds = {"file": tarfile.REGTYPE, "directory": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE}
     member = tarfile.TarInfo(name)
     member.type, member.size, member.mtime, member.linkname = kinds[entry.kind], size, mtime, target

@@ -1,7 +1,7 @@
-"""The backups in a store: found, chosen, offered, brought at hand.
+"""The backups in a store: listed, opened, chosen, and marked as verified or failed.
 
-That a restore of a backup was verified is told by a file beside it (`.verified/<name>.json`): a backup itself never
-changes. What is read of a backup is read in clear and on this host: at hand.
+A file in the store (`.verified/<name>.json`) records that a restore of a backup was verified: a backup itself never
+changes. The files of a backup are read decrypted, on this host.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.guard.process import this_process
 from runbook.kinds import action, probe
 from tasks.backups import manifest as manifests
-from tasks.backups.manifest import MANIFEST, SEAL, Kind, Listed, Manifest
-from tasks.backups.text_cache import known_texts
+from tasks.backups.heads import Heads
+from tasks.backups.manifest import MANIFEST, SEAL, Head, Kind, Listed, Manifest
+from tasks.backups.text_cache import KnownTexts, known_texts
 from tasks.stores.store import RESOURCE, Store
 
 PREFIX: dict[Kind, str] = {
@@ -46,17 +47,18 @@ AT_HAND = ".at-hand-"
 LATEST = "latest"
 STAMP, PUT_BACK = "%Y%m%d_%H%M%S", timedelta(hours=2)
 MOST_LETTERS = 1 << 16
-"""A longer manifest is kept in a listing without its files and content."""
+"""A listing keeps only the head of a longer manifest."""
+READERS = 16
 KEPT = "{} (kept)"
-"""Whose backup it is called that a restore took of the live data before: `latest` never means it."""
+"""The environment of the live data that a restore kept: `latest` never means such a backup."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup and its manifest. `path` is where its files are, in clear, once it is at hand (`verify_files`).
+    """A backup and its manifest. `path` is the directory of its decrypted files after `verify_files`.
 
-    `verified` is when a restore of it was last proven, empty when never. `failed` is when it did not stand that proof,
-    or a reading, if that came later. `broken` are the expectations that its data broke when it was last restored.
+    `verified` is the time of the last proven restore, empty if there was none. `failed` is the time of a later failed
+    proof or reading. `broken` are the expectations that its data broke in the last restore.
     """
 
     path: Path
@@ -68,12 +70,12 @@ class Backup:
 
     @property
     def name(self) -> str:
-        """As it stands in the store."""
+        """Its name in the store."""
         return self.manifest.name
 
     @property
     def is_proven(self) -> bool:
-        """Whether a restore of it was equal by content: also where its data broke a rule already when it was taken."""
+        """Whether a restore of it was equal by content, even if its data already broke a rule when it was taken."""
         return bool(self.verified or self.broken)
 
     @property
@@ -88,8 +90,8 @@ class Backup:
 
 
 def hand_of(store: Store, environment: str) -> Path:
-    """The directory of this host into which this process brings backups: named after a process that can be told from
-    another of the same number."""
+    """The directory of this host into which this process fetches backups. Its name identifies the process, also
+    among those that had the same number."""
     return store.hands / f"{AT_HAND}{environment}.{this_process().text}"
 
 
@@ -100,7 +102,7 @@ def names(store: Store, *kinds: Kind) -> list[str]:
 
 
 def kind_of(name: str, otherwise: Kind) -> Kind:
-    """The kind that a backup's name tells; `otherwise` for `latest` and dates."""
+    """The kind in a backup's name; `otherwise` for `latest` and dates."""
     return next(
         (kind for kind, prefix in PREFIX.items() if re.fullmatch(rf"{prefix}_\d{{8}}_\d{{6}}", name)), otherwise
     )
@@ -118,33 +120,31 @@ def open_backup(store: Store, name: str) -> Backup:
 
 def open_all(store: Store, *kinds: Kind) -> tuple[list[Backup], list[str]]:
     """Every backup of some kinds, oldest first, and the names of those whose manifest cannot be read. A run reads each
-    manifest once: it is written once. Notes are read again only where they changed."""
+    manifest once, and a long one is read once by all runs of this host. Notes are read again where they changed."""
     wanted = names(store, *kinds)
-    return _open(store, wanted, _stamps(store) if wanted else {})
+    heads = known_texts().heads(store)
+    opened = _open(store, wanted, _stamps(store) if wanted else {}, heads)
+    heads.save()
+    return opened
 
 
-def _open(store: Store, wanted: Sequence[str], notes: Mapping[str, str]) -> tuple[list[Backup], list[str]]:
+def _open(
+    store: Store, wanted: Sequence[str], notes: Mapping[str, str], heads: Heads | None = None
+) -> tuple[list[Backup], list[str]]:
+    """`heads`: only what a listing shows is needed of long manifests."""
     known, found, unreadable = known_texts(), list[Backup](), list[str]()
 
     def read(name: str) -> Backup | str | None:
-        seal = known.read(store, f"{name}/{SEAL}", name)
-        listed = known.listed.get((f"{store.where}/{name}", seal or ""))
-        local = store.local(name) is not None
-        text = None if listed and not local else known.read(store, f"{name}/{MANIFEST}", name)
-        if text is None and seal is None and not local:
-            return None  # in a bucket: nothing that was ever offered
+        try:
+            manifest, seal, _ = _read_listed(store, name, known, heads) if heads else _read_whole(store, name, known)
+        except FileNotFoundError:
+            return None
+        except VerificationFailed:
+            return name
         stamp = notes.get(f"{name}.json", "")
-        with contextlib.suppress(VerificationFailed):
-            note = known.read(store, note_of(name), stamp) if stamp else None
-            if listed and (not local or seal == manifests.seal_of(text or "")):
-                return _backup(store, listed, seal, note)
-            backup = _listed(_opened(store, name, text, seal, note), text or "", seal or "")
-            if isinstance(backup.manifest, Listed):
-                known.listed[backup.where, seal or ""] = backup.manifest
-            return backup
-        return name
+        return _backup(store, manifest, seal, known.read(store, note_of(name), stamp) if stamp else None)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for one in pool.map(read, wanted):
             if isinstance(one, Backup):
                 found.append(one)
@@ -153,27 +153,45 @@ def _open(store: Store, wanted: Sequence[str], notes: Mapping[str, str]) -> tupl
     return found, unreadable
 
 
+def _read_whole(store: Store, name: str, known: KnownTexts) -> tuple[Manifest, str, int]:
+    """A manifest, its seal and the length of its text.
+
+    Raises:
+        FileNotFoundError: the bucket has neither: no backup was ever offered under that name.
+        VerificationFailed: it is missing or altered.
+    """
+    seal, text = (known.read(store, f"{name}/{path}", name) for path in (SEAL, MANIFEST))
+    if text is None and seal is None and store.local(name) is None:
+        raise FileNotFoundError(name)
+    return manifests.parse(name, text, seal), seal or "", len(text or "")
+
+
+def _read_listed(store: Store, name: str, known: KnownTexts, heads: Heads) -> tuple[Manifest, str, int]:
+    """As `_read_whole`. Of a long manifest only the head is kept: a listing of a thousand backups of ten thousand
+    tables must fit in memory."""
+    head = heads.find(name)
+    if head is None:
+        manifest, seal, letters = _read_whole(store, name, known)
+        if letters <= MOST_LETTERS:
+            return manifest, seal, letters
+        head = Head.of(manifest, seal)
+        heads.remember(head)
+    seal = head.seal
+
+    def read() -> Manifest:
+        if store.read(f"{name}/{SEAL}") != seal:
+            raise VerificationFailed(f"{name} is not the backup that was listed", "run it again")
+        return open_backup(store, name).manifest
+
+    return Listed.of(head, read), seal, 0
+
+
 def _stamps(store: Store) -> dict[str, str]:
-    """A folder of notes that cannot be listed says nothing, and must not stand in a restore's way."""
+    """Notes that cannot be listed must not block a restore."""
     try:
         return store.stamps(VERIFIED)
     except OpsError:
         return {}
-
-
-def _listed(backup: Backup, text: str, seal: str) -> Backup:
-    """A listing of a thousand backups of ten thousand tables must fit in memory."""
-    if len(text) <= MOST_LETTERS:
-        return backup
-
-    store, name = backup.store, backup.name  # not the backup: it would stay in memory
-
-    def read() -> Manifest:
-        if store.read(f"{name}/{SEAL}") != seal:
-            raise VerificationFailed(f"{name} is not the backup any more that was listed", "launch it again")
-        return open_backup(store, name).manifest
-
-    return replace(backup, manifest=Listed.of(backup.manifest, seal, read))
 
 
 def _opened(store: Store, name: str, text: str | None, seal: str | None, note: str | None) -> Backup:
@@ -187,8 +205,8 @@ def _backup(store: Store, manifest: Manifest, seal: str | None, note: str | None
 
 
 def _noted(note: str | None, seal: str) -> tuple[str, str, str]:
-    """When this very manifest was proven by a restore, or failed, and which rules its data broke; a note that cannot be
-    read says nothing, and must not stand in a restore's way."""
+    """When a restore of this manifest was proven or failed, and which rules its data broke. A note that cannot be read
+    must not block a restore."""
     try:
         noted = json.loads(note or "")
         if noted.get("seal", seal) != seal:
@@ -199,7 +217,7 @@ def _noted(note: str | None, seal: str) -> tuple[str, str, str]:
 
 
 def note_of(name: str) -> str:
-    """Where in a store it is noted how a backup stood its proof."""
+    """The file in a store that records the result of a backup's proof."""
     return f"{VERIFIED}/{name}.json"
 
 
@@ -207,12 +225,12 @@ def note_of(name: str) -> str:
 def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str = "") -> Backup:
     """The backup that an operator means: `latest`, a date `YYYYMMDD` (the newest of that day), or a name.
 
-    Several environments may share a store: all but a name mean one's own. One whose manifest cannot be read may be
-    anybody's; where it is the newest, it is not passed over in silence.
+    Several environments may share a store: `latest` and a date choose among this environment's backups. A backup whose
+    manifest cannot be read may be any environment's: if it is the newest, that is an error.
 
     Raises:
-        OpsError: there is none, and which there are; or it is a backup of something else.
-        VerificationFailed: its manifest is missing or altered, and which one is before it.
+        OpsError: there is none, or it is a backup of something else; the newest ones are named.
+        VerificationFailed: its manifest is missing or altered.
     """
     asked, kind = RESOURCE[kind], kind_of(wanted, kind)
     if RESOURCE[kind] != asked:
@@ -230,7 +248,7 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
     )
     newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
     others = [backup for backup in known if backup not in own]
-    more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
+    more = f"; name another environment's backup in full, e.g. {others[-1].name}" if others else ""
     raise OpsError(
         f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}{more}"
     )
@@ -271,7 +289,9 @@ def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -
     found = [backup for backup in known if backup.manifest.environment == environment]
     if not found:
         return open_backup(store, unreadable[-1]) if unreadable else None  # which says what is wrong with it
-    return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
+    nearest = min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
+    nearest.manifest.whole()
+    return nearest
 
 
 def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:
@@ -293,23 +313,20 @@ def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:
 
 
 def instead_of(backup: Backup) -> str:
-    """The next step where a backup is bad: an earlier one only as far as it is known to be better."""
+    """The next step if a backup is damaged: an earlier one, and whether a restore proved it."""
     if proven := earlier(backup, proven=True):
         return (
-            f"launch it again with backup={proven.name}, which a restore proved ({proven.verified}); what was written "
-            "between the two is lost"
+            f"run it again with backup={proven.name}, which a restore proved ({proven.verified}); writes between the "
+            "two are lost"
         )
     if other := earlier(backup):
-        return (
-            f"no earlier backup was ever proven by a restore; {other.name} is the one before it: verify-backup shows "
-            "whether it is better"
-        )
-    return "there is no earlier backup: look for a copy of this one in another store"
+        return f"no earlier backup was ever proven by a restore; run verify-backup for the previous one, {other.name}"
+    return "there is no earlier backup: run it again with source=copies, or look for a copy in another store"
 
 
 @action(idempotent=True)
 def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that a restore of it was proven, now; returns when. The note is of this very manifest.
+    """Record that a restore of a backup was proven; returns the time. The note is valid for this manifest only.
 
     Raises:
         OpsError: the store cannot be written to.
@@ -319,7 +336,7 @@ def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
 
 @action(idempotent=True)
 def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that it did not stand its proof: it no longer counts as verified; returns when.
+    """Record that a backup failed its proof: it no longer counts as verified; returns the time.
 
     Raises:
         OpsError: the store cannot be written to.
@@ -329,8 +346,8 @@ def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
 
 @action(idempotent=True)
 def mark_broken(store: Store, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that it restores, and that its data breaks rules (`rules` of the facts): it is neither
-    verified nor failed; returns when.
+    """Record that a backup restores and that its data breaks rules (`rules` of the facts): it counts neither as
+    verified nor as failed; returns the time.
 
     Raises:
         OpsError: the store cannot be written to.

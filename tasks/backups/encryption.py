@@ -63,7 +63,10 @@ def encrypt_files(directory: Path, files: Mapping[str, FileSum], key: Key) -> di
         try:
             pyrage.encrypt_file(str(path), str(target), recipients)
         except OSError as error:
-            raise OpsError(f"{path.name} cannot be encrypted: {error.strerror or error}", "make room there") from None
+            raise OpsError(
+                f"{path.name} cannot be encrypted: {error.strerror or error}",
+                "free disk space there, then run it again",
+            ) from None
         path.unlink()
         return name + ENDING, sum_of(target)
 
@@ -78,7 +81,7 @@ def decrypt_files(source: Path, target: Path, files: Mapping[str, FileSum], key:
         OpsError: there is no key here, or it is another one.
     """
     if not key.identity:
-        raise OpsError("the backup is encrypted and this environment has no key", "set identity_env under [backups]")
+        raise OpsError("the backup is encrypted and this environment has no key", "set identity_env in [backups]")
     identity, problems = _identity(key.identity), []
     for name, expected in files.items():
         path = target / name
@@ -94,7 +97,7 @@ def decrypt_files(source: Path, target: Path, files: Mapping[str, FileSum], key:
             continue
         except OSError as error:
             if error.errno:
-                raise OpsError(f"{path} cannot be written: {error.strerror}", f"make room at {target}") from None
+                raise OpsError(f"{path} cannot be written: {error.strerror}", f"free disk space at {target}") from None
             problems.append(f"{name}{ENDING} cannot be decrypted: it was altered")  # age's own seal of a chunk
             continue
         found = sum_of(path)
@@ -116,7 +119,7 @@ def decrypted(content: bytes, key: Key) -> bytes:
         pyrage.DecryptError: it was altered.
     """
     if not key.identity:
-        raise OpsError("the WAL is encrypted and this environment has no key", "set identity_env under [backups]")
+        raise OpsError("the WAL is encrypted and this environment has no key", "set identity_env in [backups]")
     try:
         return bytes(pyrage.decrypt(content, [_identity(key.identity)]))
     except pyrage.DecryptError as error:
@@ -129,11 +132,15 @@ def _recipient(text: str) -> x25519.Recipient:
     try:
         return x25519.Recipient.from_str(text)
     except pyrage.RecipientError:
-        raise OpsError(f"“{text[:20]}…” is no public key of age", "recipients are texts that begin with age1") from None
+        raise OpsError(
+            f"“{text[:20]}…” is no public key of age", "set recipients to keys that begin with age1"
+        ) from None
 
 
 def _identity(text: str) -> x25519.Identity:
     try:
         return x25519.Identity.from_str(text.strip())
     except pyrage.IdentityError:
-        raise OpsError("the identity is no secret key of age", "it begins with AGE-SECRET-KEY-1") from None
+        raise OpsError(
+            "the identity is no secret key of age", "set it to a text that begins with AGE-SECRET-KEY-1"
+        ) from None

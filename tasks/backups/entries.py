@@ -23,7 +23,7 @@ MOST_DIFFERENCES = 50
 """More are counted, not listed."""
 
 
-class Entry(BaseModel):
+class ArchiveEntry(BaseModel):
     """One path below the directory (`.` is the directory itself). `mode` has permission bits only."""
 
     model_config = ConfigDict(frozen=True)
@@ -39,12 +39,12 @@ class Entry(BaseModel):
     target: str = ""
 
 
-class Archived(BaseModel):
+class ArchivedFiles(BaseModel):
     """What an archive holds, what was left out by its nature, and what changed while it was read."""
 
     model_config = ConfigDict(frozen=True)
     directory: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ArchiveEntry, ...]
     skipped: tuple[str, ...]
     changed: tuple[str, ...]
 
@@ -54,14 +54,14 @@ class Archived(BaseModel):
         return sum(entry.size for entry in self.entries)
 
 
-def entries_of(manifest: Manifest) -> tuple[Entry, ...]:
+def entries_of(manifest: Manifest) -> tuple[ArchiveEntry, ...]:
     """The entries that a backup's manifest names.
 
     Raises:
         VerificationFailed: they are not entries, one leads out of the directory, or they are no directory's.
     """
     try:
-        entries = Archived.model_validate(manifest.content).entries
+        entries = ArchivedFiles.model_validate(manifest.content).entries
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise VerificationFailed(f"the manifest of {manifest.name} lists no files: {where}", OTHER_BACKUPS) from None
@@ -72,7 +72,7 @@ def entries_of(manifest: Manifest) -> tuple[Entry, ...]:
     return entries
 
 
-def root_problems(entries: Sequence[Entry]) -> list[str]:
+def root_problems(entries: Sequence[ArchiveEntry]) -> list[str]:
     """What forbids to unpack entries at all: their root `.` must be a directory, not a link to one."""
     kind = next((entry.kind for entry in entries if entry.path == "."), "missing")
     return [] if kind == "directory" else [f"its root is no directory ({kind})"]
@@ -92,7 +92,7 @@ def walk(directory: Path) -> Iterator[Path]:
             yield from walk(path)
 
 
-def compare(directory: Path, entries: Sequence[Entry]) -> list[str]:
+def compare(directory: Path, entries: Sequence[ArchiveEntry]) -> list[str]:
     """How files on disk differ from the entries, as sentences; empty when they are the same."""
     named = {entry.path: entry for entry in entries}
     paths = {".": directory} | {shown(path.relative_to(directory).as_posix()): path for path in walk(directory)}
@@ -107,7 +107,7 @@ def compare(directory: Path, entries: Sequence[Entry]) -> list[str]:
     return problems
 
 
-def _differences(path: Path, expected: Entry) -> Iterator[str]:
+def _differences(path: Path, expected: ArchiveEntry) -> Iterator[str]:
     found = path.lstat()
     actual, name = entry_of(expected.path, found, path), expected.path
     if actual is None or actual.kind != expected.kind:
@@ -127,7 +127,7 @@ def _differences(path: Path, expected: Entry) -> Iterator[str]:
             yield f"{name} was altered: its SHA-256 differs"
 
 
-def unknown_owners(entries: Sequence[Entry]) -> list[str]:
+def unknown_owners(entries: Sequence[ArchiveEntry]) -> list[str]:
     """Owners whom this host does not know by name: their files get the old host's numbers."""
     users = sorted({(e.user, e.uid) for e in entries if _user_number(e.user) is None})
     groups = sorted({(e.group, e.gid) for e in entries if _group_number(e.group) is None})
@@ -136,7 +136,7 @@ def unknown_owners(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def leads_out(entries: Sequence[Entry]) -> list[str]:
+def leads_out(entries: Sequence[ArchiveEntry]) -> list[str]:
     """Links to somewhere outside the directory (a virtual environment's `python`): restored as they were."""
     links = [entry for entry in entries if entry.kind == "symlink"]
     ends = [os.path.normpath(PurePosixPath("/here", entry.path).parent / entry.target) for entry in links]
@@ -157,17 +157,17 @@ def require_inside(path: str) -> None:
 
 def hostile(path: str, why: str) -> VerificationFailed:
     return VerificationFailed(
-        f"the archive is not this backup's: {path[:200]} {why}", "do not use it: it was forged or mixed up"
+        f"the archive is not this backup's: {path[:200]} {why}", "do not use it: it was forged or confused with another"
     )
 
 
-def entry_of(name: str, found: os.stat_result, path: Path) -> Entry | None:
+def entry_of(name: str, found: os.stat_result, path: Path) -> ArchiveEntry | None:
     """A path's entry but for its content; None for sockets, devices and pipes."""
     kinds: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
     kind = kinds.get(stat.S_IFMT(found.st_mode))
     if kind is None:
         return None
-    return Entry(
+    return ArchiveEntry(
         path=name,
         kind=kind,
         mode=stat.S_IMODE(found.st_mode),
@@ -184,7 +184,7 @@ def special_name(mode: int) -> str:
     return names.get(stat.S_IFMT(mode), "unknown kind of file")
 
 
-def ids_of(entry: Entry) -> tuple[int, int]:
+def ids_of(entry: ArchiveEntry) -> tuple[int, int]:
     """The owner's numbers on this host: by name, or the old ones where the name is unknown."""
     user, group = _user_number(entry.user), _group_number(entry.group)
     return entry.uid if user is None else user, entry.gid if group is None else group

@@ -1,9 +1,9 @@
-"""What a backup contains, written once, beside it: every file with size and SHA-256, and the content by kind."""
+"""The manifest of a backup, written once: every file with its size and SHA-256, and the content by kind."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -62,9 +62,38 @@ class Manifest(BaseModel):
         """Whether its files are stored encrypted."""
         return bool(self.clear)
 
+    def whole(self) -> Manifest:
+        """With its files and content, as a restore needs it."""
+        return self
+
 
 LONG = ("files", "content", "clear")
 SHORT_ENTRIES = 5000
+
+
+class Head(BaseModel):
+    """What a listing shows of a long manifest. `content` is None where it is long too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Kind
+    name: str
+    environment: str
+    taken: datetime
+    seconds: float
+    host: str
+    tool: str
+    recipients: tuple[str, ...]
+    content: dict[str, Any] | None
+    bytes: int
+    is_encrypted: bool
+    seal: str
+
+    @classmethod
+    def of(cls, manifest: Manifest, seal: str) -> Head:
+        """Of a manifest and its seal."""
+        entries = sum(len(value) for value in manifest.content.values() if isinstance(value, Sized))
+        shown = {name: getattr(manifest, name) for name in cls.model_fields if name not in ("content", "seal")}
+        return cls(**shown, content=manifest.content if entries <= SHORT_ENTRIES else None, seal=seal)
 
 
 class Listed(Manifest):
@@ -75,37 +104,36 @@ class Listed(Manifest):
     """
 
     _read: Callable[[], Manifest] = PrivateAttr()
-    _seal: str = PrivateAttr()
-    _bytes: int = PrivateAttr()
-    _is_encrypted: bool = PrivateAttr()
+    _head: Head = PrivateAttr()
 
     @classmethod
-    def of(cls, manifest: Manifest, seal: str, read: Callable[[], Manifest]) -> Listed:
-        """Without what is long. `read` gives the whole again, or raises."""
-        listed = cls.model_construct(**{name: getattr(manifest, name) for name in Manifest.model_fields})
-        short = sum(len(value) for value in manifest.content.values() if isinstance(value, Sized)) <= SHORT_ENTRIES
+    def of(cls, head: Head, read: Callable[[], Manifest]) -> Listed:
+        """`read` reads the manifest again, or raises."""
+        listed = cls.model_construct(**{name: getattr(head, name, None) for name in Manifest.model_fields})
         for name in LONG:
-            if name != "content" or not short:
+            if name != "content" or head.content is None:
                 del listed.__dict__[name]
-        listed._read, listed._seal = read, seal
-        listed._bytes, listed._is_encrypted = manifest.bytes, manifest.is_encrypted
+        listed._read, listed._head = read, head
         return listed
 
     def whole(self) -> Manifest:
-        """With everything.
+        """With its files and content, read from the store.
 
         Raises:
-            VerificationFailed: it is missing or altered by now.
+            VerificationFailed: it is missing, altered, or not the manifest that was listed.
         """
-        return self._read()
+        manifest = self._read()
+        if Head.of(manifest, self._head.seal) != self._head:
+            raise VerificationFailed(f"{self.name} is not the backup that was listed", "run it again")
+        return manifest
 
     @property
     def bytes(self) -> int:
-        return self._bytes
+        return self._head.bytes
 
     @property
     def is_encrypted(self) -> bool:
-        return self._is_encrypted
+        return self._head.is_encrypted
 
     if not TYPE_CHECKING:
 
@@ -114,7 +142,7 @@ class Listed(Manifest):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Listed):
-            return self._seal == other._seal
+            return self._head.seal == other._head.seal
         return self.whole() == other
 
     __hash__ = None  # type: ignore[assignment]
@@ -205,22 +233,26 @@ def parse(name: str, text: str | None, seal: str | None) -> Manifest:
         raise VerificationFailed(f"the manifest of {name} is not one: {where}", OTHER_BACKUPS) from None
     if manifest.name != name:
         raise VerificationFailed(
-            f"{name} has the manifest of {manifest.name}", f"this one was mixed up; {OTHER_BACKUPS}"
+            f"{name} has the manifest of {manifest.name}",
+            f"do not use it: it was confused with another; {OTHER_BACKUPS}",
         )
     for path in (*manifest.files, *manifest.clear, manifest.environment):  # all of them become paths
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts or str(pure) != path or "\0" in path:
             raise VerificationFailed(
-                f"the manifest of {name} names “{path[:200]}”, which leads out of it",
-                "do not use it: it was forged or mixed up",
+                f"the manifest of {name} names “{path[:200]}”, which is outside the backup",
+                "do not use it: it was forged or confused with another",
             )
     return manifest
 
 
-def damage(directory: Path, files: Mapping[str, FileSum]) -> list[str]:
+def damage(directory: Path, files: Mapping[str, FileSum], *, only: Collection[str] | None = None) -> list[str]:
     """Every way in which a backup's files differ from their sums, as sentences; empty when it is whole. One that the
-    disk does not give back is one of them."""
+    disk does not give back is one of them. `only`: the names of files that are judged; other files are not read."""
     paths = {path.relative_to(directory).as_posix(): path for path in files_in(directory)}
+    if only is not None:
+        paths = {name: path for name, path in paths.items() if name in only}
+        files = {name: files[name] for name in only}
     for path in paths.values():
         if path.is_symlink() or not path.is_file():
             return [f"{path.name} is not a plain file"]

@@ -51,7 +51,7 @@ def read_gap(first: Store, second: Store, kind: Kind, environment: str) -> Gap:
         OpsError: they are the same place.
     """
     if first.where == second.where:
-        raise OpsError(f"both stores are {first.where}", "give [copies] another place, best in another region")
+        raise OpsError(f"both stores are {first.where}", "set [copies] to another store, preferably in another region")
     backups, unreadable = catalogue.open_all(first, kind)
     own = [
         backup
@@ -121,7 +121,9 @@ def prove_copy(backup: Backup, second: Store) -> int:
         note_verified.work(backup, second)
     _end_transit(backup)
     if problems:
-        raise VerificationFailed(f"the copy of {backup.name} is bad: {problems[0]}", "it was removed; launch it again")
+        raise VerificationFailed(
+            f"the copy of {backup.name} is damaged: {problems[0]}", "run it again: the damaged copy was deleted"
+        )
     return manifest.bytes
 
 
@@ -154,5 +156,5 @@ def _require_room(backup: Backup, transit: Path) -> None:
     if free < needed:
         raise OpsError(
             f"{backup.name} needs {size(needed)} on its way in {transit.parent} and {size(free)} are free",
-            "free space there, or give [backups] spool more",
+            "free disk space there, or set [backups] spool to a larger disk",
         )

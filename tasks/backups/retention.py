@@ -1,4 +1,4 @@
-"""Which backups stay, by tiers of age and by what was proven (§1.2, manual-traps), and which can be deleted."""
+"""Which backups are kept, by tiers of age and by their proof (§1.2), and which can be deleted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups import catalogue
 from tasks.backups.catalogue import KEPT, Backup, note_of
-from tasks.backups.manifest import Kind
+from tasks.backups.manifest import MANIFEST, Kind
 from tasks.cluster.content import needed_by
 from tasks.stores.store import Store, has_place, store_of
 
@@ -31,7 +31,7 @@ AS_TOML = -1
 
 
 @dataclass(frozen=True)
-class Rule:
+class RetentionRule:
     """What `keep` says, with days, weeks and months of `zone` (a day of 23 or 25 hours where clocks change)."""
 
     keep: Keep
@@ -44,13 +44,13 @@ class Rule:
         return max(timedelta(hours=self.keep.hours), timedelta(days=self.keep.daily))
 
 
-def rule_of(env: Environment, which: Stores = "backups", **given: int) -> Rule:
+def rule_of(env: Environment, which: Stores = "backups", **given: int) -> RetentionRule:
     """The rule of a set of stores, from the TOML. `given` replaces single keys of `keep`, but for `AS_TOML`."""
     keep = env.stores(which).keep
-    return Rule(Keep(**(keep.model_dump() | {key: n for key, n in given.items() if n != AS_TOML})), env.zone)
+    return RetentionRule(Keep(**(keep.model_dump() | {key: n for key, n in given.items() if n != AS_TOML})), env.zone)
 
 
-def reasons_to_stay(backups: Sequence[Backup], rule: Rule, now: datetime) -> dict[str, str]:
+def reasons_to_stay(backups: Sequence[Backup], rule: RetentionRule, now: datetime) -> dict[str, str]:
     """Why each backup of one kind stays, by name. What is not in the result can be deleted.
 
     Everything stays while fewer than `keep.verified` backups are proven, or one is of the future (the clock jumped).
@@ -78,7 +78,7 @@ def reasons_to_stay(backups: Sequence[Backup], rule: Rule, now: datetime) -> dic
     return stays
 
 
-def _of_tiers(ordered: Sequence[Backup], rule: Rule) -> Iterator[tuple[str, str]]:
+def _of_tiers(ordered: Sequence[Backup], rule: RetentionRule) -> Iterator[tuple[str, str]]:
     """What the tiers keep, oldest first in `ordered`; the first reason counts."""
     keep, newest = rule.keep, ordered[-1].manifest
     single = newest.kind in ON_PURPOSE
@@ -105,7 +105,7 @@ def _by_proof(backup: Backup) -> tuple[bool, bool, bool, datetime]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredBackup:
     """An environment's backups of some kinds, oldest first, and the names of those whose manifest cannot be read.
     `kept` is what restores kept of the live data before them: it stands in for no backup."""
 
@@ -113,7 +113,7 @@ class Stored:
     unreadable: tuple[str, ...]
     kept: tuple[Backup, ...] = ()
 
-    def doomed(self, rule: Rule) -> tuple[Backup, ...]:
+    def doomed(self, rule: RetentionRule) -> tuple[Backup, ...]:
         """What the rule lets go, oldest first; of base backups those that are incremental to others first, so that a
         run that is killed leaves none without its base. Kept live data goes when it is older than the daily tier, and
         only with a newer verified backup."""
@@ -132,18 +132,18 @@ class Stored:
 
 
 def most_unattended(number: int, share: float) -> int:
-    """How many of so many things one unattended run deletes at most. The next run continues."""
+    """The most that one unattended run deletes. The next run continues."""
     return max(1, int(number * share))
 
 
 @probe
 def read_stores(
     places: Sequence[tuple[Store | OpsError, Sequence[Kind]]], environment: str
-) -> tuple[Stored | OpsError, ...]:
+) -> tuple[StoredBackup | OpsError, ...]:
     """Every offered backup of an environment in each of several stores, all asked at once; the error of one that cannot
     be listed, or was none to begin with."""
 
-    def read(place: tuple[Store | OpsError, Sequence[Kind]]) -> Stored | OpsError:
+    def read(place: tuple[Store | OpsError, Sequence[Kind]]) -> StoredBackup | OpsError:
         store, kinds = place
         if isinstance(store, OpsError):
             return store
@@ -158,19 +158,19 @@ def read_stores(
 
 
 @probe
-def read_store(store: Store, kind: Kind, environment: str) -> Stored:
+def read_store(store: Store, kind: Kind, environment: str) -> StoredBackup:
     """Every offered backup of an environment, and what its restores kept."""
     return _read(store, (kind,), environment)
 
 
-def _read(store: Store, kinds: Sequence[Kind], environment: str) -> Stored:
+def _read(store: Store, kinds: Sequence[Kind], environment: str) -> StoredBackup:
     backups, unreadable = catalogue.open_all(store, *kinds)
     backups.sort(key=lambda backup: backup.manifest.taken)
     own, kept = (
         tuple(backup for backup in backups if backup.manifest.environment == name)
         for name in (environment, KEPT.format(environment))
     )
-    return Stored(own, tuple(unreadable), kept)
+    return StoredBackup(own, tuple(unreadable), kept)
 
 
 @probe
@@ -186,14 +186,26 @@ def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -
 
     Raises:
         OpsError: the store refuses (an object lock).
+        VerificationFailed: a backup is not the one that was listed.
     """
     freed = 0
     for backup in doomed:
         permit.require(DELETE, backup.where)
+        _require_as_listed(backup)
         backup.store.remove(environment, backup.name)
         backup.store.forget(note_of(backup.name))
         freed += backup.manifest.bytes
     return freed
+
+
+def _require_as_listed(backup: Backup) -> None:
+    """The rule was applied to what a listing showed, which may come from a cache.
+
+    Raises:
+        VerificationFailed: the backup's own manifest differs.
+    """
+    if backup.store.read(f"{backup.name}/{MANIFEST}") is not None:  # None: an attempt before this one removed it
+        backup.manifest.whole()
 
 
 PATIENCE_SECONDS = 5.0
@@ -228,12 +240,12 @@ def expected_backups(keep: Keep, a_day: float, proven_every_days: float = 1) -> 
 
 
 def retention_bytes(keep: Keep, each_bytes: float, a_day: float, proven_every_days: float = 1) -> int:
-    """The bytes that so many backups of that size take."""
+    """The bytes that so many backups of that size use."""
     return int(expected_backups(keep, a_day, proven_every_days) * each_bytes)
 
 
 def need_of(which: Stores, kind: Kind, backups: Sequence[Backup], keep: Keep) -> Need:
-    """From the backups that are there: their average size, and how many the last day had."""
+    """From the existing backups: their average size, and the number of the last day."""
     if not backups:
         return Need(which, kind, 0, 0.0, 0)
     newest = max(one.manifest.taken for one in backups)
@@ -244,7 +256,7 @@ def need_of(which: Stores, kind: Kind, backups: Sequence[Backup], keep: Keep) ->
 
 
 def read_needs(env: Environment) -> tuple[tuple[Need, ...], tuple[str, ...]]:
-    """What each set of stores will need for each kind of backup, and why some could not be read."""
+    """The space that each set of stores will need for each kind of backup, and why some could not be read."""
     needs, problems = list[Need](), list[str]()
     for which in get_args(Stores):
         for kind in PROVEN_EVERY_DAYS:
@@ -256,7 +268,7 @@ def read_needs(env: Environment) -> tuple[tuple[Need, ...], tuple[str, ...]]:
                 problems.append(error.message)
                 continue
             (found,) = read_stores([(store, (kind,))], env.name)
-            if isinstance(found, Stored):
+            if isinstance(found, StoredBackup):
                 needs.append(need_of(which, kind, found.backups, rule_of(env, which).keep))
             else:
                 problems.append(found.message)

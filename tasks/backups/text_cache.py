@@ -1,7 +1,7 @@
-"""Small texts of stores that a run has read: a manifest is written once, and a run asks for it more than once.
+"""Small texts of stores that a run has read: a manifest is written once, and a run reads it more than once.
 
-They are kept compressed, and no more than `MOST_BYTES` of them: a thousand backups of ten thousand tables have some
-gigabytes of manifests. What is on this host is read again: that costs nothing.
+They are compressed, up to `MOST_BYTES`: a thousand backups of ten thousand tables have some gigabytes of manifests.
+Texts on this host are read again: that is fast.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import weakref
 import zlib
+from pathlib import Path
 
 from runbook.current import current_report
 from runbook.report import Report
-from tasks.backups.manifest import Listed
+from tasks.backups.heads import Heads
 from tasks.stores.store import Store
 
 MOST_BYTES = 256 << 20
@@ -24,12 +25,16 @@ class KnownTexts:
     def __init__(self) -> None:
         self._texts: dict[tuple[str, str, str], bytes] = {}
         self._bytes = 0
-        self.listed: dict[tuple[str, str], Listed] = {}
-        """Long manifests that were read, by the backup's place and seal: reading one takes a tenth of a second."""
+        self._heads: dict[tuple[str, Path], Heads] = {}
         self._lock = threading.Lock()
 
+    def heads(self, store: Store) -> Heads:
+        """The heads of a store's long manifests, loaded once a run."""
+        with self._lock:
+            return self._heads.setdefault((store.where, store.hands), Heads(store))
+
     def read(self, store: Store, path: str, stamp: str) -> str | None:
-        """A text of a store; from here where it was read with the same `stamp` before. None is asked for again.
+        """A text of a store, cached by its `stamp`. A missing text is queried again.
 
         Raises:
             Unreachable: the store does not answer.
@@ -53,7 +58,7 @@ _last: tuple[weakref.ref[Report], KnownTexts] | None = None
 
 
 def known_texts() -> KnownTexts:
-    """Of the current run; outside a run nothing is known from before."""
+    """The texts of the current run; outside a run, an empty cache."""
     global _last
     report = current_report()
     if report is None:

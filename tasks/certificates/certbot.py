@@ -1,4 +1,4 @@
-"""certbot (https://eff-certbot.readthedocs.io/en/stable/using.html): certificates issued and renewed by ACME."""
+"""certbot (https://eff-certbot.readthedocs.io/en/stable/using.html): issue and renew certificates by ACME."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _FAILED = re.compile(
     re.MULTILINE,
 )
 _HINTS = {
-    "connection": "the authority reaches no web server under that name: open port 80, or correct the name's address",
-    "unauthorized": "another host, directory or TXT record answers under that name: correct address, webroot or hook",
-    "dns": "correct the name's record (A, AAAA, CAA; TXT _acme-challenge for dns-01) where its zone is kept",
-    "caa": "let the authority issue for that name in its CAA record",
-    "rateLimited": "wait: the authority says until when; do not launch it again before",
+    "connection": "open port 80, or correct the name's address: the authority reaches no web server under that name",
+    "unauthorized": "correct the name's address, webroot or hook: another host, directory or TXT record answers",
+    "dns": "correct the name's DNS record (A, AAAA, CAA; TXT _acme-challenge for dns-01)",
+    "caa": "allow the authority in the name's CAA record",
+    "rateLimited": "wait until the time that the authority states; do not run this before",
 }
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """One that failed: of which name, the authority's kind of problem, and its words."""
+    """A failed challenge: the name, the authority's error type, and its message."""
 
     name: str
     type: str
@@ -45,36 +45,36 @@ class Challenge:
 
     @property
     def hint(self) -> str:
-        """What to do."""
-        return _HINTS.get(self.type, "read what the authority says, and certbot's log")
+        """The next step."""
+        return _HINTS.get(self.type, "read the authority's message, and certbot's log")
 
 
 def failed_challenges(printed: str) -> list[Challenge]:
-    """What certbot prints of the challenges that the authority did not accept."""
+    """Parse the failed challenges from certbot's output."""
     return [Challenge(found["name"], found["type"], found["detail"].strip()) for found in _FAILED.finditer(printed)]
 
 
 @probe
 def read_version() -> str:
-    """certbot's own.
+    """The version of certbot.
 
     Raises:
-        OpsError: it is not installed, fails, hangs, or is something else.
+        OpsError: it is not installed, fails, hangs, or is another program.
     """
     try:
         done = shell.run(["certbot", "--version"], timeout_seconds=VERSION_SECONDS)
     except OpsError as error:
         raise OpsError(error.message, HOW_TO_INSTALL) from None
     if not (found := re.search(r"certbot (\d+\.\d+\S*)", done.stdout + done.stderr)):
-        raise OpsError("the program certbot does not say its version", HOW_TO_INSTALL)
+        raise OpsError("the program certbot does not print a version", HOW_TO_INSTALL)
     return found[1]
 
 
 def command(block: Certificates, kind: Kind, names: Sequence[str]) -> list[str]:
-    """What is run. Whether it is time was judged before, so certbot is not asked again; nor does it sleep first.
+    """The command to run. certbot neither judges the due date again nor sleeps first.
 
     Raises:
-        OpsError: the directory of certificates is not certbot's, or a name needs another challenge.
+        OpsError: the certificates' directory is not certbot's, or a name needs another challenge.
     """
     if kind == RELOAD:
         return block.reloading()
@@ -82,11 +82,11 @@ def command(block: Certificates, kind: Kind, names: Sequence[str]) -> list[str]:
         return list(block.renew_command)
     live = Path(block.directory)
     if live.name != "live":
-        hint = "name its directory live in [certificates] directory, or set renew_command to what makes them"
-        raise OpsError(f"{live} is no directory of certbot's", hint)
+        hint = "set [certificates] directory to certbot's directory live, or set renew_command"
+        raise OpsError(f"{live} is not certbot's directory live", hint)
     if block.challenge != "dns-01" and (wild := [name for name in names if name.startswith("*.")]):
         hint = 'set [certificates] challenge = "dns-01" with dns_plugin or dns_auth_hook'
-        raise OpsError(f"{wild[0]} is a wildcard, which no authority issues by {block.challenge}", hint)
+        raise OpsError(f"{wild[0]} is a wildcard: no authority issues it by {block.challenge}", hint)
     places = ["--config-dir", str(live.parent)]
     if block.certbot_directory:
         places += ["--work-dir", block.certbot_directory, "--logs-dir", f"{block.certbot_directory}/logs"]
@@ -112,7 +112,7 @@ def command(block: Certificates, kind: Kind, names: Sequence[str]) -> list[str]:
 
 
 def challenge_options(block: Certificates) -> list[str]:
-    """How certbot answers the authority's challenges. The kind is named: one that was issued by DNS keeps that."""
+    """certbot's options for the challenge. The type is explicit: a certificate issued by DNS would keep it."""
     by_http = ["--preferred-challenges", "http"]
     match block.challenge:
         case "webroot":
@@ -128,8 +128,8 @@ def challenge_options(block: Certificates) -> list[str]:
 
 
 def _has_another(block: Certificates, configuration: Path, name: str) -> bool:
-    """Whether a renewal must be told how: the hooks of the TOML count, not those of the first issue. A certificate that
-    another tool issued by standalone, as the manual does, would want the web server's port again."""
+    """Whether a renewal needs the challenge options: the TOML's hooks replace those of the first issue. A certificate
+    that was issued by standalone, as in the manual, would need the web server's port again."""
     try:
         text = (configuration / "renewal" / f"{name}.conf").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -147,7 +147,7 @@ def _has_another(block: Certificates, configuration: Path, name: str) -> bool:
 
 @probe
 def read_port_problem(port: int) -> str:
-    """Why a program cannot listen on a port of this host; "" where it can."""
+    """Why a program cannot listen on a port of this host; "" if it can."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -164,11 +164,11 @@ def _inherit(block: Certificates) -> tuple[str, ...]:
 @action
 def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[str]) -> str:
     """Issue or renew one certificate by `renew_command`, with OPS_CERTIFICATE (its directory) and OPS_CERTIFICATE_NAMES
-    in its environment; then reload the web server. Returns how the reload failed, "" where it did not.
+    in its environment; then reload the web server. Returns the error of the reload, "" for none.
 
     Raises:
         CommandFailed: the command failed.
-        OpsError: it did not end in time.
+        OpsError: it did not end within CERTBOT_SECONDS.
     """
     permit.require(kind, names[0])
     variables = {"OPS_CERTIFICATE": str(Path(block.directory) / names[0]), "OPS_CERTIFICATE_NAMES": " ".join(names)}
@@ -185,16 +185,16 @@ def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[s
 
 @action
 def run_certbot(permit: Permit, block: Certificates, kind: Kind, names: Sequence[str]) -> str:
-    """Issue or renew one certificate; certbot's deploy hook reloads the web server. Returns what the hook did wrong, ""
-    where nothing: certbot exits 0 then too.
+    """Issue or renew one certificate; certbot's deploy hook reloads the web server. Returns the hook's error, "" for
+    none: certbot exits 0 in both cases.
 
     Raises:
-        CommandFailed: certbot failed; its `stdout` tells of the challenges.
-        OpsError: it did not end in time.
+        CommandFailed: certbot failed; its `stdout` has the challenges.
+        OpsError: it did not end within CERTBOT_SECONDS.
     """
     permit.require(kind, names[0])
     trust = {"REQUESTS_CA_BUNDLE": block.acme_authorities} if block.acme_authorities else {}
-    argv, hint = command(block, kind, names), "look into certbot's log (letsencrypt.log)"
+    argv, hint = command(block, kind, names), "check certbot's log (letsencrypt.log)"
     done = shell.run(
         argv, environment={**trust, "LC_ALL": "C"}, inherit=_inherit(block), timeout_seconds=CERTBOT_SECONDS, hint=hint
     )
@@ -204,18 +204,18 @@ def run_certbot(permit: Permit, block: Certificates, kind: Kind, names: Sequence
 
 @action(idempotent=True)
 def reload_web_server(permit: Permit, block: Certificates, name: str) -> None:
-    """Have it read its certificates again; its connections go on.
+    """Reload the web server's certificates; its connections continue.
 
     Raises:
-        CommandFailed, OpsError: it could not be told to.
+        CommandFailed, OpsError: the reload failed.
     """
     permit.require(RELOAD, name)
-    hint = f"look at the configuration of {block.web_server} (nginx -t): it serves the old one until it is right"
+    hint = f"fix the configuration of {block.web_server} (nginx -t): until then it serves the old certificate"
     shell.run(block.reloading(), timeout_seconds=RELOAD_SECONDS, hint=hint)
 
 
-def told(error: OpsError) -> tuple[str, str]:
-    """Why it failed, and what to do: the authority's own words, where it has any."""
+def explain(error: OpsError) -> tuple[str, str]:
+    """The reason and the next step; from the failed challenges, if there are any."""
     challenges = failed_challenges(error.stdout) if isinstance(error, CommandFailed) else []
     if not challenges:
         return error.message, error.hint

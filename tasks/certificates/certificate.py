@@ -1,4 +1,4 @@
-"""One X.509 certificate, and what is judged of it (RFC 5280; key sizes: CA/Browser Forum's baseline requirements)."""
+"""An X.509 certificate and its properties (RFC 5280; key sizes: CA/Browser Forum's baseline requirements)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 LEAST_RSA_BITS = 2048
 LEAST_CURVE_BITS = 256
 WEAK_HASHES = ("md5", "sha1")
-# The manual's 30 days are of a certificate of 90: one of 45 days is renewed at 15, as certbot does.
+# The manual's 30 days are for a lifetime of 90: a certificate of 45 days is renewed at 15, like certbot does.
 DUE, OVERDUE, URGENT = timedelta(days=30), timedelta(days=14), timedelta(days=7)
 DUE_SHARE, OVERDUE_SHARE, URGENT_SHARE = 1 / 3, 1 / 6, 1 / 12
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What it says. `names` are those that clients compare (of its SAN, in lower case), never the common name."""
+    """The properties of a certificate. `names`: of its SAN, in lower case; clients ignore the common name."""
 
     subject: str
     issuer: str
@@ -35,33 +35,33 @@ class Certificate:
 
     @property
     def weak_signature(self) -> str:
-        """ "signed with SHA1", where it is; "" else. Such a signature cannot be verified here either."""
+        """A weak signature, such as “signed with SHA1”; "" for a strong one. Weak ones cannot be verified here."""
         return next((weak for weak in self.weaknesses if weak.startswith("signed")), "")
 
     @property
     def serial_text(self) -> str:
-        """As `openssl x509 -serial` prints it."""
+        """The serial number, as in `openssl x509 -serial`."""
         return f"{self.serial:X}"
 
     def left(self, now: datetime) -> timedelta:
-        """Until it expires; negative afterwards."""
+        """The time until its expiry; negative afterwards."""
         return self.ends - now
 
     def within(self, limit: timedelta, share: float, now: datetime) -> bool:
-        """Whether it expires within `limit`, or within that share of its whole life, which may be shorter."""
+        """Whether it expires within `limit`, or within that share of its lifetime if that is shorter."""
         return self.left(now) <= min(limit, (self.ends - self.begins) * share)
 
     def is_due(self, now: datetime) -> bool:
-        """Whether it is to be renewed."""
+        """Whether its renewal is due."""
         return self.within(DUE, DUE_SHARE, now)
 
     def covers(self, name: str) -> bool:
-        """Whether a client that asks for `name` takes it; a wildcard stands for one label."""
-        asked = name.lower()
-        return asked in self.names or ("." in asked and f"*.{asked.split('.', 1)[1]}" in self.names)
+        """Whether it is valid for `name`; a wildcard matches one label."""
+        wanted = name.lower()
+        return wanted in self.names or ("." in wanted and f"*.{wanted.split('.', 1)[1]}" in self.names)
 
     def signed_by(self, other: Certificate) -> bool:
-        """Whether the other's key signed it."""
+        """Whether the other certificate's key signed it."""
         try:
             self.parsed.verify_directly_issued_by(other.parsed)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -70,7 +70,7 @@ class Certificate:
 
 
 def read(parsed: x509.Certificate) -> Certificate:
-    """Look at everything now, so that a malformed one is told here.
+    """Read all properties at once, so that a malformed certificate fails here.
 
     Raises:
         ValueError: an extension, a name or the key cannot be read.
@@ -112,7 +112,7 @@ def _names(value: object) -> tuple[str, ...]:
 
 
 def _key(parsed: x509.Certificate) -> tuple[str, list[str]]:
-    """What kind of key it is, and what is weak of it."""
+    """The type of the key, and its weaknesses."""
     match parsed.public_key():
         case rsa.RSAPublicKey() as key:
             weak = [f"RSA with {key.key_size} bits"] if key.key_size < LEAST_RSA_BITS else []

@@ -1,4 +1,4 @@
-"""From a certificate to an authority that is trusted: which link is missing, and who is trusted."""
+"""The chain from a certificate to a trusted authority."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def parse_chain(content: bytes) -> tuple[Certificate, ...]:
     """The certificates of a PEM file, in its order.
 
     Raises:
-        ValueError: it holds none, or one that is damaged.
+        ValueError: it contains no certificate, or a damaged one.
     """
     return tuple(read(parsed) for parsed in x509.load_pem_x509_certificates(content))
 
 
 @probe
 def read_authorities(file: str) -> tuple[Certificate, ...]:
-    """The system's authorities, as OpenSSL finds them, and those of a file.
+    """The system's authorities, as found by OpenSSL, and those of a file.
 
     Raises:
-        OpsError: the file cannot be read, or nobody is trusted.
+        OpsError: the file cannot be read, or no authority is trusted.
     """
     found = [*_system(), *(_named(Path(file)) if file else ())]
     if not found:
-        hint = "apt install ca-certificates, or name [certificates] authorities"
+        hint = "run apt install ca-certificates, or set [certificates] authorities"
         raise OpsError("this host trusts no authority", hint)
     return tuple(found)
 
@@ -44,7 +44,7 @@ def _named(file: Path) -> tuple[Certificate, ...]:
     except OSError as error:
         raise OpsError(f"{file}: {error.strerror}", "correct [certificates] authorities") from None
     except ValueError:
-        raise OpsError(f"{file} holds no certificates", "name a PEM file in [certificates] authorities") from None
+        raise OpsError(f"{file} contains no certificates", "set [certificates] authorities to a PEM file") from None
 
 
 def _system() -> list[Certificate]:
@@ -52,23 +52,23 @@ def _system() -> list[Certificate]:
     for encoded in ssl.create_default_context().get_ca_certs(binary_form=True):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of old roots' serial numbers
+                warnings.simplefilter("ignore")  # about old roots' serial numbers
                 found.append(read(x509.load_der_x509_certificate(encoded)))
-        except ValueError:  # one that nobody can read signs nothing
+        except ValueError:  # an unreadable authority verifies nothing
             continue
     return found
 
 
 def missing_link(chain: Sequence[Certificate], authorities: Sequence[Certificate], now: datetime) -> str:
-    """Why nobody who trusts `authorities` believes the first of `chain`; "" where they do.
+    """Why the first certificate of `chain` is not trusted by `authorities`; "" if it is.
 
-    Signatures, dates and who may sign are looked at; constraints of names and policies are OpenSSL's (served.py).
+    Checks signatures, dates and the right to sign. OpenSSL checks the constraints of names and policies (served.py).
     """
     current, rest = chain[0], list(chain[1:])
     while True:
         above = [one for one in authorities if one == current or current.signed_by(one)]
         if not above and current.weak_signature:
-            return f"{current.subject} is {current.weak_signature}, which nobody believes any more"
+            return f"{current.subject} is {current.weak_signature}, which clients no longer trust"
         if any(one.left(now).total_seconds() > 0 for one in above):
             return ""
         if above:
@@ -78,7 +78,7 @@ def missing_link(chain: Sequence[Certificate], authorities: Sequence[Certificate
         if signer is None:
             return _end_of_chain(current, signers)
         if not signer.is_authority:
-            return f"{signer.subject} may not sign certificates, and signed {current.subject}"
+            return f"{signer.subject} signed {current.subject}, but may not sign certificates"
         if not signer.begins <= now < signer.ends:
             return f"{signer.subject}, which signed {current.subject}, is valid from {signer.begins} to {signer.ends}"
         rest.remove(signer)
@@ -87,7 +87,7 @@ def missing_link(chain: Sequence[Certificate], authorities: Sequence[Certificate
 
 def _end_of_chain(last: Certificate, others: Sequence[Certificate]) -> str:
     if last.subject == last.issuer:
-        return f"{last.subject} signed itself, and is not among the authorities"
+        return f"{last.subject} is self-signed and not among the trusted authorities"
     if others:
         return f"{last.issuer} is in the chain with another key than the one that signed {last.subject}"
-    return f"{last.issuer}, which signed {last.subject}, is neither in the chain nor among the authorities"
+    return f"{last.issuer}, which signed {last.subject}, is neither in the chain nor among the trusted authorities"

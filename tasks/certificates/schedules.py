@@ -1,4 +1,4 @@
-"""Who else runs `certbot renew` on this host: Debian's cron file, a systemd timer, the manual's line in a crontab."""
+"""Other schedules of `certbot renew` on this host: Debian's cron file, a systemd timer, a line in a crontab."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RENEWS = re.compile(r"^\s*[^#\s].*\bcertbot\b.*\brenew\b|^\s*[^#\s].*\bcertbot\
 
 @dataclass(frozen=True)
 class Schedules:
-    """Where a renewal is scheduled, and what could not be read."""
+    """Files that schedule a renewal, and files that could not be read."""
 
     found: tuple[str, ...]
     unread: tuple[str, ...]
@@ -24,7 +24,7 @@ class Schedules:
 
 @probe
 def find_schedules() -> Schedules:
-    """Look at this host's crontabs and enabled timers."""
+    """Read this host's crontabs and enabled timers."""
     systemd = (ROOT / "run/systemd/system").exists()
     found = [str(path) for path in ROOT.glob(TIMERS)] if systemd else []
     unread = []
@@ -34,7 +34,7 @@ def find_schedules() -> Schedules:
         except OSError:
             unread.append(str(path))
             continue
-        # Debian's own line does nothing where systemd runs: its timer does.
+        # With systemd, Debian's own cron line does nothing: its timer renews.
         if any(_RENEWS.match(line) and not (systemd and "run/systemd/system" in line) for line in lines):
             found.append(str(path))
     return Schedules(tuple(found), tuple(unread))

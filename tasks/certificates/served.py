@@ -1,4 +1,4 @@
-"""The certificate that a server shows: over TLS, SMTP's STARTTLS (RFC 3207) and PostgreSQL's SSLRequest
+"""The certificate that a server presents: over TLS, SMTP's STARTTLS (RFC 3207) and PostgreSQL's SSLRequest
 (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL)."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.certificates.certificate import Certificate, read
 
 PATIENCE_SECONDS = 10.0
 RELOAD_SECONDS = 30.0
-# While a web server is reloaded, its old workers answer for a moment too.
+# During a reload a web server's old workers still answer for a moment.
 IN_A_ROW = 3
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 MOST_LINE_BYTES = 4096
@@ -30,7 +30,7 @@ NO_TLS = "correct the address under [certificates] served, or turn TLS on there"
 
 @dataclass(frozen=True)
 class Served:
-    """What a server showed; `refused`: why OpenSSL does not believe it; `trouble`: why there is nothing, and a hint."""
+    """A server's certificate. `refused`: why OpenSSL does not trust it; `trouble`: the error (reason, next step)."""
 
     server: TlsServer
     certificate: Certificate | None = None
@@ -40,13 +40,13 @@ class Served:
 
 
 class _NoTls(Exception):
-    """The server has none to offer; says why, and what to do."""
+    """The server offers no certificate; the reason and the next step."""
 
 
 @probe
 def read_served(server: TlsServer, authorities: str) -> Served:
-    """Shake hands, believing in the system's authorities and those of a file; where that fails, believing anybody, to
-    see what is shown. Nothing is sent after the handshake."""
+    """Do a TLS handshake, trusting the system's authorities and those of a file. If that fails, do one without
+    verification, to read the certificate. Nothing is sent after the handshake."""
     try:
         context = _strict(authorities)
     except OSError:  # OpenSSL's errors too
@@ -64,12 +64,12 @@ def read_served(server: TlsServer, authorities: str) -> Served:
     except ssl.SSLError as error:
         return Served(server, trouble=(f"no handshake: {_why(error)}", NO_TLS))
     except TimeoutError:
-        hint = "look whether it hangs, and at the firewall; correct the address under [certificates] served"
+        hint = "check whether the server hangs, and the firewall; or correct the address under [certificates] served"
         return Served(server, trouble=(f"it did not answer within {PATIENCE_SECONDS:g} s", hint))
     except socket.gaierror:
-        return Served(server, trouble=(f"there is no host {server.host}", "correct it under [certificates] served"))
+        return Served(server, trouble=(f"unknown host {server.host}", "correct it under [certificates] served"))
     except OSError as error:
-        what = f"nobody answers: {error.strerror or error}"
+        what = f"no server answers: {error.strerror or error}"
         return Served(server, trouble=(what, "start it, or correct the address under [certificates] served"))
     except ValueError as error:
         what = f"its certificate cannot be read ({' '.join(str(error).split())[:100]})"
@@ -78,7 +78,7 @@ def read_served(server: TlsServer, authorities: str) -> Served:
 
 @probe
 def wait_until_served(server: TlsServer, authorities: str, expected: Certificate) -> Served:
-    """Until it shows `expected` several times in a row, for half a minute at most. Returns what it showed last."""
+    """Wait up to RELOAD_SECONDS until it presents `expected` several times in a row. Returns the last answer."""
     shown: list[Served] = []
 
     def settled() -> bool:
@@ -86,22 +86,22 @@ def wait_until_served(server: TlsServer, authorities: str, expected: Certificate
         last = [one.certificate for one in shown[-IN_A_ROW:]]
         return len(last) == IN_A_ROW and all(one is not None and one.parsed == expected.parsed for one in last)
 
-    with contextlib.suppress(Unreachable):  # what it shows instead is the answer
+    with contextlib.suppress(Unreachable):  # the last certificate is the answer
         until(settled, what=f"the new certificate at {server.text}", seconds=RELOAD_SECONDS, every_seconds=0.3)
     return shown[-1]
 
 
 def _strict(authorities: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    context.check_hostname = False  # names are judged, and told, apart
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # of newer Pythons; browsers are not so strict
+    context.check_hostname = False  # names are judged separately
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # default of newer Pythons; browsers are less strict
     if authorities:
         context.load_verify_locations(authorities)
     return context
 
 
 def _lenient() -> ssl.SSLContext:
-    """To look at any certificate, however weak or old; nothing is told to that server."""
+    """Accept any certificate, also a weak or old one; no data is sent to the server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -114,7 +114,7 @@ def _why(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     reason = (error.reason or str(error)).replace("_", " ").lower()
-    return "what answers there is not TLS" if "wrong version number" in reason else reason
+    return "the server does not use TLS" if "wrong version number" in reason else reason
 
 
 def _shake(server: TlsServer, context: ssl.SSLContext) -> Served:
@@ -125,13 +125,13 @@ def _shake(server: TlsServer, context: ssl.SSLContext) -> Served:
         encoded = tls.getpeercert(binary_form=True)
         version = tls.version() or ""
     if not encoded:
-        raise _NoTls("it shows no certificate", NO_TLS)
+        raise _NoTls("it presents no certificate", NO_TLS)
     return Served(server, read(x509.load_der_x509_certificate(encoded)), version)
 
 
 @contextlib.contextmanager
 def _connected(server: TlsServer, end: float) -> Iterator[socket.socket]:
-    """A connection on which the handshake may begin, and has the rest of the time."""
+    """A connection that is ready for the handshake, with the rest of the time as timeout."""
     with socket.create_connection((server.host, server.port), timeout=_rest(end)) as raw:
         if server.protocol == "smtp":
             _start_tls(raw, end)
@@ -140,13 +140,13 @@ def _connected(server: TlsServer, end: float) -> Iterator[socket.socket]:
             answer = _receive(raw, 1, end)
             if answer != b"S":
                 off = ("PostgreSQL has TLS off", "set ssl = on, ssl_cert_file and ssl_key_file, and reload it")
-                raise _NoTls(*(off if answer == b"N" else ("what answers there is not PostgreSQL", NO_TLS)))
+                raise _NoTls(*(off if answer == b"N" else ("the server is not PostgreSQL", NO_TLS)))
         raw.settimeout(_rest(end))
         yield raw
 
 
 def _rest(end: float) -> float:
-    """Seconds left; a server that sends a byte now and then gets no more than others."""
+    """Seconds left in total: a server that sends single bytes gets no extra time."""
     if (rest := end - time.monotonic()) <= 0:
         raise TimeoutError
     return rest
@@ -169,10 +169,10 @@ def _start_tls(raw: socket.socket, end: float) -> None:
 
 
 def _reply(raw: socket.socket, code: str, end: float) -> str:
-    """A reply of SMTP, of one line or more ("250-", "250 ")."""
+    """Read a reply of SMTP, of one or more lines ("250-", "250 ")."""
     lines = b""
     while not (lines.endswith(b"\n") and lines.splitlines()[-1][3:4] != b"-"):
-        lines += _receive(raw, 1, end)  # no byte of what comes after it
+        lines += _receive(raw, 1, end)  # not a byte more than the reply
         if len(lines) > MOST_LINE_BYTES:
             break
     text = lines.decode("ascii", "replace")

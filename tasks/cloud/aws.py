@@ -25,7 +25,7 @@ DAY_SECONDS = 86400
 
 
 @dataclass(frozen=True)
-class Instance:
+class CloudInstance:
     """An EC2 instance; `cpu_percent` is its mean of two weeks, None where CloudWatch has no numbers."""
 
     id: str
@@ -64,7 +64,7 @@ class Cost:
 
 
 @probe
-def read_instances(cloud: Cloud) -> list[Instance]:
+def read_instances(cloud: Cloud) -> list[CloudInstance]:
     """https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
 
     Raises:
@@ -75,7 +75,7 @@ def read_instances(cloud: Cloud) -> list[Instance]:
         found = [one for page in pages for reservation in page["Reservations"] for one in reservation["Instances"]]
         watch = cloud.client("cloudwatch")
         return [
-            Instance(
+            CloudInstance(
                 one["InstanceId"],
                 next((tag["Value"] for tag in one.get("Tags", []) if tag["Key"] == "Name"), ""),
                 one["InstanceType"],
@@ -192,11 +192,11 @@ def _asked(service: str) -> Iterator[None]:
         told = f"{service} refuses: {code} {str(said.get('Message', ''))[:200]}".strip()
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
         if _BUSY.search(code) or status == TOO_MANY or status >= BROKEN:
-            raise Unreachable(told, "wait a minute, then launch it again: no right is missing") from None
+            raise Unreachable(told, "wait a minute, then run it again: no right is missing") from None
         raise OpsError(told, _hint(code)) from None
     except BotoCoreError as error:
         raise Unreachable(
-            f"{service} does not answer: {excerpt(str(error), 200)}", "look at [cloud] endpoint, region and credentials"
+            f"{service} does not answer: {excerpt(str(error), 200)}", "check [cloud] endpoint, region and credentials"
         ) from None
     except (
         ResponseParserError,
@@ -206,5 +206,5 @@ def _asked(service: str) -> Iterator[None]:
         ValueError,
     ):  # botocore takes any JSON for an object
         raise OpsError(
-            f"what answers as {service} is no such service: its answer cannot be read", "look at [cloud] endpoint"
+            f"what answers as {service} is no such service: its answer cannot be read", "check [cloud] endpoint"
         ) from None

@@ -1,1 +1,1 @@
-"""Physical copies of a whole PostgreSQL cluster: taken, built beside, asked, swapped in."""
+"""Physical copies of a PostgreSQL cluster: taken, built as a private instance, checked, swapped in."""

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.backups.encryption import ENDING, decrypt_files
@@ -33,13 +33,12 @@ FULL_BYTES = 1 << 20
 
 
 class NoSummaries(CommandFailed):
-    """An incremental backup is not possible: the server has no WAL summaries since the backup that it would stand on,
-    or does not accept that."""
+    """No incremental backup is possible: the server has no WAL summaries since the previous backup, or refuses it."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A server of which a base backup is to be taken. `tablespaces` beside its own two; `bytes` of all databases."""
+class BaseBackupSource:
+    """The server of a base backup. `tablespaces`: without the two built-in ones; `bytes`: of all databases."""
 
     version: int
     system: int
@@ -59,7 +58,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Taken:
+class TakenBaseBackup:
     """A base backup in a directory, how long it took, and how long it took to verify it."""
 
     content: ClusterContent
@@ -68,8 +67,8 @@ class Taken:
 
 
 @probe
-def read_source(postgres: Postgres) -> Source:
-    """What matters of a server.
+def read_source(postgres: Postgres) -> BaseBackupSource:
+    """Read what a base backup depends on.
 
     Raises:
         Unreachable: it is down.
@@ -79,7 +78,7 @@ def read_source(postgres: Postgres) -> Source:
         tablespaces = execute(connection, "SELECT spcname FROM pg_tablespace WHERE spcname !~ '^pg_' ORDER BY 1")
     version, system, segment, summarize, checksums, fsync, replicates, whole, recovering = row
     names = tuple(str(name) for (name,) in tablespaces)
-    return Source(
+    return BaseBackupSource(
         int(version),
         int(str(system)),
         int(segment),
@@ -103,9 +102,11 @@ FROM pg_roles WHERE rolname = current_user
 
 
 @action
-def take_base(postgres: Postgres, source: Source, directory: Path, base: Backup | None = None) -> Taken:
-    """Copy the running cluster into a directory, with the WAL that the copy needs, and verify it by PostgreSQL's own
-    manifest. `base`: only what changed since that backup.
+def take_base(
+    postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None = None
+) -> TakenBaseBackup:
+    """Copy the running cluster into a directory, with the WAL that the copy needs, and verify it with PostgreSQL's
+    manifest. `base`: copy only what changed since that backup.
 
     Raises:
         CommandFailed: pg_basebackup or pg_verifybackup failed.
@@ -129,41 +130,41 @@ def take_base(postgres: Postgres, source: Source, directory: Path, base: Backup 
     content = _content(postgres, source, directory, base)
     started = time.monotonic()
     verify_base(postgres, source.major, directory)
-    return Taken(content, seconds, time.monotonic() - started)
+    return TakenBaseBackup(content, seconds, time.monotonic() - started)
 
 
-def _compress(source: Source) -> list[str]:
-    """On the client's side: the server's own processor is the application's."""
+def _compress(source: BaseBackupSource) -> list[str]:
+    """Compress on the client: the server's processor is for the application."""
     return ["--compress=client-gzip:1"]
 
 
-def _run(postgres: Postgres, source: Source, directory: Path, argv: list[str]) -> None:
-    def tell() -> Done:
+def _run(postgres: Postgres, source: BaseBackupSource, directory: Path, argv: list[str]) -> None:
+    def received() -> WorkDone:
         there = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        return Done(f"{size(there)} of {size(source.bytes)} (uncompressed) are here", 0.0)
+        return WorkDone(f"{size(there)} of {size(source.bytes)} (uncompressed) received", 0.0)
 
     try:
-        with progress(tell):
+        with progress(received):
             stall = shell.Stall(postgres.stall_seconds)
             shell.run(argv, environment=postgres.environment(), stall=stall, hint="nothing was published")
     except CommandFailed as error:
         if (free := disk_of(directory).free_bytes) < FULL_BYTES:
             raise OpsError(f"the store is full: {size(free)} free", f"free space at {directory.parent}") from None
         if "incremental" in error.stderr or "WAL summaries" in error.stderr:
-            hint = "take a full one (kind=full): what changed since that backup is not known any more"
+            hint = "take a full backup (kind=full): the server no longer knows what changed since that one"
             raise NoSummaries(argv, error.exit_code, error.stderr, hint) from None
         raise
 
 
-def _content(postgres: Postgres, source: Source, directory: Path, base: Backup | None) -> ClusterContent:
-    told_by = _manifest(directory)
-    ranges = told_by["WAL-Ranges"]
+def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None) -> ClusterContent:
+    described = _manifest(directory)
+    ranges = described["WAL-Ranges"]
     with postgres.connect() as connection:
         stopped, next_xid = execute(
             connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
         )[0]
-    if told_by.get("System-Identifier", source.system) != source.system:
-        raise VerificationFailed("the copy is another cluster's than the one that was asked", "launch it again")
+    if described.get("System-Identifier", source.system) != source.system:
+        raise VerificationFailed("the copy is from another cluster than the server", "run it again")
     return ClusterContent(
         form="incremental" if base else "full",
         base=base.name if base else "",
@@ -175,7 +176,7 @@ def _content(postgres: Postgres, source: Source, directory: Path, base: Backup |
         next_xid=int(next_xid),
         server_version=source.version,
         segment_bytes=source.segment_bytes,
-        bytes=sum(int(file["Size"]) for file in told_by["Files"]) if base is None else source.bytes,
+        bytes=sum(int(file["Size"]) for file in described["Files"]) if base is None else source.bytes,
         database=postgres.database,
     )
 
@@ -184,11 +185,11 @@ def _manifest(directory: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise VerificationFailed(f"the backup has no readable {MANIFEST}: {error}", "launch it again") from None
+        raise VerificationFailed(f"the backup has no readable {MANIFEST}: {error}", "run it again") from None
 
 
 def manifest_of(backup: Backup, target: Path) -> Path:
-    """PostgreSQL's manifest of a stored backup, on this host and in clear.
+    """PostgreSQL's manifest of a stored backup, decrypted on this host.
 
     Raises:
         VerificationFailed: it is damaged.
@@ -206,12 +207,12 @@ def manifest_of(backup: Backup, target: Path) -> Path:
 
 
 def verify_base(postgres: Postgres, major: int, directory: Path) -> None:
-    """pg_verifybackup: every file against PostgreSQL's manifest, and the WAL that the copy needs read through. Before
-    version 18 it reads no tar: they are unpacked for it, beside.
+    """pg_verifybackup: compare every file with PostgreSQL's manifest, and read the WAL that the copy needs. Before
+    version 18 it reads no tar files: they are unpacked for it.
 
     Raises:
-        VerificationFailed: it is not what the server sent.
-        OpsError: this host is at fault.
+        VerificationFailed: it differs from what the server sent.
+        OpsError: the cause is this host.
     """
     program, plain = postgres.program("pg_verifybackup"), directory.with_name(f"{directory.name}.verify")
     try:
@@ -227,12 +228,7 @@ def verify_base(postgres: Postgres, major: int, directory: Path) -> None:
     except CommandFailed as error:
         require_health(error, "the backup cannot be verified", directory)
         raise VerificationFailed(
-            f"the backup is not what the server sent: {error.message}", "launch it again"
+            f"the backup differs from what the server sent: {error.message}", "run it again"
         ) from None
     finally:
         shutil.rmtree(plain, ignore_errors=True)
-
-
-def age_of(content: ClusterContent) -> float:
-    """Seconds since it can be restored to."""
-    return (datetime.now(UTC) - content.stopped).total_seconds()

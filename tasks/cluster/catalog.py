@@ -1,7 +1,7 @@
-"""The catalog of a base backup, read from its files: a table's OID and file where nobody can be asked any more.
+"""The catalog of a base backup, read from its files: a table's OID and file, without a server.
 
-No server is started: of pg_class only columns of fixed width are read, which stand first in every row. Rows that were
-updated or deleted, and not yet vacuumed, are there too: they tell the files that a table had before.
+Only the fixed-width columns of pg_class are read, which come first in every row. The file also has rows that were
+updated or deleted and not yet vacuumed: they name the files that a table had before.
 https://www.postgresql.org/docs/current/storage-page-layout.html
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runbook.errors import VerificationFailed
 from tasks.cluster.unpack import BASE, extract
-from tasks.postgres.tables.filenodes import Filed
+from tasks.postgres.tables.filenodes import FiledRelation
 
 PG_DATABASE, PG_CLASS = "1262", "1259"
 _MAP, _MAP_MAGIC = "pg_filenode.map", 0x592717
@@ -26,13 +26,13 @@ _SYSTEM_SCHEMAS = (11, 99)  # pg_catalog, pg_toast
 _PUBLIC = 2200
 
 
-def find_in_backup(backup: Path, database: str, typed: str, directory: Path, where: str) -> tuple[Filed, ...]:
-    """The tables of that name in a full base backup that is at hand. A schema other than public cannot be told from
-    another here, so it is passed over.
+def find_in_backup(backup: Path, database: str, typed: str, directory: Path, where: str) -> tuple[FiledRelation, ...]:
+    """The tables of that name in a fetched full base backup. Schemas other than public cannot be distinguished here, so
+    any of them matches.
 
     Raises:
         VerificationFailed: the backup cannot be read.
-        OpsError: this host is at fault.
+        OpsError: the cause is this host.
     """
     maps = [f"global/{_MAP}", f"base/*/{_MAP}"]
     try:
@@ -43,9 +43,9 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
         extract(backup / BASE, directory, *(str(path.relative_to(directory)) for path in files))
     except VerificationFailed as error:
         what = f"the catalog of {where} cannot be read: {error.message}"
-        raise VerificationFailed(what, "name the table's OID") from None
+        raise VerificationFailed(what, "give the table's OID") from None
     schema, _, name = typed.strip().replace('"', "").rpartition(".")
-    found = dict[tuple[int, int, int], Filed]()
+    found = dict[tuple[int, int, int], FiledRelation]()
     for oid in _databases(databases, database):
         path = classes.get(directory / "base" / str(oid))
         for row in rows_in(path.read_bytes()) if path else ():
@@ -54,12 +54,12 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
             table, called, namespace, *_, file = _CLASS.unpack_from(row)
             fits = not schema or (namespace == _PUBLIC) == (schema == "public")
             if fits and file and _text(called) == name and namespace not in _SYSTEM_SCHEMAS:
-                found[oid, table, file] = Filed(oid, table, typed, file, 0, where)
+                found[oid, table, file] = FiledRelation(oid, table, typed, file, 0, where)
     return tuple(found.values())
 
 
 def _file_in(directory: Path, oid: str) -> str:
-    """The file of a catalog whose rows say nothing of that: VACUUM FULL gives it another one.
+    """The file of a mapped catalog, which its rows do not contain: VACUUM FULL changes it.
 
     src/backend/utils/cache/relmapper.c: RelMapFile
     """
@@ -74,7 +74,7 @@ def _file_in(directory: Path, oid: str) -> str:
 
 
 def databases_in(data: Path, wanted: str) -> set[int]:
-    """The OIDs that a database of that name has, or had, by a data directory's files.
+    """The present and former OIDs of the databases of that name, from the files of a data directory.
 
     Raises:
         OSError: they cannot be read.
@@ -84,7 +84,7 @@ def databases_in(data: Path, wanted: str) -> set[int]:
 
 
 def _databases(path: Path, wanted: str) -> set[int]:
-    """The OIDs that a database of that name has, or had."""
+    """The present and former OIDs of the databases of that name."""
     rows = (_DATABASE.unpack_from(row) for row in rows_in(path.read_bytes()) if len(row) >= _DATABASE.size)
     return {oid for oid, name in rows if _text(name) == wanted}
 
@@ -94,7 +94,7 @@ def _text(name: bytes) -> str:
 
 
 def rows_in(content: bytes) -> Iterator[bytes]:
-    """The rows of a heap file, without their headers, dead ones too."""
+    """The rows of a heap file without their headers, dead ones included."""
     for page in range(0, len(content) - _PAGE + 1, _PAGE):
         (lower,) = struct.unpack_from("<H", content, page + 12)
         for at in range(page + _HEAD, page + min(lower, _PAGE), 4):

@@ -1,5 +1,4 @@
-"""A copy of WAL in which only the records of some databases have an effect, so that recovery rebuilds their catalogs
-and nothing else.
+"""A copy of WAL in which only the records of some databases have an effect: recovery rebuilds only their catalogs.
 
 A record of another database becomes an XLOG_NOOP of the same length in the same place. Without that, recovery would
 write the other databases' pages, and would create or remove the directories of the live cluster's tablespaces.
@@ -26,29 +25,29 @@ _CHANGED, _CHANGED_AT, _PARSED_BYTES = struct.Struct("<BBxxI"), 16, 72  # info, 
 _LOCATOR = struct.Struct("<II")  # tablespace, database
 _PAGE = struct.Struct("<HHIQ")
 _XLOG, _STORAGE, _DATABASE, _TABLESPACE, _RELATION_MAP, _FIRST_CUSTOM = 0, 2, 4, 5, 7, 128
-# Transactions, CLOG, multixacts, standby, commit times, replication origins, messages: of no one database.
+# Transactions, CLOG, multixacts, standby, commit times, replication origins, messages: of the whole cluster.
 _OF_CLUSTER = frozenset({1, 3, 6, 8, 18, 19, 21})
 _NOOP, _SWITCH, _FULL_PAGES = 0x20, 0x40, (0xA0, 0xB0)
 _SHORT, _LONG, _ORIGIN, _TOP_XID, _MOST_BLOCKS = 255, 254, 253, 252, 32
 _HAS_IMAGE, _HAS_HOLE, _COMPRESSED = 0x10, 0x01, 0x1C
 _TRUNCATE = 0x20
-_LOOK_AT_CLOCK = 0xFFF  # once in so many records
+_CLOCK_MASK = 0xFFF  # the clock is read once per 4,096 records
 
 _IN_PAGE = PAGE_BYTES - 1
 
 Buffers = Mapping[int, mmap.mmap]
 _Bytes = mmap.mmap | bytes
-# Where it begins behind a page's header, length, info, manager, CRC, and where it can be read.
+# Its place after a page's header, length, info, resource manager, CRC; the buffer and the offset to read it from.
 _Record = tuple[int, int, int, int, int, _Bytes, int]
 
 
 def keep_databases(
     files: Sequence[tuple[Segment, Path]], start: int, kept: frozenset[int], *, seconds: float
 ) -> tuple[int, int]:
-    """Change the segments in place, from the record at LSN `start` on: the records of the databases `kept` (OIDs) stay,
-    and those of no database. What is behind the last record is cleared.
+    """Change the segments in place, from the record at LSN `start` on: keep the records of the databases `kept` (OIDs)
+    and of the whole cluster. Clear what follows the last record.
 
-    Returns the LSN at which WAL ends, and how many records have no effect any more.
+    Returns the LSN at which WAL ends, and how many records no longer have an effect.
 
     Raises:
         OpsError: it takes more than `seconds`, or a file cannot be changed.
@@ -70,7 +69,7 @@ def keep_databases(
             else:
                 place = before + (length + 7 & ~7) if length <= room else record_end(before, length, size)
             count += 1
-            if not count & _LOOK_AT_CLOCK and time.monotonic() > limit:
+            if not count & _CLOCK_MASK and time.monotonic() > limit:
                 raise OpsError(f"its WAL since the last checkpoint could not be read within {seconds:.0f} s")
         _clear(buffers, size, place)
     return place, silenced
@@ -88,12 +87,12 @@ def _record(buffers: Buffers, size: int, place: int, before: int) -> _Record | N
         return None
     found: _Bytes = buffer
     at = place % size
-    if place & _IN_PAGE > PAGE_BYTES - _PARSED_BYTES:  # its head may go over the edge of a page
+    if place & _IN_PAGE > PAGE_BYTES - _PARSED_BYTES:  # its head may cross a page boundary
         found, at = _read(buffers, size, place), 0
         if len(found) < _HEAD.size:
             return None
     length, _, previous, info, manager, crc = _HEAD.unpack_from(found, at)
-    if length < _HEAD.size or (before and previous != before):  # what is behind the end is empty, or older
+    if length < _HEAD.size or (before and previous != before):  # after the end there are zeros or older records
         return None
     return place, length, info, manager, crc, found, at
 
@@ -156,8 +155,8 @@ def _silence(buffers: Buffers, size: int, place: int, info: int, manager: int, c
 
 @functools.cache
 def _crc_change(info: int, manager: int) -> int:
-    """How CRC-32C changes with these bits of a record's head, whatever its other bytes are: the code is linear, and
-    only two bytes of padding come behind them (XLogRecordAssemble)."""
+    """How CRC-32C changes with these bits of a record's head, independent of its other bytes: the code is linear, and
+    only two padding bytes follow (XLogRecordAssemble)."""
     crc = 0
     for byte in (info, manager, 0, 0):
         crc ^= byte
@@ -167,7 +166,7 @@ def _crc_change(info: int, manager: int) -> int:
 
 
 def _clear(buffers: Buffers, size: int, place: int) -> None:
-    """The rest of a page: there WAL ends for the server too."""
+    """Clear the rest of a page: there WAL ends for the server too."""
     buffer, at = buffers.get(place // size), place % size
     if buffer is not None:
         end = (at // PAGE_BYTES + 1) * PAGE_BYTES

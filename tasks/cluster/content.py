@@ -1,4 +1,4 @@
-"""What a base backup is: of which cluster, from where to where in its WAL, and on which other backup it stands."""
+"""The content of a base backup: its cluster, its range of WAL, and the backup that it depends on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Form = Literal["full", "incremental"]
 
 
 class ClusterContent(BaseModel):
-    """The content of a manifest of the kind `cluster`. `base`: the backup that an incremental one stands on. A copy can
-    be stopped anywhere after `stop_lsn`, the WAL up to there is in the backup itself. `next_xid` had not begun then,
-    its epoch counted in. `bytes`: of the data directory that it becomes. `label`: its name in pgBackRest's repository,
-    where that has it; the files here only tell of it then."""
+    """The content of a manifest of the kind `cluster`.
+
+    `base`: the backup that an incremental one depends on. A recovery can stop anywhere after `stop_lsn`; the backup has
+    the WAL up to there. `next_xid`: the first transaction ID, with its epoch, that had not begun then. `bytes`: of the
+    restored data directory. `label`: its name in pgBackRest's repository, which then has the data."""
 
     model_config = ConfigDict(frozen=True)
     form: Form
@@ -53,7 +54,7 @@ class ClusterContent(BaseModel):
 
 
 def cluster_in(backup: Backup) -> ClusterContent:
-    """What a base backup's manifest says of it.
+    """The content in a base backup's manifest.
 
     Raises:
         VerificationFailed: it cannot be read.
@@ -65,16 +66,16 @@ def cluster_in(backup: Backup) -> ClusterContent:
 
 
 def lineage(backup: Backup, backups: Sequence[Backup]) -> list[Backup]:
-    """A backup and those that it stands on, the full one first.
+    """A backup and those that it depends on, the full one first.
 
     Raises:
-        VerificationFailed: one of them is gone.
+        VerificationFailed: one of them is missing.
     """
     known, found = {one.name: one for one in backups}, [backup]
     while base := cluster_in(found[0]).base:
         if base not in known or len(found) > len(known):
             raise VerificationFailed(
-                f"{backup.name} stands on {base}, which is not in {backup.store.where}",
+                f"{backup.name} depends on {base}, which is missing in {backup.store.where}",
                 f"the replica store may have it (source=copies); {OTHER_BACKUPS}",
             )
         found.insert(0, known[base])
@@ -82,7 +83,7 @@ def lineage(backup: Backup, backups: Sequence[Backup]) -> list[Backup]:
 
 
 def needed_by(kept: Sequence[Backup], backups: Sequence[Backup]) -> set[str]:
-    """The names of backups without which one of `kept` cannot be restored."""
+    """The names of the backups that restoring `kept` needs."""
     known, needed = {one.name: one for one in backups}, set[str]()
     for backup in kept:
         one: Backup | None = backup

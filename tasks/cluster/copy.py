@@ -1,4 +1,4 @@
-"""A base backup built as a private instance, and read through."""
+"""A base backup built as a private instance, and a read of all its rows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationF
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
-from tasks.cluster.instance import Instance
+from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.unpack import MANIFEST, build_data
 from tasks.pgbackrest.backup import build_from_label
 from tasks.stores.directory import told
 
 
 @dataclass(frozen=True)
-class Built:
-    """A data directory, and how long that took."""
+class BuiltCluster:
+    """A data directory, and the seconds that it took."""
 
     data: Path
     seconds: float
@@ -33,7 +33,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Read:
-    """Each database with its tables and rows; what could not be read, as sentences."""
+    """Databases with their tables and rows; `problems`: what could not be read."""
 
     rows: tuple[tuple[str, int, int], ...]
     problems: tuple[str, ...]
@@ -41,20 +41,20 @@ class Read:
 
 @action
 def build_instance(
-    instance: Instance, lineage: Sequence[Backup], *, verify: bool = False, wal: Wal | None = None
-) -> Built:
-    """The data directory of a backup that is at hand; of one that pgBackRest has (`wal` says where), which proves every
-    file while it restores. `verify`: every file of another against PostgreSQL's manifest.
+    instance: PrivateInstance, lineage: Sequence[Backup], *, verify: bool = False, wal: Wal | None = None
+) -> BuiltCluster:
+    """Build the data directory of a fetched backup, or of one in pgBackRest's repository (`wal`), which verifies every
+    file on restore. `verify`: compare every file of a fetched one with PostgreSQL's manifest.
 
     Raises:
-        VerificationFailed: it is not whole.
+        VerificationFailed: it is incomplete or damaged.
         OpsError: the disk is full.
     """
     started = time.monotonic()
     content = cluster_in(lineage[-1])
     if content.label:
         data = build_from_label(instance, _require(wal), content)
-        return Built(data, time.monotonic() - started)
+        return BuiltCluster(data, time.monotonic() - started)
     data = build_data(instance.postgres, lineage, instance.root)
     seconds = time.monotonic() - started
     if verify:
@@ -63,10 +63,10 @@ def build_instance(
         try:
             shell.run([*argv, str(data)], environment={"LC_ALL": "C", "PATH": _path(instance.postgres)})
         except CommandFailed as error:
-            raise VerificationFailed(f"{lineage[-1].name} is not whole: {error.message}", OTHER_BACKUPS) from None
+            raise VerificationFailed(f"{lineage[-1].name} is damaged: {error.message}", OTHER_BACKUPS) from None
     with told(data):
-        (data / "tablespace_map").unlink(missing_ok=True)  # it would lead to the live ones
-    return Built(data, seconds)
+        (data / "tablespace_map").unlink(missing_ok=True)  # it points to the live tablespaces
+    return BuiltCluster(data, seconds)
 
 
 def _require(wal: Wal | None) -> Wal:
@@ -79,13 +79,13 @@ def _require(wal: Wal | None) -> Wal:
 
 
 def _path(postgres: Postgres) -> str:
-    """pg_verifybackup looks for pg_waldump beside itself, and then there."""
+    """pg_verifybackup searches pg_waldump in its directory, then in PATH."""
     return f"{postgres.programs}:/usr/bin:/bin"
 
 
 @probe
 def read_whole(postgres: Postgres) -> Read:
-    """Every row of every table and materialised view of every database: a page that cannot be read is a problem."""
+    """Read every row of every table and materialised view in every database. An unreadable page is a problem."""
     rows, problems = list[tuple[str, int, int]](), list[str]()
     with postgres.connect() as connection:
         names = [str(name) for (name,) in execute(connection, _DATABASES)]

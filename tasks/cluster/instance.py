@@ -1,8 +1,8 @@
-"""A private instance: a copy of a cluster in its own directory, on its own port, that can do nothing to anybody.
+"""A private instance: an isolated copy of a cluster in its own directory, on its own port.
 
-It listens on loopback and on a socket in a directory that only the server's user may enter, archives nothing, streams
-from nobody, waits for no standby, and starts no worker of a subscription: all by its command line, which stands above
-whatever the copy's own files say.
+It listens on loopback and on a socket in a directory that only the server's user may enter. It archives nothing,
+streams from no server, waits for no standby, and starts no subscription worker. All of that is set on its command line,
+which overrides the copy's configuration files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tasks.wal.format.names import lsn_text
 
 RESTORING, VERIFYING = ".restoring", ".verifying"
 _HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-# What a standby must have at least as much of as the server whose WAL it replays.
+# A standby needs at least the values of the server whose WAL it replays.
 _AT_LEAST = {
     "max_connections": "max_connections setting",
     "max_worker_processes": "max_worker_processes setting",
@@ -42,7 +42,7 @@ _AT_LEAST = {
 }
 ISOLATED = {
     "archive_mode": "off",
-    "restore_command": "false",  # everything that it needs is in its pg_wal
+    "restore_command": "false",  # its pg_wal has all WAL that it needs
     "primary_conninfo": "",
     "primary_slot_name": "",
     "synchronous_standby_names": "",
@@ -53,8 +53,8 @@ ISOLATED = {
 
 
 @dataclass(frozen=True)
-class Instance:
-    """Its directory (with `data` in it), how it is reached, and the user that it runs as."""
+class PrivateInstance:
+    """`root`: its directory, with `data` in it; `postgres`: how to connect to it, and its user."""
 
     root: Path
     postgres: Postgres
@@ -76,14 +76,14 @@ class Instance:
 
 
 def root_for(postgres: Postgres, suffix: str = RESTORING) -> Path:
-    """Beside the live data directory, on its file system: the swap is a rename."""
+    """Next to the live data directory, on the same file system: the swap is a rename."""
     live = Path(postgres.data_directory).resolve()
     return live.with_name(live.name + suffix)
 
 
 @action(idempotent=True)
 def sweep_instance(root: Path) -> bool:
-    """End what a killed run left of an instance, and remove its files; whether there was anything.
+    """End the server of a killed run's instance, and delete its files. Returns whether there was one.
 
     Raises:
         OpsError: it does not end, or cannot be removed.
@@ -99,7 +99,7 @@ def sweep_instance(root: Path) -> bool:
 
 
 def servers_in(data: Path) -> list[psutil.Process]:
-    """Those that work in a data directory."""
+    """The server processes whose working directory is that data directory."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -109,11 +109,11 @@ def servers_in(data: Path) -> list[psutil.Process]:
 
 
 @action(idempotent=True)
-def prepare_instance(postgres: Postgres, root: Path) -> Instance:
-    """An empty directory for an instance, on a free port.
+def prepare_instance(postgres: Postgres, root: Path) -> PrivateInstance:
+    """Make an empty directory for an instance, and choose a free port.
 
     Raises:
-        OpsError: it cannot be made.
+        OpsError: the directory cannot be made.
     """
     with told(root):
         root.mkdir(mode=0o700)
@@ -122,11 +122,11 @@ def prepare_instance(postgres: Postgres, root: Path) -> Instance:
     give(sockets, postgres.os_user)
     there = {"host": str(sockets), "port": free_port(postgres.port), "data_directory": str(root / "data")}
     block = postgres.model_copy(update=there)
-    return Instance(root, block)
+    return PrivateInstance(root, block)
 
 
 def free_port(but: int) -> int:
-    """A port of loopback that nobody listens on, and that is not the live server's: that one may be down."""
+    """A free port of loopback, other than the live server's, which may be down."""
     while True:
         with socket.socket() as line:
             line.bind(("127.0.0.1", 0))
@@ -134,8 +134,8 @@ def free_port(but: int) -> int:
                 return port
 
 
-def settings_of(instance: Instance, stop: Stop | None, timeline: int) -> dict[str, str]:
-    """Everything that its command line says. `stop` None: it starts as a primary."""
+def settings_of(instance: PrivateInstance, stop: Stop | None, timeline: int) -> dict[str, str]:
+    """The settings of its command line. `stop` None: it starts as a primary."""
     control = _control(instance)
     least = {name: control[key] for name, key in _AT_LEAST.items() if key in control}
     settings = {
@@ -163,7 +163,7 @@ def settings_of(instance: Instance, stop: Stop | None, timeline: int) -> dict[st
     return {**settings, **where, "recovery_target_action": "pause", "recovery_target_timeline": str(timeline)}
 
 
-def _control(instance: Instance) -> dict[str, str]:
+def _control(instance: PrivateInstance) -> dict[str, str]:
     printed = shell.run(
         [instance.postgres.program("pg_controldata"), str(instance.data)],
         user=instance.postgres.os_user,
@@ -176,11 +176,11 @@ def _control(instance: Instance) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(
-    instance: Instance, stop: Stop | None, timeline: int = 1, *, as_standby: bool = False
-) -> Iterator[Instance]:
-    """The instance, recovering up to `stop`; `as_standby`: a standby that nobody feeds. Ended when the block is left. A
-    child: it dies with its run."""
-    # Its directory is the server's user's: this one, who may be root, opens nothing there that it did not make.
+    instance: PrivateInstance, stop: Stop | None, timeline: int = 1, *, as_standby: bool = False
+) -> Iterator[PrivateInstance]:
+    """Run the instance, which recovers up to `stop`, until the block ends. `as_standby`: as a standby without a
+    primary. It is a child process: it ends with its run."""
+    # The directory belongs to the server's user: a run as root opens nothing there that it did not make.
     durable.write(instance.root / "postgresql.conf", "", mode=0o600)
     durable.write(instance.root / "pg_hba.conf", _HBA, mode=0o600)
     signals = [instance.data / name for name in ("standby.signal", "recovery.signal")]
@@ -195,10 +195,10 @@ def running(
 
 @contextlib.contextmanager
 def serving(
-    instance: Instance, settings: Mapping[str, str], stop: signal.Signals = signal.SIGINT
+    instance: PrivateInstance, settings: Mapping[str, str], stop: signal.Signals = signal.SIGINT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Its server, with these settings on the command line; ended by `stop` when the block is left. A child: it dies
-    with its run."""
+    """Run its server with these settings on the command line, and end it with the signal `stop` after the block. It is
+    a child process: it ends with its run."""
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     argv = [instance.postgres.program("postgres"), "-D", str(instance.data), *options]
     with (
@@ -214,7 +214,7 @@ def serving(
                     until(lambda: child.poll() is not None, what="its end", seconds=60)
 
 
-def put_away(instance: Instance) -> None:
-    """Remove what is left of it."""
+def put_away(instance: PrivateInstance) -> None:
+    """Delete what is left of it."""
     sweep_instance.work(instance.root)
     shutil.rmtree(instance.postgres.host, ignore_errors=True)

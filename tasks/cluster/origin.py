@@ -1,4 +1,4 @@
-"""From which base backups a recovery of a cluster may start."""
+"""The base backups that a recovery of a cluster may start from."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tasks.wal.format.names import Timeline
 
 
 def own_backups(backups: Sequence[Backup], environment: str, system: int) -> list[Backup]:
-    """An environment's own, by the LSN at which they end: of the cluster `system`, or (0: it does not answer) of that
-    of the newest. One that did not stand its proof is none of them.
+    """An environment's base backups by the LSN at which they end: of the cluster `system`, or (0: the server is down)
+    of the newest backup's cluster. Backups that failed a verification are left out.
 
     Raises:
         VerificationFailed: one has no readable content.

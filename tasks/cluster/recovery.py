@@ -1,4 +1,4 @@
-"""A private instance that recovers: waited for, asked where it stands, promoted."""
+"""The recovery of a private instance: wait for it, read its position, promote it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.cluster.instance import ISOLATED, Instance, servers_in
+from tasks.cluster.instance import ISOLATED, PrivateInstance, servers_in
 from tasks.cluster.target import Stop
 from tasks.wal.format.names import lsn_of
 
@@ -20,9 +20,9 @@ REPLAY_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a paused instance stands: `before` and `after` are what it says of the two transactions around the target
-    ("" where it was not asked)."""
+class RecoveryProgress:
+    """The position of a paused instance. `before` and `after`: the status of the transactions around the target ("":
+    not read)."""
 
     replayed: int
     paused: bool
@@ -34,11 +34,11 @@ class Standing:
 
 
 @action
-def wait_recovered(instance: Instance, system: int) -> int:
-    """Until it has replayed up to its target and stands there; returns the LSN.
+def wait_recovered(instance: PrivateInstance, system: int) -> int:
+    """Wait until it has replayed up to its target and is paused there. Returns the LSN.
 
     Raises:
-        VerificationFailed: recovery ended before, or failed: its own words are in the message.
+        VerificationFailed: the recovery ended earlier, or failed.
     """
 
     def stands() -> int:
@@ -58,20 +58,20 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE '
 """
 
 
-def _log_of(instance: Instance) -> str:
+def _log_of(instance: PrivateInstance) -> str:
     return instance.log.read_text(errors="replace") if instance.log.exists() else ""
 
 
-def last_words(instance: Instance) -> str:
-    """Why a server ended, as its log says."""
+def last_words(instance: PrivateInstance) -> str:
+    """Why a server ended, from its log."""
     lines = _log_of(instance).splitlines()
     fatal = [line for line in lines if re.search(r"(FATAL|PANIC):", line)]
     return re.sub(r"^.*?(FATAL|PANIC): +", "", (fatal or lines[-1:] or ["it has no log"])[-1])[:300]
 
 
 @probe
-def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> Standing:
-    """What the paused copy says of itself and of the transactions on both sides of the target."""
+def read_standing(instance: PrivateInstance, stop: Stop, full_xid: dict[int, int]) -> RecoveryProgress:
+    """Read the paused copy's position, and its status of the transactions on both sides of the target."""
     with instance.postgres.connect() as connection:
         state, lsn = execute(connection, _PAUSED)[0]
         system, timeline = execute(
@@ -84,11 +84,11 @@ def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> S
     before = _status(instance.postgres, full_xid[stop.before.xid]) if stop.before else ""
     after = _status(instance.postgres, full_xid[stop.after.xid]) if stop.after else ""
     wrong = tuple(f"{name} = {shown.get(name)}" for name, value in ISOLATED.items() if shown.get(name) != value)
-    return Standing(lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong)
+    return RecoveryProgress(lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong)
 
 
 def _status(postgres: Postgres, xid: int) -> str:
-    """`committed`, `aborted`, `in progress`, or that it has not begun."""
+    """`committed`, `aborted`, `in progress`, `not begun`, or `too long ago`."""
     with postgres.connect() as connection:
         try:
             rows = execute(connection, "SELECT pg_xact_status(%s::text::xid8)", str(xid))
@@ -98,9 +98,9 @@ def _status(postgres: Postgres, xid: int) -> str:
 
 
 @action
-def promote_instance(instance: Instance, slots: Mapping[str, bool]) -> int:
-    """End its recovery: it takes writes, on a timeline of its own, which is returned. `slots` are physical ones that it
-    shall have from its first moment on, so that whoever receives WAL misses nothing.
+def promote_instance(instance: PrivateInstance, slots: Mapping[str, bool]) -> int:
+    """Promote it. Returns its new timeline. `slots`: physical slots to create first, so that the WAL receiver misses
+    nothing.
 
     Raises:
         OpsError: it is not promoted.
@@ -109,7 +109,7 @@ def promote_instance(instance: Instance, slots: Mapping[str, bool]) -> int:
         if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
             promoted = execute(connection, "SELECT pg_promote(true, 300)")[0][0]
             if not promoted:
-                raise OpsError("the copy could not be promoted", f"look at {instance.log}; nothing live was touched")
+                raise OpsError("the copy could not be promoted", f"check {instance.log}; nothing live was touched")
         for slot, now in slots.items():
             execute(connection, "SELECT pg_create_physical_replication_slot(%s, %s)", slot, now)
         execute(connection, "CHECKPOINT")

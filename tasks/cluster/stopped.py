@@ -1,6 +1,6 @@
-"""A server that is down, by its files: whether it would start, and what a private copy of its catalogs needs.
+"""A stopped server judged by its files: whether it would start, and what a private copy of its catalogs needs.
 
-Nothing in its data directory is changed, and its programs run as the server's user.
+Its data directory is not changed, and its programs run as the server's user.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ START = "start of the stopped server"
 CONTROL, WAL = "control file of the stopped server", "WAL that the stopped server starts from"
 _PRELOADED = "shared_preload_libraries"
 _READ = ("hba_file", "ident_file", _PRELOADED)
-# Of a container's server, whose configuration is not read: as it was when it ran.
+# For a container's server, whose configuration is not read: the values of its last run.
 _AS_IT_RAN = {
     "wal_level": "wal_level setting",
     "max_connections": "max_connections setting",
@@ -33,10 +33,10 @@ _LAST_OPTION = re.compile(r'"-c" "([a-z_.]+)=([^"]*)"')
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """What was found. `unjudged` says why no copy of it can be made, "" where one can. `settings` are those of its
-    command line and the paths of its pg_hba.conf and pg_ident.conf; `first` is the segment of WAL that a start reads
-    from LSN `redo` on. `preloaded`: shared_preload_libraries."""
+class StoppedServer:
+    """The findings. `unjudged`: why its catalogs cannot be copied, "" if they can. `settings`: those of its command
+    line, and the paths of its pg_hba.conf and pg_ident.conf. `first`: the WAL segment that a start reads from LSN
+    `redo` on. `preloaded`: shared_preload_libraries."""
 
     requirements: tuple[Requirement, ...] = ()
     unjudged: str = ""
@@ -48,22 +48,24 @@ class Stopped:
 
 
 @probe
-def read_stopped(postgres: Postgres, *, in_container: bool) -> Stopped:
-    """Of a server that is down and whose data directory is there. `in_container`: the paths in its configuration are
-    the container's, so the configuration is not read."""
+def read_stopped(postgres: Postgres, *, in_container: bool) -> StoppedServer:
+    """Judge a stopped server with a data directory. `in_container`: its configuration has the container's paths, and is
+    not read."""
     data = Path(postgres.data_directory).resolve()
     if not is_here(postgres.host):
-        return Stopped(unjudged=f"its data directory is on another host: {postgres.host}")
+        return StoppedServer(unjudged=f"its data directory is on another host: {postgres.host}")
     try:
         if servers_in(data):
-            return Stopped(unjudged="its processes still run, and it does not answer")
-        (data / "PG_VERSION").read_text()  # closed to this user: an OSError, and no fault of the server
+            return StoppedServer(unjudged="its processes still run, but it does not answer")
+        (data / "PG_VERSION").read_text()  # unreadable for this user: an OSError, not a fault of the server
         return _read(postgres, data, in_container=in_container)
     except (OpsError, OSError) as error:
-        return Stopped(unjudged=error.message if isinstance(error, OpsError) else f"{error.filename}: {error.strerror}")
+        return StoppedServer(
+            unjudged=error.message if isinstance(error, OpsError) else f"{error.filename}: {error.strerror}"
+        )
 
 
-def _read(postgres: Postgres, data: Path, *, in_container: bool) -> Stopped:
+def _read(postgres: Postgres, data: Path, *, in_container: bool) -> StoppedServer:
     found, settings, preloaded = list[Requirement](), dict[str, str](), tuple[str, ...]()
     if not in_container:
         settings = last_options(data)
@@ -72,28 +74,28 @@ def _read(postgres: Postgres, data: Path, *, in_container: bool) -> Stopped:
         settings |= files
         preloaded = tuple(name.strip(" \"'") for name in settings.pop(_PRELOADED, "").split(",") if name.strip())
     control, damage = _control(postgres, data)
-    hint = f"mv {data} {data}.broken, then launch this again: a new cluster is created"
+    hint = f"mv {data} {data}.broken, then run this again: a new cluster is created"
     found.append(Requirement(CONTROL, not damage, damage or control["Database cluster state"], "readable", hint))
     if damage:
-        return Stopped(tuple(found))
+        return StoppedServer(tuple(found))
     if (data / "standby.signal").exists():
         hint = "restore to the primary: correct [postgres] host and port, or promote this server (postgres-failover)"
         found.append(Requirement("server accepts writes", False, "standby.signal: a standby", "a primary", hint))
-        return Stopped(tuple(found))
+        return StoppedServer(tuple(found))
     for name in ("recovery.signal", "backup_label"):
         if (data / name).exists():
-            return Stopped(tuple(found), unjudged=f"{name} is in its data directory: it starts with a recovery")
+            return StoppedServer(tuple(found), unjudged=f"{name} is in its data directory: it starts with a recovery")
     size = int(control["Bytes per WAL segment"])
     first = Segment.named(control["Latest checkpoint's REDO WAL file"], size)
     last = Segment(lsn_of(control["Latest checkpoint location"]) // size, first.timeline, size)
     missing = [one.name for one in (first, last) if not (data / "pg_wal" / one.name).exists()]
-    told = f"missing: {missing[0]}" if missing else f"{first.name} is there"
-    hint = f"put that segment back into {data}/pg_wal, or {hint}"
-    found.append(Requirement(WAL, not missing, told, "every segment since the last checkpoint", hint))
+    value = f"missing: {missing[0]}" if missing else f"{first.name} is present"
+    hint = f"copy that segment into {data}/pg_wal, or {hint}"
+    found.append(Requirement(WAL, not missing, value, "every segment since the last checkpoint", hint))
     redo = lsn_of(control["Latest checkpoint's REDO location"])
     if in_container:
         settings = {name: control[line] for name, line in _AS_IT_RAN.items()} | {"max_replication_slots": "1000"}
-    return Stopped(tuple(found), "", settings, preloaded, first, redo, int(control["Database system identifier"]))
+    return StoppedServer(tuple(found), "", settings, preloaded, first, redo, int(control["Database system identifier"]))
 
 
 def last_options(data: Path) -> dict[str, str]:
@@ -126,23 +128,23 @@ def _configuration(postgres: Postgres, data: Path, settings: dict[str, str]) -> 
                 timeout_seconds=30,
             ).stdout.strip()
     except CommandFailed as error:
-        return Requirement(START, False, words_of(error.stderr), f"{file} can be read", hint), found
+        return Requirement(START, False, start_error(error.stderr), f"{file} can be read", hint), found
     return Requirement(START, True, f"{file} can be read", "its configuration can be read", hint), found
 
 
-def words_of(log: str) -> str:
-    """Why a server did not start, in its own words: what its log complains of, and its last words."""
+def start_error(log: str) -> str:
+    """Why a server did not start: the error in its log, and its last message."""
     lines = [re.sub(r"^.*? (?=LOG:|FATAL:|PANIC:)", "", line) for line in log.splitlines()]
-    told = [line for line in lines if line.startswith(("LOG:", "FATAL:", "PANIC:"))]
-    ends = [number for number, line in enumerate(told) if not line.startswith("LOG:")]
+    messages = [line for line in lines if line.startswith(("LOG:", "FATAL:", "PANIC:"))]
+    ends = [number for number, line in enumerate(messages) if not line.startswith("LOG:")]
     if not ends:
         return (lines or ["it has no log"])[-1][:300]
-    first = ends[0] - 1 if ends[0] and re.search("error|could not|invalid|syntax", told[ends[0] - 1]) else ends[0]
-    return " / ".join(line.partition(":")[2].strip() for line in told[first : ends[0] + 1])[:300]
+    first = ends[0] - 1 if ends[0] and re.search("error|could not|invalid|syntax", messages[ends[0] - 1]) else ends[0]
+    return " / ".join(line.partition(":")[2].strip() for line in messages[first : ends[0] + 1])[:300]
 
 
 def _control(postgres: Postgres, data: Path) -> tuple[dict[str, str], str]:
-    """Its lines by their names, and why they cannot be trusted."""
+    """Its lines by name, and why they are invalid ("": they are valid)."""
     try:
         printed = shell.run(
             [postgres.program("pg_controldata"), "-D", data],

@@ -1,5 +1,5 @@
-"""The copy of a cluster in the place of the live one: two renames, with every server of both stopped. The old data
-directory is kept beside."""
+"""The swap of a cluster: the copy takes the live directory's name by two renames, with both servers stopped. The
+replaced data directory is kept."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from runbook.files.durable import sync
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.cluster.instance import Instance
+from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.unpack import give
 from tasks.stores.directory import told
 
 REPLACE_CLUSTER = "replace cluster"
 SUPERSEDED = ".superseded_"
-# Of a server whose configuration is in its data directory: what operators changed since the backup stays.
+# Operators may have changed these since the backup: the live files stay.
 CONFIGURATION = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
 
 
 @dataclass(frozen=True)
 class ClusterSwapped:
-    """The live data directory, and where the old one is kept (None: there was none)."""
+    """The live data directory, and the path of the replaced one (None: there was none)."""
 
     live: Path
     kept: Path | None
 
 
 @action
-def swap_cluster(permit: Permit, postgres: Postgres, instance: Instance) -> ClusterSwapped:
-    """Rename the live data directory aside (`<dir>.superseded_<stamp>`) and the copy's into its place.
+def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) -> ClusterSwapped:
+    """Rename the live data directory to `<dir>.superseded_<stamp>`, and the copy to the live name.
 
-    Both servers must be stopped. Killed between the renames, no directory is live: launched again, the restore builds
-    and swaps again, and the old one is where it was renamed to.
+    Both servers must be stopped. After a kill between the renames no directory is live: the next run builds and swaps
+    again, and the old directory keeps its new name.
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: a server works in one of them, or a rename is refused.
+        OpsError: a server runs in one of them, or a rename fails.
     """
     permit.require(REPLACE_CLUSTER, postgres.data_directory)
-    live = Path(postgres.data_directory).resolve()  # a link stays: it leads to the disk that was chosen
+    live = Path(postgres.data_directory).resolve()  # a symbolic link stays: it points to the chosen disk
     for data in (live, instance.data):
         _require_stopped(data)
     kept = None
@@ -68,10 +68,10 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: Instance) -> Clus
 
 @action
 def set_wal_aside(permit: Permit, postgres: Postgres, directory: Path) -> Path | None:
-    """The receiver's directory renamed aside, and an empty one in its place: what it holds of the old timeline lies
-    behind the point at which the new one begins, and no server could go on from there. The receiver must be stopped.
+    """Rename the receiver's directory, and make an empty one: its WAL of the old timeline goes beyond the start of the
+    new one, and the receiver could not continue from there. The receiver must be stopped.
 
-    Returns where it is; None where it was empty.
+    Returns the new path; None where the directory was empty.
     """
     permit.require(REPLACE_CLUSTER, postgres.data_directory)
     with told(directory):
@@ -90,7 +90,7 @@ def set_wal_aside(permit: Permit, postgres: Postgres, directory: Path) -> Path |
 
 
 def ensure_wal_directory(postgres: Postgres, directory: Path) -> None:
-    """There again where a run was killed between the rename and the new one."""
+    """Make it if a run was killed between the rename and the new directory."""
     if not directory.exists():
         with told(directory):
             directory.mkdir(mode=0o700)
@@ -98,20 +98,20 @@ def ensure_wal_directory(postgres: Postgres, directory: Path) -> None:
 
 
 def superseded_clusters(postgres: Postgres) -> list[Path]:
-    """What earlier swaps kept beside the live data directory, oldest first."""
+    """The data directories that earlier swaps kept, oldest first."""
     live = Path(postgres.data_directory).resolve()
-    beside = live.parent.iterdir() if live.parent.is_dir() else iter(())
-    return sorted(path for path in beside if path.name.startswith(live.name + SUPERSEDED))
+    found = live.parent.iterdir() if live.parent.is_dir() else iter(())
+    return sorted(path for path in found if path.name.startswith(live.name + SUPERSEDED))
 
 
 def free_name(path: Path) -> Path:
-    """`<path>.superseded_<stamp>`, which nothing has."""
+    """`<path>.superseded_<stamp>`, which does not exist yet."""
 
     def free() -> Path | None:
         aside = path.with_name(f"{path.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
         return None if aside.exists() else aside
 
-    found = until(free, what="a free name for what is kept", seconds=5)
+    found = until(free, what="a free name for the replaced directory", seconds=5)
     assert found is not None
     return found
 
@@ -129,6 +129,6 @@ def _require_stopped(data: Path) -> None:
         pid = int(pid_file.read_text().splitlines()[0])
         if Path(psutil.Process(pid).cwd()) == data:
             raise OpsError(
-                f"a server still works in {data} (process {pid})",
-                "stop its service, see that its supervisor does not start it again, and launch this again",
+                f"a server still runs in {data} (process {pid})",
+                "stop its service so that its supervisor does not restart it, then run this again",
             )

@@ -1,5 +1,5 @@
-"""The point at which a recovery stops: what an operator means, as one place in WAL, with the transactions before and
-after it. Commit times are not in the order of WAL: every target becomes an LSN."""
+"""The target of a recovery: one LSN, with the transactions before and after it. Commit times are not in the order of
+WAL, so a time becomes an LSN too."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tasks.wal.reading.waldump import Commit
 
 By = Literal["before_transaction", "transaction", "time", "lsn", "latest"]
 _EXAMPLES = {
-    "before_transaction": "the number of a transaction, e.g. 751 (find-transaction finds it)",
-    "transaction": "the number of a transaction, e.g. 751",
-    "time": "a moment, e.g. 2026-11-26 14:03:00 or 2026-11-26T14:03:00.123456+09:00",
+    "before_transaction": "a transaction ID, e.g. 751 (find-transaction finds it)",
+    "transaction": "a transaction ID, e.g. 751",
+    "time": "a time, e.g. 2026-11-26 14:03:00 or 2026-11-26T14:03:00.123456+09:00",
     "lsn": "an LSN, e.g. 0/3A2F0C8",
     "latest": "nothing",
 }
@@ -27,8 +27,8 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Target:
-    """What was asked for. `xid` without its epoch, `lsn` in bytes, `at` with its zone: one of them is meant."""
+class RecoveryTarget:
+    """What the operator chose. One of these is set: `xid` without its epoch, `lsn` in bytes, `at` with its zone."""
 
     by: By
     xid: int = 0
@@ -36,13 +36,13 @@ class Target:
     at: datetime = _NEVER
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """The target as a phrase."""
         return {
             "before_transaction": f"just before transaction {self.xid} was committed",
             "transaction": f"just after transaction {self.xid} was committed",
             "time": f"before the first commit after {self.at.isoformat()}",
-            "lsn": f"before what begins at {lsn_text(self.lsn)} or later",
+            "lsn": f"before the record at {lsn_text(self.lsn)}",
             "latest": "the newest point of the archive",
         }[self.by]
 
@@ -50,8 +50,8 @@ class Target:
 @dataclass(frozen=True)
 class Stop:
     """Recovery stops before the record at `lsn`, or after it (`inclusive`); `lsn` 0: as soon as the backup is
-    consistent. `before` is the last transaction that is there, None where none was committed since the backup; `after`
-    the first that is not, None at the archive's end."""
+    consistent. `before`: the last transaction that is included, None if none was committed since the backup; `after`:
+    the first one that is excluded, None at the end of the archive."""
 
     lsn: int
     inclusive: bool
@@ -59,11 +59,11 @@ class Stop:
     after: Commit | None
 
 
-def parse_target(by: By, text: str, zone: ZoneInfo) -> Target:
-    """A form's two fields. A time without a zone is the operators' own.
+def parse_target(by: By, text: str, zone: ZoneInfo) -> RecoveryTarget:
+    """Parse a form's two fields. A time without a zone is in the environment's zone.
 
     Raises:
-        OpsError: it is not what the choice wants.
+        OpsError: `text` does not fit `by`.
     """
     text = text.strip()
     try:
@@ -71,26 +71,26 @@ def parse_target(by: By, text: str, zone: ZoneInfo) -> Target:
             case "latest":
                 if text:
                     raise ValueError
-                return Target(by)
+                return RecoveryTarget(by)
             case "time":
                 at = datetime.fromisoformat(text)
-                return Target(by, at=(at if at.tzinfo else at.replace(tzinfo=zone)).astimezone(UTC))
+                return RecoveryTarget(by, at=(at if at.tzinfo else at.replace(tzinfo=zone)).astimezone(UTC))
             case "lsn":
-                return Target(by, lsn=lsn_of(text))
+                return RecoveryTarget(by, lsn=lsn_of(text))
             case "before_transaction" | "transaction":
                 number = int(text)
                 if number < 3:
                     raise ValueError
-                return Target(by, xid=number & 0xFFFFFFFF)
+                return RecoveryTarget(by, xid=number & 0xFFFFFFFF)
     except ValueError:
         pass
     if by not in _EXAMPLES:
-        raise OpsError(f"“{by}” is no kind of target", f"choose one of {', '.join(_EXAMPLES)}")
+        raise OpsError(f"by is “{by}”", f"choose one of {', '.join(_EXAMPLES)}")
     raise OpsError(f"the target “{text[:60]}” does not fit {by}", f"write {_EXAMPLES[by]}")
 
 
-def find_stop(target: Target, commits: Sequence[Commit], begin: int, end: int, *, whole: bool) -> Stop | None:
-    """Where to stop, of the commits between a backup's end (`begin`) and `end`; `whole`: no WAL comes after that.
+def find_stop(target: RecoveryTarget, commits: Sequence[Commit], begin: int, end: int, *, whole: bool) -> Stop | None:
+    """The stop among the commits between a backup's end (`begin`) and `end`. `whole`: no WAL follows `end`.
 
     None: it is not among them.
     """
@@ -119,5 +119,5 @@ def _before(there: Sequence[Commit], index: int) -> Stop:
 
 def _after(there: Sequence[Commit], index: int) -> Stop:
     if index < 0:
-        return Stop(0, False, None, None)  # nothing was committed since the backup: as soon as it is consistent
+        return Stop(0, False, None, None)  # nothing was committed since the backup: stop when it is consistent
     return Stop(there[index].lsn, True, there[index], there[index + 1] if index + 1 < len(there) else None)

@@ -1,9 +1,9 @@
-"""A private instance on which a plan judges a server that is down: with a copy of its catalogs, or with a new cluster
-where its data directory is gone.
+"""A private instance on which a plan judges a stopped server: with a copy of its catalogs, or with a new cluster where
+its data directory is missing.
 
 The copy has the shared catalogs, template1, the maintenance database, and the WAL since the last checkpoint in which
-only their records have an effect. It is beside the live data directory, runs on a port of its own with nothing that
-archives, streams or preloads, and is deleted when the plan has asked it. Nothing live is written to.
+only their records have an effect. It is next to the live data directory, runs on a separate port without archiving,
+streaming or preloaded libraries, and is deleted after the plan. Nothing live is written.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from runbook.units import size
 from runbook.wait import until
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.catalog_wal import keep_databases
-from tasks.cluster.instance import ISOLATED, Instance, prepare_instance, put_away, serving, sweep_instance
-from tasks.cluster.stopped import Stopped, config_file, words_of
+from tasks.cluster.instance import ISOLATED, PrivateInstance, prepare_instance, put_away, serving, sweep_instance
+from tasks.cluster.stopped import StoppedServer, config_file, start_error
 from tasks.cluster.unpack import give
 from tasks.host.disk import disk_of
 from tasks.host.space import taken_by
@@ -84,22 +84,22 @@ _SETTINGS = {
 
 
 class StartRefused(OpsError):
-    """The server itself would not start: the trial ended before it read any data, for what the server has too."""
+    """The server itself would not start: the trial failed before it read data, for a reason that the server shares."""
 
 
 def roots_of(postgres: Postgres) -> list[Path]:
-    """Beside the live data directory: those of all trials, of runs that were killed too."""
+    """The directories of all trials next to the live data directory, those of killed runs included."""
     live = Path(postgres.data_directory).resolve()
     return sorted(live.parent.glob(f"{live.name}{MARK}*"))
 
 
 @contextlib.contextmanager
-def trial(postgres: Postgres, stopped: Stopped | None, *, in_container: bool) -> Iterator[Postgres]:
-    """How to reach it. `stopped` None: a new cluster, as the run would make it.
+def trial(postgres: Postgres, stopped: StoppedServer | None, *, in_container: bool) -> Iterator[Postgres]:
+    """Run a trial, and yield how to connect to it. `stopped` None: a new cluster, as the run would make it.
 
     Raises:
         StartRefused: the server would not start, or the new cluster cannot be made.
-        LoginRefused: it refuses the administrator.
+        LoginRefused: it refuses the administrator's log-in.
         OpsError: the trial cannot be made.
     """
     for root in roots_of(postgres):
@@ -123,24 +123,24 @@ def trial(postgres: Postgres, stopped: Stopped | None, *, in_container: bool) ->
 
 
 @action(idempotent=True)
-def make_cluster(instance: Instance) -> bool:
-    """A new one, as the run makes it; True: it has the maintenance database.
+def make_cluster(instance: PrivateInstance) -> bool:
+    """Make a new cluster, as the run does. Returns True: it has the maintenance database.
 
     Raises:
         StartRefused: `initdb` ends with an error.
     """
-    instance.root.chmod(0o711)  # of a container's user it is another one who makes it
+    instance.root.chmod(0o711)  # another user may make a container's cluster
     try:
         with told(instance.data):
             make_data(instance.postgres, instance.data, "--no-sync")
     except CommandFailed as error:
-        raise StartRefused(error.message, "correct what initdb names on this host, then plan again") from None
+        raise StartRefused(error.message, "fix the cause on this host, then plan again") from None
     return True
 
 
 @action(idempotent=True)
-def copy_catalogs(postgres: Postgres, instance: Instance, stopped: Stopped) -> bool:
-    """Copy what the trial needs; whether the maintenance database is in it.
+def copy_catalogs(postgres: Postgres, instance: PrivateInstance, stopped: StoppedServer) -> bool:
+    """Copy what the trial needs. Returns whether it has the maintenance database.
 
     Raises:
         OpsError: it is too large, there is not enough free space, or a file cannot be read.
@@ -158,7 +158,7 @@ def copy_catalogs(postgres: Postgres, instance: Instance, stopped: Stopped) -> b
         _as_server(postgres, "mkdir", "--mode=700", data, *(data / name for name in _EMPTY))
         _as_server(postgres, "cp", "--recursive", "--dereference", *(live / name for name in there), data)
         _as_server(postgres, "cp", "--recursive", "--dereference", *databases, data / "base")
-        _as_server(postgres, "cp", "--dereference", *files, data, accepted=(0, 1))  # one may be root's alone
+        _as_server(postgres, "cp", "--dereference", *files, data, accepted=(0, 1))  # root may own one
         _copy_wal(postgres, instance, live / "pg_wal", wal, stopped.redo, frozenset(kept))
     return postgres.maintenance_database == TEMPLATE or len(kept) > 1
 
@@ -169,12 +169,12 @@ def _is_small_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _as_server(postgres: Postgres, *argv: str | Path, accepted: tuple[int, ...] = (0,)) -> None:
-    """As the server's user: root would follow a link of that user's to where only root may read."""
+    """Run it as the server's user: root would follow that user's links to files that only root may read."""
     shell.run(argv, user=postgres.os_user, directory=Path("/"), accepted=accepted)
 
 
 def _segments(directory: Path, first: Segment, system: int) -> list[Segment]:
-    """Those that follow each other; behind them are files that wait to be written again."""
+    """The consecutive segments. The files after them are recycled ones."""
     found, one = list[Segment](), first
     while (path := directory / one.name).exists():
         with path.open("rb") as file, contextlib.suppress(OpsError):
@@ -191,16 +191,16 @@ def _require_space(root: Path, parts: list[Path], wal: list[Segment]) -> None:
     needed = sum(taken_by(part).bytes for part in parts) + sum(one.bytes for one in wal) + SPARE_BYTES
     if needed > MOST_BYTES:
         raise OpsError(
-            f"its catalogs and the WAL since its last checkpoint are {size(needed)}, more than {size(MOST_BYTES)}"
+            f"its catalogs and the WAL since its last checkpoint need {size(needed)}, above {size(MOST_BYTES)}"
         )
     if (free := disk_of(root).free_bytes) < 2 * needed:
-        raise OpsError(f"a copy of its catalogs needs {size(needed)}, and {size(free)} are free at {root.parent}")
+        raise OpsError(f"a copy of its catalogs needs {size(needed)}, but only {size(free)} are free at {root.parent}")
 
 
 def _copy_wal(
-    postgres: Postgres, instance: Instance, source: Path, wal: list[Segment], redo: int, kept: frozenset[int]
+    postgres: Postgres, instance: PrivateInstance, source: Path, wal: list[Segment], redo: int, kept: frozenset[int]
 ) -> None:
-    """Into a directory of this user, who may be root, until it is given to the server's."""
+    """Copy WAL into a directory of this user, who may be root, then give it to the server's user."""
     directory = instance.root / "wal"
     for path in (directory, directory / "archive_status", directory / "summaries"):
         path.mkdir(mode=0o700)
@@ -218,8 +218,10 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(read, written, 1 << 20)
 
 
-def _settings(postgres: Postgres, instance: Instance, stopped: Stopped | None, *, in_container: bool) -> dict[str, str]:
-    """Those of the server's own start, and above them what keeps the trial apart."""
+def _settings(
+    postgres: Postgres, instance: PrivateInstance, stopped: StoppedServer | None, *, in_container: bool
+) -> dict[str, str]:
+    """The settings of the server's start, overridden by those that isolate the trial."""
     given = dict(stopped.settings) if stopped else {}
     live = Path(postgres.data_directory).resolve() if stopped else instance.data
     files = {"config_file": str(config_file(postgres, live))}
@@ -241,8 +243,8 @@ def _settings(postgres: Postgres, instance: Instance, stopped: Stopped | None, *
 
 
 def _hba_of(data: Path) -> str:
-    """For a container's server, who sees other addresses than its copy here: passwords are verified (md5 takes SCRAM's
-    too), unless its own file trusts more than loopback."""
+    """For a container's server, which sees other client addresses than its copy here: verify passwords (md5 accepts
+    SCRAM too), unless its own file trusts more than loopback."""
     try:
         trusts = bool(_TRUSTING.search((data / "pg_hba.conf").read_text()))
     except (OSError, UnicodeDecodeError):
@@ -250,14 +252,14 @@ def _hba_of(data: Path) -> str:
     return _OWN_HBA.format("trust" if trusts else "md5")
 
 
-def _wait(instance: Instance, reached: Postgres, child: subprocess.Popen[bytes]) -> None:
+def _wait(instance: PrivateInstance, reached: Postgres, child: subprocess.Popen[bytes]) -> None:
     def answers() -> bool:
         if child.poll() is not None:
             log = instance.log.read_text(errors="replace")
-            why = words_of(log)
-            if _STARTS in log and "checkpoint record" not in why:  # it had read its data: a copy's fault, perhaps
+            why = start_error(log)
+            if _STARTS in log and "checkpoint record" not in why:  # it had read data: the copy may be the cause
                 raise OpsError(f"the copy of its catalogs did not start: {why}")
-            raise StartRefused(why, "correct it on the server's host, then plan again")
+            raise StartRefused(why, "fix the cause on the server's host, then plan again")
         with reached.connect(seconds=2) as connection:
             execute(connection, "SELECT 1")
         return True

@@ -1,4 +1,4 @@
-"""A base backup, and those that it stands on, made a data directory again."""
+"""A data directory built from a base backup and those that it depends on."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ _REFUSED_HERE = re.compile(
 
 
 def require_health(error: CommandFailed, what: str, directory: Path) -> None:
-    """Nothing where a program failed for the backup's sake. What it says of this host says nothing of the backup: tar
-    and PostgreSQL's programs exit with the same code for both.
+    """Check that a program failed because of the backup, not because of this host: tar and PostgreSQL's programs exit
+    with the same code for both.
 
     Raises:
-        OpsError: no disk space, right or memory was left here, or somebody ended the program.
+        OpsError: the cause is this host: disk space, permissions or memory, or the program was killed.
     """
     if "No space left" in error.stderr:
-        raise OpsError(f"the disk is full at {directory}", f"free space there; {directory} is removed") from None
+        raise OpsError(f"the disk is full at {directory}", f"free disk space there; {directory} is deleted") from None
     if error.exit_code < 0:
-        ended = f"{Path(error.argv[0]).name} was ended by signal {-error.exit_code}"
-        hint = "check this host's memory (the kernel's log names what it ended), then launch it again"
+        ended = f"{Path(error.argv[0]).name} was killed by signal {-error.exit_code}"
+        hint = "check this host's memory (the kernel log names killed processes), then run it again"
         raise OpsError(f"{what}: {ended}", hint) from None
     if _REFUSED_HERE.search(error.stderr):
-        hint = "correct the rights there, or this host's limits, then launch it again"
+        hint = "correct the permissions there, or this host's limits, then run it again"
         raise OpsError(f"{what}: {error.message}", hint) from None
 
 
 def extract(archive: Path, target: Path, *more: str) -> None:
-    """A packed tar, or what `more` names of it.
+    """Extract a compressed tar, or only its members `more`.
 
     Raises:
-        VerificationFailed: it is not whole.
-        OpsError: this host is at fault.
+        VerificationFailed: it is damaged.
+        OpsError: the cause is this host.
     """
     argv = ["tar", "--extract", "--gzip", f"--file={archive}", f"--directory={target}", "--no-same-owner", *more]
     try:
@@ -57,11 +57,11 @@ def extract(archive: Path, target: Path, *more: str) -> None:
 
 
 def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
-    """Both tars of a backup into an empty directory.
+    """Extract both tars of a backup into an empty directory.
 
     Raises:
-        VerificationFailed: one is not whole.
-        OpsError: this host is at fault.
+        VerificationFailed: one is damaged.
+        OpsError: the cause is this host.
     """
     for name, target in ((BASE, data), (WAL, data / "pg_wal")) if wal else ((BASE, data),):
         with told(target):
@@ -70,12 +70,12 @@ def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
 
 
 def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Path:
-    """The data directory of a backup that is at hand, with all that it stands on, as `root/data`, owned by the server's
+    """Build the data directory of a fetched backup and those that it depends on as `root/data`, owned by the server's
     user.
 
     Raises:
-        VerificationFailed: a part is not whole, or they do not fit together.
-        OpsError: this host is at fault.
+        VerificationFailed: one is damaged, or they do not fit together.
+        OpsError: the cause is this host.
     """
     data = root / "data"
     if len(lineage) == 1:
@@ -98,7 +98,7 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
             directory=root,
         )
     except CommandFailed as error:
-        require_health(error, f"{lineage[-1].name} cannot be put together in {data}", data)
+        require_health(error, f"{lineage[-1].name} cannot be combined in {data}", data)
         raise VerificationFailed(
             f"{', '.join(one.name for one in lineage)} do not fit together: {error.message}", OTHER_BACKUPS
         ) from None
@@ -108,7 +108,7 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
 
 
 def give(path: Path, user: str) -> None:
-    """Everything below to the server's user, where this one may do that."""
+    """Give everything below to the server's user, if this process may."""
     if os.geteuid() == 0:
         uid, gid = shell.owner_of(user)
         shell.run(["chown", "--recursive", "--no-dereference", f"{uid}:{gid}", str(path)])

@@ -1,1 +1,1 @@
-"""The application's source code, as its own tools judge it."""
+"""The application's source code, checked by its own tools."""

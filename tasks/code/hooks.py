@@ -1,4 +1,4 @@
-"""Hooks of pre-commit: what its file says, merged with ours as text so that comments stay, and its runs (§3.4).
+"""pre-commit: its configuration file, merged as text so that comments are kept, and its runs (§3.4).
 
 Source: https://pre-commit.com/#plugins, https://pre-commit.com/#repository-local-hooks
 """
@@ -25,7 +25,7 @@ INSTALL = "install hook"
 RUFF = "https://github.com/astral-sh/ruff-pre-commit"
 ESLINT = "https://github.com/pre-commit/mirrors-eslint"
 IDS = ("ruff", "ruff-format", "eslint")
-SAME = {"ruff-check": "ruff"}  # its name since 0.11
+SAME = {"ruff-check": "ruff"}  # its name since ruff 0.11
 WEB_FILES = r"\.(ts|tsx|mts|cts|js|jsx|mjs|cjs)$"
 _REPOS = re.compile(r"^repos:\s*(\[\s*\])?\s*(#.*)?$")
 _RESULT = re.compile(r"^(.+?)\.{3,}(?:\(.*\))?(Passed|Failed|Skipped)$", re.M)
@@ -33,8 +33,8 @@ _PINNED = re.compile(r"v?\d+(\.\d+)+\S*|[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the tools are, seen from the repository's top, and their versions."""
+class HooksPlace:
+    """The tools' paths from the repository's top directory, and their versions."""
 
     ruff: str
     ruff_version: str
@@ -46,8 +46,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Ran:
-    """How each hook ended on all files: Passed, Failed or Skipped."""
+class HookRun:
+    """The result of each hook on all files: Passed, Failed or Skipped."""
 
     hooks: Mapping[str, str]
     text: str
@@ -55,10 +55,10 @@ class Ran:
 
 
 def read_hooks(text: str) -> dict[str, str]:
-    """Ids of the hooks that a file names, with the revision of each one's repository ("" of a local one).
+    """The ids of a file's hooks, with the revision of their repositories ("" for a local one).
 
     Raises:
-        OpsError: it is no such file.
+        OpsError: it is not a pre-commit configuration.
     """
     try:
         found = yaml.safe_load(text) or {}
@@ -69,17 +69,17 @@ def read_hooks(text: str) -> dict[str, str]:
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise OpsError(
-            f"{FILE} cannot be read: {str(error).splitlines()[0]}", "correct it: pre-commit validate-config"
+            f"{FILE} cannot be read: {str(error).splitlines()[0]}", "correct it; pre-commit validate-config checks it"
         ) from None
 
 
 def unpinned(hooks: Mapping[str, str]) -> list[str]:
-    """Hooks whose revision is a branch: what runs tomorrow may be another one."""
+    """Hooks whose revision is a branch, which can move at any time."""
     return [f"{hook} ({rev})" for hook, rev in hooks.items() if rev and not _PINNED.fullmatch(rev)]
 
 
-def local_hooks(place: Place, missing: Sequence[str]) -> list[dict[str, Any]]:
-    """One repository `local`, whose hooks run the application's own programs."""
+def local_hooks(place: HooksPlace, missing: Sequence[str]) -> list[dict[str, Any]]:
+    """A repository `local`, whose hooks run the application's own programs."""
     python = {"language": "system", "types_or": ["python", "pyi"], **_only(place.backend)}
     config = ["--config", place.config] if place.web else []
     eslint = " ".join([place.eslint, "--fix", "--no-warn-ignored", *config])
@@ -96,8 +96,8 @@ def local_hooks(place: Place, missing: Sequence[str]) -> list[dict[str, Any]]:
     return [{"repo": "local", "hooks": [{"id": hook, **hooks[hook]} for hook in missing]}] if missing else []
 
 
-def remote_hooks(place: Place, missing: Sequence[str], packages: Sequence[str]) -> list[dict[str, Any]]:
-    """The tools' own hook repositories, at the versions that the application uses."""
+def remote_hooks(place: HooksPlace, missing: Sequence[str], packages: Sequence[str]) -> list[dict[str, Any]]:
+    """The tools' own hook repositories, in the versions that the application uses."""
     found = list[dict[str, Any]]()
     ruff = [
         {"id": hook, **({"args": ["--fix"]} if hook == "ruff" else {}), **_only(place.backend)}
@@ -121,7 +121,7 @@ def remote_hooks(place: Place, missing: Sequence[str], packages: Sequence[str]) 
 
 
 def eslint_packages(web: Path) -> list[str]:
-    """What ESLint needs beside itself, pinned: the workspace's own devDependencies that are about it."""
+    """The packages that ESLint needs, pinned: the workspace's devDependencies for it."""
     content = json.loads((web / "package.json").read_text(encoding="utf-8"))
     return [
         f"{name}@{version}"
@@ -131,10 +131,10 @@ def eslint_packages(web: Path) -> list[str]:
 
 
 def merged(text: str, added: Sequence[Mapping[str, Any]]) -> str:
-    """The file with `added` at the end of its repositories: every line that is there stays as it is.
+    """The file with `added` at the end of its repositories; existing lines are unchanged.
 
     Raises:
-        OpsError: it is written in a way that nothing can be added to by lines.
+        OpsError: its YAML style does not allow adding lines.
     """
     lines = text.splitlines()
     places = [number for number, line in enumerate(lines) if _REPOS.match(line)]
@@ -150,13 +150,13 @@ def merged(text: str, added: Sequence[Mapping[str, Any]]) -> str:
     result = "\n".join([*lines[:end], *(indent + line for line in new), *lines[end:]]) + "\n"
     before, after = yaml.safe_load(text) or {}, yaml.safe_load(result)
     if after != {**before, "repos": [*(before.get("repos") or []), *added]}:
-        raise OpsError(f"nothing can be added to {FILE} by lines", "write its repos as a block list, one item a line")
+        raise OpsError(f"no lines can be added to {FILE}", "write its repos as a block list, one item per line")
     return result
 
 
 @probe
 def read_reachable(directory: Path, wanted: Mapping[str, str]) -> dict[str, str]:
-    """Of hook repositories and revisions: why one cannot be had ("" where it can)."""
+    """Why each hook repository cannot be reached, or lacks its revision; "" if neither."""
     found = {}
     for url, revision in wanted.items():
         try:
@@ -170,14 +170,14 @@ def read_reachable(directory: Path, wanted: Mapping[str, str]) -> dict[str, str]
 
 
 @action(idempotent=True)
-def run_hooks(program: Path, tree: Worktree, cache: Path, seconds: float) -> Ran:
+def run_hooks(program: Path, tree: Worktree, cache: Path, seconds: float) -> HookRun:
     """Run all hooks on all files of a worktree; they may write there.
 
     Raises:
-        OpsError: pre-commit failed, hung, or did not say how any hook ended.
+        OpsError: pre-commit failed, hung, or reported no hook.
     """
     argv: list[str | Path] = [program, "run", "--all-files", "--color", "never"]
-    said = answer(
+    done = answer(
         argv,
         tree.directory,
         seconds=seconds,
@@ -185,28 +185,28 @@ def run_hooks(program: Path, tree: Worktree, cache: Path, seconds: float) -> Ran
         inherit=PACKAGE_VARIABLES,
         environment={"PRE_COMMIT_HOME": str(cache)},
     )
-    hooks = {name.strip(): how for name, how in _RESULT.findall(said.stdout)}
-    if not hooks or (said.code and "Failed" not in hooks.values()):
+    hooks = {name.strip(): how for name, how in _RESULT.findall(done.stdout)}
+    if not hooks or (done.code and "Failed" not in hooks.values()):
         raise OpsError(
-            f"pre-commit did not tell how its hooks ended: {excerpt(said.stdout)}",
+            f"pre-commit reported no hook: {excerpt(done.stdout)}",
             "run pre-commit run --all-files on the branch by hand",
         )
-    return Ran(hooks, said.stdout, said.seconds)
+    return HookRun(hooks, done.stdout, done.seconds)
 
 
 @action(idempotent=True)
 def install_hook(permit: Permit, program: Path, repository: Path, seconds: float) -> str:
-    """`pre-commit install` in the live checkout. A hook that is there is kept and goes on being run; where a branch has
-    no such file its commits are not stopped. Returns where the hook is.
+    """Run `pre-commit install` in the live checkout. An existing hook is kept and still runs; commits on a branch
+    without the configuration file are allowed. Returns the hook's path.
 
     Raises:
-        OpsError: pre-commit refuses (core.hooksPath is set), or the hook is not there then.
+        OpsError: pre-commit refuses (core.hooksPath is set), or the hook is missing afterwards.
     """
     permit.require(INSTALL, str(repository))
     answer([program, "install", "--allow-missing-config"], repository, seconds=seconds, inherit=PACKAGE_VARIABLES)
     hook = (repository / git(repository, "rev-parse", "--git-common-dir").strip() / "hooks" / "pre-commit").resolve()
     if not hook.is_file() or "pre-commit" not in hook.read_text(encoding="utf-8", errors="replace"):
-        raise OpsError("pre-commit ended well and installed no hook", "run pre-commit install by hand")
+        raise OpsError("pre-commit succeeded but installed no hook", "run pre-commit install by hand")
     return str(hook)
 
 

@@ -17,7 +17,8 @@ WEB = (".ts", ".tsx", ".mts", ".cts", ".js", ".jsx", ".mjs", ".cjs")
 
 @dataclass(frozen=True)
 class Problem:
-    """One place: `file` from the repository's top, `line` from 1 (0: the whole file), the tool's own code for it."""
+    """A problem in the code. `file`: from the repository's top; `line`: from 1, 0 for the whole file; `code`: the
+    tool's."""
 
     tool: str
     file: str
@@ -29,8 +30,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A tool's answer. `files` is how many it really looked at; `notes` is what else somebody should know."""
+class CheckedCode:
+    """A tool's answer. `files`: the number of files that it checked; `notes`: other remarks."""
 
     tool: str
     version: str
@@ -41,28 +42,30 @@ class Checked:
 
     @property
     def errors(self) -> int:
-        """Without warnings."""
+        """The number of errors, without warnings."""
         return sum(problem.severity == "error" for problem in self.problems)
 
 
 def chosen_files(repository: Path, names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
-    """Those of the named files (from the repository's top) that have one of the suffixes.
+    """The named files (from the repository's top) with one of the suffixes.
 
     Raises:
-        OpsError: one is not there, or is outside.
+        OpsError: a file does not exist, or is outside the repository.
     """
     found = []
     for name in names:
         path = repository / name
         inside(repository, path)
         if not path.is_file():
-            raise OpsError(f"there is no file {name} in {repository}", "name files from the repository's top directory")
+            raise OpsError(
+                f"there is no file {name} in {repository}", "enter files relative to the repository's top directory"
+            )
         if path.suffix in suffixes:
             found.append(path)
     return found
 
 
 def shown(repository: Path, path: str | Path) -> str:
-    """A path as it stands in a report: from the repository's top where it is inside."""
+    """A path for a report: relative to the repository's top if it is inside."""
     absolute = Path(path)
     return str(absolute.relative_to(repository)) if absolute.is_relative_to(repository) else str(absolute)

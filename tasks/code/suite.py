@@ -1,4 +1,4 @@
-"""The application's own tests and its build, run where its code was changed: they write there."""
+"""Run the application's own tests and its build in the worktree with the changed code: they write there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FAILS = re.compile(r"^\s*(?:FAILED |ERROR[: ]|FAIL: |not ok |✖ |× )\S.*", re
 
 @dataclass(frozen=True)
 class Suite:
-    """What is run, and where; without a `command` there is nothing to run."""
+    """A command and its directory; without a `command` there is nothing to run."""
 
     name: str
     command: Sequence[str]
@@ -31,37 +31,36 @@ class Suite:
 
 @dataclass(frozen=True)
 class Tested:
-    """How one ended. `told` is the reason where it did not pass, with the names of what failed; `output` is all that it
-    printed."""
+    """The result of a suite. `text`: the result, with the names of failed tests; `output`: the complete output."""
 
     passed: bool
-    told: str
+    text: str
     output: str = ""
 
 
 def backend_suite(application: Application, backend: Path, python: Path) -> Suite:
-    """`test_command`, else pytest where the backend has `tests/`; run by the environment of `python`."""
+    """`test_command`, else pytest if the backend has `tests/`; in the environment of `python`."""
     command: Sequence[str] = application.test_command
     if not command and (backend / "tests").is_dir():
         command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     variables = {
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VIRTUAL_ENV": str(python.parent.parent),
-        # Before what is installed, which may lead back to the live sources (pip install -e).
+        # Before the installed packages, which can point to the live sources (pip install -e).
         "PYTHONPATH": os.pathsep.join(map(str, (backend / "src", backend))),
     }
     return Suite("backend tests", command, backend, variables, (*shell.NETWORK, *application.inherit))
 
 
 def web_suite(name: str, application: Application, command: Sequence[str], web: Path) -> Suite:
-    """One of the workspace's commands; a script of pnpm's only where package.json has it."""
+    """A command of the workspace; a pnpm script only if package.json has it."""
     missing = len(command) == 2 and command[0] == "pnpm" and command[1] not in _scripts(web)
     return Suite(name, () if missing else command, web, {"CI": "true"}, (*NODE_VARIABLES, *application.inherit))
 
 
 @action(idempotent=True)
 def run_suite(suite: Suite, seconds: float) -> Tested:
-    """Run it; one that hangs or is not there did not pass."""
+    """Run a suite; one that hangs or is missing has not passed."""
     try:
         done = answer(
             suite.command,

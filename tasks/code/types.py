@@ -1,5 +1,5 @@
-"""Types as mypy and TypeScript's compiler see them (§3.3). Both are asked in a way that proves what they looked at, and
-that writes nothing into the checkout.
+"""Type errors that mypy and TypeScript's compiler find (§3.3). Both must list the files that they checked, and write
+nothing into the checkout.
 
 Source: https://mypy.readthedocs.io/en/stable/command_line.html, https://www.typescriptlang.org/docs/handbook/compiler-options.html
 """
@@ -16,10 +16,10 @@ from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import probe
 from runbook.shell import Completed
 from tasks.application.programs import answer, python_program, web_program
-from tasks.code.problem import Checked, Problem, Severity, shown
+from tasks.code.problem import CheckedCode, Problem, Severity, shown
 
 IMPORTING = ("PYTHONPATH", "MYPYPATH")
-"""Where mypy finds its plugins and the application's imports."""
+"""Variables by which mypy finds its plugins and the application's imports."""
 _MYPY = re.compile(
     r"(?P<file>[^:\n]+):(?:(?P<line>\d+):)? (?P<severity>error|warning): (?P<message>.*?)"
     r"(?:  \[(?P<code>[a-z0-9-]+)\])?"
@@ -43,18 +43,18 @@ def read_mypy(
     seconds: float,
     cache: Path,
     html: Path,
-) -> Checked:
-    """Ask mypy in the backend's directory: the chosen `files`, else what its configuration names, else everything.
-    `html` is where it writes its report, for which it needs lxml.
+) -> CheckedCode:
+    """Run mypy in the backend's directory: on the chosen `files`, else those of its configuration, else all. `html`:
+    the directory of its HTML report, which needs lxml.
 
     Raises:
-        OpsError: it is missing, hangs, fails, or its answer has no last line that says how much it checked.
+        OpsError: it is missing, hangs, fails, or does not print the number of checked files.
     """
     backend = application.source
     mypy = python_program(application, "mypy")
     version = answer([mypy, "--version"], backend, seconds=seconds, inherit=IMPORTING).stdout.strip()
     if not version.startswith("mypy "):
-        raise OpsError(f"mypy says that its version is “{excerpt(version)}”", f"look at {mypy}: this is not mypy")
+        raise OpsError(f"mypy reports its version as “{excerpt(version)}”", f"check {mypy}: it is not mypy")
     argv: list[str | Path] = [
         mypy,
         "--cache-dir",
@@ -70,16 +70,26 @@ def read_mypy(
     if application.python and Path(application.python).exists():
         argv += ["--python-executable", application.python]
     argv += ["--strict"] if strict else []
-    said, notes = _with_html(argv, files, backend, seconds, html)
-    end = _MYPY_END.search(said.stdout)
-    if not end and not _MYPY_STOPPED.search(said.stdout):
+    done, notes = _with_html(argv, files, backend, seconds, html)
+    end = _MYPY_END.search(done.stdout)
+    if not end and not _MYPY_STOPPED.search(done.stdout):
         raise OpsError(
-            f"mypy did not say what it checked: {excerpt(said.stdout)}",
-            "run mypy by hand: its answer cannot be used, which is no pass",
+            f"mypy did not print what it checked: {excerpt(done.stdout)}",
+            "run mypy by hand: without a valid answer the check has not passed",
         )
     if not end:
-        notes = (*notes, "mypy stopped at an error that prevents further checking: correct it first")
-    problems = tuple(
+        notes = (*notes, "mypy stopped at an error that prevents further checking: fix it first")
+    problems = _mypy_problems(done.stdout, repository, backend)
+    if done.code and not problems:
+        raise OpsError(
+            f"mypy exited {done.code} without naming an error: {excerpt(done.stdout)}",
+            "run mypy by hand: without a valid answer the check has not passed",
+        )
+    return CheckedCode("mypy", version, int(end[1]) if end else 0, problems, done.seconds, notes)
+
+
+def _mypy_problems(printed: str, repository: Path, backend: Path) -> tuple[Problem, ...]:
+    return tuple(
         Problem(
             "mypy",
             shown(repository, backend / found["file"]),
@@ -88,15 +98,9 @@ def read_mypy(
             found["message"],
             _severity(found["severity"]),
         )
-        for line in said.stdout.splitlines()
+        for line in printed.splitlines()
         if (found := _MYPY.fullmatch(line))
     )
-    if said.code and not problems:
-        raise OpsError(
-            f"mypy exited {said.code} and named no error: {excerpt(said.stdout)}",
-            "run mypy by hand: its answer cannot be used, which is no pass",
-        )
-    return Checked("mypy", version, int(end[1]) if end else 0, problems, said.seconds, notes)
 
 
 def _with_html(
@@ -107,36 +111,36 @@ def _with_html(
     except CommandFailed as error:
         if "lxml" not in error.stderr:
             raise
-    note = "no HTML report: it needs lxml beside mypy (pip install lxml)"
+    note = "no HTML report: it needs lxml in mypy's environment (pip install lxml)"
     return _targeted(argv, files, backend, seconds), (note,)
 
 
 def _targeted(argv: Sequence[str | Path], files: Sequence[Path], backend: Path, seconds: float) -> Completed:
-    """What is configured, where that names anything. Exit code 2 is a syntax error too, told on stdout."""
+    """Run mypy on `files`, else on its configured targets. Exit code 2 can also be a syntax error, then on stdout."""
     quiet = {"PYTHONDONTWRITEBYTECODE": "1"}
 
-    def asked(*targets: str | Path) -> Completed:
-        said = answer(
+    def run(*targets: str | Path) -> Completed:
+        done = answer(
             [*argv, *targets], backend, seconds=seconds, accepted=(0, 1, 2), environment=quiet, inherit=IMPORTING
         )
-        if said.code == 2 and not said.stdout.strip():
-            raise CommandFailed([str(part) for part in argv], 2, said.stderr, "run mypy by hand")
-        return said
+        if done.code == 2 and not done.stdout.strip():
+            raise CommandFailed([str(part) for part in argv], 2, done.stderr, "run mypy by hand")
+        return done
 
     if files:
-        return asked("--", *files)
+        return run("--", *files)
     try:
-        return asked()
+        return run()
     except CommandFailed as error:
         if "Missing target" not in error.stderr:
             raise
-    return asked("src" if (backend / "src").is_dir() else ".")
+    return run("src" if (backend / "src").is_dir() else ".")
 
 
 @probe
-def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool, seconds: float) -> Checked:
-    """Ask the workspace's TypeScript compiler for each of its projects. A file argument would make it ignore
-    tsconfig.json, so the whole is checked, and of `files`, where there are any, the errors are kept.
+def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool, seconds: float) -> CheckedCode:
+    """Run the workspace's TypeScript compiler on each of its projects. A file argument would make it ignore
+    tsconfig.json: so it checks everything, and only the errors of `files`, if given, are kept.
 
     Raises:
         OpsError: it is missing, hangs, fails, or checked no file.
@@ -144,27 +148,29 @@ def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool
     tsc = web_program(web, "tsc")
     version = answer([tsc, "--version"], web, seconds=seconds).stdout.strip()
     if not re.fullmatch(r"Version \d+\.\d+\.\S+", version):
-        raise OpsError(f"tsc says that its version is “{excerpt(version)}”", f"look at {tsc}: this is not TypeScript's")
-    looked_at, problems, took = set[Path](), dict[Problem, None](), 0.0
+        raise OpsError(
+            f"tsc reports its version as “{excerpt(version)}”", f"check {tsc}: it is not TypeScript's compiler"
+        )
+    checked, problems, took = set[Path](), dict[Problem, None](), 0.0
     projects = _projects(web)
     for project in projects:
-        said = _compile(tsc, web, project, strict, seconds)
-        took += said.seconds
-        looked_at |= _sources(said.stdout, web)
-        problems |= dict.fromkeys(_tsc_problems(said, web, repository))
+        done = _compile(tsc, web, project, strict, seconds)
+        took += done.seconds
+        checked |= _sources(done.stdout, web)
+        problems |= dict.fromkeys(_tsc_problems(done, web, repository))
         others = (one.parent.resolve() for one in projects if one.parent != web)
-        if project.parent == web and all(any(path.is_relative_to(one) for path in looked_at) for one in others):
+        if project.parent == web and all(any(path.is_relative_to(one) for path in checked) for one in others):
             break  # the workspace's own project covers its packages
-    if not looked_at:
-        raise OpsError("tsc checked no file of the workspace", "look at include and files in its tsconfig.json")
-    if missed := [shown(repository, path) for path in files if path.resolve() not in looked_at]:
-        raise OpsError(f"tsc did not look at {', '.join(missed[:3])}", "add them to include in a tsconfig.json")
+    if not checked:
+        raise OpsError("tsc checked no file of the workspace", "check include and files in its tsconfig.json")
+    if missed := [shown(repository, path) for path in files if path.resolve() not in checked]:
+        raise OpsError(f"tsc did not check {', '.join(missed[:3])}", "add them to include in a tsconfig.json")
     chosen = {shown(repository, path) for path in files}
-    # A project or a file that cannot be read keeps tsc from looking at the types of all others: that is told too.
+    # A project or file that cannot be read prevents the check of all others: its error is kept too.
     kept = tuple(
         one for one in problems if not chosen or one.file in chosen or not one.line or _TSC_STOPS.fullmatch(one.code)
     )
-    return Checked("tsc", version, len(files) or len(looked_at), kept, took)
+    return CheckedCode("tsc", version, len(files) or len(checked), kept, took)
 
 
 def _projects(web: Path) -> list[Path]:
@@ -179,7 +185,7 @@ def _projects(web: Path) -> list[Path]:
 
 
 def _compile(tsc: Path, web: Path, project: Path, strict: bool, seconds: float) -> Completed:
-    """Composite projects write their state even when they emit nothing: it goes to a place that goes too."""
+    """Composite projects write state even if they emit nothing: it goes to a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="ops-tsc-") as scratch:
         state = Path(scratch, "state.tsbuildinfo")
         options: list[str | Path] = ["--noEmit", "--pretty", "false", "--listFiles", "--incremental"]
@@ -188,27 +194,28 @@ def _compile(tsc: Path, web: Path, project: Path, strict: bool, seconds: float) 
 
 
 def _sources(printed: str, web: Path) -> set[Path]:
-    """The workspace's own files among those that were read, without declarations of packages."""
+    """The workspace's own checked files, without declarations of packages."""
     paths = (Path(line) for line in printed.splitlines() if line.startswith("/"))
     return {path for path in paths if path.is_relative_to(web.resolve()) and "node_modules" not in path.parts}
 
 
-def _tsc_problems(said: Completed, web: Path, repository: Path) -> list[Problem]:
-    """
+def _tsc_problems(done: Completed, web: Path, repository: Path) -> list[Problem]:
+    """The problems in tsc's output.
+
     Raises:
-        OpsError: it failed without naming anything.
+        OpsError: it failed without naming a problem.
     """
     found = list[Problem]()
-    for line in said.stdout.splitlines():
+    for line in done.stdout.splitlines():
         if at := _TSC.fullmatch(line):
             file = shown(repository.resolve(), (web / at["file"]).resolve())
             found.append(Problem("tsc", file, int(at["line"]), at["code"], at["message"], _severity(at["severity"])))
         elif whole := _TSC_WHOLE.fullmatch(line):
             found.append(Problem("tsc", "tsconfig.json", 0, whole["code"], whole["message"]))
-    if said.code and not found:
+    if done.code and not found:
         raise OpsError(
-            f"tsc exited {said.code} and named no error: {excerpt(said.stdout)}",
-            "run tsc by hand: its answer cannot be used, which is no pass",
+            f"tsc exited {done.code} without naming an error: {excerpt(done.stdout)}",
+            "run tsc by hand: without a valid answer the check has not passed",
         )
     return found
 

@@ -1,1 +1,1 @@
-"""The application's packages, of Python and of node: what is installed, what is known of them, what is newer."""
+"""The application's packages, of Python and Node.js: installed versions, vulnerabilities, newer versions."""

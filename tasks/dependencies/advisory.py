@@ -1,4 +1,4 @@
-"""Advisories as every scanner tells them, and one row for what several of them tell."""
+"""Advisories of all scanners in one format; the same vulnerability of several scanners is one row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.dependencies.severity import Severity
 
 @dataclass(frozen=True)
 class Advisory:
-    """A known vulnerability of a package that is there. `fixed` is empty where no version is known that fixes it."""
+    """A known vulnerability of an installed package. `fixed`: empty if no fixed version is known."""
 
     ids: tuple[str, ...]
     package: str
@@ -23,7 +23,7 @@ class Advisory:
 
     @property
     def name(self) -> str:
-        """The id that people know it by: a CVE, else a GHSA, else what the scanner calls it."""
+        """Its best-known id: a CVE, else a GHSA, else the scanner's id."""
         return next((one for prefix in ("CVE-", "GHSA-") for one in self.ids if one.startswith(prefix)), self.ids[0])
 
     def is_called(self, wanted: str) -> bool:
@@ -31,12 +31,12 @@ class Advisory:
         return wanted.upper() in {one.upper() for one in self.ids}
 
     def same_as(self, other: Advisory) -> bool:
-        """Whether both tell of one vulnerability of one package: they share an id."""
+        """Whether both are the same vulnerability of the same package: they share an id."""
         same = {one.upper() for one in self.ids} & {one.upper() for one in other.ids}
         return bool(same) and canonical(self.package) == canonical(other.package)
 
     def joined(self, other: Advisory) -> Advisory:
-        """One of both: the worse of their severities, every id, version, fix and place."""
+        """Both in one: the worse severity, all ids, versions, fixes and places."""
         return replace(
             self,
             ids=_both(self.ids, other.ids),
@@ -50,18 +50,18 @@ class Advisory:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one scanner answered of one place. `gaps` are what it could not tell; `raw` is its own answer."""
+    """A scanner's answer for one place. `gaps`: what it skipped; `raw`: its original answer."""
 
     tool: str
     place: str
-    looked_at: int
+    checked: int
     found: tuple[Advisory, ...]
     gaps: tuple[str, ...]
     raw: str
 
 
 def canonical(package: str) -> str:
-    """PEP 503's form of a name; npm's names are left as they are but for their case."""
+    """A package name in PEP 503's form; npm names only in lower case."""
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
@@ -71,7 +71,7 @@ def merged(found: Iterable[Advisory]) -> list[Advisory]:
     for advisory in found:
         same = [row for row in rows if row.same_as(advisory)]
         rows = [row for row in rows if row not in same]
-        for row in same:  # two that had no id in common until now
+        for row in same:  # two that shared no id until now
             advisory = row.joined(advisory)
         rows.append(advisory)
     return sorted(rows, key=lambda row: (-row.severity, row.package, row.name))

@@ -1,4 +1,4 @@
-"""Tools' JSON is of the form that this project knows, or it is no answer."""
+"""Check that a tool's JSON has the known format; otherwise it is not a valid answer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from runbook.errors import OpsError
 
 @contextlib.contextmanager
 def known_form(tool: str) -> Iterator[None]:
-    """Read it in this block.
+    """Read the JSON inside the block.
 
     Raises:
-        OpsError: it is of another form.
+        OpsError: it has another format.
     """
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise OpsError(f"{tool}'s JSON is of another form than this flow knows", "see its version") from None
+        raise OpsError(f"{tool}'s JSON has an unknown format", "check its version") from None

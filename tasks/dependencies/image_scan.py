@@ -1,5 +1,5 @@
-"""Container images, by the scanner that this machine has: trivy (trivy.dev/docs) or grype (github.com/anchore/grype).
-`docker scan` of the manual is gone from Docker."""
+"""Scan container images with trivy (trivy.dev/docs) or grype (github.com/anchore/grype), whichever is installed. Docker
+no longer has the manual's `docker scan`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ARGUMENTS = {
     "trivy": ("image", "--quiet", "--scanners", "vuln", "--format", "json"),
     "grype": ("--quiet", "--output", "json"),
 }
-INSTALL = "install trivy (trivy.dev/docs, a Debian repository of its own) or grype (github.com/anchore/grype)"
+INSTALL = "install trivy (trivy.dev/docs, from its Debian repository) or grype (github.com/anchore/grype)"
 
 
 def find_scanner() -> Path:
-    """trivy, else grype.
+    """Find trivy, else grype.
 
     Raises:
         OpsError: neither is installed.
@@ -32,15 +32,15 @@ def find_scanner() -> Path:
     for name in ARGUMENTS:
         with contextlib.suppress(OpsError):
             return find_program(name)
-    raise OpsError("no scanner of images is installed", INSTALL)
+    raise OpsError("no image scanner is installed", INSTALL)
 
 
 @probe
 def scan_image(image: str, seconds: float) -> Scan:
-    """The packages of one image, of the system's and of languages.
+    """Scan the packages of one image, of its system and of languages.
 
     Raises:
-        OpsError: there is no scanner, or no such image; it failed, hung or printed no JSON; its database is not there.
+        OpsError: no scanner, or no such image; the scanner failed, hung or printed no JSON, or has no database.
     """
     scanner = find_scanner()
     if image.startswith("-"):
@@ -53,16 +53,18 @@ def scan_image(image: str, seconds: float) -> Scan:
     )
     content = parsed(scanner.name, done.stdout, dict)
     with known_form(scanner.name):
-        found, looked_at = (_of_trivy if scanner.name == "trivy" else _of_grype)(content, f"image {image}")
+        found, checked = (_of_trivy if scanner.name == "trivy" else _of_grype)(content, f"image {image}")
         gaps = _gaps(content)
-    return Scan(scanner.name, f"image {image}", looked_at, found, gaps, done.stdout)
+    return Scan(scanner.name, f"image {image}", checked, found, gaps, done.stdout)
 
 
 def _gaps(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """trivy looks at a system past its support too, of whose newer holes nobody tells; --quiet hides its warning."""
+    """An unsupported system: nobody publishes its newer vulnerabilities. --quiet hides trivy's warning."""
     system = (content.get("Metadata") or {}).get("OS") or {}
     if system.get("EOSL"):
-        return (f"{system.get('Family')} {system.get('Name')} is past its support: its packages' newer holes",)
+        return (
+            f"{system.get('Family')} {system.get('Name')} is unsupported: its newer vulnerabilities are not published",
+        )
     return ()
 
 

@@ -1,4 +1,4 @@
-"""`pnpm audit` and `npm audit` of the web application: each reads its own lock file, and asks the registry."""
+"""`pnpm audit` and `npm audit` of the web application: each reads its lock file and queries the registry."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from tasks.dependencies.form import known_form
 from tasks.dependencies.severity import of_word
 
 LOCKS = {"pnpm-lock.yaml": "pnpm", "package-lock.json": "npm"}
-# One try each: a registry that is away would be waited for by minutes.
+# One attempt each: otherwise an unreachable registry costs minutes.
 PATIENCE = {"npm_config_fetch_retries": "0", "npm_config_fetch_timeout": "30000", "npm_config_update_notifier": "false"}
 _GHSA = re.compile(r"GHSA(-[0-9a-z]{4}){3}")
 
 
 def tools_of(web: Path) -> list[str]:
-    """What to audit it with, by its lock files.
+    """The audit tools, by the lock files.
 
     Raises:
-        OpsError: it has none: what would be installed is not known.
+        OpsError: there is no lock file: the versions are not known.
     """
     if found := [tool for lock, tool in LOCKS.items() if (web / lock).is_file()]:
         return found
     raise OpsError(
         f"{web} has no lock file",
-        "make one (pnpm install --lockfile-only), commit it, or correct [application] web_directory",
+        "create one (pnpm install --lockfile-only) and commit it, or correct [application] web_directory",
     )
 
 
 @probe
 def audit_node(web: Path, tool: str, only_production: bool, seconds: float) -> Scan:
-    """Every package of the lock file, of all packages of the workspace. `tool` is pnpm or npm.
+    """Audit every package of the lock file. `tool`: pnpm or npm.
 
     Raises:
-        OpsError: it is not installed, failed, hung or printed no JSON; the registry gave no advisories. Then nothing is
-            known, which is no pass.
+        OpsError: the tool is not installed, failed, hung or printed no JSON, or the registry returned no advisories.
     """
     find_program("node")
     narrow = {"pnpm": ["--prod"], "npm": ["--omit=dev"]}[tool] if only_production else []
@@ -56,18 +55,18 @@ def audit_node(web: Path, tool: str, only_production: bool, seconds: float) -> S
     if problem := content.get("error") or content.get("message"):
         raise OpsError(
             f"{tool} audit gave no answer: {_said(problem)}",
-            "see that the registry can be reached and serves advisories",
+            "check that the registry can be reached and serves advisories",
         )
     read = _of_pnpm if "advisories" in content else _of_npm
     with known_form(f"{tool} audit"):
         found = read(content, f"packages of {web}")
         numbers = content["metadata"]
-        looked_at = int(numbers.get("totalDependencies") or _total(numbers.get("dependencies")))
-    return Scan(f"{tool} audit", f"packages of {web}", looked_at, found, (), done.stdout)
+        checked = int(numbers.get("totalDependencies") or _total(numbers.get("dependencies")))
+    return Scan(f"{tool} audit", f"packages of {web}", checked, found, (), done.stdout)
 
 
 def _of_pnpm(content: Mapping[str, Any], place: str) -> tuple[Advisory, ...]:
-    """npm's first form, which pnpm prints."""
+    """npm's first format, which pnpm prints."""
     return tuple(
         Advisory(
             ids=_ids(item.get("github_advisory_id"), *item.get("cves", []), *_GHSA_in(item.get("url")), otherwise=key),
@@ -83,7 +82,7 @@ def _of_pnpm(content: Mapping[str, Any], place: str) -> tuple[Advisory, ...]:
 
 
 def _of_npm(content: Mapping[str, Any], place: str) -> tuple[Advisory, ...]:
-    """npm's second form: by package, each with its advisories, or the names of those that it has them from."""
+    """npm's second format: by package, each with its advisories, or with the names of the vulnerable packages."""
     found = []
     for package in content["vulnerabilities"].values():
         fix = package.get("fixAvailable")
@@ -117,7 +116,7 @@ def _GHSA_in(address: object) -> list[str]:
 
 
 def _range(patched: object) -> tuple[str, ...]:
-    """`<0.0.0` is how the registry says that no version fixes it."""
+    """The fixed versions; the registry writes `<0.0.0` if there is none."""
     text = str(patched or "").strip()
     return (text,) if text and text != "<0.0.0" else ()
 

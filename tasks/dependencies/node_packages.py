@@ -1,4 +1,4 @@
-"""Packages of the web application's workspace, as pnpm tells them from its lock file."""
+"""Packages of the web application's workspace, read by pnpm from its lock file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ANY = range(256)
 
 
 def pnpm(web: Path, *arguments: str, seconds: float, accepted: Sequence[int] = (0,)) -> shell.Completed:
-    """One command of it in a workspace, with one try for each request.
+    """Run a pnpm command in a workspace, with one attempt per request.
 
     Raises:
-        OpsError: it failed, hung or is not installed.
+        OpsError: pnpm failed, hung or is not installed.
     """
     find_program("node")
     return answer(
@@ -42,14 +42,14 @@ def pnpm(web: Path, *arguments: str, seconds: float, accepted: Sequence[int] = (
 
 
 def require_pnpm_lock(web: Path) -> None:
-    """Raises OpsError where the workspace is not pnpm's."""
+    """Raises OpsError if the workspace has no pnpm lock file."""
     if not (web / "pnpm-lock.yaml").is_file():
-        raise OpsError(f"{web} has no pnpm-lock.yaml", "make one (pnpm install --lockfile-only) and commit it")
+        raise OpsError(f"{web} has no pnpm-lock.yaml", "create one (pnpm install --lockfile-only) and commit it")
 
 
 @probe
 def list_node(web: Path, seconds: float) -> tuple[Package, ...]:
-    """What each package of the workspace wants directly, with the version of the lock file.
+    """The direct dependencies of every package of the workspace, in the versions of the lock file.
 
     Raises:
         OpsError: pnpm gave no answer.
@@ -67,7 +67,7 @@ def list_node(web: Path, seconds: float) -> tuple[Package, ...]:
 
 @probe
 def find_outdated_node(web: Path, seconds: float) -> tuple[Outdated, ...]:
-    """Newer versions of what the workspace wants directly.
+    """Newer versions of the workspace's direct dependencies.
 
     Raises:
         OpsError: the registry or pnpm gave no answer.
@@ -78,7 +78,9 @@ def find_outdated_node(web: Path, seconds: float) -> tuple[Outdated, ...]:
     found = []
     with known_form("pnpm outdated"):
         for name, row in rows.items():
-            version = str(row.get("current") or row.get("wanted") or "")  # no current: its packages are not installed
+            version = str(
+                row.get("current") or row.get("wanted") or ""
+            )  # without current its packages are not installed
             if version != row["latest"]:
                 places = tuple(str(one.get("name", "")) for one in row.get("dependentPackages") or [])
                 found.append(Outdated(name, version, str(row["latest"]), places))
@@ -87,7 +89,7 @@ def find_outdated_node(web: Path, seconds: float) -> tuple[Outdated, ...]:
 
 @probe
 def find_peer_problems(web: Path, seconds: float) -> tuple[str, ...]:
-    """Peers that are missing or of another version than wanted, in every package of the workspace.
+    """Peer dependencies that are missing or have the wrong version, in every package of the workspace.
 
     Raises:
         OpsError: the registry or pnpm gave no answer.
@@ -99,15 +101,15 @@ def find_peer_problems(web: Path, seconds: float) -> tuple[str, ...]:
     for line in done.stdout.splitlines():
         with contextlib.suppress(ValueError):
             events.append(json.loads(line))
-    told = [one for one in events if isinstance(one, dict)]
+    records = [one for one in events if isinstance(one, dict)]
     with known_form("pnpm install"):
-        issues = [item for one in told for item in (one.get("issuesByProjects") or {}).items()]
+        issues = [item for one in records for item in (one.get("issuesByProjects") or {}).items()]
         problems = [text for place, found in issues for text in _peers(place, found)]
-    looked = any(one.get("stage") == "resolution_done" for one in told)
-    if not problems and (done.code or not looked):
-        why = next((str((one.get("err") or {}).get("message")) for one in told if one.get("err")), "no message")
+    resolved = any(one.get("stage") == "resolution_done" for one in records)
+    if not problems and (done.code or not resolved):
+        why = next((str((one.get("err") or {}).get("message")) for one in records if one.get("err")), "no message")
         raise OpsError(
-            f"pnpm could not look at peers: {excerpt(why, 200)}", "see that the registry can be reached from here"
+            f"pnpm could not check peer dependencies: {excerpt(why, 200)}", "check that the registry can be reached"
         )
     return tuple(dict.fromkeys(problems))
 
@@ -119,12 +121,12 @@ def _peers(place: str, issues: Mapping[str, Any]) -> Iterator[str]:
                 if not one.get("optional"):
                     by = " of ".join(f"{parent['name']} {parent['version']}" for parent in reversed(one["parents"]))
                     has = f"has {one['foundVersion']}" if one.get("foundVersion") else "has none"
-                    yield f"{place}: {by} wants {peer} {one.get('wantedRange', '')} and {has}"
+                    yield f"{place}: {by} requires {peer} {one.get('wantedRange', '')} but {has}"
 
 
 @probe
 def find_node_lock_problem(web: Path, seconds: float) -> str:
-    """How pnpm-lock.yaml is out of step with the workspace's package.json files; "" where it is not.
+    """How pnpm-lock.yaml differs from the workspace's package.json files; "" if it matches.
 
     Raises:
         OpsError: pnpm gave no answer.
@@ -137,8 +139,8 @@ def find_node_lock_problem(web: Path, seconds: float) -> str:
         return ""
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     if any("ERR_PNPM_OUTDATED_LOCKFILE" in line for line in lines):
-        telling = [number for number, line in enumerate(lines) if "specifiers in the lockfile" in line]
-        return " ".join(lines[telling[0] + 1 :] if telling else lines[:2])[:300] or lines[0]
+        heads = [number for number, line in enumerate(lines) if "specifiers in the lockfile" in line]
+        return " ".join(lines[heads[0] + 1 :] if heads else lines[:2])[:300] or lines[0]
     raise OpsError(
         f"pnpm could not judge the lock file: {excerpt(' / '.join(lines[-3:]), 200)}", "run pnpm install by hand"
     )
@@ -146,10 +148,10 @@ def find_node_lock_problem(web: Path, seconds: float) -> str:
 
 @action
 def install_node(web: Path, seconds: float) -> Path:
-    """Install a worktree's packages by its lock file, which proves that it is in step; returns the workspace.
+    """Install a worktree's packages from its lock file, which proves that the file matches; returns the workspace.
 
     Raises:
-        OpsError: pnpm could not.
+        OpsError: pnpm failed.
     """
     pnpm(web, "install", "--frozen-lockfile", seconds=seconds)
     return web
@@ -157,7 +159,7 @@ def install_node(web: Path, seconds: float) -> Path:
 
 @contextlib.contextmanager
 def copied(web: Path) -> Iterator[Path]:
-    """The workspace's manifests and lock file alone, elsewhere: pnpm may write there."""
+    """A temporary copy of the workspace's manifests and lock file, which pnpm may change."""
     with tempfile.TemporaryDirectory(prefix="ops-pnpm-") as folder:
         for directory, names, files in os.walk(web):
             names[:] = [name for name in names if name not in ("node_modules", ".git", "dist", ".next", ".turbo")]
@@ -169,10 +171,10 @@ def copied(web: Path) -> Iterator[Path]:
 
 
 def node_versions(web: Path, name: str, seconds: float) -> list[str]:
-    """Every version that the registry has.
+    """Every version of a package in the registry.
 
     Raises:
-        OpsError: it gave no answer.
+        OpsError: the registry gave no answer.
     """
     done = pnpm(web, "view", name, "versions", "--json", seconds=seconds)
     with known_form("pnpm view"):
@@ -181,7 +183,7 @@ def node_versions(web: Path, name: str, seconds: float) -> list[str]:
 
 
 def node_dependents(web: Path, name: str, seconds: float) -> str:
-    """`pnpm why`, in its own words; "" where the packages are not installed.
+    """The output of `pnpm why`; "" if the packages are not installed.
 
     Raises:
         OpsError: pnpm gave no answer.

@@ -1,5 +1,5 @@
-"""pip-audit of the application's Python environment (pypi.org/project/pip-audit). It tells no severity: OSV's record
-does, by id."""
+"""pip-audit of the application's Python environment (pypi.org/project/pip-audit). It prints no severity, so the
+severity is read from OSV's record of the id."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
 from tasks.dependencies.severity import Severity, of_vector, of_word
 
-# Directories whose packages a Python can import; -I: none of the caller's.
+# The site directories of a Python; -I: without the caller's.
 _SITES = "import json, os, site; print(json.dumps([d for d in site.getsitepackages() if os.path.isdir(d)]))"
 SOCKET_SECONDS = 15
 
 
 @probe
 def audit_python(application: Application, seconds: float) -> Scan:
-    """Every package of the environment of `application.python`, against OSV at `application.advisories`.
+    """Audit every package of `application.python`'s environment against OSV at `application.advisories`.
 
     Raises:
-        OpsError: pip-audit is not installed, failed, hung or printed no JSON; OSV gave no answer. Then nothing is
-            known, which is no pass.
+        OpsError: pip-audit is not installed, failed, hung or printed no JSON, or OSV gave no answer.
     """
     program = python_program(application, "pip-audit")
     python = Path(application.need("python"))
@@ -49,13 +48,13 @@ def audit_python(application: Application, seconds: float) -> Scan:
         ]
         paths = [part for site in sites for part in ("--path", site)]
         argv = [program, *service, "--timeout", str(SOCKET_SECONDS), *form, *paths]
-        # 1: it found some, or it failed
+        # exit code 1: vulnerabilities, or a failure
         done = answer(argv, Path(folder), seconds=seconds, accepted=(0, 1), inherit=PYTHON_VARIABLES)
         raw = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
     if not raw:
         raise OpsError(
             f"pip-audit gave no answer: {_last(done.stderr)}",
-            f"see that {application.advisories} can be reached from here",
+            f"check that {application.advisories} can be reached",
         )
     content = parsed("pip-audit", raw, dict)
     return _scan(application, content, raw, done.stderr)
@@ -68,7 +67,7 @@ def _scan(application: Application, content: Mapping[str, Any], raw: str, compla
         skipped = [f"{entry['name']}: {entry['skip_reason']}" for entry in entries if "skip_reason" in entry]
         with Osv(application.advisories) as osv:
             found = tuple(_advisory(entry, item, osv, place) for entry in entries for item in entry.get("vulns", []))
-    # Records that it does not understand it leaves out, with a line on stderr.
+    # It skips records that it cannot parse, with a line on stderr.
     left_out = [line.strip() for line in complaints.splitlines() if line.startswith("WARNING") and "OSV" in line]
     gaps = [*skipped, *left_out]
     if osv.lost:
@@ -98,7 +97,7 @@ SECONDS = 20.0
 
 
 class Osv:
-    """One connection to it. After a failure to answer it is asked no more: the others would wait as long."""
+    """A connection to OSV. After its first failure to answer it is not queried again: each query would wait as long."""
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
@@ -112,9 +111,9 @@ class Osv:
         self._client.close()
 
     def severity(self, ids: Sequence[str]) -> Severity:
-        """The worst that any of these aliases' records says; unknown where none says any."""
+        """The worst severity in the records of these aliases; unknown if none has one."""
         found = Severity.UNKNOWN
-        for one in sorted(ids, key=lambda one: not one.startswith("GHSA-")):  # these have a word for it
+        for one in sorted(ids, key=lambda one: not one.startswith("GHSA-")):  # GHSA records have the severity as a word
             try:
                 found = max(found, self._of(one))
             except Unreachable as error:
@@ -132,7 +131,7 @@ class Osv:
             answer = self._client.get(f"{self.address}/v1/vulns/{one}")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.address} does not answer: {type(error).__name__}") from None
-        if answer.status_code == httpx.codes.NOT_FOUND:  # an alias that OSV keeps no record of
+        if answer.status_code == httpx.codes.NOT_FOUND:  # OSV has no record of this alias
             return Severity.UNKNOWN
         try:
             record = answer.raise_for_status().json()

@@ -1,4 +1,4 @@
-"""Packages of the backend's Python environment, as pip tells them. Nothing is installed there."""
+"""Packages of the backend's Python environment, read by pip. Nothing is installed there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.application.programs import PYTHON_VARIABLES, answer, find_program, p
 from tasks.dependencies.form import known_form
 from tasks.dependencies.versions import Outdated, Package
 
-# One try each: an index that is away would be waited for by minutes.
+# One attempt each: otherwise an unreachable index costs minutes.
 PATIENCE = {"PIP_RETRIES": "0", "PIP_TIMEOUT": "30", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 _NO_CONFLICTS = "No broken requirements found"
 _NO_ANSWER = re.compile(r"Could not fetch URL \S*/([^/\s]+)/?: (.*?)(?: for url: .*)?(?: - skipping)?$", re.MULTILINE)
@@ -24,17 +24,17 @@ _NO_ANSWER = re.compile(r"Could not fetch URL \S*/([^/\s]+)/?: (.*?)(?: for url:
 
 @dataclass(frozen=True)
 class Newer:
-    """Packages with a newer version, and those of which the index told nothing: those may be outdated too."""
+    """Packages with a newer version, and packages without an answer of the index: they can be outdated too."""
 
     found: tuple[Outdated, ...]
     not_known: tuple[str, ...]
 
 
 def pip(python: Path, *arguments: str | Path, seconds: float, accepted: Sequence[int] = (0,)) -> shell.Completed:
-    """This worker's pip, working on another Python's environment (which may have none of its own).
+    """Run this worker's pip on another Python's environment, which may have no pip.
 
     Raises:
-        OpsError: it failed, hung or is not there.
+        OpsError: pip failed, hung or is missing.
     """
     program = find_program("pip", Path(sys.executable).parent)
     return answer(
@@ -49,7 +49,7 @@ def pip(python: Path, *arguments: str | Path, seconds: float, accepted: Sequence
 
 @probe
 def list_python(python: Path, seconds: float) -> tuple[Package, ...]:
-    """Everything that is installed.
+    """The installed packages.
 
     Raises:
         OpsError: pip gave no answer.
@@ -61,7 +61,7 @@ def list_python(python: Path, seconds: float) -> tuple[Package, ...]:
 
 @probe
 def find_outdated_python(python: Path, seconds: float) -> Newer:
-    """Newer versions. pip prints an empty list and exits 0 where its index is away; only its log tells.
+    """Newer versions. If its index is unreachable, pip prints an empty list and exits 0; only its log shows it.
 
     Raises:
         OpsError: pip gave no answer.
@@ -71,17 +71,17 @@ def find_outdated_python(python: Path, seconds: float) -> Newer:
         done = pip(python, "--log", log, "list", "--outdated", "--format", "json", seconds=seconds)
         rows = parsed("pip list --outdated", done.stdout, list)
         if not log.exists():
-            raise OpsError("pip wrote no log: whether its index answered is not known", "run pip by hand")
-        told = log.read_text(encoding="utf-8", errors="replace")
+            raise OpsError("pip wrote no log, so it is not known whether its index answered", "run pip by hand")
+        logged = log.read_text(encoding="utf-8", errors="replace")
     with known_form("pip list --outdated"):
         found = tuple(Outdated(row["name"], row["version"], row["latest_version"]) for row in rows)
-    missed = {name: "not in the index" if "404" in why else "no answer" for name, why in _NO_ANSWER.findall(told)}
+    missed = {name: "not in the index" if "404" in why else "no answer" for name, why in _NO_ANSWER.findall(logged)}
     return Newer(found, tuple(f"{name} ({why})" for name, why in sorted(missed.items())))
 
 
 @probe
 def find_python_conflicts(python: Path, seconds: float) -> tuple[str, ...]:
-    """What `pip check` complains of.
+    """The conflicts that `pip check` reports.
 
     Raises:
         OpsError: pip gave no answer.
@@ -90,10 +90,10 @@ def find_python_conflicts(python: Path, seconds: float) -> tuple[str, ...]:
 
 
 def conflicts_in(checked: shell.Completed) -> tuple[str, ...]:
-    """What `pip check` printed of packages that do not go together.
+    """The conflicts in the output of `pip check`.
 
     Raises:
-        OpsError: it neither named any nor said that there are none.
+        OpsError: it reported neither conflicts nor that there are none.
     """
     lines = [line.strip() for line in checked.stdout.splitlines() if line.strip()]
     if not lines or (not checked.code and _NO_CONFLICTS not in checked.stdout):
@@ -102,10 +102,10 @@ def conflicts_in(checked: shell.Completed) -> tuple[str, ...]:
 
 
 def versions_of(python: Path, name: str, seconds: float) -> list[str]:
-    """Every version of a package that the index has for this Python.
+    """Every version of a package in the index for this Python.
 
     Raises:
-        OpsError: the index gave no answer, or has none.
+        OpsError: the index gave no answer, or has no version.
     """
     if name.startswith("-"):
         raise OpsError(f"“{name[:40]}” is no package", "correct its name")
@@ -113,13 +113,13 @@ def versions_of(python: Path, name: str, seconds: float) -> list[str]:
         done = pip(python, "index", "versions", name, seconds=seconds)
     except CommandFailed as error:
         raise OpsError(
-            f"the index tells no versions of {name}: {error.message}", "see pip's index: pip index versions"
+            f"the index returns no versions of {name}: {error.message}", "check pip's index: pip index versions"
         ) from None
     return _listed(done, "Available versions:", "pip index versions")
 
 
 def dependents_of(python: Path, name: str, seconds: float) -> tuple[str, ...]:
-    """Installed packages that require this one: `pip show`.
+    """The installed packages that require this one, by `pip show`.
 
     Raises:
         OpsError: it is not installed.
@@ -129,10 +129,10 @@ def dependents_of(python: Path, name: str, seconds: float) -> tuple[str, ...]:
 
 
 def _listed(done: shell.Completed, head: str, command: str) -> list[str]:
-    """What stands behind `head`, by commas.
+    """The comma-separated values after `head`.
 
     Raises:
-        OpsError: no line begins so: that is no empty list.
+        OpsError: no line starts with `head`, which does not mean an empty list.
     """
     lines = [line.removeprefix(head) for line in done.stdout.splitlines() if line.startswith(head)]
     if not lines:

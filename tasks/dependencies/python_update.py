@@ -1,4 +1,4 @@
-"""The backend's requirement files and lock file moved to other versions, and an environment made from them."""
+"""Set other versions in the backend's requirement and lock files, and build an environment from them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tasks.dependencies.requirements import out_of_step, pin, read_requirements
 
 
 def pinned(application: Application, backend: Path) -> tuple[dict[str, str], list[str]]:
-    """What the requirement files name, with the version that they, or else the lock file, pin; and what none pins.
+    """The required packages with their pinned versions (of the requirement files, else of the lock file), and those
+    without a pin.
 
     Raises:
-        OpsError: a file is not there, or is no requirement file.
+        OpsError: a file is missing, or is no requirement file.
     """
     wanted = read_requirements([backend / name for name in application.requirements])
     locked = {}
@@ -32,11 +33,11 @@ def pinned(application: Application, backend: Path) -> tuple[dict[str, str], lis
 def pin_python(
     application: Application, backend: Path, versions: Mapping[str, str], seconds: float, add: bool = False
 ) -> None:
-    """Write these versions into the files of a worktree, and make the lock file anew (`lock_command`). With `add` a
-    package that no file names is added to the first, as a lower bound.
+    """Write these versions into the files of a worktree, and generate the lock file again (`lock_command`). With `add`
+    a package that no file names is added to the first file, as a lower bound.
 
     Raises:
-        OpsError: the lock file could not be made, or does not give what the requirement files want.
+        OpsError: the lock file could not be generated, or does not satisfy the requirement files.
     """
     if not versions:
         return
@@ -58,17 +59,17 @@ def pin_python(
         )
     if lock and (problems := out_of_step(read_requirements(files), read_requirements([lock]))):
         raise OpsError(
-            f"{lock.name} would be out of step: {'; '.join(problems[:3])}",
-            "a requirement file holds it back; or name [application] lock_command",
+            f"{lock.name} would not match: {'; '.join(problems[:3])}",
+            "check the requirement files, which prevent this version; or set [application] lock_command",
         )
 
 
 @action
 def virtual_environment(application: Application, backend: Path, directory: Path, seconds: float) -> Path:
-    """An environment of the application's own Python, with what the lock file (else the requirement files) says.
+    """A virtual environment of the application's Python, from the lock file (else the requirement files).
 
     Raises:
-        OpsError: pip could not install it, or the packages do not go together.
+        OpsError: pip failed, or the packages conflict.
     """
     answer([Path(application.need("python")), "-m", "venv", "--without-pip", directory], backend, seconds=seconds)
     names = [application.requirements_lock] if application.requirements_lock else application.requirements
@@ -76,7 +77,5 @@ def virtual_environment(application: Application, backend: Path, directory: Path
     python = directory / "bin" / "python"
     pip(python, "install", "--quiet", *files, seconds=seconds)
     if problems := conflicts_in(pip(python, "check", seconds=seconds, accepted=(0, 1))):
-        raise OpsError(
-            f"the new versions do not go together: {excerpt('; '.join(problems), 200)}", "choose fewer packages"
-        )
+        raise OpsError(f"the new versions conflict: {excerpt('; '.join(problems), 200)}", "choose fewer packages")
     return directory

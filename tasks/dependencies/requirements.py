@@ -1,4 +1,4 @@
-"""pip's requirement files: what they want, whether a lock file keeps to it, and a pin changed in its line."""
+"""pip's requirement files: read them, compare them with a lock file, change a pin."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _HASH = re.compile(r"\s*--hash=\S+")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One line: `exact` is the version that it pins, "" where it gives a range."""
+class WantedPackage:
+    """One requirement. `exact`: its pinned version, "" for a range."""
 
     requirement: Requirement
     file: Path
@@ -33,11 +33,11 @@ class Wanted:
         return pins[0] if len(pins) == 1 and "*" not in pins[0] else ""
 
 
-def read_requirements(files: Sequence[Path]) -> list[Wanted]:
-    """The requirements of these files; their options (-r, -e, --index-url …) are not followed.
+def read_requirements(files: Sequence[Path]) -> list[WantedPackage]:
+    """The requirements of these files; options (-r, -e, --index-url …) are ignored.
 
     Raises:
-        OpsError: one is not there.
+        OpsError: a file cannot be read, or a line is no requirement.
     """
     found = []
     for file in files:
@@ -53,14 +53,14 @@ def read_requirements(files: Sequence[Path]) -> list[Wanted]:
             if not wanted or wanted.startswith("-"):
                 continue
             try:
-                found.append(Wanted(Requirement(wanted), file))
+                found.append(WantedPackage(Requirement(wanted), file))
             except InvalidRequirement:
                 raise OpsError(f"{file.name}: “{wanted[:60]}” is no requirement", "correct the line") from None
     return found
 
 
-def out_of_step(wanted: Sequence[Wanted], lock: Sequence[Wanted]) -> list[str]:
-    """Where a lock file does not give what its manifests want."""
+def out_of_step(wanted: Sequence[WantedPackage], lock: Sequence[WantedPackage]) -> list[str]:
+    """How a lock file differs from the requirements."""
     pins = {one.name: one.exact for one in lock}
     problems = []
     for one in wanted:
@@ -71,13 +71,13 @@ def out_of_step(wanted: Sequence[Wanted], lock: Sequence[Wanted]) -> list[str]:
             problems.append(f"{one.requirement.name} is not in it")
         elif not one.requirement.specifier.contains(pin, prereleases=True):
             problems.append(
-                f"it has {one.requirement.name} {pin}, and {one.file.name} wants {one.requirement.specifier}"
+                f"it has {one.requirement.name} {pin}, but {one.file.name} requires {one.requirement.specifier}"
             )
     return problems
 
 
 def pin(file: Path, name: str, version: str) -> bool:
-    """Pin one package to another version where the file has a pin of it (its hashes go); whether it had."""
+    """Change the pin of a package, without its hashes. Returns whether the file had a pin of it."""
     lines, changed, dropping = [], False, False
     for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
         if dropping:

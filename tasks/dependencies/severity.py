@@ -1,4 +1,4 @@
-"""How bad a vulnerability is: advisories say it in a word, or as a CVSS vector."""
+"""The severity of a vulnerability, from an advisory's word or CVSS vector."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Severity(IntEnum):
-    """From what no advisory says to the worst. Unknown is not clean."""
+    """From unknown to critical. Unknown does not mean clean."""
 
     UNKNOWN = 0
     LOW = 1
@@ -35,7 +35,7 @@ _IMPACT = {"H": 0.56, "L": 0.22, "N": 0.0}
 
 
 def of_word(word: object) -> Severity:
-    """The severity of a word of any of the tools; what none of them says is unknown."""
+    """The severity of a tool's word; unknown for any other word."""
     return _WORDS.get(str(word).strip().lower(), Severity.UNKNOWN)
 
 
@@ -49,7 +49,7 @@ def of_vector(vector: str) -> Severity:
 
 
 def base_score(vector: str) -> float:
-    """0.0 to 10.0, NaN where it is no CVSS 3 vector."""
+    """The base score, 0.0 to 10.0; NaN if it is no CVSS 3 vector."""
     head, *parts = vector.split("/")
     if head not in ("CVSS:3.0", "CVSS:3.1"):
         return math.nan

@@ -1,4 +1,4 @@
-"""How far a newer version is from the one that is there."""
+"""The level of an update: patch, minor or major."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVELS: tuple[Level, ...] = ("patch", "minor", "major")
 
 @dataclass(frozen=True)
 class Package:
-    """One that is there. `places` are the workspace's packages that want it, empty for Python's."""
+    """An installed package. `places`: the workspace's packages that require it; empty for Python."""
 
     name: str
     version: str
@@ -23,7 +23,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Outdated:
-    """One of which there is a newer version."""
+    """A package with a newer version."""
 
     name: str
     version: str
@@ -32,7 +32,7 @@ class Outdated:
 
 
 def step(version: str, newer: str) -> Level | None:
-    """By the first of the three numbers that differs (0.x too, whose minor versions often break what uses them)."""
+    """The first of the three numbers that differs; also for 0.x, whose minor versions often break compatibility."""
     try:
         old, new = Version(version).release, Version(newer).release
     except InvalidVersion:
@@ -44,7 +44,7 @@ def step(version: str, newer: str) -> Level | None:
 
 
 def newest_within(version: str, known: Iterable[str], level: Level) -> str:
-    """The newest that is no further away than `level` and no pre-release; "" where none is newer."""
+    """The newest version within `level` that is no pre-release; "" if none is newer."""
     best, text = _version(version), ""
     if best is None:
         return ""
@@ -52,17 +52,17 @@ def newest_within(version: str, known: Iterable[str], level: Level) -> str:
         found = _version(one)
         if found is None or found.is_prerelease or found <= best:
             continue
-        far = step(version, one)
-        if far and LEVELS.index(far) <= LEVELS.index(level):
+        level_of = step(version, one)
+        if level_of and LEVELS.index(level_of) <= LEVELS.index(level):
             best, text = found, one
     return text
 
 
 def newest_by_level(one: Outdated, known: Iterable[str]) -> tuple[str, str, str]:
-    """The newest patch, minor and major version of it, each "" where the one before it goes as far."""
+    """The newest patch, minor and major version; each "" if the level before has the same one."""
     versions = [*known, one.newest]
     patch, minor, major = (newest_within(one.version, versions, level) for level in LEVELS)
-    if not major:  # versions that are no numbers
+    if not major:  # versions without numbers
         return "", "", one.newest
     return patch, minor if minor != patch else "", major if major != (minor or patch) else ""
 

@@ -1,4 +1,4 @@
-"""The images that others are built from: here, and in the registry; and a new image, tried out."""
+"""Base images, on the engine and in the registry; and the test of a new image."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from requests.exceptions import ReadTimeout
 from blocks.docker import Docker, engine
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
+from runbook.masking import masked
 from tasks.docker.bases import Base, find_bases
 from tasks.docker.building import read_digest
 from tasks.docker.inventory import moment
-from tasks.logs.masking import masked
 
 TEST_SECONDS = 1800
 
 
 @dataclass(frozen=True)
 class BaseImage:
-    """A base of some roles. `built`: when the one here was built, None where it is not here. `theirs`: the registry's
-    digest, "" where it has none or did not answer: then `away` says why."""
+    """A base image of some roles. `built`: build time of the local image, None without one. `ours`: its digests.
+    `theirs`: the registry's digest, "" without one; then `away` is the reason."""
 
     base: Base
     roles: tuple[str, ...]
@@ -37,20 +37,20 @@ class BaseImage:
 
     @property
     def pinned(self) -> str:
-        """As a FROM line pins it: to the registry's digest of now, or to the one that the image here was pulled by; ""
-        where neither is known."""
+        """The image for a pinned FROM line: the registry's current digest, or the local image's; "" if neither is
+        known."""
         digest = self.theirs or next(iter(self.ours), "")
         return f"{self.base.named}@{digest}" if digest else ""
 
     @property
     def drifted(self) -> bool:
-        """The name means another image in the registry than it does here, or than the pinned digest."""
+        """Whether the registry's image differs from the local one, or from the pinned digest."""
         known = (self.base.digest,) if self.base.digest else self.ours
         return bool(self.theirs and known) and self.theirs not in known
 
 
 def bases_of(block: Docker, checkout: Path) -> dict[tuple[str, Base], tuple[str, ...]]:
-    """(Dockerfile, base) → the roles that are built from it.
+    """The roles that use each base: (Dockerfile, base) → roles.
 
     Raises:
         OpsError: a Dockerfile cannot be read, or no container has one.
@@ -78,10 +78,10 @@ def bases_of(block: Docker, checkout: Path) -> dict[tuple[str, Base], tuple[str,
 
 @probe
 def read_base_images(block: Docker, checkout: Path) -> list[BaseImage]:
-    """Every base of the application's images.
+    """Read every base image of the application.
 
     Raises:
-        Unreachable: the engine does not answer. A registry that does not is in `away`.
+        Unreachable: the engine does not answer. (An unreachable registry is in `away`.)
         OpsError: a Dockerfile cannot be read.
     """
     found = []
@@ -97,7 +97,7 @@ def read_base_images(block: Docker, checkout: Path) -> list[BaseImage]:
             theirs, away = "", ""
             try:
                 theirs = read_digest.work(block, base.named)
-                away = "" if theirs else "the registry has none of that name"
+                away = "" if theirs else "the registry has no image of that name"
             except OpsError as error:
                 away = error.message
             found.append(BaseImage(base, roles, dockerfile, built, ours, theirs, away))
@@ -106,8 +106,7 @@ def read_base_images(block: Docker, checkout: Path) -> list[BaseImage]:
 
 @probe
 def read_base_digests(block: Docker, checkout: Path, roles: Collection[str]) -> dict[str, str]:
-    """What each base of some roles' images is here now, right after a build: FROM's text → name@digest, "" where no
-    registry gave it a digest.
+    """The bases of some roles' images right after a build: text of FROM → name@digest, "" if no digest is known.
 
     Raises:
         Unreachable: the engine does not answer.
@@ -128,10 +127,10 @@ def read_base_digests(block: Docker, checkout: Path, roles: Collection[str]) -> 
 
 @action(idempotent=True)
 def try_image(block: Docker, reference: str, command: Sequence[str]) -> str:
-    """Run a command in a new container of an image, without a network, and remove it; returns what it printed.
+    """Run a command in a new container of an image, without a network; remove the container. Returns its output.
 
     Raises:
-        OpsError: it exits with something else than 0, or does not end.
+        OpsError: the exit code is not 0, or it does not end within TEST_SECONDS.
     """
     with engine(block.host) as client:
         container = client.containers.create(reference, list(command), network_mode="none", detach=True)
@@ -139,10 +138,10 @@ def try_image(block: Docker, reference: str, command: Sequence[str]) -> str:
             container.start()
             try:
                 code = container.wait(timeout=TEST_SECONDS)["StatusCode"]
-            except (ReadTimeout, NotConnected):  # the SDK says so with either; not Unreachable: it is not tried again
+            except (ReadTimeout, NotConnected):  # the SDK raises either; not Unreachable, which is retried
                 raise OpsError(
                     f"the test of {reference} did not end within {TEST_SECONDS} s",
-                    "look at what it waits for: it has no network; the branch is kept",
+                    "check what it waits for: it has no network; the branch is kept",
                 ) from None
             said = masked(container.logs(tail=50).decode(errors="replace"))
         finally:
@@ -150,14 +149,14 @@ def try_image(block: Docker, reference: str, command: Sequence[str]) -> str:
     if code:
         raise OpsError(
             f"the test of {reference} exits {code}: {' / '.join(said.splitlines()[-3:])[:400]}",
-            "look at what it says; the branch is kept",
+            "check its output; the branch is kept",
         )
     return said
 
 
 @action(idempotent=True)
 def forget_image(host: str, references: Sequence[str]) -> None:
-    """Take the names from an image that was built to be tried out."""
+    """Remove the tags of a trial image."""
     with engine(host) as client:
         for reference in references:
             try:

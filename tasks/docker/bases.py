@@ -1,4 +1,4 @@
-"""What images are built from: the FROM lines of a Dockerfile, and until when what they name is supported."""
+"""The FROM lines of a Dockerfile, and the end of support of the images that they name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))")
 
 @dataclass(frozen=True)
 class Base:
-    """One FROM line: `written` as it stands there, `reference` with its ARGs filled in; `line` begins at 1."""
+    """One FROM line: `written` as in the file, `reference` with its ARGs filled in; `line` starts at 1."""
 
     written: str
     reference: str
@@ -28,18 +28,18 @@ class Base:
 
     @property
     def digest(self) -> str:
-        """Where it is pinned: sha256:…"""
+        """Its pinned digest, sha256:…; "" if it is not pinned."""
         return self.reference.partition("@")[2]
 
     @property
     def tag(self) -> str:
-        """`latest` where none is written."""
+        """Its tag; `latest` by default."""
         name = self.reference.partition("@")[0]
         return name.rpartition(":")[2] if ":" in name.rpartition("/")[2] else "latest"
 
     @property
     def repository(self) -> str:
-        """Without tag and digest."""
+        """The name without tag and digest."""
         return self.reference.partition("@")[0].removesuffix(f":{self.tag}")
 
     @property
@@ -50,8 +50,8 @@ class Base:
 
 @dataclass(frozen=True)
 class Support:
-    """Until when a release of a product gets fixes: `ends` is None where nobody announced it yet; `known` is False
-    where the table does not have it."""
+    """The end of support of a product's release. `ends`: None if it is not announced; `known`: whether the table has
+    the release."""
 
     product: str
     release: str
@@ -62,7 +62,7 @@ class Support:
 
 
 def find_bases(dockerfile: str) -> list[Base]:
-    """The images that a Dockerfile begins from, without `scratch` and its own earlier stages.
+    """The base images of a Dockerfile, without `scratch` and its own earlier stages.
 
     https://docs.docker.com/reference/dockerfile/#from
 
@@ -70,13 +70,13 @@ def find_bases(dockerfile: str) -> list[Base]:
         OpsError: a FROM line cannot be read, or its ARG has no value.
     """
     arguments, stages, found = dict[str, str](), set[str](), list[Base]()
-    begun = False
+    started = False
     for number, line in enumerate(dockerfile.splitlines(), 1):
-        if not begun and (argument := _ARG.fullmatch(line)):
+        if not started and (argument := _ARG.fullmatch(line)):
             arguments[argument[1]] = argument[2].strip("\"'")
         if not re.match(r"\s*FROM\s", line, re.IGNORECASE):
             continue
-        begun = True
+        started = True
         match = _FROM.fullmatch(line.partition(" #")[0])
         if not match:
             raise OpsError(f"line {number} cannot be read: {line.strip()[:80]}", "write FROM image AS name in one line")
@@ -93,25 +93,25 @@ def _filled(written: str, arguments: Mapping[str, str], number: int) -> str:
         found = arguments.get(one[1] or one[3], one[2] or "")
         if not found:
             hint = f"give ARG {one[1] or one[3]} a default"
-            raise OpsError(f"line {number} takes {one[0]}, which has no value", hint)
+            raise OpsError(f"line {number} uses {one[0]}, which has no value", hint)
         return found
 
     return _VARIABLE.sub(value, written)
 
 
 def replaced(dockerfile: str, base: Base, by: str) -> str:
-    """The Dockerfile with another image in one FROM line; everything else stays as it is."""
+    """The Dockerfile with another image in one FROM line; the rest is unchanged."""
     lines = dockerfile.splitlines(keepends=True)
     head, written, rest = lines[base.line - 1].partition(base.written)
     if not written:
-        raise OpsError(f"line {base.line} does not name {base.written}", "look at the Dockerfile")
+        raise OpsError(f"line {base.line} does not name {base.written}", "check the Dockerfile")
     lines[base.line - 1] = head + by + rest
     return "".join(lines)
 
 
 def read_support(base: Base) -> list[Support]:
-    """What an image's name says of its parts: python:3.11-slim-bookworm is Python 3.11 and Debian bookworm. Empty where
-    no part is in the tables."""
+    """The support of each part that an image's name shows: python:3.11-slim-bookworm is Python 3.11 and Debian
+    bookworm. Empty if no part is in the tables."""
     tables = tomllib.loads(RELEASES.read_text(encoding="utf-8"))
     product, words = base.repository.rpartition("/")[2], base.tag.split("-")
     found = []
@@ -124,7 +124,7 @@ def read_support(base: Base) -> list[Support]:
 
 
 def support_of(product: str, version: str) -> Support | None:
-    """Of what runs, by its product and version (`postgres`, `18.6`); None where no table is about the product."""
+    """The support of a product's version (`postgres`, `18.6`); None if no table has the product."""
     tables = tomllib.loads(RELEASES.read_text(encoding="utf-8"))
     return _support(product, version, tables[product]) if product in tables else None
 

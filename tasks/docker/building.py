@@ -1,4 +1,4 @@
-"""Images: built from a checkout with their provenance, tagged, pushed to a registry and found there."""
+"""Build images from a checkout with labels of their origin, tag them, push them, read their digests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
 from runbook.log import logger
-from tasks.docker.source import Source
-from tasks.logs.masking import masked
+from runbook.masking import masked
+from tasks.docker.source import BuildSource
 
-# Between two lines of output: a step of a build may say nothing for long.
+# Between two lines of output: a build step can be silent for a long time.
 SILENT_SECONDS = 1800
-KEPT_LINES, TOLD_LINES = 400, 5
+KEPT_LINES, SHOWN_LINES = 400, 5
 # https://specs.opencontainers.org/image-spec/annotations/
 REVISION = "org.opencontainers.image.revision"
 VERSION = "org.opencontainers.image.version"
@@ -31,8 +31,8 @@ PUSH = "push"
 
 
 @dataclass(frozen=True)
-class Built:
-    """An image: `references` are its tags, the version's first."""
+class BuiltImage:
+    """A built image; `references`: its tags, the version first."""
 
     role: str
     id: str
@@ -42,24 +42,24 @@ class Built:
 
 
 class BuildFailed(OpsError):
-    """A build that stopped; the end of what it said is `log`."""
+    """A build that failed; `log`: the end of its output."""
 
     def __init__(self, message: str, log: str) -> None:
         self.log = log
-        told = " / ".join(line for line in log.splitlines() if line.strip())
-        super().__init__(message, f"its last lines: {told[-600:]}")
+        lines = " / ".join(line for line in log.splitlines() if line.strip())
+        super().__init__(message, f"its last lines: {lines[-600:]}")
 
 
 def check_version(version: str) -> None:
-    """Raises OpsError where no tag can be called that."""
+    """Raises OpsError if the version is not a valid tag."""
     if not version:
-        raise OpsError("no version is named", "name one, such as v1.2.3")
+        raise OpsError("no version is given", "enter a version, such as v1.2.3")
     if not re.fullmatch(r"\w[\w.-]{0,127}", version, re.ASCII):
-        raise OpsError(f"“{version[:40]}” is no version", "letters, digits, “_”, “.” and “-”, such as v1.2.3")
+        raise OpsError(f"“{version[:40]}” is no version", "use letters, digits, “_”, “.” and “-”, such as v1.2.3")
 
 
-def labels(version: str, source: Source) -> dict[str, str]:
-    """Where an image is from."""
+def labels(version: str, source: BuildSource) -> dict[str, str]:
+    """The labels that state an image's origin."""
     revision = source.revision + ("-dirty" if source.dirty else "")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {REVISION: revision, VERSION: version, CREATED: created, SOURCE: source.origin}
@@ -67,7 +67,7 @@ def labels(version: str, source: Source) -> dict[str, str]:
 
 @probe
 def read_labels(host: str, reference: str) -> Mapping[str, str] | None:
-    """The labels of a local image; None where there is none of that name.
+    """The labels of a local image; None if there is none of that name.
 
     Raises:
         Unreachable: the engine does not answer.
@@ -81,7 +81,7 @@ def read_labels(host: str, reference: str) -> Mapping[str, str] | None:
 
 @probe
 def read_pushed(host: str, reference: str) -> list[str]:
-    """The digests under which registries have a local image: pushed from here, or pulled.
+    """The digests of a local image in registries, from its pushes and pulls.
 
     Raises:
         Unreachable: the engine does not answer.
@@ -92,11 +92,11 @@ def read_pushed(host: str, reference: str) -> list[str]:
 
 @probe
 def read_digest(block: Docker, reference: str) -> str:
-    """What the registry has under a name: its digest, "" where it has none.
+    """The digest of an image in its registry, "" if the registry has none of that name.
 
     Raises:
         Unreachable: the registry does not answer.
-        OpsError: it refuses this login.
+        OpsError: it refuses the login.
     """
     with engine(block.host) as client:
         try:
@@ -106,7 +106,7 @@ def read_digest(block: Docker, reference: str) -> str:
             if "manifest unknown" in said or "not found" in said.lower():
                 return ""
             if "unauthorized" in said or "denied" in said:
-                hint = "look at username and password under [docker]"
+                hint = "check username and password under [docker]"
                 raise OpsError(f"the registry refuses {reference}: {said}", hint) from None
             hint = "start it, or correct registry under [docker]"
             raise Unreachable(f"the registry does not answer for {reference}: {said}", hint) from None
@@ -114,13 +114,13 @@ def read_digest(block: Docker, reference: str) -> str:
 
 
 @action(idempotent=True)
-def build_image(block: Docker, role: str, source: Source, version: str, *, trial: bool = False) -> Built:
-    """Build a role's image by its Dockerfile; tag it with the version and the commit. `trial`: what it is built from is
-    pulled first, and the commit's tag, which may be a release's, is left alone.
+def build_image(block: Docker, role: str, source: BuildSource, version: str, *, trial: bool = False) -> BuiltImage:
+    """Build a role's image from its Dockerfile; tag it with the version and the commit. `trial`: pull its base images
+    first, and do not set the commit's tag, which can belong to a release.
 
     Raises:
         BuildFailed: a step failed.
-        OpsError: there is no Dockerfile.
+        OpsError: the Dockerfile does not exist.
     """
     one, repository = block.container(role), block.repository(role)
     context = source.directory / one.context
@@ -144,9 +144,9 @@ def build_image(block: Docker, role: str, source: Source, version: str, *, trial
         for tag in tags[1:]:
             client.api.tag(f"{repository}:{version}", repository, tag)
         found = client.api.inspect_image(f"{repository}:{version}")
-    logger().info("%s is built: %s", role, found["Id"])
+    logger().info("image of %s built: %s", role, found["Id"])
     references = tuple(f"{repository}:{tag}" for tag in tags)
-    return Built(role, found["Id"], references, int(found["Size"]), "\n".join(lines))
+    return BuiltImage(role, found["Id"], references, int(found["Size"]), "\n".join(lines))
 
 
 def _follow(role: str, stream: Iterable[Mapping[str, Any]], lines: deque[str]) -> None:
@@ -154,18 +154,18 @@ def _follow(role: str, stream: Iterable[Mapping[str, Any]], lines: deque[str]) -
         lines += masked(str(part.get("stream") or part.get("status") or "")).splitlines()
         if "error" in part:
             raise BuildFailed(
-                f"{role} does not build: {masked(str(part['error']))}", "\n".join(list(lines)[-TOLD_LINES:])
+                f"{role} does not build: {masked(str(part['error']))}", "\n".join(list(lines)[-SHOWN_LINES:])
             )
 
 
 def push_act(reference: str) -> Act:
-    """What has to be permitted."""
+    """The act that needs a permit."""
     return Act(PUSH, reference)
 
 
 @action(idempotent=True)
 def push_image(permit: Permit, block: Docker, reference: str) -> str:
-    """Push one tag; returns the digest under which the registry has it now, asked there.
+    """Push one tag; returns its digest, read back from the registry.
 
     Raises:
         OpsError: the registry refuses it, or does not answer.
@@ -176,12 +176,12 @@ def push_image(permit: Permit, block: Docker, reference: str) -> str:
     with engine(block.host, seconds=SILENT_SECONDS) as client:
         for part in client.api.push(repository, tag=tag, stream=True, decode=True, auth_config=block.login(reference)):
             if "error" in part:
-                raise OpsError(f"{reference} was not pushed: {part['error']}", "look at the registry and its login")
+                raise OpsError(f"{reference} was not pushed: {part['error']}", "check the registry and its login")
             pushed = (part.get("aux") or {}).get("Digest") or pushed
     there = read_digest.work(block, reference)
     if not pushed or there != pushed:
         raise OpsError(
-            f"{reference} was pushed as {pushed or 'nothing'}, and the registry has {there or 'none'}",
-            "push it again; look who else writes to that tag",
+            f"{reference} was pushed as {pushed or 'nothing'}, but the registry has {there or 'none'}",
+            "push it again; find out who else pushes that tag",
         )
     return there

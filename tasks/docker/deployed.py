@@ -1,4 +1,4 @@
-"""The application's containers as they are: which version, and whether they are well."""
+"""The application's containers: their versions and their state."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import docker.errors
 
 from blocks.docker import Docker, engine
 from runbook.kinds import probe
+from runbook.masking import masked
 from tasks.docker.building import VERSION
-from tasks.logs.masking import masked
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What a role's container is now: `image_id` and `reference` are "" where there is none. `before`: the image of the
-    one that was set aside and not removed yet, "" where there is none."""
+    """A role's container; `image_id` and `reference` are "" if there is none. `previous`: the image of the container
+    that an interrupted deployment kept, "" if there is none."""
 
     role: str
     name: str
@@ -25,12 +25,12 @@ class Deployed:
     image_id: str
     version: str
     running: bool
-    before: str
+    previous: str
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a container runs by the engine's word. `health` is that of its check, "healthy" where it has none."""
+    """A container's state by the engine. `health`: by its health check, "healthy" without one."""
 
     status: str
     health: str
@@ -38,8 +38,8 @@ class RunState:
     started: str
 
     @property
-    def well(self) -> bool:
-        """At this moment: one that dies again and again is well in between."""
+    def healthy(self) -> bool:
+        """Whether it is healthy now; a container that restarts repeatedly is so in between."""
         return self.status == "running" and self.health == "healthy"
 
     def __str__(self) -> str:
@@ -47,19 +47,19 @@ class RunState:
         return f"{self.status}{health}" + (f" after {self.restarts} restarts" if self.restarts else "")
 
 
-def aside(name: str) -> str:
-    """What a container is called while its successor has to prove itself."""
+def previous_name(name: str) -> str:
+    """The name of an old container until the new one is proven."""
     return f"{name}-before"
 
 
-def failed(name: str) -> str:
-    """The name of a container that was not healthy, until its log has been read."""
-    return f"{name}-failed"
+def failed_name(name: str) -> str:
+    """The name of an unhealthy new container until its log is read."""
+    return f"{name}-failed_name"
 
 
 @probe
 def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
-    """What is there now.
+    """Read the containers of roles.
 
     Raises:
         Unreachable: the engine does not answer.
@@ -68,7 +68,7 @@ def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
     with engine(block.host) as client:
         for role in roles:
             name = block.name_of(role)
-            one, before = find(client, name), find(client, aside(name))
+            one, previous = find(client, name), find(client, previous_name(name))
             labels = one.attrs["Config"].get("Labels") or {} if one else {}
             reference = one.attrs["Config"]["Image"] if one else ""
             version = labels.get(VERSION) or ("" if "sha256:" in reference else reference.rpartition(":")[2])
@@ -80,7 +80,7 @@ def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
                     one.attrs["Image"] if one else "",
                     version,
                     bool(one and one.status == "running"),
-                    before.attrs["Config"]["Image"] if before else "",
+                    previous.attrs["Config"]["Image"] if previous else "",
                 )
             )
     return found
@@ -88,15 +88,15 @@ def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
 
 @probe
 def read_log(block: Docker, role: str, lines: int = 30) -> str:
-    """The end of what a role's new container printed, secrets masked: of the failed one where it was set aside."""
+    """The last lines of a role's new container, or of its failed_name one; secrets are masked."""
     with engine(block.host) as client:
-        one = find(client, failed(block.name_of(role))) or find(client, block.name_of(role))
+        one = find(client, failed_name(block.name_of(role))) or find(client, block.name_of(role))
         return masked(one.logs(tail=lines).decode(errors="replace")) if one else ""
 
 
 @probe
 def read_states(block: Docker, roles: Sequence[str]) -> Mapping[str, RunState]:
-    """How the containers of roles run.
+    """Read the states of the containers of roles.
 
     Raises:
         Unreachable: the engine does not answer.
@@ -105,7 +105,7 @@ def read_states(block: Docker, roles: Sequence[str]) -> Mapping[str, RunState]:
     with engine(block.host) as client:
         for role in roles:
             one = find(client, block.name_of(role))
-            state: dict[str, Any] = one.attrs["State"] if one else {"Status": "gone"}
+            state: dict[str, Any] = one.attrs["State"] if one else {"Status": "missing"}
             health = (state.get("Health") or {}).get("Status", "healthy")
             restarts = int(one.attrs.get("RestartCount") or 0) if one else 0
             found[role] = RunState(str(state["Status"]), str(health), restarts, str(state.get("StartedAt", "")))
@@ -113,7 +113,7 @@ def read_states(block: Docker, roles: Sequence[str]) -> Mapping[str, RunState]:
 
 
 def find(client: Any, name: str) -> Any:
-    """The container of that name, None where there is none."""
+    """The container of that name, or None."""
     try:
         return client.containers.get(name)
     except docker.errors.NotFound:

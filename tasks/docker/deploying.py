@@ -1,8 +1,8 @@
-"""A version of a container in the place of another, with the way back.
+"""Replace a container with a new version, and roll back.
 
-The new one is made beside the old one (`name-next`), which is stopped only then and kept (`name-before`) until the new
-one has proven itself. One that was not healthy is kept (`name-failed`) until its log has been read: the old one runs
-again first. Each step may be done again after a death: what is there says how far the last run came.
+The new container is created alongside the old one (`name-next`). Then the old one is stopped and kept (`name-before`)
+until the new one is proven. An unhealthy new container is kept (`name-failed_name`) until its log is read; the old one
+runs again first. Each step is safe to repeat after a kill: the names show how far the last run came.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
 from tasks.docker.building import SILENT_SECONDS, read_digest
-from tasks.docker.deployed import aside, failed, find
+from tasks.docker.deployed import failed_name, find, previous_name
 from tasks.docker.described import options
 
 DEPLOY = "deploy"
@@ -26,9 +26,9 @@ STOP_SECONDS = 150
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The image that a role shall have. `digest` is the registry's, "" where no registry gave it one; `image_id` is the
-    local one's, "" before it was pulled."""
+class WantedContainer:
+    """The image to deploy for a role. `digest`: in the registry, "" if unknown; `image_id`: of the local image, ""
+    before the pull."""
 
     role: str
     name: str
@@ -38,50 +38,50 @@ class Wanted:
 
     @property
     def image(self) -> str:
-        """By its content: a tag may mean another image a moment later."""
+        """The image by its content: a tag can move at any time."""
         return f"{self.reference.rpartition(':')[0]}@{self.digest}" if self.digest else self.image_id
 
 
-def upcoming(name: str) -> str:
-    """What a container is called until the one before it has stopped."""
+def next_name(name: str) -> str:
+    """The name of a new container until the old one is stopped."""
     return f"{name}-next"
 
 
-def act_of(wanted: Wanted) -> Act:
-    """What has to be permitted."""
+def act_of(wanted: WantedContainer) -> Act:
+    """The act that needs a permit."""
     return Act(DEPLOY, f"{wanted.reference} as {wanted.name}")
 
 
 @probe
-def find_images(block: Docker, roles: Sequence[str], version: str) -> list[Wanted]:
-    """The images of a version: in the registry, and here. A registry that is away is no obstacle where the image is
-    here already: going back must work then, with the digest that the image was pulled or pushed by.
+def find_images(block: Docker, roles: Sequence[str], version: str) -> list[WantedContainer]:
+    """The images of a version, in the registry and on the engine. A local image is enough: a rollback must work without
+    the registry, with the digest of the last pull or push.
 
     Raises:
-        OpsError: one is nowhere.
+        OpsError: an image is neither local nor in the registry.
     """
     found = []
     with engine(block.host) as client:
         for role in roles:
-            reference, digest, away = f"{block.repository(role)}:{version}", "", "there is no registry"
+            reference, digest, away = f"{block.repository(role)}:{version}", "", "no registry is configured"
             if block.registry:
                 try:
                     digest, away = read_digest.work(block, reference), "the registry has none"
                 except OpsError as error:
                     away = error.message
-            here = _inspected(client, reference)
-            digest = digest or _digest_of(here, block.repository(role))
-            if not digest and not here:
+            local = _inspected(client, reference)
+            digest = digest or _digest_of(local, block.repository(role))
+            if not digest and not local:
                 raise OpsError(
                     f"there is no image {reference}: not on the engine, and {away}",
                     "build it (build-images with push), or correct the version",
                 )
-            found.append(Wanted(role, block.name_of(role), reference, digest, str(here.get("Id", ""))))
+            found.append(WantedContainer(role, block.name_of(role), reference, digest, str(local.get("Id", ""))))
     return found
 
 
 def _inspected(client: Any, image: str) -> Mapping[str, Any]:
-    """A local image, {} where there is none."""
+    """A local image, {} if there is none."""
     try:
         found: Mapping[str, Any] = client.api.inspect_image(image)
         return found
@@ -90,17 +90,17 @@ def _inspected(client: Any, image: str) -> Mapping[str, Any]:
 
 
 def _digest_of(image: Mapping[str, Any], repository: str) -> str:
-    """Under which a registry has a local image, "" where it was neither pulled nor pushed."""
+    """The registry's digest of a local image, "" if it was neither pulled nor pushed."""
     named = (one.partition("@") for one in image.get("RepoDigests") or [])
     return next((digest for name, _, digest in named if name == repository), "")
 
 
 @action(idempotent=True)
-def pull_images(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> list[Wanted]:
-    """The planned images, by their digests: what the tag means by now does not matter. It is set to them here.
+def pull_images(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> list[WantedContainer]:
+    """Pull the planned images by digest, whatever the tag means now, and set the local tag to them.
 
     Raises:
-        OpsError: one cannot be pulled.
+        OpsError: an image cannot be pulled.
     """
     pulled = []
     with engine(block.host, seconds=SILENT_SECONDS) as client:
@@ -116,102 +116,113 @@ def pull_images(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> list
             if one.digest:
                 client.api.tag(one.image, repository, tag)
             found = str(client.api.inspect_image(one.image)["Id"])
-            pulled.append(Wanted(one.role, one.name, one.reference, one.digest, found))
+            pulled.append(WantedContainer(one.role, one.name, one.reference, one.digest, found))
     return pulled
 
 
 @action(idempotent=True)
-def make_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> dict[str, str]:
-    """Make each container beside the one that runs, not started: whatever is wrong with it is found now. Returns role →
-    the new one's id.
+def create_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> dict[str, str]:
+    """Create each container alongside the running one, without starting it: errors of its configuration show now.
+    Returns role → id of the new container.
 
     Raises:
         OpsError: the engine refuses one, or its env_file cannot be read.
     """
-    made = {}
+    created = {}
     with engine(block.host) as client:
         for one in wanted:
             permit.require(DEPLOY, act_of(one).target)
-            if left := find(client, upcoming(one.name)):  # of a run that was killed
+            if left := find(client, next_name(one.name)):  # of a killed run
                 left.remove(force=True)
             described = options(block.container(one.role))
-            made[one.role] = client.containers.create(one.image, name=upcoming(one.name), detach=True, **described).id
-    return made
+            created[one.role] = client.containers.create(
+                one.image, name=next_name(one.name), detach=True, **described
+            ).id
+    return created
 
 
 @action(idempotent=True)
-def swap_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> None:
-    """Stop the old one and set it aside, start the new one in its place. Where a killed run had set one aside, that one
-    is still the way back, and what stands in its place has not proven anything.
+def swap_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
+    """Stop and rename the old container, start the new one under its name. A container that a killed run kept stays the
+    one to roll back to; its unproven successor is removed.
 
     Raises:
-        OpsError: the engine refuses something, e.g. to start it.
+        OpsError: the engine refuses an operation, for example the start.
     """
     with engine(block.host, seconds=STOP_SECONDS) as client:
         for one in wanted:
             permit.require(DEPLOY, act_of(one).target)
-            if following := find(client, upcoming(one.name)):  # else it is in its place already
+            if following := find(client, next_name(one.name)):  # else it has its final name already
                 if current := find(client, one.name):
                     current.stop()
-                    if find(client, aside(one.name)):
+                    if find(client, previous_name(one.name)):
                         current.remove()
                     else:
-                        current.rename(aside(one.name))
+                        _never_start(current)
+                        current.rename(previous_name(one.name))
                 following.rename(one.name)
             client.containers.get(one.name).start()
 
 
 @action(idempotent=True)
-def take_back(permit: Permit, block: Docker, wanted: Sequence[Wanted], made: Mapping[str, str]) -> list[str]:
-    """Put what was set aside into its place again, and the new one aside in turn: stopped, with its log. Returns the
-    roles that there was nothing to go back to for: those where nothing but the new one (`made`) is there.
+def roll_back_containers(
+    permit: Permit, block: Docker, wanted: Sequence[WantedContainer], created: Mapping[str, str]
+) -> list[str]:
+    """Restore and start the old containers; the new ones are stopped and kept for their logs. Returns the roles without
+    an old container: only the new one (`created`) exists.
 
     Raises:
-        OpsError: the engine refuses something.
+        OpsError: the engine refuses an operation.
     """
     without = []
     with engine(block.host, seconds=STOP_SECONDS) as client:
         for one in wanted:
             permit.require(DEPLOY, act_of(one).target)
-            if left := find(client, upcoming(one.name)):
+            if left := find(client, next_name(one.name)):
                 left.remove(force=True)
-            before, current = find(client, aside(one.name)), find(client, one.name)
-            if before:
+            previous, current = find(client, previous_name(one.name)), find(client, one.name)
+            if previous:
                 if current:
-                    _set_failed_aside(client, current, one.name)
-                before.rename(one.name)
-            elif not current or current.id == made.get(one.role):
+                    _keep_failed(client, current, one.name)
+                previous.update(restart_policy=options(block.container(one.role))["restart_policy"])
+                previous.rename(one.name)
+            elif not current or current.id == created.get(one.role):
                 without.append(one.role)
                 continue
             client.containers.get(one.name).start()
     return without
 
 
-def _set_failed_aside(client: Any, current: Any, name: str) -> None:
-    """Without its restart policy: an engine that starts again would start it beside the old one."""
-    if left := find(client, failed(name)):  # of a run that was killed
+def _keep_failed(client: Any, current: Any, name: str) -> None:
+    """Without its restart policy: a restarted engine would start it together with the old one."""
+    if left := find(client, failed_name(name)):  # of a killed run
         left.remove(force=True)
-    current.update(restart_policy={"Name": "no"})
+    _never_start(current)
     current.stop(timeout=0)
-    current.rename(failed(name))
+    current.rename(failed_name(name))
+
+
+def _never_start(container: Any) -> None:
+    """An engine that starts again would start a container whose policy is `always` next to its successor."""
+    container.update(restart_policy={"Name": "no"})
 
 
 @action(idempotent=True)
-def remove_failed(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> None:
-    """Remove containers that were not healthy, once their logs are in the report. Their images and volumes stay."""
+def remove_failed(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
+    """Remove the unhealthy containers, after their logs are in the report. Images and volumes are kept."""
     with engine(block.host) as client:
         for one in wanted:
             permit.require(DEPLOY, act_of(one).target)
-            if left := find(client, failed(one.name)):
+            if left := find(client, failed_name(one.name)):
                 left.remove(force=True)
 
 
 @action(idempotent=True)
-def remove_aside(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> None:
-    """What was before goes: its successor has proven itself. Its image stays, as do its volumes."""
+def remove_previous(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> None:
+    """Remove the old containers, after the new ones are proven. Images and volumes are kept."""
     with engine(block.host) as client:
         for one in wanted:
             permit.require(DEPLOY, act_of(one).target)
-            for name in (aside(one.name), failed(one.name)):
+            for name in (previous_name(one.name), failed_name(one.name)):
                 if left := find(client, name):
                     left.remove()

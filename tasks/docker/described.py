@@ -1,4 +1,4 @@
-"""A container as the environment describes it, in the words of the Docker SDK."""
+"""The Docker SDK's options of a container that the environment configures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECOND = 1_000_000_000
 
 
 def options(one: Container) -> dict[str, Any]:
-    """What the SDK makes it with."""
+    """The keyword arguments of `containers.create`."""
     probing = {"test": ["CMD", *one.health], "interval": 2 * SECOND, "timeout": 5 * SECOND, "retries": 3}
     return {
         "command": one.command or None,
@@ -30,15 +30,17 @@ def options(one: Container) -> dict[str, Any]:
 
 
 def variables(path: Path) -> dict[str, str]:
-    """NAME=value lines; what is empty or begins with # is none.
+    """Read NAME=value lines; empty lines and comments (#) are skipped.
 
     Raises:
-        OpsError: it cannot be read, or a line is something else. The message has no value.
+        OpsError: the file cannot be read, or a line is invalid. The message contains no value.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise OpsError(f"{path} cannot be read: {type(error).__name__}", "correct env_file, or its rights") from None
+        raise OpsError(
+            f"{path} cannot be read: {type(error).__name__}", "correct env_file, or its permissions"
+        ) from None
     found = {}
     for number, line in enumerate(lines, 1):
         name, equals, value = line.strip().partition("=")

@@ -1,4 +1,4 @@
-"""Everything that an engine holds: containers, images, networks, volumes, build cache, with bytes and age."""
+"""The contents of an engine: containers, images, networks, volumes, build cache, with bytes and age."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ PREDEFINED = ("bridge", "host", "none", "ingress", "docker_gwbridge")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a container may take: bytes of memory, bytes that it is left with when memory is short, processors; 0 where
-    there is no limit."""
+class ContainerLimits:
+    """A container's limits: bytes of memory, bytes of memory reservation, CPUs; 0: no limit."""
 
     memory: int
     reservation: int
@@ -30,7 +29,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class SeenContainer:
-    """A container. `since`: when it stopped; of one that runs, when it began. `bytes`: what it wrote itself."""
+    """A container. `since`: when it stopped, or its start if it runs. `bytes`: its writable layer."""
 
     id: str
     name: str
@@ -42,7 +41,7 @@ class SeenContainer:
     labels: Mapping[str, str]
     networks: tuple[str, ...]
     volumes: tuple[str, ...]
-    limits: Limits
+    limits: ContainerLimits
     exit_code: int
     restarts: int
     out_of_memory: bool
@@ -50,13 +49,13 @@ class SeenContainer:
 
     @property
     def stopped(self) -> bool:
-        """Neither runs nor is about to."""
+        """Whether it neither runs nor starts."""
         return self.state in STOPPED
 
 
 @dataclass(frozen=True)
 class SeenImage:
-    """An image. `since`: when it was built, or tagged here, whichever is later. `bytes`: what no other image shares."""
+    """An image. `since`: its build, or its last local tag if later. `bytes`: not shared with other images."""
 
     id: str
     tags: tuple[str, ...]
@@ -67,13 +66,13 @@ class SeenImage:
 
     @property
     def name(self) -> str:
-        """Its first tag, or the beginning of its id."""
+        """Its first tag, or its short id."""
         return self.tags[0] if self.tags else short(self.id)
 
 
 @dataclass(frozen=True)
 class SeenNetwork:
-    """A network that somebody made."""
+    """A user-defined network."""
 
     id: str
     name: str
@@ -83,7 +82,7 @@ class SeenNetwork:
 
 @dataclass(frozen=True)
 class SeenVolume:
-    """A volume; `bytes` is -1 where its driver does not tell."""
+    """A volume; `bytes` is -1 if its driver does not report it."""
 
     name: str
     since: datetime
@@ -118,28 +117,28 @@ class Inventory:
 
     @property
     def parts(self) -> int:
-        """How many things there are that could be removed."""
+        """The number of objects that could be removed."""
         return sum(map(len, (self.containers, self.images, self.networks, self.volumes, self.cache)))
 
     def dangling_networks(self) -> list[SeenNetwork]:
-        """Those that no container is on, stopped ones included: those could not be started again without theirs."""
+        """Networks without any container. A stopped container counts: it cannot start without its network."""
         used = {network for one in self.containers for network in one.networks}
         return [one for one in self.networks if one.id not in used]
 
     def dangling_volumes(self) -> list[SeenVolume]:
-        """Those that no container mounts."""
+        """Volumes that no container mounts."""
         used = {volume for one in self.containers for volume in one.volumes}
         return [one for one in self.volumes if one.name not in used]
 
     def dangling_images(self) -> list[SeenImage]:
-        """Those without a name that no container was made from."""
+        """Images without a tag that no container uses."""
         used = {one.image_id for one in self.containers}
         return [one for one in self.images if not one.tags and one.id not in used]
 
 
 @probe
 def read_inventory(host: str) -> Inventory:
-    """What `docker system df -v`, `docker network ls` and `docker inspect` show (§4.2).
+    """Read what `docker system df -v`, `docker network ls` and `docker inspect` show (§4.2).
 
     Raises:
         Unreachable: the engine does not answer.
@@ -173,12 +172,12 @@ def read_inventory(host: str) -> Inventory:
 
 
 def short(identity: str) -> str:
-    """As `docker ps` shows an id."""
+    """The short id, as in `docker ps`."""
     return identity.removeprefix("sha256:")[:12]
 
 
 def moment(text: str) -> datetime:
-    """A time as the engine writes it, with nanoseconds; its "never" is the year 1."""
+    """Parse the engine's time, with nanoseconds; its “never” is the year 1."""
     found = datetime.fromisoformat(text) if text else datetime(1, 1, 1, tzinfo=UTC)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
@@ -186,7 +185,7 @@ def moment(text: str) -> datetime:
 def _inspect(ask: Any, identity: str) -> dict[str, Any]:
     try:
         return dict(ask(identity))
-    except docker.errors.NotFound:  # it went meanwhile
+    except docker.errors.NotFound:  # removed meanwhile
         return {}
 
 
@@ -214,12 +213,12 @@ def _container(details: dict[str, Any], counted: dict[str, Any]) -> SeenContaine
     )
 
 
-def limits_of(host: Mapping[str, Any]) -> Limits:
+def limits_of(host: Mapping[str, Any]) -> ContainerLimits:
     """The limits of a container's HostConfig; `--cpus` and `--cpu-quota` are two names of one limit."""
     cpus = (host.get("NanoCpus") or 0) / 1e9
     if not cpus and (host.get("CpuQuota") or 0) > 0:
         cpus = host["CpuQuota"] / (host.get("CpuPeriod") or 100_000)
-    return Limits(int(host.get("Memory") or 0), int(host.get("MemoryReservation") or 0), cpus)
+    return ContainerLimits(int(host.get("Memory") or 0), int(host.get("MemoryReservation") or 0), cpus)
 
 
 def _image(details: dict[str, Any], counted: dict[str, Any]) -> SeenImage:

@@ -1,4 +1,4 @@
-"""What was chosen, removed: each looked at again just before, and never by force."""
+"""Remove the chosen objects: each is checked again right before, and never removed by force."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tasks.docker.inventory import COUNT_SECONDS, STOPPED, moment
 
 @dataclass(frozen=True)
 class Removed:
-    """What became of one: `kept` says why it is still there, "" where it is gone."""
+    """The result for one object; `kept`: why it was kept, "" if it was removed."""
 
     doomed: Doomed
     kept: str
 
 
 def act_of(one: Doomed) -> Act:
-    """What has to be permitted: the very thing, not another of its name."""
+    """The act that needs a permit: this object by its id, not another one of the same name."""
     return Act(f"remove {one.kind}", f"{one.name} {one.id}".strip())
 
 
 @action(idempotent=True)
 def remove(permit: Permit, host: str, doomed: Sequence[Doomed]) -> list[Removed]:
-    """Remove what was permitted. What runs, is used or is another one by now stays, and is told.
+    """Remove the permitted objects. One that is used now, or has been replaced, is kept with the reason.
 
     Raises:
-        Unreachable: the engine does not answer; what was removed until then is gone.
+        Unreachable: the engine does not answer; earlier removals stay done.
     """
     done = list[Removed]()
     with engine(host, seconds=COUNT_SECONDS) as client:
@@ -43,7 +43,7 @@ def remove(permit: Permit, host: str, doomed: Sequence[Doomed]) -> list[Removed]
             permit.require(act.kind, act.target)
             try:
                 kept = _REMOVE[one.kind](client, one)
-            except docker.errors.NotFound:  # it is gone
+            except docker.errors.NotFound:  # removed meanwhile
                 kept = ""
             except docker.errors.APIError as error:
                 kept = words(error)
@@ -52,7 +52,7 @@ def remove(permit: Permit, host: str, doomed: Sequence[Doomed]) -> list[Removed]
 
 
 def _container(client: Any, one: Doomed) -> str:
-    """Its anonymous volumes stay: volumes go by name only."""
+    """Keep its anonymous volumes: volumes are removed by name only."""
     state = client.api.inspect_container(one.id)["State"]
     if state["Status"] not in STOPPED:
         return f"it is {state['Status']} now"
@@ -65,7 +65,7 @@ def _container(client: Any, one: Doomed) -> str:
 def _image(client: Any, one: Doomed) -> str:
     named = one.name if one.name not in one.id else one.id
     if client.api.inspect_image(named)["Id"] != one.id:
-        return "that name is another image's now"
+        return "the tag belongs to another image now"
     users = [item["Names"][0].lstrip("/") for item in client.api.containers(all=True) if item["ImageID"] == one.id]
     if users:
         return f"{', '.join(users)} uses it now"
@@ -76,14 +76,14 @@ def _image(client: Any, one: Doomed) -> str:
 def _network(client: Any, one: Doomed) -> str:
     for item in client.api.containers(all=True):
         if one.id in {used.get("NetworkID") for used in item["NetworkSettings"]["Networks"].values()}:
-            return f"{item['Names'][0].lstrip('/')} is on it now"
+            return f"{item['Names'][0].lstrip('/')} uses it now"
     client.api.remove_network(one.id)
     return ""
 
 
 def _volume(client: Any, one: Doomed) -> str:
     if moment(client.api.inspect_volume(one.name).get("CreatedAt") or "") != one.since:
-        return "it is another one of that name now"
+        return "a new volume has that name now"
     users = client.api.containers(all=True, filters={"volume": one.name})
     if users:
         return f"{users[0]['Names'][0].lstrip('/')} mounts it now"
@@ -92,10 +92,10 @@ def _volume(client: Any, one: Doomed) -> str:
 
 
 def _cache(client: Any, one: Doomed) -> str:
-    """The engine judges it again itself: what was used since is younger."""
+    """The engine checks it again itself: recently used records are younger."""
     hours = max(int((datetime.now(UTC) - one.since).total_seconds() // 3600), 0)
-    gone = client.api.prune_builds(filters={"until": f"{hours}h"}, all=True).get("CachesDeleted")
-    return "" if gone else "builds use it now, or used it since"
+    deleted = client.api.prune_builds(filters={"until": f"{hours}h"}, all=True).get("CachesDeleted")
+    return "" if deleted else "a build uses it, or has used it since"
 
 
 _REMOVE: dict[Kind, Callable[[Any, Doomed], str]] = {

@@ -1,4 +1,4 @@
-"""The checkout that images are built from: its commit, and what no commit has."""
+"""The checkout that images are built from: its commit and its uncommitted changes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tasks.application.worktree import git, uncommitted
 
 
 @dataclass(frozen=True)
-class Source:
-    """A git checkout. `origin`: where it was cloned from, without credentials; `dirty`: what no commit has."""
+class BuildSource:
+    """A git checkout. `origin`: its remote without credentials; `dirty`: uncommitted files."""
 
     directory: Path
     revision: str
@@ -22,35 +22,35 @@ class Source:
 
     @property
     def short(self) -> str:
-        """The tag of an image that was built from it."""
+        """The tag of images built from it."""
         return self.revision[:12] + ("-dirty" if self.dirty else "")
 
 
 @probe
-def read_source(checkout: str) -> Source:
-    """The state of the checkout.
+def read_source(checkout: str) -> BuildSource:
+    """Read the state of the checkout.
 
     Raises:
-        OpsError: none is named, or it is none.
+        OpsError: no checkout is configured, or it is not a git checkout.
     """
     if not checkout:
         raise OpsError("the environment names no checkout to build from", "add checkout under [docker]")
     directory = Path(checkout)
     if not directory.is_dir():
-        raise OpsError(f"{checkout} is not there", "correct [docker] checkout, or clone the application there")
+        raise OpsError(f"{checkout} does not exist", "correct [docker] checkout, or clone the application there")
     try:
         revision = git(directory, "rev-parse", "HEAD").strip()
         dirty = tuple(uncommitted(directory))
     except CommandFailed as error:
         raise OpsError(
-            f"{checkout} is no git checkout that can be used: {error.message}",
+            f"{checkout} is not a usable git checkout: {error.message}",
             "correct [docker] checkout; the worker's user must own it",
         ) from None
-    return Source(directory, revision, _origin(directory), dirty)
+    return BuildSource(directory, revision, _origin(directory), dirty)
 
 
 def _origin(directory: Path) -> str:
     try:
         return re.sub(r"//[^/@]*@", "//", git(directory, "config", "--get", "remote.origin.url").strip())
-    except CommandFailed:  # it has none
+    except CommandFailed:  # no remote
         return ""

@@ -1,4 +1,4 @@
-"""What containers take: processors and memory, as `docker stats` counts them."""
+"""CPU and memory usage of containers, calculated like `docker stats`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Use:
-    """What a container took within about a second: processors (1.0: one of them, whole), and bytes of memory without
-    the cache of files that can be let go."""
+class ContainerUse:
+    """A container's usage within about 1 s: CPUs (1.0: one CPU completely), and bytes of memory without the file cache
+    that the kernel can drop."""
 
     cpus: float
     memory: int
 
 
 @probe
-def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use]:
-    """One sample of each running container, by name; those that ended meanwhile are not in it.
+def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, ContainerUse]:
+    """One sample of each running container, by name; containers that end meanwhile are left out.
 
     Raises:
         Unreachable: the engine does not answer.
@@ -36,7 +36,7 @@ def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use
     running = [one for one in containers if not one.stopped]
     with engine(host) as client, ThreadPoolExecutor(AT_ONCE) as threads:
 
-        def sample(one: SeenContainer) -> Use | None:
+        def sample(one: SeenContainer) -> ContainerUse | None:
             try:
                 return use_of(client.api.stats(one.id, stream=False))
             except docker.errors.NotFound:
@@ -46,9 +46,11 @@ def read_use(host: str, containers: Sequence[SeenContainer]) -> Mapping[str, Use
         return {one.name: use for one, use in found if use}
 
 
-def use_of(stats: Mapping[str, Any]) -> Use | None:
-    """As the docker client counts: https://docs.docker.com/reference/api/engine/ (ContainerStats). None where it does
-    not run any more: there are no numbers then."""
+def use_of(stats: Mapping[str, Any]) -> ContainerUse | None:
+    """Usage by the formula of the docker client; None if the container is stopped.
+
+    https://docs.docker.com/reference/api/engine/ (ContainerStats)
+    """
     now, before, memory = stats.get("cpu_stats") or {}, stats.get("precpu_stats") or {}, stats.get("memory_stats") or {}
     if "usage" not in memory or "system_cpu_usage" not in now:
         return None
@@ -58,4 +60,4 @@ def use_of(stats: Mapping[str, Any]) -> Use | None:
     details = memory.get("stats") or {}
     files = details.get("total_inactive_file", details.get("inactive_file", 0))  # cgroup v1, v2
     used = memory["usage"] - files if files < memory["usage"] else memory["usage"]
-    return Use(max(taken, 0) / passed * processors if passed > 0 else 0.0, int(used))
+    return ContainerUse(max(taken, 0) / passed * processors if passed > 0 else 0.0, int(used))

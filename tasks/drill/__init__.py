@@ -1,1 +1,1 @@
-"""A client of drills that writes all the time, its ledger, and the account of what a system has lost of it."""
+"""A drill's clients, which write all the time; their ledgers; the writes that the system has lost."""

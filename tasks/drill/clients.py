@@ -1,4 +1,4 @@
-"""The clients of a drill: one through the application, one to the database itself; their ledgers on this host."""
+"""A drill's two clients: one writes through the application, one to the database. Their ledgers are on this host."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from blocks.places import Application
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.drill.direct import DirectWriter, Servers
-from tasks.drill.ledger import Attempt, Ledger
+from tasks.drill.ledger import Attempt, WriteLedger
 from tasks.drill.writer import Writer
 
 WRITES_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Clients:
+class DrillClients:
     """Their ledgers."""
 
-    application: Ledger
-    direct: Ledger
+    application: WriteLedger
+    direct: WriteLedger
 
     @classmethod
-    def at(cls, directory: Path, prefix: str) -> Clients:
-        """Ledgers in a directory; `prefix` tells this drill's rows from those of others."""
+    def at(cls, directory: Path, prefix: str) -> DrillClients:
+        """Ledgers in a directory; `prefix` marks this drill's rows."""
         return cls(
-            Ledger(directory / "application.jsonl", f"{prefix}a-"), Ledger(directory / "direct.jsonl", f"{prefix}d-")
+            WriteLedger(directory / "application.jsonl", f"{prefix}a-"),
+            WriteLedger(directory / "direct.jsonl", f"{prefix}d-"),
         )
 
     @property
-    def ledgers(self) -> dict[str, Ledger]:
-        """For people."""
+    def ledgers(self) -> dict[str, WriteLedger]:
+        """By their names in the report."""
         return {"through the application": self.application, "to the database": self.direct}
 
     def wait(self, more: int) -> None:
-        """Until both have so many more acknowledged writes.
+        """Wait for so many more acknowledged writes of each client.
 
         Raises:
-            Unreachable: they do not get them.
+            Unreachable: a client did not get them in time.
         """
         for name, ledger in self.ledgers.items():
             wanted = len(ledger.acknowledged()) + more
@@ -52,35 +53,35 @@ class Clients:
             )
 
 
-def first_good(attempts: list[Attempt], after: datetime, until_at: datetime) -> datetime | None:
-    """When users were served again: of the writes that were sent after a moment, the first that was acknowledged behind
-    the last that was not (of those sent until `until_at`). None: not yet."""
+def first_success(attempts: list[Attempt], after: datetime, until_at: datetime) -> datetime | None:
+    """When users were served again: the first acknowledged write after the last failed one. Only writes sent after
+    `after` count, failed ones only until `until_at`. None: not yet."""
     since = [attempt for attempt in attempts if attempt.sent > after]
-    bad = [index for index, one in enumerate(since) if one.outcome != "acknowledged" and one.sent <= until_at]
-    good = (one.answered for one in since[bad[-1] + 1 if bad else 0 :] if one.outcome == "acknowledged")
-    return next(good, None)
+    failed = [index for index, one in enumerate(since) if one.outcome != "acknowledged" and one.sent <= until_at]
+    succeeded = (one.answered for one in since[failed[-1] + 1 if failed else 0 :] if one.outcome == "acknowledged")
+    return next(succeeded, None)
 
 
 @contextlib.contextmanager
 def writing(
-    clients: Clients, application: Application, url: str | Callable[[], str], servers: Servers, database: str
-) -> Iterator[Clients]:
-    """Both write while the block runs, whatever happens to what they write to.
+    clients: DrillClients, application: Application, url: str | Callable[[], str], servers: Servers, database: str
+) -> Iterator[DrillClients]:
+    """Both clients write while the block runs, also while the system is down.
 
     Raises:
-        OpsError: the application lets nobody in at first.
+        OpsError: the application refuses the first log-in.
     """
     with Writer(application, clients.application, url=url), DirectWriter(servers, database, clients.direct):
         yield clients
 
 
-def served(clients: Clients, struck: datetime, recovered: datetime, seconds: float) -> datetime | None:
-    """When users were served again after a fault that was recovered from; waits for it. None: not within `seconds`."""
+def served(clients: DrillClients, struck: datetime, recovered: datetime, seconds: float) -> datetime | None:
+    """Wait until users are served again after the recovery; returns when that was. None: not within `seconds`."""
     ledger = clients.application
     with contextlib.suppress(Unreachable):
         until(
             lambda: any(one.sent > recovered for one in ledger.acknowledged(after=recovered)),
-            what="a good request",
+            what="a successful request",
             seconds=seconds,
         )
-    return first_good(ledger.attempts(), struck, recovered)
+    return first_success(ledger.attempts(), struck, recovered)

@@ -1,4 +1,4 @@
-"""A client that writes to the database itself: a versioned value per key, put, put again, deleted."""
+"""A client that writes directly to the database: versioned values by key, and deletes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from psycopg.errors import Diagnostic
 from blocks.postgres import nodes
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
-from tasks.drill.ledger import Ledger
+from tasks.drill.ledger import WriteLedger
 
 Servers = Callable[[], Sequence[Postgres]]
 KEYS, PUTS = 8, 4
@@ -34,15 +34,14 @@ _DELETE = "DELETE FROM public.interview_ops_drill WHERE key = %s"
 
 
 class DirectWriter:
-    """Writes from a thread of its own while the block runs, one row a transaction, as administrator, on whichever of
-    the servers takes writes. Each key is put some times, then deleted, then begun again, not all at once.
+    """Writes from its own thread while the block runs: one row a transaction, as administrator, on the server that
+    accepts writes. Each key is put some times, then deleted, then put again.
 
-    Every session has keys of its own: what is written after a fault must not hide what it has lost. A key whose write
-    was not answered is used no more: nobody could say of it later what is right. A commit that waits for a standby is
-    never cancelled while the client lives.
+    Every session has its own keys: a write after a fault must not hide a lost one. A key whose write was not answered
+    is not used again, because its right value is unknown. A commit that waits for a standby is never cancelled.
     """
 
-    def __init__(self, servers: Servers, database: str, ledger: Ledger, *, per_second: float = 20) -> None:
+    def __init__(self, servers: Servers, database: str, ledger: WriteLedger, *, per_second: float = 20) -> None:
         self.ledger = ledger
         self._servers, self._database, self._pause = servers, database, 1 / per_second
         self._stop = threading.Event()
@@ -61,7 +60,7 @@ class DirectWriter:
         self._stop.set()
         self._thread.join(END_SECONDS)
         if self._thread.is_alive() and self._session:
-            _break(self._session)  # it waits for a standby, perhaps for ever: its write is indeterminate
+            _break(self._session)  # it waits for a standby: its write is indeterminate
         self._thread.join()
         self.ledger.close()
 
@@ -105,26 +104,26 @@ class DirectWriter:
             refused = bool(error.sqlstate) and not str(error.sqlstate).startswith("57") and not connection.closed
             self.ledger.answer(attempt, "refused" if refused else "indeterminate", why=first_line(error)[:200])
             if not refused:
-                self._give_up(index)
+                self._replace_key(index)
             raise
         self._versions[key] = version
         if self._doubtful:
-            self.ledger.answer(attempt, "indeterminate", why="its commit was told to wait for no standby")
-            self._give_up(index)
+            self.ledger.answer(attempt, "indeterminate", why="the server cancelled its wait for a standby")
+            self._replace_key(index)
         else:
             self.ledger.answer(attempt, "acknowledged")
 
-    def _give_up(self, index: int) -> None:
+    def _replace_key(self, index: int) -> None:
         self._keys[index] = self._new_key()
         self._versions[self._keys[index]] = 0
 
-    def _notice(self, told: Diagnostic) -> None:
-        """A cancelled wait for synchronous replication returns success, with a warning."""
-        self._doubtful = self._doubtful or told.severity_nonlocalized == "WARNING"
+    def _notice(self, notice: Diagnostic) -> None:
+        """A cancelled wait for synchronous replication returns success with a warning."""
+        self._doubtful = self._doubtful or notice.severity_nonlocalized == "WARNING"
 
 
 def drop_table(postgres: Postgres, database: str) -> None:
-    """What the client has left in the database.
+    """Delete the client's table.
 
     Raises:
         Unreachable: the server is down.
@@ -134,6 +133,6 @@ def drop_table(postgres: Postgres, database: str) -> None:
 
 
 def _break(session: Connection) -> None:
-    """As when the client dies. Cancelled, a commit that waits would answer as if it were on the standby."""
+    """Break the connection. A cancelled commit would answer as if the standby had it."""
     with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(session.fileno())) as broken:
         broken.shutdown(socket.SHUT_RDWR)

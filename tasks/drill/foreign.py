@@ -1,4 +1,4 @@
-"""A standby that looks right and is another cluster's: for drills, to see that nobody promotes it."""
+"""A standby of another cluster, for a drill's negative control: a failover must not promote it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LIKE_OTHERS = ("--encoding=UTF8", "--no-locale", "--auth=trust", "--no-sync")
 
 @contextlib.contextmanager
 def foreign_standby(standby: Postgres) -> Iterator[Postgres]:
-    """A cluster that was just made, in recovery and with nothing to replay, under the name of a standby; beside that
-    one's data directory, and gone when the block is left.
+    """A new cluster in recovery with nothing to replay, under the standby's name, next to the standby's data directory.
+    It is deleted at the end of the block.
 
     Raises:
-        OpsError: it cannot be made, or does not start.
+        OpsError: it cannot be created, or does not start.
     """
     sweep_foreign(standby)
     instance = prepare_instance(standby, root_for(standby, FOREIGN))
@@ -42,7 +42,7 @@ def foreign_standby(standby: Postgres) -> Iterator[Postgres]:
 
 
 def sweep_foreign(standby: Postgres) -> None:
-    """What a killed run left of it."""
+    """Delete what a killed run left."""
     sweep_instance(root_for(standby, FOREIGN))
 
 

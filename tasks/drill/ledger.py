@@ -1,6 +1,6 @@
-"""What a writing client was told, on disk before a write is sent.
+"""A client's ledger: each write is on disk before it is sent, then its answer.
 
-A write whose answer never came is counted apart: nobody knows whether it was stored.
+A write without an answer is counted separately: it is unknown whether it was stored.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Outcome = Literal["acknowledged", "refused", "indeterminate"]
 
 @dataclass(frozen=True)
 class Attempt:
-    """One write: `id` is in the row's own text. Of a write through the application `kind` is its step's title and `key`
-    what was answered; of a direct one (DIRECT) `key` is the row's, which then has this `version`.
+    """One write. `id` is in the row's text. Through the application: `kind` is the step's title, `key` the answer's. A
+    direct write (DIRECT): `key` and `version` of the row.
 
-    refused: surely not stored. indeterminate: sent, and nobody knows.
+    refused: not stored. indeterminate: it is unknown whether it was stored.
     """
 
     id: str
@@ -35,10 +35,10 @@ class Attempt:
     why: str = ""
 
 
-class Ledger:
-    """A file of JSON lines: the intent of every write, on disk before it is sent, and what was answered.
+class WriteLedger:
+    """A file of JSON lines: the intent of every write, on disk before it is sent, and its answer.
 
-    The ids of its attempts begin with `prefix`: rows of this ledger are told from those of others.
+    The ids begin with `prefix`, which marks the rows of this ledger.
     """
 
     def __init__(self, path: Path, prefix: str = "") -> None:
@@ -47,25 +47,25 @@ class Ledger:
         self._file: IO[str] | None = None
 
     def intend(self, kind: str, *, key: str = "", version: int = 0) -> str:
-        """Note that a write is about to be sent; returns its unique id."""
+        """Record a write before it is sent; returns its unique id."""
         attempt = self.prefix + uuid.uuid4().hex
         self._append({"event": "intent", "id": attempt, "kind": kind, "key": key, "version": version})
         os.fsync(self._open().fileno())
         return attempt
 
     def answer(self, attempt: str, outcome: Outcome, *, key: str = "", why: str = "") -> None:
-        """Note what became of it."""
+        """Record the answer."""
         self._append({"event": "answer", "id": attempt, "outcome": outcome, "key": key, "why": why})
 
     def close(self) -> None:
-        """Everything is on disk."""
+        """Flush to disk."""
         if self._file:
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
 
     def attempts(self) -> list[Attempt]:
-        """Every write in the order of sending. A last line that is torn (the client was killed) tells nothing."""
+        """Every write in the order of sending. An incomplete last line (the client was killed) is ignored."""
         found: dict[str, Attempt] = {}
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
         for line in lines:
@@ -80,7 +80,7 @@ class Ledger:
         return list(found.values())
 
     def acknowledged(self, *, before: datetime | None = None, after: datetime | None = None) -> list[Attempt]:
-        """The writes that were acknowledged, before or after a moment."""
+        """Acknowledged writes, before or after a time."""
         return [
             attempt
             for attempt in self.attempts()
@@ -104,5 +104,5 @@ class Ledger:
 
 
 def text_of(attempt: str) -> str:
-    """What a write stores, recognisable for people and programs."""
+    """The text that a write stores."""
     return f"書き込み検証 {attempt}"

@@ -1,6 +1,6 @@
-"""Copies of backups and of the archive of WAL, spoiled: by drills, to see that a runbook refuses them.
+"""Sabotaged copies of backups and archived WAL, for a drill's negative controls: a runbook must refuse them.
 
-Only copies: what is copied is linked where that is possible, and a spoiled file is always a new one.
+The originals are never changed: copies are hard links if possible, and a sabotaged file is always a new file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NULL = b"\\N"
 
 
 def copy_of(source: Path, target: Path) -> Path:
-    """The files of a directory in another; not what another run is just writing.
+    """Copy the files of a directory, except those that another run is writing.
 
     Raises:
         OpsError: they cannot be copied.
@@ -38,12 +38,12 @@ def copy_of(source: Path, target: Path) -> Path:
             lost = error.args[0] if isinstance(error, shutil.Error) else []
             if not any(not Path(name).exists() for name, *_ in lost):
                 raise OpsError(
-                    f"{source} cannot be copied to {target}: {str(error)[:200]}", "make room there"
+                    f"{source} cannot be copied to {target}: {str(error)[:200]}", "free disk space there"
                 ) from None
-            shutil.rmtree(target)  # of a segment that is still written, more has taken its place
+            shutil.rmtree(target)  # the unfinished segment was replaced by a longer one
         else:
             return target
-    raise OpsError(f"{source} changes while it is copied", "launch it again")
+    raise OpsError(f"{source} changes while it is copied", "run it again")
 
 
 def _link(source: str, target: str) -> None:
@@ -54,21 +54,21 @@ def _link(source: str, target: str) -> None:
 
 
 def remove_segment(archive: Path, segment: str) -> str:
-    """Every file of a segment, finished or not."""
+    """Delete every file of a segment, finished or not."""
     for path in _of_segment(archive, segment):
         path.unlink()
     return f"WAL segment {segment} missing"
 
 
 def alter_segment(archive: Path, segment: str, offset: int, *, resum: bool) -> str:
-    """A byte of every file of a segment changed; with `resum` under the name, and so the SHA-256, of what it holds now:
-    only the WAL itself can tell then."""
+    """Change a byte of every file of a segment; with `resum` the SHA-256 in its name is right again, so that only the
+    WAL itself shows the damage."""
     for path in _of_segment(archive, segment):
         match = _ARCHIVED.fullmatch(path.name)
         if match is None:
             raise OpsError(
-                f"{path.name} is encrypted: it cannot be altered so that its sum is right",
-                "hold the drill where the archive is not encrypted",
+                f"{path.name} is encrypted: it cannot be altered with a right checksum",
+                "run the drill in an environment without encryption",
             )
         content = bytearray(gzip.decompress(path.read_bytes()))
         if offset < len(content):
@@ -82,19 +82,19 @@ def alter_segment(archive: Path, segment: str, offset: int, *, resum: bool) -> s
 def _of_segment(archive: Path, segment: str) -> list[Path]:
     found = [path for path in archive.rglob(f"{segment}*") if path.is_file()]
     if not found:
-        raise OpsError(f"{segment} is not in {archive}", "the negative control shows nothing without it")
+        raise OpsError(f"{segment} is not in {archive}", "check the archiver: the negative control needs this segment")
     return found
 
 
 def cut(backup: Path) -> str:
-    """The end of the largest data file gone, as of a dump whose disk was full."""
+    """Cut the largest data file in half, like a dump whose disk was full."""
     victim = _largest(backup)
     _replace(victim, victim.read_bytes()[: victim.stat().st_size // 2])
     return f"{victim.name} of the dump cut in half"
 
 
 def flip(backup: Path) -> str:
-    """One bit of the largest data file."""
+    """Change one bit of the largest data file."""
     victim = _largest(backup)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
@@ -103,28 +103,28 @@ def flip(backup: Path) -> str:
 
 
 def alter_row(postgres: Postgres, backup: Path, column: tuple[str, str, str]) -> str:
-    """One text of a column (schema, table, column) changed in the dump, and every SHA-256 and the manifest's seal right
-    again: only a comparison of the content can tell.
+    """Change one text of a column (schema, table, column) in the dump; every SHA-256 and the manifest's seal are right
+    again, so that only a comparison of the content shows it.
 
     Raises:
-        OpsError: there is no such row in it.
+        OpsError: the dump has no such row.
     """
     schema, table, name = column
     victim, place = _data_of(postgres, backup, schema, table), _place_of(backup, schema, table, name)
     rows = gzip.decompress(victim.read_bytes())
     changed = _with_another_text(rows, place)
     if changed == rows:
-        raise OpsError(f"{table}.{name} holds no text in {backup.name}", "take a backup of a system with data in it")
+        raise OpsError(f"{table}.{name} holds no text in {backup.name}", "take a backup of a system that contains data")
     _replace(victim, gzip.compress(changed, 1))
     manifest = manifests.read(backup)
     named = victim.relative_to(backup).as_posix()
-    _forget_links(backup)
+    _break_links(backup)
     manifests.write(backup, manifest.model_copy(update={"files": {**manifest.files, named: manifests.sum_of(victim)}}))
     return "one row changed in the dump, every checksum right again"
 
 
 def _with_another_text(rows: bytes, place: int) -> bytes:
-    """The first text of that column begins with another letter."""
+    """Put a letter before the first text of that column."""
     begin = 0
     for line in rows.splitlines(keepends=True):
         cells = line.rstrip(b"\n").split(b"\t")
@@ -140,7 +140,7 @@ def _dump_of(backup: Path) -> Path:
 
 
 def _place_of(backup: Path, schema: str, table: str, column: str) -> int:
-    """Which of the columns in a row of the dump it is: its table of contents has each COPY statement."""
+    """The column's position in a row of the dump, from the COPY statement in its table of contents."""
     contents = (_dump_of(backup) / "toc.dat").read_bytes()
     copied = re.search(rb"COPY %s\.%s \((%s(?:, %s)*)\) FROM" % (_named(schema), _named(table), _ANY, _ANY), contents)
     columns = [_bare(found[0]) for found in re.finditer(_ANY, copied[1])] if copied else []
@@ -150,7 +150,7 @@ def _place_of(backup: Path, schema: str, table: str, column: str) -> int:
 
 
 def _named(name: str) -> bytes:
-    """A pattern of a name as pg_dump writes it: within quotes where it is a word of SQL (`"position"`)."""
+    """A pattern for a name as pg_dump writes it: quoted if it is a word of SQL (`"position"`)."""
     quoted = '"' + name.replace('"', '""') + '"'
     return b"(?:%s|%s)" % (re.escape(name.encode()), re.escape(quoted.encode()))
 
@@ -168,7 +168,7 @@ def _data_of(postgres: Postgres, backup: Path, schema: str, table: str) -> Path:
             path = dump / f"{match[1]}.dat.gz"
             if path.exists():
                 return path
-    raise OpsError(f"{backup.name} holds no data of {table} that can be altered", "hold the drill with a full dump")
+    raise OpsError(f"{backup.name} holds no data of {table} that can be altered", "run the drill with a full dump")
 
 
 def _largest(backup: Path) -> Path:
@@ -176,12 +176,12 @@ def _largest(backup: Path) -> Path:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """A new file: the copy's may be the original itself."""
+    """As a new file: the copy may be a hard link to the original."""
     path.unlink()
     path.write_bytes(content)
 
 
-def _forget_links(backup: Path) -> None:
-    """Manifest and seal are written in place: they must be the copy's own files."""
+def _break_links(backup: Path) -> None:
+    """Manifest and seal are written in place: they must not be hard links to the originals."""
     for name in (manifests.MANIFEST, manifests.SEAL):
         _replace(backup / name, (backup / name).read_bytes())

@@ -1,11 +1,11 @@
-"""A client that keeps writing through the application, and keeps a ledger of what it was told.
+"""A client that writes through the application, and records every answer in a ledger.
 
     ledger = Ledger(path)
     with Writer(application, ledger, per_second=10):
         ...                                       # break things
-    account_of(ledger, dsn, application).sentence # which acknowledged writes are missing
+    find_lost_writes(ledger, dsn, application).sentence   # which acknowledged writes are missing
 
-It goes on while the application is down. `[application.writes]` describes its requests.
+It continues while the application is down. `[application.writes]` describes its requests.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from blocks.http_step import TEXT, HttpStep, StepFailed, WriteStep
 from blocks.places import Application
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.application.http_steps import Answer, NotAnswered, StepClient
-from tasks.drill.ledger import Ledger, text_of
+from tasks.application.http_steps import HttpAnswer, NotAnswered, StepClient
+from tasks.drill.ledger import WriteLedger, text_of
 
 TIMEOUT_SECONDS = 5.0
 LOGIN_SECONDS = 60.0
 UNAUTHORISED = 401
-NOT_DESCRIBED = "[[application.writes.steps]] is not configured: a drill's client has nothing to write"
+NOT_DESCRIBED = "[[application.writes.steps]] is not configured: a drill's client cannot write"
 DESCRIBE = "describe a write of the application (docs/application.md)"
 
 
 def require_writes(application: Application) -> None:
-    """Raises OpsError where the environment describes no write for a drill's client."""
+    """Raises OpsError if the environment describes no write for a drill's client."""
     if not application.writes.steps:
         raise OpsError(NOT_DESCRIBED, DESCRIBE)
 
 
 class Writer:
-    """Writes from its own thread while the block runs: the first of the described steps each time, the others now and
-    then (`every`; `every` of this class overrides it), as soon as what they need was taken.
+    """Writes from its own thread while the block runs: the first of the described steps each time, each other step
+    every `every` writes (the argument overrides the steps'), when the values that it needs are known.
 
-    It goes on while the application is down, and logs in again when it is refused with 401. `url` may be a function
-    that says where users are sent now (`Lab.endpoint`): it is queried before every request.
+    It continues while the application is down, and logs in again after a 401. `url` may be a function that returns the
+    address of now: it is called before every request.
 
     Raises:
-        OpsError: no write is described, or it cannot log in at first.
+        OpsError: no write is described, or the first log-in fails.
     """
 
     def __init__(
         self,
         application: Application,
-        ledger: Ledger,
+        ledger: WriteLedger,
         *,
         url: str | Callable[[], str] = "",
         per_second: float = 10,
@@ -75,7 +75,7 @@ class Writer:
             self._log_in,
             what=f"the log-in of {self._user}",
             seconds=LOGIN_SECONDS,
-            hint="see what its health check says",
+            hint="check the application's health",
         )
         self._thread.start()
         return self
@@ -97,7 +97,7 @@ class Writer:
                 if self._logged_in or self._logged_in_again():
                     count += 1
                     self._write(self._step(count))
-                due = max(due + self._pause, time.monotonic() - 1)  # after an outage it does not catch up
+                due = max(due + self._pause, time.monotonic() - 1)  # it does not catch up after an outage
                 self._stop.wait(max(0.0, due - time.monotonic()))
         except BaseException as error:
             self._failure = error
@@ -114,27 +114,27 @@ class Writer:
         except NotAnswered as error:
             self.ledger.answer(attempt, "indeterminate" if error.sent else "refused", why=str(error))
         else:
-            self._book(attempt, step, answer)
+            self._record(attempt, step, answer)
 
-    def _send(self, step: WriteStep, attempt: str) -> Answer:
+    def _send(self, step: WriteStep, attempt: str) -> HttpAnswer:
         self._client.url = self._url if isinstance(self._url, str) else self._url()
         return self._client.send(step, **{TEXT: text_of(attempt)})
 
-    def _book(self, attempt: str, step: WriteStep, answer: Answer) -> None:
+    def _record(self, attempt: str, step: WriteStep, answer: HttpAnswer) -> None:
         if answer.status in step.status:
             self.ledger.answer(attempt, "acknowledged", key=self._key(step, answer, attempt))
             return
-        # 503 is also the answer to a connection that was lost during COMMIT.
+        # A connection that was lost during COMMIT is answered with 503 too.
         refused = 400 <= answer.status < 500
         self.ledger.answer(attempt, "refused" if refused else "indeterminate", why=str(answer.status))
         if answer.status == UNAUTHORISED:
             self._logged_in = False
-        elif step is not self._first:  # what it needs may be gone: the next first step takes it anew
+        elif step is not self._first:  # its values may be of a deleted row: the next first step gets new ones
             for name in self._first.take:
                 self._client.values.pop(name, None)
 
-    def _key(self, step: WriteStep, answer: Answer, attempt: str) -> str:
-        """The first value that the step takes, for people."""
+    def _key(self, step: WriteStep, answer: HttpAnswer, attempt: str) -> str:
+        """The first value that the step takes, for the report."""
         try:
             taken = self._client.judge(step, answer, **{TEXT: text_of(attempt)})
         except StepFailed:
@@ -168,5 +168,5 @@ Step = TypeVar("Step", bound=HttpStep)
 
 
 def _hurried(step: Step) -> Step:
-    """A client that waits for one answer writes nothing meanwhile."""
+    """With a shorter timeout: a waiting client writes nothing."""
     return step.model_copy(update={"seconds": min(step.seconds, TIMEOUT_SECONDS)})

@@ -1,1 +1,1 @@
-"""PostgreSQL's primary replaced by its standby (§8.3): who is fenced, who is fit, the promotion, the way back."""
+"""Failover of PostgreSQL (§8.3): fencing, replay, promotion, rejoin."""

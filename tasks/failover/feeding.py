@@ -1,7 +1,7 @@
-"""A standby brought to the end of what was received anywhere, and proven to be there (§8.3).
+"""The replay of all received WAL on a standby, and its proof (§8.3).
 
-"Replayed = received" would refuse good ones: it may have got more from the archive than it was streamed, and what was
-streamed may end in the middle of a record.
+Comparing replayed with received WAL would refuse good standbys: one may have replayed more from the archive than it
+received by streaming, and a stream may end in the middle of a record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.failover.member import Control, Member, ask_member
+from tasks.failover.member import ClusterMember, MemberControl, ask_member
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address
@@ -32,16 +32,16 @@ from tasks.wal.reading.local import find_segments
 
 FEED = "replay everything received on"
 PATIENCE_SECONDS = 3.0
-"""A standby asks its own archive every `wal_retrieve_retry_interval` (5 s, the lab 0.5 s)."""
+"""A standby polls its archive every `wal_retrieve_retry_interval` (5 s; 0.5 s in the lab)."""
 FEED_SECONDS = 120.0
-RECEIVER = "the receiver of WAL"
+RECEIVER = "the WAL receiver"
 OLD_PRIMARY = "the old primary's own WAL"
 
 
 @dataclass(frozen=True)
-class Source:
-    """One place where WAL was received, and what it holds that the standby has not replayed; `problem` where that is
-    not known. `segments` of which cluster and newest timeline."""
+class WalSource:
+    """A place with received WAL. `beyond`: what the standby has not replayed of it; `problem`: why that is unknown;
+    `system` and `timeline`: the cluster and newest timeline of its segments."""
 
     name: str
     directory: str
@@ -53,51 +53,50 @@ class Source:
 
 @dataclass(frozen=True)
 class Fed:
-    """The proof: the standby has replayed to `place`, on `timeline`; `received` is what it was streamed."""
+    """The proof: the standby has replayed up to `place` on `timeline`. `received`: the end of its stream."""
 
     place: int
     received: int
     timeline: int
-    sources: tuple[Source, ...]
+    sources: tuple[WalSource, ...]
 
 
 @probe
-def read_source(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> Source:
+def read_source(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> WalSource:
     """See `source_of`. `postgres` has the programs that read it."""
     return source_of(name, postgres, directory, timeline, place)
 
 
-def source_of(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> Source:
-    """What a directory of WAL on this host holds of a timeline after a position."""
+def source_of(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> WalSource:
+    """Read what a WAL directory on this host has of a timeline after a position."""
     path = Path(directory)
     try:
         segments = find_segments(path)
         newest = segments[-1] if segments else None
         beyond = read_beyond(postgres, path, timeline, place)
     except OpsError as error:
-        return Source(name, directory, Beyond(place), problem=error.message)
-    return Source(name, directory, beyond, newest.system if newest else 0, newest.timeline if newest else 0)
+        return WalSource(name, directory, Beyond(place), problem=error.message)
+    return WalSource(name, directory, beyond, newest.system if newest else 0, newest.timeline if newest else 0)
 
 
 @dataclass(frozen=True)
 class Feeding:
-    """What is fed to `standby`: the receiver's WAL, where there is one, and that of `old`, a dead primary on this host,
-    where it is needed. `control`: of a primary that was shut down in good order; its last checkpoint must have been
-    replayed."""
+    """What `standby` replays: the WAL receiver's WAL, and that of `old`, a dead primary on this host, if needed.
+    `control`: of a primary that was shut down cleanly, whose last checkpoint must be replayed."""
 
     standby: Postgres
     wal: Wal | None
-    control: Control | None
+    control: MemberControl | None
     old: Postgres | None = None
 
 
 @action
 def feed(permit: Permit, feeding: Feeding) -> Fed:
-    """Wait until the standby has replayed all WAL that is named; where its own `restore_command` does not bring it, it
-    is given one that does, for the time of this.
+    """Wait until the standby has replayed all of this WAL. If its `restore_command` does not fetch it, set one that
+    does, temporarily.
 
     Raises:
-        OpsError: it does not get there; nobody was promoted.
+        OpsError: the standby does not reach the end; no server was promoted.
     """
     standby, old = feeding.standby, feeding.old
     permit.require(FEED, address(standby))
@@ -114,22 +113,22 @@ def feed(permit: Permit, feeding: Feeding) -> Fed:
             return until(lambda: _fed(feeding), what="the replay", seconds=FEED_SECONDS)
         except Unreachable as error:
             raise OpsError(
-                f"{address(standby)} does not replay everything that was received: {error.message}", _otherwise(old)
+                f"{address(standby)} does not replay everything that was received: {error.message}", _hint(old)
             ) from None
 
 
-def _otherwise(old: Postgres | None) -> str:
+def _hint(old: Postgres | None) -> str:
     if old is None:
-        return "check its log; copy what it misses from the receiver's directory to where its restore_command reads"
+        return "check its log; copy the missing WAL from the receiver's directory to where its restore_command reads"
     return (
-        "check its log; or start the old primary. To lose what only the old primary has: rename "
-        f"{old.data_directory} aside, and launch this again"
+        "check its log, or start the old primary. To accept the loss of what only the old primary has, rename "
+        f"{old.data_directory}, then run this again"
     )
 
 
-def own_wal(old: Postgres, now: Member) -> Source | None:
-    """What a dead primary's own directory of WAL has beyond what the standby `now` has replayed; None where that is not
-    on this host, is of another cluster or timeline, or cannot be decoded from there on."""
+def own_wal(old: Postgres, now: ClusterMember) -> WalSource | None:
+    """The WAL of a dead primary that the standby `now` has not replayed. None: it is not on this host, is from another
+    cluster or timeline, or cannot be decoded from there on."""
     if not is_here(old.host):
         return None
     found = source_of(OLD_PRIMARY, old, str(Path(old.data_directory, "pg_wal")), now.timeline, now.written)
@@ -138,15 +137,15 @@ def own_wal(old: Postgres, now: Member) -> Source | None:
 
 @contextlib.contextmanager
 def _staged(feeding: Feeding, old: Postgres) -> Iterator[Path]:
-    """Copies of the old primary's segments that the standby has not replayed to their end, next to the standby's data
-    directory and readable for its user. Segments that were kept for later use are not among them: their names are ahead
-    of their content, and the standby would put them in the place of its own."""
+    """Copy the old primary's segments that the standby has not fully replayed, next to the standby's data directory and
+    readable for its user. Recycled segments are left out: their content does not match their names, and the standby
+    would replace its own segments by them."""
     standby, now = feeding.standby, ask_member(feeding.standby)
     found = own_wal(old, now)
     if found is None or any(other.beyond.end > found.beyond.end for other in sources_of(standby, feeding.wal, now)):
         raise OpsError(
-            f"{OLD_PRIMARY} in {old.data_directory} does not go on from {lsn_text(now.written)}",
-            "launch this again: it judges anew what can be fed",
+            f"{OLD_PRIMARY} in {old.data_directory} does not continue from {lsn_text(now.written)}",
+            "run this again: it judges the WAL again",
         )
     data = Path(standby.data_directory)
     staged, owner = data.with_name(f"{data.name}.feed"), data.stat()
@@ -166,33 +165,33 @@ def _staged(feeding: Feeding, old: Postgres) -> Iterator[Path]:
 
 
 def _fed(feeding: Feeding) -> Fed:
-    """Raises Unreachable, with the reason, while it has not come to the end."""
+    """Raises Unreachable, with the reason, until the standby has reached the end."""
     postgres, control = feeding.standby, feeding.control
     now = ask_member(postgres)
     if not now.follows:
-        raise OpsError(f"{now.address} is no standby any more: {now.problem or 'it takes writes'}", "launch it again")
+        raise OpsError(f"{now.address} is no longer a standby: {now.problem or 'it takes writes'}", "run it again")
     if now.receiver == "streaming":
-        raise Unreachable(f"{now.address} is still being streamed to")
+        raise Unreachable(f"{now.address} still receives a stream")
     sources = sources_of(postgres, feeding.wal, now)
     if feeding.old:
-        unread = Source(OLD_PRIMARY, feeding.old.data_directory, Beyond(now.written), problem="it cannot be decoded")
+        unread = WalSource(OLD_PRIMARY, feeding.old.data_directory, Beyond(now.written), problem="it cannot be decoded")
         sources += (own_wal(feeding.old, now) or unread,)
     for source in sources:
-        if source.problem and source.name != RECEIVER:  # of the receiver's the plan has warned
+        if source.problem and source.name != RECEIVER:  # the plan has a warning about the receiver's
             raise Unreachable(f"{source.name} cannot be compared: {source.problem}")
         if source.beyond.bytes:
-            raise Unreachable(f"{source.name} has {source.beyond.bytes:,} bytes more than {lsn_text(now.written)}")
+            raise Unreachable(f"{source.name} has {source.beyond.bytes:,} bytes after {lsn_text(now.written)}")
     _require_own(postgres, now)
     if not is_here(postgres.host) and now.written < now.received:
-        raise Unreachable(f"it was streamed {lsn_text(now.received)} and has replayed {lsn_text(now.written)}")
+        raise Unreachable(f"it received up to {lsn_text(now.received)} and has replayed up to {lsn_text(now.written)}")
     if control and now.written <= control.checkpoint:
         raise Unreachable(f"the shutdown checkpoint at {lsn_text(control.checkpoint)} is not replayed")
     return Fed(now.written, now.received, now.timeline, sources)
 
 
-def _require_own(postgres: Postgres, now: Member) -> None:
-    """A standby needs its own WAL up to what it has replayed, else its promotion ends in a PANIC: a `restore_command`
-    may have put a shorter segment in the place of its own."""
+def _require_own(postgres: Postgres, now: ClusterMember) -> None:
+    """A standby needs WAL up to its replay position, otherwise its promotion ends in a PANIC: its `restore_command` may
+    have replaced a segment by a shorter one."""
     if not is_here(postgres.host):
         return
     pg_wal = Path(postgres.data_directory, "pg_wal")
@@ -200,20 +199,20 @@ def _require_own(postgres: Postgres, now: Member) -> None:
     newest = max(there, key=lambda one: one.start, default=None)
     if newest is None or newest.start + newest.bytes <= now.written:
         return
-    with contextlib.suppress(CommandFailed):  # a file that was replaced meanwhile: what cannot be told is not held back
+    with contextlib.suppress(CommandFailed):  # a file was replaced meanwhile: not judged
         end = read_beyond(postgres, pg_wal, newest.timeline, newest.start).end
         if end < now.written:
             raise OpsError(
-                f"{now.address} has replayed {lsn_text(now.written)}, and its own WAL ends at {lsn_text(end)}: its "
-                "archive has put a shorter segment in the place of its own",
-                f"do not restart it; put a copy of {newest.name} that goes on further (the old primary's) into its "
-                "pg_wal, correct its restore_command, and launch it again",
+                f"{now.address} has replayed up to {lsn_text(now.written)}, but its WAL ends at {lsn_text(end)}: its "
+                "restore_command replaced a segment by a shorter one",
+                f"do not restart it. Copy a longer {newest.name} (the old primary's) into its pg_wal, correct its "
+                "restore_command, then run this again",
             )
 
 
-def sources_of(postgres: Postgres, wal: Wal | None, now: Member) -> tuple[Source, ...]:
-    """What the receiver, and the standby's own directory of WAL, hold beyond what it has replayed, as far as they are
-    on this host."""
+def sources_of(postgres: Postgres, wal: Wal | None, now: ClusterMember) -> tuple[WalSource, ...]:
+    """What the WAL receiver and the standby's pg_wal have beyond its replay position, as far as they are on this
+    host."""
     places = [(RECEIVER, wal.directory)] if wal else []
     if is_here(postgres.host):
         places.append(("the standby's own WAL", str(Path(postgres.data_directory, "pg_wal"))))
@@ -222,7 +221,7 @@ def sources_of(postgres: Postgres, wal: Wal | None, now: Member) -> tuple[Source
 
 @contextlib.contextmanager
 def _restoring(postgres: Postgres, directory: str) -> Iterator[None]:
-    """Its `restore_command` reads a directory of this host, also a segment that is not whole; then as it was."""
+    """Set a `restore_command` that reads a directory of this host, incomplete segments included; then reset it."""
     if not directory or not is_here(postgres.host):
         yield
         return

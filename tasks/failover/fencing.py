@@ -24,13 +24,13 @@ FENCE = "fence"
 CONNECT_SECONDS = 2.0
 SIGNAL = "standby.signal"
 LETTERS_OF_A_NAME = 2
-BOOT = "nothing starts it when its host starts"
+BOOT = "its service is disabled at boot"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One thing that must be so: `holds` is None where nobody here can tell. `by_run`: it does not hold yet, and
-    `keep_down` makes it so."""
+class FenceEvidence:
+    """One condition. `holds` None: it cannot be checked from here. `by_run`: it does not hold yet, and `keep_down`
+    makes it hold."""
 
     what: str
     holds: bool | None
@@ -41,36 +41,36 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Fencing:
-    """All evidence of one server."""
+    """All evidence about one server."""
 
     server: str
-    rows: tuple[Evidence, ...]
+    rows: tuple[FenceEvidence, ...]
 
     @property
     def proven(self) -> bool:
-        """Everything was seen to be so."""
+        """Every condition was seen to hold."""
         return all(row.holds for row in self.rows)
 
     @property
-    def against(self) -> tuple[Evidence, ...]:
-        """What was seen to be otherwise: it lives, or would be started again."""
+    def against(self) -> tuple[FenceEvidence, ...]:
+        """The conditions that do not hold: the server runs, or would be started again."""
         return tuple(row for row in self.rows if row.holds is False and not row.by_run)
 
     @property
-    def by_run(self) -> tuple[Evidence, ...]:
-        """What is so when `keep_down` has done its work."""
+    def by_run(self) -> tuple[FenceEvidence, ...]:
+        """The conditions that `keep_down` makes hold."""
         return tuple(row for row in self.rows if row.holds is False and row.by_run)
 
     @property
-    def unknown(self) -> tuple[Evidence, ...]:
-        """What a person has to attest."""
+    def unknown(self) -> tuple[FenceEvidence, ...]:
+        """The conditions that a person has to attest."""
         return tuple(row for row in self.rows if row.holds is None)
 
     def require(self, attested: str, *, kept_down: bool = True) -> None:
-        """That it may be replaced; before `keep_down` has done its work, that it can be (`kept_down=False`).
+        """Check that the server may be replaced. `kept_down=False`: before `keep_down`.
 
         Raises:
-            OpsError: it lives, would come back, or nobody has proven or attested that it does not.
+            OpsError: it runs, would be started again, or is neither proven nor attested to be fenced.
         """
         if against := (*self.against, *(self.by_run if kept_down else ())):
             first = against[0]
@@ -87,42 +87,42 @@ def find_fencing(services: Services, postgres: Postgres) -> Fencing:
 
 
 def fencing_of(services: Services, postgres: Postgres) -> Fencing:
-    """Port, supervisor, processes: as they are now."""
+    """Check its port, supervisor, boot and processes now."""
     supervised = _supervisor(services, postgres)
     rows = (_port(postgres), supervised, _boot(services, postgres), _processes(postgres, supervised))
     return Fencing(address(postgres), rows)
 
 
-ATTEST = "have somebody switch it off or cut it off, and name that person and the way in fenced_by"
+ATTEST = "have a person power it off or isolate it, and give the name and the method in fenced_by"
 
 
 def named_person(fenced_by: str) -> str:
-    """Who attests the fence, and how, "" where nobody does.
+    """The person who attests the fence, and the method; "" without one.
 
     Raises:
-        OpsError: something else than a name is given.
+        OpsError: it contains no name.
     """
     given = fenced_by.strip()
     if given and sum(letter.isalpha() for letter in given) < LETTERS_OF_A_NAME:
         raise OpsError(
-            f"fenced_by “{given[:40]}” names nobody", "give the name of the person who cut it off, and the way"
+            f"fenced_by “{given[:40]}” contains no name", "give the name of the person who fenced it, and the method"
         )
     return given
 
 
-def _port(postgres: Postgres) -> Evidence:
+def _port(postgres: Postgres) -> FenceEvidence:
     what = "its port is closed"
     try:
         _knock(postgres)
     except (ConnectionRefusedError, FileNotFoundError):
-        return Evidence(what, True, f"{address(postgres)} refuses connections")
+        return FenceEvidence(what, True, f"{address(postgres)} refuses connections")
     except OSError as error:
-        return Evidence(what, None, f"{address(postgres)} cannot be reached ({error})", ATTEST)
-    return Evidence(
+        return FenceEvidence(what, None, f"{address(postgres)} cannot be reached ({error})", ATTEST)
+    return FenceEvidence(
         what,
         False,
         f"{address(postgres)} accepts connections",
-        "it lives, or hangs: mode=planned while it answers; else fence=true stops it through its supervisor",
+        "run it with mode=planned if the server answers, otherwise with fence=true: its supervisor stops it then",
     )
 
 
@@ -135,62 +135,61 @@ def _knock(postgres: Postgres) -> None:
         knocking.connect(str(Path(postgres.host, f".s.PGSQL.{postgres.port}")))
 
 
-def _supervisor(services: Services, postgres: Postgres) -> Evidence:
-    what = "its supervisor does not run it, and will not start it"
+def _supervisor(services: Services, postgres: Postgres) -> FenceEvidence:
+    what = "its supervisor does not run or restart it"
     try:
         state = services.state(postgres.service)
     except Unreachable as error:
-        return Evidence(what, None, error.message, ATTEST)
+        return FenceEvidence(what, None, error.message, ATTEST)
     except OpsError as error:
-        return Evidence(what, None, error.message, error.hint or ATTEST)
-    told = f"{services.names[postgres.service]}: {state.told}" + (f", process {state.pid}" if state.pid else "")
-    return Evidence(
+        return FenceEvidence(what, None, error.message, error.hint or ATTEST)
+    seen = f"{services.names[postgres.service]}: {state.told}" + (f", process {state.pid}" if state.pid else "")
+    return FenceEvidence(
         what,
         not state.comes_back,
-        told,
-        "its supervisor would start it again: launch it with fence=true, or stop "
-        f"{services.names[postgres.service]} there",
+        seen,
+        f"run this with fence=true, or stop {services.names[postgres.service]} there: its supervisor would restart it",
     )
 
 
-def _boot(services: Services, postgres: Postgres) -> Evidence:
-    """Stopped is not enough: a reboot starts an enabled unit."""
+def _boot(services: Services, postgres: Postgres) -> FenceEvidence:
+    """A stopped unit is not enough: a reboot starts an enabled one."""
     role, data = postgres.service, Path(postgres.data_directory)
     try:
         name, reason = services.name_of(role), services.starts_at_boot(role)
     except Unreachable as error:
-        return Evidence(BOOT, None, error.message, ATTEST)
+        return FenceEvidence(BOOT, None, error.message, ATTEST)
     except OpsError as error:
-        return Evidence(BOOT, None, error.message, error.hint or ATTEST)
+        return FenceEvidence(BOOT, None, error.message, error.hint or ATTEST)
     if not reason:
-        return Evidence(BOOT, True, f"{name} is disabled or masked")
+        return FenceEvidence(BOOT, True, f"{name} is disabled or masked")
     if services.can_disable:
-        return Evidence(BOOT, False, f"{name}: {reason}", f"disable {name} there", by_run=True)
-    told, files = f"{name}: {reason}", is_here(postgres.host) and (data / "PG_VERSION").exists()
+        return FenceEvidence(BOOT, False, f"{name}: {reason}", f"disable {name} there", by_run=True)
+    seen, files = f"{name}: {reason}", is_here(postgres.host) and (data / "PG_VERSION").exists()
     if files and (data / SIGNAL).exists():
-        return Evidence(BOOT, True, f"{told}; it would be a standby ({SIGNAL} is in {data})")
-    return Evidence(BOOT, False, told, services.how_to_disable, by_run=files)
+        return FenceEvidence(BOOT, True, f"{seen}; it would start as a standby ({SIGNAL} is in {data})")
+    return FenceEvidence(BOOT, False, seen, services.how_to_disable, by_run=files)
 
 
-def _processes(postgres: Postgres, supervised: Evidence) -> Evidence:
-    what = "none of its processes is left"
+def _processes(postgres: Postgres, supervised: FenceEvidence) -> FenceEvidence:
+    what = "no process of it is left"
     if not is_here(postgres.host):
-        return Evidence(what, supervised.holds, f"as its supervisor says: {supervised.seen}", supervised.hint)
+        return FenceEvidence(what, supervised.holds, f"by its supervisor: {supervised.seen}", supervised.hint)
     left, unseen = look_for_processes(Path(postgres.data_directory))
     if unseen and not left:
-        told = f"this user may not look at {unseen} servers' processes; its supervisor says: {supervised.seen}"
-        return Evidence(what, supervised.holds, told, supervised.hint)
-    return Evidence(
+        seen = f"this user cannot inspect the processes of {unseen} servers; by its supervisor: {supervised.seen}"
+        return FenceEvidence(what, supervised.holds, seen, supervised.hint)
+    return FenceEvidence(
         what,
         not left,
         f"processes {', '.join(map(str, left[:5]))}" if left else "none",
-        "end them, the oldest first: kill -INT",
+        "end them, the oldest first (kill -INT)",
     )
 
 
 def look_for_processes(data: Path) -> tuple[list[int], int]:
-    """Processes of this host that work in a data directory, as every one of a server does; and how many servers'
-    processes this user may not look at."""
+    """The processes of this host whose working directory is that data directory, as of every server process; and of how
+    many servers this user cannot inspect the processes."""
     wanted, found, unseen = os.path.realpath(data), [], 0
     for process in psutil.process_iter():
         try:
@@ -205,41 +204,41 @@ def look_for_processes(data: Path) -> tuple[list[int], int]:
 
 
 @action(idempotent=True)
-def keep_down(permit: Permit, services: Services, postgres: Postgres) -> Evidence:
-    """Disable the service of a stopped server, and have one of this host come up as a standby, should anybody start it:
-    that takes no writes. Whether the service is disabled is judged right before the promotion."""
+def keep_down(permit: Permit, services: Services, postgres: Postgres) -> FenceEvidence:
+    """Disable the service of a stopped server at boot. If its files are on this host, also make it start as a standby,
+    which takes no writes. The fence is checked again right before the promotion."""
     permit.require(FENCE, address(postgres))
-    if services.can_disable:  # of a stopped one: masked, a unit has lost how it is stopped
+    if services.can_disable:  # only after the stop: a masked unit can no longer be stopped
         with contextlib.suppress(OpsError):
             services.disable(postgres.service)
     return _mark(postgres)
 
 
 @action(idempotent=True)
-def mark_standby(permit: Permit, postgres: Postgres) -> Evidence:
-    """Have a server of this host come up as a standby at its next start: that takes no writes."""
+def mark_standby(permit: Permit, postgres: Postgres) -> FenceEvidence:
+    """Make a server of this host start as a standby, which takes no writes."""
     permit.require(FENCE, address(postgres))
     return _mark(postgres)
 
 
-def _mark(postgres: Postgres) -> Evidence:
-    what, data = "started by hand it takes no writes", Path(postgres.data_directory)
+def _mark(postgres: Postgres) -> FenceEvidence:
+    what, data = "if started by hand, it takes no writes", Path(postgres.data_directory)
     if not is_here(postgres.host):
-        return Evidence(what, None, "not checked: its files are on another host")
+        return FenceEvidence(what, None, "not checked: its files are on another host")
     if not (data / "PG_VERSION").exists():
-        return Evidence(what, True, f"there is no cluster in {data}")
+        return FenceEvidence(what, True, f"{data} has no cluster")
     give_like(data, data / SIGNAL, "")
-    return Evidence(what, True, f"{SIGNAL} is in {data}")
+    return FenceEvidence(what, True, f"{SIGNAL} is in {data}")
 
 
 @action(idempotent=True)
 def allow_start(services: Services, role: str) -> str:
-    """Undo what `keep_down` did to a service; what is left to do by hand, "" where nothing is."""
+    """Enable a service that `keep_down` disabled. Returns what is left to do by hand, "" for nothing."""
     return services.enable(role)
 
 
 def remove_signal(postgres: Postgres) -> None:
-    """Have a stopped server of this host come up as the primary that it was."""
+    """Make a stopped server of this host start as the primary that it was."""
     data = Path(postgres.data_directory)
     (data / SIGNAL).unlink(missing_ok=True)
     if data.is_dir():
@@ -247,6 +246,6 @@ def remove_signal(postgres: Postgres) -> None:
 
 
 def give_like(data: Path, path: Path, text: str) -> None:
-    """Write a file on disk in one step, which then belongs to the owner of the data directory."""
+    """Write a file atomically. It gets the owner of the data directory."""
     owner = data.stat()
     durable.write(path, text, mode=0o600, owner=(owner.st_uid, owner.st_gid))

@@ -1,4 +1,4 @@
-"""What makes a stopped server a standby of another: its connection string, its slot, its signal file.
+"""The files that make a stopped server a standby: connection string, slot, signal file.
 
 https://www.postgresql.org/docs/current/warm-standby.html#STANDBY-SERVER-SETUP
 """
@@ -16,20 +16,21 @@ from tasks.failover.fencing import SIGNAL, give_like
 AUTO = "postgresql.auto.conf"
 KEPT = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf")
 _OWN = re.compile(r"\s*(primary_conninfo|primary_slot_name|synchronous_standby_names)\b", re.IGNORECASE)
-# libpq's own, and which of several hosts: of the server that it was written for.
+# These belong to the server that the string was written for.
 _DROPPED = ("hostaddr", "target_session_attrs", "load_balance_hosts", "dbname", "replication")
 
 
 def upstream_of(primary: Postgres, standby: Postgres) -> str:
-    """How `standby` logs in to `primary`: as `primary` did when it was a standby itself; where it never was, or where
-    its passfile cannot be read here, as administrator. It may hold a password, which `follow` puts into a passfile.
+    """The connection string of `standby` to `primary`: the one that `primary` used as a standby itself. If it never was
+    one, or its passfile is unreadable, the administrator's. It may contain a password, which `follow` moves into a
+    passfile.
 
     Raises:
         Unreachable: the primary is down.
     """
     with primary.connect() as connection:
-        told = str(execute(connection, "SELECT current_setting('primary_conninfo')")[0][0])
-    known = {key: value for key, value in conninfo_to_dict(told).items() if key not in _DROPPED} if told else {}
+        conninfo = str(execute(connection, "SELECT current_setting('primary_conninfo')")[0][0])
+    known = {key: value for key, value in conninfo_to_dict(conninfo).items() if key not in _DROPPED} if conninfo else {}
     if not known:
         known = {"user": primary.admin_user, "password": primary.admin_password.get_secret_value()}
     if (passfile := str(known.get("passfile") or "")) and "password" not in known:
@@ -43,10 +44,10 @@ def upstream_of(primary: Postgres, standby: Postgres) -> str:
 
 
 def follow(standby: Postgres, upstream: str, data: Path | None = None, before: str = "") -> None:
-    """Have a stopped server (or the copy in `data`) start as a standby of `upstream`. `before` is what stood in its
-    postgresql.auto.conf, where that was overwritten.
+    """Make a stopped server (or the copy in `data`) start as a standby of `upstream`. `before`: the former content of
+    its postgresql.auto.conf, if that was overwritten.
 
-    The password goes into a passfile beside the data directory: postgresql.auto.conf is in every base backup, and
+    The password goes into a passfile next to the data directory: postgresql.auto.conf is in every base backup, and
     `SHOW primary_conninfo` shows it. https://www.postgresql.org/docs/current/libpq-pgpass.html
     """
     directory = data or Path(standby.data_directory)
@@ -70,13 +71,13 @@ def _with_passfile(standby: Postgres, directory: Path, upstream: str) -> str:
 
 
 def passfile_of(standby: Postgres) -> Path:
-    """Where a standby has the password of its log-in to the primary: not in what a base backup copies."""
+    """The passfile of a standby's log-in to the primary: outside of what a base backup copies."""
     data = Path(standby.data_directory).resolve()
     return data.with_name(f"{data.name}.pgpass")
 
 
 def _password_in(passfile: str) -> str:
-    """The password of the only line of a passfile that `follow` wrote; "" where it is another or not on this host."""
+    """The password in a passfile that `follow` wrote; "" for another file, or one that is not on this host."""
     try:
         (line,) = Path(passfile).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -86,12 +87,12 @@ def _password_in(passfile: str) -> str:
 
 
 def read_kept(data: Path) -> dict[str, str]:
-    """A server's own configuration in its data directory: a copy of another brings that one's."""
+    """The configuration files of a server's data directory: a copy from another server overwrites them."""
     return {name: (data / name).read_text(encoding="utf-8") for name in KEPT if (data / name).is_file()}
 
 
 def put_back(data: Path, kept: dict[str, str]) -> None:
-    """Write it there again."""
+    """Write them again."""
     for name, text in kept.items():
         give_like(data, data / name, text)
 

@@ -1,4 +1,4 @@
-"""Writes of our own through a failover, each with a number: which were acknowledged, by whom, and which are there."""
+"""Test writes through a failover, each with a number: which server acknowledged them, and which are present."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.application import acknowledged
-from tasks.application.acknowledged import Entry
+from tasks.application.acknowledged import LedgerEntry
 from tasks.postgres.replication.synchronous import address
 
 _TABLE = """
@@ -30,28 +30,28 @@ RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Account(acknowledged.Account):
-    """With how many attempts nobody answered."""
+class WriteLoss(acknowledged.AcknowledgedWrites):
+    """`indeterminate`: attempts without an answer."""
 
     indeterminate: int
 
 
-class Ledger:
-    """Inserts numbers all the time, one a transaction, as administrator, on whichever of the servers takes writes.
+class FailoverLedger:
+    """Inserts numbers continuously, one per transaction, as administrator, on the server that takes writes.
 
-    A context manager; its table, in the maintenance database, goes at the end. A commit that waits for a standby is
-    never cancelled: the ledger waits with it.
+    A context manager. Its table, in the maintenance database, is dropped at the end. A commit that waits for a standby
+    is never cancelled: the ledger waits with it.
     """
 
     def __init__(self, servers: Sequence[Postgres]) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[LedgerEntry] = []
         self.last_error = ""
         self._servers = list(servers)
         self._run, self._attempts = secrets.token_hex(4), 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> FailoverLedger:
         self._thread.start()
         return self
 
@@ -59,15 +59,15 @@ class Ledger:
         self.stop()
 
     def stop(self) -> None:
-        """No more writes."""
+        """End the writes."""
         self._stop.set()
         self._thread.join(END_SECONDS)
 
-    def find_first(self, server: str) -> Entry | None:
+    def find_first(self, server: str) -> LedgerEntry | None:
         """The first write that this server acknowledged."""
         return next((entry for entry in list(self.entries) if entry.server == server), None)
 
-    def wait_for(self, server: str, seconds: float) -> Entry:
+    def wait_for(self, server: str, seconds: float) -> LedgerEntry:
         """The first write that this server acknowledges.
 
         Raises:
@@ -78,13 +78,13 @@ class Ledger:
             what=f"a write that {server} acknowledges ({self.last_error or 'no error'})",
             seconds=seconds,
             every_seconds=0.005,
-            hint="look at its log, and at synchronous_standby_names: a commit waits for those who are named there",
+            hint="check its log, and synchronous_standby_names: a commit waits for the standbys listed there",
         )
         assert found
         return found
 
-    def account(self, primary: Postgres) -> Account:
-        """Stop, look for every acknowledged number, and remove the table.
+    def account(self, primary: Postgres) -> WriteLoss:
+        """Stop, search for every acknowledged number, and drop the table.
 
         Raises:
             Unreachable: the primary is down.
@@ -99,7 +99,7 @@ class Ledger:
             if not self._thread.is_alive():  # else its own commit holds the table
                 execute(connection, "DROP TABLE IF EXISTS interview_ops_failover")
         missing = frozenset(entry.number for entry in entries) - there
-        return Account(entries, missing, self._attempts - len(entries))
+        return WriteLoss(entries, missing, self._attempts - len(entries))
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -117,7 +117,7 @@ class Ledger:
                 while not self._stop.wait(GAP_SECONDS if self.entries else 0):
                     self._attempts += 1
                     execute(connection, _WRITE, self._run, self._attempts)
-                    self.entries.append(Entry(self._attempts, time.monotonic(), address(server)))
+                    self.entries.append(LedgerEntry(self._attempts, time.monotonic(), address(server)))
         except (OpsError, psycopg.Error) as error:
             self.last_error = str(error).strip().splitlines()[0][:200]
             raise

@@ -1,50 +1,19 @@
-"""A failover that a run has begun, on the disk of this host: a run after it goes on, and does not turn it round."""
+"""The marker of a PostgreSQL failover: the next run continues it, and does not reverse it."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
 
-from runbook.files import durable
-
-FILE = "postgres-failover.json"
+from runbook.files.marker import Marker
 
 
-@dataclass(frozen=True)
-class Begun:
-    """From which server (`host:port`) to which, how, when and by whom."""
+@dataclass(frozen=True, kw_only=True)
+class FailoverMarker(Marker):
+    """From which server (`host:port`) to which."""
+
+    FILE = "postgres-failover.json"
+    HINT = "find out which server takes writes (check-replication), then remove the file"
 
     old: str
     new: str
     mode: str
-    started: str
-    run: str
-
-    @classmethod
-    def now(cls, old: str, new: str, mode: str) -> Begun:
-        """By this process."""
-        run = f"process {os.getpid()} on {socket.gethostname()}"
-        return cls(old, new, mode, datetime.now(UTC).isoformat(timespec="seconds"), run)
-
-
-def remember(directory: Path, begun: Begun) -> None:
-    """Write it down, on disk before anything is done."""
-    directory.mkdir(parents=True, exist_ok=True)
-    durable.write(directory / FILE, json.dumps(asdict(begun)), mode=durable.PRIVATE)
-
-
-def find_begun(directory: Path) -> Begun | None:
-    """What a run that did not end well has begun; None where there is none."""
-    try:
-        return Begun(**json.loads((directory / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def forget(directory: Path) -> None:
-    """It has ended well."""
-    (directory / FILE).unlink(missing_ok=True)

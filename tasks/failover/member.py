@@ -1,4 +1,4 @@
-"""What the two servers of a failover say of themselves, and what the files of one that is down say.
+"""The state of the servers of a failover: by their answers, or by the files of one that is down.
 
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL
 https://www.postgresql.org/docs/current/app-pgcontroldata.html
@@ -27,11 +27,13 @@ MOST_SILENT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Member:
-    """One server now. Positions in WAL are bytes: `written` is the end of its own on a primary; on a standby
-    `received` is what it was streamed, `written` what it has replayed. `problem` where it does not answer: then the
-    rest is empty, and `dead` says whether nobody answered at all. `receiver` is the WAL receiver's status, `silent`
-    where it has heard nothing for longer than a primary that lives lets pass; `heard` when the last message came."""
+class ClusterMember:
+    """One server now. Positions in WAL are bytes.
+
+    `written`: the end of WAL on a primary, the replay position on a standby; `received`: the end of a standby's stream.
+    `problem`: why it does not answer (the rest is empty then); `dead`: there was no answer at all. `receiver`: the
+    status of its WAL receiver, `silent` if it heard nothing for longer than a running primary allows; `heard`: the time
+    of the last message."""
 
     address: str
     problem: str = ""
@@ -60,22 +62,22 @@ class Member:
 
 
 @probe
-def read_member(postgres: Postgres) -> Member:
+def read_member(postgres: Postgres) -> ClusterMember:
     """See `ask_member`."""
     return ask_member(postgres)
 
 
 @probe
-def read_silent(postgres: Postgres, seconds: float) -> Member:
-    """A standby once it is known whether its primary still sends. The session of one whose host died, or whose network
-    is cut, stays open for `wal_receiver_timeout`: after `seconds`, in which what was under way arrives, only a new
-    message shows that it lives. A standby whose messages this user may not see is taken as it says."""
+def read_silent(postgres: Postgres, seconds: float) -> ClusterMember:
+    """A standby after it is known whether its primary still sends. If the primary's host or network fails, the session
+    stays open for `wal_receiver_timeout`: after `seconds`, in which data in transit arrives, only a new message shows
+    that the primary runs. If this user cannot see the messages, the reported status counts."""
 
-    def silent() -> Member | None:
+    def silent() -> ClusterMember | None:
         found = ask_member(postgres)
         return found if found.receiver != "streaming" else None
 
-    def decided() -> Member | None:
+    def decided() -> ClusterMember | None:
         found = ask_member(postgres)
         return found if found.receiver != "streaming" or found.heard != first.heard or not found.heard else None
 
@@ -87,19 +89,19 @@ def read_silent(postgres: Postgres, seconds: float) -> Member:
     return ask_member(postgres)
 
 
-def ask_member(postgres: Postgres) -> Member:
-    """What a server says; one that does not answer, or refuses, is an answer too."""
+def ask_member(postgres: Postgres) -> ClusterMember:
+    """Query a server. That it does not answer, or refuses, is part of the result."""
     where = address(postgres)
     try:
         with postgres.connect(seconds=nodes.ASK_SECONDS) as connection:
             execute(connection, "SET statement_timeout = '10s'")
             row = execute(connection, _MEMBER)[0]
     except OpsError as error:
-        return Member(where, error.message, isinstance(error, Unreachable))
+        return ClusterMember(where, error.message, isinstance(error, Unreachable))
     except psycopg.Error as error:
-        return Member(where, first_line(error))
+        return ClusterMember(where, first_line(error))
     recovery, system, timeline, received, written, paused, receiver, heard, version, names, commit = row
-    return Member(
+    return ClusterMember(
         where,
         "",
         False,
@@ -117,7 +119,7 @@ def ask_member(postgres: Postgres) -> Member:
     )
 
 
-# A receiver that hears nothing asks for an answer at half of its timeout, and a primary that lives gives one.
+# A receiver without messages requests one at half of its timeout, and a running primary sends it.
 # https://www.postgresql.org/docs/current/protocol-replication.html
 _MEMBER = """
 WITH ask AS (SELECT coalesce(nullif(setting::int, 0), 60000) * interval '0.5 ms' + interval '5 s' AS patience
@@ -142,7 +144,7 @@ FROM (SELECT pg_is_in_recovery() AS r) AS here
 
 @dataclass(frozen=True)
 class Lag:
-    """A standby in its primary's eyes: bytes that are not on its disk, and bytes that it has not replayed."""
+    """A standby as its primary sees it: the bytes not yet on its disk, and those not yet replayed."""
 
     state: str
     sync_state: str
@@ -170,9 +172,9 @@ FROM pg_stat_replication WHERE application_name = %s ORDER BY replay_lsn DESC NU
 
 
 @dataclass(frozen=True)
-class Control:
-    """The control file of a data directory: `state` in PostgreSQL's words, `checkpoint` where the last one is,
-    `reached` what a standby must have replayed to be consistent (0 of a primary)."""
+class MemberControl:
+    """The control file of a data directory. `state`: PostgreSQL's text; `checkpoint`: the place of the last one;
+    `reached`: what a standby must replay to be consistent (0 for a primary)."""
 
     system: int
     state: str
@@ -182,17 +184,17 @@ class Control:
 
     @property
     def shut_down(self) -> bool:
-        """Whether the server ended in good order."""
+        """Whether the server shut down cleanly."""
         return self.state.startswith("shut down")
 
 
 @probe
-def read_control(postgres: Postgres) -> Control | None:
+def read_control(postgres: Postgres) -> MemberControl | None:
     """See `control_of`."""
     return control_of(postgres)
 
 
-def control_of(postgres: Postgres) -> Control | None:
+def control_of(postgres: Postgres) -> MemberControl | None:
     """The control file of a server whose data is on this host and can be read; None otherwise.
 
     Its timeline is the newest that the data directory knows: a promotion writes its history before anything else.
@@ -210,7 +212,7 @@ def control_of(postgres: Postgres) -> Control | None:
     except (OSError, OpsError):
         return None
     found = dict(re.findall(r"^([^:\n]+):[ \t]+(.+)$", printed, re.MULTILINE))
-    return Control(
+    return MemberControl(
         int(found["Database system identifier"]),
         found["Database cluster state"],
         lsn_of(found["Latest checkpoint location"]),
@@ -221,7 +223,7 @@ def control_of(postgres: Postgres) -> Control | None:
 
 @probe
 def read_configured(postgres: Postgres, name: str) -> str:
-    """A setting as the configuration files of a server that is down have it; empty where they cannot be read.
+    """A setting in the configuration files of a stopped server; "" where they cannot be read.
 
     https://www.postgresql.org/docs/current/app-postgres.html: `postgres -C`
     """

@@ -1,4 +1,4 @@
-"""The promotion itself, and what the new primary needs at once: slots, the receiver of WAL, commits that return.
+"""The promotion, and what the new primary needs at once: slots, the WAL receiver, commits that return.
 
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL-TABLE
 """
@@ -24,12 +24,13 @@ from tasks.wal.format.names import lsn_of
 PROMOTE = "promote"
 PROMOTE_SECONDS = 60
 ATTACH_SECONDS = 20.0
-"""A receiver of WAL connects within a second of its start, on a busy host later: without it commits wait for nobody."""
+"""A WAL receiver connects within a second of its start, or later on a busy host. Without it commits wait for no
+server."""
 
 
 @dataclass(frozen=True)
 class Promoted:
-    """The timeline that begins, and where (bytes of WAL); `began` and `done` are monotonic seconds."""
+    """The new timeline and its first position (bytes of WAL); `began` and `done` are monotonic seconds."""
 
     timeline: int
     switched_at: int
@@ -45,10 +46,10 @@ class Promoted:
 
 @action
 def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, attested: str) -> Promoted:
-    """`pg_promote`, waiting, right after the last look at the fence of the old primary.
+    """Run `pg_promote` and wait, right after the last check of the old primary's fence.
 
     Raises:
-        OpsError: the old primary is not fenced (any more), the standby is none, or it was not promoted in time.
+        OpsError: the old primary is not fenced, the server is no standby, or the promotion timed out.
     """
     permit.require(PROMOTE, promotion(old, new))
     fencing = fencing_of(services, old)
@@ -56,8 +57,8 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
     before = ask_member(new)
     if not before.follows or before.paused != "not paused":
         raise OpsError(
-            f"{before.address} cannot be promoted: {before.problem or before.paused}; nobody was promoted",
-            "launch it again: it says how it stands",
+            f"{before.address} cannot be promoted: {before.problem or before.paused}; no server was promoted",
+            "run it again: it reports the present state",
         )
     failpoint("failover: before pg_promote")
     began = time.monotonic()
@@ -66,7 +67,7 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
     if not done:
         raise OpsError(
             f"{before.address} was not promoted within {PROMOTE_SECONDS} s",
-            "look at its log, then launch it again: it goes on, or says who is the primary",
+            "check its log, then run it again: it continues, or reports the present primary",
         )
     finished = time.monotonic()
     failpoint("failover: promoted")
@@ -74,12 +75,12 @@ def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, at
 
 
 def promotion(old: Postgres, new: Postgres) -> str:
-    """What a permit names."""
+    """The target of the permit."""
     return f"{address(old)} → {address(new)}"
 
 
 def switched_at(primary: Postgres, timeline: int = 0) -> int:
-    """Where a server's own timeline began, or where `timeline`, which it has come through, ended; 0 for the first.
+    """Where a server's timeline began, or where `timeline`, one of its ancestors, ended; 0 for the first.
 
     https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
     """
@@ -101,7 +102,7 @@ SELECT pg_read_file('pg_wal/' || left(pg_walfile_name(pg_current_wal_lsn()), 8) 
 
 @action(idempotent=True)
 def make_slots(primary: Postgres, names: Sequence[str]) -> tuple[str, ...]:
-    """Physical slots that keep WAL from this moment on, where they are not there; which were made."""
+    """Create the missing physical slots, which keep WAL from now on. Returns the created ones."""
     made = []
     with primary.connect() as connection:
         there = {str(row[0]) for row in execute(connection, "SELECT slot_name FROM pg_replication_slots")}
@@ -114,8 +115,8 @@ def make_slots(primary: Postgres, names: Sequence[str]) -> tuple[str, ...]:
 
 @action(idempotent=True)
 def start_receiver(services: Services, role: str) -> str:
-    """Have the receiver of WAL started; what its manager says where it does not do so. Not waited for: whether it
-    streams is what counts."""
+    """Start the WAL receiver. Returns its manager's error, "" without one. It does not wait: the stream is judged
+    later."""
     try:
         services.start(role)
     except OpsError as error:
@@ -125,7 +126,7 @@ def start_receiver(services: Services, role: str) -> str:
 
 @action(idempotent=True)
 def checkpoint(primary: Postgres) -> float:
-    """CHECKPOINT; the seconds it took. After a promotion pg_rewind reads the new timeline from it."""
+    """CHECKPOINT; returns its seconds. After a promotion pg_rewind reads the new timeline from it."""
     started = time.monotonic()
     with primary.connect() as connection:
         execute(connection, "CHECKPOINT")
@@ -133,7 +134,7 @@ def checkpoint(primary: Postgres) -> float:
 
 
 def streams(primary: Postgres, name: str) -> bool:
-    """Whether somebody of that application_name streams from it now."""
+    """Whether a server of that application_name streams from it now."""
     with primary.connect() as connection:
         return bool(execute(connection, _STREAMS, name))
 
@@ -142,12 +143,12 @@ _STREAMS = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND st
 
 
 def wait_for_stream(primary: Postgres, name: str, seconds: float) -> bool:
-    """Whether somebody of that application_name streams from it within so many seconds."""
+    """Whether a server of that application_name streams from it within `seconds`."""
     return _in_time(lambda: streams(primary, name), f"the stream to {name}", seconds)
 
 
 def commits_return(primary: Postgres, seconds: float) -> bool:
-    """Whether enough are connected within so many seconds of those for whom commits wait."""
+    """Whether enough synchronous standbys connect within `seconds`, so that commits return."""
     return _in_time(lambda: not synchrony(primary).hangs, "commits that return", seconds)
 
 

@@ -1,4 +1,4 @@
-"""Evidence that a whole region serves nobody and takes no writes: else two regions would take them (§8.3)."""
+"""Evidence that a whole region serves no users and takes no writes: otherwise two regions would (§8.3)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from urllib.parse import urlsplit
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.failover.fencing import ATTEST, CONNECT_SECONDS, Evidence, Fencing, look_for_processes
+from tasks.failover.fencing import ATTEST, CONNECT_SECONDS, FenceEvidence, Fencing, look_for_processes
 from tasks.host.disk import is_here
 
 LIVES = (
-    "it lives: what it takes from now on would be lost. Repair it there, or stop all its services (application first) "
-    "and see that nothing starts them again, then launch this again"
+    "repair it there, or stop all its services (application first) so that nothing restarts them, then run this again: "
+    "its further writes would be lost"
 )
-DISABLE = "disable it there (systemctl mask, autostart=false, docker update --restart no), then launch this again"
+DISABLE = "disable it there (systemctl mask, autostart=false, docker update --restart no), then run this again"
 _PORTS = {"http": 80, "https": 443}
 
 
 @probe
 def find_region(old: Environment) -> Fencing:
-    """Every address that takes users' writes, what would start its services again, and processes that are left where
-    its files are on this host. As they are now; at most some seconds."""
+    """Check every address that takes users' writes, what would restart its services, and remaining processes on this
+    host. It takes some seconds at most."""
     addresses = addresses_of(old)
     with ThreadPoolExecutor(len(addresses)) as pool:
         rows = list(pool.map(_refuses, addresses, addresses.values()))
@@ -33,7 +33,7 @@ def find_region(old: Environment) -> Fencing:
 
 
 def addresses_of(env: Environment) -> dict[str, tuple[str, int]]:
-    """What answers in a region that lives, by what it is: host (or the directory of a socket) and port."""
+    """The addresses of a region's services by name: host (or the directory of a socket) and port."""
     found = {}
     for node in env.nodes():
         found[f"PostgreSQL ({node.service})"] = (node.host, node.port)
@@ -47,15 +47,15 @@ def addresses_of(env: Environment) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _refuses(name: str, place: tuple[str, int]) -> Evidence:
-    what, told = f"{name} takes no connections", f"{place[0]}:{place[1]}"
+def _refuses(name: str, place: tuple[str, int]) -> FenceEvidence:
+    what, where = f"{name} takes no connections", f"{place[0]}:{place[1]}"
     try:
         _knock(*place)
     except (ConnectionRefusedError, FileNotFoundError):
-        return Evidence(what, True, f"{told} refuses them")
+        return FenceEvidence(what, True, f"{where} refuses them")
     except OSError as error:
-        return Evidence(what, None, f"{told} cannot be reached from here ({error})", ATTEST)
-    return Evidence(what, False, f"{told} accepts them", LIVES)
+        return FenceEvidence(what, None, f"{where} cannot be reached from here ({error})", ATTEST)
+    return FenceEvidence(what, False, f"{where} accepts them", LIVES)
 
 
 def _knock(host: str, port: int) -> None:
@@ -67,29 +67,29 @@ def _knock(host: str, port: int) -> None:
         knocking.connect(str(Path(host, f".s.PGSQL.{port}")))
 
 
-def _services(old: Environment, *, reachable: bool) -> Evidence:
-    """A manager on a host that cannot be reached is not waited for."""
-    what = "nothing starts its services again"
+def _services(old: Environment, *, reachable: bool) -> FenceEvidence:
+    """It does not wait for a service manager on an unreachable host."""
+    what = "nothing restarts its services"
     if not reachable:
-        return Evidence(what, None, "not asked: none of its addresses can be reached from here", ATTEST)
+        return FenceEvidence(what, None, "not checked: none of its addresses can be reached from here", ATTEST)
     for role, name in old.services.names.items():
         try:
             state, boot = old.services.state(role), old.services.starts_at_boot(role)
         except OpsError as error:
-            return Evidence(what, None, error.message, ATTEST)
+            return FenceEvidence(what, None, error.message, ATTEST)
         if state.comes_back:
-            return Evidence(what, False, f"{name}: {state.told}", LIVES)
+            return FenceEvidence(what, False, f"{name}: {state.told}", LIVES)
         if boot:
-            return Evidence(what, False, f"{name} is stopped, and starts with its host: {boot}", f"{DISABLE} ({name})")
-    return Evidence(what, True, "its service manager has all of them stopped and disabled")
+            return FenceEvidence(what, False, f"{name} is stopped, but starts at boot: {boot}", f"{DISABLE} ({name})")
+    return FenceEvidence(what, True, "all of them are stopped and disabled")
 
 
-def _processes(old: Environment) -> list[Evidence]:
+def _processes(old: Environment) -> list[FenceEvidence]:
     rows = []
     for node in old.nodes():
         data = Path(node.data_directory)
         if is_here(node.host) and data.exists():
             left, _ = look_for_processes(data)
-            told = f"processes {', '.join(map(str, left[:5]))}" if left else "none"
-            rows.append(Evidence(f"no process works in {data}", not left, told, LIVES))
+            processes = f"processes {', '.join(map(str, left[:5]))}" if left else "none"
+            rows.append(FenceEvidence(f"no process runs in {data}", not left, processes, LIVES))
     return rows

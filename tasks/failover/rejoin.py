@@ -1,4 +1,4 @@
-"""An old primary made a standby of the new one: rewound to where their ways parted, or copied anew (§8.3).
+"""An old primary becomes a standby of the new one: by pg_rewind, or by a new base backup (§8.3).
 
 https://www.postgresql.org/docs/current/app-pgrewind.html
 """
@@ -29,17 +29,17 @@ from tasks.wal.reading.local import find_segments
 
 REJOIN = "make a standby of"
 KEPT = "interview-ops.rejoin.json"
-"""Next to the data directory while it is rewound: its own configuration, which pg_rewind overwrites."""
+"""Next to the data directory during a rewind: its configuration, which pg_rewind overwrites."""
 REWINDING = ".rewinding"
-"""Ends the name of a data directory while it is rewound: no service starts a server there. Where it is found later, a
-run was killed meanwhile, and only a base backup is safe."""
+"""The suffix of a data directory during a rewind, so that no service starts a server there. If it is found later, a run
+was killed, and only a base backup is safe."""
 CLEAN = ("shut down", "shut down in recovery")
-Way = Literal["start", "rewind", "base_backup"]
+Method = Literal["start", "rewind", "base_backup"]
 
 
 @dataclass(frozen=True)
 class Diverged:
-    """WAL that an old primary wrote after its ways with the new one parted, and where it is kept ("" where there is
+    """WAL that an old primary wrote after the new timeline began, and where it is kept ("" where there is
     none)."""
 
     beyond: Beyond
@@ -49,9 +49,9 @@ class Diverged:
 
 @dataclass(frozen=True)
 class Rejoined:
-    """How, in how many seconds, and where the old data directory is kept ("" where it was rewound)."""
+    """The method, its seconds, and where the old data directory is kept ("" after a rewind)."""
 
-    way: Way
+    method: Method
     seconds: float
     kept: str = ""
 
@@ -62,7 +62,7 @@ def was_interrupted(postgres: Postgres) -> bool:
 
 
 def _data(postgres: Postgres) -> Path:
-    """Its data directory. A symbolic link stays: it leads to the disk that was chosen."""
+    """Its data directory. A symbolic link stays: it points to the chosen disk."""
     return Path(postgres.data_directory).resolve()
 
 
@@ -73,17 +73,17 @@ def _rewinding(postgres: Postgres) -> Path:
 
 @probe
 def read_diverged(postgres: Postgres, timeline: int, place: int) -> Beyond:
-    """What a stopped server's own directory of WAL holds of a timeline after a position.
+    """Read what a stopped server's pg_wal has of a timeline after a position.
 
     Raises:
-        OpsError: it cannot be read, or not all of it is there.
+        OpsError: it cannot be read, or is incomplete.
     """
     return read_beyond(postgres, Path(postgres.data_directory, "pg_wal"), timeline, place)
 
 
 @action(idempotent=True)
 def save_diverged(permit: Permit, postgres: Postgres, timeline: int, place: int) -> Diverged:
-    """Copy the segments with WAL after `place`, where there is any, to a directory beside the data directory."""
+    """Copy the segments with WAL after `place`, if any, to a directory next to the data directory."""
     permit.require(REJOIN, address(postgres))
     data = Path(postgres.data_directory)
     beyond = read_beyond(postgres, data / "pg_wal", timeline, place)
@@ -105,14 +105,14 @@ def save_diverged(permit: Permit, postgres: Postgres, timeline: int, place: int)
 
 @action
 def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
-    """`pg_rewind` of the stopped server, then the configuration of a standby. Its own configuration files stay.
+    """Run `pg_rewind` on the stopped server, then configure it as a standby. Its configuration files stay.
 
-    The data directory is renamed aside meanwhile, and has its `standby.signal` before it gets its name back: whenever
-    its service is started, by a reboot too, it finds no server or a standby, never a second primary.
+    The data directory has another name meanwhile, and gets its `standby.signal` before its own name again: if its
+    service is started, even by a reboot, it finds no server or a standby, never a second primary.
 
     Raises:
-        CommandFailed: pg_rewind could not; the data directory stays aside, a base backup replaces it.
-        OpsError: something still runs there.
+        CommandFailed: pg_rewind failed. The data directory keeps the other name; a base backup replaces it.
+        OpsError: a server still runs there.
     """
     permit.require(REJOIN, address(standby))
     started, data, aside = time.monotonic(), _data(standby), _rewinding(standby)
@@ -149,7 +149,7 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
 
 
 def _set_aside(data: Path, aside: Path) -> None:
-    """Rename it; back again where a server started there in the last moment."""
+    """Rename it, and undo that if a server started there in the last moment."""
     data.rename(aside)
     sync(data.parent)
     try:
@@ -160,8 +160,8 @@ def _set_aside(data: Path, aside: Path) -> None:
 
 
 def _finish_recovery(standby: Postgres, aside: Path) -> None:
-    """Crash recovery in single-user mode, as pg_rewind would run it, but in the directory aside: a `data_directory` in
-    the configuration would name the old path. Single-user mode knows no standby."""
+    """Run crash recovery in single-user mode, as pg_rewind would, but in the renamed directory: a `data_directory` in
+    the configuration has the old path. Single-user mode has no standby mode."""
     (aside / SIGNAL).unlink(missing_ok=True)
     control = control_of(standby.model_copy(update={"data_directory": str(aside)}))
     if control and control.state in CLEAN:
@@ -186,15 +186,15 @@ def _finish_recovery(standby: Postgres, aside: Path) -> None:
 
 
 def _instead(aside: Path) -> str:
-    return f"launch rejoin-standby with method=base_backup; its old files are in {aside}"
+    return f"run rejoin-standby with method=base_backup; the old files are in {aside}"
 
 
 @action(idempotent=True)
 def configure(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
-    """A stopped standby is told whom to follow; nothing else of it changes.
+    """Set the primary of a stopped standby; nothing else changes.
 
     Raises:
-        OpsError: something still runs there.
+        OpsError: a server still runs there.
     """
     permit.require(REJOIN, address(standby))
     _require_stopped(_data(standby))
@@ -204,9 +204,11 @@ def configure(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
 
 @action
 def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
-    """`pg_basebackup` beside, then renamed into place; the old data directory is renamed aside, never removed.
+    """Run `pg_basebackup` into a new directory, then rename it into place. The old data directory is renamed, never
+    deleted.
 
-    The copying has a name of its own: under the standby's, commits would wait for it, and it is on no disk yet.
+    The backup uses another application_name than the standby: otherwise commits would wait for a copy that is on no
+    disk yet.
     """
     permit.require(REJOIN, address(standby))
     started, data, rewinding = time.monotonic(), _data(standby), _rewinding(standby)
@@ -234,7 +236,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         user=standby.os_user,
         directory=Path("/"),
         stall=shell.Stall(primary.stall_seconds),
-        hint="look at the primary's log and at the room on this disk, then launch it again",
+        hint="check the primary's log and the free disk space here, then run it again",
     )
     put_back(beside, kept)
     follow(standby, upstream, beside)
@@ -252,7 +254,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
 
 
 def _own_configuration(data: Path, rewinding: Path, note: Path) -> dict[str, str]:
-    """Of the data directory; of one whose rewind was killed, as it was before."""
+    """The configuration of the data directory; after a killed rewind, the one before it."""
     if data.exists():
         return read_kept(data)
     return json.loads(note.read_text(encoding="utf-8")) if note.exists() else read_kept(rewinding)
@@ -262,13 +264,13 @@ def _require_stopped(data: Path) -> None:
     left, _ = look_for_processes(data)
     if left:
         raise OpsError(
-            f"processes still work in {data}: {', '.join(map(str, left[:5]))}",
-            "stop its service, or end them, the oldest first: kill -INT; then launch it again",
+            f"processes still run in {data}: {', '.join(map(str, left[:5]))}",
+            "stop its service, or end them, the oldest first: kill -INT; then run it again",
         )
 
 
 def _source(primary: Postgres, name: str) -> str:
-    """Without the password: that goes in the environment."""
+    """The connection string without the password, which is passed in the environment."""
     login = f"host={primary.host} port={primary.port} user={primary.admin_user}"
     return f"{login} dbname={primary.maintenance_database} application_name={name}"
 

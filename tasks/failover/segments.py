@@ -1,4 +1,4 @@
-"""What directories of WAL segments hold beyond a position, down to the last whole record.
+"""The WAL in a directory of segments beyond a position, up to the last complete record.
 
 https://www.postgresql.org/docs/current/pgwaldump.html
 """
@@ -29,8 +29,8 @@ _COMMITS = re.compile(r"^\s*Transaction/COMMIT\w*\s+(\d+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Beyond:
-    """Whole records after a position: where the last of them ends (the position itself where there is none), how many
-    bytes that is, and how many transactions they commit."""
+    """Complete records after a position: the end of the last one (the position itself without any), their bytes, and
+    the transactions that they commit."""
 
     end: int
     bytes: int = 0
@@ -38,27 +38,28 @@ class Beyond:
 
 
 def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) -> Beyond:
-    """What a directory holds of a timeline after a position.
+    """Read what a directory has of a timeline after a position.
 
     Raises:
-        OpsError: it cannot be read; or it holds what is later, and not what comes before that.
+        OpsError: it cannot be read, or it has a gap before later WAL.
     """
     beyond = _read_beyond(postgres, directory, timeline, place)
     while _goes_on(directory, timeline, beyond.end):
         again = _read_beyond(postgres, directory, timeline, place)
         if again.end == beyond.end:
             raise OpsError(
-                f"{directory} is damaged: from {lsn_text(beyond.end)} on nothing can be read, and later WAL is there",
-                "bring an intact copy of it there (the archive, another server's pg_wal), then launch it again",
+                f"{directory} is damaged: nothing is readable from {lsn_text(beyond.end)} on, although later WAL "
+                "exists",
+                "copy an intact segment there (from the archive or another server's pg_wal), then run it again",
             )
-        beyond = again  # it was written meanwhile
+        beyond = again  # more was written meanwhile
     return beyond
 
 
 def _goes_on(directory: Path, timeline: int, end: int) -> bool:
-    """Whether records are in a later segment than the last one that could be read: a server flushes a segment before it
-    writes the next. (Of one and the same segment the end may be there and the middle not, after a power failure.) A
-    file that is renamed meanwhile says nothing."""
+    """Whether a later segment than the last readable one has records: a server flushes a segment before it writes the
+    next. (Within one segment, a power failure may leave the end without the middle.) A file that is renamed meanwhile
+    is skipped."""
     with contextlib.suppress(FileNotFoundError):
         there = [one for one in find_segments(directory) if one.timeline == timeline and one.start > end]
         return bool(record_behind([(one.segment, one.path) for one in there], end))
@@ -71,8 +72,8 @@ def _read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int)
         return Beyond(place)
     if there[0].start > place:
         raise OpsError(
-            f"{directory} begins at {lsn_text(there[0].start)}: what is between {lsn_text(place)} and that is missing",
-            "bring the missing segments there from the archive, and launch it again",
+            f"{directory} begins at {lsn_text(there[0].start)}: WAL from {lsn_text(place)} up to there is missing",
+            "copy the missing segments there from the archive, then run it again",
         )
     with _linked(there) as links:
         argv: list[str | Path] = [postgres.program("pg_waldump"), "-p", links, "-t", str(timeline)]
@@ -85,7 +86,7 @@ def _read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int)
 
 
 def _end(argv: list[str | Path], place: int, segment_bytes: int) -> int:
-    """It reads until it finds no more, and says which was the last whole record; `place` where there is none."""
+    """The end of the last complete record by pg_waldump; `place` without one."""
     try:
         shell.run([*argv, "-s", lsn_text(place), "-q"], environment={"LC_ALL": "C"}, timeout_seconds=WALDUMP_SECONDS)
     except CommandFailed as error:
@@ -93,14 +94,14 @@ def _end(argv: list[str | Path], place: int, segment_bytes: int) -> int:
             return place
         if found := _END.search(error.stderr):
             return max(place, _last_end([*argv, "-s", found[1], "-n", "1"], segment_bytes))
-        if "could not find file" in error.stderr:  # the next segment: the last record goes on in it, or it is unused
+        if "could not find file" in error.stderr:  # the next segment: the last record continues in it, or it is unused
             return max(place, _last_end([*argv, "-s", lsn_text(place)], segment_bytes))
         raise
-    raise OpsError("pg_waldump found no end of the WAL", "look at the directory of WAL by hand: pg_waldump")
+    raise OpsError("pg_waldump found no end of the WAL", "check the WAL directory with pg_waldump")
 
 
 def _last_end(argv: list[str | Path], segment_bytes: int) -> int:
-    """Where the last record that is printed ends; 0 where none is."""
+    """The end of the last printed record; 0 without one."""
     with tempfile.TemporaryFile() as out:
         with shell.spawn(argv, environment={"LC_ALL": "C"}, stdout=out) as child:
             child.wait(WALDUMP_SECONDS)
@@ -115,15 +116,15 @@ def _last_end(argv: list[str | Path], segment_bytes: int) -> int:
 
 @contextlib.contextmanager
 def _linked(segments: list[Local]) -> Iterator[Path]:
-    """A directory that names a `.partial` one like the others, as pg_waldump goes by names.
+    """A directory of links in which a `.partial` segment has a complete one's name, as pg_waldump requires.
 
-    The files are held open, and reached through that: a server that recovers puts others in their places meanwhile.
+    The links lead to open files: a recovering server replaces the segments meanwhile.
     """
     with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory, contextlib.ExitStack() as stack:
         for one in segments:
             try:
                 file = stack.enter_context(one.path.open("rb"))
             except OSError as error:
-                raise OpsError(f"{one.path} cannot be read: {error.strerror}", "launch it again") from None
+                raise OpsError(f"{one.path} cannot be read: {error.strerror}", "run it again") from None
             Path(directory, one.name).symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
         yield Path(directory)

@@ -1,7 +1,7 @@
-"""The clock of one service, set wrong by libfaketime: the service is restarted with the library preloaded.
+"""A wrong clock for one service: it is restarted with libfaketime preloaded.
 
-The host's clock is never touched: it is everybody's. The library answers the process's questions for the time of day;
-other clocks (monotonic), files' times and other processes stay as they are. https://github.com/wolfcw/libfaketime
+The host's clock, which all processes share, does not change. The library changes the process's time of day; monotonic
+clocks, files' times and other processes do not change. https://github.com/wolfcw/libfaketime
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _PACKAGE = Path("vendor", "libfaketime", "src", "libfaketime.so.1")
 
 
 def obstacle(env: Environment, role: str, directory: str) -> str:
-    """Why a service's clock cannot be set wrong here, with what to do; "" where it can."""
+    """Why a service's clock cannot be changed here, and the next step; "" if it can."""
     services = env.services
     if not services.is_here:
-        return "the service manager is another host's: a drill changes the clock of this host's services only"
+        return "the service manager is on another host: run the drill on that host"
     if why := services.variables_obstacle(role, directory):
         return why
     if not find_library():
@@ -36,10 +36,10 @@ def obstacle(env: Environment, role: str, directory: str) -> str:
 
 
 def set_clock(env: Environment, role: str, directory: str, seconds: float) -> None:
-    """Restart a service with its clock so many seconds ahead (negative: behind), and wait until it serves again.
+    """Restart a service with its clock `seconds` ahead (negative: behind), and wait until it is healthy.
 
     Raises:
-        OpsError: the service does not start, or does not load the library; it was restarted without it.
+        OpsError: the service does not start, or does not load the library and was restarted without it.
     """
     services, library = env.services, find_library()
     if not library:
@@ -54,7 +54,7 @@ def set_clock(env: Environment, role: str, directory: str, seconds: float) -> No
     services.set_variables(role, directory, variables)
     failpoint("fault: clock set")
     try:
-        until(lambda: _is_loaded(services, role, library), what="that it is loaded", seconds=LOADED_SECONDS)
+        until(lambda: _is_loaded(services, role, library), what="the loading of libfaketime", seconds=LOADED_SECONDS)
     except Unreachable:
         reset_clock(env, role, directory)
         raise OpsError(
@@ -65,7 +65,7 @@ def set_clock(env: Environment, role: str, directory: str, seconds: float) -> No
 
 
 def reset_clock(env: Environment, role: str, directory: str) -> None:
-    """Restart a service as it is configured. Nothing happens where its clock was not set.
+    """Restart a service with its right clock. Nothing happens if its clock was not changed.
 
     Raises:
         Unreachable, OpsError: the service manager does not answer, or cannot start it.
@@ -74,7 +74,7 @@ def reset_clock(env: Environment, role: str, directory: str) -> None:
 
 
 def find_library() -> Path | None:
-    """Debian's, which is made for this processor; else the Python package's."""
+    """Debian's library, which fits this processor, else that of the Python package."""
     if found := next(Path("/usr").glob(_DEBIAN), None):
         return found
     package = importlib.util.find_spec("libfaketime")
@@ -90,7 +90,7 @@ def _is_loaded(services: Services, role: str, library: Path) -> bool:
 
 
 def _wait(env: Environment, role: str) -> None:
-    """Its restart is not the fault. A service that cannot live with a wrong clock is found by the sensors."""
+    """The restart is not the fault. The sensors notice a service that fails because of its clock."""
     if role in ROLES:
         with contextlib.suppress(OpsError):
             wait_healthy.work(env.application, seconds=HEALTH_SECONDS)

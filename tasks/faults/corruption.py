@@ -1,4 +1,4 @@
-"""A bug of the application: one transaction that rewrites every row of a table, while clients go on writing."""
+"""A bug of the application: one transaction rewrites every row of a table while clients write."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tasks.faults.disposable import Fault, require_allowed
 
 
 def corruption_of(env: Environment) -> Corruption:
-    """The described bug.
+    """The bug that the environment describes.
 
     Raises:
-        OpsError: the environment describes none.
+        OpsError: there is none.
     """
     if env.application.corruption is None:
         raise OpsError(
-            "[application.corruption] is not configured: the drill has no table to spoil",
-            "name table, time and set (docs/application.md)",
+            "[application.corruption] is not configured: the drill has no table to corrupt",
+            "set table, time and set (docs/application.md)",
         )
     return env.application.corruption
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """How many rows of the table began before a moment, and the sum of the hashes of their text."""
+    """The number of rows of the table older than a moment, and the sum of the hashes of their text."""
 
     rows: int
     hash: str
@@ -45,7 +45,7 @@ class Fingerprint:
 
 @probe
 def read_fingerprint(postgres: Postgres, database: str, bug: Corruption, before: datetime) -> Fingerprint:
-    """Of the rows that no client of a drill touches, since they are older than it.
+    """Of the rows that are older than the drill, which its clients do not change.
 
     Raises:
         Unreachable: the server is down.
@@ -61,10 +61,10 @@ def read_fingerprint(postgres: Postgres, database: str, bug: Corruption, before:
 
 @action
 def rewrite_rows(permit: Permit, env: Environment, note: Callable[[int], None]) -> Fault:
-    """The bug. `note` gets its transaction's number before it is committed.
+    """Rewrite the rows. `note` gets the transaction's number before the commit.
 
     Raises:
-        OpsError: the environment is not disposable, or describes no such bug.
+        OpsError: the environment is not disposable, or describes no bug.
     """
     bug = corruption_of(env)
     require_allowed(env, permit, bug.table)

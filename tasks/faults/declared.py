@@ -1,8 +1,9 @@
-"""Faults that a file declares: a relay that slows or refuses connections, an AI provider that fails, a full disk, a
-service with a wrong clock.
+"""Faults declared in a file: slow or refused connections (by a relay), a failing AI provider, a full disk, a service
+with a wrong clock.
 
-Each is ended by `heal_declared`, also after a kill: a relay and the proxy are told, the file that fills a disk and the
-one that changes a service's start have fixed names. What cannot be made in an environment is refused with the reason.
+`heal_declared` ends each of them, also after a kill: the relay and the proxy have a control address; the file that
+fills a disk and the file that changes a service's start have fixed names. A fault that cannot be made in an environment
+is refused with the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MOST_DISK_BYTES = 4 << 30
 MOST_AHEAD_SECONDS = 10 * 366 * 86400.0
 SECONDS = 10.0
 UNNOTICED_SECONDS, UNNOTICED_BYTES = 1.0, 4096
-"""What a fault without an effect makes: far below every limit."""
+"""The size of a fault without an effect: far below every limit."""
 
 
 class DeclaredFault(BaseModel):
@@ -44,12 +45,12 @@ class DeclaredFault(BaseModel):
 
     kind: Literal["latency", "refused", "timeout", "provider", "full_disk", "clock"]
     control: str = Field(default="", pattern=r"^(http://[\w.-]+:\d{1,5})?$")
-    """Of latency, refused and timeout: the relay's control address."""
+    """Of latency, refused and timeout: the control address of the relay."""
     provider: Provider = "azure"
     error: ProviderFault = "500"
     delay_seconds: float = Field(default=0.0, ge=0, le=60)
     directory: str = ""
-    """Of full_disk: a mount point of its own. Of clock, under supervisor: where its `[include]` reads `*.conf`."""
+    """full_disk: a dedicated mount point. clock under supervisor: the directory of `*.conf` in its `[include]`."""
     leave_bytes: int = Field(default=0, ge=0)
     service: str = ""
     """Of clock: the role whose process gets a wrong clock."""
@@ -68,7 +69,7 @@ class DeclaredFault(BaseModel):
         return self
 
     def target(self, env: Environment) -> str:
-        """What the permit names."""
+        """The target of the permit's act."""
         match self.kind:
             case "provider":
                 return provider(env, self.provider)
@@ -80,7 +81,7 @@ class DeclaredFault(BaseModel):
 
     @property
     def text(self) -> str:
-        """For people."""
+        """For the report."""
         delay = f" ({self.delay_seconds:g} s)" if self.delay_seconds else ""
         match self.kind:
             case "provider":
@@ -95,7 +96,7 @@ class DeclaredFault(BaseModel):
 
 @probe
 def read_obstacle(env: Environment, fault: DeclaredFault) -> str:
-    """Why the fault cannot be made here, with what to do; "" where it can.
+    """Why the fault cannot be made here, and the next step; "" if it can.
 
     Raises:
         OpsError: the environment is not disposable.
@@ -109,12 +110,16 @@ def read_obstacle(env: Environment, fault: DeclaredFault) -> str:
                 return _disk_obstacle(Path(fault.directory))
             case "provider":
                 if not env.has("ai_providers") or not env.ai_providers.control:
-                    return "[ai_providers] names no proxy (docs/ai-fallback.md)"
+                    return "[ai_providers] proxy is not set (docs/ai-fallback.md)"
                 states = read_provider_states.work(env)
-                return "" if states.get(fault.provider) == "ok" else f"{fault.provider} does not answer already"
+                return (
+                    ""
+                    if states.get(fault.provider) == "ok"
+                    else f"{fault.provider} does not answer even without the fault"
+                )
         state = _relay(fault, "GET", "/health")
         if not state.get("relay"):
-            return f"{fault.control} is no relay: run python -m tasks.faults.relay"
+            return f"{fault.control} is not a relay: run python -m tasks.faults.relay"
         if state.get("fault"):
             return f"the relay has a fault already: {state['fault']}"
         return "" if int(str(state.get("connections", 0))) else "the application does not connect through the relay"
@@ -150,7 +155,7 @@ def strike_declared(permit: Permit, env: Environment, fault: DeclaredFault) -> F
 
 @action(idempotent=True)
 def heal_declared(env: Environment, fault: DeclaredFault) -> None:
-    """End the fault. No permit: neither a lost lock nor a containment may leave it.
+    """End the fault. Without a permit: a lost lock or a containment must not keep it active.
 
     Raises:
         Unreachable, OpsError: it could not be ended.
@@ -169,8 +174,8 @@ def heal_declared(env: Environment, fault: DeclaredFault) -> None:
 
 @action(idempotent=True)
 def strike_without_effect(permit: Permit, env: Environment, fault: DeclaredFault) -> bool:
-    """The negative control: the same fault so small that nobody notices it (a relay's latency of 1 ms, 4 kB of a disk,
-    a clock that is 1 s ahead). Whether this kind has one: a provider that nobody asks meanwhile has none.
+    """The negative control: the same fault without an effect (a latency of 1 ms, 4 kB of a disk, a clock that is 1 s
+    ahead). Returns whether this kind has one: a provider has none.
 
     Raises:
         Unreachable, OpsError: it cannot be made.
@@ -191,16 +196,16 @@ def strike_without_effect(permit: Permit, env: Environment, fault: DeclaredFault
 
 def _disk_obstacle(directory: Path) -> str:
     if not directory.is_mount() or directory == Path("/"):
-        return f"{directory} is no mount point: a full disk is made on a file system of its own only"
+        return f"{directory} is not a mount point: a full disk needs a dedicated file system"
     if (total := shutil.disk_usage(directory).total) > MOST_DISK_BYTES:
-        return f"{directory} has {size(total)}; at most {size(MOST_DISK_BYTES)} are filled"
+        return f"{directory} has {size(total)}, more than {size(MOST_DISK_BYTES)}"
     return ""
 
 
 def _fill(directory: Path, leave_bytes: int) -> None:
-    """By one file of a fixed name, reserved and not written."""
+    """With one file of a fixed name, allocated and not written."""
     if obstacle := _disk_obstacle(directory):
-        raise OpsError(obstacle, "mount one there, e.g. tmpfs")
+        raise OpsError(obstacle, "mount a small file system there, e.g. tmpfs")
     path = directory / FILLING
     path.unlink(missing_ok=True)
     wanted = shutil.disk_usage(directory).free - leave_bytes
@@ -212,7 +217,9 @@ def _fill(directory: Path, leave_bytes: int) -> None:
             failpoint("fault: disk filled")
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise OpsError(f"{directory} cannot be filled: {error.strerror}", "run the worker as its owner") from None
+        raise OpsError(
+            f"{directory} cannot be filled: {error.strerror}", "run the worker as the owner of that directory"
+        ) from None
 
 
 def _relay(

@@ -1,4 +1,4 @@
-"""What every fault asks first: whether this system may be broken at all."""
+"""Whether a system may be broken: every fault checks this first."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BREAK = "break"
 
 @dataclass(frozen=True)
 class Fault:
-    """What was done, and when it began and was complete. `facts` are for the drill's own account of it: whoever has to
-    find the fault must not read them."""
+    """What was done, when it began and when it was complete. `facts` are for the drill's verdict: its diagnosis must
+    not read them."""
 
     what: str
     began: datetime
@@ -24,8 +24,8 @@ class Fault:
 
 
 def where_disposable(env: Environment) -> Environment:
-    """Where drills and load tests of an environment take place: in itself where it is disposable, else in the one that
-    its TOML names as `drill_environment`; itself too where it names none, which `require_disposable` then refuses.
+    """The environment for drills and load tests: itself if it is disposable, else its `drill_environment`. Without one
+    it is itself, which `require_disposable` refuses.
 
     Raises:
         OpsError: there is no environment of that name, or it shares a server with this one.
@@ -35,34 +35,34 @@ def where_disposable(env: Environment) -> Environment:
     other = Environment.find(env.drill_environment)
     if shared := _servers(env) & _servers(other):
         raise OpsError(
-            f"{other.name} is no place for drills of {env.name}: both are {', '.join(sorted(shared))}",
-            f"describe servers of its own in the TOML of {other.name}",
+            f"{other.name} cannot be used for drills of {env.name}: both use {', '.join(sorted(shared))}",
+            f"give {other.name} its own servers in its TOML",
         )
     return other
 
 
 def _servers(env: Environment) -> set[str]:
-    """What a drill would break: by address, as a worker reaches it."""
+    """The servers that a drill would break, by address."""
     found = {f"PostgreSQL at {node.host}:{node.port}" for node in env.nodes()}
     found |= {f"Redis at {env.redis.address}"} if env.has("redis") else set()
     return found | ({f"the application at {env.application.url}"} if env.application.url else set())
 
 
 def require_disposable(env: Environment) -> None:
-    """Raises OpsError where the environment is not one to be broken."""
+    """Raises OpsError if the environment must not be broken."""
     if not env.disposable:
         raise OpsError(
-            f"{env.name} is not disposable: nothing in it is broken on purpose",
-            "name one whose TOML says disposable = true as drill_environment in this one's, and register both",
+            f"{env.name} is not disposable: drills must not break it",
+            "set drill_environment in its TOML to an environment with disposable = true, and register both",
         )
 
 
 def require_allowed(env: Environment, permit: Permit, target: str) -> None:
-    """That this very thing may be broken now.
+    """Check that this target may be broken now.
 
     Raises:
         OpsError: the environment is not disposable.
-        NotConfirmed: the permit does not name it.
+        NotConfirmed: the permit does not contain it.
     """
     require_disposable(env)
     permit.require_environment(env.name)

@@ -1,4 +1,4 @@
-"""Database, Redis and application lost at once: what a full restore is for."""
+"""Database, Redis and application files lost at once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ KILLED = ("backend", "frontend", "redis")
 
 
 def everything(env: Environment) -> str:
-    """What a permit for it names."""
+    """The target of the permit's act."""
     return f"database {env.postgres.database}, Redis and application files of {env.name}"
 
 
 @action
 def lose_everything(permit: Permit, env: Environment) -> Fault:
-    """The database dropped (on the standby too), Redis's and the application's files removed, their processes killed
-    with -9. The supervisor is not told: it starts what it can.
+    """Drop the database (on the standby too), delete the files of Redis and the application, kill their processes with
+    -9. The supervisor restarts what it can.
 
     Raises:
         OpsError: the environment is not disposable, or its files are not on this host.
@@ -42,7 +42,7 @@ def lose_everything(permit: Permit, env: Environment) -> Fault:
     redis, files = Path(env.redis.data_directory), Path(env.application.directory)
     for path in (redis, files):
         if not path.is_dir():
-            raise OpsError(f"{path} is not on this host", "launch the drill on a worker of that host")
+            raise OpsError(f"{path} is not on this host", "run the drill on a worker of that host")
     began = datetime.now(UTC)
     until(lambda: _dropped(env), what=f"the drop of {env.postgres.database}", seconds=SECONDS)
     failpoint("fault: database dropped")
@@ -56,13 +56,13 @@ def _dropped(env: Environment) -> bool:
     try:
         with env.postgres.connect() as connection:
             execute(connection, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
-    except psycopg.errors.ObjectInUse as error:  # somebody connected again just now
+    except psycopg.errors.ObjectInUse as error:  # a client has just connected again
         raise Unreachable(str(error).splitlines()[0]) from None
     return True
 
 
 def _removed(env: Environment, places: tuple[Path, ...]) -> bool:
-    """Killed and removed, until nothing is left: a process writes while its files go, or is started in between."""
+    """Kill and delete until nothing is left: a process may write meanwhile, or be restarted."""
     for role in env.services_in(KILLED):
         if pid := env.services.state(role).pid:
             with contextlib.suppress(ProcessLookupError):

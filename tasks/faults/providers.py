@@ -1,8 +1,8 @@
-"""AI providers of a disposable environment made to fail, one by one, and healed: by the proxy in front of them
-(`tasks.ai.proxy`), or by their own control, as the lab's have it.
+"""Failing AI providers of a disposable environment, by the proxy in front of them (`tasks.ai.proxy`) or, in the lab, by
+their own control address.
 
-Both take `POST {control}/control/{provider} {"failing": true}` and return the providers' states by
-`GET {control}/health`. Only the proxy takes a kind of `fault`, and counts requests.
+Both accept `POST {control}/control/{provider} {"failing": true}` and return the providers' states at
+`GET {control}/health`. Only the proxy accepts a kind of `fault`, and counts requests.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MEANING: dict[ProviderFault, str] = {
     "slow": "every answer is delayed",
 }
 PROXY_HINT = (
-    "real providers cannot be made to fail: set [ai_providers] proxy and control, run python -m tasks.ai.proxy, and use"
-    " its addresses as the base URLs of the application (docs/ai-fallback.md)"
+    "set [ai_providers] proxy and control, run python -m tasks.ai.proxy, and use its addresses as the base URLs of the"
+    " application: real providers cannot be made to fail (docs/ai-fallback.md)"
 )
 
 
 def provider(env: Environment, name: str) -> str:
-    """What a permit for it names."""
+    """The target of the permit's act."""
     return f"AI provider {name} of {env.name}"
 
 
@@ -45,18 +45,18 @@ def read_provider_states(env: Environment) -> dict[str, str]:
 
     Raises:
         Unreachable: they do not answer.
-        OpsError: the environment is not disposable, or says not where its providers are told to fail.
+        OpsError: the environment is not disposable, or [ai_providers] control is not set.
     """
     require_disposable(env)
-    found = _asked(env, "GET", "/health").get("providers")
+    found = _request(env, "GET", "/health").get("providers")
     if not isinstance(found, dict):
-        raise OpsError(f"{env.ai_providers.control}/health tells no providers", "correct [ai_providers] control")
+        raise OpsError(f"{env.ai_providers.control}/health returns no providers", "correct [ai_providers] control")
     return {str(name): str(state) for name, state in found.items()}
 
 
 @probe
 def read_received(env: Environment) -> dict[str, int]:
-    """Provider → how many requests the proxy has received for it since it started; empty without a proxy.
+    """Provider → the number of requests that the proxy has received since its start; empty without a proxy.
 
     Raises:
         Unreachable: the proxy does not answer.
@@ -64,7 +64,7 @@ def read_received(env: Environment) -> dict[str, int]:
     """
     if not env.ai_providers.proxy:
         return {}
-    found = _asked(env, "GET", "/health").get("received")
+    found = _request(env, "GET", "/health").get("received")
     if not isinstance(found, dict):
         raise OpsError(
             f"{env.ai_providers.control} is not the proxy",
@@ -77,10 +77,10 @@ def read_received(env: Environment) -> dict[str, int]:
 def fail_provider(
     permit: Permit, env: Environment, name: str, fault: ProviderFault = "500", delay_seconds: float = 0.0
 ) -> Fault:
-    """From now on it fails every request in this way; `slow`: every answer is delayed.
+    """Make every request to a provider fail in this way, from now on; `slow`: every answer is delayed.
 
     Raises:
-        OpsError: the environment is not disposable, or its provider cannot be made to fail in this way.
+        OpsError: the environment is not disposable, or the provider cannot fail in this way.
     """
     require_allowed(env, permit, provider(env, name))
     began = datetime.now(UTC)
@@ -90,11 +90,11 @@ def fail_provider(
 
 @action(idempotent=True)
 def heal_providers(env: Environment, names: Sequence[str]) -> None:
-    """All of them answer again; one that cannot be told so does not keep the others away. Giving back takes no permit:
-    neither a lost lock nor a containment may leave them away.
+    """End the faults of all of them, also if one cannot be healed. Without a permit: a lost lock or a containment must
+    not keep a fault active.
 
     Raises:
-        Unreachable, OpsError: one of them could not be told.
+        Unreachable, OpsError: one of them could not be healed.
     """
     problems = list[OpsError]()
     require_disposable(env)
@@ -113,29 +113,29 @@ def _set(
     kind: dict[str, str | float] = {"fault": fault, "delay_seconds": delay_seconds} if env.ai_providers.proxy else {}
     if fault != "500" and not kind:
         raise OpsError(
-            f"{fault} needs the proxy: the providers' own control only makes them fail",
+            f"{fault} needs the proxy: the providers' own control only supports 500",
             "set [ai_providers] proxy and run python -m tasks.ai.proxy",
         )
-    _asked(env, "POST", f"/control/{name}", {"failing": failing, **kind})
+    _request(env, "POST", f"/control/{name}", {"failing": failing, **kind})
     state = read_provider_states.work(env).get(name)
     if (state == FAILING) is not failing:
         raise OpsError(
-            f"{name} was told to {'fail' if failing else 'answer'}, and is {state}",
-            "restart the providers: they forget it then",
+            f"{name} should {'fail' if failing else 'answer'}, but is {state}",
+            "restart the providers: that ends every fault",
         )
 
 
-def _asked(
+def _request(
     env: Environment, method: str, path: str, body: Mapping[str, bool | str | float] | None = None
 ) -> dict[str, object]:
     control = env.ai_providers.control.rstrip("/")
     if not control:
-        raise OpsError(f"nothing says how the AI providers of {env.name} are told to fail", PROXY_HINT)
+        raise OpsError(f"[ai_providers] control of {env.name} is not set", PROXY_HINT)
     try:
         return call(method, control + path, {}, SECONDS, body, proxied=False)
     except Failed as error:
         kind = Unreachable if error.kind in ("unreachable", "hangs") else OpsError
         raise kind(
             f"the AI providers at {control}: {error.said}",
-            "start them (the proxy: python -m tasks.ai.proxy); or correct [ai_providers] control",
+            "start them (the proxy: python -m tasks.ai.proxy), or correct [ai_providers] control",
         ) from None

@@ -1,5 +1,4 @@
-"""A whole region lost: every process of it killed with -9 at one moment, and nobody starts them again. Its disks stay,
-as those of a region without power do."""
+"""A region without power: every process is killed with -9 at once, and nothing restarts them. Its disks stay."""
 
 from __future__ import annotations
 
@@ -26,40 +25,40 @@ RUNS = ("RUNNING", "STARTING", "BACKOFF", "active")
 
 
 def region(env: Environment) -> str:
-    """What a permit for it names."""
+    """The target of the permit's act."""
     return f"every process of {env.name}"
 
 
 @action(idempotent=True)
 def lose_region(permit: Permit, env: Environment) -> Fault:
-    """All frozen first, so that none sees another one die; then their supervisor is told to stop them, which they
-    do not hear; then killed.
+    """Freeze all processes first, so that none sees another one die; let their supervisor stop them, so that it does
+    not restart them; then kill them.
 
     Raises:
         OpsError: the environment is not disposable, or its processes are not on this host.
     """
     require_allowed(env, permit, region(env))
     if not is_here(env.postgres.host):
-        raise OpsError(f"{env.postgres.host} is another host", "launch the drill on a worker of the region's host")
+        raise OpsError(f"{env.postgres.host} is another host", "run the drill on a worker of the region's host")
     began, roles = datetime.now(UTC), list(env.services.names)
     frozen = [process for role in roles for process in _freeze(env.services.state(role).pid)]
     failpoint("fault: region frozen")
     with ThreadPoolExecutor(len(roles)) as pool:
         stopping = [pool.submit(env.services.stop, role) for role in roles]
-        until(lambda: not _start_again(env, roles), what="that nothing starts them again", seconds=SECONDS)
+        until(lambda: not _restarting(env, roles), what="the end of all restarts", seconds=SECONDS)
         for process in frozen:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         for one in stopping:
             one.result()
     until(lambda: not any(map(psutil.Process.is_running, frozen)), what=f"the death of {env.name}", seconds=SECONDS)
-    what = f"{len(frozen)} processes of {len(roles)} services of {env.name} killed with -9, nothing starts them again"
+    what = f"{len(frozen)} processes of {len(roles)} services of {env.name} killed with -9, nothing restarts them"
     return Fault(what, began, datetime.now(UTC), {"region": env.name})
 
 
 @action(idempotent=True)
 def empty_region(permit: Permit, env: Environment, other: Environment) -> list[str]:
-    """The other region as it was before: nothing runs, and of its data nothing is left. What was removed.
+    """Stop every service of the other region and delete its data; returns the deleted directories.
 
     Raises:
         OpsError: one of the two is not disposable, or users are sent there.
@@ -68,12 +67,12 @@ def empty_region(permit: Permit, env: Environment, other: Environment) -> list[s
     require_disposable(other)
     sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()
     if sent == other.application.url:
-        raise OpsError(f"users are sent to {other.name}", "send them back first")
+        raise OpsError(f"users are sent to {other.name}", "send them back with region-failover first")
     stop_services.work(other.services, list(reversed(other.services.names)))
     places = [node.data_directory for node in other.nodes()] + [other.redis.data_directory, other.application.directory]
     removed = []
     for place in (*places, *([other.wal.directory] if other.has("wal") else [])):
-        for path in Path(place).parent.glob(f"{Path(place).name}*"):  # and what recoveries have kept aside
+        for path in Path(place).parent.glob(f"{Path(place).name}*"):  # and the old data of recoveries
             if path.is_dir():
                 shutil.rmtree(path)
                 removed.append(str(path))
@@ -81,7 +80,7 @@ def empty_region(permit: Permit, env: Environment, other: Environment) -> list[s
 
 
 def _freeze(pid: int) -> list[psutil.Process]:
-    """A process and all below it, the first one first: it starts no more."""
+    """A process and its children, the parent first, so that it starts no more."""
     found = list[psutil.Process]()
     with contextlib.suppress(psutil.NoSuchProcess):
         if pid:
@@ -94,5 +93,5 @@ def _freeze(pid: int) -> list[psutil.Process]:
     return found
 
 
-def _start_again(env: Environment, roles: list[str]) -> list[str]:
+def _restarting(env: Environment, roles: list[str]) -> list[str]:
     return [role for role in roles if env.services.state(role).told.startswith(RUNS)]

@@ -1,10 +1,10 @@
-"""A TCP relay in front of a server of a disposable environment, in which connections can be slowed, refused or hung.
+"""A TCP relay in front of a server of a disposable environment: it slows, refuses or hangs connections.
 
     python -m tasks.faults.relay --listen 127.0.0.1:6400 --target 127.0.0.1:6379 --control 127.0.0.1:6401
 
-The application connects to `--listen`; everything passes to `--target`. `POST /control/relay {"failing": true, "fault":
+The application connects to `--listen`, and the relay to `--target`. `POST /control/relay {"failing": true, "fault":
 "latency", "delay_seconds": 0.5}` at the control address sets a fault, `{"failing": false}` ends it; `GET /health`
-returns the fault and the number of connections. All faults end with the process. It needs no root.
+returns the fault and the number of connections. Every fault ends with the process. It needs no root.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Relay:
         self._reset_all()
 
     def set_fault(self, fault: RelayFault | None, delay_seconds: float = 0.0) -> None:
-        """From now on, for connections that are open too; None ends it. `refused` resets what is open."""
+        """From now on, also for open connections; None ends it. `refused` resets open connections."""
         with self._lock:
             self.fault, self.delay_seconds = fault, delay_seconds
             self.ended.set()
@@ -79,11 +79,11 @@ class Relay:
             self._reset_all()
 
     def state(self) -> dict[str, Any]:
-        """What `GET /health` returns."""
+        """The body of `GET /health`."""
         return {"relay": True, "fault": self.fault or "", "connections": self.connections}
 
     def carry(self, client: socket.socket) -> None:
-        """One connection, until one side ends it."""
+        """One connection, until one side closes it."""
         self.connections += 1
         try:
             server = socket.create_connection(self.target, CONNECT_SECONDS)

@@ -1,4 +1,4 @@
-"""A bad release of the application: a commit whose backend does not start, copied into place by hand."""
+"""A bad release of the application: a commit whose backend does not start, copied over the live files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tasks.application.worktree import worktree
 from tasks.faults.disposable import Fault, require_allowed
 from tasks.host.services import stop_services
 from tasks.releases.release import Release
-from tasks.releases.unpacking import put_in_place
+from tasks.releases.unpacking import overwrite_live
 
 ROLES = ("backend", "frontend")
 DEFECT = "\nfrom . import a_module_that_nobody_committed  # the drill's bad release\n"
 
 
 def release_of(env: Environment) -> str:
-    """What a permit for it names."""
+    """The target of the permit's act."""
     return f"release of the application in {env.application.directory}"
 
 
 def spoiled_branch(good: Release, backend: Path, branch: str) -> str:
-    """Commit a defect on a branch that begins at a good release: the package does not import. Returns its commit.
+    """Commit a defect on a branch from a good release: the package does not import. Returns the commit.
 
     Raises:
         OpsError: the release has no Python package of the backend.
@@ -46,15 +46,14 @@ def spoiled_branch(good: Release, backend: Path, branch: str) -> str:
 
 @action
 def break_release(permit: Permit, env: Environment, bad: Release) -> Fault:
-    """Its files copied over the live ones and the services started again, as somebody does who has no runbook: nothing
-    is kept, nothing is proven.
+    """Copy its files over the live ones and restart the services, like somebody without a runbook: no old file is kept.
 
     Raises:
         OpsError: the environment is not disposable, or its files cannot be written.
     """
     require_allowed(env, permit, release_of(env))
     began, roles = datetime.now(UTC), env.services_in(ROLES)
-    put_in_place(bad)
+    overwrite_live(bad)
     stop_services.work(env.services, roles)
     for role in roles:
         with contextlib.suppress(OpsError):  # it does not start

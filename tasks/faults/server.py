@@ -1,6 +1,6 @@
-"""The death of a database server: every process of it killed with -9, and its data directory gone.
+"""A lost database server: its processes are killed with -9, its data directory is deleted.
 
-Its supervisor is not told: it tries to start the server again, as it would, and finds nothing to start.
+Its supervisor tries to restart it, and fails without a data directory.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ END_SECONDS = 30.0
 
 @action
 def destroy_server(permit: Permit, env: Environment, postgres: Postgres) -> Fault:
-    """Lose a server and its disk. What a killed run of this has left undone is done first.
+    """Lose a server and its disk. The second half of a killed run is completed first.
 
-    The directory goes before the processes die, so that a supervisor that starts the server at once finds none; what
-    they acknowledge in between is lost with it, as on a disk that fails.
+    The directory is renamed before the processes die, so that the supervisor cannot restart the server. Writes that are
+    acknowledged in between are lost with it, like on a failed disk.
 
     Raises:
         OpsError: the environment is not disposable, or the server's files are not on this host.
@@ -41,7 +41,7 @@ def destroy_server(permit: Permit, env: Environment, postgres: Postgres) -> Faul
     require_allowed(env, permit, address(postgres))
     data = Path(postgres.data_directory)
     if not is_here(postgres.host) or not (data.exists() or _broken(data).exists()):
-        raise OpsError(f"{data} is not on this host", "launch the drill on a worker of the database's host")
+        raise OpsError(f"{data} is not on this host", "run the drill on a worker of the database's host")
     began = datetime.now(UTC)
     finish_destroying(permit, env, postgres)
     data.rename(_broken(data))
@@ -52,7 +52,7 @@ def destroy_server(permit: Permit, env: Environment, postgres: Postgres) -> Faul
 
 
 def finish_destroying(permit: Permit, env: Environment, postgres: Postgres) -> bool:
-    """The second half, where the first is done: its processes die, its files go. Whether there was something to do."""
+    """The second half: kill the processes, delete the files. Returns whether the first half was done."""
     require_allowed(env, permit, address(postgres))
     broken = _broken(Path(postgres.data_directory))
     if not broken.exists():
@@ -68,7 +68,7 @@ def _broken(data: Path) -> Path:
 
 
 def _killed(data: Path) -> list[int]:
-    """Those that were still there."""
+    """Kill the processes that are left; returns them."""
     found, _ = look_for_processes(data)
     for pid in found:
         with contextlib.suppress(ProcessLookupError):

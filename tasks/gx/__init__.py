@@ -1,1 +1,1 @@
-"""Great Expectations, in a process of its own: importing it takes seconds of processor time."""
+"""Great Expectations in a separate process: importing it takes seconds of processor time."""

@@ -1,5 +1,7 @@
-"""What a database declares of its tables, and what a bounded look at their rows shows: the basis of suggested
-expectations. https://www.postgresql.org/docs/current/catalogs.html"""
+"""Tables as the database declares them, with counts and extremes of their rows: the basis of suggested expectations.
+
+https://www.postgresql.org/docs/current/catalogs.html
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 
 SCAN_BYTES = 256_000_000
-"""A table up to this size is read once; of a larger one only what its indexes and statistics say."""
+"""A table up to this size is read once; of a larger one only indexes and statistics are used."""
 SCAN_SECONDS = 60
 MOST_VALUES = 10
 Kind = Literal["number", "time", "text", "other"]
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column; `indexed`: a B-tree index begins with it, so its extremes cost nothing."""
+class DeclaredColumn:
+    """A column. `indexed`: it is the first of a B-tree index, so its extremes are cheap."""
 
     name: str
     kind: Kind
@@ -33,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Reference:
-    """A foreign key: its columns, and what they point to by which operators."""
+    """A foreign key: its columns, the referenced columns, and the operators that compare them."""
 
     columns: tuple[str, ...]
     schema: str
@@ -43,8 +45,8 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """Least and most of a number; `open_` ones are not reached themselves. None: not limited."""
+class DeclaredBounds:
+    """Minimum and maximum of a number; `open_` ones are exclusive. None: no limit."""
 
     least: float | None = None
     most: float | None = None
@@ -54,8 +56,8 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Times:
-    """Of a column with times: a year before its first, whether any is in the future, a year beyond the last, and the
-    age of the last in seconds."""
+    """Of a column with times: a year before the first, whether any is in the future, a year after the last, and the age
+    of the last in seconds."""
 
     least: str
     future: bool
@@ -64,30 +66,30 @@ class Times:
 
 
 @dataclass
-class Table:
-    """A table. `rows` is counted where `read`, else estimated."""
+class DeclaredTable:
+    """A table. `rows` is counted if `read`, otherwise estimated."""
 
     schema: str
     name: str
     bytes: int
-    columns: tuple[Column, ...]
+    columns: tuple[DeclaredColumn, ...]
     keys: tuple[tuple[str, ...], ...]
     references: tuple[Reference, ...]
-    checked: dict[str, Bounds] = field(default_factory=dict)
+    checked: dict[str, DeclaredBounds] = field(default_factory=dict)
     values: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rows: int = 0
     read: bool = False
-    numbers: dict[str, Bounds] = field(default_factory=dict)
+    numbers: dict[str, DeclaredBounds] = field(default_factory=dict)
     times: dict[str, Times] = field(default_factory=dict)
 
     def identifies(self, column: str) -> bool:
-        """Whether a column has no range: it is of a key or a reference, or is called like one."""
+        """Whether a column is an identifier without a useful range: part of a key or a reference, or named like one."""
         linked = {name for key in (*self.keys, *(one.columns for one in self.references)) for name in key}
         return column in linked or column.lower() == "id" or column.lower().endswith("_id")
 
 
-def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES) -> list[Table]:
-    """Every table of people's own schemas, partitioned ones as a whole, by name.
+def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES) -> list[DeclaredTable]:
+    """Every table outside the system's schemas by name, a partitioned one as one table.
 
     Raises:
         Unreachable: the server does not answer.
@@ -100,21 +102,21 @@ def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES)
             execute(connection, "SELECT set_config('statement_timeout', %s, false)", f"{SCAN_SECONDS}s")
             tables = [_table(connection, *row) for row in execute(connection, _TABLES)]
             for table in tables:
-                _look(connection, table, scan_bytes)
+                _measure(connection, table, scan_bytes)
         except Error as error:
-            raise OpsError(f"a table cannot be read: {first_line(error)}", "run it again") from None
+            raise OpsError(f"a table cannot be read: {first_line(error)}", "run this again") from None
     return tables
 
 
-def _table(connection: Connection, oid: int, schema: str, name: str, size: int, has_heirs: bool) -> Table:
-    """Keys and references of a parent of an inheritance say nothing of its children's rows."""
-    columns = tuple(Column(*row) for row in execute(connection, _COLUMNS, oid))
+def _table(connection: Connection, oid: int, schema: str, name: str, size: int, has_heirs: bool) -> DeclaredTable:
+    """Read a table's declarations. Keys of an inheritance parent do not apply to its children's rows."""
+    columns = tuple(DeclaredColumn(*row) for row in execute(connection, _COLUMNS, oid))
     keys = tuple(tuple(row[0]) for row in execute(connection, _KEYS, oid))
     references = tuple(
         Reference(tuple(own), where, to, tuple(there), tuple((one[0], one[1]) for one in operators))
         for own, where, to, there, operators in execute(connection, _REFERENCES, oid)
     )
-    found = Table(schema, name, int(size), columns, () if has_heirs else keys, () if has_heirs else references)
+    found = DeclaredTable(schema, name, int(size), columns, () if has_heirs else keys, () if has_heirs else references)
     for column, expression in execute(connection, _CHECKS, oid):
         if bounds := bounds_in(expression):
             found.checked[column] = bounds
@@ -123,8 +125,8 @@ def _table(connection: Connection, oid: int, schema: str, name: str, size: int, 
     return found
 
 
-def bounds_in(expression: str) -> Bounds | None:
-    """The limits that a CHECK of one column sets, where it is a simple one: `((score >= 0) AND (score <= 100))`."""
+def bounds_in(expression: str) -> DeclaredBounds | None:
+    """The limits of a simple CHECK on one column: `((score >= 0) AND (score <= 100))`."""
     limits: dict[str, Any] = {}
     for part in expression.split(" AND "):
         match = _COMPARISON.fullmatch(part)
@@ -133,17 +135,17 @@ def bounds_in(expression: str) -> Bounds | None:
         side = "least" if match[1][0] == ">" else "most"
         limits[side] = float(match[2])
         limits[f"open_{side}"] = len(match[1]) == 1
-    return Bounds(**limits)
+    return DeclaredBounds(**limits)
 
 
 def values_in(expression: str) -> tuple[str, ...]:
-    """The texts that a CHECK of one column allows: `(role = ANY (ARRAY['user'::text, 'system'::text]))`."""
+    """The texts that a CHECK on one column allows: `(role = ANY (ARRAY['user'::text, 'system'::text]))`."""
     match = _LIST.fullmatch(expression)
     return tuple(one.replace("''", "'") for one in re.findall(r"'((?:[^']|'')*)'::", match[1])) if match else ()
 
 
-def _look(connection: Connection, table: Table, scan_bytes: int) -> None:
-    """Count and extremes, by one scan of a small table; else by its indexes and the planner's estimate."""
+def _measure(connection: Connection, table: DeclaredTable, scan_bytes: int) -> None:
+    """Count and extremes: by one scan of a small table, otherwise by its indexes and the planner's estimate."""
     columns = [one for one in table.columns if one.kind == "time" or not table.identifies(one.name)]
     if table.bytes <= scan_bytes:
         try:
@@ -151,7 +153,7 @@ def _look(connection: Connection, table: Table, scan_bytes: int) -> None:
             table.read = True
             _read_values(connection, table, columns)
             return
-        except errors.QueryCanceled:  # slower than it looked
+        except errors.QueryCanceled:  # slower than expected
             table.read = False
     plan = execute(connection, sql.SQL("EXPLAIN (FORMAT json) SELECT FROM {}").format(_name(table)))[0][0]
     table.rows = int(plan[0]["Plan"]["Plan Rows"])
@@ -162,19 +164,20 @@ def _look(connection: Connection, table: Table, scan_bytes: int) -> None:
             continue
 
 
-def _read(connection: Connection, table: Table, columns: Sequence[Column], *, count: bool) -> int:
+def _read(connection: Connection, table: DeclaredTable, columns: Sequence[DeclaredColumn], *, count: bool) -> int:
     wanted = [one for one in columns if one.kind in ("number", "time")]
-    asked = [sql.SQL("count(*)" if count else "0")] + [_asked(one) for one in wanted]
-    rows, *found = execute(connection, sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(asked), _name(table)))[0]
+    outputs = [sql.SQL("count(*)" if count else "0")] + [_extremes(one) for one in wanted]
+    query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(outputs), _name(table))
+    rows, *found = execute(connection, query)[0]
     for column, seen in zip(wanted, _groups(found, wanted), strict=True):
         if column.kind == "number" and None not in seen:
-            table.numbers[column.name] = Bounds(float(seen[0]), float(seen[1]))
+            table.numbers[column.name] = DeclaredBounds(float(seen[0]), float(seen[1]))
         elif column.kind == "time" and None not in seen:
             table.times[column.name] = Times(str(seen[0]), bool(seen[1]), str(seen[2]), float(seen[3]))
     return int(rows)
 
 
-def _groups(found: Sequence[Any], wanted: Sequence[Column]) -> Iterator[Sequence[Any]]:
+def _groups(found: Sequence[Any], wanted: Sequence[DeclaredColumn]) -> Iterator[Sequence[Any]]:
     begin = 0
     for column in wanted:
         end = begin + (2 if column.kind == "number" else 4)
@@ -182,8 +185,8 @@ def _groups(found: Sequence[Any], wanted: Sequence[Column]) -> Iterator[Sequence
         begin = end
 
 
-def _asked(column: Column) -> sql.Composed:
-    """NaN, infinities and an empty table give NULL: nothing is suggested of those."""
+def _extremes(column: DeclaredColumn) -> sql.Composed:
+    """The output columns; NULL for NaN, infinities and empty tables, for which nothing is suggested."""
     name = sql.Identifier(column.name)
     if column.kind == "number":
         finite = "CASE WHEN {}::float8 NOT IN ('NaN', 'Infinity', '-Infinity') THEN {}::float8 END"
@@ -198,8 +201,8 @@ def _asked(column: Column) -> sql.Composed:
     return sql.SQL(text).format(name)
 
 
-def _read_values(connection: Connection, table: Table, columns: Sequence[Column]) -> None:
-    """The few texts that fill a whole column: each twenty times or more on average."""
+def _read_values(connection: Connection, table: DeclaredTable, columns: Sequence[DeclaredColumn]) -> None:
+    """The texts of a column with few distinct values, each used at least twenty times on average."""
     for column in columns:
         if column.kind != "text" or column.name in table.values:
             continue
@@ -212,7 +215,7 @@ def _read_values(connection: Connection, table: Table, columns: Sequence[Column]
             table.values[column.name] = tuple(values)
 
 
-def _name(table: Table) -> sql.Identifier:
+def _name(table: DeclaredTable) -> sql.Identifier:
     return sql.Identifier(table.schema, table.name)
 
 

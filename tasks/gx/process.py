@@ -1,6 +1,6 @@
-"""The process in which expectations are validated: started early, asked by a line of JSON, answering by one.
+"""The process that validates expectations: started early; one line of JSON per request and per answer.
 
-In a thread of the run its import would hold up everything else for seconds. Secrets go through the pipe.
+In a thread of the run its import would block everything else for seconds. Secrets go through the pipe.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from runbook import shell
 from runbook.errors import OpsError
 
 CHECKOUT = Path(__file__).parents[2]
-# Whatever restores meanwhile comes first.
+# The restore that runs meanwhile has priority.
 NICE = 10
 ATTEMPTS = 2
+RETRY = "launch this again"
 
 
 class _Process:
-    """One child, started when it is first wanted, and again when it has ended (with the thread that started it)."""
+    """One child process, started on first use, and again after it has ended (with the thread that started it)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,14 +45,14 @@ class _Process:
             for _ in range(ATTEMPTS):
                 if answer := self._exchange(self._running(), line):
                     return dict(json.loads(answer))
-            raise OpsError(f"the expectations could not be judged: {self._last_words()}", "try again")
+            raise OpsError(f"the expectations could not be judged: {self._last_error()}", RETRY)
 
     def stop(self) -> None:
         self._stack.close()
         self._child = None
 
     def _exchange(self, child: subprocess.Popen[bytes], line: bytes) -> bytes:
-        """Its answer; empty where it ended instead."""
+        """Its answer; empty if it ended instead."""
         assert child.stdin
         assert child.stdout
         with contextlib.suppress(OSError):
@@ -68,11 +69,11 @@ class _Process:
             self._child, self._errors = self._stack.enter_context(_program())
         return self._child
 
-    def _last_words(self) -> str:
+    def _last_error(self) -> str:
         assert self._errors is not None
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:200] if lines else "its process ended without a word"
+        return lines[-1][:200] if lines else "the process ended without an error message"
 
 
 @contextlib.contextmanager
@@ -94,17 +95,17 @@ atexit.register(_process.stop)
 
 
 def start() -> None:
-    """Begin to import Great Expectations beside other work."""
+    """Start importing Great Expectations in the background."""
     _process.start()
 
 
 def ask(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Have `tasks.gx.program` validate; see there for request and answer.
+    """Let `tasks.gx.program` validate; its docstring describes request and answer.
 
     Raises:
         OpsError: the expectations could not be judged at all, which is never a pass.
     """
     answer = _process.ask(request)
     if "error" in answer:
-        raise OpsError(f"the expectations could not be judged: {answer['error']}", "try again")
+        raise OpsError(f"the expectations could not be judged: {answer['error']}", RETRY)
     return answer

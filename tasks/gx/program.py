@@ -1,8 +1,8 @@
-"""`python -m tasks.gx.program`: validates suites of expectations, as often as it is asked.
+"""`python -m tasks.gx.program`: validates suites of expectations, one request after the other.
 
 Each line of standard input is a request, `{"host", "port", "user", "password", "database", "suites": {name: [{"type",
 "kwargs"}]}, "evidence"}`; the answer is a line of standard output, `{"rows": [[name, expectation, holds, observed]],
-"docs": path or null}` or `{"error": text}`. It ends with its input.
+"docs": path or null}` or `{"error": text}`. It ends at the end of its input.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-# What Great Expectations imports for sources in clouds, and takes for not installed then.
+# Great Expectations imports these for cloud sources only; it treats them as not installed.
 LEFT_OUT = ("boto3", "botocore", "google.auth", "google.cloud")
-# What it imports for two expectations and one picture: nearly half of its import.
+# It imports these for two expectations and one picture: nearly half of its import time.
 LATER = ("scipy.stats", "altair")
 
 
 class _Later(types.ModuleType):
-    """A module that is imported when something of it is used (importlib.util.LazyLoader: by the next `import`)."""
+    """A module that is imported when one of its attributes is used (LazyLoader does it at the next `import`)."""
 
     _lock = threading.Lock()
 
@@ -38,17 +38,17 @@ class _Later(types.ModuleType):
 
 
 def import_little(left_out: Iterable[str] = LEFT_OUT) -> None:
-    """Great Expectations, without what suites rarely need."""
+    """Import Great Expectations without the parts that suites rarely need."""
     sys.modules.update(dict.fromkeys(left_out))  # type: ignore[arg-type]
     sys.modules.update({name: _Later(name) for name in LATER})
     importlib.import_module("tasks.gx.validation")
 
 
 def main() -> None:
-    """Answer requests until the input ends. Whatever else prints goes to standard error."""
+    """Answer requests until the input ends. All other output goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
-        gc.disable()  # it costs a fifth of the import's time, and what is imported stays anyway
+        gc.disable()  # it takes a fifth of the import time, and imported modules stay anyway
         import_little()
         from tasks.gx import validation
 

@@ -12,18 +12,18 @@ from typing import Any
 from psycopg import sql
 
 from runbook.files import durable
-from tasks.gx.declared import Bounds, Column, Reference, Table
+from tasks.gx.declared import DeclaredBounds, DeclaredColumn, DeclaredTable, Reference
 from tasks.gx.suites import ROWS, TAKEN, Suite, name_for
 
 FRESH_DAYS = 7
-"""A table that was written to in so many days is expected to have been when a backup is taken."""
+"""A table written to within this time is expected to have recent rows in every backup."""
 BATCH = "SELECT 1 FROM {batch}"
 SUGGESTED = ".suggested"
-"""Behind the name of a file that somebody has reviewed already."""
+"""Suffix of a suggestion for a file that somebody has already reviewed."""
 
 
-def suggest(table: Table) -> Suite:
-    """What must hold of a table. All of it holds now, but for what changed since it was read."""
+def suggest(table: DeclaredTable) -> Suite:
+    """Expectations for a table. All of them hold now, unless the table changed since it was read."""
     suite = list(_counted(table))
     suite += [_unique(key) for key in table.keys]
     suite += [_one("expect_column_values_to_not_be_null", column=one.name) for one in table.columns if one.required]
@@ -36,8 +36,8 @@ def suggest(table: Table) -> Suite:
     return suite + list(_times(table))
 
 
-def left_out(table: Table) -> tuple[str, ...]:
-    """Columns whose range or values could not be read at little cost."""
+def left_out(table: DeclaredTable) -> tuple[str, ...]:
+    """Columns whose range or values were too expensive to read."""
     if table.read:
         return ()
     known = {*table.numbers, *table.times, *table.checked, *table.values}
@@ -48,27 +48,26 @@ def left_out(table: Table) -> tuple[str, ...]:
     )
 
 
-def write(directory: Path, table: Table, suite: Suite) -> str:
-    """Write a suite for review, and say what was done. What is there is never written over: the suggestion is put
-    alongside it."""
+def write(directory: Path, table: DeclaredTable, suite: Suite) -> str:
+    """Write a suite for review; returns what was done. An existing file is kept; the suggestion is put next to it."""
     path = directory / f"{name_for(table.schema, table.name)}.json"
     if "/" in path.name or "\0" in path.name or not suite:
-        return f"{table.schema}.{table.name}: nothing to suggest" if not suite else f"{path.name}: no name for a file"
+        return f"{path.name}: not a valid file name" if suite else f"{table.schema}.{table.name}: nothing to suggest"
     text = text_of(suite)
     if not path.exists():
         durable.write(path, text)
         return f"{path}: {len(suite)} expectations, review them"
-    there = path.read_text(encoding="utf-8")
-    if there == text:
+    existing = path.read_text(encoding="utf-8")
+    if existing == text:
         return f"{path}: as suggested"
-    beside = path.with_name(path.name + SUGGESTED)
-    durable.write(beside, text)
-    changes = [line for line in difflib.ndiff(there.splitlines(), text.splitlines()) if line[0] in "+-"]
-    return f"{path}: unchanged; {len(changes)} lines differ in {beside.name}"
+    suggested = path.with_name(path.name + SUGGESTED)
+    durable.write(suggested, text)
+    changes = [line for line in difflib.ndiff(existing.splitlines(), text.splitlines()) if line[0] in "+-"]
+    return f"{path}: unchanged; {len(changes)} lines differ in {suggested.name}"
 
 
 def text_of(suite: Suite) -> str:
-    """A suite as it is written: one expectation a line."""
+    """A suite as JSON, one expectation a line."""
     return "[\n " + ",\n ".join(json.dumps(one, ensure_ascii=False) for one in suite) + "\n]\n"
 
 
@@ -81,7 +80,7 @@ def _rows(description: str, query: str) -> dict[str, Any]:
 
 
 def _quoted(*names: str) -> str:
-    """For a query that is formatted (braces) and read by SQLAlchemy (`:name`)."""
+    """Quoted names, escaped for str.format (braces) and for SQLAlchemy (`:name`)."""
     text = sql.Identifier(*names).as_string().replace("{", "{{").replace("}", "}}")
     return re.sub(r"(?<![:\w\\]):(?=\w)", r"\\:", text)
 
@@ -90,14 +89,14 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _counted(table: Table) -> Iterable[dict[str, Any]]:
+def _counted(table: DeclaredTable) -> Iterable[dict[str, Any]]:
     """At least half of today's rows."""
     if table.rows:
         yield _one("expect_table_row_count_to_be_between", min_value=max(1, table.rows // 2))
 
 
 def _unique(key: tuple[str, ...]) -> dict[str, Any]:
-    """GX's own counts by a window over all rows, which takes several times as long."""
+    """GX's own expectation uses a window over all rows, which takes several times as long."""
     names = [_quoted(name) for name in key]
     if len(key) == 1:
         query = f"{BATCH} HAVING count({names[0]}) <> count(DISTINCT {names[0]})"
@@ -108,7 +107,7 @@ def _unique(key: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _parents(one: Reference) -> dict[str, Any]:
-    """A foreign key, with its own operators: the session has no search path."""
+    """A foreign key, compared by its own operators: the session has no search path."""
     names = [_quoted(name) for name in one.columns]
     there = " AND ".join(f"{name} IS NOT NULL" for name in names)
     own = [f"ops_parent_{number}" for number in range(len(names))]
@@ -126,11 +125,11 @@ def _parents(one: Reference) -> dict[str, Any]:
     )
 
 
-def _range(table: Table, column: Column) -> dict[str, Any] | None:
-    """What a CHECK says; on a side that it leaves open, today's extreme and as much again."""
+def _range(table: DeclaredTable, column: DeclaredColumn) -> dict[str, Any] | None:
+    """The limits of a CHECK; without one, the current extreme plus a margin of the same size."""
     if column.kind != "number" or table.identifies(column.name):
         return None
-    declared, seen = table.checked.get(column.name, Bounds()), table.numbers.get(column.name)
+    declared, seen = table.checked.get(column.name, DeclaredBounds()), table.numbers.get(column.name)
     least, most = declared.least, declared.most
     if seen and seen.least is not None and seen.most is not None:
         margin = max(seen.most - seen.least, abs(seen.most), abs(seen.least), 1.0)
@@ -146,12 +145,12 @@ def _range(table: Table, column: Column) -> dict[str, Any] | None:
     return _one("expect_column_values_to_be_between", column=column.name, **given) if given else None
 
 
-def _number(value: float | None, column: Column) -> float | int | None:
+def _number(value: float | None, column: DeclaredColumn) -> float | int | None:
     return int(value) if value is not None and (column.whole or value.is_integer()) else value
 
 
-def _times(table: Table) -> Iterable[dict[str, Any]]:
-    """No time before a year before the first, none in the future (or a year beyond the last); rows are fresh."""
+def _times(table: DeclaredTable) -> Iterable[dict[str, Any]]:
+    """Times from a year before the first to now (or a year after the last); the newest row is recent."""
     if not table.times:
         return
     limits = []

@@ -1,5 +1,5 @@
-"""Suites of expectations: JSON files, one a table, in the order of their names. `users.json` is about the table
-`public.users`, `billing.invoices.json` about the table `invoices` of the schema `billing`."""
+"""Suites of expectations: one JSON file a table. `users.json` applies to the table `public.users`,
+`billing.invoices.json` to the table `invoices` of the schema `billing`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from runbook.errors import OpsError
 
 SCHEMA = "public"
 ROWS = "expect_query_to_return_no_rows"
-"""Ours (tasks.gx.validation): a query for the rows that break a rule."""
+"""Our own expectation (tasks.gx.validation): a query for the rows that break a rule."""
 TAKEN = "{taken}"
-"""In such a query: the moment that the data is of, a backup's snapshot or now, as a timestamptz."""
-EXPECTED = 'a JSON list of {"type": "expect_…", "kwargs": {…}}, with a "description" where one helps'
+"""In such a query: the time of the data (a backup's snapshot, or now) as a timestamptz."""
+EXPECTED = 'a JSON list of {"type": "expect_…", "kwargs": {…}}, optionally with a "description"'
 Suite = list[dict[str, Any]]
 
 
 def read_suites(directory: Path) -> dict[str, Suite]:
-    """Name of the file (`users`, `billing.invoices`) to its expectations.
+    """Each suite's expectations by its file's name (`users`, `billing.invoices`).
 
     Raises:
-        OpsError: a file is not a suite, names a type that great-expectations does not have, or there is no file at all.
+        OpsError: a file is not a suite or has an unknown type, or there is no file.
     """
     suites = {}
     for path in sorted(directory.glob("*.json")):
@@ -39,8 +39,8 @@ def read_suites(directory: Path) -> dict[str, Suite]:
     if not suites:
         raise OpsError(
             f"there is no suite of expectations in {directory}",
-            "correct [expectations] directory in the environment's TOML; python -m deployments.suggest_expectations "
-            "proposes suites",
+            "correct [expectations] directory in the environment's TOML, or create suites by python -m "
+            "deployments.suggest_expectations",
         )
     return suites
 
@@ -65,8 +65,7 @@ def _check(path: Path, suite: object) -> None:
 
 @cache
 def known_types() -> frozenset[str]:
-    """The types of expectations that can be validated, by the names of great-expectations' modules: importing them
-    takes seconds."""
+    """The known types of expectations, from the names of Great Expectations' modules: importing them takes seconds."""
     spec = find_spec("great_expectations")
     folders = (Path(where) / "expectations" / "core" for where in (spec and spec.submodule_search_locations) or ())
     found = {path.stem for folder in folders for path in folder.glob("*expect*.py")}
@@ -74,7 +73,7 @@ def known_types() -> frozenset[str]:
 
 
 def table_of(name: str) -> tuple[str, str]:
-    """Schema and table that a suite is about."""
+    """The schema and table of a suite."""
     schema, dot, table = name.partition(".")
     return (schema, table) if dot else (SCHEMA, name)
 
@@ -85,7 +84,7 @@ def name_for(schema: str, table: str) -> str:
 
 
 def name_of(expectation: Mapping[str, Any]) -> str:
-    """What an operator reads: the description, or the type in words with its column."""
+    """An expectation as text: its description, or its type in words with the column."""
     if description := expectation.get("description"):
         return str(description)
     words = str(expectation["type"]).removeprefix("expect_").replace("_", " ")

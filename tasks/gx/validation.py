@@ -1,4 +1,4 @@
-"""Great Expectations' own terms: context, sources, definitions, Data Docs."""
+"""Validation by Great Expectations: context, sources, definitions, Data Docs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tasks.gx.suites import name_of, table_of
 
 THREADS = 2
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
-# Nothing is looked up by the search path (a stranger's operator would be), nothing can be written, and the server names
-# its own types as SQLAlchemy knows them (with quote_all_identifiers it writes "text").
+# An empty search path uses no foreign operators, nothing can be written, and the server prints type names as SQLAlchemy
+# expects them (with quote_all_identifiers it prints "text" with quotes).
 SESSION = "-c search_path=pg_catalog -c default_transaction_read_only=on -c quote_all_identifiers=off"
 
-for _name in list(logging.root.manager.loggerDict):  # several of its modules set a level of their own
+for _name in list(logging.root.manager.loggerDict):  # several of its modules set their own level
     if _name.startswith("great_expectations"):
         logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -37,12 +37,12 @@ for _name in list(logging.root.manager.loggerDict):  # several of its modules se
 @compiles(NullType)
 @compiles(NullType, "postgresql")
 def _unknown_type(_type: NullType, _compiler: object, **_: object) -> str:
-    """GX writes out the type of every column, and SQLAlchemy does not know them all (point, an extension's)."""
+    """A name for types that SQLAlchemy does not know (point, extensions' types): GX prints every column's type."""
     return "UNKNOWN"
 
 
 class ExpectQueryToReturnNoRows(UnexpectedRowsExpectation):  # type: ignore[misc]
-    """GX's own expectation runs its query twice, for the rows and for their count: this one counts only."""
+    """GX's own expectation runs its query twice, for the rows and for their count; this one only counts."""
 
     metric_dependencies: ClassVar[tuple[str, ...]] = ("unexpected_rows_query.row_count",)
 
@@ -55,7 +55,7 @@ class ExpectQueryToReturnNoRows(UnexpectedRowsExpectation):  # type: ignore[misc
 
 @contextmanager
 def context_for(password: str) -> Iterator[tuple[Any, Path]]:
-    """An ephemeral context, and a private file with the password: what is in the URL would reach Data Docs."""
+    """An ephemeral context, and a private file with the password: Data Docs would show a password in the URL."""
     password = password.replace("\\", r"\\").replace(":", r"\:")
     with tempfile.TemporaryDirectory(prefix="ops-gx-") as private:
         passfile = Path(private) / "pgpass"
@@ -63,7 +63,7 @@ def context_for(password: str) -> Iterator[tuple[Any, Path]]:
         passfile.write_text(f"*:*:*:*:{password}\n", encoding="utf-8")
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        for name, site in dict(context.variables.data_docs_sites).items():  # a temporary one that nobody removes
+        for name, site in dict(context.variables.data_docs_sites).items():  # temporary, never removed by GX
             shutil.rmtree(site["store_backend"]["base_directory"], ignore_errors=True)
             context.delete_data_docs_site(name)
         try:
@@ -75,7 +75,7 @@ def context_for(password: str) -> Iterator[tuple[Any, Path]]:
 
 
 def configure(suite: Sequence[Mapping[str, Any]]) -> tuple[list[ExpectationConfiguration], list[tuple[str, bool, str]]]:
-    """The expectations that GX takes, and a row for each that it does not: one of them must not hide the others."""
+    """The expectations that GX accepts, and a failed row for each other: one must not hide the rest."""
     taken, rows = [], []
     for item in suite:
         one = ExpectationConfiguration(type=item["type"], kwargs=item["kwargs"], description=item.get("description"))
@@ -92,11 +92,11 @@ def configure(suite: Sequence[Mapping[str, Any]]) -> tuple[list[ExpectationConfi
 def define(
     context: Any, passfile: Path, request: Mapping[str, Any], name: str, suite: Sequence[ExpectationConfiguration]
 ) -> Any:
-    """What to validate in one table. Each has a source of its own: an engine knows one active batch only."""
+    """The validation of one table. Each has its own source: an engine has only one active batch."""
     schema, table = table_of(name)
     host, port = request["host"], request["port"]
     login, database = quote(request["user"], safe=""), quote(request["database"], safe="")
-    shown_host = host if re.fullmatch(r"[\w.-]+", host) else "localhost"  # it takes nothing else
+    shown_host = host if re.fullmatch(r"[\w.-]+", host) else "localhost"  # GX accepts nothing else in a URL
     connection = {
         **request.get("transport", {}),
         "host": host,
@@ -114,7 +114,7 @@ def define(
     if texts is None and _PLAIN.fullmatch(schema) and _PLAIN.fullmatch(table):
         asset = source.add_table_asset(name=name, table_name=table, schema_name=schema)
         batch = asset.add_batch_definition_whole_table(name)
-    else:  # GX does not quote such a name, and compares an enum with VARCHAR, for which there is no operator
+    else:  # GX does not quote such names, and compares enums with VARCHAR, which has no operator
         columns = [
             sql.SQL("{0}::text AS {0}" if text else "{0}").format(sql.Identifier(one)) for one, text in texts or ()
         ]
@@ -141,9 +141,9 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(definition: Any) -> list[tuple[str, bool, str]]:
-    """One table's suite: name, whether it holds, what was seen.
+    """One table's suite: name, whether it holds, observed value.
 
-    Booleans first: what was unexpected costs further scans, so only failures are looked into.
+    Booleans first: unexpected values need further scans, so they are read only for failures.
     """
     result = definition.run(result_format="BOOLEAN_ONLY")
     if not result.success:
@@ -168,7 +168,7 @@ def _observed(result: Any) -> str:
 
 
 def _exception(info: Mapping[str, Any]) -> str:
-    """The first message in GX's two shapes of exception_info."""
+    """The first message in either form of GX's exception_info."""
     for one in (info, *(value for value in info.values() if isinstance(value, Mapping))):
         if one.get("raised_exception"):
             return str(one.get("exception_message")).split("\n")[0][:200]
@@ -176,7 +176,7 @@ def _exception(info: Mapping[str, Any]) -> str:
 
 
 def build_docs(context: Any, directory: Path) -> Path | None:
-    """Data Docs as static pages in `directory`, without the fonts and pictures that would make up most of them."""
+    """Data Docs as static pages in `directory`, without fonts and pictures, which are most of their size."""
     backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(directory.absolute())}
     site = {
         "class_name": "SiteBuilder",

@@ -29,21 +29,21 @@ ANSWER_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Skew:
-    """By how many seconds this host's clock is ahead of another one; None where that one could not be read."""
+    """By how many seconds this host's clock is ahead of another one; None: it could not be read."""
 
     of: str
     ahead_seconds: float | None
 
     @property
     def is_over(self) -> bool:
-        """Whether ages measured by this host's clock mean nothing."""
+        """Whether ages measured with this host's clock are wrong."""
         return self.ahead_seconds is not None and abs(self.ahead_seconds) > clock.MOST_SKEW_SECONDS
 
 
 @probe
 def read_skews(postgres: Sequence[Postgres], stores: Sequence[Store]) -> tuple[Skew, ...]:
-    """One for each server, each store, and for Prefect where its address is known. What does not answer is read no
-    second time: it keeps nobody from working."""
+    """The offset of each server, each store, and Prefect if its address is known. A clock that does not answer is not
+    read again, and blocks nothing."""
     asked: list[tuple[str, Callable[[], datetime]]] = [
         *((f"PostgreSQL at {one.host}:{one.port}", lambda one=one: _of_database(one)) for one in postgres),
         *((one.where, lambda one=one: _of_store(one)) for one in stores),
@@ -55,8 +55,8 @@ def read_skews(postgres: Sequence[Postgres], stores: Sequence[Store]) -> tuple[S
 
 @probe
 def read_service_skews(env: Environment) -> tuple[Skew, ...]:
-    """One for each database server, and for each part of the application that answers HTTP: by the date of its answer,
-    which is in whole seconds."""
+    """The offset of each database server, and of each part of the application with HTTP, by the Date header (whole
+    seconds)."""
     asked: list[tuple[str, Callable[[], datetime]]] = [
         (f"PostgreSQL at {one.host}:{one.port}", partial(_of_database, one)) for one in env.nodes()
     ]
@@ -66,7 +66,7 @@ def read_service_skews(env: Environment) -> tuple[Skew, ...]:
 
 
 def _ahead(read: Callable[[], datetime]) -> float | None:
-    """The other clock was read between two readings of this one."""
+    """The offset, if the other clock was read between two readings of this one."""
     before = clock.of_host()
     try:
         other = read()
@@ -82,7 +82,7 @@ def _of_database(postgres: Postgres) -> datetime:
 
 
 def _of_store(store: Store) -> datetime:
-    """A bucket's by its answer's date; a directory's by the time of a new file: on a mount the server sets it."""
+    """A bucket's clock by the Date header; a directory's by the time of a new file, which a mount's server sets."""
     if isinstance(store, BucketStore):
         bucket = store.bucket
         answer = attempt(bucket, "its clock", lambda: bucket.client().head_bucket(Bucket=bucket.bucket))

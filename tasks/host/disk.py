@@ -12,13 +12,13 @@ from runbook.kinds import probe
 from runbook.units import size
 
 __all__ = ["Disk", "disk_of", "disk_on", "is_here", "read_disk"]
-INODES_RATIO = 0.8  # nobody asks for them before
+INODES_RATIO = 0.8  # fewer used inodes never limit
 
 
 @dataclass(frozen=True)
 class Disk:
-    """The file system that a path is on (or its nearest parent that exists). `device` tells two apart. Without inodes
-    left it is full too, however many bytes are free. `reserved_bytes` are free for root only."""
+    """The file system of a path, or of its nearest existing parent. `device` identifies it. Without free inodes it is
+    full, even with free bytes. `reserved_bytes` are free for root only."""
 
     path: str
     total_bytes: int
@@ -29,18 +29,21 @@ class Disk:
 
     @property
     def bytes_ratio(self) -> float:
-        """As df shows it: of what is not reserved for root (https://man7.org/linux/man-pages/man1/df.1.html)."""
+        """The used share of the space that is not reserved for root, as in df.
+
+        https://man7.org/linux/man-pages/man1/df.1.html
+        """
         usable = self.total_bytes - self.reserved_bytes
         return 1 - self.free_bytes / usable if usable > 0 else 0.0
 
     @property
     def used_ratio(self) -> float:
-        """As df shows it, of bytes or of inodes, whichever are fewer."""
+        """The used share of bytes or of inodes, the higher of the two."""
         return max(self.bytes_ratio, self.inodes_ratio)
 
     @property
     def told(self) -> str:
-        """What is free, for people."""
+        """The free space in words."""
         inodes = f", {self.inodes_ratio:.0%} of its inodes used" if self.inodes_ratio > INODES_RATIO else ""
         return f"{size(self.free_bytes)} of {size(self.total_bytes)} free{inodes}"
 
@@ -69,11 +72,12 @@ def disk_of(path: Path) -> Disk:
             reserved,
         )
     except OSError as error:
-        raise OpsError(f"the disk of {path} cannot be measured: {error.strerror}", "let this user see it") from None
+        hint = "give this user read permission on its directories"
+        raise OpsError(f"the disk of {path} cannot be measured: {error.strerror}", hint) from None
 
 
 def disk_on(host: str, path: Path) -> Disk | None:
-    """Free space in a directory of the server at `host`; None where this host, or this user, cannot see it."""
+    """Free space in a directory of the server at `host`; None: not visible from this host, or to this user."""
     try:
         return disk_of(path) if is_here(host) and path.exists() else None
     except (OSError, OpsError):

@@ -1,4 +1,4 @@
-"""How busy this host is: processors and memory, on the whole and between two looks."""
+"""Load of this host: processors and memory, now and between two readings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHORT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Load:
+class HostLoad:
     """`load` is the mean number of processes that wanted a processor in the last 15 minutes."""
 
     load: float
@@ -27,20 +27,20 @@ class Load:
 
     @property
     def memory_ratio(self) -> float:
-        """Of the memory, what is not to be had any more: caches of files are let go."""
+        """The used share of memory. File caches count as available."""
         return 1 - self.available_bytes / self.memory_bytes
 
 
 @probe
-def read_load() -> Load:
-    """Of the host that this runs on."""
+def read_load() -> HostLoad:
+    """Load and memory of this host."""
     memory = psutil.virtual_memory()
-    return Load(psutil.getloadavg()[2], psutil.cpu_count() or 1, memory.total, memory.available)
+    return HostLoad(psutil.getloadavg()[2], psutil.cpu_count() or 1, memory.total, memory.available)
 
 
 @dataclass(frozen=True)
 class Processors:
-    """`used_ratio` of all of them, over `seconds` (0: unknown, since the look before)."""
+    """`used_ratio` of all processors, over `seconds` (0: unknown, since the last reading)."""
 
     used_ratio: float
     count: int
@@ -49,7 +49,8 @@ class Processors:
 
 @probe
 def read_processors(before: tuple[str, float, float]) -> Processors:
-    """Since `before`, the counters of another look; over half a second where they are another boot's."""
+    """Processor use since `before` (the counters of the last reading); over half a second if the host rebooted
+    since."""
     boot = str(int(psutil.boot_time()))
     busy, total = _counters()
     count = psutil.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Whether a server's port can be reached, and what stands in the way: nobody listens, nobody is there, no such name."""
+"""Whether a server's port can be reached, and why not: nothing listens, no host answers, the name is unknown."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _AWAY = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN,
 
 @dataclass(frozen=True)
 class Reach:
-    """`closed`: the host is there, and nobody listens on the port."""
+    """`closed`: the host answers, and nothing listens on the port."""
 
     state: State
     detail: str
 
     @property
     def open(self) -> bool:
-        """Whether somebody takes connections there."""
+        """Whether the port accepts connections."""
         return self.state == "open"
 
 
 def dial(host: str, port: int) -> socket.socket:
-    """A connection by TCP, or to PostgreSQL's Unix socket where the host is a directory."""
+    """Try a TCP connection, or PostgreSQL's Unix socket if `host` is a directory."""
     if not host.startswith("/"):
         return socket.create_connection((host, port), CONNECT_SECONDS)
     line = socket.socket(socket.AF_UNIX)
@@ -43,7 +43,7 @@ def dial(host: str, port: int) -> socket.socket:
 
 
 def reach_of(error: OSError) -> Reach:
-    """What a connection that failed means."""
+    """The reason of a failed connection."""
     said = error.strerror or str(error) or type(error).__name__
     if isinstance(error, socket.gaierror):
         return Reach("unknown name", said)
@@ -54,7 +54,7 @@ def reach_of(error: OSError) -> Reach:
 
 @probe
 def read_reach(host: str, port: int) -> Reach:
-    """Connect, say nothing, and hang up."""
+    """Connect, send nothing, disconnect."""
     try:
         dial(host, port).close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which users of the operating system an environment's services run as."""
+"""Operating system users of an environment's services."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from runbook.kinds import probe
 
 
 @dataclass(frozen=True)
-class Account:
-    """A service's: `user` is "" where nobody can say, and `problem` says why."""
+class ServiceAccount:
+    """A service's user. `user` is "" if it is unknown, and `problem` is the reason."""
 
     role: str
     service: str
@@ -24,28 +24,28 @@ class Account:
 
     @property
     def is_root(self) -> bool:
-        """Whoever breaks into it has the host."""
+        """Whether it runs as root: an intruder would control the host."""
         return self.user == "root"
 
 
 @probe
-def read_accounts(services: Services, roles: Sequence[str]) -> tuple[Account, ...]:
+def read_accounts(services: Services, roles: Sequence[str]) -> tuple[ServiceAccount, ...]:
     """The user of each service's main process, on this host."""
     return tuple(_account(services, role) for role in roles)
 
 
-def _account(services: Services, role: str) -> Account:
+def _account(services: Services, role: str) -> ServiceAccount:
     service = services.name_of(role)
     if isinstance(services, SystemdServices) and services.host:
-        return Account(role, service, "", f"it runs on {services.host}")
+        return ServiceAccount(role, service, "", f"it runs on {services.host}")
     if isinstance(services, DockerServices) and services.host:
-        return Account(role, service, "", f"it runs at {services.host}")
+        return ServiceAccount(role, service, "", f"it runs at {services.host}")
     try:
         state = services.state(role)
         if not state.pid:
-            return Account(role, service, "", f"it does not run: {state.told}")
-        return Account(role, service, psutil.Process(state.pid).username())
+            return ServiceAccount(role, service, "", f"it is stopped: {state.told}")
+        return ServiceAccount(role, service, psutil.Process(state.pid).username())
     except OpsError as error:
-        return Account(role, service, "", error.message)
+        return ServiceAccount(role, service, "", error.message)
     except psutil.Error as error:
-        return Account(role, service, "", f"its process cannot be looked at: {type(error).__name__}")
+        return ServiceAccount(role, service, "", f"its process cannot be inspected: {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Services of an environment: which run, stopping them and starting them in an order, each proven."""
+"""Services of an environment: their states, and stopping and starting them in order, each step proven."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks.services.service import MASK, Services
+from blocks.services.service import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.log import logger
+from runbook.masking import MASK
 from runbook.wait import until
 
 PROVE_SECONDS = 30.0
@@ -25,12 +26,12 @@ class ServiceStates:
 
     @property
     def stopped(self) -> tuple[str, ...]:
-        """The roles that do not run."""
+        """The stopped roles."""
         return tuple(role for role, runs in self.running.items() if not runs)
 
 
 @dataclass(frozen=True)
-class Stopped:
+class StoppedServicesList:
     """Roles in the order in which they were stopped, and which of them had been running."""
 
     roles: tuple[str, ...]
@@ -46,7 +47,7 @@ class Started:
 
 @probe
 def read_services(services: Services, roles: Sequence[str]) -> ServiceStates:
-    """Which of the roles run.
+    """The states of the roles.
 
     Raises:
         Unreachable: the service manager does not answer.
@@ -56,7 +57,7 @@ def read_services(services: Services, roles: Sequence[str]) -> ServiceStates:
 
 
 @action(idempotent=True)
-def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
+def stop_services(services: Services, roles: Sequence[str]) -> StoppedServicesList:
     """Stop roles one after the other; the next one only when the one before is proven stopped (§8.2, step 1).
 
     Raises:
@@ -68,7 +69,7 @@ def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
         services.stop(role)
         _prove(services, role, running=False)
         logger().info("%s is stopped", role)
-    return Stopped(tuple(roles), were_running)
+    return StoppedServicesList(tuple(roles), were_running)
 
 
 @action(idempotent=True)
@@ -90,7 +91,7 @@ def start_services(services: Services, roles: Sequence[str], *, seconds: float =
 
 
 def start_one(services: Services, role: str) -> None:
-    """Start a role, whether it then runs or not.
+    """Start a role, without waiting for it.
 
     Raises:
         Unreachable: the service manager does not answer.
@@ -111,8 +112,8 @@ def _told(services: Services, role: str) -> Iterator[None]:
 
 
 def _prove(services: Services, role: str, *, running: bool, seconds: float = PROVE_SECONDS) -> None:
-    """The manager's word for it, within a deadline: "start" may return before the state is RUNNING. A service that its
-    manager has given up is not waited for."""
+    """Wait for the state that the manager reports: "start" may return before it is RUNNING. A service that its manager
+    has given up is not awaited."""
     wanted = "run" if running else "end"
 
     def proven() -> bool:
@@ -120,13 +121,13 @@ def _prove(services: Services, role: str, *, running: bool, seconds: float = PRO
             return True
         state = services.state(role)
         if running and not state.comes_back:
-            raise OpsError(f"{role} does not run: {state.told}", "look at its log and at its processes")
+            raise OpsError(f"{role} is stopped: {state.told}", "check its log and its processes")
         return False
 
     try:
         until(proven, what=f"that {role} {wanted}s", seconds=seconds)
     except Unreachable as error:
-        raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
+        raise OpsError(f"{role} does not {wanted}: {error.message}", "check its log and its processes") from None
 
 
 def refuse_ended(services: Services, role: str) -> None:
@@ -137,15 +138,14 @@ def refuse_ended(services: Services, role: str) -> None:
     """
     try:
         state = services.state(role)
-    except OpsError:  # its manager does not answer, which tells nothing of the service
+    except OpsError:  # its manager does not answer: the service's state is unknown
         return
     if not state.comes_back:
         raise OpsError(f"{role} has ended again: {state.told}", _end_of_log(services, role))
 
 
 def names_of(pid: int) -> dict[str, str]:
-    """The names of the variables that a process of this host was started with, their values masked; none where that
-    cannot be seen."""
+    """The variables of a process of this host, with masked values; none if they cannot be read."""
     try:
         text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") if pid else ""
     except OSError:
@@ -158,4 +158,4 @@ def _end_of_log(services: Services, role: str) -> str:
         last = [line.strip() for line in services.logs(role, LOG_LINES).splitlines() if line.strip()]
     except OpsError:
         last = []
-    return f"its log ends: {' / '.join(last[-LOG_LINES:])[:500]}" if last else f"look at the log of {role}"
+    return f"its log ends: {' / '.join(last[-LOG_LINES:])[:500]}" if last else f"check the log of {role}"

@@ -1,4 +1,4 @@
-"""What takes the space of a disk: trees measured by the blocks that they occupy; directories that dead runs left."""
+"""Use of disk space: directory trees by their blocks, and scratch directories that dead runs left."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ PREFIXES = (
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Bytes on disk below a path. `whole`: everything below it could be looked at."""
+class TakenSpace:
+    """Bytes on disk below a path. `whole`: everything below it could be read."""
 
     bytes: int
     newest: float
@@ -48,32 +48,32 @@ class Taken:
 
 @dataclass(frozen=True)
 class Scratch:
-    """A directory that a run made for itself. `kept` says why it is not removed, "" where it may be."""
+    """A scratch directory of a run. `kept`: why it is not deleted; "": it can be deleted."""
 
     path: Path
     inode: int
-    taken: Taken
+    taken: TakenSpace
     kept: str
 
 
 def temporary_directory() -> Path:
-    """Where this host's programs put theirs. tempfile's own answer is another one, or none, where that is full."""
-    return Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - looked at only
+    """The directory for temporary files. tempfile.gettempdir() names another one if it is full."""
+    return Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - read only
 
 
-def taken_by(path: Path, seconds: float = math.inf) -> Taken:
-    """Of one file system: what is mounted below is another's. Links are not followed; nothing is opened. What is not
-    counted within `seconds` is not counted."""
+def taken_by(path: Path, seconds: float = math.inf) -> TakenSpace:
+    """Measure a tree on one file system, without mounts below it. Links are not followed, no file is opened. It stops
+    after `seconds`."""
     end = time.monotonic() + seconds
     try:
         top = path.lstat()
     except OSError:
-        return Taken(0, 0.0, whole=not path.exists())
+        return TakenSpace(0, 0.0, whole=not path.exists())
     total, newest, whole = top.st_blocks * 512, top.st_mtime, True
     waiting = [path] if stat.S_ISDIR(top.st_mode) else []
     while waiting:
         if time.monotonic() > end:
-            return Taken(total, newest, whole=False)
+            return TakenSpace(total, newest, whole=False)
         try:
             entries = list(os.scandir(waiting.pop()))
         except OSError:
@@ -86,19 +86,18 @@ def taken_by(path: Path, seconds: float = math.inf) -> Taken:
                     total, newest = total + found.st_blocks * 512, max(newest, found.st_mtime)
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
-    return Taken(total, newest, whole)
+    return TakenSpace(total, newest, whole)
 
 
 @probe
-def measure_trees(paths: Sequence[Path], seconds: float = math.inf) -> dict[Path, Taken]:
-    """Bytes on disk below each path; 0 where there is none. A tree for which so many seconds are not enough is not
-    whole."""
+def measure_trees(paths: Sequence[Path], seconds: float = math.inf) -> dict[Path, TakenSpace]:
+    """Bytes on disk below each path; 0 if it is missing. A tree that takes longer than `seconds` is not `whole`."""
     return {path: taken_by(path, seconds) for path in paths}
 
 
 @probe
 def find_scratch(parents: Sequence[Path], min_seconds: float) -> tuple[Scratch, ...]:
-    """Directories of runs in `parents`: one may go when nothing in it is younger, and no process works in it."""
+    """Scratch directories in `parents`. One can be deleted if nothing in it is younger, and no process uses it."""
     found = [path for parent in parents for path in _candidates(parent)]
     held = find_workers(found)
     return tuple(_scratch(path, held, min_seconds) for path in found)
@@ -118,25 +117,24 @@ def _scratch(path: Path, held: dict[Path, str], min_seconds: float) -> Scratch:
     if not why and age < min_seconds:
         why = f"written to {age:.0f} s ago"
     if not why and not taken.whole:
-        why = "not all of it may be looked at"
+        why = "not all of it can be read"
     with contextlib.suppress(OSError):
         owner = path.lstat()
         if not why and os.geteuid() not in (0, owner.st_uid):
             why = "another user's"
         return Scratch(path, owner.st_ino, taken, why)
-    return Scratch(path, 0, taken, "gone already")
+    return Scratch(path, 0, taken, "deleted already")
 
 
 def find_workers(paths: Sequence[Path]) -> dict[Path, str]:
-    """Who works in them: as its working directory, in its arguments, or by open files. A server outlives the run that
-    started it."""
+    """The processes that use them: as working directory, in arguments, or by open files. A server outlives its run."""
     held: dict[Path, str] = {}
     texts = {str(path): path for path in paths}
     for process in psutil.process_iter(["pid", "name"]) if texts else ():
         for place in _places(process.pid):
             for text, path in texts.items():
                 if place == text or f"{text}/" in place or place.endswith(text):
-                    held.setdefault(path, f"process {process.pid} ({process.info['name']}) works in it")
+                    held.setdefault(path, f"process {process.pid} ({process.info['name']}) uses it")
     return held
 
 
@@ -157,22 +155,22 @@ def _places(pid: int) -> Iterable[str]:
 
 @action(idempotent=True)
 def remove_scratch(permit: Permit, doomed: Sequence[Scratch], min_seconds: float) -> list[Scratch]:
-    """Remove them, each looked at again; returns those that are gone now.
+    """Delete them, after another check of each; returns the deleted ones.
 
     Raises:
         OpsError: one cannot be removed.
     """
-    held, gone = find_workers([one.path for one in doomed]), list[Scratch]()
+    held, deleted = find_workers([one.path for one in doomed]), list[Scratch]()
     for one in doomed:
         permit.require(REMOVE, str(one.path))
         again = _scratch(one.path, held, min_seconds)
-        if again.kept not in ("", "gone already") or again.inode not in (0, one.inode):
+        if again.kept not in ("", "deleted already") or again.inode not in (0, one.inode):
             continue
         try:
             shutil.rmtree(one.path)
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise OpsError(f"{one.path} cannot be removed: {error.strerror}", "look at its rights") from None
-        gone.append(one)
-    return gone
+            raise OpsError(f"{one.path} cannot be removed: {error.strerror}", "check its permissions") from None
+        deleted.append(one)
+    return deleted

@@ -1,4 +1,4 @@
-"""Locust, run to its end while somebody looks at the system."""
+"""A run of Locust, with samples of the system's resources."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from blocks.places import Application
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.kinds import action
+from runbook.masking import without
 from runbook.wait import until
-from tasks.application.http_steps import hide, secrets_of, values_of
+from tasks.application.http_steps import secrets_of, values_of
 from tasks.load.results import Results, read_results, write_results
 
 LOCUST: Sequence[str] = (sys.executable, "-m", "locust")
 USERS = Path(__file__).with_name("users.py")
 LOG, TABLE = "locust.log", "endpoints.csv"
 STOP_SECONDS = 15
-GRACE_SECONDS = 120.0  # its start on a busy machine, requests that hang at the end
+GRACE_SECONDS = 120.0  # for its start under load, and for requests that hang at the end
 LAST = 2000
 INSTALL = "install it where this flow runs: pip install 'interview-ops[load]'"
 
 
 @dataclass(frozen=True)
-class Load:
-    """How many users at last, how many of them come each second, for how long, and AI answers at most."""
+class LoadRequest:
+    """The number of users, users added per second, the duration, and the most AI answers."""
 
     users: int
     spawn_rate: int
@@ -40,33 +41,33 @@ class Load:
 
     @property
     def told(self) -> str:
-        """The same words for the same load: results are compared by them."""
+        """The load in words. Tests with the same words are compared."""
         return f"{self.users} users, {self.spawn_rate}/s, {self.seconds} s, {self.ai_answers} AI answers at most"
 
 
 @dataclass(frozen=True)
 class Driven:
-    """What came of it; `generator` is the most that Locust itself took of one processor (1.0: it was the limit)."""
+    """The results; `generator`: Locust's highest use of one processor (1.0: Locust was the limit)."""
 
     results: Results
     generator: float
 
 
 def require_load(application: Application) -> None:
-    """Raises OpsError where the environment does not describe what the users of a load test do."""
+    """Raises OpsError if the environment has no requests for a load test."""
     if not application.load_test:
         raise OpsError(
-            "[[application.load_test]] is not configured: the users of a load test have nothing to do",
+            "[[application.load_test]] is not configured: a load test has no requests",
             "describe their requests (docs/application.md)",
         )
 
 
 @action
-def drive_load(application: Application, load: Load, directory: Path, look: Callable[[], None]) -> Driven:
-    """Put the load on the application, and call `look` meanwhile. Everything that Locust wrote stays in `directory`.
+def drive_load(application: Application, load: LoadRequest, directory: Path, sample: Callable[[], None]) -> Driven:
+    """Run the load test, and call `sample` meanwhile. Locust's files stay in `directory`.
 
     Raises:
-        OpsError: it is not installed, failed, was killed or did not end, or left no results.
+        OpsError: Locust is not installed, failed, was killed, did not end, or left no results.
     """
     directory.mkdir(parents=True, exist_ok=True)
     taken = list[float]()
@@ -79,7 +80,7 @@ def drive_load(application: Application, load: Load, directory: Path, look: Call
             stdout=log,
             stderr=log,
         ) as child:
-            _wait(child, load, look, taken)
+            _wait(child, load, sample, taken)
         code = child.returncode
     if code:
         raise _failure(code, directory, secrets_of(application))
@@ -88,7 +89,7 @@ def drive_load(application: Application, load: Load, directory: Path, look: Call
     return Driven(results, max(taken, default=0.0))
 
 
-def _argv(application: Application, load: Load, directory: Path) -> list[str | Path]:
+def _argv(application: Application, load: LoadRequest, directory: Path) -> list[str | Path]:
     return [
         *LOCUST,
         "-f",
@@ -117,7 +118,7 @@ def _argv(application: Application, load: Load, directory: Path) -> list[str | P
     ]
 
 
-def _secrets(application: Application, load: Load) -> Mapping[str, str]:
+def _secrets(application: Application, load: LoadRequest) -> Mapping[str, str]:
     return {
         "OPS_LOAD_STEPS": json.dumps([step.model_dump() for step in application.load_test]),
         "OPS_LOAD_VALUES": json.dumps(values_of(application)),
@@ -128,13 +129,13 @@ def _secrets(application: Application, load: Load) -> Mapping[str, str]:
     }
 
 
-def _wait(child: subprocess.Popen[bytes], load: Load, look: Callable[[], None], taken: list[float]) -> None:
+def _wait(child: subprocess.Popen[bytes], load: LoadRequest, sample: Callable[[], None], taken: list[float]) -> None:
     process = _process(child.pid)
 
     def ended() -> bool:
         if child.poll() is not None:
             return True
-        look()
+        sample()
         if process:
             try:
                 taken.append(process.cpu_percent(None) / 100)
@@ -159,9 +160,9 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def _failure(code: int, directory: Path, secrets: Iterable[str]) -> OpsError:
-    said = hide((directory / LOG).read_text(errors="replace")[-LAST:], secrets)
+    said = without((directory / LOG).read_text(errors="replace")[-LAST:], secrets)
     if "No module named locust" in said:
         return OpsError("locust is not installed", INSTALL)
     if code < 0:
-        return OpsError(f"locust was ended by signal {-code}", f"see {directory / LOG}; it may have run out of memory")
+        return OpsError(f"locust was ended by signal {-code}", f"see {directory / LOG}; perhaps it ran out of memory")
     return CommandFailed([os.path.basename(LOCUST[-1])], code, said, f"see {directory / LOG}")  # noqa: PTH119

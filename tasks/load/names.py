@@ -1,7 +1,6 @@
-"""The names under which a load test's requests are measured, where they are not their steps' titles. Locust's program
-reads them too."""
+"""Names of measured requests that differ from the titles of their steps. Locust's process imports this module too."""
 
 
 def limited(title: str) -> str:
-    """A step that asks an AI, where the application's own limit refused it."""
+    """The name of an AI request that the application's rate limit refused."""
     return f"{title} (利用制限 429)"

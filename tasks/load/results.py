@@ -1,23 +1,26 @@
-"""What Locust measured, by endpoint (its JSON: the CSV files that it writes meanwhile lack the last second)."""
+"""Locust's results by endpoint, from its JSON: its CSV files lack the last second."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runbook.errors import OpsError, excerpt
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 STATS, FAILURES = "load.json", "load_failures.csv"
 COLUMNS = ("endpoint", "requests", "failed", "error ratio", "p50 s", "p95 s", "p99 s", "longest s", "requests/s")
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Times in seconds, of all requests, the failed ones too."""
+class EndpointResult:
+    """One endpoint. Times in seconds, of all requests, also failed ones."""
 
     name: str
     requests: int
@@ -30,12 +33,12 @@ class Endpoint:
 
     @property
     def error_ratio(self) -> float:
-        """Of its requests."""
+        """The failed share of its requests."""
         return self.failed / self.requests if self.requests else 0.0
 
     @property
     def row(self) -> tuple[str, ...]:
-        """For a table of COLUMNS."""
+        """A row of a table with COLUMNS."""
         times = (f"{seconds:.3f}" for seconds in (self.p50, self.p95, self.p99, self.longest))
         return (
             self.name,
@@ -49,21 +52,22 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Results:
-    """Each endpoint, all of them together, and why requests failed: (endpoint, error, how often)."""
+    """The endpoints, all requests together (`whole`), and failures: (endpoint, error, count)."""
 
-    endpoints: tuple[Endpoint, ...]
-    whole: Endpoint
+    endpoints: tuple[EndpointResult, ...]
+    whole: EndpointResult
     failures: tuple[tuple[str, str, str], ...]
 
-    def of(self, name: str) -> Endpoint | None:
-        """None: nobody asked it."""
+    def of(self, name: str) -> EndpointResult | None:
+        """The endpoint of that name; None: it got no request."""
         return next((one for one in self.endpoints if one.name == name), None)
 
 
 def read_results(directory: Path) -> Results:
-    """
+    """Read Locust's results.
+
     Raises:
-        OpsError: Locust wrote none, or something else.
+        OpsError: the file is missing, unreadable, or has no request.
     """
     path = directory / STATS
     try:
@@ -72,12 +76,12 @@ def read_results(directory: Path) -> Results:
         raise OpsError(f"the load left no results: {error.strerror}", f"see {directory / 'locust.log'}") from None
     try:
         found = json.loads(text)
-        times = [{int(ms): int(n) for ms, n in one["response_times"].items()} for one in found]
-        seconds = _seconds(found)
+        times, seconds = _times(found), _seconds(found)
         endpoints = tuple(
-            _endpoint(str(one["name"]), times[at], int(one["num_failures"]), seconds) for at, one in enumerate(found)
+            _endpoint(str(one["name"]), times[times["at"] == at], int(one["num_failures"]), seconds)
+            for at, one in enumerate(found)
         )
-        whole = _endpoint("全体", _added(times), sum(one.failed for one in endpoints), seconds)
+        whole = _endpoint("全体", times, sum(one.failed for one in endpoints), seconds)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OpsError(f"the load's results cannot be read: {excerpt(text)}", f"see {directory}") from None
     if not whole.requests:
@@ -86,43 +90,46 @@ def read_results(directory: Path) -> Results:
 
 
 def write_results(results: Results, path: Path) -> None:
-    """The table as CSV: the evidence that spreadsheets read."""
-    with path.open("w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *(one.row for one in (*results.endpoints, results.whole))])
+    """The table as CSV, which spreadsheets read."""
+    frame_of(results).to_csv(path, index=False, encoding="utf-8-sig")
+
+
+def frame_of(results: Results) -> DataFrame:
+    """A row for each endpoint; the last one is of all requests. Columns: COLUMNS, as numbers."""
+    import pandas as pd
+
+    found = pd.DataFrame([one.row for one in (*results.endpoints, results.whole)], columns=list(COLUMNS))
+    return found.astype(dict.fromkeys(COLUMNS[1:3], int) | dict.fromkeys(COLUMNS[3:], float))
+
+
+def _times(found: Sequence[Mapping[str, Mapping[str, int]]]) -> DataFrame:
+    """Locust's histograms: `count` requests of the endpoint `at` took `ms` (rounded to two digits above 100)."""
+    import pandas as pd
+
+    rows = [(at, int(ms), int(n)) for at, one in enumerate(found) for ms, n in one["response_times"].items()]
+    return pd.DataFrame(rows, columns=["at", "ms", "count"])
 
 
 def _seconds(found: Sequence[Mapping[str, float]]) -> float:
-    """From the first request to the last, of all endpoints."""
+    """Seconds from the first to the last request, of all endpoints."""
     begun = min((one["start_time"] for one in found), default=0.0)
     return max(max((one["last_request_timestamp"] or begun for one in found), default=0.0) - begun, 1.0)
 
 
-def _endpoint(name: str, times: Mapping[int, int], failed: int, seconds: float) -> Endpoint:
-    """`times`: milliseconds → how many requests took them (Locust rounds to two digits above 100)."""
-    count = sum(times.values())
-    p50, p95, p99, longest = (_percentile(times, share) for share in (0.5, 0.95, 0.99, 1.0))
-    return Endpoint(name, count, failed, p50, p95, p99, longest, count / seconds)
+def _endpoint(name: str, times: DataFrame, failed: int, seconds: float) -> EndpointResult:
+    import numpy as np
 
-
-def _percentile(times: Mapping[int, int], share: float) -> float:
-    wanted, seen = math.ceil(sum(times.values()) * share), 0
-    for milliseconds, count in sorted(times.items()):
-        seen += count
-        if seen >= wanted:
-            return milliseconds / 1000
-    return 0.0
-
-
-def _added(times: Sequence[Mapping[int, int]]) -> dict[int, int]:
-    whole = dict[int, int]()
-    for one in times:
-        for milliseconds, count in one.items():
-            whole[milliseconds] = whole.get(milliseconds, 0) + count
-    return whole
+    count = int(times["count"].sum())
+    if not count:
+        return EndpointResult(name, 0, failed, 0.0, 0.0, 0.0, 0.0, 0.0)
+    shares = (0.5, 0.95, 0.99, 1.0)
+    found = np.quantile(times["ms"], shares, weights=times["count"], method="inverted_cdf") / 1000
+    p50, p95, p99, longest = map(float, found)
+    return EndpointResult(name, count, failed, p50, p95, p99, longest, count / seconds)
 
 
 def _failures(path: Path) -> tuple[tuple[str, str, str], ...]:
-    """Most frequent first; they may lack the last second."""
+    """Failures, the most frequent first; the last second may be missing."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [(row["Name"], excerpt(row["Error"], 200), row["Occurrences"]) for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""What a system's resources do while a load is on it: one sample every other second, by the probes that are there."""
+"""Use of the system's resources during a load test: one sample every two seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import psutil
@@ -27,15 +28,15 @@ MEMORY = metrics.REDIS_MEMORY.name
 
 @dataclass
 class Saturation:
-    """Metric → its samples (ratios), and what could not be measured, with the reason."""
+    """Metric → its samples (when, ratio), and what could not be measured, with the reason."""
 
     env: Environment
-    samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    samples: dict[str, list[tuple[datetime, float]]] = field(default_factory=lambda: defaultdict(list))
     missing: dict[str, str] = field(default_factory=dict)
     _next: float = 0.0
 
-    def look(self) -> None:
-        """Take a sample, where the last is old enough. What fails once is told, and is tried again."""
+    def sample(self) -> None:
+        """Take a sample every two seconds. A probe that failed is reported, and tried again."""
         if time.monotonic() < self._next:
             return
         for metric, work in self._probes().items():
@@ -46,12 +47,12 @@ class Saturation:
                 continue
             if value is None:
                 continue
-            self.samples[metric].append(value)
+            self.samples[metric].append((datetime.now(UTC), value))
         self._next = time.monotonic() + EVERY_SECONDS
 
     def _probes(self) -> dict[str, Callable[[], float | None]]:
         env = self.env
-        # Their `work`: a step of the report for each sample would hide the others.
+        # Their `work`: otherwise the report would have a step for each sample.
         return {
             CPU: self._cpu,
             CONNECTIONS: lambda: read_activity.work(env.postgres).used_ratio,
@@ -60,10 +61,10 @@ class Saturation:
         }
 
     def _cpu(self) -> float | None:
-        """Since the sample before; the first has none."""
+        """Processor use since the last sample; None for the first."""
         host = urlsplit(self.env.application.url).hostname or ""
         if not is_here(host):
-            raise OpsError(f"the application runs on {host}: its processors cannot be seen from here")
+            raise OpsError(f"the application runs on {host}: its processors cannot be measured from here")
         first = self._next == 0.0
         used = psutil.cpu_percent(None) / 100
         return None if first else used

@@ -1,8 +1,8 @@
-"""The users of a load test. A program of Locust's (`python -m locust -f`), which a flow never imports: Locust replaces
-the sockets and threads of the whole process.
+"""The users of a load test, for `python -m locust -f`. A flow never imports this module: Locust replaces the sockets
+and threads of the process.
 
-`OPS_LOAD_STEPS` describes what they do (`[application.load_test]`, JSON), `OPS_LOAD_VALUES` holds the values of its
-names, `OPS_LOAD_AI_ANSWERS` is how often an AI is asked at most, by all together: each answer costs money.
+`OPS_LOAD_STEPS`: their requests (`[application.load_test]`, JSON). `OPS_LOAD_VALUES`: the values of its names.
+`OPS_LOAD_AI_ANSWERS`: the most AI requests of all users together, as each answer costs money.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _steps = [LoadStep(**step) for step in json.loads(os.environ.get("OPS_LOAD_STEPS
 _values = json.loads(os.environ.get("OPS_LOAD_VALUES", "{}"))
 
 
-class User(HttpUser):
-    """Sends every step once, in their order, so that each is measured; then by chance, according to their weights."""
+class LoadUser(HttpUser):
+    """Sends every step once in order, so that each is measured; then random steps by their weights."""
 
     wait_time = between(0.2, 1.0)
 
@@ -41,8 +41,8 @@ class User(HttpUser):
         self.send(random.choices(_steps, [step.weight for step in _steps])[0])  # noqa: S311 - no secret
 
     def send(self, step: LoadStep) -> None:
-        """A step that needs what was never taken is left out; its own text each time: an answer from the cache would
-        measure no AI."""
+        """Send a step, unless it needs a value that no answer had. Its text is new each time: a cached answer measures
+        no AI."""
         if not step.used <= {*self.values, TEXT} or (step.ai and next(_questions) > _most):
             return
         values = {**self.values, TEXT: f"負荷試験 (interview-ops) {uuid.uuid4()}"}
@@ -56,7 +56,7 @@ class User(HttpUser):
             **request.arguments,
         ) as answer:
             if answer.status_code == TOO_MANY and step.ai:
-                answer.request_meta["name"] = limited(step.title)  # the limit works; it is no answer either
+                answer.request_meta["name"] = limited(step.title)  # the limit works, but there is no answer to measure
                 answer.success()
                 return
             if answer.status_code not in step.status:

@@ -1,1 +1,1 @@
-"""Alembic's migrations (§1.1): read, run, rehearsed on a copy, written."""
+"""Alembic migrations (§1.1): read, run, rehearsed on a copy, created."""

@@ -1,4 +1,4 @@
-"""Alembic's own program: a database's revision, and the way up and down. https://alembic.sqlalchemy.org/"""
+"""Alembic: a database's revision, upgrade and downgrade. https://alembic.sqlalchemy.org/"""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MIGRATE, ROLL_BACK = "migrate", "roll back"
 
 
 @dataclass(frozen=True)
-class Migrated:
-    """A database's revision before and after, and the end of what Alembic said (empty where nothing was pending)."""
+class MigratedDatabase:
+    """A database's revision before and after, and the end of Alembic's output (empty if nothing was pending)."""
 
     before: str
     after: str
@@ -30,18 +30,20 @@ class Migrated:
 
 @dataclass(frozen=True)
 class Upgrade:
-    """An upgrade as it was rehearsed: from where (empty: nothing yet), and through which scripts."""
+    """A rehearsed upgrade: its start (empty: no revision yet) and its scripts."""
 
     before: str
     scripts: tuple[Script, ...]
 
 
 @dataclass(frozen=True)
-class Undo:
-    """A downgrade as it was judged: from where to where (empty: base), through which scripts, the tables that lose rows
-    or what is in columns, which of them are dropped, which columns are, and the rows whose data goes: those deleted
-    from tables that stay, and altogether at most. Dropped tables' and columns' are counted again before anything is
-    touched."""
+class MigrationUndo:
+    """A judged downgrade: its start, its target (empty: base), its scripts, and its data loss.
+
+    `tables`: those that lose rows or values; `dropped`: those of them that are dropped; `columns`: the dropped columns;
+    `deleted`: rows deleted from tables that remain; `rows`: the most rows that may lose data. Rows of dropped tables
+    and columns are counted again before the downgrade.
+    """
 
     before: str
     target: str
@@ -53,7 +55,7 @@ class Undo:
     rows: int = 0
 
     def act(self, database: str) -> Act:
-        """What a permit must say."""
+        """The act that the permit must name."""
         losing = f", losing up to {self.rows:,} rows in {len(self.tables)} tables" if self.tables else ""
         dropping = ", ".join(f"{table} ({', '.join(names)})" for table, names in self.columns)
         columns = f", dropping columns of {dropping}" if dropping else ""
@@ -62,11 +64,11 @@ class Undo:
 
 @probe
 def read_revision(postgres: Postgres, database: str) -> str:
-    """What `alembic_version` says: empty when there is none, several joined with commas.
+    """The content of `alembic_version`: empty if there is none, several revisions joined with commas.
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: it refuses, or the table is not Alembic's.
+        OpsError: the table cannot be read.
     """
     return revision_of(postgres, database)
 
@@ -81,18 +83,17 @@ def upgrade(
     backend_directory: Path | None = None,
     *,
     rehearsed: Upgrade | None = None,
-) -> Migrated:
-    """`alembic upgrade` on one database (§8.2, step 5), as the application's role. Nothing is run where nothing is
-    pending. Where Alembic runs them in one transaction, what fails leaves the schema as it was.
+) -> MigratedDatabase:
+    """`alembic upgrade` on one database (§8.2, step 5), as the application's role; nothing if nothing is pending.
 
-    The permit names the application's database, also where `database` is a copy that will take its place. What was
-    `rehearsed` is what runs: another revision or other scripts are refused.
+    The permit names the application's database, even if `database` is a copy that will replace it. Only `rehearsed`
+    scripts run: another revision or other scripts are refused.
 
     Raises:
         NotConfirmed: not permitted.
-        VerificationFailed: Alembic does not come to the copy.
-        OpsError: it is not what was rehearsed, several heads, an unknown revision, or the migration failed; the end of
-            its output is in the message.
+        VerificationFailed: Alembic connects to another database than the copy.
+        OpsError: it was not rehearsed, there are several heads, the revision is unknown, or the migration failed; the
+            message has the end of its output.
     """
     permit.require(MIGRATE, postgres.database)
     heads = heads_of(application, backend_directory)
@@ -101,23 +102,24 @@ def upgrade(
     if rehearsed:
         _require_judged(database, before, heads, rehearsed)
     if not heads.pending(before, target):
-        return Migrated(before, before, 0.0, "")
+        return MigratedDatabase(before, before, 0.0, "")
     if database != postgres.database:
         require_reached.work(postgres, application, database, backend_directory)
     done = run_alembic(postgres, application, database, ("upgrade", target), backend_directory)
     after = revision_of(postgres, database)
     if heads.pending(after, target):
-        raise OpsError(f"alembic said nothing, yet {database} is at {after or 'no revision'} instead of {target}", HINT)
-    return Migrated(before, after, done.seconds, done.stdout)
+        where = f"{database} is at {after or 'no revision'} instead of {target}"
+        raise OpsError(f"alembic reported no error, but {where}", HINT)
+    return MigratedDatabase(before, after, done.seconds, done.stdout)
 
 
 @action
-def downgrade(permit: Permit, postgres: Postgres, application: Application, undo: Undo) -> Migrated:
-    """`alembic downgrade` on the application's database, as its role, exactly as it was judged.
+def downgrade(permit: Permit, postgres: Postgres, application: Application, undo: MigrationUndo) -> MigratedDatabase:
+    """`alembic downgrade` on the application's database, as its role, exactly as judged.
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: database or scripts are no longer what was judged (or more data would go), or it failed.
+        OpsError: database or scripts changed since, more data would be lost, or it failed.
     """
     database = postgres.database
     permit.require(ROLL_BACK, undo.act(database).target)
@@ -128,26 +130,25 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
     rows = sum(counts.get(table, 0) for table in undo.dropped) + sum(filled.values()) + undo.deleted
     if rows > undo.rows:
         raise OpsError(
-            f"{rows:,} rows would lose data by now, {undo.rows:,} were accepted",
-            f"stop what is writing (the backend) and launch this again with lose_rows={rows}",
+            f"{rows:,} rows would lose data now, {undo.rows:,} were accepted",
+            f"stop the writers (the backend) and launch this again with lose_rows={rows}",
         )
     done = run_alembic(postgres, application, database, ("downgrade", undo.target or BASE))
     after = revision_of(postgres, database)
     if after != undo.target:
-        raise OpsError(
-            f"alembic said nothing, yet {database} is at {after or BASE} instead of {undo.target or BASE}", HINT
-        )
-    return Migrated(before, after, done.seconds, done.stdout)
+        where = f"{database} is at {after or BASE} instead of {undo.target or BASE}"
+        raise OpsError(f"alembic reported no error, but {where}", HINT)
+    return MigratedDatabase(before, after, done.seconds, done.stdout)
 
 
-def _require_judged(database: str, before: str, heads: Heads, judged: Upgrade | Undo) -> None:
-    """Somebody may have migrated, or deployed another release, since."""
+def _require_judged(database: str, before: str, heads: Heads, judged: Upgrade | MigrationUndo) -> None:
+    """Refuse if somebody migrated the database or deployed another release since."""
     if before != judged.before:
         then = judged.before or "no revision"
         raise OpsError(f"{database} is at {before or 'no revision'} now, not at {then}", "launch this again")
     now = {script.revision: script.digest for script in heads.scripts}
     if other := [script.revision for script in judged.scripts if now.get(script.revision) != script.digest]:
         raise OpsError(
-            f"the migrations are not those that were rehearsed: {', '.join(other)} changed since",
-            "launch this again when the release is deployed as a whole: it rehearses what is there then",
+            f"the migrations differ from the rehearsed ones: {', '.join(other)} changed since",
+            "launch this again when the release is completely deployed: it rehearses the scripts again",
         )

@@ -1,4 +1,4 @@
-"""What the functions of a migration script do, read from its source: neither of them is run for that."""
+"""Whether upgrade and downgrade of a migration script do anything, read from the source without running them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# What a function does: something; nothing; it refuses; there is no such function.
+# "empty": it does nothing; "raises": it only raises; "missing": the script has no such function.
 Body = Literal["written", "empty", "raises", "missing"]
 
 
 @dataclass(frozen=True)
 class Bodies:
-    """Both functions of a script. `transactional` is False where it commits in between (`autocommit_block`)."""
+    """Both functions of a script. `transactional` is False if it commits in between (`autocommit_block`)."""
 
     upgrade: Body = "written"
     downgrade: Body = "written"
@@ -21,7 +21,7 @@ class Bodies:
 
 
 def read_bodies(path: Path) -> Bodies:
-    """A script without a source is taken as written."""
+    """Read both functions; a script without source counts as written."""
     if path.suffix != ".py":
         return Bodies()
     tree = ast.parse(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Columns that a migration drops, and in how many rows there is something in them."""
+"""Columns that a migration drops, and the number of rows with a value in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Columns = tuple[tuple[str, tuple[str, ...]], ...]
 
 @probe
 def count_filled(postgres: Postgres, database: str, columns: Columns) -> Mapping[str, int]:
-    """Rows by table in which one of these columns is not NULL. Generated ones do not count: they follow from others.
+    """Rows by table in which one of these columns is not NULL. Generated columns do not count: they can be computed.
 
     Raises:
         Unreachable: the server does not answer.
@@ -26,7 +26,7 @@ def count_filled(postgres: Postgres, database: str, columns: Columns) -> Mapping
         for table, names in columns:
             for schema, relation, partitioned, stored in execute(connection, _STORED, table, list(names)):
                 query = sql.SQL("SELECT count(*) FROM {}{} WHERE num_nonnulls({}) > 0").format(
-                    sql.SQL("" if partitioned else "ONLY "),  # children that inherit are tables for themselves
+                    sql.SQL("" if partitioned else "ONLY "),  # inheritance children are counted as separate tables
                     sql.Identifier(schema, relation),
                     sql.SQL(", ").join(map(sql.Identifier, stored)),
                 )

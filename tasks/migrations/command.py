@@ -1,4 +1,4 @@
-"""Another tool's migrations: a command of the environment's, run on one database, which it must be seen to reach."""
+"""Migrations by another tool: the environment's command, run on one database, with a proof that it connected there."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.migrations.alembic import MIGRATE, Migrated
+from tasks.migrations.alembic import MIGRATE, MigratedDatabase
 from tasks.migrations.program import TIMEOUT_SECONDS
 
 REACHED_SECONDS = 20.0
 _SESSIONS = "SELECT sessions FROM pg_stat_database WHERE datname = %s"
-HINT = "have the command take its address from DATABASE_URL, or from libpq's variables (PGHOST, PGDATABASE, …)"
+HINT = "make the command use DATABASE_URL or libpq's variables (PGHOST, PGDATABASE, …)"
 
 
 @action
 def run_command(
     permit: Permit, postgres: Postgres, application: Application, database: str, directory: Path
-) -> Migrated:
-    """Run `[application] migrate_command` in the backend's directory, as the application's role. It gets the database's
-    address as `DATABASE_URL` and in libpq's variables.
+) -> MigratedDatabase:
+    """Run `[application] migrate_command` in the backend's directory, as the application's role, with the database's
+    address in `DATABASE_URL` and libpq's variables.
 
-    The permit names the application's database, also where `database` is a copy that will take its place.
+    The permit names the application's database, even if `database` is a copy that will replace it.
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: it failed; the end of its output is in the message.
-        VerificationFailed: it opened no session in that database (pg_stat_database.sessions): it went elsewhere.
+        OpsError: it failed; the message has the end of its output.
+        VerificationFailed: it opened no session in that database (pg_stat_database.sessions).
     """
     permit.require(MIGRATE, postgres.database)
     before = _sessions(postgres, database)
@@ -52,12 +52,13 @@ def run_command(
         )
     except CommandFailed as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise OpsError(f"the migration command failed: {last[:300]}", "correct it; nothing live was touched") from None
+        hint = "correct the command; the live database is unchanged"
+        raise OpsError(f"the migration command failed: {last[:300]}", hint) from None
     try:  # statistics arrive when a session ends, within a second
         until(lambda: _sessions(postgres, database) > before, what="its session", seconds=REACHED_SECONDS)
     except OpsError:
         raise VerificationFailed(f"the migration command did not connect to {database}", HINT) from None
-    return Migrated("", "", done.seconds, "")
+    return MigratedDatabase("", "", done.seconds, "")
 
 
 def _sessions(postgres: Postgres, database: str) -> int:

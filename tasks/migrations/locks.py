@@ -1,7 +1,7 @@
-"""Which locks a migration takes, seen from inside: event triggers in a scratch database write them down.
+"""The locks that a migration takes, recorded by event triggers in a scratch database.
 
-They fire at the end of each DDL statement, before a rewrite, and when Alembic notes a revision: locks are held until
-the transaction ends, so nothing is missed by looking too late, as sampling from outside would.
+The triggers fire at the end of each DDL statement, before a rewrite, and when Alembic stores a revision. Locks are held
+until the transaction ends, so none is missed; sampling from outside would miss some.
 https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
 https://www.postgresql.org/docs/current/event-trigger-definition.html
 """
@@ -19,7 +19,7 @@ from blocks.postgres.server import Connection, Postgres, execute
 from tasks.postgres.upkeep.session import upkeep_session
 
 SCHEMA = "ops_rehearsal"
-# What blocks others' writes; ACCESS EXCLUSIVE blocks their reads too.
+# The modes that block writes; ACCESS EXCLUSIVE also blocks reads.
 MODES = ("ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
 WORDS = {
     "ShareLock": "SHARE",
@@ -31,11 +31,11 @@ REWRITE = "rewrite"
 
 
 @dataclass(frozen=True)
-class Lock:
-    """The strongest lock that a migration takes on a table that was there before it.
+class HeldTableLock:
+    """The strongest lock that a migration takes on an existing table.
 
-    `seconds` is how long it is held (to the end of its transaction) on the copy, where nobody else is; `bytes` and
-    `rows` are the live table's, its partitions included.
+    `seconds`: how long it is held on the otherwise idle copy, to the end of its transaction. `bytes` and `rows`: of the
+    live table with its partitions.
     """
 
     revision: str
@@ -48,7 +48,7 @@ class Lock:
 
     @property
     def blocks(self) -> str:
-        """What others cannot do meanwhile."""
+        """The operations of others that it blocks."""
         return "reads and writes" if self.mode == WORDS["AccessExclusiveLock"] else "writes"
 
     def __str__(self) -> str:
@@ -58,21 +58,23 @@ class Lock:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was written down: locks, (revision, seconds) of each migration, and those that wait for a lock without limit
-    (lock_timeout is 0). Not `complete`: this login may create no event triggers, so nothing was seen."""
+    """The record: locks, (revision, seconds) of each migration, and revisions that run without a lock_timeout.
 
-    locks: tuple[Lock, ...] = ()
+    Not `complete`: this login cannot create event triggers, so nothing was recorded.
+    """
+
+    locks: tuple[HeldTableLock, ...] = ()
     seconds: tuple[tuple[str, float], ...] = ()
     unlimited: tuple[str, ...] = ()
     complete: bool = True
 
 
 def install(connection: Connection, role: str) -> bool:
-    """Begin to write down, in a scratch database; False where this login may not."""
+    """Start recording in a scratch database; False if this login lacks the privilege."""
     try:
         with connection.transaction():
             if not execute(connection, "SELECT to_regclass('public.alembic_version')")[0][0]:
-                connection.execute(_VERSION)  # as Alembic makes it, so that the first migrations are told apart too
+                connection.execute(_VERSION)  # as Alembic creates it, to separate the first migrations too
                 connection.execute(
                     sql.SQL("ALTER TABLE public.alembic_version OWNER TO {}").format(sql.Identifier(role))
                 )
@@ -83,7 +85,7 @@ def install(connection: Connection, role: str) -> bool:
 
 
 def remove(connection: Connection) -> None:
-    """Leave the scratch database as it was."""
+    """Stop recording and remove the triggers."""
     with connection.transaction():
         connection.execute("DROP EVENT TRIGGER IF EXISTS ops_rehearsal_ddl")
         connection.execute("DROP EVENT TRIGGER IF EXISTS ops_rehearsal_rewrite")
@@ -91,14 +93,14 @@ def remove(connection: Connection) -> None:
 
 
 def read(connection: Connection, direction: Literal["up", "down"], live: Mapping[str, tuple[int, int]]) -> Watched:
-    """What was written down; `live` tells bytes and rows of the live tables."""
-    locks: dict[tuple[str, str], Lock] = {}
+    """The record. `live`: bytes and rows of the live tables."""
+    locks: dict[tuple[str, str], HeldTableLock] = {}
     for _, old, new, table, mode, held, size, rows in execute(connection, _LOCKS):
         revision = str((old if direction == "down" else new) or "?")
         before = locks.get((revision, table))
         size, rows = (max(pair) for pair in zip((int(size), int(rows)), live.get(table, (0, 0)), strict=True))
         modes = [WORDS.get(mode, WORDS["AccessExclusiveLock"]), *([before.mode] if before else [])]
-        locks[(revision, table)] = Lock(
+        locks[(revision, table)] = HeldTableLock(
             revision,
             table,
             max(modes, key=list(WORDS.values()).index),
@@ -119,10 +121,10 @@ def read(connection: Connection, direction: Literal["up", "down"], live: Mapping
 
 
 def table_sizes(postgres: Postgres) -> Mapping[str, tuple[int, int]]:
-    """Bytes and rows (as estimated for the planner) of every table of the live database, its partitions included.
+    """Bytes and estimated rows of every live table, with its partitions.
 
     Raises:
-        OpsError: somebody holds one exclusively.
+        OpsError: another session holds an exclusive lock on one.
     """
     with upkeep_session(postgres) as connection:
         return {str(name): (int(size), int(rows)) for _, name, size, rows in execute(connection, _RELATIONS)}
@@ -145,7 +147,7 @@ CREATE TABLE public.alembic_version (
     version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))
 """
 
-# SECURITY DEFINER: the application's role migrates and may not write here. ALWAYS: also with session_replication_role.
+# SECURITY DEFINER: the application's role migrates but cannot write here. ALWAYS: also with session_replication_role.
 _INSTALL = sql.SQL(
     """
 CREATE SCHEMA ops_rehearsal;
@@ -185,7 +187,7 @@ END $$;
 CREATE FUNCTION ops_rehearsal.on_revision() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM ops_rehearsal.note(  -- by no DDL, so at any time since the last one: TRUNCATE, LOCK TABLE
+    PERFORM ops_rehearsal.note(  -- taken without DDL (TRUNCATE, LOCK TABLE), at any time since the last event
         coalesce((SELECT max(at) FROM ops_rehearsal.event WHERE xact = txid_current()), transaction_timestamp()));
     INSERT INTO ops_rehearsal.event (began, marks, old, new) VALUES (
         transaction_timestamp(), true, CASE WHEN TG_OP <> 'INSERT' THEN OLD.version_num END,
@@ -203,7 +205,7 @@ ALTER EVENT TRIGGER ops_rehearsal_rewrite ENABLE ALWAYS;
 """
 ).format(relations=sql.SQL(_RELATIONS), modes=sql.Literal(list(MODES)))
 
-# A lock belongs to the revision that is noted next, and is held until the last thing that its transaction notes.
+# A lock belongs to the revision stored next, and is held until the last event of its transaction.
 _LOCKS = """
 SELECT e.id, m.old, m.new, r.name, e.mode,
        greatest(extract(epoch FROM (SELECT max(o.at) FROM ops_rehearsal.event o WHERE o.xact = e.xact) - e.began), 0),

@@ -1,4 +1,4 @@
-"""The migrations inside a backup of the application's files, as a plan reads them."""
+"""The migrations inside a backup of the application's files, read for a plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.application.files import ARCHIVE
 from tasks.backups import archive
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup, hand_of
-from tasks.backups.entries import Entry
+from tasks.backups.entries import ArchiveEntry
 from tasks.migrations.scripts import INI, Heads, heads_of
 
 SUFFIXES = (".py", ".ini", ".toml", ".cfg", ".mako")
@@ -22,10 +22,10 @@ MOST_BYTES = 1 << 20
 
 @probe
 def read_packed_heads(application: Application, backup: Backup) -> Heads:
-    """The migrations that a restore of this backup would run: its own scripts, not those that are live.
+    """The migrations that a restore of this backup would run: its own scripts, not the live ones.
 
     Raises:
-        OpsError: there is no Alembic environment in it, or its scripts cannot be read.
+        OpsError: it has no Alembic environment, or its scripts are unreadable.
         VerificationFailed: the archive is damaged.
     """
     backend = backend_in(application) or PurePosixPath()
@@ -36,8 +36,8 @@ def read_packed_heads(application: Application, backup: Backup) -> Heads:
         archive.unpack_some(backup.path / ARCHIVE, place, entries, lambda entry: _is_script(entry, backend))
         return heads_of(application, place / backend)
     except OSError as error:
-        message = f"the migrations in {backup.name} cannot be read: {error.strerror}"
-        raise OpsError(message, "free space there") from None
+        message = f"the migrations in {backup.name} cannot be unpacked: {error.strerror}"
+        raise OpsError(message, f"free disk space at {place.parent}") from None
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -49,14 +49,14 @@ def packs_alembic(application: Application, backup: Backup) -> bool:
     return bool(wanted) and any(entry.path == wanted for entry in listing.entries_of(backup.manifest))
 
 
-def _is_script(entry: Entry, backend: PurePosixPath) -> bool:
+def _is_script(entry: ArchiveEntry, backend: PurePosixPath) -> bool:
     path = PurePosixPath(entry.path)
     small = entry.size <= MOST_BYTES and path.suffix in SUFFIXES
     return small and path.is_relative_to(backend) and not set(path.parts) & set(INSTALLED)
 
 
 def backend_in(application: Application) -> PurePosixPath | None:
-    """The backend's directory relative to the application's; None where it lies elsewhere. Either may be a link."""
+    """The backend's directory relative to the application's; None if it is outside. Both can be links."""
     if not application.directory or not application.backend_directory:
         return None
     root, backend = Path(application.directory), Path(application.backend_directory)

@@ -1,11 +1,10 @@
-"""Alembic's own program, run on one database; what it was seen to reach. https://alembic.sqlalchemy.org/"""
+"""Run Alembic on one database, and prove that it connects to it. https://alembic.sqlalchemy.org/"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -15,18 +14,19 @@ from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action
+from runbook.masking import without
 from runbook.progress import progress
 
 TIMEOUT_SECONDS = 3600.0
 TAIL_LINES = 20
-# A migration that waits for a lock makes everybody wait behind it: it gives up instead, and the schema stays as it was.
-# libpq's drivers take it from PGOPTIONS; asyncpg does not, which a rehearsal sees (tasks/migrations/locks.py).
+# A migration that waits for a lock blocks all later queries on the table, so it gives up. Drivers based on libpq read
+# PGOPTIONS; asyncpg does not, which a rehearsal detects (tasks/migrations/locks.py).
 LOCK_TIMEOUT = "-c lock_timeout=10s"
-# Else the server would go on with a migration whose program was ended.
+# Otherwise the server continues a migration after its program was killed.
 ENDS_WITH_ITS_CLIENT = "-c client_connection_check_interval=2s"
-# Where an application configures no logging Alembic tells its errors on stdout only: all is read as it is said.
+# If the application configures no logging, Alembic prints errors on stdout only: both are read as one.
 _PROGRAM = "import sys; sys.stdout = sys.stderr; from alembic.config import main; main(prog='alembic')"
-HINT = "see at which revision it is now; correct the migration or what it needs, then launch this again"
+HINT = "check the current revision, correct the migration or its environment, then launch this again"
 
 
 def run_alembic(
@@ -38,10 +38,10 @@ def run_alembic(
     *,
     options: str = "",
 ) -> shell.Completed:
-    """Run one command of Alembic's with the application's Python on one database; returns the end of what it said.
+    """Run one Alembic command with the application's Python on one database; returns the end of its output.
 
     Raises:
-        OpsError: it failed, and the line that names why.
+        OpsError: it failed; the message has the line with the cause.
     """
     what = f"alembic {' '.join(command[:2])}"
     secret = postgres.password.get_secret_value()
@@ -56,8 +56,8 @@ def run_alembic(
                 hint=HINT,
             )
     except CommandFailed as error:
-        raise OpsError(f"{what} failed: {_cause(_masked(error.stderr, secret))}", HINT) from None
-    lines = _masked(done.stderr, secret).strip().splitlines()
+        raise OpsError(f"{what} failed: {_cause(without(error.stderr, [secret]))}", HINT) from None
+    lines = without(done.stderr, [secret]).strip().splitlines()
     return shell.Completed("\n".join(lines[-TAIL_LINES:]), "", done.seconds)
 
 
@@ -71,11 +71,11 @@ def _environment(postgres: Postgres, database: str, options: str) -> Mapping[str
 
 
 def _waiting(postgres: Postgres, database: str, what: str) -> str:
-    """Whom the migration's session waits for, if it does."""
+    """The sessions that block the migration, if any."""
     with postgres.connect() as connection:
         rows = execute(connection, _BLOCKED, database, postgres.user)
     by = "; ".join(f"process {pid} ({name or 'no name'}, {state})" for pid, name, state in rows[:3])
-    return f"{what} on {database}: " + (f"something waits for {by}" if by else "runs")
+    return f"{what} on {database}: " + (f"waits for {by}" if by else "running")
 
 
 _BLOCKED = """
@@ -96,9 +96,8 @@ def revision_of(postgres: Postgres, database: str) -> str:
             rows = execute(connection, "SELECT version_num FROM public.alembic_version ORDER BY 1")
         except psycopg.Error as error:
             what = str(error).splitlines()[0]
-            raise OpsError(
-                f"the revision of {database} cannot be read: {what}", "look at its alembic_version"
-            ) from None
+            hint = "check its table alembic_version"
+            raise OpsError(f"the revision of {database} cannot be read: {what}", hint) from None
     return ",".join(str(row[0]) for row in rows)
 
 
@@ -106,12 +105,14 @@ def revision_of(postgres: Postgres, database: str) -> str:
 def require_reached(
     postgres: Postgres, application: Application, database: str, backend_directory: Path | None = None
 ) -> None:
-    """Prove that Alembic comes to a database beside the live one when it is told to. For a moment the version table
-    there says what no migration is called, and `alembic current`, which changes nothing, must stumble over that.
+    """Prove that Alembic connects to this scratch database and not to another one.
+
+    The version table there gets an unknown revision for a moment; `alembic current`, which changes nothing, must fail
+    on it.
 
     Raises:
-        VerificationFailed: it looked into another database.
-        OpsError: it failed otherwise.
+        VerificationFailed: it connected to another database.
+        OpsError: it failed for another reason.
     """
     with postgres.connect(database) as connection, connection.transaction():
         connection.execute(_MARK.format(marker=sql.Literal(MARKER), role=sql.Identifier(postgres.user)))
@@ -122,9 +123,9 @@ def require_reached(
             raise
     else:
         raise VerificationFailed(
-            f"Alembic was told to look into {database} and looked elsewhere: nothing was migrated",
-            "have alembic/env.py take its address from the environment's DATABASE_URL, before alembic.ini, .env or any "
-            "other variable, and its revision from public.alembic_version; then launch this again",
+            f"Alembic connected to another database than {database}: nothing was migrated",
+            "make alembic/env.py use the variable DATABASE_URL before alembic.ini, .env or any other variable, and "
+            "public.alembic_version for the revision; then launch this again",
         )
     finally:
         with postgres.connect(database) as connection, connection.transaction():
@@ -144,15 +145,7 @@ ALTER TABLE IF EXISTS public.alembic_version_aside RENAME TO alembic_version;
 
 
 def _cause(output: str) -> str:
-    """The line of a traceback that names the error; Alembic's own messages are one line. PostgreSQL's DETAIL is left
-    out: it quotes rows."""
+    """The line of a traceback that names the error. PostgreSQL's DETAIL is left out, because it quotes rows."""
     lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"(?!DETAIL|HINT|CONTEXT)[\w.]+: ", line)]
     return (named or lines or ["no message"])[-1][:500]
-
-
-def _masked(text: str, secret: str) -> str:
-    """A driver may quote the connection string that it was given."""
-    for form in {secret, quote(secret, safe=""), quote(secret)} - {""}:
-        text = text.replace(form, "********")
-    return text

@@ -1,4 +1,4 @@
-"""One way up or down on a scratch copy, what it does to schema and rows, and how two such states differ."""
+"""One upgrade or downgrade on a scratch copy, its effect on schema and rows, and the differences of two states."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _TABLE = re.compile(r"(?P<head>CREATE [A-Z ]*TABLE [^\n]+ \(\n    )(?P<body>.*?)
 
 
 @dataclass(frozen=True)
-class State:
-    """What a database consists of: definitions, columns by table, rows by table. Alembic's own table is left out.
+class RehearsedState:
+    """A database's definitions, columns by table and rows by table, without Alembic's own table.
 
-    A column's name leads to its identity: what it keeps when it is renamed, and one that takes its name has not.
+    `columns` maps a column's name to its identity, which a rename keeps and a new column of that name does not have.
     """
 
     definitions: Mapping[str, str]
@@ -48,7 +48,7 @@ class State:
 
 @dataclass(frozen=True)
 class Passed:
-    """One way on the copy. `error` where it failed: the copy is where it was then, or somewhere on the way."""
+    """One upgrade or downgrade on the copy. `error`: it failed, and the copy may be at a revision in between."""
 
     direction: Direction
     target: str
@@ -59,7 +59,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a table loses: rows, or columns with what is in them (in `rows` rows at most)."""
+    """The loss of one table: rows, or columns with their values (in at most `rows` rows)."""
 
     table: str
     rows: int
@@ -68,15 +68,15 @@ class Loss:
 
     @property
     def what(self) -> str:
-        """For people."""
+        """The loss as text."""
         if self.columns:
-            return f"columns dropped with what is in them: {', '.join(self.columns)}"
+            return f"columns dropped with their values: {', '.join(self.columns)}"
         return "the table is dropped" if self.dropped else "rows are deleted"
 
 
 @probe
-def read_state(postgres: Postgres, database: str) -> State:
-    """The state of a database that nobody changes.
+def read_state(postgres: Postgres, database: str) -> RehearsedState:
+    """The state of a database without other users.
 
     Raises:
         CommandFailed: pg_dump cannot read it.
@@ -86,19 +86,21 @@ def read_state(postgres: Postgres, database: str) -> State:
         found = execute(connection, _COLUMNS)
         columns = {str(table): dict(zip(names, kept, strict=True)) for table, names, kept in found}
     rows = dict(read_counts.work(postgres, database).rows)
-    return State(definitions, columns, {table: count for table, count in rows.items() if VERSION_TABLE not in table})
+    return RehearsedState(
+        definitions, columns, {table: count for table, count in rows.items() if VERSION_TABLE not in table}
+    )
 
 
 @probe
 def read_schema(postgres: Postgres, database: str) -> dict[str, str]:
-    """A database's definitions, but for Alembic's own table: a downgrade to base leaves it."""
+    """A database's definitions, without Alembic's own table: a downgrade to base keeps it."""
     found = read_definitions(postgres, database)
     return {key: text for key, text in found.items() if VERSION_TABLE not in key}
 
 
 @probe
 def read_live_schema(postgres: Postgres, database: str) -> dict[str, str]:
-    """The same with indexes that are invalid, which pg_dump passes over: a cut CREATE INDEX CONCURRENTLY leaves one."""
+    """The definitions with invalid indexes, which pg_dump omits: a failed CREATE INDEX CONCURRENTLY leaves one."""
     found = read_schema.work(postgres, database)
     with postgres.connect(database) as connection:
         rows = execute(connection, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid ORDER BY 1")
@@ -115,12 +117,13 @@ def migrate_rehearsal(
     *,
     watch: bool = False,
 ) -> Passed:
-    """Up or down on the copy with one call of Alembic's, as it will run on the live database. A failing migration is an
-    answer, not an error. `watch`: write down the locks.
+    """One upgrade or downgrade on the copy, in one Alembic call, as it will run on the live database.
+
+    A failed migration is a result, not an error. `watch`: record the locks.
 
     Raises:
-        Unreachable: the server went away, which says nothing about the migrations.
-        VerificationFailed: the live database is at another revision than before.
+        Unreachable: the server stopped answering, which proves nothing about the migrations.
+        VerificationFailed: the live database's revision changed meanwhile.
     """
     live = locks.table_sizes(postgres) if watch else {}
     before = revision_of(postgres, postgres.database)
@@ -132,52 +135,55 @@ def migrate_rehearsal(
     try:
         command = ("upgrade", target) if direction == "up" else ("downgrade", target or BASE)
         run_alembic(postgres, application, scratch, command)
-        error = _where(revision_of(postgres, scratch), direction, target)
+        error = _missed(revision_of(postgres, scratch), direction, target)
     except OpsError as failed:
         error = failed.message
     seconds = time.monotonic() - started
     failpoint(f"rehearsal: went {direction}")
     watched = Watched(complete=not watch)
-    with postgres.connect(scratch) as connection:  # raises where the server is gone
+    with postgres.connect(scratch) as connection:  # raises if the server is down
         if seen:
             watched = locks.read(connection, direction, live)
             locks.remove(connection)
     if (now := revision_of(postgres, postgres.database)) != before:
         raise VerificationFailed(
-            f"{postgres.database} is at {now or BASE} by now, and was at {before or BASE}: somebody migrated it while "
-            f"{scratch} was, or Alembic came to both",
-            "look who did (alembic/env.py must take its address from DATABASE_URL), then launch this again",
+            f"{postgres.database} is at {now or BASE} now and was at {before or BASE}: somebody migrated it during the "
+            f"rehearsal, or Alembic changed both databases",
+            "find the cause (alembic/env.py must use DATABASE_URL), then launch this again",
         )
     return Passed(direction, target, seconds, watched, error)
 
 
-def _where(revision: str, direction: Direction, target: str) -> str:
-    """Why the copy is not where it was to go; another branch's head may stand beside what an upgrade led to."""
+def _missed(revision: str, direction: Direction, target: str) -> str:
+    """The error of a copy at another revision than the target; after an upgrade other branches' heads are allowed."""
     reached = revision == target if direction == "down" else target in revision.split(",")
-    return "" if reached else f"alembic said nothing, yet the copy is at {revision or BASE} instead of {target or BASE}"
+    where = f"the copy is at {revision or BASE} instead of {target or BASE}"
+    return "" if reached else f"alembic reported no error, but {where}"
 
 
 @probe
 def compare_schemas(
     postgres: Postgres, scratch: str, expected: Mapping[str, str], found: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """How the schema of a scratch database differs from the expected one, as sentences. PostgreSQL judges the texts."""
+    """The differences of a scratch database's schema from the expected one, as sentences; PostgreSQL compares texts."""
     ours, theirs = ({key: _in_order(text) for key, text in one.items()} for one in (expected, found))
     equal = compare_definitions.work(postgres, scratch, ours, theirs).equal
     return differences(expected, {key: expected[key] if key in equal else text for key, text in found.items()})
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> tuple[str, ...]:
-    """How two schemas' texts differ, as sentences. The order of a table's columns does not count: nothing brings a
-    dropped column back to its place."""
-    gone = [f"{key} is gone" for key in expected if key not in found]
+    """The differences of two schemas' texts, as sentences.
+
+    The order of a table's columns does not count: a dropped and re-added column is always last.
+    """
+    missing = [f"{key} is missing" for key in expected if key not in found]
     new = [f"{key} is new" for key in found if key not in expected]
     other = [
         f"{key} differs: {first_difference(text, found[key])}"
         for key, text in expected.items()
         if key in found and _in_order(text) != _in_order(found[key])
     ]
-    return (*gone, *new, *other)
+    return (*missing, *new, *other)
 
 
 def _in_order(text: str) -> str:
@@ -188,9 +194,12 @@ def _in_order(text: str) -> str:
     return table["head"] + ",\n    ".join(sorted(re.split(r",\n    (?=\S)", table["body"]))) + text[table.end() :]
 
 
-def losses(before: State, after: State) -> tuple[Loss, ...]:
-    """What is in one state and no longer in the other: rows of tables that are gone or have fewer, and columns. One
-    that is dropped and made anew under its name is lost too: only the migration could have copied what was in it."""
+def losses(before: RehearsedState, after: RehearsedState) -> tuple[Loss, ...]:
+    """The rows and columns of the first state that the second lacks.
+
+    A column that is dropped and created again under its name is lost too: its values are only copied if the migration
+    does it.
+    """
     found = []
     for table, rows in before.rows.items():
         left = after.rows.get(table)
@@ -199,7 +208,7 @@ def losses(before: State, after: State) -> tuple[Loss, ...]:
     kept = {column for columns in after.columns.values() for column in columns.values()}
     for table, columns in before.columns.items():
         if table not in after.columns:
-            continue  # it is dropped, with all its rows
-        if gone := tuple(name for name, column in columns.items() if column not in kept):
-            found.append(Loss(table, before.rows.get(table, 0), gone))
+            continue  # dropped, with all its rows
+        if lost := tuple(name for name, column in columns.items() if column not in kept):
+            found.append(Loss(table, before.rows.get(table, 0), lost))
     return tuple(found)

@@ -19,27 +19,27 @@ READ_ONLY = "-c default_transaction_read_only=on"
 
 
 def check_message(message: str) -> str:
-    """A title that stands in one line of a file.
+    """The message as a title: one line of text.
 
     Raises:
-        OpsError: it is empty, too long, or not one line of text.
+        OpsError: it is empty, too long, or not one line.
     """
     text = message.strip()
     if not text or len(text) > MOST_CHARACTERS or not text.isprintable() or re.search(r'["\\]', text):
         raise OpsError(
             f"the message is “{text[:40]}”",
-            f"one line of 1 to {MOST_CHARACTERS} characters, without quotation marks and backslashes",
+            f"enter one line of 1 to {MOST_CHARACTERS} characters, without quotation marks and backslashes",
         )
     return text
 
 
 @action
 def create_revision(postgres: Postgres, application: Application, message: str, database: str = "") -> Script | None:
-    """`alembic revision`: an empty script, or with a `database` at head one that is generated from what the models have
-    and it has not. None (and no file) where they have the same.
+    """`alembic revision`: an empty script, or one generated from the difference between the models and a `database` at
+    head. None, and no file, if they are equal.
 
     Raises:
-        OpsError: Alembic failed, or the application tells it no models.
+        OpsError: Alembic failed, or the application gives it no models.
     """
     known = {script.revision for script in heads_of(application).scripts}
     command = ["revision", *(["--autogenerate"] if database else []), f"--message={message}"]
@@ -49,16 +49,17 @@ def create_revision(postgres: Postgres, application: Application, message: str, 
     except OpsError as error:
         if "does not provide a MetaData object" in error.message:
             raise OpsError(
-                "the application's alembic/env.py tells Alembic no models (target_metadata is None)",
+                "the application's alembic/env.py gives Alembic no models (target_metadata is None)",
                 "set target_metadata there, or launch this with autogenerate=false and write the migration by hand",
             ) from None
         written = [script for script in heads_of(application).scripts if script.revision not in known]
         left = f"; it wrote {written[0].path}" if written else ""
-        raise OpsError(error.message + left, "correct that, then launch this again with the same message") from None
+        hint = "correct the error, then launch this again with the same message"
+        raise OpsError(error.message + left, hint) from None
     made = [script for script in heads_of(application).scripts if script.revision not in known]
     if len(made) != 1:
-        raise OpsError(f"alembic wrote {len(made)} scripts instead of one", "look into its versions directory")
+        raise OpsError(f"alembic wrote {len(made)} scripts instead of one", "check its versions directory")
     if database and made[0].upgrade == made[0].downgrade == "empty":
-        made[0].path.unlink()  # this very call wrote it, and nothing is in it
+        made[0].path.unlink()  # written by this call, and empty
         return None
     return made[0]

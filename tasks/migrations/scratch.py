@@ -1,6 +1,6 @@
-"""A scratch copy of the application's database, on which migrations are rehearsed. The live one is only read.
+"""A scratch copy of the application's database for rehearsals. The live one is only read.
 
-The copy goes from pg_dump to pg_restore through a pipe: no file with personal data is left behind, however a run ends.
+pg_dump feeds pg_restore through a pipe, so that no file with personal data remains, even after a crash.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runbook import shell
 from runbook.errors import CommandFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.postgres.dump.dump import NICE
 from tasks.postgres.restore.staged_copy import drop, name_beside, oid_of
@@ -25,13 +25,13 @@ from tasks.postgres.server.properties import apply_properties, creation, read_pr
 from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
 
 SUFFIX = "__rehearsal"
-# Whoever alters a table now is not waited for longer than this: others wait behind pg_dump's request.
+# pg_dump's lock request blocks later queries while it waits for an ALTER TABLE, so it gives up early.
 LOCK_WAIT = "10s"
-HINT = "the live database was not touched; launch this again"
+HINT = "launch this again. The live database is unchanged"
 
 
 def scratch_name(database: str) -> str:
-    """Where migrations are rehearsed: reserved for that, a leftover is dropped."""
+    """The reserved name of the scratch copy; a leftover under it is dropped."""
     return name_beside(database, SUFFIX)
 
 
@@ -50,7 +50,7 @@ def create_rehearsal(postgres: Postgres) -> str:
 
 @action(idempotent=True)
 def drop_rehearsal(postgres: Postgres) -> str:
-    """Remove it."""
+    """Drop the scratch copy."""
     name = scratch_name(postgres.database)
     with postgres.connect() as connection:
         drop(postgres, connection, name)
@@ -59,8 +59,9 @@ def drop_rehearsal(postgres: Postgres) -> str:
 
 @action
 def fill_rehearsal(postgres: Postgres, scratch: str) -> float:
-    """Copy the live database into it, in one snapshot, and analyse it; returns the seconds. Subscriptions are left out:
-    a copy of one would take what the live one is sent.
+    """Copy the live database into it in one snapshot, and analyse it; returns the seconds.
+
+    Subscriptions are left out: a copied one would receive the live one's changes.
 
     Raises:
         CommandFailed: pg_dump or pg_restore failed.
@@ -69,16 +70,16 @@ def fill_rehearsal(postgres: Postgres, scratch: str) -> float:
         live = oid_of(connection, postgres.database)
         whole = int(execute(connection, "SELECT pg_database_size(%s::oid)", live)[0][0])
 
-    def tell() -> Done:
+    def copied() -> WorkDone:
         with postgres.connect() as connection:
             now = int(execute(connection, "SELECT pg_database_size(%s::oid)", oid_of(connection, scratch))[0][0])
-        return Done(f"{scratch}: {size(now)} of about {size(whole)} copied", now / max(whole, 1))
+        return WorkDone(f"{scratch}: {size(now)} of about {size(whole)} copied", now / max(whole, 1))
 
-    with progress(tell):
+    with progress(copied):
         seconds = _pipe(postgres, scratch)
         failpoint("rehearsal: copy filled")
         with postgres.connect(scratch) as connection:
-            set_known(connection, NO_TIMEOUTS)  # the live database's own came with the copy
+            set_known(connection, NO_TIMEOUTS)  # the copy has the live database's timeouts
             execute(connection, "ANALYZE")
     return seconds
 
@@ -106,21 +107,21 @@ def _pipe(postgres: Postgres, scratch: str, *options: str) -> float:
     source = {**postgres.environment(), "PGDATABASE": postgres.database}
     target = {**postgres.environment(), "PGOPTIONS": settings}
     with (
-        tempfile.TemporaryFile() as said,
-        shell.spawn(dump, environment=source, nice=NICE, stdout=subprocess.PIPE, stderr=said) as dumping,
+        tempfile.TemporaryFile() as errors,
+        shell.spawn(dump, environment=source, nice=NICE, stdout=subprocess.PIPE, stderr=errors) as dumping,
     ):
         assert dumping.stdout
         try:
             done = shell.feed(restore, dumping.stdout, environment=target, stall=postgres.stall(scratch), hint=HINT)
         except CommandFailed:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a reader: then it is not the cause
-                _judge(dump, dumping.wait(1.0), said)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # still running: it is not the cause
+                _require_success(dump, dumping.wait(1.0), errors)
             raise
-        _judge(dump, dumping.wait(), said)
+        _require_success(dump, dumping.wait(), errors)
     return done.seconds
 
 
-def _judge(argv: list[str], code: int, said: IO[bytes]) -> None:
+def _require_success(argv: list[str], code: int, errors: IO[bytes]) -> None:
     if code:
-        said.seek(0)
-        raise CommandFailed(argv, code, said.read().decode(errors="replace"), HINT)
+        errors.seek(0)
+        raise CommandFailed(argv, code, errors.read().decode(errors="replace"), HINT)

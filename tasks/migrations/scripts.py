@@ -1,7 +1,7 @@
-"""The migrations that an application brings, from its scripts: their order, and which of them lead back.
+"""An application's migration scripts: their order, and which of them can be undone.
 
-Alembic imports each script to learn its revision, as `alembic history` does: what stands at a script's top level runs.
-`upgrade` and `downgrade` are not called, their source is read.
+Alembic imports each script to read its revision, as `alembic history` does, so its top level runs. `upgrade` and
+`downgrade` are not called; their source is read.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ print(json.dumps([[s.revision, list(s._all_down_revisions), s.doc, s.path] for s
 
 @dataclass(frozen=True)
 class Script:
-    """One migration: what it needs first, its title, its file, what its two functions do, and the file's SHA-256.
+    """One migration: its predecessors (`down`), title, file, both functions, and the file's SHA-256.
 
-    `transactional` is False where it commits in between (`autocommit_block`): what was done by then stays done.
+    `transactional` is False if it commits in between (`autocommit_block`): a failure then leaves a part.
     """
 
     revision: str
@@ -58,7 +58,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Heads:
-    """The application's migrations, newest first, and those that nothing follows."""
+    """The application's migrations, newest first, and the names of those without a successor."""
 
     names: tuple[str, ...]
     scripts: tuple[Script, ...]
@@ -73,15 +73,15 @@ class Heads:
             found = ", ".join(self.names) or "none"
             raise OpsError(
                 f"the migrations have {len(self.names)} heads instead of one: {found}",
-                "merge them (`alembic merge heads`) in the application's repository, test it, and deploy that",
+                "merge them (`alembic merge heads`) in the application's repository, test and deploy the result",
             )
         return self.names[0]
 
     def resolve(self, revision: str) -> str:
-        """A full revision of what an operator wrote: `head`, a revision, or the beginning of one.
+        """The full revision for an operator's input: `head`, a revision, or its first characters.
 
         Raises:
-            OpsError: there is none, or several.
+            OpsError: none matches, or several.
         """
         if revision == HEAD:
             return self.one()
@@ -89,15 +89,15 @@ class Heads:
         found = exact or [s.revision for s in self.scripts if revision and s.revision.startswith(revision)]
         if len(found) != 1:
             newest = ", ".join(script.revision for script in self.scripts[:3])
-            what = "is not a revision" if not found else f"may be {' or '.join(found)}"
+            what = f"could be {' or '.join(found)}" if found else "is not a revision"
             raise OpsError(f"“{revision[:60]}” {what} of this application", f"choose head or one of {newest} …")
         return found[0]
 
     def pending(self, current: str, revision: str = HEAD) -> tuple[Script, ...]:
-        """What an upgrade from `current` (empty: nothing yet) to `revision` (or `+1`, the next) would run, in order.
+        """The scripts of an upgrade from `current` (empty: none) to `revision` (or `+1`, the next), in order.
 
         Raises:
-            OpsError: `revision` is none; or `current` is unknown: the code is older than the schema.
+            OpsError: `revision` does not exist, or `current` is unknown: the code is older than the schema.
         """
         done = self.applied(current)
         if re.fullmatch(r"\+[1-9]\d{0,3}", revision):
@@ -106,40 +106,41 @@ class Heads:
         return self._ordered(self._up_to(self.resolve(revision)) - done)
 
     def undone(self, current: str, revision: str) -> tuple[str, tuple[Script, ...]]:
-        """Where a downgrade from `current` to `revision` (or `-1`, `-2` …, `base`) ends (empty: base), and which
-        migrations it undoes, newest first.
+        """The target of a downgrade from `current` to `revision` (or `-1`, `-2` …, `base`; empty: base) and the scripts
+        that it undoes, newest first.
 
         Raises:
-            OpsError: `revision` is none, lies not below `current`, or leads into one side of a merge only.
+            OpsError: `revision` does not exist, is not below `current`, or is on one side of a merge only.
         """
         applied = self.applied(current)
         target = self._below(current, revision)
         if target and target not in applied:
             raise OpsError(
-                f"{target} does not lie below {current or 'nothing'}, where the database is",
-                "apply-migrations goes up; check-migrations shows the history",
+                f"{target} is not below {current or 'base'}, the database's revision",
+                "run apply-migrations to upgrade; check-migrations shows the history",
             )
-        gone = applied - (self._up_to(target) if target else set())
-        aside = sorted(name for name in gone if target and target not in self._up_to(name))
-        if aside:
+        undone = applied - (self._up_to(target) if target else set())
+        unrelated = sorted(name for name in undone if target and target not in self._up_to(name))
+        if unrelated:
             raise OpsError(
-                f"{', '.join(aside)} would be undone too, yet it does not follow {target}: the way down passes a merge",
+                f"{', '.join(unrelated)} would be undone too but does not follow {target}: there is a merge in between",
                 "choose a revision below the branch",
             )
-        return target, tuple(reversed(self._ordered(gone)))
+        return target, tuple(reversed(self._ordered(undone)))
 
     def applied(self, current: str) -> set[str]:
-        """What a database at `current` has behind it.
+        """The migrations that a database at `current` has applied.
 
         Raises:
-            OpsError: it is at several revisions, or at one that no script tells of.
+            OpsError: it is at several revisions, or at one without a script.
         """
         if "," in current:
-            raise OpsError(f"the database is at several revisions at once: {current}", "find out which is right")
+            hint = "find the right one and correct alembic_version (alembic stamp)"
+            raise OpsError(f"the database is at several revisions at once: {current}", hint)
         if current and current not in {script.revision for script in self.scripts}:
             raise OpsError(
                 f"the database is at revision {current}, which this application does not know",
-                "deploy the release that made it: older code may not run on a newer schema",
+                "deploy the release that created it: older code may fail on a newer schema",
             )
         return self._up_to(current) if current else set()
 
@@ -151,11 +152,11 @@ class Heads:
         by_name, name = self._by_name(), current
         for _ in range(-int(revision)):
             if not name:
-                raise OpsError(f"{revision} goes further down than anything is applied", "choose base, or fewer")
+                raise OpsError(f"{revision} is more than the number of applied migrations", "choose base, or fewer")
             if len(by_name[name].down) > 1:
                 raise OpsError(
-                    f"below {name} there are several ways: {', '.join(by_name[name].down)}",
-                    "name the revision instead of a number",
+                    f"{name} has several predecessors: {', '.join(by_name[name].down)}",
+                    "enter the revision instead of a number",
                 )
             name = next(iter(by_name[name].down), "")
         return name
@@ -183,10 +184,10 @@ class Heads:
 def read_heads(application: Application, backend_directory: Path | None = None) -> Heads:
     """The application's migrations. Alembic imports each script (its top level runs; upgrade and downgrade do not).
 
-    In this process (0.1 s); where that fails, since a script imports the application, with its own Python.
+    In this process (0.1 s), or with the application's Python if a script imports the application.
 
     Raises:
-        OpsError: there is no Alembic environment, or its scripts cannot be read.
+        OpsError: there is no Alembic environment, or its scripts are unreadable.
     """
     return heads_of(application, backend_directory)
 
@@ -199,14 +200,14 @@ def heads_of(application: Application, backend_directory: Path | None = None) ->
         raise OpsError(f"there is no {file}", "correct backend_directory in the environment")
     try:
         scripts = _scripts_here(file)
-    except Exception:  # whatever a script imports may be missing here, and is there in the application's own Python
-        scripts = _scripts_there(application, file)
+    except Exception:  # a script may import packages that only the application's Python has
+        scripts = _scripts_by_application(application, file)
     followed = {name for script in scripts for name in script.down}
     return Heads(tuple(s.revision for s in scripts if s.revision not in followed), scripts)
 
 
 def _scripts_here(file: Path) -> tuple[Script, ...]:
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing of ours in the application's directory
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # write nothing into the application's directory
     try:
         found = ScriptDirectory.from_config(Config(str(file)))
         return tuple(
@@ -216,7 +217,7 @@ def _scripts_here(file: Path) -> tuple[Script, ...]:
         sys.dont_write_bytecode = writes
 
 
-def _scripts_there(application: Application, file: Path) -> tuple[Script, ...]:
+def _scripts_by_application(application: Application, file: Path) -> tuple[Script, ...]:
     try:
         done = shell.run(
             [application.need("python"), "-c", _SCRIPTS, file],
@@ -228,7 +229,7 @@ def _scripts_there(application: Application, file: Path) -> tuple[Script, ...]:
     except CommandFailed as error:
         raise OpsError(
             f"the migrations in {file.parent} cannot be read: {error.stderr.strip().splitlines()[-1:]}",
-            "run `alembic history` there and correct what it says",
+            "run `alembic history` there and correct the error",
         ) from None
     return tuple(_script(name, tuple(down), title, Path(path)) for name, down, title, path in json.loads(done.stdout))
 

@@ -21,7 +21,7 @@ AT_ONCE = 50
 
 def event(kind: str, payload: Mapping[str, Any], at: datetime, *, again: bool = False) -> dict[str, Any]:
     """`ops.metric.exceeded` or `ops.metric.recovered`, of the resource `ops.metric.<environment>.<metric>`. Automations
-    tell by its labels what was measured from what could not be, and what is exceeded still (`again`)."""
+    distinguish by its labels a measured value from a missing one, and a repeated event (`again`)."""
     environment, metric = payload["environment"], payload["metric"]
     return {
         "id": str(uuid.uuid4()),
@@ -40,13 +40,13 @@ def event(kind: str, payload: Mapping[str, Any], at: datetime, *, again: bool = 
 
 
 def watching(environment: str, at: datetime) -> dict[str, Any]:
-    """That somebody watches the environment (`ops.metric.watching`): silence is no good news by itself."""
+    """The heartbeat of the watcher (`ops.metric.watching`): Prefect escalates a missing one."""
     return event("watching", {"environment": environment, "metric": "watching", "value": 0.0}, at)
 
 
 @action(idempotent=True)
 def send(events: Sequence[Mapping[str, Any]]) -> str:
-    """Give them to Prefect, which knows one that it has by its id; "" where it has taken them, else why not."""
+    """Send events to Prefect, which ignores an id that it has. Returns "", or why they were not accepted."""
     if not PREFECT_API_URL.value():
         return "PREFECT_API_URL is not set"
     try:
@@ -58,5 +58,5 @@ def send(events: Sequence[Mapping[str, Any]]) -> str:
             for first in range(0, len(events), AT_ONCE):
                 client.request("POST", "/events", json=list(events[first : first + AT_ONCE])).raise_for_status()
     except (httpx.HTTPError, PrefectException, RuntimeError) as error:
-        return f"Prefect has not taken them ({type(error).__name__})"
+        return f"Prefect did not accept them ({type(error).__name__})"
     return ""

@@ -1,4 +1,4 @@
-"""What was measured, kept small: every value for two days, then one line an hour, for thirteen months.
+"""The history of metrics: every value for two days, then hourly values for thirteen months.
 
 `day-2026-11-26.jsonl` has a line for each round, `2026-11.jsonl` one for each hour: its mean and its highest value.
 About half a megabyte for each day that is whole, and as much for a month.
@@ -10,31 +10,23 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runbook.files import durable
 from tasks.monitoring.state import directory_of
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 WHOLE, MOST_MONTHS = timedelta(days=2), 13
 _DAY = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl")
 _MONTH = re.compile(r"(\d{4}-\d\d)\.jsonl")
-_Hours = dict[str, dict[str, list[float]]]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A value, or an hour's: its mean, and the highest of it."""
-
-    at: datetime
-    value: float
-    most: float
 
 
 def append(reports: Path, at: datetime, values: Mapping[str, float | None]) -> None:
-    """One round; what was not measured is left out. Under the state's lock.
+    """Add the values of a round, without those that were not measured. Needs the state's lock.
 
     Raises:
         OSError: it cannot be written.
@@ -47,7 +39,7 @@ def append(reports: Path, at: datetime, values: Mapping[str, float | None]) -> N
 
 
 def tidy(reports: Path, now: datetime) -> None:
-    """Days that are over become hours, and months that are long over go. Killed anywhere, it is done again.
+    """Reduce old days to hours, and delete old months. If it is killed, the next call repeats it.
 
     Raises:
         OSError: a file cannot be written.
@@ -64,32 +56,30 @@ def tidy(reports: Path, now: datetime) -> None:
             path.unlink()
 
 
-def history(directory: Path, metric: str, since: datetime) -> list[Sample]:
-    """What was measured of a metric from `since` on, oldest first; `directory` is the environment's report folder.
+def history(directory: Path, metric: str, since: datetime) -> DataFrame:
+    """The samples of one metric since then: `at`, `value`, `most`. As `histories`."""
+    found = histories(directory, since)
+    return found[found["metric"] == metric].drop(columns="metric").reset_index(drop=True)
+
+
+def histories(directory: Path, since: datetime) -> DataFrame:
+    """The samples of every metric since then, oldest first: `metric`, `at`, `value`, and `most`: of an hour's mean, the
+    highest value. `directory`: the environment's report folder.
 
     Raises:
-        OSError: a file may not be read.
+        OSError: a file cannot be read.
     """
-    return histories(directory, since).get(metric, [])
+    import pandas as pd
 
-
-def histories(directory: Path, since: datetime) -> dict[str, list[Sample]]:
-    """Of every metric.
-
-    Raises:
-        OSError: a file may not be read.
-    """
-    found: dict[str, list[Sample]] = {}
-    for path in sorted(directory_of(directory).glob("*.jsonl")):
-        if not _may_hold(path, since):
-            continue
-        for line in _lines(path):
+    rows = []
+    for path in directory_of(directory).glob("*.jsonl"):
+        for line in _lines(path) if _may_hold(path, since) else ():
             at = datetime.fromisoformat(line.pop("at"))
-            if at >= since:
-                for name, value in line.items():
-                    mean, most = value if isinstance(value, list) else (value, value)
-                    found.setdefault(name, []).append(Sample(at, float(mean), float(most)))
-    return {name: sorted(samples, key=lambda one: one.at) for name, samples in found.items()}
+            for name, value in line.items() if at >= since else ():
+                mean, most = value if isinstance(value, list) else (value, value)
+                rows.append((name, at, float(mean), float(most)))
+    found = pd.DataFrame(rows, columns=["metric", "at", "value", "most"])
+    return found.astype({"at": "datetime64[us, UTC]"}).sort_values("at", kind="stable", ignore_index=True)
 
 
 def _may_hold(path: Path, since: datetime) -> bool:
@@ -100,7 +90,7 @@ def _may_hold(path: Path, since: datetime) -> bool:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """What a kill left half written is passed over."""
+    """The lines of a file. A line that a kill left incomplete is skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
             with contextlib.suppress(ValueError, TypeError):
@@ -110,13 +100,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _roll_up(day: Path, month: Path) -> None:
-    hours: _Hours = {}
-    for line in _lines(day):
-        values = hours.setdefault(line.pop("at")[:13], {})
-        for name, value in line.items():
-            values.setdefault(name, []).append(float(value))
+    """Add the mean and the highest value of each hour of a day to its month."""
+    import pandas as pd
+
+    frame = pd.DataFrame(_lines(day))
+    if frame.empty:
+        return
+    hours = frame.drop(columns="at").astype(float).groupby(frame["at"].str[:13])
+    means, highest = hours.mean().round(6), hours.max()
     lines = {line["at"][:13]: line for line in _lines(month)} if month.exists() else {}
-    for hour, measured in hours.items():
-        rolled = {name: [round(sum(values) / len(values), 6), max(values)] for name, values in measured.items()}
+    for hour in means.index:
+        measured = means.loc[hour].dropna()
+        rolled = {name: [mean, highest.at[hour, name]] for name, mean in measured.items()}
         lines[hour] = {"at": f"{hour}:30:00+00:00", **rolled}
     durable.write(month, "".join(json.dumps(lines[hour]) + "\n" for hour in sorted(lines)))

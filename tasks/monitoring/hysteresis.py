@@ -1,9 +1,8 @@
-"""When a metric counts as exceeded, and when as well again: pure, so that it can be tried on any sequence.
+"""When an alarm is raised, and when it clears. Pure functions, tested on any sequence.
 
-One value over the limit is no alarm, and one below it no all-clear: each takes `Timing.samples` values in a row and
-`Timing.seconds` of time. Between the lower limit and the limit nothing changes. What could not be measured is as bad as
-a value over the limit. Time between two values is what the clock says, but never less than nothing and never more than
-`Timing.most_seconds`: a clock that was set, or a monitoring that slept, makes no alarm and hides none.
+Each change takes `Timing.samples` values in a row and `Timing.seconds`. Between the lower limit and the limit nothing
+changes. A value that could not be measured counts as over the limit. The time between two values is at least 0 and at
+most `Timing.most_seconds`: a clock that was set, or a watcher that was suspended, neither raises nor hides an alarm.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ LOWER = 0.9
 
 
 @dataclass(frozen=True)
-class Bounds:
+class AlarmBounds:
     """Exceeded above `limit`; recovered at `lower` or below."""
 
     limit: float
     lower: float
 
     @classmethod
-    def below(cls, limit: float) -> Bounds:
-        """A tenth lower, so that a value at the limit does not flap."""
+    def below(cls, limit: float) -> AlarmBounds:
+        """The lower limit at 90 %, so that a value at the limit does not flap."""
         return cls(limit, limit * LOWER)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a value must stay on the other side until that counts."""
+    """How long a value must stay on the other side of a limit until the state changes."""
 
     samples: int = 3
     seconds: float = 120.0
@@ -40,9 +39,9 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Of one metric: whether it is exceeded, since when, and how many values in a row (over how many seconds) say
-    otherwise. `value` None: it could not be measured, `told` says why."""
+class AlarmState:
+    """The state of one metric: whether its alarm is active, since when, and how many values in a row (over how many
+    seconds) are on the other side. `value` None: not measured, for the reason `told`."""
 
     exceeded: bool = False
     since: datetime | None = None
@@ -54,14 +53,14 @@ class Standing:
 
     @property
     def measured(self) -> bool:
-        """Whether the newest value is one."""
+        """Whether the newest value could be measured."""
         return self.value is not None
 
 
 def step(
-    before: Standing, value: float | None, told: str, now: datetime, bounds: Bounds, timing: Timing
-) -> tuple[Standing, Change | None]:
-    """One value more."""
+    before: AlarmState, value: float | None, told: str, now: datetime, bounds: AlarmBounds, timing: Timing
+) -> tuple[AlarmState, Change | None]:
+    """The state after one more value."""
     is_bad = value is None or not value <= bounds.limit  # NaN too
     is_well = value is not None and value <= bounds.lower
     seen = replace(before, at=now, value=value, told=told)
@@ -77,10 +76,10 @@ def step(
 
 
 def changes(
-    values: Sequence[tuple[datetime, float | None]], bounds: Bounds, timing: Timing
+    values: Sequence[tuple[datetime, float | None]], bounds: AlarmBounds, timing: Timing
 ) -> list[tuple[int, Change]]:
-    """What a whole sequence comes to: the position of each change."""
-    standing, found = Standing(), []
+    """The position of each change in a sequence."""
+    standing, found = AlarmState(), []
     for number, (at, value) in enumerate(values):
         standing, change = step(standing, value, "", at, bounds, timing)
         if change:

@@ -1,4 +1,4 @@
-"""Questions asked beside each other, each within a time: a server that hangs holds up none of the others."""
+"""Queries in parallel, with a deadline: a hanging server delays none of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _asking: dict[str, threading.Thread] = {}
 
 class _Answer(Generic[T]):
     def __init__(self, ask: Callable[[], T]) -> None:
-        self._ask, self.found = ask, OpsError("it does not answer", "look whether its process hangs")
+        self._ask, self.found = ask, OpsError("it does not answer", "check whether its process hangs")
         self.value: list[T] = []
 
     def __call__(self) -> None:
@@ -24,12 +24,12 @@ class _Answer(Generic[T]):
             self.value.append(self._ask())
         except OpsError as error:
             self.found = error
-        except Exception as error:  # whatever it is: it must be told, and hold up nobody
-            self.found = OpsError(f"it cannot be read: {type(error).__name__}: {error}"[:300], "look at what it says")
+        except Exception as error:  # any error is reported, and stops no other query
+            self.found = OpsError(f"it cannot be read: {type(error).__name__}: {error}"[:300], "fix this error")
 
 
-def ask_beside(questions: Mapping[str, Callable[[], T]], seconds: float) -> dict[str, T | OpsError]:
-    """The answer to each, or why there is none. One that has not answered before is not asked again meanwhile."""
+def query_in_parallel(questions: Mapping[str, Callable[[], T]], seconds: float) -> dict[str, T | OpsError]:
+    """The answer to each query, or its error. A query that still runs is not sent again."""
     answers = {name: _Answer(ask) for name, ask in questions.items()}
     for name, answer in answers.items():
         if name in _asking and _asking[name].is_alive():

@@ -1,4 +1,4 @@
-"""Metrics of another host, as its own watcher serves them."""
+"""Metrics of another host, from its watcher."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SERVED = {"ops_host_disk_used_ratio": metrics.DISK.name, "ops_host_cpu_used_rati
 
 
 def read_host_values(address: str, environment: str, host: str, now: datetime) -> dict[str, float | None]:
-    """Metric → its newest value; None: that watcher could not measure it.
+    """Metric → newest value; None: that watcher could not measure it.
 
     Raises:
-        OpsError: the watcher does not answer, serves something else, or has not measured lately.
+        OpsError: the watcher does not answer, serves another host, or its last round is old.
     """
-    todo = f"look at the watcher on {host}, and at [monitoring.hosts]"
+    todo = f"check the watcher on {host}, and [monitoring.hosts]"
     try:
         answer = httpx.get(address, timeout=ANSWER_SECONDS, trust_env=False).raise_for_status()
         samples = [one for family in text_string_to_metric_families(answer.text) for one in family.samples]

@@ -1,5 +1,5 @@
-"""What the monitoring of an environment knows, in `<reports>/metrics/state.json`: under a lock, so that two workers
-take turns, and durable, so that what was noticed is told, whoever is killed in between."""
+"""The state of an environment's monitoring, in `<reports>/metrics/state.json`. Two workers take turns by its lock. It
+is durable: an event is sent even if the watcher is killed in between."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from runbook.errors import OpsError
 from runbook.files import record
 from runbook.log import logger
 from tasks.logs.figures.spending import FileUse
-from tasks.monitoring.hysteresis import Standing
+from tasks.monitoring.hysteresis import AlarmState
 
 MOST_UNSENT = 1000
-_HINT = "remove it: the monitoring begins anew"
+_HINT = "delete it: the monitoring starts again"
 
 
 @dataclass
-class State:
+class MonitoringState:
     """`unsent` events are told at the next round, in their order, until Prefect has taken them. `told`: when a metric's
     state was told last. `processors`: counters of a host's (tasks/host/load.py). `logs`: tokens in files that were
     read. `watching`: when Prefect took it last that somebody watches."""
 
     at: datetime | None = None
     host: str = ""
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[str, AlarmState] = field(default_factory=dict)
     unsent: list[dict[str, Any]] = field(default_factory=list)
     told: dict[str, datetime] = field(default_factory=dict)
     processors: tuple[str, float, float] = ("", 0.0, 0.0)
@@ -40,13 +40,13 @@ class State:
 
 
 def directory_of(reports: Path) -> Path:
-    """Where the monitoring keeps what it knows."""
+    """The directory of the state and the history."""
     return reports / "metrics"
 
 
 @contextlib.contextmanager
 def locked(reports: Path) -> Iterator[None]:
-    """Nobody else takes a round meanwhile.
+    """Hold the lock: no other worker takes a round.
 
     Raises:
         OpsError: the directory cannot be written.
@@ -56,23 +56,24 @@ def locked(reports: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".state.lock").open("a")
     except OSError as error:
-        raise OpsError(f"{directory} cannot be written: {error.strerror}", "correct its owner, or make room") from None
+        hint = "correct its owner, or free disk space"
+        raise OpsError(f"{directory} cannot be written: {error.strerror}", hint) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def load(reports: Path) -> State:
-    """A damaged one is begun anew: an alarm comes some minutes later, and is not lost."""
+def load(reports: Path) -> MonitoringState:
+    """The state. A damaged one is replaced: an alarm is raised some minutes later."""
     try:
-        return record.read(directory_of(reports) / "state.json", State, _HINT) or State()
+        return record.read(directory_of(reports) / "state.json", MonitoringState, _HINT) or MonitoringState()
     except OpsError as error:
-        logger().warning("%s: the monitoring begins anew", error.message)
-        return State()
+        logger().warning("%s: the monitoring starts again", error.message)
+        return MonitoringState()
 
 
-def save(reports: Path, state: State) -> None:
-    """On disk when this returns.
+def save(reports: Path, state: MonitoringState) -> None:
+    """Write the state to disk.
 
     Raises:
         OpsError: it cannot be written.

@@ -1,7 +1,7 @@
-"""node_modules of a pnpm workspace, installed anew from its lock file: beside, proven, swapped by renames (§3.1).
+"""Reinstall node_modules of a pnpm workspace from its lock file: staged, proven, swapped by renames (§3.1).
 
-Which state a killed run left is told by names alone. `.<web>.ops-reinstall` beside the workspace is where the new ones
-are made; `node_modules.ops-superseded` are the old ones; the file `proven` in the former says that these may go.
+Names alone show the state of a killed run. `.<web>.ops-reinstall` next to the workspace has the staged packages.
+`node_modules.ops-superseded` are the old ones. The file `proven` in the former means that the old ones can be deleted.
 
 Source: https://pnpm.io/cli/install, https://pnpm.io/cli/list
 """
@@ -27,25 +27,25 @@ REINSTALL = "reinstall"
 SUPERSEDED = "node_modules.ops-superseded"
 PROVEN = "proven"
 LOCK = "pnpm-lock.yaml"
-NODE = ("node", "next")  # as processes of node call themselves
+NODE = ("node", "next")  # names of Node.js processes
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What was proven: how many direct dependencies are there in the versions of the lock."""
+    """The number of direct dependencies that are proven to have the lock file's versions."""
 
     dependencies: int
     seconds: float = 0.0
 
 
 def staging_of(web: Path) -> Path:
-    """Beside the workspace, on its file system: what is there is renamed, not copied."""
+    """The staging directory, on the workspace's file system: packages are renamed, not copied."""
     return web.parent / f".{web.name}.ops-reinstall"
 
 
 @probe
 def read_bytes(web: Path) -> int:
-    """What its node_modules take, in bytes; a file with several names once."""
+    """The size of its node_modules in bytes; a file with several hard links counts once."""
     sizes = dict[int, int]()
     for top in packages_of(web):
         for folder, _, files in os.walk(top):
@@ -57,11 +57,11 @@ def read_bytes(web: Path) -> int:
 
 @action(idempotent=True)
 def settle_modules(permit: Permit, web: Path) -> str:
-    """Bring what an earlier run left to an end: the old ones come back, or go where the new ones are proven. Returns
-    what was done, "" where there was nothing.
+    """Finish or revert an earlier run: restore the old packages, or delete them if the new ones are proven. Returns
+    what was done, "" for nothing.
 
     Raises:
-        OpsError: a process still runs from before the new ones were proven.
+        OpsError: a process that started before the proof still uses the old packages.
     """
     permit.require(REINSTALL, str(web))
     staging, old = staging_of(web), _superseded(web)
@@ -72,22 +72,22 @@ def settle_modules(permit: Permit, web: Path) -> str:
         if late := users_of(web, NODE, before=(staging / PROVEN).stat().st_mtime):
             raise OpsError(
                 f"packages from before the last reinstallation are in use: {', '.join(late[:5])}",
-                "restart them, then launch this again",
+                "restart these processes, then run this again",
             )
         _remove_old(web)
-        return "the old packages that an earlier run had kept are gone"
-    put_back(web)
+        return "deleted the old packages of an earlier run"
+    restore_old(web)
     shutil.rmtree(staging, ignore_errors=True)
-    return "a run that was killed is undone" if old else "what a killed run had begun to install is gone"
+    return "reverted a killed run" if old else "deleted the staged packages of a killed run"
 
 
 @action
 def build_modules(permit: Permit, web: Path, seconds: float) -> Installed:
-    """Install beside, from the lock file and nothing else, and prove it there.
+    """Install staged packages from the lock file only, and prove them.
 
     Raises:
-        OpsError: pnpm is missing, hangs, or refuses (a lock that does not fit, a registry that does not answer).
-        VerificationFailed: what is there is not what the lock says.
+        OpsError: pnpm is missing, hangs, or refuses (a lock file that does not match, an unreachable registry).
+        VerificationFailed: the packages differ from the lock file.
     """
     permit.require(REINSTALL, str(web))
     staging = staging_of(web)
@@ -96,34 +96,34 @@ def build_modules(permit: Permit, web: Path, seconds: float) -> Installed:
         staging.mkdir()
     except OSError as error:
         raise OpsError(
-            f"{staging} cannot be made: {error.strerror}", "give this user the right to write there"
+            f"{staging} cannot be created: {error.strerror}", "give this user write permission there"
         ) from None
     try:
         listed = git(web, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
-        for name in {*listed, ".npmrc"} - {""}:  # which may hold a token, and then stands in no commit
+        for name in {*listed, ".npmrc"} - {""}:  # can contain a token, and is then not committed
             if (web / name).exists():
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(web / name, staging / name, follow_symlinks=False)
-        said = answer(
+        done = answer(
             [pnpm, "install", "--frozen-lockfile", "--prefer-offline"],
             staging,
             seconds=seconds,
             environment={"CI": "true"},
             inherit=NODE_VARIABLES,
         )
-        _require_there(staging)
+        _require_installed(staging)
         proven = _prove(pnpm, staging, seconds)
         _retarget(staging, web)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return Installed(proven, said.seconds)
+    return Installed(proven, done.seconds)
 
 
 @action
 def swap_modules(permit: Permit, web: Path) -> None:
-    """Put each new node_modules in the place of the old one, which is kept beside it. A node_modules of which there is
-    no new one is none of the workspace's packages (another project's, one inside a virtual environment): it stays."""
+    """Swap each node_modules; the old one is kept alongside. A node_modules without a staged one belongs to another
+    project or a virtual environment and is not touched."""
     permit.require(REINSTALL, str(web))
     staging = staging_of(web)
     fresh = {path.parent.relative_to(staging): path for path in packages_of(staging)}
@@ -138,10 +138,10 @@ def swap_modules(permit: Permit, web: Path) -> None:
 
 @probe
 def prove_modules(web: Path, seconds: float) -> Installed:
-    """Whether pnpm finds every dependency of every package of the workspace, in place and in its version.
+    """Check with pnpm that every dependency of the workspace is installed in its version.
 
     Raises:
-        VerificationFailed: one is missing or another one.
+        VerificationFailed: one is missing or has another version.
         OpsError: pnpm gave no answer.
     """
     return Installed(_prove(find_program("pnpm"), web, seconds))
@@ -149,14 +149,14 @@ def prove_modules(web: Path, seconds: float) -> Installed:
 
 @action(idempotent=True)
 def keep_modules(permit: Permit, web: Path) -> None:
-    """Note that the new ones are proven: from here on the old ones may go."""
+    """Record that the new packages are proven: the old ones can be deleted from here on."""
     permit.require(REINSTALL, str(web))
     (staging_of(web) / PROVEN).touch()
 
 
 @action(idempotent=True)
 def drop_old_modules(permit: Permit, web: Path) -> None:
-    """Remove the old ones; only where the new ones are proven."""
+    """Delete the old packages, only if the new ones are proven."""
     permit.require(REINSTALL, str(web))
     if (staging_of(web) / PROVEN).exists():
         _remove_old(web)
@@ -164,7 +164,7 @@ def drop_old_modules(permit: Permit, web: Path) -> None:
 
 @action(idempotent=True)
 def clear_turbo(permit: Permit, web: Path) -> list[str]:
-    """Remove Turbo's caches: `.turbo` of the workspace and its packages. What is in node_modules goes with those."""
+    """Delete Turbo's caches: `.turbo` of the workspace and its packages. Those in node_modules are replaced with it."""
     permit.require(REINSTALL, str(web))
     found = [path for path in (web / ".turbo", *sorted(web.glob("*/*/.turbo"))) if path.is_dir()]
     for path in found:
@@ -172,8 +172,8 @@ def clear_turbo(permit: Permit, web: Path) -> list[str]:
     return [str(path.relative_to(web)) for path in found]
 
 
-def put_back(web: Path) -> None:
-    """Every old node_modules to its place again."""
+def restore_old(web: Path) -> None:
+    """Restore every old node_modules."""
     staging = staging_of(web)
     for number, old in enumerate(_superseded(web)):
         live = old.with_name("node_modules")
@@ -203,16 +203,16 @@ def _remove_old(web: Path) -> None:
     shutil.rmtree(staging_of(web))
 
 
-def _require_there(staging: Path) -> None:
+def _require_installed(staging: Path) -> None:
     if not (staging / "node_modules" / ".modules.yaml").is_file():
-        raise VerificationFailed("pnpm install ended well and installed nothing", "run pnpm install by hand")
+        raise VerificationFailed("pnpm install succeeded but installed nothing", "run pnpm install by hand")
 
 
 def _prove(pnpm: Path, web: Path, seconds: float) -> int:
-    """Direct dependencies that are there, by what pnpm lists and by their own package.json."""
-    said = answer([pnpm, "list", "--recursive", "--depth", "0", "--json"], web, seconds=seconds, inherit=NODE_VARIABLES)
+    """The number of installed direct dependencies, by pnpm's list and by their own package.json."""
+    done = answer([pnpm, "list", "--recursive", "--depth", "0", "--json"], web, seconds=seconds, inherit=NODE_VARIABLES)
     problems, count = list[str](), 0
-    for package in parsed("pnpm list", said.stdout, list):
+    for package in parsed("pnpm list", done.stdout, list):
         own = Path(str(package.get("path")))
         listed = {**package.get("dependencies", {}), **package.get("devDependencies", {})}
         for name in _declared(own):
@@ -224,16 +224,16 @@ def _prove(pnpm: Path, web: Path, seconds: float) -> int:
                 problems.append(f"{name} of {package.get('name')}: {there or 'missing'} instead of {version or 'one'}")
     if problems:
         raise VerificationFailed(
-            f"packages are not what the lock says: {'; '.join(problems[:3])}",
-            "run pnpm install by hand, and look at what it says",
+            f"packages differ from the lock file: {'; '.join(problems[:3])}",
+            "run pnpm install by hand, and check its output",
         )
     if not count:
-        raise VerificationFailed("pnpm lists no dependency of the workspace", "look at pnpm-workspace.yaml")
+        raise VerificationFailed("pnpm lists no dependency of the workspace", "check pnpm-workspace.yaml")
     return count
 
 
 def _declared(package: Path) -> list[str]:
-    """What a package.json asks for and must be there."""
+    """The dependencies that a package.json requires."""
     content = json.loads((package / "package.json").read_text(encoding="utf-8"))
     return [*content.get("dependencies", {}), *content.get("devDependencies", {})]
 
@@ -246,8 +246,8 @@ def _version(package: Path) -> str:
 
 
 def _retarget(staging: Path, web: Path) -> None:
-    """pnpm writes the workspace's path into the launchers in .bin and into its own state: there it becomes the one that
-    they go to. Files with a second name are the store's, which nobody may write to; they name no path."""
+    """Replace the staging path in the launchers in .bin and in pnpm's own state by the final one. Files with a second
+    hard link belong to pnpm's store, must not be changed, and contain no path."""
     old, new = bytes(staging), bytes(web)
     for top in packages_of(staging):
         for folder, _, files in os.walk(top):

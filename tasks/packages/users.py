@@ -1,4 +1,4 @@
-"""Who runs from a directory: what it has loaded already it keeps, what it loads later it looks for there."""
+"""Processes that run from a directory: what they load later they still read from there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SHELLS = ("bash", "sh", "dash", "zsh", "fish", "su", "sudo")
 
 
 def users_of(directory: Path, programs: Sequence[str] = (), *, before: float = math.inf) -> list[str]:
-    """Processes (name and pid) that began before a moment and whose working directory or first arguments lie in
-    `directory`: of programs whose names begin with one of `programs`, else of all but shells and this run."""
+    """Processes (name and pid) that started `before` a time and whose working directory or first arguments are in
+    `directory`: those whose names start with one of `programs`, else all but shells and this run."""
     places = (directory, directory.resolve())
     found = []
     for process in psutil.process_iter(["pid", "name", "cmdline", "cwd", "create_time"]):

@@ -1,8 +1,8 @@
-"""The backend's virtual environment, made anew from its lock file (§3.1).
+"""Reinstall the backend's virtual environment from its lock file (§3.1).
 
-A virtual environment cannot be moved: its scripts name its own path. So each is made under a name of its own, which it
-keeps (`venv-20260215093000`), is proven there, and `venv` is a link to it: replacing the link is one rename. A `venv`
-that is still a directory is renamed once (`venv-old`). `.ops-building` marks one that is not proven.
+A virtual environment cannot be moved: its scripts contain its path. So each has a permanent name
+(`venv-20260215093000`) and is proven there. `venv` is a link to it, and replacing the link is one rename. A `venv` that
+is still a directory is renamed once (`venv-old`). `.ops-building` marks one that is not proven.
 
 Source: https://docs.python.org/3/library/venv.html, https://pip.pypa.io/en/stable/cli/pip_check/
 """
@@ -38,43 +38,45 @@ for name in sys.argv[1:]:
         importlib.import_module(name)
     except BaseException as error:
         print(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
-print("looked at", len(sys.argv) - 1)
+print("imported", len(sys.argv) - 1)
 """
 _PINNED = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*(==)?")
 
 
 @dataclass(frozen=True)
-class Lock:
-    """The file that says what is installed; `loose` are the lines of it that name no version."""
+class VenvLock:
+    """The file that lists the packages to install; `loose`: its lines without a version."""
 
     path: Path
     loose: tuple[str, ...]
 
 
 def venv_of(application: Application) -> Path:
-    """
+    """The backend's virtual environment.
+
     Raises:
-        OpsError: the backend's python is of no virtual environment.
+        OpsError: the backend's python is not in a virtual environment, or in this worker's own.
     """
     python = Path(application.need("python"))
     venv = python.parent.parent
     if python.parent.name != "bin" or ((venv / "bin").is_dir() and not (venv / "pyvenv.cfg").is_file()):
-        raise OpsError(f"{python} is of no virtual environment", "correct [application] python: …/venv/bin/python")
+        raise OpsError(f"{python} is not in a virtual environment", "correct [application] python: …/venv/bin/python")
     if venv.exists() and venv.samefile(sys.prefix):
         raise OpsError(
-            f"{venv} is the environment that this worker itself runs in: it is not replaced here",
-            "give the application one of its own ([application] python), or leave backend out",
+            f"{venv} is the environment that this worker itself runs in, and cannot be replaced",
+            "give the application its own environment ([application] python), or do not choose backend",
         )
     return venv
 
 
 def lock_names(application: Application) -> list[str]:
-    """What the file that is installed may be called, in the backend: the first that is there is it."""
+    """The possible names of the backend's lock file; the first existing one is used."""
     return list(dict.fromkeys(filter(None, (application.requirements_lock, *LOCKS))))
 
 
-def read_lock(application: Application) -> Lock:
-    """
+def read_lock(application: Application) -> VenvLock:
+    """Read the backend's lock file.
+
     Raises:
         OpsError: there is none.
     """
@@ -83,14 +85,14 @@ def read_lock(application: Application) -> Lock:
         if (path := backend / name).is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             named = [(line, found) for line in lines if line[:1] not in (" ", "#") and (found := _PINNED.match(line))]
-            return Lock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
+            return VenvLock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
     raise OpsError(
-        f"there is no {' or '.join(lock_names(application))} in {backend}", "write one: pip freeze, or pip-compile"
+        f"there is no {' or '.join(lock_names(application))} in {backend}", "create one with pip freeze or pip-compile"
     )
 
 
 def renamed_venv(application: Application) -> Path | None:
-    """The environment that a run which was killed between its two renames left without its name."""
+    """The old environment, if a run was killed between its two renames; else None."""
     venv = Path(application.need("python")).parent.parent
     old = venv.with_name(f"{venv.name}-old")
     return old if not venv.exists() and old.is_dir() else None
@@ -98,27 +100,27 @@ def renamed_venv(application: Application) -> Path | None:
 
 @action(idempotent=True)
 def settle_venv(permit: Permit, application: Application, keep: Path | None = None) -> str:
-    """Bring what an earlier run left to an end, and remove old environments that nobody runs from, but not `keep`;
-    returns what was done."""
+    """Finish or revert an earlier run, and delete old environments that no process uses, except `keep`. Returns what
+    was done."""
     venv = venv_of(application)
     permit.require(REINSTALL, str(venv))
     if old := renamed_venv(application):
         venv.unlink(missing_ok=True)
         old.rename(venv)
-        return "the old environment is back in its place"
+        return "restored the old environment"
     kept = not venv.is_symlink() or bool(users_of(venv, before=venv.lstat().st_mtime))
-    gone = [path for path in _others(venv) if path != keep and ((path / BUILDING).exists() or not kept)]
-    for path in gone:
+    doomed = [path for path in _others(venv) if path != keep and ((path / BUILDING).exists() or not kept)]
+    for path in doomed:
         shutil.rmtree(path)
-    return f"removed {', '.join(path.name for path in gone)}" if gone else ""
+    return f"deleted {', '.join(path.name for path in doomed)}" if doomed else ""
 
 
 @action
-def build_venv(permit: Permit, application: Application, lock: Lock, now: datetime, seconds: float) -> Path:
-    """Make it under its final name, install what the lock says, and let pip check it.
+def build_venv(permit: Permit, application: Application, lock: VenvLock, now: datetime, seconds: float) -> Path:
+    """Build it under its final name from the lock file, and check it with pip.
 
     Raises:
-        OpsError: Python or pip refuse, hang, or a registry does not answer.
+        OpsError: Python or pip refuse or hang, or the index does not answer.
         VerificationFailed: pip finds conflicts.
     """
     venv = venv_of(application)
@@ -127,9 +129,11 @@ def build_venv(permit: Permit, application: Application, lock: Lock, now: dateti
     try:
         built.mkdir()
         (built / BUILDING).touch()
-        (built / ".gitignore").write_text("*\n", encoding="utf-8")  # as Python's own since 3.13
+        (built / ".gitignore").write_text("*\n", encoding="utf-8")  # like Python's venv since 3.13
     except OSError as error:
-        raise OpsError(f"{built} cannot be made: {error.strerror}", "give this user the right to write there") from None
+        raise OpsError(
+            f"{built} cannot be created: {error.strerror}", "give this user write permission there"
+        ) from None
     try:
         answer([_base(venv), "-m", "venv", built], built.parent, seconds=seconds)
         failpoint("reinstall: venv made")
@@ -145,32 +149,32 @@ def build_venv(permit: Permit, application: Application, lock: Lock, now: dateti
     if problems:
         shutil.rmtree(built)
         raise VerificationFailed(
-            f"the lock's packages conflict: {' / '.join(problems[:3])}", f"correct {lock.path.name}"
+            f"the lock file's packages conflict: {' / '.join(problems[:3])}", f"correct {lock.path.name}"
         )
     return built
 
 
 @probe
 def read_failing_imports(application: Application, python: Path, seconds: float) -> set[str]:
-    """Of what the backend's sources import from outside: what cannot be imported, with the reason.
+    """The external imports of the backend's sources that fail, with the reason.
 
     Raises:
         OpsError: Python gave no answer.
     """
     backend = Path(application.need("backend_directory"))
     names = _imported(backend)
-    said = answer(
+    done = answer(
         [python, "-c", _IMPORT, *names], backend, seconds=seconds, environment={"PYTHONDONTWRITEBYTECODE": "1"}
     )
-    lines = said.stdout.splitlines()
-    if f"looked at {len(names)}" not in lines:
-        raise OpsError(f"{python} did not say what it can import", f"run {python} by hand")
+    lines = done.stdout.splitlines()
+    if f"imported {len(names)}" not in lines:
+        raise OpsError(f"{python} did not report its imports", f"run {python} by hand")
     return {line for line in lines if line.partition(":")[0] in names}
 
 
 @action
 def swap_venv(permit: Permit, application: Application, built: Path) -> Path:
-    """Let `venv` lead to the new one. Returns where the old one is."""
+    """Point `venv` to the new environment. Returns the path of the old one."""
     venv = venv_of(application)
     permit.require(REINSTALL, str(venv))
     (built / BUILDING).unlink(missing_ok=True)
@@ -178,37 +182,37 @@ def swap_venv(permit: Permit, application: Application, built: Path) -> Path:
         old = venv.resolve() if venv.exists() else built
     else:
         old = venv.with_name(f"{venv.name}-old")
-        shutil.rmtree(old, ignore_errors=True)  # of an earlier run: this environment is its successor
+        shutil.rmtree(old, ignore_errors=True)  # of an earlier run; the live environment replaced it
         venv.rename(old)
     failpoint("reinstall: between renames")
-    _lead(venv, built)
+    _link(venv, built)
     return old
 
 
 @action(idempotent=True)
 def return_venv(permit: Permit, application: Application, old: Path) -> None:
-    """Let `venv` be the old one again."""
+    """Point `venv` to the old environment again."""
     venv = venv_of(application)
     permit.require(REINSTALL, str(venv))
     if old.name.endswith("-old"):
         venv.unlink()
         old.rename(venv)
     else:
-        _lead(venv, old)
+        _link(venv, old)
 
 
 @action(idempotent=True)
 def drop_old_venvs(permit: Permit, application: Application) -> list[str]:
-    """Remove those that `venv` does not lead to."""
+    """Delete the environments that `venv` does not point to."""
     venv = venv_of(application)
     permit.require(REINSTALL, str(venv))
-    gone = _others(venv) if venv.is_symlink() and venv.exists() else []
-    for path in gone:
+    old = _others(venv) if venv.is_symlink() and venv.exists() else []
+    for path in old:
         shutil.rmtree(path)
-    return [path.name for path in gone]
+    return [path.name for path in old]
 
 
-def _lead(venv: Path, to: Path) -> None:
+def _link(venv: Path, to: Path) -> None:
     link = venv.with_name(f"{venv.name}.ops-link")
     link.unlink(missing_ok=True)
     link.symlink_to(to.name if to.parent == venv.parent else to)
@@ -216,14 +220,14 @@ def _lead(venv: Path, to: Path) -> None:
 
 
 def _others(venv: Path) -> list[Path]:
-    """Environments that this runbook made or put aside, without the one that is live."""
+    """Environments that this runbook built or renamed, without the live one."""
     live = venv.resolve()
     named = re.compile(rf"{re.escape(venv.name)}-(\d{{14}}|old)")
     return sorted(path for path in venv.parent.glob(f"{venv.name}-*") if named.fullmatch(path.name) and path != live)
 
 
 def _base(venv: Path) -> Path:
-    """The Python that the old one was made with, else this worker's."""
+    """The Python that built the old environment, else this worker's."""
     settings = dict[str, str]()
     if (venv / "pyvenv.cfg").is_file():
         lines = (venv / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
@@ -235,7 +239,7 @@ def _base(venv: Path) -> Path:
 
 
 def _imported(backend: Path) -> Sequence[str]:
-    """Top-level packages that its sources import, without the standard library's and its own."""
+    """The top-level packages that its sources import, without the standard library and its own."""
     own = {path.stem for folder in (backend, backend / "src") if folder.is_dir() for path in folder.iterdir()}
     found = set[str]()
     for name in git(backend, "ls-files", "-z", "*.py").split("\0"):

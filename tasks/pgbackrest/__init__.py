@@ -1,1 +1,1 @@
-"""pgBackRest, where the environment says that it takes the base backups and archives the WAL (§8.2)."""
+"""pgBackRest, for environments where it takes the base backups and archives the WAL (§8.2)."""

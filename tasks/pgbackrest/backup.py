@@ -1,4 +1,4 @@
-"""Base backups that pgBackRest takes, keeps and restores."""
+"""Base backups by pgBackRest: taken, verified, restored."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.backups.encryption import Key
-from tasks.cluster.base_backup import Source, Taken
+from tasks.cluster.base_backup import BaseBackupSource, TakenBaseBackup
 from tasks.cluster.content import ClusterContent, Form
-from tasks.cluster.instance import Instance
+from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.unpack import give
 from tasks.pgbackrest.command import Label, call, labels_of, read_labels
 from tasks.pgbackrest.repository import Repository, RepositoryArchive
@@ -29,8 +29,8 @@ from tasks.wal.archive.fetch import fetch, fetch_histories
 RECORD = "pgbackrest.json"
 ARCHIVE_SECONDS = 60.0
 _DAMAGE = (26, 28, 29, 55, 95)
-"""Its exit codes for a wrong checksum, a file or a format that is invalid, a file that is missing, bad encryption."""
-_EXPIRED = f"pgBackRest's own retention (repo1-retention-full) decides how long it keeps them; {OTHER_BACKUPS}"
+"""Its exit codes for a wrong checksum, an invalid file or format, a missing file, and bad encryption."""
+_EXPIRED = f"check pgBackRest's own retention (repo1-retention-full); {OTHER_BACKUPS}"
 
 
 def archive_in(wal: Wal, postgres: Postgres) -> RepositoryArchive:
@@ -39,12 +39,12 @@ def archive_in(wal: Wal, postgres: Postgres) -> RepositoryArchive:
 
 
 @action
-def take_label(wal: Wal, postgres: Postgres, source: Source, form: Form, directory: Path) -> Taken:
-    """Let pgBackRest take a backup, and verify what it has stored; a file in `directory` tells of it.
+def take_label(wal: Wal, postgres: Postgres, source: BaseBackupSource, form: Form, directory: Path) -> TakenBaseBackup:
+    """Let pgBackRest take a backup and verify it; a file in `directory` records it.
 
     Raises:
         CommandFailed: it failed.
-        VerificationFailed: what it has stored is not whole.
+        VerificationFailed: the stored backup is damaged.
     """
     known = {one.label for one in _labels(wal, postgres)}
     started = time.monotonic()
@@ -55,21 +55,21 @@ def take_label(wal: Wal, postgres: Postgres, source: Source, form: Form, directo
     if not new or new[-1].system != source.system:
         raise VerificationFailed(
             f"pgBackRest's stanza {wal.stanza} has no new backup of this cluster",
-            "look at its pg1-path: it must be this environment's server",
+            "correct its pg1-path: it must be this environment's server",
         )
     started = time.monotonic()
     verify_label(wal, postgres, new[-1].label)
     content = _content(postgres, source, new[-1])
     with told(directory):
         (directory / RECORD).write_text(json.dumps(asdict(new[-1]), default=str, indent=2))
-    return Taken(content, seconds, time.monotonic() - started)
+    return TakenBaseBackup(content, seconds, time.monotonic() - started)
 
 
 def _labels(wal: Wal, postgres: Postgres) -> tuple[Label, ...]:
     return labels_of(call(wal, postgres, "info", "--output=json"), wal.stanza)
 
 
-def _content(postgres: Postgres, source: Source, label: Label) -> ClusterContent:
+def _content(postgres: Postgres, source: BaseBackupSource, label: Label) -> ClusterContent:
     with postgres.connect() as connection:
         stopped, next_xid = execute(
             connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
@@ -91,24 +91,24 @@ def _content(postgres: Postgres, source: Source, label: Label) -> ClusterContent
 
 
 def verify_label(wal: Wal, postgres: Postgres, label: str) -> None:
-    """Every file of a backup, and of the WAL that it needs, against its checksum.
+    """Compare every file of a backup, and the WAL that it needs, with their checksums.
 
     Raises:
-        VerificationFailed: it is not whole.
+        VerificationFailed: one is missing or damaged.
     """
-    # It exits with 0 whatever it finds, and without --verbose says nothing of what is whole.
+    # It always exits with 0, and without --verbose it does not report intact files.
     printed = call(wal, postgres, "verify", f"--set={label}", "--output=text", "--verbose")
     if "status: ok" not in printed:
         why = " / ".join(line.strip() for line in printed.splitlines() if line.strip())[:300]
-        raise VerificationFailed(f"pgBackRest's {label} is not whole: {why}", "take another backup")
+        raise VerificationFailed(f"pgBackRest's {label} is damaged: {why}", "take another backup")
 
 
 @probe
 def require_kept(wal: Wal, postgres: Postgres, content: ClusterContent) -> Label:
-    """That pgBackRest still has a backup.
+    """The backup in pgBackRest's repository.
 
     Raises:
-        VerificationFailed: it does not, or knows of an error in it.
+        VerificationFailed: it no longer exists, or has a known error.
     """
     found = next((one for one in read_labels.work(wal, postgres) if one.label == content.label), None)
     if found is None:
@@ -120,11 +120,11 @@ def require_kept(wal: Wal, postgres: Postgres, content: ClusterContent) -> Label
     return found
 
 
-def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> Path:
-    """Its data directory, every file proven by its checksum, with the WAL that the copy needs to be consistent.
+def build_from_label(instance: PrivateInstance, wal: Wal, content: ClusterContent) -> Path:
+    """Restore a backup: its data directory, every file proven by its checksum, with the WAL that makes it consistent.
 
     Raises:
-        CommandFailed, VerificationFailed: it is not whole.
+        CommandFailed, VerificationFailed: it is damaged.
     """
     with told(instance.root):
         instance.data.mkdir(mode=0o700)
@@ -135,8 +135,8 @@ def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> P
     except CommandFailed as error:
         if error.exit_code not in _DAMAGE:
             raise
-        told_by = f"pgBackRest's {content.label} cannot be restored: {error.message}"
-        raise VerificationFailed(told_by, OTHER_BACKUPS) from None
+        message = f"pgBackRest's {content.label} cannot be restored: {error.message}"
+        raise VerificationFailed(message, OTHER_BACKUPS) from None
     failpoint("pgbackrest: restored")
     archive = archive_in(wal, instance.postgres)
     listing = archive.listing()
@@ -151,19 +151,19 @@ def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> P
 
 
 @dataclass(frozen=True)
-class Archived:
-    """Up to where the primary's WAL was archived just now: a segment's name."""
+class ArchivedWal:
+    """The last archived segment of the primary."""
 
     segment: str
 
 
 @action(idempotent=True)
-def archive_rest(postgres: Postgres) -> Archived:
-    """End the segment that is written, and wait until archive_command has taken it.
+def archive_rest(postgres: Postgres) -> ArchivedWal:
+    """Switch to a new segment, and wait until archive_command has archived the old one.
 
     Raises:
-        Unreachable: the server is down, or nothing is archived.
-        OpsError: it refuses.
+        Unreachable: the server is down, or archives nothing.
+        OpsError: the server refuses.
     """
     with postgres.connect() as connection:
         segment = str(execute(connection, _SWITCH)[0][0])
@@ -176,10 +176,10 @@ def archive_rest(postgres: Postgres) -> Archived:
             archived,
             what=f"the archiving of {segment}",
             seconds=ARCHIVE_SECONDS,
-            hint="look at pg_stat_archiver and at the server's log: archive_command fails",
+            hint="check pg_stat_archiver and the server's log: archive_command fails",
         )
-    return Archived(segment)
+    return ArchivedWal(segment)
 
 
-# Of a segment of which nothing is written yet, the one before: a switch does nothing then.
+# If the current segment is empty, a switch does nothing: then the one before it.
 _SWITCH = "SELECT pg_walfile_name(pg_switch_wal() - 1)"

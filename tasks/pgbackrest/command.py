@@ -1,4 +1,4 @@
-"""How pgBackRest is called, and what it says of its backups.
+"""Calls of pgBackRest, and its list of backups.
 
 https://pgbackrest.org/command.html
 """
@@ -22,7 +22,7 @@ INHERIT = ("PGBACKREST_*",)
 
 @dataclass(frozen=True)
 class Label:
-    """One backup in pgBackRest's repository. `stands_on` are the labels without which it is nothing."""
+    """One backup in pgBackRest's repository. `stands_on`: the labels that it depends on."""
 
     label: str
     kind: str
@@ -38,7 +38,7 @@ class Label:
 
 
 def call(wal: Wal, postgres: Postgres, command: str, *options: str, hint: str = "") -> str:
-    """Run one of its commands as the server's user, whose files the repository and the data are; what it printed.
+    """Run one of its commands as the server's user, who owns repository and data; returns its output.
 
     Raises:
         OpsError, CommandFailed: it is not installed, or it failed.
@@ -49,21 +49,21 @@ def call(wal: Wal, postgres: Postgres, command: str, *options: str, hint: str = 
         inherit=INHERIT,
         directory=Path("/"),
         user=postgres.os_user,
-        hint=hint or f"look at pgbackrest.conf; `pgbackrest --stanza={wal.stanza} check` tells more",
+        hint=hint or f"check pgbackrest.conf; `pgbackrest --stanza={wal.stanza} check` shows more",
     ).stdout
 
 
 def argv_of(wal: Wal, command: str, *options: str) -> list[str]:
-    """Raises OpsError where the environment names no stanza."""
+    """The command line. Raises OpsError if the environment names no stanza."""
     if not wal.stanza:
-        raise OpsError("[wal] tool is pgbackrest, and there is no stanza", "add stanza to [wal] in the TOML")
+        raise OpsError("[wal] tool is pgbackrest, but no stanza is set", "add stanza to [wal] in the TOML")
     config = [f"--config={wal.config}"] if wal.config else []
     quiet = ["--log-level-console=off", "--log-level-stderr=warn", "--log-level-file=off"]
     return [wal.program, *config, f"--stanza={wal.stanza}", *quiet, command, *options]
 
 
 def environment_of(postgres: Postgres) -> dict[str, str]:
-    """How it reaches the server, where it must."""
+    """The connection's variables, for commands that query the server."""
     return {**postgres.environment(), "LC_ALL": "C"}
 
 
@@ -72,32 +72,32 @@ def read_labels(wal: Wal, postgres: Postgres) -> tuple[Label, ...]:
     """Its backups, oldest first.
 
     Raises:
-        OpsError: it knows no such stanza, or its repository cannot be read.
+        OpsError: there is no such stanza, or its repository is unreadable.
     """
     return labels_of(call(wal, postgres, "info", "--output=json"), wal.stanza)
 
 
 def labels_of(printed: str, stanza: str) -> tuple[Label, ...]:
-    """From what `info --output=json` prints."""
+    """The backups in the output of `info --output=json`."""
     found = next((one for one in json.loads(printed) if one["name"] == stanza), None)
     if found is None or found["status"]["code"] not in (0, 2):  # 2: there is no backup yet
-        told = found["status"]["message"] if found else "it is not known"
-        raise OpsError(f"pgBackRest's stanza {stanza}: {told}", "pgbackrest stanza-create makes it")
+        problem = found["status"]["message"] if found else "it does not exist"
+        raise OpsError(f"pgBackRest's stanza {stanza}: {problem}", "create it by pgbackrest stanza-create")
     systems = {database["id"]: int(database["system-id"]) for database in found["db"]}
     return tuple(_label(one, systems) for one in found["backup"])
 
 
-def _label(told: dict[str, Any], systems: dict[int, int]) -> Label:
+def _label(info: dict[str, Any], systems: dict[int, int]) -> Label:
     return Label(
-        label=told["label"],
-        kind=told["type"],
-        stands_on=tuple(told["reference"] or ()),
-        start_lsn=told["lsn"]["start"],
-        stop_lsn=told["lsn"]["stop"],
-        timeline=int(told["archive"]["stop"][:8], 16),
-        system=systems[told["database"]["id"]],
-        stopped=datetime.fromtimestamp(told["timestamp"]["stop"], UTC),
-        bytes=int(told["info"]["size"]),
-        stored_bytes=int(told["info"]["repository"]["delta"]),
-        damaged=bool(told["error"]),
+        label=info["label"],
+        kind=info["type"],
+        stands_on=tuple(info["reference"] or ()),
+        start_lsn=info["lsn"]["start"],
+        stop_lsn=info["lsn"]["stop"],
+        timeline=int(info["archive"]["stop"][:8], 16),
+        system=systems[info["database"]["id"]],
+        stopped=datetime.fromtimestamp(info["timestamp"]["stop"], UTC),
+        bytes=int(info["info"]["size"]),
+        stored_bytes=int(info["info"]["repository"]["delta"]),
+        damaged=bool(info["error"]),
     )

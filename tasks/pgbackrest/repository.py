@@ -1,5 +1,4 @@
-"""The WAL in pgBackRest's repository, read as an archive like our own: every segment is proven by the SHA-1 in its
-name, and by what its first page says.
+"""The WAL in pgBackRest's repository as a read-only archive. The SHA-1 in a segment's name and its first page prove it.
 
 https://pgbackrest.org/command.html#command-repo-ls
 """
@@ -23,14 +22,14 @@ from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from tasks.pgbackrest.command import INHERIT, argv_of, call, environment_of
-from tasks.wal.archive.archive import Archive, Listing, Stored
+from tasks.wal.archive.archive import Archive, ArchiveListing, StoredSegment
 
 _NAME = re.compile(
     r"(?:.*/)?(?:(?P<segment>[0-9A-F]{24})-(?P<sha1>[0-9a-f]{40})(?:\.(?P<packed>\w+))?"
     r"|(?P<history>[0-9A-F]{8})\.history)"
 )
 _UNPACK: Mapping[str, Callable[[bytes], bytes]] = {"": bytes, "gz": gzip.decompress, "bz2": bz2.decompress}
-_READ_ONLY = "pgBackRest keeps its own archive: nothing else writes into it"
+_READ_ONLY = "only pgBackRest writes to its archive"
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,24 @@ class Repository:
 
     @property
     def where(self) -> str:
-        """For people."""
+        """The place as text."""
         return f"pgBackRest's stanza {self.wal.stanza}"
 
     def names(self) -> dict[str, int]:
-        """Every file of the archive, and its bytes as they are stored.
+        """Every file of the archive with its stored bytes.
 
         Raises:
             OpsError, CommandFailed: the repository cannot be listed.
         """
         printed = call(self.wal, self.postgres, "repo-ls", "--recurse", "--output=json", self._path())
-        return {name: int(told.get("size", 0)) for name, told in json.loads(printed).items() if told["type"] == "file"}
+        files = {name: one for name, one in json.loads(printed).items() if one["type"] == "file"}
+        return {name: int(one.get("size", 0)) for name, one in files.items()}
 
     def get(self, name: str) -> bytes:
-        """A file's content as it is stored, in clear.
+        """A file's stored content, decrypted.
 
         Raises:
-            VerificationFailed: it is not there, or cannot be decrypted.
+            VerificationFailed: it is missing, or cannot be decrypted.
         """
         argv = argv_of(self.wal, "repo-get", self._path(name))
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -75,17 +75,17 @@ class Repository:
             err.seek(0)
             if code:
                 why = CommandFailed(argv, code, err.read().decode(errors="replace"))
-                raise VerificationFailed(f"{name} cannot be read: {why.message}", "look for another copy of it")
+                raise VerificationFailed(f"{name} cannot be read: {why.message}", "search for another copy")
             out.seek(0)
             return out.read()
 
     def put(self, name: str, content: bytes, *, lasting: bool = True) -> None:
-        """Never."""
-        raise OpsError(_READ_ONLY, "archive_command archives; see pgbackrest.conf")
+        """Refused: archive_command writes."""
+        raise OpsError(_READ_ONLY, "let archive_command archive; see pgbackrest.conf")
 
     def remove(self, names: Sequence[str]) -> None:
-        """Never."""
-        raise OpsError(_READ_ONLY, "pgbackrest expire removes what its retention does not keep")
+        """Refused: pgBackRest's retention deletes."""
+        raise OpsError(_READ_ONLY, "run pgbackrest expire, which deletes by its own retention")
 
     def _path(self, name: str = "") -> str:
         return f"archive/{self.wal.stanza}" + (f"/{name}" if name else "")
@@ -93,38 +93,37 @@ class Repository:
 
 @dataclass(frozen=True)
 class RepositoryArchive(Archive):
-    """The archive of a stanza. Its segments are named with the SHA-1 of what they hold, and its histories are not: what
-    they say is proven by the segments that follow them."""
+    """The archive of a stanza. A segment's name has the SHA-1 of its content; a timeline history's name has none, so
+    the segments after it prove it."""
 
-    def listing(self) -> Listing:
-        """Everything that is there.
+    def listing(self) -> ArchiveListing:
+        """All segments and timeline histories.
 
         Raises:
             OpsError, CommandFailed: it cannot be listed.
         """
-        segments, histories = defaultdict[str, list[Stored]](list), dict[int, tuple[Stored, ...]]()
+        segments, histories = defaultdict[str, list[StoredSegment]](list), dict[int, tuple[StoredSegment, ...]]()
         for name, size in self.place.names().items():
             if not (match := _NAME.fullmatch(name)):
                 continue
             if match["history"]:
-                histories[int(match["history"], 16)] = (Stored(name, f"{match['history']}.history", "", size),)
+                histories[int(match["history"], 16)] = (StoredSegment(name, f"{match['history']}.history", "", size),)
             else:
-                segments[match["segment"]].append(Stored(name, match["segment"], match["sha1"], size))
-        return Listing({name: tuple(found) for name, found in segments.items()}, {}, histories)
+                segments[match["segment"]].append(StoredSegment(name, match["segment"], match["sha1"], size))
+        return ArchiveListing({name: tuple(found) for name, found in segments.items()}, {}, histories)
 
-    def get(self, stored: Stored) -> bytes:
+    def get(self, stored: StoredSegment) -> bytes:
         """A file's content, proven by the SHA-1 in its name.
 
         Raises:
             VerificationFailed: it is missing or altered.
-            OpsError: it is packed by a method that is not read here.
+            OpsError: its compression is not supported here.
         """
         match = _NAME.fullmatch(stored.name)
         packed = (match and match["packed"]) or ""
         if packed not in _UNPACK:
-            raise OpsError(
-                f"{stored.of} is packed by {packed}, which is not read here", "set compress-type=gz in pgbackrest.conf"
-            )
+            hint = "set compress-type=gz in pgbackrest.conf"
+            raise OpsError(f"{stored.of} is compressed by {packed}, which is not supported here", hint)
         content = self.place.get(stored.name)
         try:
             found = _UNPACK[packed](content)
@@ -132,7 +131,7 @@ class RepositoryArchive(Archive):
             found = b""
         if stored.sha256 and hashlib.sha1(found, usedforsecurity=False).hexdigest() != stored.sha256:
             raise VerificationFailed(
-                f"{stored.of} in {self.place.where} is damaged: it is not what its SHA-1 says",
-                "look for another copy: another repository of pgBackRest, the primary's pg_wal",
+                f"{stored.of} in {self.place.where} is damaged: its SHA-1 differs",
+                "search for another copy: in another pgBackRest repository, or in the primary's pg_wal",
             )
         return found

@@ -47,14 +47,14 @@ class PrefectDatabase:
 
 @dataclass(frozen=True)
 class Settled:
-    """What was put right in a copy: scheduled runs that are overdue by now, slots that nobody holds any more."""
+    """What was fixed in a copy: overdue scheduled runs, and slots that no run holds any more."""
 
     overdue: int
     slots: int
 
 
 @dataclass(frozen=True)
-class Answer:
+class PrefectAnswer:
     """What a Prefect API says of itself and of what is in it."""
 
     version: str
@@ -121,7 +121,7 @@ def revisions() -> tuple[str, ...]:
 
 
 @probe
-def read_api(server: PrefectServer) -> Answer:
+def read_api(server: PrefectServer) -> PrefectAnswer:
     """Ask the API for its version, how many there are of what matters, and the secrets in clear (which are not kept):
     one that was encrypted with another key makes it fail.
 
@@ -136,7 +136,7 @@ def read_api(server: PrefectServer) -> Answer:
         wanted = {"include_secrets": True, "limit": PAGE}
         while page := _ask(client, "POST", "/block_documents/filter", {**wanted, "offset": blocks}):
             blocks += len(page)
-        return Answer(version, counts, blocks)
+        return PrefectAnswer(version, counts, blocks)
 
 
 @probe
@@ -163,7 +163,7 @@ def wait_for_api(server: PrefectServer) -> str:
     try:
         until(ready, what="that Prefect's API is ready", seconds=START_SECONDS)
     except Unreachable as error:
-        raise OpsError(error.message, "look at the API's log") from None
+        raise OpsError(error.message, "read the API's log") from None
     return server.api_url
 
 
@@ -212,7 +212,7 @@ def delete_old_runs(server: PrefectServer, before: datetime) -> int:
             gone = _ask(client, "POST", "/flow_runs/bulk_delete", {"flow_runs": {**_old(before), "id": chosen}})
             deleted += len(gone["deleted"])
             if not gone["deleted"]:
-                raise OpsError("Prefect's API deletes none of the old flow runs", "look at its log")
+                raise OpsError("Prefect's API deletes none of the old flow runs", "read its log")
     return deleted
 
 
@@ -236,7 +236,7 @@ def count_old_events(server: PrefectServer, before: datetime) -> int:
         return int(_ask(client, "POST", "/events/filter", wanted)["total"])
 
 
-def missing_in(rows: Mapping[str, int], answer: Answer) -> list[str]:
+def missing_in(rows: Mapping[str, int], answer: PrefectAnswer) -> list[str]:
     """What the API knows fewer of than there are rows (per table), as sentences."""
     return [
         f"{answer.counts[what]} of {rows[table]} {what}"
@@ -257,5 +257,5 @@ def _ask(client: httpx.Client, method: str, path: str, body: object = None) -> A
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         raise OpsError(f"Prefect's API at {client.base_url} refuses the password", "correct [prefect_server] auth_env")
     if answer.is_error:
-        raise OpsError(f"Prefect's API answers {answer.status_code} to {path}", "look at its log")
+        raise OpsError(f"Prefect's API answers {answer.status_code} to {path}", "read its log")
     return answer.json() if answer.content else None

@@ -124,8 +124,8 @@ def launch_escalation(
             deployment = client.read_deployment_by_name(f"{ESCALATE}/{environment}")
         except ObjectNotFound:
             raise OpsError(
-                f"{ESCALATE} is not deployed for {environment}: nobody is told",
-                f"tell them yourself, then: python -m deployments.deploy --environment {environment}",
+                f"{ESCALATE} is not deployed for {environment}: nobody is notified",
+                f"notify them yourself, then: python -m deployments.deploy --environment {environment}",
             ) from None
         launched = client.create_flow_run_from_deployment(deployment.id, parameters=given, idempotency_key=once)
     return str(launched.id)
@@ -139,4 +139,4 @@ def _client() -> Iterator[SyncPrefectClient]:
             yield client
     except (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError) as error:
         what = f"the Prefect API does not answer as it should ({type(error).__name__})"
-        raise Unreachable(what, "look at the server and at PREFECT_API_URL") from None
+        raise Unreachable(what, "check the server and PREFECT_API_URL") from None

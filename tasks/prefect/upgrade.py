@@ -24,7 +24,7 @@ from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.postgres.restore.staged_copy import Copy
-from tasks.prefect.server import Answer, read_api
+from tasks.prefect.server import PrefectAnswer, read_api
 
 MIGRATE_SECONDS = 6 * 3600.0
 """Indexes of years of events are built in it; a hang must end some day."""
@@ -36,7 +36,7 @@ KEPT = ("PREFECT_SERVER_ENCRYPTION_KEY",)
 
 
 @dataclass(frozen=True)
-class Migrated:
+class MigratedPrefect:
     """The revision that a copy has after it, and the seconds that it took."""
 
     revision: str
@@ -58,7 +58,7 @@ def read_revision(server: PrefectServer, database: str) -> str:
 
 
 @action(idempotent=True)
-def migrate_copy(server: PrefectServer, copy: Copy) -> Migrated:
+def migrate_copy(server: PrefectServer, copy: Copy) -> MigratedPrefect:
     """`prefect server database upgrade` of the Prefect that is installed here, as the role that Prefect logs in as.
 
     Raises:
@@ -72,11 +72,11 @@ def migrate_copy(server: PrefectServer, copy: Copy) -> Migrated:
         except OpsError as error:
             text = f"{error.stdout}\n{error.stderr}" if isinstance(error, CommandFailed) else error.message
             raise VerificationFailed(f"the migration of the copy failed: {_last(text)}", HINT) from None
-    return Migrated(read_revision.work(server, copy.database), done.seconds)
+    return MigratedPrefect(read_revision.work(server, copy.database), done.seconds)
 
 
 @probe
-def read_served(server: PrefectServer, copy: Copy) -> Answer:
+def read_served(server: PrefectServer, copy: Copy) -> PrefectAnswer:
     """Start the API that is installed here on the copy, without its background services (nothing is scheduled), ask it
     for everything that matters, end it. Loopback, behind a password of its own.
 

@@ -1,1 +1,1 @@
-"""The newest moments that a system could be brought back to now, by every means there is (§8.1)."""
+"""Recovery points: the newest times to which a system could be restored now, by every means (§8.1)."""

@@ -1,4 +1,4 @@
-"""Recovery points of backups: what their manifests say, and how a restore of them was proven (§8.1)."""
+"""Recovery points of backups, by their manifests and the proof of a restore (§8.1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runbook import clock
 from runbook.errors import OpsError
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
-from tasks.backups.retention import Stored
+from tasks.backups.retention import StoredBackup
 from tasks.host.disk import is_here
 from tasks.recovery_points.point import Point, Resource
 from tasks.stores.store import Store, store_of
@@ -22,26 +22,26 @@ PATIENCE_SECONDS = 5.0
 KINDS: dict[Resource, Kind] = {"database": "postgres", "redis": "redis", "files": "files"}
 TAKEN_BY: dict[Resource, str] = {"database": "backup-database", "redis": "backup-redis", "files": "backup-files"}
 DAILY_SECONDS = 86400.0
-"""How often the manual takes them (§1.2, §2.3, §8.2)."""
+"""The manual's interval (§1.2, §2.3, §8.2)."""
 LOOKED_AT = timedelta(days=7)
 
 
 def place_for(env: Environment, resource: Resource, which: Stores) -> tuple[Store | OpsError, Sequence[Kind]]:
-    """What tasks.backups.retention.read_stores wants: the store, or why there is none."""
+    """The argument of tasks.backups.retention.read_stores: the store, or why there is none."""
     kind = KINDS[resource]
     try:
         store = store_of(env, kind, which, patience_seconds=PATIENCE_SECONDS)
     except OpsError as error:
         return error, (kind,)
     if not store.where.startswith("s3://") and not Path(store.where).is_dir():
-        hint = f"mount it, or correct [{which}]; {TAKEN_BY[resource]} makes it with the first backup"
-        return OpsError(f"{store.where} is not there", hint), (kind,)
+        hint = f"mount it, or correct [{which}]; the first {TAKEN_BY[resource]} creates it"
+        return OpsError(f"{store.where} is missing", hint), (kind,)
     return store, (kind,)
 
 
 def is_beside(env: Environment, resource: Resource, which: Stores, kinds: Sequence[Kind | Literal["wal"]]) -> bool:
-    """Whether one of these places is a directory of the very host on which the resource is: lost with it, unless the
-    environment says that it survives."""
+    """Whether one of these stores is a directory on the resource's host: it is lost with the host, unless the
+    environment declares that it survives."""
     stores = env.stores(which)
     if stores.survives == "server" or not lives_here(env, resource):
         return False
@@ -59,17 +59,17 @@ def lives_here(env: Environment, resource: Resource) -> bool:
 
 
 def backup_points(
-    resource: Resource, which: Stores, stored: Stored | OpsError, all_kept: timedelta = LOOKED_AT
+    resource: Resource, which: Stores, stored: StoredBackup | OpsError, all_kept: timedelta = LOOKED_AT
 ) -> list[Point]:
-    """The newest backup that is proven, and one that is newer and not; of an unreadable store the one that nobody
-    knows. `all_kept`: for how long prune-backups deletes none of them."""
+    """The newest proven backup, and the newest unproven one if that is newer; for an unreadable store an unknown point.
+    `all_kept`: the time for which prune-backups keeps all backups."""
     if isinstance(stored, OpsError):
         return [Point(resource, "backup", which, problem=stored.message, hint=stored.hint, unknown=True)]
     now = clock.now()
     whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= now]
     if not whole:
-        hint = f"{TAKEN_BY[resource]} takes one" if which == "backups" else "replicate-backups brings them there"
-        why = "none of those that are there can be relied on" if stored.backups else "there is none"
+        hint = f"run {TAKEN_BY[resource]}" if which == "backups" else "run replicate-backups"
+        why = "every backup failed a verification" if stored.backups else "there is none"
         return [Point(resource, "backup", which, problem=why, hint=hint)]
     proven = [one for one in whole if one.verified]
     wanted = [*proven[-1:], *([] if proven and proven[-1] is whole[-1] else whole[-1:])]
@@ -94,7 +94,7 @@ def _point(resource: Resource, which: Stores, backup: Backup, every: float) -> P
 
 
 def _restored(backup: Backup) -> int:
-    """What it takes on the disk: of a database its manifest says so, of files their sizes do."""
+    """The bytes that it needs on disk, from its manifest."""
     content = backup.manifest.content
     if isinstance(told := content.get("bytes"), int):
         return told
@@ -105,8 +105,8 @@ def _restored(backup: Backup) -> int:
 
 
 def longest_gap(taken: Sequence[datetime], now: datetime, all_kept: timedelta = LOOKED_AT) -> float:
-    """Seconds: the longest time between two backups, of the last week, or of the time from which all are kept: before
-    that prune-backups made the gaps. Of fewer than two the manual's day."""
+    """The longest time in seconds between two backups of the last week, or of the time for which all are kept: earlier
+    gaps come from prune-backups. With fewer than two backups: the manual's day."""
     since = now - min(LOOKED_AT, all_kept)
     lately = [one for one in sorted(taken) if one >= since]
     earlier = [one if all_kept >= LOOKED_AT else since for one in sorted(taken) if one < since][-1:]
@@ -115,7 +115,7 @@ def longest_gap(taken: Sequence[datetime], now: datetime, all_kept: timedelta = 
     return max(gaps, default=DAILY_SECONDS)
 
 
-def bad_newest(stored: Stored) -> Backup | None:
-    """The newest of all, where it did not stand its proof: then nobody knows what is wrong with the next."""
+def bad_newest(stored: StoredBackup) -> Backup | None:
+    """The newest backup, if it failed its verification: the next one may have the same fault."""
     newest = max(stored.backups, key=lambda one: one.manifest.taken, default=None)
     return newest if newest and newest.failed else None

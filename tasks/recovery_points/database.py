@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blocks.environment import Environment, Stores
+from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
 from runbook.units import size
@@ -14,33 +15,33 @@ from tasks.backups.catalogue import Backup, open_all
 from tasks.backups.manifest import CHUNK_BYTES
 from tasks.cluster.content import cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
-from tasks.failover.member import Member, ask_member
+from tasks.failover.member import ClusterMember, ask_member
 from tasks.recovery_points.backups import is_beside, lives_here
 from tasks.recovery_points.point import Point, best_of
-from tasks.recovery_points.wal import Moment, Written, ask_written, local_files, moment_of
+from tasks.recovery_points.wal import Moment, WrittenWal, ask_written, local_files, moment_of
 from tasks.stores.store import store_of
-from tasks.wal.archive.archive import Listing, Stored, timeline_in
+from tasks.wal.archive.archive import ArchiveListing, StoredSegment, timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.format.names import Segment, Timeline
 
 PATIENCE_SECONDS = 5.0
 MOST_BASES = 5
-RECEIVER = "look whether the receiver of WAL and the archiver run"
-GAP = "look for that segment (the other store, the receiver's directory); else backup-cluster, now"
-REJOIN = "look at its log; rejoin-standby makes it a standby again"
+RECEIVER = "check that the WAL receiver and the archiver run"
+GAP = "find that segment (in the replica store, in the receiver's directory); otherwise run backup-cluster now"
+REJOIN = "check its log, or run rejoin-standby"
 
 
 @probe
-def read_written(env: Environment) -> Written:
-    """How far the primary has written, and who has that."""
+def read_written(env: Environment) -> WrittenWal:
+    """The primary's write position, and which servers have it."""
     names = [env.standby.name] if env.has("standby") else []
     return ask_written(env.postgres, [*names, *([env.wal.name] if env.has("wal") else [])])
 
 
 @probe
-def read_standby_point(env: Environment, written: Written) -> Point:
-    """By a failover to the standby, which replays what the receiver of WAL has too. The environment names one."""
+def read_standby_point(env: Environment, written: WrittenWal) -> Point:
+    """The point of a failover to the standby, which also replays the WAL receiver's WAL."""
     member = ask_member(env.standby)
     point = Point("database", "standby", "live", member.address)
     if trouble := _unfit(member, written):
@@ -55,25 +56,25 @@ def read_standby_point(env: Environment, written: Written) -> Point:
         point,
         at=moment.at,
         exact=moment.exact,
-        proven=f"answers, {member.receiver or 'is sent nothing'}",
-        problem=paused or ("" if moment.at else "nobody can say of which moment its data is"),
-        hint="SELECT pg_wal_replay_resume() on it: a failover refuses it like this" if paused else REJOIN,
+        proven=f"answers, {member.receiver or 'no stream'}",
+        problem=paused or ("" if moment.at else "the time of its data is unknown"),
+        hint="SELECT pg_wal_replay_resume() on it: a failover refuses a paused standby" if paused else REJOIN,
         unknown=moment.at is None,
         detail=behind if written.end else "the primary does not answer",
     )
 
 
-def _unfit(member: Member, written: Written) -> str:
+def _unfit(member: ClusterMember, written: WrittenWal) -> str:
     if member.problem:
         return f"it does not answer: {member.problem}"
     if not member.in_recovery:
-        return "it takes writes itself, and follows nobody"
+        return "it takes writes itself, and follows no server"
     other = written.system and member.system != written.system
-    return f"it is of another cluster (system identifier {member.system})" if other else ""
+    return f"it belongs to another cluster (system identifier {member.system})" if other else ""
 
 
-def _fed(env: Environment, written: Written, reached: int) -> int:
-    """Further than the standby itself, where the receiver's files go on from there."""
+def _fed(env: Environment, written: WrittenWal, reached: int) -> int:
+    """The standby's position, or a later one if the receiver's files continue from there."""
     files = local_files(Path(env.wal.directory), written.system) if env.has("wal") else []
     end = reached
     for segment, path in files:
@@ -84,11 +85,12 @@ def _fed(env: Environment, written: Written, reached: int) -> int:
 
 
 @probe
-def read_wal_points(env: Environment, written: Written, which: Stores) -> tuple[Point, ...]:
-    """By a base backup of a set of stores and the WAL that was archived since: the newest that is proven, and one that
-    is not where that reaches further. The receiver's files count for the first set: they are archived when a recovery
-    begins; what happens to the region happens to them. Where they are on the primary's own host and the store is not,
-    what the store alone reaches is told too."""
+def read_wal_points(env: Environment, written: WrittenWal, which: Stores) -> tuple[Point, ...]:
+    """The points of a base backup and the WAL after it: the newest proven one, and an unproven one if that reaches
+    further.
+
+    The receiver's files count for `backups`: a recovery archives them first. They share the fate of the region. If they
+    are on the primary's host and the store is not, the point of the store alone is reported too."""
     none = Point("database", "point in time", which, beside=is_beside(env, "database", which, ["cluster", "wal"]))
     try:
         return tuple(_points(env, written, which, none))
@@ -97,14 +99,14 @@ def read_wal_points(env: Environment, written: Written, which: Stores) -> tuple[
         return (replace(none, problem=error.message, hint=error.hint, unknown=unknown),)
 
 
-def _points(env: Environment, written: Written, which: Stores, none: Point) -> list[Point]:
+def _points(env: Environment, written: WrittenWal, which: Stores, none: Point) -> list[Point]:
     store = store_of(env, "cluster", which, patience_seconds=PATIENCE_SECONDS)
     backups = open_all(store, "cluster")[0]
     candidates = own_backups(backups, env.name, written.system)
     if not candidates:
-        hint = "backup-cluster takes one" if which == "backups" else "replicate-backups brings it there"
+        hint = "run backup-cluster" if which == "backups" else "run replicate-backups"
         return [replace(none, problem=f"there is no base backup of this cluster in {store.where}", hint=hint)]
-    written = replace(written, system=cluster_in(candidates[-1]).system)  # a dead primary could not say it
+    written = replace(written, system=cluster_in(candidates[-1]).system)  # a dead primary does not report it
     archive = archive_of(env, which, written.system, patience_seconds=PATIENCE_SECONDS)
     own = archive.listing()
     history = timeline_in(archive, own)
@@ -116,10 +118,10 @@ def _points(env: Environment, written: Written, which: Stores, none: Point) -> l
     wanted = {one.name: one for one in (*usable[-MOST_BASES:], *[one for one in usable if one.verified][-1:])}
     if not wanted:
         why = f"no base backup is on timeline {history.number} of the archive"
-        return [replace(none, problem=why, hint="backup-cluster takes one")]
+        return [replace(none, problem=why, hint="run backup-cluster")]
     moments = dict[int, Moment]()
 
-    def moment(chain: Chain) -> Moment:  # most of them end at the same place
+    def moment(chain: Chain) -> Moment:  # most end at the same place
         if chain.end not in moments:
             moments[chain.end] = moment_of(env, written, chain.end, chain, archive)
         return moments[chain.end]
@@ -132,7 +134,7 @@ def _points(env: Environment, written: Written, which: Stores, none: Point) -> l
 
 
 def _best(found: Sequence[Point]) -> list[Point]:
-    """The newest that is proven, and one that is not where that reaches further; else why there is none."""
+    """The newest proven point, and an unproven one if that reaches further; otherwise why there is none."""
     some = [one for one in found if one.at]
     sure, best = best_of(one for one in some if one.proven), best_of(some)
     if best is None:
@@ -143,7 +145,7 @@ def _best(found: Sequence[Point]) -> list[Point]:
 def _point(
     backup: Backup,
     backups: Sequence[Backup],
-    listing: Listing,
+    listing: ArchiveListing,
     history: Timeline,
     moment_at: Callable[[Chain], Moment],
     none: Point,
@@ -156,7 +158,7 @@ def _point(
         return replace(point, problem=error.message, hint=error.hint)
     chain = chain_from(listing, history, content.stop, content.segment_bytes)
     if not chain.links:
-        why = chain.trouble or "nothing has come since"
+        why = chain.trouble or "none has arrived"
         return replace(point, problem=f"the archive has no WAL after it: {why}", hint=RECEIVER)
     moment, wal = moment_at(chain), len(chain.links) * content.segment_bytes
     return replace(
@@ -167,12 +169,12 @@ def _point(
         restored_bytes=content.bytes * (2 if len(whole) > 1 else 1) + wal,
         problem=chain.trouble,
         hint=GAP if chain.trouble else "",
-        detail=f"{chain.told}; goes back to {content.stopped:%Y-%m-%d %H:%M UTC}",
+        detail=f"{chain.text}; goes back to {clock.text(content.stopped, 'minutes')}",
     )
 
 
-def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:
-    """With what the receiver has: the path stands for the name."""
+def _with_tail(env: Environment, listing: ArchiveListing, system: int) -> ArchiveListing:
+    """Add the receiver's files: the path is the name."""
     if not env.has("wal"):
         return listing
     segments, partials = dict(listing.segments), dict(listing.partials)
@@ -181,15 +183,15 @@ def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:
         if any(not one.damaged for one in there) or (not there and listing.is_pruned(segment.name)):
             continue
         if path.name == segment.name:
-            segments[segment.name] = (Stored(str(path), segment.name, "", segment.bytes),)
+            segments[segment.name] = (StoredSegment(str(path), segment.name, "", segment.bytes),)
         elif end := _written_bytes(path, segment):
-            tail = Stored(str(path), segment.name, "", end, end)
+            tail = StoredSegment(str(path), segment.name, "", end, end)
             partials[segment.name] = tuple(sorted((*partials.get(segment.name, ()), tail), key=lambda one: one.end))
-    return Listing(segments, partials, listing.histories, listing.pruned)
+    return ArchiveListing(segments, partials, listing.histories, listing.pruned)
 
 
 def _written_bytes(path: Path, segment: Segment) -> int:
-    """Up to where a file has been written: what follows is zeros."""
+    """The end of a file's content: zeros follow."""
     try:
         with path.open("rb") as file:
             for start in range(segment.bytes - CHUNK_BYTES, -1, -CHUNK_BYTES):
@@ -197,5 +199,5 @@ def _written_bytes(path: Path, segment: Segment) -> int:
                 if written := file.read(CHUNK_BYTES).rstrip(b"\0"):
                     return start + len(written)
     except OSError:
-        pass  # finished and renamed since it was listed
+        pass  # finished and renamed since the listing
     return 0

@@ -1,4 +1,4 @@
-"""How long a recovery would take, from how long past ones took: a pure function over samples."""
+"""An estimate of a recovery's duration from past ones."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from itertools import combinations
 from statistics import median
 
 ALIKE = 1.2
-"""Sizes that are not further apart say nothing of what one more byte costs."""
+"""With sizes closer together, the cost of one more byte is unknown."""
 MOST_SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A recovery that was measured."""
+class DurationSample:
+    """A measured recovery."""
 
     bytes: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Seconds, and what they are from: so many samples, of sizes from `smallest` to `biggest`."""
+class DurationEstimate:
+    """Seconds, from a number of samples with sizes from `smallest` to `biggest`."""
 
     seconds: float
     samples: int
@@ -30,21 +30,21 @@ class Estimate:
     biggest: int
 
 
-def estimate(samples: Sequence[Sample], bytes_: int) -> Estimate | None:
-    """The seconds for so many bytes: a fixed part and a part for each byte, both as the median of what the samples say
-    (Theil and Sen: one that was disturbed changes nothing). `samples`: oldest first, the last ones count. None: nothing
-    was ever measured.
+def estimate(samples: Sequence[DurationSample], bytes_: int) -> DurationEstimate | None:
+    """The seconds for a number of bytes: a fixed part and a part per byte, by the Theil–Sen estimator, which a
+    disturbed sample does not change. `samples`: oldest first; the last ones count. None: there are none.
 
-    Of one size only, the time goes with the bytes, and is for fewer of them no shorter: the fixed part is not known.
+    With samples of one size only, the time is proportional to the bytes, but not shorter for fewer: the fixed part is
+    unknown.
     """
     known = [one for one in samples if one.seconds > 0][-MOST_SAMPLES:]
     if not known:
         return None
     sizes = [one.bytes for one in known]
-    return Estimate(max(_line(known, bytes_), 0.0), len(known), min(sizes), max(sizes))
+    return DurationEstimate(max(_line(known, bytes_), 0.0), len(known), min(sizes), max(sizes))
 
 
-def _line(known: Sequence[Sample], bytes_: int) -> float:
+def _line(known: Sequence[DurationSample], bytes_: int) -> float:
     pairs = [
         (one, two) if one.bytes < two.bytes else (two, one)
         for one, two in combinations(known, 2)

@@ -1,4 +1,4 @@
-"""Recovery points that need no backup: a Redis replica, and files that nobody has changed since theirs (§8.1)."""
+"""Recovery points beyond a backup's time: a Redis replica, and files unchanged since their backup (§8.1)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from runbook.units import size
 from tasks.application.files import directory_of
 from tasks.backups.entries import walk
 from tasks.recovery_points.point import Point, best_of
-from tasks.redis.failover.group import Member, ask_group, read_member
+from tasks.redis.failover.group import GroupMember, ask_group, read_member
 
 
 @probe
 def read_replica_point(env: Environment) -> Point | None:
-    """By a failover to the replica that has the most; None where the environment knows of none."""
+    """The point of a failover to the most advanced replica; None without one."""
     master, others = _servers(env.redis)
     asked = clock.now()
     if not others:
@@ -32,8 +32,8 @@ def read_replica_point(env: Environment) -> Point | None:
     return best_of(points) or points[0]
 
 
-def _servers(block: Redis) -> tuple[Member | None, Sequence[Member]]:
-    """The master and those that follow it: by the Sentinels, else as the environment names them."""
+def _servers(block: Redis) -> tuple[GroupMember | None, Sequence[GroupMember]]:
+    """The master and its replicas, from the Sentinels or the environment."""
     if block.sentinels:
         group = ask_group(block)
         if group.watch.answering:
@@ -44,23 +44,23 @@ def _servers(block: Redis) -> tuple[Member | None, Sequence[Member]]:
     return found[0], found[1:]
 
 
-def _replica(master: Member | None, member: Member, asked: datetime) -> Point:
-    point = Point("redis", "replica", "live", member.address, hint="look at its log, and start it")
+def _replica(master: GroupMember | None, member: GroupMember, asked: datetime) -> Point:
+    point = Point("redis", "replica", "live", member.address, hint="check its log, and start it")
     if member.problem or member.is_master or member.loading or member.syncing:
-        busy = "it is loading its data, or in the middle of a full copy"
-        why = member.problem or ("it says that it is a master itself" if member.is_master else busy)
+        busy = "it is loading its data, or in a full resynchronisation"
+        why = member.problem or ("it is a master itself" if member.is_master else busy)
         return replace(point, problem=why)
     alive = master is not None and not master.problem
     if alive and master and not member.link_up:
-        why = f"its link to the master is down for {member.silent_seconds} s"
+        why = f"its link to the master has been down for {member.silent_seconds} s"
         return replace(point, at=_before(asked, member.silent_seconds), proven="answers", problem=why)
     if not alive or master is None:
-        at = _before(asked, member.silent_seconds)  # since then it has been sent nothing
+        at = _before(asked, member.silent_seconds)  # it has received nothing since
         return replace(point, at=at, exact=False, proven="answers", detail="the master does not answer")
     behind = max(master.offset - member.offset, 0)
     seconds = max(master.lags.get(member.address, 0), 1) if behind else 0
-    told = f"{size(behind)} behind" if behind else "has everything"
-    return replace(point, at=_before(asked, seconds), proven="answers", hint="", detail=told)
+    detail = f"{size(behind)} behind" if behind else "has everything"
+    return replace(point, at=_before(asked, seconds), proven="answers", hint="", detail=detail)
 
 
 def _before(moment: datetime, seconds: float) -> datetime:
@@ -69,7 +69,7 @@ def _before(moment: datetime, seconds: float) -> datetime:
 
 @probe
 def read_unchanged(application: Application) -> tuple[datetime, datetime | None]:
-    """When it was looked, and the last change in the application's directory; None where it cannot be read."""
+    """The time of the check, and the last change in the application's directory; None where it cannot be read."""
     asked = clock.now()
     try:
         directory = directory_of(application)
@@ -80,9 +80,11 @@ def read_unchanged(application: Application) -> tuple[datetime, datetime | None]
 
 
 def unchanged_since(points: Sequence[Point], asked: datetime, changed: datetime | None) -> list[Point]:
-    """Backups of files to which nothing was done since lose nothing, however old they are."""
+    """A backup of unchanged files loses nothing, whatever its age."""
     return [
-        replace(point, at=asked, every_seconds=0.0, detail=f"of {point.at:%Y-%m-%d %H:%M UTC}, nothing changed since")
+        replace(
+            point, at=asked, every_seconds=0.0, detail=f"of {clock.text(point.at, 'minutes')}, nothing changed since"
+        )
         if changed and point.at and changed < point.at
         else point
         for point in points

@@ -1,4 +1,4 @@
-"""A recovery point: the newest moment to which one means could bring one resource back now (§8.1)."""
+"""A recovery point: the newest time to which one means could restore one resource now (§8.1)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Means = Literal["standby", "point in time", "replica", "backup"]
 Place = Literal["live", "backups", "copies"]
 Danger = Literal["server lost", "data corrupted", "region lost"]
 FOLLOWING = ("standby", "replica")
-"""They do what the master does, its mistakes too."""
+"""They repeat what the master does, mistakes included."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one means could bring back now.
+    """What one means could restore now.
 
-    `at` None: nothing; `problem` says why. `unknown`: it could not be read, so it may be there all the same. `exact`
-    false: at least up to `at`, perhaps further. `proven`: since when it is known that this way works ("" never): a
-    restore of this very backup was proven, or a server answered just now. `every_seconds`: the longest time between two
-    of the last backups, 0 where it goes on continuously. `bytes` are what an estimate goes by; `restored_bytes` what it
-    takes on the disk. `beside`: it is on the very host of what it is to bring back, and goes with it.
+    `at`: up to when; None: nothing (`problem`). `unknown`: it could not be read, and may exist. `exact` false: at least
+    up to `at`. `proven`: since when the means is known to work ("" never), by a verified restore of this backup or an
+    answer of the server. `every_seconds`: the longest time between two recent backups; 0: continuous. `bytes`: the
+    input of an estimate; `restored_bytes`: the bytes needed on disk. `beside`: it is on the resource's host, and is
+    lost with it.
     """
 
     resource: Resource
@@ -44,18 +44,18 @@ class Point:
 
     @property
     def way(self) -> str:
-        """Under which its durations are measured: `database point in time`."""
+        """The name of its measured durations: `database point in time`."""
         return f"{self.resource} {self.means}"
 
     @property
     def told(self) -> str:
-        """For people."""
+        """The means, with its place and name."""
         where = {"live": "", "backups": "", "copies": ", from the copies"}[self.place]
         return f"{self.means}{where}{f' ({self.name})' if self.name else ''}"
 
     def serves(self, danger: Danger) -> bool:
-        """Whether it is a means at all. `server lost`: the server with its disk is gone; `region lost`: this site is,
-        with the first stores and the receiver of WAL."""
+        """Whether it survives the danger. `server lost`: the server and its disk are lost; `region lost`: this site is,
+        with `backups` and the WAL receiver."""
         match danger:
             case "region lost":
                 return self.place == "copies" and not self.beside
@@ -64,11 +64,11 @@ class Point:
         return not self.beside
 
     def loss_seconds(self, now: datetime) -> float | None:
-        """What would be lost, at most; None where nothing can be brought back."""
+        """The loss at most; None where nothing can be restored."""
         return max(0.0, (now - self.at).total_seconds()) if self.at else None
 
 
 def best_of(points: Iterable[Point]) -> Point | None:
-    """The newest; of equal ones one that is proven, then what follows already and is there at once."""
+    """The newest; among equal ones a proven one, then one that is available at once."""
     found = [point for point in points if point.at]
     return max(found, key=lambda one: (one.at, bool(one.proven), one.means in FOLLOWING, one.name), default=None)

@@ -1,4 +1,4 @@
-"""What is known of an environment's recoverability: one record for the board and for Prometheus.
+"""The recoverability of an environment: one record for the board and for Prometheus.
 
 `<reports>/recoverability.json`, and a Prefect Variable, which workers of other environments read for the board.
 """
@@ -34,8 +34,8 @@ State = Literal["red", "yellow", "green"]
 
 @dataclass(frozen=True)
 class Recoverable:
-    """One resource: the newest moment that can be restored (`at`), by which `option` and `runbook`, what that loses and
-    how long it takes (None: not known), since when it is `proven` ("": never). `why`: what makes it red or yellow."""
+    """One resource: the newest restorable time (`at`), the `option` and `runbook` for it, its loss and duration (None:
+    unknown), since when it is `proven` ("": never). `why`: the reason for red or yellow."""
 
     resource: Resource
     state: State
@@ -50,7 +50,7 @@ class Recoverable:
 
 @dataclass(frozen=True)
 class BackupAge:
-    """When the newest backup of a kind was taken, and the newest that is verified; None: there is none."""
+    """The times of the newest backup of a kind and of the newest verified one; None: there is none."""
 
     kind: Kind
     taken: datetime | None
@@ -59,7 +59,7 @@ class BackupAge:
 
 @dataclass(frozen=True)
 class LastDrill:
-    """The newest drill, its status, and the seconds until users were served again (None: not reached)."""
+    """The newest drill, its status, and the seconds until users were served again (None: they were not)."""
 
     at: datetime
     status: str
@@ -68,7 +68,7 @@ class LastDrill:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RecoveryStanding:
     """Of one environment, as of `checked`. `next_drill` "": none is scheduled, or Prefect did not answer."""
 
     environment: str
@@ -83,11 +83,11 @@ class Standing:
     next_drill: datetime | None
 
 
-_SHAPE = TypeAdapter(Standing)
+_SHAPE = TypeAdapter(RecoveryStanding)
 
 
-def save(reports: Path, standing: Standing) -> None:
-    """Beside the reports; and for other hosts in Prefect, where it answers.
+def save(reports: Path, standing: RecoveryStanding) -> None:
+    """Write it next to the reports, and to Prefect for other hosts, if that answers.
 
     Raises:
         OpsError: the file cannot be written.
@@ -98,19 +98,19 @@ def save(reports: Path, standing: Standing) -> None:
             Variable.set(VARIABLE + standing.environment, _SHAPE.dump_json(standing).decode(), overwrite=True)
 
 
-def read(reports: Path) -> Standing | None:
-    """Of the environment whose reports these are; None: it was never checked, or the record is damaged."""
+def read(reports: Path) -> RecoveryStanding | None:
+    """The record of the environment with these reports; None: it was never checked, or the record is damaged."""
     try:
-        return record.read(reports / FILE, Standing, "check-recovery-objectives writes it again")
+        return record.read(reports / FILE, RecoveryStanding, "run check-recovery-objectives, which writes it again")
     except OpsError as error:
         logger().warning("%s", error)
         return None
 
 
-def read_others() -> list[Standing]:
-    """Of every environment whose record is in Prefect; none where it does not answer. A record of another version of
-    this project is left out until that environment is checked again."""
-    found = list[Standing]()
+def read_others() -> list[RecoveryStanding]:
+    """The records of all environments in Prefect; none if it does not answer. A record of another version of this
+    project is left out until that environment is checked again."""
+    found = list[RecoveryStanding]()
     if not FlowRunContext.get():
         return found
     with _prefect(), get_client(sync_client=True) as client:
@@ -123,7 +123,7 @@ def read_others() -> list[Standing]:
 
 @contextlib.contextmanager
 def _prefect() -> Iterator[None]:
-    """Where it does not answer, there is the file."""
+    """If Prefect does not answer, the file remains."""
     try:
         with asked_briefly():
             yield

@@ -1,7 +1,7 @@
-"""Which moment a place in WAL stands for: what would be lost of a copy that ends there.
+"""The time of a position in WAL: what a copy that ends there would lose.
 
-Commit times stand in WAL itself, so they are read from what is at hand: the primary's own `pg_wal` where it is on this
-host, and the receiver's directory. Nothing is fetched but the end of the archive, and that only where neither has it.
+Commit times are in WAL itself. They are read from the primary's `pg_wal` if that is on this host, and from the
+receiver's directory. Only if neither has them, the end of the archive is fetched.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from tasks.wal.reading.waldump import Commit, commits_in
 
 CATCH_UP_SECONDS = 2.0
 LEAST_COMMIT_BYTES = 32
-"""A commit's record is longer than this, and ends in bytes that are not zero."""
+"""A commit record is longer than this, and ends in non-zero bytes."""
 BATCH, MOST_AHEAD, MOST_BACK, LOOKS = 2, 64, 16, 3
 
 Files = Sequence[tuple[Segment, Path]]
 
 
 @dataclass(frozen=True)
-class Written:
-    """How far the primary had written when it was asked, and how far those who stream from it have it on their disks
-    (by their names). `end` 0: nobody takes writes, `problem` says why."""
+class WrittenWal:
+    """The primary's write position at the time of the query, and the flush positions of its standbys by name. `end` 0:
+    no server takes writes (`problem`)."""
 
     asked: datetime
     system: int = 0
@@ -50,27 +50,27 @@ class Written:
     problem: str = ""
 
     def has_streamed(self, name: str) -> bool:
-        """Whether that one streams, and has everything."""
+        """Whether that one streams, and has all WAL."""
         return bool(self.end) and (self.streams or {}).get(name, 0) >= self.end
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The state of the data up to `at` is there; exactly, or at least. None: nobody knows."""
+    """The data is complete up to `at`, exactly or at least. None: unknown."""
 
     at: datetime | None
     exact: bool
 
 
-def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
-    """Ask the primary; those of these names who stream get a moment to catch up with what it had then."""
+def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
+    """Query the primary. Its standbys of these names get a moment to catch up with that position."""
     asked = clock.now()
     try:
         with primary.connect(seconds=nodes.ASK_SECONDS) as connection:
             execute(connection, "SET statement_timeout = '10s'")
             recovering, system, end = execute(connection, _WRITTEN)[0]
             if recovering:
-                return Written(asked, int(system), problem="no server takes writes: all that answer are standbys")
+                return WrittenWal(asked, int(system), problem="no server takes writes: all answering ones are standbys")
             streams = dict[str, int]()
 
             def caught_up() -> bool:
@@ -79,11 +79,11 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
 
             with contextlib.suppress(Unreachable):
                 until(caught_up, what="the standbys", seconds=CATCH_UP_SECONDS, every_seconds=0.05)
-            return Written(asked, int(system), int(end), streams)
+            return WrittenWal(asked, int(system), int(end), streams)
     except psycopg.Error as error:
-        return Written(asked, problem=first_line(error))
+        return WrittenWal(asked, problem=first_line(error))
     except OpsError as error:
-        return Written(asked, problem=error.message)
+        return WrittenWal(asked, problem=error.message)
 
 
 _WRITTEN = """
@@ -97,8 +97,8 @@ WHERE state = 'streaming' AND flush_lsn IS NOT NULL GROUP BY 1
 
 
 def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
-    """The segments of a cluster in a directory of this host, in order, each once: of the newest timeline that has it,
-    without what an older one has behind that (a primary that went on alone). None where it cannot be read."""
+    """The segments of a cluster in a directory of this host, in order, each once: from the newest timeline, without
+    what an older one has after the switch (a primary that continued alone). None where it cannot be read."""
     found = dict[int, tuple[Segment, Path]]()
     for one in _find_segments(directory):  # in order of the timelines
         if one.system == system or not system:
@@ -112,7 +112,7 @@ def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
 
 
 def _find_segments(directory: Path) -> list[Local]:
-    """One may be finished, and renamed, while they are looked at: then once more."""
+    """A segment may be finished and renamed during the listing: list again then."""
     for _ in range(LOOKS):
         with contextlib.suppress(OpsError):
             return find_segments(directory)
@@ -120,9 +120,9 @@ def _find_segments(directory: Path) -> list[Local]:
 
 
 def moment_of(
-    env: Environment, written: Written, end: int, chain: Chain | None = None, archive: Archive | None = None
+    env: Environment, written: WrittenWal, end: int, chain: Chain | None = None, archive: Archive | None = None
 ) -> Moment:
-    """The moment of a copy that ends at `end`: that of the first commit that it lacks; now, where it lacks none."""
+    """The time of a copy that ends at `end`: that of the first missing commit; now, if none is missing."""
     if written.end and end + LEAST_COMMIT_BYTES > written.end:
         return Moment(written.asked, True)
     sources = _sources(env, written)
@@ -138,9 +138,9 @@ def moment_of(
     return Moment(_last_archived(env, written, chain, archive, end), False)
 
 
-def _sources(env: Environment, written: Written) -> list[tuple[Files, bool]]:
-    """WAL at hand, and whether it is all that was ever written: the primary's own is, dead or alive, unless the
-    receiver has had a newer timeline since: then another server is the primary, and does not answer either."""
+def _sources(env: Environment, written: WrittenWal) -> list[tuple[Files, bool]]:
+    """The available WAL, and whether it is complete: the primary's own is, running or not. If the receiver has a newer
+    timeline, another server is the primary, and does not answer either."""
     primary, received = env.postgres, list[tuple[Segment, Path]]()
     if env.has("wal"):
         received = local_files(Path(env.wal.directory), written.system)
@@ -152,7 +152,7 @@ def _sources(env: Environment, written: Written) -> list[tuple[Files, bool]]:
 
 
 def _first_after(postgres: Postgres, files: Files, end: int) -> tuple[Commit | None, bool]:
-    """The first commit that a copy up to `end` lacks; and whether all was read from there on."""
+    """The first commit that a copy up to `end` lacks; and whether everything after it was read."""
     ahead = [(segment, path) for segment, path in files if segment.end > end]
     if not ahead or ahead[0][0].start > end:
         return None, False
@@ -183,7 +183,7 @@ def _last_before(postgres: Postgres, files: Files, end: int) -> Commit | None:
 
 
 def _commits(postgres: Postgres, files: Files) -> list[Commit] | None:
-    """None where they cannot be read: a server that lives takes its old files for new ones."""
+    """None where they cannot be read: a running server recycles its old files."""
     try:
         found = commits_in(postgres, files)
     except OpsError:
@@ -192,9 +192,9 @@ def _commits(postgres: Postgres, files: Files) -> list[Commit] | None:
 
 
 def _last_archived(
-    env: Environment, written: Written, chain: Chain | None, archive: Archive | None, end: int
+    env: Environment, written: WrittenWal, chain: Chain | None, archive: Archive | None, end: int
 ) -> datetime | None:
-    """The newest commit of the archive's last segments, which are fetched for that."""
+    """The newest commit of the archive's last segments, which it fetches."""
     if chain is None or archive is None or not chain.links:
         return None
     links = [link for link in chain.links[-BATCH:] if "/" not in link.stored.name]

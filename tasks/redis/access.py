@@ -1,4 +1,4 @@
-"""Who may do what on a Redis server: its ACL users, without their passwords.
+"""The ACL users of a Redis server, without their passwords.
 
 https://valkey.io/commands/acl-getuser/
 """
@@ -19,8 +19,8 @@ SECRET = ("requirepass", "masterauth", "tls-key-file-pass", "tls-client-key-file
 
 
 @dataclass(frozen=True)
-class User:
-    """One ACL user. `passwords`: how many; `open`: whoever names it is let in."""
+class AclUser:
+    """One ACL user. `passwords`: how many; `open`: it needs no password."""
 
     name: str
     flags: tuple[str, ...]
@@ -31,15 +31,15 @@ class User:
 
     @property
     def open(self) -> bool:
-        """No password is asked for."""
+        """Whether it needs no password."""
         return "on" in self.flags and "nopass" in self.flags
 
 
 @dataclass(frozen=True)
 class RedisAccess:
-    """The users of a server, and its settings but for what is secret."""
+    """A server's users, and its settings without secrets."""
 
-    users: tuple[User, ...]
+    users: tuple[AclUser, ...]
     settings: dict[str, str]
 
 
@@ -49,19 +49,19 @@ def read_access(block: Redis) -> RedisAccess:
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: this user may not ask.
+        OpsError: this user may not run the commands.
     """
     with connected(block) as client:
         users = tuple(_user(client, _text(name)) for name in call(client, "ACL", "USERS"))
-        told = settings_of(client)
-        return RedisAccess(users, {name: value for name, value in sorted(told.items()) if name not in SECRET})
+        settings = settings_of(client)
+        return RedisAccess(users, {name: value for name, value in sorted(settings.items()) if name not in SECRET})
 
 
-def _user(client: redis.Redis, name: str) -> User:
+def _user(client: redis.Redis, name: str) -> AclUser:
     found: dict[str, Any] = client.acl_getuser(name) or {}
     flags = tuple(_text(flag) for flag in found.get("flags", ()))
     commands, keys, channels = (_rule(found.get(of)) for of in ("commands", "keys", "channels"))
-    return User(name, flags, len(found.get("passwords", ())), commands, keys, channels)
+    return AclUser(name, flags, len(found.get("passwords", ())), commands, keys, channels)
 
 
 def _rule(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A long pass over a server's keys, in a thread that gives way to everybody else on this host."""
+"""A long pass over a server's keys, in a thread with low priority."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ LOOK_SECONDS = 0.5
 
 
 def in_background(pages: Generator[None, None, T]) -> T:
-    """Drive a pass page by page to its end, and return what it returns; what it raises is raised here.
+    """Run a pass page by page; returns or raises what the pass returns or raises.
 
-    On the server's own host its loop competes with the server, and with the server's clients, for the processors: the
-    thread's priority is lowered (for good: it ends with the pass). A run that is interrupted ends it after a page.
+    On the server's own host the pass competes with the server and its clients for processors, so the thread has a low
+    priority. An interrupted run ends it after a page.
     """
     outcome: Future[T] = Future()
     stop = threading.Event()
 
     def drive() -> None:
-        _give_way()
+        _lower_priority()
         try:
             while not stop.is_set():
                 next(pages)
@@ -40,17 +40,17 @@ def in_background(pages: Generator[None, None, T]) -> T:
     try:
         thread.start()
         while thread.is_alive():
-            thread.join(LOOK_SECONDS)  # not for ever: an interruption is to be seen
+            thread.join(LOOK_SECONDS)  # with a timeout, so that an interruption is noticed
     finally:
         stop.set()
         while thread in threading.enumerate():
-            with contextlib.suppress(RuntimeError):  # it was interrupted in the moment of its start
+            with contextlib.suppress(RuntimeError):  # it was interrupted at its start
                 thread.join()
     return outcome.result()
 
 
-def _give_way() -> None:
-    """Of this thread only, which is Linux's own way (setpriority(2), NOTES); elsewhere it would be the process."""
+def _lower_priority() -> None:
+    """Lower this thread's priority. Only Linux can do that for a thread (setpriority(2), NOTES)."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):  # a sandbox may forbid it

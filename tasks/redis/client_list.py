@@ -1,4 +1,4 @@
-"""CLIENT LIST: who is connected, as the server sees it, asked for in pieces (§2.4).
+"""CLIENT LIST: a server's connections, read in parts (§2.4).
 
 https://valkey.io/commands/client-list/
 """
@@ -13,9 +13,9 @@ import redis
 
 from tasks.redis.server import call
 
-# One answer keeps the server for about 15 µs a client: so many are asked for in one call.
+# An answer blocks the server for about 15 µs a client.
 PAGE_CLIENTS = 500
-# Beyond so many ids it is not looked for clients page by page.
+# The most ids that are searched page by page.
 MOST_IDS = 2_000_000
 _FIELD = re.compile(r"(?:^| )([a-z-]+)=(.*?)(?= [a-z-]+=|$)")
 _SENTINEL = re.compile(r"sentinel-[0-9a-f]{8}-(?:cmd|pubsub)")
@@ -23,8 +23,8 @@ _SENTINEL = re.compile(r"sentinel-[0-9a-f]{8}-(?:cmd|pubsub)")
 
 @dataclass(frozen=True)
 class Client:
-    """One connection, as the server sees it. `output_bytes` is what waits to be read by it, `query_bytes` what it has
-    sent and is not carried out yet; `memory_bytes` all that it takes."""
+    """One connection. `output_bytes`: answers that it has not read; `query_bytes`: commands that are not executed yet;
+    `memory_bytes`: all memory that the server uses for it."""
 
     id: int
     address: str
@@ -43,12 +43,12 @@ class Client:
 
     @property
     def host(self) -> str:
-        """Its address without the port."""
+        """The address without the port."""
         return self.address.rpartition(":")[0]
 
     @property
     def kind(self) -> str:
-        """What it is for; `normal` where it only sends commands."""
+        """The kind of connection; `normal`: it only sends commands."""
         if "S" in self.flags and "O" not in self.flags:
             return "replica"
         if "M" in self.flags:
@@ -65,17 +65,17 @@ class Client:
 
     @property
     def target(self) -> str:
-        """What a permit names: ids are never used again while the server runs."""
+        """The connection in a permit. A running server never reuses an id."""
         return f"{self.id} from {self.address}"
 
     def is_same(self, before: Client) -> bool:
-        """Whether this is the connection that was seen before: after a restart ids begin anew."""
+        """Whether this is the same connection as before: a restart reuses ids."""
         return (self.id, self.address) == (before.id, before.address) and self.age_seconds >= before.age_seconds
 
 
 def list_clients(client: redis.Redis, own: int, expected: int) -> tuple[list[Client], bool]:
-    """All clients, and whether none was left out. Where there are many, by ranges of ids: the newest first, as `own`
-    has just connected; what connects meanwhile is not seen."""
+    """All clients, and whether the list is complete. Many clients are read by ranges of ids, the newest first, starting
+    at `own` id; clients that connect meanwhile are left out."""
     if expected <= PAGE_CLIENTS:
         return parse(call(client, "CLIENT", "LIST")), True
     found: list[Client] = []
@@ -89,7 +89,7 @@ def list_clients(client: redis.Redis, own: int, expected: int) -> tuple[list[Cli
 
 
 def parse(answer: bytes) -> list[Client]:
-    """The lines of CLIENT LIST. Fields that a version does not have are 0 or empty."""
+    """The lines of CLIENT LIST. Fields that a server version lacks are 0 or empty."""
     lines = answer.decode(errors="backslashreplace").splitlines()
     return [_parsed(dict(_FIELD.findall(line))) for line in lines if line.strip()]
 

@@ -1,4 +1,4 @@
-"""Who is connected to Redis: counts, buffers, and the limits around them (§2.4).
+"""A Redis server's connections: counts, buffers and limits (§2.4).
 
 https://valkey.io/commands/client-list/ and https://valkey.io/topics/clients/
 """
@@ -20,9 +20,9 @@ SETTINGS = ("maxclients", "timeout", "tcp-keepalive", "client-output-buffer-limi
 
 
 @dataclass(frozen=True)
-class Clients:
-    """All connections but the one that read them, and the limits around them. `rejected` and the other counters are
-    since the server's start (or CONFIG RESETSTAT)."""
+class RedisClients:
+    """All connections except the reading one, and their limits. `rejected` and the other counters: since the server's
+    start (or CONFIG RESETSTAT)."""
 
     address: str
     version: str
@@ -44,16 +44,16 @@ class Clients:
 
     @property
     def used_ratio(self) -> float:
-        """Of maxclients, replicas and the reading connection included: the server counts them all."""
+        """The share of maxclients. Replicas and the reading connection count too."""
         return (self.connected + self.replicas) / self.most
 
     @property
     def client_bytes(self) -> int:
-        """What all connections take of the server's memory."""
+        """The server's memory for all connections."""
         return sum(client.memory_bytes for client in self.clients)
 
     def number(self, name: str) -> int:
-        """A setting of SETTINGS that is a number."""
+        """A numeric setting of SETTINGS."""
         return int(self.settings[name])
 
     @property
@@ -66,25 +66,25 @@ class Clients:
 
 
 @probe
-def read_clients(block: Redis) -> Clients:
-    """Connections and limits; no call keeps the server for long, however many there are.
+def read_clients(block: Redis) -> RedisClients:
+    """Connections and limits. No call blocks the server for long, even with thousands of connections.
 
     Raises:
-        Unreachable: it does not answer, or has no place for one more connection.
+        Unreachable: the server does not answer, or has reached maxclients.
         OpsError: it refuses the password or a command.
     """
     with connected(block) as client:
         return _read(client, block.address)
 
 
-def _read(client: redis.Redis, address: str) -> Clients:
+def _read(client: redis.Redis, address: str) -> RedisClients:
     info: dict[str, Any] = client.info()
     settings = {str(name): str(value) for name, value in client.config_get(*SETTINGS).items()}
     own = int(call(client, "CLIENT", "ID"))
     connections = int(info["connected_clients"]) + int(info.get("cluster_connections", 0))
     replicas = int(info.get("connected_slaves", 0))
     found, complete = list_clients(client, own, connections + replicas)
-    return Clients(
+    return RedisClients(
         address=address,
         version=version_of(client),
         run_id=str(info["run_id"]),

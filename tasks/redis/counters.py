@@ -21,7 +21,7 @@ MOST_KEPT = 1000
 
 @dataclass(frozen=True)
 class Counter:
-    """One key. `count` is None where its value is no whole number; `ttl_seconds` is -1 where it never expires."""
+    """One key. `count` None: its value is no integer; `ttl_seconds` -1: it never expires."""
 
     database: int
     key: str
@@ -31,7 +31,7 @@ class Counter:
 
 @dataclass
 class Some:
-    """How many counters are of a kind, and the first of them."""
+    """The number of counters of a kind, and the first of them."""
 
     count: int = 0
     first: list[Counter] = field(default_factory=list)
@@ -44,9 +44,9 @@ class Some:
 
 
 @dataclass
-class Counted:
-    """The counters of one prefix. A counter is `over` or `near`, and may be `lasting` (no TTL; `locked` when it is
-    over too), `long` (more TTL than the window has) or `unreadable` beside that."""
+class CountedCalls:
+    """The counters of one prefix. A counter is `over` or `near`, and can also be `lasting` (no TTL; `locked` if it is
+    over too), `long` (a longer TTL than the window) or `unreadable`."""
 
     prefix: str
     most: int
@@ -78,9 +78,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class Counters:
-    """Of all prefixes. Where they are not complete the time was over."""
+    """The counters of all prefixes. Not complete: the time limit was reached."""
 
-    prefixes: tuple[Counted, ...]
+    prefixes: tuple[CountedCalls, ...]
     is_complete: bool
     seconds: float
 
@@ -89,18 +89,18 @@ class Counters:
 def read_counters(
     block: Redis, limits: Mapping[str, Sequence[int]], near_ratio: float, budget_seconds: float
 ) -> Counters:
-    """The counters under each prefix of `limits` (→ requests, and seconds of their window), in all databases. A key is
-    its longest prefix's.
+    """The counters under each prefix of `limits` (→ requests, and seconds of their window), in all databases. A key
+    belongs to its longest prefix.
 
     Raises:
         Unreachable, OpsError: the server does not answer, or refuses.
     """
-    started, found, is_complete = time.monotonic(), list[Counted](), True
+    started, found, is_complete = time.monotonic(), list[CountedCalls](), True
     prefixes = {read_prefix(text): text for text in limits}
     with connected(block) as client:
         for prefix, text in prefixes.items():
             most, window = limits[text]
-            counted = Counted(text, most, window)
+            counted = CountedCalls(text, most, window)
             found.append(counted)
             longer = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
             for database, keys in matching(client, under(prefix)):
@@ -113,7 +113,7 @@ def read_counters(
 
 
 def _read(client: redis.Redis, database: int, keys: Sequence[bytes]) -> Iterator[Counter]:
-    """Those that are still there."""
+    """The counters that still exist."""
     if not keys:
         return
     with client.pipeline(transaction=False) as pipe:
@@ -130,7 +130,7 @@ def _read(client: redis.Redis, database: int, keys: Sequence[bytes]) -> Iterator
 
 
 def _number(value: object) -> int | None:
-    """Of another type, or another text, it is none."""
+    """None: the value has another type, or is no integer."""
     if isinstance(value, redis.exceptions.NoPermissionError):
         raise value
     try:

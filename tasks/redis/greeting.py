@@ -1,4 +1,4 @@
-"""Trying what a client of Redis does: greet it, and write without writing anything."""
+"""Try a client's first commands: PING, and a write that changes nothing."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ State = Literal[
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a command met, in Redis's own words; `meaning` with what to do."""
+class RedisGreeting:
+    """Redis's answer to a command; `meaning` explains it and names the next step."""
 
     state: State
     said: str
@@ -44,18 +44,18 @@ class Answer:
 
 
 @probe
-def read_answer(block: Redis, *, writes: bool = False) -> Answer:
-    """PING; or, with `writes`, a write that is checked as any other and changes nothing: SET … XX of no key."""
+def read_answer(block: Redis, *, writes: bool = False) -> RedisGreeting:
+    """PING; with `writes` also SET … XX of a missing key, which is checked like any write and changes nothing."""
     reach = read_reach.work(block.host, block.port)
     if reach.state != "open":
-        return Answer(reach.state, reach.detail)
+        return RedisGreeting(reach.state, reach.detail)
     client = at_once(block.client(answer_seconds=GREETING_SECONDS))
     words = ("SET", f"ops:diagnose:{uuid.uuid4()}", "1", "XX") if writes else ("PING",)
     try:
         call(client, *words)
-        return Answer("well", "nothing was changed" if writes else "PONG")
+        return RedisGreeting("well", "nothing was changed" if writes else "PONG")
     except redis.RedisError as error:
-        return Answer(_state(error), str(error), block.refused(error))
+        return RedisGreeting(_state(error), str(error), block.refused(error))
     finally:
         client.close()
 

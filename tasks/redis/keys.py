@@ -1,6 +1,6 @@
-"""Keys carried from one server to another, one by one (DUMP and RESTORE), in bounded pieces: nobody else waits long.
+"""Copy keys from one server to another (DUMP and RESTORE), in small parts, so that other clients do not wait long.
 
-Time to live goes along as a moment (ABSTTL), and fields that expire, groups and pending entries of streams are part of
+A TTL is copied as an absolute time (ABSTTL). Expiring fields, and groups and pending entries of streams, are part of
 the value. https://valkey.io/commands/restore/
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from runbook.errors import OpsError
 from runbook.log import logger
-from tasks.redis.line import Line
+from tasks.redis.line import RedisLine
 
 PAGE_KEYS = 1000
 BATCH_KEYS = 100
@@ -25,43 +25,43 @@ PROGRESS_SECONDS = 5.0
 
 @dataclass
 class Carried:
-    """What was carried. `expired` had their time behind them; `large` are values above 1 MiB, each of which its server
-    reads or writes in one go: `slowest_seconds` is the longest that one took, there and back."""
+    """The copied keys. `expired` keys were skipped. `large` values exceed 1 MiB, and block a server while it reads or
+    writes them: `slowest_seconds` is the longest round trip."""
 
     keys: int = 0
     bytes: int = 0
     expired: int = 0
     large: int = 0
     slowest_seconds: float = 0.0
-    told: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)
 
 
 def bytes_of(text: str, *, glob: bool = False) -> bytes:
-    """A parameter as it stands in keys: UTF-8, and `\\xNN` for a byte, as reports show them (`\\x5c` is a backslash).
+    """A parameter's bytes: UTF-8, and `\\xNN` for a byte, as reports show them (`\\x5c` is a backslash).
 
     Raises:
-        OpsError: it has a character that UTF-8 has not.
+        OpsError: it has a character that is not UTF-8.
     """
     try:
         raw = os.fsencode(text)
     except UnicodeEncodeError:
-        raise OpsError(f"{text!a} cannot stand in a key", "write bytes that are not UTF-8 as \\xNN") from None
+        raise OpsError(f"{text!a} cannot be part of a key", "write bytes that are not UTF-8 as \\xNN") from None
     return re.sub(rb"\\x([0-9a-fA-F]{2})", lambda found: (b"\\" if glob else b"") + bytes([int(found[1], 16)]), raw)
 
 
 def read_prefix(text: str) -> bytes:
-    r"""A prefix as people write it: `\xff` stands for a byte that is no text.
+    r"""A prefix as people write it; `\xff` is a byte.
 
     Raises:
-        OpsError: it is empty, or has a character that UTF-8 has not.
+        OpsError: it is empty, or has a character that is not UTF-8.
     """
     if not text:
-        raise OpsError("an empty prefix means every key", "name prefixes, or restore without them")
+        raise OpsError("an empty prefix means every key", "name prefixes, or restore without prefixes")
     return bytes_of(text)
 
 
 def widest(prefixes: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Prefixes that none of the others covers, in order."""
+    """The prefixes that no other one covers, in order."""
     return tuple(
         sorted({one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes)})
     )
@@ -72,8 +72,8 @@ def under(prefix: bytes) -> bytes:
     return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
 
 
-def keys_under(line: Line, database: int, prefix: bytes) -> Iterator[list[bytes]]:
-    """The keys of a database that begin with `prefix`, page by page. One may come twice, as SCAN gives it."""
+def keys_under(line: RedisLine, database: int, prefix: bytes) -> Iterator[list[bytes]]:
+    """The keys of a database that begin with `prefix`, page by page. SCAN can return a key twice."""
     pattern = under(prefix)
     cursor = b"0"
     while True:
@@ -85,9 +85,9 @@ def keys_under(line: Line, database: int, prefix: bytes) -> Iterator[list[bytes]
 
 
 def batches(
-    line: Line, database: int, keys: Sequence[bytes], most_bytes: int = BATCH_BYTES
+    line: RedisLine, database: int, keys: Sequence[bytes], most_bytes: int = BATCH_BYTES
 ) -> Iterator[tuple[list[bytes], int]]:
-    """Keys in groups of some bytes at most, and those bytes; a large value is a group of its own."""
+    """Keys in groups of limited bytes, and each group's bytes; a large value is a separate group."""
     sizes = line.pipe(database, [("MEMORY", "USAGE", key) for key in keys])
     line.refuse(sizes)
     group: list[bytes] = []
@@ -102,11 +102,11 @@ def batches(
         yield group, total
 
 
-def carry(source: Line, target: Line, database: int, keys: Sequence[bytes], done: Carried) -> None:
-    """Copy keys of one database; those of the target are replaced.
+def carry(source: RedisLine, target: RedisLine, database: int, keys: Sequence[bytes], done: Carried) -> None:
+    """Copy keys of one database; they replace the target's.
 
     Raises:
-        Unreachable, OpsError: one of the servers refuses, or its connection broke. What was carried stays.
+        Unreachable, OpsError: a server refuses, or its connection broke. Keys copied before stay.
     """
     for group, size in batches(source, database, keys):
         started, now = time.monotonic(), time.time_ns() // 1_000_000
@@ -124,6 +124,6 @@ def carry(source: Line, target: Line, database: int, keys: Sequence[bytes], done
         done.bytes += size
         done.large += size > LARGE_BYTES
         done.slowest_seconds = max(done.slowest_seconds, time.monotonic() - started)
-        if time.monotonic() - done.told > PROGRESS_SECONDS:
-            done.told = time.monotonic()
-            logger().info("database %d: %d keys carried", database, done.keys)
+        if time.monotonic() - done.reported > PROGRESS_SECONDS:
+            done.reported = time.monotonic()
+            logger().info("database %d: %d keys copied", database, done.keys)

@@ -1,7 +1,7 @@
-"""One connection to one server, in which databases are chosen: what is read and written key by key goes through it.
+"""One connection to one server, for reads and writes key by key in several databases.
 
-A client of redis-py takes any connection of its pool, so that neither SELECT nor CLIENT TRACKING … NOLOOP can be relied
-on there; and its pipelines raise at the first answer that is an error.
+redis-py's client uses any connection of its pool, so SELECT and CLIENT TRACKING … NOLOOP are unreliable there; and its
+pipelines raise at the first error.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ TRANSACTION = 2
 """MULTI and EXEC around the commands."""
 
 
-class Line:
-    """A connection. Every error of it is raised as what `block.refused` makes of it."""
+class RedisLine:
+    """A connection. Its errors are translated by `block.refused`."""
 
     def __init__(self, block: Redis, client: redis.Redis, *, scratch: bool) -> None:
         pool = client.connection_pool
         self._block, self._scratch = block, scratch
-        # Plain answers: RESP3 and its notices of maintenance would put messages between them.
+        # RESP3 and maintenance notices would put messages between the answers.
         known = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
         self._connection: Any = pool.connection_class(**{**known, "protocol": 2, "db": 0})
         self._database = -1
@@ -40,18 +40,17 @@ class Line:
         return answer
 
     def pipe(self, database: int, commands: Sequence[Command], *, together: bool = False) -> list[Any]:
-        """Several commands in one round trip; the errors of single ones are among the answers. `together`: nothing of
-        anybody else's happens between them.
+        """Several commands in one round trip; their errors are among the answers. `together`: as one transaction.
 
         Raises:
-            Unreachable: the connection broke. What was sent may have been done.
-            OpsError: this user may not do it, or the database is not there.
+            Unreachable: the connection broke; the commands may have been executed.
+            OpsError: this user may not run them, or the database does not exist.
         """
         if not commands:
             return []
         wanted: list[Command] = [] if database == self._database else [("SELECT", database)]
         chosen = len(wanted)
-        self._database = -1  # whatever happens now, it is chosen again
+        self._database = -1  # after an error, select it again
         wanted += [("MULTI",), *commands, ("EXEC",)] if together else commands
         answers = self._talk(wanted)
         for answer in (*answers[:chosen], *(answers[-1:] if together else ())):
@@ -61,12 +60,12 @@ class Line:
         return cast(list[Any], answers[-1]) if together else answers[chosen:]
 
     def subscribe(self, *channels: bytes) -> None:
-        """Listen to channels from now on: such a connection takes no other command."""
+        """Subscribe to channels; the connection then accepts no other command."""
         self._database = -1
         self.refuse(self._talk([("SUBSCRIBE", channel) for channel in channels]))
 
     def listen(self) -> Any:
-        """The next message of a connection that subscribed to something; waits for it."""
+        """Wait for the next message of a subscribed connection."""
         try:
             return self._connection.read_response(timeout=None)
         except redis.RedisError as error:
@@ -79,7 +78,7 @@ class Line:
                 raise self._told(answer)
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._connection.disconnect()
 
     def _talk(self, commands: Sequence[Command]) -> list[Any]:
@@ -98,13 +97,13 @@ class Line:
     def _told(self, error: Exception) -> OpsError:
         if not self._scratch and isinstance(error, redis.RedisError):
             return self._block.refused(error)
-        return VerificationFailed(f"the scratch server: {error}", "look at the memory and the disk of this host")
+        return VerificationFailed(f"the scratch server: {error}", "check the memory and the disk of this host")
 
 
 @contextlib.contextmanager
-def live_line(block: Redis) -> Iterator[Line]:
-    """To the live server."""
-    line = Line(block, block.client(), scratch=False)
+def live_line(block: Redis) -> Iterator[RedisLine]:
+    """A connection to the live server."""
+    line = RedisLine(block, block.client(), scratch=False)
     try:
         yield line
     finally:
@@ -112,9 +111,9 @@ def live_line(block: Redis) -> Iterator[Line]:
 
 
 @contextlib.contextmanager
-def scratch_line(block: Redis, client: redis.Redis) -> Iterator[Line]:
-    """To the scratch server that `client` talks to."""
-    line = Line(block, client, scratch=True)
+def scratch_line(block: Redis, client: redis.Redis) -> Iterator[RedisLine]:
+    """A connection to the scratch server of `client`."""
+    line = RedisLine(block, client, scratch=True)
     try:
         yield line
     finally:
@@ -122,10 +121,10 @@ def scratch_line(block: Redis, client: redis.Redis) -> Iterator[Line]:
 
 
 def socket_of(client: redis.Redis) -> Path:
-    """The Unix socket of a scratch server; its log lies beside."""
+    """The Unix socket of a scratch server; its log is in the same directory."""
     return Path(client.connection_pool.connection_kwargs["path"])
 
 
 def log_of(client: redis.Redis) -> str:
-    """What a scratch server wrote into its log so far."""
+    """A scratch server's log."""
     return socket_of(client).with_name("log").read_text(errors="replace")

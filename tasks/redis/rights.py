@@ -1,4 +1,4 @@
-"""Whether this user may give commands, found out without giving one."""
+"""Whether this user may run commands, without running them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from runbook.errors import OpsError
 
 
 def find_refused(client: redis.Redis, block: Redis, *commands: Sequence[str]) -> list[OpsError]:
-    """Which of these commands the server refuses this user. They are queued in a transaction that is thrown away with
-    its connection: none is carried out. Where MULTI itself is refused nobody knows, and none is named.
+    """The commands that the server refuses this user. They are queued in a transaction that is discarded with its
+    connection, so none is executed. If MULTI itself is refused, the result is empty.
 
     Raises:
-        redis.ConnectionError: it went away.
+        redis.ConnectionError: the connection broke.
     """
     connection = cast(Any, client.connection_pool.get_connection())
 

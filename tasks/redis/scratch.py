@@ -1,4 +1,4 @@
-"""A scratch server: the block's own server program on a Unix socket, to prove what a file really holds."""
+"""A scratch server: the block's own server program on a Unix socket, to prove a file's content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runbook.wait import until
 from tasks.redis.scratch_place import SOCKETS, scratch_place
 from tasks.redis.server import LOAD_SECONDS, at_once, call
 
-# A scratch server dies before anything else where memory runs out: never the live server in its place.
+# If memory runs out, the kernel kills a scratch server first, never the live server.
 _SETTINGS = (
     *("--port", "0", "--unixsocketperm", "700", "--daemonize", "no", "--logfile", "", "--pidfile", ""),
     *("--save", "", "--databases", "1024", "--enable-debug-command", "yes", "--busy-reply-threshold", "600000"),
@@ -41,8 +41,8 @@ def scratch_server(
 ) -> Iterator[redis.Redis]:
     """A server on `directory`, loaded: on its RDB, or (`appendonly`) on its AOF (directory and file name in `aof`).
 
-    Without `user` it runs as this process's own user. It listens on a socket in a private directory only, and saves
-    nothing by itself. It is shut down without saving when the block is left, and dies with this process.
+    Without `user` it runs as this process's user. It listens only on a socket in a private directory, and saves nothing
+    automatically. It is shut down without saving at the end of the block, and dies with this process.
 
     Raises:
         VerificationFailed: the files cannot be loaded; the message is the server's own reason.
@@ -79,7 +79,7 @@ def scratch_server(
 
 
 def end(client: redis.Redis, child: subprocess.Popen[bytes] | None = None, *, save: bool) -> None:
-    """SHUTDOWN; the connection that breaks is its answer.
+    """SHUTDOWN, which the server answers by closing the connection.
 
     Raises:
         VerificationFailed: the server refused (it could not save).
@@ -89,7 +89,7 @@ def end(client: redis.Redis, child: subprocess.Popen[bytes] | None = None, *, sa
     except redis.ConnectionError:
         pass
     except redis.RedisError as error:
-        raise VerificationFailed(f"the scratch server does not shut down: {error}", "look at the disk") from None
+        raise VerificationFailed(f"the scratch server does not shut down: {error}", "check the disk") from None
     if child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(shell.STOP_SECONDS)
@@ -109,17 +109,17 @@ def _is_loaded(client: redis.Redis, child: subprocess.Popen[bytes], log: Path) -
 
 
 def reason(log: str, code: int) -> str:
-    """The sentence in a server's log that says why it ended."""
+    """The line of a server's log with the reason of its exit."""
     lines = [line for line in log.splitlines() if not _UNTOLD.search(line)]
-    told = [line.split(" # ", 1)[1] for line in lines if " # " in line]
-    told += [line for line in lines if re.match(r"(\*\*\* FATAL|>>> |Bad file format|.*(?:denied|not found))", line)]
-    if told:
-        return _WHERE.sub("", told[0]).rstrip(".")[:300]
+    reasons = [line.split(" # ", 1)[1] for line in lines if " # " in line]
+    reasons += [line for line in lines if re.match(r"(\*\*\* FATAL|>>> |Bad file format|.*(?:denied|not found))", line)]
+    if reasons:
+        return _WHERE.sub("", reasons[0]).rstrip(".")[:300]
     return f"it was killed by signal {-code} (out of memory?)" if code < 0 else f"it exited {code}"
 
 
 def refuse_empty(path: Path) -> None:
-    """A server starts *empty* where its RDB is missing.
+    """Refuse a missing or empty RDB: a server would start without data.
 
     Raises:
         VerificationFailed: the file is missing or has no content.

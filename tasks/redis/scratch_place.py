@@ -1,5 +1,4 @@
-"""Private directories of a run beside its data: sockets, logs, what is read of a backup. What a killed run left of them
-is removed when the next one makes its own."""
+"""Private directories of a run for sockets, logs and files of a backup. The next run deletes those of killed runs."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ from runbook.guard.process import is_abandoned, this_process
 PREFIX = "ops-redis-"
 OWNER = ".of-run"
 SOCKETS = "/tmp"  # noqa: S108 (mkdtemp makes what is private below it)
-"""A socket's path has 107 characters at most: the system's own temporary directory is always short enough."""
+"""A socket's path has at most 107 characters; the system's temporary directory is short enough."""
 
 
 @contextlib.contextmanager
 def scratch_place(parent: str = "") -> Iterator[Path]:
-    """A directory in `parent` (the system's own for temporary files) that is gone when the block is left."""
+    """A directory in `parent` (by default the system's temporary directory), deleted at the end of the block."""
     where = Path(parent or tempfile.gettempdir())
     _sweep(where)
     place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
@@ -31,7 +30,7 @@ def scratch_place(parent: str = "") -> Iterator[Path]:
 
 
 def _sweep(where: Path) -> None:
-    """Remove those of dead processes; one without an owner's name, or that is not ours to read, stays."""
+    """Delete the directories of dead processes, except unreadable ones and those without an owner's name."""
     for note in where.glob(f"{PREFIX}*/{OWNER}"):
         with contextlib.suppress(OSError):
             if is_abandoned(note.read_text(errors="replace"), note.parent):

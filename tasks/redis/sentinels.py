@@ -1,4 +1,4 @@
-"""What the Sentinels say: which server is the master, which follow it, and whether they could fail it over (§8.3).
+"""The Sentinels' view: the master, its replicas, and whether a failover is possible (§8.3).
 
 https://valkey.io/topics/sentinel/
 """
@@ -38,7 +38,7 @@ class Follower:
 
 @dataclass(frozen=True)
 class SentinelView:
-    """One Sentinel: `master` is "" where it does not answer (`problem` says why) or does not watch that name."""
+    """One Sentinel. `master` "": it does not answer (`problem` says why), or does not watch that name."""
 
     address: str
     problem: str = ""
@@ -55,12 +55,12 @@ class SentinelView:
 
     @property
     def answers(self) -> bool:
-        """Whether it could be asked."""
+        """Whether it answers."""
         return not self.problem
 
     @property
-    def told(self) -> str:
-        """Its word on the master, for people."""
+    def statement(self) -> str:
+        """Its view of the master, for people."""
         return self.problem or (f"names {self.master}" if self.master else "watches none")
 
     @property
@@ -70,12 +70,12 @@ class SentinelView:
 
     @property
     def sees_down(self) -> bool:
-        """Whether the master does not answer it."""
+        """Whether it sees the master as down."""
         return bool(self.flags & {"s_down", "o_down"})
 
     @property
     def promotable(self) -> tuple[Follower, ...]:
-        """Whom it would promote, best first, by its own rule and by what it knows (seconds old).
+        """The replicas that it would promote, best first, by Sentinel's rule and its own data (seconds old).
 
         https://valkey.io/topics/sentinel/#replica-selection-and-priority
         """
@@ -96,45 +96,50 @@ class Watch:
 
     @property
     def answering(self) -> tuple[SentinelView, ...]:
-        """Those that could be asked."""
+        """The Sentinels that answer."""
         return tuple(view for view in self.views if view.answers)
 
     @property
     def masters(self) -> dict[str, list[str]]:
-        """Address of a master → the Sentinels that name it; "" for those that watch none."""
-        told: dict[str, list[str]] = {}
+        """Address of a master → the Sentinels that name it; "": those that watch none."""
+        named: dict[str, list[str]] = {}
         for view in self.answering:
-            told.setdefault(view.master, []).append(view.address)
-        return told
+            named.setdefault(view.master, []).append(view.address)
+        return named
 
     @property
     def master(self) -> str:
-        """The address on which all that answer agree; "" where they do not, watch none, or none answers."""
+        """The address that all answering Sentinels name; "": they disagree, watch none, or none answers."""
         return next(iter(self.masters)) if len(self.masters) == 1 else ""
 
     @property
     def majority(self) -> int:
-        """How many a failover needs: the quorum, and more than half of all that know each other."""
+        """How many Sentinels a failover needs: the quorum, and more than half of all that know each other."""
         return max((max(view.quorum, (view.others + 1) // 2 + 1) for view in self.answering), default=1)
 
     def doubt(self, address: str) -> str:
-        """Why these do not vouch for a master: too few name it. "" where they do, or where there are none."""
+        """Why too few Sentinels name a master; "": enough do, or there are none."""
         naming = self.masters.get(address, [])
         needed = max(self.majority, len(self.views) // 2 + 1)
         if not self.views or len(naming) >= needed:
             return ""
-        silent = [f"{view.address}: {view.told}" for view in self.views if view.address not in naming]
+        silent = [f"{view.address}: {view.statement}" for view in self.views if view.address not in naming]
         why = "; ".join(silent) or "the others are not in [redis] sentinels"
-        return f"{len(naming)} of {len(self.views)} Sentinels name {address}, {needed} must ({why})"
+        return f"{len(naming)} of {len(self.views)} Sentinels name {address}, {needed} are needed ({why})"
 
-    def told(self) -> str:
-        """Who says what, for people."""
+    @property
+    def disagreement(self) -> str:
+        """Which Sentinels name which master; "" where they agree."""
+        return self.describe() if len(self.masters.keys() - {""}) > 1 else ""
+
+    def describe(self) -> str:
+        """Which Sentinels name which master, for people."""
         return "; ".join(f"{master or 'no master'} by {', '.join(who)}" for master, who in self.masters.items())
 
 
 @probe
 def read_sentinels(block: Redis) -> Watch:
-    """Ask all Sentinels, at the same time; one that does not answer is part of the result."""
+    """Query all Sentinels in parallel; one that does not answer is part of the result."""
     return ask_sentinels(block)
 
 
@@ -142,12 +147,12 @@ def ask_sentinels(block: Redis) -> Watch:
     """See `read_sentinels`."""
     if not block.sentinels:
         return Watch(())
-    with ThreadPoolExecutor(max_workers=len(block.sentinels)) as beside:
-        return Watch(tuple(beside.map(lambda address: _ask(block, address), block.sentinels)))
+    with ThreadPoolExecutor(max_workers=len(block.sentinels)) as pool:
+        return Watch(tuple(pool.map(lambda address: _ask(block, address), block.sentinels)))
 
 
 def find_master(block: Redis) -> Redis:
-    """The server that is the master now, by all Sentinels that watch one; the configured one where there are none.
+    """The master by all Sentinels that watch one; without such Sentinels the configured server.
 
     Raises:
         OpsError: they name different masters.
@@ -156,35 +161,35 @@ def find_master(block: Redis) -> Redis:
 
 
 def master_by(block: Redis, watch: Watch) -> Redis:
-    """See `find_master`; of a watch that was read before."""
+    """See `find_master`, for a watch that was read before."""
     named = [master for master in watch.masters if master]
     if len(named) > 1:
         raise OpsError(
-            f"the Sentinels do not agree on the master: {watch.told()}",
-            "wait until a failover has ended; SENTINEL RESET on those that are wrong",
+            f"the Sentinels do not agree on the master: {watch.describe()}",
+            "wait until the failover ends; SENTINEL RESET on the wrong ones",
         )
     if not named:
         if block.sentinels:
-            logger().warning("no Sentinel names a master of %s: taking %s", block.sentinel_master, block.address)
+            logger().warning("no Sentinel names a master of %s: using %s", block.sentinel_master, block.address)
         return block
     return block.at(named[0])
 
 
 def require_master(block: Redis, address: str, *, waived: bool = False) -> None:
-    """The server is the master still, while something is done to it.
+    """The server is still the master.
 
     Raises:
-        OpsError: a Sentinel names another; or, unless that was waived, too few name this one.
+        OpsError: a Sentinel names another master; or (unless waived) too few name this one.
     """
     watch = ask_sentinels(block)
     others = sorted({master for master in watch.masters if master not in ("", address)})
     if others:
         raise OpsError(
             f"{address} is no longer the master: the Sentinels name {', '.join(others)}",
-            "launch it again: it goes on there with what is left",
+            "run it again: it continues on the new master",
         )
     if not waived and (doubt := watch.doubt(address)):
-        raise OpsError(f"the Sentinels no longer vouch for the master: {doubt}", "launch it again when they do")
+        raise OpsError(f"too few Sentinels name the master now: {doubt}", "run it again when they do")
 
 
 def _ask(block: Redis, address: str) -> SentinelView:
@@ -213,8 +218,11 @@ def _ask(block: Redis, address: str) -> SentinelView:
 
 
 SETTINGS = ("down-after-milliseconds", "failover-timeout", "parallel-syncs")
-"""Of a watched master, beside address and quorum (https://valkey.io/topics/sentinel/#sentinel-api)."""
-SCRIPTS = ("notification-script", "client-reconfig-script")  # taken at run time only without `deny-scripts-reconfig`
+"""Settings of a watched master, besides address and quorum (https://valkey.io/topics/sentinel/#sentinel-api)."""
+SCRIPTS = (
+    "notification-script",
+    "client-reconfig-script",
+)  # can be set at run time only without `deny-scripts-reconfig`
 
 
 def _state(client: redis.Redis, name: str) -> dict[str, Any] | None:
@@ -227,7 +235,7 @@ def _state(client: redis.Redis, name: str) -> dict[str, Any] | None:
 
 
 def _can_decide(client: redis.Redis, name: str) -> bool:
-    """SENTINEL CKQUORUM: enough Sentinels for quorum and majority are there."""
+    """SENTINEL CKQUORUM: enough Sentinels answer for quorum and majority."""
     try:
         call(client, "SENTINEL", "CKQUORUM", name)
     except redis.ResponseError:

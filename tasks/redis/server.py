@@ -1,4 +1,4 @@
-"""What a server says of itself, and the calls that every module here makes of it."""
+"""Connections to a Redis server, and its basic facts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runbook.errors import OpsError
 LOAD_SECONDS = 1800.0
 CONNECT_SECONDS = 3.0
 GREETING_SECONDS = 5.0
-"""A server that is there answers its first PING sooner: what hangs, or speaks no TLS, is told soon."""
+"""A healthy server answers its first PING sooner, so a hanging server or wrong TLS is reported soon."""
 
 
 def call(client: redis.Redis, *words: object) -> Any:
@@ -37,11 +37,11 @@ def at_once(client: redis.Redis) -> redis.Redis:
 
 @contextlib.contextmanager
 def connected(block: Redis) -> Iterator[redis.Redis]:
-    """A client of the live server that answers: at once when it is greeted, and in SOCKET_SECONDS from then on.
+    """A connected client. The first answer must come within GREETING_SECONDS, later ones within SOCKET_SECONDS.
 
     Raises:
-        Unreachable: nobody answers, or it is still loading its data.
-        OpsError: it refuses (password, rights); one clear sentence.
+        Unreachable: the server does not answer, or is still loading its data.
+        OpsError: it refuses (password, rights).
     """
     client = at_once(block.client(answer_seconds=GREETING_SECONDS))
     try:
@@ -56,18 +56,19 @@ def connected(block: Redis) -> Iterator[redis.Redis]:
 
 
 def _be_patient(client: redis.Redis, seconds: float) -> None:
-    """Wait so long for answers from here on, over the connection that is open and over those to come."""
+    """Wait that long for answers from now on, on the open connection and on later ones."""
     pool = client.connection_pool
     pool.connection_kwargs["socket_timeout"] = seconds
     connection = cast(Any, pool.get_connection())
     connection.socket_timeout = seconds
-    connection.update_current_socket_timeout(-1)  # to what it says now
+    connection.update_current_socket_timeout(-1)  # to the connection's own value
     pool.release(connection)
 
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """PING is refused by a server that takes no writes after a failed save, and to a user who may not: it is there."""
+    """Accept a refused PING: a server refuses it after a failed save, or for a user without that right, but it
+    answers."""
     try:
         yield
     except redis.exceptions.NoPermissionError:
@@ -87,15 +88,15 @@ def version_of(client: redis.Redis) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """One run of a server, and how many bytes of writes it has counted for replicas."""
+    """A server's run id, and its replication offset in bytes."""
 
     run_id: str
     offset: int
 
 
 def read_progress(block: Redis) -> Progress:
-    """Where a plan begins: `run_id` is another one after each start. No step, and not retried: a server that is down is
-    pinned as that.
+    """The server's state for a plan. `run_id` changes with each start. It is not retried: a plan also pins that a
+    server is down.
 
     Raises:
         OpsError: the server does not answer or refuses.
@@ -108,13 +109,13 @@ def program_version(block: Redis) -> str:
     """The version of the server program, in the form of `version_of`.
 
     Raises:
-        OpsError: it is not installed, or does not say.
+        OpsError: it is not installed, or prints no version.
     """
     printed = shell.run([block.server_program, "--version"], timeout_seconds=20).stdout
     words = printed.split()
     number = next((word.removeprefix("v=") for word in words if word.startswith("v=")), "")
     if not number:
-        raise OpsError(f"{block.server_program} does not say its version", "correct [redis] server_program")
+        raise OpsError(f"{block.server_program} does not print its version", "correct [redis] server_program")
     return f"{words[0].lower()} {number}"
 
 
@@ -124,7 +125,7 @@ def family(version: str) -> str:
 
 
 def key_counts(client: redis.Redis) -> dict[int, tuple[int, int]]:
-    """Database → (keys, keys with a TTL), as INFO keyspace counts them: expired ones that lie there still included."""
+    """Database → (keys, keys with a TTL) by INFO keyspace, including expired keys that are not deleted yet."""
     return {
         int(name.removeprefix("db")): (int(found["keys"]), int(found["expires"]))
         for name, found in client.info("keyspace").items()
@@ -132,16 +133,13 @@ def key_counts(client: redis.Redis) -> dict[int, tuple[int, int]]:
 
 
 def setting(client: redis.Redis, name: str) -> str:
-    """CONFIG GET of one setting, "" where the server does not know it."""
+    """CONFIG GET of one setting; "": the server does not know it."""
     found = client.config_get(name)
     return str(next(iter(found.values()))) if found else ""
 
 
 def loaded_keys(client: redis.Redis) -> int:
-    """How many keys the server read from its RDB (or AOF base) when it started; no later write changes that number.
-
-    -1 where the server does not say.
-    """
+    """How many keys the server loaded from its RDB (or AOF base) at its start; -1: unknown."""
     info = client.info("persistence")
     if "rdb_last_load_keys_loaded" not in info:
         return -1
@@ -149,13 +147,13 @@ def loaded_keys(client: redis.Redis) -> int:
 
 
 def live_directory(block: Redis) -> Path:
-    """The data directory itself, where the configured path is a symbolic link to it."""
+    """The data directory, with symbolic links resolved."""
     return Path(block.data_directory).resolve()
 
 
 def holders(block: Redis, directory: Path) -> list[int]:
-    """Server processes that work in a directory (a server changes into its `dir`), also where it was removed under
-    them. A shell that stands in it holds nothing up."""
+    """Server processes whose working directory this is (a server changes into its `dir`), even if it was deleted. Other
+    programs, such as a shell, do not count."""
     program = Path(block.server_program).name
     found = []
     for process in psutil.process_iter():
@@ -168,7 +166,7 @@ def holders(block: Redis, directory: Path) -> list[int]:
 
 
 def answers(block: Redis) -> bool:
-    """Whether anybody listens where the live server does, whatever it says."""
+    """Whether a process listens on the server's port."""
     try:
         socket.create_connection((block.host, block.port), CONNECT_SECONDS).close()
     except OSError:

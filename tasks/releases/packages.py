@@ -1,4 +1,4 @@
-"""The Python packages that a release wants, against those that are there."""
+"""The Python packages that a release requires, compared with the installed ones."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.application.worktree import git, inside
 from tasks.dependencies.python_packages import list_python
-from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
+from tasks.dependencies.requirements import WantedPackage, out_of_step, read_requirements
 from tasks.packages.venv import lock_names, renamed_venv
-from tasks.releases.release import Release, before_of
+from tasks.releases.release import Release, previous_of
 from tasks.releases.unpacking import VENV
 
 
 @probe
-def find_packages_behind(application: Application, release: Release, seconds: float) -> list[str]:
-    """What the file that the release's packages are installed from wants and the application's Python has not; empty
-    where it has all of it, or where there is no such file.
+def find_missing_packages(application: Application, release: Release, seconds: float) -> list[str]:
+    """Requirements of the release that the application's Python does not satisfy; empty if there are none, or if the
+    release has no requirement file.
 
     Raises:
         OpsError: pip gave no answer, or the file cannot be read.
@@ -39,31 +39,32 @@ def find_packages_behind(application: Application, release: Release, seconds: fl
     renamed = renamed_venv(application)
     python = renamed / "bin" / Path(application.need("python")).name if renamed else Path(application.need("python"))
     has = list_python.work(python, seconds)
-    installed = [Wanted(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
+    installed = [WantedPackage(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
     return out_of_step(wanted, installed)
 
 
 def kept_venv(application: Application, release: Release) -> Path | None:
-    """The virtual environment that what ran before had, where `venv` is another one since; None where it is not, or
-    where that one is gone."""
+    """The previous release's virtual environment, if `venv` is another one now; None if it is the same, or is
+    missing."""
     named = _named_venv(application, release)
     return named if named and named.is_dir() else None
 
 
 def require_venv(application: Application, release: Release) -> None:
-    """
+    """Check that `venv` is the virtual environment of the previous release.
+
     Raises:
-        OpsError: `venv` is another one than what ran before had.
+        OpsError: it is another one.
     """
     if named := _named_venv(application, release):
         raise OpsError(
-            f"the virtual environment of what ran before, {named}, is gone",
-            "deploy a version that is known to be well: its packages are installed anew",
+            f"the virtual environment of the previous release, {named}, is missing",
+            "deploy a version that is known to work: its packages are then installed again",
         )
 
 
 def _named_venv(application: Application, release: Release) -> Path | None:
-    venv, note = Path(application.need("python")).parent.parent, before_of(release.directory) / VENV
+    venv, note = Path(application.need("python")).parent.parent, previous_of(release.directory) / VENV
     if not note.is_file():
         return None
     noted = Path(note.read_text(encoding="utf-8"))

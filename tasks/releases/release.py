@@ -1,7 +1,7 @@
 """A release of the application: the parts of one commit of its repository that run.
 
-`RELEASE` in the application's directory says which commit is live. As long as `<directory>.release-before` is there a
-deployment has not ended, whoever died (tasks.releases.unpacking).
+The file `RELEASE` in the application's directory names the live commit. While `<directory>.release-before` exists, a
+deployment has not ended (tasks.releases.unpacking).
 
 Source: https://git-scm.com/docs/git-archive
 """
@@ -33,7 +33,7 @@ _VERSION = re.compile(r"\w[\w./+-]{0,199}", re.ASCII)
 
 @dataclass(frozen=True)
 class Release:
-    """A commit of the repository, by the name that somebody gave it, and the parts of it that are unpacked."""
+    """A commit of the repository, its version as entered by the operator, and the parts of it that are unpacked."""
 
     version: str
     commit: str
@@ -43,19 +43,19 @@ class Release:
 
     @property
     def act(self) -> Act:
-        """What has to be permitted."""
+        """The act that needs a permit."""
         return Act(UNPACK, f"{self.version} ({self.commit[:12]}) into {self.directory}")
 
 
 @dataclass(frozen=True)
 class Live:
-    """What `RELEASE` says, each "" where nobody knows; whether the repository has that commit; and whether a deployment
-    was broken off."""
+    """The live release by the file `RELEASE`, each "" if unknown; whether the repository has that commit (`known`); and
+    whether a deployment was interrupted."""
 
     version: str
     commit: str
     known: bool
-    broken_off: bool
+    interrupted: bool
 
 
 @probe
@@ -68,15 +68,17 @@ def find_release(application: Application, version: str, commit: str = "") -> Re
     repository, directory = require_repository(application.repository), directory_of(application)
     if directory.is_relative_to(repository) or repository.is_relative_to(directory):
         raise OpsError(
-            f"the checkout {repository} is itself what runs: a release cannot be unpacked over it",
-            "set [application] repository and directory apart",
+            f"the application runs from the checkout {repository}: a release cannot be unpacked over it",
+            "use separate directories for [application] repository and directory",
         )
     if not _VERSION.fullmatch(version):
         raise OpsError(f"“{version[:40]}” is no version", "name a tag, a branch or a commit of the repository")
     try:
         commit = git(repository, "rev-parse", "--verify", "--quiet", f"{commit or version}^{{commit}}").strip()
     except CommandFailed:
-        raise OpsError(f"{repository} has no version “{version}”", "correct it, or git fetch there first") from None
+        raise OpsError(
+            f"{repository} has no version “{version}”", "correct the version, or run git fetch there first"
+        ) from None
     parts = tuple(application.release)
     if missing := [part for part in parts if not git(repository, "ls-tree", commit, "--", part).strip()]:
         raise OpsError(
@@ -86,14 +88,14 @@ def find_release(application: Application, version: str, commit: str = "") -> Re
     if modules := [line.partition("\t")[2] for line in listed if line.startswith("160000 ")]:
         raise OpsError(
             f"{version} has submodules, which are not unpacked: {', '.join(modules[:3])}",
-            "take them off [application] release, or commit their files",
+            "remove them from [application] release, or commit their files",
         )
     return Release(version, commit, repository, parts, directory)
 
 
 @probe
 def read_live(application: Application) -> Live:
-    """Which version is live."""
+    """The live release, by the file `RELEASE`."""
     directory = directory_of(application)
     try:
         words = (directory / RELEASE).read_text(encoding="utf-8").split()
@@ -101,21 +103,21 @@ def read_live(application: Application) -> Live:
         words = []
     version, commit = (*words, "", "")[:2]
     if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
-        return Live(version, "", False, before_of(directory).is_dir())
+        return Live(version, "", False, previous_of(directory).is_dir())
     try:
         git(require_repository(application.repository), "cat-file", "-e", f"{commit}^{{commit}}")
         known = True
     except CommandFailed:
         known = False
-    return Live(version, commit, known, before_of(directory).is_dir())
+    return Live(version, commit, known, previous_of(directory).is_dir())
 
 
 @probe
 def find_differences(release: Release) -> list[str]:
-    """Files of the live parts that are not as that commit has them, or are not there.
+    """Files of the live parts that differ from the commit, or are missing.
 
     Raises:
-        OpsError: it cannot be unpacked to be compared.
+        OpsError: the commit cannot be unpacked for the comparison.
     """
     with tempfile.TemporaryDirectory(prefix="ops-release-") as folder:
         place = Path(folder, "release")
@@ -124,18 +126,18 @@ def find_differences(release: Release) -> list[str]:
         return [str(name) for name in names if not _same(place / name, release.directory / name)]
 
 
-def before_of(directory: Path) -> Path:
-    """Where what ran before is kept while a deployment goes on."""
+def previous_of(directory: Path) -> Path:
+    """The directory of the previous release during a deployment."""
     return directory.with_name(f"{directory.name}.release-before")
 
 
 def extract(release: Release, place: Path) -> None:
-    """Its parts as files, in a new directory.
+    """Unpack its parts into a new directory.
 
     Raises:
-        OpsError: there is no room, or the archive has what leads out of it, or is without a part.
+        OpsError: the disk is full, the archive has a path outside the directory, or it lacks a part.
     """
-    with told(place), tempfile.TemporaryDirectory(prefix="ops-release-") as folder:
+    with write_errors(place), tempfile.TemporaryDirectory(prefix="ops-release-") as folder:
         shutil.rmtree(place, ignore_errors=True)
         archive = Path(folder, "release.tar")
         git(release.repository, "archive", "--format=tar", f"--output={archive}", release.commit, "--", *release.parts)
@@ -144,18 +146,18 @@ def extract(release: Release, place: Path) -> None:
             content.extractall(place, filter="data")
     if missing := [part for part in release.parts if not os.path.lexists(place / part)]:
         raise OpsError(
-            f"git leaves {', '.join(missing)} out of what it unpacks of {release.version}",
-            "look for export-ignore in .gitattributes, or correct [application] release",
+            f"git archive leaves {', '.join(missing)} out of {release.version}",
+            "remove export-ignore from .gitattributes, or correct [application] release",
         )
 
 
 @contextlib.contextmanager
-def told(place: Path) -> Iterator[None]:
-    """What the disk refuses, as an OpsError."""
+def write_errors(place: Path) -> Iterator[None]:
+    """Turn errors of the file system into an OpsError."""
     try:
         yield
     except (OSError, tarfile.TarError) as error:
-        raise OpsError(f"{place} cannot be written: {error}", "make room there, or correct its owner") from None
+        raise OpsError(f"{place} cannot be written: {error}", "free disk space there, or correct its owner") from None
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -1,8 +1,8 @@
-"""A release unpacked beside what runs and put into its place, with the way back.
+"""Unpack a release alongside the live one, swap them, and roll back.
 
-`<directory>.release-next` is what was unpacked. `<directory>.release-before` is a copy of what ran: it is whole before
-anything is replaced, and goes, by rename (`.gone`), when its successor, or what it was put back as, has proven itself.
-Its `PARTS` says of each part whether there was one.
+`<directory>.release-next` is the unpacked release. `<directory>.release-before` is a copy of the live one: it is
+complete before anything is replaced. It is deleted (first renamed to `.deleted`) after the new release, or the
+rollback, is proven. Its file `PARTS` states for each part whether it existed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runbook.failpoint import failpoint
 from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from tasks.releases.release import RELEASE, UNPACK, Release, before_of, extract, told
+from tasks.releases.release import RELEASE, UNPACK, Release, extract, previous_of, write_errors
 
 VENV = "VENV"
 PARTS = "PARTS"
@@ -26,33 +26,33 @@ PARTS = "PARTS"
 
 @action(idempotent=True)
 def unpack_release(permit: Permit, release: Release) -> Path:
-    """Unpack it beside the live directory; returns where.
+    """Unpack it alongside the live directory; returns its path.
 
     Raises:
-        OpsError: there is no room, or the archive has what leads out of it.
+        OpsError: the disk is full, or the archive has a path outside the directory.
     """
     permit.require(UNPACK, release.act.target)
     return _unpack(release)
 
 
 @action(idempotent=True)
-def keep_before(permit: Permit, application: Application, release: Release) -> None:
-    """Copy what runs aside, whole; what a run that was killed had kept stays the way back.
+def keep_previous(permit: Permit, application: Application, release: Release) -> None:
+    """Copy the live release completely. A copy that a killed run left is kept: it is the one to roll back to.
 
     Raises:
-        OpsError: there is no room, or that one had kept other parts.
+        OpsError: the disk is full, or that copy has other parts.
     """
     permit.require(UNPACK, release.act.target)
-    before, live = before_of(release.directory), release.directory
+    before, live = previous_of(release.directory), release.directory
     if before.is_dir():
         if strange := set(release.parts) - _kept(before).keys():
             raise OpsError(
-                f"the copy of what ran before, {before}, is without {', '.join(sorted(strange))}",
-                "set [application] release as it was then, and deploy that version first",
+                f"the copy of the previous release, {before}, lacks {', '.join(sorted(strange))}",
+                "set [application] release to its value of that deployment, and deploy that version first",
             )
         return
     fresh = before.with_name(f"{before.name}.new")
-    with told(fresh):
+    with write_errors(fresh):
         _sweep(before)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
@@ -70,13 +70,13 @@ def keep_before(permit: Permit, application: Application, release: Release) -> N
 
 @action(idempotent=True)
 def swap_release(permit: Permit, release: Release) -> None:
-    """Put what was unpacked into its place, part by part. Whoever runs from there must be stopped."""
+    """Replace the live parts with the unpacked ones, one by one. The services must be stopped."""
     permit.require(UNPACK, release.act.target)
     _swap(release)
 
 
-def put_in_place(release: Release) -> None:
-    """Its files over the live ones, with nothing kept and nobody stopped: only a fault does that.
+def overwrite_live(release: Release) -> None:
+    """Overwrite the live files without a copy and with running services: for fault injection only.
 
     Raises:
         OpsError: they cannot be written.
@@ -86,21 +86,21 @@ def put_in_place(release: Release) -> None:
 
 
 @action(idempotent=True)
-def put_before_back(permit: Permit, release: Release) -> None:
-    """What ran before is live again, part by part; the copy stays until that has proven itself.
+def restore_previous(permit: Permit, release: Release) -> None:
+    """Restore the previous release, part by part; its copy is kept until it is proven.
 
     Raises:
-        OpsError: it cannot be written, or the copy is not whole: then nothing was changed.
+        OpsError: it cannot be written, or the copy is incomplete: then nothing was changed.
     """
     permit.require(UNPACK, release.act.target)
-    before = before_of(release.directory)
+    before = previous_of(release.directory)
     kept = _kept(before)
     if lost := [part for part, there in kept.items() if there and not os.path.lexists(before / part)]:
         raise OpsError(
-            f"the copy of what ran before, {before}, has lost {', '.join(lost)}",
-            "deploy a version that is known to be well",
+            f"the copy of the previous release, {before}, has lost {', '.join(lost)}",
+            "deploy a version that is known to work",
         )
-    with told(release.directory):
+    with write_errors(release.directory):
         for part, there in kept.items():
             live = release.directory / part
             if not there:
@@ -113,31 +113,31 @@ def put_before_back(permit: Permit, release: Release) -> None:
 
 
 @action(idempotent=True)
-def drop_before(permit: Permit, release: Release) -> None:
-    """The deployment has ended: what runs has proven itself. By rename: a copy with that name is whole."""
+def delete_previous(permit: Permit, release: Release) -> None:
+    """Delete the copy: the live release is proven. It is renamed first: a copy with the original name is complete."""
     permit.require(UNPACK, release.act.target)
-    before = before_of(release.directory)
-    with told(before):
+    before = previous_of(release.directory)
+    with write_errors(before):
         _sweep(before)
         if before.is_dir():
-            before.rename(_gone(before))
+            before.rename(_doomed(before))
             durable.sync(before.parent)
             failpoint("release: copy of before renamed")
-    for path in (_gone(before), _next(release.directory)):
+    for path in (_doomed(before), _next(release.directory)):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _unpack(release: Release) -> Path:
     place = _next(release.directory)
     extract(release, place)
-    with told(place):
+    with write_errors(place):
         (place / RELEASE).write_text(f"{release.version} {release.commit}\n", encoding="utf-8")
     return place
 
 
 def _swap(release: Release) -> None:
     place = _next(release.directory)
-    with told(release.directory):
+    with write_errors(release.directory):
         for part in (*release.parts, RELEASE):
             if os.path.lexists(place / part):
                 live = release.directory / part
@@ -148,7 +148,7 @@ def _swap(release: Release) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A part, where there is one, with its owners where this user may say so."""
+    """Copy a part, if it exists; as root also its owners."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -161,7 +161,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _own(fresh: Path, like: Path) -> None:
-    """Its owner is that of another one, where this user may say so."""
+    """As root, give it the owner of another path."""
     if os.geteuid() == 0:
         was = like.lstat()
         for path in (fresh, *(() if fresh.is_symlink() else fresh.rglob("*"))):
@@ -169,7 +169,7 @@ def _own(fresh: Path, like: Path) -> None:
 
 
 def _replace(fresh: Path, live: Path) -> None:
-    """By rename: a part is the old one or the new one."""
+    """Swap by rename: a part is the old one or the new one, never a mix."""
     old = live.with_name(f".{live.name}.old")
     _remove(old)
     live.parent.mkdir(parents=True, exist_ok=True)
@@ -187,27 +187,27 @@ def _remove(path: Path) -> None:
 
 
 def _kept(before: Path) -> dict[str, bool]:
-    """Of each part, whether there was one.
+    """Whether each part existed.
 
     Raises:
-        OpsError: it does not say.
+        OpsError: the copy has no readable `PARTS`.
     """
     try:
         return dict(json.loads((before / PARTS).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         raise OpsError(
-            f"{before} does not say what it has", "move it away, and deploy a version that is known to be well"
+            f"{before} has no readable file {PARTS}", "move it away, and deploy a version that is known to work"
         ) from None
 
 
 def _sweep(before: Path) -> None:
-    """What a run that was killed while it removed it had left of an older copy."""
-    if _gone(before).exists():
-        shutil.rmtree(_gone(before))
+    """Delete the rest of an older copy, which a killed run left."""
+    if _doomed(before).exists():
+        shutil.rmtree(_doomed(before))
 
 
-def _gone(before: Path) -> Path:
-    return before.with_name(f"{before.name}.gone")
+def _doomed(before: Path) -> Path:
+    return before.with_name(f"{before.name}.deleted")
 
 
 def _next(directory: Path) -> Path:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from runbook.kinds import probe
-from tasks.reports.past import Filed, filed
+from tasks.reports.past import FiledReport, filed
 
 BACKUP = " backup"
 DAYS = 30.44
@@ -16,7 +16,7 @@ DAYS = 30.44
 
 
 @dataclass(frozen=True)
-class Sample:
+class CapacitySample:
     """So many bytes at a moment."""
 
     at: datetime
@@ -28,7 +28,7 @@ class Growth:
     """Of one resource; `samples` in their order."""
 
     of: str
-    samples: tuple[Sample, ...]
+    samples: tuple[CapacitySample, ...]
 
     @property
     def months(self) -> float:
@@ -57,14 +57,14 @@ def read_growth(reports: Path, environment: str, since: datetime) -> tuple[Growt
     Raises:
         OpsError: the reports cannot be read.
     """
-    found = dict[str, list[Sample]]()
+    found = dict[str, list[CapacitySample]]()
     for one in filed(reports, environment, since=since):
         for of, size in _sizes(one):
-            found.setdefault(of, []).append(Sample(one.started, size))
+            found.setdefault(of, []).append(CapacitySample(one.started, size))
     return tuple(Growth(of, tuple(sorted(all_, key=lambda one: one.at))) for of, all_ in sorted(found.items()))
 
 
-def _sizes(one: Filed) -> Iterable[tuple[str, int]]:
+def _sizes(one: FiledReport) -> Iterable[tuple[str, int]]:
     for measure in one.content.get("measures") or []:
         what, size = str(measure.get("what", "")), measure.get("bytes")
         if what.endswith(BACKUP) and isinstance(size, int) and size > 0:

@@ -51,7 +51,9 @@ def seal(path: Path, files: Mapping[str, bytes], about: Mapping[str, object], at
                 tar.addfile(member, io.BytesIO(data))
         content = path.read_bytes()
     except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
+        raise OpsError(
+            f"{path} cannot be written: {error.strerror}", "free disk space there, or correct its owner"
+        ) from None
     return Sealed(path, hashlib.sha256(content).hexdigest(), len(content), len(files))
 
 

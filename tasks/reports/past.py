@@ -13,7 +13,7 @@ from runbook.errors import OpsError
 
 
 @dataclass(frozen=True)
-class Filed:
+class FiledReport:
     """One report. `content` is its whole JSON (runbook/report.py, `as_json`)."""
 
     path: Path
@@ -52,7 +52,9 @@ class Filed:
         return [row for item in self.content["evidence"] if item["name"] == evidence for row in item["rows"]]
 
 
-def filed(directory: Path, environment: str, runbook: str = "*", *, since: datetime | None = None) -> Iterator[Filed]:
+def filed(
+    directory: Path, environment: str, runbook: str = "*", *, since: datetime | None = None
+) -> Iterator[FiledReport]:
     """The reports of an environment, newest first; `runbook` is a flow's name (`verify-backup`). What is no report of
     the chain, or cannot be read, is passed over: `verify_chain` tells of it. A directory that is not there has none.
 
@@ -73,19 +75,19 @@ def filed(directory: Path, environment: str, runbook: str = "*", *, since: datet
         yield found
 
 
-def last(directory: Path, environment: str, runbook: str, *, planned: bool = False) -> Filed | None:
+def last(directory: Path, environment: str, runbook: str, *, planned: bool = False) -> FiledReport | None:
     """The newest report of a runbook that did something: plans count only where they are asked for."""
     return next((one for one in filed(directory, environment, runbook) if planned or one.status != "PLANNED"), None)
 
 
-def _is_of(found: Filed, runbook: str) -> bool:
+def _is_of(found: FiledReport, runbook: str) -> bool:
     """`*-backup.json` is `verify-backup` too: what is before the name is the chain's number."""
     return runbook == "*" or found.path.stem.removesuffix(f"-{runbook}").rpartition("-")[2].isdigit()
 
 
-def _read(path: Path) -> Filed | None:
+def _read(path: Path) -> FiledReport | None:
     try:
-        found = Filed(path, json.loads(path.read_text(encoding="utf-8")))
+        found = FiledReport(path, json.loads(path.read_text(encoding="utf-8")))
         _ = found.environment, found.status, found.finished, found.facts
         _ = [(one["name"], one["status"], one["value"], one["hint"]) for one in found.findings]
         _ = [(item["name"], [*item["rows"]]) for item in found.content["evidence"]]

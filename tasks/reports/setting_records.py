@@ -26,7 +26,7 @@ FOLDER = "settings"
 SETTLED = timedelta(hours=1)
 
 
-class Written(Protocol):
+class WrittenRecord(Protocol):
     """A server's settings, as its records need them."""
 
     @property
@@ -111,7 +111,7 @@ def reopen(reports: Path, names: Collection[str]) -> None:
             write_record(_path(reports, record.name), replace(record, undone="", replaced="", reopened=_now()))
 
 
-def close_replaced(reports: Path, found: Written, *, at_once: bool = False) -> None:
+def close_replaced(reports: Path, found: WrittenRecord, *, at_once: bool = False) -> None:
     """Close a server's overrides whose value is not there any more, nor under another's that is.
 
     `at_once` is for a run that holds the environment's lock: no other can be about to set what it has recorded.
@@ -129,7 +129,7 @@ def read_all(reports: Path) -> list[Record]:
     Raises:
         OpsError: one cannot be read.
     """
-    hint = "look at it; move it away if it says nothing any more"
+    hint = "check it; move it away if it is no longer needed"
     found = (read_record(path, Record, hint) for path in sorted((reports / FOLDER).glob("*.json")))
     return [record for record in found if record]
 
@@ -149,11 +149,11 @@ def find_record(records: Sequence[Record], server: str, name: str = "") -> Recor
     chosen = [record for record in ours if record.name == name] if name else ours[-1:]
     if not chosen:
         names = ", ".join(record.name for record in ours[-5:]) or "none"
-        raise OpsError(f"there is no record {name or 'that could be undone'} of this server", f"there are: {names}")
+        raise OpsError(f"there is no record {name or 'that can be undone'} of this server", f"there are: {names}")
     return chosen[0]
 
 
-def led_to(records: Sequence[Record], found: Written, name: str) -> list[Record]:
+def led_to(records: Sequence[Record], found: WrittenRecord, name: str) -> list[Record]:
     """The open records that led to the value that a server has now, newest first: each wrote what the next newer one
     replaced. One that was recorded and never set is none of them, nor one that put an end to overrides.
     """
@@ -169,7 +169,7 @@ def led_to(records: Sequence[Record], found: Written, name: str) -> list[Record]
     return chain
 
 
-def overrides_in_force(records: Sequence[Record], found: Written) -> Mapping[str, tuple[Record, str]]:
+def overrides_in_force(records: Sequence[Record], found: WrittenRecord) -> Mapping[str, tuple[Record, str]]:
     """The overrides (expired or not) by setting, with their value.
 
     A record is written before its change: it counts only where the server has that very value. A run that was killed in

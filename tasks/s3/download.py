@@ -1,4 +1,4 @@
-"""Objects to files: ranges beside each other, gone on with after a cut connection, proven by their SHA-256."""
+"""Objects to files: parallel ranges, continued after a cut connection, proven by their SHA-256."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from blocks.s3 import Bucket
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from runbook.files import durable
-from tasks.s3.requests import Refused, attempt
+from tasks.s3.requests import RequestRefused, attempt
 from tasks.s3.writing import head, unreadable
 
 RANGE_BYTES = 2 * 1024 * 1024
@@ -127,14 +127,14 @@ def _range(bucket: Bucket, key: str, etag: str, first: int, end: int) -> bytearr
         )
         if answer["ContentLength"] != end - first - len(content):
             answer["Body"].close()
-            raise OpsError(f"{bucket.where} does not answer with the range that was asked for", "another server")
+            raise OpsError(f"{bucket.where} does not answer with the requested range", "use another server")
         for block in answer["Body"].iter_chunks(1024 * 1024):
             content.extend(block)
         return first + len(content) == end
 
     try:
         attempt(bucket, f"reading {key} from byte {first} on", more)
-    except Refused as error:
+    except RequestRefused as error:
         if error.code in ("PreconditionFailed", "412", "NoSuchKey"):
             raise _altered(bucket, key, "it was replaced while it was read") from None
         raise

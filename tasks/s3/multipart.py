@@ -1,6 +1,10 @@
-"""One large object, sent in parts: an unfinished upload is gone on with, its parts compared by their MD5.
+"""One large object, sent in parts. An unfinished upload is continued; its parts are compared by their MD5.
+
+Not boto3's own transfer (s3transfer): it aborts or forgets the upload of a killed run, where a later run must continue
+it, and it does not compare the parts on the server with the file that it sends.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+https://boto3.amazonaws.com/v1/documentation/api/latest/guide/s3.html
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from blocks.s3 import Bucket
-from tasks.s3.requests import Refused, attempt
+from tasks.s3.requests import RequestRefused, attempt
 from tasks.s3.writing import (
     Upload,
     altered_here,
@@ -75,7 +79,7 @@ def abort_unfinished(bucket: Bucket, below: str) -> int:
     that no listing of objects shows. Where the policy does not let them be listed, they stay."""
     try:
         found = list(_uploads(bucket, f"{below.strip('/')}/" if below else ""))
-    except Refused:
+    except RequestRefused:
         return 0
     start = len(bucket.key(""))
     for upload in found:
@@ -154,7 +158,7 @@ def _complete(bucket: Bucket, upload: Upload, upload_id: str, sums: Sequence[byt
     )
     try:
         answer = attempt(bucket, f"completing {upload.key}", request)
-    except Refused as error:
+    except RequestRefused as error:
         answer = head(bucket, upload.key) if error.code == "NoSuchUpload" else None
         if answer is None or not same_etag(answer, etag_of(sums)):
             raise
@@ -175,7 +179,7 @@ def _unfinished(bucket: Bucket, upload: Upload, resume: bool) -> Begun | None:
                 found = Begun(entry["UploadId"], parts)
             else:
                 _abort(bucket, upload.key, entry["UploadId"])
-    except Refused:
+    except RequestRefused:
         return found
     return found
 
@@ -211,6 +215,6 @@ def _abort(bucket: Bucket, key: str, upload_id: str) -> None:
     place = {"Bucket": bucket.bucket, "Key": bucket.key(key), "UploadId": upload_id}
     try:
         attempt(bucket, f"aborting {key}", partial(bucket.client().abort_multipart_upload, **place))
-    except Refused as error:
+    except RequestRefused as error:
         if error.code != "NoSuchUpload":
             raise

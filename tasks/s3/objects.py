@@ -10,7 +10,7 @@ from typing import Any
 from blocks.s3 import Bucket
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from runbook.units import size
-from tasks.s3.requests import Refused, attempt
+from tasks.s3.requests import RequestRefused, attempt
 from tasks.s3.upload import put
 from tasks.s3.writing import MISSING, SHA256, require_encrypted, require_locked, written_with
 
@@ -51,6 +51,22 @@ def list_stamps(bucket: Bucket, folder: str) -> dict[str, str]:
     }
 
 
+def read_identity(bucket: Bucket, key: str) -> str | None:
+    """ETag, size and time of an object, which change when it is written again; None: it is not there.
+
+    Raises:
+        OpsError: it is not readable.
+    """
+    head = partial(bucket.client().head_object, Bucket=bucket.bucket, Key=bucket.key(key))
+    try:
+        answer = attempt(bucket, f"reading {key}", head)
+    except RequestRefused as error:
+        if error.code in MISSING:
+            return None
+        raise
+    return f"{answer['ETag']} {answer['ContentLength']} {answer['LastModified'].isoformat()}"
+
+
 def read_small(bucket: Bucket, key: str) -> bytes | None:
     """A small object's content; None: it is not there.
 
@@ -69,7 +85,7 @@ def read_small(bucket: Bucket, key: str) -> bytes | None:
 
     try:
         answer, content = attempt(bucket, f"reading {key}", read)
-    except Refused as error:
+    except RequestRefused as error:
         if error.code in MISSING:
             return None
         raise
@@ -77,7 +93,7 @@ def read_small(bucket: Bucket, key: str) -> bytes | None:
     if expected and hashlib.sha256(content).hexdigest() != expected:
         raise VerificationFailed(
             f"{key} in {bucket.where} is not what was written: its SHA-256 differs",
-            f"where the bucket is versioned, restore the object's version before; {OTHER_BACKUPS}",
+            f"restore the object's previous version if the bucket is versioned; {OTHER_BACKUPS}",
         )
     return bytes(content)
 
@@ -103,7 +119,7 @@ def require_small(bytes_: int, what: str) -> None:
     if bytes_ > SMALL_BYTES:
         raise OpsError(
             f"{what} has {size(bytes_)}, and {size(SMALL_BYTES)} is the most that a bucket takes",
-            "divide what is backed up, or keep these backups in a directory",
+            "split the backup, or store these backups in a directory",
         )
 
 
@@ -121,7 +137,7 @@ def delete(bucket: Bucket, keys: Sequence[str]) -> None:
             raise OpsError(
                 f"{len(errors)} of {len(batch)} objects in {bucket.where} are not deleted; {first.get('Key', '')}: "
                 f"{first.get('Code', '')} {first.get('Message', '')}".rstrip(),
-                "an object lock holds them until its date, or the policy does not allow s3:DeleteObject",
+                "wait for the end of the object lock, or allow s3:DeleteObject in the policy",
             )
     _remove_emptied(bucket, {key.partition("/")[0] for key in keys if "/" in key})
 
@@ -132,7 +148,7 @@ def is_versioned(bucket: Bucket) -> bool | None:
     client = bucket.client()
     try:
         answer = attempt(bucket, "versioning", lambda: client.get_bucket_versioning(Bucket=bucket.bucket))
-    except Refused as error:
+    except RequestRefused as error:
         return False if error.code == "NotImplemented" else None
     return bool(answer.get("Status"))
 

@@ -40,31 +40,31 @@ HINTS = {
     "InvalidAccessKeyId": ("the access key is unknown", CREDENTIALS),
     "SignatureDoesNotMatch": ("the secret key is wrong", CREDENTIALS),
     "InvalidToken": ("the session token is wrong", CREDENTIALS),
-    "ExpiredToken": ("the credentials have expired", "renew them, then launch this again"),
-    "AccessDenied": ("access is denied", "the policy must allow this, and no object lock may hold the object"),
+    "ExpiredToken": ("the credentials have expired", "renew them, then run it again"),
+    "AccessDenied": ("access is denied", "allow this in the policy; an object lock may also protect the object"),
     "403": ("access is denied", CREDENTIALS),
     "NoSuchBucket": ("the bucket does not exist", "create it, or correct the store's URL or endpoint"),
     "PermanentRedirect": ("the bucket is in another region", "correct the store's region"),
     "AuthorizationHeaderMalformed": ("the region is wrong", "correct the store's region"),
     "RequestTimeTooSkewed": ("this host's clock is wrong", "synchronise it (chronyc tracking, timedatectl)"),
     NO_LOCK: ("the bucket has no object lock", "create one with object lock, or leave lock_mode empty"),
-    "NoSuchUpload": ("the upload was aborted meanwhile", "launch this again"),
-    "NotImplemented": ("the server cannot do that", "no sse and no lock_mode here, or another server"),
+    "NoSuchUpload": ("the upload was aborted meanwhile", "run it again"),
+    "NotImplemented": ("the server cannot do that", "remove sse and lock_mode, or use another server"),
     "QuotaExceeded": ("the quota is used up", "free space there, or raise it"),
     "XMinioStorageFull": ("the server is full", "free space there"),
 }
 
 
-class Refused(OpsError):
+class RequestRefused(OpsError):
     """The server understood and said no; `code` is S3's name of the reason."""
 
     def __init__(self, message: str, hint: str, code: str) -> None:
         self.code = code
         super().__init__(message, hint)
 
-    def __reduce__(self) -> tuple[type[Refused], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[RequestRefused], tuple[str, str, str]]:
         """Prefect stores what a run raised."""
-        return Refused, (self.message, self.hint, self.code)
+        return RequestRefused, (self.message, self.hint, self.code)
 
 
 def attempt(bucket: Bucket, what: str, call: Callable[[], T]) -> T:
@@ -81,7 +81,7 @@ def attempt(bucket: Bucket, what: str, call: Callable[[], T]) -> T:
         except (ClientError, BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
             raise _explained(bucket, what, error) from None
 
-    hint = f"see whether {bucket.endpoint or 'AWS'} answers, then launch this again: it goes on where it stopped"
+    hint = f"check that {bucket.endpoint or 'AWS'} answers, then run it again: it continues where it stopped"
     return until(
         once, what=f"{what} in {bucket.where}", seconds=bucket.patience_seconds, every_seconds=EVERY_SECONDS, hint=hint
     )[0]
@@ -111,7 +111,7 @@ def _refused(bucket: Bucket, what: str, error: ClientError) -> OpsError:
     if "ObjectLock" in said:  # "Bucket is missing ObjectLockConfiguration" comes as InvalidRequest
         code = NO_LOCK
     reason, hint = HINTS.get(code, (said, "correct the backup store in the environment"))
-    return Refused(f"{what} in {bucket.where}: {reason} ({code})", hint, code)
+    return RequestRefused(f"{what} in {bucket.where}: {reason} ({code})", hint, code)
 
 
 def _line(error: Exception) -> str:

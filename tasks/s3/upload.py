@@ -135,7 +135,7 @@ def _send(bucket: Bucket, upload: Upload, workers: int, tell: Callable[[int], No
     if problems := _problems(bucket, upload):
         raise OpsError(
             f"{upload.key} in {bucket.where} is written, and is {problems[0]}",
-            "see what the server and the policy can do (s3:GetObject), then launch this again",
+            "check the server and the policy (s3:GetObject), then run it again",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from blocks.s3 import Bucket
 from runbook.errors import OpsError, VerificationFailed
-from tasks.s3.requests import Refused, attempt
+from tasks.s3.requests import RequestRefused, attempt
 
 SHA256 = "sha256"  # the object's metadata (x-amz-meta-sha256), in hexadecimal
 MISSING = ("NoSuchKey", "NotFound", "404")
@@ -53,7 +53,7 @@ def head(bucket: Bucket, key: str) -> dict[str, Any] | None:
     place = {"Bucket": bucket.bucket, "Key": bucket.key(key)}
     try:
         answer: dict[str, Any] = attempt(bucket, what, lambda: client.head_object(**place))
-    except Refused as error:
+    except RequestRefused as error:
         if error.code in MISSING:
             return None
         # an answer to HEAD has no body: that to a listing says why
@@ -93,7 +93,7 @@ def require_locked(bucket: Bucket, key: str) -> None:
     if not _locked(bucket, head(bucket, key) or {}):
         raise OpsError(
             f"{key} in {bucket.where} is written, and is not locked or its lock is not readable",
-            "the policy must allow s3:PutObjectRetention and s3:GetObjectRetention",
+            "allow s3:PutObjectRetention and s3:GetObjectRetention in the policy",
         )
 
 
@@ -106,7 +106,7 @@ def require_encrypted(bucket: Bucket, key: str, answer: dict[str, Any]) -> None:
     if bucket.sse and not _encrypted(bucket, answer):
         raise OpsError(
             f"{key} in {bucket.where} is not encrypted with {bucket.sse}: the server does not confirm it",
-            "a server that can, or no sse in the environment's backup store",
+            "use a server that encrypts, or remove sse from the environment's backup store",
         )
 
 
@@ -119,7 +119,7 @@ def require_etag(bucket: Bucket, key: str, answer: dict[str, Any], md5: str) -> 
     if not same_etag(answer, md5):
         raise VerificationFailed(
             f"{key} in {bucket.where}: the server kept something else (ETag {answer.get('ETag', '')}, sent {md5})",
-            "launch this again; if it stays so, this server's ETags are no MD5s and it cannot be used",
+            "run it again; if it fails again, this server's ETags are no MD5s and it cannot be used",
         )
 
 
@@ -132,13 +132,13 @@ def altered_here(upload: Upload) -> VerificationFailed:
     """The file that was read is not the one that its SHA-256 was taken of."""
     return VerificationFailed(
         f"{upload.path} is not what it was: its SHA-256 differs, nothing of it is kept",
-        "its disk may be failing, or somebody writes there: take another backup",
+        "check its disk and who writes there, then take another backup",
     )
 
 
 def unreadable(path: Path, error: OSError) -> OpsError:
     """A file of this host that cannot be read or written."""
-    return OpsError(f"{path}: {error.strerror or error}", "correct it, then launch this again: it goes on from there")
+    return OpsError(f"{path}: {error.strerror or error}", "fix that, then run it again: it continues from there")
 
 
 def _etag(answer: dict[str, Any]) -> str:

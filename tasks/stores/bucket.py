@@ -1,6 +1,7 @@
-"""A bucket of an S3 service as a store. What is offered there has its manifest: it is written last, removed first.
+"""A bucket of an S3 service as a store. A backup there is complete if it has a manifest, which is written last and
+deleted first.
 
-Backups are made in a spool on this host. One that could not be sent waits there: the next backup takes it along.
+Backups are made in a spool on this host. One that could not be uploaded waits there; the next backup uploads it too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from blocks.s3 import Bucket
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.backups import manifest as manifests
 from tasks.backups.encryption import Key
@@ -27,7 +28,7 @@ from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, begun_by, is_c
 
 @dataclass(frozen=True)
 class BucketStore:
-    """A place in a bucket, and the spool."""
+    """A prefix in a bucket, and its spool."""
 
     bucket: Bucket
     spool: Path
@@ -42,8 +43,8 @@ class BucketStore:
         return self.bucket.where
 
     def names(self) -> list[str]:
-        """One pass over what stands at the top, whatever is in a backup: a store may hold millions of objects. What is
-        being sent or removed has a marker, and is offered only where its manifest is there."""
+        """One listing of the top level: a store may hold millions of objects. A marker shows an upload or a deletion:
+        such a backup is listed only if its manifest exists."""
         there = objects.list_names(self.bucket)
         markers = [name for name in there if name.startswith(PARTIAL)]
         return [
@@ -62,12 +63,15 @@ class BucketStore:
     def read(self, path: str) -> str | None:
         try:
             content = objects.read_small(self.bucket, path)
-        except VerificationFailed:  # what it says is not what was written: as good as not there
+        except VerificationFailed:  # its SHA-256 differs: treated as missing
             return None
         try:
             return None if content is None else content.decode()
         except UnicodeDecodeError:
             return None
+
+    def identity(self, path: str) -> str | None:
+        return objects.read_identity(self.bucket, path)
 
     def write(self, path: str, text: str) -> None:
         objects.write_small(self.bucket, path, text.encode(), lock=False)
@@ -113,7 +117,7 @@ class BucketStore:
         return []
 
     def _has(self, source: Path, name: str) -> bool:
-        """Whether it is offered there already.
+        """Whether the bucket already has this backup.
 
         Raises:
             VerificationFailed: another one of that name is.
@@ -121,12 +125,12 @@ class BucketStore:
         there = self.read(f"{name}/{MANIFEST}")
         if there not in (None, manifests.text_in(source)):
             raise VerificationFailed(
-                f"{self.where} has another backup of the name {name}", "give each environment a prefix of its own there"
+                f"{self.where} has another backup of the name {name}", "give each environment its own prefix there"
             )
         return there is not None
 
     def _give_name(self, source: Path, name: str, environment: str) -> None:
-        """Last of all, and only where nobody else gave it meanwhile."""
+        """Write the manifest, unless another environment has taken the name meanwhile."""
         if not self._has(source, name):
             for path in (SEAL, MANIFEST):
                 objects.write_small(self.bucket, f"{name}/{path}", (source / path).read_bytes())
@@ -138,8 +142,8 @@ class BucketStore:
         whole = sum(file.bytes for file in files.values())
         sent = [0]
 
-        def tell() -> Done:
-            return Done(f"{size(sent[0])} of {size(whole)} sent to {self.where}", sent[0] / max(whole, 1))
+        def tell() -> WorkDone:
+            return WorkDone(f"{size(sent[0])} of {size(whole)} sent to {self.where}", sent[0] / max(whole, 1))
 
         def count(added: int) -> None:
             sent[0] += added
@@ -161,8 +165,8 @@ class BucketStore:
         def count(added: int) -> None:
             got[0] += added
 
-        def tell() -> Done:
-            return Done(f"{size(got[0])} of {size(whole)} fetched from {self.where}", got[0] / max(whole, 1))
+        def tell() -> WorkDone:
+            return WorkDone(f"{size(got[0])} of {size(whole)} fetched from {self.where}", got[0] / max(whole, 1))
 
         with progress(tell):
             for path, file in files.items():

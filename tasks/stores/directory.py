@@ -1,6 +1,6 @@
 """A directory of this host with one directory per backup.
 
-A backup is written under `.partial-<environment>-<name>` and offered by rename: what has no such prefix is whole.
+A backup is written as `.partial-<environment>-<name>` and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,13 @@ PARTIAL = ".partial-"
 SENT = ".sent-"
 BAD = ".bad-"
 TRANSIT = ".transit-"
+SETTLED_SECONDS = 2.0
+"""Timestamps of files have steps: of a tick of the kernel, or of a second on some file systems."""
 
 
 @dataclass(frozen=True)
 class DirectoryStore:
-    """A local store: what is made in it is in it already."""
+    """A local store. Its spool is the store itself."""
 
     path: Path
     key: Key = field(default=NO_KEY)
@@ -67,6 +70,15 @@ class DirectoryStore:
         except (OSError, UnicodeDecodeError):
             return None
 
+    def identity(self, path: str) -> str | None:
+        try:
+            found = (self.path / path).lstat()
+        except OSError:
+            return None
+        if time.time() - found.st_ctime < SETTLED_SECONDS:  # it may change again without its times changing
+            return None
+        return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
     def write(self, path: str, text: str) -> None:
         target = self.path / path
         with told(target):
@@ -74,8 +86,8 @@ class DirectoryStore:
             durable.write(target, text)
 
     def claim(self, environment: str, name: str) -> bool:
-        """The directory to write into is the claim. Each makes his before he looks for others' and for the backup: of
-        two in the same second none or one has it, whoever is first."""
+        """The directory to write into is the reservation. Each environment makes its own before it looks for others and
+        for the backup: of two in the same second, at most one gets the name."""
         mine = self.path / f"{PARTIAL}{environment}-{name}"
         with told(mine):
             try:
@@ -100,14 +112,18 @@ class DirectoryStore:
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
         if (self.path / name).exists():
-            raise VerificationFailed(f"{self.path / name} is there and has no readable manifest", "move it away")
+            raise VerificationFailed(
+                f"{self.path / name} exists and has no readable manifest", "move it out of the store"
+            )
         directory = self.path / f"{PARTIAL}{environment}-{name}"
         shutil.rmtree(directory, ignore_errors=True)
         with told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         needed, free = sum(file.bytes for file in files.values()), disk_of(self.path).free_bytes
         if free < needed:
-            raise OpsError(f"{name} needs {size(needed)} in {self.path} and {size(free)} are free", "make room there")
+            raise OpsError(
+                f"{name} needs {size(needed)} in {self.path} and {size(free)} are free", "free disk space there"
+            )
         with told(directory):
             shutil.copytree(source, directory)
         failpoint("receive: copied")
@@ -156,14 +172,14 @@ class DirectoryStore:
 
 
 def begun_by(environment: str, markers: Iterable[str]) -> list[str]:
-    """The names of the backups that an environment began, of markers `.partial-<environment>-<name>`."""
+    """The names of an environment's unfinished backups, from markers `.partial-<environment>-<name>`."""
     pattern = re.compile(rf"{re.escape(PARTIAL + environment)}-([a-z]+_\d{{8}}_\d{{6}})")
     return [match[1] for marker in markers if (match := pattern.fullmatch(marker))]
 
 
 def is_claimed(environment: str, name: str, markers: Iterable[str]) -> bool:
-    """Whether another environment has a marker of a name, or makes one now. Each makes its own first and looks then:
-    two that both looked before the other's was there would each have looked before its own was."""
+    """Whether another environment has reserved a name. Each environment writes its own marker before it looks for
+    others: so at least one of two sees the other's."""
     return any(
         marker.startswith(PARTIAL) and marker.endswith(f"-{name}") and marker != f"{PARTIAL}{environment}-{name}"
         for marker in markers
@@ -172,7 +188,7 @@ def is_claimed(environment: str, name: str, markers: Iterable[str]) -> bool:
 
 @contextlib.contextmanager
 def told(path: Path) -> Iterator[None]:
-    """What the file system refuses, as a sentence.
+    """Translate errors of the file system into one sentence.
 
     Raises:
         OpsError: instead of every OSError.
@@ -183,7 +199,7 @@ def told(path: Path) -> Iterator[None]:
         one = error.args[0][0] if isinstance(error, shutil.Error) else ()  # copytree's: a list of (from, to, why)
         where, why = (one[0], one[2]) if one else (error.filename or path, error.strerror or error)
         raise OpsError(
-            f"{where}: {why}", f"make room at {path.parent}, make it writable for this user, and look at its disk"
+            f"{where}: {why}", f"free disk space at {path.parent}, make it writable for this user, and check its disk"
         ) from None
 
 

@@ -16,7 +16,7 @@ REMOVE = "remove unfinished backup"
 
 
 @dataclass(frozen=True)
-class Leftover:
+class StoreLeftover:
     """A directory that no backup needs: it has no manifest, or its backup is in its store."""
 
     path: Path
@@ -24,7 +24,7 @@ class Leftover:
 
 
 @probe
-def find_leftovers(spool: Path, environment: str) -> tuple[Leftover, ...]:
+def find_leftovers(spool: Path, environment: str) -> tuple[StoreLeftover, ...]:
     """Of an environment whose lock is held: nobody is making them. Whole backups that wait to be sent are none.
 
     Raises:
@@ -33,11 +33,11 @@ def find_leftovers(spool: Path, environment: str) -> tuple[Leftover, ...]:
     names = DirectoryStore(spool).unfinished(environment)
     paths = [spool / f"{PARTIAL}{environment}-{name}" for name in names]
     paths += sorted(spool.glob(f"{SENT}*")) if spool.is_dir() else []
-    return tuple(Leftover(path, taken_by(path).bytes) for path in paths)
+    return tuple(StoreLeftover(path, taken_by(path).bytes) for path in paths)
 
 
 @action(idempotent=True)
-def remove_leftover(permit: Permit, one: Leftover) -> bool:
+def remove_leftover(permit: Permit, one: StoreLeftover) -> bool:
     """Remove one of them; whether it is gone.
 
     Raises:
@@ -45,7 +45,7 @@ def remove_leftover(permit: Permit, one: Leftover) -> bool:
     """
     permit.require(REMOVE, str(one.path))
     if why := find_workers([one.path]).get(one.path):
-        raise OpsError(f"{one.path} stays: {why}", "see what that is; what outlived its run is ended, then this goes")
+        raise OpsError(f"{one.path} is not deleted: {why}", "end that process if its run is over, then run this again")
     with told(one.path):
         if one.path.exists():
             shutil.rmtree(one.path)

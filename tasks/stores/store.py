@@ -1,4 +1,4 @@
-"""What a place for backups can do, whatever it is; and which place an environment's backups of a kind are in."""
+"""The protocol of a backup store, and the store of an environment's backups of a kind."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ RESOURCE: dict[Kind, str] = {
 
 
 class Store(Protocol):
-    """A place for backups. A backup in it is a name with files below; small texts may stand beside."""
+    """A backup store. A backup in it is a name with files below; a store also has small texts."""
 
     @property
     def where(self) -> str:
-        """For people: a path, or `s3://bucket/prefix`."""
+        """Its address as people read it: a path, or `s3://bucket/prefix`."""
 
     @property
     def spool(self) -> Path:
@@ -40,68 +40,76 @@ class Store(Protocol):
 
     @property
     def hands(self) -> Path:
-        """The directory of this host into which backups are brought to be read, in clear."""
+        """The directory of this host for fetched and decrypted backups."""
 
     @property
     def key(self) -> Key:
-        """Who may read what is put here."""
+        """The keys that encrypt and decrypt its backups."""
 
     def names(self) -> list[str]:
-        """What is offered, in no order. In a bucket a name may also be a directory without a manifest that nobody is
-        sending: reading it tells."""
+        """The names of its backups, unordered. In a bucket, a name may also be a directory without a manifest:
+        opening it shows that."""
 
     def stamps(self, folder: str) -> dict[str, str]:
-        """The small texts directly in a folder: name → what changes whenever one is written."""
+        """The small texts directly in a folder: name → a value that changes with every write."""
 
     def read(self, path: str) -> str | None:
-        """A small text below the store; None where there is none.
+        """A small text of the store; None if there is none.
+
+        Raises:
+            Unreachable: the store does not answer.
+        """
+
+    def identity(self, path: str) -> str | None:
+        """A value that changes when a file is replaced or written, without reading it; None if there is no such file,
+        or it is too young to be distinguished from its next version.
 
         Raises:
             Unreachable: the store does not answer.
         """
 
     def write(self, path: str, text: str) -> None:
-        """Put a small text there, whole or not at all.
+        """Write a small text atomically.
 
         Raises:
             OpsError: the store cannot be written to.
         """
 
     def claim(self, environment: str, name: str) -> bool:
-        """Take a name for a backup that is being made; false where another environment has it, or takes it now."""
+        """Reserve the name of a backup that is being made; false if another environment has it."""
 
     def forget(self, path: str) -> None:
-        """Take a small text away again."""
+        """Delete a small text."""
 
     def offer(self, directory: Path, name: str, files: Mapping[str, FileSum]) -> None:
-        """Make a sealed directory of the spool a backup of this store: last of all it gets its name.
+        """Make a sealed directory of the spool a backup of this store. It gets its name last.
 
         Raises:
-            OpsError, Unreachable: the store cannot be written to. What is in the spool stays, and can be offered again.
+            OpsError, Unreachable: the store cannot be written to. The spool keeps the backup for another attempt.
         """
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
-        """Bring a copy of another store's backup here, from a sealed directory of this host, which stays. It has no
-        name yet: `accept` gives it that. Interrupted and called again, a bucket goes on where it was.
+        """Copy another store's backup here, from a sealed directory of this host, which is kept. `accept` gives it its
+        name. After an interruption, a bucket continues where it stopped.
 
         Raises:
-            VerificationFailed: a file there is not what its SHA-256 says, or another backup has the name.
+            VerificationFailed: the SHA-256 of a file differs, or another backup has the name.
             OpsError, Unreachable: the store cannot be written to.
         """
 
     def accept(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> list[str]:
-        """Read back to its end what was received from `source`, and give it its name; where something is wrong, remove
-        it, and return that as sentences. One that has its name already was read back then.
+        """Read back a received copy and give it its name. A damaged copy is deleted; its problems are returned as
+        sentences. A copy that already has its name is not read again.
 
         Raises:
             as `receive`.
         """
 
     def local(self, name: str) -> Path | None:
-        """The directory of a backup's files where they are on this host already."""
+        """The directory of a backup's files if they are on this host; else None."""
 
     def fetch(self, name: str, files: Mapping[str, FileSum], target: Path) -> None:
-        """Bring a backup's files to this host, each compared with its SHA-256.
+        """Copy a backup's files to this host and compare each with its SHA-256.
 
         Raises:
             VerificationFailed: a file is missing or altered.
@@ -109,31 +117,31 @@ class Store(Protocol):
         """
 
     def damage(self, name: str, files: Mapping[str, FileSum]) -> list[str]:
-        """Read every file of a backup where it is; returns what is wrong, as sentences."""
+        """Read every file of a backup in its store; returns the problems as sentences."""
 
     def remove(self, environment: str, name: str) -> None:
-        """Take a backup away: it loses its name first. None there: nothing to do."""
+        """Delete a backup. It loses its name first. A missing backup is no error."""
 
     def keeps_deleted(self) -> bool | None:
-        """Whether what is removed goes on taking space, as versions; None: the store does not let that be asked."""
+        """Whether deleted objects still use space, as versions; None if the store does not answer that."""
 
     def unfinished(self, environment: str) -> list[str]:
-        """Backups of an environment that were begun here and never offered, and those that wait in its spool."""
+        """An environment's unfinished backups, and those that wait in the spool."""
 
     def clean(self, environment: str, name: str) -> bool:
-        """Remove what an unfinished one left; false where it turns out to be whole and offered: that stays."""
+        """Delete the rest of an unfinished backup; false if it is complete after all, and kept."""
 
 
 def has_place(environment: Environment, kind: Kind, which: Stores = "backups") -> bool:
-    """Whether such a store is named: that of Prefect's own database need not be."""
+    """Whether the environment names such a store; for Prefect's own database it is optional."""
     return environment.has(which) and bool(getattr(environment.stores(which), RESOURCE[kind]))
 
 
 def store_of(
     environment: Environment, kind: Kind, which: Stores = "backups", *, patience_seconds: float = math.inf
 ) -> Store:
-    """An environment's first or second store for one kind. Each has a spool of its own: what waits there for the one
-    must not be sent to the other. A bucket is waited for no longer than `patience_seconds`.
+    """An environment's store or replica store for one kind. Each has its own spool: a backup that waits for one must
+    not be sent to the other. Requests to a bucket are retried for at most `patience_seconds`.
 
     Raises:
         OpsError: the environment has no such store, or its address or a key is wrong.

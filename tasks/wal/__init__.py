@@ -1,1 +1,1 @@
-"""WAL: its names, its way into the archive and back, whether it is whole, and what is in it."""
+"""WAL: its format, the archive, continuity, and reading its content."""

@@ -1,8 +1,8 @@
 """The supervised program that ships WAL: `python -m tasks.wal.archiver --environment NAME`.
 
-What the receiver has finished goes into `[backups] wal`, and `[copies] wal` where there is one, as soon as it is there;
-what it is still writing goes there every few seconds, under a name of its own. Each place is served apart: one that is
-away holds up nothing. Prefect is imported once at the start, for the environment's blocks, and does nothing here.
+It ships finished segments at once into `[backups] wal`, and into `[copies] wal` if that is set. It ships the unfinished
+segment every few seconds under a separate name. An unreachable archive does not delay the other one. Prefect is
+imported once at the start, for the environment's blocks, and does nothing here.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tasks.wal.archive.ship import KEEP_SEGMENTS, Destination, Shipped, ship, ti
 EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
 
 
-class Archiver:
-    """Rounds over the receiver's directory; what it did, and why not, is printed once, for the service's log."""
+class WalArchiver:
+    """Rounds over the receiver's directory. It prints each result and each problem once, for the service's log."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Archiver:
         self._partial_at = self._asked_at = 0.0
 
     def run(self) -> None:
-        """Until it is told to stop; then once more, so that nothing is left behind."""
+        """Repeat until the stop signal, then run once more, so that nothing is left."""
         while not self.stop.wait(EVERY_SECONDS):
             self.round()
         self.round(last=True)
@@ -68,26 +68,26 @@ class Archiver:
         try:
             done = ship(self.directory, destination, partial=with_partial)
         except OpsError as error:
-            self._tell(destination.name, Shipped(refused=(str(error),)))
+            self._print(destination.name, Shipped(refused=(str(error),)))
         else:
-            self._tell(destination.name, done)
+            self._print(destination.name, done)
 
     def _tidy(self) -> None:
-        if self.is_contained():  # an incident is looked into: all WAL stays where it is
+        if self.is_contained():  # during an incident all WAL stays
             return
         try:
             for name in tidy(self.directory, self.destinations, self.keep):
-                _say(f"{name} is in every archive: removed here")
+                _say(f"{name} is in every archive: deleted here")
         except OpsError as error:
-            self._tell("tidy", Shipped(refused=(error.message,)))
+            self._print("tidy", Shipped(refused=(error.message,)))
 
-    def _tell(self, place: str, done: Shipped) -> None:
+    def _print(self, place: str, done: Shipped) -> None:
         for name in done.put:
             if not name.endswith(".partial"):
                 _say(f"{place}: {name}")
         if done.refused != self._told.get(place, ()):
             self._told[place] = done.refused
-            for why in done.refused or ("all is well again",):
+            for why in done.refused or ("recovered: no file is refused",):
                 _say(f"{place}: {why}")
 
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     given = parser.parse_args(arguments or None)
     try:
         env = Environment.find(given.environment)
-        archiver = Archiver(
+        archiver = WalArchiver(
             Path(env.wal.directory),
             destinations_of(env),
             given.keep_segments,

@@ -1,4 +1,4 @@
-"""An `archive_command` that fsyncs and never writes over: `python -m tasks.wal.put %p %f DIRECTORY`.
+"""An `archive_command` that fsyncs and never overwrites: `python -m tasks.wal.put %p %f DIRECTORY`.
 
     archive_command = 'cd /opt/ops && .venv/bin/python -m tasks.wal.put "$PGDATA/%p" %f /var/lib/postgresql/wal'
 
@@ -14,26 +14,26 @@ from pathlib import Path
 
 
 def put(source: Path, name: str, directory: Path) -> str:
-    """Make a finished segment a file of `directory`, on disk when this returns; "" or why it was refused."""
-    target, beside = directory / name, directory / f".writing-{os.getpid()}-{name}"
+    """Store a finished segment in `directory`, on disk when this returns. Returns "" or the reason of a refusal."""
+    target, unfinished = directory / name, directory / f".writing-{os.getpid()}-{name}"
     if target.exists():
-        return "" if target.read_bytes() == source.read_bytes() else f"{target} is there with another content"
+        return "" if target.read_bytes() == source.read_bytes() else f"{target} exists with other content"
     try:
-        shutil.copyfile(source, beside)
-        for path in (beside, directory):
+        shutil.copyfile(source, unfinished)
+        for path in (unfinished, directory):
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        os.link(beside, target)  # not a rename: that would write over what came meanwhile
+        os.link(unfinished, target)  # not a rename, which would overwrite a newer file
         descriptor = os.open(directory, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
     except FileExistsError:
-        return f"{target} came from somebody else meanwhile"
+        return f"{target} was written by another process meanwhile"
     except OSError as error:
         return f"{target} cannot be written: {error.strerror}"
     finally:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return ""
 
 

@@ -1,4 +1,4 @@
-"""How far the receiver of WAL is, as its primary sees it."""
+"""The position of the WAL receiver, as its primary sees it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ and on a busy host later."""
 
 @probe
 def wait_received(postgres: Postgres, name: str) -> bool:
-    """Until the receiver of that application_name has on disk what the primary had when it was asked; false where no
-    primary answers, or the receiver does not stream: it has what it has."""
+    """Wait until the receiver of that application_name has on disk what the primary has now. False: no primary answers,
+    or the receiver does not stream."""
     try:
         with postgres.connect() as connection:
             if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:

@@ -153,7 +153,7 @@ FAULTS = [
     ("500", Status.CRITICAL, "500 ", "status page"),
     ("garbage", Status.CRITICAL, "", ""),
     ("array", Status.CRITICAL, "", ""),
-    ("shape", Status.CRITICAL, "its answer has another shape: ", "update-ai-api-version"),
+    ("shape", Status.CRITICAL, "its answer has other fields: ", "update-ai-api-version"),
 ]
 
 
@@ -188,9 +188,9 @@ def test_nobody_there_an_answer_that_is_too_long_and_a_wrong_key(
     place: Place, server: ProviderServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with server.fault("vertex", "many tokens"):
-        assert bad(check()) == {f"{GEMINI} keeps to the token budget": (Status.WARN, "5000")}
+        assert bad(check()) == {f"tokens of {GEMINI}": (Status.WARN, "5000")}
     place.describe(slow_seconds="0.0000001")
-    assert set(bad(check())) == {f"{name} is quick" for name in (GPT, PROFILE, GEMINI)}
+    assert set(bad(check())) == {f"latency of {name}" for name in (GPT, PROFILE, GEMINI)}
     monkeypatch.setenv("OPS_TEST_AZURE_KEY", wrong := "another-key-4714")
     place.describe()
     report = check()
@@ -202,7 +202,7 @@ def test_nobody_there_an_answer_that_is_too_long_and_a_wrong_key(
         found = bad(check())
     for name in (GPT, PROFILE, GEMINI):
         assert found[f"{name} answers"][0] is Status.CRITICAL
-    for name in ("azure: its models' deprecation", "bedrock: its models' lifecycle", "vertex: grc in us-central1"):
+    for name in ("azure: deprecation of its models", "bedrock: lifecycle of its models", "vertex: grc in us-central1"):
         assert "not known: " in found[name][1]
 
 
@@ -211,12 +211,12 @@ def test_legacy_and_retirement_are_told_by_date_and_source(place: Place, server:
     server.deprecated["gpt-4o-2024-08-06"] = TODAY + timedelta(days=30)
     place.dates(version_days=-1, model_days=89, looked_days=91)
     found = bad(check())
-    version = found[f"azure API version {VERSION} stays"]
+    version = found[f"retirement of azure API version {VERSION}"]
     assert (version[0], version[1].startswith("retired on")) == (Status.CRITICAL, True)
-    assert found["azure gpt-4o (gpt-4o-2024-08-06) stays"][0] is Status.WARN
-    assert found[f"{PROFILE} is current"] == (Status.WARN, "LEGACY")
-    assert found[f"{PROFILE} stays"][1].endswith("the service says so")
-    assert found[f"{GEMINI} stays"][1].endswith("https://example.com/models")
+    assert found["retirement of azure gpt-4o (gpt-4o-2024-08-06)"][0] is Status.WARN
+    assert found[f"lifecycle of {PROFILE}"] == (Status.WARN, "LEGACY")
+    assert found[f"retirement of {PROFILE}"][1].endswith("by the service")
+    assert found[f"retirement of {GEMINI}"][1].endswith("https://example.com/models")
     assert {"retirement dates of azure-api", "retirement dates of vertex"} <= set(found)
     server.lifecycle.clear()
     assert bad(check())[f"{PROFILE} is listed"][0] is Status.WARN
@@ -224,7 +224,7 @@ def test_legacy_and_retirement_are_told_by_date_and_source(place: Place, server:
 
 def test_what_is_not_known_is_never_ok(place: Place, server: ProviderServer) -> None:
     place.dates(version="2024-02-01")
-    assert bad(check()) == {f"azure API version {VERSION} stays": (Status.WARN, "not known until when")}
+    assert bad(check()) == {f"retirement of azure API version {VERSION}": (Status.WARN, "not known")}
     (place.base / "retirements.toml").write_text("[vertex]\nsource = 1\n")
     assert "cannot be read: KeyError" in bad(check())["the table of retirement dates"][1]
     (place.base / ".env").write_text("PORT=1\n")
@@ -238,7 +238,7 @@ def test_what_is_not_known_is_never_ok(place: Place, server: ProviderServer) -> 
     [
         ("", "there is no program gcloud"),
         ("exit 3", "gcloud exited 3"),
-        ("echo two words", "something else than a token"),
+        ("echo two words", "no valid token"),
         ("exec sleep 1000", "did not end within"),
     ],
     ids=["missing", "fails", "garbage", "hangs"],
@@ -273,6 +273,6 @@ def test_gcloud_is_asked_for_a_token_and_each_way_without_one_is_told(
 def test_a_provider_of_the_chain_without_a_description_is_told(place: Place) -> None:
     place.describe(bedrock_models="[]", azure_endpoint="")
     found = bad(check())
-    assert set(found) == {"bedrock is looked at", "azure is looked at"}
+    assert set(found) == {"bedrock is checked", "azure is checked"}
     place.toml.write_text(place.toml.read_text().partition("[ai_providers]")[0])
     assert "names no ai_providers" in check().sentence()

@@ -19,7 +19,7 @@ from blocks.config import toml
 from blocks.environment import Environment
 from flows.ai_providers import fallback
 from flows.ai_providers.fallback import rehearse_fallback
-from flows.ai_providers.version import FILE, update_ai_api_version
+from flows.ai_providers.version import VersionMarker, update_ai_api_version
 from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
@@ -65,20 +65,20 @@ rehearse_fallback.fn(sys.argv[1], confirm=sys.argv[1])
 """
 
 
-def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_is_put_right(lab: Lab) -> None:
+def test_the_next_provider_answers_and_without_any_the_user_is_refused_also_after_a_killed_run(lab: Lab) -> None:
     env = toml.environment(lab.name)
-    half_done = env.reports_directory / fallback.FILE
+    half_done = env.reports_directory / fallback.RehearsalMarker.FILE
     plan = rehearse_fallback.fn(lab.name)
     assert (plan.status, read_provider_states(env)) == (Status.PLANNED, WELL)
 
     report = rehearse_fallback(lab.name, confirm=lab.name)  # as a flow run
     assert report.status is Status.OK, report.sentence()
-    assert [row[:3] for row in rows(report, "What the user got")] == [
-        ("nobody", "azure gpt-4o", "201"),
+    assert [row[:3] for row in rows(report, "Replies to the user")] == [
+        ("none", "azure gpt-4o", "201"),
         ("azure", "bedrock anthropic.claude-3-5-sonnet", "201"),
         ("azure, bedrock", "vertex gemini-1.5-pro", "201"),
-        ("azure, bedrock, vertex", "nobody: AI providers unavailable", "503"),
-        ("nobody again", "azure gpt-4o", "201"),
+        ("azure, bedrock, vertex", "none: AI providers unavailable", "503"),
+        ("none again", "azure gpt-4o", "201"),
     ]
     assert read_provider_states(env) == WELL
     assert not half_done.exists()
@@ -87,7 +87,7 @@ def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_i
     done = forked.run(["-c", KILLED, lab.name], variables)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert set(read_provider_states(env).values()) == {"failing"}
-    assert "azure, bedrock, vertex away" in finding(rehearse_fallback.fn(lab.name), "a rehearsal that had not ended")[1]
+    assert "failing: azure, bedrock, vertex" in finding(rehearse_fallback.fn(lab.name), "interrupted rehearsal")[1]
     assert set(read_provider_states(env).values()) == {"failing"}, "a plan changes nothing"
     report = rehearse_fallback.fn(lab.name, confirm=lab.name)
     assert report.status is Status.WARN, report.sentence()
@@ -147,8 +147,8 @@ def test_through_the_proxy_each_kind_of_fault_is_rehearsed_and_an_application_be
             for fault in ("refused", "429"):
                 report = rehearse_fallback.fn(lab.name, fault=fault, confirm=lab.name)
                 assert report.status is Status.OK, report.sentence()
-                answers = [row[1].split()[0] for row in rows(report, "What the user got")]
-                assert answers == ["azure", "bedrock", "vertex", "nobody:", "azure"]
+                answers = [row[1].split()[0] for row in rows(report, "Replies to the user")]
+                assert answers == ["azure", "bedrock", "vertex", "none:", "azure"]
                 assert read_provider_states(env) == WELL
         finally:
             env_file.write_text(was)
@@ -198,7 +198,7 @@ def test_a_version_is_tried_switched_returned_from_and_undone(
     }
     plan = update(NEW, confirm="")
     assert plan.status is Status.PLANNED, plan.sentence()
-    assert rows(plan, "Fields of the answers") == [("gpt-4o", "usage.details.n", "not there", "int")]
+    assert rows(plan, "Fields of the answers") == [("gpt-4o", "usage.details.n", "missing", "int")]
     assert "openai is not installed (needed: 1.0)" in finding(plan, "SDKs of the application")[1]
     assert ("openai", "not installed", "1.0") in rows(plan, "SDKs")
 
@@ -216,35 +216,33 @@ def test_a_version_is_tried_switched_returned_from_and_undone(
 
     report = update(NEW)
     assert report.status is Status.WARN, report.sentence()  # the SDK, and the old one that does not answer
-    assert finding(report, f"the application is well with {NEW}")[0] is Status.OK
+    assert finding(report, f"the application is healthy with {NEW}")[0] is Status.OK
     assert env_file.read_text() == f"{others}{VARIABLE}='{NEW}'\n"
-    assert report.facts["undo"] == f"launch it with version={OLD}"
+    assert report.facts["undo"] == f"update-ai-api-version with version={OLD}"
     assert pid() not in (0, running)
     azure.refused_versions = set()
     running = pid()
-    assert update(NEW).outcome.endswith("nothing is switched")
+    assert update(NEW).outcome.endswith("nothing to switch")
     assert pid() == running
 
     # Healthy, but answered by the next provider: returned from, and the next launch ends what that left open.
     httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": True}, timeout=120).raise_for_status()
-    with pytest.raises(
-        RunbookFailed, match=f"with {NEW} back the application is not well either: .*fell back from azure"
-    ):
+    with pytest.raises(RunbookFailed, match=f"also unhealthy with the old version {NEW}: .*fell back from azure"):
         update(OLD)
     assert read_variable(env.application, VARIABLE, "") == NEW
     httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": False}, timeout=120).raise_for_status()
     report = update(OLD)
-    assert finding(report, "a switch that had not ended")[0] is Status.WARN
+    assert finding(report, "interrupted switch")[0] is Status.WARN
     assert read_variable(env.application, VARIABLE, "") == OLD
-    assert not (env.reports_directory / FILE).exists()
+    assert not (env.reports_directory / VersionMarker.FILE).exists()
 
     # A value that the backend does not start with: the one before is put back.
     text = toml.file_of(lab.name).read_text()
     toml.file_of(lab.name).write_text(
         text.replace("[ai_providers]\n", '[ai_providers]\nazure_version_variable = "AI_RATE_LIMIT"\n')
     )
-    with pytest.raises(RunbookFailed, match="returned to 100000, with which it is well"):
+    with pytest.raises(RunbookFailed, match="rolled back to 100000, with which it is healthy"):
         update(NEW, health_seconds=5)
     assert read_variable(env.application, "AI_RATE_LIMIT", "") == "100000"
-    assert not (env.reports_directory / FILE).exists()
+    assert not (env.reports_directory / VersionMarker.FILE).exists()
     assert answers_by(env) == "azure"

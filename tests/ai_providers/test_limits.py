@@ -66,7 +66,7 @@ def test_counters_and_refusals_that_are_well_are_ok(limiter: RedisServer) -> Non
     report = check()
     assert report.status is Status.OK, report.sentence()
     assert report.facts["counters"].startswith("2 on ")
-    assert report.facts["refusals"] == "0 of users, 0 by providers, beside 5 AI calls"
+    assert report.facts["refusals"] == "0 of users, 0 by providers, in 5 AI calls"
 
 
 def test_each_kind_of_counter_is_told_once_and_a_longer_prefix_has_its_own_limit(limiter: RedisServer) -> None:
@@ -91,7 +91,7 @@ def test_each_kind_of_counter_is_told_once_and_a_longer_prefix_has_its_own_limit
     assert found[f"{PREFIX} every counter is a number"][1].startswith("2: ")
     client.persist(PREFIX.encode() + b"a\xff")
     status, value = bad(check())[f"{PREFIX} every counter expires"]
-    assert (status, value) == (Status.CRITICAL, f"2: {PREFIX}a\\xff …; 1 of them locked out for ever")
+    assert (status, value) == (Status.CRITICAL, f"2: {PREFIX}a\\xff …; 1 of them locked out permanently")
 
 
 def test_refusals_are_told_by_user_and_provider_and_a_storm_by_its_worst_minute(
@@ -115,10 +115,10 @@ def test_refusals_are_told_by_user_and_provider_and_a_storm_by_its_worst_minute(
     found = bad(report)
     assert found["users were refused (429)"] == (Status.WARN, "55 times: 7 30, 42 25")
     assert found["providers refused (429)"] == (Status.WARN, "2 times: ? 1, azure 1")
-    assert found["retry storms"] == (Status.WARN, "1; the worst: 25 within a minute, user 42, at 02-15 21:00:48")
+    assert found["retry storms"] == (Status.WARN, "1; the worst: 25 per minute, user 42, at 02-15 21:00:48")
     late = check_late()
     assert late["retry storms"][0] is Status.CRITICAL
-    assert late["retry storms"][1].endswith("; it goes on")
+    assert late["retry storms"][1].endswith("; still active")
 
 
 def test_of_24_hours_across_a_change_of_the_clock_none_is_the_25th(limiter: RedisServer, logs: Path) -> None:
@@ -167,4 +167,4 @@ def test_without_redis_the_log_is_read_and_without_a_log_the_counters(
 def test_no_limit_and_no_section_is_told(limiter: RedisServer, logs: Path) -> None:
     toml = logs.parent / "trial.toml"
     toml.write_text(toml.read_text().partition("[ai_providers]")[0])
-    assert bad(check()) == {"the limiter's counters": (Status.WARN, "not known: no limit is named")}
+    assert bad(check()) == {"the limiter's counters": (Status.WARN, "not known: no limit is configured")}

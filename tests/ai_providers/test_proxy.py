@@ -105,7 +105,7 @@ def test_each_provider_s_protocol_passes_and_each_fault_is_of_one_provider_only(
         for bad in ({"failing": True, "fault": "explode"}, {"failing": "yes"}, {}):
             assert control(ai, "azure", **bad).status_code == 400
         assert control(ai, "openai", failing=True).status_code == 400
-        with pytest.raises(OpsError, match="cannot be listened on"), ProviderProxy(ai):
+        with pytest.raises(OpsError, match="cannot listen on"), ProviderProxy(ai):
             pass
         assert kinds() == ["ok", "ok", "ok"], "a second proxy that does not start closes nothing of the first"
     with server.fault("azure", "429"), ProviderProxy(ai):

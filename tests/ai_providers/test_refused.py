@@ -57,8 +57,8 @@ def test_another_server_at_the_address_is_refused(logs: Path) -> None:
 @pytest.mark.parametrize(
     ("tier", "version", "staging", "said"),
     [
-        ("production", VERSION, "", "name the staging environment in staging"),
-        ("production", VERSION, NAME, "name another environment in staging"),
+        ("production", VERSION, "", "enter the staging environment in staging"),
+        ("production", VERSION, NAME, "enter another environment in staging"),
         ("staging", "2024-10", "", "“2024-10” is no API version"),
         ("staging", VERSION, "", "has no azure_endpoint, azure_deployments, azure_key"),
         ("staging", VERSION, "elsewhere", "there is no environment “elsewhere”"),
@@ -88,7 +88,7 @@ def test_a_plan_shows_what_is_tried_and_changes_nothing(logs: Path, monkeypatch:
         "backend",
     ]
     found = {finding.name: finding.value for finding in report.findings if finding.status is Status.WARN}
-    assert found["no field went or changed its type"] == "object"
+    assert found["fields removed or with another type"] == "object"
     assert env_file.read_text() == before
 
 

@@ -1,4 +1,4 @@
-"""report_token_usage: sums by day and model, cost, budget, forecast, days unlike others; nothing counted as 0 silently."""
+"""report_token_usage: sums by day and model, cost, budget, forecast, unusual days; nothing counted as 0 silently."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def test_tokens_and_costs_are_added_up_by_model_in_the_operators_month(logs: Pat
 def test_calls_without_counts_and_models_without_a_price_are_told(logs: Path) -> None:
     write(logs, call(1), call(2, None), call(3, model="new-model"), budget=100)
     found = bad(report_token_usage.fn(NAME, month="2026-02"))
-    assert found["token counts are in the log"] == "1 of 3 calls tell none"
+    assert found["token counts are in the log"] == "1 of 3 calls have none"
     assert found["every model has a price"] == "new-model"
     write(logs, call(1))
-    assert "no table of prices" in bad(report_token_usage.fn(NAME, month="2026-02"))["what it costs"]
+    assert "no table of prices" in bad(report_token_usage.fn(NAME, month="2026-02"))["cost"]
 
 
 def test_a_call_is_counted_by_what_its_line_tells(logs: Path) -> None:
@@ -85,29 +85,28 @@ def test_a_call_is_counted_by_what_its_line_tells(logs: Path) -> None:
     report = report_token_usage.fn(NAME, month="2026-02")
     assert rows(report) == [("azure", "gpt-4o", "4", "1,800,000", "800,000", "3,600,000", "12.50")]
     found = bad(report)
-    assert found["every call tells its prompt and completion tokens"] == "1 tell a total only"
+    assert found["every call logs its prompt and completion tokens"] == "1 log only a total"
     assert found["lines without a readable time"] == "1"
     assert "token counts are in the log" not in found
 
 
 def test_80_percent_of_the_budget_warns_and_all_of_it_is_critical(logs: Path) -> None:
     write(logs, call(1), call(2), budget=16)  # 12.50
-    assert "the budget" not in bad(report_token_usage.fn(NAME, month="2026-02"))
+    assert not [name for name in bad(report_token_usage.fn(NAME, month="2026-02")) if name.startswith("ai.tokens")]
     write(logs, call(1), call(2), budget=15.6)
-    assert bad(report_token_usage.fn(NAME, month="2026-02"))["the budget"] == "80% of 15.60 USD used"
-    write(logs, call(1), call(2), budget=12.5)
-    with pytest.raises(RunbookFailed, match="the budget: 100% of 12.50 USD used"):
+    found = bad(report_token_usage.fn(NAME, month="2026-02"))
+    assert found["ai.tokens.budget_ratio (15.60 USD)"] == "80.1 %"
+    write(logs, call(1), call(2), budget=12.4)
+    with pytest.raises(RunbookFailed, match=r"ai.tokens.budget_ratio \(12.40 USD\): 100.8 %"):
         report_token_usage.fn(NAME, month="2026-02")
 
 
-def test_a_day_unlike_those_before_is_told(logs: Path) -> None:
+def test_an_unusual_day_is_reported(logs: Path) -> None:
     usual = [call(day, 1000 + 20 * day) for day in range(-10, 11)]
     write(logs, *usual, budget=100)
-    assert "days unlike others" not in bad(report_token_usage.fn(NAME, month="2026-02"))
+    assert "unusual days" not in bad(report_token_usage.fn(NAME, month="2026-02"))
     write(logs, *usual, call(9, 4000), budget=100)
-    assert bad(report_token_usage.fn(NAME, month="2026-02"))["days unlike others"].startswith(
-        "2026-02-09: 5,180 tokens"
-    )
+    assert bad(report_token_usage.fn(NAME, month="2026-02"))["unusual days"].startswith("2026-02-09: 5,180 tokens")
 
 
 def test_a_forecast_goes_on_as_the_last_week_was() -> None:

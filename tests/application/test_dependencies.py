@@ -47,9 +47,11 @@ def test_what_is_there_and_outdated_is_told_by_its_step(packaged: Packaged) -> N
     member.write_text(member.read_text().replace('"chatkit": "1.0.0"', '"chatkit": "^1.1.0"'))
     packaged.registry.mode = "500"
     found = bad(check_dependencies.fn(NAME))
-    assert "interviewkit 1.0.0, and requirements.txt wants >=1.2; missingkit is not in it" in found["Python: lock file"]
+    assert (
+        "interviewkit 1.0.0, but requirements.txt requires >=1.2; missingkit is not in it" in found["Python: lock file"]
+    )
     assert "chatkit" in found["node: lock file"]
-    assert found["Python: newer versions"] == "not known of 1: interviewkit (no answer)"
+    assert found["Python: newer versions"] == "not known for 1: interviewkit (no answer)"
     assert found["node: outdated packages"].startswith("not known: pnpm")
 
 
@@ -70,8 +72,8 @@ def test_conflicts_are_told(packaged: Packaged) -> None:
     found = bad(check_dependencies.fn(NAME))
     assert found["Python: conflicts"].startswith("1: needykit 1.0.0 has requirement interviewkit>=1.2")
     assert found["node: peers"] == (
-        "2: apps/page: peerkit 1.0.0 wants gonekit ^1.0.0 and has none; "
-        "apps/page: peerkit 1.0.0 wants chatkit ^2.0.0 and has 1.0.0"
+        "2: apps/page: peerkit 1.0.0 requires gonekit ^1.0.0 but has none; "
+        "apps/page: peerkit 1.0.0 requires chatkit ^2.0.0 but has 1.0.0"
     )
 
 
@@ -93,7 +95,7 @@ def test_an_update_is_a_branch_with_its_diff_and_passing_tests(packaged: Package
     assert branch.startswith("dependencies/patch-")
     again = updated(level="minor", packages=("chatkit", "nokit"))
     assert rows(again, "Updated") == [("chatkit", "1.0.0", "1.1.0", "minor", "web")]
-    assert bad(again) == {"packages that were chosen": "not updated: nokit"}
+    assert bad(again) == {"chosen packages": "not updated: nokit"}
 
 
 @pytest.mark.system
@@ -165,7 +167,7 @@ def test_a_pin_is_moved_without_its_old_hashes(tmp_path: Path) -> None:
     wanted = tmp_path / "wanted.txt"
     wanted.write_text("-r other.txt\na-kit>=1.1\nb<2\nwinkit; sys_platform == 'nowhere'\n")
     problems = out_of_step(read_requirements([wanted]), read_requirements([lock]))
-    assert problems == ["it has b 2.1, and wanted.txt wants <2"]
+    assert problems == ["it has b 2.1, but wanted.txt requires <2"]
     with pytest.raises(OpsError, match="cannot be read"):
         read_requirements([tmp_path / "none.txt"])
 

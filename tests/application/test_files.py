@@ -22,7 +22,7 @@ from tasks.application.files import ARCHIVE
 from tasks.application.staged_files import REPLACE_FILES, build_files_copy, superseded_files
 from tasks.backups import archive, catalogue, fetched_files
 from tasks.backups import entries as listing
-from tasks.backups.entries import Entry
+from tasks.backups.entries import ArchiveEntry
 from tasks.stores.directory import DirectoryStore
 from tests.fixtures.bits import flip
 
@@ -117,11 +117,11 @@ def test_an_archive_that_does_not_read_back_is_not_published(store: Path, monkey
 def test_a_missing_directory_and_a_store_inside_it_are_critical(live: Path, tmp_path: Path) -> None:
     text = (tmp_path / "trial.toml").read_text()
     (tmp_path / "trial.toml").write_text(text.replace("backups/files", "opt/grc/backups"))
-    with pytest.raises(RunbookFailed, match="lies inside"):
+    with pytest.raises(RunbookFailed, match="is inside"):
         backup_files.fn(NAME)
     live.rename(live.with_name("elsewhere"))
     (tmp_path / "trial.toml").write_text(text)
-    with pytest.raises(RunbookFailed, match="is not there"):
+    with pytest.raises(RunbookFailed, match="does not exist"):
         backup_files.fn(NAME)
 
 
@@ -221,7 +221,7 @@ def test_files_are_restored_alone_undone_and_survive_a_kill_at_every_failpoint(
 def test_damage_is_found_before_anything_is_replaced(live: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, good = backup_files.fn(NAME).facts["backup"], states(live)
 
-    def altered(directory: Path, entries: Sequence[Entry]) -> list[str]:
+    def altered(directory: Path, entries: Sequence[ArchiveEntry]) -> list[str]:
         (directory / "main.py").chmod(0o777)
         return compare(directory, entries)
 
@@ -233,6 +233,6 @@ def test_damage_is_found_before_anything_is_replaced(live: Path, store: Path, mo
     flip(store / name / ARCHIVE)
     with pytest.raises(RunbookFailed, match=f"files of {name}"):
         restore_files.fn(NAME)
-    with pytest.raises(OpsError, match="no restore has set application files aside"):
+    with pytest.raises(OpsError, match="no restore has replaced application files"):
         undo_restore_files.fn(NAME)
     assert (states(live), superseded_files(toml.environment(NAME).application)) == (good, [])

@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from flows.application.hooks import BRANCH, install_pre_commit
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.report import Status
-from tasks.code.hooks import ESLINT, FILE, RUFF, Place, eslint_packages, merged, read_hooks, remote_hooks
+from tasks.code.hooks import ESLINT, FILE, RUFF, HooksPlace, eslint_packages, merged, read_hooks, remote_hooks
 from tests.application.test_types import finding
 from tests.fixtures.application.checkouts import NAME, Checkout, bring, program, replace
 from tests.fixtures.application.seeded import PYTHON_FILE, ill_type
@@ -67,7 +67,7 @@ def test_every_line_that_was_there_stays(text: str) -> None:
 
 
 def test_what_cannot_be_merged_is_refused() -> None:
-    with pytest.raises(OpsError, match="by lines"):
+    with pytest.raises(OpsError, match="no lines can be added"):
         merged("repos: [{repo: meta, hooks: [{id: identity}]}]\n", [{"repo": "local", "hooks": []}])
     with pytest.raises(OpsError, match="cannot be read"):
         read_hooks("repos: [")
@@ -90,12 +90,12 @@ def test_hooks_are_merged_run_and_installed(tools: Checkout) -> None:
     assert [line for line in OWN.splitlines() if line not in text.splitlines()] == []
     assert list(read_hooks(text)) == ["no-secrets", "ruff", "ruff-format", "eslint"]
     assert "import os" not in tools.git("show", f"{BRANCH}:{PYTHON_FILE}")
-    assert tools.git("log", "--format=%s", f"main..{BRANCH}").splitlines()[0] == "What the hooks repaired"
+    assert tools.git("log", "--format=%s", f"main..{BRANCH}").splitlines()[0] == "Repairs of the hooks"
     assert finding(plan, "hooks on all files").startswith("WARN: failed: ruff check, eslint")
     with pytest.raises(NotConfirmed):
         install_pre_commit.fn(NAME, confirm="production")
     report = install_pre_commit.fn(NAME, confirm=NAME)
-    assert "is there already" in report.facts["branch"]
+    assert "exists already" in report.facts["branch"]
     assert "pre-commit.com" in (tools.root / ".git/hooks/pre-commit").read_text()
     assert (tools.root / ".git/hooks/pre-commit.legacy").stat().st_mode & stat.S_IXUSR
     tools.git("merge", "--quiet", "--ff-only", BRANCH)
@@ -116,7 +116,7 @@ def test_the_tools_own_repositories_are_pinned_to_the_application_s_versions(
     """ruff's is served from here: git is told where it is."""
     bare.add(FILE, OWN.replace("no-secrets", "eslint"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(RunbookFailed, match="cannot be had"):
+    with pytest.raises(RunbookFailed, match="cannot be reached"):
         install_pre_commit.fn(NAME, origin="repositories")
     version = "v" + subprocess.run(["ruff", "--version"], capture_output=True, text=True).stdout.split()[1]
     served = Checkout(tmp_path / "served")
@@ -130,7 +130,9 @@ def test_the_tools_own_repositories_are_pinned_to_the_application_s_versions(
     assert finding(plan, "hooks on all files").startswith("OK: 3 ran")
     text = bare.git("show", f"{BRANCH}:{FILE}")
     assert read_hooks(text) == {"eslint": "", "ruff": version, "ruff-format": version}
-    place = Place("ruff", "0.1.2", "web/node_modules/.bin/eslint", "9.1.0", "backend", "web", "web/eslint.config.js")
+    place = HooksPlace(
+        "ruff", "0.1.2", "web/node_modules/.bin/eslint", "9.1.0", "backend", "web", "web/eslint.config.js"
+    )
     (eslint,) = remote_hooks(place, ["eslint"], eslint_packages(bare.web))
     assert (eslint["repo"], eslint["rev"]) == (ESLINT, "v9.1.0")
     assert eslint["hooks"][0]["additional_dependencies"] == [

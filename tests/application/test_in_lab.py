@@ -96,19 +96,19 @@ def test_packages_are_installed_by_the_runbook_and_everything_passes(
 ) -> None:
     report = critical(check_types, lab.name)
     assert finding(report, "mypy").startswith("OK: 0 errors, 0 warnings in 18 files")
-    assert "node_modules — launch reinstall-dependencies with parts=web" in finding(report, "tsc")
+    assert "node_modules — run reinstall-dependencies with parts=web" in finding(report, "tsc")
     own = critical(reinstall_dependencies, lab.name, parts=("backend",))
     assert "the environment that this worker itself runs in" in own.sentence()
     assert reinstall_dependencies.fn(lab.name, parts=("web",)).status is Status.PLANNED
     done = reinstall_dependencies.fn(lab.name, parts=("web",), confirm=lab.name)
-    assert "are as locked" in done.outcome
+    assert "match the lock file" in done.outcome
     assert check_types.fn(lab.name).status is Status.OK
     assert lint_code.fn(lab.name).status is Status.OK
     path = [each for each in os.environ["PATH"].split(os.pathsep) if not Path(each, "ruff").exists()]
     monkeypatch.setenv("PATH", os.pathsep.join(path))
     unknown = critical(install_pre_commit, lab.name, origin="local").sentence()
     assert "ruff is not on PATH" in unknown
-    assert "of whoever commits" in unknown
+    assert "of every developer" in unknown
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), *path]))
     hooks = install_pre_commit.fn(lab.name, origin="local")
     assert hooks.status is Status.PLANNED, hooks.sentence()

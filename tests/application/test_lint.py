@@ -40,7 +40,7 @@ def test_a_clean_checkout_passes_and_its_settings_are_told(checkout: Checkout) -
     assert set(before) - set(after) == {"web/.eslintcache"}
     assert {name: before[name] for name in after} == after
     assert report.status is Status.OK
-    assert report.facts["ESLint's cache"] == "dropped"
+    assert report.facts["ESLint's cache"] == "deleted"
     assert [finding(report, name).split(" —")[0] for name in ("ruff", "ruff format", "eslint")] == [
         "OK: 0 errors, 0 warnings in 4 files",
         "OK: 0 errors, 0 warnings in 3 files",
@@ -71,7 +71,7 @@ def test_problems_are_found_and_repaired_on_a_branch_only(sloppy: Checkout) -> N
     assert "import os" not in sloppy.git("show", f"{branch}:{PYTHON_FILE}")
     assert "const y = x == 1" in sloppy.git("show", f"{branch}:{WEB_FILE}")
     assert sloppy.git("diff", "--name-only", f"main..{branch}").split() == [PYTHON_FILE, WEB_FILE]
-    assert "-import os" in next(kept.text for kept in report.evidence if kept.name == "Difference")
+    assert "-import os" in next(kept.text for kept in report.evidence if kept.name == "Diff")
     assert finding(report, "ruff after the fix").startswith("WARN: 1 errors")
     assert finding(report, "ruff format after the fix").startswith("OK")
     assert finding(report, "eslint after the fix").startswith("WARN: 2 errors")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.application.patching import patch_vulnerability, safe_version
+from flows.application.patching import fixed_version, patch_vulnerability
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory
@@ -53,7 +53,7 @@ def test_it_is_patched_proven_and_pushed_with_a_permit(remote: Packaged) -> None
     report = patched(GHSA)
     assert report.status is Status.PLANNED, report.sentence()
     assert rows(report, "Vulnerable")[0][:5] == ("backend", "interviewkit", "1.0.0", "1.0.3", "CRITICAL")
-    assert [found.value for found in report.findings if found.name == "backend: the vulnerability"] == ["gone"]
+    assert [found.value for found in report.findings if found.name == "backend: the vulnerability"] == ["fixed"]
     assert remote.branches() == [BRANCH, "main"]
     assert remote.git("show", f"{BRANCH}:backend/requirements.lock") == "interviewkit==1.0.3\n"
     assert CVE in remote.git("log", "-1", "--format=%s", BRANCH)
@@ -69,7 +69,7 @@ def test_it_is_patched_proven_and_pushed_with_a_permit(remote: Packaged) -> None
 def test_what_is_not_proven_gone_is_not_pushed(remote: Packaged, registry: Registry) -> None:
     endanger(registry, everywhere=True)
     report = patched(CVE, confirm=NAME)
-    assert bad(report)["backend: the vulnerability"].startswith("still there: interviewkit")
+    assert bad(report)["backend: the vulnerability"].startswith("still vulnerable: interviewkit")
     assert (pushed(remote), report.status) == ([], Status.CRITICAL)
 
 
@@ -93,7 +93,7 @@ def test_no_fix_an_unknown_id_and_no_answer_are_said(remote: Packaged, registry:
     assert "there is no program" in bad(report)["backend: audit"]
     registry.mode = "500"
     report = patched(NODE_CVE)
-    assert "nothing was looked at" in report.sentence()
+    assert "no audit answered" in report.sentence()
     assert bad(report)["web: audit"].startswith("not known: pnpm audit gave no answer")
     assert remote.branches() == ["main"]
 
@@ -138,7 +138,7 @@ def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry
     assert DEAD.search(bad(report)["the new version is healthy"])
     assert report.facts["pushed"] == f"{BRANCH} to origin"
     assert (live.answer()["kit"], live.left()) == ("1.0.0", [])
-    assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
+    assert [one.value for one in report.findings if one.name == "the previous version runs again"] == ["it is healthy"]
 
 
 @pytest.mark.system
@@ -147,13 +147,13 @@ def test_node_packages_are_not_pushed_to_be_deployed_where_nothing_installs_them
 ) -> None:
     endanger_node(registry)
     live.describe(IN_GIT, NOWHERE)
-    assert "brings no node packages" in patched(NODE_CVE, deploy=True, confirm=NAME).sentence()
+    assert "contains no node packages" in patched(NODE_CVE, deploy=True, confirm=NAME).sentence()
     assert (pushed(live), live.branches()) == ([], ["main"])
 
 
 def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Packaged, registry: Registry) -> None:
     asked = len(registry.asked)
-    assert "trial has no way to deploy" in patched(CVE, deploy=True).sentence()
+    assert "trial configures no deployment" in patched(CVE, deploy=True).sentence()
     assert (remote.branches(), len(registry.asked)) == (["main"], asked)
 
 
@@ -171,4 +171,4 @@ def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Pa
 def test_the_safe_version_is_the_lowest_that_is_newer(
     there: tuple[str, ...], fixed: tuple[str, ...], safe: str
 ) -> None:
-    assert safe_version(Advisory(("X",), "kit", there, Severity.HIGH, fixed, "", ())) == safe
+    assert fixed_version(Advisory(("X",), "kit", there, Severity.HIGH, fixed, "", ())) == safe

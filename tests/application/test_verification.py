@@ -97,7 +97,7 @@ def test_what_a_killed_verification_unpacked_goes_with_the_next(backup: str, tmp
 
 def test_there_must_be_room(backup: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staged_files, "disk_of", lambda _: Disk("", 0, 1000, 0))
-    with pytest.raises(RunbookFailed, match="bytes are needed in .* and 1000 are free"):
+    with pytest.raises(RunbookFailed, match="bytes are needed in .*, 1000 are free"):
         verify_backup.fn(NAME, kind="files")
 
 

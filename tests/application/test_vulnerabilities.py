@@ -59,7 +59,7 @@ def without_an_answer(registry: Registry, mode: Mode, seconds: int = 600) -> Non
     registry.mode = mode
     report = scanned(seconds=seconds)
     assert bad(report)["Python packages"].startswith("not known: pip-audit")
-    assert report.outcome == "nothing is known: no scanner answered"
+    assert report.outcome == "not known: no scanner answered"
     assert report.status is Status.WARN
 
 
@@ -87,7 +87,7 @@ def test_missing_programs_are_told_with_how_to_install_them(
     monkeypatch.setenv("PATH", str(packaged.base))
     monkeypatch.setattr("sys.executable", str(packaged.python))  # a worker without pip-audit
     found = {finding.name: finding for finding in scanned().findings}
-    assert found["Python packages"].hint == "install it beside this worker: pip install pip-audit"
+    assert found["Python packages"].hint == "install it into this worker's environment: pip install pip-audit"
     assert "trivy" in found["image grc-backend:latest"].hint
     assert {finding.status for finding in found.values()} == {Status.WARN}
 
@@ -141,10 +141,10 @@ def test_what_two_scanners_find_is_one_row(
     report = scanned()
     assert [row[:2] for row in rows(report, TABLE)] == [("CRITICAL", "interviewkit")]
     assert "image grc-backend:latest" in rows(report, TABLE)[0][7]
-    assert "Unsupported OSV schema" in bad(report)["pip-audit left out"]
+    assert "Unsupported OSV schema" in bad(report)["skipped by pip-audit"]
     images = scanned(parts=("images",))  # nothing else is scanned, and "new" is told by the report before
     assert [row[6:8] for row in rows(images, TABLE)] == [("", "image grc-backend:latest")]
-    assert images.facts["not asked for"] == "python, node"
+    assert images.facts["not chosen"] == "python, node"
     assert scanned(parts=("images",), since_days=1).facts["new"].startswith("not known: there is no earlier report")
     packaged.describe('images = ["grc-backend:latest"]', python="/nowhere/python")
     (packaged.base / "trivy").write_text("#!/bin/sh\necho FATAL >&2\nexit 1\n")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from blocks import exclusion
-from blocks.exclusion import PREFIX, Cluster, Directory, Exclusion, Keyspace, Part, keyspaces
+from blocks.exclusion import PREFIX, Cluster, Directory, Exclusion, Keyspace, LockedPart, keyspaces
 from blocks.postgres.server import Postgres
 from blocks.redis.server import Redis
 from runbook import run
@@ -40,7 +40,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 class Described(System):
     """An environment that describes some parts."""
 
-    parts: Callable[[str], list[Part]] = field(default=lambda run: [])
+    parts: Callable[[str], list[LockedPart]] = field(default=lambda run: [])
 
     def exclusion(self, runbook: str) -> Exclusion:
         return Exclusion(self.parts(f"interview-ops {self.name}: {runbook}"))
@@ -61,7 +61,7 @@ def described(
     (tmp_path / "alias").symlink_to(tmp_path / "data")
     paths = itertools.cycle(["data", "alias"])
     block, served = postgres_server.block(), redis_server.block()
-    parts: dict[str, Callable[[str], list[Part]]] = {
+    parts: dict[str, Callable[[str], list[LockedPart]]] = {
         "postgres": lambda run: [Cluster(block, run)],
         "redis": lambda run: [Keyspace(served, run)],
         "directory": lambda run: [Directory(str(tmp_path / next(paths)), run)],

@@ -89,7 +89,7 @@ def proxy(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.05, 0.05, 0.05])
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
     monkeypatch.setattr(closing, "END_MILLISECONDS", 120_000)
-    monkeypatch.setattr(swap, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(swap, "RESULT_SECONDS", 1.0)
     yield between
     between.close()
     if not server.is_running:
@@ -201,7 +201,7 @@ def test_an_index_that_was_being_built_is_dropped_by_the_next_run(proxy: Proxy, 
         writer.execute("LOCK TABLE people IN ROW EXCLUSIVE MODE")  # REINDEX CONCURRENTLY waits for its end
         report = killed(proxy, call, Kill("REINDEX INDEX", "running", until=being_built))
     assert report.state
-    assert "launch it again" in report.state.hint
+    assert "launch this again" in report.state.hint
     assert invalid(server) == ["people_name_ccnew"]
     good(call)
     assert invalid(server) == []
@@ -357,7 +357,7 @@ def test_a_restore_leaves_the_old_database_or_the_new_one(
     report = killed(proxy, lambda: restore_database.fn(NAME, confirm=NAME), RESTORE[name])
     assert report.state or name in ("scratch", "rows"), report.sentence()
     if report.state and name in ("commit", "committed"):
-        assert "nobody knows whether grc_db was replaced" in report.state.value
+        assert "it is unknown whether grc_db was replaced" in report.state.value
         assert re.search(
             r"\d+ is the new one, do not launch this again; another: .* launch it again", report.state.hint
         )
@@ -378,7 +378,7 @@ def test_undoing_a_restore_leaves_one_or_the_other(
     good(lambda: restore_database.fn(NAME, confirm=NAME))
     report = killed(proxy, lambda: undo_restore.fn(NAME, confirm=NAME), RESTORE[name])
     assert report.state
-    assert ("nobody knows" in report.state.value) is (name != "first rename")
+    assert ("it is unknown" in report.state.value) is (name != "first rename")
     assert counts(server) == ((2000, 100) if name == "committed" else (2000, 500))
     good(lambda: undo_restore.fn(NAME, confirm=NAME))
     assert counts(server) == ((2000, 500) if name == "committed" else (2000, 100)), "the other one"
@@ -390,7 +390,7 @@ def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
     name: str, taken: Path, proxy: Proxy, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is there again at once: what became of the swap is seen, and the run goes on with that."""
-    monkeypatch.setattr(swap, "LOOK_SECONDS", 120.0)
+    monkeypatch.setattr(swap, "RESULT_SECONDS", 120.0)
     shutil.copytree(taken, store().parent)
     server.sql(f"COMMENT ON DATABASE {DATABASE} IS 'ours'")
     server.sql("DELETE FROM answers WHERE person > 100", database=DATABASE)
@@ -404,9 +404,9 @@ def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
         if name == "committed":
             assert report.status in GOOD, report.sentence()
         else:
-            assert "nothing was swapped" in report.sentence()
+            assert "Nothing was swapped" in report.sentence()
             assert report.state
-            assert report.state.value.endswith(" was not touched")
+            assert report.state.value.endswith(" is unchanged")
             good(call)
         return report
 

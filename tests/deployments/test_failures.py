@@ -142,7 +142,7 @@ def test_a_run_that_does_not_begin_is_escalated_and_a_silent_escalation_is_told_
 
 def test_an_escalation_that_fails_is_told_by_the_server(scene: Scene) -> None:
     scene.make(*failures.server_tells(scene.client, scene.name))
-    scene.ends(Failed(message="no channel took it"), "escalate")
+    scene.ends(Failed(message="no channel accepted the message"), "escalate")
     told = until(lambda: scene.duty.web.got[SLACK], what="the server's own message", seconds=SECONDS)
     assert "escalate が失敗: レポートの番号に電話" in told[0]["text"]
 

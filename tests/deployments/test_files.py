@@ -13,7 +13,7 @@ from prefect.settings import get_current_settings
 from prefect.settings.legacy import _get_settings_fields  # pyright: ignore[reportPrivateUsage]
 
 from deployments import health, stopping
-from deployments.doctor.line import Line, looked
+from deployments.doctor.line import DoctorLine, looked
 from deployments.triggers.deaths import ZOMBIE_SECONDS
 from tests.fixtures.servers import free_port
 
@@ -133,7 +133,7 @@ def test_a_worker_is_known_by_its_command(line: str, expected: bool) -> None:
 
 
 def test_a_look_that_breaks_is_told_and_ends_nothing() -> None:
-    def breaks() -> list[Line]:
+    def breaks() -> list[DoctorLine]:
         raise RuntimeError("a login postgresql://u:hidden-4720@h/d")
 
     (line,) = looked("something", breaks)

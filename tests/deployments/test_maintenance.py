@@ -12,7 +12,7 @@ import pytest
 from prefect.server.schemas.schedules import CronSchedule
 
 from deployments import maintenance
-from deployments.maintenance import Row, crons_of, duration_tag, entries, read_table, seconds_of, told
+from deployments.maintenance import MaintenanceRow, crons_of, duration_tag, entries, read_table, seconds_of, told
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = """
@@ -59,7 +59,7 @@ def test_the_data_are_the_manual_s_rows_in_their_order() -> None:
 
 
 @EACH_ROW
-def test_a_row_s_deployments_are_tagged_and_scheduled_as_it_says(row: Row) -> None:
+def test_a_row_s_deployments_are_tagged_and_scheduled_as_it_says(row: MaintenanceRow) -> None:
     assert row.deployments
     for deployment in row.deployments:
         entry = entries()[deployment]

@@ -16,15 +16,17 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed, Pending, Running, Suspended
 
 from deployments import automations
-from deployments.maintenance import Row, Table
+from deployments.maintenance import MaintenanceRow, MaintenanceTable
 from deployments.triggers import overdue
 from lab.processes import exclusive
 from lab.state.base import base_directory
 from runbook.wait import until
 
 SECONDS = 24  # Prefect waits for 10 at least; a busy server is behind with its events
-TABLE = Table(
-    row=(Row("日次", "試験", "DBA", "1分", "高", ("overdue-trial", "overdue-trial/other")),), cron=(), also=()
+TABLE = MaintenanceTable(
+    row=(MaintenanceRow("日次", "試験", "DBA", "1分", "高", ("overdue-trial", "overdue-trial/other")),),
+    cron=(),
+    also=(),
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks.config import toml
-from deployments.doctor.line import Line
+from deployments.doctor.line import DoctorLine
 from deployments.doctor.sharing import look_at_sharing
 from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.redis.servers import PASSWORD, running_redis
@@ -50,7 +50,7 @@ def test_the_doctor_refuses_two_environments_on_one_system_unless_declared(
     monkeypatch.setenv("OPS_ENVIRONMENT", "one")
     monkeypatch.setenv("OPS_OTHER_REGION", "two")
 
-    def look(**second: object) -> list[Line]:
+    def look(**second: object) -> list[DoctorLine]:
         first = {
             "root": tmp_path,
             "host": "127.0.0.1",

@@ -42,6 +42,7 @@ REVIEWED = {
     "set -a; . /etc/interview-ops/secrets.env; set +a": "a file of the reader's own",
     "cd interview-ops": "after the clone",
     "python -c 'import pyotp; print(pyotp.random_base32())'": "as tests/routine/test_approval.py calls it",
+    'python -X importtime -c "import NAME"': "Python's own option",
     "pip check": "told of as what the flow does",
     "pip install pip-audit": "told of as what the manual does",
     "pip list --outdated": "told of as what the manual does",

@@ -24,8 +24,8 @@ def test_a_checkout_that_is_none(run: Callable[[], object], tmp_path: Path, monk
     text = f'name = "trial"\nreports = "{tmp_path}"\n[objectives]\nrpo = "1h"\nrto = "1h"\n[services]\nnames = {{}}\n[docker]\n'
     for checkout, said in (
         ("", "names no checkout"),
-        (tmp_path / "gone", "is not there"),
-        (tmp_path, "no git checkout"),
+        (tmp_path / "gone", "does not exist"),
+        (tmp_path, "not a usable git checkout"),
     ):
         path.write_text(f'{text}checkout = "{checkout}"\n')
         with pytest.raises(RunbookFailed, match=said):

@@ -41,7 +41,7 @@ def test_from_lines_are_read_with_their_arguments_and_without_own_stages() -> No
 
 def test_an_argument_without_a_value_is_told() -> None:
     assert find_bases("FROM python:${V:-3.12}")[0].tag == "3.12"
-    with pytest.raises(OpsError, match=r"line 2 takes \$\{V\}, which has no value — give ARG V a default"):
+    with pytest.raises(OpsError, match=r"line 2 uses \$\{V\}, which has no value — give ARG V a default"):
         find_bases("ARG V\nFROM python:${V}\n")
     with pytest.raises(OpsError, match="line 1 cannot be read"):
         find_bases("FROM python:3 3 3")

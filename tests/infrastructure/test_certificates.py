@@ -136,17 +136,17 @@ def other_key(authority: Authority) -> Issued:
 @pytest.mark.parametrize(
     ("make", "finding", "told"),
     [
-        (wrong_name, "names", "it is not for app.test"),
+        (wrong_name, "names", "it does not cover app.test"),
         (short_rsa, "strength", "RSA with 1024 bits"),
         (small_curve, "strength", "a curve of 224 bits"),
         (by_sha1, "strength", "signed with SHA1"),
-        (by_sha1, "chain", "signed with SHA1, which nobody believes"),
-        (must_staple, "must-staple", "no OCSP answer is stapled"),
+        (by_sha1, "chain", "signed with SHA1, which clients no longer trust"),
+        (must_staple, "must-staple", "browsers refuse it without a stapled OCSP response"),
         (only_leaf, "chain", "CN=between, which signed CN=app.test, is neither in the chain nor"),
-        (by_itself, "chain", "CN=app.test signed itself, and is not among the authorities"),
+        (by_itself, "chain", "CN=app.test is self-signed and not among the trusted authorities"),
         (other_root, "chain", "CN=a stranger, which signed CN=between, is neither"),
         (impostor, "chain", "CN=between is in the chain with another key"),
-        (no_authority, "chain", "CN=www may not sign certificates"),
+        (no_authority, "chain", "CN=www signed CN=app.test, but may not sign certificates"),
         (old_between, "chain", "CN=old, which signed CN=app.test, is valid from"),
         (other_key, "private key", "is not this certificate's key"),
     ],
@@ -208,12 +208,12 @@ def open_key(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "finding", "told"),
     [
-        (removed, FILE, "fullchain.pem is not there"),
-        (garbage, FILE, "holds no certificate that can be read"),
-        (cut, FILE, "holds no certificate that can be read"),
-        (no_file, FILE, "is no file"),
+        (removed, FILE, "fullchain.pem does not exist"),
+        (garbage, FILE, "contains no readable certificate"),
+        (cut, FILE, "contains no readable certificate"),
+        (no_file, FILE, "is not a regular file"),
         (no_key, f"{FILE}: private key", "No such file"),
-        (garbage_key, f"{FILE}: private key", "holds no key that can be read"),
+        (garbage_key, f"{FILE}: private key", "contains no readable key"),
         (open_key, f"{FILE}: private key", "has mode 644"),
     ],
     ids=["removed", "garbage", "cut", "directory", "no-key", "garbage-key", "open-key"],
@@ -238,9 +238,9 @@ def test_one_that_is_renewed_and_not_reloaded(register: Register, authority: Aut
     old = tls.context_of(authority.issue(APP, days=20).write(live / APP))
     with tls.listening(tls.over_tls(old)) as port:
         register(served=[f"{APP}@127.0.0.1:{port}"])
-        assert f"{APP}@127.0.0.1:{port}: the file's" not in bad(check())
+        assert f"{APP}@127.0.0.1:{port}: same as the file" not in bad(check())
         authority.issue(APP).write(live / APP)
-        found = bad(check())[f"{APP}@127.0.0.1:{port}: the file's"]
+        found = bad(check())[f"{APP}@127.0.0.1:{port}: same as the file"]
     assert found.hint.startswith("renewed but not reloaded")
 
 
@@ -260,7 +260,7 @@ def test_only_the_leaf_is_served(register: Register, authority: Authority) -> No
 @pytest.mark.parametrize(
     ("make", "finding", "told"),
     [
-        (wrong_name, "name", "shown to app.test: other.test"),
+        (wrong_name, "name", "presented for app.test: other.test"),
         (short_rsa, "strength", "RSA with 1024 bits"),
         (short_rsa, "verified", "too weak"),
         (by_itself, "verified", "self-signed certificate"),
@@ -285,8 +285,8 @@ def test_servers_that_show_nothing(register: Register, authority: Authority) -> 
     """Each is told with what to do, and the good one is looked at all the same."""
     context = tls.context_of(authority.issue(APP).write(register() / APP))
     answers = [
-        ("https", tls.says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "what answers there is not TLS"),
-        ("https", lambda connection: None, "nobody answers|no handshake"),
+        ("https", tls.says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "the server does not use TLS"),
+        ("https", lambda connection: None, "no server answers|no handshake"),
         ("smtp", tls.says(b"554 no\r\n"), "“554 no” where SMTP says 220"),
         ("smtp", tls.over_smtp(context, offers=False), "offers no STARTTLS"),
         ("smtp", tls.says(b"x" * 9000), "where SMTP says 220"),
@@ -294,8 +294,8 @@ def test_servers_that_show_nothing(register: Register, authority: Authority) -> 
         ("postgres", tls.says(b"E"), "not PostgreSQL"),
     ]
     expected = {
-        f"127.0.0.1:{free_port()}": "nobody answers: Connection refused",
-        "nowhere.invalid:443": "no host nowhere",
+        f"127.0.0.1:{free_port()}": "no server answers: Connection refused",
+        "nowhere.invalid:443": "unknown host nowhere",
     }
     with contextlib.ExitStack() as stack:
         for protocol, answer, told in answers:
@@ -343,7 +343,7 @@ def test_what_could_not_be_looked_at_is_never_well(
         assert found["authorities"].status is Status.CRITICAL
         assert "holds no authorities" in found[f"{APP}@127.0.0.1:{port}: verified"].value
     register([])
-    assert "none is named" in bad(check())["certificates"].value
+    assert "none is configured" in bad(check())["certificates"].value
 
 
 @pytest.mark.parametrize(
@@ -351,13 +351,13 @@ def test_what_could_not_be_looked_at_is_never_well(
     [
         ("echo 'OCSP response: no response sent'", Status.CRITICAL, "stapled: nothing"),
         ("echo '    OCSP Response Status: successful (0x0)'", Status.OK, "stapled: successful"),
-        ("echo garbage", Status.WARN, "does not say"),
+        ("echo garbage", Status.WARN, "does not report"),
         ("exit 3", Status.WARN, "openssl exited 3"),
         ("exec sleep 600", Status.WARN, "openssl did not end"),
     ],
     ids=["not", "stapled", "garbage", "fails", "hangs"],
 )
-def test_what_openssl_says_of_stapling(
+def test_what_openssl_reports_about_stapling(
     says: str,
     status: Status,
     told: str,

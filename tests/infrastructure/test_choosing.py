@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from runbook.errors import OpsError
-from tasks.docker.choosing import Doomed, Wish, choose, kept_tags
+from tasks.docker.choosing import Doomed, Selection, choose, kept_tags
 from tasks.docker.inventory import (
+    ContainerLimits,
     Inventory,
-    Limits,
     SeenCache,
     SeenContainer,
     SeenImage,
@@ -40,7 +40,7 @@ def container(name: str, image: str = "i0", state: str = "exited", hours: float 
         state,
         ago(hours),
         10,
-        limits=Limits(0, 0, 0),
+        limits=ContainerLimits(0, 0, 0),
         exit_code=0,
         restarts=0,
         out_of_memory=False,
@@ -58,8 +58,8 @@ def inventory(**held: Any) -> Inventory:
     return Inventory("26", "/var/lib/docker", 2, 1000, 0, **nothing | held)
 
 
-def wish(*kinds: Any, **more: Any) -> Wish:
-    return Wish(**{"kinds": kinds or ALL, "before": ago(168), "keep_tags": 2, **more})
+def wish(*kinds: Any, **more: Any) -> Selection:
+    return Selection(**{"kinds": kinds or ALL, "before": ago(168), "keep_tags": 2, **more})
 
 
 def names(chosen: list[Doomed]) -> list[str]:
@@ -142,8 +142,8 @@ def test_the_build_cache_and_a_label() -> None:
 def test_the_engine_s_times_and_limits() -> None:
     assert moment("2026-02-15T12:00:00.123456789Z").microsecond == 123456
     assert moment("0001-01-01T00:00:00Z").year == 1
-    assert limits_of({"Memory": 5, "CpuQuota": 50_000, "CpuPeriod": 100_000}) == Limits(5, 0, 0.5)
-    assert limits_of({"NanoCpus": 1_500_000_000, "MemoryReservation": 3}) == Limits(0, 3, 1.5)
+    assert limits_of({"Memory": 5, "CpuQuota": 50_000, "CpuPeriod": 100_000}) == ContainerLimits(5, 0, 0.5)
+    assert limits_of({"NanoCpus": 1_500_000_000, "MemoryReservation": 3}) == ContainerLimits(0, 3, 1.5)
 
 
 def test_use_is_counted_as_the_client_does() -> None:

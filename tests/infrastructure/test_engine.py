@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prefect_docker.credentials import DockerRegistryCredentials
+from pydantic import SecretStr
 
 from blocks import docker as block
 from flows.infrastructure.images.building import build_images
@@ -97,12 +99,24 @@ def test_bad_input_is_one_sentence(described: Callable[[str], None], tmp_path: P
         (lambda: deploy_application.fn(NAME, "no version"), "is no version"),
         (lambda: deploy_application.fn(NAME, "v1", roles=("nobody",)), "names no container nobody"),
         (lambda: build_images.fn(NAME, "a/b"), "is no version"),
-        (lambda: deploy_application.fn(NAME), "no version is named"),
+        (lambda: deploy_application.fn(NAME), "no version is given"),
         (lambda: build_images.fn(NAME, "v1"), "no container has a dockerfile"),
         (lambda: build_images.fn(NAME, "v1", roles=("backend",)), "names no checkout to build from"),
     ):
         with pytest.raises(RunbookFailed, match=said):
             run()
+
+
+def test_the_login_is_a_block_of_prefect_docker_and_goes_to_its_registry_only() -> None:
+    docker = block.Docker(registry="registry.test:5000/team", username="ci", password=SecretStr("pass-4711"))
+    credentials = docker.credentials()
+    assert isinstance(credentials, DockerRegistryCredentials)
+    assert credentials.registry_url == "registry.test:5000"
+    assert docker.login("registry.test:5000/team/backend:v1") == {"username": "ci", "password": "pass-4711"}
+    assert docker.login("registry.test/team/backend:v1") is None
+    assert docker.login("python:3.12") is None
+    assert block.Docker(registry="registry.test").credentials() is None
+    assert "pass-4711" not in repr(credentials) + repr(docker)
 
 
 def test_a_size_that_is_none_is_told_by_its_key(described: Callable[[str], None], tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from flows.monitoring.metrics import watch_metrics
 from lab.state.base import CHECKOUT
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files.chain import verify_chain
-from runbook.guard.holder import Holder, remember
+from runbook.guard.holder import LockHolder, remember
 from runbook.guard.lease import ensure_limit
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -202,56 +202,79 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         assert (last.name, last.message) == ("Crashed", "Execution was aborted by a termination signal.")
 
 
-@pytest.mark.soak  # minutes: who missed the server tries again ever more seldom
-def test_a_run_outlives_that_the_server_restarts_and_that_network_and_database_are_away(
-    prefect: Installation, tmp_path: Path
-) -> None:
-    """One runbook, which holds the lock. The last it meets is the worst: it ends while the database is down."""
+@contextlib.contextmanager
+def outages(prefect: Installation, directory: Path, *names: str) -> Iterator[tuple[Proxy, Callable[[str], None]]]:
+    """One runbook, which holds the lock and waits at a gate of each name. Gives the network between Prefect and its
+    worker, and what lets it through a gate, once it is there. It has ended well at the block's end."""
     register(NAME)
-    book, gates = tmp_path / "book", [tmp_path / name for name in ("restarted", "cut-off", "no-database")]
+    book, gates = directory / "book", {name: directory / name for name in names}
     for worker in prefect.workers:
         worker.terminate()
-    deployment = deploy("outages", long_errand, environment=NAME, book=str(book), gates=[str(gate) for gate in gates])
+    name = directory.name
+    deployment = deploy(
+        name, long_errand, environment=NAME, book=str(book), gates=[str(gate) for gate in gates.values()]
+    )
 
-    def at(gate: Path) -> None:
-        until(lambda: book.exists() and str(gate) in book.read_text(), what=f"that it is at {gate}", seconds=240)
+    def at(gate: str) -> None:
+        until(lambda: book.exists() and str(gates[gate]) in book.read_text(), what=f"that it is at {gate}", seconds=240)
 
+    def pass_gate(gate: str) -> None:
+        gates[gate].write_text("passed")
+        if following := names[names.index(gate) + 1 :]:
+            at(following[0])
+
+    earlier = len(long_errands(prefect))
     with Proxy(prefect.port) as network:
-        prefect.worker(POOL, "--name", "outlives", api=f"{network.endpoint}/api")
-        run = start(deployment, "outages")
-        at(gates[0])
+        worker = prefect.worker(POOL, "--name", name, api=f"{network.endpoint}/api")
+        run = start(deployment, name)
+        at(names[0])
         assert lock(prefect) == 1
-        for name in ("prefect-services", "prefect-api"):
-            prefect.supervisor.stop(name)
-        gates[0].write_text("passed")
-        at(gates[1])
-        for name in ("prefect-api", "prefect-services"):
-            prefect.supervisor.start(name)
-        until(prefect.is_ready, what="that Prefect answers", seconds=240)
-        assert lock(prefect) == 1, "a restart of Prefect gives nobody else the lock"
-        network.cut_requests(1, times=-1)
-        network.drop()
-        faults = network.faults
-        gates[1].write_text("passed")
-        until(lambda: network.faults >= faults + 3, what="that somebody misses the server", seconds=240)
-        at(gates[2])
-        network.heal()
-        prefect.postgres.stop()
-        gates[2].write_text("passed")
-        until(lambda: long_errands(prefect), what="its report", seconds=240)
-        missed = internal_errors(prefect)
-        until(lambda: internal_errors(prefect) > missed + 20, what="that somebody misses the database", seconds=240)
-        prefect.postgres.start()
+        yield network, pass_gate
         ended(run)
+        worker.terminate()
     with get_client(sync_client=True) as client:
         last = client.read_flow_run(run).state
     assert last
     assert (last.name, last.message) == ("Completed", None)
-    (filed,) = long_errands(prefect)
-    assert [filed["facts"][gate.name] for gate in gates] == ["passed"] * 3
+    filed = long_errands(prefect)
+    assert len(filed) == earlier + 1
+    assert [filed[-1]["facts"][gate] for gate in names] == ["passed"] * len(names)
     assert verify_chain(prefect.base / "reports") == []
     until(lambda: lock(prefect) == 0, what="that the lock is free", seconds=240)
-    assert long_errand.fn(NAME, str(book), []).status in GOOD, "another run gets it"
+
+
+def test_a_run_outlives_that_prefect_restarts(prefect: Installation, tmp_path: Path) -> None:
+    """Its API and its services; the run goes on meanwhile, and nobody else gets the lock."""
+    with outages(prefect, tmp_path, "before", "meanwhile", "after") as (_, pass_gate):
+        for name in ("prefect-services", "prefect-api"):
+            prefect.supervisor.stop(name)
+        pass_gate("before")
+        for name in ("prefect-api", "prefect-services"):
+            prefect.supervisor.start(name)
+        until(prefect.is_ready, what="that Prefect answers", seconds=240)
+        assert lock(prefect) == 1, "a restart of Prefect gives nobody else the lock"
+        pass_gate("meanwhile")
+        pass_gate("after")
+
+
+@pytest.mark.soak  # minutes: who missed the server tries again ever more seldom
+def test_a_run_outlives_that_network_and_database_are_away(prefect: Installation, tmp_path: Path) -> None:
+    """The last that it meets is the worst: it ends while the database is down."""
+    reports = len(long_errands(prefect))
+    with outages(prefect, tmp_path, "cut-off", "no-database") as (network, pass_gate):
+        network.cut_requests(1, times=-1)
+        network.drop()
+        faults = network.faults
+        pass_gate("cut-off")
+        until(lambda: network.faults >= faults + 3, what="that somebody misses the server", seconds=240)
+        network.heal()
+        prefect.postgres.stop()
+        pass_gate("no-database")
+        until(lambda: len(long_errands(prefect)) > reports, what="its report", seconds=240)
+        missed = internal_errors(prefect)
+        until(lambda: internal_errors(prefect) > missed + 20, what="that somebody misses the database", seconds=240)
+        prefect.postgres.start()
+    assert long_errand.fn(NAME, str(tmp_path / "again"), []).status in GOOD, "another run gets it"
 
 
 def lock(prefect: Installation) -> int:
@@ -260,7 +283,7 @@ def lock(prefect: Installation) -> int:
 
 def long_errands(prefect: Installation) -> list[dict[str, Any]]:
     """The reports that were filed of it."""
-    filed = [json.loads(path.read_text()) for path in (prefect.base / "reports").glob("*-long-errand.json")]
+    filed = [json.loads(path.read_text()) for path in sorted((prefect.base / "reports").glob("*-long-errand.json"))]
     return [one for one in filed if one["runbook"] == "Long errand"]
 
 
@@ -306,21 +329,28 @@ def oid(prefect: Installation) -> object:
 
 
 def test_a_backup_that_would_not_be_encrypted_is_refused(prefect: Installation, filled: object) -> None:
+    before = backups(prefect)
     with (
         described(lambda text: "\n".join(line for line in text.splitlines() if not line.startswith("recipients"))),
         pytest.raises(RunbookFailed, match="encryption of the backup: none"),
     ):
         backup_prefect.fn(NAME)
-    assert backups(prefect) == []
+    assert backups(prefect) == before
 
 
-def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, filled: object) -> None:
+@pytest.fixture(scope="module")
+def backed_up(prefect: Installation, filled: object) -> tuple[Report, Path]:
+    """The report of the backup, and where it is."""
     slots = "UPDATE concurrency_limit_v2 SET active_slots = %s WHERE name = %s"
     prefect.sql(slots, 1, f"env-{NAME}")  # as it is in every backup that a flow run takes
     report = backup_prefect.fn(NAME)
     prefect.sql(slots, 0, f"env-{NAME}")
+    return report, backups(prefect)[-1]
+
+
+def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, backed_up: tuple[Report, Path]) -> None:
+    report, backup = backed_up
     assert report.status in GOOD, report.sentence()
-    (backup,) = backups(prefect)
     assert report.facts["encrypted"] == "to 2 keys"
     files = [path for path in backup.rglob("*") if path.is_file()]
     assert all(path.suffix == ".age" for path in files if "manifest" not in path.name)
@@ -331,9 +361,9 @@ def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, filled:
 
 
 def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
-    prefect: Installation, filled: dict[str, UUID], monkeypatch: pytest.MonkeyPatch
+    prefect: Installation, filled: dict[str, UUID], backed_up: tuple[Report, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backup, before = backups(prefect)[0], oid(prefect)
+    backup, before = backed_up[1], oid(prefect)
     monkeypatch.setenv("TRIAL_IDENTITY", str(STRANGER))
     with pytest.raises(RunbookFailed, match="encrypted to other keys than this environment's"):
         restore_prefect.fn(NAME, confirm=NAME)
@@ -347,7 +377,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
     plan = restore_prefect.fn(NAME)
     assert plan.status is Status.PLANNED
     assert "prefect.server restore --environment trial" in plan.facts["to carry it out"]
-    assert "under-way" in told(plan, "runs that are under way")
+    assert "under-way" in told(plan, "running flow runs")
     assert told(plan, "runs that hold a lock") == "none"
     holding = r"other is held by “Full restore”, run “under-way” .*process 4711 on db2, since"
     with monkeypatch.context() as meanwhile:  # a run takes its lock while the copy is built
@@ -360,7 +390,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
         meanwhile.setattr(restore_steps, "ready_database", late)
         with contextlib.ExitStack() as stack, pytest.raises(RunbookFailed) as refused:
             restore_prefect.fn(NAME, confirm=NAME)
-    assert re.search("took a lock during the restore: " + holding, refused.value.report.sentence())
+    assert re.search("acquired a lock during the restore: " + holding, refused.value.report.sentence())
     assert "Prefect's database was not replaced" in str(refused.value.report.state)
     with held_by(prefect, filled["under-way"]):
         for confirm in ("", NAME):
@@ -379,7 +409,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
 @contextlib.contextmanager
 def held_by(prefect: Installation, run: UUID) -> Iterator[None]:
     """A recovery on another host holds another environment, which the same Prefect serves."""
-    holder = Holder("Full restore", "recovery", str(run), "under-way", "db2", 4711, "", "2026-11-29 01:00:00 UTC")
+    holder = LockHolder("Full restore", "recovery", str(run), "under-way", "db2", 4711, "", "2026-11-29 01:00:00 UTC")
     ensure_limit("other")
     remember("other", holder)
     slots = "UPDATE concurrency_limit_v2 SET active_slots = %s WHERE name = 'env-other'"
@@ -457,7 +487,7 @@ def test_an_upgrade_is_rehearsed_on_a_copy(prefect: Installation, older: str) ->
     ("seeded", "undone", "told"),
     [
         (BLOCKING, "DROP TABLE automation_held_event", "the migration of the copy failed: .*already exists"),
-        (LOSING, "DROP FUNCTION lose CASCADE", "rows that last: fewer in public.automation"),
+        (LOSING, "DROP FUNCTION lose CASCADE", "rows to keep: fewer in public.automation"),
     ],
 )
 def test_an_upgrade_that_would_fail_or_lose_something_is_found_before_it(
@@ -603,10 +633,10 @@ def test_the_doctor_knows_whether_somebody_watches(prefect: Installation, deploy
     with contextlib.suppress(RunbookFailed):  # whatever it finds here
         watch_metrics(NAME)
     reports = env.reports_directory
-    state.save(reports, state.State())  # as on a host that does not watch
+    state.save(reports, state.MonitoringState())  # as on a host that does not watch
     assert [line.ok for line in look_at_watcher(env)] == [True], "the run in Prefect"
     for minutes, well in ((0, True), (10, False)):
-        state.save(reports, state.State(at=datetime.now(UTC) - timedelta(minutes=minutes)))
+        state.save(reports, state.MonitoringState(at=datetime.now(UTC) - timedelta(minutes=minutes)))
         assert [line.ok for line in look_at_watcher(env)] == [well]
 
 
@@ -652,14 +682,15 @@ def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(
     prefect: Installation, filled: object, deployed: None
 ) -> None:
     before = oid(prefect)
-    with pytest.raises(RunbookFailed, match="launched outside of Prefect: a flow run"):
+    with pytest.raises(RunbookFailed, match="launched outside Prefect: a flow run"):
         restore_prefect(NAME, confirm=NAME)
     assert oid(prefect) == before
 
 
 def test_everything_is_back_on_a_new_cluster_with_an_empty_redis(
-    prefect: Installation, filled: dict[str, UUID]
+    prefect: Installation, filled: dict[str, UUID], backed_up: object
 ) -> None:
+    """The last of this file: what others use is gone then, but for what was in the backup."""
     for worker in prefect.workers:
         worker.terminate()
     prefect.postgres.remove()

@@ -62,7 +62,7 @@ def test_nothing_is_due(register: Register, authority: Authority, program: Certb
         report = renew(confirm=confirm)
         assert report.status is Status.WARN, "nobody is asked whether it is loaded"
         assert list(bad(report)) == [f"{APP}: served"]
-        assert report.outcome == "nothing is due of 1 certificates"
+        assert report.outcome == "none of 1 certificates is due"
 
 
 def test_the_plan_says_what_is_due_and_why(register: Register, authority: Authority, program: Certbot) -> None:
@@ -78,8 +78,10 @@ def test_the_plan_says_what_is_due_and_why(register: Register, authority: Author
     assert list(steps) == ["renew certificate app.test", "issue certificate new.test", "issue certificate wide.test"]
     assert steps["renew certificate app.test"].startswith("29.5 days left: certbot renew --no-random-sleep-on-renew")
     assert "--deploy-hook 'systemctl reload nginx'" in steps["renew certificate app.test"]
-    assert steps["issue certificate new.test"].startswith("there is none: certbot certonly --agree-tos --email ops@")
-    assert steps["issue certificate wide.test"].startswith("the one that is there is not for www.wide.test: certbot")
+    assert steps["issue certificate new.test"].startswith(
+        "it does not exist: certbot certonly --agree-tos --email ops@"
+    )
+    assert steps["issue certificate wide.test"].startswith("the existing one does not cover www.wide.test: certbot")
     assert steps["issue certificate wide.test"].endswith("--domain wide.test --domain www.wide.test")
     assert [step.step for step in renew(force=True, domain="fresh.test").plan_steps] == ["renew certificate fresh.test"]
     with pytest.raises(NotConfirmed):
@@ -91,7 +93,7 @@ def test_the_plan_says_what_is_due_and_why(register: Register, authority: Author
     ("script", "version", "told", "hint"),
     [
         ("", None, "there is no program certbot", "apt install certbot"),
-        ("", "echo hello", "does not say its version", "apt install certbot"),
+        ("", "echo hello", "does not print a version", "apt install certbot"),
         ("", "exit 3", "certbot exited 3", "apt install certbot"),
         ("echo garbage; exit 1", "echo certbot 4.0.0", "certbot exited 1", "letsencrypt.log"),
         ("exec sleep 600", "echo certbot 4.0.0", "certbot did not end within 2 s", "letsencrypt.log"),
@@ -101,7 +103,7 @@ def test_the_plan_says_what_is_due_and_why(register: Register, authority: Author
             "the challenge of app.test failed (connection): Get",
             "open port 80",
         ),
-        ("exit 0", "echo certbot 4.0.0", "the old one", "it says that it went well"),
+        ("exit 0", "echo certbot 4.0.0", "the old one", "it reports success"),
     ],
     ids=["missing", "garbage-version", "version-fails", "fails", "hangs", "refused", "does-nothing"],
 )
@@ -129,8 +131,8 @@ def test_a_certbot_that_does_not_renew_is_told_and_the_old_one_stays(
     found = [finding for finding in bad(renew(confirm=NAME)).values() if finding.status is Status.CRITICAL]
     assert told in found[0].value
     assert hint in found[0].hint
-    assert ("; the old one stays in place, until" in found[0].value) is (
-        hint not in ("apt install certbot", "it says that it went well")
+    assert ("; the old one stays in use, until" in found[0].value) is (
+        hint not in ("apt install certbot", "it reports success")
     )
     assert content(live) == before
     assert len(found) == (2 if "4.0" in (version or "") else 1), "the next one is tried all the same"
@@ -182,7 +184,7 @@ def test_a_given_command_renews_and_what_it_does_not_do_is_found(
     authority.issue(APP, f"www.{APP}").write(made)
     plan = renew()
     assert [step.step for step in plan.plan_steps] == ["issue certificate app.test"]
-    assert plan.plan_steps[0].detail.startswith("there is none: sh -c ")
+    assert plan.plan_steps[0].detail.startswith("it does not exist: sh -c ")
     report = renew(confirm=NAME)
     assert [name for name, found in bad(report).items() if found.status is Status.CRITICAL] == [], report.sentence()
     assert (live / APP / "fullchain.pem").read_bytes() == (made / "fullchain.pem").read_bytes()
@@ -211,7 +213,7 @@ def test_one_that_cannot_be_read_is_left_alone_and_keeps_no_other(
     (live / APP / "fullchain.pem").write_text("garbage")
     report = renew()
     assert [step.step for step in report.plan_steps] == ["renew certificate second.test"]
-    assert "holds no certificate" in bad(report)[f"{APP}: left alone"].value
+    assert "contains no readable certificate" in bad(report)[f"{APP}: skipped"].value
 
 
 def test_one_that_was_renewed_and_not_loaded_is_loaded(
@@ -234,7 +236,7 @@ def test_one_that_was_renewed_and_not_loaded_is_loaded(
         report = renew(confirm=NAME)
         assert bad(report) == {}
         assert report.outcome == "1 of 1 done"
-        assert renew(confirm=NAME).outcome == "nothing is due of 1 certificates"
+        assert renew(confirm=NAME).outcome == "none of 1 certificates is due"
 
 
 def test_another_server_of_the_name_may_have_a_certificate_of_its_own(
@@ -246,7 +248,7 @@ def test_another_server_of_the_name_may_have_a_certificate_of_its_own(
     authority.issue(APP).write(live / APP)
     with tls.listening(tls.over_smtp(mail)) as port:
         register(served=[f"smtp://{APP}@127.0.0.1:{port}"], more='reload = ["false"]')
-        assert renew(confirm=NAME).outcome == "nothing is due of 1 certificates"
+        assert renew(confirm=NAME).outcome == "none of 1 certificates is due"
 
 
 def test_in_a_flow_run_too(prefect_server: str, register: Register, authority: Authority, tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_in_a_flow_run_too(prefect_server: str, register: Register, authority: A
     ("more", "given", "message"),
     [
         ("", {"domain": "other.test"}, "there is no certificate “other.test” — choose one of app.test"),
-        ('directory = "{base}/elsewhere"', {"confirm": NAME}, "is no directory of certbot's"),
+        ('directory = "{base}/elsewhere"', {"confirm": NAME}, "is not certbot's directory live"),
     ],
     ids=["domain", "directory"],
 )

@@ -19,9 +19,9 @@ from flows.infrastructure.images.resources import judge_instances, judge_size, r
 from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
-from tasks.cloud.aws import Instance, find_unattached_addresses, read_costs
-from tasks.docker.inventory import Inventory, Limits
-from tasks.docker.usage import Use
+from tasks.cloud.aws import CloudInstance, find_unattached_addresses, read_costs
+from tasks.docker.inventory import ContainerLimits, Inventory
+from tasks.docker.usage import ContainerUse
 from tests.fixtures.faulty import FaultyHandler, FaultyServer, serving
 from tests.infrastructure.test_choosing import container, inventory
 from tests.s3.servers import S3Server
@@ -151,7 +151,7 @@ def test_what_an_account_pays_for_and_nobody_uses(described: Path, moto: S3Serve
     assert found["unattached addresses"] == f"WARN: {address}: 3.60 USD a month"
     assert ids[0] in found["stopped instances"]
     assert ids[1] not in found["stopped instances"]
-    assert ids[1] in found["what instances do"], "no numbers are not idle, and not well"
+    assert ids[1] in found["CPU of instances"], "no numbers are not idle, and not well"
     assert found["the bill"] == "OK: read"
     assert report.facts[f"bill of {month:%Y-%m}"] == "12.50 USD"
     (table,) = [one for one in report.evidence if one.name == "Buckets"]
@@ -171,7 +171,7 @@ def test_an_environment_that_pays_for_nothing(described: Path) -> None:
         review_resources.fn("trial")
     add(described, f'[docker]\nhost = "unix://{described.parent}/nothing"\n')
     report = review_resources.fn("trial")
-    assert values(report)["Docker could be read"].startswith("WARN: Docker at unix:")
+    assert values(report)["not measured: Docker"].startswith("WARN: Docker at unix:")
 
 
 def test_idle_and_oversized_containers_by_the_most_that_they_took() -> None:
@@ -183,14 +183,17 @@ def test_idle_and_oversized_containers_by_the_most_that_they_took() -> None:
         )
     )
     roomy = held.containers[2]
-    object.__setattr__(roomy, "limits", Limits(512 << 20, 0, 1.0))
-    quiet, little = Use(0.0, 1 << 20), Use(0.1, 20 << 20)
-    taken = [{"idle": quiet, "busy": Use(0.9, 1), "roomy": little}, {"idle": quiet, "busy": quiet, "roomy": quiet}]
+    object.__setattr__(roomy, "limits", ContainerLimits(512 << 20, 0, 1.0))
+    quiet, little = ContainerUse(0.0, 1 << 20), ContainerUse(0.1, 20 << 20)
+    taken = [
+        {"idle": quiet, "busy": ContainerUse(0.9, 1), "roomy": little},
+        {"idle": quiet, "busy": quiet, "roomy": quiet},
+    ]
     report = Report("Review resources", "trial")
     judge_size(report, held, taken)
     assert values(report) == {
         "idle containers": "WARN: idle",
-        "containers with far more memory than they take": "WARN: roomy (21.0 MB of 536.9 MB; 67.1 MB would do)",
+        "containers with too much memory": "WARN: roomy (21.0 MB of 536.9 MB; 67.1 MB is enough)",
     }
 
 
@@ -200,9 +203,9 @@ def test_an_instance_at_0_percent_is_idle() -> None:
     judge_instances(
         report,
         [
-            Instance("i-1", "web", "t3.large", "running", since, 0.0),
-            Instance("i-2", "api", "t3.large", "running", since, 40.0),
+            CloudInstance("i-1", "web", "t3.large", "running", since, 0.0),
+            CloudInstance("i-2", "api", "t3.large", "running", since, 40.0),
         ],
     )
     assert values(report)["idle instances"] == "WARN: web (t3.large) 0.0 %"
-    assert values(report)["what instances do"] == "OK: known"
+    assert values(report)["CPU of instances"] == "OK: known"

@@ -58,22 +58,22 @@ def test_a_version_and_the_one_before_it(served: Served) -> None:
     assert (served.live / "backend/notes.txt").read_text() == "a user's\n"
     assert deployed("v2").outcome.endswith("runs, as before")
     back = deployed(first)
-    assert back.facts["difference"] == "0 commits more than what runs, 1 fewer"
+    assert back.facts["difference"] == "0 commits more than the live release, 1 fewer"
     assert served.answer()["greeting"] == "one"
     (served.live / "backend/kit_server.py").write_text("raise SystemExit(1)\n")
     mended = deployed(first)
-    assert bad(mended)["live files"] == "1 are not as committed: backend/kit_server.py"
+    assert bad(mended)["live files"] == "1 differ from the commit: backend/kit_server.py"
     assert served.answer()["greeting"] == "one"
 
 
-def test_what_does_not_get_healthy_is_taken_back(served: Served) -> None:
+def test_an_unhealthy_version_is_rolled_back(served: Served) -> None:
     served.release("v2", '"one"', '"two"')
     assert bad(deployed("v2")) == {}
     served.release("v3", *BROKEN)
     report = refused("v3")
     assert report.status is Status.CRITICAL
     assert DEAD.search(bad(report)["the new version is healthy"])
-    assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
+    assert [one.value for one in report.findings if one.name == "the previous version runs again"] == ["it is healthy"]
     (log,) = [one.text for one in report.evidence if one.name == "End of the log of backend"]
     assert "a_module_that_nobody_committed" in log
     assert (served.answer()["greeting"], served.left()) == ("two", [])
@@ -99,14 +99,14 @@ def test_its_packages_come_and_go_with_it(served: Served) -> None:
 
 
 @pytest.mark.parametrize("place", ["release: kit_server.py replaced", "before start_services"])
-def test_killed_anywhere_what_ran_before_is_still_the_way_back(served: Served, place: str) -> None:
+def test_killed_anywhere_the_previous_version_can_still_be_restored(served: Served, place: str) -> None:
     first = served.git("rev-parse", "HEAD").strip()
     assert bad(deployed(first)) == {}
     served.release("v2", *BROKEN)
     killed("v2", place)
     assert "live.release-before" in served.left()
     report = refused("v2")
-    assert "a deployment was broken off" in bad(report)["what ran before"]
+    assert "a deployment was interrupted" in bad(report)["previous version"]
     assert report.status is Status.CRITICAL
     assert (served.answer()["greeting"], served.left()) == ("one", [])
     assert (served.live / "RELEASE").read_text().split()[1] == first
@@ -128,28 +128,28 @@ def test_what_cannot_be_deployed_is_refused_before_anything_stops(served: Served
     assert "this worker itself runs in" in bad(deployed("main"))["packages"]
     path = served.base / "trial.toml"
     path.write_text(path.read_text().replace("\nrelease = ", "\nimages = "))
-    assert "trial has no way to deploy" in deployed("main").sentence()
+    assert "trial configures no deployment" in deployed("main").sentence()
     assert served.supervisor.services()["grc-backend"].pid == pid
     assert served.left() == []
 
 
-def test_a_copy_that_was_half_removed_is_never_the_way_back(served: Served) -> None:
+def test_a_partly_deleted_copy_is_never_restored(served: Served) -> None:
     served.release("v2", '"one"', '"two"')
     killed("v2", "release: copy of before renamed")
-    assert served.left() == ["live.release-before.gone"]
-    (served.base / "live.release-before.gone/backend/kit_server.py").unlink()
+    assert served.left() == ["live.release-before.deleted"]
+    (served.base / "live.release-before.deleted/backend/kit_server.py").unlink()
     served.release("v3", *BROKEN)
     assert refused("v3").status is Status.CRITICAL
     assert (served.answer()["greeting"], served.left()) == ("two", [])
     killed("v3", "before start_services")
     (served.base / "live.release-before/backend/requirements.txt").unlink()
     report = refused("v3")
-    assert "has lost backend/requirements.txt" in bad(report)["what was before runs again"]
+    assert "has lost backend/requirements.txt" in bad(report)["the previous version runs again"]
     assert (served.live / "backend/requirements.txt").is_file()
-    assert served.left() == ["live.release-before"], "a way back that was not gone stays"
+    assert served.left() == ["live.release-before"], "the copy is kept while the rollback is unproven"
 
 
-def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
+def test_no_part_of_a_release_is_left_out_silently(served: Served) -> None:
     path, link, live = served.base / "trial.toml", served.root / "backend/link", served.live / "backend/link"
     path.write_text(
         path.read_text().replace('"backend/requirements.txt"', '"backend/requirements.txt", "backend/link"')
@@ -158,7 +158,7 @@ def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
     link.symlink_to("nowhere")
     served.git("add", "--all")
     served.release("v2", '"one"', '"two"')
-    assert "git leaves backend/link out" in deployed("v2").sentence()
+    assert "git archive leaves backend/link out" in deployed("v2").sentence()
     (served.root / ".gitattributes").write_text("")
     served.release("v3", '"two"', '"three"')
     assert bad(deployed("v3")) == {}
@@ -174,7 +174,7 @@ def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
     assert "has submodules, which are not unpacked: backend/link" in deployed("main").sentence()
 
 
-def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
+def test_uncommitted_files_are_not_replaced(served: Served) -> None:
     path = served.base / "trial.toml"
     (served.root / "backend/app/one").mkdir(parents=True)
     (served.root / "backend/app/one/page").write_text("1")
@@ -192,7 +192,7 @@ def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
     (served.live / "backend/app/__pycache__/page.pyc").write_text("compiled")
     (served.live / "backend/app/one/upload").write_text("a user's")
     report = deployed("v3")
-    assert bad(report) == {"files that no commit has": "1 would be lost: backend/app/one/upload"}
+    assert bad(report) == {"uncommitted files": "1 would be lost: backend/app/one/upload"}
     assert "move them out" in report.sentence()
     (served.live / "backend/app/one/upload").unlink()
     path.write_text(described.replace("\nrelease =", f'\nenv_file = "{served.live}/backend/app/.env"\nrelease ='))
@@ -205,7 +205,7 @@ def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
     assert sorted(one.name for one in (served.live / "backend/app").iterdir()) == ["other"]
 
 
-def test_the_environment_that_is_the_way_back_outlives_a_second_launch(served: Served) -> None:
+def test_the_previous_virtual_environment_outlives_a_second_launch(served: Served) -> None:
     def version(kit: str) -> None:
         for name in ("requirements.txt", "requirements.lock"):
             (served.root / "backend" / name).write_text(f"interviewkit=={kit}\n")
@@ -224,10 +224,10 @@ def test_the_environment_that_is_the_way_back_outlives_a_second_launch(served: S
     named = Path((served.base / "live.release-before/VENV").read_text())
     assert named != served.python.parent.parent.resolve()
     shutil.rmtree(named)
-    assert "is gone" in bad(refused("v3"))["what was before runs again"]
+    assert "is missing" in bad(refused("v3"))["the previous version runs again"]
 
 
-def test_the_file_that_is_asked_is_the_file_that_is_installed(served: Served) -> None:
+def test_the_checked_lock_file_is_the_installed_one(served: Served) -> None:
     served.describe(IN_GIT.replace('"requirements.lock"', '"pins.txt"'))
     path = served.base / "trial.toml"
     path.write_text(path.read_text().replace("backend/requirements.lock", "backend/pins.txt"))
@@ -246,11 +246,11 @@ def test_killed_between_the_renames_of_the_environment_it_is_launched_again(serv
     served.release("v2", '"one"', '"two"')
     killed("v2", "reinstall: between renames")
     assert not served.python.exists()
-    assert bad(deployed(first)).keys() == {"what ran before"}
+    assert bad(deployed(first)).keys() == {"previous version"}
     assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.0", "one", [])
 
 
-def test_what_is_replaced_and_put_back_keeps_its_owner(served: Served) -> None:
+def test_replaced_and_restored_files_keep_their_owner(served: Served) -> None:
     server = served.live / "backend/kit_server.py"
     owner = (4713, 4714) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     os.chown(server, *owner)
@@ -263,7 +263,7 @@ def test_what_is_replaced_and_put_back_keeps_its_owner(served: Served) -> None:
     assert served.answer()["greeting"] == "two"
 
 
-def test_whose_lock_is_lost_touches_nothing_more(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_lost_its_lock_stops_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: Any) -> None:
         raise LockLost("the lock expired", "look for the other run")
 
@@ -271,4 +271,4 @@ def test_whose_lock_is_lost_touches_nothing_more(served: Served, monkeypatch: py
     served.release("v2", '"one"', '"two"')
     with pytest.raises(LockLost):
         deployed("v2")
-    assert served.left() == ["live.release-before"], "no way back was taken"
+    assert served.left() == ["live.release-before"], "no rollback was made"

@@ -31,7 +31,7 @@ from lab.progress import silent
 from lab.proof import Proof
 from tasks.host.services import start_services, stop_services
 from tests.lab.test_lab import command, pids
-from tests.recovery.objectives.test_options import forms, show, ways
+from tests.recovery.objectives.test_options import forms, options, show
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,15 +82,19 @@ def test_every_form_is_filled_in_with_what_its_flow_takes(deployed: Lab) -> None
         assert runbook
         assert "confirm" not in parameters, "a link confirms nothing"
         assert runbook.validate_parameters(parameters)["environment"] == environment
-    region = [way for way in ways(report) if way["way"] == f"failover of the region to {deployed.region().name}"]
-    assert [way["helps when"] for way in region] == ["region lost"]
+    region = [
+        option
+        for option in options(report)
+        if option["option"] == f"failover of the region to {deployed.region().name}"
+    ]
+    assert [option["helps when"] for option in region] == ["region lost"]
     assert "region-failover" in forms(report)
 
     services = Environment.find(deployed.name).services
     stop_services.work(services, ["backend", "standby", "postgres"])
     try:
         report = show(deployed.name)
-        assert {way["way"] for way in ways(report) if way["newest moment"] != "none"} >= {
+        assert {option["option"] for option in options(report) if option["restored up to"] != "none"} >= {
             "everything: database, Redis and files from backups",
             "the database from a backup",
             "Redis from a backup",

@@ -22,7 +22,7 @@ import redis
 from blocks.environment import Environment
 from lab import lifecycle
 from lab.client import Lab
-from lab.control import Control
+from lab.control import LabControl
 from lab.processes import alive, pid_in
 from lab.servers.nodes import nodes
 from lab.state.base import CHECKOUT
@@ -172,7 +172,7 @@ def test_a_killed_control_plane_comes_back_with_the_worker_of_a_lab_that_runs(ow
     """In a base directory of its own: other tests run beside this one."""
     one, two = Lab.up("one", 1), Lab.up("two", 1)
     before = pids(one)
-    prefect = Control.find(own_base)
+    prefect = LabControl.find(own_base)
     assert prefect
     for lab in (one, two):
         prefect.start_worker(lab.name, lab.environ())

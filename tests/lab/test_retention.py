@@ -20,7 +20,7 @@ from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
 from lab import lifecycle, retention
 from lab.client import Lab
-from lab.retention import Use
+from lab.retention import LabUse
 from lab.runs import Run, Runs
 from lab.state.base import CHECKOUT
 from lab.state.environment import api_url, ui_url
@@ -52,9 +52,9 @@ class Recorded(Runs):
 
 
 @pytest.fixture
-def used(monkeypatch: pytest.MonkeyPatch) -> Use:
+def used(monkeypatch: pytest.MonkeyPatch) -> LabUse:
     """A lab of 1 MB over its limit."""
-    over = Use(9 * 10**9, 10**9)
+    over = LabUse(9 * 10**9, 10**9)
     monkeypatch.setattr(retention, "read_use", lambda services: over)
     monkeypatch.setattr(lifecycle, "existing", lambda name: (None, None))
     return over
@@ -65,8 +65,8 @@ def test_a_lab_is_measured_with_its_second_region_and_each_file_once(tmp_path: P
     (tmp_path / "a" / "file").write_bytes(os.urandom(200 << 10))
     os.link(tmp_path / "a" / "file", tmp_path / "another name")
     assert 200 << 10 <= retention.disk_bytes(tmp_path) < 300 << 10
-    assert (Use(2 * 10**9, 1).is_over, Use(2 * 10**9 + 1, 1).is_over) == (False, True)
-    assert (Use(8 * 10**9, 10**9).is_over, Use(8 * 10**9 + 1, 10**9).is_over) == (False, True)
+    assert (LabUse(2 * 10**9, 1).is_over, LabUse(2 * 10**9 + 1, 1).is_over) == (False, True)
+    assert (LabUse(8 * 10**9, 10**9).is_over, LabUse(8 * 10**9 + 1, 10**9).is_over) == (False, True)
 
 
 @pytest.mark.usefixtures("used")
@@ -82,7 +82,7 @@ def test_what_is_over_the_limit_is_proven_and_then_pruned() -> None:
     assert "uses 9,000 MB of 8,000 MB before the pruning" in told[-1]
 
 
-def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(used: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(used: LabUse, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Recorded(busy={2: "full-restore small"})
     assert not retention.look("small", runs, lambda _: None)
     assert len(runs.launched) == 2, "a recovery that began meanwhile is waited for"

@@ -22,8 +22,8 @@ from lab import lifecycle
 from lab.client import Lab
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.drill.account import account_of
-from tasks.drill.ledger import Ledger, text_of
+from tasks.drill.ledger import WriteLedger, text_of
+from tasks.drill.lost_writes import find_lost_writes
 from tasks.drill.writer import Writer
 
 
@@ -38,16 +38,16 @@ def described(lab: Lab) -> Application:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger.jsonl")
+def ledger(tmp_path: Path) -> WriteLedger:
+    return WriteLedger(tmp_path / "ledger.jsonl")
 
 
 @pytest.fixture
-def writer(described: Application, ledger: Ledger) -> Callable[..., Writer]:
+def writer(described: Application, ledger: WriteLedger) -> Callable[..., Writer]:
     return lambda **options: Writer(described, ledger, **options)
 
 
-def wait_for(ledger: Ledger, count: int, *kinds: str) -> None:
+def wait_for(ledger: WriteLedger, count: int, *kinds: str) -> None:
     """At least one of each of the kinds among them."""
 
     def enough() -> bool:
@@ -57,18 +57,18 @@ def wait_for(ledger: Ledger, count: int, *kinds: str) -> None:
     until(enough, what=f"{count} acknowledged writes", seconds=120)
 
 
-def refused(ledger: Ledger) -> bool:
+def refused(ledger: WriteLedger) -> bool:
     return any(attempt.outcome == "refused" for attempt in ledger.attempts())
 
 
 def test_everything_that_was_acknowledged_is_in_the_database(
-    writer: Callable[..., Writer], ledger: Ledger, described: Application, status: dict[str, Any]
+    writer: Callable[..., Writer], ledger: WriteLedger, described: Application, status: dict[str, Any]
 ) -> None:
     with writer(per_second=50, every=10):
         wait_for(ledger, 30, "session", "message")
     written = ledger.acknowledged()
     assert {attempt.kind for attempt in written} == {"session", "message"}
-    found = account_of(ledger, status["postgres"]["dsn"], described)
+    found = find_lost_writes(ledger, status["postgres"]["dsn"], described)
     assert (found.acknowledged, found.lost) == (len(written), ())
     assert len({attempt.id for attempt in ledger.attempts()}) == len(ledger.attempts())
 
@@ -86,7 +86,7 @@ class Pauses(threading.Event):
         return super().wait(timeout)
 
 
-def test_the_rate_is_kept(writer: Callable[..., Writer], ledger: Ledger) -> None:
+def test_the_rate_is_kept(writer: Callable[..., Writer], ledger: WriteLedger) -> None:
     """Of what it cannot write while the machine stands still it catches up one second at most."""
     with writer(per_second=10, every=1000) as writing:
         pauses = Pauses(writing)
@@ -97,7 +97,7 @@ def test_the_rate_is_kept(writer: Callable[..., Writer], ledger: Ledger) -> None
 
 
 def test_a_deleted_session_and_an_altered_message_are_lost(
-    writer: Callable[..., Writer], ledger: Ledger, described: Application, status: dict[str, Any]
+    writer: Callable[..., Writer], ledger: WriteLedger, described: Application, status: dict[str, Any]
 ) -> None:
     with writer(per_second=50, every=5):
         wait_for(ledger, 12, "session", "message")
@@ -108,13 +108,13 @@ def test_a_deleted_session_and_an_altered_message_are_lost(
         # As after a restore: the sequence gave the message's id out again, to somebody else's text.
         connection.execute("UPDATE interview_messages SET content = 'another' WHERE id = %s", [message.key])
         connection.execute("DELETE FROM interview_sessions WHERE id = %s", [session.key])
-    found = account_of(ledger, status["postgres"]["dsn"], described)
+    found = find_lost_writes(ledger, status["postgres"]["dsn"], described)
     assert {message.id, session.id} <= {attempt.id for attempt in found.lost}
     assert found.sentence.startswith(f"{len(found.lost)} of {len(written)} acknowledged")
 
 
 def test_an_unanswered_write_is_counted_apart_and_looked_up(
-    ledger: Ledger, described: Application, status: dict[str, Any]
+    ledger: WriteLedger, described: Application, status: dict[str, Any]
 ) -> None:
     stored, gone = ledger.intend("session"), ledger.intend("session")
     ledger.close()
@@ -122,13 +122,13 @@ def test_an_unanswered_write_is_counted_apart_and_looked_up(
         connection.execute(
             "INSERT INTO interview_sessions (user_id, position) SELECT min(id), %s FROM users", [text_of(stored)]
         )
-    found = account_of(ledger, status["postgres"]["dsn"], described)
+    found = find_lost_writes(ledger, status["postgres"]["dsn"], described)
     assert (found.acknowledged, found.lost, found.indeterminate, found.recovered) == (0, (), 2, 1)
     assert {attempt.id for attempt in ledger.attempts()} == {stored, gone}
 
 
 def test_it_goes_on_when_the_backend_was_killed(
-    lab: Lab, writer: Callable[..., Writer], ledger: Ledger, described: Application, status: dict[str, Any]
+    lab: Lab, writer: Callable[..., Writer], ledger: WriteLedger, described: Application, status: dict[str, Any]
 ) -> None:
     supervisor = lifecycle.existing(lab.name)[0].supervisor
 
@@ -146,11 +146,11 @@ def test_it_goes_on_when_the_backend_was_killed(
             supervisor.start("grc-backend")
         back = datetime.now(UTC)
         until(lambda: ledger.acknowledged(after=back)[5:], what="writes after the kill", seconds=120)
-    assert account_of(ledger, status["postgres"]["dsn"], described).lost == ()
+    assert find_lost_writes(ledger, status["postgres"]["dsn"], described).lost == ()
 
 
 def test_it_logs_in_again_when_its_session_is_gone(
-    writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+    writer: Callable[..., Writer], ledger: WriteLedger, status: dict[str, Any]
 ) -> None:
     with writer(per_second=50, every=1000), redis.Redis.from_url(status["redis"]["url"]) as client:
         wait_for(ledger, 5)
@@ -162,7 +162,7 @@ def test_it_logs_in_again_when_its_session_is_gone(
         until(lambda: ledger.acknowledged(after=moment)[5:], what="writes after the loss of the session", seconds=120)
 
 
-def test_a_wrong_password_is_said_at_once(described: Application, ledger: Ledger) -> None:
+def test_a_wrong_password_is_said_at_once(described: Application, ledger: WriteLedger) -> None:
     wrong = described.model_copy(update={"password": SecretStr("wr0ng-4715")})
     with pytest.raises(OpsError, match="refuses monitor: 401") as raised, Writer(wrong, ledger):
         pass
@@ -172,7 +172,7 @@ def test_a_wrong_password_is_said_at_once(described: Application, ledger: Ledger
     assert ledger.attempts() == []
 
 
-def test_the_intent_is_on_disk_before_the_write_and_a_torn_line_tells_nothing(ledger: Ledger) -> None:
+def test_the_intent_is_on_disk_before_the_write_and_a_torn_line_tells_nothing(ledger: WriteLedger) -> None:
     first = ledger.intend("session")
     assert json.loads(ledger.path.read_text().splitlines()[0])["id"] == first
     ledger.answer(first, "acknowledged", key="7")

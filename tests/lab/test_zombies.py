@@ -23,15 +23,13 @@ from pydantic import SecretStr
 from blocks.people.alerts import Alerts
 from lab import lifecycle
 from lab.client import Lab
-from lab.control import Control
+from lab.control import LabControl
 from lab.processes import alive, marked
 from lab.runs import Runs
 from lab.state.environment import api_url, prefect_variables
 from runbook.wait import until
 from tests.fixtures.receivers import http_receiver
 from tests.runbook.processes import Actor
-
-pytestmark = pytest.mark.soak
 
 CRASHED_SECONDS = 120  # the promise: from the death on
 ESCALATED_SECONDS = 120
@@ -71,7 +69,7 @@ def heartbeats(runs: Runs, run: str) -> int:
     return len(runs.call("POST", "/events/filter", {"filter": wanted})["events"])
 
 
-def processes_of(control: Control, run: str) -> list[psutil.Process]:
+def processes_of(control: LabControl, run: str) -> list[psutil.Process]:
     """A run's own process and everything that it started."""
     found = []
     for process in marked(control.layout.supervisor):
@@ -87,7 +85,7 @@ def kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def restarted(control: Control, name: str, before: int) -> Callable[[], int]:
+def restarted(control: LabControl, name: str, before: int) -> Callable[[], int]:
     """Gives the pid of what the supervisor started in place of `before`; 0 until then."""
 
     def pid() -> int:
@@ -174,10 +172,10 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
 
 
 @pytest.fixture
-def control() -> Iterator[Control]:
+def control() -> Iterator[LabControl]:
     """A Prefect server that may be killed: of a base directory of its own, other tests run beside this one."""
     base = Path(os.environ["OPS_LAB_BASE"]) / f"zombies-{os.getpid()}"
-    own = Control.prepare(base).launch()
+    own = LabControl.prepare(base).launch()
     own.wait()
     yield own
     own.shutdown()
@@ -185,7 +183,7 @@ def control() -> Iterator[Control]:
 
 
 @pytest.fixture
-def maintain(control: Control, tmp_path: Path) -> Iterator[Callable[[str], Actor]]:
+def maintain(control: LabControl, tmp_path: Path) -> Iterator[Callable[[str], Actor]]:
     """Launches a maintenance run, always of the same environment, from one of several "hosts"."""
     name, started = f"t{uuid.uuid4().hex[:12]}", []
     variables = prefect_variables(control.layout, control.state)
@@ -208,7 +206,7 @@ def pretend_host(api: str, host: str) -> str:
     return str(variable["name"]).removesuffix("-holder")
 
 
-def restart_prefect(control: Control) -> None:
+def restart_prefect(control: LabControl) -> None:
     """Killed, all of it; its supervisor starts it again."""
     before = control.supervisor.services()["server"].pid
     parts = [before, *(child.pid for child in psutil.Process(before).children(recursive=True))]
@@ -219,7 +217,7 @@ def restart_prefect(control: Control) -> None:
 
 
 def test_a_dead_holder_s_lock_is_free_in_two_minutes_though_prefect_was_restarted(
-    control: Control, maintain: Callable[[str], Actor]
+    control: LabControl, maintain: Callable[[str], Actor]
 ) -> None:
     api = api_url(control.state)
     holder = maintain("db-2")

@@ -58,7 +58,7 @@ def test_a_success_behind_many_failures_is_critical_and_fewer_are_not(logs: Path
     (logs / "audit.log").write_text(
         usual() + tries + event(NOON + timedelta(minutes=4.6), result="failure") + event(NOON + timedelta(minutes=5))
     )
-    with pytest.raises(RunbookFailed, match="right behind many failures: u1 from 10.0.0.1") as failed:
+    with pytest.raises(RunbookFailed, match="log-ins after a burst of failures: u1 from 10.0.0.1") as failed:
         search_audit_log.fn(NAME, user="somebody else")
     assert rows(failed.value.report, "Failed")[0][:3] == ("address", "10.0.0.1", "10")
     spread = "".join(event(at, result="failure") for at in every(120, 30))
@@ -84,7 +84,7 @@ def test_a_new_address_and_a_night_hour_are_told_only_where_something_is_usual(l
     (logs / "audit.log").write_text(usual() + odd)
     report = search_audit_log.fn(NAME)
     assert [(row[1], row[3]) for row in rows(report, "Unusual")] == [
-        ("u1", "from an address of its own, for the first time in 13 log-ins"),
+        ("u1", "from a new address, for the first time in 13 log-ins"),
         ("u1", "at night (Asia/Tokyo), for the first time in 14 log-ins"),
     ]
     assert report.status is Status.WARN
@@ -99,11 +99,9 @@ def test_what_is_usual_is_read_from_files_before_the_time_that_was_asked_for(log
     (logs / "audit.log").write_text(event(NOON, address="198.51.100.1"))
     report = search_audit_log.fn(NAME, since="2026-02-15T20:00")
     assert report.facts["found"] == "1 events"
-    assert [row[3] for row in rows(report, "Unusual")] == [
-        "from an address of its own, for the first time in 13 log-ins"
-    ]
+    assert [row[3] for row in rows(report, "Unusual")] == ["from a new address, for the first time in 13 log-ins"]
     assert "2 files: audit.log.1, audit.log" in report.facts["read"]
-    assert [row[2] for row in rows(report, "Lines that are no JSON")] == ["no JSON"]
+    assert [row[2] for row in rows(report, "Lines that are not JSON")] == ["no JSON"]
 
 
 def test_an_empty_log_is_not_well(logs: Path) -> None:

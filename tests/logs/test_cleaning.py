@@ -47,9 +47,9 @@ def test_the_plan_shows_what_goes_and_only_that_goes(logs: Path, old: list[Path]
         clean_logs.fn(NAME, confirm="production")
     assert set(logs.iterdir()) == before
     report = clean_logs.fn(NAME, confirm=NAME)
-    assert report.outcome == "2 files removed, 2.0 kB"
+    assert report.outcome == "2 files deleted, 2.0 kB"
     assert set(logs.iterdir()) == before - set(old)
-    assert "nothing" in clean_logs.fn(NAME, confirm=NAME).outcome
+    assert "no rotated file" in clean_logs.fn(NAME, confirm=NAME).outcome
     assert clean_logs.fn(NAME, logs=("audit",), confirm=NAME).outcome.startswith("1 files")
 
 
@@ -80,4 +80,4 @@ def test_a_file_that_was_replaced_since_it_was_looked_at_stays(
     monkeypatch.setattr(cleaning.read_holders, "work", rotated)
     report = clean_logs.fn(NAME, confirm=NAME)
     assert old[0].exists()
-    assert "files that stayed" in report.sentence()
+    assert "files that were not deleted" in report.sentence()

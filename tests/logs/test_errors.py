@@ -18,7 +18,7 @@ UNTIL = (NOON + timedelta(hours=12)).isoformat()
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    (table,) = [item for item in report.evidence if item.name.startswith("What they say")]
+    (table,) = [item for item in report.evidence if item.name.startswith("Kinds of errors")]
     return list(table.rows)
 
 
@@ -42,7 +42,7 @@ def test_messages_that_differ_in_numbers_and_ids_are_one_kind_and_new_ones_are_t
     assert values(report)["new kinds of errors"] == "Session <uuid> of <text> is broken"
     assert report.status is Status.WARN
     assert "taro@" not in str(report.as_json())
-    assert any(item.svg.count("<rect") > 1 for item in report.evidence if item.name == "Errors by hour (Asia/Tokyo)")
+    assert any(item.svg.count('id="bar-') > 1 for item in report.evidence if item.name == "Errors by hour (Asia/Tokyo)")
 
 
 def test_many_more_than_before_warns_and_as_many_does_not(logs: Path) -> None:

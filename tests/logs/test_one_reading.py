@@ -15,7 +15,7 @@ from flows.logs.audit import COLUMNS
 from tasks.logs.figures import logins
 from tasks.logs.reading.conditions import Conditions
 from tasks.logs.reading.files import find_logs
-from tasks.logs.reading.source import Choice, Source, reading, utc
+from tasks.logs.reading.source import LogChoice, LogSource, reading, utc
 from tests.fixtures.logfiles import NOON
 
 ZONE = ZoneInfo("Asia/Tokyo")
@@ -97,7 +97,7 @@ def conditions(texts: tuple[str, ...], known: tuple[str, ...], since: bool) -> C
     return Conditions(known).within(NOON + timedelta(days=2) if since else None, None).fields(texts)
 
 
-def table(source: Source, name: str, columns: Mapping[str, str]) -> list[tuple[object, ...]]:
+def table(source: LogSource, name: str, columns: Mapping[str, str]) -> list[tuple[object, ...]]:
     return sorted(source.rows(f"SELECT {', '.join(columns)} FROM {name}"), key=repr)
 
 
@@ -113,8 +113,8 @@ def test_one_reading_answers_both_questions_as_reading_everything_twice_does(
     usual = Conditions(logins.FIELDS).holds(logins.LOGIN, "login")
     with reading(files, ZONE, fields=logins.FIELDS) as source:
         bad = source.pick_each(
-            picked=Choice(COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
-            logins=Choice(logins.COLUMNS, usual.sql, usual.parameters, usual.needles),
+            picked=LogChoice(COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
+            logins=LogChoice(logins.COLUMNS, usual.sql, usual.parameters, usual.needles),
         )
         once = bad, table(source, "picked", COLUMNS), table(source, "logins", logins.COLUMNS)
     plain = conditions(SEARCHES[name], (), since)
@@ -134,7 +134,7 @@ def test_one_reading_answers_both_questions_as_reading_everything_twice_does(
 def test_what_is_unusual_is_what_windows_over_all_log_ins_find(tmp_path: Path, seed: int, since: datetime) -> None:
     (tmp_path / "audit.log").write_text("\n".join(audit_lines(seed)) + "\n")
     with reading(find_logs.work(tmp_path / "audit.log"), ZONE, fields=logins.FIELDS) as source:
-        source.pick_each(logins=Choice(logins.COLUMNS, logins.LOGIN))
+        source.pick_each(logins=LogChoice(logins.COLUMNS, logins.LOGIN))
         unusual = [(one.at, one.who, one.address, one.why) for one in logins.find_unusual(source, since, ZONE)]
         broken = [(one.at, one.who, one.address, one.why) for one in logins.find_broken_in(source, since, 3, 60)]
         odd = source.rows(

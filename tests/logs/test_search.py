@@ -91,11 +91,11 @@ def test_what_is_no_json_is_counted_and_shown_and_the_rest_is_found(logs: Path) 
     ]
     (logs / "app.log").write_bytes(b"".join(lines))
     report = search_logs.fn(NAME)
-    assert "lines that are no JSON objects: 6" in values(report), "the half-written last one is told apart"
+    assert "lines that are not JSON objects: 6" in values(report), "the half-written last one is told apart"
     assert "half-written" in report.facts
     assert report.status is Status.WARN
     assert {text[:5] for text in found(report)} == {"first", "last", "xxxxx"}
-    (bad,) = [item for item in report.evidence if "no JSON objects" in item.name]
+    (bad,) = [item for item in report.evidence if "not JSON objects" in item.name]
     assert ("app.log", "2", "Traceback (most recent call last):") in bad.rows
     assert found(search_logs.fn(NAME, level=("ERROR",))) == ["last"]
 
@@ -146,7 +146,7 @@ def test_bad_input_is_one_sentence(logs: Path) -> None:
     with pytest.raises(OpsError, match="there is no log .*app.log"):
         search_logs.fn(NAME)
     (logs / "app.log").write_text(line("x"))
-    with pytest.raises(OpsError, match="“status” is no condition"):
+    with pytest.raises(OpsError, match="“status” is not a condition"):
         search_logs.fn(NAME, fields=("status",))
     with pytest.raises(OpsError, match="DuckDB refuses the search: .*missing"):
         search_logs.fn(NAME, regex="(")

@@ -36,7 +36,7 @@ def test_who_is_on_call_is_told_and_acknowledges_and_nobody_else_is_told(duty: D
     ):
         assert told in text, text
     assert f"python -m flows.monitoring.acknowledgement --environment trial --incident {incident.id} --by" in text
-    assert finding(report, "オンコールSRE was told") == "OK email — "
+    assert finding(report, "オンコールSRE was notified") == "OK email — "
 
     acknowledged = acknowledge_incident.fn(NAME, by="佐藤", note="見ています")
     assert acknowledged.status is Status.OK
@@ -68,7 +68,9 @@ def test_nobody_acknowledges(duty: Duty) -> None:
     assert duty.told == ["oncall", "lead", "manager"]
     assert re.search(r"連絡済み: オンコールSRE \(email .*、チームリード \(email ", duty.mail.letters[2].get_content())
     assert due_next(duty.env, duty.incidents()[0]) is None
-    assert finding(report, "is acknowledged").startswith("WARN x — everybody was told")
+    assert finding(report, "is acknowledged").startswith(
+        "WARN x — phone the contacts in [alerts]: everybody was notified"
+    )
     escalate.fn(NAME)
     assert duty.told == ["oncall", "lead", "manager"], "not the executives, and nobody again"
 
@@ -118,7 +120,7 @@ def test_acknowledged_long_ago_it_is_a_new_one(duty: Duty) -> None:
 def test_an_environment_that_says_nothing_of_whom_to_tell(duty: Duty) -> None:
     path = duty.base / "trial.toml"
     path.write_text(path.read_text().partition("[alerts]")[0])
-    with pytest.raises(RunbookFailed, match="says nothing of whom to tell. Next: add"):
+    with pytest.raises(RunbookFailed, match="has no .alerts.: nobody can be notified. Next: add"):
         escalate.fn(NAME, what="x")
 
 
@@ -126,8 +128,8 @@ def test_an_environment_that_says_nothing_of_whom_to_tell(duty: Duty) -> None:
     ("given", "said"),
     [
         ({"by": "佐藤"}, "0 incidents are open of trial. Next: name one of: none"),
-        ({"by": "佐藤", "incident": "nothing"}, "“nothing” is no incident of trial"),
-        ({"by": " "}, "who it is that takes it is not said"),
+        ({"by": "佐藤", "incident": "nothing"}, "“nothing” is not an incident of trial"),
+        ({"by": " "}, "by is empty: nobody is named"),
     ],
 )
 def test_an_acknowledgement_that_cannot_be(duty: Duty, given: dict[str, str], said: str) -> None:

@@ -112,7 +112,7 @@ def test_what_is_over_for_months_goes_and_its_report_stays(duty: Duty) -> None:
     assert [one.key for one in duty.incidents()] == ["b"], "what is open stays, however old"
     assert not list(incidents(duty.env).directory.glob(f"*{found.id}*"))
     assert found.id not in str(report.findings)
-    assert f"{found.id} was over for 90 days" in duty.written()
+    assert f"{found.id} was resolved over 90 days ago" in duty.written()
     assert "old (normal)" in duty.written()
     assert "resolved by 佐藤" in duty.written()
     assert finding(report, "is acknowledged")

@@ -21,12 +21,12 @@ from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.run import TABLE
 from tasks.alerts.channels import deliver
-from tasks.alerts.message import Message
+from tasks.alerts.message import AlertMessage
 from tests.fixtures.receivers import Fault, smtp_receiver
 from tests.monitoring.duty import HOOK, KEY, NAME, PAGER, PASSWORD, SLACK, TEAMS, TOKEN, Duty, finding
 from tests.redis.tls import self_signed
 
-MESSAGE = Message("trigger", "i", "i-0-lead", NAME, False, "停止 <b> & x", "内容: <b>", "チームリード")
+MESSAGE = AlertMessage("trigger", "i", "i-0-lead", NAME, False, "停止 <b> & x", "内容: <b>", "チームリード")
 
 
 def silent_about_secrets(duty: Duty, text: str) -> None:
@@ -165,13 +165,15 @@ def test_all_channels_are_down(duty: Duty) -> None:
     duty.mail.refuses = True
     with duty.web.fault(SLACK, "500"):
         report = reported(duty)
-    assert finding(report, "オンコールSRE was told").startswith(
-        "CRITICAL no channel took it — phone 佐藤: 000-0000-0001."
+    assert finding(report, "オンコールSRE was notified").startswith(
+        "CRITICAL no channel accepted the message — phone 佐藤: 000-0000-0001."
     )
     assert finding(report, "channel email for オンコールSRE").startswith(
         "WARN email: refused: 451 4.3.0 the disk of the"
     )
-    assert "phone マネージャー: 000-0000-0005" in finding(report, "マネージャー was told"), "nobody was reached before"
+    assert "phone マネージャー: 000-0000-0005" in finding(report, "マネージャー was notified"), (
+        "nobody was reached before"
+    )
     assert not [one for one in report.findings if "経営層" in one.name], "it is not severe"
     (called,) = [one for one in report.evidence if one.name == TABLE]
     assert called.rows[0][:4] == ("オンコールSRE", "SRE", "佐藤", "000-0000-0001")
@@ -198,7 +200,7 @@ def test_a_damaged_file_keeps_nobody_from_being_told(duty: Duty) -> None:
     path.write_text("{")
     report = reported(duty)
     assert duty.told == ["oncall", "oncall"]
-    assert "remove it when it is over" in finding(report, "a file of an incident")
+    assert "delete it if the incident is resolved" in finding(report, "a file of an incident")
 
 
 def test_starttls_and_a_login(duty: Duty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

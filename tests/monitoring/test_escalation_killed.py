@@ -51,7 +51,7 @@ def test_without_prefect_it_is_acknowledged_from_the_command_line(duty: Duty) ->
     assert duty.incidents()[0].acknowledged_by == "佐藤"
     wrong = program("acknowledgement", "--incident", "other", "--by", "佐藤")
     assert wrong.returncode == 1
-    assert "“other” is no incident of trial" in wrong.stderr
+    assert "“other” is not an incident of trial" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 

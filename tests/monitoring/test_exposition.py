@@ -18,12 +18,12 @@ from deployments import observability
 from flows.monitoring import exposition
 from flows.monitoring.exposition import Exposition, known_of
 from flows.monitoring.rounds import Round, take_round
-from flows.monitoring.serve import HostWatcher, Watcher
+from flows.monitoring.serve import HostWatcher, MetricsWatcher
 from flows.monitoring.sources import Reading
 from flows.monitoring.table import ALARMS
 from runbook.errors import OpsError
 from tasks.recovery_points import standing
-from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, Standing
+from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, RecoveryStanding
 from tests.fixtures.servers import free_port
 from tests.monitoring.watched import NAME, Watched, backend, small_postgres, small_redis, watched, without_prefect
 
@@ -72,7 +72,7 @@ def at(moment: datetime) -> Callable[[], datetime]:
     return lambda: moment
 
 
-def record(now: datetime) -> Standing:
+def record(now: datetime) -> RecoveryStanding:
     database = Recoverable(
         "database",
         "green",
@@ -87,7 +87,7 @@ def record(now: datetime) -> Standing:
     lost = Recoverable("redis", "red", "none", None, None, None, "none", "show-recovery-options", "")
     ages = (BackupAge("postgres", now - timedelta(hours=1), now - timedelta(hours=25)), BackupAge("redis", None, None))
     drill = LastDrill(now - timedelta(days=3), "CRITICAL", "full_restore", None)
-    return Standing(NAME, "", "Asia/Tokyo", now, 3600.0, 14400.0, (database, lost), ages, drill, None)
+    return RecoveryStanding(NAME, "", "Asia/Tokyo", now, 3600.0, 14400.0, (database, lost), ages, drill, None)
 
 
 def test_everything_that_is_known_is_served_and_what_is_not_measured_is_absent(watched: Watched) -> None:
@@ -95,7 +95,7 @@ def test_everything_that_is_known_is_served_and_what_is_not_measured_is_absent(w
     now = watched.at(watched.minute)
     standing.save(watched.reports, record(now))
     with (
-        served(Watcher(NAME).exposition()),
+        served(MetricsWatcher(NAME).exposition()),
         served(Exposition(at_env(watched), known_of(at_env(watched)), at(now))) as url,
     ):
         samples = scraped(url)
@@ -167,7 +167,7 @@ def test_another_host_is_measured_by_its_own_watcher_and_never_left_out(
     names = [f"host.disk.used_ratio@{OTHER}", f"host.cpu.used_ratio@{OTHER}"]
     found = measured(watched, 0, names)
     assert {one.value for one in found.values()} == {None}
-    assert "nobody measures 127.0.0.2" in found[names[0]].told
+    assert "no watcher measures 127.0.0.2" in found[names[0]].told
 
     there = HostWatcher(NAME, OTHER)
     there.round()
@@ -211,7 +211,7 @@ def test_a_wrong_address_is_refused_with_what_is_expected(watched: Watched, more
 
 
 def test_an_address_that_is_taken_is_said(watched: Watched) -> None:
-    with served(Watcher(NAME).exposition()) as url:
+    with served(MetricsWatcher(NAME).exposition()) as url:
         port = int(url.split(":")[2].split("/")[0])
         with pytest.raises(OpsError, match="metrics cannot be served"):
-            exposition.serve(Watcher(NAME).exposition(), "127.0.0.1", port)
+            exposition.serve(MetricsWatcher(NAME).exposition(), "127.0.0.1", port)

@@ -56,8 +56,8 @@ def declared(duty: Duty) -> Report:
 def test_stakeholders_that_cannot_be_told(duty: Duty) -> None:
     with pytest.raises(RunbookFailed) as error:
         declared(duty)
-    told = finding(error.value.report, "マネージャー was told")
-    assert told.startswith("CRITICAL no channel took it — phone マネージャー: 000-0000-0005")
+    told = finding(error.value.report, "マネージャー was notified")
+    assert told.startswith("CRITICAL no channel accepted the message — phone マネージャー: 000-0000-0005")
 
 
 @pytest.mark.parametrize(

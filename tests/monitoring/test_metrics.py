@@ -26,7 +26,7 @@ from blocks.places import Logs
 from flows.monitoring import sources
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.scaling import advise_scaling
-from flows.monitoring.serve import Watcher
+from flows.monitoring.serve import MetricsWatcher
 from flows.monitoring.table import ALARMS, TABLE
 from runbook.errors import OpsError, RunbookFailed
 from runbook.metrics import CATALOGUE
@@ -198,7 +198,7 @@ def test_a_system_that_is_well_is_said_to_be(watched: Watched) -> None:
     assert state.load(watched.reports).unsent == []
     report = watch_metrics.fn(NAME)
     assert report.status is Status.OK, report.sentence()
-    assert "metrics are well" in report.outcome
+    assert "metrics are healthy" in report.outcome
     assert "<svg" in next(item.svg for item in report.evidence if "24 hours" in item.name)
     assert "svg" in str(report.as_json())
 
@@ -340,13 +340,13 @@ def test_what_is_kept_of_the_past_is_small_and_its_peaks_stay(watched: Watched) 
     for _ in range(2):
         history.tidy(watched.reports, end)
         after = history.history(watched.reports, "host.cpu.used_ratio", begin - timedelta(hours=1))
-        assert max(one.most for one in after) == 0.9
-        assert min(one.value for one in after) == 0.25
+        assert after["most"].max() == 0.9
+        assert after["value"].min() == 0.25
         assert len(after) < 4 * 1440 - 600
     names = sorted(path.name for path in directory.glob("*.jsonl"))
     assert names == ["2026-11.jsonl", "day-2026-11-24.jsonl", "day-2026-11-25.jsonl", "day-2026-11-26.jsonl"]
     assert len((directory / "2026-11.jsonl").read_text().splitlines()) == 36, "one for each hour"
-    assert history.history(watched.reports, "x", begin) == []
+    assert history.history(watched.reports, "x", begin).empty
 
 
 def test_disk_usage_agrees_with_df(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +383,7 @@ def test_scaling_says_by_how_much(watched: Watched) -> None:
         watched.round()
     report = advise_scaling.fn(NAME)
     assert report.outcome == f"raise max_connections from {MOST_CONNECTIONS} to 30"
-    assert "max_connections = 30" in report.facts["what raises it"]
+    assert "max_connections = 30" in report.facts["to raise it"]
     history.append(watched.reports, watched.begin, {"host.cpu.used_ratio": 1.0})
     report = advise_scaling.fn(NAME, part="cpu")
     assert "raise the processors of this host" in report.outcome
@@ -392,7 +392,7 @@ def test_scaling_says_by_how_much(watched: Watched) -> None:
 def test_scaling_without_a_past_says_so_and_what_is_enough_is_enough(watched: Watched) -> None:
     report = advise_scaling.fn(NAME)
     assert report.status is Status.WARN
-    assert "only this moment is known" in report.sentence()
+    assert "only the current one is known" in report.sentence()
     assert "are enough" in report.outcome
 
 
@@ -404,8 +404,8 @@ def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched
     with told.open("w") as out:
         process = subprocess.Popen(argv, env={**os.environ, "PREFECT_API_URL": ""}, stdout=out, stderr=out)
     try:
-        until(lambda: "metrics are well (" in told.read_text(), what="a round", seconds=300)
-        seconds = float(told.read_text().partition("metrics are well (")[2].split(",")[1].split()[0])
+        until(lambda: "metrics are healthy (" in told.read_text(), what="a round", seconds=300)
+        seconds = float(told.read_text().partition("metrics are healthy (")[2].split(",")[1].split()[0])
         assert seconds <= 2.0, told.read_text()
         until(lambda: list(watched.reports.glob("*-watch-metrics.json")), what="its report", seconds=120)
         until((watched.reports / "recoverability.json").exists, what="what can be recovered", seconds=120)
@@ -422,7 +422,7 @@ def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched
 
 def test_a_round_that_fails_does_not_end_the_watcher(watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
     watched.toml.write_text("name = 3\n")
-    watcher = Watcher(NAME, every_seconds=0.01)
+    watcher = MetricsWatcher(NAME, every_seconds=0.01)
     thread = threading.Thread(target=watcher.run)
     thread.start()
     until(lambda: "is wrong" in capsys.readouterr().out, what="what is wrong", seconds=120)

@@ -26,7 +26,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.wait import until
 from tasks.monitoring import events, state
-from tasks.monitoring.hysteresis import Standing
+from tasks.monitoring.hysteresis import AlarmState
 from tests.fixtures import forked
 from tests.monitoring.watched import NAME, Backend, Watched, backend, small_postgres, small_redis, watched
 from tests.runbook.processes import prefect_server, system
@@ -107,7 +107,7 @@ def tell(
     kind: str = "exceeded",
     again: bool = False,
 ) -> None:
-    standing = Standing(exceeded=True, value=value, told=told)
+    standing = AlarmState(exceeded=True, value=value, told=told)
     now = datetime.now(UTC)
     assert (
         events.send([events.event(kind, payload(watched.environment, ALARMS[metric], standing), now, again=again)])

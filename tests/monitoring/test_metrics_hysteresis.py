@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tasks.monitoring.hysteresis import Bounds, Timing, changes
+from tasks.monitoring.hysteresis import AlarmBounds, Timing, changes
 
-BOUNDS, TIMING = Bounds.below(10.0), Timing(samples=3, seconds=120, most_seconds=120)
+BOUNDS, TIMING = AlarmBounds.below(10.0), Timing(samples=3, seconds=120, most_seconds=120)
 NOON = datetime(2026, 2, 15, 12, tzinfo=UTC)
 WELL, BETWEEN, OVER = 3.0, 9.5, 11.0
 Values = list[tuple[datetime, float | None]]
@@ -92,4 +92,4 @@ def test_nan_is_no_good_value() -> None:
 
 
 def test_a_limit_of_nothing_is_recovered_by_nothing() -> None:
-    assert changes(minutes(1, 1, 1, 0, 0, 0), Bounds.below(0), TIMING) == [(2, "exceeded"), (5, "recovered")]
+    assert changes(minutes(1, 1, 1, 0, 0, 0), AlarmBounds.below(0), TIMING) == [(2, "exceeded"), (5, "recovered")]

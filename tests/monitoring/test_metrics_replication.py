@@ -80,4 +80,4 @@ def test_a_pair_without_a_primary_is_not_measured(cluster: Cluster) -> None:
     cluster.stop("postgres")
     found = read_database(cluster.environment)
     assert {name: one.value for name, one in found.items()} == dict.fromkeys(found)
-    assert {one.told for one in found.values()} == {"no database server takes writes"}
+    assert {one.told for one in found.values()} == {"no database server accepts writes"}

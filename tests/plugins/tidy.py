@@ -25,7 +25,7 @@ from lab import lifecycle
 from lab.client import Lab
 from lab.servers import postgres
 from lab.servers.replication import RECEIVER, STANDBY
-from lab.servers.services import NAMES, Services
+from lab.servers.services import NAMES, LabServices
 from lab.servers.valkey import MASTER
 from lab.state.environment import api_url
 from runbook.errors import OpsError, Unreachable
@@ -67,7 +67,7 @@ UNION ALL SELECT 'in grc_db: revision ' || version_num FROM alembic_version
 """
 
 
-def _of_postgres(lab: Services) -> Iterator[str]:
+def _of_postgres(lab: LabServices) -> Iterator[str]:
     primary, _ = lab.nodes
     yield f"the primary is {primary.program}"
     for question, database in ((_CLUSTER, "postgres"), (_DATABASE, "grc_db")):
@@ -75,7 +75,7 @@ def _of_postgres(lab: Services) -> Iterator[str]:
             yield from (told for (told,) in connection.execute(question.encode()))
 
 
-def _of_services(lab: Services) -> Iterator[str]:
+def _of_services(lab: LabServices) -> Iterator[str]:
     for name, service in lab.supervisor.services().items():
         yield f"{name} is {service.state}"
     second = lifecycle.second_region(lab)
@@ -83,7 +83,7 @@ def _of_services(lab: Services) -> Iterator[str]:
         yield f"{name} of the second region is {service.state}"
 
 
-def _of_redis(lab: Services) -> Iterator[str]:
+def _of_redis(lab: LabServices) -> Iterator[str]:
     for port in (lab.state.ports.redis, lab.state.ports.redis_replica):
         with _client(lab, port) as client:
             name = "Redis" if port == lab.state.ports.redis else "its replica"
@@ -103,11 +103,11 @@ def _of_redis(lab: Services) -> Iterator[str]:
             yield f"Sentinel {number} says {[told[name] for name in names]}"
 
 
-def _client(lab: Services, port: int, database: int = 0) -> redis.Redis:
+def _client(lab: LabServices, port: int, database: int = 0) -> redis.Redis:
     return redis.Redis(port=port, db=database, password=lab.state.passwords.redis, socket_timeout=20)
 
 
-def _of_files(lab: Services) -> Iterator[str]:
+def _of_files(lab: LabServices) -> Iterator[str]:
     second = lifecycle.second_region(lab)
     for layout in (lab.layout, second.layout):
         live = (layout.postgres_data, layout.standby_data, layout.redis_data, layout.replica_data, layout.application)
@@ -124,13 +124,13 @@ def _of_files(lab: Services) -> Iterator[str]:
                 yield f"{path} is there, or is not empty"
 
 
-def _of_providers(lab: Services) -> Iterator[str]:
+def _of_providers(lab: LabServices) -> Iterator[str]:
     answer = httpx.get(f"http://127.0.0.1:{lab.state.ports.ai_providers}/health", timeout=20, trust_env=False)
     for name, state in answer.raise_for_status().json()["providers"].items():
         yield f"AI provider {name} is {state}"
 
 
-def _of_prefect(lab: Services) -> Iterator[str]:
+def _of_prefect(lab: LabServices) -> Iterator[str]:
     name, (_, control) = lab.layout.name, lifecycle.existing(lab.layout.name)
     with httpx.Client(base_url=api_url(control.state), timeout=20, trust_env=False) as client:
         limit = client.get(f"/v2/concurrency_limits/env-{name}")
@@ -141,7 +141,7 @@ def _of_prefect(lab: Services) -> Iterator[str]:
             yield f"{name} is contained"
 
 
-_PARTS: tuple[Callable[[Services], Iterable[str]], ...] = (
+_PARTS: tuple[Callable[[LabServices], Iterable[str]], ...] = (
     *(_of_services, _of_postgres, _of_redis, _of_files, _of_providers, _of_prefect),
 )
 _ERRORS = (OpsError, OSError, psycopg.OperationalError, redis.RedisError, httpx.HTTPError)

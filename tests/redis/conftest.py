@@ -16,7 +16,7 @@ import redis
 
 from blocks.environment import Environment
 from blocks.services.service import SupervisorServices
-from lab.processes import Account
+from lab.processes import OsAccount
 from runbook import shell
 from runbook.errors import Unreachable
 from runbook.wait import until
@@ -67,7 +67,7 @@ class Rig:
     """A server, its files, and how a test looks at it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.account, self.program = root, Account.of_servers(), servers.program()
+        self.root, self.account, self.program = root, OsAccount.of_servers(), servers.program()
         self.port, self.control = free_port(), free_port()
         self.data, self.configuration = root / "lib" / "data", root / "valkey.conf"
         self.store, self.toml = root / "backups", root / "environment.toml"
@@ -147,7 +147,7 @@ class Rig:
 @contextlib.contextmanager
 def new_rig() -> Iterator[Rig]:
     """A running rig in a directory of its own."""
-    account = Account.of_servers()
+    account = OsAccount.of_servers()
     root = Path(tempfile.mkdtemp(prefix="ops-redis-test-", dir="/var/tmp" if account.is_other else None))
     root.chmod(0o755)
     (root / "lib").mkdir(mode=0o755)

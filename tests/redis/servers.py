@@ -12,6 +12,7 @@ path. The environment of a server or a group, as flows see it, is written by `re
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -21,17 +22,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import pytest
 import redis
+import redis.utils
 
 from blocks.redis.server import Redis
-from lab.processes import Account, write
+from lab.processes import OsAccount, write
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once, call
-from tests.fixtures.servers import binaries, free_port, programs_base
+from tests.fixtures.servers import binaries, children_of, free_port, programs_base
 
+# redis-py reads its own package's metadata for every client.
+redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
 PASSWORD = "r3dis p@ss:word"
 MASTER = "mymaster"
 NAME = "redis-test"
@@ -112,7 +115,7 @@ class RedisServer:
     kind = "redis"
 
     def __init__(self, *, settings: Sequence[str] = (), port: int = 0, executable: Path | None = None) -> None:
-        self.account = Account.of_servers()
+        self.account = OsAccount.of_servers()
         self.program = executable or program()
         self.port = port or free_port()
         self.settings = settings
@@ -174,11 +177,11 @@ class RedisServer:
 
     def crash(self) -> None:
         """SIGKILL, to a process that saves for it too: it would go on, and put its file in place of a newer one."""
-        children = psutil.Process(self._process.pid).children() if self.is_running and self._process else []
+        children = children_of(self._process.pid) if self.is_running and self._process else []
         self.stop(signal.SIGKILL)
         for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
     def freeze(self) -> None:
         """SIGSTOP: it is there and does not answer. `stop` ends it all the same."""

@@ -30,8 +30,11 @@ from deployments import register
 from flows import approval, launch
 from flows.logs.cleaning import clean_logs
 from runbook.errors import OpsError
+from runbook.guard import approval as approval_of
 from runbook.guard.approval import checked_reason
-from runbook.guard.codes import Refused, approver_of, claim
+from runbook.guard.approval_form import described
+from runbook.guard.codes import CodeRefused, approver_of, claim
+from runbook.guard.permit import Tolerance
 from runbook.page.render import key
 from runbook.report import Report
 from runbook.run import runbook
@@ -256,14 +259,14 @@ def test_a_code_is_valid_for_its_moment_and_once(tmp_path: Path, place: Place) -
     approvals, now = Environment.find(place.name).approval, datetime.now(UTC)
     assert approver_of(approvals, code(BOB), now)[0] == "bob"
     for steps in (-3, 3):
-        with pytest.raises(Refused):
+        with pytest.raises(CodeRefused):
             approver_of(approvals, pyotp.TOTP(BOB).at(now + timedelta(seconds=30 * steps)), now)
     assert checked_reason("the disk  is full") == "the disk is full"
-    with pytest.raises(Refused):
+    with pytest.raises(CodeRefused):
         checked_reason("fire")
     claim(tmp_path, "bob", 1, "run-1")
     claim(tmp_path, "bob", 1, "run-1")
-    with pytest.raises(Refused):
+    with pytest.raises(CodeRefused):
         claim(tmp_path, "bob", 1, "run-2")
 
 
@@ -311,3 +314,26 @@ def _known_as(call: ast.Call, constants: dict[str, ast.expr]) -> str:
     given = [one.value for one in call.keywords if one.arg == "name"]
     named = [ast.literal_eval(constants.get(one.id, one) if isinstance(one, ast.Name) else one) for one in given]
     return str(named[0]) if named else key(Report(ast.literal_eval(call.args[0]), "x"))
+
+
+def test_a_number_with_a_tolerance_is_part_of_what_is_approved() -> None:
+    """It may move while the approver reads; beyond its tolerance it is another plan."""
+
+    def planned(keys: int, files: int = 3) -> Report:
+        report = Report("Clear cache", "trial")
+        report.pin_state("keys", keys, tolerance=Tolerance(0.1))
+        report.pin_state("files", files, tolerance=Tolerance(0.0))
+        report.pin_state("server", "run-1")
+        return report
+
+    seen = planned(1000)
+    approved = approval_of.plan_id(seen)
+    assert "keys 1,000 (± 100)" in described(seen)
+    assert [keys for keys in (899, 900, 1000, 1100, 1101) if approval_of.is_approved(planned(keys), approved)] == [
+        900,
+        1000,
+        1100,
+    ]
+    assert not approval_of.is_approved(planned(1000, files=4), approved)
+    for other in ("", approved[:12], f"{approved}-1", approved.replace("1000", "x"), f"0{approved[1:]}"):
+        assert not approval_of.is_approved(seen, other) or other == approved

@@ -14,7 +14,7 @@ import pytest
 from blocks.config import toml
 from blocks.environment import Environment
 from flows.routine.audit import collect_audit_evidence
-from lab.processes import Account
+from lab.processes import OsAccount
 from runbook import shell
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files import chain
@@ -75,7 +75,7 @@ def audited(postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest
     """A database, a Redis and a service, described as an operator would; its reports are in `tmp_path`."""
     control, redis = free_port(), RedisServer()
     told = {"base": tmp_path, "postgres": postgres_server, "database": DATABASE, "redis": redis, "control": control}
-    account = Account.of_servers()
+    account = OsAccount.of_servers()
     told["user"] = f"user = {account.name}" if account.is_other else ""
     told["root_user"] = "user = root" if account.is_other else ""
     (tmp_path / "trial.toml").write_text(TOML.format(**told))
@@ -152,7 +152,7 @@ def test_everything_is_in_it_and_no_secret(
     (default,) = json.loads(files["access/redis.json"])
     assert (default["name"], default["passwords"]) == ("default", 1)
     (service,) = json.loads(files["access/services.json"])
-    assert service["user"] == Account.of_servers().name
+    assert service["user"] == OsAccount.of_servers().name
     users = {
         user["who"]: (user["events"], user["failed"]) for user in json.loads(files["access/application_users.json"])
     }

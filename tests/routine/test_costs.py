@@ -166,9 +166,9 @@ def test_what_is_of_no_use_any_more_is_told_with_what_frees_it(day: Day, monkeyp
         day.postgres.drop_database(kept)
     found = {row[0]: row[3] for row in rows(report, "What could be saved")}
     assert found == {
-        "1 × database that a restore replaced": "launch discard-superseded/trial",
+        "1 × database replaced by a restore": "launch discard-superseded/trial",
         "1 duplicate indexes": "launch check-indexes/trial",
-        "1 rotated logs of over 30 days": "launch clean-logs/trial",
+        "1 rotated logs older than 30 days": "launch clean-logs/trial",
     }
     assert finding(report, "what could be saved").status is Status.WARN
     assert finding(report, "what could be saved").value.endswith("(no price: [cloud] disk_price)")

@@ -139,12 +139,12 @@ def test_a_month_in_which_all_was_done(day: Day, counting: PostgresServer) -> No
     bad = {box: mark for box, mark in marks.items() if mark != "✅"}
     unmeasured, left_out = "インデックス使用状況確認", "クラウドリソース使用量確認"
     assert bad == {unmeasured: "⚠️ 未計測", left_out: "対象外"}, "scans are counted since this test's server began"
-    assert report.outcome == "18 well, 0 to look at, 0 critical, 1 未計測, 1 対象外, of 20"
+    assert report.outcome == "18 passed, 0 warnings, 0 critical, 1 未計測, 1 対象外, of 20"
     told = {row[2]: row[3] for row in rows(report, "月次保守チェックリスト")}
     assert told["Frontend依存関係更新（pnpm update）"].startswith("1 packages updated, on dependencies/minor")
     assert told["リソース使用トレンド分析"].startswith("requests a day 8 → 3")
     assert "田中" in finding(report, "コスト最適化施策実施").value
-    assert {"Trend: requests a day", "Response time, p95 by day (Asia/Tokyo)"} <= {one.name for one in report.evidence}
+    assert {"Trends (dashed: full)", "Response time, p95 by day (Asia/Tokyo)"} <= {one.name for one in report.evidence}
 
 
 def test_where_nothing_was_done_nothing_is_well(day: Day) -> None:
@@ -211,7 +211,7 @@ def test_a_user_who_asks_far_more_than_before_is_told(day: Day) -> None:
         day.log(*[access_line("/api/x", 20, hours=24 * n)] * 30, *[access_line("/api/x", 20, hours=24 * n, user="u2")])
     day.log(*[access_line("/api/x", 20, hours=0.1)] * 400, *[access_line("/api/x", 20, hours=0.1, user="u3")] * 30)
     report = maintain()
-    found = finding(report, "API use unlike other days")
+    found = finding(report, "unusual use of the API")
     assert found.status is Status.WARN
     assert "u1 on " in found.value
     assert "400, far more than on the days before" in found.value
@@ -225,4 +225,4 @@ def test_a_box_whose_work_sees_nothing_is_no_pass(logs: Path) -> None:
     sheet.fill("a group", "a box", lambda _page: None)
     sheet.fill("a group", "another", lambda _page: "seen")
     assert [row[0] for row in sheet.rows] == ["⚠️ 未計測", "✅"]
-    assert sheet.told == "1 well, 0 to look at, 0 critical, 1 未計測, of 2"
+    assert sheet.told == "1 passed, 0 warnings, 0 critical, 1 未計測, of 2"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
+import pandas
 import pytest
 
 from flows.routine.performance import review_performance
@@ -47,7 +48,7 @@ def test_percentiles_are_those_of_the_lines_by_path_over_rotated_files(day: Day)
     assert paths[1][-2:] == ("0", "1"), "what a client got wrong is no error"
     assert "after 10 ms" in finding(report, "slower than the days before").value
     assert finding(report, "access lines without a status").value == "1"
-    assert finding(report, "requests: lines that are no JSON").value == "1"
+    assert finding(report, "requests: lines that are not JSON").value == "1"
     pictures = [item.name for item in report.evidence if item.svg]
     assert pictures[0] == "Response time, p95 by day (Asia/Tokyo)"
 
@@ -135,13 +136,22 @@ def test_figures_are_drawn_with_those_of_the_reviews_before(day: Day) -> None:
             item["rows"] = [["disk of /", str(0.9 - days / 100), "x", "0.95"]] if item["name"] == "Figures" else []
         chain.append(day.base / "reports", "review-performance", past)
     report = review()
-    drawn = {item.name for item in report.evidence if item.svg and item.name.startswith("Trend: ")}
-    assert {"Trend: disk of /", "Trend: failed requests", "Trend: database", "Trend: Redis' memory"} <= drawn
-    assert "Trend: requests a day" not in drawn, "the log has 3 of the 30 days"
-    now = datetime.now(UTC)
-    month = timedelta(days=30)
-    line = [(now - 2 * month, 0.3, ""), (now - month, 0.6, ""), (now, 0.9, "")]
+    (picture,) = [item.svg for item in report.evidence if item.name.startswith("Trends")]
+    assert all(f">{name}<" in picture for name in ("disk of /", "failed requests", "database", "Redis' memory"))
+    assert "requests a day" not in picture, "the log has 3 of the 30 days"
+    assert report.path
+    (table,) = [item for item in report.evidence if item.name == "Figures"]
+    kept = pandas.read_csv(table.csv_path(report.path))
+    disk = kept[kept["figure"] == "disk of /"]["value"].tolist()
+    assert disk[:2] == pytest.approx([0.3, 0.6])
+    assert len(disk) == 4, "two past ones, the first review and this one"
+    filed = json.loads(report.path.read_text())
+    (stored,) = [item for item in filed["evidence"] if item["name"] == "Figures"]
+    assert stored["csv"] == hashlib.sha256(table.csv_path(report.path).read_bytes()).hexdigest()
+    assert table.csv_path(report.path).name in report.path.with_suffix(".md").read_text()
+    now, month = datetime.now(UTC), timedelta(days=30)
+    line = pandas.DataFrame({"began": [now - 2 * month, now - month, now], "value": [0.3, 0.6, 0.9]})
     assert days_until(line, 0.95) == pytest.approx(5)
-    assert days_until(line[::-1], 0.95) is None
+    assert days_until(line.assign(value=[0.9, 0.6, 0.3]), 0.95) is None
     assert days_until(line, 0) is None
-    assert isinstance(report.path, Path)
+    assert days_until(line.iloc[:1], 0.95) is None

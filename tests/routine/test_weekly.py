@@ -104,8 +104,10 @@ def test_a_verification_of_another_kind_or_week_says_nothing_of_this_one(day: Da
     report = check()
     found = finding(report, "restore of a postgres backup")
     assert found.status is Status.WARN
-    assert "its schedule does not run" in found.hint
-    assert finding(report, "restore of a redis backup").value == "not measured: none was ever verified"
+    assert "check its schedule" in found.hint
+    assert (
+        finding(report, "restore of a redis backup").value == "not measured: no backup of this kind was ever verified"
+    )
     file(day, "Verify backup", 0.1, bad="no backup there")
     assert "no backup there" in finding(check(), "the last verify-backup").value
 
@@ -135,7 +137,7 @@ def test_what_is_of_the_future_is_not_fresh(day: Day) -> None:
     for name in ("restore of a postgres backup", "vulnerability scan"):
         found = finding(report, name)
         assert found.status is Status.WARN
-        assert "of the future" in found.value
+        assert "in the future" in found.value
         assert "correct the clock" in found.hint
 
 
@@ -153,7 +155,7 @@ def test_high_vulnerabilities_and_scanners_without_an_answer_are_told(day: Day) 
     chain.append(day.base / "reports", "scan-vulnerabilities", silent.as_json())
     report = check()
     assert finding(report, "scan of Python packages").value == "not measured: not known: pip-audit is not there"
-    assert finding(report, "high and critical vulnerabilities").value == "not measured: 1 scans had no answer"
+    assert finding(report, "high and critical vulnerabilities").value == "not measured: 1 scanners did not answer"
 
 
 def test_an_engine_that_does_not_answer_is_not_an_empty_one(day: Day) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lab.control import Control
+from lab.control import LabControl
 from lab.state.base import create_base
 from lab.state.environment import api_url
 from runbook.wait import until
@@ -100,7 +100,7 @@ def actors(tmp_path: Path) -> Iterator[list[Actor]]:
 @pytest.fixture(scope="session")
 def prefect_server() -> str:
     """The address of the tests' Prefect server: the lab's, without the lab. The session's end stops it."""
-    control = Control.prepare(create_base()).launch()
+    control = LabControl.prepare(create_base()).launch()
     control.wait()
     assert os.environ["PREFECT_API_URL"] == api_url(control.state), "a stranger took its port: run the tests again"
     return api_url(control.state)

@@ -16,6 +16,7 @@ import pytest
 import redis.exceptions
 import sqlalchemy.exc
 
+from flows.recovery.objectives import board
 from runbook.drivers import described, exit_code
 from runbook.errors import RunbookFailed, Unreachable
 from runbook.run import runbook
@@ -103,10 +104,11 @@ TRANSLATED_BY = {
     "blocks/s3.py": "tasks/s3/requests.py",
 }
 """Blocks open a client; these are the modules through which all of its calls go."""
-LEFT_TO_THE_RUN = {"tasks/drill/account.py"}
+LEFT_TO_THE_RUN = {"tasks/drill/lost_writes.py"}
 """Its docstring says which errors it raises: a drill calls it inside its runbook."""
 BEFORE_A_RUN = {
     *("Environment.find", "expectations.prepare", "runbook", "kind_of", "is_foreign", "where_disposable"),
+    "board.rebuilt",  # it catches whatever it meets: the test below
     *("_target", "_asked"),  # the environment alone; what a checklist asks, before there is a report
 }
 """What a flow may call before its runbook is open."""
@@ -183,21 +185,64 @@ def test_who_opens_a_client_translates_its_errors() -> None:
     assert TRANSLATED_BY.keys() <= openers.keys()
 
 
-def test_a_flow_speaks_to_servers_only_inside_its_runbook() -> None:
+def entered_before(statement: ast.With) -> list[ast.AST]:
+    """What a `with` evaluates and enters before its runbook is open: the items before it, and its own arguments."""
+    found = list[ast.AST]()
+    for item in statement.items:
+        call = item.context_expr
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "runbook":
+            return [*found, *call.args, *(one.value for one in call.keywords)]
+        found.append(call)
+    return found
+
+
+def outside_runbook(flow: ast.FunctionDef) -> Iterator[ast.AST]:
+    """The parts of a flow that run without a runbook."""
+    for one in flow.body:
+        if isinstance(one, ast.With) and any("runbook(" in ast.unparse(item) for item in one.items):
+            yield from entered_before(one)
+        else:
+            yield one
+
+
+def test_a_flow_queries_servers_only_inside_its_runbook() -> None:
     """There every error of a driver that no step has put into words becomes a sentence."""
     outside = dict[str, set[str]]()
     for name, module in modules(r"^@flow\(").items():
         for flow in module.body:
             if not (isinstance(flow, ast.FunctionDef) and "flow(" in " ".join(map(ast.unparse, flow.decorator_list))):
                 continue
-            rest = [
-                one
-                for one in flow.body
-                if not (isinstance(one, ast.With) and any("runbook(" in ast.unparse(item) for item in one.items))
-            ]
-            if flow.name not in WITHOUT_A_RUN and (found := set(calls(rest)) - BEFORE_A_RUN):
+            if flow.name not in WITHOUT_A_RUN and (found := set(calls(outside_runbook(flow))) - BEFORE_A_RUN):
                 outside[f"{name}: {flow.name}"] = found
     assert outside == {}
+
+
+def test_what_a_with_enters_before_its_runbook_counts_as_outside() -> None:
+    text = """
+def flow(env):
+    with opened(env.postgres) as connection, runbook("Title", env.named(read(env))) as report, later():
+        inside(connection)
+"""
+    (flow,) = ast.parse(text).body
+    assert isinstance(flow, ast.FunctionDef)
+    assert set(calls(outside_runbook(flow))) == {"opened", "env.named", "read"}
+
+
+def test_a_board_that_cannot_be_rebuilt_changes_no_result(
+    system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flow enters it before its runbook is open, and leaves it when that has ended."""
+
+    def gone(*_: object) -> None:
+        raise psycopg.errors.AdminShutdown("terminating connection")
+
+    monkeypatch.setattr(board.standing, "read", lambda _: True)
+    monkeypatch.setattr(board, "read_reach", gone)
+    with board.rebuilt(system):  # type: ignore[arg-type]
+        pass
+    assert "the recovery board was not rebuilt: PostgreSQL" in caplog.text
+    with pytest.raises(RunbookFailed), board.rebuilt(system), runbook("Restore", system):  # type: ignore[arg-type]
+        raise psycopg.errors.DiskFull("could not extend file")
 
 
 def test_a_program_prints_a_drivers_error_as_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

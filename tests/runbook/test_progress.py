@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 from runbook import progress as module
 from runbook.errors import Unreachable
 from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.wait import until
 
 
@@ -36,7 +36,7 @@ def test_a_bar_of_the_step_is_drawn_and_filled() -> None:
 
     @action
     def copy() -> str:
-        with progress(lambda: Done("3 of 4 copied", 0.75)):
+        with progress(lambda: WorkDone("3 of 4 copied", 0.75)):
             assert until(lambda: bars(ids[0]), what="the bar", seconds=120) == [(75.0, "3 of 4 copied")]
         return "done"
 
@@ -54,7 +54,7 @@ def test_a_bar_of_the_step_is_drawn_and_filled() -> None:
 
 def test_outside_of_a_run_there_is_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ops")
-    with progress(lambda: Done("half of it", 0.5)):
+    with progress(lambda: WorkDone("half of it", 0.5)):
         until(lambda: "half of it" in caplog.text, what="the line", seconds=120)
 
 

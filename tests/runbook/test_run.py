@@ -227,7 +227,7 @@ def test_a_report_that_cannot_be_written_is_a_finding() -> None:
         report.fact("size", "3 MB")
     assert error.value.report is report
     assert "the report could not be written to /proc/self/reports" in str(error.value)
-    assert "Next: make room there or correct its owner" in str(error.value)
+    assert "Next: free disk space there, or correct its owner" in str(error.value)
 
 
 @pytest.mark.parametrize("text", [b"caf\xe9.txt".decode(errors="surrogateescape"), "候補者\x00\x1b[31m", "a|b\n<c>"])

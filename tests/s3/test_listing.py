@@ -16,6 +16,7 @@ from runbook.current import use_report
 from runbook.errors import VerificationFailed
 from runbook.report import Report
 from tasks.backups import catalogue, retention
+from tasks.backups import manifest as manifests
 from tasks.backups.encryption import NO_KEY
 from tasks.backups.manifest import MANIFEST, SEAL, FileSum, Listed, Manifest, seal_of, text_of
 from tasks.stores.bucket import BucketStore
@@ -98,7 +99,7 @@ def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(
         again = asked.since()
         assert again["read"] <= 8, again
         (stored,) = retention.read_stores.work([(store, ("postgres",))], "trial")
-        assert isinstance(stored, retention.Stored)
+        assert isinstance(stored, retention.StoredBackup)
         assert len(stored.backups) == BACKUPS * 9 // 10
         assert asked.since()["read"] <= 8, "several stores at once: the threads share what the run has read"
     with use_report(Report("test", "trial")):
@@ -109,10 +110,18 @@ def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(
         assert latest["list"] <= 2
     monkeypatch.setattr(catalogue, "MOST_LETTERS", 0)
     with use_report(Report("test", "trial")):
-        for reads in (2 * BACKUPS + 8, 8):
+        for reads in (4 * BACKUPS + 8, 8):  # once: manifest and seal, then the identity that the cache keeps
             long, _ = catalogue.open_all(store, "postgres")
             assert asked.since()["read"] <= reads
             assert [one.verified for one in long] == [one.verified for one in found]
+    with use_report(Report("test", "trial")):
+        opened = list[str]()
+        monkeypatch.setattr(manifests, "parse", lambda name, *_: opened.append(name))
+        later, _ = catalogue.open_all(store, "postgres")
+        assert [one.manifest for one in later] == [one.manifest for one in long]
+        assert not opened, "another run's listing parses no manifest"
+        assert asked.since()["read"] <= 2 * BACKUPS + 8, "an identity and a seal each"
+        monkeypatch.undo()
     one = long[3].manifest
     assert isinstance(one, Listed)
     assert (one.bytes, one.is_encrypted, one.taken) == (TABLES, False, found[3].manifest.taken)
@@ -125,5 +134,5 @@ def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(
     altered = text_of(one.whole()).replace("pg_dump", "pg-dump")
     store.write(f"{names[3]}/{MANIFEST}", altered)
     store.write(f"{names[3]}/{SEAL}", seal_of(altered))
-    with pytest.raises(VerificationFailed, match="is not the backup any more that was listed"):
+    with pytest.raises(VerificationFailed, match="is not the backup that was listed"):
         one.files  # noqa: B018

@@ -23,7 +23,7 @@ from typing import Any
 import psycopg
 import redis
 
-from lab.processes import MARK, Account, run, write
+from lab.processes import MARK, OsAccount, run, write
 from lab.servers.supervision import Program, Supervisor
 from lab.state.base import CHECKOUT
 from runbook.errors import Unreachable
@@ -126,7 +126,7 @@ class Stranger:
 
     def __init__(self, programs: Path | None = None, *, alembic: bool = False) -> None:
         self.alembic = alembic
-        self.account = Account.of_servers()
+        self.account = OsAccount.of_servers()
         self.programs, self.redis_program = programs or binaries().postgres, binaries().redis
         self.root = new_directory("stranger")
         self.ports = {name: free_port() for name in ("postgres", "redis", "supervisor", "application")}

@@ -231,7 +231,7 @@ def cluster_gone_and_no_such_locale(stranger: Stranger, patch: pytest.MonkeyPatc
     yield None
 
 
-@refused_with("log-in of the application's role: there is no such role", down=True)
+@refused_with("log-in of the application's role: the role does not exist", down=True)
 def role_that_no_backup_has(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
     stranger.describe(('user = "members_app"', 'user = "members_web"'))
     yield None
@@ -523,7 +523,7 @@ def test_files_that_crash_recovery_cannot_read_are_kept_and_replaced_by_a_new_cl
     report = plan()
     assert report.status is Status.PLANNED, findings(report)
     steps = {step.step: step.detail for step in report.plan_steps}
-    assert "keep them under another name and create a new cluster" in steps["bring back the database server"]
+    assert "keep them under another name and create a new cluster" in steps["start the database server"]
     done = plan(confirm=NAME)
     assert done.status is Status.WARN, findings(done)
     assert "invalid page in block 0" in next(
@@ -539,10 +539,7 @@ def test_they_are_not_replaced_where_the_server_has_another_database(backed_up: 
     kept = data.with_name("kept")
     report = plan()
     assert report.status is Status.PLANNED, findings(report)
-    assert (
-        "it also has payroll"
-        in {step.step: step.detail for step in report.plan_steps}["bring back the database server"]
-    )
+    assert "it also has payroll" in {step.step: step.detail for step in report.plan_steps}["start the database server"]
     done = plan(confirm=NAME)
     assert done.status is Status.CRITICAL
     assert f"save its other databases (payroll), then mv {data} {data}.damaged and run this again" in findings(done)

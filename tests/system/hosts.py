@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from docker.types import Mount
 
-from lab.processes import Account, run
+from lab.processes import OsAccount, run
 from lab.state.base import CHECKOUT, PYTHON
-from lab.state.state import Ports, State
+from lab.state.state import LabState, Ports
 from runbook.wait import until
 from tests.fixtures.engine import Engine
 from tests.fixtures.servers import free_port, taken_ports
@@ -83,7 +83,7 @@ class Host(abc.ABC):
 
     def __init__(self, engine: Engine, base: Path) -> None:
         self.engine, self.base = engine, base
-        self.state = State(str(base), Ports.chosen(taken_ports()))
+        self.state = LabState(str(base), Ports.chosen(taken_ports()))
         self.application = base / "opt" / "grc"
         self.logs = base / "log"
         self.shared = {str(path): {"bind": str(path), "mode": "ro"} for path in (CHECKOUT, *_python())}
@@ -320,7 +320,7 @@ class DockerHost(Host):
 
     def _make_cluster(self) -> None:
         """By an account that has a name, which initdb wants."""
-        account = Account.of_servers()
+        account = OsAccount.of_servers()
         account.directory(self.postgres_data.parent, 0o755)
         password = self.base / "password"
         password.write_text(self.state.passwords.postgres_admin)

@@ -175,13 +175,13 @@ reload = {json.dumps(place.reload)}
 
     first = renew(confirm=NAME)
     assert {name: finding.status for name, finding in bad(first).items()} == {
-        f"{name}@127.0.0.1:{place.https}: shows the new one": Status.WARN for name in (APP, WWW)
+        f"{name}@127.0.0.1:{place.https}: presents the new one": Status.WARN for name in (APP, WWW)
     }, "no server has it yet"
     place.serve()
     until(lambda: bad(check()) == {}, what="nginx' reload", seconds=120)
     before = serials()
     assert len(set(before)) == 1
-    assert renew(confirm=NAME).outcome == "nothing is due of 1 certificates"
+    assert renew(confirm=NAME).outcome == "none of 1 certificates is due"
     assert serials() == before
 
     renewed = renew(force=True, confirm=NAME)
@@ -196,7 +196,7 @@ reload = {json.dumps(place.reload)}
     assert failed.status is Status.CRITICAL
     (finding,) = bad(failed).values()
     assert f"the challenge of {WWW} failed (connection)" in finding.value
-    assert "the old one stays in place, until" in finding.value
+    assert "the old one stays in use, until" in finding.value
     assert "open port 80" in finding.hint
     assert serials() == after
     place.point("clear-a", host=WWW)
@@ -207,7 +207,7 @@ reload = {json.dumps(place.reload)}
         impatient.setattr(served, "RELOAD_SECONDS", 2.0)
         unloaded = bad(renew(force=True, confirm=NAME))
     assert "deploy-hook" in unloaded["app.test: renew certificate"].value
-    assert unloaded[f"{APP}@127.0.0.1:{place.https}: shows the new one"].status is Status.CRITICAL
+    assert unloaded[f"{APP}@127.0.0.1:{place.https}: presents the new one"].status is Status.CRITICAL
     file, shown, also = serials()
     assert shown == also == after[0] != file
     (base / "nginx.conf").write_text(configuration)

@@ -11,7 +11,7 @@ import pytest
 from blocks.exclusion import Cluster, Exclusion
 from blocks.postgres.server import Postgres
 from flows.pinned import pin_database
-from lab.processes import Account, write
+from lab.processes import OsAccount, write
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -35,7 +35,7 @@ unix_socket_dir =
 @pytest.fixture
 def pooled(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Postgres]:
     """The server's block, by way of the pooler. PgBouncer refuses to run as root."""
-    login, port, account = postgres_server.block(), free_port(), Account.of_servers()
+    login, port, account = postgres_server.block(), free_port(), OsAccount.of_servers()
     configuration = Path("/var/tmp") / f"ops-pooler-{port}.ini"
     password = login.admin_password.get_secret_value()
     write(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blocks.postgres.server import Postgres
-from tasks.gx.declared import Bounds, bounds_in, read_tables, values_in
+from tasks.gx.declared import DeclaredBounds, bounds_in, read_tables, values_in
 from tasks.gx.suggestion import SUGGESTED, left_out, suggest, write
 from tasks.gx.suites import read_suites
 from tasks.integrity import run_expectations
@@ -100,10 +100,10 @@ def test_what_somebody_reviewed_is_not_written_over(interview: Postgres, tmp_pat
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
-        ("((score >= 0) AND (score <= 1000))", Bounds(0, 1000)),
-        ("(price > (0)::numeric)", Bounds(least=0, open_least=True)),
-        ("(\"Odd Name\" < '1.5'::double precision)", Bounds(most=1.5, open_most=True)),
-        ("((x >= '-5'::integer) AND (x <= 5))", Bounds(-5, 5)),
+        ("((score >= 0) AND (score <= 1000))", DeclaredBounds(0, 1000)),
+        ("(price > (0)::numeric)", DeclaredBounds(least=0, open_least=True)),
+        ("(\"Odd Name\" < '1.5'::double precision)", DeclaredBounds(most=1.5, open_most=True)),
+        ("((x >= '-5'::integer) AND (x <= 5))", DeclaredBounds(-5, 5)),
         ("((x >= 0) OR (x <= 5))", None),
         ("(x <> 0)", None),
         ("((x % 2) >= 0)", None),
@@ -112,7 +112,7 @@ def test_what_somebody_reviewed_is_not_written_over(interview: Postgres, tmp_pat
         ("(ended >= started)", None),
     ],
 )
-def test_simple_checks_are_understood_and_no_others(expression: str, expected: Bounds | None) -> None:
+def test_simple_checks_are_understood_and_no_others(expression: str, expected: DeclaredBounds | None) -> None:
     assert bounds_in(expression) == expected
 
 

@@ -19,6 +19,7 @@ from lab.processes import write
 from lab.servers.supervision import Program, Supervisor
 from lab.state.environment import clean_environment
 from runbook.errors import Unreachable
+from runbook.page.form import Forms
 from runbook.report import Evidence, Report, Status
 from runbook.wait import until
 from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
@@ -227,5 +228,5 @@ def evidence(report: Report, begins: str) -> Evidence:
 
 
 def following(report: Report) -> str:
-    """What it says to launch next."""
-    return evidence(report, "Run next").text
+    """The runbooks to launch next, as the page of a run without Prefect shows them."""
+    return "\n".join(Forms().next(one, NAME) for finding in report.findings for one in finding.follow)

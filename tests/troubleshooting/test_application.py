@@ -189,7 +189,7 @@ def test_what_a_trial_prints_is_masked(backend: Backend, tmp_path: Path) -> None
     backend.write(main=MAIN + TELLING, env=backend.own_env(tmp_path))
     report = backend.diagnosed()
     assert cause(report) == "backend does not start: ValueError: it ends here"
-    assert "told: ‹masked›" in evidence(report, "Foreground start").text
+    assert "told: ********" in evidence(report, "Foreground start").text
     assert "hello-world-4715" not in str(report.as_json())
 
 
@@ -199,7 +199,7 @@ def test_what_its_service_logs_is_masked_too(backend: Backend, tmp_path: Path) -
     report = backend.diagnosed()
     assert cause(report) == "backend does not start: ValueError: it ends here"
     log = evidence(report, "Log of backend").text
-    assert "told: ‹masked› ‹masked›" in log
+    assert "told: ******** ********" in log
     for secret in ("hello-world-4715", "ab.12", ROLE_PASSWORD, quote(ROLE_PASSWORD, safe="")):
         assert secret not in str(report.as_json())
 
@@ -232,7 +232,7 @@ def test_start_up_hooks_run_only_where_the_environment_says_so(backend: Backend,
     assert (began.exists(), "without its start-up hooks" in text) == (hooks, not hooks)
 
 
-def test_nothing_is_started_beside_a_run_that_holds_the_environment(backend: Backend, tmp_path: Path) -> None:
+def test_nothing_is_started_while_a_run_holds_the_environment(backend: Backend, tmp_path: Path) -> None:
     held, done = threading.Event(), threading.Event()
 
     def restore() -> None:
@@ -259,11 +259,11 @@ def test_nothing_is_started_in_an_environment_that_is_contained(backend: Backend
 
 def _assert_not_started(report: Report, why: str) -> None:
     assert not [one for one in report.evidence if one.name.startswith("Foreground")]
-    (told,) = [one for one in report.findings if one.name == "not measured: does it start in the foreground?"]
-    assert why in told.value
+    (found,) = [one for one in report.findings if one.name == "not measured: does it start in the foreground?"]
+    assert why in found.value
 
 
-def test_what_answers_in_the_place_of_its_service_is_found(backend: Backend) -> None:
+def test_a_process_that_answers_instead_of_the_service_is_found(backend: Backend) -> None:
     class Old(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -275,7 +275,7 @@ def test_what_answers_in_the_place_of_its_service_is_found(backend: Backend) -> 
         report = backend.diagnosed()
         orphan.shutdown()
     assert report.status is Status.WARN
-    assert cause(report).startswith("backend answers, and not by its service")
+    assert cause(report).startswith("backend answers, but its service is not the one that answers")
     assert f"process {os.getpid()}" in cause(report)
 
 
@@ -284,7 +284,7 @@ def test_an_error_of_a_request_is_no_reason_not_to_start(backend: Backend) -> No
     (backend.host.backend / "unwell").touch()
     with (backend.host.root / "grc-backend.log").open("a") as log:
         log.write("KeyError: 'CANDIDATE_ID'\n")
-    assert cause(backend.diagnosed()).startswith("backend runs and is not healthy: backend answers 503: queue stuck")
+    assert cause(backend.diagnosed()).startswith("backend runs but is unhealthy: backend answers 503: queue stuck")
 
 
 def test_its_own_password_is_stale(backend: Backend, tmp_path: Path) -> None:
@@ -299,15 +299,15 @@ def test_its_own_password_is_stale(backend: Backend, tmp_path: Path) -> None:
 def test_a_service_that_was_stopped_is_no_fault_of_the_code(backend: Backend) -> None:
     (backend.host.root / "grc-backend.log").write_text("")
     report = backend.diagnosed()
-    assert "backend does not run (grc-backend is STOPPED" in cause(report)
+    assert "backend is stopped (grc-backend is STOPPED" in cause(report)
     assert "it serves" in evidence(report, "Foreground start").text
 
 
-def test_it_runs_and_is_not_healthy(backend: Backend) -> None:
+def test_it_runs_but_is_unhealthy(backend: Backend) -> None:
     backend.start()
     (backend.host.backend / "unwell").touch()
     report = backend.diagnosed()
-    assert cause(report) == "backend runs and is not healthy: backend answers 503: queue stuck"
+    assert cause(report) == "backend runs but is unhealthy: backend answers 503: queue stuck"
     assert "summarise-errors" in following(report)
 
 
@@ -318,7 +318,7 @@ def test_a_migration_is_missing(backend: Backend) -> None:
         path.write_text(textwrap.dedent(text))
     backend.start()
     report = backend.diagnosed()
-    assert cause(report) == "a migration is missing: the database is at none, the code wants 0001"
+    assert cause(report) == "a migration is missing: the database is at none, the code needs 0001"
     assert "apply-migrations" in following(report)
 
 
@@ -327,7 +327,7 @@ def test_the_database_behind_it_is_down(backend: Backend) -> None:
     (backend.host.backend / "unwell").touch()
     with backend.host.stopped("postgres"):
         report = backend.diagnosed()
-    assert cause(report).startswith("the database behind it at 127.0.0.1")
+    assert cause(report).startswith("the database of the application at 127.0.0.1")
     assert "diagnose-database" in following(report)
 
 
@@ -336,4 +336,4 @@ def test_a_supervisor_that_is_away_is_not_ok(backend: Backend, tmp_path: Path) -
     backend.host.describe(tmp_path, url=backend.url, control=free_port())
     report = backend.diagnosed()
     assert report.status is Status.WARN
-    assert "could not be made" in cause(report)
+    assert "could not run" in cause(report)

@@ -1,4 +1,4 @@
-"""free-disk-emergency: what holds the space, what goes, and that it works where nothing can be written."""
+"""free-disk-emergency: what uses the space, what is deleted, and that it works without free disk space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from flows.troubleshooting import disk
 from runbook.report import Status
-from tests.troubleshooting.conftest import Host, evidence, following
+from tests.troubleshooting.conftest import Host, evidence
 
 KEPT = "grc_db__old_20260101_000000"
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,22 @@ STAYS = {
 GOES = ("tmp/ops-wal-dead", "backups/postgresql/.partial-full-postgres_20260101_000000", "log/app.log.1")
 
 
-def test_of_a_disk_with_room_nothing_goes_and_slots_are_only_told(host: Host) -> None:
+@pytest.fixture
+def half_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file system, however full those of this host are."""
+    real = os.statvfs
+
+    def half(path: str | Path) -> os.statvfs_result:
+        found = real(path)
+        blocks, files = found.f_blocks // 2, found.f_files // 2
+        free = (blocks, blocks, found.f_files, files, files)
+        return os.statvfs_result((found.f_bsize, found.f_frsize, found.f_blocks, *free, found.f_flag, found.f_namemax))
+
+    monkeypatch.setattr(os, "statvfs", half)
+
+
+@pytest.mark.usefixtures("half_full")
+def test_a_disk_with_free_space_keeps_everything_and_slots_are_only_reported(host: Host) -> None:
     host.server.sql("SELECT pg_create_physical_replication_slot('forgotten', true)")
     host.server.create_database(KEPT)
     try:
@@ -40,13 +55,13 @@ def test_of_a_disk_with_room_nothing_goes_and_slots_are_only_told(host: Host) ->
     finally:
         host.server.sql("SELECT pg_drop_replication_slot('forgotten')")
         host.server.drop_database(KEPT)
-    held = {row[0]: row[2] for row in evidence(report, "What holds the space").rows}
-    (slot,) = [advice for what, advice in held.items() if what.startswith("WAL kept for the slot forgotten (nobody")]
-    assert "is a decision" in slot
-    assert "never remove a file" in held["pg_wal in all, by the server"]
-    told = following(report)
-    assert "check-replication" in told
-    assert f"'names=[\"{KEPT}\"]'" in next(line for line in told.splitlines() if "discard-superseded" in line)
+    held = {row[0]: row[2] for row in evidence(report, "What uses the space").rows}
+    (slot,) = [advice for what, advice in held.items() if what.startswith("WAL retained by the slot forgotten (unused")]
+    assert "decide whether to drop it" in slot
+    assert "never delete files" in held["pg_wal in total, measured by the server"]
+    follow = evidence(report, "Run next").text
+    assert "check-replication" in follow
+    assert f"'names=[\"{KEPT}\"]'" in next(line for line in follow.splitlines() if "discard-superseded" in line)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +75,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_plan_is_told_where_nothing_can_be_written(full: list[dict[str, Any]]) -> None:
+def test_the_plan_is_shown_where_nothing_can_be_written(full: list[dict[str, Any]]) -> None:
     planned, *_ = full
     assert planned["free"] == 0
     assert [Path(step["detail"].split(",")[0]).as_posix().partition("/disk/")[2] for step in planned["plan"]] == [*GOES]
@@ -70,7 +85,7 @@ def test_the_plan_is_told_where_nothing_can_be_written(full: list[dict[str, Any]
     assert "/disk/log/app.log.1" in planned["page"]
 
 
-def test_what_may_go_goes_and_all_else_stays(full: list[dict[str, Any]]) -> None:
+def test_what_can_be_deleted_is_and_all_else_is_kept(full: list[dict[str, Any]]) -> None:
     _, done, _ = full
     assert set(done["left"]) == STAYS
     assert done["free"] >= 3 * 500_000
@@ -78,7 +93,7 @@ def test_what_may_go_goes_and_all_else_stays(full: list[dict[str, Any]]) -> None
     assert done["outcome"].startswith("3 of 3 removed, 1.")
     kept = next(one for one in done["evidence"] if one["name"].startswith("Scratch"))
     why = {Path(path).name: reason for path, reason in kept["rows"]}
-    assert "works in it" in why["ops-pg-live"]
+    assert "uses it" in why["ops-pg-live"]
     assert "written to" in why["ops-pip-young"]
 
 
@@ -87,14 +102,14 @@ def test_what_is_still_too_full_afterwards_is_critical(full: list[dict[str, Any]
     assert done["status"] == Status.WARN.value
     assert [one["status"] for one in done["findings"] if "afterwards" in one["name"]] == ["WARN"]
     assert any(one["name"] == "not measured: the database" for one in done["findings"])
-    rows = next(one for one in done["evidence"] if one["name"].startswith("What holds"))["rows"]
+    rows = next(one for one in done["evidence"] if one["name"].startswith("What uses"))["rows"]
     assert any(what.endswith("/pg/pg_wal") and "never" in advice for what, _, advice in rows)
 
 
 def test_wal_s_own_file_system_without_an_inode_is_full_too(full: list[dict[str, Any]]) -> None:
     *_, of_wal = full
-    (found,) = [one for one in of_wal["findings"] if one["name"].endswith("/wal)")]
+    (found,) = [one for one in of_wal["findings"] if "/wal: " in one["name"]]
     assert found["status"] == Status.WARN.value
-    assert "100% of its inodes used" in found["value"]
-    rows = next(one for one in of_wal["evidence"] if one["name"].startswith("What holds"))["rows"]
+    assert "100% of its inodes used" in found["name"]
+    rows = next(one for one in of_wal["evidence"] if one["name"].startswith("What uses"))["rows"]
     assert any(what.startswith("postgres: pg_wal") and "never" in advice for what, _, advice in rows)

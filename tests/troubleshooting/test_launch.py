@@ -18,10 +18,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from blocks.redis.server import Redis
 from flows.launch import find_flow, launch, main, parsed
 from flows.troubleshooting import diagnosis
-from flows.troubleshooting.database import full_cause
+from flows.troubleshooting.database_sessions import full_cause
 from flows.troubleshooting.diagnosis import Diagnosis
 from flows.troubleshooting.disk import free_disk_emergency
-from flows.troubleshooting.disk_holders import _ADVICE
+from flows.troubleshooting.disk_usage import _ADVICE
 from flows.troubleshooting.redis import _clear, _more_memory
 from runbook.errors import OpsError
 from runbook.next import Next
@@ -35,7 +35,7 @@ CHAPTER = sorted((ROOT / "flows/troubleshooting").glob("*.py"))
 
 def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
     block = Redis(data_directory="/d", drop_prefixes=["cache:"])
-    cause = full_cause(Diagnosis(None, None), "h:1", most=400)  # type: ignore[arg-type]
+    cause = full_cause("h:1", most=400)
     offered = [*cause.follow, _clear(block), *_more_memory(None)]
     for one in offered:
         words = shlex.split(one.command("lab"))
@@ -71,20 +71,20 @@ def test_a_probe_that_hangs_or_may_not_look_was_not_made(monkeypatch: pytest.Mon
     found = Diagnosis(None, None)  # type: ignore[arg-type]
     assert found.ask("does it hang?", threading.Event().wait) is None
     assert found.ask("may it look?", Path("/proc/1/mem/x").read_bytes) is None
-    assert [question for question, _ in found.unknown] == ["does it hang?", "may it look?"]
+    assert [question for question, _ in found.unmeasured] == ["does it hang?", "may it look?"]
 
 
 def test_with_prefect_they_are_forms_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     deployed = Forms({(flow, "lab"): f"id-of-{flow}" for flow in ("apply-redis-settings", "undo-redis-settings")})
     apply, undo = _more_memory(None)
     with temporary_settings({PREFECT_UI_URL: "http://ui/v2"}):
-        told = diagnosis.line_of(1, apply, deployed, "lab")
-        assert "http://ui/v2/deployments/deployment/id-of-undo" in diagnosis.line_of(2, undo, deployed, "lab")
-    address = re.search(r"\((http://ui/v2/deployments/deployment/id-of-apply-redis-settings/run\?\S+)\)", told)
+        text = deployed.next(apply, "lab")
+        assert "http://ui/v2/deployments/deployment/id-of-undo" in deployed.next(undo, "lab")
+    address = re.search(r"\((http://ui/v2/deployments/deployment/id-of-apply-redis-settings/run\?\S+)\)", text)
     assert address
     (filled,) = parse_qs(urlsplit(address[1]).query)["parameters"]
     assert json.loads(filled) == {"environment": "lab", **apply.parameters}
-    assert "undo it then" in told
+    assert "undo it then" in text
 
 
 @pytest.mark.parametrize("words", [["environment"], ["environment=lab", "overide=x"], ["environment=lab", "keep=-2"]])

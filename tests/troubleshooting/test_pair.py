@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from flows.troubleshooting import database
+from flows.troubleshooting import database_replication
 from flows.troubleshooting.database import diagnose_database
 from runbook.errors import RunbookFailed
 from runbook.report import Status
@@ -18,7 +18,7 @@ from tests.troubleshooting.conftest import cause, following
 
 
 def test_a_healthy_pair_and_one_whose_commits_wait(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "WAITED_SECONDS", 0.2)
+    monkeypatch.setattr(database_replication, "WAITED_SECONDS", 0.2)
     node, env_file = cluster.environment.postgres, Path(cluster.environment.application.env_file)
     env_file.parent.mkdir(parents=True, exist_ok=True)
     login = f"{node.user}:{quote(node.password.get_secret_value(), safe='')}"

@@ -176,9 +176,6 @@ class Form:
     def text(self, name: str) -> Locator:
         return self.root.get_by_role("textbox", name=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"))
 
-    def number(self, name: str) -> Locator:
-        return self.root.get_by_role("spinbutton", name=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"))
-
     def switch(self, name: str) -> Locator:
         return self.root.get_by_role("switch", name=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"))
 

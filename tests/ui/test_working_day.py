@@ -17,8 +17,6 @@ pytestmark = pytest.mark.system
 
 PREFIX = "cache:page:"
 KEYS = 1500
-KEYS_PER_SECOND = 50
-"""Half a minute: the page asks for a run's state every five seconds, and on a busy server not every answer is one."""
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def keys(cache: redis.Redis) -> int:
 
 
 def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redis, somebody: Operator) -> None:
-    """Find, read, fill in, dry run, follow the plan's form, confirm, watch, read."""
+    """Find, read, fill in, dry run, follow the plan's form, confirm, read."""
     expect(somebody.tagged("redis", "§2.2")).to_have_count(1)
     somebody.choose("clear-cache", "redis", "§2.2")
     told = somebody.describe()
@@ -46,7 +44,6 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
 
     form = somebody.custom_run()
     form.add("prefixes", PREFIX)
-    form.number("keys_per_second").fill(str(KEYS_PER_SECOND))
     expect(form.text("environment")).to_have_value(place.name)
     expect(form.text("confirm")).to_have_value("")
     somebody.page.get_by_role("heading", name="Parameters").scroll_into_view_if_needed()
@@ -64,12 +61,10 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
     assert given(somebody.page.url)["prefixes"] == [PREFIX]
     assert "confirm" not in given(somebody.page.url), "whoever confirms types it"
     expect(filled.parameter("prefixes").get_by_role("textbox")).to_have_value(PREFIX)
-    expect(filled.number("keys_per_second")).to_have_value(str(KEYS_PER_SECOND))
     filled.text("confirm").fill(place.name)
     somebody.submit()
-    somebody.state("Running")
-    somebody.log("unlinked")
     somebody.state("Completed")
+    somebody.log("unlinked")
     somebody.picture("run")
 
     report = somebody.report("clear-cache")

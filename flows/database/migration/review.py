@@ -1,4 +1,4 @@
-"""A new migration: a scratch database to write it against, the rehearsal of it, and the review that it needs (§1.1)."""
+"""A new migration: a scratch database to generate it, its rehearsal, and its review (§1.1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psycopg
 
 from blocks.environment import Environment
-from flows.database.migration.rehearsal import put_away
+from flows.database.migration.rehearsal import CHECK_SERVER, drop_scratch
 from runbook.errors import OpsError
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
@@ -19,7 +19,7 @@ from tasks.migrations.scratch import create_rehearsal
 from tasks.migrations.scripts import Heads, Script
 
 MOST_LINES = 200
-# What autogenerate does not see, or sees wrongly; and where in a file it may be.
+# Changes that autogenerate misses or gets wrong, and a pattern for the lines of a script that may have them.
 # https://alembic.sqlalchemy.org/en/latest/autogenerate.html#what-does-autogenerate-detect-and-what-does-it-not-detect
 CHECKLIST = (
     (
@@ -79,10 +79,10 @@ CHECKLIST = (
 
 @contextmanager
 def scratch_at(report: Report, env: Environment, revision: str) -> Iterator[str]:
-    """An empty database, brought to a revision by the migrations alone: what the models are compared with.
+    """An empty database, migrated to a revision, to compare the models with.
 
     Raises:
-        RunbookFailed: the migrations do not run from nothing.
+        RunbookFailed: the migrations do not run on an empty database.
     """
     try:
         name = create_rehearsal(env.postgres)
@@ -90,9 +90,9 @@ def scratch_at(report: Report, env: Environment, revision: str) -> Iterator[str]
         if revision:
             came = migrate_rehearsal(env.postgres, env.application, name, "up", revision)
             report.require(
-                "migrations from nothing",
+                "migrations of an empty database",
                 not came.error,
-                "an empty database cannot be brought to head: correct the migration that fails",
+                "correct the migration that fails: an empty database cannot be migrated to head",
                 value=came.error or f"up to {revision}",
                 expected="they run on an empty database",
             )
@@ -100,13 +100,13 @@ def scratch_at(report: Report, env: Environment, revision: str) -> Iterator[str]
         yield name
     except psycopg.Error as error:
         what = str(error).splitlines()[0]
-        raise OpsError(f"the scratch database was cut off: {what}", "look at the server, launch this again") from None
+        raise OpsError(f"connection to the scratch database lost: {what}", CHECK_SERVER) from None
     finally:
-        put_away(report, env)
+        drop_scratch(report, env)
 
 
 def find_unfinished(heads: Heads, applied: set[str], message: str) -> Script | None:
-    """The script that an earlier run made for the same message and that is applied nowhere here."""
+    """The script that an earlier run created for the same message and that is not applied here."""
     for script in heads.scripts:
         if script.revision in heads.names and script.revision not in applied and script.title.strip() == message:
             return script
@@ -114,28 +114,28 @@ def find_unfinished(heads: Heads, applied: set[str], message: str) -> Script | N
 
 
 def rehearse_new(report: Report, env: Environment, scratch: str, script: Script) -> None:
-    """Up, down, up on the scratch database, without rows: a downgrade that does not lead back is not done."""
+    """Up, down, up on the empty scratch database: the downgrade must restore the schema."""
     before = next(iter(script.down), "")
     start = read_state(env.postgres, scratch)
-    ways: tuple[tuple[Direction, str], ...] = (("up", script.revision), ("down", before), ("up", script.revision))
-    for number, (direction, target) in enumerate(ways, 1):
-        went = migrate_rehearsal(env.postgres, env.application, scratch, direction, target)
-        _expect(report, f"rehearsal: {number}. {direction}", not went.error, script, went.error or "done")
-        if went.error:
+    steps: tuple[tuple[Direction, str], ...] = (("up", script.revision), ("down", before), ("up", script.revision))
+    for number, (direction, target) in enumerate(steps, 1):
+        done = migrate_rehearsal(env.postgres, env.application, scratch, direction, target)
+        _require(report, f"rehearsal: {number}. {direction}", not done.error, script, done.error or "done")
+        if done.error:
             return
         if direction == "down":
-            now = read_state.after(went)(env.postgres, scratch)
+            now = read_state.after(done)(env.postgres, scratch)
             other = compare_schemas.after(now)(env.postgres, scratch, start.definitions, now.definitions)
-            _expect(report, "schema after up and down", not other, script, "; ".join(other[:3]) or "as before")
+            _require(report, "schema after up and down", not other, script, "; ".join(other[:3]) or "as before")
 
 
 def judge_new(report: Report, script: Script, *, generated: bool) -> None:
-    """The review: what is there, and what autogenerate may have missed. It is not done while a downgrade is empty."""
+    """The review: the script, and a checklist of what autogenerate may have missed."""
     text = script.path.read_text(encoding="utf-8", errors="replace")
     report.fact("file", script.path)
     report.fact("revision", f"{script.revision}, after {', '.join(script.down) or 'nothing'}")
-    _expect(report, "upgrade", script.upgrade == "written", script, script.upgrade)
-    _expect(report, "downgrade", script.downgrade == "written", script, script.downgrade)
+    _require(report, "upgrade", script.upgrade == "written", script, script.upgrade)
+    _require(report, "downgrade", script.downgrade == "written", script, script.downgrade)
     report.table(
         "レビュー項目 (autogenerate が見落とすもの)",
         ("項目", "確認すること", "このファイルでは"),
@@ -148,18 +148,18 @@ def judge_new(report: Report, script: Script, *, generated: bool) -> None:
     if generated:
         report.warn(
             "review",
-            f"go through the table with {script.path}, correct it, launch this again with the same message, commit it",
-            value="generated, not reviewed by a person",
+            f"review {script.path} by the checklist, correct it, launch this again with the same message, commit it",
+            value="generated, not yet reviewed",
         )
 
 
-def _expect(report: Report, name: str, ok: bool, script: Script, value: str) -> None:
+def _require(report: Report, name: str, ok: bool, script: Script, value: str) -> None:
     report.require(
         name,
         ok,
         f"write upgrade() and downgrade() in {script.path}, then launch this again with the same message",
         value=value,
-        expected="written, and undone by its downgrade",
+        expected="written, and undone by the downgrade",
     )
 
 

@@ -1,9 +1,9 @@
-"""Whether the database's files are sound: checksums, collation versions, every page by amcheck."""
+"""Checks for corrupt data: checksums, collation versions, every page by amcheck."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from prefect import flow
@@ -20,8 +20,9 @@ from runbook.units import duration, size
 from tasks.postgres.upkeep.amcheck import (
     EXTENSION,
     INSTALL,
-    Checked,
+    CheckedRelation,
     Extension,
+    Outcome,
     check_relations,
     find_amcheck,
     find_relations,
@@ -47,17 +48,16 @@ def check_corruption(
 ) -> Report:
     """データ破損の検査 (§1)
 
-    Reads every heap page, B-tree and GIN index of a database with amcheck, and reports failed checksums and collations
-    whose provider has another version than they were recorded with. Run it weekly, and after a power cut, a disk fault
-    or a move to another operating system.
+    Checks every heap page, B-tree and GIN index of a database with amcheck. Reports failed checksums, and collations
+    whose provider has another version than the recorded one. Run it weekly, and after a power cut, a disk fault or a
+    move to another operating system.
 
-    It reads the standby where the environment names one ([standby]), so that the primary has no load of it; or a
-    restored copy (`database`). Neither says anything of the primary's own disk: its heap pages are read by each
-    backup, its indexes only by where=primary.
+    It checks the standby if the environment has one ([standby]), so that the primary has no load, or a restored copy
+    (`database`). Neither covers the primary's disk: each backup reads its heap pages, only where=primary its indexes.
 
-    It only reads: locks like a SELECT, one relation at a time, its snapshot holds vacuum back meanwhile. Only with
-    `install` it changes something: CREATE EXTENSION amcheck, on the primary, to be undone by DROP EXTENSION. A page in
-    the server's cache is not read from the disk again. Evidence: the table of what was checked, what was not, and why.
+    It reads only, with locks like a SELECT, one relation at a time; its snapshot holds vacuum back meanwhile. Only
+    `install` changes something: CREATE EXTENSION amcheck on the primary. To undo: DROP EXTENSION. Cached pages are not
+    read from the disk again. Evidence: the tables of checked and unchecked relations with the reasons.
 
     Not in the manual.
 
@@ -78,7 +78,7 @@ def check_corruption(
         name = database or server.database
         report.fact("database", name)
         extension = find_amcheck(server, name)
-        standby = _told_server(report, env, server, extension)
+        standby = _identify_server(report, env, server, extension)
         if install and not extension.schema:
             if _needs_installing(report, env, name):
                 pin_database(report, env.postgres)
@@ -93,7 +93,7 @@ def check_corruption(
             report_results(report, checked, heapallindexed)
         else:
             report.outcome = "heap and indexes were not checked: amcheck is missing"
-        judge_checksums(report, read_checksums(server), standby=standby)  # last: what amcheck read has been counted
+        judge_checksums(report, read_checksums(server), standby=standby)  # last, to count what amcheck has read
     return report
 
 
@@ -103,41 +103,41 @@ def _server(env: Environment, where: Where) -> Postgres:
     return env.standby if where == "standby" or (where == "auto" and env.has("standby")) else env.postgres
 
 
-def _told_server(report: Report, env: Environment, server: Postgres, extension: Extension) -> bool:
-    """Which server it is, in the report's head; whether it is a standby.
+def _identify_server(report: Report, env: Environment, server: Postgres, extension: Extension) -> bool:
+    """Name the server in the report's head; returns whether it is a standby.
 
     Raises:
-        OpsError: it should be one and is none.
+        OpsError: [standby] names a server that is not a standby.
     """
     address = f"{server.host}:{server.port}"
     if server is not env.postgres and not extension.in_recovery:
         raise OpsError(
-            f"{address}, named by [standby], is no standby (any more)",
-            "both servers take writes: stop the one that clients do not use and rejoin it (rejoin-standby), or choose "
-            "where=primary",
+            f"{address}, named by [standby], is not a standby (any more)",
+            "stop the server that clients do not use and rejoin it (rejoin-standby), or choose where=primary: both "
+            "servers accept writes",
         )
     if extension.in_recovery:
         replayed = f", replayed up to {extension.replayed}" if extension.replayed else ""
-        report.fact("server", f"standby {address}{replayed}; the primary's own disk was not read (where=primary)")
+        report.fact("server", f"standby {address}{replayed}; where=primary reads the primary's disk")
     else:
         report.fact("server", f"primary {address}")
     return extension.in_recovery
 
 
 def _needs_installing(report: Report, env: Environment, database: str) -> bool:
-    """Planned for the primary, from where a standby gets it (and soon will, where the primary has it already).
+    """Plan the installation on the primary, unless it has the extension. A standby gets it by replication.
 
     Raises:
         OpsError: it cannot be installed.
     """
-    there = find_amcheck(env.postgres, database)
-    if there.schema:
+    found = find_amcheck(env.postgres, database)
+    if found.schema:
         return False
-    if not there.available:
-        raise OpsError("this server has no amcheck to install", "install the contrib package of its version")
-    if there.in_recovery:
-        raise OpsError("a standby cannot install an extension", "install it on the primary: it comes by replication")
-    report.plan(INSTALL, f"{EXTENSION} {there.available} in {database}; undo: DROP EXTENSION {EXTENSION}")
+    if not found.available:
+        raise OpsError("amcheck is not available on this server", "install the contrib package of its version")
+    if found.in_recovery:
+        raise OpsError("a standby cannot install an extension", "install it on the primary; replication copies it")
+    report.plan(INSTALL, f"{EXTENSION} {found.available} in {database}; undo: DROP EXTENSION {EXTENSION}")
     return True
 
 
@@ -145,7 +145,7 @@ def _has_amcheck(report: Report, extension: Extension, database: str) -> bool:
     if extension.schema:
         report.fact("amcheck", extension.version)
         return True
-    create = f"run CREATE EXTENSION amcheck in {database} (on the primary), or launch this with install=true"
+    create = f"run CREATE EXTENSION amcheck in {database} on the primary, or launch this with install=true"
     hint = create if extension.available else "install the contrib package of the server's version, then " + create
     report.warn("heap and indexes", hint, value="not measured: amcheck is not installed", expected="checked")
     return False
@@ -153,39 +153,40 @@ def _has_amcheck(report: Report, extension: Extension, database: str) -> bool:
 
 MOST_ROWS = 50
 MOST_FINDINGS = 10
-# Nothing is repaired on a standby, and physical damage does not travel: each server has its own.
+# Physical damage is not replicated: the primary can be intact.
 ON_STANDBY = (
-    "a standby cannot be repaired: launch this with where=primary, and if that is sound keep a copy of this host's "
-    "files, check its disk and memory, and build the standby anew (pg_basebackup -R)"
+    "launch this with where=primary. If the primary is intact, keep a copy of this host's files, check its disk and "
+    "memory, and rebuild the standby (pg_basebackup -R): a standby cannot be repaired"
 )
 
 
 def judge_checksums(report: Report, found: Checksums, *, standby: bool) -> None:
-    """Whether damage can be noticed at all, and what has been."""
+    """Whether the server can detect damage, and the failures that it counted."""
     also = ", on the primary and every standby while all are stopped" if standby else ""
     report.prefer(
         "data checksums",
         found.on,
         f"stop the server and switch them on: pg_checksums --enable{also}",
         value="on" if found.on else "off: failures are not measured",
+        expected="on",
     )
     report.require(
         "settings that hide damage",
         not found.hiding,
-        "switch them off: damaged pages are read as if sound",
+        "switch them off: they hide damaged pages from queries",
         value=", ".join(found.hiding) or "none",
         expected="none",
     )
     for failed in found.failures[:MOST_FINDINGS]:
         report.fail(
-            f"failed checksums in {failed.database or 'what all databases share'}",
+            f"failed checksums in {failed.database or 'the shared catalogs'}",
             (
                 ON_STANDBY
                 if standby
-                else "find the page in the server's log, check disk and memory of the host, restore "
-                "(restore-database) or REINDEX where only an index is hit"
+                else "find the page in the server's log, check disk and memory of the host, then restore-database, or "
+                "REINDEX if only an index is damaged"
             )
-            + "; pg_stat_reset() in that database starts the count anew",
+            + "; pg_stat_reset() in that database resets the count",
             value=f"{failed.count}, the last at {failed.last}",
             expected="0",
         )
@@ -194,7 +195,7 @@ def judge_checksums(report: Report, found: Checksums, *, standby: bool) -> None:
 
 
 def judge_collations(report: Report, found: Collations, database: str, *, standby: bool) -> None:
-    """Whether text is sorted as it was when the indexes were built."""
+    """Whether text still sorts as it did when the indexes were built."""
     for changed in found.changed[:MOST_FINDINGS]:
         kind = changed.name.split(" ", 1)[0]
         target = changed.name.split(" ", 1)[1] if kind == "collation" else f'"{database}"'
@@ -208,18 +209,18 @@ def judge_collations(report: Report, found: Collations, database: str, *, standb
         )
         report.warn(
             f"version of {changed.name}",
-            f"{elsewhere * standby}{indexes}; then {refresh}",
+            f"{elsewhere * standby}{indexes}; then {refresh}. Until then indexes may miss rows",
             value=f"recorded {changed.recorded}, the provider has {changed.actual}",
-            expected="the same: text may sort differently, indexes miss rows",
+            expected="the same version",
         )
     if found.changed:
         rows = [(changed.name, index) for changed in found.changed for index in changed.indexes]
-        _table(report, "Indexes that depend on a changed collation", ("collation", "index"), rows)
+        report.table("Indexes that depend on a changed collation", ("collation", "index"), rows, most=MOST_ROWS)
     if found.unrecorded:
         report.warn(
             "collations without a recorded version",
-            "REINDEX what sorts by them, unless the host's libraries are those it was built with; a version is "
-            "recorded only when the database (restore-database) or the collation is made anew",
+            "REINDEX the indexes that use them, unless the host's libraries are unchanged. A version is recorded "
+            "only when the database (restore-database) or the collation is created",
             value=f"not measured: {', '.join(found.unrecorded[:5])}"
             + f" and {len(found.unrecorded) - 5} more" * (len(found.unrecorded) > 5),
         )
@@ -228,94 +229,85 @@ def judge_collations(report: Report, found: Collations, database: str, *, standb
         report.passed("collation versions", value=value)
 
 
-def judge_checked(report: Report, checked: tuple[Checked, ...], *, live: bool, standby: bool) -> None:
-    """One finding for each damaged relation; what was not checked is said. `live`: it is the application's database."""
+def judge_checked(report: Report, checked: tuple[CheckedRelation, ...], *, live: bool, standby: bool) -> None:
+    """One finding for each damaged relation, and for what was not checked. `live`: the application's database."""
     damaged = [one for one in checked if one.outcome == "damaged"]
     for one in damaged[:MOST_FINDINGS]:
         remedy = ON_STANDBY if standby else _remedy(one, damaged, live)
-        report.fail(f"{_kind(one)} {one.relation.name}", remedy, value=one.message, expected="sound")
+        report.fail(f"{_kind(one)} {one.relation.name}", remedy, value=one.message, expected="intact")
     if len(damaged) > MOST_FINDINGS:
-        report.warn("more damaged relations", "they are in the table", value=len(damaged) - MOST_FINDINGS)
-    reached = [one for one in checked if one.outcome == "sound"]
+        report.warn("more damaged relations", "see the table", value=len(damaged) - MOST_FINDINGS)
+    reached = [one for one in checked if one.outcome == "intact"]
     if not damaged and reached:
-        report.passed("heap and indexes", value=f"{len(reached)} sound, {size(_bytes(reached))}")
+        report.passed("heap and indexes", value=f"{len(reached)} intact, {size(_bytes(reached))}")
     missed = [one for one in checked if one.outcome == "not reached"]
     names = list(dict.fromkeys(one.relation.table for one in missed))
     report.prefer(
         "time budget",
         not missed,
-        f"launch it with a larger budget_seconds, or with tables={names[:5]}",
+        f"launch this with a larger budget_seconds, or with tables={names[:5]}",
         value=f"{len(missed)} of {len(checked)} relations not reached ({size(_bytes(missed))})",
         expected="all reached",
     )
-    # Indexes of other kinds are a lasting gap and in the table; what should have been checked and was not is a finding.
+    # Indexes that amcheck does not support are in the table only.
     failed = [one for one in checked if one.outcome == "not checked" and not one.relation.why_not]
     if failed:
         report.warn(
             "relations that could not be checked",
-            "see why, then launch it with their tables",
+            "fix the cause, then launch this with their tables",
             value="; ".join(f"{one.relation.name}: {one.message}" for one in failed[:3]),
         )
     if not damaged and not reached:
-        report.warn("heap and indexes", "see the table for the reasons", value="not measured: nothing was checked")
+        report.warn("heap and indexes", "see the reasons in the table", value="not measured: nothing was checked")
 
 
-def _remedy(one: Checked, damaged: list[Checked], live: bool) -> str:
+def _remedy(one: CheckedRelation, damaged: list[CheckedRelation], live: bool) -> str:
     if one.relation.is_index:
         heap_is_sound = not any(
             other.relation.table == one.relation.table and not other.relation.is_index for other in damaged
         )
         rebuild = f"REINDEX INDEX CONCURRENTLY {one.relation.name}"
-        return f"its table is sound: {rebuild}" if heap_is_sound else f"the table's damage first, then {rebuild}"
-    first = "keep a copy of the files, check disk and memory of the host, then restore: restore-database, "
-    copy = "this copy's backup is not to be trusted: check the live database, then verify-backup the one before"
-    return first + "or single tables of it; do not VACUUM or rewrite the table before" if live else copy
+        return f"{rebuild}: its table is intact" if heap_is_sound else f"repair its table first, then {rebuild}"
+    if not live:
+        return "check the live database, then verify the backup before this one: this copy's backup is damaged"
+    return (
+        "keep a copy of the files, check disk and memory of the host, then run restore-database or restore-tables. Do "
+        "not VACUUM or rewrite the table before"
+    )
 
 
-def report_results(report: Report, checked: tuple[Checked, ...], heapallindexed: bool) -> None:
+def report_results(report: Report, checked: tuple[CheckedRelation, ...], heapallindexed: bool) -> None:
     """The outcome and the tables."""
     count = Counter(one.outcome for one in checked)
-    report.outcome = (
-        ", ".join(
-            f"{count[outcome]} {outcome}"
-            for outcome in ("sound", "damaged", "not reached", "not checked")
-            if count[outcome]
-        )
-        or "there was nothing to check"
-    )
+    outcomes: tuple[Outcome, ...] = ("intact", "damaged", "not reached", "not checked")
+    report.outcome = ", ".join(f"{count[each]} {each}" for each in outcomes if count[each]) or "nothing to check"
     report.fact(
         "checked",
-        f"{size(_bytes(one for one in checked if one.outcome in ('sound', 'damaged')))} in "
-        f"{duration(sum(one.seconds for one in checked))}; rows missing from indexes: "
-        f"{'looked for' if heapallindexed else 'not looked for (heapallindexed)'}",
+        f"{size(_bytes(one for one in checked if one.outcome in ('intact', 'damaged')))} in "
+        f"{duration(sum(one.seconds for one in checked))}; rows missing in indexes: "
+        f"{'checked' if heapallindexed else 'not checked (heapallindexed=false)'}",
     )
-    if ends := [one.relation.name for one in checked if one.relation.is_unindexed and one.outcome == "sound"]:
+    if ends := [one.relation.name for one in checked if one.relation.is_unindexed and one.outcome == "intact"]:
         names = ", ".join(ends[:MOST_FINDINGS]) + " …" * (len(ends) > MOST_FINDINGS)
         report.fact(
             "ends of files",
-            f"{len(ends)} tables without a B-tree index: a cut-off end is noticed only as far "
-            f"as VACUUM had marked pages in the visibility map; rows behind that were not checked: {names}",
+            f"{len(ends)} tables have no B-tree index: amcheck detects a truncated file only up to the last page that "
+            f"VACUUM marked in the visibility map: {names}",
         )
-    bad = [one for one in checked if one.outcome != "sound"]
+    bad = [one for one in checked if one.outcome != "intact"]
     rows = [(one.relation.name, _kind(one), one.outcome, one.message) for one in bad]
-    _table(report, "Damaged, or not checked", ("relation", "kind", "outcome", "why"), rows)
-    longest = sorted((one for one in checked if one.outcome == "sound"), key=lambda one: -one.seconds)[:20]
-    columns = ("relation", "kind", "size", "seconds")
+    report.table("Damaged, or not checked", ("relation", "kind", "outcome", "why"), rows, most=MOST_ROWS)
+    longest = sorted((one for one in checked if one.outcome == "intact"), key=lambda one: -one.seconds)[:20]
     report.table(
-        "Sound: what took longest",
-        columns,
+        "Intact, slowest checks first",
+        ("relation", "kind", "size", "seconds"),
         [(one.relation.name, _kind(one), size(one.relation.bytes), f"{one.seconds:.2f}") for one in longest],
     )
 
 
-def _table(report: Report, name: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
-    report.table(name + more, columns, rows[:MOST_ROWS])
-
-
-def _kind(one: Checked) -> str:
+def _kind(one: CheckedRelation) -> str:
     return "index" if one.relation.is_index else "table"
 
 
-def _bytes(checked: Iterable[Checked]) -> int:
+def _bytes(checked: Iterable[CheckedRelation]) -> int:
     return sum(one.relation.bytes for one in checked)

@@ -1,5 +1,4 @@
-"""Judging what keeps dead rows, and on whom a rebuild waits, called with the open report: vacuum, indexes, replication
-choose from one list which of them concern them."""
+"""Sessions, slots and standbys that hold dead rows back or block a rebuild, called with the open report."""
 
 from __future__ import annotations
 
@@ -8,22 +7,24 @@ from collections.abc import Sequence
 
 from runbook.report import Report, Status
 from runbook.units import duration
-from tasks.postgres.sessions.holders import Holder
+from tasks.postgres.sessions.holders import XminHolder
 
 LONG_SECONDS = 300
-# Of a slot or a standby that is in use nobody knows since when: it counts where it is this many transactions behind.
+# How long an active slot or standby holds rows back is unknown: it counts from this many transactions.
 FAR_BEHIND_XIDS = 1_000_000
 MOST_NAMED = 10
 MOST_ROWS = 50
 
 
-def of_database(holders: Sequence[Holder], database: str, long_seconds: float) -> tuple[Holder, ...]:
-    """What concerns the tables of one database: its transactions open for longer, and slots and standbys that lag. The
-    catalogues' slots and autovacuum's own work do not."""
+def of_database(holders: Sequence[XminHolder], database: str, long_seconds: float) -> tuple[XminHolder, ...]:
+    """The holders that affect one database's tables: its long transactions, and slots and standbys that lag.
+
+    Catalog slots and autovacuum's own work do not affect them.
+    """
     return tuple(holder for holder in holders if _concerns(holder, database, long_seconds))
 
 
-def _concerns(holder: Holder, database: str, long_seconds: float) -> bool:
+def _concerns(holder: XminHolder, database: str, long_seconds: float) -> bool:
     match holder.kind:
         case "transaction" | "prepared transaction":
             return holder.database == database and not holder.seconds < long_seconds
@@ -33,36 +34,37 @@ def _concerns(holder: Holder, database: str, long_seconds: float) -> bool:
 
 
 def judge_holders(
-    report: Report, holders: Sequence[Holder], *, what: str, expected: str = "none", otherwise: Status = Status.WARN
+    report: Report, holders: Sequence[XminHolder], *, what: str, expected: str = "none", otherwise: Status = Status.WARN
 ) -> None:
-    """One finding for each, with how to end it; one that is well where there is none."""
+    """One finding for each holder with the way to end it; OK if there is none."""
     for holder in holders[:MOST_NAMED]:
         report.fail(what, holder.remedy, value=holder.text, expected=expected, worst=otherwise)
     if len(holders) > MOST_NAMED:
-        report.fail(what, "end those first", value=f"{len(holders) - MOST_NAMED} more", worst=otherwise)
+        report.fail(what, "end the ones above first", value=f"{len(holders) - MOST_NAMED} more", worst=otherwise)
     if not holders:
         report.passed(what, value="none")
 
 
-def judge_horizon(report: Report, holders: Sequence[Holder], long_seconds: int) -> None:
-    """What keeps vacuum from removing dead rows anywhere on the server, all of it in a table."""
+def judge_horizon(report: Report, holders: Sequence[XminHolder], long_seconds: int) -> None:
+    """All holders that keep vacuum from removing dead rows on the server, as findings and as a table."""
     holding = [holder for holder in holders if holder.holds_xmin]
     bad = [holder for holder in holding if _is_long(holder, long_seconds)]
     expected = f"≤ {duration(long_seconds)} and ≤ {FAR_BEHIND_XIDS:,} transactions"
     judge_holders(report, bad, what="holds xmin back", expected=expected)
-    report.fact("xmin is held back", holding[0].text if holding else "by nothing")
+    report.fact("xmin is held back by", holding[0].text if holding else "nothing")
     report.table(
-        f"What holds xmin back ({len(holding)})",
+        f"Holders of xmin ({len(holding)})",
         ("kind", "name", "transactions back", "since", "database", "who"),
-        [(h.kind, h.name, f"{h.xids:,}", _since(h), h.database, h.who) for h in holding[:MOST_ROWS]],
+        [(h.kind, h.name, f"{h.xids:,}", _since(h), h.database, h.who) for h in holding],
+        most=MOST_ROWS,
     )
 
 
-def _is_long(holder: Holder, long_seconds: int) -> bool:
+def _is_long(holder: XminHolder, long_seconds: int) -> bool:
     if holder.is_slot and holder.idle and holder.xids > 0:
-        return True  # it will hold on for ever, however little it holds now
+        return True  # an idle slot never releases its rows, however few they are now
     return holder.seconds > long_seconds or holder.xids > FAR_BEHIND_XIDS
 
 
-def _since(holder: Holder) -> str:
+def _since(holder: XminHolder) -> str:
     return "not known" if math.isnan(holder.seconds) else duration(holder.seconds)

@@ -1,4 +1,4 @@
-"""Whether the database's WAL reaches another place, and how long it can go on like this."""
+"""Replication, WAL archiving and wraparound: their state, and the time left until they fail."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.database.server.holders import judge_horizon
 from flows.database.server.wraparound import judge_wraparound
+from runbook import metrics
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
@@ -22,12 +23,9 @@ from tasks.postgres.replication.status import Replication, Slot, Standby, parse_
 from tasks.postgres.replication.wraparound import read_wraparound
 from tasks.postgres.sessions.holders import find_holders
 
-# Manual, appendix B: replication lag > 10 s.
-LAG_SECONDS = 10.0
 # A standby replies every 10 s by default (wal_receiver_status_interval).
 SILENT_SECONDS = 25.0
-COMMIT_WAIT_SECONDS = 10.0
-# Less than this may be on its way at any moment.
+# Less than this can be in transit at any moment.
 BEHIND_BYTES = 1_000_000
 DOES_NOT_WAIT = ("off", "local")
 
@@ -40,14 +38,17 @@ def check_replication(
 ) -> Report:
     """レプリケーション・WAL・周回の確認 (§1)
 
-    Shows what is lost with this server (asynchronous or synchronous, lag in bytes and seconds), whether WAL gets away
-    (slots, archiver) and how many minutes are left until a slot is lost or the disk is full, what keeps vacuum from
-    removing dead rows, and how far the transaction ids are from their wraparound. Run it daily, and before every
-    planned failover.
+    Run it daily, and before every planned failover. It shows
 
-    It only reads. Times left are estimates, at the rate measured in this run; tables give them at the average rate too.
+    - the data loss of a failover now: replication mode, lag in bytes and seconds
+    - the slots and the archiver, and the time left until a slot is lost or the disk is full
+    - the sessions, slots and standbys that keep vacuum from removing dead rows
+    - the distance of the transaction ids to wraparound
 
-    Not in the manual but for one line of its appendix B (lag over 10 s).
+    It reads only. Times left are estimates at the rate measured in this run; tables show the average rate too.
+    Evidence: the tables of standbys, slots, holders of xmin, and ages.
+
+    Not in the manual, except one line of its appendix B (lag over 10 s).
 
     Args:
         environment: 対象の環境
@@ -62,8 +63,8 @@ def check_replication(
         ages = read_wraparound(env.postgres, env.postgres.database)
         report.fact("WAL", f"{_rate(rates.wal.present)} over {rates.seconds:.0f} s, {_rate(rates.wal.mean)} on average")
         if not found.settings.sees_all:
-            hint = f"GRANT pg_monitor TO {env.postgres.admin_user}: what follows is incomplete"
-            report.warn("other sessions' statistics", hint, value="not measured")
+            hint = f"GRANT pg_monitor TO {env.postgres.admin_user}: until then the findings below are incomplete"
+            report.warn("statistics of other sessions", hint, value="not measured")
         judge_mode(report, found)
         if env.has("standby"):
             judge_configured(report, found)
@@ -78,14 +79,14 @@ def check_replication(
 
 
 def judge_mode(report: Report, found: Replication) -> None:
-    """Which mode is on, in words that are true: an RPO of 0 needs synchronous replication and another host."""
+    """The replication mode in effect; an RPO of 0 needs synchronous replication to another host."""
     settings, names = found.settings, parse_sync_names(found.settings.sync_names)
     if settings.in_recovery:
         report.fact("replication mode", f"this server is a standby ({found.receiver or 'no WAL receiver'})")
         report.prefer(
             "WAL receiver",
             found.receiver.startswith("streaming"),
-            "look at primary_conninfo and the primary's log; it may be replaying from the archive",
+            "check primary_conninfo and the primary's log; this server may be replaying from the archive",
             value=found.receiver or "none",
             expected="streaming",
         )
@@ -98,23 +99,24 @@ def judge_mode(report: Report, found: Replication) -> None:
     report.prefer(
         "copy of the WAL elsewhere",
         carried,
-        "connect a standby or archive WAL: until then what was written since the newest backup is only here",
-        value="standby or archive" if carried else "none: no standby, no archiving that works",
+        "connect a standby or archive WAL: until then losing this host loses every write since the newest backup",
+        value="standby or archive" if carried else "none: no standby, no working archiver",
+        expected="a standby or an archive",
     )
     if names.needed:
         _judge_sync(report, found)
 
 
 def judge_configured(report: Report, found: Replication) -> None:
-    """The environment names a standby: one that replays must be connected, whatever else carries the WAL."""
+    """Whether a replaying standby is connected, since the environment has a [standby]."""
     if found.settings.in_recovery:
         return
     replaying = [standby for standby in found.physical if standby.replay_bytes is not None]
     report.prefer(
         "standby of the environment",
         bool(replaying),
-        "start it, its log says why it does not stream; or take [standby] out of the environment",
-        value=", ".join(s.name or s.address for s in replaying) or "none is connected",
+        "start it and check its log for the reason, or remove [standby] from the environment",
+        value=", ".join(s.name or s.address for s in replaying) or "none connected",
         expected="connected",
     )
 
@@ -125,7 +127,7 @@ def _mode(found: Replication) -> str:
         return "no standby is connected: nothing is replicated"
     if not names.needed:
         worst = size(max(standby.flush_bytes for standby in found.physical))
-        return f"asynchronous: a failover now loses what no standby has yet, up to {worst}"
+        return f"asynchronous: a failover now loses up to {worst}"
     if settings.sync_commit in DOES_NOT_WAIT:
         return f"asynchronous in effect: synchronous_commit is {settings.sync_commit}, commits wait for no standby"
     waits = {"remote_write": "written (not flushed)", "remote_apply": "replayed"}.get(settings.sync_commit, "flushed")
@@ -140,32 +142,33 @@ def _judge_sync(report: Report, found: Replication) -> None:
     report.require(
         "standbys that synchronous_standby_names needs",
         len(there) >= names.needed,
-        f"every commit waits for ever: start a standby with application_name {' or '.join(unmatched) or 'listed'}; or, "
-        "accepting an RPO above 0: ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf(). "
-        "Do not cancel the waiting sessions: a cancelled wait answers “committed”",
+        f"start a standby with application_name {' or '.join(unmatched) or 'listed'}: every commit waits forever. Or "
+        "accept an RPO above 0: ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf(). "
+        "Do not cancel the waiting sessions: a cancelled wait is reported as committed",
         value=f"{len(there)} of {names.needed} connected; {found.waiting_commits} commits are waiting",
         expected=settings.sync_names,
         worst=Status.CRITICAL if waits else Status.WARN,
     )
     if unmatched and len(there) >= names.needed:
         report.warn(
-            "names that nobody matches",
-            "start that standby, or take the name out of the list",
+            "names without a standby",
+            "start that standby, or remove the name from synchronous_standby_names",
             value=", ".join(unmatched),
             expected=settings.sync_names,
         )
     report.prefer(
         "synchronous_commit",
         waits and not settings.sync_commit_elsewhere,
-        "set it to on, also for the roles and databases named: else their commits can be lost",
+        "set it to on, also for the roles and databases named: otherwise their commits can be lost",
         value="; ".join((settings.sync_commit, *settings.sync_commit_elsewhere)),
+        expected="on",
     )
-    report.prefer(
-        "commits that wait for a standby",
-        found.waited_seconds <= COMMIT_WAIT_SECONDS,
-        "see to the standby's lag; cancel none of them: a cancelled wait answers “committed”",
-        value=f"{found.waiting_commits}, the longest for {duration(found.waited_seconds)}",
-        expected=f"≤ {COMMIT_WAIT_SECONDS:.0f} s",
+    report.judge(
+        metrics.COMMIT_WAIT,
+        found.waited_seconds,
+        "fix the standby's lag. Cancel no waiting session: a cancelled wait is reported as committed",
+        of=f"{found.waiting_commits} commits",
+        worst=Status.WARN,
     )
 
 
@@ -174,13 +177,14 @@ def _synchronous(standbys: tuple[Standby, ...]) -> list[Standby]:
 
 
 def judge_standbys(report: Report, standbys: tuple[Standby, ...], wal_per_second: float) -> None:
-    """Lag in bytes and seconds of each."""
+    """Lag of each standby in bytes and seconds."""
+    limit = report.limit(metrics.REPLICATION_LAG)[0]
     rows = []
     for s in standbys:
         behind = s.flush_bytes if s.replay_bytes is None else s.replay_bytes
         silent = s.silent_seconds > SILENT_SECONDS and behind > 0
         lag = _lag(s, behind, wal_per_second)
-        shown = "no end of time" if math.isinf(lag) else duration(lag)
+        shown = "unlimited time" if math.isinf(lag) else duration(lag)
         rows.append(
             (
                 s.name,
@@ -193,24 +197,25 @@ def judge_standbys(report: Report, standbys: tuple[Standby, ...], wal_per_second
                 shown,
             )
         )
-        well = s.state == "streaming" and not silent and lag <= LAG_SECONDS
         report.prefer(
             f"standby {s.name or s.address}",
-            well,
-            "look at its log, its disk and the network; replay may be paused (SELECT pg_wal_replay_resume() there) "
-            "or held by a query (pg_stat_activity there)",
+            s.state == "streaming" and not silent and lag <= limit,
+            "check its log, its disk and the network. Replay may be paused (SELECT pg_wal_replay_resume() there) "
+            "or blocked by a query (pg_stat_activity there)",
             value=f"{s.state}, {s.sync_state}, {size(behind)} and {shown} behind" + (" (silent)" if silent else ""),
-            expected=f"streaming, lag ≤ {LAG_SECONDS:.0f} s",
+            expected=f"streaming, lag ≤ {metrics.REPLICATION_LAG.show(limit)}",
         )
         if not s.slot and s.state == "streaming":
-            report.fact(f"slot of {s.name}", "none: WAL that it still needs may be removed (wal_keep_size)")
+            report.fact(f"slot of {s.name}", "none: the primary may remove WAL that it still needs (wal_keep_size)")
     columns = ("name", "address", "state", "sync", "slot", "not flushed there", "not replayed there", "lag")
-    report.table("Standbys and receivers", columns, rows[:50])
+    report.table("Standbys and receivers", columns, rows, most=MOST_ROWS)
 
 
 def _lag(standby: Standby, behind: int, wal_per_second: float) -> float:
-    """Seconds. What the server measured is of the last WAL that was replayed, and says nothing of a standby that has
-    stopped: so it is at least what this server takes to write as much, and the time since the last reply."""
+    """Lag in seconds. The server measures it for the last replayed WAL only, which hides a stopped standby.
+
+    So it is at least the time in which this server writes as much WAL, and the time since the last reply.
+    """
     if behind == 0:
         return 0.0
     known = 0.0 if math.isnan(standby.lag_seconds) else standby.lag_seconds
@@ -223,19 +228,18 @@ def _rate(per_second: float) -> str:
     return f"{size(per_second)}/s"
 
 
-# Time left: somebody must look within the hour, and act at once within a quarter of one.
+# Time left: under an hour somebody must act soon, under 15 minutes at once.
 WARN_SECONDS, CRITICAL_SECONDS = 3600.0, 900.0
-# The archiver tries a file that failed again within a minute.
-ARCHIVE_WAIT_SECONDS = 300.0
+MOST_ROWS = 50
 
 
 def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int | None, limit: str) -> None:
-    """What each slot keeps, and how long until it is lost or the disk is full."""
+    """The WAL that each slot retains, and the time left until the slot is lost or the disk is full."""
     rows = []
     for slot in slots:
         lost_first = slot.safe_bytes is not None and (free is None or slot.safe_bytes <= free)
-        room = slot.safe_bytes if lost_first else free
-        left = math.nan if room is None else rates.wal.seconds_left(room)
+        space = slot.safe_bytes if lost_first else free
+        left = math.nan if space is None else rates.wal.seconds_left(space)
         shown = "not measured" if math.isnan(left) else time_left(left)
         end = "until it is lost" if lost_first else "until the disk is full"
         rows.append(
@@ -248,12 +252,12 @@ def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int
                 size(slot.held_bytes),
                 "no limit" if slot.safe_bytes is None else size(slot.safe_bytes),
                 f"{shown} {end}",
-                "" if room is None else time_left(rates.wal.seconds_left_on_average(room)),
+                "" if space is None else time_left(rates.wal.seconds_left_on_average(space)),
             )
         )
         status, hint = _verdict(slot, left, limit, lost_first)
-        value = f"{'active' if slot.active else 'inactive'}, {slot.wal_status}, holds {size(slot.held_bytes)}, "
-        value += f"{shown} {end}" if slot.wal_status != "lost" else "its WAL is gone"
+        value = f"{'active' if slot.active else 'inactive'}, {slot.wal_status}, retains {size(slot.held_bytes)}, "
+        value += f"{shown} {end}" if slot.wal_status != "lost" else "its WAL is deleted"
         report.require(
             f"slot {slot.name}",
             status is Status.OK,
@@ -268,36 +272,36 @@ def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int
         "database",
         "active",
         "wal_status",
-        "WAL held",
+        "retained WAL",
         "safe_wal_size",
         "left",
         "left at the average rate",
     )
-    report.table("Slots", columns, rows[:50])
+    report.table("Slots", columns, rows, most=MOST_ROWS)
 
 
 def _verdict(slot: Slot, left: float, limit: str, lost_first: bool) -> tuple[Status, str]:
     drop = f"SELECT pg_drop_replication_slot('{slot.name}')"
     if slot.wal_status == "lost":
-        return Status.CRITICAL, f"its consumer can never go on: rebuild it, then {drop}"
+        return Status.CRITICAL, f"rebuild its consumer, which cannot continue, then {drop}"
     if slot.wal_status == "reserves nothing" or slot.synced:
         return Status.OK, ""
-    start = f"start its consumer, or give it up: {drop}"
+    start = f"start its consumer, or drop the slot: {drop}"
     if slot.wal_status == "unreserved":
-        return Status.CRITICAL, f"the next checkpoint removes its WAL: raise max_slot_wal_keep_size ({limit}), {start}"
+        return Status.CRITICAL, f"raise max_slot_wal_keep_size ({limit}) before the next checkpoint, then {start}"
     if left < WARN_SECONDS:
-        raise_it = f"raise max_slot_wal_keep_size ({limit})" if lost_first else "make room for WAL"
-        return Status.CRITICAL if left < CRITICAL_SECONDS else Status.WARN, f"{start}; to win time {raise_it}"
+        raise_it = f"raise max_slot_wal_keep_size ({limit})" if lost_first else "free disk space for WAL"
+        return Status.CRITICAL if left < CRITICAL_SECONDS else Status.WARN, f"{start}. To gain time, {raise_it}"
     if not slot.active:
-        cap = "" if slot.safe_bytes is not None else "; and cap it: max_slot_wal_keep_size has no limit"
+        cap = "" if slot.safe_bytes is not None else ". Also set max_slot_wal_keep_size: it has no limit"
         return Status.WARN, start + cap
     if math.isnan(left):
-        return Status.WARN, "set max_slot_wal_keep_size: it has no limit, and pg_wal's disk cannot be seen from here"
+        return Status.WARN, "set max_slot_wal_keep_size: it has no limit, and this host cannot measure pg_wal's disk"
     return Status.OK, ""
 
 
 def judge_archiver(report: Report, found: Replication, rates: Rates, free: int | None) -> None:
-    """Whether WAL is archived."""
+    """Whether WAL is archived, and in time."""
     archiver, settings = found.archiver, found.settings
     if not settings.archives:
         report.fact("archiving", f"archive_mode is {settings.archive_mode}")
@@ -305,36 +309,36 @@ def judge_archiver(report: Report, found: Replication, rates: Rates, free: int |
     left = "not measured"
     if free is not None:
         average = time_left(rates.wal.seconds_left_on_average(free))
-        left = f"{time_left(rates.wal.seconds_left(free))} at the present rate, {average} at the average one"
+        left = f"{time_left(rates.wal.seconds_left(free))} at the current rate, {average} at the average rate"
     report.fact("archiving", f"last {archiver.last_archived}; {archiver.waiting} files wait")
     failing = archiver.is_failing or rates.failures > 0
     report.require(
         "archiver",
         not failing and bool(settings.archives_by),
-        "read the server's log for archive_command's message and correct it: pg_wal grows until then, and no recovery "
-        f"reaches past the last archived file; time until the disk is full: {left}",
+        "find archive_command's error in the server's log and fix it. Until then pg_wal grows and recovery ends at the "
+        f"last archived file. Time until the disk is full: {left}",
         value=f"{archiver.failed} failures, last {archiver.last_failed}; last archived {archiver.last_archived}; "
         f"{archiver.waiting} files wait" + ("" if settings.archives_by else "; no archive_command is set"),
         expected="no failure since the last success",
     )
     if not failing and settings.archives_by:
-        report.prefer(
-            "files that wait for the archiver",
-            archiver.waiting_seconds <= ARCHIVE_WAIT_SECONDS,
-            f"archive_command hangs or is too slow; time until the disk is full: {left}",
-            value=f"{archiver.waiting}, the oldest for {duration(archiver.waiting_seconds)}",
-            expected=f"≤ {duration(ARCHIVE_WAIT_SECONDS)}",
+        report.judge(
+            metrics.ARCHIVE_WAIT,
+            archiver.waiting_seconds,
+            f"check archive_command, which hangs or is too slow. Time until the disk is full: {left}",
+            of=f"{archiver.waiting} files",
+            worst=Status.WARN,
         )
 
 
 def free_for_wal(postgres: Postgres) -> int | None:
-    """Free bytes where WAL is written; None where it cannot be seen from here."""
+    """Free bytes on pg_wal's disk; None if this host cannot measure it."""
     disk = disk_on(postgres.host, Path(postgres.data_directory) / "pg_wal")
     return disk.free_bytes if disk else None
 
 
 def time_left(seconds: float) -> str:
-    """For people: `12 min 00 s`, `3 days`, and no end where nothing is written."""
+    """`12 min 00 s`, `3 days`, or unlimited if nothing is written."""
     if math.isinf(seconds):
-        return "no end (nothing is written)"
+        return "unlimited (nothing is written)"
     return duration(seconds) if seconds < 2 * 86400 else f"{seconds / 86400:,.0f} days"

@@ -1,4 +1,4 @@
-"""PostgreSQL's settings against the manual's: checked, applied, temporarily overridden, undone (§1.3, §1.5)."""
+"""PostgreSQL's settings: compared with the manual's, applied, temporarily overridden, undone (§1.3, §1.5)."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.database.server.setting_steps import (
-    RESTART,
-    UNDO,
-    Overrides,
-    find_overrides,
-    judge_files,
-    judge_narrower,
-    judge_overrides,
-    judge_setting,
-    needs,
-    tell_settings,
-)
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
-from runbook.report import Report
+from runbook.next import Next
+from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.postgres.server.recommended import BY_NAME, MANUAL, Setting
-from tasks.postgres.server.settings import CHANGE, RELOAD, Change, ServerSettings, alter_system, read_settings
+from tasks.postgres.server.recommended import BY_NAME, MANUAL, RecommendedSetting
+from tasks.postgres.server.settings import (
+    CHANGE,
+    RELOAD,
+    PostgresServerSettings,
+    PostgresSettingChange,
+    alter_system,
+    read_settings,
+)
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Changed, Record
 
 MOST_HOURS = 168
+APPLY, UNDO = "apply-postgres-settings", "undo-postgres-settings"
+RESTART = "restart PostgreSQL in a maintenance window"
+Overrides = Mapping[str, tuple[Record, str]]
 
 
 @flow(name="check-postgres-settings", flow_run_name="check-postgres-settings {environment}")
 def check_postgres_settings(environment: str) -> Report:
     """postgresql.conf推奨設定の確認・VACUUM設定チューニング (§1.5, §1.3)
 
-    Compares what the server runs with to the manual's 7 autovacuum and 12 server settings, says which would need a
-    reload and which a restart, what waits for one, and which temporary overrides are in force or expired. Run it
+    Compares the running values with the manual's 7 autovacuum and 12 server settings. Shows whether a change needs a
+    reload or a restart, which values wait for one, and which temporary overrides are in force or expired. Run it
     monthly, and after every change of the server.
 
     It changes nothing; there is nothing to undo. Evidence: the table of settings with the source of each.
 
-    Departs from the manual: read is what the server runs with, not what a file says. Its values for memory, connections
-    and WAL are minima: more is well on a bigger server, and so is an autovacuum that is more eager.
+    Departs from the manual: it reads the running values, not the files. The manual's values for memory, connections and
+    WAL are minima: higher ones are accepted, and so is a more eager autovacuum.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -56,9 +55,9 @@ def check_postgres_settings(environment: str) -> Report:
         judge_files(report, found)
         judge_overrides(report, found, overrides)
         same = [judge_setting(report, setting, overrides) for setting in found.by_name.values()]
-        tell_settings(report, found, overrides)
+        show_settings(report, found, overrides)
         judge_narrower(report, env, found)
-        report.outcome = f"{sum(same)} of {len(MANUAL)} settings are as they should be"
+        report.outcome = f"{sum(same)} of {len(MANUAL)} settings have an accepted value"
     return report
 
 
@@ -74,14 +73,14 @@ def apply_postgres_settings(
 ) -> Report:
     """postgresql.conf推奨設定の適用・VACUUM設定チューニング (§1.5, §1.3)
 
-    Sets what check-postgres-settings finds wrong by ALTER SYSTEM and reloads; or sets one value for a time (`override`,
-    such as the manual's `max_connections = 300`). An override that has expired goes back to the manual's value; one in
-    force is left alone, and so is a bigger server's higher value, or an eager autovacuum's, unless `names` has it.
+    Sets the values that check-postgres-settings reports (ALTER SYSTEM, then a reload), or sets one value for a limited
+    time (`override`, such as the manual's `max_connections = 300`). An expired override returns to the manual's value.
+    It keeps an override in force, and a higher value or a more eager autovacuum unless `names` has it.
 
-    It never restarts the server: what needs that is said. To undo: undo-postgres-settings, with the record that is
-    written first. Evidence: old and new values, and what is in effect.
+    It never restarts the server; it names the settings that need one. To undo: undo-postgres-settings with the record,
+    which is written first. Evidence: old and new values, and the values in effect.
 
-    Departs from the manual: its ALTER SYSTEM SET max_connections with a reload alone has no effect until a restart.
+    Departs from the manual: ALTER SYSTEM SET max_connections has no effect until a restart.
 
     Args:
         environment: 対象の環境
@@ -102,7 +101,7 @@ def apply_postgres_settings(
         judge_files(report, found)
         changes, reload = choose_changes(report, found, wanted)
         if not changes and not reload:
-            report.outcome = "there is nothing to change"
+            report.outcome = "nothing to change"
             return report
         judge_order(report, found, wanted)
         plan_changes(report, found, changes)
@@ -115,7 +114,7 @@ def apply_postgres_settings(
             report.fact("record of the old values", f"{kept.name} (to undo: {UNDO} with record={kept.name})")
             if kept.until:
                 report.fact("override until", kept.until)
-        tell_done(report, alter_system(permit, env.postgres, changes))
+        show_effect(report, alter_system(permit, env.postgres, changes))
         records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)
         report.outcome = f"{len(changes)} settings written, configuration reloaded"
     return report
@@ -125,11 +124,11 @@ def apply_postgres_settings(
 def undo_postgres_settings(environment: str, record: str = "", plan: str = "", confirm: str = "") -> Report:
     """postgresql.conf推奨設定の復元 (§1.5)
 
-    Puts back what apply-postgres-settings had replaced: the value that ALTER SYSTEM had written before, or none, so
-    that postgresql.conf counts again. Run it when a setting does harm, or when an override is no longer needed.
+    Restores the values that apply-postgres-settings replaced: the earlier ALTER SYSTEM value, or none, so that
+    postgresql.conf applies again. Run it when a setting causes harm, or when an override is no longer needed.
 
-    A setting that somebody changed since is left alone and named. It never restarts the server. To undo:
-    apply-postgres-settings again. Evidence: old and new values, and what is in effect.
+    It keeps and names a setting that somebody changed since. It never restarts the server. To undo:
+    apply-postgres-settings. Evidence: old and new values, and the values in effect.
 
     Args:
         environment: 対象の環境
@@ -145,30 +144,150 @@ def undo_postgres_settings(environment: str, record: str = "", plan: str = "", c
         report.pin("record", chosen.name)
         changes, left = find_undone(report, found, chosen)
         if left and not changes:
-            report.outcome = "there is nothing that could be undone"
+            report.outcome = "nothing to undo"
             return report
         judge_order(report, found, {change.name: change.value for change in changes if change.value is not None})
         plan_changes(report, found, changes)
-        report.plan("reload", f"the configuration; record {chosen.name} is then undone")
+        report.plan("reload", f"the configuration; record {chosen.name} is undone then")
         report.pin_state("cluster", found.identity)
         permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
-        tell_done(report, alter_system(permit, env.postgres, changes))
+        show_effect(report, alter_system(permit, env.postgres, changes))
         records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)
         if not left:
             records.mark_undone(env.reports_directory, chosen)
-        report.outcome = f"{len(changes)} settings are back, configuration reloaded"
+        report.outcome = f"{len(changes)} settings restored, configuration reloaded"
     return report
 
 
-def parse_override(found: ServerSettings, override: str) -> dict[str, str]:
-    """`max_connections = 300`, checked.
+def _value_for(name: str, overrides: Overrides) -> str:
+    """The manual's value, or that of an override that has not expired."""
+    if name in overrides and not overrides[name][0].is_expired:
+        return overrides[name][1]
+    return MANUAL[name]
+
+
+def needs(setting: RecommendedSetting) -> str:
+    """How a change takes effect."""
+    if setting.is_fixed:
+        return "another start command"
+    return "restart" if setting.needs_restart else "reload"
+
+
+def find_overrides(env: Environment, found: PostgresServerSettings) -> Overrides:
+    """The environment's temporary values in force on this server, also expired ones. Replaced ones are closed."""
+    records.close_replaced(env.reports_directory, found)
+    return records.overrides_in_force(records.read_all(env.reports_directory), found)
+
+
+def judge_setting(report: Report, setting: RecommendedSetting, overrides: Overrides) -> bool:
+    """Whether the server runs with an accepted value: the manual's or a better one, or exactly an override's."""
+    wanted = _value_for(setting.name, overrides)
+    exact = setting.name in overrides
+
+    def accepts(value: str) -> bool:
+        return setting.same(value, wanted) if exact else setting.is_accepted(value)
+
+    running, coming = accepts(setting.value), accepts(setting.coming)
+    ok = running and setting.same(setting.value, setting.coming)
+    value, hint, follow = (
+        setting.shown,
+        f"run {APPLY} with names={setting.name} (takes effect by {needs(setting)})",
+        list[Next](),
+    )
+    if setting.is_narrower:
+        hint = f"ALTER ROLE … RESET {setting.name} for the administrator: the role's setting overrides the server's"
+        report.warn(f"{setting.name} not measured", hint, value=f"set by {setting.source}", expected=wanted)
+        return False
+    if running and not ok:
+        value = f"{setting.filed} after the next {'restart' if setting.needs_restart else 'reload'}"
+    if coming:
+        hint = RESTART if setting.needs_restart else "SELECT pg_reload_conf()"
+    elif setting.is_fixed:
+        hint = f"correct the server's start command ({setting.source}): it overrides ALTER SYSTEM"
+    else:
+        follow = [Next(APPLY, "set the manual's value", {"names": [setting.name]})]
+    worst = Status.CRITICAL if setting.name == "autovacuum" and not running else Status.WARN
+    expected = wanted if exact else BY_NAME[setting.name]
+    return report.require(setting.name, ok, hint, value=value, expected=expected, worst=worst, follow=follow)
+
+
+def show_settings(report: Report, found: PostgresServerSettings, overrides: Overrides) -> None:
+    """A table of all settings; those that this server lacks are not measured."""
+    if missing := [name for name in MANUAL if name not in found.by_name]:
+        hint = "check whether this version of PostgreSQL renamed them"
+        report.warn("not measured", hint, value=", ".join(missing))
+    rows = [
+        (s.name, s.shown, _value_for(name, overrides), BY_NAME[name].section, s.source, needs(s), _note(s, overrides))
+        for name in MANUAL
+        if (s := found.by_name.get(name))
+    ]
+    report.table("Settings", ("setting", "running", "wanted", "section", "source", "takes effect by", "note"), rows)
+
+
+def _note(setting: RecommendedSetting, overrides: Overrides) -> str:
+    waits = setting.pending_restart and not setting.is_fixed
+    notes = [f"waits for a restart: {setting.filed or 'the default'}"] if waits else []
+    manual = setting.is_value(MANUAL[setting.name])
+    if setting.name not in overrides and not manual and setting.is_accepted(setting.value):
+        notes.append(f"accepted: the manual has {BY_NAME[setting.name]}")
+    if setting.name in overrides:
+        record = overrides[setting.name][0]
+        notes.append(f"override {'expired' if record.is_expired else 'until'} {record.until}")
+    return "; ".join(notes)
+
+
+def judge_files(report: Report, found: PostgresServerSettings) -> None:
+    """Whether the configuration files have an error, which stops every reload."""
+    report.require(
+        "configuration files",
+        not found.file_errors,
+        "correct that line: until then a reload changes nothing and a restart fails",
+        value="; ".join(found.file_errors[:3]) or "no errors",
+        expected="no errors",
+    )
+
+
+def judge_overrides(report: Report, found: PostgresServerSettings, overrides: Overrides) -> None:
+    """Temporary values in force: each has its time."""
+    for name, (record, value) in overrides.items():
+        setting = found.by_name.get(name)
+        if setting and setting.is_filed(value):
+            report.prefer(
+                f"override {name} = {value}",
+                not record.is_expired,
+                f"run {UNDO} with record={record.name}, or {APPLY} with names={name} for the manual's value",
+                value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
+                expected="removed when its time is over",
+                follow=[
+                    Next(UNDO, "undo it", {"record": record.name}),
+                    Next(APPLY, "set the manual's value", {"names": [name]}),
+                ],
+            )
+
+
+def judge_narrower(report: Report, env: Environment, found: PostgresServerSettings) -> None:
+    """Values of a database or a role, which override the server's."""
+    rows = [(item.where, item.name, item.value) for item in found.narrower]
+    if rows:
+        report.table("Values of a database or role", ("where", "setting", "value"), rows, most=50)
+    mine = (env.postgres.database, env.postgres.user)
+    ours = [item for item in found.narrower if any(item.where.endswith(f" {name}") for name in mine)]
+    if ours:
+        hint = (
+            "ALTER DATABASE or ALTER ROLE … RESET, unless it is intended: it overrides the server's for the application"
+        )
+        report.warn("other values for the application", hint, value=f"{ours[0].name} = {ours[0].value} …")
+
+
+def parse_override(found: PostgresServerSettings, override: str) -> dict[str, str]:
+    """Parse and check an override such as `max_connections = 300`.
 
     Raises:
-        OpsError: it is no override, or it would have no effect.
+        OpsError: it is not valid, or it would have no effect.
     """
     name, separator, value = (part.strip() for part in override.partition("="))
     if not separator or name not in found.by_name or not value:
-        raise OpsError(f"“{override[:60]}” is no override", f"write name = value, with one of {', '.join(MANUAL)}")
+        raise OpsError(f"“{override[:60]}” is not an override", f"write name = value, with one of {', '.join(MANUAL)}")
     setting = found.by_name[name]
     setting.require_possible(value)
     if setting.is_fixed:
@@ -180,15 +299,18 @@ def parse_override(found: ServerSettings, override: str) -> dict[str, str]:
     return {name: value}
 
 
-def find_wanted(report: Report, found: ServerSettings, names: Sequence[str], overrides: Overrides) -> dict[str, str]:
-    """The manual's values for what was named, or for all that is not as well with another value: only who names a
-    setting lowers what a bigger server has more of.
+def find_wanted(
+    report: Report, found: PostgresServerSettings, names: Sequence[str], overrides: Overrides
+) -> dict[str, str]:
+    """The manual's values for the named settings, or for all without an accepted value.
+
+    A higher value on a bigger server is lowered only if `names` has it.
 
     Raises:
         OpsError: the manual has no such setting.
     """
     if unknown := [name for name in names if name not in found.by_name]:
-        raise OpsError(f"the manual has no setting {', '.join(unknown)}", f"choose of {', '.join(MANUAL)}")
+        raise OpsError(f"the manual has no setting {', '.join(unknown)}", f"choose from {', '.join(MANUAL)}")
     wanted: dict[str, str] = {}
     left = []
     for name in names or found.by_name:
@@ -198,37 +320,39 @@ def find_wanted(report: Report, found: ServerSettings, names: Sequence[str], ove
         elif names or name in overrides or not _is_more(setting):
             wanted[name] = manual.value
         else:
-            left.append((name, setting.coming, manual, f"as well; names={name} sets the manual's value"))
+            left.append((name, setting.coming, manual, f"accepted; names={name} sets the manual's value"))
             wanted[name] = setting.coming  # it may wait for a reload
     if left:
-        report.table("Left alone", ("setting", "value", "manual", "why"), left)
+        report.table("Kept", ("setting", "value", "manual", "why"), left)
     return wanted
 
 
-def _is_more(setting: Setting) -> bool:
-    """Whether it has, or will have, another value than the manual's that is as well."""
+def _is_more(setting: RecommendedSetting) -> bool:
+    """Whether its value, now or after a reload, is accepted but not the manual's."""
     coming = setting.coming
-    return not setting.is_narrower and setting.is_well(coming) and not setting.same(coming, MANUAL[setting.name])
+    return not setting.is_narrower and setting.is_accepted(coming) and not setting.same(coming, MANUAL[setting.name])
 
 
-def choose_changes(report: Report, found: ServerSettings, wanted: Mapping[str, str]) -> tuple[list[Change], bool]:
-    """What is to be written, and whether anything waits for a reload only."""
+def choose_changes(
+    report: Report, found: PostgresServerSettings, wanted: Mapping[str, str]
+) -> tuple[list[PostgresSettingChange], bool]:
+    """The changes to write, and whether a value waits only for a reload."""
     changes, reload = [], False
     for name, value in wanted.items():
         setting = found.by_name[name]
         if setting.is_fixed:
             if not setting.is_value(value):
-                hint = "correct the server's start command: it stands above ALTER SYSTEM"
+                hint = "correct the server's start command: it overrides ALTER SYSTEM"
                 report.warn(name, hint, value=f"{setting.shown}, by {setting.source}", expected=value)
         elif not setting.same(setting.coming, value) or (setting.is_narrower and not setting.filed):
-            changes.append(Change(name, value))
+            changes.append(PostgresSettingChange(name, value))
         elif not setting.is_value(value) and not setting.needs_restart and not setting.is_narrower:
             reload = True
     return changes, reload
 
 
-def judge_order(report: Report, found: ServerSettings, wanted: Mapping[str, str]) -> None:
-    """max_connections: below the reserved ones no server starts; a standby below its primary refuses to replay."""
+def judge_order(report: Report, found: PostgresServerSettings, wanted: Mapping[str, str]) -> None:
+    """The limits of max_connections: the reserved connections, and primary before or after its standbys."""
     setting = found.by_name["max_connections"]
     if "max_connections" not in wanted or setting.same(setting.coming, wanted["max_connections"]):
         return
@@ -238,25 +362,29 @@ def judge_order(report: Report, found: ServerSettings, wanted: Mapping[str, str]
         new > found.reserved,
         f"choose more than {found.reserved}: the server would not start again",
         value=int(new),
+        expected=f"more than {found.reserved}",
     )
     if new < found.clients:
-        report.warn("max_connections below its use", "close sessions or lower the pools first", value=found.clients)
+        hint = "close sessions or shrink the pools first"
+        report.warn("max_connections below its use", hint, value=int(new), expected=f"at least {found.clients}")
     if found.in_recovery and new < old:
-        report.warn("this is a standby", "lower the primary first: a standby below it stops replaying", value=int(new))
+        hint = "lower the primary first: a standby with a lower value stops replaying"
+        report.warn("this is a standby", hint, value=int(new))
     if found.standbys and new > old:
-        report.warn("standbys", "raise it on them first and restart them: below it they stop replaying", value=int(new))
+        hint = "raise it on the standbys first and restart them: with a lower value they stop replaying"
+        report.warn("standbys", hint, value=int(new))
 
 
-def plan_changes(report: Report, found: ServerSettings, changes: Sequence[Change]) -> None:
-    """One step each, with what it is now."""
+def plan_changes(report: Report, found: PostgresServerSettings, changes: Sequence[PostgresSettingChange]) -> None:
+    """One planned step for each change, with the current value."""
     for change in changes:
         setting = found.by_name[change.name]
         less = ", which is more" if change.value is not None and setting.is_lower(change.value) else ""
         report.plan("ALTER SYSTEM", f"{change}; now {setting.shown}{less}; takes effect by {needs(setting)}")
 
 
-def tell_done(report: Report, settings: Sequence[Setting]) -> None:
-    """What is in effect, and what waits for a restart."""
+def show_effect(report: Report, settings: Sequence[RecommendedSetting]) -> None:
+    """The values in effect, and those that wait for a restart."""
     report.table(
         "In effect",
         ("setting", "running", "in the files", "waits for a restart"),
@@ -264,19 +392,21 @@ def tell_done(report: Report, settings: Sequence[Setting]) -> None:
     )
     waiting = [setting.name for setting in settings if setting.pending_restart]
     if waiting:
-        report.warn("waits for a restart", f"{RESTART}; until then the old values hold", value=", ".join(waiting))
+        report.warn("waits for a restart", f"{RESTART}; until then the old values apply", value=", ".join(waiting))
 
 
-def find_undone(report: Report, found: ServerSettings, record: Record) -> tuple[list[Change], bool]:
-    """What brings the old values back, and whether a setting is left alone."""
+def find_undone(
+    report: Report, found: PostgresServerSettings, record: Record
+) -> tuple[list[PostgresSettingChange], bool]:
+    """The changes that restore the old values, and whether a setting is kept because it changed since."""
     changes, left = [], False
     for item in record.changes:
         setting = found.by_name[item.name]
         if setting.is_filed(item.new):
             if item.old is None or not setting.is_filed(item.old):
-                changes.append(Change(item.name, item.old))
+                changes.append(PostgresSettingChange(item.name, item.old))
         elif not (setting.auto is None if item.old is None else setting.is_filed(item.old)):
             left = True
             hint = "undo the newer record first, or set it yourself"
-            report.warn(f"{item.name} left alone", hint, value=f"{setting.auto or 'reset'} since", expected=item.new)
+            report.warn(f"{item.name} kept", hint, value=f"{setting.auto or 'reset'} since", expected=item.new)
     return changes, left

@@ -1,4 +1,4 @@
-"""Judging the distance to wraparound, called with the open report."""
+"""The distance to transaction id wraparound, called with the open report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.postgres.replication.rates import Rate
-from tasks.postgres.replication.wraparound import STOP_AGE, Age, Wraparound
+from tasks.postgres.replication.wraparound import STOP_AGE, DatabaseAge, Wraparound
 
-# vacuum_failsafe_age's default: past it vacuum drops everything else to freeze.
+# vacuum_failsafe_age's default: above it vacuum skips everything but freezing.
 CRITICAL_AGE = 1_600_000_000
 WARN_AGE = 1_000_000_000
 WEEK = 7 * 86400.0
@@ -19,16 +19,16 @@ MOST_ROWS = 50
 
 
 def judge_wraparound(report: Report, found: Wraparound, xids: Rate, database: str) -> None:
-    """Age of the databases, and of the tables of the application's."""
+    """The age of the databases, and of the tables of the application's database."""
     worst = found.databases[0]
     left = _left(worst, xids)
     report.fact("transactions", f"{xids.present:,.1f}/s in this run, {xids.mean:,.1f}/s since initdb")
-    report.fact("until transaction ids run out, were nothing frozen", _days(left))
+    report.fact("time until transaction ids run out without freezing", _days(left))
     for age in [age for age in found.databases if _status(age, found, xids) is not Status.OK][:MOST_FINDINGS]:
         tables = ", ".join(table.name for table in found.tables[:3]) if age.name == database else "its oldest tables"
         report.fail(
             f"age of database {age.name}",
-            f"end what holds xmin back (check-replication lists it), then VACUUM (FREEZE, INDEX_CLEANUP OFF) {tables}",
+            f"end the holders of xmin (check-replication lists them), then VACUUM (FREEZE, INDEX_CLEANUP OFF) {tables}",
             value=f"{age.xids:,} transactions, {age.multixacts:,} multixacts; {_days(_left(age, xids))} left",
             expected=f"autovacuum freezes at {found.freeze_max_age:,} and {found.multixact_freeze_max_age:,}",
             worst=_status(age, found, xids),
@@ -48,8 +48,8 @@ def judge_wraparound(report: Report, found: Wraparound, xids: Rate, database: st
     _tables(report, found, xids, database)
 
 
-def _status(age: Age, found: Wraparound, xids: Rate) -> Status:
-    """Young ones are autovacuum's business, however fast transactions are made: what is past its limit is not."""
+def _status(age: DatabaseAge, found: Wraparound, xids: Rate) -> Status:
+    """Below its limit autovacuum freezes in time, at any rate of transactions; above it, it has fallen behind."""
     if age.oldest > CRITICAL_AGE:
         return Status.CRITICAL
     late = age.xids > 2 * found.freeze_max_age or age.multixacts > 2 * found.multixact_freeze_max_age
@@ -57,13 +57,13 @@ def _status(age: Age, found: Wraparound, xids: Rate) -> Status:
     return Status.WARN if late or soon or age.oldest > WARN_AGE else Status.OK
 
 
-def _left(age: Age, xids: Rate) -> float:
-    """Seconds at the faster of both rates: a few seconds of quiet say nothing of two thousand million transactions."""
+def _left(age: DatabaseAge, xids: Rate) -> float:
+    """Seconds left at the faster of both rates: a few quiet seconds prove nothing."""
     return min(xids.seconds_left(STOP_AGE - age.xids), xids.seconds_left_on_average(STOP_AGE - age.xids))
 
 
 def _tables(report: Report, found: Wraparound, xids: Rate, database: str) -> None:
-    def rows(ages: Sequence[Age]) -> list[tuple[object, ...]]:
+    def rows(ages: Sequence[DatabaseAge]) -> list[tuple[object, ...]]:
         return [
             (
                 a.name,
@@ -73,16 +73,16 @@ def _tables(report: Report, found: Wraparound, xids: Rate, database: str) -> Non
                 _days(_left(a, xids)),
                 size(a.bytes) if a.bytes else "",
             )
-            for a in ages[:MOST_ROWS]
+            for a in ages
         ]
 
-    columns = ("name", "age (transactions)", "age (multixacts)", "of the limit", "left, were nothing frozen", "size")
-    report.table("Wraparound: databases", columns, rows(found.databases))
-    report.table(f"Wraparound: oldest tables of {database}", columns, rows(found.tables))
+    columns = ("name", "age (transactions)", "age (multixacts)", "of the limit", "left without freezing", "size")
+    report.table("Wraparound: databases", columns, rows(found.databases), most=MOST_ROWS)
+    report.table(f"Wraparound: oldest tables of {database}", columns, rows(found.tables), most=MOST_ROWS)
 
 
 def _days(seconds: float) -> str:
     if math.isinf(seconds):
-        return "no end (no transactions)"
+        return "unlimited (no transactions)"
     days = seconds / 86400
     return f"{days / 365:,.0f} years" if days > 3650 else f"{days:,.0f} days" if days >= 2 else duration(seconds)

@@ -1,4 +1,4 @@
-"""Indexes: what is wrong with them, and rebuilding them online (§1.4)."""
+"""Indexes: their faults, and rebuilding them online (§1.4)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from flows.database.upkeep.vacuum import judge_space, require_primary
 from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
-from tasks.postgres.upkeep.indexes import Index, Statistics, find_duplicates, read_indexes, read_statistics
+from tasks.postgres.upkeep.indexes import Index, IndexStatistics, find_duplicates, read_indexes, read_statistics
 from tasks.postgres.upkeep.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_in_turn
 from tasks.postgres.upkeep.session import LOCK_SECONDS, MOST_SHOWN, read_space, resolve
 
@@ -33,15 +34,15 @@ BUILD_BYTES_PER_SECOND = 20_000_000
 def check_indexes(environment: str, days: Annotated[int, Field(ge=0, le=365)] = 30) -> Report:
     """インデックス状態確認 (§1.4)
 
-    Lists the application's indexes by size with their use and an estimate of their bloat, and finds the invalid ones,
-    duplicates, unused ones, and foreign keys without an index. Run it monthly, and when writes or queries get slow.
+    Lists the application's indexes by size, with their use and estimated bloat. Finds invalid, duplicate and unused
+    indexes, and foreign keys without an index. Run it monthly, and when writes or queries slow down.
 
-    It reads only, and drops nothing: each finding has its statement. Bloat is an estimate from the planner's
-    statistics, a reason to look, never to rebuild by itself. Evidence: the tables.
+    It reads only and drops nothing: each finding has its statement. Bloat is estimated from the planner's statistics:
+    check it before you rebuild. Evidence: the tables.
 
-    Departs from the manual: its columns `tablename` and `indexname` do not exist. Unused is not idx_scan = 0 alone:
-    primary, unique, constraint's, replica identity's and partitions' indexes do their work unscanned, and counters that
-    are younger than `days` prove nothing.
+    Departs from the manual: its columns `tablename` and `indexname` do not exist, and idx_scan = 0 alone does not prove
+    that an index is unused. Primary, unique, constraint, replica identity and partition indexes work without scans, and
+    counters younger than `days` prove nothing.
 
     Args:
         environment: 対象の環境
@@ -74,16 +75,16 @@ def rebuild_indexes(
 ) -> Report:
     """インデックス再構築 (§1.4)
 
-    Rebuilds chosen indexes, all of chosen tables, or all there are, beside readers and writers (REINDEX CONCURRENTLY),
-    those of a table one after the other, several tables at a time, and drops what failed rebuilds left behind
-    (`_ccnew`, `_ccold`), with no choice only that.
-    Run it for invalid or bloated indexes that check-indexes names; `everything` in a maintenance window.
+    Rebuilds chosen indexes, all indexes of chosen tables, or all indexes, without blocking reads or writes (REINDEX
+    CONCURRENTLY), several tables at a time. It also drops the leftovers of failed rebuilds (`_ccnew`, `_ccold`);
+    without a choice only those. Run it for invalid or bloated indexes from check-indexes, and with `everything` in a
+    maintenance window.
 
-    Tables where somebody builds an index right now are left alone. An open transaction would be waited for: it is
-    named, and nothing begins. There is nothing to undo. Evidence: each index's size before and after.
+    It skips tables where another session builds an index. It does not start while a long transaction is open, and names
+    it: the rebuild would wait for its end. There is nothing to undo. Evidence: each index's size before and after.
 
-    Departs from the manual: the whole database is rebuilt concurrently too, index by index; a rebuild gives up on a
-    lock after `lock_seconds` (three times) and drops what it left.
+    Departs from the manual: the whole database is rebuilt concurrently too, index by index. A rebuild gives up a lock
+    after `lock_seconds` (three times) and drops its leftover.
 
     Args:
         environment: 対象の環境
@@ -102,22 +103,22 @@ def rebuild_indexes(
         lanes = check_jobs(jobs)
         known = read_indexes(env.postgres)
         leftovers = [index for index in known if index.is_leftover]
-        chosen = _left_alone(report, _choose(known, indexes, tables, everything=everything))
+        chosen = _without_building(report, _choose(known, indexes, tables, everything=everything))
         if not chosen and not leftovers:
-            report.outcome = "there is nothing to do"
+            report.outcome = "nothing to do"
             return report
-        _judge_beginning(report, env, chosen, lanes, long_seconds)
+        _judge_start(report, env, chosen, lanes, long_seconds)
         _plan(report, leftovers, chosen)
         pin_database(report, env.postgres)
         acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
         permit = report.permit(*acts)
         for index in leftovers:
             reason = drop_leftover(permit, env.postgres, index, lock_seconds)
-            hint = "launch it again when that is done"
+            hint = "launch this again when that session has ended"
             report.prefer(f"leftover {index.name}", not reason, hint, value=reason or "dropped")
         report.state_is(
-            "every index that was valid still is; an interrupted rebuild may have left an invalid one beside it",
-            "launch it again: it drops what was left and rebuilds the rest",
+            "every valid index is still valid; an interrupted rebuild may have left an invalid one next to it",
+            "launch this again: it drops the leftovers and rebuilds the rest",
         )
         done = _rebuild(permit, env, chosen, lock_seconds, lanes)
         report.state = None
@@ -128,8 +129,7 @@ def rebuild_indexes(
 def _rebuild(
     permit: Permit, env: Environment, chosen: tuple[Index, ...], lock_seconds: int, lanes: int
 ) -> list[Rebuilt]:
-    """Several tables at a time, the largest first; a table's indexes one after the other: their locks exclude each
-    other."""
+    """Several tables at a time, the largest first; a table's indexes one by one, because their locks conflict."""
     tables: dict[str, list[Index]] = {}
     for index in chosen:
         tables.setdefault(index.table, []).append(index)
@@ -142,7 +142,7 @@ def _rebuild(
 
 
 def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, everything: bool) -> tuple[Index, ...]:
-    """What to rebuild: never leftovers, nor exclusion constraints' indexes, which cannot be rebuilt concurrently."""
+    """The indexes to rebuild, without leftovers and exclusion constraints: those cannot be rebuilt concurrently."""
     able = [index for index in known if not (index.exclusion or index.is_leftover or index.schema == "pg_toast")]
     if everything:
         return tuple(able)
@@ -151,23 +151,22 @@ def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, 
     if unable := [name for name in named if by_name[name] not in able]:
         raise OpsError(
             f"{unable[0]} cannot be rebuilt concurrently",
-            "a leftover is dropped without being chosen; an exclusion constraint's index needs REINDEX in a window",
+            "leave out leftovers, which are dropped anyway; REINDEX an exclusion constraint in a maintenance window",
         )
     on_tables = {(i.table, i.table_schema, i.table_relation) for i in able}
     of_tables = set(resolve(tables, sorted(on_tables), "table with indexes"))
     return tuple(index for index in able if index.name in named or index.table in of_tables)
 
 
-def _left_alone(report: Report, chosen: tuple[Index, ...]) -> tuple[Index, ...]:
+def _without_building(report: Report, chosen: tuple[Index, ...]) -> tuple[Index, ...]:
     for table in sorted({index.table for index in chosen if index.building}):
-        report.warn(f"indexes of {table}", "launch it again when that build is done", value="left alone: one is built")
+        hint = "launch this again when that build is done"
+        report.warn(f"indexes of {table}", hint, value="skipped: another session builds one")
     return tuple(index for index in chosen if not index.building)
 
 
-def _judge_beginning(
-    report: Report, env: Environment, chosen: tuple[Index, ...], lanes: int, long_seconds: int
-) -> None:
-    """Whom a rebuild would wait for, and the disk."""
+def _judge_start(report: Report, env: Environment, chosen: tuple[Index, ...], lanes: int, long_seconds: int) -> None:
+    """The transactions that a rebuild would wait for, and the free disk space."""
     waited_for = tuple(
         holder
         for holder in of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
@@ -177,13 +176,13 @@ def _judge_beginning(
     if chosen:
         data = env.postgres.data_directory
         needed = {tablespace or data: most for tablespace, most in _needed_bytes(chosen, lanes).items()}
-        needed.setdefault(data, max(needed.values()))  # sorted files and WAL, wherever the index is
+        needed.setdefault(data, max(needed.values()))  # sort files and WAL go there, wherever the index is
         for space in read_space(env.postgres, list(needed)):
             judge_space(report, space.path, space.free_bytes, needed[space.path])
 
 
 def _needed_bytes(chosen: tuple[Index, ...], lanes: int) -> dict[str, int]:
-    """By tablespace: twice (as the manual asks) the biggest that may be built at once, one of each table."""
+    """By tablespace: twice (the manual's rule) the largest indexes that are built at once, one of each table."""
     biggest: dict[str, dict[str, int]] = {}
     for index in chosen:
         tables = biggest.setdefault(index.tablespace, {})
@@ -207,11 +206,11 @@ def _report_results(report: Report, done: list[Rebuilt], leftovers: int) -> None
         (one.name, f"{size(one.before_bytes)} → {size(one.after_bytes)}", f"{one.seconds:.1f}", one.attempts)
         for one in done
     ]
-    show(report, "Rebuilt", ("index", "size", "seconds", "attempts"), rows)
-    well = [one for one in done if not one.failed]
-    freed = sum(one.before_bytes - one.after_bytes for one in well)
-    report.fact("given back to the disk", size(max(freed, 0)))
-    report.outcome = f"{len(well)} of {len(done)} indexes rebuilt, {leftovers} leftovers seen to"
+    report.table("Rebuilt", ("index", "size", "seconds", "attempts"), rows, most=MOST_SHOWN)
+    rebuilt = [one for one in done if not one.failed]
+    freed = sum(one.before_bytes - one.after_bytes for one in rebuilt)
+    report.fact("returned to the disk", size(max(freed, 0)))
+    report.outcome = f"{len(rebuilt)} of {len(done)} indexes rebuilt, {leftovers} leftovers handled"
 
 
 BLOATED_RATIO, BLOATED_BYTES = 0.5, 10_000_000
@@ -221,8 +220,8 @@ _COLUMNS = ("index", "table", "size", "bloat (estimate)", "scans", "last scan", 
 
 
 def show_all(report: Report, indexes: tuple[Index, ...]) -> None:
-    """All of them, biggest first."""
-    show(report, "Indexes", _COLUMNS, [_row(index) for index in indexes])
+    """A table of all indexes, largest first."""
+    report.table("Indexes", _COLUMNS, [_row(index) for index in indexes], most=MOST_SHOWN)
 
 
 def _row(index: Index) -> tuple[object, ...]:
@@ -233,103 +232,104 @@ def _row(index: Index) -> tuple[object, ...]:
     return (index.name, index.table, size(index.bytes), bloat, *read, kind + state)
 
 
-def show(report: Report, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table of its first rows."""
-    more = f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""
-    report.table(name + more, columns, rows[:MOST_SHOWN])
-
-
 def _names(indexes: Sequence[Index]) -> str:
     more = f" and {len(indexes) - 5} more" if len(indexes) > 5 else ""
     return ", ".join(index.name for index in indexes[:5]) + more
 
 
 def judge_invalid(report: Report, indexes: tuple[Index, ...]) -> None:
-    """An invalid index is written to and never read: it only costs."""
+    """Invalid indexes: writes maintain them, queries never use them."""
     leftovers = [index for index in indexes if index.is_leftover]
     report.prefer(
         "leftovers of rebuilds",
         not leftovers,
-        "rebuild-indexes without any choice drops them",
+        "run rebuild-indexes without a choice, which drops them",
         value=_names(leftovers) or "none",
         expected="none",
+        follow=[Next("rebuild-indexes", "drop them")],
     )
     broken = [index for index in indexes if index.is_broken and not index.is_leftover]
     report.prefer(
         "invalid indexes",
         not broken,
-        f"rebuild-indexes with indexes={[index.name for index in broken[:5]]}; or DROP INDEX CONCURRENTLY them",
+        "run rebuild-indexes with them, or DROP INDEX CONCURRENTLY",
         value=_names(broken) or "none",
         expected="none",
+        follow=[Next("rebuild-indexes", "rebuild them", {"indexes": [index.name for index in broken]})],
     )
     if live := [index for index in indexes if not index.valid and index.building]:
         report.fact("being built now", _names(live))
 
 
 def judge_duplicates(report: Report, indexes: tuple[Index, ...]) -> None:
-    """Those that add nothing to another one, and the statements that drop them."""
+    """Indexes that another one makes redundant, and the statements that drop them."""
     found = find_duplicates(indexes)
     wasted = sum(other.bytes for _, other in found)
     report.prefer(
         "duplicate indexes",
         not found,
-        "see the table Duplicates: the statement drops the one that adds nothing",
+        "drop them with the statements in the table Duplicates",
         value=f"{_names([other for _, other in found])} ({size(wasted)})" if found else "none",
         expected="none",
     )
     if found:
         rows = [(kept.name, other.name, size(other.bytes), _drop_text(other)) for kept, other in found]
-        show(report, "Duplicates", ("keep", "adds nothing", "size", "statement"), rows)
+        report.table("Duplicates", ("keep", "redundant", "size", "statement"), rows, most=MOST_SHOWN)
 
 
 def _drop_text(index: Index) -> str:
     return f"DROP INDEX CONCURRENTLY {index.name};"
 
 
-def judge_unused(report: Report, indexes: tuple[Index, ...], statistics: Statistics, days: int) -> None:
-    """Those that nobody scanned for long; “not measured” where the counters are young."""
+def judge_unused(report: Report, indexes: tuple[Index, ...], statistics: IndexStatistics, days: int) -> None:
+    """Indexes without a scan; not measured while the counters are younger than `days`."""
     report.fact("scans counted since", f"{statistics.since} UTC ({duration(statistics.seconds)})")
     unused = [index for index in indexes if index.scans == 0 and index.valid and not index.is_needed_unused]
     rows = [(index.name, index.table, size(index.bytes), _drop_text(index)) for index in unused]
     if statistics.seconds < days * DAY_SECONDS:
         value = f"not measured: scans are counted since {statistics.since} UTC only"
-        report.warn("unused indexes", f"look again after {days} days; drop none before", value=value)
+        report.warn("unused indexes", f"check again after {days} days; drop none before", value=value)
         rows = [(*row[:3], "not yet") for row in rows]
     else:
-        standbys = f"; {statistics.standbys} standbys count their own scans: ask them first" * bool(statistics.standbys)
+        standbys = f"; check the {statistics.standbys} standbys first: they count separately" * bool(
+            statistics.standbys
+        )
         report.prefer(
             "unused indexes",
             not unused,
-            f"see the table Never scanned: drop what nobody misses{standbys}",
+            f"drop those in the table Never scanned that no rare job needs{standbys}",
             value=f"{_names(unused)} ({size(sum(index.bytes for index in unused))})" if unused else "none",
             expected="none",
         )
     if rows:
-        show(report, f"Never scanned since {statistics.since} UTC", ("index", "table", "size", "statement"), rows)
+        name = f"Never scanned since {statistics.since} UTC"
+        report.table(name, ("index", "table", "size", "statement"), rows, most=MOST_SHOWN)
 
 
 def judge_missing(report: Report, missing: tuple[ForeignKey, ...]) -> None:
-    """Foreign keys whose deletions read a whole table."""
+    """Foreign keys without an index: a deletion in the referenced table reads the whole referencing one."""
     report.prefer(
         "foreign keys without an index",
         not missing,
-        "see the table: a deletion above reads the whole table; create the index where rows are ever deleted there",
+        "create the index (see the table) if rows of the referenced table are ever deleted: each deletion reads all of "
+        "the referencing table",
         value=", ".join(f"{key.table} ({key.constraint})" for key in missing[:5]) or "none",
         expected="none",
     )
     if missing:
         columns = ("table", "constraint", "refers to", "rows", "size", "statement")
         rows = [(k.table, k.constraint, k.referenced, f"{k.rows:,}", size(k.bytes), f"{k.create};") for k in missing]
-        show(report, "Foreign keys without an index", columns, rows)
+        report.table("Foreign keys without an index", columns, rows, most=MOST_SHOWN)
 
 
 def judge_bloat(report: Report, indexes: tuple[Index, ...]) -> None:
-    """Big indexes that are mostly air, by estimate."""
+    """Large indexes with much bloat, by estimate."""
     bloated = [i for i in indexes if i.valid and i.bloat_ratio >= BLOATED_RATIO and i.bytes >= BLOATED_BYTES]
     report.prefer(
         "bloat (estimate)",
         not bloated,
-        f"ANALYZE, look again; then rebuild-indexes with indexes={[index.name for index in bloated[:5]]}",
+        "ANALYZE, check again, then run rebuild-indexes",
         value=", ".join(f"{i.name}: {i.bloat_ratio:.0%} of {size(i.bytes)}" for i in bloated[:5]) or "none",
         expected=f"below {BLOATED_RATIO:.0%}, or smaller than {size(BLOATED_BYTES)}",
+        follow=[Next("rebuild-indexes", "rebuild them", {"indexes": [index.name for index in bloated]})],
     )

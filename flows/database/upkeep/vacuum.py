@@ -1,4 +1,4 @@
-"""Vacuum: by hand, and whether autovacuum does its work (§1.3)."""
+"""Vacuum: manual runs, and whether autovacuum keeps up (§1.3)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.database.server.holders import LONG_SECONDS, judge_holders, of_database
-from flows.database.server.setting_steps import find_overrides, judge_setting
+from flows.database.server.settings import find_overrides, judge_setting
 from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size
@@ -20,21 +21,21 @@ from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.recommended import AUTOVACUUM
 from tasks.postgres.server.server import read_server
 from tasks.postgres.server.settings import read_settings
-from tasks.postgres.sessions.holders import Holder, find_holders
-from tasks.postgres.upkeep.autovacuum import Activity, Autovacuum, read_autovacuum
+from tasks.postgres.sessions.holders import XminHolder, find_holders
+from tasks.postgres.upkeep.autovacuum import Autovacuum, TableActivity, read_autovacuum
 from tasks.postgres.upkeep.session import MOST_SHOWN, read_space, resolve
 from tasks.postgres.upkeep.vacuum import (
     REWRITE,
     WRAPAROUND_XIDS,
     Mode,
-    Table,
     Vacuumed,
+    VacuumTable,
     read_tables,
     rewrite_tables,
     vacuum_tables,
 )
 
-# Dead rows that are still there after a vacuum, which is worth a word.
+# Dead rows left after a vacuum that are worth a warning.
 MANY_DEAD, DEAD_RATIO = 1000, 0.1
 REWRITE_BYTES_PER_SECOND = 40_000_000
 
@@ -51,17 +52,18 @@ def vacuum_database(
 ) -> Report:
     """手動VACUUM実行 (§1.3)
 
-    Removes dead rows, freezes old ones and renews the planner's statistics, table by table and several at a time. Run
-    it monthly, after a mass deletion, or when check-autovacuum names tables. `plain` is VACUUM, `analyze` is ANALYZE,
-    `plain_analyze` is both; none of them blocks reading or writing, and they need no confirm. `full` rewrites chosen
-    tables and gives their space back: nobody can read or write each of them meanwhile, so it needs `confirm`.
+    Removes dead rows, freezes old ones and updates the planner's statistics, several tables at a time. Run it monthly,
+    after a mass deletion, or when check-autovacuum names tables.
 
-    Old transactions, prepared ones, slots and standbys that hold rows back are named first: vacuum removes nothing that
-    they may still see (`full` does not begin then). There is nothing to undo. Evidence: dead rows, size and age of each
-    table before and after.
+    `plain` is VACUUM, `analyze` is ANALYZE, `plain_analyze` is both: they block neither reads nor writes and need no
+    confirm. `full` rewrites chosen tables and returns their space to the disk. It blocks all reads and writes of each
+    table meanwhile, so it needs `confirm`.
 
-    Departs from the manual: VACUUM FULL only for chosen tables, with a permit, and gives up after waiting 10 s for a
-    lock.
+    It first names the transactions, prepared transactions, slots and standbys that hold dead rows back, because vacuum
+    cannot remove those rows; `full` does not start then. There is nothing to undo. Evidence: dead rows, size and age of
+    each table before and after.
+
+    Departs from the manual: VACUUM FULL only for chosen tables, with a permit; it gives up a lock after 10 s.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -77,7 +79,7 @@ def vacuum_database(
         require_primary(env)
         workers = check_jobs(jobs)
         before = _chosen(read_tables(env.postgres), tables, mode)
-        holders: tuple[Holder, ...] = ()
+        holders: tuple[XminHolder, ...] = ()
         if mode != "analyze":
             holders = of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
             otherwise = Status.CRITICAL if mode == "full" else Status.WARN
@@ -97,26 +99,26 @@ def vacuum_database(
 
 
 def require_primary(env: Environment) -> None:
-    """A standby takes over its primary's work.
+    """Refuse a standby, which replays its primary's vacuum.
 
     Raises:
         OpsError: the server is a standby.
     """
     if read_server(env.postgres).in_recovery:
         where = f"{env.postgres.host}:{env.postgres.port}"
-        raise OpsError(f"the server at {where} is a standby", "run this against the primary: the standby replays it")
+        raise OpsError(f"the server at {where} is a standby", "run this on the primary: the standby replays it")
 
 
-def _chosen(known: tuple[Table, ...], wanted: list[str], mode: Mode) -> tuple[Table, ...]:
-    """What to work on. A partitioned table has no rows of its own: it is analysed only, which autovacuum never does."""
+def _chosen(known: tuple[VacuumTable, ...], wanted: list[str], mode: Mode) -> tuple[VacuumTable, ...]:
+    """The tables to work on. A partitioned table has no own rows: it is only analysed, which autovacuum never does."""
     if mode == "full" and not wanted:
         raise OpsError(
-            "VACUUM FULL of all tables is refused: nobody could read or write them meanwhile",
-            "choose tables; check-autovacuum and the table of a plain run show which have the most to give back",
+            "VACUUM FULL of all tables is refused: it would block all reads and writes",
+            "choose tables; check-autovacuum and the table of a plain run show which can free the most space",
         )
     analyzes = mode in ("analyze", "plain_analyze")
     if not wanted:
-        # The system's last: analysing the others leaves dead rows in its statistics.
+        # System tables last: analysing the others leaves dead rows in their statistics.
         able = (table for table in known if analyzes or not table.parent)
         return tuple(sorted(able, key=lambda table: table.system))
     names = resolve(wanted, [(table.name, table.schema, table.relation) for table in known], "table")
@@ -124,52 +126,53 @@ def _chosen(known: tuple[Table, ...], wanted: list[str], mode: Mode) -> tuple[Ta
     chosen = tuple(by_name[name] for name in names)
     if not analyzes and (parents := [table.name for table in chosen if table.parent]):
         raise OpsError(
-            f"{parents[0]} is partitioned: it has no rows of its own",
-            "choose its partitions (pg_partition_tree names them), or no table: then all are done",
+            f"{parents[0]} is partitioned: it has no own rows",
+            "choose its partitions (pg_partition_tree lists them), or no table for all tables",
         )
     if mode == "full" and (system := [table.name for table in chosen if table.system]):
-        raise OpsError(f"{system[0]} is the system's own", "VACUUM FULL it by hand in a window, if at all")
+        raise OpsError(f"{system[0]} is a system table", "run VACUUM FULL by hand in a maintenance window, if at all")
     return chosen
 
 
-def _relevant(holders: tuple[Holder, ...], mode: Mode) -> tuple[Holder, ...]:
-    """A rewrite waits for every transaction; a plain vacuum is held back by those that hold xmin."""
+def _relevant(holders: tuple[XminHolder, ...], mode: Mode) -> tuple[XminHolder, ...]:
+    """A rewrite waits for every transaction; only those that hold xmin keep rows from a plain vacuum."""
     return holders if mode == "full" else tuple(holder for holder in holders if holder.holds_xmin)
 
 
-def _judge_space(report: Report, env: Environment, tables: tuple[Table, ...]) -> None:
-    """VACUUM FULL keeps the old table until the new one is whole."""
+def _judge_space(report: Report, env: Environment, tables: tuple[VacuumTable, ...]) -> None:
+    """Free disk space for the largest table: VACUUM FULL keeps the old one until the new one is complete."""
     needed = max(table.total_bytes for table in tables)
     for space in read_space(env.postgres, [table.tablespace for table in tables]):
         judge_space(report, space.path, space.free_bytes, needed)
 
 
 def judge_space(report: Report, path: str, free_bytes: int, needed_bytes: int) -> None:
-    """One finding; what this host cannot see is “not measured”."""
+    """Free disk space at one path; negative `free_bytes`: this host cannot measure it."""
     if free_bytes < 0:
-        report.warn(f"free space at {path}", f"look there: {size(needed_bytes)} are needed", value="not measured")
+        hint = f"check by hand that {size(needed_bytes)} are free there"
+        report.warn(f"free space at {path}", hint, value="not measured")
         return
     report.require(
         f"free space at {path}",
         free_bytes > needed_bytes,
-        f"free {size(needed_bytes - free_bytes)} there, or choose smaller ones",
+        f"free {size(needed_bytes - free_bytes)} there, or choose smaller tables or indexes",
         value=size(free_bytes),
         expected=f"more than {size(needed_bytes)}",
     )
 
 
-def _plan(report: Report, tables: tuple[Table, ...]) -> None:
+def _plan(report: Report, tables: tuple[VacuumTable, ...]) -> None:
     for table in tables:
         report.plan(
             "rewrite table",
-            f"{table.name}: nobody reads or writes it meanwhile ({table.dead_ratio:.0%} of its rows are dead)",
+            f"{table.name}: blocks all reads and writes meanwhile ({table.dead_ratio:.0%} of its rows are dead)",
             size=table.total_bytes,
             seconds=max(0.1, table.total_bytes / REWRITE_BYTES_PER_SECOND),
         )
 
 
 def _report_results(
-    report: Report, before: tuple[Table, ...], now: tuple[Table, ...], done: tuple[Vacuumed, ...]
+    report: Report, before: tuple[VacuumTable, ...], now: tuple[VacuumTable, ...], done: tuple[Vacuumed, ...]
 ) -> None:
     after = {table.oid: table for table in now}
     seconds = {one.name: one.seconds for one in done}
@@ -185,29 +188,30 @@ def _report_results(
         for old in sorted(before, key=lambda table: (table.system, -table.dead, -table.total_bytes))
         if (new := after.get(old.oid))
     ]
-    report.table(
-        "Before and after" + (f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""),
-        ("table", "dead rows", "live rows", "size with indexes", "age (of the way to wraparound)", "seconds"),
-        rows[:MOST_SHOWN],
-    )
+    columns = ("table", "dead rows", "live rows", "size with indexes", "age (of the limit)", "seconds")
+    report.table("Before and after", columns, rows, most=MOST_SHOWN)
     failed = [one for one in done if one.failed]
     for one in failed[:MOST_SHOWN]:
         report.fail(f"table {one.name}", one.hint, value=one.failed)
     warned = [one for one in done if one.warned and not one.failed]
     for one in warned[:MOST_SHOWN]:
-        report.warn(f"table {one.name}", one.hint or "look at the server's log", value=f"done; warned: {one.warned}")
+        report.warn(f"table {one.name}", one.hint or "check the server's log", value=f"done; warned: {one.warned}")
     freed = sum(old.total_bytes - after[old.oid].total_bytes for old in before if old.oid in after)
     report.fact(
         "dead rows", f"{sum(t.dead for t in before):,} → {sum(after[t.oid].dead for t in before if t.oid in after):,}"
     )
-    report.fact("given back to the disk", size(max(freed, 0)))
+    report.fact("returned to the disk", size(max(freed, 0)))
     report.outcome = f"{len(done) - len(failed)} of {len(before)} tables done"
 
 
 def _judge_rest(
-    report: Report, before: tuple[Table, ...], now: tuple[Table, ...], mode: Mode, holders: tuple[Holder, ...]
+    report: Report,
+    before: tuple[VacuumTable, ...],
+    now: tuple[VacuumTable, ...],
+    mode: Mode,
+    holders: tuple[XminHolder, ...],
 ) -> None:
-    """After a vacuum the dead rows of a table are those that it had to leave."""
+    """Dead rows after a vacuum are those that it could not remove."""
     if mode == "analyze":
         return
     names = {table.name for table in before}
@@ -216,10 +220,10 @@ def _judge_rest(
     hint = (
         f"{blamed[0].remedy}; then launch this again"
         if blamed
-        else "look for a younger transaction: launch this again with long_seconds=0; else it is load: launch it again"
+        else "launch this again with long_seconds=0 to find a younger transaction. If there is none, load is the cause"
     )
     report.prefer(
-        "dead rows that vacuum had to leave",
+        "dead rows that vacuum could not remove",
         not left,
         hint,
         value=", ".join(f"{t.name}: {t.dead:,} ({t.dead_ratio:.0%})" for t in left[:5]) or "few",
@@ -231,14 +235,13 @@ def _judge_rest(
 def check_autovacuum(environment: str, long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS) -> Report:
     """自動VACUUM設定確認 (§1.3)
 
-    Compares autovacuum's settings with the manual's, shows what it did for each table, and names the tables that it
-    does not keep up with, with the setting to use for each. Run it monthly, and when queries or tables grow for no
-    reason.
+    Compares autovacuum's settings with the manual's, and shows its work for each table. For tables where it falls
+    behind, it shows the setting to use. Run it monthly, and when queries slow down or tables grow for no reason.
 
-    It reads only. A setting that is more eager than the manual's is well. Evidence: the settings, the tables.
+    It reads only. A setting more eager than the manual's is accepted. Evidence: the settings, the tables.
 
-    Departs from the manual: a table is judged by its dead rows against what calls autovacuum for it (its own settings
-    included), not by the time of its last vacuum.
+    Departs from the manual: it judges a table by its dead rows against autovacuum's trigger, including the table's own
+    settings, not by the time of its last vacuum.
 
     Args:
         environment: 対象の環境
@@ -258,12 +261,12 @@ def check_autovacuum(environment: str, long_seconds: Annotated[int, Field(ge=0, 
 
 
 MOSTLY_DEAD = 0.5
-# Ages: autovacuum begins to freeze at autovacuum_freeze_max_age whatever its other settings say.
+# Autovacuum starts to freeze at autovacuum_freeze_max_age, whatever its other settings.
 FREEZE_IS_LATE, WRAPAROUND_IS_NEAR = 1.25, 1_000_000_000
 
 
 def judge_settings(report: Report, env: Environment, found: Autovacuum) -> None:
-    """Each of §1.3's, as check-postgres-settings judges it; off is critical."""
+    """The settings of §1.3, judged as in check-postgres-settings; autovacuum off is CRITICAL."""
     settings = read_settings(env.postgres)
     overrides = find_overrides(env, settings)
     for name in AUTOVACUUM:
@@ -272,30 +275,32 @@ def judge_settings(report: Report, env: Environment, found: Autovacuum) -> None:
     report.require(
         "track_counts",
         found.counted,
-        "ALTER SYSTEM SET track_counts = on; then SELECT pg_reload_conf(): without it autovacuum does nothing",
+        "ALTER SYSTEM SET track_counts = on, then SELECT pg_reload_conf(): without it autovacuum does nothing",
         value="on" if found.counted else "off: dead rows are not measured",
         expected="on",
     )
 
 
 def judge_tables(report: Report, found: Autovacuum) -> None:
-    """Those that autovacuum does not keep up with, each with the setting to use; all of them in a table."""
+    """The tables where autovacuum falls behind, each with the setting to use; all tables as evidence."""
     report.fact("statistics since", f"{found.stats_reset} UTC")
     behind = [table for table in found.tables if table.is_behind]
     for table in behind[:MOST_SHOWN]:
         why = "" if table.enabled else ", autovacuum is off for it"
         report.fail(
             f"autovacuum keeps up with {table.name}",
-            f"{table.remedy} Then vacuum-database with tables=[{table.name}]",
+            f"{table.remedy} Then run vacuum-database for it",
             value=f"{table.dead:,} dead rows, {table.dead_ratio:.0%} of all{why}",
-            expected=f"it comes at {table.vacuum_trigger:,.0f}",
+            expected=f"autovacuum starts at {table.vacuum_trigger:,.0f}",
             worst=Status.CRITICAL if table.dead_ratio >= MOSTLY_DEAD else Status.WARN,
+            follow=[Next("vacuum-database", "vacuum it", {"tables": [table.name]})],
         )
     if unknown := [table for table in found.tables if table.is_unknown]:
         report.warn(
             "tables whose rows are not counted",
-            "vacuum-database with mode=analyze counts them; then look again",
+            "run vacuum-database with mode=analyze, then launch this again",
             value=f"not measured: {', '.join(table.name for table in unknown[:5])} ({len(unknown)}); counters lost",
+            follow=[Next("vacuum-database", "count their rows", {"mode": "analyze"})],
         )
     if not behind and not unknown and found.counted:
         report.passed("autovacuum keeps up with every table", value=f"{len(found.tables)} tables")
@@ -303,24 +308,24 @@ def judge_tables(report: Report, found: Autovacuum) -> None:
     report.prefer(
         "planner statistics",
         not stale,
-        "vacuum-database with mode=analyze and these tables",
+        "run vacuum-database with mode=analyze and these tables",
         value=", ".join(f"{t.name}: {t.changed:,} rows changed" for t in stale[:5]) or "recent",
-        expected="renewed after few changes",
+        expected="updated after few changes",
+        follow=[Next("vacuum-database", "analyse them", {"mode": "analyze", "tables": [t.name for t in stale]})],
     )
     rows = [_row(table) for table in found.tables]
-    more = f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""
-    report.table(f"Tables, by dead rows against what calls autovacuum{more}", _COLUMNS, rows[:MOST_SHOWN])
+    report.table("Tables, by dead rows against autovacuum's trigger", _COLUMNS, rows, most=MOST_SHOWN)
     if behind:
-        report.table("Settings to use", ("statement",), [(table.remedy,) for table in behind[:MOST_SHOWN]])
+        report.table("Settings to use", ("statement",), [(table.remedy,) for table in behind], most=MOST_SHOWN)
 
 
 _COLUMNS = (
-    *("table", "size", "live rows", "dead rows", "called at", "changed since analyze"),
+    *("table", "size", "live rows", "dead rows", "trigger", "changed since analyze"),
     *("last vacuum (UTC)", "last autovacuum", "last analyze", "last autoanalyze", "own settings"),
 )
 
 
-def _row(table: Activity) -> tuple[str, ...]:
+def _row(table: TableActivity) -> tuple[str, ...]:
     return (
         table.name,
         size(table.bytes),
@@ -334,15 +339,16 @@ def _row(table: Activity) -> tuple[str, ...]:
 
 
 def judge_ages(report: Report, found: Autovacuum) -> None:
-    """How far wraparound is."""
+    """The distance to wraparound."""
     for age in found.ages:
         late = FREEZE_IS_LATE * age.freeze_max_age
         near = age.xids > WRAPAROUND_IS_NEAR
         report.require(
             f"age in {age.what}",
             age.xids <= late and not near,
-            "end what holds dead rows back, then vacuum-database (plain, all tables): it freezes old rows",
-            value=f"{age.xids:,}, {age.xids / WRAPAROUND_XIDS:.1%} of the way to wraparound",
+            "end the holders of dead rows, then run vacuum-database for all tables, which freezes old rows",
+            value=f"{age.xids:,}, {age.xids / WRAPAROUND_XIDS:.1%} of the limit",
             expected=f"≤ {late:,.0f}",
             worst=Status.CRITICAL if near else Status.WARN,
+            follow=[Next("vacuum-database", "freeze old rows")],
         )

@@ -1,4 +1,4 @@
-"""What is told of certificates: of one, of its files, of what a server shows."""
+"""Findings about a certificate's files and about the certificate that a server presents (§4.3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from blocks.tls import TlsServer
+from runbook import clock
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.report import Report
 from tasks.certificates.certificate import (
     LEAST_CURVE_BITS,
@@ -23,43 +25,46 @@ from tasks.certificates.schedules import find_schedules
 from tasks.certificates.served import Served
 from tasks.certificates.stapling import read_stapled
 
-RENEW = "launch renew-certificates"
+RENEW = Next("renew-certificates")
 COLUMNS = ("where", "names", "issuer", "key", "serial", "valid until", "left")
 
 
 def judge_files(report: Report, found: Files, authorities: Sequence[Certificate], now: datetime) -> None:
-    """A certificate's files: there, whole, each other's, for these names, and for long enough."""
+    """A certificate's files: readable, complete, a matching key, the right names, not expiring."""
     label = f"{found.name} (file)"
     if not found.chain:
         report.fail(label, found.trouble[1], value=found.trouble[0])
         return
     certificate = found.chain[0]
     why, hint = found.key_trouble
-    report.require(f"{label}: private key", not why, hint, value=why or "the certificate's own")
+    report.require(f"{label}: private key", not why, hint, value=why or "matches the certificate")
     uncovered = [name for name in found.names if not certificate.covers(name)]
     report.require(
         f"{label}: names",
         not uncovered,
-        f"{RENEW}: it asks for them too",
-        value=f"it is not for {', '.join(uncovered)}" if uncovered else ", ".join(found.names),
+        "renew it, which adds these names",
+        value=f"it does not cover {', '.join(uncovered)}" if uncovered else ", ".join(found.names),
+        follow=[RENEW],
     )
     first = min(found.chain, key=lambda one: one.ends)
     judge_expiry(report, label, certificate if certificate.is_due(now) else first, now)
     _judge_strength(report, label, found.chain)
     if authorities:
         broken = missing_link(found.chain, authorities, now)
-        hint = f"put all of them into {CHAIN}, in order, or name the authority in [certificates] authorities"
-        report.require(f"{label}: chain", not broken, hint, value=broken or f"whole, {len(found.chain)} certificates")
+        hint = f"put the complete chain into {CHAIN}, in order, or add the authority to [certificates] authorities"
+        report.require(
+            f"{label}: chain", not broken, hint, value=broken or f"complete, {len(found.chain)} certificates"
+        )
     if certificate.must_staple:
         report.warn(
             f"{label}: must-staple",
-            "issue it anew without --must-staple: Let's Encrypt answers no OCSP any more",
-            value="browsers refuse it wherever no OCSP answer is stapled",
+            "issue it again without --must-staple: Let's Encrypt no longer offers OCSP",
+            value="browsers refuse it without a stapled OCSP response",
         )
 
 
 def judge_served(report: Report, found: Served, files: Sequence[Files], now: datetime) -> None:
-    """What a server shows: believed, for its name, for long enough, and the one of the file."""
+    """The certificate that a server presents: trusted, for its name, not expiring, equal to the file's."""
     server, certificate = found.server, found.certificate
     if certificate is None:
         report.fail(server.text, found.trouble[1], value=found.trouble[0])
@@ -69,8 +74,8 @@ def judge_served(report: Report, found: Served, files: Sequence[Files], now: dat
     report.require(
         f"{server.text}: name",
         covered,
-        "serve another one there, or correct the name asked for",
-        value=server.name if covered else f"shown to {server.name}: {', '.join(certificate.names) or 'none'}",
+        "configure another certificate there, or correct the name in [certificates] served",
+        value=server.name if covered else f"presented for {server.name}: {', '.join(certificate.names) or 'none'}",
     )
     judge_expiry(report, server.text, certificate, now)
     _judge_strength(report, server.text, (certificate,))
@@ -83,52 +88,54 @@ def judge_served(report: Report, found: Served, files: Sequence[Files], now: dat
     if certificate.must_staple:
         _judge_stapling(report, server)
     if own is not None:
-        report.prefer(f"{server.text}: the file's", *same_as_file(certificate, own))
+        same, hint = same_as_file(certificate, own)
+        report.prefer(f"{server.text}: same as the file", same, hint, follow=[RENEW])
 
 
 def same_as_file(served: Certificate, files: Files) -> tuple[bool, str]:
-    """Whether it is the one in the file; and what to do where not."""
+    """Whether the server presents the file's certificate; else the next step."""
     file = files.chain[0]
     if served.parsed == file.parsed:
         return True, ""
     if served.begins < file.begins:
-        return False, "renewed but not reloaded: launch renew-certificates, which has the server read its files again"
-    return False, f"the server reads other files than {files.directory}: compare its configuration"
+        return False, "renewed but not reloaded: renew-certificates reloads the server"
+    return False, f"check the server's configuration: it reads other files than {files.directory}"
 
 
 def _refusal_hint(found: Served, own: Files | None) -> str:
     if found.refused.startswith("unable to get local issuer"):
         if own and found.certificate and own.chain[0].parsed == found.certificate.parsed and len(own.chain) > 1:
-            return f"serve {own.directory / CHAIN}, not cert.pem: the certificates in between are not sent"
+            return f"serve {own.directory / CHAIN}, not cert.pem: it does not send the intermediate certificates"
         issuer = found.certificate.issuer if found.certificate else ""
-        return f"{issuer} is neither sent nor trusted: serve the whole chain, or name it in [certificates] authorities"
+        return f"serve the complete chain, or add {issuer} to [certificates] authorities (neither sent nor trusted)"
     if "expired" in found.refused:
-        return f"{RENEW}, or look which of its chain has expired: openssl s_client -showcerts"
-    return "clients refuse it too: serve the whole chain of an authority that they trust, with TLS 1.2 or newer"
+        return "run renew-certificates, or find the expired link of the chain: openssl s_client -showcerts"
+    return "serve the complete chain of a trusted authority, with TLS 1.2 or newer: clients refuse it too"
 
 
 def judge_expiry(report: Report, label: str, certificate: Certificate, now: datetime) -> None:
-    """30, 14 and 7 days, or the same shares of a life shorter than 90 days."""
+    """30, 14 and 7 days, or the same shares of a lifetime under 90 days."""
     left, name = certificate.left(now), f"{label}: expiry"
-    value = f"{in_days(left)} left, until {certificate.ends:%Y-%m-%d %H:%M} UTC ({certificate.subject})"
+    value = f"{in_days(left)} left, until {clock.text(certificate.ends, 'minutes')} ({certificate.subject})"
     if certificate.begins > now:
         report.fail(name, "correct the host's clock, or wait", value=f"valid only from {certificate.begins}")
     elif left < timedelta(0):
-        report.fail(name, f"{RENEW} now", value=f"expired at {certificate.ends:%Y-%m-%d %H:%M} UTC")
+        report.fail(name, "renew it now", follow=[RENEW], value=f"expired at {clock.text(certificate.ends, 'minutes')}")
     elif certificate.within(URGENT, URGENT_SHARE, now):
-        report.fail(name, f"{RENEW} now, and find out why nobody did", value=value, expected="over 7 days")
+        hint = "renew it now, and find out why its scheduled renewal failed"
+        report.fail(name, hint, value=value, expected="over 7 days", follow=[RENEW])
     elif certificate.within(OVERDUE, OVERDUE_SHARE, now):
-        hint = f"its renewal is overdue: {RENEW}, and look at its last reports"
-        report.warn(name, hint, value=value, expected="over 14 days")
+        hint = "renew it, and check the last reports of renew-certificates: its renewal is overdue"
+        report.warn(name, hint, value=value, expected="over 14 days", follow=[RENEW])
     elif certificate.is_due(now):
-        hint = f"its renewal is due: {RENEW}, if its schedule does not"
-        report.warn(name, hint, value=value, expected="over 30 days")
+        hint = "nothing to do if renew-certificates is scheduled; else run it: the renewal is due"
+        report.warn(name, hint, value=value, expected="over 30 days", follow=[RENEW])
     else:
         report.passed(name, value=value, expected="over 30 days")
 
 
 def in_days(left: timedelta) -> str:
-    """For people."""
+    """Days as text."""
     return f"{left / timedelta(days=1):.1f} days"
 
 
@@ -137,9 +144,9 @@ def _judge_strength(report: Report, label: str, chain: Sequence[Certificate]) ->
     report.require(
         f"{label}: strength",
         not weak,
-        "issue it anew with certbot's own settings (ECDSA, SHA-256)",
+        "issue it again with certbot's defaults (ECDSA, SHA-256)",
         value="; ".join(weak) or chain[0].key,
-        expected=f"RSA {LEAST_RSA_BITS}, a curve of {LEAST_CURVE_BITS} bits, SHA-256, or more",
+        expected=f"at least RSA {LEAST_RSA_BITS} or a curve of {LEAST_CURVE_BITS} bits, and SHA-256",
     )
 
 
@@ -153,27 +160,29 @@ def _judge_stapling(report: Report, server: TlsServer) -> None:
     report.require(
         name,
         stapled == "successful",
-        "issue it anew without must-staple, or turn stapling on (nginx: ssl_stapling)",
+        "issue it again without must-staple, or turn stapling on (nginx: ssl_stapling)",
         value=f"stapled: {stapled or 'nothing'}",
     )
 
 
 def judge_schedules(report: Report) -> None:
-    """It is renewed once: here, or there."""
+    """Whether only one schedule renews the certificates."""
     schedules = find_schedules()
     if schedules.unread:
-        report.warn("other schedules", "let the worker's user read them", value=f"not read: {schedules.unread[0]} …")
+        report.warn(
+            "other schedules", "let the worker's user read them", value=f"not readable: {', '.join(schedules.unread)}"
+        )
     report.prefer(
         "renewed by one schedule",
         not schedules.found,
-        "turn the others off (systemctl disable certbot.timer; the line in the crontab): they reload nothing "
-        "and prove nothing",
-        value=", ".join(schedules.found) or "by renew-certificates",
+        "disable the others (systemctl disable certbot.timer, the line in the crontab): they reload nothing and prove "
+        "nothing",
+        value=", ".join(schedules.found) or "renew-certificates",
     )
 
 
-def tell_certificates(report: Report, files: Sequence[Files], served: Sequence[Served], now: datetime) -> None:
-    """The table of all."""
+def attach_certificates(report: Report, files: Sequence[Files], served: Sequence[Served], now: datetime) -> None:
+    """The table of all certificates."""
     found = [(f"{one.directory / CHAIN}", one.chain[0] if one.chain else None) for one in files]
     found += [(one.server.text, one.certificate) for one in served]
     report.table("Certificates", COLUMNS, [_row(where, certificate, now) for where, certificate in found])
@@ -188,6 +197,6 @@ def _row(where: str, certificate: Certificate | None, now: datetime) -> tuple[st
         certificate.issuer,
         certificate.key,
         certificate.serial_text,
-        f"{certificate.ends:%Y-%m-%d %H:%M} UTC",
+        f"{clock.text(certificate.ends, 'minutes')}",
         in_days(certificate.left(now)),
     )

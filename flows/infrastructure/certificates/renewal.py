@@ -1,24 +1,37 @@
-"""Certificates issued and renewed by certbot (§4.3), and proven where they are served."""
+"""Issue and renew certificates with certbot, and prove that they are served (§4.3)."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import flow
 
 from blocks.environment import Environment
 from blocks.places import Certificates
-from flows.infrastructure.certificates.findings import judge_schedules, tell_certificates
-from flows.infrastructure.certificates.steps import Work, do, find_work, read_all, read_known, shown_for
+from blocks.tls import TlsServer
+from flows.infrastructure.certificates.check import read_all, read_known
+from flows.infrastructure.certificates.findings import (
+    attach_certificates,
+    in_days,
+    judge_files,
+    judge_schedules,
+    same_as_file,
+)
 from flows.pinned import pin_paths
+from runbook import clock
 from runbook.errors import OpsError
-from runbook.report import Report
+from runbook.guard.permit import Act, Permit
+from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.certificates import certbot
-from tasks.certificates.files import CHAIN, Files
-from tasks.certificates.served import Served
+from tasks.certificates.certbot import ISSUE, RELOAD, RENEW, Kind
+from tasks.certificates.certificate import Certificate
+from tasks.certificates.files import CHAIN, Files, file_of, read_files
+from tasks.certificates.served import Served, wait_until_served
 
 
 @flow(name="renew-certificates", flow_run_name="renew-certificates {environment}")
@@ -27,18 +40,18 @@ def renew_certificates(
 ) -> Report:
     """SSL証明書管理: Let's Encrypt証明書の取得・更新 (§4.3)
 
-    Has certbot issue the certificates of `[certificates]` that are missing or lack a name, and renew those in the last
-    third of their life (30 of 90 days), one by one; its deploy hook reloads the web server; then the new one must be
-    in the file, whole and with its key, and the server must show it. One that was renewed before and is not yet served
-    is loaded. Where nothing is due nothing is done. Every night at 00:00; unattended where the environment's TOML
-    names it under `unattended`.
+    Runs certbot for the certificates of `[certificates]`, one by one. It issues those that are missing or lack a name,
+    and renews those in the last third of their lifetime (30 of 90 days). certbot's deploy hook reloads the web server.
+    Then the file must have the new certificate with its key, and the server must present it. A renewed certificate that
+    is not yet served is loaded by a reload. If nothing is due, nothing is done. Run it every night at 00:00; it is
+    unattended if the environment's TOML lists it under `unattended`.
 
-    When an authority refuses, the old certificate stays where it is and is served on; the report says which challenge
-    failed. certbot keeps what it replaces in its archive directory. A renewal is undone by the one before from there.
+    If the authority refuses, the old certificate stays in use; the report names the failed challenge. To undo a
+    renewal: certbot keeps the replaced files in its archive directory.
 
-    Departs from the manual: it runs once, here, and not from cron beside the package's own timer (other schedules are
-    told); challenges are answered by the web server itself (webroot), since --standalone wants the port that it holds,
-    or by DNS (`challenge`); `renew_command` replaces certbot. A file renewed is not yet a certificate served.
+    Departs from the manual: it has one schedule, not cron in addition to the package's timer (other schedules are
+    reported). The web server (webroot) or DNS (`challenge`) answers challenges, because --standalone needs the web
+    server's port. `renew_command` replaces certbot. A renewed file is not proof that it is served.
 
     Args:
         environment: 対象の環境
@@ -54,18 +67,18 @@ def renew_certificates(
         chosen = _chosen(every, domain)
         found = [find_work(files, shown_for(files, every, served), force, now) for files in chosen]
         due = [work for work in found if work]
-        _tell_unreadable(report, chosen)
+        _report_unreadable(report, chosen)
         judge_schedules(report)
-        tell_certificates(report, every, served, now)
+        attach_certificates(report, every, served, now)
         if not due:
-            _tell_unasked(report, chosen, [shown_for(files, every, served) for files in chosen])
-            report.outcome = f"nothing is due of {len(chosen)} certificates"
+            _judge_unserved(report, chosen, [shown_for(files, every, served) for files in chosen])
+            report.outcome = f"none of {len(chosen)} certificates is due"
             return report
         known = read_known(report, block)
         _plan(report, block, due)
         pin_paths(report, "certificates", *(work.files.directory / CHAIN for work in due))
         permit = report.permit(*(work.act for work in due))
-        done = [do(report, permit, block, work, known) for work in due]
+        done = [carry_out(report, permit, block, work, known) for work in due]
         report.outcome = f"{sum(done)} of {len(due)} done"
     return report
 
@@ -73,7 +86,7 @@ def renew_certificates(
 def _chosen(every: Sequence[Files], domain: str) -> Sequence[Files]:
     names = [files.name for files in every]
     if not names:
-        raise OpsError("[certificates] names no domain", "add domains to the environment's TOML")
+        raise OpsError("[certificates] has no domains", "add domains to the environment's TOML")
     if domain and domain not in names:
         raise OpsError(
             f"there is no certificate “{domain[:60]}”", f"choose one of {', '.join(names)}, or leave it empty"
@@ -81,26 +94,26 @@ def _chosen(every: Sequence[Files], domain: str) -> Sequence[Files]:
     return [files for files in every if domain in ("", files.name)]
 
 
-def _tell_unreadable(report: Report, chosen: Sequence[Files]) -> None:
-    """They are left alone, and keep no other from being renewed."""
+def _report_unreadable(report: Report, chosen: Sequence[Files]) -> None:
+    """An unreadable certificate is skipped and does not block the others."""
     for files in chosen:
         if not files.chain and not files.missing:
-            report.warn(f"{files.name}: left alone", files.trouble[1], value=files.trouble[0])
+            report.warn(f"{files.name}: skipped", files.trouble[1], value=files.trouble[0])
 
 
-def _tell_unasked(report: Report, chosen: Sequence[Files], shown: Sequence[Sequence[Served]]) -> None:
-    """A certificate that a killed run renewed, or whose hook failed, may never have been loaded."""
+def _judge_unserved(report: Report, chosen: Sequence[Files], shown: Sequence[Sequence[Served]]) -> None:
+    """Warn about a certificate without a configured server: after a killed run its reload can be missing."""
     for files, servers in zip(chosen, shown, strict=True):
         if files.chain and not any(one.server.protocol == "https" for one in servers):
             report.warn(
                 f"{files.name}: served",
                 f"add “{files.name}:443” to [certificates] served",
-                value="no web server is asked for it: whether the one in the file is loaded is not known",
+                value="not known: no configured web server presents it, so its reload cannot be checked",
             )
 
 
 def _plan(report: Report, block: Certificates, due: Sequence[Work]) -> None:
-    """What would be run; certbot is asked for only where it is needed."""
+    """The commands to run; certbot is required only if one of them needs it."""
     for work in due:
         line = shlex.join(certbot.command(block, work.kind, work.files.names))
         report.plan(f"{work.kind} {work.files.name}", f"{work.why}: {line}")
@@ -111,10 +124,139 @@ def _plan(report: Report, block: Certificates, due: Sequence[Work]) -> None:
         report.require(
             "port for standalone",
             not problem,
-            "stop what listens there, or use webroot or dns-01",
+            "stop the process that listens there, or use webroot or dns-01",
             value=problem or f"{block.standalone_port} is free",
         )
     try:
         report.fact("certbot", certbot.read_version())
     except OpsError as error:
         report.fail("certbot", error.hint, value=error.message)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task for one certificate, and its reason."""
+
+    kind: Kind
+    files: Files
+    why: str
+
+    @property
+    def act(self) -> Act:
+        """The act that needs a permit."""
+        return Act(self.kind, self.files.name)
+
+
+def find_work(files: Files, shown: Sequence[Served], force: bool, now: datetime) -> Work | None:
+    """The task of a certificate; None if nothing is due, or if it cannot be read."""
+    if files.missing:
+        return Work(ISSUE, files, "it does not exist")
+    if not files.chain:
+        return None
+    certificate = files.chain[0]
+    if uncovered := [name for name in files.names if not certificate.covers(name)]:
+        return Work(ISSUE, files, f"the existing one does not cover {', '.join(uncovered)}")
+    if force or certificate.is_due(now):
+        return Work(RENEW, files, f"{in_days(certificate.left(now))} left" + (", forced" if force else ""))
+    old = [one.server.text for one in shown if _is_reloaded(one.server) and _is_older(one.certificate, certificate)]
+    return Work(RELOAD, files, f"{', '.join(old)} presents an older one") if old else None
+
+
+def _is_reloaded(server: TlsServer) -> bool:
+    """Whether the web server's reload concerns it; a mail server or PostgreSQL can use the same files, or others."""
+    return server.protocol == "https"
+
+
+def _is_older(served: Certificate | None, file: Certificate) -> bool:
+    return served is not None and served.parsed != file.parsed and served.begins < file.begins
+
+
+def shown_for(files: Files, every: Sequence[Files], served: Sequence[Served]) -> list[Served]:
+    """The servers for this certificate's names."""
+    return [one for one in served if _name_is_of(one.server.name, files, every)]
+
+
+def _name_is_of(name: str, files: Files, every: Sequence[Files]) -> bool:
+    own = file_of(every, name)
+    return own is files if own else name.lower() in files.names
+
+
+def carry_out(report: Report, permit: Permit, block: Certificates, work: Work, known: Sequence[Certificate]) -> bool:
+    """Carry out one task and prove it; a failure is CRITICAL and does not stop the others. Returns success."""
+    name = f"{work.files.name}: {work.kind}"
+    try:
+        if work.kind == RELOAD:
+            certbot.reload_web_server(permit, block, work.files.name)
+            wrong = ""
+        elif block.renew_command:
+            wrong = certbot.run_given(permit, block, work.kind, work.files.names)
+        else:
+            wrong = certbot.run_certbot(permit, block, work.kind, work.files.names)
+    except OpsError as error:
+        what, hint = certbot.explain(error)
+        report.fail(name, hint, value=f"{what}; {_files_after(block, work)}")
+        return False
+    report.require(
+        name,
+        not wrong,
+        f"check the configuration of {block.web_server} (nginx -t), and run this again",
+        value=wrong or "done",
+    )
+    return _prove(report, block, work, known) and not wrong
+
+
+def _files_after(block: Certificates, work: Work) -> str:
+    """After a failure: whether the files have changed."""
+    if not work.files.chain:
+        return "no certificate exists yet"
+    now, before = read_files(Path(block.directory), work.files.names), work.files.chain[0]
+    if now.chain != work.files.chain:
+        return "but the files have changed: run check-certificates"
+    return f"the old one stays in use, until {clock.text(before.ends, 'minutes')}"
+
+
+def _prove(report: Report, block: Certificates, work: Work, known: Sequence[Certificate]) -> bool:
+    """Check that the file has the new certificate, and that servers present it."""
+    files = read_files(Path(block.directory), work.files.names)
+    before = work.files.chain[0].parsed if work.files.chain else None
+    new = bool(files.chain) and (work.kind == RELOAD or files.chain[0].parsed != before)
+    hint = (
+        "renew_command exited 0: check where it writes"
+        if block.renew_command
+        else "check certbot's log: it reports success"
+    )
+    if not report.require(
+        f"{files.name}: new",
+        new,
+        hint,
+        value=f"serial {files.chain[0].serial_text}" if new else files.trouble[0] or "the old one",
+    ):
+        return False
+    judge_files(report, files, known, datetime.now(UTC))
+    servers = [server for server in block.servers() if _name_is_of(server.name, files, [files])]
+    if not servers:
+        report.warn(
+            f"{files.name}: served",
+            f"add “{files.name}:443” to [certificates] served",
+            value="not known: no configured server presents it",
+        )
+    shown = [wait_until_served.submit(server, block.authorities, files.chain[0]) for server in servers]
+    judged = [_judge_shown(report, one.result(), files, work.kind) for one in shown]  # judge every server
+    return all(judged)
+
+
+def _judge_shown(report: Report, shown: Served, files: Files, kind: Kind) -> bool:
+    """WARN only for a new certificate, which can have no server yet, and for servers with their own files."""
+    same, hint = same_as_file(shown.certificate, files) if shown.certificate else (False, shown.trouble[1])
+    value = f"serial {shown.certificate.serial_text}" if shown.certificate else shown.trouble[0]
+    lenient = kind == ISSUE or not _is_reloaded(shown.server)
+    if not same and shown.certificate:
+        hint = "configure it with the new files, and reload it" if lenient else hint
+    return report.require(
+        f"{shown.server.text}: presents the new one",
+        same,
+        hint,
+        value=value,
+        expected=f"serial {files.chain[0].serial_text}",
+        worst=Status.WARN if lenient else Status.CRITICAL,
+    )

@@ -1,4 +1,4 @@
-"""The images that the application's images are built from: how old, how long supported, and newer ones (§4.1)."""
+"""The base images of the application: their age, their support, and newer ones (§4.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.page.form import read_forms
+from runbook.next import Next
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
@@ -27,13 +27,12 @@ from tasks.docker.source import read_source
 def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)] = 30) -> Report:
     """ベースイメージ更新: ベースイメージの確認 (§4.1)
 
-    Reads the FROM lines of the application's Dockerfiles and looks at each image: how old the one on the engine is,
-    whether its name means another image in the registry by now (fixes that a build here does not take), and until when
-    its parts are supported, by the tables of tasks/docker/releases.toml, which name their source and day. Run it
-    weekly.
+    Reads the FROM lines of the application's Dockerfiles and checks each image: the age of the local one, whether the
+    registry has a newer one under that name (with fixes that a build here lacks), and the end of support of its parts.
+    The dates are in tasks/docker/releases.toml, with their source and day. Run it weekly.
 
-    It changes nothing. What is no longer supported is critical; half a year before, it warns. What is in no table, or
-    whose registry does not answer, is told: it counts as not known. update-base-images is the next step.
+    It changes nothing. An unsupported part is CRITICAL; half a year before its end it is WARN. A part that is in no
+    table, or an unreachable registry, is “not known”. The next step is update-base-images.
 
     Args:
         environment: 対象の環境
@@ -49,9 +48,8 @@ def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)
             judge_support(report, image.base, today)
             judge_drift(report, image)
             judge_age(report, image, max_age_days)
-        tell_pins(report, images)
-        _report_results(report, images)
-        report.fact("next", read_forms([env.name]).link("update-base-images", env.name, {"environment": env.name}))
+        report_pins(report, images)
+        _attach_images(report, images)
         report.outcome = f"{len(images)} base images in {len({one.dockerfile for one in images})} Dockerfiles"
     return report
 
@@ -60,15 +58,14 @@ def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)
 def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = False, branch: str = "") -> Report:
     """ベースイメージ更新: FROM行の更新 (§4.1)
 
-    Writes other base images into the FROM lines, on a branch of its own in a git worktree, builds each image from it
-    with freshly pulled bases, and runs the container's `test` in it, without a network. Without `to`, digests that are
-    pinned become the registry's of today, and what is not pinned is built and tested with today's image; with `pin` it
-    gets that image's digest too. Run it when check-base-images says so; somebody merges the branch, and build-images
-    makes the release.
+    Writes new base images into the FROM lines, on a branch in a git worktree. Builds each image there with freshly
+    pulled bases, and runs the container's `test` in it, without a network. Without `to`, pinned digests become the
+    registry's current ones; lines with a tag only are built and tested with its current image, and with `pin` get its
+    digest. Run it when check-base-images recommends it; then merge the branch and run build-images.
 
-    The live checkout and what runs are not touched: what is left is the branch, where something changed, and the base
-    images that were pulled. Where a build or a test fails the run fails, and the branch is kept to look at; delete it
-    to undo. Evidence: the diff, the ends of builds and tests.
+    The live checkout and the running containers are not changed. The branch and the pulled base images remain. If a
+    build or a test fails the run fails, and the branch is kept. To undo: delete the branch. Evidence: the diff, the
+    ends of builds and tests.
 
     Args:
         environment: 対象の環境
@@ -81,10 +78,10 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = F
         block, source = env.docker, read_source(env.docker.checkout)
         name = branch or f"base-images-{report.started:%Y%m%d-%H%M%S}"
         report.require(
-            "the checkout is what was committed",
+            "clean checkout",
             not source.dirty,
-            "the branch begins without it",
-            value=", ".join(source.dirty[:5]) or "yes",
+            "commit the changes: the branch would not contain them",
+            value=f"uncommitted: {', '.join(source.dirty[:5])}" if source.dirty else "clean",
         )
         report.fail_if_critical()
         images = read_base_images(block, source.directory)
@@ -92,7 +89,7 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = F
         with worktree(source.directory, name) as tree:
             for dockerfile in {image.dockerfile for image, _ in changes}:
                 _write(tree, dockerfile, [(image, by) for image, by in changes if image.dockerfile == dockerfile])
-            if tree.commit(f"Base images: {', '.join(sorted({by for _, by in changes})) or 'as they were'}"):
+            if tree.commit(f"Base images: {', '.join(sorted({by for _, by in changes})) or 'unchanged'}"):
                 report.attach(Evidence("Diff", text=fenced(tree.diff()[-8000:], "diff")))
                 report.fact("branch", name)
             roles = list(dict.fromkeys(role for image in images for role in image.roles))
@@ -103,30 +100,32 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = F
     return report
 
 
-def _report_results(report: Report, images: Sequence[BaseImage]) -> None:
+def _attach_images(report: Report, images: Sequence[BaseImage]) -> None:
     rows = [
         (
             one.base.reference,
             f"{one.dockerfile}:{one.base.line}",
             ", ".join(one.roles),
-            one.built.date() if one.built else "not here",
+            one.built.date() if one.built else "not local",
             one.theirs or one.away,
         )
         for one in images
     ]
-    report.table("Base images", ("image", "where", "for", "built", "in the registry"), rows)
+    report.table("Base images", ("image", "line", "roles", "built", "in the registry"), rows)
 
 
 def _changes(images: Sequence[BaseImage], to: Sequence[str], pin: bool) -> list[tuple[BaseImage, str]]:
-    """What each FROM line shall say instead.
+    """The new image of each FROM line that changes.
 
     Raises:
-        OpsError: something in `to` is no image, or in no FROM line; or what is to be pinned has no digest.
+        OpsError: an entry of `to` is no image or matches no FROM line, or an image to pin has no known digest.
     """
     if not to:
         loose = [one for one in images if pin and not one.base.digest]
         if unknown := [f"{one.base.reference} ({one.away})" for one in loose if not one.pinned]:
-            raise OpsError(f"no digest is known of {', '.join(unknown)}", "run it where the registry answers")
+            raise OpsError(
+                f"no digest is known of {', '.join(unknown)}", "run this on a host that reaches the registry"
+            )
         return [(one, one.pinned) for one in images if one in loose or (one.base.digest and one.drifted)]
     changes = []
     for reference in to:
@@ -134,7 +133,7 @@ def _changes(images: Sequence[BaseImage], to: Sequence[str], pin: bool) -> list[
         ours = [one for one in images if one.base.repository == repository]
         if not ours or not tag or "/" in tag:
             known = ", ".join(sorted({one.base.named for one in images}))
-            raise OpsError(f"no FROM line can become “{reference[:80]}”", f"write repository:tag, of one of {known}")
+            raise OpsError(f"no FROM line can become “{reference[:80]}”", f"enter repository:tag of one of {known}")
         changes += [(one, reference) for one in ours if one.base.named != reference]
     return changes
 
@@ -148,10 +147,10 @@ def _write(tree: Worktree, dockerfile: str, changes: Sequence[tuple[BaseImage, s
 
 
 def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
-    """Build it, run its test, and take its name away again.
+    """Build a role's image, run its test, and remove its trial tag.
 
     Raises:
-        OpsError: it does not build, or the test fails.
+        OpsError: the build or the test fails.
     """
     built = build_image(block, role, read_source(str(tree.directory)), f"try-{tree.head()[:12]}", trial=True)
     try:
@@ -160,8 +159,8 @@ def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
         if not test:
             report.warn(
                 f"test of {role}",
-                f"add test under [docker.containers.{role}]: a command that proves it",
-                value="there is none: it builds, nobody knows whether it works",
+                f"add test under [docker.containers.{role}]: a command that proves that the image works",
+                value="none is configured: the image builds, but is not tested",
             )
             return
         said = try_image(block, built.id, test)
@@ -173,35 +172,44 @@ def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
 
 SOON = timedelta(days=183)
 OLD_TABLE = timedelta(days=365)
-NEWER = "plan a newer release: update-base-images builds and tests it"
+NEWER = "plan a newer release"
+UPDATE = Next("update-base-images", "build and test it on a branch")
 
 
 def judge_support(report: Report, base: Base, today: date) -> None:
-    """Until when each part gets fixes; a part that nobody knows is told."""
+    """The end of support of each part; an unknown part is a WARN."""
     found = read_support(base)
     if not found:
         report.warn(
-            f"support of {base.named}", "look it up, and add it to tasks/docker/releases.toml", value="not known"
+            f"support of {base.named}",
+            "look up its end of support, and add it to tasks/docker/releases.toml",
+            value="not known",
         )
     for one in found:
         judge_release(report, f"support of {base.named}: {one.product} {one.release}", one, today, NEWER)
     if base.tag == "latest" and not base.digest:
         report.warn(
-            f"tag of {base.named}", "name a version: nobody knows what the next build will take", value="latest"
+            f"tag of {base.named}",
+            "use a version as the tag: with latest each build can get another image",
+            value="latest",
         )
 
 
 def judge_release(report: Report, name: str, part: Support, today: date, hint: str) -> None:
-    """Until when it gets fixes; `hint` says how a newer one comes."""
-    told = f"by {part.source}, read {part.checked}"
+    """The end of support of a part; `hint`: how to update it."""
+    source = f"by {part.source}, read {part.checked}"
     if not part.known:
-        report.warn(name, f"look it up, and add it to tasks/docker/releases.toml: {part.source}", value="not known")
+        report.warn(
+            name,
+            f"look up its end of support, and add it to tasks/docker/releases.toml: {part.source}",
+            value="not known",
+        )
     elif part.ends is None:
         report.prefer(
             name,
             today - part.checked <= OLD_TABLE,
             f"look it up again: {part.source}",
-            value=f"no end announced, {told}",
+            value=f"no end announced, {source}",
         )
     else:
         over = part.ends < today
@@ -209,48 +217,52 @@ def judge_release(report: Report, name: str, part: Support, today: date, hint: s
             name,
             part.ends - today > SOON,
             hint,
-            value=f"{'ended' if over else 'until'} {part.ends}, {told}",
+            value=f"{'ended' if over else 'until'} {part.ends}, {source}",
             expected=f"beyond {today + SOON}",
             worst=Status.CRITICAL if over else Status.WARN,
         )
 
 
 def judge_drift(report: Report, image: BaseImage) -> None:
-    """Whether the registry has another image under that name by now."""
+    """Whether the registry has another image under that name."""
     name = f"newest of {image.base.named}"
     if image.away:
-        report.warn(name, "ask again when the registry answers, or correct the name", value=f"not known: {image.away}")
+        report.warn(
+            name, "run this again when the registry answers, or correct the name", value=f"not known: {image.away}"
+        )
     elif not image.ours and not image.base.digest:
         report.passed(name, value=f"not on this engine; the registry has {image.theirs}")
     else:
         report.prefer(
             name,
             not image.drifted,
-            "update-base-images builds with it and tests it",
-            value=f"the registry has {image.theirs}" if image.drifted else "is the one here",
+            "build and test with the newer image",
+            value=f"the registry has {image.theirs}" if image.drifted else "the local one",
+            follow=[UPDATE],
         )
 
 
-def tell_pins(report: Report, images: Sequence[BaseImage]) -> None:
-    """A tag moves: two builds of one commit may begin from two images."""
+def report_pins(report: Report, images: Sequence[BaseImage]) -> None:
+    """A tag moves: two builds of one commit can start from two images."""
     loose = {one.base.reference: one.pinned for one in images if not one.base.digest}
     for reference, pinned in loose.items():
         report.fact(
             f"{reference} is not pinned",
-            f"FROM {pinned} pins it: update-base-images with pin writes that"
+            f"to pin it: FROM {pinned} (update-base-images with pin writes that)"
             if pinned
-            else "its digest is not known: neither a registry nor the engine tells one",
+            else "its digest is not known to the registry or the engine",
         )
 
 
 def judge_age(report: Report, image: BaseImage, most_days: int) -> None:
-    """An old image lacks the fixes since, whatever the registry has."""
+    """An old image lacks all fixes since its build, even if the registry has no newer one."""
     if image.built:
         days = (report.started - image.built).days
         report.prefer(
             f"age of {image.base.named}",
             days <= most_days,
-            "build with a fresh one: update-base-images",
+            "build with a newer image",
             value=f"{days} days",
-            expected=f"at most {most_days}",
+            expected=f"≤ {most_days} days",
+            follow=[UPDATE],
         )

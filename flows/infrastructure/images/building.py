@@ -1,4 +1,4 @@
-"""The application's images, built and pushed (§4.1)."""
+"""Build and push the application's images (§4.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.docker.base_images import read_base_digests
 from tasks.docker.building import (
     REVISION,
     BuildFailed,
-    Built,
+    BuiltImage,
     build_image,
     check_version,
     push_act,
@@ -24,7 +24,7 @@ from tasks.docker.building import (
     read_labels,
     read_pushed,
 )
-from tasks.docker.source import Source, read_source
+from tasks.docker.source import BuildSource, read_source
 
 
 @flow(name="build-images", flow_run_name="build-images {environment} {version}")
@@ -38,16 +38,15 @@ def build_images(
 ) -> Report:
     """イメージのビルドとプッシュ (§4.1)
 
-    Builds the images of [docker.containers] from the checkout, tags each with the version and with its commit, and
-    labels it with where it is from (org.opencontainers.image.revision, version, created, source). With `push` and a
-    confirm both tags go to the registry, and are found there by their digest. Run it for a release; deploy-application
-    brings it to the containers.
+    Builds the images of [docker.containers] from the checkout. Tags each with the version and with its commit, and
+    labels its origin (org.opencontainers.image.revision, version, created, source). With `push` and `confirm` it pushes
+    both tags, and checks their digests in the registry. Run it for a release, then deploy-application.
 
-    A build adds images and changes nothing that runs. A version that another commit has already is refused, here and
-    in the registry: what runs under that name could not be told apart. A checkout with changes that no commit has is
-    told, and not pushed. Evidence: the commit, the digests, the end of each build's output.
+    A build adds images and changes nothing that runs. A version that another commit already uses, locally or in the
+    registry, is refused: one name must mean one image. A checkout with uncommitted changes is a WARN, and is not
+    pushed. Evidence: the commit, the digests, the end of each build's output.
 
-    Departs from the manual: no `latest`: it is another image every day, and nobody can go back to it.
+    Departs from the manual: no tag `latest`, because it changes with each build and cannot be rolled back to.
 
     Args:
         environment: 対象の環境
@@ -93,49 +92,49 @@ def build_images(
     return report
 
 
-def _judge_source(report: Report, source: Source, push: bool) -> None:
+def _judge_source(report: Report, source: BuildSource, push: bool) -> None:
     report.fact("checkout", f"{source.directory} at {source.revision}")
     changed = ", ".join(source.dirty[:5]) + (" …" if len(source.dirty) > 5 else "")
     report.require(
-        "the checkout is what was committed",
+        "clean checkout",
         not source.dirty,
-        "commit it, or build in a clean checkout: nobody could build this image again",
-        value=changed or "yes",
+        "commit the changes, or build in a clean checkout: otherwise the image cannot be built again",
+        value=f"uncommitted: {changed}" if changed else "clean",
         worst=Status.CRITICAL if push else Status.WARN,
     )
 
 
-def _judge_version(report: Report, block: Docker, role: str, version: str, source: Source, push: bool) -> bool:
-    """One name, one content: here, and where others pull it from. Whether it is there already, pushed from here by a
-    run that was broken off: then it is not built again, which would be another content."""
+def _judge_version(report: Report, block: Docker, role: str, version: str, source: BuildSource, push: bool) -> bool:
+    """Refuse a version of another commit, locally and in the registry. Returns whether an interrupted run has already
+    pushed this image: then it is not built again, because a second build has another content."""
     reference = f"{block.repository(role)}:{version}"
-    there = read_labels(block.host, reference)
-    revision = (there or {}).get(REVISION, "unknown")
+    labels = read_labels(block.host, reference)
+    revision = (labels or {}).get(REVISION, "unknown")
     clean = revision == source.revision and not source.dirty
-    ours = there is None or clean or revision == f"{source.revision}-dirty"
+    ours = labels is None or clean or revision == f"{source.revision}-dirty"
     report.require(
-        f"{reference} here",
+        f"local {reference}",
         ours,
-        "choose another version: that one is of another commit",
-        value=f"of {revision}" if there is not None else "not there yet",
+        "choose another version: this one belongs to another commit",
+        value=f"of {revision}" if labels is not None else "none yet",
     )
     if not push:
         return False
     if not block.registry:
-        raise OpsError("the environment names no registry", "add registry under [docker], or build without push")
+        raise OpsError("the environment configures no registry", "add registry under [docker], or build without push")
     digest = read_digest(block, reference)
-    begun = bool(digest) and clean and digest in read_pushed(block.host, reference)
+    pushed = bool(digest) and clean and digest in read_pushed(block.host, reference)
     report.require(
         f"{reference} in the registry",
-        not digest or begun,
-        "choose another version: others may run that one",
-        value=f"{digest}, pushed from here" if begun else digest or "not there yet",
+        not digest or pushed,
+        "choose another version: this one can be in use",
+        value=f"{digest}, pushed from this engine" if pushed else digest or "none yet",
     )
-    return begun
+    return pushed
 
 
-def build_role(report: Report, block: Docker, role: str, source: Source, version: str) -> Built:
-    """One image, its output as evidence.
+def build_role(report: Report, block: Docker, role: str, source: BuildSource, version: str) -> BuiltImage:
+    """Build one image; its output is evidence.
 
     Raises:
         BuildFailed: a step failed.

@@ -1,4 +1,4 @@
-"""What nobody uses on the Docker Engine, removed (§4.1)."""
+"""Remove unused containers, images, networks and caches of the Docker Engine (§4.1)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration, size
-from tasks.docker.choosing import Kind, Wish, choose
-from tasks.docker.deployed import aside, failed
+from tasks.docker.choosing import Kind, Selection, choose
+from tasks.docker.deployed import failed_name, previous_name
 from tasks.docker.inventory import read_inventory
 from tasks.docker.removing import act_of, remove
 
@@ -43,17 +43,17 @@ def clean_docker(
 ) -> Report:
     """未使用イメージのクリーンアップ (§4.1)
 
-    Removes stopped containers, images that no container uses, networks that no container is on, and the build cache,
-    where they are older than `older_than_hours`; of each repository the newest `keep_tags` images stay, so that a
-    version can be taken back. Run it weekly, or when check-docker-usage finds that the disk fills up.
+    Removes stopped containers, images that no container uses, networks without containers, and the build cache, if they
+    are older than `older_than_hours`. The newest `keep_tags` images of each repository are kept for a rollback. Run it
+    weekly, or when check-docker-usage reports a full disk.
 
-    It cannot be undone. What runs stays, as do the application's own containers, stopped or not. Each is looked at
-    again right before it is removed, and never removed by force: what was started or used meanwhile stays, and is
-    told. Volumes hold data: they go only where `volumes` names them, and no container mounts them. While the
-    environment is contained nothing is removed.
+    It cannot be undone. Running containers, and all containers of the application, are kept. Each item is checked again
+    right before its removal, and never removed by force: an item that is in use by then is kept and reported. Volumes
+    hold data: only those that `volumes` names are removed, and only if no container mounts them. In a contained
+    environment nothing is removed.
 
-    Departs from the manual: `docker system prune -a --volumes` takes the images to go back to and every volume that
-    is not mounted at this moment.
+    Departs from the manual: `docker system prune -a --volumes` also removes the images for a rollback, and every volume
+    that is not mounted at this moment.
 
     Args:
         environment: 対象の環境
@@ -73,16 +73,16 @@ def clean_docker(
         before = datetime.now(UTC) - timedelta(hours=older_than_hours)
         kinds = [KINDS[part] for part in parts]
         found = read_inventory(env.docker.host)
-        doomed = choose(found, Wish(kinds, before, keep_tags, label, _own(env), volumes))
+        doomed = choose(found, Selection(kinds, before, keep_tags, label, _own(env), volumes))
         doomed = list(limit_unattended(report, env, "parts of Docker", doomed, found.parts))
         report.fact("layers before", size(found.layers_bytes))
         if not doomed:
-            report.outcome = f"nothing that nobody uses is older than {older_than_hours} h"
+            report.outcome = f"nothing unused is older than {older_than_hours} h"
             return report
         for one in doomed:
             age = duration((report.started - one.since).total_seconds())
             report.plan(f"remove {one.kind}", f"{one.name}: {one.why}, {age} old", size=one.bytes)
-        report.fact("comes free", f"at least {size(sum(one.bytes for one in doomed))}")
+        report.fact("space to free", f"at least {size(sum(one.bytes for one in doomed))}")
         pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
         permit = report.permit(*map(act_of, doomed))
         done = remove(permit, env.docker.host, doomed)
@@ -94,19 +94,19 @@ def clean_docker(
         kept = [item for item in done if item.kept]
         if kept:
             report.warn(
-                "what stayed",
-                "launch it again if it must go: it was looked at right before",
+                "kept after all",
+                "run this again to remove them: they were in use right before the removal",
                 value="; ".join(f"{item.doomed.name}: {item.kept}" for item in kept[:5]),
             )
-        gone = [item.doomed for item in done if not item.kept]
+        removed = [item.doomed for item in done if not item.kept]
         report.fact("layers after", size(read_inventory.after(done)(env.docker.host).layers_bytes))
-        report.outcome = f"{len(gone)} of {len(done)} removed, {size(sum(one.bytes for one in gone))}"
+        report.outcome = f"{len(removed)} of {len(done)} removed, {size(sum(one.bytes for one in removed))}"
     return report
 
 
 def _own(env: Environment) -> set[str]:
-    """The application's containers: a stopped one may be stopped on purpose, by a recovery."""
+    """The application's containers: a recovery can have stopped one on purpose."""
     own = {env.docker.name_of(role) for role in env.docker.containers}
     if isinstance(env.services, DockerServices):
         own |= set(env.services.names.values())
-    return own | {beside(name) for name in own for beside in (aside, failed)}
+    return own | {name_of(name) for name in own for name_of in (previous_name, failed_name)}

@@ -1,4 +1,4 @@
-"""A version of the application deployed, with the way back (§4.1)."""
+"""Deploy a version of the application, with an automatic rollback (§4.1)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.infrastructure.images.containers import Containers
-from flows.infrastructure.images.releases import Unpack
+from flows.infrastructure.images.containers import ContainerDeployment
+from flows.infrastructure.images.releases import ReleaseDeployment
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 
 
-class Way(Protocol):
-    """How a version gets to where it runs, planned first."""
+class Deployment(Protocol):
+    """One version and how it is deployed: planned first, then carried out."""
 
     @property
     def identity(self) -> str:
-        """What would run: a commit, or the images."""
+        """What would be deployed: a commit, or the images."""
 
     def plan(self, report: Report) -> Sequence[Act]:
-        """What is there, what would be done; returns what has to be permitted."""
+        """Report the live version and the planned steps; returns the acts that need a permit."""
 
     def carry_out(self, report: Report, permit: Permit) -> str:
-        """Deployed and proven, or what was before again and RunbookFailed; returns what runs then."""
+        """Deploy and prove it; returns what runs then. On failure roll back and raise RunbookFailed."""
 
 
 @flow(name="deploy-application", flow_run_name="deploy-application {environment} {version}")
@@ -43,17 +43,20 @@ def deploy_application(
 ) -> Report:
     """Dockerイメージ更新: バージョンの配備と切り戻し (§4.1)
 
-    Brings a version to where it runs, in the way that the environment describes. Containers ([docker.containers]): the
-    images are pulled, each container is made anew beside the one that runs, and takes its place. Files ([application]
-    release): the parts of that tag, branch or commit of the repository are unpacked beside what runs, the packages
-    that it wants are installed into an environment beside, the services stop, the parts are swapped by renames, the
-    services start. Then the application's own health must be well within `health_seconds`, and stay so. Where it is
-    not, what was before, which was kept, is put back and started, and the run fails with the end of the logs.
+    Deploys a version as the environment configures it:
 
-    Run it for a release, or with an older version to go back. While the old one stops and the new one starts, users
-    wait. Migrations are apply-migrations' work. A run that was killed is launched again: what had been set aside is
-    still the way back. Volumes and files that are no part of a release are kept; files that a container wrote
-    elsewhere are not. Evidence: what ran before, what runs then, the health.
+    - Containers ([docker.containers]): pulls the images, creates each container alongside the running one, and swaps
+      them.
+    - Files ([application] release): unpacks the parts of a tag, branch or commit alongside the live ones, installs the
+      packages it needs into a staged environment, stops the services, swaps the parts by rename, starts the services.
+
+    Then the application must become healthy within `health_seconds`, and stay healthy. Otherwise the run restores and
+    starts the previous version, and fails with the end of the logs.
+
+    Run it for a release, or with an older version to roll back. Users wait while the old version stops and the new one
+    starts. Migrations are not applied: use apply-migrations. It is safe to run again after a kill: the previous version
+    is kept until then. Volumes, and files outside the release, are kept; files that a container wrote elsewhere are
+    lost. Evidence: the versions before and after, the health.
 
     Args:
         environment: 対象の環境
@@ -66,39 +69,40 @@ def deploy_application(
     """
     env = Environment.find(environment)
     with runbook("Deploy application", env, confirm, plan, changes=True) as report:
-        way = way_of(env, version, health_seconds, roles=roles, again=recreate)
-        acts = way.plan(report)
-        if isinstance(way, Unpack):
-            report.pin("version", way.release.commit)  # a branch may move until it is confirmed
-        report.pin_state("version", way.identity)
+        deployment = deployment_of(env, version, health_seconds, roles=roles, again=recreate)
+        acts = deployment.plan(report)
+        if isinstance(deployment, ReleaseDeployment):
+            report.pin("version", deployment.release.commit)  # a branch can move before the confirmation
+        report.pin_state("version", deployment.identity)
         permit = report.permit(*acts)
-        report.outcome = way.carry_out(report, permit)
+        report.outcome = deployment.carry_out(report, permit)
     return report
 
 
-def way_of(
+def deployment_of(
     env: Environment, version: str, seconds: int, *, roles: Sequence[str] = (), again: bool = False, commit: str = ""
-) -> Way:
-    """The environment's. `again`: also where that version runs already; `commit`: what is unpacked by that name.
+) -> Deployment:
+    """The deployment of a version. `seconds`: deadline for its health; `again`: also if it runs already; `commit`: the
+    commit of the version, if known.
 
     Raises:
-        OpsError: it describes none, or there is no such version.
+        OpsError: the environment configures no deployment, or the version does not exist.
     """
-    require_way(env)
+    require_deployment(env)
     if not version:
-        raise OpsError("no version is named", "name one, such as v1.2.3")
+        raise OpsError("no version is given", "enter a version, such as v1.2.3")
     if env.has("docker") and env.docker.containers:
-        return Containers.found(env, version, seconds, again, roles)
+        return ContainerDeployment.find(env, version, seconds, again, roles)
     if roles:
-        raise OpsError("the environment describes no container", "leave roles empty: a release is unpacked whole")
-    return Unpack.found(env, version, seconds, again, commit)
+        raise OpsError("the environment configures no container", "leave roles empty: a release is deployed completely")
+    return ReleaseDeployment.find(env, version, seconds, again, commit)
 
 
-def require_way(env: Environment) -> None:
-    """Raises OpsError where the environment describes no way to deploy."""
+def require_deployment(env: Environment) -> None:
+    """Raises OpsError if the environment configures no deployment."""
     if (env.has("docker") and env.docker.containers) or (env.has("application") and env.application.release):
         return
     raise OpsError(
-        f"{env.name} has no way to deploy: it describes neither containers nor a release to unpack",
+        f"{env.name} configures no deployment: neither containers nor a release",
         "add [docker.containers.backend], or [application] release, to its TOML",
     )

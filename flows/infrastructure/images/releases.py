@@ -1,4 +1,4 @@
-"""A commit unpacked into the place of what runs, with the way back, called with the open report (§4.1)."""
+"""Deploy a commit as files, with a rollback (§4.1)."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
+from runbook.masking import masked
+from runbook.next import Next
 from runbook.page.form import read_forms
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from tasks.application.health import wait_healthy
 from tasks.application.worktree import git, inside
 from tasks.host.services import read_services, start_services, stop_services
-from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
-from tasks.releases.packages import find_packages_behind, kept_venv, require_venv
-from tasks.releases.release import Live, Release, find_differences, find_release, read_live, told
-from tasks.releases.strangers import find_strangers, require_outside
-from tasks.releases.unpacking import drop_before, keep_before, put_before_back, swap_release, unpack_release
+from tasks.releases.packages import find_missing_packages, kept_venv, require_venv
+from tasks.releases.release import Live, Release, find_differences, find_release, read_live, write_errors
+from tasks.releases.uncommitted import find_uncommitted, require_outside
+from tasks.releases.unpacking import delete_previous, keep_previous, restore_previous, swap_release, unpack_release
 
 SERVICES = ("backend", "frontend")
-# Good answers in a row, a quarter of a second apart: a program that does not find its database takes some seconds to
-# say so.
+# Healthy answers in a row, 0.25 s apart: a program that cannot reach its database takes some seconds to report it.
 STEADY = 20
-# What was well before gets this long at least to be so again.
+# The previous version gets at least this long to become healthy.
 BACK_SECONDS = 60
 PACKAGE_SECONDS = 1800.0
-LOG_LINES, LOG_CHARACTERS = 100, 6000
-"""What was before has written a few lines of its own by then."""
+LOG_LINES, LOG_CHARACTERS = 100, 6000  # the restored version has also written some lines
+LAST_RESORT = "run deploy-application with a version that is known to work"
 
 
 @dataclass(frozen=True)
-class Unpack:
-    """Files beside, packages beside, swapped while the services stop. `again`: also where that commit runs already;
-    `behind`: what the release wants of packages and is not there."""
+class ReleaseDeployment:
+    """Files and packages staged, then swapped while the services are stopped. `again`: also if the commit runs already;
+    `missing`: requirements of the release that are not installed."""
 
     env: Environment
     seconds: int
     again: bool
     release: Release
     now: Live
-    behind: tuple[str, ...]
+    missing: tuple[str, ...]
 
     @classmethod
-    def found(cls, env: Environment, version: str, seconds: int, again: bool, commit: str = "") -> Unpack:
-        """What is there, and that version; `commit`: what it is, where that is known and not asked.
+    def find(cls, env: Environment, version: str, seconds: int, again: bool, commit: str = "") -> ReleaseDeployment:
+        """Read the live release and the version. `commit`: the version's commit, if known.
 
         Raises:
-            OpsError: there is no such version or nothing that would run it.
+            OpsError: the version does not exist, or no service would run it.
         """
         if not env.services_in(SERVICES):
             raise OpsError("the environment names no service that runs a release", "add backend to [services.names]")
         now, release = read_live(env.application), find_release(env.application, version, commit)
-        behind = find_packages_behind(env.application, release, PACKAGE_SECONDS)
-        return cls(env, seconds, again, release, now, tuple(behind))
+        missing = find_missing_packages(env.application, release, PACKAGE_SECONDS)
+        return cls(env, seconds, again, release, now, tuple(missing))
 
     @property
     def roles(self) -> list[str]:
-        """The services that run from there."""
+        """The services that run from the release."""
         return self.env.services_in(SERVICES)
 
     @property
@@ -72,27 +72,27 @@ class Unpack:
         return self.release.commit
 
     def plan(self, report: Report) -> list[Act]:
-        """What is there, what would be done; returns what has to be permitted.
+        """Report the live release and the planned steps; returns the acts that need a permit.
 
         Raises:
             OpsError: the application's environment file or its Python would be replaced.
         """
         require_outside(self.env.application, self.release)
-        self._report_results(report)
-        if strangers := find_strangers(self.release, self.now):
+        self._report_versions(report)
+        if files := find_uncommitted(self.release, self.now):
             report.fail(
-                "files that no commit has",
-                "move them out of the release's parts, or take the part off [application] release",
-                value=f"{len(strangers)} would be lost: {', '.join(strangers[:3])}",
+                "uncommitted files",
+                "move them out of the release's parts, or remove the part from [application] release",
+                value=f"{len(files)} would be lost: {', '.join(files[:3])}",
             )
         report.plan("unpack", f"{self.release.act.target}: {', '.join(self.release.parts)}")
         acts = [self.release.act]
         if packages := self._plan_packages(report):
             acts.append(packages)
-        report.plan("restart", f"{', '.join(self.roles)}, then be healthy within {self.seconds} s or go back")
+        report.plan("restart", f"{', '.join(self.roles)}, then healthy within {self.seconds} s, or roll back")
         return acts
 
-    def _report_results(self, report: Report) -> None:
+    def _report_versions(self, report: Report) -> None:
         now, new = self.now, self.release
         report.table(
             "Release",
@@ -100,26 +100,26 @@ class Unpack:
             [("now", now.version or "not known", now.commit), ("then", new.version, new.commit)],
         )
         if now.known:
-            brought, left = (
+            added, removed = (
                 git(new.repository, "rev-list", "--count", span).strip()
                 for span in (f"{now.commit}..{new.commit}", f"{new.commit}..{now.commit}")
             )
-            report.fact("difference", f"{brought} commits more than what runs, {left} fewer")
-            back = {"environment": self.env.name, "version": now.commit}
-            report.fact("the way back", read_forms([self.env.name]).link("deploy-application", self.env.name, back))
-        if now.broken_off:
+            report.fact("difference", f"{added} commits more than the live release, {removed} fewer")
+            back = Next("deploy-application", parameters={"version": now.commit})
+            report.fact("rollback", read_forms([self.env.name]).next(back, self.env.name))
+        if now.interrupted:
             report.warn(
-                "what ran before",
-                "this run goes back to that where it must",
-                value="a deployment was broken off: a copy of what ran before it is kept",
+                "previous version",
+                "nothing to do: a rollback of this run restores that copy",
+                value="a deployment was interrupted: a copy of the version before it is kept",
             )
 
     def _plan_packages(self, report: Report) -> Act | None:
-        """The packages that the release wants. Where Python is not the application's own they cannot be changed."""
+        """The packages of the release. They can be changed only in the application's own virtual environment."""
         application = self.env.application
-        value = "; ".join(self.behind[:3]) or "all that it wants are there"
+        value = "; ".join(self.missing[:3]) or "all its requirements are installed"
         kept = kept_venv(application, self.release) or venv.renamed_venv(application)
-        if not self.behind and not kept:
+        if not self.missing and not kept:
             report.passed("packages", value=value)
             return None
         try:
@@ -131,51 +131,51 @@ class Unpack:
         return Act(REINSTALL, str(live))
 
     def carry_out(self, report: Report, permit: Permit) -> str:
-        """Deployed, and proven; returns what runs then.
+        """Deploy and prove it; returns what runs then.
 
         Raises:
-            RunbookFailed: the version is not well; what was before runs again, or the report says that it does not.
-            LockLost: another run may be changing the environment: nothing more was touched.
+            RunbookFailed: the version is unhealthy. The report states whether the previous version runs again.
+            LockLost: another run can be changing the environment; this one stopped at once.
         """
         application, release = self.env.application, self.release
         if venv.renamed_venv(application):
             venv.settle_venv(permit, application, kept_venv(application, release))
-        if self.now.broken_off and self._is_well(report):  # its successor has proven itself since
-            drop_before(permit, release)
+        if self.now.interrupted and self._is_healthy(report):  # the interrupted deployment is proven now
+            delete_previous(permit, release)
         elif self._is_live(report):
             self._prove(report, self.seconds)
             return f"{release.version} ({release.commit[:12]}) runs, as before"
         place = unpack_release(permit, release)
         report.at_end(partial(shutil.rmtree, place, ignore_errors=True))
-        built = self._build_packages(permit, report, place) if self.behind else None
-        keep_before(permit, application, release)
+        built = self._build_packages(permit, report, place) if self.missing else None
+        keep_previous(permit, application, release)
         report.state_is(
-            "a deployment that was broken off",
-            "launch deploy-application again with the same version: it begins anew, and what ran before is still kept",
+            "an interrupted deployment",
+            "run deploy-application again with the same version: it starts over; the previous version is still kept",
         )
         try:
             report.require_lock()
             stop_services(self.env.services, self.roles)
             swap_release(permit, release)
             if built:
-                with told(Path(application.need("python")).parent.parent):
+                with write_errors(Path(application.need("python")).parent.parent):
                     venv.swap_venv(permit, application, built)
             deadline = time.monotonic() + self.seconds
             start_services(self.env.services, self.roles, seconds=self.seconds)
             self._prove(report, max(deadline - time.monotonic(), 1))
-        except (Locked, LockLost):  # what is there is another run's now
+        except (Locked, LockLost):  # another run can own the files now
             raise
         except OpsError as error:
-            self._go_back(report, permit, error)
-        drop_before(permit, release)
+            self._roll_back(report, permit, error)
+        delete_previous(permit, release)
         report.state = None
         return f"{release.version} ({release.commit[:12]}) runs: {', '.join(self.roles)}"
 
     def _build_packages(self, permit: Permit, report: Report, place: Path) -> Path:
-        """An environment beside the live one, by the release's own lock file.
+        """Build a staged virtual environment from the release's own lock file.
 
         Raises:
-            OpsError: it cannot be made, or has not what the release wants.
+            OpsError: it cannot be built, or does not satisfy the release's requirements.
         """
         application = self.env.application
         venv.settle_venv(permit, application, kept_venv(application, self.release))
@@ -184,43 +184,43 @@ class Unpack:
         lock = venv.read_lock(unpacked)
         built = venv.build_venv(permit, unpacked, lock, report.started, PACKAGE_SECONDS)
         now = application.model_copy(update={"python": str(built / "bin" / "python")})
-        if left := find_packages_behind(now, self.release, PACKAGE_SECONDS):
+        if left := find_missing_packages(now, self.release, PACKAGE_SECONDS):
             shutil.rmtree(built, ignore_errors=True)
             raise OpsError(
-                f"what {lock.path.name} installs is not what the release wants: {'; '.join(left[:3])}",
+                f"{lock.path.name} does not satisfy the release's requirements: {'; '.join(left[:3])}",
                 f"correct {lock.path.name}",
             )
         return built
 
     def _prove(self, report: Report, seconds: float) -> None:
-        """The application answers well for a while, and every service still runs.
+        """Wait until the application is steadily healthy, and every service runs.
 
         Raises:
-            OpsError: not within the deadline.
+            OpsError: not within `seconds`.
         """
         started = time.monotonic()
         health = wait_healthy(self.env.application, seconds=seconds, in_a_row=STEADY, services=self.env.services)
         report.fact("health", health.answer)
         if not health.configured:
-            report.warn("the application's health", "describe a health check under [application]", value=health.answer)
+            report.warn("the application's health", "configure a health check under [application]", value=health.answer)
         left = read_services(self.env.services, self.roles)
         if left.stopped:
-            raise OpsError(f"after {time.monotonic() - started:.0f} s {', '.join(left.stopped)} does not run")
+            raise OpsError(f"after {time.monotonic() - started:.0f} s {', '.join(left.stopped)} is stopped")
 
     def _is_live(self, report: Report) -> bool:
-        """Whether nothing would change: that very commit, file by file, with its packages."""
-        if self.now.commit != self.release.commit or self.again or self.now.broken_off or self.behind:
+        """Whether nothing would change: the same commit, file by file, with its packages."""
+        if self.now.commit != self.release.commit or self.again or self.now.interrupted or self.missing:
             return False
         changed = find_differences(self.release)
         if changed:
             report.warn(
                 "live files",
-                "find out who changed them; they are replaced now",
-                value=f"{len(changed)} are not as committed: {', '.join(changed[:3])}",
+                "find out who changed them; this run replaces them",
+                value=f"{len(changed)} differ from the commit: {', '.join(changed[:3])}",
             )
         return not changed
 
-    def _is_well(self, report: Report) -> bool:
+    def _is_healthy(self, report: Report) -> bool:
         if read_services(self.env.services, self.roles).stopped:
             return False
         try:
@@ -229,33 +229,30 @@ class Unpack:
             return False
         return True
 
-    def _go_back(self, report: Report, permit: Permit, error: OpsError) -> None:
-        """What ran before again.
+    def _roll_back(self, report: Report, permit: Permit, error: OpsError) -> None:
+        """Restore and start the previous version.
 
         Raises:
-            RunbookFailed: always: the version is not there.
+            RunbookFailed: always: the new version is not deployed.
         """
         application, services = self.env.application, self.env.services
-        report.fail(
-            "the new version is healthy", "look at its logs below; what was before runs again", value=error.message
-        )
-        hint = "launch deploy-application with a version that is known to be well"
+        report.fail("the new version is healthy", "read the end of its logs below", value=error.message)
         try:
             report.require_lock()
             stop_services(services, self.roles)
-            put_before_back(permit, self.release)
+            restore_previous(permit, self.release)
             if kept := kept_venv(application, self.release):
-                with told(kept):
+                with write_errors(kept):
                     venv.return_venv(permit, application, kept)
             start_services(services, self.roles)
             require_venv(application, self.release)
             self._prove(report, max(self.seconds, BACK_SECONDS))
-            drop_before(permit, self.release)
+            delete_previous(permit, self.release)
             report.state = None
-            report.passed("what was before runs again", value="and is healthy")
+            report.passed("the previous version runs again", value="it is healthy")
         except OpsError as second:
-            report.fail("what was before runs again", hint, value=second.message)
-        self._attach_logs(report)  # last: the way back waits for no log
+            report.fail("the previous version runs again", LAST_RESORT, value=second.message)
+        self._attach_logs(report)  # last: the rollback comes first
         raise RunbookFailed(report)
 
     def _attach_logs(self, report: Report) -> None:

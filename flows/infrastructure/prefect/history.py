@@ -1,4 +1,4 @@
-"""Prefect's own history: old flow runs are deleted, and its database is vacuumed."""
+"""Prefect's own history: delete old flow runs, and vacuum its database."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.deleting import judge_clocks
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
@@ -17,7 +18,6 @@ from tasks.postgres.upkeep.vacuum import read_tables, vacuum_tables
 from tasks.prefect.server import count_old_events, count_old_runs, delete_old_runs
 
 EVENTS_SETTING = "PREFECT_SERVER_EVENTS_RETENTION_PERIOD"
-SHOWN = 15
 
 
 @flow(name="clean-prefect-history", flow_run_name="clean-prefect-history {environment}")
@@ -28,9 +28,9 @@ def clean_prefect_history(environment: str) -> Report:
     artifacts; then runs VACUUM and ANALYZE on every table of Prefect's database. Runs that are running, suspended,
     paused or scheduled are kept, however old they are. Run it daily.
 
-    The days in the environment's TOML are the consent: there is no `confirm`. It cannot be undone; the reports of those
-    runs stay in the environment's report folder, with their hashes. Events are deleted by Prefect itself; events older
-    than keep_days are a warning here. Evidence: the number of runs, the size of each table before and after.
+    It has no `confirm`: keep_days in the environment's TOML is the consent. It cannot be undone. The reports of those
+    runs stay in the environment's report folder, with their hashes. Prefect itself deletes events; events older than
+    keep_days are a WARN. Evidence: the number of runs, the size of each table before and after.
 
     Args:
         environment: 対象の環境
@@ -42,7 +42,7 @@ def clean_prefect_history(environment: str) -> Report:
             raise OpsError("[prefect_server] keep_days is 0: all history is kept", "set it in the environment's TOML")
         judge_clocks(report, env, database=server)
         before = datetime.now(UTC) - timedelta(days=server.keep_days)
-        report.fact("kept", f"{server.keep_days} days: what ended since {before:%Y-%m-%d %H:%M} UTC")
+        report.fact("kept", f"{server.keep_days} days: runs that ended since {clock.text(before, 'minutes')}")
         report.fact("old flow runs", f"{count_old_runs(server, before):,}")
         deleted = delete_old_runs(server, before)
         _vacuum(report, env)
@@ -52,7 +52,7 @@ def clean_prefect_history(environment: str) -> Report:
 
 
 def _vacuum(report: Report, env: Environment) -> None:
-    """Plain: nobody waits for it."""
+    """A plain VACUUM, which blocks no reads or writes."""
     database = env.of_prefect().postgres
     tables = read_tables(database)
     done = vacuum_tables(database, tables, "plain_analyze", check_jobs(1))
@@ -60,9 +60,9 @@ def _vacuum(report: Report, env: Environment) -> None:
     for one in done:
         if one.failed:
             report.warn(f"VACUUM of {one.name}", one.hint, value=one.failed)
-    biggest = sorted((one for one in tables if one.name in after), key=lambda one: -one.total_bytes)[:SHOWN]
+    largest = sorted((one for one in tables if one.name in after), key=lambda one: -one.total_bytes)
     report.table(
-        "The biggest tables of Prefect's database",
+        "The largest tables of Prefect's database",
         ("table", "dead rows", "size with indexes"),
         [
             (
@@ -70,8 +70,9 @@ def _vacuum(report: Report, env: Environment) -> None:
                 f"{one.dead:,} → {after[one.name].dead:,}",
                 f"{size(one.total_bytes)} → {size(after[one.name].total_bytes)}",
             )
-            for one in biggest
+            for one in largest
         ],
+        most=15,
     )
     report.fact("database", f"{size(sum(one.total_bytes for one in after.values()))} in {len(after)} tables")
 

@@ -1,11 +1,11 @@
-"""Prefect's own database: backed up, encrypted; brought back, proven; its upgrade rehearsed.
+"""Back up, restore and upgrade Prefect's own database.
 
-A restore replaces what a flow run is written to, so it runs without Prefect, on a host that reaches the database and
-can stop Prefect's services:
+A restore replaces the database that flow runs are written to. So it runs without Prefect, on a host that reaches the
+database and can stop Prefect's services:
 
     python -m flows.infrastructure.prefect.server restore --environment production --confirm production
 
-An upgrade is rehearsed by the newer Prefect, in a checkout or an image that has it:
+The newer Prefect rehearses an upgrade, in a checkout or an image that has it installed:
 
     python -m flows.infrastructure.prefect.server upgrade --environment production
 """
@@ -23,8 +23,7 @@ from blocks.environment import Environment, Stores
 from flows.database import backup as taking
 from flows.database import restore_steps
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
-from flows.infrastructure.prefect import steps as prefect_steps
-from flows.infrastructure.prefect import upgrade
+from flows.infrastructure.prefect import recovery, upgrade
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
@@ -42,13 +41,12 @@ from tasks.prefect.server import settle_copy
 def backup_prefect(environment: str, jobs: Annotated[int, Field(ge=0, le=32)] = 0) -> Report:
     """Prefect 自身のデータベースのバックアップ (§8.2)
 
-    Takes a backup of the database that Prefect itself keeps its deployments, runs, blocks and automations in: in one
-    snapshot, with a manifest of its content, as backup-database does of the application's. Run it daily, and before
-    every upgrade of Prefect.
+    Backs up Prefect's own database (deployments, runs, blocks, automations) in one snapshot, with a manifest of its
+    content, like backup-database does for the application. Run it daily, and before every upgrade of Prefect.
 
-    It changes nothing. The database holds the key to every secret in it, so a backup that would not be encrypted is
-    refused: `[backups]` needs `recipients`. verify-backup, replicate-backups and prune-backups know it as the kind
-    prefect. Evidence: the manifest, the table of what is in it.
+    It changes nothing. The database contains the key to all its secrets, so an unencrypted backup is refused:
+    `[backups]` needs `recipients`. For verify-backup, replicate-backups and prune-backups its kind is prefect.
+    Evidence: the manifest, and the table of its content.
 
     Args:
         environment: 対象の環境
@@ -60,19 +58,19 @@ def backup_prefect(environment: str, jobs: Annotated[int, Field(ge=0, le=32)] = 
         store = store_for(env, "prefect")
         workers = check_jobs(jobs)
         server = read_server(own.postgres)
-        prefect_steps.judge_encrypted(report, store)
-        prefect_steps.judge_key_inside(report, env)
+        recovery.judge_encrypted(report, store)
+        recovery.judge_key_inside(report, env)
         taking.judge_source(report, own, server)
         report.fail_if_critical()
         tidy(report, env, store)
         taking.judge_room(report, own, store)
         report.fail_if_critical()
-        tool = prefect_steps.version_told(report, env)
+        tool = recovery.read_version(report, env)
         backup = taking.take(report, own, server, store, workers, kind="prefect", tool=tool)
         report.outcome = f"{backup.name} is in the store"
         report.fact("backup", backup.name)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
-        prefect_steps.tell_stored(report, env, store)
+        recovery.attach_stored(report, env, store)
     return report
 
 
@@ -87,17 +85,17 @@ def restore_prefect(
 ) -> Report:
     """Prefect 自身のデータベースのリストア (§8.2)
 
-    Brings Prefect's own database back: restored beside the live one, or into a new and empty cluster, proven equal to
-    the backup's snapshot, then swapped in while Prefect's services are stopped for a moment. Run it when Prefect's
-    database is lost or damaged. Give Prefect an empty Redis then: what is in the old one is of the lost database.
+    Restores Prefect's own database alongside the live one, or into a new, empty cluster. Proves it equal to the
+    backup's snapshot, then swaps it in while Prefect's services are stopped briefly. Run it when Prefect's database is
+    lost or damaged. Then also give Prefect an empty Redis: the old one belongs to the lost database.
 
-    Launched here it shows the plan only: carried out, it would replace the database that its own run is written to. On
-    a host: `python -m flows.infrastructure.prefect.server restore --environment … --confirm …`, which needs no Prefect.
+    From the UI it shows only the plan, because it would replace the database that the run is written to. Carry it out
+    on a host, without Prefect: `python -m flows.infrastructure.prefect.server restore --environment … --confirm …`.
 
-    Two things are put right in the copy, after its proof: scheduled runs that are overdue by now are removed (all would
-    start at once), and the slots of all locks are freed. So it is refused while a run holds an environment's lock, and
-    names that run. Runs that ended after the backup are marked cancelled. The old database is kept under another name.
-    Evidence: the table of what was proven, the API's answers.
+    After the proof it changes two things in the copy: it removes overdue scheduled runs, which would all start at once,
+    and frees the slots of all locks. So it is refused while a run holds an environment's lock; it names that run. Runs
+    that ended after the backup are marked cancelled. The old database is kept under another name. Evidence: the table
+    of the comparison, the API's answers.
 
     Args:
         environment: 対象の環境
@@ -110,34 +108,34 @@ def restore_prefect(
     env = Environment.find(environment)
     with runbook("Restore Prefect", env, confirm, plan, changes=True, rank="recovery") as report:
         own, workers = env.of_prefect(), check_jobs(jobs)
-        prefect_steps.judge_caller(report, env, confirm)
+        recovery.judge_caller(report, env, confirm)
         server = read_server(own.postgres)
         chosen = restore_steps.choose_backup(report, own, backup, source, "prefect")
-        prefect_steps.judge_revision(report, chosen)
+        recovery.judge_revision(report, chosen)
         restore_steps.judge_server(report, own, chosen, server, roles_are_made=True)
         restore_steps.judge_obstacles(report, find_obstacles(own.postgres, own.postgres.database))
         restore_steps.judge_space(report, own, content_in(chosen).bytes)
         judge_commits(report, own)
         live = read_identity(own.postgres, own.postgres.database)
-        found = prefect_steps.judge_services(report, env, live)
-        prefect_steps.plan(report, env, own, chosen, server)
+        found = recovery.judge_services(report, env, live)
+        recovery.plan(report, env, own, chosen, server)
         pin_database(report, own.postgres, replaced=True)
         permit = report.permit(restore_steps.replace_act(own), alone_act(own))
-        report.state_is("Prefect's database was not touched", "launch it again when what is said above is put right")
+        report.state_is("Prefect's database is unchanged", "fix the findings above, then run this again")
         free_commits(report, permit, own, after=live)
-        made = prefect_steps.make_roles(report, permit, own, chosen, server)
+        made = recovery.make_roles(report, permit, own, chosen, server)
         with advisory_lock(own.postgres) as guard:
             content = content_in(chosen)
             copy = restore_steps.build_database(permit, own, dump_in(chosen), content.properties, workers)
             proven = restore_steps.prove_database(report, own, chosen, copy)
             settled = settle_copy.after(proven, made)(permit, env.prefect_server, copy)
             ready = restore_steps.ready_database(report, own, copy, workers, after=settled)
-            with prefect_steps.stopped(report, env, found, live), restore_steps.swapping(report):
+            with recovery.services_stopped(report, env, found, live), restore_steps.swapping(report):
                 swapped = swap_databases.after(ready)(permit, own.postgres, guard, copy, live.oid, chosen.name)
-        prefect_steps.tell_swapped(report, chosen, swapped, settled)
-        prefect_steps.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
+        recovery.report_swapped(report, chosen, swapped, settled)
+        recovery.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)
         report.fail_if_critical()
-        restore_steps.tell_window(report, env, chosen)
+        restore_steps.judge_data_loss(report, env, chosen)
         mark_verified(report, chosen)
         report.measure(*measured(chosen))
         report.outcome = f"Prefect is what it was in {chosen.name}, proven by content"
@@ -150,18 +148,21 @@ def rehearse_prefect_upgrade(
 ) -> Report:
     """Prefect のアップグレードのリハーサル (§8.2)
 
-    Shows that an upgrade of Prefect will work before anything is stopped: a backup of its database is restored into a
-    scratch database, proven equal to the backup, migrated by the Prefect that is installed here, compared again table
-    by table, and served by that Prefect's API, which must know every deployment and automation and read every secret.
-    Then it says what to do for the switch. Run it before every upgrade, and once more after it, when it also says
-    whether the live Prefect has everything.
+    Rehearses an upgrade of Prefect before anything is stopped:
 
-    The Prefect that is tried is that of this checkout: launch it with the new version installed, on the command line
-    (`python -m flows.infrastructure.prefect.server upgrade --environment …`), which needs no Prefect. A worker of the
-    version that runs already has nothing to upgrade to, and says so.
+    1. restores a backup of its database into a scratch database, and proves it equal to the backup;
+    2. migrates it with the Prefect that is installed here, and compares it again table by table;
+    3. serves it with that Prefect's API, which must know every deployment and automation and read every secret.
 
-    Nothing live is touched; the scratch database is removed at the end. It needs as much room as a restore. Evidence:
-    the tables that the migration changed, its seconds, the new API's answers.
+    Then it lists the steps of the switch. Run it before every upgrade. Run it again afterwards: it also checks that the
+    live Prefect has everything.
+
+    It tests the Prefect of this checkout: install the new version, then run it on the command line (`python -m
+    flows.infrastructure.prefect.server upgrade --environment …`), which needs no Prefect. With the installed version
+    equal to the live one there is nothing to upgrade; the report states it.
+
+    Nothing live is changed; the scratch database is deleted at the end. It needs as much free disk space as a restore.
+    Evidence: the tables that the migration changed, its duration, the new API's answers.
 
     Args:
         environment: 対象の環境
@@ -179,13 +180,13 @@ def rehearse_prefect_upgrade(
         report.fail_if_critical()
         upgrade.judge_live(report, env, content_in(chosen))
         upgrade.rehearse(report, own, env, chosen, workers)
-        upgrade.tell_switch(report, env)
+        upgrade.attach_switch(report, env)
         report.outcome = upgrade.outcome(chosen, is_newer)
     return report
 
 
 def main() -> int:
-    """The command line. A restore is never a flow run, nor is what a newer Prefect tries."""
+    """The command line: a restore and a rehearsal by a newer Prefect are never flow runs."""
     parser = argparse.ArgumentParser(prog="python -m flows.infrastructure.prefect.server")
     commands = parser.add_subparsers(dest="what", required=True)
     parsers = {name: commands.add_parser(name) for name in ("backup", "restore", "upgrade")}

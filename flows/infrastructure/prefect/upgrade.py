@@ -1,4 +1,4 @@
-"""What the rehearsal of an upgrade of Prefect consists of, called with the open report."""
+"""Judgements and steps of the rehearsal of a Prefect upgrade."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import prefect
 
 from blocks.environment import Environment
 from flows.database import restore_steps
-from flows.infrastructure.prefect.steps import COMMAND
+from flows.infrastructure.prefect.recovery import COMMAND
 from flows.store import judge_key, mark_verified
 from runbook.errors import OpsError
 from runbook.report import Report
@@ -18,7 +18,7 @@ from tasks.prefect.server import missing_in, read_api, revisions
 from tasks.prefect.upgrade import HINT, migrate_copy, read_revision, read_served
 
 MODULE = "python -m flows.infrastructure.prefect.server"
-LASTING = (
+KEPT_TABLES = (
     "automation",
     "block_document",
     "block_schema",
@@ -33,34 +33,34 @@ LASTING = (
     "work_pool",
     "work_queue",
 )
-"""Tables of which no upgrade may lose a row. Of others (events, logs, states) a migration may tidy some away."""
+"""Tables that must keep all rows. A migration may delete rows of others (events, logs, states)."""
 
 
 def judge_versions(report: Report, chosen: Backup) -> bool:
-    """Whether there is something to upgrade to: the Prefect that is installed here must be a newer one."""
+    """Whether the installed Prefect is newer than the one that took the backup."""
     content, known = content_in(chosen), revisions()
     judge_key(report, chosen)
     report.fact("taken with", chosen.manifest.tool)
-    report.fact("would become", f"Prefect {prefect.__version__}, revision {known[0]}")
+    report.fact("upgrade to", f"Prefect {prefect.__version__}, revision {known[0]}")
     report.require(
         "revision of Prefect's tables",
         content.revision in known,
-        f"install a newer Prefect than {prefect.__version__} here: the one that wrote the backup is ahead of it",
+        f"install a newer Prefect than {prefect.__version__} here: a newer one wrote the backup",
         value=content.revision or "none",
-        expected=f"{known[0]}, or one before it",
+        expected=f"{known[0]}, or an earlier one",
     )
     return f"Prefect {prefect.__version__}" not in chosen.manifest.tool or content.revision != known[0]
 
 
 def judge_live(report: Report, env: Environment, content: DatabaseContent) -> None:
-    """What serves at present; after the switch, whether everything came along."""
+    """The live Prefect; after the switch, whether it has everything."""
     server = env.prefect_server
     try:
         revision, answer = read_revision(server, server.database), read_api(server)
     except OpsError as error:
         report.warn(
             "live Prefect",
-            "nothing to do where it is stopped for the upgrade: launch this again when it runs",
+            "nothing to do if it is stopped for the upgrade: run this again when it runs",
             value=error.message,
         )
         return
@@ -68,19 +68,19 @@ def judge_live(report: Report, env: Environment, content: DatabaseContent) -> No
     if (answer.version, revision) == (prefect.__version__, revisions()[0]):
         missing = missing_in({table: one.rows for table, one in content.tables.items()}, answer)
         report.prefer(
-            "what the upgraded API knows",
+            "content of the upgraded API",
             not missing,
-            "was that deleted since the backup? Else go back",
-            value="; ".join(missing) or "everything that the backup has",
+            "check whether it was deleted after the backup; otherwise go back to the old version",
+            value="; ".join(missing) or "everything in the backup",
         )
 
 
 def rehearse(report: Report, own: Environment, env: Environment, chosen: Backup, jobs: int) -> None:
-    """Restore the backup into a scratch database, prove it, migrate it, compare again, serve it; drop it.
+    """Restore the backup into a scratch database, prove, migrate, compare and serve it; then drop it.
 
     Raises:
         VerificationFailed: it does not restore, does not migrate, or the new API does not serve it.
-        RunbookFailed: something was lost.
+        RunbookFailed: rows or objects were lost.
     """
     content, server = content_in(chosen), env.prefect_server
     try:
@@ -102,7 +102,7 @@ def rehearse(report: Report, own: Environment, env: Environment, chosen: Backup,
         answer = read_served.after(after)(server, scratch)
         missing = missing_in({table: one.rows for table, one in content.tables.items()}, answer)
         report.require(
-            "what the new API knows",
+            "content of the new API",
             not missing,
             HINT,
             value="; ".join(missing) or "everything",
@@ -115,32 +115,32 @@ def rehearse(report: Report, own: Environment, env: Environment, chosen: Backup,
 
 
 def judge_rows(report: Report, own: Environment, before: DatabaseContent, copy: Copy, migrated: object) -> object:
-    """Table by table, what the migration did."""
+    """Compare every table before and after the migration."""
     after = read_content.after(migrated)(own.postgres, copy.database)
     rows, lost, less = list[tuple[object, ...]](), list[str](), list[str]()
     for table, one in sorted(before.tables.items()):
         found = after.tables.get(table)
         if found == one:
             continue
-        rows.append((table, one.rows, found.rows if found else "the table is gone"))
+        rows.append((table, one.rows, found.rows if found else "the table is missing"))
         if found is None or found.rows < one.rows:
-            (lost if table.partition(".")[2] in LASTING else less).append(table)
+            (lost if table.partition(".")[2] in KEPT_TABLES else less).append(table)
     rows += [(table, "", after.tables[table].rows) for table in sorted(after.tables.keys() - before.tables.keys())]
     report.table("Tables that the migration changed", ("table", "rows before", "rows after"), rows)
     report.require(
-        "rows that last",
+        "rows to keep",
         not lost,
         HINT,
-        value=f"fewer in {', '.join(lost)}" if lost else "all are there",
-        expected=f"none is lost of {len(LASTING)} tables",
+        value=f"fewer in {', '.join(lost)}" if lost else "all kept",
+        expected=f"none lost in {len(KEPT_TABLES)} tables",
     )
     if less:
-        report.warn("other rows", "see in the release notes why", value=f"fewer in {', '.join(less)}")
+        report.warn("other rows", "find the reason in the release notes", value=f"fewer in {', '.join(less)}")
     return after
 
 
-def tell_switch(report: Report, env: Environment) -> None:
-    """What is left to people: the switch."""
+def attach_switch(report: Report, env: Environment) -> None:
+    """A table of the steps that operators do: the switch."""
     new, roles = prefect.__version__, ", ".join(reversed(env.prefect_server.roles))
     pools = sorted({env.name, *env.pools.values()})
     report.table(
@@ -148,16 +148,16 @@ def tell_switch(report: Report, env: Environment) -> None:
         ("step", "how"),
         [
             (
-                "pause the pools, wait until nothing runs",
+                "pause the work pools, wait until no run is left",
                 "; ".join(f"prefect work-pool pause {pool}" for pool in pools),
             ),
             ("stop workers and Prefect", f"the workers of every host, then {roles}"),
-            ("the last backup: nothing writes any more", f"{MODULE} backup --environment {env.name}"),
-            ("rehearse with that one", f"{MODULE} upgrade --environment {env.name} (of Prefect {new})"),
-            (f"migrate by Prefect {new}", "prefect server database upgrade -y; compose.yaml's service migrate does it"),
+            ("take the last backup, without any writer", f"{MODULE} backup --environment {env.name}"),
+            ("rehearse with that backup", f"{MODULE} upgrade --environment {env.name} (of Prefect {new})"),
+            (f"migrate by Prefect {new}", "prefect server database upgrade -y; or the service migrate of compose.yaml"),
             (
                 "start Prefect, then workers of the same version",
-                f"make doctor ENVIRONMENT={env.name}; launch this again",
+                f"make doctor ENVIRONMENT={env.name}; run this again",
             ),
             ("to go back", f"with the old version installed: {COMMAND.format(env.name, 'the last backup')}"),
         ],
@@ -165,10 +165,10 @@ def tell_switch(report: Report, env: Environment) -> None:
 
 
 def outcome(chosen: Backup, is_newer: bool) -> str:
-    """The sentence."""
+    """The report's outcome."""
     if is_newer:
-        return f"{chosen.name} migrates to Prefect {prefect.__version__} and is served by it, nothing lost"
+        return f"{chosen.name} migrates to Prefect {prefect.__version__} and is served by it; nothing is lost"
     return (
-        f"Prefect {prefect.__version__} wrote {chosen.name} itself: nothing to upgrade to; launch this with the new "
-        "version installed"
+        f"Prefect {prefect.__version__} wrote {chosen.name} itself: nothing to upgrade; run this with the new version "
+        "installed"
     )

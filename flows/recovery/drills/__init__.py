@@ -1,8 +1,9 @@
-"""The scenarios of DR drills (§8.4), one module each.
+"""DR drills (§8.4): the engine here, one module for each scenario in `scenarios/`.
 
-To add one: a class of `scenario.Scenario` in `drills/<scenario>.py`, with what the manual says of it (title, situation,
-goal, checks) and its steps; its name in `flows.recovery.drills.drill.ScenarioName`, an instance in
-`flows.recovery.drills.drill.SCENARIOS`; a fault in `tasks/faults/`; a test that plays it, and one in which its negative
-control is accepted (the drill must be CRITICAL then). `database_failure` is the model. What its steps get is a
-`scenario.Drill`.
+To add a scenario:
+- `scenarios/<name>.py`: a class of `scenario.Scenario` with the manual's texts and the steps. `database_failure` is the
+  model. Every step gets a `scenario.Drill`.
+- its name in `drill.ScenarioName`, an instance in `drill.SCENARIOS`;
+- its fault in `tasks/faults/`;
+- a test that plays it, and a test whose negative control is accepted: that drill must be CRITICAL.
 """

@@ -1,9 +1,9 @@
-"""Phases 1 and 2 of §8.4: the alarm calls people, somebody takes it, the incident is declared, stakeholders are told.
+"""Phases 1 and 2 of §8.4: on-call is paged and acknowledges, the incident is declared, stakeholders are informed.
 
-It is the real escalation of 付録C. With `page` the on-call person is paged by the channels of `[alerts]`, and the drill
-waits until somebody acknowledges. Without it, a file beside the drill's evidence is the test channel: nobody's phone
-rings, the incidents of a drill are not among the environment's own, and the drill answers at once: what is timed is how
-long it takes until somebody could.
+This is the real escalation of 付録C. With `page`, the channels of `[alerts]` page the on-call person, and the drill
+waits for the acknowledgement. Otherwise a file in the drill's directory is the test channel: no phone rings, the
+drill's incidents are separate from the environment's, and the drill acknowledges at once. The measured time is then
+the time until somebody could acknowledge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from blocks.environment import Environment
 from blocks.people.alerts import Alerts
 from flows.monitoring import incident
 from flows.monitoring.table import ALARMS
-from flows.recovery.drills.scenario import Drill, Symptom
+from flows.recovery.drills.scenario import NOBODY, Drill, Symptom
 from runbook import metrics
 from runbook.errors import OpsError, Unreachable
 from runbook.units import duration
@@ -28,18 +28,18 @@ METRIC_OF = {
     "database": metrics.CONNECTIONS.name,
     "replication": metrics.STREAMS_MISSING.name,
 }
-"""Of the sensors that are metrics."""
+"""The metric of each sensor that has one."""
 ARRIVES_SECONDS = 30.0
 ANSWER_SECONDS = 15 * 60.0
-HINT = "look at [alerts] of the environment's TOML; the drill went on without it"
+HINT = "check [alerts] in the environment's TOML; the drill continued without it"
 
 
 def answer_alarm(drill: Drill, symptom: Symptom) -> Incident | None:
-    """On call is told and takes it; a second alarm, which nobody takes, reaches every level. None where the environment
-    names nobody to tell: those boxes of the checklist stay open."""
+    """On-call is paged and acknowledges; a second alarm, which nobody acknowledges, reaches every level. None without
+    [alerts]: those boxes of the checklist stay open."""
     if not drill.env.has("alerts"):
         drill.report.warn(
-            "escalation", "add [alerts] to the environment's TOML", value="nobody is named: not rehearsed"
+            "escalation", "add [alerts] to the environment's TOML", value="not rehearsed: no contact is configured"
         )
         return None
     try:
@@ -62,27 +62,27 @@ def declare(drill: Drill, taken: Incident | None) -> None:
     except OpsError as error:
         drill.report.fail("incident declared", error.hint or HINT, value=error.message)
         return
-    told = [one for one in env.alerts.stakeholders if found.reached(incident.STAKEHOLDERS, one)]
+    informed = [one for one in env.alerts.stakeholders if found.reached(incident.STAKEHOLDERS, one)]
     drill.done["declared"] = f"{found.id}, by {found.declared_by}"
-    if told and len(told) == len(env.alerts.stakeholders):
-        drill.done["stakeholders"] = f"{', '.join(told)}, through the test channel"
+    if informed and len(informed) == len(env.alerts.stakeholders):
+        drill.done["stakeholders"] = f"{', '.join(informed)}, through the test channel"
 
 
 def drilled(drill: Drill, channel: str, *, at_once: bool = False) -> Environment:
-    """The environment with its people told by a file of the drill's; `at_once`: with no minutes between the levels."""
+    """The environment with a file of the drill as its only channel; `at_once`: without minutes between the levels."""
     alerts = drill.env.alerts
     contacts = {name: one.model_copy(update={"channels": []}) for name, one in alerts.contacts.items()}
     path = [level.model_copy(update={"minutes": 0.0} if at_once else {}) for level in alerts.path]
-    told = {"channels": ["file"], "file": str(drill.directory / channel), "contacts": contacts, "path": path}
+    update = {"channels": ["file"], "file": str(drill.directory / channel), "contacts": contacts, "path": path}
     drill.directory.mkdir(parents=True, exist_ok=True)
     reports = drill.directory / Path(channel).stem
-    return drill.env.derived({"alerts": alerts.model_copy(update=told)}, reports=reports)
+    return drill.env.derived({"alerts": alerts.model_copy(update=update)}, reports=reports)
 
 
 def _taken(drill: Drill, symptom: Symptom) -> Incident:
     env = drill.env if drill.page else drilled(drill, "alerts.jsonl")
     metric = ALARMS.get(METRIC_OF.get(symptom.sensor, ""))
-    what = f"訓練: {metric.title if metric else symptom.sensor}: {symptom.told}"
+    what = f"訓練: {metric.title if metric else symptom.sensor}: {symptom.text}"
     key = f"drill {metric.name if metric else symptom.sensor}"
     owner = metric.owner if metric else "SRE"
     opened = incident.open_incident(drill.report, env, what=what, severity="severe", owner=owner, key=key)
@@ -97,15 +97,15 @@ def _taken(drill: Drill, symptom: Symptom) -> Incident:
     assert taken.acknowledged
     since = (taken.acknowledged - drill.fault.began).total_seconds()
     drill.report.fact("alarm answered", f"{duration(since)} after the fault, {duration(took)} after the escalation")
-    drill.done["on-call"] = f"told and acknowledged by {taken.acknowledged_by} after {duration(took)}"
+    drill.done["on-call"] = f"paged; acknowledged by {taken.acknowledged_by} after {duration(took)}"
     return taken
 
 
 def _answered(drill: Drill, opened: Incident) -> Incident:
-    """Until the person who was paged acknowledges (acknowledge-incident); the next levels are paged at their minutes.
+    """Wait for acknowledge-incident; the next levels are paged after their minutes.
 
     Raises:
-        OpsError: nobody did in time.
+        OpsError: nobody acknowledged in time.
     """
     env = drill.env
     kept = incident.incidents(env)
@@ -121,14 +121,14 @@ def _answered(drill: Drill, opened: Incident) -> Incident:
     try:
         found = until(acknowledged, what="the acknowledgement", seconds=ANSWER_SECONDS, every_seconds=1.0)
     except Unreachable:
-        hint = "check the on-call rota, the phone and the channels of [alerts]; the drill went on"
+        hint = "check the on-call rota, the phone and the channels of [alerts]; the drill continued"
         raise OpsError(f"nobody acknowledged {opened.id} within {duration(ANSWER_SECONDS)}", hint) from None
     assert found
     return found
 
 
 def close(drill: Drill) -> None:
-    """Resolve the incident by which people were paged, however the drill ended; those who were told learn of it."""
+    """Resolve the incident that paged people, and inform them, however the drill ended."""
     name = drill.half_done.notes.get("paged")
     if not name:
         return
@@ -143,7 +143,7 @@ def close(drill: Drill) -> None:
 
 
 def _rehearse_levels(drill: Drill) -> None:
-    """Nobody takes it: every level is told, in the order of the path."""
+    """Nobody acknowledges: every level must be paged, in the order of the path."""
     env = drilled(drill, "escalation.jsonl", at_once=True)
     opened = incident.open_incident(
         drill.report, env, what="訓練: 誰も応答しない", severity="severe", key="drill levels"
@@ -154,18 +154,18 @@ def _rehearse_levels(drill: Drill) -> None:
     in_order = [name for name in reached if name in wanted] == wanted
     levels = ", ".join(f"{level.minutes:g} min {'・'.join(level.contacts)}" for level in drill.env.alerts.path)
     ok = drill.report.require(
-        "every level is told",
+        "every level is paged",
         not missing and in_order,
         HINT,
         expected=levels,
         value=f"missing: {', '.join(missing)}" if missing else ", ".join(reached),
     )
     if ok:
-        drill.done["escalation"] = f"nobody answered: told in this order: {', '.join(reached)}"
+        drill.done["escalation"] = f"nobody acknowledged: paged in this order: {', '.join(reached)}"
 
 
 def _arrived(alerts: Alerts, found: Incident) -> Mapping[str, str]:
-    """Whose messages of an incident the test channel holds: contact → its title."""
+    """The messages of an incident on the test channel: contact → title."""
     if not Path(alerts.file).exists():
         return {}
     lines = [json.loads(line) for line in Path(alerts.file).read_text(encoding="utf-8").splitlines()]
@@ -179,4 +179,4 @@ def _arrived(alerts: Alerts, found: Incident) -> Mapping[str, str]:
 def _by(drill: Drill) -> str:
     """The first participant, or the drill itself."""
     named = drill.report.facts.get("participants", "")
-    return "run-drill" if not named or named.startswith("nobody") else f"{named.split(',')[0]} (run-drill)"
+    return "run-drill" if named in ("", NOBODY) else f"{named.split(',')[0]} (run-drill)"

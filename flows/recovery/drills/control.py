@@ -1,6 +1,6 @@
-"""Negative controls: the runbook that a drill has just trusted is given a sabotaged copy, and must refuse it.
+"""Negative controls: the drill's runbook gets a sabotaged copy, and must refuse it.
 
-Before the sabotage it must accept the very same copy: a refusal for another reason would prove nothing.
+Before the sabotage it must accept the same copy: a refusal for another reason would prove nothing.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from runbook.report import Report
 
 
 def require_accepted(derived: Environment, flow: Flow[..., Report], **parameters: Any) -> None:
-    """The copy as it is, before the sabotage: the runbook plans with it.
+    """The runbook plans with the intact copy.
 
     Raises:
-        OpsError: it refuses it, so that the control would show nothing.
+        OpsError: it refuses the copy, so the control would prove nothing.
     """
-    if told := _refusal(derived, flow, **parameters):
+    if refused := _refusal(derived, flow, **parameters):
         raise OpsError(
-            f"{flow.name} refuses the copy before it is sabotaged: {told}",
-            "the negative control shows nothing: look at what it says",
+            f"{flow.name} refuses the intact copy, so the negative control proves nothing: {refused}",
+            "fix the cause of this refusal, then run the drill again",
         )
 
 
 def try_sabotaged(derived: Environment, flow: Flow[..., Report], sabotage: str, **parameters: Any) -> Refusal:
-    """What the runbook makes of it. Called as a function: a refusal is no failed run that calls somebody at night."""
+    """The runbook's answer. It is called as a function: a refusal must not be a failed run that pages somebody."""
     return Refusal(sabotage, flow.name, _refusal(derived, flow, **parameters))
 
 
 def _refusal(derived: Environment, flow: Flow[..., Report], **parameters: Any) -> str:
-    """Empty where it accepts."""
+    """The reason of a refusal, "" if it accepts."""
     with derived.stands_in():
         try:
             flow.fn(derived.name, **parameters)
         except RunbookFailed as error:
-            return error.message if error.report.is_stopped else ""  # else it is CRITICAL, and went live
+            return error.message if error.report.is_stopped else ""  # CRITICAL, but the copy is live
         except OpsError as error:
             return error.message
     return ""
 
 
 def report_results(report: Report, controls: list[Refusal]) -> None:
-    """Each of them; one that was accepted makes the drill CRITICAL, and none at all too."""
+    """All of them. One that was accepted makes the drill CRITICAL, and none at all too."""
     report.table(
         "Negative controls",
         ("sabotage", "runbook", "refused"),
@@ -56,9 +56,9 @@ def report_results(report: Report, controls: list[Refusal]) -> None:
     report.require(
         "negative controls",
         bool(controls) and not accepted,
-        "the runbook would accept a bad copy: nothing that it says is proof, correct it before anything else"
+        "fix the runbook before you use it: it accepts a bad copy, so its checks prove nothing"
         if controls
-        else "they were not reached: launch the drill again",
-        value="; ".join(accepted) or f"{len(controls)} of {len(controls)} sabotaged copies were refused",
-        expected="every sabotaged copy is refused",
+        else "run the drill again: it did not reach them",
+        value="; ".join(accepted) or f"{len(controls)} of {len(controls)} sabotaged copies refused",
+        expected="every sabotaged copy refused",
     )

@@ -1,8 +1,8 @@
-"""How a drill learns of its fault: from what watch-metrics measures, never from knowledge of the fault.
+"""How a drill detects its fault: from the readings of watch-metrics, never from knowledge of the fault.
 
-The monitoring's own readings and its own rule for when a metric is exceeded, with a shorter minimum duration: two
-readings in a row. Only the content of the data is beside them, which no monitoring reads every minute.
-The one place where alerts plug in: a sensor more in `SENSORS`, and every drill listens to it.
+It uses the monitoring's readings and its rule for an exceeded metric, with a shorter minimum duration: two readings in
+a row. One sensor is not monitored every minute: the content of the data. A new sensor in `SENSORS` is used by every
+drill.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
 from tasks.integrity import run_expectations
-from tasks.monitoring.hysteresis import Bounds, Standing, Timing, step
+from tasks.monitoring.hysteresis import AlarmBounds, AlarmState, Timing, step
 
 Sensor = Callable[[Environment, Path], str]
 EVERY_SECONDS = 0.25
 IN_A_ROW = 2
-"""One bad answer is no alarm."""
+"""One bad reading is no alarm."""
 
 
 def application(env: Environment, _: Path) -> str:
-    """Health of backend and frontend, as their users' load balancer asks for it: nothing of the minutes before."""
+    """Health of backend and frontend now, as a load balancer queries it."""
     return exceeded(env, read_application(env, now(), timedelta()), metrics.API_ERRORS.name)
 
 
 def database(env: Environment, _: Path) -> str:
-    """Some server takes writes, and has the application's database."""
+    """A server accepts writes, and has the application's database."""
     try:
         find_primary(env)
     except OpsError as error:
@@ -45,20 +45,19 @@ def database(env: Environment, _: Path) -> str:
 
 
 def replication(env: Environment, _: Path) -> str:
-    """Everybody who is to follow the primary streams from it."""
+    """Every configured standby and receiver streams from the primary."""
     return exceeded(env, read_database(env), STREAMS)
 
 
 def exceeded(env: Environment, readings: Readings, name: str) -> str:
-    """The text of a metric that is over its limit, or was not measured; "" where it is well or not watched here."""
+    """The text of a metric that exceeds its limit or was not measured; "" if it is healthy or not monitored here."""
     found = readings.get(name, Reading(0.0, ""))
-    is_well = found.value is not None and found.value <= ALARMS[name].limit(env.limits)
-    return "" if is_well else found.told
+    is_healthy = found.value is not None and found.value <= ALARMS[name].limit(env.limits)
+    return "" if is_healthy else found.told
 
 
 def content(env: Environment, evidence: Path) -> str:
-    """The data keeps the application's rules (the expectations), where there are any. What cannot be asked is told by
-    others."""
+    """The data satisfies the expectations, if there are any. Other sensors report a database that is down."""
     if not env.suites:
         return ""
     env.forget_roles()
@@ -71,8 +70,8 @@ def content(env: Environment, evidence: Path) -> str:
     return "; ".join(found.failed[:3])
 
 
-def expect_rules(drill: Drill) -> None:
-    """The expectations hold on what is live after a drill's recovery, where the environment has any."""
+def require_expectations(drill: Drill) -> None:
+    """The live data satisfies the expectations after the recovery, if there are any."""
     if not drill.env.suites:
         drill.report.fact(FACT, NONE)
         return
@@ -80,14 +79,14 @@ def expect_rules(drill: Drill) -> None:
     drill.report.require(
         "expectations after the recovery",
         not broken,
-        "the data breaks the application's rules",
-        value=broken or "all hold",
+        "compare these rows with the backup: the recovered data violates the application's rules",
+        value=broken or "all satisfied",
     )
 
 
-def rules_hold(env: Environment) -> str:
-    """For the checklist, behind what else was proven."""
-    return ", expectations hold" * bool(env.suites)
+def expectations_text(env: Environment) -> str:
+    """For the checklist, after what else was proven."""
+    return ", expectations satisfied" * bool(env.suites)
 
 
 SENSORS: Mapping[str, Sensor] = {
@@ -97,57 +96,57 @@ SENSORS: Mapping[str, Sensor] = {
     "content": content,
 }
 SLOW = ("content",)
-ALARM = Bounds(0, 0)
-"""A sensor that tells of something counts as 1."""
+ALARM = AlarmBounds(0, 0)
+"""A sensor that reports a problem counts as 1."""
 
 
 @probe
 def ask_all(env: Environment, evidence: Path, sensors: Mapping[str, Sensor] = SENSORS) -> dict[str, str]:
-    """What every sensor says now, "" where all is well. Whoever tells of something is asked `IN_A_ROW` times."""
-    return {name: _told(sensor, env, evidence) for name, sensor in sensors.items()}
+    """The text of every sensor now, "" if healthy. A sensor with a problem is queried `IN_A_ROW` times."""
+    return {name: _confirmed(sensor, env, evidence) for name, sensor in sensors.items()}
 
 
-def _told(sensor: Sensor, env: Environment, evidence: Path) -> str:
+def _confirmed(sensor: Sensor, env: Environment, evidence: Path) -> str:
     for _ in range(IN_A_ROW):
-        told = sensor(env, evidence)
-        if not told:
+        text = sensor(env, evidence)
+        if not text:
             break
-    return told
+    return text
 
 
 def quick(env: Environment) -> dict[str, str]:
-    """The sensors that answer at once."""
+    """Every sensor except the slow ones."""
     return {name: sensor(env, env.reports_directory) for name, sensor in SENSORS.items() if name not in SLOW}
 
 
 @probe
 def watch(env: Environment, evidence: Path, seconds: float, sensors: Mapping[str, Sensor] = SENSORS) -> Symptom:
-    """Listen to all of them until one says `IN_A_ROW` times that something is wrong.
+    """Query all of them until one reports a problem `IN_A_ROW` times.
 
     Raises:
         OpsError: none did within `seconds`.
     """
-    standings = dict.fromkeys(sensors, Standing())
+    standings = dict.fromkeys(sensors, AlarmState())
     pending = dict[str, Future[str]]()
     pool = ThreadPoolExecutor(len(SLOW), thread_name_prefix="sensor")
 
-    def heard() -> Symptom | None:
+    def find_symptom() -> Symptom | None:
         for name, sensor in sensors.items():
-            told = _answer(pool, pending, name, sensor, env, evidence)
-            if told is None:
+            text = _answer(pool, pending, name, sensor, env, evidence)
+            if text is None:
                 continue
             timing = Timing(1 if name in SLOW else IN_A_ROW, seconds=0)
-            standings[name], change = step(standings[name], float(bool(told)), told, now(), ALARM, timing)
+            standings[name], change = step(standings[name], float(bool(text)), text, now(), ALARM, timing)
             if change:
-                return Symptom(name, told, now())
+                return Symptom(name, text, now())
         return None
 
     try:
-        return _found(until(heard, what="an alarm", seconds=seconds, every_seconds=EVERY_SECONDS))
+        return _found(until(find_symptom, what="an alarm", seconds=seconds, every_seconds=EVERY_SECONDS))
     except Unreachable:
         raise OpsError(
             f"no sensor noticed the fault within {seconds:.0f} s",
-            "the monitoring is blind for it: add a sensor that sees it",
+            "add a sensor for this kind of fault: the monitoring does not notice it",
         ) from None
     finally:
         pool.shutdown(wait=False)
@@ -161,7 +160,7 @@ def _answer(
     env: Environment,
     evidence: Path,
 ) -> str | None:
-    """A slow sensor answers from beside; None: not yet."""
+    """A slow sensor runs in its own thread; None: not finished."""
     if name not in SLOW:
         return sensor(env, evidence)
     if name not in pending:

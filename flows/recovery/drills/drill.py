@@ -1,10 +1,11 @@
-"""DR drills (§8.4): a real fault, the real runbook, and what it cost, by a ledger outside of the failed system."""
+"""run-drill (§8.4): a real fault, the real runbook, and the loss by a ledger outside of the failed system."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,20 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.database import expectations
-from flows.recovery.drills import alerting, checklist, control, leftovers, record, steady, summary, trend, turns
+from flows.recovery.drills import (
+    alerting,
+    checklist,
+    control,
+    detection,
+    leftovers,
+    past_drills,
+    record,
+    steady,
+    summary,
+)
 from flows.recovery.drills import page as html
-from flows.recovery.drills.course import AGAIN, play
-from flows.recovery.drills.record import HalfDone
-from flows.recovery.drills.scenario import Drill, Refusal, Scenario
+from flows.recovery.drills.record import UnfinishedDrill
+from flows.recovery.drills.scenario import NOBODY, Drill, Refusal, Scenario, Symptom, now
 from flows.recovery.drills.scenarios.bad_release import BadRelease
 from flows.recovery.drills.scenarios.data_corruption import DataCorruption
 from flows.recovery.drills.scenarios.database_failure import DatabaseFailure
@@ -25,10 +35,13 @@ from flows.recovery.drills.scenarios.full_restore import FullRestore
 from flows.recovery.drills.scenarios.region_outage import RegionOutage
 from flows.recovery.objectives import board
 from runbook.errors import OpsError, RunbookFailed
+from runbook.failpoint import failpoint
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.drill.clients import Clients
+from tasks.alerts.incident import Incident
+from tasks.application.health import smoke_check, wait_healthy
+from tasks.drill.clients import DrillClients, served, writing
 from tasks.drill.direct import drop_table
 from tasks.drill.writer import require_writes
 from tasks.faults.disposable import BREAK, require_disposable, where_disposable
@@ -39,6 +52,10 @@ ScenarioName = Literal[
 SCENARIOS: dict[str, Scenario] = {
     one.name: one for one in (DatabaseFailure(), RegionOutage(), DataCorruption(), FullRestore(), BadRelease())
 }
+
+DETECT_SECONDS, HEALTH_SECONDS, SERVED_SECONDS = 15 * 60.0, 120.0, 120.0
+STEADY_WRITES, AFTER_WRITES = 20, 10
+AGAIN = "run run-drill again: it heals the system after a drill that did not end"
 
 
 @flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
@@ -53,25 +70,27 @@ def run_drill(
 ) -> Report:
     """災害復旧訓練 (§8.4)
 
-    Holds one of the manual's drills, for real: while clients write through the application and to the database, it
-    breaks the system, waits until the monitoring notices, launches the runbook that an on-call engineer would, checks
-    what users do, and counts by the clients' ledger which acknowledged writes are gone. The manual's six phases are
-    timed against its minutes, RPO and RTO against the scenario's targets. Then the same runbook is given a sabotaged
-    copy: where it does not refuse that, the drill is CRITICAL. Run it every quarter, in an environment of which nothing
-    is needed: one that is not `disposable` has its drills in its `drill_environment`, whose name is then the confirm;
-    where it names none, it is refused. `next` is the scenario whose turn it is, by the reports of the drills before.
+    Runs one of the manual's drills with a real fault. Run it every quarter.
 
-    `declared` holds a drill that a file describes (`drills` in the TOML): slow or refused connections, an AI provider
-    that fails, a full disk, a service with a wrong clock. With `page` the on-call person is really paged and must
-    acknowledge (acknowledge-incident) within 15 minutes; otherwise a test channel stands in.
+    1. Clients write through the application and to the database.
+    2. It breaks the system and waits until the monitoring notices.
+    3. It launches the runbook that an on-call engineer would use, and checks the application as a user.
+    4. The clients' ledger counts the acknowledged writes that are lost.
+    5. The same runbook gets a sabotaged copy. If it accepts that, the drill is CRITICAL.
 
-    What it changes: everything that the scenario breaks; at the end the system is healthy again, also where the drill
-    fails. What its recoveries kept aside goes when it ends well and a new base backup was taken, else it is told.
-    Killed anywhere, launch it again: it heals what was left, says so, and holds no other drill in that run. With an
-    empty confirm it shows what it would break.
+    The six phases are measured against the manual's minutes, RPO and RTO against the scenario's targets. A drill needs
+    a disposable environment: one that is not `disposable` has its drills in its `drill_environment`, whose name is then
+    the confirm. `next` chooses the scenario after that of the last drill. `declared` reads a drill from a file
+    (`drills` in the TOML): slow or refused connections, a failing AI provider, a full disk, a wrong clock. With `page`
+    the on-call person is really paged and must acknowledge (acknowledge-incident) within 15 minutes; otherwise a test
+    channel is used.
 
-    Undo: none; the data is as after a recovery. Evidence: the ledger, the timeline, the checklist of §8.4 with what was
-    checked and what was not, and the drills before; as an HTML page too.
+    It changes what the scenario breaks. At the end the system is healthy again, also if the drill fails. Old data that
+    its recoveries kept is deleted if the drill succeeds and a new base backup was taken; otherwise it is listed. If a
+    drill is killed, run it again: that run heals the system, and holds no new drill. An empty confirm shows the plan.
+
+    Undo: none; the data is as after a recovery. Evidence: the ledger, the timeline, the checklist of §8.4 with its open
+    boxes, and earlier drills; also as an HTML page.
 
     Args:
         environment: 対象の環境。disposable でない環境では、その drill_environment で実施する
@@ -85,18 +104,18 @@ def run_drill(
     """
     env = where_disposable(Environment.find(environment))
     work = runbook("DR drill", env, confirm, plan, changes=True, rank="recovery", name="run-drill")
-    with board.rebuilt(env), html.beside() as pages, work as report:
+    with board.rebuilt(env), html.written_at_end() as pages, work as report:
         pages.append(report)
         require_disposable(env)
         if env.name != environment:
             report.fact("held in", f"{env.name}, the drill_environment of {environment}")
-        report.fact("participants", ", ".join(participants) or "nobody is named")
+        report.fact("participants", ", ".join(participants) or NOBODY)
         if left := record.find(env.reports_directory):
             report.pin_state("left by", left.scenario)
             permit = report.permit(*_plan_healing(report, left))
             _end_half_done(report, permit, env, left)
             return report
-        name = turns.choose(report, env, SCENARIOS) if scenario == "next" else scenario
+        name = past_drills.next_scenario(report, env, SCENARIOS) if scenario == "next" else scenario
         if name not in SCENARIOS and name != "declared":
             raise OpsError(f"there is no scenario “{name}”", f"choose one of {', '.join(SCENARIOS)}")
         require_writes(env.application)
@@ -111,7 +130,7 @@ def run_drill(
 
 
 def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path) -> dict[str, str]:
-    """The steady state, and the plan; returns what of the checklist is done."""
+    """The steady state, and the plan; returns the boxes of the checklist that are done."""
     report.fact("scenario", f"{scenario.title}: {scenario.situation}")
     report.fact("goal", scenario.goal)
     checked = steady.judge(report, env, scenario, directory / "evidence")
@@ -131,10 +150,12 @@ def _hold(
     checked: dict[str, str],
     page: bool,
 ) -> None:
-    """Played, brought back, told."""
+    """Play the scenario, run its negative controls, and report."""
     targets = " | ".join(act.target for act in permit.acts)
-    half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets, **scenario.notes())
-    clients = Clients.at(directory, f"{directory.name}-")
+    half_done = UnfinishedDrill.now(scenario.name, directory).noted(
+        env.reports_directory, breaks=targets, **scenario.notes()
+    )
+    clients = DrillClients.at(directory, f"{directory.name}-")
     drill = Drill(env, report, permit, directory, clients, half_done, page, done=checked)
     leftovers.note(drill)
     report.fact("ledgers", directory)
@@ -145,23 +166,115 @@ def _hold(
             scenario.settle(drill)
         with _timed(seconds, "negative controls"):
             controls = scenario.control(drill)
-    with _timed(seconds, "account"):
+    with _timed(seconds, "report"):
         _end(drill, scenario, controls)
-    summary.tell_overhead(report, drill, seconds)
-    report.outcome = f"{scenario.title}: the system came back within its targets"
+    summary.report_overhead(report, drill, seconds)
+    report.outcome = f"{scenario.title}: the system recovered within its targets"
+
+
+def play(drill: Drill, scenario: Scenario) -> None:
+    """From the clients' first write to their last.
+
+    Raises:
+        OpsError: a phase could not be completed.
+    """
+    env, clients = drill.env, drill.clients
+    url, database = scenario.address(env), env.postgres.database
+    with writing(clients, env.application, url, lambda: scenario.servers(env), database):
+        clients.wait(STEADY_WRITES)
+        _strike(drill, scenario)
+        taken = _detect(drill, scenario)
+        with drill.phases.phase(2):
+            alerting.declare(drill, taken)
+            _scope(drill, scenario)
+            scenario.decide(drill)
+        failpoint("drill: decided")
+        with drill.phases.phase(3):
+            run = scenario.restore(drill)
+        drill.phases.split(run)
+        drill.recovered = now()
+        failpoint("drill: restored")
+        live = scenario.live(env)
+        live.forget_roles()
+        _serve(drill, live)
+        with drill.phases.phase(5):
+            _check(drill, live)
+            scenario.verify(drill)
+            clients.wait(AFTER_WRITES)
+            assert drill.fault
+            drill.served = served(clients, drill.fault.struck, drill.recovered, SERVED_SECONDS)
+
+
+def _strike(drill: Drill, scenario: Scenario) -> None:
+    """Record the fault on disk, then make it."""
+    drill.note(step="the fault")
+    drill.report.state_is("the drill has broken the system", AGAIN)
+    failpoint("drill: noted")
+    drill.fault = scenario.strike(drill)
+    drill.report.fact("fault", drill.fault.what)
+    failpoint("drill: struck")
+
+
+def _detect(drill: Drill, scenario: Scenario) -> Incident | None:
+    """Phase 1: until somebody acknowledges the alarm."""
+    assert drill.fault
+    with drill.phases.phase(1, drill.fault.began):
+        sensors = {**detection.SENSORS, **scenario.more_sensors()}
+        symptom = detection.watch(drill.env, drill.directory / "evidence", DETECT_SECONDS, sensors)
+        took = (symptom.at - drill.fault.began).total_seconds()
+        drill.symptoms.append(symptom)
+        drill.done["alarm"] = f"{symptom.sensor}: {symptom.text}"
+        drill.report.fact("detected by", f"{symptom.sensor} after {took:.1f} s: {symptom.text}")
+        return alerting.answer_alarm(drill, symptom)
+
+
+def _scope(drill: Drill, scenario: Scenario) -> None:
+    """Which other sensors report a problem. The sensor for this kind of fault must be among them."""
+    sensors = {**detection.SENSORS, **scenario.more_sensors()}
+    found = detection.ask_all(drill.env, drill.directory / "evidence", sensors)
+    known = {one.sensor for one in drill.symptoms}
+    drill.symptoms += [Symptom(name, text, now()) for name, text in found.items() if text and name not in known]
+    noticed = [one for one in drill.symptoms if one.sensor in scenario.sensors]
+    drill.report.require(
+        "noticed by",
+        bool(noticed),
+        "check that sensor: the monitoring notices a problem, but not this one",
+        value=", ".join(one.sensor for one in drill.symptoms),
+        expected=" or ".join(scenario.sensors),
+    )
+    drill.done["scope"] = "; ".join(f"{one.sensor}: {one.text}" for one in drill.symptoms)
+
+
+def _serve(drill: Drill, live: Environment) -> None:
+    """The end of phase 4: the started services are healthy."""
+    since = datetime.now(UTC)
+    health = wait_healthy(live.application, seconds=HEALTH_SECONDS)
+    drill.phases.add(4, since)
+    drill.done |= {"services": "started by the runbook", "health": health.answer}
+
+
+def _check(drill: Drill, live: Environment) -> None:
+    """Phase 5 of §8.4, as a user."""
+    result = smoke_check(live.application)
+    if not result.configured:
+        drill.report.fact("phase 5: smoke checks", result.detail)
+        return
+    drill.report.table("Checks of phase 5", ("check", "works", "seconds", "detail"), result.rows)
+    drill.report.require("phase 5: the application works", result.ok, "check the backend's log", value=result.detail)
+    drill.done |= {row.check: row.detail for row in result.rows if row.ok}
 
 
 @contextlib.contextmanager
 def _healed(drill: Drill, scenario: Scenario) -> Iterator[None]:
-    """Where the drill does not get through, the system is healed: what went wrong is a finding, and is told."""
+    """If a step fails, heal the system; the error is a finding."""
     try:
         yield
     except OpsError as error:
         if isinstance(error, RunbookFailed) and error.report is not drill.report:
             drill.keep(error.report)
-        drill.report.fail("the drill went through", error.hint or "look at what its runbooks say", value=error.message)
+        drill.report.fail("every phase completed", error.hint or "read its runbooks' reports", value=error.message)
         scenario.heal(drill)
-    except BaseException:  # cancelled, perhaps: as far as the grace goes; the record stays for the next launch
+    except BaseException:  # cancelled: heal as far as the grace period allows; the record stays for the next run
         with contextlib.suppress(OpsError):
             scenario.heal(drill)
         raise
@@ -177,57 +290,57 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
-    """Phase 6: the account, the verdict, and a system as it was before."""
+    """Phase 6: the ledger, the verdict, and cleaning up."""
     report, live = drill.report, scenario.live(drill.env)
     live.forget_roles()
     steady.wait_settled(drill, live)
     with drill.phases.phase(6):
-        outcome = summary.account(drill, live)
+        outcome = summary.report_ledger(drill, live)
         if outcome:
-            summary.tell_verdict(report, drill, scenario, outcome)
-            summary.tell_timeline(report, drill)
+            summary.report_verdict(report, drill, scenario, outcome)
+            summary.report_timeline(report, drill)
         control.report_results(report, controls)
-        summary.tell_problems(report, drill)
+        summary.report_problems(report, drill)
         checklist.report_results(report, drill.done)
-        trend.report_results(report, drill.env.reports_directory, scenario.name)
+        past_drills.report_trend(report, drill.env.reports_directory, scenario.name)
     drill.phases.report_results(report)
-    summary.tell_measured(report, drill, outcome)
+    summary.report_measured(report, drill, outcome)
     drop_table(live.postgres, live.postgres.database)
     alerting.close(drill)
     leftovers.clear(drill)
     record.forget(drill.env.reports_directory)
 
 
-def _plan_healing(report: Report, left: HalfDone) -> list[Act]:
-    """What the drill that was killed was allowed to break."""
-    report.plan("heal", left.told)
+def _plan_healing(report: Report, left: UnfinishedDrill) -> list[Act]:
+    """Returns the acts that the killed drill was permitted."""
+    report.plan("heal", left.text)
     return [Act(BREAK, target) for target in left.notes["breaks"].split(" | ")]
 
 
-def _end_half_done(report: Report, permit: Permit, env: Environment, left: HalfDone) -> None:
-    """A drill that was killed: the system is healed, its clients' account is told, and no other drill is held."""
+def _end_half_done(report: Report, permit: Permit, env: Environment, left: UnfinishedDrill) -> None:
+    """After a killed drill: heal the system and report its ledger. No new drill is held."""
     scenario = SCENARIOS.get(left.scenario) or left_behind(left)
     if scenario is None:
         raise OpsError(
-            f"a drill of {left.scenario} has not ended, and this version knows no such scenario",
-            "heal the system by hand, then remove .drill-half-done from the reports",
+            f"a drill of {left.scenario} did not end, and this version has no such scenario",
+            "heal the system by hand, then delete .drill-half-done in the reports directory",
         )
-    report.state_is(f"a half-done drill is being healed: {left.told}", AGAIN)
+    report.state_is(f"a half-done drill is being healed: {left.text}", AGAIN)
     expectations.prepare(env)
     _heal(report, env, scenario, permit, left)
-    report.warn("a drill that had not ended", "launch run-drill once more to hold one", value=left.told)
+    report.warn("an earlier drill did not end", "run run-drill again to hold a new one", value=left.text)
     report.outcome = "the half-done drill was ended, and the system is healthy"
 
 
-def _heal(report: Report, env: Environment, scenario: Scenario, permit: Permit, left: HalfDone) -> None:
+def _heal(report: Report, env: Environment, scenario: Scenario, permit: Permit, left: UnfinishedDrill) -> None:
     directory = Path(left.ledgers)
-    drill = Drill(env, report, permit, directory, Clients.at(directory, f"{directory.name}-"), left)
+    drill = Drill(env, report, permit, directory, DrillClients.at(directory, f"{directory.name}-"), left)
     scenario.heal(drill)
     live = scenario.live(env)
     live.forget_roles()
     steady.wait_settled(drill, live)
-    summary.account(drill, live)
-    summary.tell_problems(report, drill)
+    summary.report_ledger(drill, live)
+    summary.report_problems(report, drill)
     drop_table(live.postgres, live.postgres.database)
     alerting.close(drill)
     leftovers.report_results(drill)

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML file, beside its JSON: to be read, printed and kept without Prefect."""
+"""A report as one self-contained HTML file next to its JSON, to read, print and archive without Prefect."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from runbook import clock
 from runbook.files import durable
 from runbook.log import logger
-from runbook.page.render import MARK, timeline
+from runbook.page.render import MARK
+from runbook.page.timeline import timeline
 from runbook.report import Evidence, Report, Status
 from runbook.units import duration
 
@@ -21,8 +23,8 @@ text-align:left;vertical-align:top;overflow-wrap:break-word}th{background:#f1f3f
 
 
 @contextlib.contextmanager
-def beside() -> Iterator[list[Report]]:
-    """Gives a list for the block's report; its page is written when the block has been left, however that was."""
+def written_at_end() -> Iterator[list[Report]]:
+    """Yields a list for the block's report; its page is written at the end of the block, also after an error."""
     reports = list[Report]()
     try:
         yield reports
@@ -32,7 +34,7 @@ def beside() -> Iterator[list[Report]]:
 
 
 def _write(report: Report) -> None:
-    if report.path is None:  # the report itself could not be written, and says so
+    if report.path is None:  # the report could not be written
         return
     try:
         durable.write(report.path.with_suffix(".html"), html(report), errors="backslashreplace", mode=durable.PRIVATE)
@@ -41,9 +43,9 @@ def _write(report: Report) -> None:
 
 
 def html(report: Report) -> str:
-    """The whole page: facts, findings, tables, plots and steps; nothing is loaded from elsewhere."""
+    """The whole page: facts, findings, tables, plots and steps. It loads nothing from other servers."""
     title = f"{MARK[report.status]} {report.runbook} · {report.environment} · {report.status}"
-    facts = {"started": f"{report.started:%Y-%m-%d %H:%M:%S UTC}", "took": duration(report.seconds)} | report.facts
+    facts = {"started": f"{clock.text(report.started)}", "took": duration(report.seconds)} | report.facts
     findings = [
         (f.status, f.name, f.value, f.expected, f.hint)
         for f in sorted(report.findings, key=lambda f: -list(Status).index(f.status))
@@ -51,7 +53,7 @@ def html(report: Report) -> str:
     parts = [
         f"<h1>{escape(title)}</h1><p>{escape(report.sentence())}</p>",
         _table((), list(facts.items())),
-        "<h2>Findings</h2>" + _table(("", "finding", "value", "expected", "what to do"), findings, coloured=True),
+        "<h2>Findings</h2>" + _table(("", "finding", "value", "expected", "next step"), findings, coloured=True),
         *(_evidence(item) for item in report.evidence),
         "<h2>Steps</h2>" + timeline(report) if report.steps else "",
         f"<p><small>chain: {report.hash} follows {report.previous}</small></p>",

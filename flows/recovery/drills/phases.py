@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from flows.routine.checklist.texts import checklist
+from runbook import clock
 from runbook.report import Report, Status, StepTime
 from runbook.units import duration
 
@@ -17,8 +18,8 @@ MINUTES = tuple(phase.minutes for phase in _DAY)
 
 
 @dataclass
-class Phases:
-    """Number (1 to 6) → when it began and how long it took, in seconds."""
+class DrillPhases:
+    """Phase number (1 to 6) → its begin, its duration in seconds, and whether it completed."""
 
     begun: dict[int, datetime] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
@@ -36,7 +37,7 @@ class Phases:
             self.seconds[number] = (datetime.now(UTC) - self.begun[number]).total_seconds()
 
     def split(self, run: Report) -> None:
-        """Phase 4 begins where a runbook that does both began to start the application."""
+        """Phase 4 begins when the runbook starts the application."""
         steps = sorted(run.steps, key=lambda step: step.started)
         healthy = next((step.started for step in steps if step.name == "wait_healthy"), None)
         starts = [
@@ -50,13 +51,13 @@ class Phases:
         self.seconds[4] = end - starts[-1].timestamp()
 
     def add(self, number: int, since: datetime) -> None:
-        """A phase goes on until now that began elsewhere (`split`)."""
+        """A phase that `split` began ends now."""
         self.begun.setdefault(number, since)
         self.seconds[number] = (datetime.now(UTC) - self.begun[number]).total_seconds()
         self.ok[number] = True
 
     def bars(self) -> list[StepTime]:
-        """For the plot."""
+        """Bars of the timeline."""
         return [
             StepTime(
                 f"{number} {NAMES[number - 1]}",
@@ -68,7 +69,7 @@ class Phases:
         ]
 
     def within(self, number: int) -> bool:
-        """Whether it took no longer than the manual gives it."""
+        """Whether it took at most the manual's minutes."""
         return self.seconds.get(number, 0.0) <= MINUTES[number - 1] * 60
 
     def report_results(self, report: Report) -> None:
@@ -77,12 +78,12 @@ class Phases:
         for number, name in enumerate(NAMES, 1):
             took = duration(self.seconds[number]) if number in self.seconds else "not reached"
             judged = "yes" if number in self.seconds and self.ok.get(number) and self.within(number) else "no"
-            begun = f"{self.begun[number]:%H:%M:%S}" if number in self.begun else ""
+            begun = clock.time_of_day(self.begun[number]) if number in self.begun else ""
             rows.append((number, name, begun, took, f"{MINUTES[number - 1]} min", judged))
             if number in self.seconds:
                 self._judge(report, number, took)
-        report.table("Phases (§8.4)", ("#", "phase", "began (UTC)", "took", "manual", "within"), rows)
+        report.table("Phases (§8.4)", ("#", "phase", clock.heading("began"), "took", "manual", "within"), rows)
 
     def _judge(self, report: Report, number: int, took: str) -> None:
         name, limit = f"phase {number} {NAMES[number - 1]}", f"at most {MINUTES[number - 1]} min"
-        report.prefer(name, self.within(number), "see in the timeline which step took long", value=took, expected=limit)
+        report.prefer(name, self.within(number), "find the longest step in the timeline", value=took, expected=limit)

@@ -1,36 +1,32 @@
-"""A drill that has broken something and has not ended: on the disk of this host, until it has."""
+"""A record on this host's disk of a drill that has begun and not ended."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from runbook.files import record
-
-FILE = "drill-half-done"
+from runbook.files.marker import Marker
 
 
-@dataclass(frozen=True)
-class HalfDone:
-    """Which scenario, begun when, by whom, where its ledgers are; and what it noted before each step."""
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedDrill(Marker):
+    """The scenario, its begin, its process, the directory of its ledgers, and a note before each step."""
+
+    FILE = ".drill-half-done"  # not *.json: those are the reports of the chain
+    HINT = "heal the system by hand (postgres-failover, rejoin-standby, full-restore), then delete the file"
 
     scenario: str
-    started: str
-    run: str
     ledgers: str
     notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def now(cls, scenario: str, ledgers: Path) -> HalfDone:
-        """By this process."""
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(scenario, started, f"process {os.getpid()}", str(ledgers))
+    def now(cls, scenario: str, ledgers: Path) -> UnfinishedDrill:
+        """A drill of this process that begins now."""
+        return cls(scenario=scenario, ledgers=str(ledgers))
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """`SCENARIO, begun TIME by PROCESS; its last note: …`."""
         return f"{self.scenario}, begun {self.started} by {self.run}; its last note: {self.last or 'none'}"
 
     @property
@@ -38,32 +34,26 @@ class HalfDone:
         """The last note: `what: detail`."""
         return ": ".join(list(self.notes.items())[-1]) if self.notes else ""
 
-    def noted(self, directory: Path, **facts: str) -> HalfDone:
-        """With more notes, on disk.
+    def noted(self, directory: Path, **facts: str) -> UnfinishedDrill:
+        """Add notes, and write them to disk.
 
         Raises:
-            OpsError: it cannot be written. Nothing may be broken then.
+            OpsError: they cannot be written. Nothing may be broken then.
         """
         new = replace(self, notes={**self.notes, **facts})
-        record.write(_path(directory), new)
+        new.write(directory)
         return new
 
 
-def find(directory: Path) -> HalfDone | None:
-    """What a drill that did not end has left.
+def find(directory: Path) -> UnfinishedDrill | None:
+    """The drill that did not end, if there is one.
 
     Raises:
-        OpsError: its record is damaged.
+        OpsError: the record is damaged.
     """
-    hint = "look at the system, heal it by hand (postgres-failover, rejoin-standby, full-restore), then remove the file"
-    return record.read(_path(directory), HalfDone, hint)
+    return UnfinishedDrill.find(directory)
 
 
 def forget(directory: Path) -> None:
-    """It has ended."""
-    _path(directory).unlink(missing_ok=True)
-
-
-def _path(directory: Path) -> Path:
-    # Not *.json: those are the reports of the chain.
-    return directory / f".{FILE}"
+    """Delete the record: the drill has ended."""
+    UnfinishedDrill.remove(directory)

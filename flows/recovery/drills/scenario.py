@@ -1,4 +1,4 @@
-"""What a scenario of a drill is, and what its steps get."""
+"""The interface of a drill's scenario, and the state that its steps get."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from prefect.context import FlowRunContext
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
-from flows.recovery.drills.phases import Phases
-from flows.recovery.drills.record import HalfDone
+from flows.recovery.drills.phases import DrillPhases
+from flows.recovery.drills.record import UnfinishedDrill
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from tasks.backups.manifest import Kind
-from tasks.drill.clients import Clients
+from tasks.drill.clients import DrillClients
 from tasks.faults.disposable import Fault
+
+NOBODY = "nobody is named"
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a scenario must reach. `lost_writes`: of the acknowledged ones before the fault; -1 where only the RPO
-    (seconds) counts."""
+    """A scenario's limits, in seconds. `lost_writes`: writes acknowledged before the fault; -1: only the RPO counts."""
 
     rto_seconds: float
     rpo_seconds: float
@@ -35,7 +36,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A negative control: what was sabotaged, in what copy, and how the runbook refused it; empty: it did not."""
+    """A negative control: the sabotage, the runbook, and the reason of its refusal ("": it accepted the copy)."""
 
     sabotage: str
     runbook: str
@@ -44,38 +45,38 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Symptom:
-    """What a sensor of the monitoring said first, and when."""
+    """The first problem that a sensor reported, and when."""
 
     sensor: str
-    told: str
+    text: str
     at: datetime
 
 
 @dataclass
 class Drill:
-    """One drill as it goes on. `runs` are the reports of the runbooks that it launched, in their order."""
+    """The state of a drill. `runs`: reports of the runbooks that it launched, in order."""
 
     env: Environment
     report: Report
     permit: Permit
     directory: Path
-    clients: Clients
-    half_done: HalfDone
+    clients: DrillClients
+    half_done: UnfinishedDrill
     page: bool = False
-    """Whether the on-call person is really paged, and must acknowledge."""
-    phases: Phases = field(default_factory=Phases)
+    """Whether the on-call person is really paged and must acknowledge."""
+    phases: DrillPhases = field(default_factory=DrillPhases)
     fault: Fault | None = None
     symptoms: list[Symptom] = field(default_factory=list)
     runs: list[Report] = field(default_factory=list)
     recovered: datetime | None = None
     served: datetime | None = None
     recovered_to: datetime | None = None
-    """The moment of the data that came back, where the runbook goes back to one: the clients may have begun later."""
+    """The moment of the restored data, if the runbook restores one: the clients may have begun later."""
     done: dict[str, str] = field(default_factory=dict)
-    """Boxes of the training checklist that a machine has checked (`checklist.BOXES`), and what it saw."""
+    """Boxes of the training checklist that the drill has checked (`checklist.BOXES`), and the evidence."""
 
     def run(self, flow: Flow[..., Report], **parameters: Any) -> Report:
-        """Launch a runbook in the drill's environment: in Prefect as a subflow, which the graph shows.
+        """Launch a runbook in the drill's environment; in Prefect as a subflow.
 
         Raises:
             RunbookFailed: its report is CRITICAL.
@@ -83,24 +84,24 @@ class Drill:
         return self.keep(launch(flow, environment=self.env.name, **parameters))
 
     def keep(self, report: Report) -> Report:
-        """Note a runbook's report as one of this drill's."""
+        """Add a runbook's report to this drill."""
         self.runs.append(report)
         return report
 
     def note(self, **facts: str) -> None:
-        """On disk before something is done that a run after this one would have to put right."""
+        """Write notes to disk before a step that the next run would have to undo."""
         self.half_done = self.half_done.noted(self.env.reports_directory, **facts)
 
 
 def launch(flow: Flow[..., Report], **parameters: Any) -> Report:
-    """A runbook inside this one: its lock is the one that is held."""
+    """Run a runbook inside this one, under the lock of this run."""
     call = flow if FlowRunContext.get() else flow.fn
     return call(**parameters)
 
 
 class Scenario(abc.ABC):
-    """One scenario: steady state, fault, recovery by the real runbook, checks. Every step may raise OpsError: the drill
-    then heals the system, and is CRITICAL."""
+    """One scenario: steady state, fault, recovery by the real runbook, checks. If a step raises OpsError, the drill
+    heals the system and is CRITICAL."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -109,27 +110,27 @@ class Scenario(abc.ABC):
     checks: ClassVar[str]
     """As in §8.4."""
     backups: ClassVar[tuple[Kind, ...]]
-    """Kinds of which a verified backup must be there before anything is broken."""
+    """Kinds of backup that must have a verified one before anything is broken."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Parts of the environment without which it cannot be held."""
+    """Parts of the environment that it needs."""
     sensors: ClassVar[tuple[str, ...]]
-    """Of `detection.SENSORS`: one of these must notice the fault."""
+    """One of these sensors (`detection.SENSORS`) must notice the fault."""
 
     @abc.abstractmethod
     def targets(self, env: Environment) -> Targets:
-        """What must be reached."""
+        """The limits of this scenario."""
 
     @abc.abstractmethod
     def acts(self, env: Environment) -> list[Act]:
-        """What a permit is needed for: `Act(BREAK, …)`, as the fault asks for it."""
+        """The acts for the permit: `Act(BREAK, …)`, as the fault requires it."""
 
     @abc.abstractmethod
     def judge(self, report: Report, env: Environment) -> None:
-        """More of the steady state than every drill judges. Findings only."""
+        """Conditions of the steady state that only this scenario has. Findings only."""
 
     @abc.abstractmethod
     def strike(self, drill: Drill) -> Fault:
-        """The fault, for real."""
+        """Make the fault."""
 
     @abc.abstractmethod
     def decide(self, drill: Drill) -> None:
@@ -137,7 +138,7 @@ class Scenario(abc.ABC):
 
     @abc.abstractmethod
     def restore(self, drill: Drill) -> Report:
-        """Phases 3 and 4: the runbook, confirmed; returns its report."""
+        """DrillPhases 3 and 4: run the runbook; returns its report."""
 
     @abc.abstractmethod
     def verify(self, drill: Drill) -> None:
@@ -145,22 +146,22 @@ class Scenario(abc.ABC):
 
     @abc.abstractmethod
     def settle(self, drill: Drill) -> None:
-        """After the checks: everything as it was before, e.g. a standby to fail over to."""
+        """After the checks: restore the steady state, e.g. a standby to fail over to."""
 
     @abc.abstractmethod
     def control(self, drill: Drill) -> list[Refusal]:
-        """The same runbook on sabotaged copies. Whatever comes of it, the live system stays as it is."""
+        """The same runbook on sabotaged copies. The live system does not change."""
 
     @abc.abstractmethod
     def heal(self, drill: Drill) -> None:
-        """From wherever the drill stopped (`drill.half_done` says it) to a healthy system. Idempotent."""
+        """From any step at which the drill stopped (`drill.half_done`) to a healthy system. Idempotent."""
 
     def more_sensors(self) -> Mapping[str, Callable[[Environment, Path], str]]:
-        """Besides `detection.SENSORS`."""
+        """In addition to `detection.SENSORS`."""
         return {}
 
     def notes(self) -> dict[str, str]:
-        """What a run after a killed one must know of it."""
+        """Notes that the run after a killed one needs."""
         return {}
 
     def address(self, env: Environment) -> str | Callable[[], str]:
@@ -168,11 +169,11 @@ class Scenario(abc.ABC):
         return env.application.url
 
     def servers(self, env: Environment) -> list[Postgres]:
-        """Where the client of the database looks for one that takes writes."""
+        """Servers among which the database's client finds the one that accepts writes."""
         return env.nodes()
 
     def live(self, env: Environment) -> Environment:
-        """The environment in which the system lives after the recovery."""
+        """The environment that serves users after the recovery."""
         return env
 
 

@@ -1,4 +1,4 @@
-"""The steady state of §8.4's preparation: nothing is broken on purpose in a system that is broken already."""
+"""The steady state before and after a drill (§8.4, preparation): a drill starts only in a healthy system."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flows.recovery.drills import detection
 from flows.recovery.drills.scenario import Drill, Scenario
 from flows.store import store_for
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.report import Report
 from runbook.wait import until
 from tasks.backups.catalogue import open_all
@@ -17,18 +18,18 @@ SETTLE_SECONDS = 120.0
 
 
 def judge(report: Report, env: Environment, scenario: Scenario, evidence: Path) -> dict[str, str]:
-    """Healthy, streaming, with verified backups; returns what of the checklist that is.
+    """Healthy, streaming, with verified backups; returns the boxes of the checklist that are done.
 
     Raises:
-        RunbookFailed: it is not; nothing was touched.
+        RunbookFailed: it is not. Nothing was changed.
     """
-    for name, told in detection.ask_all(env, evidence).items():
+    for name, problem in detection.ask_all(env, evidence).items():
         report.require(
             f"steady state: {name}",
-            not told,
-            "put that right first: a drill begins with a healthy system",
-            value=told or "well",
-            expected="well",
+            not problem,
+            "fix this first: a drill starts only in a healthy system",
+            value=problem or "healthy",
+            expected="healthy",
         )
     verified = [_judge_backup(report, env, kind) for kind in scenario.backups]
     scenario.judge(report, env)
@@ -38,7 +39,7 @@ def judge(report: Report, env: Environment, scenario: Scenario, evidence: Path) 
 
 
 def _judge_backup(report: Report, env: Environment, kind: str) -> str:
-    """The newest verified one; a backup that nobody has restored yet is none."""
+    """Returns the name of the newest verified backup, "" if there is none."""
     found, problem = "", ""
     try:
         backups, _ = open_all(store_for(env, kind), kind)  # type: ignore[arg-type]
@@ -50,18 +51,19 @@ def _judge_backup(report: Report, env: Environment, kind: str) -> str:
     report.require(
         f"verified backup: {kind}",
         bool(found),
-        f"launch {flow}, then verify-backup with kind={kind}",
+        f"run {flow}, then verify-backup with kind={kind}",
         value=found or problem or "none",
-        expected="one whose restore was proven",
+        expected="one that a restore has proven",
+        follow=[Next(flow, "take a backup"), Next("verify-backup", "restore it", {"kind": kind})],
     )
     return found
 
 
 def wait_settled(drill: Drill, env: Environment) -> None:
-    """At the end: every sensor is silent again.
+    """At the end: no sensor reports a problem.
 
     Raises:
-        Unreachable: one is not.
+        Unreachable: one still does.
     """
     last = dict[str, str]()
 
@@ -70,11 +72,11 @@ def wait_settled(drill: Drill, env: Environment) -> None:
         return not any(last.values())
 
     until(silent, what="a healthy system", seconds=SETTLE_SECONDS, every_seconds=0.5)
-    problems = {name: told for name, told in detection.ask_all(env, drill.directory / "evidence").items() if told}
+    problems = [text for text in detection.ask_all(env, drill.directory / "evidence").values() if text]
     drill.report.require(
         "healthy at the end",
         not problems,
-        "heal it before anybody uses it: what is said here first",
-        value="; ".join(problems.values()) or "every sensor is silent",
-        expected="every sensor is silent",
+        "fix this before anybody uses the environment",
+        value="; ".join(problems) or "no sensor reports a problem",
+        expected="no sensor reports a problem",
     )

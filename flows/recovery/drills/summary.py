@@ -1,4 +1,4 @@
-"""What a drill's report says of it: ledger, verdict, timeline, what went wrong."""
+"""A drill's report: ledger, verdict, timeline, problems."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from datetime import UTC, datetime
 
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Drill, Scenario
-from runbook.page import render
+from runbook import clock
+from runbook.page.timeline import spans
 from runbook.report import Evidence, Report, Status, StepTime
 from runbook.units import duration
-from tasks.drill.account import Account, account_in
 from tasks.drill.ledger import Attempt
+from tasks.drill.lost_writes import LedgerResult, find_lost_in
 
 MEASURED = "Measured"
 MOST_LOST = 500
+LEDGER = ("attempted", "acknowledged", "refused", "indeterminate", "lost", "recovered", "unknown", "unexpected")
+"""Fields of a `LedgerResult`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured. `rto_seconds` is None where users were not served again; `lost` are the writes that were
-    acknowledged before the fault and are gone, `given_up` those from after it. `rpo_seconds`: from the first lost
-    write, or from the moment of the data that came back, to the fault."""
+    """What was measured. `rto_seconds` None: users were not served again. `lost`: missing writes that were acknowledged
+    before the fault; `given_up`: after it. `rpo_seconds`: from the first lost write, or from the moment of the restored
+    data, to the fault."""
 
     rto_seconds: float | None
     lost: tuple[Attempt, ...]
@@ -30,27 +33,27 @@ class Outcome:
     rpo_seconds: float
 
 
-def account(drill: Drill, live: Environment) -> Outcome | None:
-    """Every write of the ledgers looked up in the live database, and told; None where the fault was never reached.
+def report_ledger(drill: Drill, live: Environment) -> Outcome | None:
+    """Look up every write of the ledgers in the live database. None: the drill did not reach the fault.
 
     Raises:
         Unreachable: the database is down.
     """
     with live.postgres.connect(live.postgres.database) as connection:
-        accounts = {
-            name: account_in(ledger, connection, drill.env.application)
+        results = {
+            name: find_lost_in(ledger, connection, drill.env.application)
             for name, ledger in drill.clients.ledgers.items()
         }
-    outcome = _outcome_of(drill, accounts) if drill.fault else None
-    _tell_ledger(drill.report, accounts, outcome)
+    outcome = _outcome_of(drill, results) if drill.fault else None
+    _report_writes(drill.report, results, outcome)
     return outcome
 
 
-def _outcome_of(drill: Drill, accounts: Mapping[str, Account]) -> Outcome:
-    """The fault's beginning parts what must not be lost from what a way back in time gives up."""
+def _outcome_of(drill: Drill, results: Mapping[str, LedgerResult]) -> Outcome:
+    """Writes before the fault must not be lost; a recovery to a point in time gives up those after it."""
     assert drill.fault
     began = drill.fault.began
-    lost = [one for found in accounts.values() for one in found.lost]
+    lost = [one for found in results.values() for one in found.lost]
     before = sorted((one for one in lost if one.answered and one.answered <= began), key=lambda one: one.sent)
     rpo = (began - before[0].answered).total_seconds() if before and before[0].answered else 0.0
     if drill.recovered_to:
@@ -59,63 +62,43 @@ def _outcome_of(drill: Drill, accounts: Mapping[str, Account]) -> Outcome:
     return Outcome(rto, tuple(before), tuple(one for one in lost if one not in before), rpo)
 
 
-def _tell_ledger(report: Report, accounts: Mapping[str, Account], outcome: Outcome | None) -> None:
-    """Attempts and what became of them, by client; and every lost write."""
-    report.table(
-        "Ledger",
-        (
-            "writes",
-            "attempted",
-            "acknowledged",
-            "refused",
-            "indeterminate",
-            "lost",
-            "recovered",
-            "unknown",
-            "unexpected",
-        ),
-        [
-            (
-                name,
-                a.attempted,
-                a.acknowledged,
-                a.refused,
-                a.indeterminate,
-                len(a.lost),
-                a.recovered,
-                a.unknown,
-                len(a.unexpected),
-            )
-            for name, a in accounts.items()
-        ],
-    )
-    strange = [row for account in accounts.values() for row in account.unexpected]
+def _report_writes(report: Report, results: Mapping[str, LedgerResult], outcome: Outcome | None) -> None:
+    """Attempts and their outcome, by client; and every lost write."""
+    rows = [(name, *(_count(getattr(result, column)) for column in LEDGER)) for name, result in results.items()]
+    report.table("Ledger", ("writes", *LEDGER), rows)
+    strange = [row for result in results.values() for row in result.unexpected]
     report.require(
         "unexpected rows",
         not strange,
-        "find out who wrote them, or what wrote them twice",
+        "find out which client wrote them, or wrote them twice",
         value="; ".join(strange[:5]) or "none",
         expected="none",
     )
     groups = (
         [("before the fault", outcome.lost), ("after the fault", outcome.given_up)]
         if outcome
-        else [("nobody knows: before or after", tuple(one for found in accounts.values() for one in found.lost))]
+        else [("before or after: not known", tuple(one for found in results.values() for one in found.lost))]
     )
-    rows = [
-        (when, f"{one.answered:%H:%M:%S.%f}", one.kind, one.key or one.id) for when, group in groups for one in group
+    lost = [
+        (when, clock.time_of_day(one.answered, "microseconds") if one.answered else "", one.kind, one.key or one.id)
+        for when, group in groups
+        for one in group
     ]
-    report.table("Lost writes, one by one", ("acknowledged", "at (UTC)", "kind", "key"), rows[:MOST_LOST])
+    report.table("Lost writes, one by one", ("acknowledged", clock.heading("at"), "kind", "key"), lost, most=MOST_LOST)
 
 
-def tell_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outcome) -> None:
-    """Against the scenario's targets of §8.4."""
+def _count(value: int | Sequence[object]) -> int:
+    return value if isinstance(value, int) else len(value)
+
+
+def report_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outcome) -> None:
+    """RTO, RPO and lost writes against the scenario's targets (§8.4)."""
     targets = scenario.targets(drill.env)
     rto, lost = outcome.rto_seconds, len(outcome.lost)
     report.require(
         "RTO",
         rto is not None and rto <= targets.rto_seconds,
-        "see in the timeline which step took long",
+        "find the longest step in the timeline",
         value="users were not served again" if rto is None else duration(rto),
         expected=f"at most {duration(targets.rto_seconds)}",
     )
@@ -123,8 +106,8 @@ def tell_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outc
         report.require(
             "lost acknowledged writes",
             lost <= targets.lost_writes,
-            "they are in the table of lost writes: "
-            "find out whether replication was synchronous, and what the runbook did not replay",
+            "check whether replication was synchronous, and which WAL the runbook did not replay; the table of lost "
+            "writes has each of them",
             value=lost,
             expected=targets.lost_writes,
         )
@@ -135,15 +118,17 @@ def tell_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outc
         value=f"{lost:,} writes, {duration(outcome.rpo_seconds)}",
         expected=f"at most {duration(targets.rpo_seconds)}",
     )
-    report.fact("RTO", f"{'not reached' if rto is None else duration(rto)}, from the fault to the first good request")
-    report.fact("RPO", f"{lost:,} acknowledged writes of before the fault, {duration(outcome.rpo_seconds)}")
+    report.fact(
+        "RTO", f"{'not reached' if rto is None else duration(rto)}, from the fault to the first successful request"
+    )
+    report.fact("RPO", f"{lost:,} acknowledged writes before the fault, {duration(outcome.rpo_seconds)}")
     if outcome.given_up:
         report.fact("given up", f"{len(outcome.given_up):,} writes that were acknowledged after the fault")
     report.fact("確認項目", scenario.checks)
 
 
-def tell_measured(report: Report, drill: Drill, outcome: Outcome | None) -> None:
-    """Numbers for the trend of later drills."""
+def report_measured(report: Report, drill: Drill, outcome: Outcome | None) -> None:
+    """The figures that the trend of later drills reads."""
     rows: list[tuple[str, object]] = [("scenario", drill.half_done.scenario)]
     if outcome:
         rto = outcome.rto_seconds
@@ -156,7 +141,7 @@ def tell_measured(report: Report, drill: Drill, outcome: Outcome | None) -> None
     report.table(MEASURED, ("measure", "value"), rows)
 
 
-def tell_timeline(report: Report, drill: Drill) -> None:
+def report_timeline(report: Report, drill: Drill) -> None:
     """Phases, the outage, and the runbooks, on one axis."""
     assert drill.fault
     served = drill.served
@@ -166,20 +151,24 @@ def tell_timeline(report: Report, drill: Drill) -> None:
         steps.append(StepTime("users not served", began, (served - began).total_seconds(), Status.WARN))
     steps += drill.phases.bars()
     steps += [StepTime(run.runbook, run.started, run.seconds, run.status) for run in drill.runs if not run.planned]
-    report.attach(Evidence("Timeline", svg=render.bars(steps, began)))
-    events = [(f"{began:%H:%M:%S.%f}", "fault", drill.fault.what)]
-    events += [(f"{first.at:%H:%M:%S.%f}", f"alarm: {first.sensor}", first.told)] if first else []
+    report.attach(Evidence("Timeline", svg=spans(steps, began)))
+    events = [(clock.time_of_day(began, "microseconds"), "fault", drill.fault.what)]
+    events += [(clock.time_of_day(first.at, "microseconds"), f"alarm: {first.sensor}", first.text)] if first else []
     events += [
-        (f"{run.started:%H:%M:%S.%f}", f"{run.runbook} ({run.status})", run.outcome or run.sentence())
+        (clock.time_of_day(run.started, "microseconds"), f"{run.runbook} ({run.status})", run.outcome or run.sentence())
         for run in drill.runs
     ]
-    events += [(f"{served:%H:%M:%S.%f}", "first good request", "users are served again")] if served else []
-    report.table("Events", ("at (UTC)", "event", "detail"), sorted(events))
-    report.table("Alarms", ("sensor", "says"), [(one.sensor, one.told) for one in drill.symptoms])
+    events += (
+        [(clock.time_of_day(served, "microseconds"), "first successful request", "users are served again")]
+        if served
+        else []
+    )
+    report.table("Events", (clock.heading("at"), "event", "detail"), sorted(events))
+    report.table("Alarms", ("sensor", "problem"), [(one.sensor, one.text) for one in drill.symptoms])
 
 
-def tell_problems(report: Report, drill: Drill) -> None:
-    """What went wrong, in the drill and in its runbooks, each with what to do: the action items."""
+def report_problems(report: Report, drill: Drill) -> None:
+    """Every finding of the drill and its runbooks that is not OK, with its next step: the action items."""
     rows = [
         (name, f.status, f"{f.name}: {f.value}", f.hint)
         for name, findings in (("drill", report.findings), *((run.runbook, run.findings) for run in drill.runs))
@@ -187,15 +176,15 @@ def tell_problems(report: Report, drill: Drill) -> None:
         if f.status is not Status.OK
     ]
     unique = list(dict.fromkeys(rows))
-    report.table("What went wrong, and action items", ("where", "", "what", "action"), unique)
+    report.table("Problems and action items", ("where", "", "problem", "action"), unique)
     drill.done["problems"] = f"{len(unique)} found"
     drill.done["timeline"] = "in this report"
     drill.done["report"] = "this report"
 
 
-def tell_overhead(report: Report, drill: Drill, seconds: Mapping[str, float]) -> None:
-    """What the drill itself cost: its wall time in which it neither waited for the alarm, nor checked what came back,
-    nor ran a runbook, which would have been so without a drill."""
+def report_overhead(report: Report, drill: Drill, seconds: Mapping[str, float]) -> None:
+    """The time that the drill adds: its wall time without waiting for the alarm, runbooks and checks, which a real
+    incident has too."""
     phases, now = drill.phases, datetime.now(UTC)
     waited, checked = ([(phases.begun[n], phases.seconds[n])] if n in phases.seconds else [] for n in (1, 5))
     runs = [(run.started, run.seconds) for run in drill.runs]
@@ -212,12 +201,12 @@ def tell_overhead(report: Report, drill: Drill, seconds: Mapping[str, float]) ->
         ],
     )
     parts = ", ".join(f"{name} {duration(took)}" for name, took in seconds.items())
-    told = f"{duration(own)} of {duration(whole)} ({parts}); the runbooks took {duration(_covered(runs))}"
-    report.fact("the drill's own overhead", told)
+    text = f"{duration(own)} of {duration(whole)} ({parts}); the runbooks took {duration(_covered(runs))}"
+    report.fact("overhead of the drill", text)
 
 
 def _covered(spans: Sequence[tuple[datetime, float]]) -> float:
-    """Seconds of (begin, seconds) that at least one of them covers."""
+    """Seconds that at least one of these spans (begin, seconds) covers."""
     covered, end = 0.0, 0.0
     for began, took in sorted((start.timestamp(), took) for start, took in spans):
         covered += max(0.0, began + took - max(began, end))

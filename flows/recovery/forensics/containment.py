@@ -1,4 +1,4 @@
-"""The first minutes of an incident (§8.4): nothing more is lost while people look, and one way back."""
+"""contain-incident and release-containment (§8.4): the data that is left is protected while an incident lasts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.guard import containment
-from runbook.guard.containment import Contained, Held
+from runbook.guard.containment import Contained, Restriction
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
+from tasks.postgres.replication import write_block
 from tasks.postgres.replication.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, keep_wal
 from tasks.postgres.replication.replay import (
     PAUSE,
@@ -34,15 +36,13 @@ from tasks.postgres.replication.replay import (
 )
 from tasks.postgres.replication.status import parse_sync_names, read_replication
 from tasks.postgres.replication.synchronous import address
-from tasks.postgres.replication.write_block import (
-    BLOCK,
-    LET_IN,
-    Writers,
-    block_writes,
-    find_writers,
-    let_in,
-    try_to_write,
-)
+from tasks.postgres.replication.write_block import BLOCK, LET_IN, Writers, find_writers, let_in, try_to_write
+
+REPLAY, ROLE, KEPT_WAL = "replay", "role", "WAL"
+APPLY = {REPLAY: PAUSE, ROLE: BLOCK, KEPT_WAL: KEEP_WAL}
+UNDO = {REPLAY: RESUME, ROLE: LET_IN, KEPT_WAL: LET_GO}
+FREEZE, THAW = "freeze maintenance of", "let maintenance go on in"
+AGAIN = (Next("contain-incident", "contain it again"),)
 
 
 @flow(name="contain-incident", flow_run_name="contain-incident {environment}")
@@ -51,20 +51,23 @@ def contain_incident(
 ) -> Report:
     """障害の封じ込め (§8.4)
 
-    Keeps what is there while an incident is looked into: replay is paused on the standbys (they hold what the primary
-    held before more of a bug's work arrives), maintenance is frozen (whatever deletes or changes is refused, a run of
-    it that goes on is ended), WAL stays where it is. With block_writes the application's roles cannot write any more:
-    their transactions are read-only, their sessions end, with what they had not committed. Run it as soon as data seems
-    to go wrong, before anybody knows why.
+    Protects the data that is left while an incident is investigated. Run it as soon as data seems to be wrong, before
+    the cause is known. It does this:
 
-    Backups and recoveries go on. Writes are not held off from superusers, from a client that asks for BEGIN READ WRITE
-    by name, or from a prepared transaction that somebody commits. A standby that restarts goes on replaying: launch it
-    again then. The longer it lasts, the more WAL piles up on a paused standby.
+    - It pauses replay on the standbys. They keep the primary's content from before further damage.
+    - It freezes maintenance. Runs that delete or change something are refused; one that is running is ended.
+    - It keeps WAL.
+    - With block_writes the application's roles get read-only transactions. Their sessions end with their uncommitted
+      work.
 
-    Undo: release-containment puts back exactly what this changed. Killed anywhere, launch it again. Evidence: what was
-    held still, and at which LSN.
+    Backups and recoveries continue. Not blocked: superusers, a client that sends BEGIN READ WRITE, a prepared
+    transaction that somebody commits. A standby that restarts forgets the pause: run this again. WAL accumulates on a
+    paused standby.
 
-    Departs from the manual: its first response names no way to keep what is there.
+    Undo: release-containment restores exactly what this changed. If this run is killed, run it again. Evidence: every
+    restriction, and the LSN at which replay stopped.
+
+    Departs from the manual: its first response does not protect the data that is left.
 
     Args:
         environment: 対象の環境
@@ -77,15 +80,20 @@ def contain_incident(
     env = Environment.find(environment)
     with runbook("Contain incident", env, confirm, plan, changes=True, rank="recovery") as report:
         if not reason.strip() or not by.strip():
-            raise OpsError("who contains it, and why, is not said", "fill in by and reason: refused runs show them")
-        scene = survey(report, env, block_writes=block_writes)
+            raise OpsError("reason or by is empty", "fill in both: refused runs show who contained it, and why")
+        scope = read_scope(report, env, block_writes=block_writes)
         known = containment.read(env.name, env.reports_directory)
         report.pin_state("contained", known.id if known else "no")
-        permit = report.permit(*plan_containment(report, env, scene))
-        contained = noted(env, known, scene, reason.strip(), by.strip())
-        report.state_is("maintenance is frozen; not all is held still yet", "launch it again, or release-containment")
-        hold_still(report, permit, env, scene)
-        conclude(report, contained, scene)
+        permit = report.permit(*plan_containment(report, env, scope))
+        contained = record_containment(env, known, scope, reason.strip(), by.strip())
+        report.state_is(
+            "maintenance is frozen; other restrictions may be missing", "run it again, or release-containment"
+        )
+        restrict(report, permit, scope)
+        rows = [(one.kind, one.target, one.before or "nothing") for one in contained.held]
+        report.table("Restrictions", ("what", "where", "before"), [("maintenance", "all of it", "allowed"), *rows])
+        blocked = ", writes are blocked" if scope.writers else ""
+        report.outcome = f"{contained.text}; {len(contained.held)} restrictions{blocked}; undo: release-containment"
     return report
 
 
@@ -93,14 +101,14 @@ def contain_incident(
 def release_containment(environment: str, plan: str = "", confirm: str = "") -> Report:
     """封じ込めの解除 (§8.4)
 
-    Puts back what contain-incident changed, and nothing else: replay goes on where that had paused it, roles get the
-    setting back that they had (their sessions end once more, since what began meanwhile stays read-only), maintenance
-    may run again. Run it when the incident is over, or when a failover needs the standby.
+    Undoes contain-incident, and nothing else. Replay resumes where contain-incident paused it. Roles get their previous
+    setting; their sessions end once more, because older sessions stay read-only. Maintenance is allowed again. Run it
+    when the incident is over, or when a failover needs the standby.
 
-    What cannot be put back now (a server is down) keeps the environment contained: launch it again then. Undo:
-    contain-incident. Evidence: each thing, as it was and as it is.
+    If a server is down, its restriction cannot be removed and the environment stays contained: run this again later.
+    Undo: contain-incident. Evidence: each restriction and the state after it.
 
-    Departs from the manual: it knows no containment.
+    Departs from the manual: it has no containment.
 
     Args:
         environment: 対象の環境
@@ -134,55 +142,53 @@ def main() -> int:
     return launch(contain_incident if given.pop("command") == "contain" else release_containment, given)
 
 
-REPLAY, ROLE, KEPT_WAL = "replay", "role", "WAL"
-FREEZE, THAW = "freeze maintenance of", "let maintenance go on in"
-
-
 @dataclass(frozen=True)
-class Scene:
-    """The servers as they are: standbys to be paused, the primary (None: nobody takes writes), who may write (None:
-    writes are not to be blocked), and whether WAL must be kept on the primary, since nothing carries it away."""
+class Scope:
+    """What can be restricted now. `primary` None: no server accepts writes; `writers` None: writes are not to be
+    blocked; `standbys`: the nodes in recovery."""
 
-    pausing: tuple[Replaying, ...]
-    paused: tuple[Replaying, ...]
     primary: Postgres | None
+    standbys: tuple[Replaying, ...]
     writers: Writers | None
-    keeps_wal: bool
+    restrictions: tuple[Restriction, ...]
 
 
-def survey(report: Report, env: Environment, *, block_writes: bool) -> Scene:
-    """What there is to hold still. A server that is down is no reason to leave the others alone."""
+def read_scope(report: Report, env: Environment, *, block_writes: bool) -> Scope:
+    """Query every node. A server that is down does not keep the others from being restricted."""
     nodes = read_replaying(env.nodes())
     for one in nodes:
         if one.problem:
-            report.warn(f"{one.address} answers", "when it is back, launch this again", value=one.problem)
+            report.warn(f"{one.address} answers", "run this again when it is back", value=one.problem, follow=AGAIN)
     primary = next((one.postgres for one in nodes if not one.state and not one.problem), None)
     if primary is None:
-        report.warn("a primary", "nobody takes writes; launch this again when one does", value="none answers")
-    standing = [one for one in nodes if one.state]
-    pausing = [one for one in standing if one.state == RUNNING and not _waits_for(report, primary, one)]
+        report.warn("a primary", "run this again when a server accepts writes", value="none answers", follow=AGAIN)
+    standbys = tuple(one for one in nodes if one.state)
+    if not standbys:
+        report.warn("a standby to pause", "take a backup now: every copy follows the primary", value="there is none")
+    pausing = [one for one in standbys if one.state == RUNNING and not _is_waited_for(report, primary, one)]
+    restrictions = [Restriction(REPLAY, one.address, one.state) for one in pausing]
+    if primary and not env.has("wal") and not _has_slot(report, primary):
+        restrictions.append(Restriction(KEPT_WAL, address(primary)))
     writers = find_writers(primary) if block_writes and primary else None
-    keeps = primary is not None and not env.has("wal") and not _has_slot(report, primary)
-    if not standing:
-        report.warn("a standby to pause", "nothing to do", value="there is none: all copies follow what goes wrong")
-    return Scene(tuple(pausing), tuple(one for one in standing if one.state != RUNNING), primary, writers, keeps)
+    restrictions += [Restriction(ROLE, one.role, one.setting) for one in writers.roles] if writers else []
+    return Scope(primary, standbys, writers, tuple(restrictions))
 
 
 def _has_slot(report: Report, primary: Postgres) -> bool:
-    """Whether the slot is there that keeps WAL; that it has lost it is told."""
+    """Whether an earlier containment keeps WAL already; warns if the slot has lost it."""
     slots = [slot for slot in read_replication(primary).slots if slot.name == SLOT]
     if slots and slots[0].wal_status == "lost":
         report.warn(
-            "WAL that was kept",
-            "look at pg_wal with find-transaction for what is left; raise "
-            "max_slot_wal_keep_size, drop the slot, and launch this again to keep what comes",
+            "WAL kept since the containment",
+            "raise max_slot_wal_keep_size, drop the slot, and run this again to keep WAL from now on",
             value=f"slot {SLOT} has lost it: max_slot_wal_keep_size was reached",
+            follow=(Next("find-transaction", "search the WAL that is left"), *AGAIN),
         )
     return bool(slots)
 
 
-def _waits_for(report: Report, primary: Postgres | None, standby: Replaying) -> bool:
-    """Whether commits wait until this standby has replayed them: paused, it would hang every one of them."""
+def _is_waited_for(report: Report, primary: Postgres | None, standby: Replaying) -> bool:
+    """Whether commits wait for this standby's replay: a pause would hang every commit."""
     if primary is None:
         return False
     found = read_replication(primary)
@@ -191,159 +197,143 @@ def _waits_for(report: Report, primary: Postgres | None, standby: Replaying) -> 
     waits = applies and (standby.postgres.name in names or "*" in names)
     if waits:
         report.warn(
-            f"replay on {standby.address} goes on",
-            "take it out of synchronous_standby_names, or choose synchronous_commit=on, then launch this again",
-            value="commits wait for its replay (remote_apply): paused, it would hang them",
+            f"replay on {standby.address} continues",
+            "set synchronous_commit=on, or remove it from synchronous_standby_names; then run this again",
+            value="commits wait for its replay (remote_apply): a pause would hang them",
+            follow=AGAIN,
         )
     return waits
 
 
-def plan_containment(report: Report, env: Environment, scene: Scene) -> list[Act]:
-    """Every step; returns what a permit is needed for."""
-    acts = [Act(FREEZE, env.name)]
-    report.plan("freeze maintenance", "whatever deletes or changes is refused; backups and recoveries go on")
-    for one in scene.pausing:
-        acts.append(Act(PAUSE, one.address))
-        report.plan("pause replay", f"{one.address}, at LSN {one.at} now", seconds=1)
-    for one in scene.paused:
-        report.fact(f"replay on {one.address}", f"{one.state} already, at LSN {one.at}")
-    if scene.keeps_wal and scene.primary:
-        acts.append(Act(KEEP_WAL, address(scene.primary)))
-        report.plan("keep WAL", f"slot {SLOT} on {address(scene.primary)}: nothing carries WAL away from it")
-    for writer in scene.writers.roles if scene.writers else ():
-        acts.append(Act(BLOCK, writer.role))
-        report.plan("block writes", f"of role {writer.role}; {writer.sessions} sessions end", seconds=1)
-    if scene.writers:
-        _tell_limits(report, scene.writers)
-    return acts
+def plan_containment(report: Report, env: Environment, scope: Scope) -> list[Act]:
+    """Every step; returns the acts for the permit."""
+    report.plan("freeze maintenance", "runs that delete or change are refused; backups and recoveries continue")
+    at = {one.address: one.at for one in scope.standbys}
+    sessions = {one.role: one.sessions for one in scope.writers.roles} if scope.writers else {}
+    for one in scope.restrictions:
+        if one.kind == REPLAY:
+            report.plan("pause replay", f"{one.target}, at LSN {at[one.target]} now", seconds=1)
+        elif one.kind == KEPT_WAL:
+            report.plan("keep WAL", f"slot {SLOT} on {one.target}: its WAL is not archived")
+        else:
+            report.plan("block writes", f"of role {one.target}; {sessions[one.target]} sessions end", seconds=1)
+    for standby in scope.standbys:
+        if standby.state != RUNNING:
+            report.fact(f"replay on {standby.address}", f"{standby.state} already, at LSN {standby.at}")
+    if scope.writers:
+        _report_limits(report, scope.writers)
+    return [Act(FREEZE, env.name), *(Act(APPLY[one.kind], one.target) for one in scope.restrictions)]
 
 
-def _tell_limits(report: Report, writers: Writers) -> None:
-    """What goes on writing all the same."""
-    report.fact("not held off", "superusers, and a client that asks for BEGIN READ WRITE or SET by name")
+def _report_limits(report: Report, writers: Writers) -> None:
+    """What can still write."""
+    report.fact("not blocked", "superusers, and a client that sends BEGIN READ WRITE or SET")
     if writers.superusers:
         report.warn(
             "sessions of superusers",
-            "end them by hand where they are not yours",
-            value=f"{writers.superusers} in this database",
+            "end those that are not yours",
+            value=f"{writers.superusers} in this database: they can still write",
         )
     if writers.prepared:
         report.warn(
             "prepared transactions",
-            "COMMIT PREPARED would still write them: leave them alone, or ROLLBACK "
-            "PREPARED when you know what they are",
-            value=", ".join(writers.prepared[:5]),
+            "leave them alone until you know what they contain; then ROLLBACK PREPARED",
+            value=f"{', '.join(writers.prepared[:5])}: COMMIT PREPARED still writes them",
         )
     if writers.subscriptions:
         report.warn(
             "subscriptions",
-            "they go on writing: ALTER SUBSCRIPTION … DISABLE",
-            value=", ".join(writers.subscriptions[:5]),
+            "ALTER SUBSCRIPTION … DISABLE",
+            value=f"{', '.join(writers.subscriptions[:5])}: they still write",
         )
 
 
-def noted(env: Environment, known: Contained | None, scene: Scene, reason: str, by: str) -> Contained:
-    """Written down before anything is held still, with how it was; what an earlier run noted stays as it noted it."""
+def record_containment(env: Environment, known: Contained | None, scope: Scope, reason: str, by: str) -> Contained:
+    """Record every restriction and the state before it, before anything changes. Earlier records are kept."""
     now = datetime.now(env.zone)
     since = now.strftime("%Y-%m-%d %H:%M:%S %Z")
     found = known or Contained(uuid.uuid4().hex, now.timestamp(), by, reason, since, gethostname())
-    held = [Held(REPLAY, one.address, one.state) for one in scene.pausing]
-    if scene.keeps_wal and scene.primary:
-        held.append(Held(KEPT_WAL, address(scene.primary)))
-    held += [Held(ROLE, writer.role, writer.setting) for writer in (scene.writers.roles if scene.writers else ())]
-    there = {(one.kind, one.target) for one in found.held}
-    found = replace(found, held=(*found.held, *(one for one in held if (one.kind, one.target) not in there)))
+    recorded = {(one.kind, one.target) for one in found.held}
+    new = [one for one in scope.restrictions if (one.kind, one.target) not in recorded]
+    found = replace(found, held=(*found.held, *new))
     containment.write(env.name, env.reports_directory, found)
     failpoint("contain: recorded")
     return found
 
 
-def hold_still(report: Report, permit: Permit, env: Environment, scene: Scene) -> None:
-    """Replay first: a bug's work is on its way."""
-    for one in scene.pausing:
-        at = pause_replay(permit, one.postgres)
-        report.fact(f"replay on {one.address}", f"paused at LSN {at}")
-    if scene.keeps_wal and scene.primary:
-        report.fact("WAL kept from", keep_wal(permit, scene.primary))
-    if not scene.writers or not scene.primary:
-        return
-    for writer in scene.writers.roles:
-        left = block_writes(permit, scene.primary, writer.role)
+def restrict(report: Report, permit: Permit, scope: Scope) -> None:
+    """Replay first: it is about to copy the damage."""
+    standbys = {one.address: one.postgres for one in scope.standbys}
+    for one in scope.restrictions:
+        if one.kind == REPLAY:
+            report.fact(f"replay on {one.target}", f"paused at LSN {pause_replay(permit, standbys[one.target])}")
+        elif scope.primary and one.kind == KEPT_WAL:
+            report.fact("WAL kept from", keep_wal(permit, scope.primary))
+        elif scope.primary:
+            left = write_block.block_writes(permit, scope.primary, one.target)
+            report.require(
+                f"writes of role {one.target} are blocked",
+                not left,
+                "start the standby that their commits wait for, then run this again: those commits are not cancelled",
+                value=f"{left} earlier sessions are left" if left else "its earlier sessions ended",
+                follow=AGAIN,
+            )
+    if scope.writers and scope.primary:
+        refusal = try_to_write(scope.primary)
         report.require(
-            f"writes of role {writer.role} are blocked",
-            not left,
-            "their commits wait for a standby, and are not cancelled: start the standby, then launch this again",
-            value=f"{left} sessions of before are left" if left else f"{writer.sessions} sessions ended",
+            "the application cannot write",
+            bool(refusal),
+            "check pg_db_role_setting: somebody has changed the setting",
+            value=refusal or f"{scope.primary.user} could write in a new session",
         )
-    refusal = try_to_write(scene.primary)
-    report.require(
-        "the application cannot write",
-        bool(refusal),
-        "somebody has set it back: look at pg_db_role_setting",
-        value=refusal or f"{scene.primary.user} could write in a new session",
-    )
-
-
-def conclude(report: Report, contained: Contained, scene: Scene) -> None:
-    """What is held still, and how to go back."""
-    report.table(
-        "Held still",
-        ("what", "where", "before"),
-        [
-            ("maintenance", "everything that deletes or changes", "free"),
-            *((one.kind, one.target, one.before or "nothing") for one in contained.held),
-        ],
-    )
-    blocked = ", writes are blocked" if scene.writers else ""
-    report.outcome = f"{contained.told}; {len(contained.held)} things held still{blocked}; undo: release-containment"
 
 
 def plan_release(report: Report, found: Contained) -> list[Act]:
-    """Every step; returns what a permit is needed for."""
-    report.fact("contained", found.told)
-    kinds = {REPLAY: RESUME, ROLE: LET_IN, KEPT_WAL: LET_GO}
+    """Every step; returns the acts for the permit."""
+    report.fact("contained", found.text)
     for one in reversed(found.held):
-        report.plan(kinds[one.kind], f"{one.target} (before: {one.before or 'nothing'})", seconds=1)
-    report.plan("let maintenance go on", "from then on")
-    return [Act(THAW, report.environment), *(Act(kinds[one.kind], one.target) for one in found.held)]
+        report.plan(UNDO[one.kind], f"{one.target} (before: {one.before or 'nothing'})", seconds=1)
+    report.plan("allow maintenance", "when everything above is done")
+    return [Act(THAW, report.environment), *(Act(UNDO[one.kind], one.target) for one in found.held)]
 
 
 def release(report: Report, permit: Permit, env: Environment, found: Contained) -> None:
-    """One thing after the other; what cannot be put back stays noted."""
-    left, rows = list[Held](), list[tuple[str, str, str]]()
+    """Remove one restriction after the other; those that cannot be removed stay recorded."""
+    left, rows = list[Restriction](), list[tuple[str, str, str]]()
     for one in reversed(found.held):
         try:
             done = _release_one(permit, env, one)
         except OpsError as error:
             left.append(one)
             report.fail(
-                f"{one.kind} of {one.target} is as it was",
-                error.hint or "start the server, then launch this again",
+                f"{one.kind} of {one.target} is restored",
+                error.hint or "start the server, then run this again",
                 value=error.message,
+                follow=[Next("release-containment", "release the rest")],
             )
             continue
         rows.append((one.kind, one.target, done))
         failpoint("release: one")
-    report.table("Put back", ("what", "where", "how it is"), rows)
+    report.table("Restored", ("what", "where", "state"), rows)
     if left:
         containment.write(env.name, env.reports_directory, replace(found, held=tuple(reversed(left))))
-        report.state_is("the environment stays contained", "launch release-containment again when that is put right")
+        report.state_is("the environment stays contained", "fix the findings above, then run release-containment again")
         report.fail_if_critical()
     containment.end(env.name, env.reports_directory, found)
-    report.outcome = f"released; it was {found.told}"
+    report.outcome = f"released; it was {found.text}"
 
 
-def _release_one(permit: Permit, env: Environment, one: Held) -> str:
+def _release_one(permit: Permit, env: Environment, one: Restriction) -> str:
+    if one.kind == ROLE:
+        return let_in(permit, env.postgres, one.target, one.before) or f"{one.before or 'nothing'} is set, as before"
     node = next((node for node in read_replaying(env.nodes()) if node.address == one.target), None)
-    if one.kind in (REPLAY, KEPT_WAL) and node is None:
+    if node is None:
         return "the environment does not name it any more"
-    if one.kind == REPLAY and node:
-        if not node.state and not node.problem:
-            return "it is no standby any more"
-        return f"goes on at LSN {resume_replay(permit, node.postgres)}"
-    if one.kind == KEPT_WAL and node:
+    if one.kind == KEPT_WAL:
         return drop_slot(permit, node.postgres)
-    return let_in(permit, env.postgres, one.target, one.before) or f"{one.before or 'nothing'} is set, as before"
+    if not node.state and not node.problem:
+        return "it is not a standby any more"
+    return f"resumed at LSN {resume_replay(permit, node.postgres)}"
 
 
 if __name__ == "__main__":

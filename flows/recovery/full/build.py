@@ -1,5 +1,4 @@
-"""First phase of a full restore: copies of everything beside the live ones, proven and migrated. Nothing live is
-touched."""
+"""The first phase of a full restore: staged copies of all three parts, proven and migrated. Nothing live is touched."""
 
 from __future__ import annotations
 
@@ -10,9 +9,9 @@ from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full import migration
 from flows.recovery.full.choose import Chosen
-from flows.recovery.full.database_server import Found
+from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
-from flows.redis.restore.steps import plan_detaching, tell_redis_proof
+from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import Permit
 from runbook.report import Report
@@ -28,33 +27,33 @@ START_ESTIMATE_SECONDS = 8.0
 
 
 @dataclass
-class Beside:
-    """What stands beside the live data. `rows` are the database's there, as it will be live, per table; `login` is the
-    last step of its proof. `rules` are the expectations on it, `strict` whether a broken one ends the run."""
+class StagedCopies:
+    """The copies next to the live data. `rows`: those of the database's copy per table; `login`: the last step of its
+    proof; `rules`: the expectations on it; `strict`: whether a broken one ends the run."""
 
     redis: RedisCopy | None
     files: FilesCopy | None
     rows: dict[str, int] = field(default_factory=dict)
     login: object = None
-    origin: check.Origin = check.NOW
+    origin: check.ExpectationsOrigin = check.NOW
     rules: Expectations | None = None
     strict: bool = False
 
 
 @dataclass
-class Copies(Beside):
-    """All three: of the database a copy on the live server."""
+class SystemCopies(StagedCopies):
+    """All three: the database's is on the live server."""
 
     database: Copy = field(kw_only=True)
 
 
-def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: str) -> None:
-    """Every step with its bytes and an estimate of its seconds."""
+def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, when: str) -> None:
+    """Plan every step with its bytes and estimated seconds."""
     stop = ", ".join(env.services_in(STOP_ORDER))
     if found.presence != "up":
-        alone = "; standby and receiver of WAL are left behind, commits wait for nobody" * env.has("standby")
+        alone = "; standby and WAL receiver are left out, and commits wait for no standby" * env.has("standby")
         how = plan_of(found.others) if found.presence == "down" else f"initdb, then start it{alone}"
-        report.plan("bring back the database server", how)
+        report.plan("start the database server", how)
     if when == "first":
         report.plan("stop services", stop, seconds=2)
     database.plan_database(report, env, chosen.database)
@@ -64,8 +63,8 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
     suites = "great-expectations suites, " * bool(env.suites)
     report.plan("expectations and statistics of the copy", f"{suites}ANALYZE", seconds=4)
     migration.judge(report, env, content_in(chosen.database).revision, chosen.files)
-    if chosen.around_redis:
-        plan_detaching(report, env, chosen.around_redis)
+    if chosen.redis_topology:
+        plan_detaching(report, env, chosen.redis_topology)
     if when == "at_swap":
         report.plan("stop services", stop, seconds=2)
     report.plan_steps.append(swap)
@@ -73,63 +72,70 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
 
 
 def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
-    """The lines for Redis and the files."""
+    """Plan the copies of Redis and the files."""
     for name, backup, live in (
         ("Redis", chosen.redis, env.redis.data_directory if chosen.redis else ""),
         ("application files", chosen.files, env.application.directory if chosen.files else ""),
     ):
         if backup:
             report.plan(
-                f"restore {name} beside",
-                f"{backup.name} into {live}.restoring, and prove it",
+                f"restore a staged copy of {name}",
+                f"{backup.name} into {live}.restoring, then prove it",
                 size=backup.manifest.bytes,
                 seconds=1,
             )
 
 
 def plan_start(report: Report, env: Environment) -> None:
-    """The last lines."""
+    """Plan the start and the checks."""
     report.plan(
         "start services", ", ".join(env.services_in(("redis", "backend", "frontend"))), seconds=START_ESTIMATE_SECONDS
     )
-    report.plan("check", "health, expectations again, the described smoke checks")
+    report.plan("check", "health, expectations again, smoke checks")
 
 
-def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> Copies:
-    """All three beside, at the same time: none needs another."""
+def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> SystemCopies:
+    """Build all three at the same time: they do not depend on each other."""
     source, properties = chosen.dump or dump_in(chosen.database), content_in(chosen.database).properties
     empty = create_copy(permit, env.postgres, properties)
     filling = fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
     others = build_others(permit, env, chosen)
     copy = filling.result()
     report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
-    return Copies(others.redis, others.files, database=copy, origin=check.origin_of(chosen.database))
+    return SystemCopies(others.redis, others.files, database=copy, origin=check.origin_of(chosen.database))
 
 
-def build_others(permit: Permit, env: Environment, chosen: Chosen) -> Beside:
-    """Redis and the files, at the same time."""
+def build_others(permit: Permit, env: Environment, chosen: Chosen) -> StagedCopies:
+    """Build Redis and the files at the same time."""
     redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
     files = build_files_copy.submit(permit, env.application, chosen.files) if chosen.files else None
     redis_copy = redis.result() if redis else None
-    return Beside(redis_copy, files.result() if files else None)
+    return StagedCopies(redis_copy, files.result() if files else None)
 
 
 def prove(
-    report: Report, permit: Permit, env: Environment, chosen: Chosen, copies: Copies, *, jobs: int, strict: bool = False
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    chosen: Chosen,
+    copies: SystemCopies,
+    *,
+    jobs: int,
+    strict: bool = False,
 ) -> None:
-    """Compare every copy with its manifest, run the expectations, migrate, run them again. A rule that was broken in
-    the backup already ends the run only if it is `strict`.
+    """Compare every copy with its manifest, run the expectations, migrate, run them again. An expectation that the
+    backup already broke ends the run only if `strict`.
 
     Raises:
-        RunbookFailed: a copy is not what its manifest says. Nothing live was touched.
+        RunbookFailed: a copy differs from its manifest. Nothing live was touched.
     """
     prove_others(report, env, chosen, copies)
     name, copies.strict = copies.database.database, strict
     analyzing = analyze.after(copies.database).submit(env.postgres, name, jobs)
-    # Beside the comparison: both only read.
+    # At the same time as the comparison: both only read.
     checking = check.start(report, env, name, after=copies.database, origin=copies.origin)
     content = database.prove_database(report, env, chosen.database, copies.database)
-    database.tell_statistics(report, analyzing.result())
+    database.judge_statistics(report, analyzing.result())
     copies.rules = check.report_results(report, checking, "on the copy", strict=strict)
     copies.rows = {table: found.rows for table, found in content.tables.items()}
     revision = content_in(chosen.database).revision
@@ -137,7 +143,7 @@ def prove(
         report, permit, env, copies.database.database, copies.files, revision=revision, after=content
     )
     if migrated:
-        database.tell_statistics(report, analyze.after(migrated)(env.postgres, name, jobs, everything=True))
+        database.judge_statistics(report, analyze.after(migrated)(env.postgres, name, jobs, everything=True))
         checking = check.start(report, env, name, after=migrated, origin=copies.origin)
         copies.rules = check.report_results(
             report, checking, "on the migrated copy", strict=strict, before=copies.rules
@@ -147,14 +153,14 @@ def prove(
     report.fail_if_critical()
 
 
-def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Beside) -> None:
+def prove_others(report: Report, env: Environment, chosen: Chosen, copies: StagedCopies) -> None:
     """Compare the copies of Redis and of the files with their manifests.
 
     Raises:
-        RunbookFailed: one is not what its manifest says. Nothing live was touched.
+        RunbookFailed: one differs from its manifest. Nothing live was touched.
     """
     if chosen.redis and copies.redis:
-        tell_redis_proof(report, env, chosen.redis, copies.redis)
+        report_redis_proof(report, env, chosen.redis, copies.redis)
     if not (copy := copies.files):
         return
     report.require(
@@ -162,6 +168,6 @@ def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Besid
         not copy.differences,
         f"nothing live was touched; {OTHER_BACKUPS}",
         value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
-        expected="every entry's content, mode and owner",
+        expected="content, mode and owner of every entry as in the backup",
     )
     report.fail_if_critical()

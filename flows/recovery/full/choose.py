@@ -1,4 +1,4 @@
-"""What a full restore brings back: the database's backup, and the Redis and files backups nearest to it."""
+"""The backups of a full restore: the database's, and the Redis and files backups nearest to it in time."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.migrations.alembic import MIGRATE
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.restore.staged_copy import dump_in
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
 from tasks.redis.server import live_directory
 from tasks.redis.topology.isolation import TAKE_OFF
-from tasks.redis.topology.topology import ReplicationTopology, read_surroundings
+from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 Part = Literal["redis", "files"]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The backups of one full restore; None where there is none, and that part is left as it is. `around_redis` are its
-    replicas and Sentinels; `dump` is the database's, without what a person accepts as not restored."""
+    """The backups of one full restore. A part without a backup is None, and is not restored. `redis_topology`: the
+    replicas and Sentinels of Redis. `dump`: the database's, without the objects in `accept`."""
 
     database: Backup
     redis: Backup | None
     files: Backup | None
     redis_fitness: RedisFitness | None = None
-    around_redis: ReplicationTopology | None = None
-    dump: Source | None = None
+    redis_topology: ReplicationTopology | None = None
+    dump: DumpSource | None = None
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
-        """What the run needs a permit for."""
+        """The acts that need a permit."""
         acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env)]
-        if self.around_redis:
+        if self.redis_topology:
             acts.append(Act(TAKE_OFF, env.redis.data_directory))
         if self.redis:
             acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
@@ -60,7 +60,7 @@ class Chosen:
 
 
 def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
-    """What a full restore replaces: writes after its plan are lost. `up`: whether the database server answers."""
+    """Pin what the run replaces: writes after the plan are lost. `up`: whether the database server answers."""
     pin_database(report, env.postgres, replaced=True, up=up)
     if chosen.redis:
         report.pin_state("backup of Redis", chosen.redis.name)
@@ -78,11 +78,11 @@ def choose(
     without: Sequence[Part] = (),
     accept: Sequence[str] = (),
 ) -> Chosen:
-    """Find all three, read all their files, and judge each against what it is to replace. The parts in `without` are
-    left as they are.
+    """Find all three, read all their files, and judge each against the live part that it replaces. The parts in
+    `without` are not restored.
 
     Raises:
-        OpsError: there is no such backup of the database, or a store is away.
+        OpsError: there is no such backup of the database, or a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
     chosen = database.choose_backup(report, env, wanted, source)
@@ -93,10 +93,10 @@ def choose(
 def with_others(
     report: Report, env: Environment, database: Backup, moment: datetime, source: Stores, without: Sequence[Part] = ()
 ) -> Chosen:
-    """The Redis and files backups nearest to the moment at which the database will stand, read and judged.
+    """Add the Redis and files backups nearest to `moment`, the database's point in time, and judge them.
 
     Raises:
-        OpsError: a store is away.
+        OpsError: a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
     redis = files = None
@@ -106,7 +106,7 @@ def with_others(
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
-    around = read_surroundings(env.redis, env.reports_directory) if env.has("redis") else None
+    around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     fitness = judge_redis(report, env, redis, read_files(report, redis), around) if redis and around else None
     if files:
         _judge_files(report, env, files)
@@ -124,27 +124,27 @@ def _nearest(
     live: Path,
     waived: bool,
 ) -> Backup | None:
-    """The backup nearest to the database's moment, of the same environment, and the gap between the two. None where
-    there is none, or it is waived: that part is left as it is. Where it is gone, only a waiver lets it begin with
-    nothing."""
+    """The backup nearest to the database's point in time, of the same environment, and the gap between the two. None
+    without a backup, or where it is waived: that part is not restored. Where its live data is missing too, only a
+    waiver lets it start empty."""
     if waived:
-        report.warn(f"{kind} backup", f"nothing to do: without={kind} leaves {kind} as it is", value="not wanted")
+        report.warn(f"{kind} backup", f"nothing to do: without={kind} skips it", value="skipped")
         return None
     store = store_for(env, kind, source)
     backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
     if not backup:
         report.fail(
             f"{kind} backup",
-            f"{kind} is left as it is; take backups of it too"
+            f"nothing to do now: {kind} is not restored. Back it up from now on"
             if live.exists()
-            else f"look for one (source=copies); to begin without what was in it launch this with without={kind}",
-            value=f"there is none in {store.where}" + ("" if live.exists() else f", and {live} is gone"),
+            else f"find one (source=copies). To start with {kind} empty, run this with without={kind}",
+            value=f"none in {store.where}" + ("" if live.exists() else f", and {live} is missing"),
             worst=Status.WARN if live.exists() else Status.CRITICAL,
         )
         return None
     gap = abs((backup.manifest.taken - moment).total_seconds())
     report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
-    hint = f"database and {kind} are of different times: expect rows without keys"
+    hint = f"expect inconsistencies: the database and {kind} are from different times"
     report.judge(metrics.BACKUP_GAP, gap, hint, of=kind, worst=Status.WARN)
     return backup
 
@@ -155,7 +155,7 @@ def _judge_files(report: Report, env: Environment, backup: Backup) -> None:
     report.require(
         f"files of {backup.name}",
         not found.problems,
-        f"move {backup.name} out of {backup.store.where} and launch again: the next nearest is taken",
+        f"move {backup.name} out of {backup.store.where} and run this again: it uses the next nearest backup",
         value="; ".join(found.problems[:3]) or f"{found.entries:,} entries, {size(backup.manifest.bytes)}",
-        expected="as in the manifest (SHA-256), and there is room",
+        expected="as in the manifest (SHA-256), with enough free disk space",
     )

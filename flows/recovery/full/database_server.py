@@ -1,22 +1,29 @@
-"""The database server of a full restore: judged where it runs; started, or made anew, where it does not."""
+"""The database server of a full restore: judged while it runs or is down; started, or created where it is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from blocks.environment import START_ORDER, Environment
 from blocks.postgres.nodes import ask
+from blocks.postgres.refusals import LoginRefused
 from blocks.postgres.server import Postgres
+from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import free_commits, judge_commits
-from flows.recovery.full import stopped_server
 from flows.recovery.full.start import create_and_start, other_databases, start_server
+from runbook.errors import OpsError
 from runbook.guard.permit import Permit
+from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
+from tasks.cluster.stopped import START, StoppedServer, read_stopped
+from tasks.cluster.trial import StartRefused, trial
+from tasks.host.disk import is_here
 from tasks.host.services import ServiceStates, read_services
 from tasks.postgres.restore.staged_copy import content_in
+from tasks.postgres.server.requirements import read_offline_requirements, read_preloads
 from tasks.postgres.server.roles import create_roles, try_roles
 from tasks.postgres.server.server import (
     Identity,
@@ -28,10 +35,19 @@ from tasks.postgres.server.server import (
     read_server,
 )
 
+Judge = Callable[[Postgres, Server], None]
+
+NOT_JUDGED = "not judged while the server is down"
+_EVERYTHING = "roles, rights, locale, extensions, prepared transactions, log-in"
+_LATER = "they are judged after the start, before anything is replaced"
+_IN_CONTAINER = ("locale of the database", "extensions")
+_DAMAGE = "damage in the tables' files, which the recovery at its start may find"
+_NEW, _ADMINISTRATOR = "new data directory", "log-in of the administrator"
+
 
 @dataclass(frozen=True)
-class Found:
-    """How the run found the system: the database server, which services ran, the database behind the live name.
+class FoundServer:
+    """The system as the run found it: whether the database server answers, which services ran, the live database.
     `others`: the other databases of a server that is down; None: unknown."""
 
     presence: Presence
@@ -40,8 +56,8 @@ class Found:
     others: tuple[str, ...] | None = None
 
 
-def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Found:
-    """Inspect the server and the services. A dead database is the reason for a restore, not an obstacle to it."""
+def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> FoundServer:
+    """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
     state = presence(env.postgres)
     _judge_roles(report, env, state)
@@ -55,7 +71,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
-    return Found(state, services, live, others)
+    return FoundServer(state, services, live, others)
 
 
 def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
@@ -65,37 +81,44 @@ def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
     report.require(
         "services",
         not missing,
-        "name them under [services.names]: this run stops and starts them",
-        value=f"not named: {', '.join(missing)}" if missing else ", ".join(env.services.names),
-        expected=", ".join(needed) or "none is needed",
+        "add them to [services.names]: this run stops and starts them",
+        value=f"missing: {', '.join(missing)}" if missing else ", ".join(env.services.names),
+        expected=", ".join(needed) or "none",
     )
 
 
 def _judge_stopped(
     report: Report, env: Environment, backup: Backup, state: Presence, jobs: int
 ) -> tuple[str, ...] | None:
-    """Judge a server that is down or missing on a private instance. Returns its other databases, None if unknown."""
+    """Judge a server that is down or missing on a private instance: with its own catalogs, or those of a new cluster.
+    What would fail after the start fails in the plan. Returns its other databases, None if unknown."""
     others: tuple[str, ...] | None = None
     absent = state == "absent"
-    what = "gone: a new one will be created" if absent else "down: it will be started"
-    report.warn("database server", "nothing to do: this run restores it", value=what)
+    what = "missing: this run creates one" if absent else "down: this run starts it"
+    report.warn("database server", "nothing to do", value=what)
 
     def offer(postgres: Postgres, server: Server) -> None:
         nonlocal others
         others = other_databases(env, server)
-        unknown = stopped_server.unknown_in(env)
+        # A container has its own files: this host's say nothing of its locales and extensions.
+        unknown = _IN_CONTAINER if isinstance(env.services, DockerServices) else ()
         _judge_offer(report, env, backup, server, jobs, on=postgres, unknown=unknown)
 
-    stopped_server.judge(report, env, backup, offer, absent=absent)
+    _judge_offline(report, env, backup, offer, absent=absent)
     return others
 
 
 def _judge_standby(report: Report, env: Environment) -> None:
-    """A standby that lives has what no backup has yet."""
+    """A running standby has writes that no backup has."""
     standing = ask(env.standby) if env.has("standby") else None
     if standing and standing.in_recovery:
-        hint = "promote it (postgres-failover) instead, unless its data is bad too: that loses less than any backup"
-        report.warn("standby", hint, value=f"{env.standby.host}:{env.standby.port} answers")
+        hint = "promote it (postgres-failover) instead, unless its data is corrupt too: that loses less than any backup"
+        report.warn(
+            "standby",
+            hint,
+            value=f"{env.standby.host}:{env.standby.port} answers",
+            follow=[Next("postgres-failover", "promote the standby", {"mode": "unplanned"})],
+        )
 
 
 def _judge_running(report: Report, env: Environment, backup: Backup, jobs: int) -> Identity:
@@ -113,7 +136,7 @@ def _judge_offer(
     on: Postgres | None = None,
     unknown: Collection[str] = (),
 ) -> None:
-    """What a server must offer to this run. `on`: a private instance, on which the roles of the backup are created."""
+    """Judge what the run needs from a server. `on`: a private instance, on which the backup's roles are created."""
     postgres = on or env.postgres
     database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs, on=on, unknown=unknown)
     if server.is_bare:
@@ -123,11 +146,63 @@ def _judge_offer(
     database.judge_obstacles(report, find_obstacles(postgres, env.postgres.database))
 
 
-def revive(report: Report, permit: Permit, env: Environment, backup: Backup, found: Found, jobs: int = 0) -> Identity:
-    """A running server that holds the backup's roles; returns what is behind the live name now.
+def _judge_offline(report: Report, env: Environment, backup: Backup, offer: Judge, *, absent: bool) -> None:
+    """Judge its files first. If they are fit, `offer` judges a private instance as it judges a live server."""
+    found = read_offline_requirements(env.postgres, content_in(backup), absent=absent)
+    database.judge_requirements(report, found)
+    if not all(item.ok for item in found):
+        _leave(report, "fix the findings above first")
+        return
+    in_container = isinstance(env.services, DockerServices)
+    stopped = None if absent and is_here(env.postgres.host) else read_stopped(env.postgres, in_container=in_container)
+    if stopped:
+        database.judge_requirements(report, stopped.requirements)
+        refused = not all(item.ok for item in stopped.requirements)
+        if why := stopped.unjudged or refused * "fix the findings above first":
+            _leave(report, why)
+            return
+    _try(report, env, stopped, offer, in_container=in_container)
+
+
+def _try(report: Report, env: Environment, stopped: StoppedServer | None, offer: Judge, *, in_container: bool) -> None:
+    try:
+        with trial(env.postgres, stopped, in_container=in_container) as postgres:
+            report.passed(_ADMINISTRATOR, value="accepted")
+            server = read_server(postgres)
+            name = env.postgres.maintenance_database
+            report.require(
+                "maintenance database",
+                postgres.maintenance_database == name or name in server.databases,
+                "correct [postgres] maintenance_database, or create that database",
+                value="present" if name in server.databases else "missing",
+                expected=name,
+            )
+            if stopped and not in_container:
+                database.judge_requirements(report, read_preloads(postgres, stopped.preloaded))
+            offer(postgres, server)
+    except LoginRefused as error:
+        report.fail(_ADMINISTRATOR, error.hint, value=error.message, expected="accepted")
+    except StartRefused as error:
+        report.fail(START if stopped else _NEW, error.hint, value=error.message, expected="starts")
+    except OpsError as error:
+        _leave(report, error.message)
+    else:
+        left = [*(_IN_CONTAINER if in_container else ()), *([_DAMAGE] if stopped else [])]
+        if left:
+            report.fact(NOT_JUDGED, ", ".join(left))
+
+
+def _leave(report: Report, why: str) -> None:
+    report.warn(NOT_JUDGED, f"nothing to do: {_LATER}", value=f"{_EVERYTHING}: {why}", expected="judged in the plan")
+
+
+def start_database(
+    report: Report, permit: Permit, env: Environment, backup: Backup, found: FoundServer, jobs: int = 0
+) -> Identity:
+    """Start the server, or create one, and create the backup's roles. Returns the identity of the live database.
 
     Raises:
-        OpsError: the server does not start, and what to do.
+        OpsError: the server does not start.
     """
     new = False
     if found.live is None:
@@ -148,7 +223,7 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
         if made.without_password:
             report.warn(
                 "passwords of roles",
-                "set them (ALTER ROLE … PASSWORD): a backup holds none",
+                "set them (ALTER ROLE … PASSWORD): a backup contains no passwords",
                 value=", ".join(made.without_password),
             )
     return live

@@ -1,4 +1,4 @@
-"""The migrations of a restored database: judged in the plan, run on the staged copy. Called with the open report."""
+"""The migrations of a restored database: judged in the plan, run on the staged copy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from runbook.report import Report
 from tasks.application.staged_files import FilesCopy
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup
-from tasks.migrations.alembic import Migrated, upgrade
+from tasks.migrations.alembic import MigratedDatabase, upgrade
 from tasks.migrations.command import run_command
 from tasks.migrations.packed import backend_in, packs_alembic, read_packed_heads
 from tasks.migrations.scripts import INI, Heads, read_heads
 
 
 def uses_alembic(env: Environment, files: Backup | None, revision: str) -> bool:
-    """Whether Alembic migrates this database: its revision says so, or there is an `alembic.ini`."""
+    """Whether Alembic migrates this database: it has a revision, or there is an `alembic.ini`."""
     if not env.has("application") or not env.application.backend_directory or env.application.migrate_command:
         return False
     live = (Path(env.application.backend_directory) / INI).is_file()
@@ -27,11 +27,11 @@ def uses_alembic(env: Environment, files: Backup | None, revision: str) -> bool:
 
 
 def judge(report: Report, env: Environment, revision: str, files: Backup | None) -> None:
-    """Whether the migrations can run on the copy: Alembic's Python, its scripts, one head, a known revision; or another
-    tool's command. The scripts are those that will be live: the files backup's where it holds the backend.
+    """Judge whether the migrations can run on the copy: Alembic's Python, its scripts, one head, a known revision; or
+    another tool's command. The scripts are those that will be live: the files backup's where it contains the backend.
 
     Args:
-        revision: the backup's; empty where it has none, or where nobody knows it yet
+        revision: the backup's; empty where it has none, or where it is not known yet
     """
     if env.has("application") and env.application.migrate_command:
         program = env.application.migrate_command[0]
@@ -39,10 +39,10 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
         report.plan("migrate the copy", " ".join(env.application.migrate_command))
         return
     if not uses_alembic(env, files, revision):
-        report.fact("migrations", "none: this environment describes no Alembic and no [application] migrate_command")
+        report.fact("migrations", "none: the environment has no Alembic and no [application] migrate_command")
         if revision:
             hint = "set [application] backend_directory and python, or migrate after the restore"
-            report.warn("migrations", hint, value=f"the backup is at revision {revision}, and stays there")
+            report.warn("migrations", hint, value=f"the backup stays at revision {revision}")
         return
     _judge_program(report, env, files, "python", env.application.python)
     try:
@@ -67,7 +67,7 @@ def _heads(env: Environment, files: Backup | None) -> Heads:
 
 
 def _judge_program(report: Report, env: Environment, files: Backup | None, key: str, program: str) -> None:
-    """It must exist now, or come back with the files (a virtual environment below the application's directory)."""
+    """It must exist now, or be in the files backup (a virtual environment below the application's directory)."""
     there = bool(program) and shutil.which(program) is not None
     root = env.application.directory
     if not there and files and root and Path(program).is_relative_to(root):
@@ -76,7 +76,7 @@ def _judge_program(report: Report, env: Environment, files: Backup | None, key: 
     report.require(
         f"program of [application] {key}",
         there,
-        f"install it, or correct [application] {key}: it migrates the copy",
+        f"install it, or correct [application] {key}",
         value=program or "not set",
         expected="an executable, on this host or in the files backup",
     )
@@ -91,8 +91,8 @@ def migrate(
     *,
     revision: str,
     after: object,
-) -> Migrated | None:
-    """Migrate the copy with the code that will run on it; None where that changed nothing.
+) -> MigratedDatabase | None:
+    """Migrate the copy with the code that will run on it. None: nothing changed.
 
     Args:
         revision: the backup's
@@ -114,8 +114,8 @@ def migrate(
     return done if report_revision(report, done) else None
 
 
-def report_revision(report: Report, done: Migrated) -> bool:
-    """Report the schema's revision; whether it changed."""
+def report_revision(report: Report, done: MigratedDatabase) -> bool:
+    """Report the schema's revision. Returns whether it changed."""
     changed = done.before != done.after
     report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")
     return changed

@@ -18,7 +18,7 @@ from tasks.backups.catalogue import Backup
 from tasks.host.services import start_services, stop_services
 from tasks.postgres.restore.staged_copy import content_in
 from tasks.postgres.restore.superseded import KEPT
-from tasks.postgres.server.log_reasons import Reason, find_reason, own_log
+from tasks.postgres.server.log_reasons import LogReason, find_reason, own_log
 from tasks.postgres.server.new_cluster import create_cluster
 from tasks.postgres.server.requirements import read_offline_requirements
 from tasks.postgres.server.server import Server
@@ -104,7 +104,7 @@ def start_and_wait(env: Environment) -> None:
     wait_started(env)
 
 
-def _read_reason(env: Environment) -> Reason | None:
+def _read_reason(env: Environment) -> LogReason | None:
     """Why the server did not start, by its log. None: the log does not name the cause, or is not readable."""
     service = ""
     with contextlib.suppress(OpsError):

@@ -1,1 +1,1 @@
-"""RPO and RTO now: recovery points, options, the recovery board (§8.1)."""
+"""Current recovery points against RPO and RTO, recovery options, and the recovery board (§8.1)."""

@@ -1,6 +1,7 @@
-"""The recovery board: one page for all environments. Can it be recovered now, to which point, in how long, proven when.
+"""The recovery board: one page for all environments. For each resource: recoverable now, to which point, in how long,
+proven when.
 
-Rebuilt by each check of recoverability: `<reports>/recovery-board.html`, and the Prefect artifact `recovery-board`.
+Every check-recovery-objectives rebuilds it: `<reports>/recovery-board.html` and the Prefect artifact `recovery-board`.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from prefect.exceptions import PrefectException
 
 from blocks.environment import Environment
 from flows.recovery.objectives import board_page
-from flows.recovery.objectives.points import Reach, read_reach, resources_of
+from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
+from runbook.drivers import described
 from runbook.errors import OpsError
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly
 from runbook.log import logger
 from runbook.units import duration
-from tasks.backups.retention import Stored
+from tasks.backups.retention import StoredBackup
 from tasks.recovery_points import standing
 from tasks.recovery_points.backups import KINDS
 from tasks.recovery_points.point import Danger, Means, Point, Resource, best_of
-from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, Standing, State
+from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, RecoveryStanding, State
 from tasks.reports.past import filed
 
 FILE, ARTIFACT = "recovery-board.html", "recovery-board"
@@ -53,8 +55,8 @@ RUNBOOKS: dict[Means, str] = {
 WORST: tuple[State, ...] = ("red", "yellow", "green")
 
 
-def rebuild(env: Environment, reach: Reach) -> None:
-    """The environment's record and the page. What fails here is logged: it fails no check and no recovery."""
+def rebuild(env: Environment, reach: RecoveryPoints) -> None:
+    """Write the environment's record and the page. An error is logged: it must not fail a check or a recovery."""
     try:
         found = standing_of(env, reach)
         standing.save(env.reports_directory, found)
@@ -65,8 +67,8 @@ def rebuild(env: Environment, reach: Reach) -> None:
 
 @contextlib.contextmanager
 def rebuilt(env: Environment) -> Iterator[None]:
-    """Around a runbook that changes what can be recovered. An environment that was never checked gets its first record
-    from check-recovery-objectives."""
+    """Rebuild the board after a runbook that changes what can be recovered, unless the environment was never checked:
+    check-recovery-objectives writes its first record."""
     failed: OpsError | None = None
     try:
         yield
@@ -74,14 +76,14 @@ def rebuilt(env: Environment) -> Iterator[None]:
         failed = error
     if standing.read(env.reports_directory):
         try:
-            rebuild(env, read_reach(env))
-        except OpsError as error:
-            logger().warning("the recovery board was not rebuilt: %s", error)
+            rebuild(env, read_recovery_points(env))
+        except Exception as error:  # the runbook is over: nothing here may change its result
+            logger().warning("the recovery board was not rebuilt: %s", described(error) or error)
     if failed:
         raise failed
 
 
-def publish(env: Environment, own: Standing) -> None:
+def publish(env: Environment, own: RecoveryStanding) -> None:
     """All environments' records as one page.
 
     Raises:
@@ -95,15 +97,15 @@ def publish(env: Environment, own: Standing) -> None:
         try:
             markdown = board_page.markdown(list(known.values()), now)
             create_markdown_artifact(markdown=markdown, key=ARTIFACT, description="復旧ボード: 全環境の復旧可否")
-        except Exception as error:  # whatever Prefect has: the page is on disk
+        except Exception as error:  # the page is on disk
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 
 
-def standing_of(env: Environment, reach: Reach) -> Standing:
-    """What is known of an environment now."""
+def standing_of(env: Environment, reach: RecoveryPoints) -> RecoveryStanding:
+    """The current state of an environment."""
     resources = tuple(_recoverable(env, reach, resource) for resource in resources_of(env))
     backups = tuple(_ages(resource, reach) for resource in resources_of(env) if env.has("backups"))
-    return Standing(
+    return RecoveryStanding(
         env.name,
         env.title,
         env.timezone,
@@ -117,13 +119,13 @@ def standing_of(env: Environment, reach: Reach) -> Standing:
     )
 
 
-def _recoverable(env: Environment, reach: Reach, resource: Resource) -> Recoverable:
+def _recoverable(env: Environment, reach: RecoveryPoints, resource: Resource) -> Recoverable:
     """As in the worse of the two dangers that every environment has."""
     found = [_judged(env, reach, resource, danger) for danger in JUDGED]
     return min(found, key=lambda one: (WORST.index(one.state), -(one.loss_seconds or 0.0)))
 
 
-def _judged(env: Environment, reach: Reach, resource: Resource, danger: Danger) -> Recoverable:
+def _judged(env: Environment, reach: RecoveryPoints, resource: Resource, danger: Danger) -> Recoverable:
     points = reach.of(resource, danger)
     losses = [(point, point.loss_seconds(reach.now)) for point in points]
     near = [point for point, loss in losses if loss is not None and loss <= env.rpo_seconds]
@@ -148,7 +150,9 @@ def _judged(env: Environment, reach: Reach, resource: Resource, danger: Danger) 
     )
 
 
-def _state(env: Environment, reach: Reach, point: Point, seconds: float | None, danger: Danger) -> tuple[State, str]:
+def _state(
+    env: Environment, reach: RecoveryPoints, point: Point, seconds: float | None, danger: Danger
+) -> tuple[State, str]:
     loss = point.loss_seconds(reach.now)
     if loss is None or loss > env.rpo_seconds:
         lost = "everything" if loss is None else duration(loss)
@@ -156,15 +160,15 @@ def _state(env: Environment, reach: Reach, point: Point, seconds: float | None, 
     if seconds is not None and seconds > env.rto_seconds:
         return "red", f"{danger}: it takes {duration(seconds)}, RTO {duration(env.rto_seconds)}"
     if not point.proven:
-        return "yellow", "no restore has proven it: run verify-backup"
+        return "yellow", "never proven by a restore: run verify-backup"
     if seconds is None:
-        return "yellow", "its duration was never measured: verify-backup or a drill measures it"
+        return "yellow", "duration never measured: run verify-backup or a drill"
     return "green", ""
 
 
-def _ages(resource: Resource, reach: Reach) -> BackupAge:
+def _ages(resource: Resource, reach: RecoveryPoints) -> BackupAge:
     stored = reach.stored.get(("backups", resource))
-    if not isinstance(stored, Stored):
+    if not isinstance(stored, StoredBackup):
         return BackupAge(KINDS[resource], None, None)
     whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= reach.now]
     verified = [one.manifest.taken for one in whole if one.verified]
@@ -194,7 +198,7 @@ def _last_drill(env: Environment) -> LastDrill | None:
 
 
 def _next_drill(environment: str) -> datetime | None:
-    """As Prefect has it scheduled; None without Prefect, or where the schedule is off."""
+    """From Prefect's schedule; None without Prefect, or if the schedule is paused."""
     if not FlowRunContext.get():
         return None
     try:

@@ -7,23 +7,24 @@ from datetime import datetime, timedelta
 from html import escape
 from zoneinfo import ZoneInfo
 
+from runbook import clock
 from runbook.page.render import table
 from runbook.units import duration
-from tasks.recovery_points.standing import LastDrill, Recoverable, Standing, State
+from tasks.recovery_points.standing import LastDrill, Recoverable, RecoveryStanding, State
 
 STALE = timedelta(minutes=30)
-"""check-recovery-objectives runs every five minutes: whatever it said so long ago is no longer known."""
+"""check-recovery-objectives runs every five minutes: an older result is no longer valid."""
 WORST: tuple[State, ...] = ("red", "yellow", "green")
 MARK: dict[State, str] = {"red": "✗", "yellow": "▲", "green": "✓"}
-"""Every font has these, and they differ without colours too."""
+"""Every font has these, and they differ without colours."""
 ANSWER: dict[State, str] = {"red": "no, or not within the objectives", "yellow": "yes, but not proven", "green": "yes"}
 COLUMNS = (
     "environment",
     "recoverable now?",
     "resource",
-    "to which point",
+    "restored up to",
     "lost",
-    "in how long",
+    "takes",
     "by",
     "proven",
     "last drill",
@@ -43,8 +44,8 @@ td{white-space:nowrap}.said,.by{white-space:normal;min-width:10rem}small{color:v
 """
 
 
-def html(standings: Sequence[Standing], now: datetime) -> str:
-    """The whole page; nothing is loaded from elsewhere, and every text from outside is escaped."""
+def html(standings: Sequence[RecoveryStanding], now: datetime) -> str:
+    """The whole page. It loads nothing from other servers, and escapes every value."""
     bodies = "".join(_body(one, now) for one in ordered(standings, now))
     head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
     title = "復旧ボード (recovery board)"
@@ -54,12 +55,12 @@ def html(standings: Sequence[Standing], now: datetime) -> str:
         f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>{escape(_summary(standings, now))}</p>"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>{bodies}</table></div>'
-        f"<p><small>Built {now:%Y-%m-%d %H:%M:%S UTC}, by every check. Each environment's times are in its own zone. "
+        f"<p><small>Built {clock.text(now)}, by every check. Each environment's times are in its own zone. "
         "In an incident: show-recovery-options lists every recovery option with its form.</small></p></body></html>\n"
     )
 
 
-def markdown(standings: Sequence[Standing], now: datetime) -> str:
+def markdown(standings: Sequence[RecoveryStanding], now: datetime) -> str:
     """For the Prefect artifact."""
     rows = [
         (
@@ -77,23 +78,23 @@ def markdown(standings: Sequence[Standing], now: datetime) -> str:
         "# 復旧ボード (recovery board)",
         _summary(standings, now),
         table(COLUMNS, rows),
-        f"Built {now:%Y-%m-%d %H:%M:%S UTC}.",
+        f"Built {clock.text(now)}.",
     )
     return "\n\n".join(parts) + "\n"
 
 
-def ordered(standings: Sequence[Standing], now: datetime) -> list[Standing]:
+def ordered(standings: Sequence[RecoveryStanding], now: datetime) -> list[RecoveryStanding]:
     """Red first, then by name."""
     return sorted(standings, key=lambda one: (WORST.index(state_of(one, now)), one.environment))
 
 
-def by_state(one: Standing) -> list[Recoverable]:
+def by_state(one: RecoveryStanding) -> list[Recoverable]:
     """An environment's resources, red first."""
     return sorted(one.resources, key=lambda found: WORST.index(found.state))
 
 
-def state_of(one: Standing, now: datetime) -> State:
-    """The worst of its resources; red where nobody checked it lately, yellow without a good drill."""
+def state_of(one: RecoveryStanding, now: datetime) -> State:
+    """The worst of its resources; red without a recent check, yellow without a successful drill."""
     if is_stale(one, now) or not one.resources:
         return "red"
     worst = min((found.state for found in one.resources), key=WORST.index)
@@ -101,17 +102,17 @@ def state_of(one: Standing, now: datetime) -> State:
     return worst if drilled or worst == "red" else "yellow"
 
 
-def is_stale(one: Standing, now: datetime) -> bool:
-    """Whether what is known of it is too old."""
+def is_stale(one: RecoveryStanding, now: datetime) -> bool:
+    """Whether its last check is too old."""
     return now - one.checked > STALE
 
 
-def _answer(one: Standing, now: datetime) -> str:
+def _answer(one: RecoveryStanding, now: datetime) -> str:
     state = state_of(one, now)
     return f"{MARK[state]} {'not known' if is_stale(one, now) else ANSWER[state]}"
 
 
-def _why(one: Standing, now: datetime) -> str:
+def _why(one: RecoveryStanding, now: datetime) -> str:
     if is_stale(one, now):
         return f"not checked since {moment(one, one.checked)}: run check-recovery-objectives"
     reasons = [f"{found.resource}: {found.why}" for found in by_state(one) if found.why]
@@ -120,7 +121,7 @@ def _why(one: Standing, now: datetime) -> str:
     return "; ".join(reasons)
 
 
-def _body(one: Standing, now: datetime) -> str:
+def _body(one: RecoveryStanding, now: datetime) -> str:
     state, rows = state_of(one, now), by_state(one)
     span = f' rowspan="{max(len(rows), 1)}"'
     checked = f"<small>checked {escape(moment(one, one.checked))}</small>"
@@ -132,17 +133,17 @@ def _body(one: Standing, now: datetime) -> str:
     lines = [
         (first if number == 0 else "") + _resource(one, found) + (last if number == 0 else "")
         for number, found in enumerate(rows)
-    ] or [f'{first}<td colspan="6">nothing is described that could be lost</td>{last}']
+    ] or [f'{first}<td colspan="6">no resource is configured</td>{last}']
     return "<tbody>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody>"
 
 
-def _resource(one: Standing, found: Recoverable) -> str:
+def _resource(one: RecoveryStanding, found: Recoverable) -> str:
     point, loss, takes, by, proven = map(escape, _cells(one, found))
     cells = f'<td>{point}</td><td>{loss}</td><td>{takes}</td><td class="by">{by}</td><td>{proven}</td>'
     return f'<td class="{found.state}">{MARK[found.state]} {escape(found.resource)}</td>{cells}'
 
 
-def _cells(one: Standing, found: Recoverable) -> tuple[str, ...]:
+def _cells(one: RecoveryStanding, found: Recoverable) -> tuple[str, ...]:
     """Point, loss, duration, option, proven."""
     point = moment(one, found.at) if found.at else "none"
     loss = duration(found.loss_seconds) if found.loss_seconds is not None else "everything, or not known"
@@ -150,32 +151,32 @@ def _cells(one: Standing, found: Recoverable) -> tuple[str, ...]:
     return (point, loss, takes, f"{found.option}: {found.runbook}", _proven(one, found.proven))
 
 
-def _proven(one: Standing, text: str) -> str:
-    """In the environment's zone, where it is a moment."""
+def _proven(one: RecoveryStanding, text: str) -> str:
+    """In the environment's zone, if it is a time."""
     try:
         return moment(one, datetime.fromisoformat(text)) if text else "never"
     except ValueError:
         return text
 
 
-def _drill(one: Standing) -> str:
-    return _told(one, one.drill) if one.drill else "never"
+def _drill(one: RecoveryStanding) -> str:
+    return _drill_text(one, one.drill) if one.drill else "never"
 
 
-def _told(one: Standing, drill: LastDrill) -> str:
+def _drill_text(one: RecoveryStanding, drill: LastDrill) -> str:
     rto = f", users served after {duration(drill.rto_seconds)}" if drill.rto_seconds is not None else ""
     return f"{moment(one, drill.at)}: {drill.scenario} {drill.status}{rto}"
 
 
-def _next(one: Standing) -> str:
+def _next(one: RecoveryStanding) -> str:
     return moment(one, one.next_drill) if one.next_drill else "not scheduled, or not known"
 
 
-def _summary(standings: Sequence[Standing], now: datetime) -> str:
+def _summary(standings: Sequence[RecoveryStanding], now: datetime) -> str:
     states = [state_of(one, now) for one in standings]
     return ", ".join(f"{MARK[state]} {states.count(state)} {state}" for state in WORST if state in states)
 
 
-def moment(one: Standing, at: datetime) -> str:
+def moment(one: RecoveryStanding, at: datetime) -> str:
     """In the environment's zone, with its offset."""
     return at.astimezone(ZoneInfo(one.zone)).isoformat(sep=" ", timespec="seconds")

@@ -1,7 +1,8 @@
-"""What would be lost now, and for how long, against the objectives (§8.1): every five minutes."""
+"""check-recovery-objectives (§8.1): current loss and duration of a recovery against RPO and RTO, every 5 minutes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +10,14 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.recovery.objectives import board
-from flows.recovery.objectives.points import OPTIONS, Reach, judge_sources, read_reach, resources_of
+from flows.recovery.objectives.points import (
+    SHOW_OPTIONS,
+    RecoveryPoints,
+    judge_sources,
+    read_recovery_points,
+    resources_of,
+)
+from runbook import clock
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
@@ -17,8 +25,8 @@ from tasks.recovery_points.backups import TAKEN_BY
 from tasks.recovery_points.point import Danger, Point, Resource, best_of
 
 DAILY = 43200.0
-"""Seconds: what is further apart is called daily."""
-ELSEWHERE = "name a bucket or another machine in [backups] or [copies]; say survives = “server” of a mounted one"
+"""Seconds: backups with longer gaps are called daily."""
+ELSEWHERE = "set a bucket or another host in [backups] or [copies]; set survives = “server” for a mounted directory"
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
 
@@ -26,17 +34,15 @@ DANGERS: tuple[Danger, ...] = get_args(Danger)
 def check_recovery_objectives(environment: str) -> Report:
     """RPO/RTOの確認 (§8.1)
 
-    Says what would be lost if the server, the data or the whole region were lost now: for the database, Redis and the
-    files the newest moment that each means could bring back (standby, point in time, replica, backups, each also from
-    the second stores), against the RPO; and how long that would take, from past recoveries that were measured, against
-    the RTO. It runs every five minutes.
+    Reports what would be lost if the server, the data or the region failed now. For the database, Redis and the files
+    it compares the newest moment of every recovery option (standby, point in time, replica, backups, also from the
+    replica store) with the RPO, and the measured duration of past recoveries with the RTO. It runs every five minutes.
 
-    It only reads manifests, listings and positions; nothing is restored, no lock is taken. What cannot be read counts
-    as not known, never as well. CRITICAL: nothing that is left would meet an objective. Evidence: the table of all
-    recovery points. A run that finds the same as the one before is counted; a report is filed where something changed,
-    where it is CRITICAL, and once an hour.
+    It only reads manifests, listings and positions: it restores nothing and takes no lock. A value that cannot be read
+    is "not known", never healthy. CRITICAL: no recovery option meets an objective. Evidence: the table of all recovery
+    points. A report is written if something changed, if it is CRITICAL, and once an hour; other runs are counted.
 
-    Departs from the manual: its daily backup loses up to 24 hours, and is red here as soon as it is older than the RPO.
+    Departs from the manual: its daily backup loses up to 24 hours; here that is CRITICAL once it exceeds the RPO.
 
     Args:
         environment: 対象の環境
@@ -45,10 +51,10 @@ def check_recovery_objectives(environment: str) -> Report:
     with runbook("Check recovery objectives", env, often=True) as report:
         report.fact("objectives", f"RPO {duration(env.rpo_seconds)}, RTO {duration(env.rto_seconds)}")
         if elsewhere := serves_elsewhere(env):
-            report.outcome = f"this region does not serve (users are sent to {elsewhere}): nothing to judge"
+            report.outcome = f"not checked: users are sent to another region ({elsewhere})"
             return report
-        reach = read_reach(env)
-        tell_points(report, reach)
+        reach = read_recovery_points(env)
+        report_points(report, reach)
         for resource in resources_of(env):
             for danger in DANGERS:
                 _judge_loss(report, env, reach, resource, danger)
@@ -60,8 +66,7 @@ def check_recovery_objectives(environment: str) -> Report:
 
 
 def serves_elsewhere(env: Environment) -> str:
-    """Where users are sent instead of this environment; "" where they are sent here, or nobody can say: an application
-    without an address of its own is judged."""
+    """The address to which users are sent instead of this environment; "" if they are sent here, or it is unknown."""
     if not (env.has("endpoint") and env.has("application.url")):
         return ""
     try:
@@ -71,7 +76,7 @@ def serves_elsewhere(env: Environment) -> str:
     return "" if sent.rstrip("/") == env.application.url.rstrip("/") else sent
 
 
-def tell_points(report: Report, reach: Reach) -> None:
+def report_points(report: Report, reach: RecoveryPoints) -> None:
     """Every recovery point, as a table."""
     rows = []
     for point in reach.points:
@@ -80,27 +85,27 @@ def tell_points(report: Report, reach: Reach) -> None:
             (
                 point.resource,
                 point.told,
-                f"{point.at:%Y-%m-%d %H:%M:%S}" if point.at else "not known" * point.unknown,
-                told_loss(point, reach),
+                clock.text(point.at) if point.at else "not known" * point.unknown,
+                loss_text(point, reach),
                 point.proven or "never",
                 duration(taken.seconds) if taken else "never measured",
                 "; ".join(text for text in (point.problem, point.detail) if text),
             )
         )
-    columns = ("of", "by", "newest moment (UTC)", "lost", "proven", "takes", "")
+    columns = ("of", "by", "newest moment", "lost", "proven", "takes", "")
     report.table("Recovery points", columns, rows)
 
 
-def told_loss(point: Point, reach: Reach) -> str:
-    """What would be lost, for people."""
+def loss_text(point: Point, reach: RecoveryPoints) -> str:
+    """`at most 5 min`."""
     loss = point.loss_seconds(reach.now)
     if loss is None:
         return "not known" if point.unknown else "everything"
     return "nothing" if point.exact and loss < 1 else ("" if point.exact else "at most ") + duration(loss)
 
 
-def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resource, danger: Danger) -> None:
-    """By the best means of this danger: one that is proven, or else one that is not."""
+def _judge_loss(report: Report, env: Environment, reach: RecoveryPoints, resource: Resource, danger: Danger) -> None:
+    """By the best recovery point for this danger, a proven one if it meets the RPO."""
     points, name = reach.of(resource, danger), f"{resource}, {danger}"
     expected = f"at most {duration(env.rpo_seconds)} (RPO)"
     if danger == "region lost" and not env.has("copies"):
@@ -109,31 +114,17 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
     sure, best = best_of(point for point in points if point.proven), best_of(points)
     chosen = next((one for one in (sure, best) if one and _is_near(env, reach, one)), best)
     if chosen is None:
-        first = next((one for one in points if one.unknown), points[0] if points else None)
-        if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
-            # A decision, not an incident: where no second place is described, nobody is paged for it.
-            value = "if this host were lost, everything would be: all backups are on it"
-            report.fail(
-                name,
-                f"{ELSEWHERE}; {OPTIONS}",
-                expected=expected,
-                value=value,
-                worst=Status.CRITICAL if env.has("copies") else Status.WARN,
-            )
-            return
-        why = f"not known: {first.problem}" if first and first.unknown else "everything is lost: nothing is left of it"
-        hint = first.hint if first else f"{TAKEN_BY[resource]} takes backups"
-        report.fail(name, hint, value=why, expected=expected)
+        _judge_nothing(report, env, reach, resource, name, points, expected)
         return
-    told = f"{told_loss(chosen, reach)} lost, by {chosen.told}"
+    value = f"{loss_text(chosen, reach)} lost, by {chosen.told}"
     if not _is_near(env, reach, chosen):
-        report.fail(name, _hint(env, chosen), value=told, expected=expected)
+        report.fail(name, _hint(env, chosen), value=value, expected=expected, follow=SHOW_OPTIONS)
         return
     report.prefer(
         name,
         bool(chosen.proven),
-        "verify-backup restores it, and notes that it is proven",
-        value=told + ("" if chosen.proven else ", which was never proven by a restore"),
+        "run verify-backup: it restores the backup and records the proof",
+        value=value + ("" if chosen.proven else ", never proven by a restore"),
         expected=expected,
     )
     if chosen.every_seconds > env.rpo_seconds:
@@ -141,44 +132,66 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
             f"{name}: between two backups",
             _hint(env, chosen),
             expected=expected,
-            value=f"up to {duration(chosen.every_seconds)} lost: so far apart they are",
+            value=f"up to {duration(chosen.every_seconds)} lost: the time between two backups",
         )
 
 
-def _is_near(env: Environment, reach: Reach, point: Point) -> bool:
+def _judge_nothing(
+    report: Report,
+    env: Environment,
+    reach: RecoveryPoints,
+    resource: Resource,
+    name: str,
+    points: Sequence[Point],
+    expected: str,
+) -> None:
+    """No point restores anything in this danger."""
+    first = next((one for one in points if one.unknown), points[0] if points else None)
+    if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
+        # Without [copies] it is a decision, not an incident: it pages nobody.
+        worst = Status.CRITICAL if env.has("copies") else Status.WARN
+        value = "all backups are on this host, and would be lost with it"
+        report.fail(name, ELSEWHERE, expected=expected, value=value, worst=worst, follow=SHOW_OPTIONS)
+        return
+    why = f"not known: {first.problem}" if first and first.unknown else "everything would be lost: there is no copy"
+    hint = first.hint if first else f"run {TAKEN_BY[resource]}"
+    report.fail(name, hint, value=why, expected=expected, follow=SHOW_OPTIONS)
+
+
+def _is_near(env: Environment, reach: RecoveryPoints, point: Point) -> bool:
     loss = point.loss_seconds(reach.now)
     return loss is not None and loss <= env.rpo_seconds
 
 
 def _hint(env: Environment, point: Point) -> str:
-    """What holds the RPO, of what is there."""
+    """How the RPO can be met with what is configured."""
     if point.means == "backup":
         seldom = point.every_seconds > env.rpo_seconds
         every = "a daily backup" if point.every_seconds > DAILY else f"one every {duration(point.every_seconds)}"
-        cannot = f"; {every} cannot hold {duration(env.rpo_seconds)}" if seldom else ""
-        more = "archive WAL ([wal], backup-cluster)" if point.resource == "database" else "take it more often"
-        copies = "; replicate-backups as often" if point.place == "copies" else ""
+        cannot = f"; {every} cannot meet an RPO of {duration(env.rpo_seconds)}" if seldom else ""
+        more = "archive WAL ([wal], backup-cluster)" if point.resource == "database" else "take backups more often"
+        copies = "; run replicate-backups as often" if point.place == "copies" else ""
         return f"take one now ({TAKEN_BY[point.resource]}){cannot}: {more}{copies}"
-    return f"{point.hint or 'see to what is said of it below'}; {OPTIONS}"
+    return point.hint or "fix its own finding below"
 
 
-def _judge_duration(report: Report, env: Environment, reach: Reach) -> None:
-    """Of each means that would be used."""
+def _judge_duration(report: Report, env: Environment, reach: RecoveryPoints) -> None:
+    """Of each recovery point that would be used."""
     used = [reach.best(resource, danger) for resource in resources_of(env) for danger in DANGERS]
     for point in dict.fromkeys(point for point in used if point):
         found, expected = reach.estimate(point), f"at most {duration(env.rto_seconds)} (RTO)"
         name = f"time for {point.resource} by {point.told}"
         if found is None:
-            how = f"{'a planned failover or a drill' if point.place == 'live' else 'verify-backup'} measures it"
-            report.warn(name, how, value="no recovery of this kind was ever measured", expected=expected)
+            how = f"run {'a planned failover or a drill' if point.place == 'live' else 'verify-backup'}: it measures it"
+            report.warn(name, how, value="never measured", expected=expected)
             continue
         sizes = f", of {size(found.smallest)} to {size(found.biggest)}" if found.biggest else ""
-        told = f"about {duration(found.seconds)}, from {found.samples} measured{sizes}"
-        hint = "see in past reports which step takes long; more jobs, a faster disk, or a standby shorten it"
-        report.require(name, found.seconds <= env.rto_seconds, hint, value=told, expected=expected)
+        value = f"about {duration(found.seconds)}, from {found.samples} measured{sizes}"
+        hint = "find the longest step in past reports; more jobs, a faster disk or a standby shorten it"
+        report.require(name, found.seconds <= env.rto_seconds, hint, value=value, expected=expected)
 
 
-def _outcome(env: Environment, reach: Reach) -> str:
+def _outcome(env: Environment, reach: RecoveryPoints) -> str:
     best = [reach.best(resource, "server lost") for resource in resources_of(env)]
-    told = [f"{point.resource} {told_loss(point, reach)}" for point in best if point]
-    return f"lost with a server now: {', '.join(told)}"
+    losses = [f"{point.resource} {loss_text(point, reach)}" for point in best if point]
+    return f"a lost server would lose: {', '.join(losses)}"

@@ -1,5 +1,4 @@
-"""From which base backup, and along which WAL: the choice of a recovery to a point in time, judged before anything is
-touched, called with the open report."""
+"""The base backup and the WAL of a point-in-time recovery, chosen and judged before anything is touched."""
 
 from __future__ import annotations
 
@@ -10,14 +9,15 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from flows.store import judge_origin, mark_failed, read_files, store_for
+from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.report import Report
 from tasks.backups.catalogue import Backup, instead_of, open_all
 from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
-from tasks.cluster.target import Target
+from tasks.cluster.target import RecoveryTarget
 from tasks.pgbackrest.backup import require_kept
-from tasks.wal.archive.archive import Archive, Listing, timeline_in
+from tasks.wal.archive.archive import Archive, ArchiveListing, timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from, require_begun
 from tasks.wal.archive.destinations import archive_of, ship_now
 from tasks.wal.format.names import Timeline, lsn_text
@@ -27,8 +27,8 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The base backup (the last of `whole`, with those that it stands on) and the WAL after it. `oldest` is the backup
+class PointOrigin:
+    """The base backup (the last of `whole`, after those that it depends on) and the WAL after it. `oldest`: the backup
     with which the reachable time begins."""
 
     whole: tuple[Backup, ...]
@@ -43,42 +43,49 @@ class Origin:
 
     @property
     def content(self) -> ClusterContent:
-        """What it is."""
+        """Its content."""
         return cluster_in(self.backup)
 
 
 def ship(report: Report, env: Environment, source: Stores) -> None:
-    """The receiver's tail goes into the archive first: what was acknowledged last is only there."""
+    """Ship the receiver's tail into the archive: only the receiver has the newest acknowledged writes."""
     if not env.has("wal"):
-        report.warn("archived WAL", "add [wal] to the environment's TOML", value="the environment names no [wal]")
+        report.warn("archived WAL", "add [wal] to the environment's TOML", value="[wal] is missing")
         return
     received = env.wal.method == "archive_command" or wait_received(env.postgres, env.wal.name)
     if not received and nodes.ask(env.postgres):
         report.warn(
-            "the receiver of WAL",
-            f"look at the log of {env.wal.service}: what it has not received cannot be restored",
-            value="it does not stream, or is behind the primary",
+            "WAL receiver",
+            f"check the log of {env.wal.service}: WAL that it did not receive cannot be restored",
+            value="does not stream, or lags behind the primary",
         )
     try:
         done = ship_now(env, source)
     except OpsError as error:
-        hint = "what the receiver has and the archive has not cannot be restored; look at its directory"
-        report.warn("the receiver's tail", error.hint or hint, value=error.message)
+        hint = "check the receiver's directory: WAL that is only there cannot be restored"
+        report.warn("newest WAL of the receiver", error.hint or hint, value=error.message)
         return
     if done.refused:
-        report.warn("the receiver's tail", "look at these files before anybody removes them", value=done.refused[0])
+        report.warn("newest WAL of the receiver", "check these files before you delete them", value=done.refused[0])
 
 
 def ship_rest(report: Report, env: Environment) -> None:
-    """What an earlier run has begun here, and a receiver has kept: a new timeline must not take its number."""
+    """Ship what an earlier run here left in the receiver's directory: the new timeline must not reuse its number."""
     if env.has("wal") and any(Path(env.wal.directory).glob("*")):
         ship(report, env, "backups")
 
 
 def choose_origin(
-    report: Report, env: Environment, target: Target, wanted: str, timeline: int, source: Stores, *, of: str = ""
-) -> Origin:
-    """The newest base backup from which the target can be reached. `of`: another environment's, whose backups are here.
+    report: Report,
+    env: Environment,
+    target: RecoveryTarget,
+    wanted: str,
+    timeline: int,
+    source: Stores,
+    *,
+    of: str = "",
+) -> PointOrigin:
+    """The newest base backup from which the target can be reached. `of`: the other environment that took the backups.
 
     Raises:
         OpsError: there is none, or no WAL after it.
@@ -86,7 +93,7 @@ def choose_origin(
     store = store_for(env, "cluster", source)
     backups, unreadable = open_all(store, "cluster")
     if unreadable:
-        report.warn("manifests that cannot be read", f"look at them in {store.where}", value=", ".join(unreadable[:5]))
+        report.warn("unreadable manifests", f"check them in {store.where}", value=", ".join(unreadable[:5]))
     candidates = _own(env, backups, wanted, store.where, of or env.name)
     first = cluster_in(candidates[-1])
     archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
@@ -96,8 +103,8 @@ def choose_origin(
     if not usable:
         there = ", ".join(sorted({str(cluster_in(one).timeline) for one in candidates}))
         raise OpsError(
-            f"no base backup is on timeline {history.number} or before it was begun",
-            f"choose the timeline of one of them: {there}",
+            f"no base backup is on timeline {history.number} or was taken before it began",
+            f"choose a timeline that has one: {there}",
         )
     chosen = _newest_before(target, usable)
     content = cluster_in(chosen)
@@ -111,39 +118,39 @@ def choose_origin(
     _report_results(report, whole, chain, oldest, archive)
     if not of:
         judge_origin(report, env, chosen, wanted)
-    return Origin(tuple(whole), archive, chain, oldest)
+    return PointOrigin(tuple(whole), archive, chain, oldest)
 
 
-def _oldest_before(chosen: Backup, usable: Sequence[Backup], listing: Listing, history: Timeline) -> Backup:
-    """The oldest base backup from which the WAL goes on to the chosen one: those that prune-backups keeps for longer
-    have the WAL of their own time only."""
+def _oldest_before(chosen: Backup, usable: Sequence[Backup], listing: ArchiveListing, history: Timeline) -> Backup:
+    """The oldest base backup whose WAL reaches the chosen one: those that prune-backups keeps for longer have only the
+    WAL of their own time."""
     stop = cluster_in(chosen).stop
 
-    def goes_on(content: ClusterContent) -> bool:
+    def reaches(content: ClusterContent) -> bool:
         return content.stop >= stop or chain_from(listing, history, content.stop, content.segment_bytes).end >= stop
 
-    return next(one for one in usable if goes_on(cluster_in(one)))
+    return next(one for one in usable if reaches(cluster_in(one)))
 
 
 def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str, of: str) -> list[Backup]:
-    """Those that may be meant, by the LSN at which they end: of the cluster that is live, or was last."""
+    """The candidates by the LSN at which they end: those of the live cluster, or of the last one."""
     if wanted != AUTO:
         found = [one for one in backups if one.name == wanted]
         if not found:
-            newest = ", ".join(one.name for one in reversed(backups[-3:])) or "none at all"
+            newest = ", ".join(one.name for one in reversed(backups[-3:])) or "none"
             raise OpsError(f"there is no base backup “{wanted[:80]}” in {where}", f"the newest: {newest}")
         return found
     live = nodes.ask(env.postgres) if of == env.name else None
     own = own_backups(backups, of, live.system if live else 0)
     if not own:
         others = [one for one in backups if one.manifest.environment != of]
-        more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
-        raise OpsError(f"there is no base backup of {of}'s cluster in {where}", f"backup-cluster takes one{more}")
+        more = f"; to use another environment's, give its name, e.g. {others[-1].name}" if others else ""
+        raise OpsError(f"there is no base backup of {of}'s cluster in {where}", f"run backup-cluster{more}")
     return own
 
 
-def _newest_before(target: Target, usable: Sequence[Backup]) -> Backup:
-    """The newest from which the target lies ahead; of a target before them all the oldest, which says so."""
+def _newest_before(target: RecoveryTarget, usable: Sequence[Backup]) -> Backup:
+    """The newest that ends before the target. For a target before all of them: the oldest, which is then refused."""
     newest = cluster_in(usable[-1]).next_xid
 
     def is_before(content: ClusterContent) -> bool:
@@ -160,7 +167,7 @@ def _newest_before(target: Target, usable: Sequence[Backup]) -> Backup:
 
 
 def full_xid(xid: int, near: int) -> int:
-    """A transaction's number with its epoch: the one that is nearest to a number that has it."""
+    """A transaction ID with its epoch: the one nearest to `near`, which has one."""
     candidates = ((near >> 32) + step << 32 | xid for step in (-1, 0, 1))
     return min((one for one in candidates if one >= 0), key=lambda one: abs(one - near))
 
@@ -169,22 +176,20 @@ def _report_results(report: Report, whole: Sequence[Backup], chain: Chain, oldes
     content, first = cluster_in(whole[-1]), cluster_in(oldest)
     report.fact("base backup", " ← ".join(one.name for one in reversed(whole)))
     report.fact("cluster", f"system identifier {content.system}")
-    report.fact("WAL", f"{chain.told}, from {archive.place.where}")
-    report.fact(
-        "oldest reachable point", f"{first.stopped:%Y-%m-%d %H:%M:%S UTC}, LSN {first.stop_lsn} ({oldest.name})"
-    )
+    report.fact("WAL", f"{chain.text}, from {archive.place.where}")
+    report.fact("oldest reachable point", f"{clock.text(first.stopped)}, LSN {first.stop_lsn} ({oldest.name})")
     report.fact("newest reachable point", f"LSN {lsn_text(chain.end or content.stop)} at most")
     report.prefer(
         "continuity of the WAL",
         not chain.trouble,
-        "nothing behind it can be reached from here: look for that segment (the second store: source=copies; the "
-        "receiver's directory), or start from a base backup that was taken after it",
-        value=chain.trouble or "without a gap" + f"; {chain.end_reason}" * bool(chain.pruned),
+        "find that segment (source=copies, or the receiver's directory), or use a base backup that was taken after it: "
+        "nothing after the gap can be restored from here",
+        value=chain.trouble or "no gap" + f"; {chain.end_reason}" * bool(chain.pruned),
     )
 
 
-def bring_files(report: Report, origin: Origin) -> None:
-    """The backups at hand, each file compared with its manifest.
+def fetch_files(report: Report, origin: PointOrigin) -> None:
+    """Fetch the backups, and compare each file with its manifest.
 
     Raises:
         RunbookFailed: one is damaged.
@@ -198,7 +203,7 @@ def bring_files(report: Report, origin: Origin) -> None:
         report.require(
             f"files of {backup.name}",
             not problems,
-            f"the replica store may have it whole (source=copies); {instead_of(backup)}" if problems else "",
+            f"try the replica store (source=copies); {instead_of(backup)}" if problems else "",
             value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files",
             expected="as in the manifest (SHA-256)",
         )

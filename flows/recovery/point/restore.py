@@ -1,4 +1,4 @@
-"""The whole cluster, or some of its tables, as it was at a point in time (§8.2)."""
+"""Point-in-time recovery of the whole cluster, or of chosen tables (§8.2)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.point import build, choice, swap
 from flows.recovery.point import target as point_target
-from flows.recovery.point.choice import Origin
-from flows.recovery.point.target import Found
+from flows.recovery.point.choice import PointOrigin
+from flows.recovery.point.target import FoundTarget
+from flows.recovery.stopped_services import read_cluster_services, started_on_failure
 from flows.store import store_for
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
@@ -32,7 +33,7 @@ from runbook.run import runbook
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
-from tasks.cluster.instance import Instance, prepare_instance, put_away, root_for, running, sweep_instance
+from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
 from tasks.cluster.recovery import wait_recovered
 from tasks.cluster.target import By, Stop, parse_target
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
@@ -56,21 +57,22 @@ def restore_to_point(
 ) -> Report:
     """任意の時点への復旧 (§8.2)
 
-    Brings the whole PostgreSQL cluster, or chosen tables, to a point in time: from the newest base backup before it and
-    the archived WAL. Run it when data was destroyed by a bug or a person, and the moment is known: find-transaction
-    finds the transaction.
+    Restores the whole PostgreSQL cluster, or chosen tables, to a point in time, from a base backup and the archived
+    WAL. Run it when a bug or a person destroyed data and the time is known; find-transaction finds the transaction.
 
-    The copy is built in a directory of its own beside the live one, on its own port, unable to reach anything. WAL says
-    which transaction is the last before the target and which the first after it; the paused copy must have the one and
-    not the other, before anything live is stopped. Then the copy takes the live directory's place (mode=swap: services
-    stop for seconds, the old directory is kept), or restore-tables brings the rows of chosen tables back (mode=tables:
-    nothing stops, what others wrote since stays). A target outside of the archive, and WAL that is missing, damaged or
-    another cluster's, is refused, with the newest and oldest point that can be reached.
+    It builds an isolated copy in a separate directory, on a separate port. The WAL shows the last transaction before
+    the target and the first one after it. The paused copy must have the first of the two and not the second; only then
+    does the run touch live data. With mode=swap the copy replaces the live directory: services stop for seconds, and
+    the old directory is kept. With mode=tables restore-tables replaces the rows of the chosen tables: nothing stops,
+    and newer rows of other tables stay.
 
-    After a swap: a new timeline, so take a base backup (backup-cluster) and build the standby anew (rejoin-standby).
-    Undo: the old data directory is beside. Evidence: both sides of the target, rows in the copy and live.
+    It refuses a target outside the archive, and WAL that is missing, damaged or from another cluster. The report then
+    has the oldest and the newest reachable point.
 
-    Departs from the manual: it knows the last night's dump only, and drops the live database first.
+    A swap starts a new timeline: take a base backup (backup-cluster) and rebuild the standby (rejoin-standby). Undo:
+    the old data directory is kept. Evidence: the transactions on both sides of the target, rows in the copy and live.
+
+    Departs from the manual, which only has the last night's dump and drops the live database first.
 
     Args:
         environment: 対象の環境
@@ -91,7 +93,7 @@ def restore_to_point(
         _require_mode(mode, tables)
         root = root_for(env.postgres)
         if sweep_instance(root):
-            report.fact("removed", f"{root}, which an earlier run left")
+            report.fact("deleted", f"{root}, left by an earlier run")
         choice.ship(report, env, source)
         origin = choice.choose_origin(report, env, wanted, backup, timeline, source)
         report.pin("backup", origin.backup.name)
@@ -108,8 +110,8 @@ def restore_to_point(
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
         permit = report.permit(*acts)
-        report.state_is("nothing live was touched", "launch it again when what is said above is put right")
-        choice.bring_files(report, origin)
+        report.state_is("nothing live was touched", "fix the findings above, then run this again")
+        choice.fetch_files(report, origin)
         build.build(env, instance, origin, found.links, root / "wal")
         if mode == "swap":
             _swap(report, permit, env, origin, instance, stop)
@@ -122,37 +124,42 @@ def _require_mode(mode: Mode, tables: list[str]) -> None:
     if mode == "tables":
         require_names(tables)
     elif tables:
-        raise OpsError("tables are named, and the whole cluster is to be swapped", "choose mode=tables, or name none")
+        raise OpsError("tables are given, but mode=swap replaces the whole cluster", "choose mode=tables, or give none")
 
 
-def _plan(report: Report, env: Environment, origin: Origin, found: Found, mode: Mode, tables: list[str]) -> None:
+def _plan(
+    report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, mode: Mode, tables: list[str]
+) -> None:
     content, wal = origin.content, len(found.links) * origin.content.segment_bytes
     root = root_for(env.postgres)
     report.plan("build the copy", f"{origin.backup.name} in {root}", size=content.bytes, seconds=content.bytes / 150e6)
     report.plan("replay", f"{len(found.links)} segments of WAL", size=wal, seconds=wal / 60e6)
-    report.plan("prove", "the last transaction before the target is there, the first after it is not")
+    report.plan("prove", "the copy has the last transaction before the target, and not the first after it")
     if mode == "swap":
         swap.plan(report, env)
     else:
         plan(report, tables)
 
 
-def _swap(report: Report, permit: Permit, env: Environment, origin: Origin, instance: Instance, stop: Stop) -> None:
+def _swap(
+    report: Report, permit: Permit, env: Environment, origin: PointOrigin, instance: PrivateInstance, stop: Stop
+) -> None:
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
         build.prove(report, env, instance, origin, stop)
         timeline = swap.promote(env, instance)
-    with swap.services_held(report, env) as held:
-        swap.swap(report, permit, env, instance, held, timeline)
-        swap.start(report, permit, env, held)
-    swap.tell_after(report, env, origin, held, timeline)
+    services = read_cluster_services(report, env)
+    with started_on_failure(services):
+        swap.swap(report, permit, env, instance, services, timeline)
+        swap.start(report, permit, env, services)
+    swap.report_follow_up(report, env, origin, services, timeline)
     wal = len(origin.chain.links) * origin.content.segment_bytes
     report.measure("database point in time", origin.content.bytes + wal)
-    report.outcome = "the cluster stands at the target, proven on both sides"
+    report.outcome = "the cluster is at the target, proven on both sides"
 
 
 def _copy_back(
-    report: Report, env: Environment, origin: Origin, instance: Instance, stop: Stop, tables: list[str]
+    report: Report, env: Environment, origin: PointOrigin, instance: PrivateInstance, stop: Stop, tables: list[str]
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
@@ -160,13 +167,13 @@ def _copy_back(
         at = stop.before.at if stop.before else origin.content.stopped
         kept = keep(report, env, instance, tables, at)
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
-    report.table("What restore-tables did", ("what", "value"), list(done.facts.items()))
-    report.state_is(f"the rows of {', '.join(tables)} were replaced", "undo-restore-tables goes back")
-    report.outcome = f"{', '.join(tables)} hold what they held at the target ({done.outcome})"
+    report.table("Result of restore-tables", ("fact", "value"), list(done.facts.items()))
+    report.state_is(f"the rows of {', '.join(tables)} were replaced", "run undo-restore-tables to restore them")
+    report.outcome = f"{', '.join(tables)} have the rows of the target time ({done.outcome})"
 
 
 def main() -> int:
-    """`python -m flows.recovery.point.restore --environment NAME --by … --target …`: also where Prefect died."""
+    """The command line: it runs through Prefect if that answers, otherwise without it."""
     parser = argparse.ArgumentParser(prog="python -m flows.recovery.point.restore")
     parser.add_argument("--environment", required=True)
     parser.add_argument("--by", choices=get_args(By), default="time")
@@ -184,19 +191,18 @@ COPY_BACK = "copy back"
 
 
 def table_acts(tables: Sequence[str]) -> list[Act]:
-    """What a permit is needed for; restore-tables asks for its own."""
+    """The acts that need a permit; restore-tables has a separate one."""
     return [Act(COPY_BACK, name) for name in tables]
 
 
 def plan(report: Report, tables: Sequence[str]) -> None:
-    """The plan's lines."""
+    """Plan the restore of the tables."""
     report.plan("dump from the copy", f"{', '.join(tables)}, into the store as a backup of tables")
-    report.plan("restore-tables", "from that backup: proven, foreign keys asked, the old rows kept", seconds=5)
+    report.plan("restore-tables", "from that backup: proven, foreign keys checked, the old rows kept", seconds=5)
 
 
-def keep(report: Report, env: Environment, instance: Instance, tables: Sequence[str], at: datetime) -> Backup:
-    """A dump of the copy's tables, with its manifest, in the environment's store: a backup as if it had been taken at
-    the target's time."""
+def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Sequence[str], at: datetime) -> Backup:
+    """Dump the copy's tables into the environment's store, as a backup with the target's time."""
     started = time.monotonic()
     found = choose_tables(instance.postgres, tables)
     store = store_for(env, "tables")

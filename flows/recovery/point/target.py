@@ -1,4 +1,4 @@
-"""Where a recovery stops, read from the WAL itself before anything is touched, called with the open report."""
+"""The target of a point-in-time recovery, located in the WAL before anything is touched."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blocks.environment import Environment
-from flows.recovery.point.choice import Origin, full_xid
+from flows.recovery.point.choice import PointOrigin, full_xid
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.report import Report, Status
 from tasks.cluster.content import cluster_in
-from tasks.cluster.target import Stop, Target, find_stop
+from tasks.cluster.target import RecoveryTarget, Stop, find_stop
 from tasks.stores.directory import told
 from tasks.wal.archive.continuity import Link
 from tasks.wal.format.names import lsn_text
@@ -21,10 +21,12 @@ from tasks.wal.reading.waldump import Commit
 
 
 @dataclass(frozen=True)
-class Found:
-    """The stop, None where the target is not in what could be read; the segments that are needed for it; the newest
-    commit that was seen; how many follow the stop (`more`: there are others that were not read); why reading ended, and
-    what lies behind that; the segment that does not decode; those that were read from an intact copy."""
+class FoundTarget:
+    """Where the recovery stops (None: the target is not in the readable WAL), and what was read.
+
+    `links`: the segments that it needs. `newest`: the newest commit that was read. `lost`: how many commits follow the
+    stop (`more`: others were not read). `damage`: why reading ended early; `behind`: what lies after that.
+    `undecodable`: the segment that does not decode. `replaced`: segments that were read from an intact copy."""
 
     stop: Stop | None
     links: tuple[Link, ...]
@@ -38,8 +40,8 @@ class Found:
 
 
 @probe
-def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Path) -> Found:
-    """Bring WAL here, beside each other, and look for the target in it.
+def find_in_wal(env: Environment, origin: PointOrigin, target: RecoveryTarget, directory: Path) -> FoundTarget:
+    """Fetch WAL in parallel, and find the target in it.
 
     Raises:
         OpsError, Unreachable: the archive does not answer, or the disk is full.
@@ -61,8 +63,8 @@ def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Pat
             break
     commits = reader.commits
     after = [one for one in commits if stop and one.lsn >= stop.lsn and one != stop.before and stop.lsn]
-    is_cut_off = reader.is_whole or bool(reader.damage)  # else the target was found before
-    return Found(
+    is_cut_off = reader.is_whole or bool(reader.damage)  # otherwise the target was found before
+    return FoundTarget(
         stop,
         _needed(reader.read, stop),
         commits[-1] if commits else None,
@@ -76,78 +78,79 @@ def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Pat
 
 
 def _needed(read: Sequence[Link], stop: Stop | None) -> tuple[Link, ...]:
-    """Up to the segment after the stop's: its record may end there."""
+    """Up to the segment after the stop: its record may end there."""
     if stop is None:
         return tuple(read)
     return tuple(link for link in read if link.segment.start <= stop.lsn + link.segment.bytes)
 
 
-def judge_target(report: Report, origin: Origin, target: Target, found: Found) -> Stop:
-    """Whether the target can be reached, with both its sides.
+def judge_target(report: Report, origin: PointOrigin, target: RecoveryTarget, found: FoundTarget) -> Stop:
+    """Judge whether the target can be reached, and report the transactions on both sides of it.
 
     Raises:
-        RunbookFailed: it cannot; the newest and the oldest reachable point are in the report.
+        RunbookFailed: it cannot. The report has the newest and the oldest reachable point.
     """
-    newest = found.newest.told if found.newest else f"the backup's own moment, LSN {origin.content.stop_lsn}"
+    newest = found.newest.text if found.newest else f"the end of the base backup, LSN {origin.content.stop_lsn}"
     oldest = cluster_in(origin.oldest)
-    report.fact("newest reachable point" if not found.more or found.damage else "newest point that was read", newest)
+    report.fact("newest reachable point" if not found.more or found.damage else "newest point read", newest)
     reason = found.damage or origin.chain.end_reason
     if found.damage or found.behind:
-        behind = f"; behind it: {found.behind.told}" if found.behind else ""
+        behind = f"; after it: {found.behind.text}" if found.behind else ""
         report.fail(
             "WAL of the archive",
             _beyond(found, origin, newest),
             value=f"{reason}{behind}",
-            expected="whole, of this cluster",
+            expected="no gap, of this cluster",
             worst=Status.WARN if found.stop and target.by != "latest" else Status.CRITICAL,
         )
         if target.by == "latest":
             found = replace(found, stop=None)
     early = _is_early(target, origin)
-    if early and target.by == "time":  # the first commit after it is in the archive, and those before it are not
+    if early and target.by == "time":  # the archive has the first commit after it, but not those before it
         found = replace(found, stop=None)
     report.require(
-        "the target is within the archive",
+        "target within the archive",
         found.stop is not None,
         f"oldest reachable point: {oldest.stopped.isoformat(timespec='seconds')}, LSN {oldest.stop_lsn}; newest: "
-        f"{newest}. Launch it again with by=latest, or with a target between the two",
-        value=target.told if found.stop else f"{target.told}: {_why(target, early, reason, origin)}",
+        f"{newest}. Run it again with by=latest, or with a target between the two",
+        value=target.text if found.stop else f"{target.text}: {_why(target, early, reason, origin)}",
         expected="between the oldest and the newest reachable point",
     )
     report.fail_if_critical()
     assert found.stop
     stop = found.stop
-    report.fact("target", target.told)
+    _report_stop(report, target, found, stop)
+    return stop
+
+
+def _report_stop(report: Report, target: RecoveryTarget, found: FoundTarget, stop: Stop) -> None:
+    report.fact("target", target.text)
     report.fact("stops", _where(stop))
     report.table(
         "Both sides of the target",
         ("side", "transaction", "committed", "LSN"),
         [
             (side, one.xid, one.at.isoformat(), lsn_text(one.lsn)) if one else (side, "none", "", "")
-            for side, one in (("last that is there", stop.before), ("first that is not", stop.after))
+            for side, one in (("last included", stop.before), ("first excluded", stop.after))
         ],
     )
-    more = " or more (not all of the WAL was read)" if found.more else ""
-    report.fact("transactions after the target", f"{found.lost}{more}")
-    return stop
+    more = " or more (not all WAL was read)" if found.more else ""
+    report.fact("transactions after the target", f"{found.lost:,}{more}")
 
 
-def _beyond(found: Found, origin: Origin, newest: str) -> str:
-    """What to do about a gap: mend it, or accept in so many words what is lost behind it."""
+def _beyond(found: FoundTarget, origin: PointOrigin, newest: str) -> str:
+    """The next step at a gap: fill it, or accept the loss after it by naming the last point before it."""
     there = f"by=transaction target={found.newest.xid}" if found.newest else f"by=lsn target={origin.content.stop_lsn}"
     if origin.chain.pruned and not found.damage:
-        return (
-            "launch it with backup=auto: a newer base backup reaches later points. This one reaches only up to "
-            f"{newest}: that is {there}"
-        )
+        return f"run it with backup=auto, for a newer base backup. This one reaches only {newest} ({there})"
     return (
-        "look for an intact copy of that segment: the second store (source=copies), the receiver's directory, pg_wal "
-        "of the old primary and the standby; put it into [wal] directory, then launch this again. Without one, launch "
-        f"it with {there}: that restores everything before the gap (up to {newest}), and loses what is behind it"
+        "find an intact copy of that segment: in the replica store (source=copies), the receiver's directory, or "
+        "pg_wal of the old primary and the standby. Copy it into [wal] directory, then run this again. Without a "
+        f"copy, run it with {there}: that restores everything up to {newest}, and loses what follows the gap"
     )
 
 
-def _is_early(target: Target, origin: Origin) -> bool:
+def _is_early(target: RecoveryTarget, origin: PointOrigin) -> bool:
     oldest = cluster_in(origin.oldest)
     match target.by:
         case "time":
@@ -159,39 +162,39 @@ def _is_early(target: Target, origin: Origin) -> bool:
     return full_xid(target.xid, oldest.next_xid) < oldest.next_xid
 
 
-def _why(target: Target, early: bool, reason: str, origin: Origin) -> str:
+def _why(target: RecoveryTarget, early: bool, reason: str, origin: PointOrigin) -> str:
     if early:
-        return "that is before the oldest base backup"
+        return "before the oldest base backup"
     if reason:
-        return f"it cannot be reached, since {reason}"
+        return f"unreachable: {reason}"
     ahead = (
         ""
         if origin.chain.timeline.number == 1
         else (
-            f" along timeline {origin.chain.timeline.number}, which was begun at "
-            f"{lsn_text(origin.chain.timeline.ancestors[-1][1])}: if what you mean was written before that on another "
-            "timeline, name it (timeline=…); if a run before this one has restored to this very point, it is done"
+            f" on timeline {origin.chain.timeline.number}, which began at "
+            f"{lsn_text(origin.chain.timeline.ancestors[-1][1])}. If it was written earlier on another timeline, give "
+            "that one (timeline=…). If an earlier run restored to this point, nothing is left to do"
         )
     )
-    return f"the archive holds nothing of it{ahead}"
+    return f"the archive does not contain it{ahead}"
 
 
 def _where(stop: Stop) -> str:
     if not stop.lsn:
-        return "as soon as the base backup is consistent: nothing was committed since"
+        return "when the base backup is consistent: nothing was committed after it"
     return f"{'after' if stop.inclusive else 'before'} the record at {lsn_text(stop.lsn)}"
 
 
-def epochs(origin: Origin, stop: Stop) -> dict[int, int]:
-    """The numbers of the two transactions with their epochs."""
+def epochs(origin: PointOrigin, stop: Stop) -> dict[int, int]:
+    """The IDs of the two transactions with their epochs."""
     return {one.xid: full_xid(one.xid, origin.content.next_xid) for one in (stop.before, stop.after) if one}
 
 
 def require_target(text: str, by: str) -> None:
-    """Before anything is read for nothing.
+    """Check the form before anything is read.
 
     Raises:
-        OpsError: the form's field is empty.
+        OpsError: the target is missing.
     """
     if by != "latest" and not text.strip():
         raise OpsError("no target was given", "fill in target, or choose by=latest")

@@ -1,4 +1,4 @@
-"""Failover of PostgreSQL (§8.3): the standby becomes the primary, what was lost is known, the old one follows."""
+"""Failover of PostgreSQL (§8.3): the standby becomes the primary, the loss is known, the old primary follows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.recovery.postgres import rejoin
 from flows.recovery.postgres.findings import MIB, feeds_old_wal, judge
-from flows.recovery.postgres.pair import Mode, Pair, read_pair, tell_pair
-from flows.recovery.postgres.rejoin import Method
-from flows.recovery.postgres.steps import (
+from flows.recovery.postgres.pair import Mode, ServerPair, read_pair, report_pair
+from flows.recovery.postgres.promotion import (
     AGAIN,
     WRITE_SECONDS,
     Phases,
@@ -24,15 +23,16 @@ from flows.recovery.postgres.steps import (
     settle,
     stop_and_promote,
 )
-from flows.recovery.postgres.summary import tell_after, tell_done, tell_loss, tell_phases
+from flows.recovery.postgres.rejoin import Method
+from flows.recovery.postgres.summary import report_follow_up, report_loss, report_phases, report_promotion
 from runbook.errors import OpsError, RunbookFailed
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.application.connection_string import read_target
 from tasks.failover.fencing import named_person
-from tasks.failover.ledger import Ledger
-from tasks.failover.marker import forget
+from tasks.failover.ledger import FailoverLedger
+from tasks.failover.marker import FailoverMarker
 from tasks.failover.promotion import checkpoint, streams
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.host.disk import is_here
@@ -52,21 +52,21 @@ def postgres_failover(
 ) -> Report:
     """フェイルオーバー手順: データベースフェイルオーバー（PostgreSQL） (§8.3)
 
-    Makes the standby the primary. `planned`, while the primary lives (before work on its host): it is stopped in good
-    order, and no acknowledged write is lost. `unplanned`, when it is dead: its death is proven, the standby replays all
-    that was received anywhere, and the report says which writes may be lost, and how that is known.
+    Makes the standby the primary. Use `planned` while the primary runs (before work on its host): it stops the primary
+    cleanly and loses no acknowledged write. Use `unplanned` when the primary is dead: it proves that, lets the standby
+    replay all WAL that was received anywhere, and reports which writes may be lost and why.
 
-    What it changes: the old primary stays stopped and would come up as a standby; the new one takes writes on a new
-    timeline, with its slots and the receiver of WAL; the application's connection string names it, and the application
-    is restarted. A planned one joins the old primary again at once; after an unplanned one rejoin-standby does. With an
-    empty confirm it shows the plan and changes nothing. Killed anywhere, launch it again: it goes on, or says what to
-    do.
+    What it changes: the old primary stays stopped, and starts only as a standby. The new primary takes writes on a new
+    timeline, with its slots and the WAL receiver. The application's connection string names it, and the application is
+    restarted. A planned failover also rejoins the old primary; after an unplanned one, run rejoin-standby. With an
+    empty confirm it shows the plan and changes nothing. If it is killed, run it again: it continues, or shows the next
+    step.
 
-    Undo: a planned one in the other direction. Evidence: the fence, the positions, seconds of decision, fencing,
-    promotion and first acknowledged write, and this run's own acknowledged writes, counted.
+    Undo: a planned failover in the other direction. Evidence: the fence, the positions, seconds of decision, fencing,
+    promotion and first acknowledged write, and the count of this run's acknowledged test writes.
 
-    Departs from the manual: `pg_ctl promote` alone makes two primaries while the old one lives or its supervisor
-    restarts it, and loses what the standby has not replayed.
+    Departs from the manual: `pg_ctl promote` alone makes two primaries if the old one runs or is restarted by its
+    supervisor, and loses what the standby has not replayed.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -85,7 +85,7 @@ def postgres_failover(
         started, phases = time.monotonic(), Phases()
         fenced_by = named_person(fenced_by)
         pair = read_pair(env, mode, new_primary)
-        tell_pair(report, "before", pair)
+        report_pair(report, "before", pair)
         if pair.course == "finish":
             return _finish(report, env, pair, phases)
         judge(report, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
@@ -100,67 +100,73 @@ def postgres_failover(
 
 
 def _judge_again(
-    report: Report, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool, limit: int
+    report: Report, env: Environment, pair: ServerPair, mode: Mode, attested: str, fence: bool, limit: int
 ) -> None:
-    """All of it, after the confirmation: nothing may have changed."""
+    """Judge everything again after the confirmation: nothing may have changed."""
     again = Report(report.runbook, report.environment)
     try:
         found = read_pair(env, mode, address(pair.new))
         if (found.course, found.target) != (pair.course, pair.target):
             raise OpsError(
-                f"changed since it was judged: it was {pair.target}, it is {found.target}",
-                "launch it again: a new plan",
+                f"changed since the plan: it was {pair.target}, it is {found.target}",
+                "run it again for a new plan",
             )
         if found.course == "take over" and found.will.received > pair.will.received:
             raise OpsError(
-                f"{found.will.address} has got more WAL since it was judged: the old primary lives",
-                "look at the old primary again",
+                f"{found.will.address} received more WAL since the plan: the old primary is running",
+                "check the old primary",
             )
         judge(again, found, mode, attested, fence, limit)
     except RunbookFailed as error:
-        raise OpsError(f"changed since it was judged: {error.message}", "launch it again: a new plan") from None
+        raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
 
 
-def _plan(report: Report, env: Environment, pair: Pair, fence: bool) -> None:
+def _plan(report: Report, env: Environment, pair: ServerPair, fence: bool) -> None:
     report.fact("from → to", pair.target)
     if pair.course == "hand over":
-        report.plan("stop", f"{address(pair.old)} in good order (fast shutdown): writes stand still", seconds=1.0)
+        report.plan("stop", f"{address(pair.old)} cleanly (fast shutdown): writes pause", seconds=1.0)
     elif fence:
-        report.plan("stop", f"{address(pair.old)} through its supervisor, where it would start it again", seconds=1.0)
+        report.plan("stop", f"{address(pair.old)} through its supervisor, if that would restart it", seconds=1.0)
     report.plan(
         "fence",
-        "port closed, not started again, no process left; its service disabled, so that a reboot does "
-        "not start it; its files say that it is a standby",
+        "port closed, no restart, no process left; service disabled at boot; marked as a standby in its data directory",
     )
-    more = ", and what only the old primary's directory of WAL has" if feeds_old_wal(pair) else ""
-    report.plan("replay", f"on {address(pair.new)} everything that it and the receiver of WAL have{more}", seconds=1.0)
-    report.plan("promote", f"{address(pair.new)}: pg_promote, then slots and the receiver of WAL", seconds=1.0)
+    more = ", and the old primary's own WAL" if feeds_old_wal(pair) else ""
+    report.plan("replay", f"on {address(pair.new)} all WAL that it and the WAL receiver have{more}", seconds=1.0)
+    report.plan("promote", f"{address(pair.new)}: pg_promote, then slots and the WAL receiver", seconds=1.0)
     if env.has("application") and env.application.env_file:
-        report.plan("redirect", f"the application: {env.application.env_file}, then its restart", seconds=10.0)
+        report.plan("redirect", f"the application: {env.application.env_file}, then restart it", seconds=10.0)
     if pair.course == "hand over" and is_here(pair.old.host):
         report.plan("rejoin", f"{address(pair.old)} as standby of {address(pair.new)}", seconds=5.0)
 
 
 def _fail_over(
-    report: Report, permit: Permit, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool, phases: Phases
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    pair: ServerPair,
+    mode: Mode,
+    attested: str,
+    fence: bool,
+    phases: Phases,
 ) -> None:
     servers = [pair.old, pair.new] if pair.course == "hand over" else [pair.new]
-    with Ledger(servers) as ledger:
+    with FailoverLedger(servers) as ledger:
         done = stop_and_promote(report, permit, env, pair, mode, attested, fence, phases, ledger)
         report.state_is(f"{address(pair.new)} is the primary, on timeline {done.promoted.timeline}", AGAIN)
-        tell_done(report, pair, done, attested)
+        report_promotion(report, pair, done, attested)
         settle(report, permit, env, pair, done.promoted)
         first = ledger.wait_for(address(pair.new), WRITE_SECONDS)
         phases.seconds["first acknowledged write"] = first.at - done.promoted.began
         account = ledger.account(pair.new)
-    tell_loss(report, pair, done, _left(report, pair, done.promoted.switched_at), account)
+    report_loss(report, pair, done, _left(report, pair, done.promoted.switched_at), account)
     redirect(report, permit, env, pair, phases, restart=True)
     _end(report, permit, env, pair, mode, phases)
     report.measure("database standby")
 
 
-def _left(report: Report, pair: Pair, place: int) -> Beyond | None:
-    """What only the old primary's own WAL has; None where it cannot be read."""
+def _left(report: Report, pair: ServerPair, place: int) -> Beyond | None:
+    """The WAL that only the old primary has; None where it cannot be read."""
     if not is_here(pair.old.host):
         return None
     try:
@@ -169,8 +175,8 @@ def _left(report: Report, pair: Pair, place: int) -> Beyond | None:
         return None
 
 
-def _end(report: Report, permit: Permit, env: Environment, pair: Pair, mode: str, phases: Phases) -> None:
-    """Of every course: checkpoint, the old primary where it is this run's, what is so now."""
+def _end(report: Report, permit: Permit, env: Environment, pair: ServerPair, mode: str, phases: Phases) -> None:
+    """End every course: checkpoint, rejoin the old primary where possible, report."""
     checkpoint(pair.new)
     rejoined = False
     if mode == "planned" and is_here(pair.old.host):
@@ -180,16 +186,16 @@ def _end(report: Report, permit: Permit, env: Environment, pair: Pair, mode: str
                 rejoin.judge_joining(report, env, joining, "auto")
                 rejoin.join(report, permit, env, joining, "auto")
         rejoined = True
-    tell_phases(report, phases)
-    tell_after(report, env, pair, rejoined=rejoined)
-    forget(env.reports_directory)
+    report_phases(report, phases)
+    report_follow_up(report, env, pair, rejoined=rejoined)
+    FailoverMarker.remove(env.reports_directory)
     report.outcome = f"{address(pair.new)} is the primary; {address(pair.old)} was"
 
 
-def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Report:
-    """The new primary takes writes already: what a run that was killed has left, or nothing."""
+def _finish(report: Report, env: Environment, pair: ServerPair, phases: Phases) -> Report:
+    """The new primary already takes writes: finish what a killed run left, if anything."""
     new = address(pair.new)
-    why = f"{new} takes writes already, on timeline {pair.will.timeline}"
+    why = f"{new} already takes writes, on timeline {pair.will.timeline}"
     report.fact("primary", why)
     left = _unfinished(env, pair)
     if not left:
@@ -201,28 +207,28 @@ def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Rep
     report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
     fence_again(report, permit, env, pair)
     settle(report, permit, env, pair, None)
-    with Ledger([pair.new]) as ledger:
+    with FailoverLedger([pair.new]) as ledger:
         ledger.wait_for(new, WRITE_SECONDS)
         ledger.account(pair.new)
-    redirect(report, permit, env, pair, phases, restart=pair.begun is not None)
-    _end(report, permit, env, pair, pair.begun.mode if pair.begun else "unplanned", phases)
-    report.outcome = f"nothing to promote: {why}; what was left was finished"
+    redirect(report, permit, env, pair, phases, restart=pair.marker is not None)
+    _end(report, permit, env, pair, pair.marker.mode if pair.marker else "unplanned", phases)
+    report.outcome = f"nothing to promote: {why}; the unfinished steps are done"
     return report
 
 
-def _unfinished(env: Environment, pair: Pair) -> list[str]:
-    """What is still to be done for a primary that takes writes."""
+def _unfinished(env: Environment, pair: ServerPair) -> list[str]:
+    """The unfinished steps for a primary that takes writes."""
     found, wal = [], pair.wal
-    if pair.begun:
-        found.append(f"the failover from {pair.begun.old} that {pair.begun.run} began at {pair.begun.started}")
+    if pair.marker:
+        found.append(f"the failover from {pair.marker.old} that {pair.marker.run} began at {pair.marker.started}")
     if wal and wal.service in env.services.names and not streams(pair.new, wal.name):
-        found.append(f"the receiver of WAL does not stream from {address(pair.new)}")
+        found.append(f"the WAL receiver does not stream from {address(pair.new)}")
     if read_synchrony(pair.new).hangs:
-        found.append("commits wait for ever: nobody is connected for whom they wait")
+        found.append("commits hang: none of their standbys is connected")
     if env.has("application") and env.application.env_file:
-        told = read_target(env.application)
-        if address(pair.new) not in told.split(","):
-            found.append(f"the application's connection string names {told}")
+        target = read_target(env.application)
+        if address(pair.new) not in target.split(","):
+            found.append(f"the application's connection string names {target}")
     return found
 
 
@@ -230,14 +236,15 @@ def _unfinished(env: Environment, pair: Pair) -> list[str]:
 def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", confirm: str = "") -> Report:
     """旧プライマリのスタンバイとしての再参加 (§8.3)
 
-    Makes the server that is not the primary its standby: the old primary after a failover, or a standby that has fallen
-    behind. By pg_rewind where its files allow it, else by a fresh base backup. What only it has of WAL is saved first.
+    Makes the other server a standby of the primary: the old primary after a failover, or a standby that is too far
+    behind. It uses pg_rewind if possible, otherwise a new base backup. It first saves the WAL that only this server
+    has.
 
-    What it changes: that server's data directory; commits wait for it again where the configuration says so. With an
-    empty confirm it shows the plan and changes nothing. Killed anywhere, launch it again.
+    What it changes: that server's data directory. Commits wait for it again if the configuration requires that. With an
+    empty confirm it shows the plan and changes nothing. If it is killed, run it again.
 
-    Undo: after a base backup the old files are kept aside; a rewind cannot be undone, but its diverged WAL is kept.
-    Evidence: the way, seconds, what only it had, and that it streams.
+    Undo: a base backup keeps the old files; a rewind cannot be undone, but the diverged WAL is kept. Evidence: the
+    method, its seconds, the WAL that only this server had, and that it streams.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -248,7 +255,7 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
     env = Environment.find(environment)
     with runbook("Rejoin standby", env, confirm, plan, changes=True, rank="recovery") as report:
         if not env.has("standby"):
-            raise OpsError("the environment names no standby", "add [standby] to its TOML")
+            raise OpsError("the environment has no standby", "add [standby] to its TOML")
         joining = rejoin.read_joining(env.postgres, env.standby)
         report.fact("primary", address(joining.primary))
         if rejoin.is_joined(joining):

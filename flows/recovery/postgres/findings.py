@@ -1,8 +1,8 @@
-"""What is judged before a PostgreSQL failover (§8.3): the old primary's fence, the standby's fitness, what is lost."""
+"""The checks before a PostgreSQL failover (§8.3): the old primary's fence, the standby's fitness, the loss."""
 
 from __future__ import annotations
 
-from flows.recovery.postgres.pair import Mode, Pair
+from flows.recovery.postgres.pair import Mode, ServerPair
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.failover.feeding import RECEIVER, own_wal, sources_of
@@ -15,11 +15,11 @@ MIB = 1 << 20
 WAITING = ("on", "remote_apply", "remote_write")
 
 
-def judge(report: Report, pair: Pair, mode: Mode, attested: str, fence: bool, limit_bytes: int) -> None:
-    """Everything that a promotion needs.
+def judge(report: Report, pair: ServerPair, mode: Mode, attested: str, fence: bool, limit_bytes: int) -> None:
+    """Judge everything that a promotion needs.
 
     Raises:
-        RunbookFailed: something is missing; nothing was touched.
+        RunbookFailed: a condition does not hold; nothing was touched.
     """
     _judge_roles(report, pair, mode)
     report.fail_if_critical()
@@ -29,41 +29,40 @@ def judge(report: Report, pair: Pair, mode: Mode, attested: str, fence: bool, li
         judge_fencing(report, pair.fencing, attested, fence)
         _judge_silence(report, pair, fence)
     _judge_lag(report, pair, limit_bytes)
-    tell_mode(report, pair)
+    report_mode(report, pair)
     report.fail_if_critical()
 
 
-def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
-    """One living primary in a planned one, none in an unplanned one, and a standby that is one."""
+def _judge_roles(report: Report, pair: ServerPair, mode: Mode) -> None:
+    """A planned failover needs one running primary, an unplanned one none; both need a standby in recovery."""
     was, will = pair.was, pair.will
-    begun = pair.begun is not None and pair.begun.new == will.address
+    continues = pair.marker is not None and pair.marker.new == will.address
     if was.is_primary and mode == "unplanned":
         report.fail(
             f"the old primary {was.address} is dead",
-            "it lives: a second primary beside it would be a split brain. Launch it as planned",
+            "run it with mode=planned: the old primary is running, and a second one would be a split brain",
             value=f"it takes writes (timeline {was.timeline})",
             expected="no answer",
         )
-    if not was.is_primary and mode == "planned" and not begun:
-        why = was.problem or "it is in recovery"
+    if not was.is_primary and mode == "planned" and not continues:
         report.fail(
             f"the primary {was.address} answers",
-            "start it, or launch it with mode=unplanned if it is dead"
+            "start it, or run this with mode=unplanned if it is dead"
             if was.problem
-            else "nobody takes writes: mode=unplanned, with new_primary, when you know which has everything",
-            value=why,
+            else "find out which server has all WAL, then run this with mode=unplanned and new_primary",
+            value=was.problem or "it is in recovery",
         )
     if will.problem:
         report.fail(
             f"the standby {will.address} answers",
-            "start it and look at its log; without a standby: restore-to-point or restore-database",
+            "start it and check its log; without a standby run restore-to-point or restore-database",
             value=will.problem,
         )
     elif not will.in_recovery:
         report.fail(
             f"the standby {will.address} is a standby",
-            "it was promoted already, beside a living primary: find out which of the two took writes, stop "
-            "the other, and join it again with rejoin-standby",
+            "find out which of the two servers took writes, stop the other one, then run rejoin-standby: this one was "
+            "already promoted",
             value=f"it takes writes (timeline {will.timeline})",
             expected="in recovery",
         )
@@ -71,7 +70,7 @@ def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
         report.passed(f"the standby {will.address} is a standby", value="in recovery")
 
 
-def _judge_identity(report: Report, pair: Pair) -> None:
+def _judge_identity(report: Report, pair: ServerPair) -> None:
     """The same cluster, and the same timeline."""
     known, mine = {"the old primary": pair.system}, pair.will.timeline
     timelines = {"the old primary": pair.old_timeline}
@@ -79,7 +78,7 @@ def _judge_identity(report: Report, pair: Pair) -> None:
         if source.problem and source.name == RECEIVER:
             report.warn(
                 source.name,
-                "have this user read its directory; else what only it has is lost",
+                "let this user read its directory: otherwise the WAL that only it has is lost",
                 value=f"it cannot be compared: {source.problem}",
             )
         known |= {source.name: source.system}
@@ -88,31 +87,31 @@ def _judge_identity(report: Report, pair: Pair) -> None:
     report.require(
         "system identifier",
         not others,
-        "the standby is of another cluster: correct [standby], or make it a copy of this one with rejoin-standby",
+        "correct [standby], or rebuild it with rejoin-standby: it belongs to another cluster",
         value="; ".join(f"{name}: {found}" for name, found in others.items()) or str(pair.will.system),
         expected=f"{pair.will.system}, the standby's",
     )
     if not any(known.values()):
-        report.warn("system identifier of the old primary", "compare with what you know of it", value="nobody can say")
+        report.warn("system identifier of the old primary", "compare it with your records", value="unknown")
     if others:
         return
     apart = {name: found for name, found in timelines.items() if found and found != mine}
     report.require(
         "timeline",
         not apart,
-        "the standby follows another history than what the others hold: rejoin-standby, or promote the one that has it",
+        "run rejoin-standby, or promote the server on that timeline: the standby follows another one",
         value="; ".join(f"{name}: {found}" for name, found in apart.items()) or mine,
         expected=f"{mine}, the standby's",
     )
 
 
-def _judge_replay(report: Report, pair: Pair) -> None:
+def _judge_replay(report: Report, pair: ServerPair) -> None:
     report.require(
         "replay is not paused",
         pair.will.paused == "not paused",
-        f"{report.contained}: release-containment resumes it; then launch it again"
+        f"{report.contained}: release-containment resumes it; then run this again"
         if report.contained
-        else "SELECT pg_wal_replay_resume() on it, unless somebody paused it to save data; then launch it again",
+        else "SELECT pg_wal_replay_resume() on it, unless it was paused to save data; then run this again",
         value=pair.will.paused,
         expected="not paused",
     )
@@ -120,14 +119,14 @@ def _judge_replay(report: Report, pair: Pair) -> None:
         report.require(
             "the standby streams",
             bool(pair.lag and pair.lag.state == "streaming"),
-            "look at its log and its primary_conninfo; rejoin-standby joins it again",
+            "check its log and its primary_conninfo, or run rejoin-standby",
             value=pair.lag.state if pair.lag else f"no {pair.new.name or 'name'} is connected",
             expected="streaming",
         )
 
 
 def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) -> None:
-    """Proven, or attested where nobody here can look; never against what is seen."""
+    """Proven, or attested where it cannot be checked from here. An attestation never overrides what is seen."""
     proven = [f"{row.what}: {row.seen}" for row in fencing.rows if row.holds]
     report.table(
         f"Fence of {fencing.server}",
@@ -140,36 +139,36 @@ def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) 
         else:
             report.fail(f"the old primary: {row.what}", row.hint, value=row.seen)
     for row in fencing.by_run:
-        report.fact(f"the old primary: {row.what}", f"not yet ({row.seen}): this run sees to that before it promotes")
+        report.fact(f"the old primary: {row.what}", f"not yet ({row.seen}): this run does it before the promotion")
     if not fencing.against:
-        report.prefer("fence, proven", bool(proven), "nothing is proven", value="; ".join(proven) or "nothing")
+        report.prefer("fence, proven", bool(proven), "check the old primary", value="; ".join(proven) or "nothing")
     for row in fencing.unknown:
         if attested:
             report.warn(
                 "fence, attested and not proven",
-                "have the evidence kept: who, how, when",
+                "keep the evidence: who, how, when",
                 value=f"{row.what} ({row.seen}): attested by {attested}",
             )
         else:
             report.fail(f"the old primary: {row.what}", row.hint, value=row.seen, expected="seen")
 
 
-def _judge_silence(report: Report, pair: Pair, fence: bool) -> None:
-    """A primary that still sends WAL lives, whatever anybody attests."""
+def _judge_silence(report: Report, pair: ServerPair, fence: bool) -> None:
+    """A primary that still sends WAL is running, even if its fence is attested."""
     silent = pair.will.receiver != "streaming"
-    seen = pair.will.receiver or "none" if silent else f"{pair.will.address} is still streamed to"
+    seen = pair.will.receiver or "none" if silent else f"{pair.will.address} still receives a stream"
     report.require(
         "the old primary sends no WAL",
         silent,
-        "the old primary is alive: stop it, or set fence=true",
+        "stop the old primary, or set fence=true: it is running",
         value=seen,
         expected="none",
         worst=Status.WARN if fence else Status.CRITICAL,
     )
 
 
-def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
-    """Bytes that the standby does not have: by the primary itself, or by the files of a dead one."""
+def _judge_lag(report: Report, pair: ServerPair, limit_bytes: int) -> None:
+    """The bytes that the standby lacks: measured on the primary, or in the files of a dead one."""
     if pair.course == "hand over":
         if pair.lag:
             behind = max(pair.lag.flush_bytes, pair.lag.replay_bytes)
@@ -177,37 +176,36 @@ def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
                 report,
                 behind,
                 limit_bytes,
-                "wait until it has caught up (check-replication), or allow more "
-                "with max_lag_megabytes: writes stand still for that long",
+                "wait until it catches up (check-replication), or raise max_lag_megabytes: writes pause until it has",
             )
         return
     missing = missing_bytes(pair)
     if missing is None:
         report.warn(
             "lag of the standby",
-            "what the old primary had beyond is not known: compare with the application's records",
-            value="not measured: its files cannot be read",
+            "compare with the application's records",
+            value="not measured: the old primary's files cannot be read",
         )
         return
     if feeds_old_wal(pair):
         report.fact(
-            "WAL that only the old primary has", f"{size(missing)}: it is fed to the standby before the promotion"
+            "WAL that only the old primary has", f"{size(missing)}: the standby replays it before the promotion"
         )
         return
     _expect_lag(
         report,
         missing,
         limit_bytes,
-        "start the old primary if it can be, or bring its WAL to the standby; allow that loss with max_lag_megabytes",
+        "start the old primary if possible, or copy its WAL to the standby; accept the loss with max_lag_megabytes",
     )
 
 
 def _expect_lag(report: Report, found: int, limit: int, hint: str) -> None:
-    report.require("lag of the standby", found <= limit, hint, value=size(found), expected=f"at most {size(limit)}")
+    report.require("lag of the standby", found <= limit, hint, value=size(found), expected=f"≤ {size(limit)}")
 
 
-def missing_bytes(pair: Pair) -> int | None:
-    """What a dead primary's own WAL has beyond the standby and its receiver; None where it cannot be read."""
+def missing_bytes(pair: ServerPair) -> int | None:
+    """The bytes of a dead primary's WAL that neither standby nor receiver has; None where it cannot be read."""
     if not is_here(pair.old.host) or pair.control is None:
         return None
     own = own_wal(pair.old, pair.will)
@@ -217,25 +215,25 @@ def missing_bytes(pair: Pair) -> int | None:
     return max(0, own.beyond.end - max(reachable, pair.will.written))
 
 
-def feeds_old_wal(pair: Pair) -> bool:
-    """Whether the standby is fed from a dead primary's own directory of WAL: that alone has acknowledged writes, or the
-    checkpoint of an orderly shutdown. What synchronous replication did not acknowledge is not worth the wait."""
+def feeds_old_wal(pair: ServerPair) -> bool:
+    """Whether the standby replays a dead primary's own WAL: only that has acknowledged writes, or the checkpoint of a
+    clean shutdown. Writes that synchronous replication did not acknowledge are not worth the wait."""
     if pair.course != "take over" or not missing_bytes(pair):
         return False
     return not is_synchronous(pair) or bool(pair.control and pair.control.shut_down)
 
 
-def tell_mode(report: Report, pair: Pair) -> None:
-    """Synchronous or not, and who says so."""
-    told = f"synchronous ({pair.sync_names})" if is_synchronous(pair) else "asynchronous"
+def report_mode(report: Report, pair: ServerPair) -> None:
+    """Report whether replication is synchronous, and by which source."""
+    mode = f"synchronous ({pair.sync_names})" if is_synchronous(pair) else "asynchronous"
     why = "" if pair.sync_commit in WAITING or not pair.sync_names else f", synchronous_commit = {pair.sync_commit}"
-    report.fact("replication mode", f"{told}{why}, by {pair.sync_from}")
+    report.fact("replication mode", f"{mode}{why}, by {pair.sync_from}")
     if pair.course == "take over":
         report.fact("position of the standby", f"{lsn_text(pair.will.written)} on timeline {pair.will.timeline}")
 
 
-def is_synchronous(pair: Pair) -> bool:
-    """Whether a commit was acknowledged only when somebody of those whose WAL is replayed here had it on disk."""
+def is_synchronous(pair: ServerPair) -> bool:
+    """Whether each acknowledged commit was on the disk of a server whose WAL is replayed here."""
     names = parse_sync_names(pair.sync_names)
     own = {pair.new.name.lower(), pair.wal.name.lower() if pair.wal else ""} - {""}
     return bool(names.needed) and pair.sync_commit in WAITING and {name.lower() for name in names.names} <= own

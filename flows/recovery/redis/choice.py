@@ -1,4 +1,4 @@
-"""Whom a Redis failover promotes (§8.3): every replica is judged, and the Sentinels' own choice with it."""
+"""The replica that a Redis failover promotes (§8.3): every replica is judged, and the Sentinels' choice."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.units import size
 from tasks.redis.failover.command import coordinates
-from tasks.redis.failover.group import Group, Member
+from tasks.redis.failover.group import Group, GroupMember
 from tasks.redis.failover.pause import LONGEST_SECONDS
-from tasks.redis.failover.promotion import Choice
+from tasks.redis.failover.promotion import PromotionChoice
 from tasks.redis.sentinels import Follower, SentinelView
 from tasks.redis.server import family
 
 LAG_BYTES = 16_000_000
 LAG_SECONDS = 10
-"""A replica that is further behind is not fit for a planned hand-over: writes would stand still for too long."""
+"""A replica that lags more is unfit for a planned failover: writes would be paused for too long."""
 _UNABLE = ("s_down", "o_down", "disconnected")
 
 
-def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, version: str = "") -> Choice:
-    """Judge every replica, and pin whom the Sentinels would promote. `version`: a dead master's.
+def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, version: str = "") -> PromotionChoice:
+    """Judge every replica, and choose the one that the Sentinels would promote. `version`: a dead master's.
 
     Raises:
-        RunbookFailed: no replica is fit, or they would promote another one; the report says which and why.
+        RunbookFailed: no replica is fit, or the Sentinels would promote an unfit one.
     """
     master = group.master
     assert master
-    # Not the first, which most clients ask first: the one that is at it names the new master later than the others.
+    # Not the first, which most clients query first: the Sentinel that fails over names the new master last.
     view = max(reversed(group.watch.answering), key=lambda view: view.can_decide)
     version = version or master.version
     why = {m.address: _why_unfit(m, group.seen_by(view, m.address), master, mode, version) for m in group.others}
-    tell_candidates(report, group, view, why)
+    report_candidates(report, group, view, why)
     equals = _judge_replicas(report, view, why)
     if wanted:
-        hint = f"give {wanted} the lowest priority of all (CONFIG SET replica-priority), wait 10 s, launch it again"
+        hint = f"set the lowest replica-priority on {wanted} (CONFIG SET), wait 10 s, then run it again"
         report.require(
-            "the new master that was asked for",
+            "new master as requested",
             equals == [wanted],
-            hint if wanted in why else f"{wanted} is no replica that the Sentinels know: choose one of the table",
-            value=f"the Sentinels would take one of {', '.join(equals)}",
+            hint if wanted in why else f"choose a replica from the table: the Sentinels do not know {wanted}",
+            value=f"the Sentinels would promote one of {', '.join(equals)}",
             expected=wanted,
         )
         report.fail_if_critical()
     others = [other.address for other in group.watch.answering if other.address != view.address]
-    return Choice(
+    return PromotionChoice(
         master.address,
         equals[0],
         master.replid,
@@ -59,23 +59,23 @@ def choose(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, 
 
 
 def _judge_replicas(report: Report, view: SentinelView, why: dict[str, str]) -> list[str]:
-    """Those that may be promoted, the likeliest first."""
+    """The replicas that may be promoted, the most likely first."""
     fit = [address for address, reason in why.items() if not reason]
     report.require(
-        "a replica that is fit",
+        "fit replica",
         bool(fit),
-        "put right what is said of it" if why else "start a replica: REPLICAOF the master",
+        "fix one of them" if why else "start a replica (REPLICAOF the master)",
         value="; ".join(f"{address}: {reason or 'fit'}" for address, reason in why.items())
-        or "the Sentinels know none",
+        or "the Sentinels know no replica",
         expected="one or more",
     )
     report.fail_if_critical()
     first = view.promotable[0] if view.promotable else None
     report.require(
-        "the one that the Sentinels would promote",
+        "replica that the Sentinels would promote",
         bool(first and first.address in fit),
-        f"put it right, or CONFIG SET replica-priority 0 on it and wait 10 s; fit are: {', '.join(fit)}",
-        value=f"{first.address}: {why.get(first.address) or 'fit'}" if first else "none, by what they last saw",
+        f"fix it, or CONFIG SET replica-priority 0 on it and wait 10 s; fit replicas: {', '.join(fit)}",
+        value=f"{first.address}: {why.get(first.address) or 'fit'}" if first else "none, by their last view",
         expected="fit",
     )
     report.fail_if_critical()
@@ -83,8 +83,8 @@ def _judge_replicas(report: Report, view: SentinelView, why: dict[str, str]) -> 
     return [found.address for found in view.promotable if found.priority == first.priority and found.address in fit]
 
 
-def tell_candidates(report: Report, group: Group, view: SentinelView, why: dict[str, str]) -> None:
-    """Every replica, and what speaks against it."""
+def report_candidates(report: Report, group: Group, view: SentinelView, why: dict[str, str]) -> None:
+    """A table of every replica, and why it is unfit."""
     order = {found.address: str(place) for place, found in enumerate(view.promotable, 1)}
     rows = []
     for member in sorted(group.others, key=lambda member: order.get(member.address, "~")):
@@ -96,48 +96,48 @@ def tell_candidates(report: Report, group: Group, view: SentinelView, why: dict[
     report.table("Candidates", columns, rows)
 
 
-def require_unchanged(choice: Choice, again: Choice) -> None:
-    """What was planned still stands.
+def require_unchanged(choice: PromotionChoice, again: PromotionChoice) -> None:
+    """Check that the plan still holds.
 
     Raises:
-        OpsError: master or candidate are others now; nothing was touched.
+        OpsError: the master or the candidate changed; nothing was touched.
     """
     if (again.master, again.replid) != (choice.master, choice.replid) or choice.candidate not in again.needed:
         raise OpsError(
-            f"changed since it was judged: it was {choice.target}, it is {again.target}", "launch it again: a new plan"
+            f"changed since the plan: it was {choice.target}, it is {again.target}", "run it again for a new plan"
         )
 
 
 def _pause_seconds(group: Group) -> float:
-    """Half of what the Sentinels wait before they take a master for dead."""
+    """Half of the time after which the Sentinels see a master as down."""
     waits = [view.settings.get("down-after-milliseconds", 30_000) / 1000 for view in group.watch.answering]
     return min(min(waits) / 2, LONGEST_SECONDS)
 
 
-def _why_unfit(member: Member, seen: Follower | None, master: Member, mode: Mode, version: str) -> str:
+def _why_unfit(member: GroupMember, seen: Follower | None, master: GroupMember, mode: Mode, version: str) -> str:
     if member.problem:
         return f"disconnected: {member.problem}"
     if member.is_master:
-        return "it says that it is a master itself: somebody has promoted it"
+        return "it is a master itself: it was promoted"
     if member.loading or member.syncing:
-        return "it is still loading its data" if member.loading else "it is in the middle of a full copy"
+        return "it is loading its data" if member.loading else "a full resynchronisation is running"
     if not member.priority or (seen and not seen.priority):
-        return "priority 0: it is never promoted (CONFIG SET replica-priority 100; Sentinels see it within 10 s)"
+        return "priority 0: it is never promoted (CONFIG SET replica-priority 100; the Sentinels notice within 10 s)"
     if seen is None:
         return "the Sentinels do not know it"
     if flags := [flag for flag in _UNABLE if flag in seen.flags]:
         return f"the Sentinels see it as {', '.join(flags)}"
     if version and family(version) != family(member.version):
-        return f"another version family: {member.version}, the master runs {version}"
+        return f"another version family: {member.version}; the master runs {version}"
     return _behind(member, master) if mode == "planned" else ""
 
 
-def _behind(member: Member, master: Member) -> str:
+def _behind(member: GroupMember, master: GroupMember) -> str:
     if not member.link_up:
-        return f"its link to the master is down for {member.silent_seconds} s"
+        return f"its link to the master has been down for {member.silent_seconds} s"
     if member.replid != master.replid:
-        return f"it follows another stream (of {member.follows})"
+        return f"it follows another replication stream (of {member.follows})"
     behind, seconds = master.offset - member.offset, master.lags.get(member.address, member.silent_seconds)
     if behind > LAG_BYTES or seconds > LAG_SECONDS:
-        return f"it lags: {size(max(behind, 0))} behind, last heard of {seconds} s ago"
+        return f"it lags: {size(max(behind, 0))} behind, last contact {seconds} s ago"
     return ""

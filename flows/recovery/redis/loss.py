@@ -1,4 +1,4 @@
-"""Which acknowledged writes a Redis failover has lost, or may have (§8.3)."""
+"""The acknowledged writes that a Redis failover lost, or may have lost (§8.3)."""
 
 from __future__ import annotations
 
@@ -9,69 +9,72 @@ from datetime import UTC, datetime
 
 from blocks.redis.server import Redis
 from runbook.report import Report
-from tasks.redis.failover.group import Group, LastSeen, Member, read_last_seen
-from tasks.redis.failover.ledger import Begun
+from tasks.redis.failover.group import Group, GroupMember, LastSeen, read_last_seen
+from tasks.redis.failover.ledger import RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import HandOver
 
-# INCR of a key of one letter, in the replication stream.
+# INCR of a one-letter key, in the replication stream.
 SHORTEST_WRITE_BYTES = 21
 
 
 @dataclass(frozen=True)
 class Before:
-    """What was known of the dead master when the run began: its last INFO that a Sentinel has kept, and when it died at
-    the latest (this host's clock, seconds)."""
+    """The dead master as known when the run began: the last INFO that a Sentinel kept, and the latest possible time of
+    its death (this host's clock, seconds)."""
 
     seen: LastSeen | None
     died: float
 
     @classmethod
     def read(cls, block: Redis, group: Group) -> Before:
-        """Early: a failover that ends takes the Sentinels' memory with it."""
+        """Read it early: the Sentinels drop it at the end of a failover."""
         silent = [m.silent_seconds for m in group.others if not m.problem and not m.is_master]
         down_after = "down-after-milliseconds"
-        # A Sentinel sees it as down so long after the first PING that was not answered; a replica whose link was cut
-        # before knows nothing of the time between.
+        # A Sentinel sees it as down this long after the first unanswered PING. A replica whose link broke earlier knows
+        # nothing of the time in between.
         unanswered = [v.down_seconds + v.settings.get(down_after, 0) / 1000 for v in group.watch.views if v.sees_down]
         now = time.time()
         return cls(read_last_seen(block, group.watch), now - min(min(silent, default=0), min(unanswered, default=0)))
 
 
-def tell_planned_loss(report: Report, done: HandOver) -> None:
-    """What is proven of the acknowledged writes."""
+def report_planned_loss(report: Report, done: HandOver) -> None:
+    """Prove that the new master has every acknowledged write."""
     missing = done.missing_bytes
-    _tell_ledger(report, done)
-    told = {
+    _report_ledger(report, done)
+    value = {
         -1: "unknown: the new master does not continue the old one's stream",
-        0: f"the old master stood at {done.stood:,}, the new one was promoted at {done.new.promoted_at:,}",
-    }.get(missing, f"{missing:,} bytes of the stream are missing: {done.stood:,} against {done.new.promoted_at:,}")
+        0: f"the old master stopped at offset {done.stood:,}; the new one was promoted at {done.new.promoted_at:,}",
+    }.get(
+        missing,
+        f"{missing:,} bytes of the stream are missing: {done.stood:,}, but {done.new.promoted_at:,} on the new master",
+    )
     report.require(
         "every acknowledged write is on the new master",
         missing == 0,
-        f"what they were may still be read in the AOF of {done.old}; compare with the application's own records",
-        value=told,
+        f"read the missing writes from the AOF of {done.old}; compare with the application's records",
+        value=value,
         expected="promoted with every byte",
     )
     report.prefer(
-        "no write between",
+        "pause of writes without a gap",
         done.unbroken,
-        "the pause of writes had a gap before the old master followed: what clients wrote in it is lost",
-        value="writes stood still from then until the old master was none" if done.unbroken else "there was a gap",
+        "compare with the application's records: writes in the gap are lost",
+        value="paused until the old master was a replica" if done.unbroken else "a gap before the old master followed",
     )
-    report.fact("acknowledged writes lost", "0 (proven)" if done.lost_nothing else told)
+    report.fact("acknowledged writes lost", "0 (proven)" if done.lost_nothing else value)
 
 
-def tell_unplanned_loss(report: Report, done: HandOver | None, new: Member, before: Before) -> None:
-    """What may be lost, as a bound: the dead master cannot be asked."""
+def report_unplanned_loss(report: Report, done: HandOver | None, new: GroupMember, before: Before) -> None:
+    """Bound the loss: the dead master cannot be queried."""
     if done:
-        _tell_ledger(report, done)
+        _report_ledger(report, done)
     seen = before.seen
     if seen is None or new.earlier_replid != seen.replid:
         report.warn(
             "acknowledged writes lost",
-            "compare with the application's own records; the old master's offset is in its log when it comes back",
-            value="not measured: no Sentinel has kept what the master last said",
+            "compare with the application's records; the old master logs its offset when it starts again",
+            value="not measured: no Sentinel kept the master's last INFO",
         )
         return
     certain = max(0, seen.offset - new.promoted_at)
@@ -83,48 +86,48 @@ def tell_unplanned_loss(report: Report, done: HandOver | None, new: Member, befo
     report.fact("last known offset of the old master", f"{seen.offset:,} at {safe}")
     report.fact("offset of the new master when promoted", f"{new.promoted_at:,}")
     if certain:
-        hint = "compare with the application's own records"
-        report.warn("acknowledged writes lost for certain", hint, value=f"{certain:,} bytes of the stream")
+        hint = "compare with the application's records"
+        report.warn("acknowledged writes certainly lost", hint, value=f"{certain:,} bytes of the stream")
     else:
-        report.fact("every write is there that was acknowledged before", safe)
-    report.fact("acknowledged writes lost, at most, at the load last seen", f"{most:,}")
+        report.fact("no acknowledged write lost before", safe)
+    report.fact("acknowledged writes lost, at most, at the last known load", f"{most:,}")
     report.warn(
         "acknowledged writes that may be lost",
-        "compare with the application's own records of that time; the old master has them until it follows",
+        "compare with the application's records of that time; the old master has them until it follows",
         value=f"{'some of those before, and ' if certain else ''}those acknowledged after {safe}, in the "
-        f"{window:.1f} s until the master's death: not bounded, as nobody saw its load then; "
-        f"{most:,} at most at the load last seen",
+        f"{window:.1f} s until the master's death: not bounded, as its load then is unknown; "
+        f"at most {most:,} at the last known load",
     )
 
 
-def tell_interrupted_loss(report: Report, begun: Begun, left: Member | None, new: Member) -> None:
-    """What the old master took after the pause of a killed run had ended: it goes when it follows.
+def report_interrupted_loss(
+    report: Report, marker: RedisFailoverMarker, left: GroupMember | None, new: GroupMember
+) -> None:
+    """The writes that the old master took after the pause of a killed run: they are lost when it follows.
 
-    A replica that went on in the new master's stream without a full copy had nothing that the new one has not.
+    A replica that continued the new master's stream without a full resynchronisation had no other writes.
     """
-    known = begun.replid if new.earlier_replid == begun.replid else "unknown"
+    known = marker.replid if new.earlier_replid == marker.replid else "unknown"
     if left and left.is_master and left.replid == known:
         lost = max(0, left.offset - new.promoted_at)
-        told = (
-            f"{lost:,} bytes of the stream (the Sentinels' greetings too) that {left.address} took as a second master"
-        )
+        value = f"{lost:,} bytes of the stream (Sentinels' own included) that {left.address} took as a second master"
     elif left and left.earlier_replid == known:
         lost = max(0, left.promoted_at - new.promoted_at)
-        told = f"{lost:,} bytes of the stream"
+        value = f"{lost:,} bytes of the stream"
     else:
         lost = -1
-        told = (
-            f"not measured: writes on {begun.old} went on {LONGEST_SECONDS:.0f} s after the death of the run that "
-            f"began at {begun.started}; those are lost that it took from then until it followed"
+        value = (
+            f"not measured: writes on {marker.old} resumed {LONGEST_SECONDS:.0f} s after the death of the run that "
+            f"began at {marker.started}; those until it followed are lost"
         )
     if lost:
-        hint = "compare with the application's own records of the time since the run that died"
-        report.warn("acknowledged writes lost, at most", hint, value=told)
+        hint = "compare with the application's records of the time since the killed run"
+        report.warn("acknowledged writes lost, at most", hint, value=value)
     else:
-        report.fact("acknowledged writes lost", f"0 (proven): {begun.old} had nothing that {new.address} has not")
+        report.fact("acknowledged writes lost", f"0 (proven): {marker.old} had nothing that {new.address} lacks")
 
 
-def _tell_ledger(report: Report, done: HandOver) -> None:
+def _report_ledger(report: Report, done: HandOver) -> None:
     account = done.account
     servers = dict.fromkeys([done.old, done.new.address, *(entry.server for entry in account.entries)])
     lost = {server: sum(entry.number in account.missing for entry in account.on(server)) for server in servers}
@@ -132,12 +135,12 @@ def _tell_ledger(report: Report, done: HandOver) -> None:
         (server, len(found := account.on(server)), found[-1].number if found else "", len(found) - lost[server])
         for server in servers
     ]
-    columns = ("acknowledged by", "writes", "last number", f"there on {done.new.address}")
-    report.table("Acknowledged writes of this run's own client", columns, rows)
+    columns = ("acknowledged by", "writes", "last number", f"present on {done.new.address}")
+    report.table("Acknowledged test writes of this run", columns, rows)
     report.require(
-        "this run's own acknowledged writes",
+        "acknowledged test writes of this run",
         not account.missing,
-        "the application's are lost in proportion: compare with its own records",
-        value=f"{len(account.entries) - len(account.missing):,} of {len(account.entries):,} are there",
+        "compare with the application's records: its writes are lost in proportion",
+        value=f"{len(account.entries) - len(account.missing):,} of {len(account.entries):,} present",
         expected="all",
     )

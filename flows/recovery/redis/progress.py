@@ -1,4 +1,4 @@
-"""What a Redis failover waits for and proves (§8.3): who is dead, who is master, who follows."""
+"""The waits and the proof of a Redis failover (§8.3): which server is dead, which is master, which ones follow."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import time
 
 from blocks.redis.server import Redis
-from flows.recovery.redis.findings import tell_servers
+from flows.recovery.redis.findings import report_servers
 from runbook.errors import Unreachable
 from runbook.report import Report
 from runbook.wait import until
-from tasks.redis.failover.group import Group, Member, ask_group, read_group
+from tasks.redis.failover.group import Group, GroupMember, ask_group, read_group
 from tasks.redis.failover.promotion import HandOver, wait_in_sync
 from tasks.redis.sentinels import ask_sentinels
 
@@ -19,13 +19,13 @@ SETTLE_SECONDS = 10.0
 
 
 def settled(block: Redis, group: Group) -> Group:
-    """A dead master is seen as dead by the Sentinels only after their down-after time, and a failover that is under way
-    ends by itself: wait for that, reading only. What does not settle in time is returned as it is."""
+    """Wait until the Sentinels see a dead master as down (down-after-milliseconds), and a failover in progress ends. It
+    only reads; after a timeout it returns the last state."""
 
     def unsettled(now: Group) -> bool:
         if not now.watch.answering or (now.watch.master and now.master and not now.master.dead):
             return False
-        if any(member.is_master for member in now.others):  # it was promoted, and the Sentinels do not name it yet
+        if any(member.is_master for member in now.others):  # promoted, but the Sentinels do not name it yet
             return True
         quorum = max(view.quorum for view in now.watch.answering)
         seen = [view for view in now.watch.answering if view.sees_down]
@@ -41,12 +41,12 @@ def settled(block: Redis, group: Group) -> Group:
         return not unsettled(last[0])
 
     with contextlib.suppress(Unreachable):
-        until(ready, what="a verdict of the Sentinels", seconds=max(waits, default=0) + SETTLE_SECONDS)
+        until(ready, what="an agreement of the Sentinels", seconds=max(waits, default=0) + SETTLE_SECONDS)
     return last[0]
 
 
-def tell_phases(report: Report, decision_seconds: float, done: HandOver) -> None:
-    """Decision, switch and first acknowledged write apart."""
+def report_phases(report: Report, decision_seconds: float, done: HandOver) -> None:
+    """Report the seconds of decision, switch and first acknowledged write."""
     write = max(0.0, done.first_write_seconds - done.switch_seconds)
     together = max(done.first_write_seconds, done.switch_seconds)
     report.fact("master", f"{done.new.address} (was {done.old}), {done.how}")
@@ -54,22 +54,22 @@ def tell_phases(report: Report, decision_seconds: float, done: HandOver) -> None
     report.fact("switch", f"{done.switch_seconds:.3f} s")
     report.fact("first acknowledged write", f"{write:.3f} s")
     report.fact("switch and first acknowledged write", f"{together:.3f} s")
-    begun = "writes paused" if done.stood >= 0 else "a dead master acted upon"
+    start = "writes paused" if done.stood >= 0 else "action on the dead master"
     report.table(
         "Phases",
         ("phase", "seconds", "from", "to"),
         [
-            ("decision", f"{decision_seconds:.3f}", "the run's start", begun),
-            ("offsets equal", f"{done.caught_up_seconds:.3f}", begun, "all that may be promoted have every byte"),
-            ("switch", f"{done.switch_seconds:.3f}", begun, f"{done.new.address} is a master"),
-            ("first acknowledged write", f"{write:.3f}", "the switch", "a client that follows the Sentinels writes"),
-            ("agreement", f"{done.agreed_seconds:.3f}", begun, "all Sentinels name it"),
+            ("decision", f"{decision_seconds:.3f}", "the run's start", start),
+            ("offsets equal", f"{done.caught_up_seconds:.3f}", start, "all candidates have every byte"),
+            ("switch", f"{done.switch_seconds:.3f}", start, f"{done.new.address} is a master"),
+            ("first acknowledged write", f"{write:.3f}", "the switch", "a Sentinel client writes"),
+            ("agreement", f"{done.agreed_seconds:.3f}", start, "all Sentinels name it"),
         ],
     )
 
 
 def verify_after(report: Report, block: Redis, new: str, expected: list[str], down: list[str]) -> None:
-    """All Sentinels name the new master, it is the only one, and all others that live follow it and are in sync."""
+    """Prove that all Sentinels name the new master, that it is the only one, and that the running others follow it."""
     started = time.monotonic()
     members = wait_in_sync(block, new, expected, FOLLOW_SECONDS)
     waited = time.monotonic() - started
@@ -77,41 +77,41 @@ def verify_after(report: Report, block: Redis, new: str, expected: list[str], do
         agreed = f"agreement on {new}"
         until(lambda: set(ask_sentinels(block).masters) == {new}, what=agreed, seconds=FOLLOW_SECONDS)
     group = read_group(block)
-    tell_servers(report, "after", group)
+    report_servers(report, "after", group)
     answering = group.watch.answering
-    told = f"{sum(view.master == new for view in answering)} of {len(group.watch.views)}"
+    agreeing = f"{sum(view.master == new for view in answering)} of {len(group.watch.views)}"
     report.require(
-        "the new master by all Sentinels",
+        "new master in all Sentinels",
         set(group.watch.masters) == {new} and len(answering) >= group.watch.majority,
-        "wait some seconds and look again: SENTINEL GET-MASTER-ADDR-BY-NAME at each",
-        value=told + "".join(f"; {view.address} does not answer" for view in group.watch.views if not view.answers),
+        "wait some seconds, then SENTINEL GET-MASTER-ADDR-BY-NAME at each",
+        value=agreeing + "".join(f"; {view.address} does not answer" for view in group.watch.views if not view.answers),
         expected=new,
     )
     masters = [member.address for member in group.members.values() if member.is_master]
     report.require(
         "one master",
         masters == [new],
-        f"REPLICAOF {new.replace(':', ' ')} on the other: until then it takes writes that will be lost",
+        f"run REPLICAOF {new.replace(':', ' ')} on the other: until then it takes writes that will be lost",
         value=", ".join(masters),
         expected=new,
     )
     behind = [f"{m.address}: {m.problem or m.role}" for m in members.values() if not _follows(m, group, new)]
     report.prefer(
-        "the others follow",
+        "replicas follow",
         not behind,
-        "look at their logs (a full copy takes its time), then check again: INFO replication",
+        "check their logs and INFO replication: a full resynchronisation takes time",
         value="; ".join(behind) or f"{len(members)} in sync after {waited:.1f} s",
         expected="in sync",
     )
     if down:
         report.warn(
             "servers that are down",
-            f"start them: the Sentinels make them follow {new} about ten seconds later; one that was frozen takes "
-            "writes of its old clients until then, which are lost",
+            f"start them: the Sentinels make them follow {new} after about 10 s. A frozen master takes writes of its "
+            "old clients until then, and they are lost",
             value=", ".join(down),
         )
 
 
-def _follows(member: Member, group: Group, new: str) -> bool:
+def _follows(member: GroupMember, group: Group, new: str) -> bool:
     now, master = group.members.get(member.address, member), group.members.get(new)
     return bool(master and not now.is_master and now.link_up and now.replid == master.replid)

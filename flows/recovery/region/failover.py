@@ -1,6 +1,6 @@
-"""Everything in another region, from what was replicated there (§8.3, scenario 2 of §8.4).
+"""Failover to another region, from what was replicated there (§8.3, scenario 2 of §8.4).
 
-It also runs without a Prefect server, which was in the region that failed:
+It also runs without a Prefect server, which may have been in the failed region:
 
     python -m flows.recovery.region.failover --environment lab-dr --source lab --confirm lab-dr
 """
@@ -10,22 +10,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from prefect import flow
 
 from blocks.environment import Environment, Stores
 from flows.database import expectations
+from flows.database import restore_steps as database
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
-from flows.recovery.full.stopped_services import Held
 from flows.recovery.point import choice, swap
 from flows.recovery.region import build, summary
 from flows.recovery.region.build import Region
-from flows.recovery.region.options import Way, Ways, require_known, weighing
-from flows.recovery.region.summary import Phases
+from flows.recovery.region.options import RestoreOption, RestoreOptions, attempting, require_known
+from flows.recovery.region.summary import RegionPhases
+from flows.recovery.stopped_services import SystemServices
+from flows.store import mark_verified
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
@@ -35,6 +37,7 @@ from tasks.application.endpoint import SEND, send_users
 from tasks.backups.catalogue import LATEST
 from tasks.failover.fencing import Fencing, named_person
 from tasks.failover.region import find_region
+from tasks.postgres.restore.staged_copy import dump_in
 from tasks.wal.archive.archive import Archive
 
 
@@ -46,26 +49,27 @@ def region_failover(
     fenced_by: str = "",
     without: tuple[choose.Part, ...] = (),
     strict: bool = False,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     plan: str = "",
     confirm: str = "",
 ) -> Report:
     """リージョン切り替え (§8.3)
 
-    Brings database, Redis and application up in another region whose hosts are empty, from the backups and the WAL that
-    were replicated to it, proves them, and then sends users there. Run it when a whole region is lost, or cannot be
-    reached and will not come back within the RTO.
+    Restores database, Redis and application in another region whose hosts are empty, from the backups and the WAL that
+    were replicated to it. It proves them, then sends users there. Run it when a whole region is lost, or is unreachable
+    and will not recover within the RTO.
 
-    The database comes back by the way with the least loss: the newest base backup and all the WAL that came here, else
-    the newest dump. What does not stand its proof is said, and the next best is taken. Redis and files are those
-    nearest to that moment. Everything is proven beside, then put in place and started: health, expectations, a log-in,
-    a session, an AI answer. Users are sent here last, by one file that is written whole or not at all.
+    The database is restored with the least loss: from the newest base backup and all WAL after it, otherwise from the
+    newest dump. If one fails its proof, the report says why, and the run tries the next. Redis and files are those
+    nearest in time. Staged copies are proven, swapped in and started; then it checks health, expectations, a log-in, a
+    session and an AI answer. Last, it sends users here by one atomic file.
 
-    Two regions that serve would both take writes: it is refused while anything of the old one answers, or still sends
-    WAL. What nobody here can see must be attested (fenced_by), and is reported apart from what is proven; it is looked
-    at again after the confirmation, and before users are sent.
+    Two active regions would both take writes: the run is refused while any part of the old one answers or sends WAL.
+    What cannot be checked from here must be attested (fenced_by); the report separates that from what is proven. The
+    fence is checked again after the confirmation, and before users are sent.
 
-    Killed anywhere, launch it again: until users are sent here it begins anew; afterwards it changes nothing. Evidence:
-    the newest point, what may be lost, each phase's seconds. Afterwards: backup-cluster at once.
+    If it is killed, run it again: until users are sent here it restores everything from the start; afterwards it
+    changes nothing. Evidence: the newest point, the possible loss, seconds per phase. Then run backup-cluster at once.
 
     Departs from the manual, which names the scenario and no procedure.
 
@@ -76,71 +80,90 @@ def region_failover(
         fenced_by: 旧リージョンを遮断した人の氏名と方法。ここから確認できない場合に必須
         without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、ユーザーを切り替える前に中止する
+        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     expectations.prepare(env)
     with runbook("Region failover", env, confirm, plan, changes=True, rank="recovery") as report:
-        old, phases = other_region(env, source), Phases()
+        old, phases = other_region(env, source), RegionPhases()
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
         require_known(env, source, backup)
         if summary.judge_users(report, env, old):
-            summary.tell_after(report, env, old)
+            summary.report_follow_up(report, env, old)
             report.outcome = f"users are sent to {env.name} already: nothing was changed"
             return report
         fence = Fence(old, named_person(fenced_by))
         with phases.of("decision"):
             fence.judge(report, "before the plan")
-            ways = Ways(report, env, source, backup)
-            way, chosen = _choose(report, env, ways, fence, without)
-        build.plan(report, env, way, chosen)
-        report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, when all of it is proven")
+            options = RestoreOptions(report, env, source, backup)
+            parts = Parts(without, tuple(accept))
+            option, chosen = _choose(report, env, options, fence, parts)
+        build.plan(report, env, option, chosen)
+        report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, after everything is proven")
         pin_database(report, env.postgres)
         permit = report.permit(*_acts(env, chosen))
-        report.state_is("nothing serves here, and no user is sent here", "launch it again when that is put right")
+        report.state_is("nothing serves here, and no user is sent here", "fix the findings above, then run this again")
         fence.judge(report, "after the confirmation")
-        held = _bring_back(report, permit, env, ways, way, chosen, without, phases, strict=strict)
+        services = _restore(report, permit, env, options, option, chosen, parts, phases, strict=strict)
         with phases.of("switch"):
-            fence.judge(report, "before users are sent here", held.last)
-            sent = send_users.after(held.last)(permit, env.endpoint, env.application)
-        report.state_is(f"users are sent to {env.name}", "do not launch this again: look at what is said above")
-        summary.tell_switch(report, env, sent)
-        summary.tell_loss(report, env, old, ways.taken or way)
+            fence.judge(report, "before users are sent here", services.last)
+            sent = send_users.after(services.last)(permit, env.endpoint, env.application)
+        report.state_is(f"users are sent to {env.name}", "fix the findings above; do not run this again")
+        summary.report_switch(report, env, sent)
+        summary.report_loss(report, env, old, options.used or option)
         phases.report_results(report, env)
-        summary.tell_after(report, env, old)
-        report.outcome = f"{env.name} serves, and users are sent there"
+        summary.report_follow_up(report, env, old)
+        report.outcome = f"{env.name} serves, and users are sent to it"
     return report
 
 
 def _acts(env: Environment, chosen: choose.Chosen) -> tuple[Act, ...]:
-    """Whichever way it will be."""
+    """The acts of both kinds of recovery."""
     return (*dict.fromkeys([*chosen.acts(env), *swap.acts(env)]), Act(SEND, env.endpoint.file))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What is not restored: whole parts, and objects of the database that a person accepted by name."""
+
+    without: tuple[choose.Part, ...]
+    accepted: tuple[str, ...]
+
+    def choose(self, report: Report, env: Environment, option: RestoreOption) -> choose.Chosen:
+        """All backups that are restored together. A base backup leaves no object out."""
+        chosen = choose.with_others(report, env, option.backup, option.newest, "backups", self.without)
+        if option.replay:
+            return chosen
+        dump = database.without_accepted(report, env, dump_in(option.backup), self.accepted)
+        report.fail_if_critical()
+        return replace(chosen, dump=dump)
+
+
 def _choose(
-    report: Report, env: Environment, ways: Ways, fence: Fence, without: tuple[choose.Part, ...]
-) -> tuple[Way, choose.Chosen]:
-    way = ways.choose()
-    if way.replay and fence.archive is None:
-        fence.watch(way.replay.origin.archive)
-    return way, choose.with_others(report, env, way.backup, way.newest, "backups", without)
+    report: Report, env: Environment, options: RestoreOptions, fence: Fence, parts: Parts
+) -> tuple[RestoreOption, choose.Chosen]:
+    option = options.choose()
+    if option.replay and fence.archive is None:
+        fence.watch(option.replay.origin.archive)
+    return option, parts.choose(report, env, option)
 
 
-def _bring_back(
+def _restore(
     report: Report,
     permit: Permit,
     env: Environment,
-    ways: Ways,
-    way: Way,
+    options: RestoreOptions,
+    option: RestoreOption,
     chosen: choose.Chosen,
-    without: tuple[choose.Part, ...],
-    phases: Phases,
+    parts: Parts,
+    phases: RegionPhases,
     *,
     strict: bool,
-) -> Held:
-    """By the first way that stands its proof.
+) -> SystemServices:
+    """Restore from the first option that passes its proof.
 
     Raises:
         OpsError: none does.
@@ -150,35 +173,36 @@ def _bring_back(
         ready = contextlib.ExitStack()
         with (
             phases.of("build and proof"),
-            weighing(report, way.backup.name) as weighed,
+            attempting(report, option.backup.name) as attempt,
             contextlib.ExitStack() as stack,
         ):
-            finish = build.prepare(Region(report, permit, env, way, chosen, strict), stack)
+            finish = build.prepare(Region(report, permit, env, option, chosen, strict), stack)
             ready = stack.pop_all()
-        if not weighed.why:
+        if not attempt.failure:
             break
-        ways.tried.add(way.backup.name)
-        way = ways.choose()
-        chosen = choose.with_others(report, env, way.backup, way.newest, "backups", without)
-    ways.taken = way
+        options.tried.add(option.backup.name)
+        option = options.choose()
+        chosen = parts.choose(report, env, option)
+    options.used = option
     with ready, phases.of("bring up"):
-        held = finish()
-    summary.tell_proof(report, way)
+        services = finish()
+    mark_verified(report, option.backup)
     report.fail_if_critical()
-    return held
+    return services
 
 
 def main() -> int:
-    """The command line: through Prefect where it answers, else without it."""
+    """The command line: it runs through Prefect if that answers, otherwise without it."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.recovery.region.failover", description="リージョン切り替え (§8.3): region failover"
     )
-    parser.add_argument("--environment", required=True, help="the region to go to")
+    parser.add_argument("--environment", required=True, help="the target region")
     parser.add_argument("--source", required=True, help="the environment that failed")
-    parser.add_argument("--backup", default=LATEST, help="latest, or the name of the backup to begin with")
-    parser.add_argument("--fenced-by", default="", help="who has cut the old region off, and how")
-    parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="do not bring back")
-    parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation when backed up")
+    parser.add_argument("--backup", default=LATEST, help="latest, or the backup to try first")
+    parser.add_argument("--fenced-by", default="", help="who fenced the old region, and how")
+    parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
+    parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
+    parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(region_failover, vars(parser.parse_args()))
 
@@ -187,28 +211,27 @@ def other_region(env: Environment, source: str) -> Environment:
     """The environment that failed.
 
     Raises:
-        OpsError: none was named, it is this one, or nobody knows it.
+        OpsError: `source` is empty, is this environment, or does not exist.
     """
     if not source.strip():
-        raise OpsError("no source was given", "name the environment that failed: its backups are in this one's stores")
+        raise OpsError("no source was given", "give the failed environment: its backups are in this one's stores")
     if source == env.name:
         raise OpsError(
-            f"{source} is to take over from itself",
-            "environment is the region to go to, source the one that failed; in place it is full-restore",
+            f"source and environment are both {source}",
+            "give the target region as environment and the failed one as source; full-restore restores in place",
         )
     if not env.has("endpoint"):
-        raise OpsError(f"{env.name} names no endpoint", "add [endpoint] to its TOML: how users are sent to it")
+        raise OpsError(f"{env.name} has no endpoint", "add [endpoint] to its TOML: it sends users there")
     if not env.application.url:
-        raise OpsError(f"[application] url of {env.name} is not configured", "add it: users are sent there")
+        raise OpsError(f"[application] url of {env.name} is not set", "add it: users are sent there")
     if not (env.has("application") and env.has("backups")):
-        raise OpsError(f"{env.name} is no place for the application", f"add {get_args(Stores)[0]} and application")
+        raise OpsError(f"{env.name} cannot run the application", f"add [{get_args(Stores)[0]}] and [application]")
     return Environment.find(source)
 
 
 @dataclass
 class Fence:
-    """What is known of the old region; `shipped` are the files of its WAL that were in the archive at the first
-    look."""
+    """Evidence that the old region is dead. `shipped`: the files of its WAL in the archive when the run began."""
 
     old: Environment
     attested: str
@@ -216,10 +239,10 @@ class Fence:
     shipped: frozenset[str] = field(default_factory=frozenset)
 
     def judge(self, report: Report, when: str, after: object = None) -> Fencing:
-        """Look at it.
+        """Check it.
 
         Raises:
-            RunbookFailed: it answers, sends WAL, or nobody has proven or attested that it is cut off.
+            RunbookFailed: it answers, sends WAL, or is neither proven nor attested to be fenced.
         """
         found = find_region.after(after)(self.old)
         report.table(
@@ -232,25 +255,25 @@ class Fence:
             f"the region {found.server} is dead ({when})",
             not against,
             against[0].hint if against else "",
-            value="; ".join(f"{row.what}: no, {row.seen}" for row in against[:3]) or "nothing of it was seen alive",
+            value="; ".join(f"{row.what}: no, {row.seen}" for row in against[:3]) or "nothing answers",
             expected="nothing answers, and nothing starts it again",
         )
         if unknown and not against:
             report.require(
-                f"the region {found.server} is cut off ({when})",
+                f"the region {found.server} is fenced ({when})",
                 bool(self.attested),
                 unknown[0].hint,
                 value=f"attested: {self.attested}" if self.attested else f"{unknown[0].what}: {unknown[0].seen}",
                 expected="proven, or attested by a named person",
             )
         self._judge_silence(report, when)
-        told = f"attested for {len(unknown)} of {len(found.rows)}: {self.attested}" if unknown else "proven"
-        report.fact(f"fence of {found.server}", told)
+        proof = f"attested for {len(unknown)} of {len(found.rows)}: {self.attested}" if unknown else "proven"
+        report.fact(f"fence of {found.server}", proof)
         report.fail_if_critical()
         return found
 
     def watch(self, archive: Archive) -> None:
-        """From now on its WAL must not grow: somebody would be writing."""
+        """From now on, new WAL in the archive means that the old region takes writes."""
         self.archive, self.shipped = archive, frozenset(archive.place.names())
 
     def _judge_silence(self, report: Report, when: str) -> None:
@@ -260,14 +283,14 @@ class Fence:
         report.require(
             f"no new WAL of {self.old.name} ({when})",
             not new,
-            "somebody there lives and sends it: cut that off, then launch this again: it takes what has come along",
-            value=", ".join(name[:40] for name in new[:3]) or "none has come since this run began",
+            "fence the old region, which still sends WAL, then run this again: it uses the new WAL too",
+            value=", ".join(name[:40] for name in new[:3]) or "none since this run began",
         )
 
 
 def _word(holds: bool | None, attested: str) -> str:
     if holds is None:
-        return "attested" if attested else "not known"
+        return "attested" if attested else "unknown"
     return "proven" if holds else "NO"
 
 

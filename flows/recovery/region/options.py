@@ -1,5 +1,5 @@
-"""Which way brings the database back with the least loss: a base backup and the WAL after it, or a dump; what fails is
-said, and the next one is taken. Called with the open report."""
+"""The recovery of a region's database with the least loss: from a base backup and WAL, or from a dump. Where one fails,
+the report says why, and the next one is tried."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from flows.database import restore_steps as database
 from flows.database.base_backup import judge_space, judge_version
 from flows.database.wal_reading import mend
 from flows.recovery.point import choice
-from flows.recovery.point.choice import Origin
-from flows.recovery.point.target import Found, find_in_wal
+from flows.recovery.point.choice import PointOrigin
+from flows.recovery.point.target import FoundTarget, find_in_wal
 from flows.store import store_for
+from runbook import clock
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
-from tasks.cluster.instance import Instance, prepare_instance, put_away, root_for, sweep_instance
-from tasks.cluster.target import Stop, Target
+from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, sweep_instance
+from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.wal.format.names import lsn_text
 
-NEWEST = Target("latest")
+NEWEST = RecoveryTarget("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The physical half of a way: where its WAL ends, and the private instance in which it is replayed."""
+    """The replay of an option: where its WAL ends, and the private instance that replays it."""
 
-    origin: Origin
-    found: Found
+    origin: PointOrigin
+    found: FoundTarget
     stop: Stop
-    instance: Instance
+    instance: PrivateInstance
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to bring the database back: every write up to `newest` is there, and none after it."""
+class RestoreOption:
+    """One backup to restore the database from, with the WAL after it where `replay` is set. It has every write up to
+    `newest`, and none after it."""
 
     backup: Backup
     newest: datetime
@@ -48,115 +50,115 @@ class Way:
 
     @property
     def kind(self) -> str:
-        """For people."""
+        """Base backup and WAL, or dump."""
         return PHYSICAL if self.replay else LOGICAL
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """The backup, and the newest write that it has."""
         more = f" and {len(self.replay.found.links)} segments of WAL" if self.replay else ""
-        return f"{self.backup.name}{more}: up to {self.newest:%Y-%m-%d %H:%M:%S.%f UTC}"
+        return f"{self.backup.name}{more}: up to {clock.text(self.newest, 'microseconds')}"
 
 
 @dataclass
-class Weighed:
-    """Why something that was tried cannot be had; "" where it can."""
+class Attempt:
+    """Why an attempt failed; "" where it succeeded."""
 
-    why: str = ""
+    failure: str = ""
 
 
 @contextlib.contextmanager
-def weighing(report: Report, what: str) -> Iterator[Weighed]:
-    """What fails inside does not end the run: it is told, as a warning, and something else is taken instead. A store
-    that is away is not taken for one without backups: that ends it."""
-    weighed, begun = Weighed(), len(report.findings)
+def attempting(report: Report, what: str) -> Iterator[Attempt]:
+    """A failure inside does not end the run: it becomes a WARN, and the run tries the next option. An unreachable store
+    ends the run: it may hold backups."""
+    attempt, first = Attempt(), len(report.findings)
     try:
-        yield weighed
+        yield attempt
     except (Unreachable, LockLost, NotConfirmed):
         raise
     except OpsError as error:
-        bad = [found for found in report.findings[begun:] if found.status is Status.CRITICAL]
+        bad = [found for found in report.findings[first:] if found.status is Status.CRITICAL]
         failed = bad[0] if bad and isinstance(error, RunbookFailed) else None
-        weighed.why = f"{failed.name}: {failed.value}" if failed else error.message
-        report.findings[begun:] = [
-            replace(found, status=Status.WARN) if found in bad else found for found in report.findings[begun:]
+        attempt.failure = f"{failed.name}: {failed.value}" if failed else error.message
+        report.findings[first:] = [
+            replace(found, status=Status.WARN) if found in bad else found for found in report.findings[first:]
         ]
         hint = failed.hint if failed else error.hint
-        report.warn(f"not taken: {what}", hint or "the next best way was looked for", value=weighed.why)
+        report.warn(f"not used: {what}", hint or "nothing to do: the run tries the next option", value=attempt.failure)
 
 
 @dataclass
-class Ways:
-    """The ways from the backups of the environment `source`, in the stores of this one. `tried` did not stand their
-    proof; `wanted` is taken first, whatever it loses; `taken` is the one that came to be live."""
+class RestoreOptions:
+    """The backups of the environment `source` in the stores of this one. `tried`: those that failed; `wanted`: the one
+    to try first, whatever it loses; `used`: the one that is live now."""
 
     report: Report
     env: Environment
     source: str
     wanted: str
     tried: set[str] = field(default_factory=set)
-    taken: Way | None = None
+    used: RestoreOption | None = None
 
-    def choose(self) -> Way:
-        """The one with the least loss whose files are what their manifests say.
+    def choose(self) -> RestoreOption:
+        """The option with the least loss whose files match their manifests.
 
         Raises:
-            OpsError: there is none (left).
-            Unreachable: a store is away.
+            OpsError: none is left.
+            Unreachable: a store does not answer.
         """
         while True:
-            way = self._ranked()[0]
-            with weighing(self.report, way.backup.name) as weighed:
-                if way.replay:
-                    choice.bring_files(self.report, way.replay.origin)
+            option = self._ranked()[0]
+            with attempting(self.report, option.backup.name) as attempt:
+                if option.replay:
+                    choice.fetch_files(self.report, option.replay.origin)
                 else:
-                    database.choose_backup(self.report, self.env, way.backup.name, of=self.source)
-            if not weighed.why:
-                self.report.fact("database from", f"{way.kind}: {way.told}")
-                self.report.pin("backup", way.backup.name)
-                self._judge_gap(way)
-                return way
-            self.tried.add(way.backup.name)
+                    database.choose_backup(self.report, self.env, option.backup.name, of=self.source)
+            if not attempt.failure:
+                self.report.fact("database from", f"{option.kind}: {option.text}")
+                self.report.pin("backup", option.backup.name)
+                self._judge_gap(option)
+                return option
+            self.tried.add(option.backup.name)
 
-    def _judge_gap(self, way: Way) -> None:
-        """What lies behind a gap is lost by this way: whoever wants it names the backup."""
-        if not way.replay or not (behind := way.replay.found.behind):
+    def _judge_gap(self, option: RestoreOption) -> None:
+        """The option loses what follows a gap in the WAL: the operator must accept that by naming the backup."""
+        if not option.replay or not (behind := option.replay.found.behind):
             return
-        why = way.replay.found.damage or way.replay.origin.chain.end_reason
+        why = option.replay.found.damage or option.replay.origin.chain.end_reason
         self.report.fail(
             "WAL without a gap",
-            "look for an intact copy of that segment: the old region's receiver and pg_wal, another bucket; put it "
-            f"into the store. Without one, launch this again with backup={way.backup.name}, which accepts that loss",
-            value=f"{why}; behind it: {behind.told}",
-            expected="whole",
-            worst=Status.WARN if way.backup.name == self.wanted else Status.CRITICAL,
+            "find an intact copy of that segment (the old region's WAL receiver and pg_wal, another bucket) and copy "
+            f"it into the store. Without one, run this again with backup={option.backup.name}, which accepts that loss",
+            value=f"{why}; after it: {behind.text}",
+            expected="no gap",
+            worst=Status.WARN if option.backup.name == self.wanted else Status.CRITICAL,
         )
 
-    def _ranked(self) -> list[Way]:
+    def _ranked(self) -> list[RestoreOption]:
         report, reasons = self.report, dict[str, str]()
-        found = list[Way]()
+        found = list[RestoreOption]()
         for kind, find in ((PHYSICAL, self._physical), (LOGICAL, self._logical)):
-            with weighing(report, kind) as weighed:
+            with attempting(report, kind) as attempt:
                 found += find()
-            if weighed.why:
-                reasons[kind] = weighed.why
-        found.sort(key=lambda way: (way.backup.name == self.wanted, way.newest), reverse=True)
+            if attempt.failure:
+                reasons[kind] = attempt.failure
+        found.sort(key=lambda one: (one.backup.name == self.wanted, one.newest), reverse=True)
         report.table(
-            "Ways to bring the database back, the least loss first",
-            ("way", "from", "newest point", "lost before now"),
+            "Recovery options for the database, the least loss first",
+            ("kind", "from", "newest point", "lost up to now"),
             [(one.kind, one.backup.name, one.newest.isoformat(), _before(report, one)) for one in found]
             + [(kind, why, "none", "") for kind, why in reasons.items()],
         )
         if not found:
-            told = "; ".join(f"{kind}: {why}" for kind, why in reasons.items())
+            failures = "; ".join(f"{kind}: {why}" for kind, why in reasons.items())
             raise OpsError(
-                f"nothing in the stores of {self.env.name} brings {self.source}'s database back: {told}",
-                "look for another copy of what is damaged: the old region's disks, another bucket",
+                f"nothing in the stores of {self.env.name} restores {self.source}'s database: {failures}",
+                "find another copy of what is damaged: on the old region's disks, in another bucket",
             )
         return found
 
-    def _physical(self) -> list[Way]:
-        """Of the newest base backup that is left and can be used: by all the WAL that goes on from it."""
+    def _physical(self) -> list[RestoreOption]:
+        """The newest usable base backup, with all WAL after it."""
         store = store_for(self.env, "cluster")
         known = [one for one in open_all(store, "cluster")[0] if one.manifest.environment == self.source]
         left = [one for one in known if one.name == self.wanted or not one.failed]
@@ -164,17 +166,17 @@ class Ways:
         for backup in left:
             if backup.name in self.tried:
                 continue
-            with weighing(self.report, backup.name) as weighed:
-                way = self._replayed(backup.name)
-            if not weighed.why:
-                return [way]
+            with attempting(self.report, backup.name) as attempt:
+                option = self._replayed(backup.name)
+            if not attempt.failure:
+                return [option]
             self.tried.add(backup.name)
         raise OpsError(
             f"there is no base backup of {self.source} in {store.where}",
-            "backup-cluster takes them, replicate-backups copies them",
+            "take them with backup-cluster there, and copy them with replicate-backups",
         )
 
-    def _replayed(self, name: str) -> Way:
+    def _replayed(self, name: str) -> RestoreOption:
         report, env = self.report, self.env
         origin = choice.choose_origin(report, env, NEWEST, name, 0, "backups", of=self.source)
         judge_version(report, env, origin.backup)
@@ -187,69 +189,67 @@ class Ways:
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = self._end_of(origin, found)
         newest = stop.before.at if stop.before else cluster_in(origin.backup).stopped
-        return Way(origin.backup, newest, Replay(origin, found, stop, instance))
+        return RestoreOption(origin.backup, newest, Replay(origin, found, stop, instance))
 
-    def _end_of(self, origin: Origin, found: Found) -> Stop:
-        """Where WAL that can be read ends."""
+    def _end_of(self, origin: PointOrigin, found: FoundTarget) -> Stop:
+        """Where the readable WAL ends."""
         newest = found.newest
         stop = found.stop or (Stop(newest.lsn, True, newest, None) if newest else Stop(0, False, None, None))
-        reachable = stop.before.told if stop.before else f"the backup's own moment, LSN {origin.content.stop_lsn}"
-        self.report.fact("newest reachable point by WAL", reachable)
+        reachable = stop.before.text if stop.before else f"the end of the base backup, LSN {origin.content.stop_lsn}"
+        self.report.fact("newest point of the WAL", reachable)
         if found.damage:
             self.report.warn(
                 "WAL in the store",
-                f"from here everything up to {reachable} can be had; look for that segment elsewhere before anything "
-                "is written here",
+                "find that segment elsewhere before anything is written here: without it, everything up to "
+                f"{reachable} can be restored",
                 value=found.damage,
-                expected="whole",
+                expected="no gap",
             )
         if not found.links:
-            hint = f"only the base backup's own moment can be had; the archiver of {self.source} ships to this place"
-            self.report.warn("WAL in the store", hint, value="there is none after the base backup")
+            hint = f"check that the archiver of {self.source} ships to this store; only the base backup can be restored"
+            self.report.warn("WAL in the store", hint, value="none after the base backup")
         else:
-            self.report.fact(
-                "WAL that can be read", f"{len(found.links)} segments up to {lsn_text(found.links[-1].end)}"
-            )
+            self.report.fact("readable WAL", f"{len(found.links)} segments up to {lsn_text(found.links[-1].end)}")
         return stop
 
-    def _logical(self) -> list[Way]:
-        """The newest dump that is left."""
+    def _logical(self) -> list[RestoreOption]:
+        """The newest dump that did not fail."""
         store = store_for(self.env, "postgres")
         known, unreadable = open_all(store, "postgres")
         if unreadable:
-            hint = f"look at them in {store.where}"
-            self.report.warn("manifests that cannot be read", hint, value=", ".join(unreadable[-5:]))
+            hint = f"check them in {store.where}"
+            self.report.warn("unreadable manifests", hint, value=", ".join(unreadable[-5:]))
         own = [one for one in known if one.manifest.environment == self.source and one.name not in self.tried]
         chosen = [one for one in own if one.name == self.wanted] or [one for one in own if not one.failed]
         if not chosen:
             raise OpsError(
-                f"there is no backup of {self.source}'s database in {store.where}", "replicate-backups copies them"
+                f"there is no dump of {self.source}'s database in {store.where}", "copy them with replicate-backups"
             )
         newest = max(chosen, key=lambda one: one.manifest.taken)
-        return [Way(newest, newest.manifest.taken)]
+        return [RestoreOption(newest, newest.manifest.taken)]
 
 
 def require_known(env: Environment, source: str, wanted: str, kinds: Collection[str] = ("postgres", "cluster")) -> None:
-    """That a backup which was named is there, and the other region's.
+    """Check that the named backup exists, and is from the other region.
 
     Raises:
-        OpsError: it is not.
+        OpsError: it does not, or is not.
     """
     if wanted == LATEST:
         return
     kind = kind_of(wanted, "postgres")
     if kind not in kinds:
         raise OpsError(
-            f"{wanted} is no backup of a database", "name a dump (backup_…), a base backup (base_…), or latest"
+            f"{wanted} is no backup of a database", "give a dump (backup_…), a base backup (base_…), or latest"
         )
     known = open_all(store_for(env, kind), kind)[0]
     own = [one.name for one in known if one.manifest.environment == source]
     if wanted not in own:
-        newest = ", ".join(reversed(own[-3:])) or "none at all"
+        newest = ", ".join(reversed(own[-3:])) or "none"
         raise OpsError(
             f"there is no backup “{wanted[:80]}” of {source} in {store_for(env, kind).where}", f"the newest: {newest}"
         )
 
 
-def _before(report: Report, way: Way) -> str:
-    return f"{(report.started - way.newest).total_seconds():,.1f} s"
+def _before(report: Report, option: RestoreOption) -> str:
+    return f"{(report.started - option.newest).total_seconds():,.1f} s"

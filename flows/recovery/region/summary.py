@@ -1,5 +1,5 @@
-"""What a failover of the region tells: what is lost and how that is known, what protects the new region, the phases of
-the RTO, and the way back. Called with the open report."""
+"""The report of a region failover: the loss and its proof, the phases of the RTO, what protects the new region, and the
+failback."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 
 from blocks.environment import Environment
 from blocks.postgres import nodes
-from flows.recovery.region.options import Way
-from flows.store import mark_verified, store_for
+from flows.recovery.region.options import RestoreOption
+from flows.store import store_for
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.application.endpoint import Sent, read_endpoint
@@ -23,23 +25,24 @@ from tasks.cluster.content import cluster_in
 from tasks.postgres.replication.synchronous import Synchrony, read_synchrony
 
 HEALTH_SECONDS = 10.0
+BACKUPS = ("backup-cluster", "backup-database", "backup-redis", "backup-files")
 _WHAT = {
-    "decision": "the old region's fence, the ways back, the files of the best one read",
-    "build and proof": "database, Redis and files beside, proven",
-    "bring up": "swapped in, started, checked: health, expectations, log-in, session, AI answer",
-    "switch": "the old region looked at once more, then users sent here",
+    "decision": "checked the old region's fence, chose the recovery option, read its files",
+    "build and proof": "built staged copies of database, Redis and files, and proved them",
+    "bring up": "swapped, started, checked: health, expectations, log-in, session, AI answer",
+    "switch": "checked the old region's fence again, then sent users here",
 }
 
 
 @dataclass
-class Phases:
-    """Seconds of each phase, apart."""
+class RegionPhases:
+    """Seconds per phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """One phase; what was tried twice is counted together."""
+        """Measure one phase. A second attempt adds to the first."""
         started = datetime.now(UTC)
         try:
             yield
@@ -48,7 +51,7 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + passed
 
     def report_results(self, report: Report, env: Environment) -> None:
-        """As a table and as facts, against the RTO."""
+        """Report the phases and compare their sum with the RTO."""
         report.table(
             "Phases",
             ("phase", "seconds", "what"),
@@ -61,78 +64,77 @@ class Phases:
         report.prefer(
             "recovery time against the RTO",
             passed <= env.rto_seconds,
-            "see which phase took long",
+            "check which phase took longest",
             value=duration(passed),
             expected=f"at most {duration(env.rto_seconds)}",
         )
 
 
 def judge_users(report: Report, env: Environment, old: Environment) -> bool:
-    """Whether users are sent here already: then nothing may be put back over what they write.
+    """Whether users are sent here already: then nothing may be restored over what they write.
 
     Raises:
-        RunbookFailed: they are, and this region does not serve them.
+        RunbookFailed: they are, and this region is unhealthy.
     """
     sent = read_endpoint(env.endpoint)
-    report.fact("users were sent to", sent or f"nowhere: {env.endpoint.file} is not there")
+    report.fact("users were sent to", sent or f"nowhere: {env.endpoint.file} is missing")
     here = bool(sent) and sent.rstrip("/") == env.application.url.rstrip("/")
     if here:
         try:
-            told = wait_healthy(env.application, seconds=HEALTH_SECONDS).answer
-            healthy = True
+            report.passed(f"{env.name} serves", value=wait_healthy(env.application, seconds=HEALTH_SECONDS).answer)
         except OpsError as error:
-            told, healthy = error.message, False
-        report.require(
-            f"{env.name} serves",
-            healthy,
-            f"users are sent here, and may have written: a failover would take that away. Look at the services, or "
-            f"recover {env.name} in its own place: restore-to-point, full-restore",
-            value=told,
-        )
+            report.fail(
+                f"{env.name} serves",
+                "fix the services, or recover this region itself: users are sent here, and a failover would lose what "
+                "they wrote",
+                value=error.message,
+                follow=[Next("full-restore", "restore this region"), Next("restore-to-point", "restore its database")],
+            )
         report.fail_if_critical()
     elif sent and sent.rstrip("/") != old.application.url.rstrip("/"):
         report.warn(
             "where users are sent",
-            f"find out who serves there: neither {old.name} nor {env.name} does",
+            f"find out which system serves there: it is neither {old.name} nor {env.name}",
             value=sent,
             expected=old.application.url,
         )
     return here
 
 
-def tell_loss(report: Report, env: Environment, old: Environment, way: Way) -> None:
-    """The newest point that is there against the time of the failure, which nobody here knows: between the two is what
-    may be lost."""
-    lost = (report.started - way.newest).total_seconds()
-    report.fact("newest point restored", f"{way.newest:%Y-%m-%d %H:%M:%S.%f UTC}, by {way.kind} ({way.backup.name})")
+def report_loss(report: Report, env: Environment, old: Environment, option: RestoreOption) -> None:
+    """Bound the loss: the writes between the newest restored point and the failure, whose time is unknown here."""
+    lost = (report.started - option.newest).total_seconds()
     report.fact(
-        "lost",
-        f"nothing that was committed up to then; at most what was acknowledged in the {duration(lost)} "
-        f"from then until this run found {old.name} dead ({report.started:%Y-%m-%d %H:%M:%S UTC})",
+        "newest point restored",
+        f"{clock.text(option.newest, 'microseconds')}, from {option.kind} ({option.backup.name})",
     )
     report.fact(
-        "not known here",
-        f"when {old.name} failed, and what it acknowledged after the newest point: that is "
-        "on its disks and in its clients' records only",
+        "lost",
+        f"nothing committed up to that point; at most what was acknowledged in the {duration(lost)} after it, until "
+        f"this run found {old.name} dead ({clock.text(report.started)})",
+    )
+    report.fact(
+        "unknown",
+        f"when {old.name} failed, and what it acknowledged after the newest point: only its disks and its clients' "
+        "records show that",
     )
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,
-        "that much may be lost, if the old region went on until this run; keep its disks as they are",
+        "keep the old region's disks unchanged: this much is lost if it took writes until this run",
         value=f"at most {duration(lost)}",
         expected=f"at most {duration(env.rpo_seconds)}",
     )
 
 
-def tell_switch(report: Report, env: Environment, sent: Sent) -> None:
-    """Where users are sent."""
+def report_switch(report: Report, env: Environment, sent: Sent) -> None:
+    """Report where users are sent."""
     report.fact("users are sent to", f"{sent.after} (before: {sent.before or 'nowhere'}), by {env.endpoint.file}")
 
 
 @dataclass(frozen=True)
 class Protection:
-    """Who follows the new primary and for whom commits wait; whether there is a base backup of the timeline that it
-    writes."""
+    """The standbys of the new primary; whether there is a base backup of its timeline."""
 
     synchrony: Synchrony
     timeline: int
@@ -141,7 +143,7 @@ class Protection:
 
 @probe
 def read_protection(env: Environment) -> Protection:
-    """What would be left of what is written from now on.
+    """Read what protects the writes from now on.
 
     Raises:
         Unreachable: the database or the store does not answer.
@@ -153,37 +155,32 @@ def read_protection(env: Environment) -> Protection:
     return Protection(read_synchrony.work(env.postgres), timeline, has_base)
 
 
-def tell_after(report: Report, env: Environment, old: Environment) -> None:
-    """What protects this region now, and what is to be done, the most urgent first. Until then it is not OK."""
+def report_follow_up(report: Report, env: Environment, old: Environment) -> None:
+    """Report what protects this region now, and what is left to do, the most urgent first. Until then it is not OK."""
     found = read_protection(env)
     waiting = found.synchrony.connected if found.synchrony.needed else ()
-    commits = f"commits wait for {', '.join(waiting) or 'nobody'}"
+    commits = f"commits wait for {', '.join(waiting) or 'no standby'}"
     report.fact("protection now", commits + (", whose WAL is shipped to the store" if waiting else ""))
     if not found.has_base:
         report.warn(
             "no base backup of this region",
-            f"launch backup-cluster on {env.name} now, then backup-database, "
-            "backup-redis and backup-files: until then what is written from now on has no backup",
+            "back up everything now: until then new writes have no backup",
             value=f"none of timeline {found.timeline}",
+            follow=[Next(flow, "back up") for flow in BACKUPS],
         )
     if env.has("standby") and env.standby.name not in waiting:
-        hint = f"build one with rejoin-standby on {env.name}; until then there is nothing to fail over to"
-        report.warn("no standby", hint, value=commits)
+        hint = "build one: until then there is no server to fail over to"
+        report.warn("no standby", hint, value=commits, follow=[Next("rejoin-standby", "build the standby")])
     if not env.has("copies"):
         report.warn(
-            "no second place",
-            f"add [copies] to {env.name}'s TOML: all that it has is in this region",
-            value="backups and WAL stay here",
+            "no replica store",
+            f"add [copies] to {env.name}'s TOML",
+            value="all backups and WAL are in this region only",
         )
     report.warn(
         f"the old region {old.name}",
-        "before its hosts are switched on: nothing of it may start by itself. "
-        "Keep its disks: they have what is lost here. The way back: docs/region-failover.md",
+        "disable its services before its hosts are switched on. Keep its disks: they have the writes that are lost "
+        "here. Failback: docs/region-failover.md",
         value="it takes writes again when its services start",
-        expected="nothing of it starts",
+        expected="no service starts",
     )
-
-
-def tell_proof(report: Report, way: Way) -> None:
-    """That what was restored was good is noted beside it."""
-    mark_verified(report, way.backup)

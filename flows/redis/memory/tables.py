@@ -1,16 +1,15 @@
-"""Tables and pictures of check-redis-memory (§2.1): databases, prefixes, keys."""
+"""Tables and pictures of check-redis-memory: databases, prefixes, keys (§2.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flows.redis.memory.findings import about
 from runbook.page.plots import Bar, bars, shares
 from runbook.report import Evidence, Report
 from runbook.units import duration, size
 from tasks.redis.content.reading import shown
-from tasks.redis.memory.estimates import ZERO, Estimate, PrefixSum
-from tasks.redis.memory.listing import Listing
+from tasks.redis.memory.estimates import ZERO, PrefixSum, SizeEstimate
+from tasks.redis.memory.listing import KeyListing
 from tasks.redis.memory.script import TTL_NAMES, TYPES
 from tasks.redis.memory.sweep import MEASURED_ELEMENTS, BigKey, Survey
 
@@ -19,7 +18,7 @@ MOST_BARS = 15
 MOST_LETTERS = 100
 
 
-def tell_databases(report: Report, survey: Survey) -> None:
+def report_databases(report: Report, survey: Survey) -> None:
     """Keys and bytes of each database."""
     rows = [
         (
@@ -35,23 +34,26 @@ def tell_databases(report: Report, survey: Survey) -> None:
     report.table("Databases", ("database", "keys", "bytes", "without expiry", "bytes by type", "read"), rows)
 
 
-def tell_prefixes(report: Report, survey: Survey) -> None:
-    """The biggest prefixes by memory, their types and TTLs, and what of them never expires; two pictures."""
+def report_prefixes(report: Report, survey: Survey) -> None:
+    """The biggest prefixes by memory, with types, TTLs and keys without expiry; two pictures."""
     total = sum((found.size for found in survey.databases), ZERO)
     biggest = survey.prefixes[:MOST_ROWS]
     rows = [_prefix_row(found, total.value) for found in biggest]
-    if rest := _rest(survey, biggest):
+    if rest := _others(survey, biggest):
         rows.append(rest)
     columns = ("database", "prefix", "keys", "bytes", "share", "bytes per key", "types")
     report.table("Biggest prefixes by memory", columns, rows)
     drawn = [Bar(_name(f), (f.size.value,), _size(f.size)) for f in survey.prefixes[:MOST_BARS]]
-    report.attach(Evidence("Memory by prefix", svg=bars(drawn)))
-    _tell_ttls(report, survey)
-    _tell_persistent(report, survey)
-    _tell_parts(report, survey)
+    report.attach(Evidence("Memory by prefix", svg=bars(drawn, "B")))
+    _report_ttls(report, survey)
+    found = sorted((f for f in survey.prefixes if f.persistent_keys), key=lambda f: -f.persistent_size)
+    persistent = [
+        (f"db {f.database}", _prefix(f.prefix), f"{f.persistent_keys:,.0f}", size(f.persistent_size)) for f in found
+    ]
+    report.table("Keys without expiry", ("database", "prefix", "keys", "bytes"), persistent, most=MOST_ROWS)
 
 
-def _tell_ttls(report: Report, survey: Survey) -> None:
+def _report_ttls(report: Report, survey: Survey) -> None:
     rows = [
         (f"db {found.database}", _prefix(found.prefix), *(_share(count, found.keys_read) for count in found.ttls))
         for found in survey.prefixes[:MOST_ROWS]
@@ -61,76 +63,48 @@ def _tell_ttls(report: Report, survey: Survey) -> None:
     report.attach(Evidence("TTL distribution", svg=shares(lines, TTL_NAMES)))
 
 
-def _tell_persistent(report: Report, survey: Survey) -> None:
-    """TTL −1 is no expiry: never "expired"."""
-    found = sorted((f for f in survey.prefixes if f.persistent_keys), key=lambda f: -f.persistent_size)
-    rows = [
-        (f"db {f.database}", _prefix(f.prefix), f"{f.persistent_keys:,.0f}", size(f.persistent_size))
-        for f in found[:MOST_ROWS]
-    ]
-    if len(found) > MOST_ROWS:
-        rows.append((f"… {len(found) - MOST_ROWS} more", "", "", ""))
-    report.table("Keys without expiry", ("database", "prefix", "keys", "bytes"), rows)
-
-
-def _tell_parts(report: Report, survey: Survey) -> None:
-    """The second level of a prefix that holds more than half of all."""
-    if len(survey.parts) < 2:
-        return
-    whole = sum(part.size for part in survey.parts)
-    rows = [
-        (_prefix(part.prefix), f"{part.keys:,}", size(part.size), _share(part.size, whole))
-        for part in survey.parts[:MOST_ROWS]
-    ]
-    if len(survey.parts) > MOST_ROWS:
-        rows.append((f"… {len(survey.parts) - MOST_ROWS} more", "", "", ""))
-    name = f"Inside {shown(survey.parted)} (of the {sum(part.keys for part in survey.parts):,} keys read of it since)"
-    report.table(name, ("prefix", "keys", "bytes", "share"), rows)
-
-
-def tell_keys(report: Report, survey: Survey) -> None:
-    """The biggest keys, of all and of each type."""
+def report_keys(report: Report, survey: Survey) -> None:
+    """The biggest keys, in all and of each type."""
     columns = ("database", "key", "type", "bytes", "elements", "TTL")
     note = "" if survey.is_complete else " of those read"
     if survey.why_uncounted:
-        why = f"not counted: that would touch them (needs CLIENT NO-TOUCH: {survey.why_uncounted})"
+        why = f"not counted: it would change their idle times without CLIENT NO-TOUCH ({survey.why_uncounted})"
         report.fact("elements of the biggest keys", why)
     report.table(f"Biggest keys{note}", columns, [_key_row(key) for key in survey.biggest])
-    report.table(f"Biggest keys of each type{note}", columns, [_key_row(key) for key in _by_type(survey)])
+    report.table(f"Biggest keys of each type{note}", columns, [_key_row(key) for key in survey.biggest_by_type])
 
 
-def tell_pattern(report: Report, pattern: str, listing: Listing, most: int) -> None:
-    """The first keys of a pattern: 100 rows are what the manual asks for."""
+def report_pattern(report: Report, pattern: str, listing: KeyListing, most: int) -> None:
+    """The first keys of a pattern, as the manual lists them."""
     rows = [
         (f"db {number}", key_name(facts.key), TYPES[facts.type], ttl(facts.ttl_ms), size(facts.size))
         for number, facts in listing.keys
     ]
     report.table(f"First {most} keys of {pattern}", ("database", "key", "type", "TTL", "bytes"), rows)
     if not listing.is_complete:
-        report.warn(
-            f"the search for {pattern} is not complete",
-            "raise budget_seconds",
-            value=f"{len(rows)} keys when its quarter of the time was over",
-            expected=f"{most}, or all",
-        )
+        value = f"{len(rows)} keys found in {duration(listing.seconds)}, a quarter of budget_seconds"
+        report.warn(f"incomplete search for {pattern}", "raise budget_seconds", value=value, expected=f"{most}, or all")
     if listing.denied:
-        hint = "give the user all keys: ACL SETUSER <user> %R~*"
+        hint = "permit the user to read all keys: ACL SETUSER <user> %R~*"
         report.warn(f"not measured of {pattern}", hint, value=f"{listing.denied} keys that the user may not read")
 
 
+def about(estimate: SizeEstimate, text: str, error: str) -> str:
+    """A total for people, with its error if it is an estimate."""
+    if estimate.error == 0:
+        return text
+    return f"{text} ± {error}" if estimate.error == estimate.error else f"{text} ± unknown"
+
+
 def ttl(milliseconds: int) -> str:
-    """A TTL for people; −1 is no expiry."""
+    """A TTL for people; −1: no expiry."""
     return "no expiry" if milliseconds < 0 else duration(milliseconds / 1000)
 
 
 def key_name(key: bytes) -> str:
-    """A key for people: what cannot be printed is escaped, what is long is cut."""
+    """A key for people: unprintable bytes are escaped, a long key is cut."""
     text = shown(key[: 2 * MOST_LETTERS])
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}… ({len(key):,} bytes)"
-
-
-def _by_type(survey: Survey) -> Sequence[BigKey]:
-    return sorted(survey.biggest_by_type, key=lambda key: TYPES.index(key.type))
 
 
 def _key_row(key: BigKey) -> tuple[str, ...]:
@@ -146,14 +120,14 @@ def _prefix_row(found: PrefixSum, total: float) -> tuple[str, ...]:
     return f"db {found.database}", _prefix(found.prefix), _keys(found.keys), _size(found.size), share, each, types
 
 
-def _rest(survey: Survey, told: Sequence[PrefixSum]) -> tuple[str, ...] | None:
-    """All others in one line: those that are known, and those that were let go to bound the memory of this report."""
-    keys = sum(found.keys.value for found in survey.databases) - sum(found.keys.value for found in told)
-    number = len(survey.prefixes) - len(told) + survey.dropped_prefixes
+def _others(survey: Survey, listed: Sequence[PrefixSum]) -> tuple[str, ...] | None:
+    """All other prefixes in one row, including those that were dropped to bound this report's memory."""
+    keys = sum(found.keys.value for found in survey.databases) - sum(found.keys.value for found in listed)
+    number = len(survey.prefixes) - len(listed) + survey.dropped_prefixes
     if number <= 0:
         return None
     whole = sum(found.size.value for found in survey.databases)
-    rest = max(whole - sum(found.size.value for found in told), 0)
+    rest = max(whole - sum(found.size.value for found in listed), 0)
     at_least = "about " if survey.dropped_prefixes else ""
     name = f"others ({at_least}{number:,} prefixes)"
     return "", name, f"{max(keys, 0):,.0f}", size(rest), _share(rest, whole), "", ""
@@ -167,11 +141,11 @@ def _prefix(prefix: bytes) -> str:
     return shown(prefix) if prefix else "(no colon)"
 
 
-def _keys(estimate: Estimate) -> str:
+def _keys(estimate: SizeEstimate) -> str:
     return about(estimate, f"{estimate.value:,.0f}", f"{estimate.error:,.0f}")
 
 
-def _size(estimate: Estimate) -> str:
+def _size(estimate: SizeEstimate) -> str:
     return about(estimate, size(estimate.value), size(estimate.error))
 
 

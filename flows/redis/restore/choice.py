@@ -1,4 +1,4 @@
-"""What restore-redis puts back: a backup of ours, or a file that the manual's own commands left (§2.3)."""
+"""The source of a Redis restore: a backup, or an RDB or AOF file without a manifest (§2.3)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from blocks.environment import Environment, Stores
 from flows import store as stores
 from flows.redis.restore.steps import judge_files
+from runbook import clock
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
 from tasks.backups import fetched_files
@@ -18,29 +20,29 @@ from tasks.redis.scratch import refuse_empty
 
 
 @dataclass(frozen=True)
-class Restorable:
-    """A backup that is at hand. `proven` is False for a foreign file: nothing says what should be in it."""
+class RestorableRedis:
+    """A fetched backup. `proven` is False for a file without a manifest: its expected content is unknown."""
 
     backup: Backup
     proven: bool = True
 
 
-def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Restorable:
-    """Find what an operator means, have it at hand, and judge it: whose it is, its files, and whether this server
-    program reads its version. Nothing live is asked.
+def choose(report: Report, env: Environment, wanted: str, which: Stores) -> RestorableRedis:
+    """Find and fetch the wanted backup, and check its origin, its files and its RDB version. The live server is not
+    queried.
 
     Raises:
         OpsError: there is no such backup or file.
         RunbookFailed: it is damaged, or of a newer server.
     """
     if is_foreign(wanted):
-        return _adopted(report, env, wanted, which)
+        return _adopt(report, env, wanted, which)
     backup = find_backup(stores.store_for(env, "redis", which), "redis", wanted, env.name)
     report.fact("backup", backup.name)
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)
     if backup.manifest.environment == KEPT.format(env.name):
-        report.fact("it is", f"what {backup.manifest.content.get('kept_by', 'a restore')} kept of the live data")
+        report.fact("origin", f"live data, kept by {backup.manifest.content.get('kept_by', 'a restore')}")
     else:
         stores.judge_origin(report, env, backup, wanted)
     judge_files(report, backup, stores.read_files(report, backup))
@@ -48,38 +50,39 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
     refuse_empty(backup.path / RDB)
     version = read_rdb(backup.path / RDB)
     _judge_version(report, env, version.header, version.version, backup.manifest.tool)
-    _tell_lost(report, backup)
-    return Restorable(backup)
+    _report_loss(report, backup)
+    return RestorableRedis(backup)
 
 
-def _tell_lost(report: Report, backup: Backup) -> None:
-    report.fact("lost", f"every write after {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
+def _report_loss(report: Report, backup: Backup) -> None:
+    report.fact("lost", f"every write after {clock.text(backup.manifest.taken)}")
 
 
 def _judge_version(report: Report, env: Environment, header: str, version: int, tool: str) -> None:
-    """A newer server's RDB, or the other family's, is refused with the reason before anything is loaded or stopped."""
+    """An RDB of a newer server, or of the other family, is refused before anything is loaded or stopped."""
     found = read_readable(env.redis, version)
     report.require(
         "RDB version",
         found.ok,
-        f"restore it with {tool or 'the server that wrote it'} or a newer one of its family ([redis] server_program): "
-        "Valkey 9 and Redis 8 cannot read each other's newer RDB files",
+        f"set [redis] server_program to {tool or 'the server that wrote it'}, or a newer one of its family: Valkey 9 "
+        "and Redis 8 cannot read each other's newer RDB files",
         value=f"{header} of {tool or 'an unknown server'}"
-        + ("" if found.ok else f": {found.program} cannot read what {tool or 'it'} saved"),
-        expected=found.told(),
+        + ("" if found.ok else f": {found.program} cannot read the RDB of {tool or 'it'}"),
+        expected=found.describe(),
     )
     report.fail_if_critical()
 
 
-def _adopted(report: Report, env: Environment, wanted: str, which: Stores) -> Restorable:
+def _adopt(report: Report, env: Environment, wanted: str, which: Stores) -> RestorableRedis:
     store = stores.store_for(env, "redis", which)
     found = read_foreign(store.spool, wanted)
     report.fact("backup", f"{found.path} ({found.form}, {size(found.bytes)})")
     report.warn(
         "no manifest",
-        "it cannot be proven; take backups with backup-redis: those can",
-        value=f"{found.path.name} is an {found.form} of {size(found.bytes)} and no more",
+        "take backups with backup-redis: a restore of this file cannot be proven",
+        value=f"{found.path.name} is an {found.form} of {size(found.bytes)}",
         expected="a backup with a manifest",
+        follow=[Next("backup-redis", "take a provable backup")],
     )
     _judge_foreign(report, env, found)
     adopted = adopt(env.redis, store, env.name, found)
@@ -87,19 +90,19 @@ def _adopted(report: Report, env: Environment, wanted: str, which: Stores) -> Re
     if adopted.cut_bytes:
         report.warn(
             "end of the AOF",
-            "that is what a crash, or a copy of a running server's file, leaves; what came before it is there",
-            value=f"{adopted.cut_bytes:,} bytes of a command or transaction that had not ended were left off",
-            expected="a whole command",
+            "nothing to do: a crash, or a copy while the server runs, causes this. All earlier commands are restored",
+            value=f"{adopted.cut_bytes:,} bytes of an incomplete command or transaction were left out",
+            expected="a complete command",
         )
     if adopted.has_more:
         report.warn(
             "bytes after the end of the RDB",
-            "they are left off. Where they are commands the file is an AOF that begins with an RDB: name it *.aof",
-            value=f"{found.path.name} does not end with the RDB's last byte",
-            expected="nothing after it",
+            "rename the file to *.aof if these bytes are commands: then it is an AOF that begins with an RDB",
+            value=f"{found.path.name} continues after the RDB; these bytes are left out",
+            expected="no bytes after the RDB",
         )
-    _tell_lost(report, adopted.backup)
-    return Restorable(adopted.backup, proven=False)
+    _report_loss(report, adopted.backup)
+    return RestorableRedis(adopted.backup, proven=False)
 
 
 def _judge_foreign(report: Report, env: Environment, found: Foreign) -> None:
@@ -109,8 +112,8 @@ def _judge_foreign(report: Report, env: Environment, found: Foreign) -> None:
         report.prefer(
             "checksum of the RDB",
             found.rdb.checksum,
-            "it was saved with rdbchecksum no: a flipped bit inside a value is seen by nobody; choose another where "
-            "there is one",
-            value="there" if found.rdb.checksum else "none",
-            expected="CRC-64, which the server checks as it loads",
+            "choose another backup, if there is one: this one was saved with rdbchecksum no, so a flipped bit inside a "
+            "value cannot be detected",
+            value="present" if found.rdb.checksum else "none",
+            expected="CRC-64, which the server checks when it loads the file",
         )

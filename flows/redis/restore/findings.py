@@ -1,82 +1,80 @@
-"""What a restore key by key says of what it did, and of what clients wrote meanwhile (§2.3)."""
+"""The result of a restore key by key, and the clients' writes meanwhile (§2.3)."""
 
 from __future__ import annotations
 
 from runbook.report import Report, Status
 from runbook.units import duration, size
-from tasks.redis.restore.equal import COLUMNS, Comparison
+from tasks.redis.restore.equal import COLUMNS, KeyComparison
 from tasks.redis.restore.prefixes import Restored
-from tasks.redis.restore.writes import Writes
+from tasks.redis.restore.writes import LiveWrites
 
 MOST_ROWS = 50
 
 
-def tell_restored(report: Report, done: Restored, writes: Writes) -> None:
-    """What was done, and how long others waited for it at most."""
+def report_restored(report: Report, done: Restored, writes: LiveWrites) -> None:
+    """The restored and deleted keys, and how long other clients waited at most."""
     carried = done.carried
     report.fact("keys restored", f"{carried.keys:,} ({size(carried.bytes)} in memory)")
     report.fact("keys expired since the backup", f"{carried.expired:,}")
     report.fact(
-        "keys removed",
-        f"{done.removed:,}" + (f"; {done.spared:,} that clients had just written were spared" if done.spared else ""),
+        "keys deleted",
+        f"{done.removed:,}" + (f"; {done.spared:,} that clients had just written were kept" if done.spared else ""),
     )
     if carried.large:
         report.fact(
             "values above 1 MiB",
-            f"{carried.large:,}, one at a time; the longest was on its way for {duration(carried.slowest_seconds)}",
+            f"{carried.large:,}, one at a time; the longest took {duration(carried.slowest_seconds)}",
         )
-    tell_unknown(report, writes.problem)
+    report_unknown_writes(report, writes.problem)
 
 
-def tell_unknown(report: Report, problem: str) -> None:
-    """That the server could not tell what clients write."""
+def report_unknown_writes(report: Report, problem: str) -> None:
+    """Warn if the server could not report the clients' writes."""
     if problem:
         report.warn(
-            "what clients wrote meanwhile",
-            "ACL SETUSER … +client|tracking +subscribe +publish &__redis__:invalidate &ops:settled:*",
-            value=f"not known: {problem}",
+            "clients' writes meanwhile",
+            "permit it: ACL SETUSER … +client|tracking +subscribe +publish &__redis__:invalidate &ops:settled:*",
+            value=f"unknown: {problem}",
         )
 
 
-def tell_comparison(report: Report, found: Comparison, writes: Writes | None, back: str) -> None:
-    """Whether the live server holds what the backup does; `writes` is None where nobody could write meanwhile.
+def judge_comparison(report: Report, found: KeyComparison, writes: LiveWrites | None, back: str) -> None:
+    """The live server equals the backup, except for clients' writes. `writes` None: clients could not write meanwhile.
 
     Raises:
-        RunbookFailed: it does not, and no client is known to have written that.
+        RunbookFailed: keys differ that no client wrote.
     """
     rows = [row.cells() for row in found.rows]
-    more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
-    report.table(f"The live server against the backup, key by key{more}", COLUMNS, rows[:MOST_ROWS])
-    known = "" if found.writes_known else "; clients may have written these: what they wrote is not known"
+    report.table("The live server against the backup, key by key", COLUMNS, rows, most=MOST_ROWS)
+    known = "" if found.writes_known else "; perhaps clients wrote these: their writes are unknown"
     report.require(
         "live keys equal to the backup",
         not found.differences,
-        f"look at these keys; {back}" if found.writes_known else "stop the clients that write there, launch it again",
+        f"check these keys; undo: {back}" if found.writes_known else "stop the clients that write, then run it again",
         value="; ".join(found.differences[:3]) + known if found.differences else f"{found.equal:,} keys",
-        expected="no difference but what clients wrote since",
+        expected="no difference except clients' writes",
         worst=Status.CRITICAL if found.writes_known else Status.WARN,
     )
     if found.written:
         report.warn(
             "written by clients meanwhile",
-            "nothing, if they may: what they wrote stands, and is not compared",
+            "nothing to do if these clients may write: their values are kept and not compared",
             value=f"{found.written:,} keys (or they expired, or were evicted)",
             expected="none",
         )
     if found.replaced:
-        tell_lost(report, f"up to {found.replaced:,} keys, and the backup's took their place", back)
+        report_lost_writes(report, f"up to {found.replaced:,} keys, replaced by the backup's", back)
     if writes is not None:
-        report.fact("keys that others wrote during the run", f"{len(writes):,}" if writes.known else "not known")
+        report.fact("keys that others wrote during the run", f"{len(writes):,}" if writes.known else "unknown")
     report.fail_if_critical()
-    report.outcome = f"{found.equal:,} keys are as the backup holds them, compared one by one"
+    report.outcome = f"{found.equal:,} keys equal the backup's, compared one by one"
 
 
-def tell_lost(report: Report, what: str, back: str) -> None:
-    """What clients wrote after the live data was kept, and before the backup's took its place, is nowhere."""
+def report_lost_writes(report: Report, what: str, back: str) -> None:
+    """Clients' writes between the backup of the live data and its replacement are lost."""
     report.warn(
-        "what clients wrote during the restore is lost",
-        f"what they wrote until the live data was kept is in "
-        f"there ({back}); next time stop the clients that write before a restore",
+        "clients' writes during the restore are lost",
+        f"stop the clients that write before the next restore. Earlier writes are kept: {back}",
         value=what,
-        expected="nothing",
+        expected="none",
     )

@@ -1,4 +1,4 @@
-"""The ways in which restore-redis puts data back (§2.3): each is judged and planned, then run with a permit."""
+"""The methods of restore-redis: by directory, over the network, by prefix (§2.3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blocks.redis.server import Redis
 from flows.redis.backup import judge_kept, keep_live
 from flows.redis.restore import network
 from flows.redis.restore import prefixes as prefix_steps
-from flows.redis.restore.choice import Restorable
+from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
@@ -20,23 +20,23 @@ from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
 from tasks.redis.restore.prefixes import Extra
 from tasks.redis.topology.isolation import TAKE_OFF
-from tasks.redis.topology.topology import ReplicationTopology, read_surroundings
+from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 
 class Restoring(Protocol):
-    """One restore, judged and planned."""
+    """A planned restore."""
 
     @property
     def acts(self) -> tuple[Act, ...]:
-        """What it needs a permit for."""
+        """The acts of its permit."""
 
     def run(self, permit: Permit) -> None:
-        """Do it, and prove it."""
+        """Restore and prove the data."""
 
 
 @dataclass(frozen=True)
-class Replacement:
-    """The data directory's place is taken by a copy that was proven."""
+class RedisReplacement:
+    """A proven copy replaces the data directory."""
 
     report: Report
     env: Environment
@@ -45,7 +45,7 @@ class Replacement:
 
     @property
     def acts(self) -> tuple[Act, ...]:
-        """What it needs a permit for."""
+        """The acts of its permit."""
         directory = self.env.redis.data_directory
         return Act(ACT, directory), Act(TAKE_OFF, directory)
 
@@ -53,35 +53,40 @@ class Replacement:
         """Build, prove, swap, verify.
 
         Raises:
-            RunbookFailed: the copy is not what the backup held; nothing was stopped.
-            OpsError: the service does not stop, or does not start on the copy.
+            RunbookFailed: the copy differs from the backup; nothing was stopped.
+            OpsError: the service does not stop, or does not start with the copy.
         """
-        self.report.state_is("the live data was not touched", "launch it again when what is said above is put right")
+        self.report.state_is("the live data was not touched", "fix the findings above, then run it again")
         copy = build_redis(self.report, self.env, permit, self.backup)
         kept = ""
         if found := living_master(self.env, self.around):
             kept = keep_live(self.report, self.env, found).name
         swapped = replace_redis(self.report, self.env, permit, copy, self.around)
-        other = f"; what {self.around.master} held: restore-redis with backup={kept}" if kept else ""
+        other = f"; for the data of {self.around.master}: restore-redis with backup={kept}" if kept else ""
         self.report.fact("undo", undo(swapped) + other)
 
 
 def living_master(env: Environment, around: ReplicationTopology) -> Redis | None:
-    """Another server that is the master now, whose data nothing else keeps: it becomes a replica of what is restored.
-    A killed run has kept it before it took anything off."""
+    """Another server that is now the master. It becomes a replica, so its data must be kept first; a killed run did
+    that before it detached anything."""
     found = around.master if around.master != around.own and not around.since else ""
     return env.redis.at(found) if found in around.reachable else None
 
 
 @contextlib.contextmanager
 def prepare(
-    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra, expected_removed: int
+    report: Report,
+    env: Environment,
+    chosen: RestorableRedis,
+    prefixes: Sequence[str],
+    extra: Extra,
+    expected_removed: int,
 ) -> Iterator[Restoring]:
-    """Judge and plan the restore that is meant: of some prefixes, over the network, or of the data directory.
+    """Check and plan the restore: of some prefixes, over the network, or of the data directory.
 
     Raises:
         OpsError, Unreachable: the live server refuses or does not answer.
-        RunbookFailed: something stands in the way.
+        RunbookFailed: a check failed.
     """
     if prefixes:
         with prefix_steps.prepare(report, env, chosen, prefixes, extra, expected_removed) as some:
@@ -90,12 +95,12 @@ def prepare(
         with network.prepare(report, env, chosen) as whole:
             yield whole
     else:
-        around = read_surroundings(env.redis, env.reports_directory)
+        around = read_topology(env.redis, env.reports_directory)
         fitness = judge_server(report, env, chosen.backup, around)
         report.fail_if_critical()
         if found := living_master(env, around):
             judge_kept(report, env, found)
             report.fail_if_critical()
-            report.plan("keep", f"what {found.address}, the master now, holds, as a backup: its data goes")
+            report.plan("keep", f"the data of {found.address}, the current master, as a backup: it is replaced")
         plan_redis(report, env, chosen.backup, fitness)
-        yield Replacement(report, env, chosen.backup, around)
+        yield RedisReplacement(report, env, chosen.backup, around)

@@ -1,4 +1,4 @@
-"""restore-redis to a server whose files cannot be reached from here (§2.3): plain functions with the open report."""
+"""Restore over the network, to a server whose files are on another host (§2.3)."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from blocks.redis.server import Redis
 from flows.redis.backup import keep_live
 from flows.redis.master import judge_master
 from flows.redis.restore import findings, prefixes
-from flows.redis.restore.choice import Restorable
+from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import plan_detaching, put_back
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration, size
 from tasks.redis.content.reading import drop_prefixes, held_still
-from tasks.redis.line import Line, live_line
+from tasks.redis.line import RedisLine, live_line
 from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
-from tasks.redis.restore.equal import Comparison, compare_keys
+from tasks.redis.restore.equal import KeyComparison, compare_keys
 from tasks.redis.restore.network import (
     ACT,
-    Leftover,
     NotReached,
+    RedisLeftover,
     find_leftover,
     forget_dead,
     replace_by_replication,
     still_follows,
 )
 from tasks.redis.restore.prefixes import ACT as RESTORE_KEYS
-from tasks.redis.restore.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
+from tasks.redis.restore.prefixes import RestoreOrder, count_keys, find_refusal, restore_functions, restore_keys
 from tasks.redis.restore.route import Route, find_route
-from tasks.redis.restore.writes import Writes, watched_writes
+from tasks.redis.restore.writes import LiveWrites, watched_writes
 from tasks.redis.sentinels import Watch, read_sentinels
 from tasks.redis.server import answers
 from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
-from tasks.redis.topology.topology import ReplicationTopology, find_record, read_surroundings
+from tasks.redis.topology.topology import ReplicationTopology, find_record, read_topology
 
 ALL = (b"",)
 BYTES_PER_SECOND = 50e6
@@ -49,18 +50,18 @@ BYTES_PER_SECOND = 50e6
 
 @dataclass(frozen=True)
 class NetworkRestore:
-    """A backup in a scratch server, and the live server that is to hold the same."""
+    """A backup in a scratch server, and the live server that gets its data."""
 
     report: Report
     env: Environment
-    target: Target
+    target: RestoreTarget
     scratch: redis.Redis
-    live: Line
-    order: Order
+    live: RedisLine
+    order: RestoreOrder
 
     @property
     def acts(self) -> tuple[Act, ...]:
-        """What it needs a permit for: it goes key by key where it turns out that it must."""
+        """The acts of its permit; the restore key by key is the fallback."""
         return (
             Act(ACT, self.target.block.address),
             Act(RESTORE_KEYS, self.order.target),
@@ -68,23 +69,23 @@ class NetworkRestore:
         )
 
     def run(self, permit: Permit) -> None:
-        """Keep what is live, put the backup in its place, and prove that key by key.
+        """Keep the live data as a backup, replace it, and compare every key with the backup.
 
         Raises:
-            OpsError, Unreachable: the server refuses or does not answer; the report says in what state it is.
-            RunbookFailed: what is live afterwards is not what the backup holds.
+            OpsError, Unreachable: the server refuses or does not answer; the report states its state.
+            RunbookFailed: the live data differs from the backup.
         """
         with watched_writes(self.target.block, self.live, ALL) as writes:
             _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order, writes)
 
 
 @contextlib.contextmanager
-def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[NetworkRestore]:
-    """Load and prove the backup, leave out what is made anew anyway, count, judge and plan.
+def prepare(report: Report, env: Environment, chosen: RestorableRedis) -> Iterator[NetworkRestore]:
+    """Load and prove the backup, leave out drop_prefixes, count the keys, check the live server, and plan.
 
     Raises:
         OpsError, Unreachable: the live server refuses or does not answer.
-        RunbookFailed: the backup is not what it should be, or something stands in the way.
+        RunbookFailed: the backup differs from its manifest, or a check failed.
     """
     with prefixes.loaded(report, env, chosen) as scratch:
         dropped = drop_prefixes(scratch, env.redis.drop_prefixes)
@@ -98,34 +99,34 @@ def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[Ne
             yield NetworkRestore(report, env, target, scratch, live, order)
 
 
-def _plan(report: Report, env: Environment, target: Target, order: Order) -> None:
+def _plan(report: Report, env: Environment, target: RestoreTarget, order: RestoreOrder) -> None:
     block, left = target.block, target.left
     if left:
-        what = "a replica of a temporary server that is gone" if target.follows else "with some settings changed"
+        what = "a replica of a temporary server that no longer exists" if target.follows else "with changed settings"
         report.warn(
             "an earlier restore was killed",
-            "this run puts it right",
-            value=f"it left {block.address} {what}",
-            expected="nothing",
+            "confirm this run: it completes the restore",
+            value=f"{block.address} is {what}" if target.follows else f"{block.address} was left {what}",
+            expected="no incomplete restore",
         )
-    kept = f": {left.kept}, of the killed run; nobody has written since" if left and target.follows else ""
-    report.plan("keep", f"what {block.address} holds, as a backup{kept}")
+    kept = f": {left.kept}, of the killed run; no client has written since" if left and target.follows else ""
+    report.plan("keep", f"the data of {block.address}, as a backup{kept}")
     if target.route.way == "replication":
         plan_detaching(report, env, target.around)
         report.plan(
             "replicate",
-            f"{block.address} follows a temporary server that holds the backup, and takes no writes "
-            f"meanwhile; {target.route.why}",
+            f"{block.address} follows a temporary server with the backup, and refuses writes meanwhile; "
+            f"{target.route.why}",
             size=order.bytes,
             seconds=2 + order.bytes / BYTES_PER_SECOND,
         )
         report.plan(
             "prove",
-            f"{order.keys:,} keys of both sides, in small pieces; then it is a master again",
+            f"{order.keys:,} keys of both servers, in small parts; then it is a master again",
             seconds=max(0.1, order.keys / prefixes.KEYS_PER_SECOND),
         )
         return
-    report.fact("key by key, since", target.route.why)
+    report.fact("key by key, because", target.route.why)
     prefixes.plan(report, order)
 
 
@@ -133,14 +134,14 @@ def _restore(
     report: Report,
     env: Environment,
     permit: Permit,
-    target: Target,
+    target: RestoreTarget,
     scratch: redis.Redis,
-    live: Line,
-    order: Order,
-    writes: Writes,
+    live: RedisLine,
+    order: RestoreOrder,
+    writes: LiveWrites,
 ) -> None:
     block, left = target.block, target.left
-    report.state_is("the live data was not touched", "launch it again when what is said above is put right")
+    report.state_is("the live data was not touched", "fix the findings above, then run it again")
     if left:
         report.fact("kept by the killed run", left.kept)
     kept = left.kept if left and target.follows else keep_live(report, env, block).name
@@ -152,59 +153,59 @@ def _restore(
     if target.dead:
         forget_dead(permit, block, target.around, env.reports_directory)
     report.state_is(
-        f"{block.address} holds data of before or of the backup, and may be a replica that takes no writes; all of "
-        f"before is in {kept}",
-        f"launch it again: it begins from the start and ends well; or {back}",
+        f"{block.address} has the earlier data or the backup's, and may be a replica that refuses writes; {kept} has "
+        "all earlier data",
+        f"run it again: it starts over; or {back}",
     )
     if target.route.way == "replication":
         server = read_persistence(block)
         writes.settle()
-        unknown = writes.problem  # afterwards it is that everything was flushed
+        unknown = writes.problem  # read it now: replication flushes the server, which is a problem too
         try:
             found = _replicate(report, env, permit, target, scratch, live, order, kept)
         except NotReached as error:
-            report.warn("by replication", error.hint, value=f"{error.message}: key by key instead")
+            report.warn("replication", error.hint, value=f"{error.message}: restored key by key instead")
         else:
-            findings.tell_unknown(report, unknown)
+            findings.report_unknown_writes(report, unknown)
             if len(writes):
-                findings.tell_lost(report, f"up to {len(writes):,} keys", back)
-            findings.tell_comparison(report, found, None, back)
+                findings.report_lost_writes(report, f"up to {len(writes):,} keys", back)
+            findings.judge_comparison(report, found, None, back)
             _save(report, block, server)
             return
     _by_keys(report, env, permit, block, scratch, live, order, writes, back)
 
 
-def _judge_same(env: Environment, target: Target) -> None:
-    """Keeping the live data takes its time: who is the master, and who stands around it, is as it was planned.
+def _judge_same(env: Environment, target: RestoreTarget) -> None:
+    """Master, replicas and Sentinels are still those of the plan: the backup of the live data takes time.
 
     Raises:
-        OpsError: it is not.
+        OpsError: they changed.
     """
-    now = read_surroundings(target.block, env.reports_directory, of_dead=bool(target.dead))
+    now = read_topology(target.block, env.reports_directory, of_dead=bool(target.dead))
     planned = target.around
     if now.master != planned.master:
-        told = now.disagreement or f"{now.master or 'nobody'} was made the master"
-        raise OpsError(f"{told} while the live data was kept", "launch it again: the master is found anew")
+        what = now.disagreement or (f"{now.master} was promoted" if now.master else "there was no master")
+        raise OpsError(f"{what} during the backup of the live data", "run it again: it finds the new master")
     changed = [now.others, now.lost, now.watchers] != [planned.others, planned.lost, planned.watchers]
     if changed and target.route.way == "replication":
-        raise OpsError("replicas or Sentinels came or went while the live data was kept", "launch it again")
+        raise OpsError("replicas or Sentinels changed during the backup of the live data", "run it again")
 
 
 def _replicate(
     report: Report,
     env: Environment,
     permit: Permit,
-    target: Target,
+    target: RestoreTarget,
     scratch: redis.Redis,
-    live: Line,
-    order: Order,
+    live: RedisLine,
+    order: RestoreOrder,
     kept: str,
-) -> Comparison:
-    """Nobody writes meanwhile; replicas and Sentinels are taken off before, and put back however it ends."""
+) -> KeyComparison:
+    """Clients cannot write meanwhile. Replicas and Sentinels are detached, and reattached also after an error."""
     block, reports, clock = target.block, env.reports_directory, report.seconds
-    taken, nobody = target.around, Writes()
+    taken, nobody = target.around, LiveWrites()
 
-    def compare() -> Comparison:
+    def compare() -> KeyComparison:
         return compare_keys(block, scratch, live, order, nobody)
 
     try:
@@ -214,8 +215,8 @@ def _replicate(
     except BaseException:
         try:
             put_back(report, env, permit, taken)
-        except OpsError as second:  # the first error is the one to read first
-            report.fail("replicas and Sentinels put back", second.hint, value=second.message)
+        except OpsError as second:  # report the first error first
+            report.fail("replicas and Sentinels reattached", second.hint, value=second.message)
         raise
     report.fact("no writes for", duration(report.seconds - clock))
     report.fact("keys restored", f"{found.equal:,} by replication, {size(order.bytes)} in memory")
@@ -225,16 +226,16 @@ def _replicate(
 
 
 def _save(report: Report, block: Redis, before: Persistence) -> None:
-    """Clients are served by now. A full transfer leaves the RDB of before on the server's disk, and its AOF is written
-    anew: until that is done, a start brings back what was there before."""
+    """Save the restored data: until then, a restart would load the earlier files. Clients are already served."""
     try:
         save_in_background(block, before)
     except OpsError as error:
         report.fail(
             "the restored data is saved",
-            f"{error.hint}; until snapshot-redis ends well, do not restart it",
+            f"{error.hint}; do not restart the server before snapshot-redis succeeds",
             value=error.message,
-            expected="on its disk: a start would load what was there before",
+            expected="saved to disk: a restart would load the earlier data",
+            follow=[Next("snapshot-redis", "save the restored data")],
         )
 
 
@@ -244,41 +245,41 @@ def _by_keys(
     permit: Permit,
     block: Redis,
     scratch: redis.Redis,
-    live: Line,
-    order: Order,
-    writes: Writes,
+    live: RedisLine,
+    order: RestoreOrder,
+    writes: LiveWrites,
     back: str,
 ) -> None:
     done = restore_keys(permit, block, scratch, live, order, writes)
     if problem := restore_functions(permit, block, scratch, live, order):
-        report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
-    findings.tell_restored(report, done, writes)
+        report.warn("functions", "restore them by hand: FUNCTION RESTORE", value=problem)
+    findings.report_restored(report, done, writes)
     found = compare_keys.after(done)(block, scratch, live, order, writes)
     prefixes.require_same(env, block, waived=True)
-    findings.tell_comparison(report, found, writes, back)
+    findings.judge_comparison(report, found, writes, back)
 
 
 @dataclass(frozen=True)
-class Target:
-    """The live server, what stands around it, how data gets into it, and what a killed restore left there. `dead` is
-    the server of a killed restore that does not answer any more, where another has taken its place."""
+class RestoreTarget:
+    """The live server, its replication topology, the route for the data, and what a killed restore left. `dead`: the
+    server of a killed restore that no longer answers, if another server replaced it."""
 
     block: Redis
     around: ReplicationTopology
     route: Route
-    left: Leftover | None
+    left: RedisLeftover | None
     follows: bool
     dead: str = ""
 
 
-def find_target(report: Report, env: Environment, needed_bytes: int) -> Target:
-    """Find the server, and how a backup of `needed_bytes` gets into it.
+def find_target(report: Report, env: Environment, needed_bytes: int) -> RestoreTarget:
+    """Find the server, and the route for a backup of `needed_bytes`.
 
     Raises:
-        OpsError, Unreachable: it refuses, or does not answer; where a killed restore was for it, what to do then.
+        OpsError, Unreachable: it refuses, or does not answer. After a killed restore the hint names the next step.
     """
     left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
-    # Sentinels that a killed run took off know no master: what it wrote down does.
+    # Sentinels that a killed run detached know no master; its record does.
     known = left.server if left else record.own if record else ""
     watch = read_sentinels(env.redis)
     dead = known if known and not answers(env.redis.at(known)) else ""
@@ -293,32 +294,32 @@ def find_target(report: Report, env: Environment, needed_bytes: int) -> Target:
         host, _, port = block.address.rpartition(":")
         report.warn(
             "an earlier restore was killed",
-            f"when {dead} is back: REPLICAOF {host} {port} on it",
-            value=f"{dead}, for which it was, does not answer: this run is for {block.address}",
+            f"when {dead} answers again: REPLICAOF {host} {port} on it",
+            value=f"its server {dead} does not answer; this run restores {block.address}",
         )
-    around = read_surroundings(block, env.reports_directory, of_dead=bool(dead))
+    around = read_topology(block, env.reports_directory, of_dead=bool(dead))
     route = find_route(block, needed_bytes)
-    return Target(block, around, route, left, bool(left and still_follows(block, left)), dead)
+    return RestoreTarget(block, around, route, left, bool(left and still_follows(block, left)), dead)
 
 
 def _require_successor(
-    env: Environment, dead: str, watch: Watch, left: Leftover | None, record: ReplicationTopology | None
+    env: Environment, dead: str, watch: Watch, left: RedisLeftover | None, record: ReplicationTopology | None
 ) -> None:
-    """Somebody else is the master by now, by the Sentinels' word or by the environment's.
+    """The Sentinels or the environment name another master now.
 
     Raises:
-        OpsError: nobody is; what to do.
+        OpsError: they do not; the hint names the next step.
     """
     if any(master not in ("", dead) for master in watch.masters) or (not watch.views and env.redis.address != dead):
         return
-    kept = f" (what was live before is kept as {left.kept})" if left else ""
-    what = f"{dead}, for which a restore was killed, does not answer{kept}"
-    again = f"start it and launch this again: it goes on there. If {dead} is gone for good"
+    kept = f" (its earlier data is kept as {left.kept})" if left else ""
+    what = f"{dead}, the server of a killed restore, does not answer{kept}"
+    again = f"start it and run this again: it continues. If {dead} is lost for good"
     if not watch.views:
         raise OpsError(
             what,
-            f"{again}: name the server that takes its place as host and port in [redis], register the "
-            "blocks, and launch this again: it goes on there",
+            f"{again}: name the server that replaces it as host and port in [redis], register the blocks, and run this "
+            "again",
         )
     others = [address for address in (record.others if record else ()) if answers(env.redis.at(address))]
     quorum = max((watcher.quorum for watcher in record.watchers), default=2) if record else 2
@@ -326,7 +327,7 @@ def _require_successor(
     sentinels = ", ".join(view.address for view in watch.views)
     raise OpsError(
         what,
-        f"{again}: REPLICAOF NO ONE on {' or '.join(others) or 'the server in its place'}, then on each Sentinel "
+        f"{again}: REPLICAOF NO ONE on {' or '.join(others) or 'the server that replaces it'}, then on each Sentinel "
         f"({sentinels}) SENTINEL MONITOR {name} {' '.join(new.rsplit(':', 1))} {quorum} and SENTINEL SET {name} "
-        "auth-pass <password>, and launch this again: it goes on there",
+        "auth-pass <password>, and run this again",
     )

@@ -1,4 +1,4 @@
-"""What the runbooks that put Redis data back have in common: judge, build, put in place. Plain functions."""
+"""The common steps of restores of Redis: check, build, swap, reattach."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.place import Precondition
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 from tasks.redis.topology.isolation import attach, detach, note_swapped
-from tasks.redis.topology.refusing_servers import find_unruly
+from tasks.redis.topology.refusing_servers import find_refusing_servers
 from tasks.redis.topology.topology import ReplicationTopology
 
-# Loading, reading and comparing on the scratch server, seen at 100,000 keys in 3 s on two busy cores.
+# Loading, reading and comparing on the scratch server: 100,000 keys in 3 s on two busy processors.
 KEYS_PER_SECOND = 30_000
 
 
 def judge_redis(
     report: Report, env: Environment, backup: Backup, damage: list[str], around: ReplicationTopology
 ) -> RedisFitness | None:
-    """Put everything that must hold before the restore into the report; None where the backup's files are damaged."""
+    """Check the backup and the server before a restore. None: the backup's files are damaged."""
     return judge_server(report, env, backup, around) if judge_files(report, backup, damage) else None
 
 
 def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
-    """Whether a backup's files are what its manifest says."""
+    """A backup's files match its manifest."""
     return report.require(
         f"files of {backup.name}",
         not damage,
@@ -43,14 +43,14 @@ def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
 
 
 def judge_server(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> RedisFitness:
-    """Whether this server may be replaced by a backup that is at hand."""
+    """The conditions under which a fetched backup can replace this server's data."""
     fitness = judge_redis_backup(env.redis, backup, around)
     judge_preconditions(report, fitness.preconditions)
     return fitness
 
 
 def judge_preconditions(report: Report, preconditions: Iterable[Precondition]) -> None:
-    """Each as a finding; those that do not block are warnings."""
+    """Report each condition; the ones that do not block are warnings."""
     for found in preconditions:
         report.require(
             f"Redis: {found.name}",
@@ -63,61 +63,61 @@ def judge_preconditions(report: Report, preconditions: Iterable[Precondition]) -
 
 
 def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisFitness) -> None:
-    """The lines of the plan: what is built, stopped, replaced and kept."""
+    """The steps of the plan: what is built, stopped, replaced and kept."""
     redis, keys = env.redis, int(backup.manifest.content.get("rdb_keys", 0))
     seconds = max(1.0, fitness.load_seconds + keys / KEYS_PER_SECOND)
     live = fitness.live_keys
     now = "the server is down" if live is None else f"{sum(live.values()):,} keys now"
     drop = ", ".join(redis.drop_prefixes) or "nothing"
-    report.plan("build", f"{backup.name} beside {redis.data_directory}", size=fitness.copy_bytes, seconds=seconds)
+    report.plan(
+        "build", f"{backup.name}, staged next to {redis.data_directory}", size=fitness.copy_bytes, seconds=seconds
+    )
     report.plan("prove", f"every key against the manifest, on a scratch server; then leave out {drop}")
     plan_detaching(report, env, fitness.around)
     report.plan("stop", f"the service {env.services.name_of('redis')} ({now})", seconds=2)
-    report.plan("swap", f"{redis.data_directory}: the old data is kept beside as .superseded_…", seconds=0.1)
+    report.plan("swap", f"{redis.data_directory}: the old data is kept next to it as .superseded_…", seconds=0.1)
     report.plan("start and verify", f"{keys:,} keys loaded, AOF and RDB state", seconds=2 + fitness.load_seconds)
 
 
 def plan_detaching(report: Report, env: Environment, around: ReplicationTopology) -> None:
-    """What is taken off before the server stops, and put back when its data is proven; and whether that is allowed."""
+    """Plan to detach the other servers and the Sentinels until the new data is proven, and check the rights for it."""
     if not around.is_alone:
-        unruly = find_unruly(env.redis, around)
+        rights = find_refusing_servers(env.redis, around)
         report.require(
-            "rights to take off the other servers and the Sentinels",
-            not unruly.refusing,
-            "give this user what is named there, and keep it: ACL SAVE or CONFIG REWRITE",
-            value="; ".join(unruly.refusing) or "all of them",
+            "rights to detach the other servers and the Sentinels",
+            not rights.refusing,
+            "grant this user the named rights, and save them: ACL SAVE or CONFIG REWRITE",
+            value="; ".join(rights.refusing) or "all of them",
         )
-        if unruly.forgetting:
-            hint = "give this user that: started again, they follow whom their files say"
-            report.warn("rights to keep who follows whom", hint, value="; ".join(unruly.forgetting), expected="all")
+        if rights.forgetting:
+            hint = "grant this user that right: otherwise they follow their files' master after a restart"
+            report.warn("rights to save the replication", hint, value="; ".join(rights.forgetting), expected="all")
     if around.watchers:
         names = ", ".join(watcher.address for watcher in around.watchers)
         user = env.redis.username or "the default user"
-        told = f"they forget {env.redis.sentinel_master}, and log in to it as {user} when they are put back"
-        report.plan("take off", f"Sentinels {names}: {told}", seconds=0.1)
+        login = f"they forget {env.redis.sentinel_master}; when reattached, they log in to it as {user}"
+        report.plan("detach", f"Sentinels {names}: {login}", seconds=0.1)
         if scripts := sorted({script for watcher in around.watchers for script in watcher.scripts.values()}):
-            hint = "keep their configuration files: a Sentinel that denies to be told a script gets it from there only"
+            hint = "keep their configuration files: with deny-scripts-reconfig only the file can set a script"
             report.warn("scripts of the Sentinels", hint, value=", ".join(scripts))
     for address in around.reachable:
-        role = "the master now; it becomes a replica, and its data goes" if address == around.master else "a replica"
-        report.plan(
-            "take off", f"{address}, {role}: it takes no writes, and follows {around.own} at the end", seconds=1
-        )
+        role = "the current master; it becomes a replica of the new data" if address == around.master else "a replica"
+        report.plan("detach", f"{address}, {role}: it refuses writes, and follows {around.own} at the end", seconds=1)
 
 
 def build_redis(report: Report, env: Environment, permit: Permit, backup: Backup) -> RedisCopy:
-    """Build and prove the copy, and tell the proof.
+    """Build and prove the staged copy, and report the proof.
 
     Raises:
-        RunbookFailed: it is not what the backup held; nothing was stopped or replaced.
+        RunbookFailed: it differs from the backup; nothing was stopped or replaced.
     """
     copy = build_redis_copy(permit, env.redis, backup)
-    tell_redis_proof(report, env, backup, copy)
+    report_redis_proof(report, env, backup, copy)
     return copy
 
 
-def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: RedisCopy) -> None:
-    """The comparison of a copy with its manifest, as a table, findings and facts.
+def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: RedisCopy) -> None:
+    """Report the comparison of a staged copy with the backup's manifest.
 
     Raises:
         RunbookFailed: they differ.
@@ -142,15 +142,15 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
 def replace_redis(
     report: Report, env: Environment, permit: Permit, copy: RedisCopy, around: ReplicationTopology
 ) -> SwappedRedis:
-    """Take off, stop, swap, start, verify, put back. Where the swap fails, what ran before runs again on the old data.
+    """Detach, stop, swap, start, verify, reattach. If the swap fails, the old data is started again.
 
     Raises:
-        OpsError: the service did not stop, or does not start on the copy (the hint says how to go back).
+        OpsError: the service did not stop, or does not start with the copy (the hint names the undo).
     """
     was_running, taken = env.services.is_running("redis"), around
     report.state_is(
-        "the old data is in its place; Redis may be stopped, its replicas and Sentinels taken off",
-        "launch it again, or reattach-redis and the start of the service",
+        "the old data is in place; Redis may be stopped, its replicas and Sentinels detached",
+        "run it again; or start the service and run reattach-redis",
     )
     try:
         taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
@@ -162,7 +162,7 @@ def replace_redis(
     taken = note_swapped(env.reports_directory, taken)
     report.fact("Redis data kept", swapped.kept or "there was none")
     back = undo(swapped)
-    report.state_is("the backup's data is in place; what it replaced is kept", back)
+    report.state_is("the backup's data is in place; the replaced data is kept", back)
     try:
         started = start_redis.after(swapped)(env.redis, env.services)
         differences = verify_live_redis.after(started)(env.redis, copy)
@@ -172,7 +172,7 @@ def replace_redis(
         "live Redis serves the copy",
         not differences,
         back,
-        value="; ".join(differences) or "as many keys loaded as were proven",
+        value="; ".join(differences) or "loaded as many keys as were proven",
         expected="no difference",
     )
     if not differences:
@@ -183,9 +183,9 @@ def replace_redis(
 def start_again(
     report: Report, env: Environment, permit: Permit, taken: ReplicationTopology, *, was_running: bool
 ) -> bool:
-    """After a swap that failed: what ran runs again on its old data, with what stood around it. Whether all of it does;
-    a failure of that is told in the report, and must not hide why it is done."""
-    logger().warning("the swap failed: everything is put back as it was")
+    """After a failed swap: start the old data again, and reattach replicas and Sentinels. Returns whether all of that
+    succeeded; its own failure is reported and must not hide the first error."""
+    logger().warning("the swap failed: the earlier state is restored")
     try:
         if was_running:
             start_redis(env.redis, env.services)
@@ -200,26 +200,26 @@ def start_again(
 def put_back(
     report: Report, env: Environment, permit: Permit, taken: ReplicationTopology, after: object = None
 ) -> None:
-    """Replicas follow and Sentinels watch again; the master is this server, or the one before if nothing was swapped.
+    """Reattach replicas and Sentinels. The master is this server, or the earlier one if nothing was swapped.
 
     Raises:
-        Unreachable: they do not come to agree; the record of what was taken off stays.
+        Unreachable: they do not agree on the master; the record of detached servers stays.
     """
     if taken.is_alone:
         return
     before = report.state
-    report.state_is("replicas and Sentinels are not all back", "launch reattach-redis when they can be reached")
-    # Over the network it may be any server of the data set, else the one whose files are here, by whatever address.
+    report.state_is("some replicas or Sentinels are detached", "run reattach-redis when they answer")
+    # Over the network it can be any server of the data set; otherwise it is the one whose files are on this host.
     own = env.redis.at(taken.own) if env.redis.remote else env.redis
     for problem in attach.after(after)(permit, own, taken, env.reports_directory):
-        report.warn("not put back", problem)
+        report.warn("not reattached", problem)
     report.state = before
     names = [*taken.reachable, *(watcher.address for watcher in taken.watchers)]
-    report.fact("replicas and Sentinels put back", ", ".join(names))
+    report.fact("replicas and Sentinels reattached", ", ".join(names))
 
 
 def undo(swapped: SwappedRedis) -> str:
-    """How to go back to the old data."""
+    """The run that restores the old data."""
     if swapped.kept is None:
         return "nothing to undo: there was no data before"
     return f"undo-restore-redis with kept={swapped.kept.name}"

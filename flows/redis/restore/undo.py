@@ -1,4 +1,4 @@
-"""Back to the data that a restore of Redis replaced (§2.3)."""
+"""Undo of a Redis restore (§2.3)."""
 
 from __future__ import annotations
 
@@ -13,31 +13,29 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.restore.kept import Kept, prepare_kept, read_kept, verify_kept
+from tasks.redis.restore.kept import KeptData, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
 from tasks.redis.restore.undoing import UNDO, end_undoing, find_undoing, swap_again, swap_back
 from tasks.redis.server import connected, key_counts
 from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
-from tasks.redis.topology.topology import ReplicationTopology, read_surroundings
+from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 
 @flow(name="undo-restore-redis", flow_run_name="undo-restore-redis {environment}")
 def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", confirm: str = "") -> Report:
     """Redisのリストアの取り消し (§2.3)
 
-    Gives the data that restore-redis or full-restore set aside its place again. Run it when what was restored turns out
-    to be wrong.
+    Restores the data that restore-redis or full-restore replaced. Run it if the restored data is wrong.
 
-    The old data is loaded into a scratch server before anything stops. Where the AOF was switched on or off since, the
-    newest of its files is brought into the form from which the server starts now.
+    The old data is loaded into a scratch server before anything stops. If the AOF was switched on or off since, the
+    newest file is converted to the form that the server starts from now.
 
-    What it changes: replicas and Sentinels are taken off, the service is stopped, the two directories are exchanged by
-    rename, the service is started, replicas and Sentinels are put back. What was written since the restore is set aside
-    with the directory that it is in. Where the server does not start on the old data, the present data is put back.
-    After a kill, launch it again: it goes on with what the killed run was about. To undo: launch it again. Evidence:
-    keys before and after.
+    What it changes: it detaches replicas and Sentinels, stops the service, exchanges the two directories by rename,
+    starts the service, and reattaches replicas and Sentinels. Writes since the restore are kept in the replaced
+    directory. If the server does not start with the old data, the current data is restored. If the run is killed, run
+    it again: it continues. Undo: run it again. Evidence: keys before and after.
 
     Args:
         environment: 対象の環境
@@ -54,11 +52,11 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
         report.pin("kept", aside.name)
         report.fact("keys before", _keys(env))
         kept_data = _judge(report, env, aside) if aside.exists() else None
-        around = read_surroundings(env.redis, env.reports_directory)
+        around = read_topology(env.redis, env.reports_directory)
         report.require(
             "Sentinels that are not listed",
             not around.unlisted,
-            "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good",
+            "name all of them in [redis] sentinels; SENTINEL RESET if one is lost for good",
             value=around.unlisted or "none",
         )
         judge_preconditions(
@@ -73,7 +71,7 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
         report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)
         if kept_data and not kept_data.starts:
             form = "AOF" if kept_data.is_aof else "RDB"
-            report.plan("convert", f"its {form}, which is its newest data: the server starts from the other form now")
+            report.plan("convert", f"its {form}, its newest data: the server now starts from the other form")
         report.plan("start", "and wait until it has loaded the old data", seconds=2)
         path = env.redis.data_directory
         pin_redis(report, env.redis, replaced=True)
@@ -93,15 +91,15 @@ def _choose(env: Environment, kept: str) -> Path:
     if not chosen:
         names = ", ".join(path.name for path in found) or "none"
         what = "there is no data" if kept == "latest" else f"there is no {kept[:80]}"
-        raise OpsError(f"{what} that a restore of Redis set aside", f"set aside are: {names}")
+        raise OpsError(f"{what} that a restore of Redis replaced", f"choose one of: {names}")
     return chosen[0]
 
 
-def _judge(report: Report, env: Environment, aside: Path) -> Kept:
-    """It is loaded before anything stops.
+def _judge(report: Report, env: Environment, aside: Path) -> KeptData:
+    """Load the old data before anything stops.
 
     Raises:
-        RunbookFailed: it cannot be.
+        RunbookFailed: it cannot be loaded.
     """
     try:
         found = read_kept(env.redis, aside)
@@ -114,11 +112,11 @@ def _judge(report: Report, env: Environment, aside: Path) -> Kept:
 
 
 def _exchange(
-    report: Report, env: Environment, permit: Permit, aside: Path, around: ReplicationTopology, data: Kept | None
+    report: Report, env: Environment, permit: Permit, aside: Path, around: ReplicationTopology, data: KeptData | None
 ) -> None:
     data = prepare_kept(permit, env.redis, data) if data else None
     was_running, taken, swapped = env.services.is_running("redis"), around, None
-    report.state_is("Redis may be stopped; no data was removed", "launch it again: it goes on where this run ended")
+    report.state_is("Redis may be stopped; no data was deleted", "run it again: it continues from here")
     try:
         taken = detach(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
@@ -130,10 +128,10 @@ def _exchange(
         is_back = _go_back(report, env, permit, swapped, aside, taken, was_running)
         if swapped is None or not isinstance(error, OpsError):
             raise
-        state = "the present data is live" if is_back else "the present data is not live yet either: see below"
+        state = "the current data is live" if is_back else "fix the finding below: the current data is not live either"
         raise OpsError(f"the server does not serve {aside.name}: {error.message}", state) from None
     taken = note_swapped(env.reports_directory, taken)
-    report.fact("set aside", swapped.kept or "there was nothing")
+    report.fact("replaced data", swapped.kept or "none")
     put_back(report, env, permit, taken, after=swapped)
     end_undoing(env.reports_directory)
 
@@ -147,16 +145,16 @@ def _go_back(
     taken: ReplicationTopology,
     was_running: bool,
 ) -> bool:
-    """Whether what was live is live again, with what stood around it. The permit was for the way there; this is the way
-    back to what it found."""
+    """Restore the data that was live, with replicas and Sentinels; returns whether that succeeded. The permit covers
+    it, because it restores the earlier state."""
     try:
         if swapped:
             stop_redis(env.redis, env.services)
             swap_again(swapped, aside)
             end_undoing(env.reports_directory)
         return start_again(report, env, permit, taken, was_running=was_running or swapped is not None)
-    except OpsError as second:  # the first error is the one to read first
-        report.fail("the present data put back", second.hint, value=second.message)
+    except OpsError as second:  # report the first error first
+        report.fail("the current data is live again", second.hint, value=second.message)
         return False
 
 

@@ -1,4 +1,4 @@
-"""Redis's settings against the manual's: checked, applied, temporarily overridden, undone (§2.3, §2.4)."""
+"""Redis settings: check, apply, override for a time, undo (§2.3, §2.4)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ MOST_HOURS = 168
 def check_redis_settings(environment: str) -> Report:
     """永続化設定（RDB/AOF）・接続数制限設定の確認 (§2.3, §2.4)
 
-    Compares what the master runs with, and what its file has, to the manual's values of persistence and connections;
-    says which of them take effect at once and which need a restart, what the next start would lose, which temporary
-    overrides are in force or expired on which server, and what the replicas have. Run it daily (nothing else tells that
-    an override's time is over), and after every change.
+    Compares the master's running settings and its configuration file with the manual's values for persistence and
+    connections. It reports which changes take effect at once and which need a restart, what the next start would lose,
+    temporary overrides on each server, and the replicas' settings. Run it daily, because it reports expired overrides,
+    and after every change.
 
-    It changes nothing on a server (how a change takes effect is asked for by a CONFIG SET that cannot succeed), and
-    closes the records of overrides whose value somebody replaced. There is nothing to undo. Evidence: the table of
-    settings.
+    It changes no server: a CONFIG SET that cannot succeed shows how a change takes effect. It closes the records of
+    overrides whose value somebody replaced. Undo: nothing to undo. Evidence: the table of settings.
 
-    Departs from the manual: judged is what runs, by its meaning: saving more often, more clients or a shorter timeout
-    are as well, and a file's name is a name. `appendonly.aof` is a stem since version 7.
+    Departs from the manual: running values are compared by effect: saving more often, more clients or a shorter timeout
+    are accepted, and so is any file name. Since version 7 `appendonly.aof` is only the beginning of the files' names.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -44,12 +43,12 @@ def check_redis_settings(environment: str) -> Report:
         overrides = findings.find_overrides(env, found)
         findings.judge_role(report, found, Status.WARN)
         findings.judge_overrides(report, found, overrides)
-        well = [findings.judge_setting(report, env, found, one.name, overrides) for one in RECOMMENDED]
+        passed = [findings.judge_setting(report, env, found, one.name, overrides) for one in RECOMMENDED]
         findings.judge_file(report, found)
         findings.judge_replicas(report, env, others)
         findings.judge_rights(report, found)
-        findings.tell_settings(report, env, found, overrides)
-        report.outcome = findings.outcome(overrides, sum(well))
+        findings.report_settings(report, env, found, overrides)
+        report.outcome = findings.outcome(overrides, sum(passed))
     return report
 
 
@@ -67,18 +66,17 @@ def apply_redis_settings(
 ) -> Report:
     """永続化設定（RDB/AOF）・接続数制限設定の適用 (§2.3, §2.4)
 
-    Sets what check-redis-settings finds wrong by CONFIG SET, and keeps it by CONFIG REWRITE; or sets one value for a
-    time (`override`, such as the manual's `maxmemory 2gb`). An override that has expired goes back to what was there
-    before it; one in force is left alone, and so is a value that is as well, unless `names` has it. The override that
-    is in force, given again, is prolonged. An AOF that is switched on is waited for: only when it holds everything does
-    the file say so.
+    Fixes the findings of check-redis-settings by CONFIG SET and CONFIG REWRITE; or sets one value for a time
+    (`override`, such as the manual's `maxmemory 2gb`). It undoes expired overrides. It keeps overrides in force and
+    values that are accepted, unless `names` lists them. The same override again prolongs it. If it switches the AOF
+    on, it waits until the AOF is complete before it writes the file.
 
-    It never restarts the server: what needs that is said. CONFIG REWRITE also keeps whatever others have set at run
-    time: the plan names it, but for passwords and ports. To undo: undo-redis-settings, with the record that is written
-    first. Evidence: values before and after, running and in the file.
+    It never restarts the server, and reports settings that need a restart. CONFIG REWRITE also saves settings that
+    others set at run time: the plan lists them, except passwords and ports. Undo: undo-redis-settings with the record,
+    which is written before any change. Evidence: values before and after, running and in the file.
 
-    Departs from the manual: editing redis.conf has no effect until a restart, CONFIG SET none after one. With
-    `appendonly yes` only in the file a restart would load an AOF that is not there: 0 keys.
+    Departs from the manual: editing redis.conf takes effect only after a restart, and CONFIG SET only until one. With
+    `appendonly yes` only in the file, a restart would load a missing AOF: 0 keys.
 
     Args:
         environment: 対象の環境
@@ -110,14 +108,14 @@ def apply_redis_settings(
         if not orders:
             report.outcome = "there is nothing to change"
             return report
-        steps.tell_left_out(report, orders, [found for found in servers if found not in chosen])
+        steps.report_others(report, orders, [found for found in servers if found not in chosen])
         steps.require_rights(orders)
         steps.plan(report, orders)
         pin_redis(report, env.redis.at(servers[0].address))
         permit = report.permit(*(act for order in orders for act in order.acts))
         steps.keep(report, env, orders, hours=override_hours if override else 0, reason=reason)
         results = [steps.carry_out(report, env, permit, order, findings.APPLY) for order in orders]
-        report.outcome = steps.told_of(results, "set")
+        report.outcome = steps.outcome(results, "set")
     return report
 
 
@@ -127,13 +125,13 @@ def undo_redis_settings(
 ) -> Report:
     """永続化設定（RDB/AOF）・接続数制限設定の復元 (§2.3, §2.4)
 
-    Puts back the values that apply-redis-settings had replaced, at once and in the file. Run it when a setting does
-    harm, or when an override is no longer needed.
+    Restores the values that apply-redis-settings replaced, in the running server and in the file. Run it if a setting
+    causes problems, or if an override is no longer needed.
 
-    A setting that somebody changed since is left alone and named. It never restarts the server. To undo:
+    It keeps settings that somebody changed since, and names them. It never restarts the server. Undo:
     apply-redis-settings again. Evidence: values before and after, running and in the file.
 
-    Departs from the manual: it has no way back from an emergency's `maxmemory 2gb`.
+    Departs from the manual: the manual does not undo an emergency's `maxmemory 2gb`.
 
     Args:
         environment: 対象の環境
@@ -155,16 +153,16 @@ def undo_redis_settings(
             report.pin("record", pairs[0][1].name)
         undone = [choosing.order_undo(report, found, kept) for found, kept in pairs]
         if all(each.left and each.order.is_empty for each in undone):
-            report.outcome = "there is nothing that could be undone"
+            report.outcome = "there is nothing to undo"
             return report
         orders = [each.order for each in undone]
         steps.require_rights(orders)
         steps.plan(report, orders)
         for each in undone:
             if not each.left:
-                report.plan("close", f"record {each.record.name}: its old values are back then")
+                report.plan("close", f"record {each.record.name}, whose old values are then restored")
         pin_redis(report, env.redis.at(servers[0].address))
         permit = report.permit(*(act for order in orders for act in order.acts))
         results = [steps.undo(report, env, permit, each) for each in undone]
-        report.outcome = steps.told_of(results, "back")
+        report.outcome = steps.outcome(results, "restored")
     return report

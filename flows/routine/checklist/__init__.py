@@ -1,1 +1,1 @@
-"""Guided checklists for what only a person can do (§7.1, §8.4)."""
+"""Guided checklists for work that only people can do (§7.1, §8.4)."""

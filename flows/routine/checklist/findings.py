@@ -1,19 +1,20 @@
-"""What a checklist's answers come to."""
+"""Findings about a checklist's answers."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
 from blocks.environment import Environment
-from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, Answer
+from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, ChecklistAnswer
 from flows.routine.checklist.history import COLUMNS, FACT, TABLE, Past, history
 from flows.routine.checklist.questions import Answered
+from runbook import clock
 from runbook.report import Report, Status
 from runbook.units import duration
 
 
 def report_results(report: Report, env: Environment, found: Answered, past: Past | None) -> None:
-    """Every box, what was left undone, whether it was in time, and the times before."""
+    """Findings about every box and the due date, and a table of earlier answers."""
     report.fact(FACT, f"{found.checklist.name}: {found.checklist.title} ({found.checklist.section})")
     report.fact("launched", f"{found.launched.astimezone(env.zone):%Y-%m-%d %H:%M}")
     report.fact("due", found.due)
@@ -23,13 +24,13 @@ def report_results(report: Report, env: Environment, found: Answered, past: Past
     _judge_minutes(report, found)
     report.table(TABLE, COLUMNS, [_row(env, one) for one in found.answers])
     columns = ("answered", "status", "実施", "未実施", "対象外", "who", "report")
-    report.table("The times before", columns, history(env, found.checklist.name))
+    report.table("Earlier answers", columns, history(env, found.checklist.name))
     counts = {result: sum(one.result == result for one in found.answers) for result in (DONE, NOT_DONE, NOT_APPLICABLE)}
     told = ", ".join(f"{result} {count}" for result, count in counts.items())
     report.outcome = f"{found.checklist.title}: {len(found.answers)} boxes, {told}"
 
 
-def _judge(report: Report, one: Answer, past: Past | None) -> None:
+def _judge(report: Report, one: ChecklistAnswer, past: Past | None) -> None:
     before = past.rows.get((one.phase.title, one.box.text)) if past else None
     again = f" — 前回 {past.day} も未実施" if past and before and before[2] == NOT_DONE else ""
     report.require(
@@ -48,14 +49,14 @@ def _judge_due(report: Report, env: Environment, found: Answered) -> None:
     report.prefer(
         "answered in time",
         late <= 0,
-        "begin it earlier: remind-checklists tells what waits, every day",
+        "start earlier: remind-checklists lists waiting checklists every day",
         value=f"{late} days late" if late > 0 else f"{last:%Y-%m-%d}",
         expected=f"by {found.due}",
     )
 
 
 def _judge_minutes(report: Report, found: Answered) -> None:
-    """From answer to answer, where the manual gives a phase minutes."""
+    """The time from answer to answer, if the manual gives a phase minutes."""
     since, rows, long = found.launched, list[tuple[object, ...]](), list[str]()
     for phase in found.checklist.phases:
         at = found.at[phase.id]
@@ -65,19 +66,19 @@ def _judge_minutes(report: Report, found: Answered) -> None:
             long.append(f"{phase.title} {duration(took.total_seconds())}")
     if not any(phase.minutes for phase in found.checklist.phases):
         return
-    report.table("Phases, from answer to answer", ("phase", "answered (UTC)", "took"), rows)
+    report.table("Phases, from answer to answer", ("phase", "answered", "took"), rows)
     report.prefer(
         "phases within the manual's minutes",
         not long,
-        "find out what they waited for; it may be that only the answer came late",
+        "find out what delayed them; perhaps only the answer was late",
         value="; ".join(long) or "all",
     )
 
 
 def _clock(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    return clock.text(at)
 
 
-def _row(env: Environment, one: Answer) -> tuple[str, ...]:
+def _row(env: Environment, one: ChecklistAnswer) -> tuple[str, ...]:
     when = f"{one.at.astimezone(env.zone):%Y-%m-%d %H:%M}"
     return (one.phase.title, one.box.text, one.result, one.who, when, one.note, one.link)

@@ -1,7 +1,8 @@
-"""A phase of a checklist as a form in the Prefect UI, and what its answers must be.
+"""A phase of a checklist as a form in the Prefect UI, and the checks of its answers.
 
-Prefect checks an answer against the form's JSON schema only; what a validator refused here would fail the run with all
-answers before it. So the model takes whatever the schema lets through, and `problems` tells what is asked again.
+Prefect checks an answer against the form's JSON schema only. A validator that refused one here would fail the run, and
+lose all earlier answers. So the model accepts everything that the schema accepts, and `problems` lists what to ask
+again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ LEAST_WHY = 3
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What somebody said of a box, and when the form was sent."""
+class ChecklistAnswer:
+    """An answer to a box, and when the form was sent."""
 
     phase: Phase
     box: Box
@@ -38,8 +39,8 @@ class Answer:
 
 
 def form(phase: Phase, description: str, hints: Mapping[str, str], filled: Mapping[str, Any]) -> type[RunInput]:
-    """The form of a phase: who answers, and for each box a result, who did it, a note and a link. `hints` stand beside
-    the boxes (by id); `filled` is what was sent before, and is filled in."""
+    """The form of a phase: who answers, and for each box a result, who did it, a note and a link. `hints` are shown
+    with the boxes (by id); `filled` has earlier answers, and is filled in."""
     fields: dict[str, Any] = {
         "who": (_shown(str, "回答者 (氏名)", "この回答に責任を持つ人", max_length=80), filled.get("who", ...))
     }
@@ -69,7 +70,7 @@ def _box_model(box: Box, filled: Mapping[str, Any]) -> type[BaseModel]:
 
 
 def _shown(kind: Any, title: str, description: str, **bounds: Any) -> Any:
-    """Prefect's forms show a title and a description only from here."""
+    """Prefect's forms show a title and a description only from `json_schema_extra`."""
     return Annotated[kind, Field(json_schema_extra={"title": title, "description": description}, **bounds)]
 
 
@@ -78,17 +79,17 @@ def _field(box: Box) -> str:
 
 
 def fitting(phase: Phase, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what was sent to another form of this phase, what this one has fields for; a link is as long as it was."""
+    """The answers to another form of this phase that fit the fields of this form."""
     fields = ("who", *(_field(box) for box in phase.boxes))
     return {name: given[name] for name in fields if isinstance(given.get(name), str if name == "who" else dict)}
 
 
-def answers(phase: Phase, given: RunInput, at: datetime) -> list[Answer]:
-    """What was sent, by box."""
+def answers(phase: Phase, given: RunInput, at: datetime) -> list[ChecklistAnswer]:
+    """The answers, by box."""
     found = given.model_dump()
     rows = [(box, found[_field(box)]) for box in phase.boxes]
     return [
-        Answer(
+        ChecklistAnswer(
             phase,
             box,
             row["result"],
@@ -101,8 +102,8 @@ def answers(phase: Phase, given: RunInput, at: datetime) -> list[Answer]:
     ]
 
 
-def problems(given: list[Answer]) -> list[str]:
-    """What must be asked again, in the words of the form."""
+def problems(given: list[ChecklistAnswer]) -> list[str]:
+    """Problems that must be asked again, in the form's language."""
     found = []
     for one in given:
         if not one.who:

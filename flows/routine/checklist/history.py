@@ -1,4 +1,4 @@
-"""What was answered before, from the reports of the past."""
+"""Earlier answers, from past reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from blocks.environment import Environment
 from flows.routine.checklist.texts import DRILL, Box, Checklist, Phase
 from runbook.errors import OpsError
-from tasks.reports.past import Filed, filed, last
+from tasks.reports.past import FiledReport, filed, last
 
 RUNBOOK = "run-checklist"
 DRILL_RUNBOOK, DRILL_TABLE = "dr-drill", "Training checklist (§8.4)"
@@ -21,18 +21,18 @@ MOST_NOTE = 160
 
 @dataclass(frozen=True)
 class Past:
-    """The last time that a checklist was answered: (phase, box) → its row of the report."""
+    """The last answers to a checklist: (phase, box) → the row of its report."""
 
-    filed: Filed
+    filed: FiledReport
     rows: Mapping[tuple[str, str], list[str]]
 
     @property
     def day(self) -> str:
-        """When."""
+        """The date of the answers."""
         return f"{self.filed.finished:%Y-%m-%d}"
 
-    def beside(self, phase: Phase, box: Box) -> str:
-        """For the form: how it is done, and what was said of it last time."""
+    def hint(self, phase: Phase, box: Box) -> str:
+        """The box's text in the form: how to do it, and the last answer."""
         row = self.rows.get((phase.title, box.text))
         if not row:
             return box.how
@@ -40,22 +40,22 @@ class Past:
         said = " ".join(filter(None, (note[:MOST_NOTE], link)))
         return f"{box.how} ／ 前回 {self.day}: {result} ({who}){' — ' if said else ''}{said}"
 
-    def told(self) -> str:
-        """For the head of the form."""
+    def summary(self) -> str:
+        """The last answers in one line, for the head of the form."""
         undone = [box for (_, box), row in self.rows.items() if row[2] == "未実施"]
         return f"前回 {self.day}: 未実施 {'、'.join(undone) if undone else 'なし'}"
 
 
-def beside(box: Box, phase: Phase, past: Past | None, drilled: Mapping[str, str]) -> str:
-    """What stands beside a box in its form: how it is done, what the newest drill measured, what was said last time."""
-    parts = [past.beside(phase, box) if past else box.how]
+def hint_for(box: Box, phase: Phase, past: Past | None, drilled: Mapping[str, str]) -> str:
+    """A box's text in its form: how to do it, the newest drill's measurement, and the last answer."""
+    parts = [past.hint(phase, box) if past else box.how]
     if box.measured and box.text in drilled:
         parts.append(drilled[box.text])
     return " ／ ".join(parts)
 
 
 def drilled(env: Environment, checklist: Checklist) -> Mapping[str, str]:
-    """Box → what the newest drill checked of it by measurement; of the drill checklists only."""
+    """Box → the newest drill's measurement, for the drill checklists."""
     if checklist.name not in DRILL:
         return {}
     try:
@@ -67,15 +67,15 @@ def drilled(env: Environment, checklist: Checklist) -> Mapping[str, str]:
     return {row[2]: f"run-drill {found.finished:%Y-%m-%d}: {row[3]}" for row in rows if found and row[1] == "☑"}
 
 
-def answered(env: Environment, name: str) -> Iterator[Filed]:
-    """Reports of that checklist that have answers, newest first."""
+def answered(env: Environment, name: str) -> Iterator[FiledReport]:
+    """Reports with answers to a checklist, newest first."""
     for found in filed(env.reports_directory, env.name, RUNBOOK):
         if found.facts.get(FACT, "").startswith(f"{name}:") and found.rows(TABLE):
             yield found
 
 
 def last_time(env: Environment, checklist: Checklist) -> Past | None:
-    """None: it was never answered here."""
+    """The last answers; None: there are none."""
     found = next(answered(env, checklist.name), None)
     if found is None:
         return None
@@ -84,7 +84,7 @@ def last_time(env: Environment, checklist: Checklist) -> Past | None:
 
 
 def history(env: Environment, name: str) -> list[tuple[str, ...]]:
-    """One row for each time, newest first."""
+    """A row for each answered checklist, newest first."""
     rows = []
     for found in islice(answered(env, name), MOST):
         results = [row[2] for row in found.rows(TABLE)]

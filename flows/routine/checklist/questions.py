@@ -1,7 +1,7 @@
-"""Asking people: the run suspends with a form, and begins again from the top when somebody has answered.
+"""Asking people: the run suspends with a form, and starts again from the top when somebody has answered.
 
-Answered keys return at once, so that nothing here may depend on anything but the answers: the same answers lead to the
-same keys, whichever worker goes on, and however often it was restarted meanwhile.
+Answered keys return at once. So this code must depend on the answers only: the same answers lead to the same keys, on
+any worker, and after any number of restarts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pydantic import ValidationError
 
 from blocks.environment import Environment
 from flows.routine.checklist import forms
-from flows.routine.checklist.forms import Answer
-from flows.routine.checklist.history import Past, beside
+from flows.routine.checklist.forms import ChecklistAnswer
+from flows.routine.checklist.history import Past, hint_for
 from flows.routine.checklist.texts import Checklist, Phase
 from runbook.errors import OpsError
 from tasks.prefect.suspended_runs import read_inputs
 
-LAUNCH = "launch the deployment run-checklist in the Prefect UI: nobody could answer otherwise"
+LAUNCH = "launch the deployment run-checklist in the Prefect UI: only there can people answer"
 MOST_ATTEMPTS = 50
 
 
@@ -36,13 +36,13 @@ class Answered:
     checklist: Checklist
     launched: datetime
     due: date
-    answers: tuple[Answer, ...]
+    answers: tuple[ChecklistAnswer, ...]
     at: Mapping[str, datetime]
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What every form of a run tells."""
+    """The context of every form of a run."""
 
     env: Environment
     checklist: Checklist
@@ -51,29 +51,29 @@ class Asking:
     past: Past | None
     drilled: Mapping[str, str]
     taken_over: str = ""
-    """A run that ended before its last answer: what was answered there is filled in."""
+    """The id of a run that ended before its last answer: its answers are filled in."""
 
 
 def launched_at() -> datetime:
-    """When the run that this code works for began first.
+    """When the current run first started.
 
     Raises:
-        OpsError: there is no run that could wait for people.
+        OpsError: the run cannot wait for people.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or run.deployment_id is None:
-        raise OpsError("a checklist waits for people, and this run cannot: it has no deployment", LAUNCH)
+        raise OpsError("this run has no deployment, so it cannot wait for people", LAUNCH)
     return run.start_time or datetime.now(UTC)
 
 
 def ask(asking: Asking) -> Answered:
-    """Phase by phase. The run leaves here while it waits.
+    """Ask phase by phase. The run suspends here while it waits.
 
     Raises:
-        OpsError: Prefect lets this run not wait (it is a child of another one).
+        OpsError: Prefect cannot suspend this run (it is a subflow).
     """
-    found, at = list[Answer](), dict[str, datetime]()
+    found, at = list[ChecklistAnswer](), dict[str, datetime]()
     for phase in asking.checklist.phases:
         given = _phase(asking, phase, found)
         found += given
@@ -81,12 +81,12 @@ def ask(asking: Asking) -> Answered:
     return Answered(asking.checklist, asking.launched, asking.due, tuple(found), at)
 
 
-def _phase(asking: Asking, phase: Phase, before: list[Answer]) -> list[Answer]:
-    """Asked until it is complete, each time under a new key, filled in with what was sent."""
+def _phase(asking: Asking, phase: Phase, before: list[ChecklistAnswer]) -> list[ChecklistAnswer]:
+    """Ask until the answers are complete: each time under a new key, with the sent answers filled in."""
     wrong, filled = list[str](), _taken_over(asking, phase)
     for attempt in range(1, MOST_ATTEMPTS + 1):
         key = f"{phase.id}-{attempt}"
-        hints = {box.id: beside(box, phase, asking.past, asking.drilled) for box in phase.boxes}
+        hints = {box.id: hint_for(box, phase, asking.past, asking.drilled) for box in phase.boxes}
         model = forms.form(phase, _description(asking, phase, before, wrong), hints, filled)
         try:
             sent = _suspended(model, key)
@@ -119,7 +119,7 @@ def _answered_at(key: str) -> datetime:
 
 
 def _taken_over(asking: Asking, phase: Phase) -> Mapping[str, Any]:
-    """What was answered of a phase in the run that is taken over; nothing where that has gone."""
+    """The answers to a phase in the run that is taken over; none if that run was deleted."""
     if not asking.taken_over:
         return {}
     found = read_inputs(asking.taken_over, f"suspended-{phase.id}-")
@@ -127,7 +127,7 @@ def _taken_over(asking: Asking, phase: Phase) -> Mapping[str, Any]:
     return forms.fitting(phase, given[-1]) if given else {}
 
 
-def _description(asking: Asking, phase: Phase, before: list[Answer], wrong: list[str]) -> str:
+def _description(asking: Asking, phase: Phase, before: list[ChecklistAnswer], wrong: list[str]) -> str:
     """Markdown above the form."""
     chosen = asking.checklist
     number = chosen.phases.index(phase) + 1
@@ -142,5 +142,5 @@ def _description(asking: Asking, phase: Phase, before: list[Answer], wrong: list
     if undone:
         lines.append("ここまでの未実施: " + "、".join(one.box.text for one in undone))
     if asking.past:
-        lines.append(asking.past.told())
+        lines.append(asking.past.summary())
     return "\n\n".join(lines)

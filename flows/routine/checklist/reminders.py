@@ -1,4 +1,4 @@
-"""Checklists that wait for somebody (§7.1, §8.4): told every day, escalated when they are overdue."""
+"""Waiting checklists (§7.1, §8.4): reported every day, escalated when overdue."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SOON_DAYS = 1
 
 @dataclass(frozen=True)
 class _Due:
-    """A run that waits, and until when it may."""
+    """A waiting run and its due date."""
 
     run: WaitingRun
     checklist: Checklist
     due: date
 
     def late(self, today: date) -> int:
-        """In days; below 0: days that are left."""
+        """Days late; below 0: days left."""
         return (today - self.due).days
 
     @property
@@ -42,14 +42,12 @@ class _Due:
 def remind_checklists(environment: str) -> Report:
     """チェックリストの督促 (§7.1)
 
-    Tells which runs of run-checklist wait for an answer: since when, for which phase, until when, and where their form
-    is. One whose day is today or tomorrow warns; one whose day has passed warns too, and is escalated to its owner,
-    once a day and as one incident. Shows as well what was left undone the last time that each checklist was answered.
-    A temporary setting (付録A: `max_connections = 300`, `maxmemory 2gb`) whose time is over and that nobody has undone
-    is told and escalated in the same way. Run it every day.
+    Lists the runs of run-checklist that wait for an answer: phase, waiting time, due date and link. A checklist due
+    today or tomorrow is WARN. An overdue one is WARN, and is escalated to its owner once a day as one incident. The
+    report also lists the boxes left undone in the last answers to each checklist. An expired temporary setting (付録A:
+    `max_connections = 300`, `maxmemory 2gb`) that is still set is reported and escalated in the same way. Run it daily.
 
-    It changes nothing but that it launches escalate. Where that is not deployed the report is critical: an overdue
-    checklist that nobody hears of is as good as none.
+    It changes nothing, and launches escalate. If escalate is not deployed, the report is CRITICAL.
 
     Args:
         environment: 対象の環境
@@ -60,27 +58,25 @@ def remind_checklists(environment: str) -> Report:
         found = list(filter(None, (_due(report, env, run) for run in find_waiting(env.name, RUNBOOK))))
         rows = [_row(env, one, today) for one in found]
         columns = ("checklist", "owner", "phase", "waits since", "due", "days late", "form")
-        report.table("Checklists that wait", columns, rows)
+        report.table("Waiting checklists", columns, rows)
         for one in found:
             _judge(report, env, one, today)
         _tell_undone(report, env)
         remind_overrides(report, env, today)
         late = sum(one.late(today) > 0 for one in found)
-        report.outcome = f"{len(found)} checklists wait, {late} of them overdue"
+        report.outcome = f"{len(found)} checklists wait, {late} of them are overdue"
     return report
 
 
 def _due(report: Report, env: Environment, run: WaitingRun) -> _Due | None:
-    """By the rule by which its form tells it. A run of another version than this one may have other parameters."""
+    """The due date, by the rule of its form. A run of another version may have other parameters."""
     given = run.parameters
     launched = run.began.astimezone(env.zone).date()
     try:
         chosen = checklist(given.get("checklist", DEFAULT))
         return _Due(run, chosen, chosen.due(launched, str(given.get("due", "")), str(given.get("drill_date", ""))))
     except OpsError as error:
-        report.warn(
-            run.name, f"answer it, or cancel it: {run.link}", value=f"nobody knows when it is due: {error.message}"
-        )
+        report.warn(run.name, f"answer it, or cancel it: {run.link}", value=f"its due date is unknown: {error.message}")
         return None
 
 
@@ -99,7 +95,7 @@ def _escalate(report: Report, env: Environment, one: _Due, today: date) -> None:
 
 
 def _row(env: Environment, one: _Due, today: date) -> Sequence[object]:
-    """The key of a form is its phase's id with the number of the attempt."""
+    """A row of the table. A form's key is its phase's id and the number of the attempt."""
     name = one.run.key.rpartition("-")[0]
     phase = next((phase.title for phase in one.checklist.phases if phase.id == name), one.run.key)
     since = f"{one.run.since.astimezone(env.zone):%Y-%m-%d %H:%M}"
@@ -107,7 +103,7 @@ def _row(env: Environment, one: _Due, today: date) -> Sequence[object]:
 
 
 def _tell_undone(report: Report, env: Environment) -> None:
-    """What was left undone, and by nobody done since."""
+    """The boxes left undone in the last answers."""
     rows = list[tuple[str, ...]]()
     for name in NAMES:
         if past := last_time(env, checklist(name)):
@@ -120,28 +116,28 @@ OWNER = "SRE"
 
 
 def remind_overrides(report: Report, env: Environment, today: date) -> None:
-    """Those that nobody has undone: told, and escalated once a day."""
+    """Report and escalate expired temporary settings that are still set."""
     for record in read_all(env.reports_directory):
         if record.is_open and record.is_expired:
             _remind(report, env, record, today)
 
 
 def _remind(report: Report, env: Environment, record: Record, today: date) -> None:
-    """By names: a value is nobody's to read in a message."""
+    """Names only: a message must not contain values."""
     kind = "redis" if record.server.startswith("redis ") else "postgres"
     name = f"temporary setting {', '.join(change.name for change in record.changes)} of {kind}"
     why = f" ({record.reason})" if record.reason else ""
-    hint = f"undo-{kind}-settings with record={record.name}; check-{kind}-settings, where somebody has done so by hand"
-    report.warn(name, hint, value=f"was to end at {record.until}{why}", expected="removed when its time is over")
-    what = f"{name} was to end at {record.until}{why}: {hint}"
+    hint = f"run undo-{kind}-settings with record={record.name}, or check-{kind}-settings if it was undone by hand"
+    report.warn(name, hint, value=f"expired at {record.until}{why}", expected="undone when it expires")
+    what = f"{name} expired at {record.until}{why}: {hint}"
     tell_owner(report, env, name, what, OWNER, f"override-{record.name}", today)
 
 
 def tell_owner(
     report: Report, env: Environment, name: str, what: str, owner: str, key: str, today: date, *, run: str = ""
 ) -> None:
-    """Escalated, once a day and as one incident; where nobody can be told, that is critical. Without [alerts] nobody is
-    to be told: the report's own finding is all."""
+    """Escalate once a day, as one incident; CRITICAL if that fails. Without [alerts] only the report has the
+    finding."""
     if not env.has("alerts"):
         report.leave_out("alerts")
         return

@@ -1,4 +1,4 @@
-"""Guided checklists: what only a person can do (§7.1, §8.4)."""
+"""Guided checklists for work that only people can do (§7.1, §8.4)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ def run_checklist(
     最後のフェーズまで答えると、結果のレポートができる。答えている間に worker や server が再起動しても続きから再開する。
 
     Run it a week before a drill (drill_preparation), on the day (drill_day) and within a week after it
-    (drill_follow_up); yearly (security_audit, architecture_review) and every quarter (cost_review). What is left undone
-    warns, or is critical where the box must be done; so does an answer after the day it was due. Last time's answers
-    stand beside each box.
+    (drill_follow_up); yearly (security_audit, architecture_review) and every quarter (cost_review). An undone box is
+    WARN, or CRITICAL if it is mandatory. A late answer is WARN. Each box shows its last answer.
 
-    It changes nothing, and holds no lock: a run may wait for weeks. To drop one, cancel it: it leaves no report. Where
-    one ended before its last answer (a host died), launch it again with its id in taken_over.
-    Evidence: who answered what, when, with notes and links.
+    It changes nothing, and holds no lock: a run may wait for weeks. To drop it, cancel it: it leaves no report. If a
+    run failed before its last answer (a host died), launch it again with its id in taken_over. Evidence: who answered
+    what, when, with notes and links.
 
     Args:
         environment: 対象の環境
@@ -54,7 +53,7 @@ def run_checklist(
 def _asked(
     env: Environment, name: ChecklistName, due: str, drill_date: str, taken_over: str
 ) -> tuple[Past | None, Answered | OpsError]:
-    """Outside of the report: it would be filed each time that the run leaves to wait."""
+    """Ask before the report is opened: otherwise a report would be filed at each suspension."""
     try:
         chosen, launched = find_checklist(name), launched_at()
         last_day = chosen.due(launched.astimezone(env.zone).date(), due, drill_date)

@@ -1,6 +1,7 @@
-"""Checklists as they are written in `checklists/*.toml`: the manual's words, and who answers them until when.
+"""Checklists from `checklists/*.toml`: the manual's words, owners and due dates.
 
-One place: the drill of §8.4 ticks the same boxes by measurement."""
+The drill of §8.4 ticks the same boxes by measurement.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ ChecklistName = Literal[
     "drill_preparation", "drill_day", "drill_follow_up", "security_audit", "architecture_review", "cost_review"
 ]
 DEFAULT: ChecklistName = "drill_preparation"
-"""What run-checklist asks where nobody says which: such a run's parameters name none."""
+"""The default of run-checklist: the parameters of such a run name no checklist."""
 NAMES: tuple[ChecklistName, ...] = get_args(ChecklistName)
 DRILL: tuple[ChecklistName, ...] = ("drill_preparation", "drill_day", "drill_follow_up")
 DIRECTORY = Path(__file__).parents[1] / "checklists"
@@ -25,8 +26,8 @@ DIRECTORY = Path(__file__).parents[1] / "checklists"
 
 @dataclass(frozen=True)
 class Box:
-    """One box. `how` tells how it is done or proven; left undone, a `must` is critical; `measured` is the key by which
-    a drill says that a machine has checked it (empty: only a person can)."""
+    """One box. `how`: how to do or prove it; an undone `must` is CRITICAL; `measured`: the key of a drill's measurement
+    (empty: only a person can check it)."""
 
     id: str
     text: str
@@ -37,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Phase:
-    """Boxes that are answered together, in one form. `minutes` are the manual's (0: it gives none)."""
+    """Boxes of one form. `minutes`: the manual's (0: it gives none)."""
 
     id: str
     title: str
@@ -54,7 +55,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Checklist:
-    """`due_days` are counted from the drill's day (None: it belongs to no drill), `answer_days` from its launch."""
+    """`due_days` count from the drill's day (None: no drill), `answer_days` from the launch."""
 
     name: str
     title: str
@@ -66,14 +67,14 @@ class Checklist:
 
     @property
     def boxes(self) -> list[tuple[Phase, Box]]:
-        """All of them, with their phases."""
+        """All boxes with their phases."""
         return [(phase, box) for phase in self.phases for box in phase.boxes]
 
     def due(self, launched: date, due: str = "", drill_date: str = "") -> date:
-        """The last day to answer: `due` where somebody said so, else by the drill's day, else by the launch.
+        """The last day to answer: `due` if given, else from the drill's day, else from the launch.
 
         Raises:
-            OpsError: one of them is no date.
+            OpsError: a text is not a date.
         """
         if due.strip():
             return _day("due", due)
@@ -84,10 +85,10 @@ class Checklist:
 
 @functools.cache
 def checklist(name: ChecklistName) -> Checklist:
-    """One of them.
+    """The checklist of that name.
 
     Raises:
-        OpsError: there is none of that name.
+        OpsError: there is none.
     """
     if name not in NAMES:
         raise OpsError(f"there is no checklist “{str(name)[:40]}”", f"choose one of {', '.join(NAMES)}")
@@ -106,4 +107,6 @@ def _day(parameter: str, text: str) -> date:
     try:
         return date.fromisoformat(text.strip())
     except ValueError:
-        raise OpsError(f"{parameter} “{text[:20]}” is no date", "write it like 2026-03-31, or leave it empty") from None
+        raise OpsError(
+            f"{parameter} “{text[:20]}” is not a date", "write it like 2026-03-31, or leave it empty"
+        ) from None

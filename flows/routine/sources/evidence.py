@@ -1,4 +1,4 @@
-"""What is collected while a report is open: files, and what could not be measured."""
+"""Evidence collected for a report: files, and the measurements that failed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 @dataclass
-class Evidence:
-    """Files by name, as an archive will have them; what is missing, and why."""
+class EvidenceSource:
+    """Files by their name in the archive, and failed measurements with the reason."""
 
     report: Report
     secrets: Sequence[str] = ()
@@ -23,30 +23,30 @@ class Evidence:
     missing: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, content: object) -> None:
-        """As JSON; dataclasses by their fields."""
+        """Add a JSON file; dataclasses become objects."""
         text = json.dumps(content, ensure_ascii=False, indent=1, default=_plain)
         self.files[name] = (text + "\n").encode(errors="backslashreplace")
 
     def shown(self, text: str) -> str:
-        """As the report may have it: somebody may have typed a password where a name belongs."""
+        """The text without secrets: somebody may have typed a password instead of a name."""
         return "(a secret)" if any(secret in text for secret in self.secrets) else text
 
     def lacks(self, what: str, why: str) -> None:
-        """It was not measured."""
+        """Record that `what` was not measured, and why."""
         self.missing[what] = why
 
     def ask(self, what: str, question: Callable[[], T]) -> T | None:
-        """The answer; None where there was none, which is kept."""
+        """The answer; None, and a failed measurement, if there is an error."""
         try:
             return question()
         except OpsError as error:
             self.lacks(what, error.message)
             return None
 
-    def tell_missing(self) -> None:
-        """What is not known is not well."""
+    def report_missing(self) -> None:
+        """A WARN for each failed measurement."""
         for what, why in self.missing.items():
-            self.report.warn(f"not measured: {what}", "see to what it says, and launch this again", value=why)
+            self.report.warn(f"not measured: {what}", "fix the cause, then launch this again", value=why)
 
 
 def _plain(value: Any) -> Any:

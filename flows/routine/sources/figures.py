@@ -1,4 +1,4 @@
-"""Today's figures, whose trend is drawn: of what answers. What does not is told where its row is judged."""
+"""Today's figures, for the trends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_database_bytes(postgres: Postgres) -> int:
 
 
 def read_figures(page: Page, traffic: Traffic | None) -> list[Figure]:
-    """All of them."""
+    """The figures of every part that answers."""
     figures = [*_of_traffic(traffic)] if traffic else []
     for part, read in _READ.items():
         if part == "host" or page.env.has(part):
@@ -36,34 +36,36 @@ def read_figures(page: Page, traffic: Traffic | None) -> list[Figure]:
 
 
 def _of_traffic(found: Traffic) -> Iterator[Figure]:
-    if found.reaches:  # else nobody knows of how many days they are
+    if found.reaches:  # otherwise the number of days is unknown
         days = max((found.until - found.since).days, 1)
-        yield Figure("requests a day", found.use.count / days, f"{found.use.count / days:,.0f}")
-    yield Figure("response time, p95 (ms)", found.use.p95, f"{found.use.p95:,.0f} ms")
-    yield Figure("failed requests", found.use.error_ratio, f"{found.use.error_ratio:.2%}")
+        yield Figure("requests a day", found.use.count / days, f"{found.use.count / days:,.0f}", unit="a day")
+    yield Figure("response time, p95 (ms)", found.use.p95, f"{found.use.p95:,.0f} ms", unit="ms")
+    yield Figure("failed requests", found.use.error_ratio, f"{found.use.error_ratio:.2%}", unit="ratio")
 
 
 def _of_database(env: Environment) -> Iterator[Figure]:
     taken = read_database_bytes(env.postgres)
-    yield Figure("database", taken, size(taken))
+    yield Figure("database", taken, size(taken), unit="B")
     activity = read_activity(env.postgres)
-    yield Figure("connections in use", activity.used_ratio, f"{activity.used_ratio:.0%} of {activity.limits.most}", 1.0)
+    yield Figure(
+        "connections in use", activity.used_ratio, f"{activity.used_ratio:.0%} of {activity.limits.most}", 1.0, "ratio"
+    )
 
 
 def _of_redis(env: Environment) -> Iterator[Figure]:
     memory = read_memory(master_by(env.redis, read_sentinels(env.redis)))
-    yield Figure("Redis' memory", memory.used, size(memory.used), float(memory.limit))
-    yield Figure("Redis' keys", memory.keys, f"{memory.keys:,}")
+    yield Figure("Redis' memory", memory.used, size(memory.used), float(memory.limit), "B")
+    yield Figure("Redis' keys", memory.keys, f"{memory.keys:,}", unit="keys")
 
 
 def _of_logs(env: Environment) -> Iterator[Figure]:
     taken = sum(file.bytes for file in find_logs(Path(env.logs.need("app"))))
-    yield Figure("logs of the application", taken, size(taken))
+    yield Figure("logs of the application", taken, size(taken), unit="B")
 
 
 def _of_host(env: Environment) -> Iterator[Figure]:
     for one in read_places(env)[0]:
-        yield Figure(f"disk of {one.what[0]}", one.used_ratio, f"{one.used_ratio:.1%}", 0.95)
+        yield Figure(f"disk of {one.what[0]}", one.used_ratio, f"{one.used_ratio:.1%}", 0.95, "ratio")
 
 
 _READ: dict[str, Callable[[Environment], Iterator[Figure]]] = {

@@ -1,4 +1,4 @@
-"""What other runbooks found when they were launched last, instead of doing it twice."""
+"""The last results of other runbooks, which a review shows instead of repeating them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from flows.routine.page import Page
 from runbook import clock
 from runbook.report import Status
 from runbook.units import duration
-from tasks.reports.past import Filed, filed
+from tasks.reports.past import FiledReport, filed
 
 WEEKLY, MONTHLY = timedelta(days=8), timedelta(days=35)
 CLOCKS = timedelta(minutes=5)
-"""So far apart may the clocks of two hosts be."""
-AHEAD = "correct the clock of this host, or of the one that wrote it: until then nobody knows how old anything is"
+"""The tolerated difference between the clocks of two hosts."""
+AHEAD = "correct the clock of this host, or of the host that wrote it: until then its age is unknown"
 
 
-def done(page: Page, runbook: str) -> Iterator[Filed]:
-    """Its reports, newest first, without plans."""
+def done(page: Page, runbook: str) -> Iterator[FiledReport]:
+    """The reports of a runbook, newest first, without plans."""
     return (
         one for one in filed(page.env.reports_directory, page.env.name, runbook) if one.status != Status.PLANNED.value
     )
 
 
-def told(one: Filed) -> str:
-    """When, how it ended and what it said, for people."""
+def told(one: FiledReport) -> str:
+    """A report's time, status and outcome in one line."""
     bad = next((found for found in one.findings if found["status"] == Status.CRITICAL.value), None)
     outcome = f"{bad['name']}: {bad['value']}".rstrip(": ") if bad else str(one.content.get("outcome", ""))
-    return f"{one.started:%Y-%m-%d %H:%M} UTC {one.status}" + (f" — {outcome[:200]}" if outcome else "")
+    return f"{clock.text(one.started, 'minutes')} {one.status}" + (f" — {outcome[:200]}" if outcome else "")
 
 
 def is_ahead(moment: datetime) -> bool:
-    """Whether it is of the future: a clock was set back since, and how old it is means nothing."""
+    """Whether a time is in the future: a clock is wrong, and the age is unknown."""
     return moment > clock.now() + CLOCKS
 
 
 def judge_last(
     page: Page, name: str, runbook: str, within: timedelta, *, grave: bool = False, next_hint: str = "", **form: object
-) -> Filed | None:
-    """The last run of a runbook: there, not longer ago than `within`, and how it ended. Where it ended CRITICAL that is
-    a warning here, unless it is `grave`. Returns it; None where there is none."""
+) -> FiledReport | None:
+    """A finding about the last run of a runbook: its age against `within`, and its status. A CRITICAL run is a WARN
+    here, unless it is `grave`. Returns the report; None: there is none."""
     launch = page.launch(runbook, **form)
     found = next(done(page, runbook), None)
     if found is None:
@@ -50,11 +50,11 @@ def judge_last(
     age = clock.now() - found.started
     expected = f"within {within.days} days"
     if is_ahead(found.started):
-        page.report.warn(name, AHEAD, value=f"of the future: {told(found)}", expected=expected)
+        page.report.warn(name, AHEAD, value=f"in the future: {told(found)}", expected=expected)
     elif age > within:
         page.report.warn(
             name,
-            f"{launch}: its schedule does not run",
+            f"{launch}, and check its schedule",
             expected=expected,
             value=f"last {duration(age.total_seconds())} ago: {told(found)}",
         )
@@ -64,7 +64,7 @@ def judge_last(
         critical = grave and found.status == Status.CRITICAL.value
         page.report.fail(
             name,
-            next_hint or f"see its report, {found.path.stem}; then {launch}",
+            next_hint or f"fix the findings of its report, {found.path.stem}; then {launch}",
             value=told(found),
             expected=expected,
             worst=Status.CRITICAL if critical else Status.WARN,
@@ -72,6 +72,6 @@ def judge_last(
     return found
 
 
-def link(page: Page, what: str, found: Filed) -> None:
-    """Where its report is."""
-    page.report.fact(f"last {what}", f"{found.started:%Y-%m-%d %H:%M} UTC {found.status}: {found.path}")
+def link(page: Page, what: str, found: FiledReport) -> None:
+    """Name the report in the page's head."""
+    page.report.fact(f"last {what}", f"{clock.text(found.started, 'minutes')} {found.status}: {found.path}")

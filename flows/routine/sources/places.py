@@ -12,8 +12,8 @@ from tasks.host.disk import Disk, disk_of, is_here
 
 
 @dataclass(frozen=True)
-class Place:
-    """What lies there, and on which host ("" is this one)."""
+class MeasuredPlace:
+    """A directory, what it contains, and its host ("": this one)."""
 
     what: str
     path: str
@@ -22,46 +22,46 @@ class Place:
 
 @dataclass(frozen=True)
 class Filled:
-    """A file system and the places that are on it."""
+    """A file system and the places on it."""
 
     disk: Disk
     what: tuple[str, ...]
 
     @property
     def used_ratio(self) -> float:
-        """As df shows it."""
+        """The used share, as df shows it."""
         return self.disk.bytes_ratio if self.disk.total_bytes else 1.0
 
 
-def places_of(env: Environment) -> Iterator[Place]:
-    """The manual's `/` and `/var`, and wherever data, logs, backups, reports and the application are."""
-    yield Place("/", "/")
-    yield Place("/var", "/var")
-    yield Place("reports", str(env.reports_directory))
+def places_of(env: Environment) -> Iterator[MeasuredPlace]:
+    """The manual's `/` and `/var`, and the directories of data, logs, backups, reports and the application."""
+    yield MeasuredPlace("/", "/")
+    yield MeasuredPlace("/var", "/var")
+    yield MeasuredPlace("reports", str(env.reports_directory))
     if env.has("postgres"):
-        yield from (Place(f"PostgreSQL {node.port}", node.data_directory, node.host) for node in env.nodes())
+        yield from (MeasuredPlace(f"PostgreSQL {node.port}", node.data_directory, node.host) for node in env.nodes())
     if env.has("redis"):
-        yield Place("Redis", env.redis.data_directory, env.redis.host)
+        yield MeasuredPlace("Redis", env.redis.data_directory, env.redis.host)
     if env.has("logs") and env.logs.app:
-        yield Place("logs", str(Path(env.logs.app).parent))
+        yield MeasuredPlace("logs", str(Path(env.logs.app).parent))
     if env.has("application"):
-        yield Place("application", env.application.directory)
+        yield MeasuredPlace("application", env.application.directory)
     if env.has("wal"):
-        yield Place("WAL", env.wal.directory, env.postgres.host)
+        yield MeasuredPlace("WAL", env.wal.directory, env.postgres.host)
     for which in ("backups", "copies"):
         if env.has(which):
             stores = env.stores(which)
-            yield from (Place(f"{which} of {kind}", str(getattr(stores, kind))) for kind in _KINDS)
-            yield Place(f"spool of {which}", stores.spool)
+            yield from (MeasuredPlace(f"{which} of {kind}", str(getattr(stores, kind))) for kind in _KINDS)
+            yield MeasuredPlace(f"spool of {which}", stores.spool)
 
 
 _KINDS = ("postgres", "redis", "files", "cluster", "wal")
 
 
-def read_places(env: Environment) -> tuple[list[Filled], list[tuple[Place, str]]]:
-    """Every file system once, the fullest first; and the places that nobody here can measure, and why. A bucket has
-    no disk that fills up."""
-    found, unknown = dict[int, tuple[Disk, list[str]]](), list[tuple[Place, str]]()
+def read_places(env: Environment) -> tuple[list[Filled], list[tuple[MeasuredPlace, str]]]:
+    """Every file system once, the fullest first; and the places that cannot be measured from here, with the reason.
+    Buckets are left out: they have no limit."""
+    found, unknown = dict[int, tuple[Disk, list[str]]](), list[tuple[MeasuredPlace, str]]()
     for place in places_of(env):
         if not place.path or place.path.startswith("s3://"):
             continue

@@ -1,4 +1,4 @@
-"""Requests of the last days, read once from the application's log, for those who judge them."""
+"""Requests of the last days, read once from the application's log."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from flows.logs.findings import tell_read, tell_undated
+from flows.logs.findings import report_files_read, report_undated
 from flows.routine.page import Page
 from tasks.logs.figures import requests
-from tasks.logs.figures.requests import Unusual, Use, User
+from tasks.logs.figures.requests import RequestUse, Unusual, UserRequests
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at
 from tasks.logs.reading.source import reading
@@ -18,29 +18,29 @@ from tasks.logs.reading.source import reading
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of a span, and of one as long before it (None: nothing is known of it). `reaches`: the log begins before that
-    span; `unusable`: access lines that tell no status or no time."""
+    """Requests of a span, and of the span before it (None: no data). `reaches`: the log covers the whole span;
+    `unusable`: access lines without a status or a duration."""
 
     since: datetime
     until: datetime
-    use: Use
-    before: Use | None
+    use: RequestUse
+    before: RequestUse | None
     reaches: bool
     unusable: int
-    paths: Sequence[tuple[str, Use]]
-    days: Sequence[tuple[date, Use]]
+    paths: Sequence[tuple[str, RequestUse]]
+    days: Sequence[tuple[date, RequestUse]]
     statuses: Sequence[tuple[int, int, str]]
-    users: Sequence[User]
+    users: Sequence[UserRequests]
     unusual: Sequence[Unusual]
 
     @property
     def told(self) -> str:
-        """For people."""
+        """The number of requests, in words."""
         return f"{self.use.count:,} requests since {self.since:%Y-%m-%d}"
 
 
 def read_traffic(page: Page, days: int) -> Traffic | None:
-    """Of the last days; None where there is no request that could be counted, which is told."""
+    """The requests of the last days; None, and a finding, if none can be counted."""
     if not page.names("logs"):
         return None
     return page.part("requests", lambda: _read(page, days), hint=page.launch("check-logging"))
@@ -54,15 +54,15 @@ def _read(page: Page, days: int) -> Traffic | None:
     with reading(files, env.zone, since=before, names=env.logs.fields) as source:
         wanted = requests.wanted_requests(env.logs, before, until)
         bad = source.pick_each(requests=wanted.choice(requests.COLUMNS), undated=wanted.undated())
-        tell_read(page.report, source, bad, of="requests: ")
-        tell_undated(page.report, source, of="requests: ")
+        report_files_read(page.report, source, bad, of="requests: ")
+        report_undated(page.report, source, of="requests: ")
         use, unusable = requests.read_use(source, since, until), requests.count_unusable(source)
         if use is None:
-            why = f"no request line in the last {days} days tells a status and a duration"
+            why = f"no request line in the last {days} days has a status and a duration"
             page.not_measured(
                 "requests",
                 why,
-                "the application logs each request with method, path, status and duration_ms: docs/routine.md",
+                "log each request with method, path, status and duration_ms: docs/routine.md",
             )
             return None
         found = Traffic(
@@ -81,10 +81,10 @@ def _read(page: Page, days: int) -> Traffic | None:
     if unusable:
         page.report.warn(
             "access lines without a status or a duration",
-            "they are in none of the numbers: correct the application's log",
+            "correct the application's log: these lines are not counted",
             value=f"{unusable:,}",
         )
     if not found.reaches:
-        hint = "the numbers are of what there is; keep rotated logs longer (§6.2: rotate 30)"
+        hint = "keep rotated logs longer (§6.2: rotate 30): these numbers cover a part of the span"
         page.log_begins(f"all of {days} days", begins_at(files[0], stamp), hint)
     return found

@@ -1,1 +1,1 @@
-"""What the lines of logs say: errors, requests, tokens, log-ins."""
+"""Figures from log lines: errors, requests, tokens, log-ins."""

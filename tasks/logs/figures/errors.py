@@ -1,11 +1,11 @@
-"""Errors by what they say: messages that differ in numbers, ids and quoted texts only are one kind."""
+"""Kinds of errors: messages that differ only in numbers, ids and quoted texts are one kind."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from tasks.logs.reading.source import Source, utc
+from tasks.logs.reading.source import LogSource, utc
 
 MOST_KINDS = 1000
 _REPLACED = (
@@ -18,7 +18,7 @@ _REPLACED = (
 
 
 def template(expression: str) -> str:
-    """SQL for what a message says, its first line."""
+    """SQL for the kind of a message: its first line without numbers, ids and quoted texts."""
     found = f"left(split_part({expression}, chr(10), 1), 2000)"
     for pattern, name in _REPLACED:
         found = f"regexp_replace({found}, '{pattern}', '{name}', 'g')"
@@ -37,7 +37,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of error in a span of time; `before`: how many in the span of the same length before it."""
+    """One kind of error in a span of time; `before`: its number in the span before, of the same length."""
 
     level: str
     text: str
@@ -49,7 +49,7 @@ class Kind:
     example: str
 
 
-def kinds(source: Source, since: datetime) -> list[Kind]:
+def kinds(source: LogSource, since: datetime) -> list[Kind]:
     """What was picked with COLUMNS, the most frequent first: later than `since`, and how many before it; `first` and
     `last` in the operators' zone."""
     rows = source.rows(

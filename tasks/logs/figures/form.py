@@ -1,4 +1,4 @@
-"""Whether lines are as the manual writes them (§6.1, §6.4): fields, zones, clock, and what must not stand in a log."""
+"""The form of log lines (§6.1, §6.4): fields, zones, clock, and leaked secrets."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from runbook.masking import kinds_in, masked
 from tasks.logs.figures.tokens import COLUMNS, call
-from tasks.logs.masking import kinds_in, masked
 from tasks.logs.reading.files import LogFile
-from tasks.logs.reading.source import Source
+from tasks.logs.reading.source import LogSource
 
 APP = ("timestamp", "level", "logger", "message", "module", "function", "line")
 AUDIT = ("timestamp", "user_id", "action", "resource", "result", "ip_address", "user_agent")
@@ -34,11 +34,11 @@ class Form:
 
     @property
     def valid_ratio(self) -> float:
-        """Of all lines, those that are JSON objects; 1 where there are none."""
+        """The share of lines that are JSON objects; 1 without lines."""
         return self.lines / (self.lines + self.bad) if self.lines + self.bad else 1.0
 
 
-def read_form(source: Source, required: Sequence[str], ai_message: str) -> Form:
+def read_form(source: LogSource, required: Sequence[str], ai_message: str) -> Form:
     """One pass over the lines; `ai_message` as in [logs]."""
     columns = {
         "time": "time",
@@ -58,7 +58,7 @@ def read_form(source: Source, required: Sequence[str], ai_message: str) -> Form:
 
 @dataclass(frozen=True)
 class Leak:
-    """A kind of secret or personal data that stands in a log: in how many of the lines looked at, and one, masked."""
+    """A kind of secret or personal data in a log: its number of lines, and a masked example."""
 
     kind: str
     lines: int
@@ -66,7 +66,7 @@ class Leak:
 
 
 def find_leaks(file: LogFile) -> tuple[list[Leak], int]:
-    """In the newest lines of a file that is not packed; and how many lines were looked at.
+    """Leaks in the newest lines of an uncompressed file, and the number of lines checked.
 
     Raises:
         OSError: it cannot be read.
@@ -84,7 +84,7 @@ def find_leaks(file: LogFile) -> tuple[list[Leak], int]:
 
 
 def _unescaped(text: str) -> str:
-    """As people read it: what JSON wrote as backslash-u is a letter again."""
+    """The text with JSON's backslash-u escapes decoded."""
     if "\\u" not in text:
         return text
     try:

@@ -1,4 +1,4 @@
-"""Log-ins of the audit log (§6.4) that are unlike others: many failures, a new address, an hour of the night.
+"""Unusual log-ins in the audit log (§6.4): many failures, a new address, an hour of the night.
 
 Only what a log itself can tell: it knows no geography, and an attacker who tries once an hour looks like anybody.
 """
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from tasks.logs.reading.source import Source, utc
+from tasks.logs.reading.source import LogSource, utc
 
-# What a line of the audit log has (§6.4).
+# Fields of a line of the audit log (§6.4).
 FIELDS = ("timestamp", "user_id", "action", "resource", "result", "ip_address")
 LOGIN = "action = 'login'"
 COLUMNS = {
@@ -22,13 +22,13 @@ COLUMNS = {
     "success": "result = 'success'",
 }
 MOST = 200
-# Before an address or an hour is called unusual, so many log-ins must show what is usual.
+# Log-ins needed before an address or an hour can be unusual.
 KNOWN_LOGINS, KNOWN_HOURS, NIGHT_ENDS = 3, 10, 6
 
 
 @dataclass(frozen=True)
 class Burst:
-    """Failures close to each other: of one `who`, or from one address. `most`: within the window."""
+    """A burst of failures of one `who`, or from one address. `most`: within the window."""
 
     of: str
     name: str
@@ -39,7 +39,7 @@ class Burst:
 
 
 @dataclass(frozen=True)
-class Login:
+class LoggedLogin:
     """A successful log-in, and what is unusual about it."""
 
     at: datetime
@@ -48,7 +48,7 @@ class Login:
     why: str
 
 
-def find_bursts(source: Source, since: datetime, failures: int, minutes: int) -> list[Burst]:
+def find_bursts(source: LogSource, since: datetime, failures: int, minutes: int) -> list[Burst]:
     """Of the table `logins` (COLUMNS where LOGIN): failures that ended later than `since`, by address, and by user, the
     most first."""
     found = list[Burst]()
@@ -67,8 +67,8 @@ def find_bursts(source: Source, since: datetime, failures: int, minutes: int) ->
     return found
 
 
-def find_broken_in(source: Source, since: datetime, failures: int, minutes: int) -> list[Login]:
-    """Log-ins right behind so many failures of the same user."""
+def find_broken_in(source: LogSource, since: datetime, failures: int, minutes: int) -> list[LoggedLogin]:
+    """Log-ins right after so many failures of the same user."""
     rows = source.rows(
         """
         WITH tried AS (
@@ -81,10 +81,10 @@ def find_broken_in(source: Source, since: datetime, failures: int, minutes: int)
         """,
         {"minutes": minutes, "failures": failures, "since": utc(since), "most": MOST},
     )
-    return [Login(at, who, address, f"after {n:,} failures within {minutes} min") for at, who, address, n in rows]
+    return [LoggedLogin(at, who, address, f"after {n:,} failures within {minutes} min") for at, who, address, n in rows]
 
 
-def find_unusual(source: Source, since: datetime, zone: ZoneInfo) -> list[Login]:
+def find_unusual(source: LogSource, since: datetime, zone: ZoneInfo) -> list[LoggedLogin]:
     """Log-ins from an address that the user never came from, or at night (before 6, in the operators' zone) of one who
     never came at night."""
     rows = source.rows(
@@ -106,12 +106,12 @@ def find_unusual(source: Source, since: datetime, zone: ZoneInfo) -> list[Login]
         {"logins": KNOWN_LOGINS, "hours": KNOWN_HOURS, "ends": NIGHT_ENDS, "since": utc(since), "most": MOST},
     )
     return [
-        Login(at, who, address, _why(elsewhere, late, earlier, zone))
+        LoggedLogin(at, who, address, _why(elsewhere, late, earlier, zone))
         for at, who, address, earlier, elsewhere, late, _ in rows
     ]
 
 
 def _why(elsewhere: bool, late: bool, earlier: int, zone: ZoneInfo) -> str:
-    reasons = ["from an address of its own"] if elsewhere else []
+    reasons = ["from a new address"] if elsewhere else []
     reasons += [f"at night ({zone.key})"] if late else []
     return f"{' and '.join(reasons)}, for the first time in {earlier + 1:,} log-ins"

@@ -1,4 +1,4 @@
-"""Refusals for too many requests (429) in the application's log: of users, and by providers (§5.3)."""
+"""Refused requests (429) in the application's log: of users, and by AI providers (§5.3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 
 from tasks.logs.figures.tokens import call
 from tasks.logs.reading.conditions import LEVELS
-from tasks.logs.reading.source import Source
+from tasks.logs.reading.source import LogSource
 
 STATUS = "try_cast(json_extract_string(line, '$.status') AS INTEGER)"
 SAID = "concat_ws(' ', message, json_extract_string(line, '$.error'), json_extract_string(line, '$.exception'))"
@@ -53,7 +53,7 @@ class Refusals:
     """`last` in UTC, without its zone."""
 
 
-def read_refusals(source: Source) -> tuple[list[Refusals], int]:
+def read_refusals(source: LogSource) -> tuple[list[Refusals], int]:
     """Of what was picked with `columns` where `refused`: the stormiest first; and how many AI calls succeeded."""
     rows = source.rows(
         """

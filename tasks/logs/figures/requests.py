@@ -11,14 +11,14 @@ from datetime import date, datetime
 from blocks.places import Logs
 from tasks.logs.figures.refusals import STATUS
 from tasks.logs.reading.conditions import Conditions
-from tasks.logs.reading.source import Source, utc
+from tasks.logs.reading.source import LogSource, utc
 
 MOST = 200
 _ID = "/(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})(/|$)"
 
 
 def _without_ids(expression: str) -> str:
-    """Twice: two ids behind each other share the slash between them."""
+    """Replaces ids twice: two adjacent ids share the slash between them."""
     for _ in range(2):
         expression = f"regexp_replace({expression}, '{_ID}', '/{{id}}\\1', 'g')"
     return expression
@@ -47,8 +47,8 @@ def wanted_requests(logs: Logs, since: datetime, until: datetime) -> Conditions:
 
 
 @dataclass(frozen=True)
-class Use:
-    """Of some requests: how many, how long they took in milliseconds, how many failed (5xx) and were refused (4xx)."""
+class RequestUse:
+    """Some requests: their number, durations in milliseconds, errors (5xx) and refusals (4xx)."""
 
     count: int
     p50: float
@@ -61,7 +61,7 @@ class Use:
 
     @property
     def error_ratio(self) -> float:
-        """Failed ones of all; those that a client got wrong are none."""
+        """The share of 5xx answers; 4xx answers are no errors of the server."""
         return self.errors / self.count if self.count else 0.0
 
 
@@ -69,39 +69,39 @@ _USE = """count(*), quantile_cont(ms, 0.5), quantile_cont(ms, 0.95), quantile_co
           count(*) FILTER (status >= 500), count(*) FILTER (status BETWEEN 400 AND 499)"""
 
 
-def read_use(source: Source, since: datetime, until: datetime) -> Use | None:
-    """Of all requests of a span; None where there was none."""
+def read_use(source: LogSource, since: datetime, until: datetime) -> RequestUse | None:
+    """All requests of a span; None: there was none."""
     query = f"SELECT {_USE} FROM requests WHERE {_COUNTED} AND time < $until"  # noqa: S608 - this module's own names
     row = source.rows(query, {"since": utc(since), "until": utc(until)})[0]
-    return Use(*row) if row[0] else None
+    return RequestUse(*row) if row[0] else None
 
 
-def count_unusable(source: Source) -> int:
-    """Access lines without a status or a duration: they are in none of the numbers."""
+def count_unusable(source: LogSource) -> int:
+    """Access lines without a status or a duration, which are not counted."""
     return int(source.rows("SELECT count(*) FROM requests WHERE status IS NULL OR ms IS NULL")[0][0])
 
 
-def by_path(source: Source, since: datetime) -> list[tuple[str, Use]]:
-    """`GET /items/{id}` → its use, those that took most of the time first."""
+def by_path(source: LogSource, since: datetime) -> list[tuple[str, RequestUse]]:
+    """`GET /items/{id}` → its requests, ordered by total time."""
     rows = source.rows(
         f"SELECT method || ' ' || path, {_USE} FROM requests WHERE {_COUNTED} "  # noqa: S608
         "GROUP BY 1 ORDER BY sum(ms) DESC, 1 LIMIT $most",
         {"since": utc(since), "most": MOST},
     )
-    return [(name, Use(*numbers)) for name, *numbers in rows]
+    return [(name, RequestUse(*numbers)) for name, *numbers in rows]
 
 
-def by_day(source: Source, since: datetime) -> list[tuple[date, Use]]:
-    """Days of the operators' zone, the earliest first."""
+def by_day(source: LogSource, since: datetime) -> list[tuple[date, RequestUse]]:
+    """Requests by day of the operators' zone, the earliest first."""
     rows = source.rows(
         f"SELECT CAST(here AS DATE), {_USE} FROM requests WHERE {_COUNTED} GROUP BY 1 ORDER BY 1",  # noqa: S608
         {"since": utc(since)},
     )
-    return [(day, Use(*numbers)) for day, *numbers in rows]
+    return [(day, RequestUse(*numbers)) for day, *numbers in rows]
 
 
-def by_status(source: Source, since: datetime) -> list[tuple[int, int, str]]:
-    """Status → how many, and the path that has most of it."""
+def by_status(source: LogSource, since: datetime) -> list[tuple[int, int, str]]:
+    """Status → number, and the path with most of them."""
     rows = source.rows(
         "SELECT status, sum(n), arg_max(name, n) FROM (SELECT status, method || ' ' || path AS name, count(*) AS n "
         "FROM requests WHERE status IS NOT NULL AND time >= $since GROUP BY ALL) GROUP BY status ORDER BY status",
@@ -111,8 +111,8 @@ def by_status(source: Source, since: datetime) -> list[tuple[int, int, str]]:
 
 
 @dataclass(frozen=True)
-class User:
-    """Requests of one user; `others`: those of nobody who has logged in are "" together."""
+class UserRequests:
+    """Requests of one user; "" are all requests without a log-in."""
 
     who: str
     count: int
@@ -121,20 +121,20 @@ class User:
     days: int
 
 
-def by_user(source: Source, since: datetime, most: int = 20) -> list[User]:
-    """Those who asked most, first."""
+def by_user(source: LogSource, since: datetime, most: int = 20) -> list[UserRequests]:
+    """Users by their number of requests."""
     rows = source.rows(
         "SELECT who, count(*), count(*) FILTER (status >= 500), count(*) FILTER (status BETWEEN 400 AND 499), "
         "count(DISTINCT CAST(here AS DATE)) FROM requests WHERE time >= $since GROUP BY who ORDER BY 2 DESC, 1 "
         "LIMIT $most",
         {"since": utc(since), "most": most},
     )
-    return [User(*row) for row in rows]
+    return [UserRequests(*row) for row in rows]
 
 
 @dataclass(frozen=True)
 class Unusual:
-    """A day of a user that is unlike the others, and why. `usual`: requests of a day."""
+    """An unusual day of a user, and why. `usual`: requests of a usual day."""
 
     day: date
     who: str
@@ -143,15 +143,15 @@ class Unusual:
     why: str
 
 
-# A day is unlike others with so many times the median of the user's own days before it (of five at least); of a user
-# who is hardly known, of nearly all days of everybody. Fewer requests are nobody's harm.
+# A day is unusual with so many times the median of the user's earlier days (five at least); for a new user, compared
+# with nearly all days of all users. Fewer requests are harmless.
 TIMES, LEAST_DAYS, LEAST_REQUESTS, NEARLY_ALL = 5.0, 5, 200, 0.95
-# So many refusals (4xx) of a day, and most of that user's requests: somebody tries what is not his.
+# So many refusals (4xx) a day, and most of the user's requests: perhaps an attack.
 LEAST_REFUSED, REFUSED_SHARE = 50, 0.5
 
 
-def unusual_use(source: Source, since: datetime) -> list[Unusual]:
-    """Days of users with far more requests than usual, or that were mostly refused; the newest first."""
+def unusual_use(source: LogSource, since: datetime) -> list[Unusual]:
+    """Days of users with far more requests than usual, or with mostly refusals; the newest first."""
     rows = source.rows(
         """
         WITH days AS (

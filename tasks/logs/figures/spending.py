@@ -1,4 +1,4 @@
-"""What the AI calls of a month have cost, again and again: a file that does not change any more is read once (§5.2)."""
+"""The cost of a month's AI calls, measured repeatedly: a file that no longer changes is read once (§5.2)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tasks.logs.reading.source import count_undated, reading
 
 @dataclass(frozen=True)
 class FileUse:
-    """Tokens in one file, of one month (`2026-11`): model → prompt and completion; `tokenless` calls tell none,
-    no time, or only a total. It is the file's as long as its size and time are these."""
+    """Tokens in one file, of one month (`2026-11`): model → prompt and completion; `tokenless` calls tell none, no
+    time, or only a total. It is the file's as long as its size and time are these."""
 
     bytes: int
     modified: datetime
@@ -30,7 +30,7 @@ class FileUse:
 
 @dataclass(frozen=True)
 class Spent:
-    """Of the month so far. `unpriced` models and `tokenless` calls are in no sum. `files`: for the next look."""
+    """The month so far. `unpriced` models and `tokenless` calls are not counted. `files`: for the next reading."""
 
     cost: float
     unpriced: tuple[str, ...]
@@ -42,7 +42,7 @@ class Spent:
 def read_spent(
     logs: Logs, zone: ZoneInfo, prices: Mapping[str, Sequence[float]], now: datetime, known: Mapping[str, FileUse]
 ) -> Spent:
-    """Add up; `known` is what another look has found in files.
+    """The cost so far; `known`: the files of the last reading.
 
     Raises:
         OpsError: there is no log, or it cannot be read.

@@ -17,8 +17,8 @@ from tasks.logs.reading.source import count_undated, reading
 
 
 @dataclass(frozen=True)
-class User:
-    """One user: how many events, how many of them failed, and what was done most."""
+class UserDays:
+    """One user: the number of events and failures, and the most frequent action."""
 
     who: str
     events: int
@@ -31,9 +31,9 @@ class User:
 
 @dataclass(frozen=True)
 class Users:
-    """`bad`: lines that are no JSON; `unreadable`: files that could not be read; `undated`: lines without a time."""
+    """`bad`: lines that are not JSON; `unreadable`: files that could not be read; `undated`: lines without a time."""
 
-    users: tuple[User, ...]
+    users: tuple[UserDays, ...]
     bad: int
     unreadable: tuple[str, ...]
     undated: int = 0
@@ -41,7 +41,7 @@ class Users:
 
 @probe
 def read_users(logs: Logs, zone: ZoneInfo, since: datetime) -> Users:
-    """Everybody who is in the audit log since then, over rotated files too, the last one first.
+    """Users in the audit log since then, also in rotated files, the latest first.
 
     Raises:
         OpsError: there is no such log, or it cannot be read.
@@ -55,4 +55,4 @@ def read_users(logs: Logs, zone: ZoneInfo, since: datetime) -> Users:
             "arg_min(here, time), arg_max(here, time), string_agg(DISTINCT action, ', ' ORDER BY action) "
             "FROM picked WHERE who <> '' GROUP BY who ORDER BY max(time) DESC, who"
         )
-        return Users(tuple(User(*row) for row in rows), bad, tuple(source.unreadable), count_undated(source))
+        return Users(tuple(UserDays(*row) for row in rows), bad, tuple(source.unreadable), count_undated(source))

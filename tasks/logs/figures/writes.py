@@ -1,4 +1,4 @@
-"""What the application's log says about writes that it acknowledged: the count of what a restore would lose."""
+"""Acknowledged writes in the application's log: the writes that a restore would lose."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Write(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Writes:
-    """Acknowledged writes after a moment. Where `complete` is false the count is a lower bound, and `note` says why."""
+class LoggedWrites:
+    """Acknowledged writes after a moment. If `complete` is false, the count is a lower bound for the reason `note`."""
 
     since: datetime
     count: int
@@ -50,20 +50,20 @@ class Writes:
 
     @property
     def sentence(self) -> str:
-        """For a report: never "0" where nothing could be counted."""
+        """The count in words: never "0" if nothing could be counted."""
         if self.complete:
             return f"{self.count} acknowledged writes after {self.since:%Y-%m-%d %H:%M:%S %Z}"
         return f"at least {self.count} acknowledged writes after {self.since:%Y-%m-%d %H:%M:%S %Z}: {self.note}"
 
 
 @probe
-def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = None) -> Writes:
-    """Count the writes that `app.log` and its rotated siblings show as acknowledged later than `moment` (and not
-    later than `before`).
+def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = None) -> LoggedWrites:
+    """Count the writes that `app.log` and its rotated siblings show as acknowledged later than `moment` (and not later
+    than `before`).
 
-    A write is a request line with a writing method and a 2xx status, except paths in `[logs] not_data`. The
-    application logs a request after its commit and before its answer, so a line later than a snapshot may tell of a
-    write that the snapshot still holds: the count errs to more. Times without a zone are UTC.
+    A write is a request line with a writing method and a 2xx status, except paths in `[logs] not_data`. The application
+    logs a request after its commit and before its answer, so a line later than a snapshot may tell of a write that the
+    snapshot still holds: the count errs to more. Times without a zone are UTC.
     """
     since, end = _utc(moment), _utc(before or datetime.max)
     log = Path(logs.need("app"))
@@ -77,7 +77,7 @@ def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = No
 
 
 def _files(log: Path) -> dict[int, Path]:
-    """The log and its rotated siblings, by inode."""
+    """The log and its rotated files, by inode."""
     files = {}
     for path in siblings(log):
         with contextlib.suppress(FileNotFoundError):
@@ -105,7 +105,7 @@ class _Found:
         self.unreadable: list[str] = []
 
     def read(self, path: Path) -> None:
-        """One file; an older one only proves that the log reaches back far enough."""
+        """Read one file; an older one only proves that the log reaches back far enough."""
         try:
             if path.stat().st_mtime < self.since.timestamp():
                 self.covered = self.covered or path.stat().st_size > 0
@@ -128,7 +128,7 @@ class _Found:
                 self.broken += 1
 
     def _is_before(self, line: bytes) -> bool:
-        """Quickly, where the time is written as this application writes it (UTC, microseconds): texts then compare."""
+        """A fast comparison as text, if times are written in UTC with microseconds."""
         stamp = self.stamp.search(line)
         return bool(
             stamp and len(stamp[1]) == len(self.text) and stamp[1].endswith(b"+00:00") and stamp[1] <= self.text
@@ -158,12 +158,12 @@ class _Found:
             self.seen.add(key)
             self.items.append(Write(time, method, path, str(read["resource"] or "")))
 
-    def writes(self, log: Path) -> Writes:
+    def writes(self, log: Path) -> LoggedWrites:
         """The answer."""
         items = sorted(self.items)
         kinds = Counter(f"{item.method} {_ID.sub('/{id}', item.path)}" for item in items)
         note = self._note(log)
-        return Writes(
+        return LoggedWrites(
             since=self.since,
             count=len(items),
             by_kind=tuple(kinds.most_common()),

@@ -1,4 +1,4 @@
-"""The requests of the last minutes, from the ends of the application's logs: what is older is not read (§6.1)."""
+"""Requests of the last minutes, read from the end of the application's log (§6.1)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLOWEST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Access:
+class AccessLine:
     """`errors`: answers of 500 and more. `slow_seconds`: 95 of 100 requests took no longer. `whole`: every line of that
     time was read, and told its time."""
 
@@ -33,7 +33,7 @@ class Access:
 
 
 @probe
-def read_access(logs: Logs, since: datetime) -> Access:
+def read_access(logs: Logs, since: datetime) -> AccessLine:
     """Of the request lines from `since` on, also where the log was rotated meanwhile.
 
     Raises:
@@ -55,7 +55,7 @@ def read_access(logs: Logs, since: datetime) -> Access:
         whole = whole and tail.reached and not tail.undated
     seconds.sort()
     slow = seconds[min(int(len(seconds) * (1 - SLOWEST_SHARE)), len(seconds) - 1)] if seconds else 0.0
-    return Access(len(seconds), errors, slow, whole)
+    return AccessLine(len(seconds), errors, slow, whole)
 
 
 @probe
@@ -63,10 +63,10 @@ def read_ai_calls(logs: Logs, since: datetime) -> dict[str, int]:
     """Provider → how many AI calls it answered from `since` on, by the lines of `[logs] ai_message`.
 
     Raises:
-        OpsError: there is no log, or it may not be read; or nothing says which lines are AI calls.
+        OpsError: there is no log, or it may not be read; or [logs] ai_message is not set: AI calls cannot be found.
     """
     if not logs.ai_message:
-        raise OpsError("nothing says which lines are AI calls", "set [logs] ai_message")
+        raise OpsError("[logs] ai_message is not set: AI calls cannot be found", "set [logs] ai_message")
     found, message, provider = Counter[str](), logs.field("message"), logs.field("provider")
     for file in _recent(Path(logs.need("app")), since):
         if not file.packed:
@@ -76,7 +76,7 @@ def read_ai_calls(logs: Logs, since: datetime) -> dict[str, int]:
 
 
 def _recent(log: Path, since: datetime) -> Iterator[LogFile]:
-    """The log and what it was renamed to, newest first; looked at once more, since it may be renamed meanwhile."""
+    """The log and its last rotated file, newest first; read twice, as it may be renamed meanwhile."""
     seen = set[int]()
     for _ in range(2):
         for file in reversed(find_logs.work(log)):
@@ -86,7 +86,7 @@ def _recent(log: Path, since: datetime) -> Iterator[LogFile]:
 
 
 class _Tail:
-    """The lines of a file from its end on, until they are too old. `reached`: they were, or it began."""
+    """The lines of a file from its end, until they are too old. `reached`: the old lines, or the file's beginning."""
 
     def __init__(self, file: LogFile, since: datetime, most: int, logger: bytes, stamp: str) -> None:
         self.file, self.since, self.most, self.logger, self.stamp = file, since, most, logger, stamp

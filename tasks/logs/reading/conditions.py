@@ -1,4 +1,4 @@
-"""What a search wants of a line, as SQL with parameters: nothing of a form becomes a part of the statement itself."""
+"""Conditions of a search as SQL with parameters: no text of a form becomes part of the statement."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from itertools import count
 from zoneinfo import ZoneInfo
 
 from runbook.errors import OpsError
-from tasks.logs.reading.source import Choice, utc
+from tasks.logs.reading.source import LogChoice, utc
 
 _FIELD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|!=|=|>|<|~)\s*(.*)", re.DOTALL)
-# What may be written in many ways: numbers, and the JSON of objects and lists.
+# Values with several spellings: numbers, and the JSON of objects and lists.
 _MANY_WAYS = re.compile(r"\s*([-+.\d{\[]|inf|nan)", re.IGNORECASE)
 _NUMBERS = count()  # parameters of several conditions may stand in one statement
-# A level, and as what other loggers write it (log4j, syslog, zap …), in capitals, small letters or mixed.
+# A level, and its names in other loggers (log4j, syslog, zap …), in any case.
 LEVELS = {
     "DEBUG": ("DEBUG", "TRACE", "VERBOSE"),
     "INFO": ("INFO", "INFORMATION", "NOTICE"),
@@ -43,22 +43,22 @@ class Conditions:
         """The whole condition."""
         return " AND ".join((*self.parts, *self.times)) or "true"
 
-    def choice(self, columns: Mapping[str, str]) -> Choice:
-        """What `Source.pick_each` takes."""
-        return Choice(columns, self.sql, self.parameters, self.needles)
+    def choice(self, columns: Mapping[str, str]) -> LogChoice:
+        """The argument of `Source.pick_each`."""
+        return LogChoice(columns, self.sql, self.parameters, self.needles)
 
-    def undated(self) -> Choice:
-        """The lines that hold everything but the span of time, and tell no readable time: they may be of that time."""
-        return Choice({"line": "line"}, " AND ".join((*self.parts, "time IS NULL")), self.parameters, self.needles)
+    def undated(self) -> LogChoice:
+        """Lines without a readable time that fulfil all other conditions: they may belong to the span."""
+        return LogChoice({"line": "line"}, " AND ".join((*self.parts, "time IS NULL")), self.parameters, self.needles)
 
     def holds(self, expression: str, *needles: str) -> Conditions:
-        """An expression of this project's own; no line holds it without one of the texts."""
+        """An expression of this project. A line without one of the texts cannot fulfil it."""
         self.parts.append(expression)
         self._need(needles)
         return self
 
     def within(self, since: datetime | None, until: datetime | None) -> Conditions:
-        """From a moment on, and before another one."""
+        """Lines from a moment on, and before another one."""
         if since:
             self.times.append(f"time >= {self._bind(utc(since))}")
         if until:
@@ -66,7 +66,7 @@ class Conditions:
         return self
 
     def levels(self, names: Sequence[str]) -> Conditions:
-        """Lines of these LEVELS, however their loggers write them; with none, it does not matter."""
+        """Lines of these LEVELS, in any spelling; none: any level."""
         if names:
             written = [word for name in names for word in LEVELS[name]]
             self._add("list_contains({}, upper(trim(level)))", written)
@@ -74,14 +74,14 @@ class Conditions:
         return self
 
     def equals(self, name: str, values: Sequence[str]) -> Conditions:
-        """A field of `source.FIELDS` is one of these; with none, it does not matter."""
+        """A field of `source.FIELDS` has one of these values; none: any value."""
         if values:
             self._add(f"list_contains({{}}, {name})", list(values))
             self._need(values)
         return self
 
     def contains(self, text: str) -> Conditions:
-        """A text anywhere in the message, upper and lower case alike."""
+        """A text anywhere in the message, in any case."""
         if text:
             self._add("contains(lower(message), lower({}))", text)
         return self
@@ -100,7 +100,7 @@ class Conditions:
         """
         for text in texts:
             if not (match := _FIELD.fullmatch(text)):
-                raise OpsError(f"“{text[:60]}” is no condition on a field", _EXAMPLE)
+                raise OpsError(f"“{text[:60]}” is not a condition on a field", _EXAMPLE)
             self._field(*match.groups())
         return self
 
@@ -120,7 +120,7 @@ class Conditions:
         )
 
     def _need(self, texts: Sequence[str]) -> None:
-        """Where one of them may be written in another way, nothing is needed."""
+        """Texts that a line must contain; none if a value has other spellings."""
         if texts and not any(_MANY_WAYS.match(text) for text in texts):
             self.needles.append(texts)
 

@@ -1,4 +1,4 @@
-"""Single lines of logs, to look at: those that are no JSON objects, and the first one."""
+"""Single lines of logs: lines that are not JSON objects, and the first line."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A line, from 1 on, and its beginning."""
+class LogSample:
+    """A line's number (from 1) and its beginning."""
 
     file: str
     line: int
     text: str
 
 
-def find_bad_lines(files: Sequence[LogFile], most: int = 5) -> list[Sample]:
+def find_bad_lines(files: Sequence[LogFile], most: int = 5) -> list[LogSample]:
     """The first lines of files that are not packed which do not begin and end like a JSON object, newest file first.
 
     A line that does, and is none all the same, is not found here: only counted where all are read.
     """
-    found, end = list[Sample](), time.monotonic() + BUDGET_SECONDS
+    found, end = list[LogSample](), time.monotonic() + BUDGET_SECONDS
     for file in reversed([file for file in files if not file.packed]):
         try:
             content = file.path.open("rb")
@@ -49,14 +49,16 @@ def find_bad_lines(files: Sequence[LogFile], most: int = 5) -> list[Sample]:
                     number += 1
                     text = line.strip()
                     if text and not (text.startswith(b"{") and text.endswith(b"}")):
-                        found.append(Sample(file.path.name, number, text[:LONGEST].decode(errors="backslashreplace")))
+                        found.append(
+                            LogSample(file.path.name, number, text[:LONGEST].decode(errors="backslashreplace"))
+                        )
                     if len(found) == most:
                         return found
     return found
 
 
 def is_half_written(files: Sequence[LogFile]) -> bool:
-    """Whether the newest file ends within a line: the application is just writing it, or was killed then."""
+    """Whether the newest file ends in an incomplete line: the application is writing it, or was killed."""
     if not files or files[-1].packed:
         return False
     try:
@@ -71,7 +73,7 @@ def is_half_written(files: Sequence[LogFile]) -> bool:
 
 
 def begins_at(file: LogFile, field: str = "timestamp") -> datetime | None:
-    """The time of the first line of a file that has one, of its first thousand; None where there is none."""
+    """The first time in the first thousand lines of a file; None: there is none."""
     opener = _OPEN.get(file.packed, open)
     try:
         with opener(file.path, "rb") as content:  # type: ignore[operator]

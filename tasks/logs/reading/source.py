@@ -31,7 +31,7 @@ from tasks.logs.reading.files import LogFile
 MEMORY, MOST_THREADS = "640MB", 4
 LONGEST_LINE_BYTES = 16 << 20  # a reader has two buffers of it
 CHUNK_BYTES = 1 << 20
-# What a line may have (§6.1): taken out once, the time first.
+# Fields of a line (§6.1), extracted once, the time first.
 FIELDS = ("timestamp", "level", "message", "module", "logger", "user_id")
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 _PATH = re.compile(r"'\$\.(\w+)'")
@@ -39,7 +39,7 @@ _OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 
 @dataclass(frozen=True)
-class Choice:
+class LogChoice:
     """What is looked for: expressions, by name, of the lines for which `where` holds.
 
     Expressions may use `line` (the JSON), `time` (UTC), `here` (the same in the operators' zone), and the names of the
@@ -54,7 +54,7 @@ class Choice:
 
 
 @dataclass
-class Source:
+class LogSource:
     """Logs that are open. `names`: a field as this project calls it → as the lines do, where they differ.
 
     `unreadable`: files that could not be read (to their end), and why, by name."""
@@ -69,7 +69,7 @@ class Source:
 
     @property
     def bytes(self) -> int:
-        """Of all files, as they are stored."""
+        """The stored bytes of all files."""
         return sum(file.bytes for file in self.files)
 
     def pick(
@@ -79,11 +79,11 @@ class Source:
         parameters: Mapping[str, object],
         needles: Sequence[Sequence[str]] = (),
     ) -> int:
-        """`pick_each` for one question, whose table is `picked`."""
-        return self.pick_each(picked=Choice(columns, where, parameters, needles))
+        """`pick_each` for one choice, with the table `picked`."""
+        return self.pick_each(picked=LogChoice(columns, where, parameters, needles))
 
-    def pick_each(self, **choices: Choice) -> int:
-        """Read all files once for several questions: a table for the answer to each, by its name.
+    def pick_each(self, **choices: LogChoice) -> int:
+        """Read all files once for several choices: one table each, by its name.
 
         Returns how many lines are no JSON objects.
 
@@ -117,7 +117,7 @@ def reading(
     since: datetime | None = None,
     fields: Sequence[str] = FIELDS,
     names: Mapping[str, str] = NO_NAMES,
-) -> Iterator[Source]:
+) -> Iterator[LogSource]:
     """Open logs, but for files that were written last before `since`: a rename while they are read changes nothing.
     `fields` of each line are taken out, timestamp first; `names` as in [logs] fields.
 
@@ -135,18 +135,18 @@ def reading(
         }
         connection = stack.enter_context(duckdb.connect(config=settings))  # type: ignore[arg-type]
         connection.execute("SET TimeZone = 'UTC'")
-        # Else a condition on fields is asked before the cheap one on the text, and every line is taken apart for it.
+        # Otherwise the condition on fields runs before the cheap one on the text, and parses every line.
         connection.execute("SET disabled_optimizers = 'filter_pushdown'")
-        source = Source(connection, tuple(wanted), zone, fields, names)
+        source = LogSource(connection, tuple(wanted), zone, fields, names)
         source.places += [place for file in wanted if (place := _opened(stack, source, file))]
         if wanted and not source.places:
             name, why = next(iter(source.unreadable.items()))
-            raise OpsError(f"{name} cannot be read: {why}", "run the worker as a user that may read the logs")
+            raise OpsError(f"{name} cannot be read: {why}", "run the worker as a user who can read the logs")
         yield source
 
 
-def _opened(stack: ExitStack, source: Source, file: LogFile) -> str:
-    """A path that stays what it is, "" where it cannot be had."""
+def _opened(stack: ExitStack, source: LogSource, file: LogFile) -> str:
+    """A path that stays valid after a rename; "": the file cannot be opened."""
     try:
         content = stack.enter_context(file.path.open("rb"))
     except OSError as error:
@@ -164,7 +164,7 @@ def _opened(stack: ExitStack, source: Source, file: LogFile) -> str:
     return f"/proc/self/fd/{out}"
 
 
-def _unpack(source: Source, file: LogFile, content: IO[bytes], into: int) -> None:
+def _unpack(source: LogSource, file: LogFile, content: IO[bytes], into: int) -> None:
     try:
         with os.fdopen(into, "wb") as pipe, _OPEN[file.packed](content, "rb") as packed:  # type: ignore[operator]
             while chunk := packed.read1(CHUNK_BYTES):
@@ -191,7 +191,7 @@ def _near(needles: Sequence[Sequence[Sequence[str]]]) -> tuple[str, dict[str, ob
     return " OR ".join((*found, "contains(line, chr(92))")), texts
 
 
-def _chosen(choices: Mapping[str, Choice], lines: str) -> tuple[str, dict[str, str]]:
+def _chosen(choices: Mapping[str, LogChoice], lines: str) -> tuple[str, dict[str, str]]:
     """Queries for what is kept of lines, and for each choice's table of it. What several want is kept once."""
     wanted = list(dict.fromkeys(one for choice in choices.values() for one in choice.columns.values()))
     kept = []
@@ -239,22 +239,22 @@ def _lines(places: Sequence[str], zone: str, fields: Sequence[str], near: str) -
     """  # noqa: S608 - paths of open files and this module's own names
 
 
-def count_undated(source: Source) -> int:
+def count_undated(source: LogSource) -> int:
     """Lines of the table `undated` (`Conditions.undated`)."""
     return int(source.rows("SELECT count(*) FROM undated")[0][0])
 
 
 def utc(moment: datetime) -> datetime:
-    """As `time` has it: UTC without its zone."""
+    """A moment as in the column `time`: UTC without zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def offset(moment: datetime) -> str:
-    """Of a moment of a zone from UTC: +09:00."""
+    """A moment's offset from UTC: +09:00."""
     return moment.isoformat()[-6:]
 
 
-def by_hour(source: Source, counts: str = "count(*)", where: str = "true") -> list[tuple[datetime, list[int]]]:
+def by_hour(source: LogSource, counts: str = "count(*)", where: str = "true") -> list[tuple[datetime, list[int]]]:
     """`counts` of what was picked, by hour of the operators' zone, the earliest first. Hours have their offset: the one
     that comes twice where the clock is put back is two."""
     rows = source.rows(

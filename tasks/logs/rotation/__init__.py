@@ -1,1 +1,1 @@
-"""Rotation of logs and removal of old ones."""
+"""Rotation of logs, and deletion of old ones."""

@@ -1,4 +1,4 @@
-"""Old rotated files of logs removed: never the log itself, never one that somebody has open."""
+"""Deletion of old rotated logs: never the log itself, never an open file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Holders:
 
 @probe
 def read_holders(files: Sequence[LogFile]) -> Holders:
-    """Who has files open, by /proc: a log that was renamed may still be written to."""
+    """The processes that have files open, by /proc: a renamed log may still be written."""
     wanted = {file.inode: (file.path.stat().st_dev if file.path.exists() else -1) for file in files}
     found, writing, whole = dict[int, str](), set[int](), True
     for process in (path for path in Path("/proc").iterdir() if path.name.isdecimal()):
@@ -70,7 +70,7 @@ def _name(process: Path) -> str:
 
 @action(idempotent=True)
 def remove_logs(permit: Permit, files: Sequence[LogFile], before: datetime) -> list[LogFile]:
-    """Remove rotated files, each looked at again: it must be the same one, still old, and held by nobody.
+    """Delete rotated files, after another check of each: the same file, still old, not open.
 
     Returns those that are gone now.
     """

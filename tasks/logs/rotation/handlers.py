@@ -1,4 +1,4 @@
-"""Where an application rotates its own logs: logrotate beside that loses lines (§6.2)."""
+"""Rotating handlers in an application: together with logrotate they lose lines (§6.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rotation for real, and whether the application went along (§6.2)."""
+"""A rotation now, and its effect on the application (§6.2)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TIMEOUT_SECONDS, REOPEN_SECONDS = 120, 20.0
 
 @action(idempotent=False)
 def rotate(permit: Permit, configuration: Path) -> str:
-    """`logrotate --force`, with a state of its own: the daily run's stays as it is. Returns what it says.
+    """Run `logrotate --force` with a separate state file, so that the daily run's does not change. Returns its output.
 
     Raises:
-        CommandFailed: it failed; hint: what it did until then stays.
+        CommandFailed: it failed; files that it has rotated stay rotated.
     """
     permit.require(ROTATE, str(configuration))
     with tempfile.TemporaryDirectory(prefix="ops-logrotate-") as state:
         argv = [program(), "--force", "--verbose", "--state", f"{state}/state", str(configuration)]
-        return run(argv, timeout_seconds=TIMEOUT_SECONDS, hint="look at the directory of the logs").stderr
+        return run(argv, timeout_seconds=TIMEOUT_SECONDS, hint="check the directory of the logs").stderr
 
 
 @dataclass(frozen=True)
 class Rotated:
-    """What became of a log: where its lines of before are, and who still writes there ("" where nobody)."""
+    """The result of a rotation: the file with the old lines, and the process that still writes to it ("": none)."""
 
     kept: str
     new_bytes: int
@@ -44,15 +44,17 @@ class Rotated:
 
 @probe
 def verify_rotated(log: Path, before: LogFile, provoke: Callable[[], object]) -> Rotated:
-    """Whether the old file was kept under another name, a new one is written to, and nobody writes to the old one;
-    `provoke` makes the application log something.
+    """Check that the old file has another name, the application writes to a new one, and no process writes to the old
+    one. `provoke` makes the application log something.
 
     Raises:
-        OpsError: the file is the one of before: nothing was rotated.
+        OpsError: the log is still the old file.
     """
     files = find_logs.work(log)
     if any(file.path == log and file.inode == before.inode for file in files):
-        raise OpsError(f"{log} was not rotated", "look at what logrotate said in the report (notifempty: it is empty)")
+        raise OpsError(
+            f"{log} was not rotated", "check logrotate's output in the report (notifempty: the log is empty)"
+        )
     kept = next((file for file in files if file.inode == before.inode), None)
 
     def written() -> int:

@@ -1,4 +1,4 @@
-"""How a log is rotated: logrotate's configuration for it (§6.2), asked of the real logrotate where it is installed."""
+"""logrotate's configuration of a log (§6.2), checked with logrotate itself if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runbook.errors import OpsError, excerpt
 from runbook.kinds import probe
 from runbook.shell import run
 
-# §6.2, and what the manual's block says; `create` has a mode, an owner and a group behind it.
+# The manual's block (§6.2); `create` has a mode, an owner and a group.
 MANUAL = {
     "daily": "",
     "rotate": "30",
@@ -41,7 +41,7 @@ class Rotation:
     asked: bool = True
 
     def differences(self) -> list[tuple[str, str, str]]:
-        """Directives that are not as in the manual: (directive, here, manual)."""
+        """Directives that differ from the manual: (directive, here, manual)."""
         here = self.blocks[0] if self.blocks else {}
         often = next((name for name in _OFTEN if name in here), "")
         found = [] if "daily" in here else [("how often", often or "not said", "daily")]
@@ -55,7 +55,7 @@ class Rotation:
 
 @probe
 def read_rotation(configuration: Path, log: Path) -> Rotation:
-    """What the configuration says of a log, and whether logrotate takes it (`logrotate -d` changes nothing).
+    """The configuration of a log, and logrotate's verdict (`logrotate -d` changes nothing).
 
     Raises:
         OpsError: the configuration cannot be read.
@@ -77,23 +77,23 @@ def read_rotation(configuration: Path, log: Path) -> Rotation:
 
 
 def is_installed() -> bool:
-    """Whether there is a logrotate on this host."""
+    """Whether logrotate is installed on this host."""
     return bool(shutil.which("logrotate", path=PLACES))
 
 
 def program() -> str:
-    """Its path.
+    """The path of logrotate.
 
     Raises:
         OpsError: it is not installed.
     """
     if found := shutil.which("logrotate", path=PLACES):
         return found
-    raise OpsError("logrotate is not installed on this host", "apt install logrotate, then launch this again")
+    raise OpsError("logrotate is not installed on this host", "run apt install logrotate, then launch this again")
 
 
 def _blocks(text: str) -> list[tuple[list[str], dict[str, str]]]:
-    """Every block: its patterns, and its directives with those that stand before all blocks."""
+    """Every block: its patterns and directives, with the global directives."""
     text = _SCRIPT.sub("", re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE))
     outside = _directives(_BLOCK.sub("", text))
     found = []

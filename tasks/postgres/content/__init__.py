@@ -1,1 +1,1 @@
-"""What a database contains, and whether two databases contain the same."""
+"""The content of a database, and the comparison of two databases."""

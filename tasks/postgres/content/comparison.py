@@ -1,4 +1,4 @@
-"""Whether a restored copy is what its backup's manifest says."""
+"""Compare a restored copy with its backup's manifest."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import dataclass
 
 from tasks.postgres.content.content import LARGE_OBJECTS, DatabaseContent, Part, SequenceValue, TableSum
 from tasks.postgres.content.definitions import differences as definition_differences
-from tasks.postgres.content.equivalence import Judged
+from tasks.postgres.content.equivalence import JudgedDefinition
 from tasks.postgres.dump.accepted import VIEW_ROWS, index_of, left_out, table_of
 from tasks.postgres.server.properties import Properties
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What was compared (what, expected, found, equal) and every difference as a sentence. `versions` are extensions of
-    another version: a dump names none, so the copy has the one that is installed now. `reordered`: children that
-    have their parent's columns first now; `not_compared`: what an older manifest does not have."""
+class ContentComparison:
+    """The compared objects (name, expected, found, equal) and every difference as a sentence.
+
+    `versions`: extensions of another version, because a dump names none and the copy has the installed one.
+    `reordered`: child tables with their parent's columns first. `not_compared`: parts that an older manifest lacks.
+    """
 
     proven: tuple[tuple[str, str, str, bool], ...]
     differences: tuple[str, ...]
@@ -29,16 +31,18 @@ class Comparison:
 def compare(
     expected: DatabaseContent,
     actual: DatabaseContent,
-    judged: Judged,
+    judged: JudgedDefinition,
     *,
     unfilled: Collection[str] = (),
     accepted: Collection[str] = (),
-) -> Comparison:
-    """Whether a restored copy is what its manifest says, as far as the backup goes. `judged`: the definitions that
-    differ in text, by `compare_definitions`; `unfilled`: views that stayed empty, which is reported by itself;
-    `accepted`: what a person agreed to do without."""
+) -> ContentComparison:
+    """Compare a restored copy with its manifest, for the parts that the backup has.
+
+    `judged`: definitions that differ in text, by `compare_definitions`. `unfilled`: views left empty, reported
+    separately. `accepted`: objects that an operator left out.
+    """
     whole = expected.part == "full"
-    expected = _but(expected, actual, accepted)
+    expected = _without_accepted(expected, actual, accepted)
     proven, problems = [], []
     for name, table in expected.tables.items():
         found = actual.tables.get(name)
@@ -47,8 +51,8 @@ def compare(
         proven.append((name, f"{table.rows:,} rows", shown, equal))
         if not equal:
             problems.append(_table_problem(name, table, found))
-    gone, new = {*expected.extensions} - {*actual.extensions}, {*actual.extensions} - {*expected.extensions}
-    problems += [f"extension {name}: missing" for name in sorted(gone)]
+    absent, new = {*expected.extensions} - {*actual.extensions}, {*actual.extensions} - {*expected.extensions}
+    problems += [f"extension {name}: missing" for name in sorted(absent)]
     problems += [f"extension {name}: not in the backup" for name in sorted(new)]
     if expected.part != "schema":
         problems += _unequal("sequence", expected.sequences, actual.sequences)
@@ -72,7 +76,7 @@ def compare(
         if actual.extensions.get(name, version) != version
     )
     reordered = [key for key in judged.equal if _is_reordered(definitions[key], actual.definitions[key])]
-    return Comparison(
+    return ContentComparison(
         (*proven, *_proven(expected, actual, problems)),
         tuple(problems),
         tuple(versions),
@@ -81,9 +85,9 @@ def compare(
     )
 
 
-def _but(expected: DatabaseContent, actual: DatabaseContent, accepted: Collection[str]) -> DatabaseContent:
-    """What is expected of a copy that has all but what was accepted. Of a table with an empty column only the number of
-    rows is known."""
+def _without_accepted(expected: DatabaseContent, actual: DatabaseContent, accepted: Collection[str]) -> DatabaseContent:
+    """The expected content without the accepted objects. Of a table with an accepted empty column only the number of
+    rows is compared."""
     if not accepted:
         return expected
     left, indexes = left_out(accepted), {index_of(name) for name in accepted}
@@ -121,7 +125,7 @@ def _of_later_manifests(content: DatabaseContent) -> Iterator[tuple[str, object]
 
 
 def _unequal_storage(expected: DatabaseContent, actual: DatabaseContent) -> list[str]:
-    """What pg_dump prints beside an object instead of in its definition."""
+    """Properties that pg_dump prints outside the object's definition."""
     problems = []
     if expected.tablespaces is not None:
         problems += _unequal("tablespace of", expected.tablespaces, actual.tablespaces or {})
@@ -133,7 +137,7 @@ def _unequal_storage(expected: DatabaseContent, actual: DatabaseContent) -> list
 
 
 def _is_reordered(expected: str, actual: str) -> bool:
-    """Whether a child's columns are the same ones in another order."""
+    """Whether a child table's columns are the same in another order."""
     ours, theirs = (_COLUMN.findall(text) for text in (expected, actual))
     return _CHILD in expected and ours != theirs and sorted(ours) == sorted(theirs)
 
@@ -142,14 +146,14 @@ _CHILD = "\nINHERITS ("
 _COLUMN = re.compile(r'^    ("(?:[^"]|"")+"|(?!CONSTRAINT )[\w$]+) ', re.MULTILINE)
 
 
-# A foreign key that looks at rows which are not in the backup cannot be made.
+# A foreign key to rows that are not in the backup cannot be created.
 NEEDS_OTHER_ROWS: dict[Part, tuple[str, ...]] = {"full": (), "schema": (), "tables": ("FK CONSTRAINT ",)}
 
 
 def _proven(
     expected: DatabaseContent, actual: DatabaseContent, problems: Sequence[str]
 ) -> list[tuple[str, str, str, bool]]:
-    """The last rows of the table of what was compared."""
+    """The last rows of the comparison's table."""
     definitions = ("definitions", str(len(expected.definitions)), str(len(actual.definitions)), not problems)
     if expected.part == "schema":
         return [definitions]
@@ -167,7 +171,7 @@ def _table_problem(name: str, expected: TableSum, found: TableSum | None) -> str
         return f"table {name}: missing"
     if found.rows != expected.rows:
         return f"table {name}: {found.rows:,} rows instead of {expected.rows:,}"
-    return f"table {name}: the number of rows is right, their content is not"
+    return f"table {name}: the number of rows is equal, their content differs"
 
 
 def _attributes(properties: Properties) -> dict[str, object]:

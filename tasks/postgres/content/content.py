@@ -1,4 +1,4 @@
-"""The content manifest of a database: what `recovery-rules` calls equal, read in one snapshot."""
+"""The content manifest of a database, read in one snapshot: a restored copy must equal it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Part = Literal["full", "schema", "tables"]
 
 
 class TableSum(BaseModel):
-    """Rows of a table, the sum of their texts' hashes, and bytes on disk (which a restore need not reproduce)."""
+    """A table's number of rows, the sum of their texts' hashes, and bytes on disk (which are not compared)."""
 
     model_config = ConfigDict(frozen=True)
     rows: int
@@ -42,9 +42,12 @@ class SequenceValue(BaseModel):
 
 
 class DatabaseContent(BaseModel):
-    """Everything that a restore is compared with. `form` says what of a row was hashed; `part` what of the database is
-    there: all, its definitions, or those with the rows of chosen tables. What an older manifest does not have is None:
-    tablespaces and access methods other than the defaults, the large objects' owners, privileges and comments."""
+    """The content that a restore is compared with.
+
+    `form`: the kind of row hash. `part`: all of the database, its definitions, or definitions with the rows of chosen
+    tables. None for parts that an older manifest lacks: tablespaces and access methods other than the defaults, and
+    owners, privileges and comments of large objects.
+    """
 
     model_config = ConfigDict(frozen=True)
     database: str
@@ -77,15 +80,17 @@ class DatabaseContent(BaseModel):
 
 @probe
 def read_content(postgres: Postgres, database: str) -> DatabaseContent:
-    """The content of a database that nobody changes (a copy), sequences as they are."""
+    """The content of a database without other users (a copy), with its sequences."""
     return content_of(postgres, database)
 
 
 def content_of(postgres: Postgres, database: str) -> DatabaseContent:
-    """The content of a database as it is; its definitions are read beside its rows. No event trigger fires: one that
-    notes each log-in would change what is read."""
-    with ThreadPoolExecutor(1) as beside:
-        definitions = beside.submit(read_definitions, postgres, database)
+    """The content of a database; definitions and rows are read in parallel.
+
+    No event trigger fires: a login trigger that writes would change the content.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        definitions = pool.submit(read_definitions, postgres, database)
         with pinned(postgres, database, copy_options(postgres)) as connection:
             found = content_in_session(connection, database)
         return found.model_copy(update={"definitions": definitions.result()})
@@ -94,7 +99,7 @@ def content_of(postgres: Postgres, database: str) -> DatabaseContent:
 def content_in_session(
     connection: Connection, database: str, part: Part = "full", chosen: Collection[str] = ()
 ) -> DatabaseContent:
-    """What a pinned session sees in its snapshot: everything but the definitions; rows only of the part in question."""
+    """The content in a pinned session's snapshot, without definitions; only rows of the given part."""
     properties = read_properties(connection, database)
     return DatabaseContent(
         database=database,
@@ -136,7 +141,7 @@ def _roles(connection: Connection, properties: Properties) -> tuple[str, ...]:
 
 
 def revision(connection: Connection) -> str:
-    """Alembic's revision (several heads joined by a comma), empty where the database has none."""
+    """Alembic's revision (several heads joined by a comma), empty if the database has none."""
     if not execute(connection, "SELECT to_regclass('public.alembic_version')")[0][0]:
         return ""
     rows = execute(connection, "SELECT version_num FROM public.alembic_version ORDER BY 1")
@@ -144,7 +149,7 @@ def revision(connection: Connection) -> str:
 
 
 def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[tuple[str, TableSum]]:
-    """ONLY: a parent's children are counted for themselves. None: all tables, and the large objects."""
+    """Sums of tables, without inheritance children, which are counted separately. None: all, and large objects."""
     found: dict[str, TableSum] = {}
     for schema, table, columns, size, unit in in_batches(connection, execute(connection, queries.TABLES)):
         if chosen is not None and unit not in chosen:
@@ -166,7 +171,7 @@ def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[
 
 
 def sequence_values(connection: Connection) -> dict[str, SequenceValue]:
-    """Every sequence's value as it stands, by its quoted name."""
+    """Every sequence's current value, by its quoted name."""
     found = {}
     for schema, name, quoted in in_batches(connection, execute(connection, queries.SEQUENCES)):
         query = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, name))
@@ -194,13 +199,13 @@ def read_counts(postgres: Postgres, database: str) -> RowCounts:
     return RowCounts(tuple({**counts, **({LARGE_OBJECTS: lobs} if lobs else {})}.items()))
 
 
-# The most that one value may have (src/include/utils/memutils.h, MaxAllocSize, without its header). A larger object is
-# read in parts.
+# The largest value in bytes (src/include/utils/memutils.h, MaxAllocSize, without its header). A larger object is read
+# in parts.
 PART_BYTES = (1 << 30) - 5
 
 
 def content(connection: Connection) -> tuple[int, int]:
-    """How many there are, and the sum of the hashes of their parts."""
+    """The number of large objects, and the sum of the hashes of their parts."""
     count, total, longer = execute(connection, _FIRST, PART_BYTES, PART_BYTES)[0]
     offset = PART_BYTES
     while longer:
@@ -211,7 +216,7 @@ def content(connection: Connection) -> tuple[int, int]:
 
 
 def rights(connection: Connection) -> tuple[int, int]:
-    """How many there are, and the sum of the hashes of their owners, privileges, comments and security labels."""
+    """The number of large objects, and the sum of the hashes of their owners, privileges, comments and labels."""
     count, total = execute(connection, _RIGHTS)[0]
     return int(count), int(total)
 

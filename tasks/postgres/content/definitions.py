@@ -1,7 +1,7 @@
-"""What a database's objects are, as `pg_dump --schema-only` says it: one text per object.
+"""The definitions of a database's objects, as `pg_dump --schema-only` prints them: one text per object.
 
-pg_dump knows every kind of object, its owner, its privileges and its comments; two databases are equal in definition
-where it prints the same for both. https://www.postgresql.org/docs/current/app-pgdump.html
+pg_dump covers every kind of object with its owner, privileges and comments. Two databases have equal definitions if it
+prints the same for both. https://www.postgresql.org/docs/current/app-pgdump.html
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from blocks.postgres.server import Postgres
-from tasks.postgres.content.equivalence import Judged
+from tasks.postgres.content.equivalence import JudgedDefinition
 from tasks.postgres.content.pinned_session import read_names
 from tasks.postgres.content.quiet import copy_options
 from tasks.postgres.dump.printed import codec, printed
@@ -21,11 +21,11 @@ _HEADER = re.compile(
     r"--\n-- Name: (?P<name>.*); Type: (?P<type>[A-Z ]+); Schema: (?P<schema>.*?); Owner: (?P<owner>.*?)"
     r"(?:; Tablespace: .*)?\n--\n"
 )
-# A header inside one of these is part of the object: of a function's text, of a comment, of a name.
+# A header inside one of these is part of the object: a function's text, a comment, a name.
 _QUOTED = re.compile(
     r"'[^']*'|\"[^\"]*\"|\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$|^--[^\n]*", re.DOTALL | re.MULTILINE
 )
-# Their texts hold connection strings with passwords.
+# Their texts contain connection strings with passwords.
 SECRET_TYPES = ("SUBSCRIPTION", "USER MAPPING")
 # pg_restore prints these among the definitions, pg_dump does not.
 DATA_TYPES = ("MATERIALIZED VIEW DATA", "SEQUENCE SET", "TABLE DATA", "BLOBS", "BLOB METADATA")
@@ -35,16 +35,16 @@ _SESSION_LINES = ("--", "\\unrestrict", "\\restrict", "SET default_t")
 
 
 def read_definitions(postgres: Postgres, database: str) -> dict[str, str]:
-    """Every object's definition in a database that nobody changes: `TABLE public.users (owner app_user)` → SQL.
+    """Every object's definition in a database without other users: `TABLE public.users (owner app_user)` → SQL.
 
     Raises:
-        CommandFailed: a table is held exclusively for longer than `LOCK_WAIT`, or pg_dump cannot read it otherwise.
+        CommandFailed: a table is locked for longer than `LOCK_WAIT`, or pg_dump failed otherwise.
     """
     return definitions_seen(postgres, database, f"--lock-wait-timeout={LOCK_WAIT}", settings=copy_options(postgres))
 
 
 def definitions_seen(postgres: Postgres, database: str, *options: str, settings: str = "") -> dict[str, str]:
-    """The same, with options that say in which snapshot, and settings of the session (as PGOPTIONS)."""
+    """Every object's definition, with options such as a snapshot, and settings of the session (as PGOPTIONS)."""
     with postgres.connect(database, options=settings) as connection:
         encoding, of_ascii = connection.info.parameter_status("server_encoding"), read_names(connection)
     argv = [postgres.program("pg_dump"), "--schema-only", "--no-password", f"--encoding={encoding}", *options]
@@ -53,8 +53,8 @@ def definitions_seen(postgres: Postgres, database: str, *options: str, settings:
 
 
 def dumped_definitions(postgres: Postgres, dump: Path, of_ascii: str = "utf-8") -> dict[str, str]:
-    """The same of a dump in directory format: the texts that pg_dump wrote, without asking the server again.
-    `of_ascii`: how the names of a database in SQL_ASCII are read."""
+    """Every object's definition in a dump in directory format. `of_ascii`: the encoding of names in a SQL_ASCII
+    database."""
     return parse(printed(postgres, [postgres.program("pg_restore"), "--schema-only", dump], of_ascii=of_ascii))
 
 
@@ -84,8 +84,10 @@ def _headers(printed: str) -> Iterator[re.Match[str]]:
 
 
 def _without_session_lines(body: str) -> str:
-    """Without what pg_dump's session adds after an object: blank lines, SET lines, the end of the script. Such lines
-    inside the object (in a function, in a text) are its own."""
+    """Remove the lines that pg_dump adds after an object: blank lines, SET lines, the end of the script.
+
+    Such lines inside the object (in a function, in a text) stay.
+    """
     lines = body.split("\n")
     while lines and (not lines[-1] or lines[-1].startswith(_SESSION_LINES)):
         lines.pop()
@@ -93,8 +95,8 @@ def _without_session_lines(body: str) -> str:
 
 
 def as_once_stored(actual: Mapping[str, str], expected: Mapping[str, str], encoding: str) -> dict[str, str]:
-    """Definitions as manifests of earlier versions have those of another encoding than UTF-8: with U+FFFD for each byte
-    that is none. Only where the expected ones are such."""
+    """Definitions in the form of older manifests, if the expected ones have it: U+FFFD for each byte that is not valid
+    UTF-8."""
     if not any(REPLACED in part for item in expected.items() for part in item):
         return dict(actual)
 
@@ -105,8 +107,8 @@ def as_once_stored(actual: Mapping[str, str], expected: Mapping[str, str], encod
     return {stored(key): stored(text) for key, text in actual.items()}
 
 
-def differences(expected: Mapping[str, str], actual: Mapping[str, str], judged: Judged) -> list[str]:
-    """How two databases' definitions differ, as sentences. Texts that PostgreSQL understands alike count as equal."""
+def differences(expected: Mapping[str, str], actual: Mapping[str, str], judged: JudgedDefinition) -> list[str]:
+    """The differences of two databases' definitions, as sentences. Texts that PostgreSQL parses alike are equal."""
     problems = [f"{key}: missing" for key in expected if key not in actual]
     problems += [f"{key}: not in the backup" for key in actual if key not in expected]
     for key, text in expected.items():

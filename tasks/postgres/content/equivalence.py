@@ -1,11 +1,11 @@
-"""Whether two texts of one definition mean the same: PostgreSQL creates both and prints what it understood.
+"""Whether two texts of one definition are equivalent: PostgreSQL creates both and prints how it parsed them.
 
 A restored database prints some definitions differently from its source: `CHECK (s BETWEEN 0 AND 100 AND w > 0)` loses
-a pair of parentheses, `-1::int` becomes `'-1'::integer`, the cast of an array moves to its elements. The parser reads
-both texts to the same tree, so the server decides: each text is created in the copy, in a transaction that is rolled
-back, and its catalogue rows are compared. Expressions are compared as the server prints them, all else as it is stored.
+a pair of parentheses, `-1::int` becomes `'-1'::integer`, the cast of an array moves to its elements. Both texts are
+parsed to the same tree, so the server decides: each text is created in the copy, in a transaction that is rolled back,
+and its catalog rows are compared. Expressions are compared as the server prints them, everything else as it is stored.
 
-What is created:
+Safety of the created statements:
 - one statement of a known kind, by the extended protocol, which refuses a second one;
 - under its own name, after the copy's object was moved to another schema in the same transaction;
 - on an empty clone of its table, so no row is read and no index is built from rows;
@@ -47,7 +47,7 @@ _FULL = rf"{_NAME}\.{_NAME}"
 _ON_TABLE = rf"ALTER (?:FOREIGN )?TABLE (?:ONLY )?(?P<relation>{_FULL})\s+"
 # Constants only: the server evaluates a bound when the partition is attached.
 _BOUND = r"(?>'[^']*'|[-\d., ()]|(?:FOR|VALUES|FROM|TO|IN|WITH|DEFAULT|NULL|true|false|M\w+VALUE|modulus|remainder)\b)+"
-# How pg_dump begins (and, where it matters, ends) the statement of each kind of object that holds an expression.
+# The start (and, where it matters, the end) of pg_dump's statement for each kind of object with an expression.
 _HEADS = {
     "TABLE": rf"CREATE (?:UNLOGGED )?TABLE (?P<new>{_FULL})\s.*",
     "FOREIGN TABLE": rf"CREATE FOREIGN TABLE (?P<new>{_FULL})\s.*",
@@ -70,8 +70,8 @@ _HEADS = {
 _PATTERNS = {kind: re.compile(head, re.DOTALL) for kind, head in _HEADS.items()}
 _QUOTED = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$"
 _TOKEN = re.compile(_QUOTED + r"|[();]", re.DOTALL)
-# What would run code when the statement is executed: a query, a bound that is computed, a language other than these.
-# A comment could hide it.
+# These would run code when the statement is executed: a query, a computed bound, another language. A comment could hide
+# them.
 _RUNS = re.compile(r"--|/\*|\bPARTITION\s+OF\b|^CREATE [A-Z ]*TABLE\b.*\bAS\b", re.DOTALL | re.IGNORECASE)
 _LANGUAGE = re.compile(r"\bLANGUAGE\b\s*(\w*)", re.IGNORECASE)
 _LANGUAGES = {"sql", "plpgsql"}
@@ -82,33 +82,33 @@ Subject = Mapping[str, Name]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Definitions that differ in text only, by name; and why others could not be created, by name."""
+class JudgedDefinition:
+    """The names of definitions that differ in text only; for others, why they could not be created."""
 
     equal: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Undecided(Exception):
-    """Why the server cannot decide about two texts."""
+    """The server cannot compare two texts; the reason is the message."""
 
 
 @probe
 def compare_definitions(
     postgres: Postgres, database: str, expected: Mapping[str, str], actual: Mapping[str, str]
-) -> Judged:
-    """Which definitions of a private copy differ from the expected ones in text only. Nothing is changed there.
+) -> JudgedDefinition:
+    """The definitions of a private copy that differ from the expected ones in text only. Nothing is changed there.
 
-    Without a difference in text no session is opened. Otherwise a pair of texts takes some milliseconds, whatever the
+    Without a difference in text no session is opened. A pair of texts takes some milliseconds, independent of the
     number of rows.
 
     Raises:
-        OpsError: somebody else holds a lock in the copy.
+        OpsError: another session holds a lock in the copy.
     """
     pairs = {key: (text, actual[key]) for key, text in expected.items() if actual.get(key, text) != text}
     equal, refused = set[str](), dict[str, str]()
     if not pairs:
-        return Judged()
+        return JudgedDefinition()
     with rolled_back(postgres, database) as connection:
         for key, (wanted, found) in pairs.items():
             try:
@@ -116,17 +116,17 @@ def compare_definitions(
                     equal.add(key)
             except _Undecided as error:
                 refused[key] = str(error)
-    return Judged(frozenset(equal), refused)
+    return JudgedDefinition(frozenset(equal), refused)
 
 
 @contextmanager
 def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
-    """A transaction in which objects are created for a comparison, in the schema `ASIDE` too: without event triggers,
-    with a time limit for each statement, and always rolled back."""
+    """A transaction to create objects for a comparison: without event triggers, with a timeout for each statement, and
+    always rolled back. Existing objects can be moved to the schema `ASIDE`."""
     with postgres.connect(database, options=copy_options(postgres)) as connection:
         set_known(connection, _SETTINGS)
         if read_names(connection) != "utf-8":
-            set_json_loads(lambda value: value, connection)  # compared, and not read: psycopg takes it for UTF-8
+            set_json_loads(lambda value: value, connection)  # only compared: psycopg would decode it as UTF-8
         with refusals(connection, LOCK_SECONDS), connection.transaction(force_rollback=True):
             execute(connection, "SET TRANSACTION READ WRITE")
             disable_event_triggers(connection)
@@ -135,8 +135,10 @@ def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
 
 
 def _same(connection: Connection, key: str, expected: str, actual: str) -> bool:
-    """Whether both texts create the same. The statements after the first (owner, statistics targets) are compared
-    letter by letter, in any order: they follow that of the columns, which a restored child has in another.
+    """Whether both texts create the same object.
+
+    The statements after the first (owner, statistics targets) are compared literally, in any order: they follow the
+    columns' order, which a restored child table changes.
 
     Raises:
         _Undecided: the server cannot create one of them.
@@ -179,8 +181,8 @@ def _statements(text: str) -> list[str]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The first statement, and the rest. A rule's commands are in parentheses; the body of a function has statements
-    too, and two empty lines follow after its end."""
+    """The first statement and the rest. A rule's commands are in parentheses; a function's body has statements too, but
+    two empty lines follow its end."""
     depth, routine = 0, text.startswith(("CREATE FUNCTION ", "CREATE PROCEDURE "))
     for token in _TOKEN.finditer(text):
         depth += (token[0] == "(") - (token[0] == ")")
@@ -191,7 +193,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _spelled(statements: str) -> str:
-    """As later versions of pg_dump write it: 15 calls a view and a sequence a table where it sets their owners, and
+    """Normalise to the form of later pg_dump versions: 15 writes ALTER TABLE for owners of views and sequences, and
     doubles a blank."""
     statements = re.sub(
         r"^ALTER (?:TABLE|VIEW|MATERIALIZED VIEW|SEQUENCE)( .+ OWNER TO )", r"ALTER\1", statements, flags=re.MULTILINE
@@ -200,7 +202,7 @@ def _spelled(statements: str) -> str:
 
 
 def _subject(key: str, statement: str) -> Subject | None:
-    """The names in a statement of the kind that its key says; None where it is no such statement."""
+    """The names in a statement of its key's kind; None if it is not such a statement."""
     kind = next((kind for kind in sorted(_PATTERNS, key=len, reverse=True) if key.startswith(f"{kind} ")), "")
     match = _PATTERNS[kind].fullmatch(statement) if kind else None
     outline = _outline(statement)
@@ -212,7 +214,7 @@ def _subject(key: str, statement: str) -> Subject | None:
 
 
 def _outline(statement: str) -> str:
-    """What is outside quotes and parentheses, and comments wherever they are."""
+    """The text outside quotes and parentheses, with all comments."""
     found, depth, at = list[str](), 0, 0
     for token in _TOKEN.finditer(statement):
         between = statement[at : token.start()]
@@ -223,13 +225,13 @@ def _outline(statement: str) -> str:
 
 
 def _unquoted(printed: str) -> Name:
-    """A schema and a name, as PostgreSQL prints them."""
+    """Schema and name from PostgreSQL's quoted form."""
     schema, name = re.findall(_NAME, printed)
     return tuple(part[1:-1].replace('""', '"') if part[0] == '"' else part for part in (schema, name))
 
 
 def _set_aside(connection: Connection, subject: Subject, heir: bool) -> None:
-    """Free the name that the texts create, or put an empty clone in the place of the table that they change.
+    """Free the name that the texts create, or replace the table that they change by an empty clone.
 
     Raises:
         _Undecided: the server refuses.
@@ -254,15 +256,17 @@ def _set_aside(connection: Connection, subject: Subject, heir: bool) -> None:
 
 
 def _move_relation(connection: Connection, name: Name) -> None:
-    """Sequences that the table owns would move with it, and defaults name them: they stay."""
+    """Move a relation to `ASIDE`, without the sequences that it owns: defaults refer to them by name."""
     for schema, sequence in execute(connection, _OWNED, _text(connection, name)):
         execute(connection, sql.SQL("ALTER SEQUENCE {} OWNED BY NONE").format(sql.Identifier(schema, sequence)))
     execute(connection, sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(sql.Identifier(*name), sql.Identifier(ASIDE)))
 
 
 def _clone(connection: Connection, name: Name, heir: bool) -> None:
-    """Put an empty table (or a view) with the same columns in the place of one that was set aside; an heir of it, where
-    a function takes its rows: they are of its type then."""
+    """Create an empty table (or a view) with the same columns instead of the moved one.
+
+    `heir`: as its inheritance child, so that a function with its row type accepts the clone's rows.
+    """
     clone, original = sql.Identifier(*name), sql.Identifier(ASIDE, name[1])
     kind, key = execute(connection, _KIND, original.as_string(connection))[0]
     if kind == "v":
@@ -278,16 +282,16 @@ def _clone(connection: Connection, name: Name, heir: bool) -> None:
 
 
 def _text(connection: Connection, name: Name) -> str:
-    """For a parameter of type regclass or regtype."""
+    """The quoted name, for a parameter of type regclass or regtype."""
     return sql.Identifier(*name).as_string(connection)
 
 
 def _created(connection: Connection, subject: Subject, statement: str, whose: str) -> object:
-    """Create it, describe what came of it, and take it back."""
+    """Create the object, describe it, and roll it back."""
     if "function" in subject:
         statement = statement.replace("CREATE ", "CREATE OR REPLACE ", 1)
     with _deciding(connection, whose), connection.transaction(force_rollback=True):
-        # Results in binary ask for the extended protocol, which refuses a text of several statements.
+        # Binary results use the extended protocol, which refuses a text of several statements.
         connection.execute(statement.encode(connection.info.encoding, "replace"), binary=True)
         return _describe(connection, subject)
     raise AssertionError
@@ -368,7 +372,7 @@ SELECT to_jsonb(t) - '{oid,typarray,typdefaultbin}'::text[],
              WHERE k.contypid = t.oid ORDER BY k.conname)
 FROM pg_type t WHERE t.oid = %s::regtype
 """
-# All of that name: a text with other arguments makes one more.
+# All of that name: a text with other arguments creates another one.
 FUNCTIONS = """
 SELECT to_jsonb(p) - '{oid,prosqlbody,proargdefaults}'::text[],
        pg_get_expr(p.proargdefaults, 0), pg_get_function_sqlbody(p.oid)

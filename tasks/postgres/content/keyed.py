@@ -1,5 +1,5 @@
-"""Two databases' rows side by side, by primary key, in bounded memory: each server sorts its own keys, and only rows
-that are not the same are read whole."""
+"""Compare two databases' rows by primary key in bounded memory: each server sorts its keys, and only differing rows are
+read completely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import VerificationFailed
 from tasks.postgres.content.rowhash import row_hash
-from tasks.postgres.tables.find import Known, Table, known_in, table_of
+from tasks.postgres.tables.find import FoundTable, Known, known_in, table_of
 from tasks.postgres.tables.pairs import settle_generated, unequal_columns
 
 BATCH = 2000
@@ -27,20 +27,20 @@ Row = tuple[str | None, ...]
 class Keyed:
     """A table of the source and the live one of its name, and the columns of their primary key, in its order."""
 
-    source: Table
-    live: Table
+    source: FoundTable
+    live: FoundTable
     key: tuple[str, ...]
 
     @property
     def written(self) -> list[str]:
-        """The columns that take values, as they stand in a row that is read whole."""
+        """The columns without generated ones, in the order of a completely read row."""
         return [column.name for column in self.live.columns if not column.generated]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key of which the rows are not the same. `version` is the live row's xmin; `later`: the live row was written
-    after the source was replaced, or nobody can say."""
+    """A key whose rows differ. `version`: the live row's xmin; `later`: the live row was written after the source was
+    replaced, or that is unknown."""
 
     what: What
     key: Key
@@ -57,14 +57,14 @@ class Matched:
 
 
 def match_keyed(postgres: Postgres, source: Connection, live: Connection, chosen: Sequence[str]) -> Matched:
-    """Every table of the source, or those of these quoted names, with the live one of its name, on `postgres`."""
+    """Every table of the source, or the chosen ones (quoted names), with the live one of its name on `postgres`."""
     known = {one.name: one for one in known_in(live)}
     tables, others = list[Keyed](), list[tuple[str, str]]()
     for one in known_in(source):
         if one.kind not in "rp" or one.root or (chosen and one.name not in chosen):
             continue
         if one.relation == REVISION and not chosen:
-            others.append((one.name, "it tells the schema's revision, which is no row to bring back"))
+            others.append((one.name, "it has the schema's revision, not data"))
             continue
         found = _matched(postgres, source, live, one, known.get(one.name))
         if isinstance(found, str):
@@ -102,11 +102,11 @@ ORDER BY k.place
 
 
 def differences(source: Connection, live: Connection, keyed: Keyed, since: str) -> Iterator[Difference]:
-    """Merge the two, each in the order of its keys' texts. `since`: the transaction in which the source was replaced,
-    "" where that is not known.
+    """Merge both tables, each in the order of its keys' texts. `since`: the transaction that replaced the source, empty
+    if unknown.
 
     Raises:
-        VerificationFailed: a server sorts keys in another order than this one: nothing can be told then.
+        VerificationFailed: a server sorts keys in another order than this process, so they cannot be compared.
     """
     ours, theirs = _rows(source, keyed.source, keyed, "source", ""), _rows(live, keyed.live, keyed, "live", since)
     left, right = next(ours, None), next(theirs, None)
@@ -125,7 +125,7 @@ def differences(source: Connection, live: Connection, keyed: Keyed, since: str) 
 
 
 def _rows(
-    connection: Connection, table: Table, keyed: Keyed, name: str, since: str
+    connection: Connection, table: FoundTable, keyed: Keyed, name: str, since: str
 ) -> Iterator[tuple[Key, int, str, bool]]:
     """Key, hash of the row, xmin, and whether that is newer than `since`."""
     columns = [(column.name, "text" if column.is_text else None) for column in table.columns]
@@ -143,21 +143,21 @@ def _rows(
         for hash_, version, is_later, *texts in cursor.execute(query):
             key = tuple(map(str, texts))
             if key <= before:
-                raise VerificationFailed(f"the keys of {table.name} do not come in order", _ORDER)
+                raise VerificationFailed(f"the keys of {table.name} are not in order", _ORDER)
             before = key
             yield key, int(hash_), str(version), bool(is_later)
 
 
-_ORDER = "its database is not in UTF-8: restore the other one into a database of the same encoding, and compare by hand"
+_ORDER = "restore the other one to a database of the same encoding and compare by hand: this one is not in UTF-8"
 
 
 def text_of(column: str) -> sql.Composed:
-    """As the type's output function prints it: a cast to text trims char(n) and may be somebody's own function."""
+    """The output function's text: a cast to text trims char(n), and can be a user's function."""
     return sql.SQL("concat({})").format(sql.Identifier(column))
 
 
-def whole_rows(connection: Connection, table: Table, keyed: Keyed, keys: Sequence[Key]) -> dict[Key, Row]:
-    """The texts of the columns that take values, of at most `FETCH` rows; found by the key's index."""
+def whole_rows(connection: Connection, table: FoundTable, keyed: Keyed, keys: Sequence[Key]) -> dict[Key, Row]:
+    """The texts of the written columns of at most `FETCH` rows, found by the key's index."""
     if not keys:
         return {}
     texts = [

@@ -1,4 +1,4 @@
-"""Sessions in which the same row has the same text everywhere: pinned settings, no timeouts but for locks."""
+"""Sessions in which a row has the same text on every server: pinned settings, no timeouts except for locks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 LOCK_SECONDS = 60
 BATCH = 25
 
-# recovery-rules, content manifest. extra_float_digits ≥ 1 prints the shortest text that reads back exactly.
+# extra_float_digits ≥ 1 prints the shortest text that is read back exactly.
 PINNED = {
     "TimeZone": "UTC",
     "DateStyle": "ISO, MDY",
@@ -38,7 +38,7 @@ def pinned(postgres: Postgres, database: str, options: str = "") -> Iterator[Con
     """A read-only REPEATABLE READ transaction under the pinned settings. `options`: as `Postgres.connect`.
 
     Raises:
-        OpsError: a lock was not to be had within `LOCK_SECONDS`, or the server refused a statement.
+        OpsError: a lock was not available within `LOCK_SECONDS`, or the server refused a statement.
     """
     with postgres.connect(database, options=options) as connection, refusals(connection, LOCK_SECONDS):
         pin(connection)
@@ -48,22 +48,26 @@ def pinned(postgres: Postgres, database: str, options: str = "") -> Iterator[Con
 
 
 def in_batches(connection: Connection, items: Sequence[Item], most: int = BATCH) -> Iterator[Item]:
-    """The items, so many in a savepoint that is rolled back: the locks of what is read for them (a table's indexes too)
-    end with it, and the session's snapshot stays. Thousands of tables would fill the server's table of locks."""
+    """The items, each batch in a savepoint that is rolled back, which releases its locks but keeps the snapshot.
+
+    Thousands of tables with their indexes would otherwise fill the server's lock table.
+    """
     for start in range(0, len(items), most):
         with connection.transaction(force_rollback=True):
             yield from items[start : start + most]
 
 
 def pin(connection: Connection) -> None:
-    """Set what of `PINNED` this server's version knows, and read names as `read_names` does."""
+    """Set the `PINNED` settings that this server's version has, and call `read_names`."""
     set_known(connection, PINNED)
     read_names(connection)
 
 
 def read_names(connection: Connection) -> str:
-    """Where names of a database in SQL_ASCII are no UTF-8, have this session read and write byte by byte, as Latin-1.
-    Returns Python's name of the session's encoding."""
+    """If names of a SQL_ASCII database are not valid UTF-8, let this session use Latin-1, byte by byte.
+
+    Returns Python's name of the session's encoding.
+    """
     if connection.info.parameter_status("server_encoding") == SQL_ASCII:
         try:
             execute(connection, _NAMES)

@@ -1,11 +1,11 @@
-"""What the content manifest asks of the catalogues. https://www.postgresql.org/docs/current/catalogs.html"""
+"""The catalog queries of the content manifest. https://www.postgresql.org/docs/current/catalogs.html"""
 
 EXTENSIONS = "SELECT extname, extversion FROM pg_extension"
 LSN = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
 
-# Leaves of a hash-partitioned table are summed together: pg_dump restores enum keys through the root, where they may
-# land in other leaves. Tables of an extension are the extension's own.
-# Columns go by name: a restored child of an inheritance may have its parent's before its own.
+# Leaves of a hash-partitioned table are summed together: pg_dump restores enum keys through the root, which can choose
+# other leaves. Tables of an extension are left out. Columns are sorted by name: a restored inheritance child has its
+# parent's columns first.
 TABLES = """
 SELECT n.nspname, c.relname, ARRAY(
     SELECT ARRAY[a.attname::text, CASE WHEN a.atttypid IN ('text'::regtype, 'varchar'::regtype) THEN 'text' END]
@@ -28,7 +28,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'm' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 """
 
-# Those that have another than the database's own, and than PostgreSQL's own.
+# Relations in another tablespace than the database's default.
 TABLESPACES = """
 SELECT format('%I.%I', n.nspname, c.relname), t.spcname
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_tablespace t ON t.oid = c.reltablespace
@@ -48,7 +48,7 @@ WHERE c.relkind IN ('r', 'p', 'm') AND a.amname <> 'heap' AND c.relpersistence <
     SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 """
 
-# Filled materialised views that read a foreign table, through other views too.
+# Filled materialised views that read a foreign table, also through other views.
 REMOTE_VIEWS = """
 WITH RECURSIVE remote(oid) AS (
     SELECT oid FROM pg_class WHERE relkind = 'f'
@@ -60,8 +60,8 @@ SELECT n.nspname, c.relname FROM remote JOIN pg_class c ON c.oid = remote.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid
 """
 
-# CHECK constraints that rows may break though they were checked once: the expression depends on the time, or on tables
-# that a function reads by `search_path`, which is empty in a restore.
+# CHECK constraints that valid rows can violate in a restore: the expression depends on the time, or on tables that a
+# function finds by `search_path`, which is empty in a restore.
 VOLATILE_CHECKS = r"""
 SELECT n.nspname, c.relname, k.conname FROM pg_constraint k
 JOIN pg_class c ON c.oid = k.conrelid AND c.relkind = 'r' AND c.relpersistence <> 't'
@@ -74,7 +74,7 @@ WHERE k.contype = 'c' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_sche
 ORDER BY 1, 2, 3
 """
 
-# Stored columns that a function computes which may read tables by `search_path`.
+# Stored generated columns whose function may find tables by `search_path`.
 COMPUTED = r"""
 SELECT n.nspname, c.relname, c.oid, a.attname, pg_get_expr(d.adbin, d.adrelid)
 FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -104,7 +104,7 @@ UNION ALL SELECT 'user mapping on server ' || srvname FROM pg_user_mappings
 UNION ALL SELECT 'security label of the database (for ' || provider || ')' FROM pg_shseclabel
 WHERE classoid = 'pg_database'::regclass
   AND objoid = (SELECT oid FROM pg_database WHERE datname = current_database())
-UNION ALL SELECT 'collation versions (a restore sorts and builds indexes by those that are installed)'
+UNION ALL SELECT 'collation versions (a restore sorts and builds indexes with the installed ones)'
 WHERE EXISTS (SELECT FROM pg_collation WHERE collversion IS NOT NULL AND oid >= 16384)
    OR (SELECT datcollversion IS NOT NULL FROM pg_database WHERE datname = current_database())
 UNION ALL SELECT 'subscription ' || subname || ' (a copy has it disabled and without a slot)'

@@ -1,6 +1,6 @@
-"""What is in a database by name, who owns it, and what a role may do with it: for comparing two that should be alike.
+"""The objects of a database with their owners and a role's privileges, to compare two databases.
 
-Only names, owners and privileges are read, nothing is locked.
+Only names, owners and privileges are read; nothing is locked.
 https://www.postgresql.org/docs/current/functions-info.html
 """
 
@@ -17,8 +17,8 @@ OWN = "own"
 
 
 @dataclass(frozen=True)
-class Relation:
-    """A table, view, sequence, function or type. `rights` are the role's: privileges, and `own` where it may alter."""
+class ContentRelation:
+    """A table, view, sequence, function or type. `rights`: the role's privileges, and `own` if it can alter it."""
 
     kind: str
     schema: str
@@ -33,22 +33,24 @@ class Relation:
 
 
 @probe
-def read_relations(postgres: Postgres, database: str, role: str) -> Mapping[str, Relation]:
-    """By key; without what extensions own, and the old rows that restore-tables keeps."""
+def read_relations(postgres: Postgres, database: str, role: str) -> Mapping[str, ContentRelation]:
+    """Relations by key, without extensions' objects and the tables that restore-tables keeps."""
     with pinned(postgres, database) as connection:
         rows = execute(connection, _RELATIONS, role)
-    found = (Relation(kind, schema, name, owner, frozenset(rights)) for kind, schema, name, owner, rights in rows)
+    found = (
+        ContentRelation(kind, schema, name, owner, frozenset(rights)) for kind, schema, name, owner, rights in rows
+    )
     return {relation.key: relation for relation in found}
 
 
-def missing(live: Mapping[str, Relation], copy: Mapping[str, Relation]) -> tuple[str, ...]:
-    """What the live database has and the copy lacks."""
+def missing(live: Mapping[str, ContentRelation], copy: Mapping[str, ContentRelation]) -> tuple[str, ...]:
+    """The live relations that the copy lacks."""
     return tuple(key for key in live if key not in copy)
 
 
 @dataclass(frozen=True)
-class Part:
-    """What belongs to a table or view: a column, a constraint, an index, a trigger, a policy …"""
+class RelationPart:
+    """A part of a table or view: a column, a constraint, an index, a trigger, a policy …"""
 
     kind: str
     schema: str
@@ -62,32 +64,34 @@ class Part:
 
 
 @probe
-def read_parts(postgres: Postgres, database: str) -> tuple[Part, ...]:
-    """What a dump without its last section (`pg_dump --section=post-data`) or of an older state lacks. What partitions
-    have of their parents is left out: it comes with those."""
+def read_parts(postgres: Postgres, database: str) -> tuple[RelationPart, ...]:
+    """The parts of tables and views, which a dump without post-data or of an older state lacks.
+
+    Parts that partitions inherit from their parents are left out.
+    """
     with pinned(postgres, database) as connection:
-        return tuple(Part(*map(str, row)) for row in execute(connection, _PARTS))
+        return tuple(RelationPart(*map(str, row)) for row in execute(connection, _PARTS))
 
 
-def missing_parts(live: Sequence[Part], copy: Sequence[Part]) -> tuple[str, ...]:
-    """What live tables and views have and the copy's of the same name lack."""
+def missing_parts(live: Sequence[RelationPart], copy: Sequence[RelationPart]) -> tuple[str, ...]:
+    """The parts of live tables and views that the copy's of the same name lack."""
     there, known = set(copy), {(part.schema, part.relation) for part in copy}
     return tuple(part.key for part in live if part not in there and (part.schema, part.relation) in known)
 
 
-def lost_rights(live: Mapping[str, Relation], copy: Mapping[str, Relation]) -> tuple[str, ...]:
-    """What the role may do in the live database and may not in the copy: `table public.users: SELECT, own`."""
+def lost_rights(live: Mapping[str, ContentRelation], copy: Mapping[str, ContentRelation]) -> tuple[str, ...]:
+    """The role's rights in the live database that it lacks in the copy: `table public.users: SELECT, own`."""
     lost = {key: relation.rights - copy[key].rights for key, relation in live.items() if key in copy}
     return tuple(f"{key}: {', '.join(sorted(rights))}" for key, rights in lost.items() if rights)
 
 
-def unreadable(copy: Mapping[str, Relation]) -> tuple[str, ...]:
-    """The tables that the role may not read."""
+def unreadable(copy: Mapping[str, ContentRelation]) -> tuple[str, ...]:
+    """The tables that the role cannot read."""
     return tuple(f"{key}: SELECT" for key, one in copy.items() if one.kind == "table" and "SELECT" not in one.rights)
 
 
-def other_owners(live: Mapping[str, Relation], copy: Mapping[str, Relation]) -> tuple[str, ...]:
-    """What belongs to somebody else in the copy: `table public.users: postgres instead of app_user`."""
+def other_owners(live: Mapping[str, ContentRelation], copy: Mapping[str, ContentRelation]) -> tuple[str, ...]:
+    """Relations with another owner in the copy: `table public.users: postgres instead of app_user`."""
     pairs = ((key, live[key].owner, copy[key].owner) for key in live if key in copy)
     return tuple(f"{key}: {found} instead of {owner}" for key, owner, found in pairs if owner != found)
 

@@ -1,4 +1,4 @@
-"""Sequences that a restore set back: they would give out numbers that were already used once."""
+"""Sequences that a restore set back: they would use numbers twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.postgres.restore.staged_copy import REPLACE
 
 @dataclass(frozen=True)
 class Rewound:
-    """A sequence that stands lower in the restored database than in the one it replaced."""
+    """A sequence with a lower value in the restored database than in the replaced one."""
 
     sequence: str
     live: int
@@ -25,7 +25,7 @@ class Rewound:
 
 @probe
 def find_rewound(postgres: Postgres, replaced: str, restored: str) -> tuple[Rewound, ...]:
-    """Compare the sequences of both. A replaced database that cannot be read (it may be the reason) gives none."""
+    """Compare the sequences of both; none if the replaced database is unreadable, which may be why it was replaced."""
     with postgres.connect(restored) as connection:
         read_names(connection)
         now = sequence_values(connection)
@@ -44,7 +44,7 @@ def find_rewound(postgres: Postgres, replaced: str, restored: str) -> tuple[Rewo
 
 @action(idempotent=True)
 def advance_sequences(permit: Permit, postgres: Postgres, database: str, rewound: Sequence[Rewound]) -> int:
-    """Set a restored database's sequences to where the replaced one's stand; returns how many."""
+    """Set a restored database's sequences to the replaced one's values; returns their number."""
     permit.require(REPLACE, postgres.database)
     with postgres.connect(database) as connection:
         read_names(connection)

@@ -1,1 +1,1 @@
-"""Dumps: taken in one snapshot, read, and loaded again."""
+"""Dumps: taken in one snapshot, read, and restored."""

@@ -1,12 +1,13 @@
-"""What a restore leaves out because a person accepted that: objects of a dump that pg_restore cannot build.
+"""Objects of a dump that pg_restore cannot build and that an operator accepts as not restored.
 
-A foreign key that its rows break (triggers were disabled once), an index whose function fails in a restore, a
-materialised view that cannot be refreshed: a dump has them, and pg_restore ends at them. None of them holds rows.
+Examples: a foreign key that its rows break (triggers were disabled once), an index whose function fails in a restore, a
+materialised view that cannot be refreshed. pg_restore stops at them. None of them contains rows.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,10 @@ from pathlib import Path
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed
-from runbook.kinds import probe
 from tasks.postgres.dump.generated import COLUMN
 
 VIEW_ROWS = "MATERIALIZED VIEW DATA"
-# No rows, no privileges, no policies: nothing that is lost, or opened to somebody, without being seen.
+# No rows, privileges or policies: leaving these out loses no data and grants no access.
 KINDS = ("INDEX", "CONSTRAINT", "FK CONSTRAINT", "CHECK CONSTRAINT", "TRIGGER", "EVENT TRIGGER", VIEW_ROWS)
 _DEPENDENT = ("COMMENT", "INDEX ATTACH", "STATISTICS DATA")
 _LONGEST_FIRST = "|".join(sorted((*KINDS, *_DEPENDENT, "TABLE DATA"), key=len, reverse=True))
@@ -29,8 +29,8 @@ _ROWS = re.compile(r'COPY failed for table "(.+)": ERROR:')
 
 
 def name_of(line: str, kinds: Sequence[str] = KINDS) -> str:
-    """How a person names an entry of an archive's list: `FK CONSTRAINT public.orders orders_user_fkey`; empty where it
-    is of another kind."""
+    """An operator's name for an entry of an archive's list: `FK CONSTRAINT public.orders orders_user_fkey`; empty for
+    other kinds."""
     match = _ENTRY.fullmatch(line)
     if not match or match["kind"] not in kinds:
         return ""
@@ -38,13 +38,13 @@ def name_of(line: str, kinds: Sequence[str] = KINDS) -> str:
 
 
 def without(lines: Sequence[str], accepted: Collection[str]) -> list[str]:
-    """The entries but those that were accepted, with their comments, statistics and attachments."""
+    """The entries without the accepted ones and their comments, statistics and attachments."""
     left = left_out(accepted)
     return [line for line in lines if name_of(line, (*KINDS, *_DEPENDENT)) not in left]
 
 
 def left_out(accepted: Collection[str]) -> frozenset[str]:
-    """These names, and those of their comments, statistics and attachments."""
+    """The accepted names, with their comments, statistics and attachments."""
     return frozenset(accepted) | {dependent for name in accepted for dependent in _dependents(name)}
 
 
@@ -67,8 +67,10 @@ def index_of(name: str) -> str:
 
 
 def refused_by(error: CommandFailed, definitions: Mapping[str, str]) -> str:
-    """The name of the object at which pg_restore ended, by the statement that it prints; `definitions` of the dump.
-    Empty where it prints none, or that object cannot be left out."""
+    """The name of the object at which pg_restore stopped, by the statement that it prints and the dump's `definitions`.
+
+    Empty if it prints none, or if that object cannot be left out.
+    """
     if view := _REFRESH.search(error.stderr):
         return f"{VIEW_ROWS} {view[1]}".replace('"', "")
     command = _COMMAND.search(error.stderr)
@@ -78,18 +80,20 @@ def refused_by(error: CommandFailed, definitions: Mapping[str, str]) -> str:
 
 
 def refused_rows(error: CommandFailed) -> str:
-    """The table (without its schema) whose rows pg_restore could not load; empty where it is something else."""
+    """The table (without its schema) whose rows pg_restore could not load; empty for other errors."""
     match = _ROWS.search(error.stderr)
     return match[1] if match else ""
 
 
-@probe
-def find_unknown(postgres: Postgres, dump: Path, accepted: Sequence[str]) -> dict[str, str]:
-    """Which of the accepted names the archive does not have, each with the nearest one that it has. Of a generated
-    column only its table is known."""
-    lines = entries(postgres, dump)
-    names = [*filter(None, map(name_of, lines))]
-    tables = {name_of(line, ("TABLE DATA",)).removeprefix("TABLE DATA ") for line in lines} - {""}
+def restore_without(accepted: Sequence[str], refused: Sequence[str]) -> str:
+    """The next step if objects were refused: accept them too."""
+    given = json.dumps(list(dict.fromkeys((*accepted, *refused))), ensure_ascii=False)
+    return f"run this again with accept={given} to restore without it; "
+
+
+def unknown_in(names: Collection[str], tables: Collection[str], accepted: Sequence[str]) -> dict[str, str]:
+    """The accepted names that the dump does not have, each with the closest one; of a generated column only the table
+    is checked."""
     unknown = [name for name in accepted if name not in names and table_of(name) not in tables]
     return {name: next(iter(difflib.get_close_matches(name, names, 1)), "") for name in unknown}
 

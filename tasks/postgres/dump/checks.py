@@ -1,5 +1,5 @@
-"""Rows that pg_restore would refuse, though they are in the database: their CHECK constraints depend on the time, or on
-tables that a function finds by `search_path`.
+"""Switch off CHECK constraints that would refuse valid rows in a restore: they depend on the time, or on tables that a
+function finds by `search_path`.
 
 https://www.postgresql.org/docs/current/ddl-constraints.html#DDL-CONSTRAINTS-CHECK-CONSTRAINTS (the note)
 """
@@ -17,11 +17,11 @@ from tasks.postgres.content.quiet import copy_options
 
 @contextmanager
 def unchecked(postgres: Postgres, database: str, tables: Collection[tuple[str, str]]) -> Iterator[None]:
-    """In the block no CHECK constraint of these tables of a copy is checked; then they are again, as valid as before.
+    """In the block no CHECK constraint of these tables of a copy is checked.
 
-    Dropping them and adding them again as NOT VALID would leave another definition than the backup's. A relation whose
-    `relchecks` is 0 loads none (src/backend/utils/cache/relcache.c, RelationBuildTupleDesc). Only a superuser may set
-    it; for others they are checked.
+    Dropping them and adding them as NOT VALID would leave another definition than the backup's. A relation with
+    `relchecks` = 0 loads none (src/backend/utils/cache/relcache.c, RelationBuildTupleDesc). Only a superuser can set
+    it; for other roles the constraints are checked.
     """
     schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
     with postgres.connect(database, options=copy_options(postgres)) as connection:

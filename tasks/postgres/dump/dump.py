@@ -43,20 +43,20 @@ Form = Literal["full", "schema", "tables", "sql", "sql.gz"]
 DUMP = "dump"
 GLOBALS = "globals.sql"
 SERIAL_ATTEMPTS = 6
-# All tables are locked by the exporting session: whoever has to wait now waits behind somebody who waits for that one.
+# The exporting session has locked all tables: a pg_dump that waits now waits behind a session that waits for that one.
 LOCK_WAIT = "1s"
 FULL_BYTES = 1 << 20
 STATISTICS_VERSION = 180000
 # pg_dump compresses: on a busy host the application comes first.
 NICE = 10
-# What pg_dump says when the server is gone between its connection and its first statement.
-_ENDED, _AGAIN = "invalid client encoding", "nothing was published: launch it again when PostgreSQL answers"
+# pg_dump's message if the server stops between its connection and its first statement.
+_ENDED, _AGAIN = "invalid client encoding", "launch this again when PostgreSQL answers; nothing was published"
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 
 
 @dataclass(frozen=True)
 class Dumped:
-    """A dump in a directory: the moment and content of its snapshot, and what took how long."""
+    """A dump in a directory: the time and content of its snapshot, and the durations."""
 
     taken: datetime
     content: DatabaseContent
@@ -68,13 +68,13 @@ class Dumped:
 
 
 class _Contended(Exception):
-    """Why a dump begins anew: somebody waits for an exclusive lock on a table that is being dumped, and whoever comes
-    later waits behind him; or an object that cannot be locked (a view, a sequence, a function) was dropped."""
+    """The reason to restart a dump: another session waits for an exclusive lock on a dumped table and blocks later
+    ones, or an object that cannot be locked (a view, a sequence, a function) was dropped."""
 
 
 @dataclass(frozen=True)
 class What:
-    """What of a database is dumped, and how: `chosen` are the tables of the form `tables`, `others` all others."""
+    """The parts of a database to dump, and the form. `chosen`: the tables of the form `tables`; `others`: the rest."""
 
     form: Form = "full"
     chosen: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class What:
 
     @property
     def part(self) -> Part:
-        """Which part of the database that is."""
+        """The part of the database that it contains."""
         return "schema" if self.form == "schema" else "tables" if self.form == "tables" else "full"
 
     @property
@@ -96,15 +96,15 @@ FULL = What()
 
 @action
 def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = FULL) -> Dumped:
-    """Dump the application's database, or a part of it, and read its manifest in the same snapshot meanwhile.
+    """Dump the application's database, or a part of it, and read its manifest in the same snapshot in parallel.
 
-    A TRUNCATE or ALTER TABLE that comes meanwhile waits for this session's locks. pg_dump's processes that ask for
-    theirs later would wait behind it for ever, so they give up at once and the dump begins anew; after two tries it
-    takes one process only, which asks but once, at its start.
+    A TRUNCATE or ALTER TABLE waits for this session's locks. pg_dump's later lock requests would wait behind it
+    forever, so they give up at once and the dump restarts; after two attempts with one process, which locks only at its
+    start.
 
     Raises:
         CommandFailed: pg_dump failed.
-        OpsError: tables are locked, truncated or altered again and again.
+        OpsError: tables are locked, truncated or altered repeatedly.
     """
     compression, last = best_compression(postgres), ""
     for workers in (jobs, jobs, *[1] * SERIAL_ATTEMPTS):
@@ -115,28 +115,28 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
             shutil.rmtree(directory / DIRECTORY, ignore_errors=True)
             (directory / what.file).unlink(missing_ok=True)
             last = str(why)
-            logger().info("%s while the database was being dumped: again", why)
+            logger().info("%s during the dump: restarting it", why)
     raise OpsError(
-        f"objects are truncated, altered or dropped again and again while they are dumped; last: {last}",
-        "look for TRUNCATE, ALTER and DROP in pg_stat_activity, pause them, and try again",
+        f"objects are truncated, altered or dropped repeatedly during the dump; last: {last}",
+        "find TRUNCATE, ALTER and DROP in pg_stat_activity, pause those jobs, then launch this again",
     )
 
 
 def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str, what: What) -> Dumped:
-    """The manifest is read by the session that exports the snapshot: it holds its locks already."""
+    """The session that exports the snapshot also reads the manifest: it already holds the locks."""
     target = directory / what.file
     with (
         exported_snapshot(postgres) as (exporter, snapshot, taken),
-        ThreadPoolExecutor(1) as beside,
+        ThreadPoolExecutor(1) as pool,
         refusals(exporter, LOCK_SECONDS),
     ):
         failpoint("dump: snapshot exported")
-        encoding = exporter.info.parameter_status("server_encoding")  # a database may set another for its clients
+        encoding = exporter.info.parameter_status("server_encoding")  # a database can set another for its clients
         options = [*_options(postgres, what, compression, jobs), *_in_snapshot(snapshot), f"--encoding={encoding}"]
         done = DumpProgress(postgres, target, _weights(exporter, what))
-        dumping = beside.submit(_pg_dump, postgres, target, options, done)
+        dumping = pool.submit(_pg_dump, postgres, target, options, done)
         started = time.monotonic()
-        with _telling_contention(postgres):
+        with _translating(postgres):
             content = content_in_session(exporter, postgres.database, what.part, what.chosen)
             manifest_seconds = time.monotonic() - started
             maxima = column_maxima(exporter) if what.part == "full" else {}
@@ -149,26 +149,26 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str,
     content = content.model_copy(
         update={"sequences": sequences, "definitions": definitions, "uncomputable": uncomputable}
     )
-    told = "gzip:6" if what.form == "sql.gz" else "not compressed" if what.form == "sql" else compression
+    used = {"sql.gz": "gzip:6", "sql": "not compressed"}.get(what.form, compression)
     behind = find_behind(sequences, maxima)
-    return Dumped(taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
+    return Dumped(taken, content, used, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
 
 
 def _read_back(
     postgres: Postgres, target: Path, snapshot: str, of_ascii: str
 ) -> tuple[dict[str, str], dict[str, SequenceValue]]:
-    """The definitions and the sequences' values of a dump. `of_ascii`: how the exporter's session reads the names of a
-    database in SQL_ASCII.
+    """The definitions and the sequences' values of a dump. `of_ascii`: the encoding in which the exporter's session
+    reads names of a database in SQL_ASCII.
 
     Raises:
-        VerificationFailed: it is a text without its end.
+        VerificationFailed: it is a truncated text.
     """
     if target.name == DUMP:
         return dumped_definitions(postgres, target, of_ascii), dumped_sequences(postgres, target, of_ascii)
     complete, setting = read_plain(target)
     if not complete:
-        raise VerificationFailed(f"{target.name} has no end: pg_dump was cut off", "launch it again")
-    with _telling_contention(postgres):
+        raise VerificationFailed(f"{target.name} is truncated: pg_dump was interrupted", "launch this again")
+    with _translating(postgres):
         return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by(
             decoded(postgres, setting, of_ascii=of_ascii)
         )
@@ -195,24 +195,24 @@ def knows_compression(postgres: Postgres, wanted: str) -> bool:
     try:
         shell.run(argv, environment={"PGHOST": "127.0.0.1", "PGPORT": "1", "LC_MESSAGES": "C"})
     except CommandFailed as error:
-        # 15 says “invalid value”; else it went on to the connection, which nobody answers.
+        # 15 prints “invalid value”; otherwise it failed later, at the connection to port 1.
         return not any(word in error.stderr for word in ("compression", "invalid value"))
     return True
 
 
 def _level(compression: str) -> str:
-    """As pg_dump 15 wants it too, which knows gzip only, and only its level."""
+    """A form that pg_dump 15 accepts too: it has gzip only, and takes only the level."""
     method, _, level = compression.partition(":")
     return level or "1" if method == "gzip" else compression
 
 
 def carries_statistics(postgres: Postgres) -> bool:
-    """Whether these programs can put planner statistics into a dump (from 18 on)."""
+    """Whether these programs can dump planner statistics (18 and later)."""
     return program_version(postgres, "pg_dump") * 10000 >= STATISTICS_VERSION
 
 
 def compression_of(names: Iterable[str]) -> str:
-    """How a dump with such files is compressed."""
+    """The compression of a dump, by its file names."""
     endings = {name.rsplit(".", 1)[-1] for name in names}
     return next((method for ending, method in (("zst", "zstd"), ("lz4", "lz4")) if ending in endings), "gzip")
 
@@ -231,7 +231,7 @@ def _options(postgres: Postgres, what: What, compression: str, jobs: int) -> lis
 
 
 def _pattern(name: str) -> str:
-    """A name as pg_dump's patterns want it to be taken word by word."""
+    """A name quoted for pg_dump's patterns, so that it matches literally."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -246,21 +246,22 @@ def _weights(exporter: Connection, what: What) -> Weights:
 def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: DumpProgress) -> float:
     argv = [postgres.program("pg_dump"), *options, "--no-sync", "--no-password", "--file", str(target)]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
-    with progress(done.tell), _telling_contention(postgres):
+    with progress(done.read), _translating(postgres):
         try:
             return shell.run(
                 argv, environment=environment, nice=NICE, stall=postgres.stall(), hint="nothing was published"
             ).seconds
         except CommandFailed as error:
             if _ENDED in error.stderr:
-                raise Unreachable("PostgreSQL ended the session of pg_dump as it began", _AGAIN) from None
-            if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
-                raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
+                raise Unreachable("PostgreSQL ended pg_dump's session at its start", _AGAIN) from None
+            if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not name the cause
+                hint = f"free disk space at {target.parents[1]}"
+                raise OpsError(f"the store is full: {size(free)} free", hint) from None
             raise
 
 
 @contextmanager
-def _telling_contention(postgres: Postgres) -> Iterator[None]:
+def _translating(postgres: Postgres) -> Iterator[None]:
     try:
         yield
     except CommandFailed as error:
@@ -278,7 +279,7 @@ def _telling_contention(postgres: Postgres) -> Iterator[None]:
         raise (too_many_tables(postgres) if "shared memory" in str(error) else error) from None
 
 
-# What the server says of an object that is in pg_dump's snapshot and no longer in its catalogue.
+# The server's messages about an object that is in pg_dump's snapshot but no longer in the system catalogs.
 _DROPPED = re.compile(
     r"could not open relation with OID|cache lookup failed for|(?:relation|schema|function|type) .* does not exist"
 )

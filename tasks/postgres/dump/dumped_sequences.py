@@ -1,4 +1,4 @@
-"""The sequences of a dump: what it will set them to, and whether their columns are ahead of that."""
+"""The sequences of a dump: the values that it will set, and whether their columns have larger numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
 
 
 def dumped_sequences(postgres: Postgres, dump: Path, of_ascii: str = "utf-8") -> dict[str, SequenceValue]:
-    """Every sequence's value as the dump will set it: sequences ignore snapshots, so only the dump knows. `of_ascii`:
-    how the names of a database in SQL_ASCII are read."""
+    """Every sequence's value in the dump: sequences ignore snapshots, so only the dump has it. `of_ascii`: the encoding
+    of names in a SQL_ASCII database."""
     listed = shell.run([postgres.program("pg_restore"), "--list", dump]).stdout
     entries = [line for line in listed.splitlines() if " SEQUENCE SET " in line]
     if not entries:
@@ -34,7 +34,7 @@ def dumped_sequences(postgres: Postgres, dump: Path, of_ascii: str = "utf-8") ->
 
 
 def set_by(statements: str) -> dict[str, SequenceValue]:
-    """What a dump's `setval` statements set sequences to."""
+    """The values of a dump's `setval` statements."""
     return {
         _literal(name): SequenceValue(last=int(last), called=called == "true")
         for name, last, called in _SETVAL.findall(statements)
@@ -61,7 +61,7 @@ def spelled_by_server(connection: Connection, sequences: dict[str, SequenceValue
 
 
 def column_maxima(connection: Connection) -> dict[str, tuple[str, int]]:
-    """The largest number in each column that a sequence feeds, in the snapshot: sequence → (column, number)."""
+    """The largest number in each sequence's column, in the snapshot: sequence → (column, number)."""
     found = {}
     for sequence, schema, table, column in in_batches(connection, execute(connection, _FED)):
         query = sql.SQL("SELECT max({}) FROM {}").format(sql.Identifier(column), sql.Identifier(schema, table))
@@ -71,7 +71,7 @@ def column_maxima(connection: Connection) -> dict[str, tuple[str, int]]:
     return found
 
 
-# Ascending sequences owned by a column that leads an index: without one the maximum would read the whole table.
+# Ascending sequences of a column with an index: without one max() would read the whole table.
 _FED = """
 SELECT format('%I.%I', sn.nspname, s.relname), tn.nspname, t.relname, a.attname FROM pg_depend d
 JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace
@@ -84,9 +84,9 @@ WHERE d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND t.relkind
 
 
 def find_behind(sequences: dict[str, SequenceValue], maxima: dict[str, tuple[str, int]]) -> tuple[str, ...]:
-    """Sequences whose column already holds a larger number: their next value would collide."""
+    """Sequences whose column already has a larger number: their next value would be a duplicate."""
     return tuple(
-        f"{sequence} is at {sequences[sequence].last}, {column} already holds {largest}"
+        f"{sequence} is at {sequences[sequence].last}, {column} already has {largest}"
         for sequence, (column, largest) in maxima.items()
         if sequence in sequences and sequences[sequence].last < largest
     )

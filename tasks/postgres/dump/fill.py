@@ -1,9 +1,7 @@
-"""Filling an empty database from a dump, in sessions that are set for speed. What it is filled from may be one of our
-backups or a file that somebody else's pg_dump left."""
+"""Fill an empty database from a dump (a backup, or a foreign pg_dump file), with settings for speed."""
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +16,8 @@ from psycopg import sql
 from blocks.postgres.server import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
-from runbook.progress import Done, progress
+from runbook.kinds import probe
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.postgres.content.definitions import dumped_definitions
 from tasks.postgres.content.quiet import copy_options, quiet
@@ -26,26 +25,28 @@ from tasks.postgres.dump import accepted
 from tasks.postgres.dump.checks import unchecked
 from tasks.postgres.dump.dump import DUMP, carries_statistics
 from tasks.postgres.dump.generated import Uncomputable, emptied, find_generated, load_rows, may_set_flags
-from tasks.postgres.dump.plain import COMPRESSED, PLAIN, run_plain
+from tasks.postgres.dump.plain import COMPRESSED, PLAIN, entry_names, run_plain
 from tasks.postgres.dump.refusal import blames_server, does_not_restore
 from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
 
 Form = Literal["directory", "custom", "plain"]
 MOST_MAINTENANCE_MB = 512
-HINT = f"nothing was replaced; {OTHER_BACKUPS}"
-FOREIGN_HINT = "nothing was replaced; the dump itself is at fault: take another, or one of our backups"
-# Rows that these would check or read are not in a backup of chosen tables.
+HINT = f"{OTHER_BACKUPS}. Nothing was replaced"
+FOREIGN_HINT = "choose another dump, or a backup: this dump is damaged or incomplete. Nothing was replaced"
+# These need rows that are not in a backup of chosen tables.
 NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing;
-    `foreign`: none of our backups; `without`: how the lines of its list end that are not restored. `remote`:
-    materialised views that read foreign tables; they are filled last, and may stay empty. `unchecked`: tables
-    whose CHECK constraints are not checked again. `relations`: so many tables and sequences it makes, where known.
-    `stored`: generated columns whose tables are filled from the backup's own files; `accepted`: objects that a person
-    agreed to leave out."""
+class DumpSource:
+    """A dump: its path, its form, and its database's size (0: unknown).
+
+    `parts`: some rows are missing. `foreign`: it is not a backup. `without`: endings of list lines that are not
+    restored. `remote`: materialised views of foreign tables, filled last, possibly left empty. `unchecked`: tables
+    whose CHECK constraints are not checked. `relations`: number of its tables and sequences, if known. `stored`:
+    generated columns whose tables are filled from the backup's own files. `accepted`: objects that an operator leaves
+    out.
+    """
 
     path: Path
     form: Form
@@ -61,55 +62,55 @@ class Source:
 
     @property
     def hint(self) -> str:
-        """What to do where it does not restore."""
+        """The next step if it does not restore."""
         return FOREIGN_HINT if self.foreign else HINT
 
 
-def source_in(directory: Path, database_bytes: int, *, parts: bool) -> Source:
+def source_in(directory: Path, database_bytes: int, *, parts: bool) -> DumpSource:
     """The dump in a backup's directory."""
     for name in (PLAIN, COMPRESSED):
         if (directory / name).exists():
-            return Source(directory / name, "plain", database_bytes)
-    return Source(directory / DUMP, "directory", database_bytes, parts)
+            return DumpSource(directory / name, "plain", database_bytes)
+    return DumpSource(directory / DUMP, "directory", database_bytes, parts)
 
 
-def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int) -> float:
+def fill(postgres: Postgres, source: DumpSource, database: str, oid: int, jobs: int) -> float:
     """Restore into an empty database, stopping at the first error; returns the seconds.
 
     Raises:
         CommandFailed, OpsError: the server, the network or this host is at fault.
-        VerificationFailed: the dump is: it was cut off or altered, or the server refuses what is in it.
+        VerificationFailed: the dump is truncated or altered, or the server refuses its content.
     """
     memory = min(MOST_MAINTENANCE_MB, psutil.virtual_memory().available // (4 * jobs) >> 20)
     settings = {
         "maintenance_work_mem": f"{max(memory, 64)}MB",
         "synchronous_commit": "off",
-        "max_parallel_maintenance_workers": "0",  # the jobs fill the processors already
+        "max_parallel_maintenance_workers": "0",  # the jobs already use all processors
         "statement_timeout": "0",
         "lock_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
         "lc_messages": "C",  # `blames_server` reads them
     }
 
-    def tell() -> Done:
+    def restored() -> WorkDone:
         with postgres.connect() as connection:
             now = int(execute(connection, "SELECT pg_database_size(%s::oid)", oid)[0][0])
         whole = f" of about {size(source.database_bytes)}" if source.database_bytes else ""
-        return Done(f"{database}: {size(now)}{whole} restored", now / max(source.database_bytes, now, 1))
+        return WorkDone(f"{database}: {size(now)}{whole} restored", now / max(source.database_bytes, now, 1))
 
-    with progress(tell):
+    with progress(restored):
         if source.form == "plain":
-            return run_plain(postgres, source.path, database, settings, source.hint, source.relations)
+            return run_plain(postgres, source.path, database, settings, source.hint, source.relations, source.accepted)
         return _pg_restore(postgres, source, database, jobs, settings)
 
 
-def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, settings: dict[str, str]) -> float:
+def _pg_restore(postgres: Postgres, source: DumpSource, database: str, jobs: int, settings: dict[str, str]) -> float:
     options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
     environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
     argv = [
         *(postgres.program("pg_restore"), f"--format={source.form}", f"--jobs={jobs}"),
         *("--exit-on-error", "--no-password"),
-        # A superuser's COPY passes row security anyway; a view of a table with forced policies fills only like this.
+        # A superuser's COPY bypasses row security; a view of a table with forced policies needs this option.
         *(["--statistics"] if carries_statistics(postgres) else []),
         *("--enable-row-security", "--dbname", database),
     ]
@@ -143,13 +144,15 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
         if blames_server(error) and not source.foreign:
             raise
         found = does_not_restore(source.path.name, error, source.hint) if source.foreign else error
-        way = _without_it(postgres, source, database, error)
-        raise (type(found) if source.foreign else VerificationFailed)(found.message, way + found.hint) from None
+        hint = _accept_hint(postgres, source, database, error) + found.hint
+        raise (type(found) if source.foreign else VerificationFailed)(found.message, hint) from None
 
 
-def _chosen(lines: Sequence[str], source: Source) -> tuple[list[str], list[str]]:
-    """The lines of an archive's list that are restored, and those of event triggers, which come last: before 17 one
-    that is ENABLE ALWAYS fires in every session, and pg_restore itself makes them before it fills some views."""
+def _chosen(lines: Sequence[str], source: DumpSource) -> tuple[list[str], list[str]]:
+    """The lines of an archive's list to restore, and those of event triggers, which are restored last.
+
+    Before 17 an ENABLE ALWAYS trigger fires in every session, and pg_restore creates it before it fills some views.
+    """
     kept = [line for line in lines if not (source.without and line.endswith(source.without))]
     left = [f"{NEED_OTHER_ROWS[1]}{schema} {name} " for schema, name in source.remote]
     left += [f" {one.oid} TABLE DATA " for one in source.stored]
@@ -162,20 +165,32 @@ def _chosen(lines: Sequence[str], source: Source) -> tuple[list[str], list[str]]
 _EVENT_TRIGGER = re.compile(r"\d+; \d+ \d+ (?:EVENT TRIGGER|COMMENT - EVENT TRIGGER|SECURITY LABEL - EVENT TRIGGER) ")
 
 
-def _without_it(postgres: Postgres, source: Source, database: str, error: CommandFailed) -> str:
-    """How to go on without what does not restore; empty where that is not possible."""
+def _accept_hint(postgres: Postgres, source: DumpSource, database: str, error: CommandFailed) -> str:
+    """The hint to leave out the object that does not restore; empty if that is not possible."""
     if table := accepted.refused_rows(error):
         names = find_generated(postgres, database, table)
     else:
         name = accepted.refused_by(error, dumped_definitions(postgres, source.path))
         names = [name] if name else []
-    given = json.dumps(list(dict.fromkeys((*source.accepted, *names))), ensure_ascii=False)
-    return f"to restore without it, launch this again with accept={given}; " if names else ""
+    return accepted.restore_without(source.accepted, names) if names else ""
+
+
+@probe
+def find_unknown(postgres: Postgres, source: DumpSource, wanted: Sequence[str]) -> dict[str, str]:
+    """Which of the accepted names the dump does not have, each with the nearest one that it has."""
+    if source.form == "plain":
+        names = [name for name in entry_names(source.path) if name.startswith(tuple(f"{k} " for k in accepted.KINDS))]
+        return accepted.unknown_in(names, (), wanted)
+    lines = accepted.entries(postgres, source.path)
+    tables = {accepted.name_of(line, ("TABLE DATA",)).removeprefix("TABLE DATA ") for line in lines} - {""}
+    return accepted.unknown_in([*filter(None, map(accepted.name_of, lines))], tables, wanted)
 
 
 def fill_remote(postgres: Postgres, database: str, views: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Fill the materialised views that read foreign tables, those first that others read; returns which could not be
-    filled (quoted names) and why: the foreign server may be down."""
+    """Fill the materialised views of foreign tables, dependencies first.
+
+    Returns those that could not be filled (quoted names) with the reason, for example that the foreign server is down.
+    """
     with quiet(postgres, database) as connection:
         set_known(connection, {**NO_TIMEOUTS, "search_path": ""})
         left, failed = list(views), list[tuple[tuple[str, str], str]]()

@@ -1,7 +1,7 @@
-"""Dumps that the manual's own commands left on disk (§1.2: `.dump`, `.sql`, `.sql.gz`), or a directory of pg_dump's,
-without a manifest.
+"""Dumps without a manifest: files of the manual's own commands (§1.2: `.dump`, `.sql`, `.sql.gz`), or a pg_dump
+directory.
 
-Nothing says what was in the database: such a dump may restore well and never be proven.
+The database's content at that time is unknown, so a restore of such a dump can never be proven.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import probe
 from tasks.backups.manifest import MANIFEST
 from tasks.postgres.content.definitions import parse
-from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.dump.plain import read_plain, restricts
 from tasks.postgres.dump.printed import printed
 
@@ -27,19 +27,21 @@ ENDINGS = (".dump", ".sql", ".sql.gz", ".tar")
 SUPPORTED = "a file in custom format (pg_dump -F c), a directory (-F d), or SQL text that ends in .sql or .sql.gz"
 MAGIC = b"PGDMP"
 CONTENTS = "toc.dat"
-# How much larger than its dump a database is at most, with its indexes: compressed, and as text.
+# The largest ratio of a database with its indexes to its dump: compressed, and as text.
 GROWTH = {"archive": 12, ".sql": 3, ".sql.gz": 15}
 
 
 @dataclass(frozen=True)
 class ForeignDump:
-    """A dump without a manifest. `major` is the server's version that it was taken of, 0 where it does not say;
-    `bytes` its own size, `estimate_bytes` what the database will take; `written` the file's own date. `tables` are
-    those that an archive has (None: only restoring tells), `orphans` its foreign keys to others, as lines of its list
-    end; `fenced`: psql can be kept from taking commands from it."""
+    """A dump without a manifest.
+
+    `major`: its server's version, 0 if unknown. `bytes`: its size; `estimate_bytes`: the database's. `written`: the
+    file's time. `tables`: of an archive (None: unknown before the restore). `orphans`: foreign keys to tables that it
+    lacks, as endings of list lines. `fenced`: psql can block meta-commands in it.
+    """
 
     path: Path
-    source: Source
+    source: DumpSource
     database: str
     major: int
     complete: bool
@@ -57,17 +59,17 @@ class ForeignDump:
 
 
 def is_foreign(wanted: str) -> bool:
-    """Whether somebody means a file or a directory instead of one of our backups."""
+    """Whether the operator named a file or a directory instead of a backup."""
     return wanted.startswith("/") or wanted.endswith(ENDINGS)
 
 
 @probe
 def read_foreign(postgres: Postgres, directory: Path, wanted: str) -> ForeignDump:
-    """Read a dump as far as it tells about itself; `wanted` is a path, or a name in the store's directory.
+    """Read a dump's own information. `wanted`: a path, or a name in the store's directory.
 
     Raises:
-        OpsError: it is not there, no dump, of a kind that is not supported, or has commands to psql.
-        VerificationFailed: it is compressed, and was cut off or altered.
+        OpsError: it is missing, is not a supported dump, or contains psql meta-commands.
+        VerificationFailed: it is compressed, and truncated or altered.
     """
     path = directory / wanted
     try:
@@ -75,16 +77,16 @@ def read_foreign(postgres: Postgres, directory: Path, wanted: str) -> ForeignDum
         status = path.stat()
         size = sum(one.stat().st_size for one in path.iterdir()) if form == "directory" else status.st_size
     except OSError as error:
-        raise OpsError(f"{path} cannot be read: {error.strerror}", "correct the path, or its rights") from None
+        raise OpsError(f"{path} cannot be read: {error.strerror}", "correct the path or its permissions") from None
     written = datetime.fromtimestamp(status.st_mtime, UTC)
     if form == "plain":
         complete, _ = read_plain(path)
         estimate = size * GROWTH[".sql.gz" if path.suffix == ".gz" else ".sql"]
-        source = Source(path, "plain", foreign=True)
+        source = DumpSource(path, "plain", foreign=True)
         return ForeignDump(path, source, "", 0, complete, size, estimate, written, fenced=restricts(postgres))
     database, major = _header(postgres, path)
     tables, orphans = _tables(postgres, path)
-    source = Source(path, "directory" if form == "directory" else "custom", foreign=True, without=orphans)
+    source = DumpSource(path, "directory" if form == "directory" else "custom", foreign=True, without=orphans)
     estimate = size * GROWTH["archive"]
     return ForeignDump(path, source, database, major, True, size, estimate, written, tables, orphans)
 
@@ -92,9 +94,9 @@ def read_foreign(postgres: Postgres, directory: Path, wanted: str) -> ForeignDum
 def _form(path: Path) -> str:
     if path.is_dir():
         if (path / MANIFEST).exists():
-            raise OpsError(f"{path} is one of our backups", f"launch it with backup={path.name}")
+            raise OpsError(f"{path} is a backup of this project", f"launch this with backup={path.name}")
         if not (path / CONTENTS).exists():
-            raise OpsError(f"{path} is a directory without {CONTENTS}: no dump of pg_dump", f"choose {SUPPORTED}")
+            raise OpsError(f"{path} has no {CONTENTS}: it is not a pg_dump directory", f"choose {SUPPORTED}")
         return "directory"
     with path.open("rb") as file:
         start = file.read(512)
@@ -103,16 +105,16 @@ def _form(path: Path) -> str:
     if start[257:262] == b"ustar" or path.suffix == ".tar":
         raise OpsError(
             f"{path.name} is in tar format, which is not supported",
-            f"choose {SUPPORTED}; or unpack it with tar -x into an empty directory and name that",
+            f"choose {SUPPORTED}; or unpack it with tar -x into an empty directory and choose that",
         )
     if path.suffix != ".sql" and not path.name.endswith(".sql.gz"):
-        raise OpsError(f"{path.name} is no dump in pg_dump's custom format", f"choose {SUPPORTED}")
+        raise OpsError(f"{path.name} is not a dump in pg_dump's custom format", f"choose {SUPPORTED}")
     return "plain"
 
 
 def _tables(postgres: Postgres, path: Path) -> tuple[frozenset[str], tuple[str, ...]]:
-    """The tables that an archive makes (`public.users`), and its foreign keys to others, as its list's lines end."""
-    with _telling(path):
+    """The tables of an archive (`public.users`), and its foreign keys to other tables as endings of list lines."""
+    with _translating(path):
         found = parse(printed(postgres, [postgres.program("pg_restore"), "--schema-only", path]))
     made = {name[1] for text in found.values() if (name := _CREATE.search(text))}
     tables = frozenset(key[6:].rpartition(" (owner ")[0] for key in found if key.startswith("TABLE "))
@@ -132,8 +134,8 @@ _KEY = re.compile(r"FK CONSTRAINT (?P<schema>[^.]+)\.(?P<name>.*) \(owner (?P<ow
 
 
 def _header(postgres: Postgres, path: Path) -> tuple[str, int]:
-    """The database's name and the server's major version, as the archive tells them."""
-    with _telling(path):
+    """The database's name and the server's major version in the archive's header."""
+    with _translating(path):
         listed = shell.run([postgres.program("pg_restore"), "--list", path]).stdout
     database = re.search(r"^;\s+dbname: (.*)$", listed, re.MULTILINE)
     version = re.search(r"^;\s+Dumped from database version: (\d+)", listed, re.MULTILINE)
@@ -141,11 +143,10 @@ def _header(postgres: Postgres, path: Path) -> tuple[str, int]:
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _translating(path: Path) -> Iterator[None]:
     try:
         yield
     except CommandFailed as error:
         what = (error.stderr.strip().splitlines() or ["pg_restore cannot read it"])[-1]
-        raise OpsError(
-            f"{path.name} cannot be read: {what}", "it is damaged or of a newer pg_dump: take another"
-        ) from None
+        hint = "choose another dump: this one is damaged, or of a newer pg_dump"
+        raise OpsError(f"{path.name} cannot be read: {what}", hint) from None

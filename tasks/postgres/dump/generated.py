@@ -1,5 +1,5 @@
 """Generated columns whose values a restore cannot compute: they depend on the time, or on tables that a function finds
-by `search_path`. pg_dump leaves stored values out, so a backup has the rows of such tables in files beside the dump.
+by `search_path`. pg_dump omits stored values, so a backup has the rows of such tables in separate files.
 
 https://www.postgresql.org/docs/current/ddl-generated-columns.html
 """
@@ -16,7 +16,7 @@ from psycopg import sql
 from pydantic import BaseModel, ConfigDict
 
 from blocks.postgres.server import Connection, Postgres, execute, first_line
-from runbook.errors import VerificationFailed
+from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from tasks.postgres.content import queries
 from tasks.postgres.content.pinned_session import PINNED, read_names
 from tasks.postgres.content.quiet import copy_options
@@ -29,8 +29,7 @@ _LOADING = {**PINNED, "default_transaction_read_only": "off", "synchronous_commi
 
 
 class Uncomputable(BaseModel):
-    """A stored generated column (`oid` of its table when the backup was taken) whose value a restore computes otherwise
-    or not at all, and `why`."""
+    """A stored generated column whose value a restore cannot compute, and `why`. `oid`: its table's at the backup."""
 
     model_config = ConfigDict(frozen=True)
     schema_name: str
@@ -46,13 +45,15 @@ class Uncomputable(BaseModel):
 
     @property
     def file(self) -> str:
-        """Where its table's rows are in a backup."""
+        """The file with its table's rows in a backup."""
         return f"{DIRECTORY}/{self.oid}.copy.gz"
 
 
 def find_uncomputable(connection: Connection) -> tuple[Uncomputable, ...]:
-    """Stored columns whose function gives something else, or nothing, in a restore; in a pinned session, whose
-    `search_path` is empty too: `relation "rates" does not exist`."""
+    """Stored columns whose expression fails or returns another value in a restore.
+
+    Checked in a pinned session, whose `search_path` is empty as in a restore.
+    """
     found = []
     for schema, table, oid, column, expression in execute(connection, queries.COMPUTED):
         query = sql.SQL("SELECT count(*) FROM ONLY {} WHERE ({}) IS DISTINCT FROM {}").format(
@@ -73,7 +74,7 @@ def find_uncomputable(connection: Connection) -> tuple[Uncomputable, ...]:
 
 
 def write_rows(connection: Connection, directory: Path, columns: Collection[Uncomputable]) -> None:
-    """Write the rows of their tables, generated columns included, as the session's snapshot has them."""
+    """Write the rows of their tables with generated columns, in the session's snapshot."""
     for file, one in {one.file: one for one in columns}.items():
         path = directory / file
         path.parent.mkdir(exist_ok=True)
@@ -87,16 +88,16 @@ def write_rows(connection: Connection, directory: Path, columns: Collection[Unco
 
 
 def may_set_flags(postgres: Postgres) -> bool:
-    """Whether this role can load them: a superuser."""
+    """Whether this role can load such rows: only a superuser can."""
     with postgres.connect() as connection:
         return bool(execute(connection, "SELECT has_table_privilege('pg_attribute', 'UPDATE')")[0][0])
 
 
 def load_rows(postgres: Postgres, directory: Path, database: str, columns: Collection[Uncomputable]) -> None:
-    """Fill the empty tables of a copy with their rows as they were; no generated column is computed.
+    """Fill the empty tables of a copy with their stored rows, without computing generated columns.
 
-    For the length of one transaction the columns are plain ones: that is a flag in `pg_attribute`, which only a
-    superuser may set (`may_set_flags`). DROP EXPRESSION could not be undone without computing every value.
+    During one transaction the columns are plain ones, by a flag in `pg_attribute` that only a superuser can set
+    (`may_set_flags`). DROP EXPRESSION could not be undone without computing every value.
 
     Raises:
         VerificationFailed: the server refuses the rows.
@@ -120,15 +121,14 @@ def load_rows(postgres: Postgres, directory: Path, database: str, columns: Colle
                     while block := source.read(_BLOCK_BYTES):
                         rows.write(block)
             except (psycopg.DataError, psycopg.IntegrityError) as error:
-                raise VerificationFailed(
-                    f"{one.schema_name}.{one.table} does not restore: {first_line(error)}", "nothing was replaced"
-                ) from None
+                message = f"{one.schema_name}.{one.table} does not restore: {first_line(error)}"
+                raise VerificationFailed(message, f"{OTHER_BACKUPS}. Nothing was replaced") from None
 
 
 @contextmanager
 def emptied(postgres: Postgres, database: str, names: Collection[str]) -> Iterator[None]:
-    """In the block these columns of a copy (`GENERATED COLUMN public.orders.total`) are not computed, and new rows have
-    NULL there; other names are passed over."""
+    """In the block these columns of a copy (`GENERATED COLUMN public.orders.total`) are NULL in new rows; other names
+    are ignored."""
     wanted = [name for name in names if name.startswith(COLUMN)]
     if not wanted or not may_set_flags(postgres):
         yield
@@ -141,14 +141,14 @@ def emptied(postgres: Postgres, database: str, names: Collection[str]) -> Iterat
 
 
 def find_generated(postgres: Postgres, database: str, table: str) -> list[str]:
-    """The names, as a person accepts them, of the stored generated columns of tables of such a name."""
+    """The names, as in `accept`, of the stored generated columns of tables with this name."""
     with postgres.connect(database, options=copy_options(postgres)) as connection:
         return [str(name) for (name,) in execute(connection, _OF_TABLE, table)]
 
 
 @contextmanager
 def _plain(connection: Connection, table: sql.Identifier) -> Iterator[None]:
-    """In the block the table's stored columns take the values that they are given."""
+    """In the block the table's stored columns accept given values."""
     name = table.as_string(connection)
     found = [int(row[0]) for row in execute(connection, _SWITCH_OFF, name)]
     yield
@@ -156,7 +156,7 @@ def _plain(connection: Connection, table: sql.Identifier) -> Iterator[None]:
 
 
 def _encoding(connection: Connection) -> sql.Literal:
-    """The database's own: nothing converts the rows then."""
+    """The database's own encoding, so that rows are not converted."""
     return sql.Literal(connection.info.parameter_status("server_encoding"))
 
 
@@ -165,7 +165,7 @@ def _columns(connection: Connection, table: sql.Identifier) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(str(name)) for (name,) in names)
 
 
-# By name: a restored child has other columns first.
+# By name: a restored child table has another column order.
 _COLUMNS = """
 SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
 AND attgenerated IN ('', 's') ORDER BY attname
@@ -174,7 +174,7 @@ _SWITCH_OFF = """
 UPDATE pg_attribute SET attgenerated = '' WHERE attrelid = %s::regclass AND attgenerated = 's' RETURNING attnum
 """
 _SWITCH_ON = "UPDATE pg_attribute SET attgenerated = 's' WHERE attrelid = %s::regclass AND attnum = ANY(%s)"
-# Without its default, which the table keeps, a column that is not named in a COPY is NULL.
+# With its default switched off, a column that a COPY does not name is NULL.
 _EMPTY = """
 UPDATE pg_attribute a SET attgenerated = '', atthasdef = false
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -1,6 +1,6 @@
-"""What PostgreSQL's programs print of a dump, in the encoding that it is in.
+"""The output of PostgreSQL's programs for a dump, decoded.
 
-pg_dump writes a dump in the database's own encoding, which its first statements name; one in SQL_ASCII has no encoding.
+pg_dump writes a dump in the database's encoding, which its first statements name; SQL_ASCII has no encoding.
 https://www.postgresql.org/docs/current/multibyte.html
 """
 
@@ -29,7 +29,7 @@ def printed(
     *,
     of_ascii: str = "utf-8",
 ) -> str:
-    """What such a program writes with `--file`. `of_ascii`: how the bytes of a database in SQL_ASCII are read.
+    """The program's output with `--file`. `of_ascii`: the encoding to assume for a SQL_ASCII database.
 
     Raises:
         CommandFailed: it failed.
@@ -40,8 +40,10 @@ def printed(
 
 
 def decoded(postgres: Postgres, content: bytes, *, of_ascii: str = "utf-8") -> str:
-    """The text of a dump, converted by the server, which knows more characters of EUC_JP and Shift JIS than Python. A
-    byte that is not of its encoding is shown as `\\xe9`, so that two of them stay two."""
+    """The text of a dump, converted by the server, which has more characters of EUC_JP and Shift JIS than Python.
+
+    An invalid byte becomes `\\xe9`, so that different bytes stay different.
+    """
     named = _NAMED.search(content[:_HEAD_BYTES])
     encoding = named[1].decode() if named else "UTF8"
     if encoding not in ("UTF8", SQL_ASCII) and not content.isascii():
@@ -54,7 +56,7 @@ def decoded(postgres: Postgres, content: bytes, *, of_ascii: str = "utf-8") -> s
 
 
 def codec(encoding: str, of_ascii: str = "utf-8") -> str:
-    """Python's name of one of PostgreSQL's encodings; Latin-1, which loses nothing, where Python has none."""
+    """Python's name of a PostgreSQL encoding; Latin-1, which is lossless, if Python has none."""
     name = re.sub(r"^WIN(?=\d)", "cp", encoding)
     name = {SQL_ASCII: of_ascii, "SJIS": "cp932", "KOI8R": "koi8_r", "KOI8U": "koi8_u"}.get(encoding, name)
     try:

@@ -1,7 +1,7 @@
-"""How far pg_dump is, by the bytes of the tables that it has read.
+"""The progress of pg_dump, by the bytes of the tables that it has read.
 
-Its archive tells neither which file is whose nor, compressed, how many bytes it will have. So tables are weighed by
-their size on disk; PostgreSQL says which are being copied and how many rows of them are done.
+Its archive does not show which file belongs to which table, nor the final compressed size. So tables are weighted by
+their size on disk; PostgreSQL reports the running COPYs and their rows.
 https://www.postgresql.org/docs/current/progress-reporting.html#COPY-PROGRESS-REPORTING
 """
 
@@ -16,7 +16,7 @@ import psycopg
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import Unreachable
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from runbook.units import size
 
 LARGE_OBJECTS = 2613  # pg_largeobject's OID: its rows are dumped one file each
@@ -25,14 +25,14 @@ _TABLE, _LARGE_OBJECT = re.compile(r"\d+\.dat(\.\w+)?"), re.compile(r"blob_\d+\.
 
 @dataclass(frozen=True)
 class Weights:
-    """What is to be dumped: bytes on disk by table (OID), and how many large objects."""
+    """The work of a dump: bytes on disk by table (OID), and the number of large objects."""
 
     tables: dict[int, int]
     large_objects: int
 
 
 def weights_of(connection: Connection, without: Sequence[tuple[str, str]] = (), *, all_: bool = True) -> Weights:
-    """Of the tables that a session has locked, so that it waits for nobody; `all_`: with the large objects."""
+    """The weights of tables that this session has locked, so that it does not wait; `all_`: with large objects."""
     left = set(without)
     rows = execute(connection, _WEIGHTS)
     tables = {int(oid): int(weight) for oid, schema, table, weight in rows if (str(schema), str(table)) not in left}
@@ -40,7 +40,7 @@ def weights_of(connection: Connection, without: Sequence[tuple[str, str]] = (), 
     return Weights({**tables, LARGE_OBJECTS: int(weight)} if all_ and count else tables, int(count) if all_ else 0)
 
 
-# An empty table is a file too: it weighs something.
+# An empty table is a file too, so it has a weight.
 _WEIGHTS = """
 SELECT c.oid, n.nspname, c.relname, greatest(pg_table_size(c.oid), current_setting('block_size')::bigint)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -53,36 +53,36 @@ _LARGE = "SELECT count(*), pg_table_size('pg_catalog.pg_largeobject') FROM pg_ca
 
 @dataclass
 class DumpProgress:
-    """Follows one pg_dump by looking now and then. It never tells more than what is done: a table that came and went
-    between two looks counts as one of the smallest."""
+    """The progress of one pg_dump, by polling. It never overestimates: a table copied between two polls counts as one
+    of the smallest."""
 
     postgres: Postgres
     target: Path
     weights: Weights
     _seen: set[int] = field(default_factory=set)
 
-    def tell(self) -> Done:
-        """Bytes that are written, and the part of the tables (by their bytes) that is read.
+    def read(self) -> WorkDone:
+        """The written bytes, and the share of the tables (by bytes) that is read.
 
         Raises:
-            Unreachable: the server cannot tell now.
+            Unreachable: the server does not answer now.
         """
         files = [path for path in (self.target, *self.target.glob("*")) if path.is_file()]
         written = sum(path.stat().st_size for path in files)
-        in_hand = self._copying()
-        self._seen |= in_hand.keys()
-        left = self._seen - in_hand.keys()
+        current = self._copying()
+        self._seen |= current.keys()
+        finished = self._seen - current.keys()
         whole = sum(self.weights.tables.values())
-        read = sum(self.weights.tables[oid] for oid in left) + sum(
-            self.weights.tables[oid] * part for oid, part in in_hand.items()
+        read = sum(self.weights.tables[oid] for oid in finished) + sum(
+            self.weights.tables[oid] * part for oid, part in current.items()
         )
-        read += self._unseen([path.name for path in files], len(in_hand), len(left))
+        read += self._unseen([path.name for path in files], len(current), len(finished))
         ratio = min(read / max(whole, 1), 1.0)
-        return Done(f"{size(written)} dumped; of {size(whole)} in tables at least {ratio:.0%} are read", ratio)
+        return WorkDone(f"{size(written)} dumped; of {size(whole)} in tables at least {ratio:.0%} are read", ratio)
 
-    def _unseen(self, names: list[str], in_hand: int, left: int) -> float:
-        """Bytes of what is finished by the number of files (of a directory; a script is one file, and adds nothing)."""
-        count = sum(bool(_TABLE.fullmatch(name)) for name in names) - in_hand - left
+    def _unseen(self, names: list[str], current: int, finished: int) -> float:
+        """Bytes of tables that were finished between polls, by the number of files; 0 for a script."""
+        count = sum(bool(_TABLE.fullmatch(name)) for name in names) - current - finished
         others = sorted(
             weight for oid, weight in self.weights.tables.items() if oid not in self._seen and oid != LARGE_OBJECTS
         )
@@ -90,7 +90,7 @@ class DumpProgress:
         return sum(others[: max(count, 0)]) + self.weights.tables.get(LARGE_OBJECTS, 0) * min(objects, 1.0)
 
     def _copying(self) -> dict[int, float]:
-        """The tables in hand, and which part of each is done (by rows where their number is known, else by bytes)."""
+        """The tables that are being copied, and the done share of each (by rows if their number is known)."""
         try:
             with self.postgres.connect(self.postgres.database) as connection:
                 rows = execute(connection, _COPYING)

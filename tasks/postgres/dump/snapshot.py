@@ -1,8 +1,8 @@
-"""A snapshot of a database that other sessions can read in.
+"""An exported snapshot of a database, for several sessions.
 
-The tables are locked before the snapshot is taken: a TRUNCATE between the two would leave dump and manifest agreeing
-on an empty table. Nothing else stays locked: who reads in that session does so in savepoints that are rolled back, and
-the locks of indexes and TOAST tables end with them.
+The tables are locked before the snapshot is taken: after a TRUNCATE in between, dump and manifest would agree on an
+empty table. Reads in that session use savepoints that are rolled back, which releases the locks of indexes and TOAST
+tables.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _Table = tuple[int, str, str]
 
 @contextmanager
 def exported_snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, datetime]]:
-    """A pinned session that has every table locked against changes of definition, its snapshot's name, and its time.
+    """A pinned session with a lock on every table against changes of its definition, its snapshot's name and time.
 
     Raises:
-        OpsError: a table is locked by somebody else, tables keep coming and going, or the server cannot hold a lock for
-            each of them.
+        OpsError: another session has locked a table, tables are created and dropped all the time, or the server has not
+            enough locks.
     """
     for attempt in range(ATTEMPTS):
         with postgres.connect(postgres.database) as connection, postgres.connect(postgres.database) as lister:
@@ -46,21 +46,24 @@ def exported_snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, dat
                 changed = not {oid for oid, _, _ in _lockable(connection)} <= held
             except psycopg.errors.LockNotAvailable:
                 raise OpsError(
-                    "a table is locked by somebody else for more than a minute",
-                    "look for an ALTER TABLE or a long transaction in pg_stat_activity, end it, and try again",
+                    "another session has locked a table for more than a minute",
+                    "find an ALTER TABLE or a long transaction in pg_stat_activity, end it, then launch this again",
                 ) from None
             except psycopg.errors.OutOfMemory:
                 raise too_many_tables(postgres) from None
             if not changed:
                 yield connection, str(row[0]), row[1].astimezone(UTC)
                 return
-        logger().info("tables came or went while they were being locked (attempt %d): again", attempt + 1)
-    raise OpsError("tables keep coming and going, so no snapshot could be taken", "stop the migrations, then try again")
+        logger().info("tables were created or dropped while they were locked (attempt %d): again", attempt + 1)
+    hint = "stop the migrations, then launch this again"
+    raise OpsError("tables are created and dropped all the time, so no snapshot could be taken", hint)
 
 
 def _lock_all(connection: Connection, lister: Connection) -> None:
-    """Lock every table before the snapshot is taken, so `connection` must not read anything yet. One that is dropped
-    meanwhile is none of them; one that is made meanwhile is locked too."""
+    """Lock every table before the snapshot is taken, so `connection` must not have read anything.
+
+    A table dropped meanwhile is ignored; one created meanwhile is locked too.
+    """
     locked = set[_Table]()
     for _ in range(ATTEMPTS):
         new = [one for one in _lockable(lister) if one not in locked]
@@ -71,7 +74,7 @@ def _lock_all(connection: Connection, lister: Connection) -> None:
 
 
 def _lock(connection: Connection, tables: list[_Table]) -> set[_Table]:
-    """Those that are locked now; of several one by one, where one of them was dropped."""
+    """Lock tables at once, or one by one if one of them was dropped; returns the locked ones."""
     names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*table[1:])) for table in tables)
     try:
         with connection.transaction():
@@ -98,9 +101,11 @@ def _lockable(connection: Connection) -> list[_Table]:
 
 
 @dataclass(frozen=True)
-class LockRoom:
-    """The table of locks that all processes of a server share, and the tables of a database: a dump locks each of them.
-    `per`: max_locks_per_transaction."""
+class LockLimit:
+    """The size of the server's shared lock table, and the number of a database's tables: a dump locks each.
+
+    `per`: max_locks_per_transaction.
+    """
 
     tables: int
     per: int
@@ -108,40 +113,39 @@ class LockRoom:
 
     @property
     def locks(self) -> int:
-        """For about so many objects there is room. (What is left of shared memory makes it a little more.)"""
+        """The approximate number of locks; spare shared memory allows a few more."""
         return self.per * self.processes
 
     @property
     def text(self) -> str:
-        """For people."""
+        """The limit as text."""
         setting = f"max_locks_per_transaction = {self.per}"
-        return f"{setting} with {self.processes} processes makes room for about {self.locks:,}"
+        return f"{setting} with {self.processes} processes allows about {self.locks:,} locks"
 
     @property
     def remedy(self) -> str:
-        """How there will be room for twice the tables."""
+        """The setting that allows twice the tables."""
         wanted = max(2 * self.per, -(-2 * self.tables // self.processes))
         setting = f"ALTER SYSTEM SET max_locks_per_transaction = {wanted}"
-        return f"{setting} (on the standby first), restart PostgreSQL, and launch this again"
+        return f"{setting} (on the standby first), restart PostgreSQL, then launch this again"
 
 
 @probe
-def read_lock_room(postgres: Postgres, database: str) -> LockRoom:
-    """How many locks the server has room for, and how many tables a database has."""
+def read_lock_limit(postgres: Postgres, database: str) -> LockLimit:
+    """The server's number of locks, and the database's number of tables."""
     with postgres.connect(database) as connection:
         per, processes = (int(value) for value in execute(connection, _LOCKS)[0])
         # Counted by the server: names of a database in SQL_ASCII cannot be read without pinned settings.
         tables = int(execute(connection, "SELECT count(*)" + _LOCKABLE)[0][0])
-        return LockRoom(tables, per, processes)
+        return LockLimit(tables, per, processes)
 
 
 def too_many_tables(postgres: Postgres) -> OpsError:
-    """That the server has no room for the locks of a dump, and the setting with which it would."""
-    room = read_lock_room.work(postgres, postgres.database)
+    """The error that the server has not enough locks for a dump, with the setting to change."""
+    limit = read_lock_limit.work(postgres, postgres.database)
     return OpsError(
-        f"the server's table of locks is full: the database has {room.tables:,} tables, a dump locks each of them, and "
-        f"{room.text}",
-        room.remedy,
+        f"the server's lock table is full: a dump locks each of the database's {limit.tables:,} tables; {limit.text}",
+        limit.remedy,
     )
 
 

@@ -1,1 +1,1 @@
-"""WAL on its way to standbys, synchronous commits, transaction ids."""
+"""Replication to standbys, synchronous commits, transaction ids."""

@@ -1,4 +1,4 @@
-"""A physical replication slot that nobody reads: it keeps a primary's WAL where nothing else carries it away."""
+"""A physical replication slot that keeps WAL on a primary without a WAL archive, for contain-incident."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEEP_WAL, LET_GO = "keep WAL on", "let go WAL on"
 
 @action(idempotent=True)
 def keep_wal(permit: Permit, postgres: Postgres) -> str:
-    """Make it; returns the LSN from which WAL stays, as far as max_slot_wal_keep_size lets it."""
+    """Create the slot; returns the LSN from which WAL is kept, within max_slot_wal_keep_size."""
     permit.require(KEEP_WAL, address(postgres))
     with postgres.connect() as connection:
         if not execute(connection, "SELECT FROM pg_replication_slots WHERE slot_name = %s", SLOT):
@@ -24,11 +24,11 @@ def keep_wal(permit: Permit, postgres: Postgres) -> str:
 
 @action(idempotent=True)
 def drop_slot(permit: Permit, postgres: Postgres) -> str:
-    """Drop it, where it is there."""
+    """Drop the slot, if it exists."""
     permit.require(LET_GO, address(postgres))
     with postgres.connect() as connection:
         rows = execute(connection, _DROP, SLOT)
-    return f"slot {SLOT} is dropped" if rows else "the slot was gone already"
+    return f"slot {SLOT} is dropped" if rows else "the slot did not exist any more"
 
 
 _DROP = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s"

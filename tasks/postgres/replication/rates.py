@@ -1,4 +1,4 @@
-"""How fast a server writes WAL and uses up transaction ids.
+"""A server's rates of WAL and transaction ids.
 
 https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-WAL-VIEW
 """
@@ -16,28 +16,28 @@ from runbook.wait import until
 
 @dataclass(frozen=True)
 class Rate:
-    """Something counted, per second: over the few seconds of this run, and on the average of a long time."""
+    """A rate per second: in the few seconds of this run, and the long-term average."""
 
     present: float
     mean: float
 
     def seconds_left(self, amount: float) -> float:
-        """Until `amount` is used up at the present rate; infinite where nothing is written."""
+        """Seconds until `amount` is used up at the current rate; infinite if nothing is written."""
         return seconds_until(amount, self.present)
 
     def seconds_left_on_average(self, amount: float) -> float:
-        """The same at the average rate, which says too little time of a server that was born or filled just now."""
+        """Seconds at the average rate, which is too high for a server that was just created or filled."""
         return seconds_until(amount, self.mean)
 
 
 def seconds_until(amount: float, per_second: float) -> float:
-    """Infinite at a rate of 0, and 0 where the amount is used up already."""
+    """Seconds until an amount is used up: infinite at a rate of 0, 0 if it is already used up."""
     return max(amount, 0.0) / per_second if per_second > 0 else math.inf
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Growth of WAL in bytes and of transaction ids; `failures` is the archiver's in these seconds."""
+    """Growth of WAL in bytes and of transaction ids; `failures`: of the archiver in these seconds."""
 
     seconds: float
     wal: Rate

@@ -1,4 +1,4 @@
-"""A standby whose replay is paused: it holds what the primary held then, and goes on receiving.
+"""Pause and resume replay on a standby: it keeps the primary's content of that moment, and still receives WAL.
 
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL
 """
@@ -24,8 +24,8 @@ SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Replaying:
-    """A node, and what it says of its replay: `state` is PostgreSQL's word, "" on a primary or where nobody answers
-    (`problem`). `at`: the LSN that it has replayed."""
+    """The replay of a node. `state`: PostgreSQL's word, "" on a primary or if the node does not answer (`problem`).
+    `at`: the LSN that it has replayed."""
 
     postgres: Postgres
     state: str
@@ -40,7 +40,7 @@ class Replaying:
 
 @probe
 def read_replaying(nodes: Sequence[Postgres]) -> tuple[Replaying, ...]:
-    """Of each node. One that does not answer is no reason to leave the others alone."""
+    """Query each node; one that does not answer is part of the result."""
     return tuple(_replaying(node) for node in nodes)
 
 
@@ -60,24 +60,24 @@ _STATE = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn()"
 
 @action(idempotent=True)
 def pause_replay(permit: Permit, node: Postgres) -> str:
-    """Returns the LSN at which it stands still.
+    """Returns the LSN at which replay is paused.
 
     Raises:
-        Unreachable: it does not answer, or does not pause.
-        OpsError: it is no standby any more.
+        Unreachable: the node does not answer, or does not pause.
+        OpsError: it is not a standby any more.
     """
     permit.require(PAUSE, address(node))
-    return _turn(node, "SELECT pg_wal_replay_pause()", PAUSED)
+    return _switch(node, "SELECT pg_wal_replay_pause()", PAUSED)
 
 
 @action(idempotent=True)
 def resume_replay(permit: Permit, node: Postgres) -> str:
-    """Returns the LSN at which it goes on."""
+    """Returns the LSN at which replay resumes."""
     permit.require(RESUME, address(node))
-    return _turn(node, "SELECT pg_wal_replay_resume()", RUNNING)
+    return _switch(node, "SELECT pg_wal_replay_resume()", RUNNING)
 
 
-def _turn(node: Postgres, statement: str, wanted: str) -> str:
+def _switch(node: Postgres, statement: str, wanted: str) -> str:
     try:
         with node.connect() as connection:
             execute(connection, statement.encode())  # type: ignore[arg-type]
@@ -88,4 +88,4 @@ def _turn(node: Postgres, statement: str, wanted: str) -> str:
             )
             return str(execute(connection, _STATE)[0][1])
     except psycopg.errors.ObjectNotInPrerequisiteState:
-        raise OpsError(f"{address(node)} is no standby any more", "it was promoted: launch this again") from None
+        raise OpsError(f"{address(node)} is not a standby any more", "run this again: the node was promoted") from None

@@ -1,4 +1,4 @@
-"""What carries WAL away from a server and what keeps it there: slots, standbys, the archiver.
+"""Replication status: the slots, standbys and archiver of a server.
 
 Only reads. https://www.postgresql.org/docs/current/monitoring-stats.html
 """
@@ -15,8 +15,8 @@ from runbook.kinds import probe
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the server was told. `sees_all`: this login reads other sessions' statistics."""
+class ReplicationSettings:
+    """The server's settings for replication. `sees_all`: this login can read other sessions' statistics."""
 
     in_recovery: bool
     sees_all: bool
@@ -29,14 +29,14 @@ class Settings:
 
     @property
     def archives(self) -> bool:
-        """Whether it is to archive WAL."""
+        """Whether it archives WAL."""
         return self.archive_mode == "always" or (self.archive_mode == "on" and not self.in_recovery)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A replication slot. `held_bytes` of WAL are kept for it; `safe_bytes` can be written before it may be lost
-    (None: no limit is set, or it is lost)."""
+    """A replication slot. `held_bytes`: WAL retained for it; `safe_bytes`: WAL until it can be lost (None: no limit is
+    set, or it is already lost)."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Standby:
-    """A receiver of WAL. Bytes behind this server's end of WAL; `lag_seconds` is NaN where it was not measured."""
+    """A receiver of WAL. Bytes behind this server's end of WAL; `lag_seconds`: NaN if not measured."""
 
     name: str
     address: str
@@ -66,8 +66,8 @@ class Standby:
 
 
 @dataclass(frozen=True)
-class Archiver:
-    """`waiting` files are not archived yet, the oldest of them for `waiting_seconds`."""
+class ArchiverStatus:
+    """The archiver. `waiting` files are not archived yet, the oldest for `waiting_seconds`."""
 
     archived: int
     failed: int
@@ -80,7 +80,7 @@ class Archiver:
 
 @dataclass(frozen=True)
 class SyncNames:
-    """`synchronous_standby_names`, understood: `needed` of `names` must confirm a commit."""
+    """`synchronous_standby_names`, parsed: `needed` of `names` must confirm a commit."""
 
     needed: int
     names: tuple[str, ...]
@@ -93,13 +93,13 @@ class SyncNames:
 
 @dataclass(frozen=True)
 class Replication:
-    """All of it, as of one moment. `replay_age_seconds`: since the commit of what a standby replayed last, None where
-    it has replayed none."""
+    """The status at one moment. `replay_age_seconds`: time since the last replayed commit on a standby, None if there
+    is none."""
 
-    settings: Settings
+    settings: ReplicationSettings
     slots: tuple[Slot, ...]
     standbys: tuple[Standby, ...]
-    archiver: Archiver
+    archiver: ArchiverStatus
     waiting_commits: int
     waited_seconds: float
     receiver: str
@@ -107,7 +107,7 @@ class Replication:
 
     @property
     def physical(self) -> tuple[Standby, ...]:
-        """Those that get the whole WAL: a logical subscriber gets some tables' rows, and no recovery comes of them."""
+        """Receivers of the whole WAL; a logical subscriber has only some tables' rows and cannot replace the server."""
         return tuple(standby for standby in self.standbys if not standby.is_logical)
 
 
@@ -116,7 +116,7 @@ _NAME = re.compile(r'"((?:[^"]|"")+)"|([^\s,"]+)')
 
 
 def parse_sync_names(text: str) -> SyncNames:
-    """`FIRST 2 (a, b)`, `ANY 1 (a, "b c")`, `2 (a, b)` or `a, b`; nothing needed where it is empty."""
+    """Parse `FIRST 2 (a, b)`, `ANY 1 (a, "b c")`, `2 (a, b)` or `a, b`; empty text needs no standby."""
     found = _LIST.match(text.strip())
     inner = found.group(2) if found else text
     names = tuple(quoted.replace('""', '"') or plain for quoted, plain in _NAME.findall(inner))
@@ -125,7 +125,7 @@ def parse_sync_names(text: str) -> SyncNames:
 
 @probe
 def read_replication(postgres: Postgres) -> Replication:
-    """Settings, slots, standbys, archiver, commits that wait, and on a standby its own receiver.
+    """Settings, slots, standbys, archiver, waiting commits, and on a standby its WAL receiver.
 
     Raises:
         Unreachable: it is down.
@@ -146,15 +146,15 @@ def read_replication(postgres: Postgres) -> Replication:
         )
 
 
-def _settings(connection: Connection) -> Settings:
+def _settings(connection: Connection) -> ReplicationSettings:
     in_recovery, sees_all, mode, by, names, commit, max_slot_wal = execute(connection, _SETTINGS)[0]
     elsewhere = tuple(str(row[0]) for row in execute(connection, _SYNC_COMMIT_ELSEWHERE))
-    return Settings(
+    return ReplicationSettings(
         bool(in_recovery), bool(sees_all), str(mode), str(by), str(names), str(commit), str(max_slot_wal), elsewhere
     )
 
 
-# Without an archive_command the server shows “(disabled)” where archive_mode is off, and nothing where it is on.
+# Without an archive_command the server shows “(disabled)” if archive_mode is off, and nothing if it is on.
 _SETTINGS = """
 SELECT pg_is_in_recovery(), pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
        current_setting('archive_mode'),
@@ -169,7 +169,7 @@ FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg
      unnest(s.setconfig) AS entry
 WHERE entry LIKE 'synchronous_commit=%' ORDER BY 1
 """
-# Never cancelled: a cancelled wait answers “committed” (recovery-rules).
+# Never cancel these: a cancelled wait is reported as committed.
 _WAITING = """
 SELECT count(*), coalesce(max(extract(epoch FROM clock_timestamp() - state_change)), 0)
 FROM pg_stat_activity WHERE wait_event = 'SyncRep'
@@ -221,8 +221,8 @@ def _standby(row: tuple[object, ...]) -> Standby:
     )
 
 
-# What was replayed last says nothing of now where a standby has fallen silent: hence the time since its last reply. Who
-# copies a subscriber's first rows has no slot at work meanwhile; it is in a database, as no standby is.
+# The last replayed LSN of a silent standby is old: hence the time since its last reply. A subscriber that copies its
+# first rows has no active slot, but it is connected to a database, which a standby never is.
 _STANDBYS = """
 WITH here AS (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn)
 SELECT coalesce(r.application_name, ''), coalesce(host(r.client_addr), 'this host'), coalesce(r.state, ''),
@@ -237,10 +237,10 @@ WHERE r.state IS DISTINCT FROM 'backup' ORDER BY 1, r.pid
 """
 
 
-def _archiver(connection: Connection) -> Archiver:
+def _archiver(connection: Connection) -> ArchiverStatus:
     archived, failed, archived_wal, archived_at, failed_wal, failed_at = execute(connection, _ARCHIVER)[0]
     waiting, oldest = execute(connection, _READY)[0]
-    return Archiver(
+    return ArchiverStatus(
         int(archived),
         int(failed),
         _at(archived_wal, archived_at),

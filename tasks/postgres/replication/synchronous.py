@@ -1,4 +1,4 @@
-"""Commits that wait for a standby, and a primary that has to do without one for a time.
+"""Commits that wait for standbys, and a primary that continues without them.
 
 https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION
 """
@@ -21,8 +21,8 @@ RELOAD_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Synchrony:
-    """For whom commits wait: `names` as the server has it ("" for nobody), how many of them must confirm, and which are
-    connected and confirm."""
+    """The standbys that commits wait for: `names` is the setting (empty: none), `needed` of them must confirm,
+    `connected` can confirm."""
 
     names: str
     needed: int
@@ -30,7 +30,7 @@ class Synchrony:
 
     @property
     def hangs(self) -> bool:
-        """Whether a commit would wait until somebody connects."""
+        """Whether a commit would wait until another standby connects."""
         return len(self.connected) < self.needed
 
 
@@ -41,7 +41,7 @@ def read_synchrony(postgres: Postgres) -> Synchrony:
 
 
 def synchrony(postgres: Postgres) -> Synchrony:
-    """For whom commits wait now.
+    """The standbys that commits wait for now.
 
     Raises:
         Unreachable: the server is down.
@@ -60,38 +60,39 @@ SELECT current_setting('synchronous_standby_names'),
 
 @action(idempotent=True)
 def commit_alone(permit: Permit, postgres: Postgres) -> Synchrony:
-    """From now on commits wait for nobody, and those that wait return: what fails now loses what no standby has.
+    """Let commits wait for no standby; waiting ones return. A failure from now on loses writes that no standby has.
 
-    The setting of the configuration file is overridden (ALTER SYSTEM), not changed; `commit_together` takes that back.
+    ALTER SYSTEM overrides the configuration file; `commit_together` resets it.
 
     Raises:
-        OpsError: something above ALTER SYSTEM sets it.
+        OpsError: a source above ALTER SYSTEM sets it.
     """
     permit.require(ALONE, address(postgres))
     _reload(postgres, "ALTER SYSTEM SET synchronous_standby_names = ''")
     if (found := synchrony(postgres)).needed:
         raise OpsError(
-            f"synchronous_standby_names of {address(postgres)} stays as it is: {found.names}",
-            "it stands on the server's command line: take it out there, and restart the server",
+            f"synchronous_standby_names of {address(postgres)} does not change: {found.names}",
+            "remove it from the server's command line, then restart the server",
         )
     return found
 
 
 @action(idempotent=True)
 def commit_together(postgres: Postgres) -> Synchrony:
-    """Commits wait again for whom the server's configuration file names: call it when they are connected, and on the
-    standby too: a copy that was taken meanwhile has the override, and would go on alone after its promotion.
+    """Let commits wait again for the standbys in the configuration file. Call it when they are connected.
+
+    Call it on the standby too: a copy taken meanwhile has the override and would wait for no standby after promotion.
 
     Raises:
         Unreachable: the server is down.
-        OpsError: it does not read its configuration again.
+        OpsError: it does not reload its configuration.
     """
     _reload(postgres, "ALTER SYSTEM RESET synchronous_standby_names")
     return synchrony(postgres)
 
 
 _LOADED = "SELECT pg_conf_load_time()"
-"""Of this session, to which the server passes the reload on when it has read the files itself."""
+"""Of this session: the server forwards the reload to it after it has read the files."""
 
 
 def _reload(postgres: Postgres, change: LiteralString) -> None:
@@ -103,8 +104,8 @@ def _reload(postgres: Postgres, change: LiteralString) -> None:
             until(lambda: execute(connection, _LOADED) != before, what="the reload", seconds=RELOAD_SECONDS)
         except Unreachable as error:
             raise OpsError(
-                f"{address(postgres)} does not read its configuration: {error.message}",
-                "look at pg_file_settings: a line with an error keeps all others from being applied",
+                f"{address(postgres)} does not reload its configuration: {error.message}",
+                "check pg_file_settings: a line with an error stops all others from being applied",
             ) from None
 
 

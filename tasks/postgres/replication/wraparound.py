@@ -1,4 +1,4 @@
-"""How far the transaction ids are from their wraparound.
+"""The distance of transaction ids to wraparound.
 
 https://www.postgresql.org/docs/current/routine-vacuuming.html#VACUUM-FOR-WRAPAROUND
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from blocks.postgres.server import Postgres, execute
 from runbook.kinds import probe
 
-# The server refuses new transactions 3 million before the half of 2^32 (xidStopLimit).
+# The server refuses new transactions 3 million before 2^31 (xidStopLimit).
 STOP_AGE = 2**31 - 3_000_000
 MOST_TABLES = 20
 
 
 @dataclass(frozen=True)
-class Age:
-    """How many transaction ids (and multixacts) lie behind the oldest row that is not frozen."""
+class DatabaseAge:
+    """The age of the oldest row that is not frozen, in transaction ids and multixacts."""
 
     name: str
     xids: int
@@ -27,18 +27,18 @@ class Age:
 
     @property
     def oldest(self) -> int:
-        """The worse of both."""
+        """The higher of both."""
         return max(self.xids, self.multixacts)
 
 
 @dataclass(frozen=True)
 class Wraparound:
-    """Ages, the oldest first; `tables` are those of one database. Limits are the server's settings."""
+    """Ages, the oldest first; `tables`: of one database. The limits are the server's settings."""
 
     freeze_max_age: int
     multixact_freeze_max_age: int
-    databases: tuple[Age, ...]
-    tables: tuple[Age, ...]
+    databases: tuple[DatabaseAge, ...]
+    tables: tuple[DatabaseAge, ...]
 
 
 @probe
@@ -51,9 +51,11 @@ def read_wraparound(postgres: Postgres, database: str) -> Wraparound:
     """
     with postgres.connect(database) as connection:
         limits = execute(connection, _LIMITS)[0]
-        databases = tuple(Age(str(r[0]), int(r[1]), int(r[2]), 0, False) for r in execute(connection, _DATABASES))
+        databases = tuple(
+            DatabaseAge(str(r[0]), int(r[1]), int(r[2]), 0, False) for r in execute(connection, _DATABASES)
+        )
         tables = tuple(
-            Age(str(r[0]), int(r[1]), int(r[2]), int(r[3]), bool(r[4]))
+            DatabaseAge(str(r[0]), int(r[1]), int(r[2]), int(r[3]), bool(r[4]))
             for r in execute(connection, _TABLES, MOST_TABLES)
         )
     return Wraparound(int(limits[0]), int(limits[1]), databases, tables)
@@ -66,7 +68,7 @@ _DATABASES = """
 SELECT datname, age(datfrozenxid), mxid_age(datminmxid) FROM pg_database
 ORDER BY greatest(age(datfrozenxid), mxid_age(datminmxid)) DESC
 """
-# relpages: a size function would wait for the lock of a table that is being rewritten.
+# relpages: a size function would wait for the lock of a table during its rewrite.
 _TABLES = """
 SELECT format('%%I.%%I', n.nspname, c.relname), greatest(age(c.relfrozenxid), age(t.relfrozenxid)) AS xids,
        greatest(mxid_age(c.relminmxid), mxid_age(t.relminmxid)) AS multixacts,

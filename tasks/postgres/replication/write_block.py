@@ -1,9 +1,9 @@
-"""Writes of an application held off, and let in again: its roles begin every transaction read-only in this database.
+"""Block an application's writes: its roles begin every transaction in this database read-only.
 
-What it stops: every new transaction of these roles, whatever client begins it; those that are open are ended with their
-sessions. What it does not stop: a client that asks for a writing transaction by name (BEGIN READ WRITE, SET), prepared
-transactions that somebody commits, superusers, subscriptions. PostgreSQL has no stronger way that leaves readers alone
-and can be taken back exactly: privileges can be granted again by the tables' owner, which the application is.
+Blocked: every new transaction of these roles; open ones end with their sessions. Not blocked: a client that sends BEGIN
+READ WRITE or SET, prepared transactions that somebody commits, superusers, subscriptions. PostgreSQL has no stronger
+way that keeps readers working and can be undone exactly: revoked privileges can be granted again by the tables' owner,
+which the application is.
 https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-DEFAULT-TRANSACTION-READ-ONLY
 """
 
@@ -29,8 +29,8 @@ QUIET_LOOKS = 10  # a tenth of a second apart
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A role that may write in the database, what its setting there is ("" where none), and its sessions."""
+class WritingRole:
+    """A role that can write to the database, its setting ("" if there is none), and its sessions."""
 
     role: str
     setting: str
@@ -39,9 +39,9 @@ class Writer:
 
 @dataclass(frozen=True)
 class Writers:
-    """All of them, and what cannot be held off: sessions of superusers, prepared transactions, subscriptions."""
+    """Every role that can write; and what cannot be blocked: superusers, prepared transactions, subscriptions."""
 
-    roles: tuple[Writer, ...]
+    roles: tuple[WritingRole, ...]
     superusers: int
     prepared: tuple[str, ...]
     subscriptions: tuple[str, ...]
@@ -49,10 +49,10 @@ class Writers:
 
 @probe
 def find_writers(postgres: Postgres) -> Writers:
-    """Who may write.
+    """Which roles can write.
 
     Raises:
-        Unreachable: the server is down: nobody writes.
+        Unreachable: the server is down.
     """
     with postgres.connect(postgres.database) as connection:
         rows = execute(connection, _WRITERS)
@@ -60,7 +60,7 @@ def find_writers(postgres: Postgres) -> Writers:
         prepared = execute(connection, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
         subscriptions = execute(connection, _SUBSCRIPTIONS)
     return Writers(
-        tuple(Writer(str(role), str(setting), int(sessions)) for role, setting, sessions in rows),
+        tuple(WritingRole(str(role), str(setting), int(sessions)) for role, setting, sessions in rows),
         int(superusers),
         tuple(str(row[0]) for row in prepared),
         tuple(str(row[0]) for row in subscriptions),
@@ -98,29 +98,33 @@ WHERE d.datname = current_database() AND s.subenabled ORDER BY 1
 
 @action(idempotent=True)
 def block_writes(permit: Permit, postgres: Postgres, role: str) -> int:
-    """Make a role's transactions in the database read-only, and end its sessions that began before that; returns how
-    many are left: those that wait for a standby to confirm a commit, which nobody may cancel."""
+    """Make a role's transactions in the database read-only, and end its earlier sessions. Returns how many are left:
+    their commits wait for a standby, and must not be cancelled."""
     permit.require(BLOCK, role)
-    return _turn(postgres, role, "on")
+    return _set(postgres, role, "on")
 
 
 @action(idempotent=True)
 def let_in(permit: Permit, postgres: Postgres, role: str, before: str) -> str:
-    """Give a role back what it had ("": nothing), and end its sessions: those that began meanwhile stay read-only.
+    """Restore a role's setting ("": none), and end its sessions, which would stay read-only.
 
-    Returns why not, where somebody has set something else since.
+    Returns the reason if the setting was changed since, and is therefore kept; else "".
     """
     permit.require(LET_IN, role)
     found = [one.setting for one in find_writers.work(postgres).roles if one.role == role]
     if found != ["on"]:
-        return f"{role} has {SETTING}={found[0] or 'nothing'} by now" if found else f"{role} may not write any more"
-    _turn(postgres, role, before)
+        return (
+            f"{role} has {SETTING}={found[0] or 'nothing'} by now: unchanged"
+            if found
+            else f"{role} cannot write any more"
+        )
+    _set(postgres, role, before)
     return ""
 
 
-def _turn(postgres: Postgres, role: str, value: str) -> int:
+def _set(postgres: Postgres, role: str, value: str) -> int:
     with postgres.connect(postgres.database) as connection:
-        # A commit that waits for a dead standby must not hold this up.
+        # The commit of ALTER ROLE must not wait for a dead standby.
         execute(connection, "SET synchronous_commit = local")
         names = {"role": sql.Identifier(role), "database": sql.Identifier(postgres.database)}
         statement = _SET if value else _RESET
@@ -131,8 +135,8 @@ def _turn(postgres: Postgres, role: str, value: str) -> int:
 
 
 def _end_all(connection: Connection, role: str, began: object) -> int:
-    """End the sessions that began before; returns how many are left. One that was still logging in is not to be seen at
-    first, and may have read the setting as it was: it counts as over when none has been seen for a while."""
+    """End the sessions that began before; returns how many are left. A session that is logging in is not visible yet,
+    and may have read the old setting: it is over when none was seen for a while."""
     left = quiet = 0
 
     def over() -> bool:
@@ -151,8 +155,8 @@ _RESET = sql.SQL("ALTER ROLE {role} IN DATABASE {database} RESET {setting}")
 
 
 def _end(connection: Connection, role: str, began: object) -> int:
-    """Ask those that began before to end, but for those that wait for a standby: a cancelled wait answers “committed”.
-    Returns how many there were."""
+    """End earlier sessions, except those that wait for a standby: a cancelled wait answers “committed”. Returns how
+    many there were."""
     execute(connection, _END, role, began)
     return int(execute(connection, _LEFT, role, began)[0][0])
 
@@ -170,8 +174,7 @@ WHERE datname = current_database() AND usename = %s AND backend_start < %s AND b
 
 @probe
 def try_to_write(postgres: Postgres) -> str:
-    """Try, as the application's role, in a new session: what refuses it, "" where it could write (a temporary table
-    only).
+    """Try to create a temporary table as the application's role in a new session. Returns the refusal, "" if it worked.
 
     Raises:
         OpsError, Unreachable: it could not log in.
@@ -182,5 +185,7 @@ def try_to_write(postgres: Postgres) -> str:
         except errors.ReadOnlySqlTransaction as error:
             return str(error).splitlines()[0]
         except psycopg.Error as error:
-            raise OpsError(f"that writes are refused could not be proven: {error}", "look by hand") from None
+            raise OpsError(
+                f"the write block could not be tested: {error}", "try to write as the application by hand"
+            ) from None
     return ""

@@ -1,1 +1,1 @@
-"""Restoring: a staged copy, the swap, and what was replaced."""
+"""Restores: a staged copy, the swap, and the replaced databases."""

@@ -1,4 +1,4 @@
-"""Planner statistics of a copy, without which the first queries are ten thousand times dearer (recovery-rules)."""
+"""Planner statistics of a copy: without them the first queries can be ten thousand times slower."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tasks.postgres.upkeep.session import NO_TIMEOUTS, refusals, set_known
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Whose statistics were made. `missing`: parents of foreign tables that could not be analysed, with the reason."""
+class PlannerStatistics:
+    """An analysed database. `missing`: parents of foreign tables that could not be analysed, with the reason."""
 
     database: str
     missing: tuple[str, ...] = ()
 
 
 @action(idempotent=True)
-def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = False) -> Statistics:
-    """Analyse a database. From 18 on statistics come with the dump, and only what lacks them is analysed, unless
-    `everything` is to be.
+def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = False) -> PlannerStatistics:
+    """Analyse a database. Since 18 a dump contains statistics, and only tables without them are analysed, unless
+    `everything`.
 
-    ANALYZE of a parent reads its foreign children: where their server is down, that parent goes without.
+    ANALYZE of a parent reads its foreign children; if their server is down, the parent has no statistics.
     """
     argv = [postgres.program("vacuumdb"), "--analyze-only", f"--jobs={jobs}", "--no-password", "--dbname", database]
     quiet = copy_options(postgres)
@@ -45,11 +45,11 @@ def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = 
             if parent not in remote:
                 connection.execute(sql.SQL("ANALYZE {}").format(parent))
         missing = tuple(filter(None, (_analyze_remote(connection, parent) for parent in remote)))
-    return Statistics(database, missing)
+    return PlannerStatistics(database, missing)
 
 
 def _analyze_remote(connection: Connection, parent: sql.Identifier) -> str:
-    """Analyse a parent of foreign tables; returns why that was not possible."""
+    """Analyse a parent of foreign tables; returns the error, if any."""
     try:
         connection.execute(sql.SQL("ANALYZE {}").format(parent))
     except psycopg.Error as error:
@@ -70,7 +70,7 @@ _TABLES = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_toast'
 """
-# vacuumdb passes over partitioned parents.
+# vacuumdb skips partitioned parents.
 _PARENTS = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'p' AND NOT c.relispartition

@@ -1,4 +1,4 @@
-"""A copy beside the live database: created, filled, analysed. Nothing here touches the live one."""
+"""The staged copy of a restore: created and filled. Nothing here changes the live database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import DatabaseContent
-from tasks.postgres.dump.fill import Source, fill, fill_remote, source_in
+from tasks.postgres.dump.fill import DumpSource, fill, fill_remote, source_in
 from tasks.postgres.restore.subscriptions import detach_subscriptions
 from tasks.postgres.server.properties import Properties, apply_properties, creation
 from tasks.postgres.upkeep.session import refusals
@@ -29,8 +29,8 @@ MOST_BYTES = 63
 
 @dataclass(frozen=True)
 class Copy:
-    """A database beside the live one, and the server's identity of it. `unfilled`: materialised views that read foreign
-    tables and could not be filled, with the reason. `accepted`: what a person agreed to do without."""
+    """A staged copy and its OID. `unfilled`: materialised views of foreign tables that could not be filled, with the
+    reason. `accepted`: objects that an operator left out."""
 
     database: str
     oid: int
@@ -40,8 +40,7 @@ class Copy:
 
 
 def name_beside(database: str, suffix: str) -> str:
-    """A name for a database beside another, within PostgreSQL's 63 bytes; where that must be cut, a hash of it keeps
-    two alike apart."""
+    """A database's name with a suffix, within PostgreSQL's 63 bytes; a hash keeps shortened names distinct."""
     if len((database + suffix).encode()) <= MOST_BYTES:
         return database + suffix
     mark = f"_{hashlib.sha256(database.encode()).hexdigest()[:8]}{suffix}"
@@ -49,18 +48,20 @@ def name_beside(database: str, suffix: str) -> str:
 
 
 def copy_name(database: str) -> str:
-    """Where a restore is built: reserved for that, a leftover is dropped."""
+    """The reserved name of a restore's staged copy; a leftover under it is dropped."""
     return name_beside(database, "__new")
 
 
 def building_name(live: str, into: str) -> str:
-    """Where a database is built that will be called `into`: a name that nobody else gives, so that a leftover under it
-    is one of ours, and may be dropped."""
+    """The staged copy's name for a database that will be called `into`.
+
+    Nobody else uses such a name, so a leftover under it is ours and can be dropped.
+    """
     return name_beside(into, f"__new_{hashlib.sha256(f'interview-ops {live} {into}'.encode()).hexdigest()[:8]}")
 
 
 def is_reserved(database: str) -> bool:
-    """Whether a name ends as those do that runs make and drop beside a database, whichever."""
+    """Whether a name has one of the suffixes of databases that runs create and drop."""
     return bool(_RESERVED.search(database))
 
 
@@ -72,8 +73,8 @@ def content_in(backup: Backup) -> DatabaseContent:
     return DatabaseContent.model_validate(backup.manifest.content)
 
 
-def dump_in(backup: Backup) -> Source:
-    """The dump of a database's backup that is at hand."""
+def dump_in(backup: Backup) -> DumpSource:
+    """The dump of a fetched database backup."""
     content = content_in(backup)
     source = source_in(backup.path, content.bytes, parts=content.part == "tables")
     if source.form == "plain":
@@ -85,28 +86,27 @@ def dump_in(backup: Backup) -> Source:
 
 
 def scratch_name(database: str) -> str:
-    """Where a backup is verified: reserved for that, a leftover is dropped."""
+    """The reserved name of a verification's scratch database; a leftover under it is dropped."""
     return name_beside(database, "__verify")
 
 
 @action
-def create_copy(permit: Permit, postgres: Postgres, properties: Properties, beside: str = "") -> Copy:
-    """An empty database from template0 with such owner, encoding, locale and tablespace, where a restore is built:
-    beside the live database, or beside the name that it will get instead."""
-    require(permit, postgres, beside or postgres.database)
-    name = building_name(postgres.database, beside) if beside else copy_name(postgres.database)
+def create_copy(permit: Permit, postgres: Postgres, properties: Properties, into: str = "") -> Copy:
+    """Create an empty staged copy with these properties: of the live database, or of the database `into`."""
+    require(permit, postgres, into or postgres.database)
+    name = building_name(postgres.database, into) if into else copy_name(postgres.database)
     return _create(postgres, properties, name)
 
 
 @action(idempotent=True)
 def create_scratch(postgres: Postgres, properties: Properties) -> Copy:
-    """The same under the name that is reserved for verifying: nothing will take the live name."""
+    """Create an empty scratch database for a verification."""
     return _create(postgres, properties, scratch_name(postgres.database))
 
 
 @action(idempotent=True)
 def drop_scratch(postgres: Postgres) -> str:
-    """Remove what a verification made."""
+    """Drop a verification's scratch database."""
     name = scratch_name(postgres.database)
     with postgres.connect() as connection:
         drop(postgres, connection, name)
@@ -114,10 +114,10 @@ def drop_scratch(postgres: Postgres) -> str:
 
 
 def require(permit: Permit, postgres: Postgres, target: str) -> None:
-    """The deed that putting a database under a name is: replacing the live one, or making another.
+    """Require the permit for a database under this name: replace the live one, or make another.
 
     Raises:
-        NotConfirmed: the permit is for something else.
+        NotConfirmed: the permit is for another act.
     """
     permit.require(REPLACE if target == postgres.database else MAKE, target)
 
@@ -132,20 +132,26 @@ def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
 
 @action
 def fill_copy(
-    permit: Permit, postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int, beside: str = ""
+    permit: Permit,
+    postgres: Postgres,
+    source: DumpSource,
+    properties: Properties,
+    copy: Copy,
+    jobs: int,
+    into: str = "",
 ) -> Copy:
-    """Restore a dump into it, and give it the database's own privileges and settings."""
-    require(permit, postgres, beside or postgres.database)
+    """Restore a dump into the staged copy, then set the database's privileges and settings."""
+    require(permit, postgres, into or postgres.database)
     return _fill(postgres, source, properties, copy, jobs)
 
 
 @action
-def fill_scratch(postgres: Postgres, source: Source, properties: Properties, scratch: Copy, jobs: int) -> Copy:
-    """The same into a scratch database."""
+def fill_scratch(postgres: Postgres, source: DumpSource, properties: Properties, scratch: Copy, jobs: int) -> Copy:
+    """Restore a dump into a scratch database."""
     return _fill(postgres, source, properties, scratch, jobs)
 
 
-def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int) -> Copy:
+def _fill(postgres: Postgres, source: DumpSource, properties: Properties, copy: Copy, jobs: int) -> Copy:
     seconds = fill(postgres, source, copy.database, copy.oid, jobs)
     unfilled = fill_remote(postgres, copy.database, source.remote) if source.remote else {}
     detach_subscriptions(postgres, copy.database)
@@ -156,10 +162,10 @@ def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy
 
 @action
 def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> str:
-    """Give a proven copy a name that nobody has.
+    """Rename a proven copy to its free target name.
 
     Raises:
-        OpsError: somebody took it meanwhile, or is in the copy.
+        OpsError: the name was taken meanwhile, or a session uses the copy.
     """
     permit.require(MAKE, target)
     with postgres.connect() as connection, refusals(connection):
@@ -167,39 +173,30 @@ def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> 
         try:
             connection.execute(rename.format(sql.Identifier(copy.database), sql.Identifier(target)))
         except psycopg.errors.DuplicateDatabase:
-            raise OpsError(f"there is a database {target} by now", "launch it again with another name") from None
+            raise OpsError(f"a database {target} exists now", "launch this again with another name") from None
         except psycopg.errors.ObjectInUse:
             raise OpsError(
-                f"somebody is in {copy.database}, so it cannot be called {target}",
-                "see who it is (pg_stat_activity) and end that session; launch this again, which builds it anew",
+                f"a session uses {copy.database}, so it cannot be renamed to {target}",
+                "end that session (pg_stat_activity), then launch this again: it builds the copy anew",
             ) from None
     return target
 
 
-@action
-def drop_copy(permit: Permit, postgres: Postgres) -> str:
-    """Remove a copy that failed its proof."""
-    permit.require(REPLACE, postgres.database)
-    name = copy_name(postgres.database)
-    with postgres.connect() as connection:
-        drop(postgres, connection, name)
-    return name
-
-
 @probe
 def try_login(postgres: Postgres, database: str) -> str:
-    """Log in as the application's role: pg_hba may name the database, a privilege may be missing.
+    """Log in as the application's role: pg_hba.conf may exclude the database, a privilege may be missing.
 
     Raises:
-        OpsError: it cannot.
+        OpsError: the login is refused.
     """
     with postgres.connect(database, as_application=True) as connection:
         return str(execute(connection, "SELECT current_user")[0][0])
 
 
 def drop(postgres: Postgres, connection: Connection, database: str) -> None:
-    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE. Subscriptions
-    in it are dropped first, without a word to their publisher.
+    """Drop a staged or scratch database. FORCE, because backends of a killed pg_restore live on for seconds.
+
+    Its subscriptions are dropped first, without contacting their publisher.
 
     Raises:
         OpsError: the server refuses it.
@@ -213,18 +210,18 @@ def drop(postgres: Postgres, connection: Connection, database: str) -> None:
 
 
 def oid_of(connection: Connection, database: str) -> int:
-    """A database's OID, 0 where there is none of that name."""
+    """A database's OID, 0 if it does not exist."""
     rows = execute(connection, "SELECT oid FROM pg_database WHERE datname = %s", database)
     return int(rows[0][0]) if rows else 0
 
 
 def default_jobs() -> int:
-    """Workers for dump and restore."""
+    """The default number of workers for dump and restore."""
     return max(2, min(8, os.cpu_count() or 2))
 
 
 def check_jobs(jobs: int) -> int:
-    """`jobs` of a form, 0 meaning one per core.
+    """The form's `jobs`; 0 is one per core.
 
     Raises:
         OpsError: out of bounds (the form's own check can be switched off).

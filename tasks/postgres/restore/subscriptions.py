@@ -1,4 +1,4 @@
-"""Subscriptions of a copied database: a dump creates them with the slot of the original, which is not the copy's.
+"""Subscriptions of a copied database: a dump creates them with the original's slot.
 
 https://www.postgresql.org/docs/current/logical-replication-subscription.html#LOGICAL-REPLICATION-SUBSCRIPTION-SLOT
 """
@@ -12,7 +12,7 @@ from tasks.postgres.content.quiet import quiet
 
 
 def find_subscriptions(connection: Connection, database: str) -> tuple[str, ...]:
-    """Their names, from a session in any database."""
+    """The names of a database's subscriptions, read in any database's session."""
     return tuple(str(name) for (name,) in execute(connection, _SUBSCRIPTIONS, database))
 
 
@@ -22,8 +22,10 @@ SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WH
 
 
 def detach_subscriptions(postgres: Postgres, database: str, *, dropped: bool = False) -> tuple[str, ...]:
-    """Disable a copy's subscriptions and take their slots from them, so that dropping them leaves the publisher's slot
-    alone; `dropped`: drop them too, without which the database cannot be dropped. Returns their names."""
+    """Disable a copy's subscriptions and detach their slots, so that dropping them keeps the publisher's slot.
+
+    `dropped`: drop them too, which DROP DATABASE requires. Returns their names.
+    """
     with postgres.connect() as connection:
         names = find_subscriptions(connection, database)
     if not names:

@@ -1,4 +1,4 @@
-"""The databases that restores replaced: kept under another name, with a label in their comment, until discarded."""
+"""The databases that restores replaced: kept under another name, with a label in their comment, until deleted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ KEPT = re.compile(r"__old_\d{8}_\d{6}$")
 
 
 @dataclass(frozen=True)
-class Superseded:
-    """A database that a restore replaced. `writes` is pg_stat_database's count of the live one when it took over."""
+class SupersededDatabase:
+    """A database that a restore replaced. `writes`: pg_stat_database's count of the live one at the swap."""
 
     name: str
     bytes: int
@@ -26,7 +26,7 @@ class Superseded:
 
 
 def writes_of(connection: Connection, database: str) -> int:
-    """Rows written in a database since its statistics began."""
+    """Rows written in a database since its statistics were reset."""
     rows = execute(
         connection, "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = %s", database
     )
@@ -41,7 +41,7 @@ def read_writes(postgres: Postgres, database: str) -> int:
 
 
 @probe
-def find_superseded(postgres: Postgres) -> tuple[Superseded, ...]:
+def find_superseded(postgres: Postgres) -> tuple[SupersededDatabase, ...]:
     """The databases that restores replaced, newest first."""
     base = name_beside(postgres.database, "__old_00000000_000000").removesuffix("__old_00000000_000000")
     with postgres.connect() as connection:
@@ -56,8 +56,10 @@ def find_superseded(postgres: Postgres) -> tuple[Superseded, ...]:
 
 @probe
 def read_swap(postgres: Postgres) -> int:
-    """The transaction that gave the live database its name and took it from a kept one; 0 where nobody can say: what a
-    restore replaced is gone, or one of the two was altered since."""
+    """The transaction that swapped the live database with a kept one.
+
+    0 if unknown: the kept database was deleted, or one of the two was altered since.
+    """
     kept = [old.name for old in find_superseded.work(postgres)]
     with postgres.connect() as connection:
         rows = execute(
@@ -70,9 +72,9 @@ def read_swap(postgres: Postgres) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-def _superseded(name: str, size: int, label: str) -> Superseded:
+def _superseded(name: str, size: int, label: str) -> SupersededDatabase:
     try:
-        told = json.loads(label)
-        return Superseded(name, size, told["superseded"], told["by"], int(told["writes"]), told["comment"])
+        note = json.loads(label)
+        return SupersededDatabase(name, size, note["superseded"], note["by"], int(note["writes"]), note["comment"])
     except (ValueError, KeyError, TypeError):
-        return Superseded(name, size, "unknown", "unknown", -1, label)
+        return SupersededDatabase(name, size, "unknown", "unknown", -1, label)

@@ -1,4 +1,4 @@
-"""Who may do what on a PostgreSQL server: its roles, and what each may do in the application's database.
+"""Access to a PostgreSQL server: its roles, and their privileges in the application's database.
 
 https://www.postgresql.org/docs/current/view-pg-roles.html
 https://www.postgresql.org/docs/current/ddl-priv.html
@@ -26,7 +26,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Right:
-    """What a role may do to relations of a schema: `privilege` on so many of them, one by name."""
+    """A role's privilege on relations of a schema: their number, and one by name."""
 
     role: str
     schema: str
@@ -36,8 +36,8 @@ class Right:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One that is not the server's default, and where it comes from."""
+class AccessSetting:
+    """A setting that differs from the server's default, and its source."""
 
     name: str
     value: str
@@ -45,22 +45,22 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Access:
-    """Of one server and one database. `rules`: the lines of pg_hba.conf, None where this login may not read them."""
+class ServerAccess:
+    """Access to one server and one database. `rules`: lines of pg_hba.conf, empty if this login cannot read them."""
 
     roles: tuple[Role, ...]
     rights: tuple[Right, ...]
     rules: tuple[str, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[AccessSetting, ...]
 
 
 @probe
-def read_access(postgres: Postgres) -> Access:
+def read_access(postgres: Postgres) -> ServerAccess:
     """Roles, rights on tables and views, the rules of pg_hba.conf, and settings that differ from the defaults.
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: this login may not read it.
+        OpsError: this login cannot read it.
     """
     with postgres.connect(postgres.database) as connection:
         superuser = bool(execute(connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0][0])
@@ -81,7 +81,9 @@ def read_access(postgres: Postgres) -> Access:
             for row in execute(connection, _RIGHTS)
         )
         rules = tuple(str(row[0]) for row in execute(connection, _RULES)) if superuser else ()
-        return Access(roles, rights, rules, tuple(Setting(*map(str, row)) for row in execute(connection, _SETTINGS)))
+        return ServerAccess(
+            roles, rights, rules, tuple(AccessSetting(*map(str, row)) for row in execute(connection, _SETTINGS))
+        )
 
 
 _PASSWORDS = "SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL"
@@ -108,7 +110,7 @@ SELECT concat_ws(' ', type, array_to_string(database, ','), array_to_string(user
                  auth_method, error)
 FROM pg_hba_file_rules ORDER BY line_number
 """
-# A connection string may hold a password.
+# A connection string can contain a password.
 _SETTINGS = """
 SELECT name, CASE WHEN name IN ('primary_conninfo', 'ssl_passphrase_command') THEN '(not shown)'
        ELSE current_setting(name) END, source

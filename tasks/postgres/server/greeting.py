@@ -1,5 +1,4 @@
-"""What a PostgreSQL server says before it asks for a password, by SQLSTATE: libpq tells none of a refused log-in, and
-its text is in the server's language.
+"""A PostgreSQL server's first message, by SQLSTATE: libpq hides it for a refused login, and its text is localised.
 
 https://www.postgresql.org/docs/current/protocol-message-formats.html
 """
@@ -19,27 +18,27 @@ from tasks.host.ports import dial, reach_of
 ANSWER_SECONDS, UNPROMPTED_SECONDS = 10.0, 5.0
 PROTOCOL = 196_608  # 3.0
 LINE = b"\r\n\r\n"
-"""What waits for the end of a line or of a header answers it; a PostgreSQL that hangs does not."""
+"""Servers of text protocols answer the end of a line or header; a hanging PostgreSQL does not."""
 NOT_NOW = "57P03"
 State = Literal["ready", "closed", "unreachable", "unknown name", "silent", "not PostgreSQL", "not now", "full"]
 
 
 @dataclass(frozen=True)
 class Greeting:
-    """`ready`: it goes on to ask who is there. `detail`: in its own words."""
+    """The server's state. `ready`: it starts the authentication. `detail`: its own message."""
 
     state: State
     detail: str
 
     @property
     def answers(self) -> bool:
-        """Whether a PostgreSQL server is there, be it that it lets nobody in."""
+        """Whether a PostgreSQL server answers, even if it accepts no connections."""
         return self.state in ("ready", "not now", "full")
 
 
 @probe
 def read_greeting(postgres: Postgres) -> Greeting:
-    """Greet it as the application's role, and hang up."""
+    """Open a connection as the application's role, read the first message, and close it."""
     try:
         line = dial(postgres.host, postgres.port)
     except OSError as error:
@@ -50,13 +49,13 @@ def read_greeting(postgres: Postgres) -> Greeting:
         try:
             line.sendall(_startup(postgres.user, postgres.database))
             try:
-                return _understood(_received(line))
+                return _parsed(_received(line))
             except TimeoutError:
                 line.settimeout(ANSWER_SECONDS - UNPROMPTED_SECONDS)
                 line.sendall(LINE)
-                return _understood(_received(line))
+                return _parsed(_received(line))
         except TimeoutError:
-            return Greeting("silent", f"it took the connection and said nothing for {ANSWER_SECONDS:g} s")
+            return Greeting("silent", f"it accepted the connection and sent nothing for {ANSWER_SECONDS:g} s")
         except OSError as error:
             return Greeting("not PostgreSQL", error.strerror or str(error))
 
@@ -67,7 +66,7 @@ def _startup(user: str, database: str) -> bytes:
 
 
 def _received(line: socket.socket) -> bytes:
-    """Its first message: a letter, its length, its body; less where it hangs up before."""
+    """The first message (a letter, its length, its body), or its part if the server closes the connection."""
     got = b""
     wanted = 5
     while len(got) < wanted and (chunk := line.recv(4096)):
@@ -77,15 +76,16 @@ def _received(line: socket.socket) -> bytes:
     return got
 
 
-def _understood(said: bytes) -> Greeting:
-    if said[:1] == b"E" and len(said) > 5:
-        fields = {part[:1]: part[1:].decode(errors="replace") for part in said[5:].split(b"\0") if part}
+def _parsed(message: bytes) -> Greeting:
+    if message[:1] == b"E" and len(message) > 5:
+        fields = {part[:1]: part[1:].decode(errors="replace") for part in message[5:].split(b"\0") if part}
         code, text = fields.get(b"C", ""), fields.get(b"M", "")
         if code == NOT_NOW:
             return Greeting("not now", text)
         if code == TOO_MANY:
             return Greeting("full", text)
-        return Greeting("ready", text)  # the log-in tells it better: this greeting was without TLS
-    if said[:1] == b"R":
-        return Greeting("ready", "it asks who is there")
-    return Greeting("not PostgreSQL", "what listens there " + ("hangs up" if not said else "speaks another protocol"))
+        return Greeting("ready", text)  # a real login reports it better: this connection was without TLS
+    if message[:1] == b"R":
+        return Greeting("ready", "it starts the authentication")
+    does = "uses another protocol" if message else "closes the connection"
+    return Greeting("not PostgreSQL", f"the process on that port {does}")

@@ -1,4 +1,4 @@
-"""Trying what the application does: log in with the string that it was given, and write."""
+"""Try the application's own operations: log in with its connection string, and write."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _KINDS = {WRONG_PASSWORD: "password", TOO_MANY: "full", DISK_FULL: "disk"}
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What refuses it: the kind, in its own words, and the next step where one is known; all "" where nothing does."""
+class LoginTrial:
+    """The refusal: its kind, the server's message, and the next step if one is known; all empty if it succeeded."""
 
     kind: str
     said: str
@@ -29,24 +29,25 @@ class Trial:
 
     @property
     def ok(self) -> bool:
-        """Whether it went well."""
+        """Whether it succeeded."""
         return not self.kind
 
 
 @probe
-def try_own_login(application: Application) -> Trial:
-    """Connect as the application does at its next start: with the connection string of its own file.
+def try_own_login(application: Application) -> LoginTrial:
+    """Connect as the application will at its next start: with the connection string in its own file.
 
     Raises:
-        OpsError: the file cannot be read, or the line is no URL of PostgreSQL.
+        OpsError: the file is unreadable, or the value is not a PostgreSQL URL.
     """
     value = read_variable.work(application, application.dsn_variable, "dsn_variable")
     url, found = re.subn(r"^postgres(?:ql)?(?:\+\w+)?://", "postgresql://", value)
     if not found:
-        raise OpsError(f"{application.dsn_variable} in {application.env_file} is no postgresql:// URL", "correct it")
+        where = f"{application.dsn_variable} in {application.env_file}"
+        raise OpsError(f"{where} is not a postgresql:// URL", "correct it")
     try:
         with psycopg.connect(url, connect_timeout=OWN_SECONDS, application_name="interview-ops", autocommit=True):
-            return Trial("", "")
+            return LoginTrial("", "")
     except psycopg.ProgrammingError:  # a driver's own parameters; the message may quote the URL
         raise OpsError(
             f"libpq does not understand {application.dsn_variable}", "log in by hand as the application"
@@ -57,38 +58,36 @@ def try_own_login(application: Application) -> Trial:
         kind = "limit" if code == TOO_MANY and is_own_limit(said) else _KINDS.get(code, "other")
         if "FATAL" not in said and code != WRONG_PASSWORD:
             kind = "no answer"
-        return Trial(kind, said.rpartition(" failed: ")[2], hint_for(said))
+        return LoginTrial(kind, said.rpartition(" failed: ")[2], hint_for(said))
 
 
 @probe
-def try_to_extend(postgres: Postgres, *, as_application: bool) -> Trial:
-    """Write some hundred kilobytes into a table that ends with the transaction: whether the server may write, and has
-    room. Nothing of it stays.
+def try_to_extend(postgres: Postgres, *, as_application: bool) -> LoginTrial:
+    """Write some hundred kilobytes to a temporary table, to test write permission and free disk space.
 
     Raises:
-        OpsError, Unreachable: it could not log in, or may not create temporary tables.
+        OpsError, Unreachable: it could not log in, or cannot create temporary tables.
     """
     with postgres.connect(postgres.database, as_application=as_application, autocommit=False) as connection:
         try:
             execute(connection, _FILL)
         except errors.ReadOnlySqlTransaction as error:
-            return Trial("read only", first_line(error))
+            return LoginTrial("read only", first_line(error))
         except (errors.DiskFull, errors.IoError) as error:
-            return Trial("disk", first_line(error))
+            return LoginTrial("disk", first_line(error))
         except errors.InsufficientPrivilege as error:
-            raise OpsError(
-                f"it may not create temporary tables: {first_line(error)}", "GRANT TEMPORARY ON DATABASE"
-            ) from None
+            message = f"the role cannot create temporary tables: {first_line(error)}"
+            raise OpsError(message, "GRANT TEMPORARY ON DATABASE … TO it") from None
         except psycopg.OperationalError as error:
             if connection.broken:
                 raise
-            return Trial("other", first_line(error))
+            return LoginTrial("other", first_line(error))
         except psycopg.Error as error:
-            return Trial("other", first_line(error))
+            return LoginTrial("other", first_line(error))
         finally:
             if not connection.closed and not connection.broken:
                 connection.rollback()
-    return Trial("", "")
+    return LoginTrial("", "")
 
 
 _FILL = "CREATE TEMPORARY TABLE ops_diagnose AS SELECT n FROM generate_series(1, 20000) AS n"

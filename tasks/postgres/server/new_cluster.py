@@ -1,4 +1,4 @@
-"""A new data directory where the old one is gone. https://www.postgresql.org/docs/current/app-initdb.html"""
+"""A new data directory in place of a lost one. https://www.postgresql.org/docs/current/app-initdb.html"""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ LOCALE = "C.UTF-8"
 
 @action
 def create_cluster(permit: Permit, postgres: Postgres) -> Path:
-    """`initdb` beside, checksums on, the administrator's password from the secrets; then renamed into place.
+    """`initdb` into a staged directory with checksums and the administrator's password, then rename it into place.
 
-    What is left of an old data directory is renamed aside, never removed.
+    An existing data directory is renamed, never deleted.
     """
     permit.require(REPLACE, postgres.database)
-    data = Path(postgres.data_directory).resolve()  # a link stays: it leads to the disk that was chosen
-    beside = data.with_name(data.name + NEW)
-    if beside.exists():
-        shutil.rmtree(beside)
-    make_data(postgres, beside)
+    data = Path(postgres.data_directory).resolve()  # keep a link: it leads to the chosen disk
+    staged = data.with_name(data.name + NEW)
+    if staged.exists():
+        shutil.rmtree(staged)
+    make_data(postgres, staged)
     if data.exists():
         data.rename(data.with_name(f"{data.name}.superseded_{datetime.now(UTC):%Y%m%d_%H%M%S}"))
     failpoint("cluster: before rename")
-    beside.rename(data)
+    staged.rename(data)
     return data
 
 
 def make_data(postgres: Postgres, directory: Path, *options: str) -> None:
-    """`initdb`, with more `options` where given, into a directory that is not there yet.
+    """`initdb` into a directory that does not exist yet, with additional `options`.
 
     Raises:
-        CommandFailed: it ended with an error.
+        CommandFailed: it failed.
         OSError: the directory cannot be created.
     """
     with tempfile.NamedTemporaryFile("w", prefix="ops-", encoding="utf-8") as secret:
@@ -65,7 +65,7 @@ def make_data(postgres: Postgres, directory: Path, *options: str) -> None:
 
 
 def _maker(user: str) -> str:
-    """initdb wants a user with a name; a container's has none here."""
+    """The user that runs initdb, which needs a name: a container's user has none on this host."""
     if os.geteuid() != 0:
         return user
     try:

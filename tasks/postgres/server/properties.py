@@ -1,4 +1,4 @@
-"""What belongs to a database as a whole and is in no `pg_dump` without `-C`: owner, locale, privileges, settings."""
+"""Properties of a database that `pg_dump` without `-C` omits: owner, locale, privileges, settings."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def creation(database: str, properties: Properties) -> sql.Composed:
         sql.SQL("OWNER {}").format(sql.Identifier(properties.owner)),
         sql.SQL("ENCODING {}").format(properties.encoding),
         sql.SQL("LC_COLLATE {} LC_CTYPE {}").format(properties.collate, properties.ctype),
-        # Named always: without it that of template0 counts, which may be another.
+        # Always explicit: the default is template0's provider, which can be another.
         sql.SQL("LOCALE_PROVIDER {}").format(sql.Identifier(properties.provider)),
     ]
     if properties.provider != "libc":
@@ -96,8 +96,10 @@ def creation(database: str, properties: Properties) -> sql.Composed:
 
 
 def apply_properties(connection: Connection, database: str, wanted: Properties) -> None:
-    """Give a database the privileges, settings, connection limit and comment of another. Done last: a setting such as
-    `default_transaction_read_only` would stop the restore itself."""
+    """Give a database the privileges, settings, connection limit and comment of another.
+
+    Do this last: a setting such as `default_transaction_read_only` would stop the restore itself.
+    """
     name = sql.Identifier(database)
     grantees = {line.split(": ")[0] for line in (*wanted.acl, *read_properties(connection, database).acl)}
     for grantee in sorted(grantees | {"PUBLIC", wanted.owner}):
@@ -125,7 +127,7 @@ def _apply_setting(connection: Connection, database: sql.Identifier, role: str, 
     if setting not in QUOTED_LISTS:
         connection.execute(whose + sql.SQL(" SET {} TO {}").format(parameter, value))
         return
-    # FROM CURRENT stores the text as it stands, so that no list is taken apart and quoted again here.
+    # FROM CURRENT stores the text unchanged, so no list has to be split and quoted again here.
     with connection.transaction():
         execute(connection, "SELECT set_config(%s, %s, true)", setting, value)
         connection.execute(whose + sql.SQL(" SET {} FROM CURRENT").format(parameter))

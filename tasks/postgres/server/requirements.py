@@ -1,6 +1,6 @@
-"""What a server must offer before a database of a backup can be created on it: queried, nothing is changed.
+"""Requirements of a backup on the server that will hold it, checked without changing anything.
 
-A plan reports these, so that the confirmed run does not refuse later for a reason that was already there.
+A plan reports them, so that the confirmed run is not refused later for the same reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROGRAMS = ("pg_restore", "vacuumdb")
 
 @dataclass(frozen=True)
 class Requirement:
-    """One thing that the server, or this host, must offer. `value` is what was found."""
+    """One requirement of the server or this host. `value`: what was found."""
 
     name: str
     ok: bool
@@ -49,7 +49,7 @@ def read_requirements(
     """Of a running server: rights, locale, tablespace, extensions and connections.
 
     Raises:
-        Unreachable: it went away.
+        Unreachable: it stopped answering.
     """
     with postgres.connect() as connection:
         found = [*_writable(connection, server), _rights(connection, content), _locale(connection, content.properties)]
@@ -60,7 +60,7 @@ def read_requirements(
 
 @probe
 def read_offline_requirements(postgres: Postgres, content: DatabaseContent, *, absent: bool) -> tuple[Requirement, ...]:
-    """Of a server that is down or gone: what can be read on this host. Nothing where the server is on another."""
+    """Requirements of a stopped or lost server that this host can check; none if the server is on another host."""
     if not is_here(postgres.host):
         return ()
     data, major = Path(postgres.data_directory), content.server_version // 10000
@@ -69,7 +69,7 @@ def read_offline_requirements(postgres: Postgres, content: DatabaseContent, *, a
     found = [_attempt("PostgreSQL's programs", hint, expected, lambda: _programs(postgres, major, absent))]
     if absent:
         return (*found, _owner(postgres.os_user), _parent(data))
-    with suppress(OSError):  # closed to this user
+    with suppress(OSError):  # not readable by this user
         version = (data / "PG_VERSION").read_text().strip()
         name = "version of the stopped server"
         program = found[0].value.removeprefix("PostgreSQL ")
@@ -106,7 +106,7 @@ FROM pg_roles r WHERE rolname = current_user
 
 
 def _locale(connection: Connection, properties: Properties) -> Requirement:
-    """The server loads a locale when a collation of it is made; the transaction is rolled back."""
+    """Try the locale by creating a collation, which loads it; the transaction is rolled back."""
     name, locale = "locale of the database", properties.locale or properties.collate
     expected = f"{properties.provider} {locale}"
     options = sql.SQL("provider = {}, ").format(sql.Identifier(properties.provider))
@@ -118,10 +118,10 @@ def _locale(connection: Connection, properties: Properties) -> Requirement:
     try:
         with connection.transaction(force_rollback=True):
             connection.execute(sql.SQL("CREATE COLLATION pg_catalog.ops_trial ({})").format(options))
-    except psycopg.errors.InsufficientPrivilege:  # said of the rights already
+    except psycopg.errors.InsufficientPrivilege:  # reported as rights of the administrator
         return Requirement(name, True, "not tried", expected, "")
     except psycopg.errors.InvalidObjectDefinition as error:
-        # A locale of another encoding than the maintenance database's: CREATE DATABASE may still take it.
+        # The locale has another encoding than the maintenance database; CREATE DATABASE may still accept it.
         if "encoding" in first_line(error):
             return Requirement(name, True, "of another encoding", expected, "")
         return Requirement(name, False, first_line(error), expected, hint)
@@ -154,51 +154,52 @@ def _of_extensions(content: DatabaseContent, missing: list[str]) -> Requirement:
 def _connections(connection: Connection, jobs: int) -> Requirement:
     row = execute(connection, "SELECT current_setting('max_connections')::int")[0]
     most, needed = int(row[0]), jobs + OTHER_SESSIONS
-    hint = f"launch it with jobs={max(1, most - OTHER_SESSIONS)}, or raise max_connections"
+    hint = f"launch this with jobs={max(1, most - OTHER_SESSIONS)}, or raise max_connections"
     return Requirement("max_connections", most >= needed, str(most), f"{needed} or more for {jobs} jobs", hint)
 
 
 @probe
 def read_login(postgres: Postgres, server: Server) -> tuple[Requirement, ...]:
-    """Whether the application's role may log in to the staged copy, before there is one.
+    """Whether the application's role can log in to the staged copy, before it exists.
 
-    PostgreSQL authenticates before it looks for the database, so a missing one proves the password; pg_hba.conf is
-    asked for the copy's own name (src/backend/utils/init/postinit.c, InitPostgres).
+    PostgreSQL authenticates before it opens the database, so the error “does not exist” proves the password;
+    pg_hba.conf is checked for the copy's name (src/backend/utils/init/postinit.c, InitPostgres).
 
     Raises:
-        Unreachable: the server went away.
+        Unreachable: the server stopped answering.
     """
     name, copy = "log-in of the application's role", copy_name(postgres.database)
     if postgres.user not in server.roles:
         if server.is_bare:
             return ()  # the run creates it, with this password
         hint = f"create it (globals.sql of a backup may have it), or correct [postgres] user, which is {postgres.user}"
-        return (Requirement(name, False, "there is no such role", f"{postgres.user} may log in to {copy}", hint),)
+        return (Requirement(name, False, "the role does not exist", f"{postgres.user} can log in to {copy}", hint),)
     hint, value = "", "accepted"
     try:
         postgres.connect(copy, as_application=True).close()
     except LoginRefused as error:
         value = "accepted" if _is_missing(error, copy) else error.message
-        hint = f"{error.hint}; or let pg_hba.conf admit this role to {copy}"
-    ok = value == "accepted"
-    return (Requirement(name, ok, "accepted" if ok else value, f"{postgres.user} may log in to {copy}", hint),)
+        hint = f"{error.hint}; or allow this role to connect to {copy} in pg_hba.conf"
+    return (Requirement(name, value == "accepted", value, f"{postgres.user} can log in to {copy}", hint),)
 
 
 def _is_missing(error: LoginRefused, copy: str) -> bool:
-    """Whether only the database is missing: that is said after authentication. In an unknown language a refusal by
-    pg_hba.conf names that file, and one of the database names the copy."""
+    """Whether only the database is missing, which the server reports after authentication.
+
+    In an unknown language: a refusal by pg_hba.conf names that file, a missing database is named itself.
+    """
     if error.sqlstate == UNKNOWN:
-        said = error.message.partition(f" in database {copy}: ")[2]
-        return "pg_hba.conf" not in said and copy in said
+        text = error.message.partition(f" in database {copy}: ")[2]
+        return "pg_hba.conf" not in text and copy in text
     return error.sqlstate == NO_DATABASE
 
 
 @probe
 def read_preloads(postgres: Postgres, libraries: Sequence[str]) -> tuple[Requirement, ...]:
-    """Whether the files of shared_preload_libraries are there: a server does not start without one.
+    """Whether the files of shared_preload_libraries exist: a server does not start without one.
 
     Raises:
-        Unreachable: the server went away.
+        Unreachable: the server stopped answering.
     """
     missing = [name for name in libraries if not _loads(postgres, name)]
     value = f"not installed: {', '.join(missing)}" if missing else f"{len(libraries)} available"
@@ -214,7 +215,7 @@ def _loads(postgres: Postgres, library: str) -> bool:
             return False
         except psycopg.errors.OperationalError:
             raise
-        except psycopg.DatabaseError:  # it is there, and must be preloaded, or this role may not load it
+        except psycopg.DatabaseError:  # it exists, but must be preloaded, or this role cannot load it
             return True
     return True
 
@@ -250,10 +251,10 @@ def _owner(user: str) -> Requirement:
 
 
 def _parent(data: Path) -> Requirement:
-    name, parent = "place of a new data directory", data.resolve().parent
+    name, parent = "parent of a new data directory", data.resolve().parent
     if data.resolve().is_mount():
         hint = f"mount that disk at {parent}, or correct [postgres] data_directory: a mount point cannot be renamed"
         return Requirement(name, False, f"{data} is a mount point", f"a directory in {parent}", hint)
     ok = os.access(parent, os.W_OK | os.X_OK)
-    hint = f"run the worker as root, or give its user {parent}"
+    hint = f"run the worker as root, or make {parent} writable for its user"
     return Requirement(name, ok, f"{parent} {'' if ok else 'not '}writable", "writable", hint)

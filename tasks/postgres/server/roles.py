@@ -1,4 +1,4 @@
-"""The roles and tablespaces of a backup, on a server that lacks them."""
+"""Create a backup's roles and tablespaces on a server that lacks them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tasks.postgres.upkeep.session import refusals
 
 @dataclass(frozen=True)
 class MadeRoles:
-    """The roles that were made, and those of them that may log in but have no password yet."""
+    """The created roles, and those of them that can log in but have no password yet."""
 
     names: tuple[str, ...]
     without_password: tuple[str, ...]
@@ -34,12 +34,13 @@ class MadeRoles:
 
 @action(idempotent=True)
 def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: Sequence[str]) -> MadeRoles:
-    """On a server without databases: what it lacks of the backup's roles, and its tablespaces.
+    """Create the backup's missing roles and tablespaces on a server without databases.
 
-    Backups hold no passwords: the application's comes from the secrets. Tablespaces cannot be made in a transaction.
+    Backups contain no passwords: the application's comes from the secrets. CREATE TABLESPACE runs outside a
+    transaction.
 
     Raises:
-        OpsError: a tablespace's directory is not there, or the server refuses a role.
+        OpsError: a tablespace's directory is missing, or the server refuses a role.
     """
     permit.require(REPLACE, postgres.database)
     lines = _globals(backup)
@@ -53,11 +54,13 @@ def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: S
 
 @probe
 def try_roles(postgres: Postgres, backup: Backup, existing: Sequence[str], *, keep: bool) -> tuple[Requirement, ...]:
-    """Whether a server without databases takes the backup's roles and tablespaces: the roles are created in a
-    transaction, which is rolled back unless `keep` (of a private instance), the directories are looked at.
+    """Whether a server without databases accepts the backup's roles and tablespaces.
+
+    The roles are created in a transaction, which is rolled back unless `keep` (a private instance); the directories are
+    only checked.
 
     Raises:
-        Unreachable: the server went away.
+        Unreachable: the server stopped answering.
     """
     lines, hint = _globals(backup), f"correct it in {GLOBALS} of {backup.where}, or create the roles by hand"
     expected, value = "the server creates them", "can be created"
@@ -74,26 +77,27 @@ def try_roles(postgres: Postgres, backup: Backup, existing: Sequence[str], *, ke
 
 
 def _directories(postgres: Postgres, connection: Connection, lines: Sequence[str]) -> Iterator[Requirement]:
-    """Of the tablespaces that are yet to be created: there, the server's user's, and in use by no other cluster."""
-    there = {str(row[0]) for row in execute(connection, "SELECT quote_ident(spcname) FROM pg_tablespace")}
-    found = [parts for parts in map(_TABLESPACE.match, lines) if parts and parts[1] not in there]
+    """The directories of tablespaces to create: they exist, belong to the server's user, and no other cluster uses
+    them."""
+    existing = {str(row[0]) for row in execute(connection, "SELECT quote_ident(spcname) FROM pg_tablespace")}
+    found = [parts for parts in map(_TABLESPACE.match, lines) if parts and parts[1] not in existing]
     places = {parts[1]: parts[2].replace("''", "'") for parts in found}
     try:
         wrong = {name: _refusal(postgres, connection, place) for name, place in places.items()}
-    except psycopg.errors.InsufficientPrivilege:  # only a superuser looks at files, and creates tablespaces
+    except psycopg.errors.InsufficientPrivilege:  # only a superuser can read files and create tablespaces
         wrong = dict.fromkeys(places, "only a superuser can create it")
-    told = "; ".join(f"{name}: {why}" for name, why in wrong.items() if why)
-    hint = "create these directories, empty and the server's user's; move what another cluster left in them aside"
+    problems = "; ".join(f"{name}: {why}" for name, why in wrong.items() if why)
+    hint = "create these directories, empty and owned by the server's user; move another cluster's files out of them"
     if places:
         expected = ", ".join(places.values())
-        yield Requirement("directories of tablespaces", not told, told or "empty", expected, hint)
+        yield Requirement("directories of tablespaces", not problems, problems or "empty", expected, hint)
 
 
 _TABLESPACE = re.compile(r"""CREATE TABLESPACE ("(?:[^"]|"")+"|\S+) .*?LOCATION '((?:[^']|'')*)'""")
 
 
 def _refusal(postgres: Postgres, connection: Connection, place: str) -> str:
-    """What CREATE TABLESPACE would say of a directory, "" where it takes it (commands/tablespace.c)."""
+    """The error of CREATE TABLESPACE for a directory, empty if it accepts it (commands/tablespace.c)."""
     row = execute(connection, "SELECT isdir FROM pg_stat_file(%s, true)", place)
     if not row or not row[0][0]:
         return f"{place} is not a directory" if row and row[0][0] is not None else f"{place} is missing"
@@ -101,7 +105,7 @@ def _refusal(postgres: Postgres, connection: Connection, place: str) -> str:
         return f"{place} is in use by another cluster"
     with suppress(OSError, OpsError):
         if is_here(postgres.host) and Path(place).stat().st_uid != owner_of(postgres.os_user)[0]:
-            return f"{place} is not {postgres.os_user}'s"
+            return f"{place} is not owned by {postgres.os_user}"
     return ""
 
 
@@ -117,12 +121,14 @@ def _globals(backup: Backup) -> list[str]:
 
 
 def _make_roles(connection: Connection, postgres: Postgres, lines: Sequence[str], existing: Sequence[str]) -> MadeRoles:
-    """In one transaction, so that a run that is killed leaves none or all of them. Those that are there stay as they
-    are: the administrator's attributes may be others here than where the backup was taken."""
+    """Create them in one transaction, so that a killed run leaves none or all.
+
+    Existing roles are not changed: the administrator's attributes can differ from those in the backup.
+    """
     quoted = [str(execute(connection, "SELECT quote_ident(%s)", role)[0][0]) for role in existing]
-    there = tuple(form.format(role) for role in quoted for form in ("CREATE ROLE {};", "ALTER ROLE {} "))
+    kept = tuple(form.format(role) for role in quoted for form in ("CREATE ROLE {};", "ALTER ROLE {} "))
     wanted = [line for line in lines if line.startswith(("CREATE ROLE ", "ALTER ROLE ", "GRANT "))]
-    wanted = [line for line in wanted if not line.startswith(there)]
+    wanted = [line for line in wanted if not line.startswith(kept)]
     if not any(line.startswith("CREATE ROLE ") for line in wanted):
         return MadeRoles((), ())
     with connection.transaction():
@@ -149,6 +155,6 @@ def _make_tablespace(connection: Connection, statement: str) -> None:
         return
     except (psycopg.errors.UndefinedFile, psycopg.errors.ObjectInUse) as error:
         raise OpsError(
-            f"a tablespace cannot be made: {error.diag.message_primary}",
-            "create that directory, empty and the server's user's, and launch this again",
+            f"a tablespace cannot be created: {error.diag.message_primary}",
+            "create that directory, empty and owned by the server's user, then launch this again",
         ) from None

@@ -1,4 +1,4 @@
-"""What a PostgreSQL server is, and what stands in the way of replacing a database on it."""
+"""A PostgreSQL server: its version, its databases, and the obstacles to replacing a database."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Server:
 
     @property
     def is_bare(self) -> bool:
-        """Nobody has a database in it: a new cluster, or one whose only database is gone."""
+        """Whether it has no database of a user: a new cluster, or one that lost its only database."""
         return not set(self.databases) - {"postgres"}
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Something tied to a database that a swap would tear off."""
+    """An object that belongs to a database and would not follow a swap."""
 
     what: str
     hint: str
@@ -82,27 +82,27 @@ def presence(postgres: Postgres) -> Presence:
     """Whether the server answers, is down, or has lost its data directory.
 
     Raises:
-        OpsError: it answers, and its data is elsewhere than the environment says: nothing there may be made anew.
+        OpsError: its data directory differs from the environment's, so no new one may be created there.
     """
     data, is_local = Path(postgres.data_directory), is_here(postgres.host)
-    is_gone = is_local and _is_gone(data)
+    is_lost = is_local and _is_lost(data)
     try:
         with postgres.connect() as connection:
             rows = execute(connection, "SELECT setting FROM pg_settings WHERE name = 'data_directory'")
     except OpsError as error:
-        if not is_gone and not isinstance(error, Unreachable):
+        if not is_lost and not isinstance(error, Unreachable):
             raise
-        return "absent" if is_gone else "down"
+        return "absent" if is_lost else "down"
     if is_local and rows and Path(str(rows[0][0])).resolve() != data.resolve():
         raise OpsError(
             f"the server's data is in {rows[0][0]}, the environment says {data}",
             "correct [postgres] data_directory and register the blocks again",
         )
-    return "absent" if is_gone else "up"  # a server may live on for a minute after its files were removed
+    return "absent" if is_lost else "up"  # a server can run for a minute after its files were deleted
 
 
-def _is_gone(data: Path) -> bool:
-    """Only what can be seen to be gone is gone: a directory that this user may not look into is not."""
+def _is_lost(data: Path) -> bool:
+    """Whether the data is certainly missing; a directory that this user cannot read is not."""
     try:
         return data.parent.exists() and not (data / "PG_VERSION").exists()
     except PermissionError:
@@ -120,10 +120,10 @@ def program_version(postgres: Postgres, program: str) -> int:
 
 
 def judge_programs(postgres: Postgres, server: Server) -> None:
-    """Dump and restore with the server's own major version of the programs.
+    """Require client programs of the server's major version, for dump and restore.
 
     Raises:
-        OpsError: they are of another one.
+        OpsError: they have another major version.
     """
     found = program_version(postgres, "pg_dump")
     if found != server.major:
@@ -149,7 +149,7 @@ def read_database_bytes(postgres: Postgres, database: str) -> int:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which database is behind a name: its OID, 0 where there is none."""
+    """The database behind a name: its OID, 0 if there is none."""
 
     database: str
     oid: int
@@ -157,7 +157,7 @@ class Identity:
 
 @probe
 def read_identity(postgres: Postgres, database: str) -> Identity:
-    """What a plan pins: another database behind the same name later is refused."""
+    """The identity that a plan pins: a confirmed run refuses another database behind the name."""
     with postgres.connect() as connection:
         rows = execute(connection, "SELECT oid FROM pg_database WHERE datname = %s", database)
     return Identity(database, int(rows[0][0]) if rows else 0)
@@ -165,8 +165,8 @@ def read_identity(postgres: Postgres, database: str) -> Identity:
 
 @dataclass(frozen=True)
 class Position:
-    """Which database is behind a name (OID, 0: none), in which cluster, and how far its WAL is (bytes). `pooled`: a
-    connection pooler answers in the server's place."""
+    """The database behind a name (OID, 0: none), its cluster and its WAL position (bytes). `pooled`: a connection
+    pooler answers instead of the server."""
 
     oid: int
     system: str
@@ -176,8 +176,7 @@ class Position:
 
 
 def read_position(postgres: Postgres, database: str) -> Position:
-    """Where a plan begins: what is written behind it is written later. No step, and not retried: a server that is down
-    is pinned as that.
+    """The position at the time of a plan. Not a step, and not retried: a plan pins that a server is down.
 
     Raises:
         OpsError: the server does not answer or refuses.
@@ -198,8 +197,10 @@ SELECT coalesce((SELECT oid::bigint FROM pg_database WHERE datname = %s), 0),
 
 @probe
 def has_own_types(postgres: Postgres, database: str) -> bool:
-    """Whether a database has types that were made in it (enums, domains, composites, an extension's): their OIDs change
-    with a restore, and drivers cache them. A table's row type and arrays do not count."""
+    """Whether a database has its own types (enums, domains, composites, an extension's), without row types and arrays.
+
+    A restore changes their OIDs, which drivers cache.
+    """
     with postgres.connect(database) as connection:
         return bool(execute(connection, _OWN_TYPES)[0][0])
 
@@ -212,7 +213,7 @@ SELECT EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
 
 @probe
 def find_obstacles(postgres: Postgres, database: str) -> tuple[Obstacle, ...]:
-    """Prepared transactions, logical slots and subscriptions that are tied to a database (recovery-rules, swap)."""
+    """Prepared transactions, logical slots and subscriptions of a database, which would not follow a swap."""
     with postgres.connect() as connection:
         prepared = execute(connection, "SELECT gid FROM pg_prepared_xacts WHERE database = %s", database)
         slots = execute(connection, "SELECT slot_name FROM pg_replication_slots WHERE database = %s", database)
@@ -225,7 +226,7 @@ def find_obstacles(postgres: Postgres, database: str) -> tuple[Obstacle, ...]:
         *(Obstacle(f"prepared transaction {row[0]}", "COMMIT PREPARED or ROLLBACK PREPARED it") for row in prepared),
         *(Obstacle(f"logical slot {row[0]}", "stop its consumer and drop the slot, or hand it over") for row in slots),
         *(
-            Obstacle(f"subscription {row[0]}", "disable and drop it: it would go on filling the old database")
+            Obstacle(f"subscription {row[0]}", "disable and drop it: it would continue to fill the old database")
             for row in subscriptions
         ),
     )

@@ -1,4 +1,4 @@
-"""The server's settings against the manual's (§1.3, §1.5), and their change by ALTER SYSTEM.
+"""The manual's settings on the server (§1.3, §1.5), and their change by ALTER SYSTEM.
 
 https://www.postgresql.org/docs/current/view-pg-settings.html
 https://www.postgresql.org/docs/current/sql-altersystem.html
@@ -18,7 +18,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.postgres.server.recommended import MANUAL, Setting
+from tasks.postgres.server.recommended import MANUAL, RecommendedSetting
 
 CHANGE, RELOAD = "alter system", "reload"
 RELOAD_SECONDS = 15
@@ -26,7 +26,7 @@ RELOAD_SECONDS = 15
 
 @dataclass(frozen=True)
 class Narrower:
-    """A value for one database or role: sessions of it do not use the server's."""
+    """A value of one database or role, which overrides the server's."""
 
     where: str
     name: str
@@ -34,10 +34,10 @@ class Narrower:
 
 
 @dataclass(frozen=True)
-class ServerSettings:
-    """The manual's settings as the server has them, and what stands around them."""
+class PostgresServerSettings:
+    """The manual's settings on the server, overrides of databases and roles, and facts that limit a change."""
 
-    by_name: Mapping[str, Setting]
+    by_name: Mapping[str, RecommendedSetting]
     narrower: tuple[Narrower, ...]
     file_errors: tuple[str, ...]
     system_identifier: str
@@ -48,7 +48,7 @@ class ServerSettings:
 
     @property
     def identity(self) -> str:
-        """Of the cluster; a standby has its primary's."""
+        """The cluster's identifier; a standby has its primary's."""
         return self.system_identifier
 
     def is_written(self, name: str, value: str) -> bool:
@@ -57,8 +57,8 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
-class Change:
-    """What ALTER SYSTEM is to write for one setting: None removes it, so that the files below it count again."""
+class PostgresSettingChange:
+    """The value for ALTER SYSTEM; None resets it, so that postgresql.conf applies again."""
 
     name: str
     value: str | None
@@ -68,29 +68,28 @@ class Change:
 
 
 @probe
-def read_settings(postgres: Postgres) -> ServerSettings:
+def read_settings(postgres: Postgres) -> PostgresServerSettings:
     """The 19 settings of §1.3 and §1.5.
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: this login may not read the configuration files' values.
+        OpsError: this login cannot read pg_file_settings.
     """
     try:
         with postgres.connect() as connection:
             return _read(connection)
     except psycopg.errors.InsufficientPrivilege:
-        raise OpsError(
-            f"{postgres.admin_user} may not read pg_file_settings", "use a superuser as admin_user"
-        ) from None
+        hint = "use a superuser as admin_user"
+        raise OpsError(f"{postgres.admin_user} cannot read pg_file_settings", hint) from None
 
 
-def _read(connection: Connection) -> ServerSettings:
+def _read(connection: Connection) -> PostgresServerSettings:
     rows = execute(connection, _SETTINGS, list(MANUAL))
     narrower = execute(connection, _NARROWER_ROWS, list(MANUAL))
     errors = execute(connection, _FILE_ERRORS)
-    identifier, in_recovery, standbys, clients, reserved = execute(connection, _SURROUNDINGS)[0]
-    return ServerSettings(
-        {str(row[0]): Setting(*row) for row in rows},
+    identifier, in_recovery, standbys, clients, reserved = execute(connection, _SERVER)[0]
+    return PostgresServerSettings(
+        {str(row[0]): RecommendedSetting(*row) for row in rows},
         tuple(Narrower(*row) for row in narrower),
         tuple(str(row[0]) for row in errors),
         str(identifier),
@@ -117,7 +116,7 @@ FROM pg_db_role_setting s CROSS JOIN LATERAL unnest(s.setconfig) AS c (entry)
 LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
 WHERE split_part(c.entry, '=', 1) = ANY(%s) ORDER BY 1, 2
 """
-# A setting that needs a restart is listed as an error too; one that was removed from the files without its name.
+# pg_file_settings lists a setting that needs a restart as an error too, without its name if it was removed.
 _FILE_ERRORS = """
 SELECT format('%s:%s %s: %s', f.sourcefile, f.sourceline, coalesce(f.name, ''), f.error) FROM pg_file_settings f
 WHERE f.error IS NOT NULL AND NOT EXISTS (
@@ -125,7 +124,7 @@ WHERE f.error IS NOT NULL AND NOT EXISTS (
       AND (s.name = f.name OR f.sourcefile IS NULL AND strpos(f.error, format('"%s"', s.name)) > 0))
 ORDER BY f.seqno
 """
-_SURROUNDINGS = """
+_SERVER = """
 SELECT (SELECT system_identifier FROM pg_control_system()), pg_is_in_recovery(),
        (SELECT count(*) FROM pg_stat_replication),
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
@@ -135,34 +134,36 @@ SELECT (SELECT system_identifier FROM pg_control_system()), pg_is_in_recovery(),
 
 
 @action(idempotent=True)
-def alter_system(permit: Permit, postgres: Postgres, changes: Sequence[Change]) -> tuple[Setting, ...]:
-    """Write each change, reload, and wait until what needs no restart is in effect; returns the settings as they are.
+def alter_system(
+    permit: Permit, postgres: Postgres, changes: Sequence[PostgresSettingChange]
+) -> tuple[RecommendedSetting, ...]:
+    """Write each change, reload, and wait until changes without a restart are in effect; returns the settings.
 
-    A run that is killed in between leaves whole lines in postgresql.auto.conf (the server replaces the file), of which
-    some are not yet loaded: the next run writes the rest and reloads.
+    A killed run leaves complete lines in postgresql.auto.conf (the server replaces the file), some not yet loaded: the
+    next run writes the rest and reloads.
 
     Raises:
         NotConfirmed: a change is not in the permit.
-        OpsError: the server refuses a value, or does not take it over.
+        OpsError: the server refuses a value, or does not reload it.
     """
     for what in (*map(str, changes), RELOAD):
         permit.require(CHANGE, what)
     try:
         _write(postgres, changes)
     except Unreachable as error:
-        hint = "start it, then launch this again: what was written stays, what is missing is written"
-        raise Unreachable(f"while settings were written: {error.message}", hint) from None
+        hint = "start it, then launch this again: it writes the missing settings"
+        raise Unreachable(f"while writing settings: {error.message}", hint) from None
     names = [change.name for change in changes]
     until(
-        lambda: not [s for s in _settings(postgres, names) if not _is_taken_over(s)],
+        lambda: all(_is_loaded(setting) for setting in _settings(postgres, names)),
         what=f"the reload of {', '.join(names)}",
         seconds=RELOAD_SECONDS,
-        hint="look at the server's log: an error in a configuration file stops the reload",
+        hint="check the server's log: an error in a configuration file stops the reload",
     )
     return _settings(postgres, names)
 
 
-def _write(postgres: Postgres, changes: Sequence[Change]) -> None:
+def _write(postgres: Postgres, changes: Sequence[PostgresSettingChange]) -> None:
     with postgres.connect() as connection:
         for change in changes:
             _alter(connection, change)
@@ -170,19 +171,19 @@ def _write(postgres: Postgres, changes: Sequence[Change]) -> None:
         execute(connection, "SELECT pg_reload_conf()")
 
 
-def _is_taken_over(setting: Setting) -> bool:
+def _is_loaded(setting: RecommendedSetting) -> bool:
     if setting.is_fixed or setting.is_narrower or setting.pending_restart:
         return True
     return setting.is_value(setting.filed) if setting.filed else setting.source != "configuration file"
 
 
-def _settings(postgres: Postgres, names: Sequence[str]) -> tuple[Setting, ...]:
-    """In a new session: an old one takes a reload over only between its statements."""
+def _settings(postgres: Postgres, names: Sequence[str]) -> tuple[RecommendedSetting, ...]:
+    """Read in a new session: an old one applies a reload only between its statements."""
     with postgres.connect() as connection:
-        return tuple(Setting(*row) for row in execute(connection, _SETTINGS, list(names)))
+        return tuple(RecommendedSetting(*row) for row in execute(connection, _SETTINGS, list(names)))
 
 
-def _alter(connection: Connection, change: Change) -> None:
+def _alter(connection: Connection, change: PostgresSettingChange) -> None:
     name = sql.Identifier(change.name)
     try:
         if change.value is None:
@@ -190,7 +191,7 @@ def _alter(connection: Connection, change: Change) -> None:
         else:
             connection.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(name, sql.Literal(change.value)))
     except psycopg.Error as error:
-        if error.sqlstate is None or error.sqlstate.startswith("57P"):  # the server went away
+        if error.sqlstate is None or error.sqlstate.startswith("57P"):  # the server stopped
             raise
         what = error.diag.message_primary or type(error).__name__
-        raise OpsError(f"the server refuses {change}: {what}", "correct it and launch it again") from None
+        raise OpsError(f"the server refuses {change}: {what}", "correct it and launch this again") from None

@@ -1,4 +1,4 @@
-"""What WAL and temporary files take on a server's disk."""
+"""Disk space of WAL and temporary files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runbook.kinds import probe
 
 @dataclass(frozen=True)
 class ServerSpace:
-    """Bytes, by the server's own count. `segment_bytes`: of one file of WAL."""
+    """Bytes as the server counts them. `segment_bytes`: of one WAL file."""
 
     wal_bytes: int
     temporary_bytes: int
@@ -19,7 +19,7 @@ class ServerSpace:
 
 @probe
 def read_server_space(postgres: Postgres) -> ServerSpace:
-    """Files in pg_wal, and of sorts and hashes that did not fit into memory.
+    """The files in pg_wal, and the temporary files of sorts and hashes.
 
     Raises:
         Unreachable: it is down.

@@ -1,4 +1,4 @@
-"""The end of sessions that only hold things up (§1.5): which may be ended, and how."""
+"""Ending idle sessions (§1.5): which ones are kept, and how the others are ended."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from tasks.postgres.sessions.connections import IN_TRANSACTION, Session
+from tasks.postgres.sessions.connections import IN_TRANSACTION, ClientSession
 
 CLOSE = "close session"
-# Between their statements these hold a snapshot for their workers, or a lock for the run: idle by design.
+# Idle by design: between their statements they hold a snapshot for their workers, or a lock for the run.
 ALWAYS_KEPT = frozenset(
     ("interview-ops", "pg_dump", "pg_dumpall", "pg_restore", "pg_basebackup", "pg_receivewal", "vacuumdb", "reindexdb")
 )
@@ -24,17 +24,18 @@ END_MILLISECONDS = 5000
 
 @dataclass(frozen=True)
 class Closed:
-    """What became of a session: closed, or why it was left alone."""
+    """The result for one session: closed, or the reason why not. `is_stuck`: it did not end in time."""
 
-    session: Session
+    session: ClientSession
     closed: bool
     why: str
+    is_stuck: bool = False
 
 
-def why_kept(session: Session, applications: Sequence[str], pools: Sequence[str]) -> str:
-    """Why an idle session is not to be closed; empty where it may be."""
+def why_kept(session: ClientSession, applications: Sequence[str], pools: Sequence[str]) -> str:
+    """The reason to keep an idle session; empty if it can be closed."""
     if session.superuser:
-        return "a superuser's: maintenance"
+        return "a superuser's session: maintenance"
     if session.application in ALWAYS_KEPT or session.application in applications:
         return f"application {session.application}"
     if session.is_idle_in_transaction:
@@ -50,17 +51,17 @@ def why_kept(session: Session, applications: Sequence[str], pools: Sequence[str]
 
 @action(idempotent=True)
 def close_sessions(
-    permit: Permit, postgres: Postgres, sessions: Sequence[Session], min_seconds: float
+    permit: Permit, postgres: Postgres, sessions: Sequence[ClientSession], min_seconds: float
 ) -> tuple[Closed, ...]:
-    """End sessions, each judged again in the statement that ends it: the same backend, idle as it was, and long enough.
-    Those of other databases are other environments' and are never ended.
+    """End sessions. The statement that ends one checks again that it is the same backend, still idle, long enough.
 
-    Between that look and the signal lie microseconds in which a client may begin to work; it gets a restart's error.
+    Sessions of other databases belong to other environments and are never ended. A client that starts to work in the
+    microseconds between check and signal gets the error of a restart.
 
     Raises:
         NotConfirmed: a session is not in the permit.
-        OpsError: this login has not the right.
-        Unreachable: the server went away.
+        OpsError: this login lacks the privilege.
+        Unreachable: the server stopped answering.
     """
     for session in sessions:
         permit.require(CLOSE, session.target)
@@ -72,21 +73,23 @@ def close_sessions(
                 failpoint("connections: closed one")
             return tuple(done)
     except psycopg.errors.InsufficientPrivilege:
-        raise OpsError(f"{postgres.admin_user} may not end these sessions", "GRANT pg_signal_backend to it") from None
+        hint = f"GRANT pg_signal_backend TO {postgres.admin_user}"
+        raise OpsError(f"{postgres.admin_user} cannot end these sessions", hint) from None
     except Unreachable as error:
-        raise Unreachable(f"while sessions were closed: {error.message}", "launch it again: it looks anew") from None
+        raise Unreachable(f"while closing sessions: {error.message}", "launch this again: it starts over") from None
 
 
-def _close(connection: Connection, database: str, session: Session, min_seconds: float) -> Closed:
+def _close(connection: Connection, database: str, session: ClientSession, min_seconds: float) -> Closed:
     if session.database != database:
-        return Closed(session, False, f"left alone: in {session.database}, another environment's")
+        return Closed(session, False, f"kept: in {session.database}, of another environment")
     states = list(IN_TRANSACTION) if session.is_idle_in_transaction else ["idle"]
     found = execute(connection, _CLOSE, END_MILLISECONDS, session.pid, session.started, states, min_seconds)
     if found:
-        ended = bool(found[0][0])
-        return Closed(session, ended, "closed" if ended else f"does not end within {END_MILLISECONDS // 1000} s")
+        if found[0][0]:
+            return Closed(session, True, "closed")
+        return Closed(session, False, f"does not end within {END_MILLISECONDS // 1000} s", is_stuck=True)
     now = execute(connection, _STATE, session.pid, session.started)
-    return Closed(session, False, f"left alone: now {now[0][0]}" if now else "gone by itself")
+    return Closed(session, False, f"kept: now {now[0][0]}" if now else "ended before")
 
 
 _STATE = "SELECT state FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"

@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
-from tasks.postgres.server.masking import masked
+from runbook.masking import masked_statement
 
 IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
 # Characters of a statement.
@@ -20,9 +20,11 @@ MOST_READ, MOST_SHOWN = 1000, 300
 
 
 @dataclass(frozen=True)
-class Session:
-    """One backend. Times in seconds: in its present state, in its transaction, waiting for a lock (0: it is not). The
-    texts in its statement are masked: they may be a password, or somebody's data."""
+class ClientSession:
+    """One backend. Times in seconds: in its state, in its transaction, waiting for a lock (0: it does not wait).
+
+    Literals in its statement are masked: they can be passwords or personal data.
+    """
 
     pid: int
     started: datetime
@@ -42,29 +44,29 @@ class Session:
 
     @property
     def is_client(self) -> bool:
-        """Whether it takes one of max_connections: WAL senders and background workers have limits of their own."""
+        """Whether it counts against max_connections: WAL senders and background workers have separate limits."""
         return self.kind == "client backend"
 
     @property
     def is_idle_in_transaction(self) -> bool:
-        """It holds locks and snapshots, and does nothing."""
+        """Whether it holds locks and a snapshot while it waits for its client."""
         return self.is_client and self.state in IN_TRANSACTION
 
     @property
     def is_idle(self) -> bool:
-        """It waits for its client, outside a transaction."""
+        """Whether it waits for its client outside a transaction."""
         return self.is_client and self.state == "idle"
 
     @property
     def target(self) -> str:
-        """What a permit names: process ids are used again."""
+        """The permit's target; with the start time, because process ids are reused."""
         return f"{self.pid} since {self.started.isoformat()}"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How many clients the server takes, how many of these places ordinary roles may use, and narrower limits
-    (-1: none) of the application's database and role."""
+class ConnectionLimits:
+    """The server's connection limit, the reserved connections, and the limits (-1: none) of the application's database
+    and role."""
 
     most: int
     reserved: int
@@ -74,27 +76,27 @@ class Limits:
 
     @property
     def ordinary(self) -> int:
-        """Places for roles that are no superusers."""
+        """Connections for roles that are not superusers."""
         return self.most - self.reserved
 
     @property
     def application(self) -> int:
-        """Places that the application may use at best."""
+        """The most connections that the application can open."""
         return min(limit for limit in (self.ordinary, self.of_database, self.of_role) if limit >= 0)
 
 
 @dataclass(frozen=True)
-class Activity:
-    """All sessions but the one that read them, the transactions that no session holds, and the limits."""
+class SessionActivity:
+    """All sessions except the reading one, the prepared transactions, and the limits."""
 
-    sessions: tuple[Session, ...]
+    sessions: tuple[ClientSession, ...]
     prepared: tuple[str, ...]
-    limits: Limits
+    limits: ConnectionLimits
     hidden: int
-    """Sessions of which this login may not see what they do, or which do not tell (track_activities)."""
+    """Sessions whose state this login cannot read, or that do not report it (track_activities)."""
 
     @property
-    def clients(self) -> tuple[Session, ...]:
+    def clients(self) -> tuple[ClientSession, ...]:
         """Those that count against max_connections."""
         return tuple(session for session in self.sessions if session.is_client)
 
@@ -104,18 +106,18 @@ class Activity:
         return (len(self.clients) + 1) / self.limits.most
 
     @property
-    def blocked(self) -> tuple[Session, ...]:
+    def blocked(self) -> tuple[ClientSession, ...]:
         """Those that wait for others."""
         return tuple(session for session in self.sessions if session.blocked_by)
 
 
 @probe
-def read_activity(postgres: Postgres) -> Activity:
-    """Sessions and limits, of one moment.
+def read_activity(postgres: Postgres) -> SessionActivity:
+    """Sessions and limits at one moment.
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: it refuses, for instance since the places for superusers are taken too.
+        OpsError: it refuses, for example because the connections for superusers are used too.
     """
     with postgres.connect() as connection:
         rows = execute(connection, _SESSIONS, MOST_READ)
@@ -123,16 +125,16 @@ def read_activity(postgres: Postgres) -> Activity:
         limits = _limits(connection, postgres)
     sessions = tuple(_session(row) for row in rows)
     hidden = sum(bool(row[15]) for row in rows)
-    return Activity(sessions, tuple(str(row[0]) for row in prepared), limits, hidden)
+    return SessionActivity(sessions, tuple(str(row[0]) for row in prepared), limits, hidden)
 
 
-def _session(row: TupleRow) -> Session:
-    *told, statement, blockers, superuser, advisory, _ = row
-    fields = [*told, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
-    return Session(*fields)
+def _session(row: TupleRow) -> ClientSession:
+    *first, statement, blockers, superuser, advisory, _ = row
+    fields = [*first, masked_statement(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
+    return ClientSession(*fields)
 
 
-# pg_blocking_pids() stops the whole lock manager for a moment: asked only for those that wait for a lock.
+# pg_blocking_pids() locks the whole lock manager for a moment: it is called only for sessions that wait for a lock.
 _SESSIONS = """
 SELECT a.pid, coalesce(a.backend_start, 'epoch'), coalesce(a.backend_type, ''), coalesce(a.datname, ''),
        coalesce(a.usename, ''), coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'),
@@ -151,8 +153,8 @@ WHERE a.pid <> pg_backend_pid() ORDER BY a.pid
 """
 
 
-def _limits(connection: Connection, postgres: Postgres) -> Limits:
-    return Limits(*execute(connection, _LIMITS, postgres.database, postgres.user)[0])
+def _limits(connection: Connection, postgres: Postgres) -> ConnectionLimits:
+    return ConnectionLimits(*execute(connection, _LIMITS, postgres.database, postgres.user)[0])
 
 
 # reserved_connections is new in PostgreSQL 16.

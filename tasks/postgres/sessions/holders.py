@@ -1,6 +1,6 @@
-"""Who keeps dead rows from being removed, and on whom a rebuild would wait.
+"""Transactions, slots and standbys that hold dead rows back, and that a rebuild would wait for.
 
-A row is removed when no snapshot can see it any more: an open transaction, a prepared one, a replication slot or a
+Vacuum removes a row when no snapshot can see it any more. An open or prepared transaction, a replication slot or a
 standby's feedback holds that horizon (xmin) back for every table of its database.
 https://www.postgresql.org/docs/current/routine-vacuuming.html
 """
@@ -20,12 +20,12 @@ from tasks.postgres.upkeep.session import upkeep_session
 Kind = Literal[
     "transaction", "autovacuum", "prepared transaction", "replication slot", "replication slot (catalog)", "standby"
 ]
-_SLOT = "start its consumer; if that is gone for good: SELECT pg_drop_replication_slot('{name}')"
+_SLOT = "start its consumer; if it no longer exists: SELECT pg_drop_replication_slot('{name}')"
 _REMEDIES: Mapping[Kind, str] = {
-    "transaction": "end it: SELECT pg_terminate_backend({name}) (its client loses what is not committed)",
-    "autovacuum": "it ends by itself; where that takes too long, give its table a higher autovacuum_vacuum_cost_limit",
-    "prepared transaction": "ask its transaction manager, then COMMIT PREPARED or ROLLBACK PREPARED '{name}', "
-    "in its database: nobody else ends it",
+    "transaction": "end it: SELECT pg_terminate_backend({name}) (its client loses uncommitted writes)",
+    "autovacuum": "wait for its end; if it takes too long, give its table a higher autovacuum_vacuum_cost_limit",
+    "prepared transaction": "check with its transaction manager, then COMMIT PREPARED or ROLLBACK PREPARED '{name}' in "
+    "its database: it never ends by itself",
     "replication slot": _SLOT,
     "replication slot (catalog)": _SLOT,
     "standby": "end the long query on standby {name}, or switch hot_standby_feedback off there",
@@ -33,10 +33,9 @@ _REMEDIES: Mapping[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Holder:
-    """One of them. `name` is a process, gid, slot or standby; `database` is empty for what belongs to none; `seconds`
-    is NaN where nobody knows since when; `xids` is how far back it holds xmin, −1 where it does not. `idle`: it does
-    nothing by itself (nobody reads the slot)."""
+class XminHolder:
+    """One holder. `name`: process, gid, slot or standby; `database`: empty if it belongs to none; `seconds`: NaN if
+    unknown; `xids`: how far back it holds xmin, −1 if it does not. `idle`: inactive (a slot without a reader)."""
 
     kind: Kind
     name: str
@@ -49,22 +48,22 @@ class Holder:
 
     @property
     def holds_xmin(self) -> bool:
-        """Whether dead rows stay because of it."""
+        """Whether it holds dead rows back."""
         return self.xids >= 0
 
     @property
     def is_slot(self) -> bool:
-        """Of rows or of the system catalogues only."""
+        """Whether it is a slot, of rows or of the system catalogs only."""
         return self.kind in ("replication slot", "replication slot (catalog)")
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """The way to end it."""
         return _REMEDIES[self.kind].format(name=self.name.replace("'", "''"))
 
     @property
     def text(self) -> str:
-        """One line."""
+        """The holder in one line."""
         name = f"of process {self.name}" if self.kind in ("transaction", "autovacuum") else self.name
         since = "" if math.isnan(self.seconds) else f", {duration(self.seconds)} old"
         held = f", holds xmin {self.xids:,} transactions back" if self.holds_xmin else ""
@@ -72,8 +71,8 @@ class Holder:
 
 
 @probe
-def find_holders(postgres: Postgres) -> tuple[Holder, ...]:
-    """All of them on the server, what holds xmin back furthest first; vacuums and this session are none.
+def find_holders(postgres: Postgres) -> tuple[XminHolder, ...]:
+    """All holders on the server except vacuums and this session, the furthest back first.
 
     Raises:
         Unreachable: it is down.
@@ -81,12 +80,12 @@ def find_holders(postgres: Postgres) -> tuple[Holder, ...]:
     with upkeep_session(postgres) as connection:
         rows = execute(connection, _HOLDERS)
     return tuple(
-        Holder(kind, name, database, who, math.nan if seconds is None else float(seconds), int(xids), idle, builds)
+        XminHolder(kind, name, database, who, math.nan if seconds is None else float(seconds), int(xids), idle, builds)
         for kind, name, database, who, seconds, xids, idle, builds in rows
     )
 
 
-# PostgreSQL itself passes vacuums over. A slot's catalog_xmin holds rows of the system catalogues only.
+# PostgreSQL ignores vacuums too. A slot's catalog_xmin holds rows of the system catalogs only.
 _HOLDERS = """
 SELECT * FROM (
     SELECT CASE a.backend_type WHEN 'autovacuum worker' THEN 'autovacuum' ELSE 'transaction' END, a.pid::text,

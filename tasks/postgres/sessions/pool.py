@@ -1,6 +1,6 @@
-"""The application's connection pool, read from where the application has it (§1.5).
+"""The application's connection pool settings, read where the application reads them (§1.5).
 
-As the application reads it: its process's environment before `.env` before the values in its code.
+The environment of its process comes before `.env`, and that before the values in its code.
 https://docs.sqlalchemy.org/en/21/core/pooling.html#sqlalchemy.pool.QueuePool
 """
 
@@ -36,14 +36,14 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class PoolValue:
-    """One value as text, and where it was found."""
+    """One value as text, and its source."""
 
     text: str
     source: str
 
     @property
     def number(self) -> float | None:
-        """None where it is no number."""
+        """The value as a number, None if it is not one."""
         try:
             return float(self.text)
         except ValueError:
@@ -51,14 +51,13 @@ class PoolValue:
 
     @property
     def is_on(self) -> bool | None:
-        """None where it is neither true nor false."""
+        """The value as a boolean, None if it is not one."""
         return {"true": True, "1": True, "false": False, "0": False}.get(self.text.strip().lower())
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What was found by name; nothing else of the application's settings is kept, they hold passwords. `workers` is
-    None where it could not be found out."""
+    """The pool's values by name. Other settings are not kept: they contain passwords. `workers`: None if unknown."""
 
     values: Mapping[str, PoolValue]
     workers: PoolValue | None
@@ -69,11 +68,11 @@ def read_pool(application: Application) -> Pool:
     """Pool settings and the number of the backend's worker processes.
 
     Raises:
-        OpsError: the backend's directory or its `.env` cannot be read.
+        OpsError: the backend's directory or its `.env` is unreadable.
     """
     directory = Path(application.need("backend_directory"))
     if not directory.is_dir():
-        raise OpsError(f"{directory} is not there", "correct [application] backend_directory, or run this on its host")
+        raise OpsError(f"{directory} is missing", "correct [application] backend_directory, or run this on its host")
     values = {**_of_code(directory), **_of_file(directory / ".env")}
     process = _find_process(application.url)
     if process:
@@ -83,7 +82,7 @@ def read_pool(application: Application) -> Pool:
 
 
 def _of_code(directory: Path) -> dict[str, PoolValue]:
-    """`DATABASE_POOL_SIZE = 20` in a module or class, in either case. What is computed is not known."""
+    """Assignments such as `DATABASE_POOL_SIZE = 20` in a module or class, in any letter case; literals only."""
     found: dict[str, PoolValue] = {}
     for path in sorted((p for pattern in SOURCES for p in directory.glob(pattern)), reverse=True):
         with contextlib.suppress(OSError, SyntaxError, UnicodeDecodeError):
@@ -112,7 +111,7 @@ def _of_file(path: Path) -> dict[str, PoolValue]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise OpsError(f"{path} cannot be read: {type(error).__name__}", "let this user read it") from None
+        raise OpsError(f"{path} cannot be read: {type(error).__name__}", "make it readable for this user") from None
     found = {}
     for line in lines:
         if (match := _LINE.fullmatch(line.strip())) and match[1] in (*RECOMMENDED, WORKERS):
@@ -129,7 +128,7 @@ def _of_process(process: psutil.Process) -> dict[str, PoolValue]:
 
 
 def _find_process(url: str) -> psutil.Process | None:
-    """The backend's first process: the one that listens at its address, or the parent that gave it the socket."""
+    """The backend's first process: the one that listens on its address, or the parent that passed it the socket."""
     address = urlsplit(url)
     port = address.port or (443 if address.scheme == "https" else 80)
     if address.hostname not in LOCAL:
@@ -155,15 +154,15 @@ def _ports_of(process: psutil.Process) -> set[int]:
 
 
 def _count_workers(process: psutil.Process) -> int:
-    """Children of a server that forks workers (gunicorn, uvicorn --workers); one where it serves by itself."""
+    """The number of workers that a server forks (gunicorn, uvicorn --workers), or 1."""
     with contextlib.suppress(psutil.Error, OSError):
         words = process.cmdline()
-        told = 0
+        option = 0
         for word, following in zip(words, [*words[1:], ""], strict=True):
             if match := _WORKERS_OPTION.fullmatch(word):
                 text = match[1] or following
-                told = int(text) if text.isdigit() else told
+                option = int(text) if text.isdigit() else option
         ports = _ports_of(process)
         children = [child for child in process.children() if ports & _ports_of(child)]
-        return max(told, len(children), 1)
+        return max(option, len(children), 1)
     return 1

@@ -1,4 +1,4 @@
-"""Statements by the time that they took (pg_stat_statements), and what sessions wait for.
+"""Statements by their total time (pg_stat_statements), and the wait events of sessions.
 
 https://www.postgresql.org/docs/current/pgstatstatements.html
 """
@@ -14,21 +14,22 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.postgres.server.masking import masked
+from runbook.masking import masked_statement
 
 LIBRARY = "pg_stat_statements"
 MOST, MOST_TEXT = 50, 300
 SAMPLES, PAUSE_SECONDS = 20, 0.1
 PRELOAD = (
-    "add pg_stat_statements to shared_preload_libraries in postgresql.conf (Debian: it is in postgresql-contrib), "
-    "restart the server in a window, then as a superuser in this database: CREATE EXTENSION pg_stat_statements"
+    "add pg_stat_statements to shared_preload_libraries in postgresql.conf (Debian: package postgresql-contrib), "
+    "restart the server in a maintenance window, then run CREATE EXTENSION pg_stat_statements as a superuser in this "
+    "database"
 )
-CREATE = "as a superuser in this database: CREATE EXTENSION pg_stat_statements"
+CREATE = "run CREATE EXTENSION pg_stat_statements as a superuser in this database"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One kind of statement, its constants left out. Times in milliseconds but for the sum."""
+    """One kind of statement without its constants. Times in milliseconds, the total in seconds."""
 
     text: str
     calls: int
@@ -43,8 +44,8 @@ class Statement:
 
 @dataclass(frozen=True)
 class Statements:
-    """Those of this database, that took most of the time first; counted since when; `hidden`: texts that this login
-    may not read; `dropped`: how many were forgotten, since there were more kinds than pg_stat_statements.max."""
+    """The statements of this database, the largest total first, counted `since`. `hidden`: texts that this login cannot
+    read; `dropped`: entries evicted because of pg_stat_statements.max."""
 
     found: tuple[Statement, ...]
     since: str
@@ -55,8 +56,8 @@ class Statements:
 
 @probe
 def read_statements(postgres: Postgres) -> Statements:
-    """Of the environment's database. The view counts for all databases of a server: the extension may be in that one
-    or in the maintenance database.
+    """The statements of the environment's database. The view covers all databases of a server, so the extension can be
+    in that database or in the maintenance database.
 
     Raises:
         Unreachable: the server does not answer.
@@ -83,7 +84,7 @@ def _read(connection: Connection, schema: str, database: str) -> Statements:
     hidden = sum(row[0] == "<insufficient privilege>" for row in rows)
     found = [
         Statement(
-            masked(text)[:MOST_TEXT],
+            masked_statement(text)[:MOST_TEXT],
             int(calls),
             seconds,
             mean,
@@ -114,8 +115,8 @@ GROUP BY queryid, query ORDER BY 3 DESC LIMIT %s
 
 @dataclass(frozen=True)
 class Waits:
-    """What busy sessions of some samples waited for: `type: event` → share of all that were busy; CPU where they waited
-    for nothing. `busy`: sessions at a time, on average."""
+    """Wait events of busy sessions in some samples: `type: event` → share; CPU if they did not wait. `busy`: average
+    number of busy sessions."""
 
     shares: tuple[tuple[str, float], ...]
     busy: float
@@ -124,7 +125,7 @@ class Waits:
 
 @probe
 def sample_waits(postgres: Postgres, samples: int = SAMPLES) -> Waits:
-    """Look at the busy sessions of this database several times.
+    """Sample the busy sessions of this database.
 
     Raises:
         Unreachable, OpsError: as `read_statements`.

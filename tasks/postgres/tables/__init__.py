@@ -1,1 +1,1 @@
-"""Single tables: found, compared, replaced in one transaction."""
+"""Single tables: find, compare, and replace their rows in one transaction."""

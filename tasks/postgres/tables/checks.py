@@ -1,4 +1,4 @@
-"""What must hold of live tables within the transaction that replaces their rows, before it commits."""
+"""Checks of live tables inside the transaction that replaces their rows, before its commit."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from blocks.postgres.server import Connection, execute
 from runbook.errors import VerificationFailed
 from tasks.postgres.content.content import TableSum
 from tasks.postgres.tables.dangling import Dangling
-from tasks.postgres.tables.find import Table, known_in, sum_of, table_of
+from tasks.postgres.tables.find import FoundTable, known_in, sum_of, table_of
 from tasks.postgres.tables.ties import Sequenced, Ties, ties_of
 
 
-def require_unchanged(connection: Connection, tables: Sequence[Table], ties: Ties) -> None:
-    """Each is the very table that was judged, and what is tied to it too.
+def require_unchanged(connection: Connection, tables: Sequence[FoundTable], ties: Ties) -> None:
+    """Require that the tables, their keys, triggers and sequences are unchanged since they were judged.
 
     Raises:
-        VerificationFailed: it is not.
+        VerificationFailed: one has changed.
     """
     known = {one.name: one for one in known_in(connection)}
     for table in tables:
         now = known.get(table.name)
         if now is None or now.oid != table.oid or table_of(connection, now).columns != table.columns:
-            raise VerificationFailed(
-                f"{table.name} is another table than was judged", "somebody changed it meanwhile; launch this again"
-            )
+            hint = "launch this again: somebody changed the table meanwhile"
+            raise VerificationFailed(f"{table.name} is another table than the judged one", hint)
     if ties_of(connection, tables).pinned != ties.pinned:
         raise VerificationFailed(
-            "keys, triggers or sequences of these tables are others than were judged",
-            "somebody changed them meanwhile; launch this again",
+            "keys, triggers or sequences of these tables differ from the judged ones",
+            "launch this again: somebody changed them meanwhile",
         )
 
 
 def require_references(dangling: Sequence[Dangling]) -> None:
-    """No row references what is not there; a key that is not validated promised nothing.
+    """Require that no row violates a validated foreign key.
 
     Raises:
-        VerificationFailed: one does.
+        VerificationFailed: a row does.
     """
     broken = [one for one in dangling if one.key.validated]
     if broken:
         what = "; ".join(f"{one.key.name}: {one.rows:,} rows, such as ({'), ('.join(one.examples)})" for one in broken)
         also = ", ".join(dict.fromkeys(one.key.outside for one in broken if one.key.outside))
         raise VerificationFailed(
-            f"rows would reference what is not there: {what}",
-            f"restore them together: add {also} to tables; nothing was changed"
+            f"rows would reference missing rows: {what}",
+            f"add {also} to tables to restore them together. Nothing was changed"
             if also
-            else "the backup itself breaks this key; nothing was changed",
+            else "correct the rows by hand: the backup itself violates this key. Nothing was changed",
         )
 
 
-def require_deferrable(connection: Connection, tables: Sequence[Table]) -> None:
-    """Deferrable constraints are checked by triggers, which do not fire while rows are replaced. So PostgreSQL builds
-    each anew over the same rows, in a table that is gone with the transaction.
+def require_deferrable(connection: Connection, tables: Sequence[FoundTable]) -> None:
+    """Check deferrable constraints, whose triggers do not fire while rows are replaced.
+
+    PostgreSQL builds each over the same rows in a temporary table.
 
     Raises:
-        VerificationFailed: rows break one.
+        VerificationFailed: rows violate one.
     """
     found = execute(connection, _DEFERRABLE, [table.oid for table in tables])
     for number, (name, definition, schema, relation, only) in enumerate(found):
@@ -69,12 +69,13 @@ def require_deferrable(connection: Connection, tables: Sequence[Table]) -> None:
             connection.execute(statement.format(rows, sql.SQL(definition)))
         except errors.IntegrityError as error:
             raise VerificationFailed(
-                f"rows would break the deferrable constraint {name}: {error.diag.message_primary}",
-                "it is newer than these rows: drop it meanwhile, correct them, and add it again; nothing was changed",
+                f"rows would violate the deferrable constraint {name}: {error.diag.message_primary}",
+                "drop the constraint, launch this again, correct the rows, and add it again: it is newer than the "
+                "rows. Nothing was changed",
             ) from None
 
 
-# A partition's are asked of its parent, but for those that it has alone.
+# A partition's constraints are checked on its parent, except its own ones.
 _DEFERRABLE = """
 SELECT format('%%I of %%s', con.conname, con.conrelid::regclass), pg_get_constraintdef(con.oid), n.nspname, c.relname,
        c.relkind <> 'p'
@@ -86,23 +87,23 @@ ORDER BY con.oid
 """
 
 
-def require_equal(connection: Connection, wanted: Sequence[tuple[Table, TableSum]]) -> None:
-    """The live rows, row by row in text form.
+def require_equal(connection: Connection, wanted: Sequence[tuple[FoundTable, TableSum]]) -> None:
+    """Compare the live rows with the expected ones, row by row in text form.
 
     Raises:
-        VerificationFailed: they are not what was expected.
+        VerificationFailed: they differ.
     """
     for table, expected in wanted:
         found = sum_of(connection, table)
         if (found.rows, found.hash) != (expected.rows, expected.hash):
             raise VerificationFailed(
-                f"{table.name} would hold {found.rows:,} rows that are not the {expected.rows:,} that were",
-                "nothing was changed; a default, a type or a generated column may be another than then",
+                f"{table.name} would have {found.rows:,} rows that differ from the {expected.rows:,} expected ones",
+                "check for a changed default, type or generated column. Nothing was changed",
             )
 
 
 def advance(connection: Connection, sequence: Sequenced) -> str:
-    """Past the column's largest number, never back; returns its name where that was needed."""
+    """Advance a sequence to the column's largest number, never back; returns its name if it was advanced."""
     name = sql.Identifier(sequence.schema, sequence.name)
     query = sql.SQL("SELECT {}({}) FROM {}").format(
         sql.SQL("max" if sequence.ascending else "min"),

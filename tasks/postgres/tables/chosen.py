@@ -1,4 +1,4 @@
-"""Chosen tables of a database: found by the names that people write, with their partitions and children."""
+"""The tables that an operator names for a backup, with their partitions and children."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.postgres.content import queries
 
 @dataclass(frozen=True)
 class ChosenTables:
-    """The tables' names as a manifest writes them, and (schema, name) of every table whose rows stay out."""
+    """The tables' names as in a manifest, and (schema, name) of every table whose rows are left out."""
 
     names: tuple[str, ...]
     others: tuple[tuple[str, str], ...]
@@ -25,10 +25,10 @@ def choose_tables(postgres: Postgres, wanted: Sequence[str]) -> ChosenTables:
     """Find tables by name, with or without schema and quotes.
 
     Raises:
-        OpsError: none is wanted, there is no such table, several schemas have it, or pg_dump leaves rows of it out.
+        OpsError: none is named, one does not exist or is in several schemas, or pg_dump omits rows of it.
     """
     if not wanted:
-        raise OpsError("no table is named", "name the tables, e.g. orders")
+        raise OpsError("no table was named", "name the tables, for example orders")
     with postgres.connect(postgres.database) as connection:
         rows = execute(connection, queries.TABLES)
         tables = {(str(schema), str(table)): str(unit) for schema, table, _, _, unit in rows}
@@ -41,14 +41,12 @@ def _find(connection: Connection, name: str) -> int:
     if len(rows) == 1:
         return int(rows[0][0])
     if rows:
-        raise OpsError(
-            f"there are several tables “{name}”: {', '.join(str(row[1]) for row in rows)}", "name its schema"
-        )
+        several = ", ".join(str(row[1]) for row in rows)
+        raise OpsError(f"there are several tables “{name}”: {several}", "enter it with its schema")
     names = [str(row[0]) for row in execute(connection, _NAMES)]
     near = difflib.get_close_matches(name, names, 3)
-    raise OpsError(
-        f"there is no table “{name[:80]}”", f"did you mean {' or '.join(near)}?" if near else "see its spelling"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else "check its spelling"
+    raise OpsError(f"there is no table “{name[:80]}”", hint)
 
 
 _NAMED = """
@@ -65,16 +63,16 @@ WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'informat
 
 
 def _units(connection: Connection, name: str, tables: Mapping[tuple[str, str], str]) -> list[str]:
-    """Under which names the rows of a table, its partitions and children are in a manifest."""
+    """The names of a table, its partitions and children in a manifest."""
     found = execute(connection, _TREE, _find(connection, name))
     rows = [((str(schema), str(table)), str(what)) for schema, table, what in found]
     if left_out := [f"{'.'.join(table)} ({what})" for table, what in rows if table not in tables]:
         raise OpsError(
-            f"a backup of {name} would be without the rows of {', '.join(left_out[:5])}",
-            "leave it out, or name its other partitions: rows of an extension or of another server are backed up there",
+            f"a backup of {name} would lack the rows of {', '.join(left_out[:5])}",
+            "leave the table out, or name its other partitions: back up rows of another server there",
         )
     if not rows:
-        raise OpsError(f"{name} has no partitions, so there are no rows to back up", "leave it out")
+        raise OpsError(f"{name} has no partitions, so it has no rows to back up", "leave it out")
     return [tables[table] for table, _ in rows]
 
 

@@ -1,4 +1,4 @@
-"""Rows that reference what is not there."""
+"""Rows that violate a foreign key."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from blocks.postgres.server import Connection, execute
-from tasks.postgres.tables.ties import ForeignKey
+from tasks.postgres.tables.ties import TiedForeignKey
 
 MOST_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Dangling:
-    """Rows that reference what is not there, and the keys of some of them."""
+    """The rows that violate a foreign key, with the values of some of them."""
 
-    key: ForeignKey
+    key: TiedForeignKey
     rows: int
     examples: tuple[str, ...]
 
 
-def find_dangling(connection: Connection, keys: Sequence[ForeignKey]) -> list[Dangling]:
-    """Ask of each foreign key what its trigger would have asked of each row."""
+def find_dangling(connection: Connection, keys: Sequence[TiedForeignKey]) -> list[Dangling]:
+    """Check each foreign key as its trigger would check each row."""
     found = []
     for key in keys:
         rows, examples = execute(connection, _dangling(key))[0]
@@ -32,7 +32,7 @@ def find_dangling(connection: Connection, keys: Sequence[ForeignKey]) -> list[Da
     return found
 
 
-def _dangling(key: ForeignKey) -> sql.Composed:
+def _dangling(key: TiedForeignKey) -> sql.Composed:
     child = [sql.SQL("c.{}").format(sql.Identifier(column[0])) for column in key.columns]
     all_there = sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(column) for column in child)
     some_there = sql.SQL(" OR ").join(sql.SQL("{} IS NOT NULL").format(column) for column in child)

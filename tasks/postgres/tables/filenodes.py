@@ -1,4 +1,4 @@
-"""In which files a table has its rows, as a database's catalog says it now: WAL knows tables by those only."""
+"""The current files of a table, by the system catalogs: WAL identifies tables only by their files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tasks.postgres.tables.find import known_in, resolve
 
 
 @dataclass(frozen=True)
-class Filed:
-    """A table (one with partitions: each of them) of a database (its OID): its own OID, its file, that of its TOAST
-    table (0: none), and where it was found."""
+class FiledRelation:
+    """A table or partition in a database (OID): its OID, its file, its TOAST table's file (0: none), and `where` it was
+    found."""
 
     database: int
     oid: int
@@ -24,27 +24,28 @@ class Filed:
 
     @property
     def key(self) -> tuple[int, int]:
-        """As WAL names it where it is locked or dropped."""
+        """Its identity in WAL records of locks and drops."""
         return (self.database, self.oid)
 
 
 @probe
-def find_filed(postgres: Postgres, database: str, typed: str) -> tuple[Filed, ...]:
-    """The table of that name, in one database.
+def find_filed(postgres: Postgres, database: str, typed: str) -> tuple[FiledRelation, ...]:
+    """The files of a table and its partitions in one database.
 
     Raises:
-        OpsError: there is no such table (what is near it), or no such database.
+        OpsError: there is no such table (the hint names similar ones), or no such database.
         Unreachable: the server does not answer.
     """
     with pinned(postgres, database) as connection:
         (table,) = resolve([typed], known_in(connection))
         rows = execute(connection, _FILED, table.oid, table.oid)
     return tuple(
-        Filed(int(of), int(oid), str(name), int(file), int(toast), database) for of, oid, name, file, toast in rows
+        FiledRelation(int(of), int(oid), str(name), int(file), int(toast), database)
+        for of, oid, name, file, toast in rows
     )
 
 
-# pg_relation_filenode is asked, not relfilenode: it knows mapped relations too. What has partitions has no file.
+# pg_relation_filenode, not relfilenode: it covers mapped relations too. A partitioned table has no file.
 _FILED = """
 SELECT d.oid::bigint, c.oid::bigint, format('%%I.%%I', n.nspname, c.relname), pg_relation_filenode(c.oid)::bigint,
        coalesce(pg_relation_filenode(nullif(c.reltoastrelid, 0)), 0)::bigint
@@ -56,7 +57,7 @@ ORDER BY 3
 
 @probe
 def read_database_oid(postgres: Postgres, database: str) -> int:
-    """A database's OID; 0 where there is none of that name."""
+    """A database's OID; 0 if it does not exist."""
     with postgres.connect() as connection:
         rows = execute(connection, "SELECT oid::bigint FROM pg_database WHERE datname = %s", database)
     return int(rows[0][0]) if rows else 0

@@ -1,6 +1,6 @@
-"""Tables by the name that an operator types: found, read, their rows added up.
+"""Find tables by the names that an operator enters, and sum their rows.
 
-A partitioned table is one table here, with all its partitions.
+A partitioned table counts as one table, with all its partitions.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.content.rowhash import row_hash
 
 NO_TABLE = {
-    "v": "a view: it shows its tables' rows by itself, restore those",
+    "v": "a view: restore its tables instead",
     "m": "a materialised view: restore its tables, then REFRESH MATERIALIZED VIEW",
     "f": "a foreign table: its rows are on another server",
-    "S": "a sequence: setval sets it; those of a restored table's columns are advanced with it",
+    "S": "a sequence: set it with setval; a restored table's sequences are advanced with it",
 }
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column. `generated` is its expression, "" where it takes values; `is_text` where no output function is
-    needed to print it."""
+class FoundColumn:
+    """A column. `generated`: its expression, empty for an ordinary column; `is_text`: printed without an output
+    function."""
 
     name: str
     type: str
@@ -38,10 +38,11 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table, or a partitioned one with all its leaves. `name` is quoted as PostgreSQL prints it.
+class FoundTable:
+    """A table, or a partitioned one with all its leaves. `name`: quoted as PostgreSQL prints it.
 
-    `leaves` are the names under which a manifest may count the rows of each leaf: its own, and its ancestors'.
+    `leaves`: the names under which a manifest can count each leaf's rows, its own and its ancestors'.
+    `uncompared`: generated columns whose values a person accepted as computed anew.
     """
 
     oid: int
@@ -49,26 +50,26 @@ class Table:
     relation: str
     name: str
     partitioned: bool
-    columns: tuple[Column, ...]
+    columns: tuple[FoundColumn, ...]
     leaves: tuple[tuple[str, ...], ...]
     bytes: int
+    uncompared: frozenset[str] = frozenset()
 
     @property
     def rows_of(self) -> sql.Composed:
-        """What stands after FROM: all rows of the partitions, none of an inheritance."""
+        """The FROM clause: all rows of partitions, none of inheritance children."""
         only = sql.SQL("" if self.partitioned else "ONLY ")
         return only + sql.Identifier(self.schema, self.relation)
 
     @property
     def written(self) -> sql.Composed:
-        """The columns that are written: PostgreSQL computes the others."""
+        """The columns to write; PostgreSQL computes the others."""
         return sql.SQL(", ").join(sql.Identifier(column.name) for column in self.columns if not column.generated)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A relation of a database, as far as a name needs it: `bare` and `name` are quoted, without and with the schema.
-    `root` is the parent whose partition it is."""
+    """A relation. `bare`, `name`: quoted, without and with the schema. `root`: the partitioned parent."""
 
     oid: int
     schema: str
@@ -79,16 +80,16 @@ class Known:
     root: str
 
     def is_called(self, typed: str) -> bool:
-        """With its schema, quoted or not."""
+        """Whether this is its name with the schema, quoted or not."""
         return typed in (self.name, f"{self.schema}.{self.relation}")
 
     def is_called_bare(self, typed: str) -> bool:
-        """Without its schema."""
+        """Whether this is its name without the schema."""
         return typed in (self.relation, self.bare)
 
 
 def known_in(connection: Connection) -> list[Known]:
-    """Every table, view and sequence that is not the system's."""
+    """Every table, view and sequence outside the system's schemas."""
     return [Known(int(row[0]), *(str(part) for part in row[1:])) for row in execute(connection, _KNOWN)]
 
 
@@ -103,10 +104,10 @@ ORDER BY 5
 
 
 def resolve(typed: Sequence[str], known: Sequence[Known]) -> list[Known]:
-    """The tables that an operator means, each once.
+    """The tables that an operator named, each once.
 
     Raises:
-        OpsError: there is no such table, it is in several schemas, or it is nothing that has rows of its own.
+        OpsError: there is no such table, it is in several schemas, or it has no own rows.
     """
     chosen = {table.oid: table for table in (_one(text.strip(), known) for text in typed)}
     if not chosen:
@@ -121,29 +122,30 @@ def _one(typed: str, known: Sequence[Known]) -> Known:
     if not found:
         names = {form: table.name for table in known for form in (table.name, table.relation) if table.kind in "rp"}
         near = dict.fromkeys(names[form] for form in difflib.get_close_matches(typed, names, 5, 0.5))
-        hint = f"near it: {', '.join(near)}" if near else "the report of backup-database lists the tables"
+        hint = f"did you mean {', '.join(near)}?" if near else "see the tables in the report of backup-database"
         raise OpsError(f"there is no table “{typed[:80]}” in the backup", hint)
     if len(found) > 1:
         names_found = ", ".join(table.name for table in found)
-        raise OpsError(f"table {typed} is in several schemas: {names_found}", "name it with its schema")
+        raise OpsError(f"table {typed} is in several schemas: {names_found}", "enter it with its schema")
     (table,) = found
     if table.kind in NO_TABLE:
         raise OpsError(f"{table.name} is {NO_TABLE[table.kind]}", "name tables only")
     if table.root:
-        raise OpsError(
-            f"{table.name} is a partition of {table.root}", f"name {table.root}: its partitions are restored together"
-        )
+        hint = f"name {table.root}: its partitions are restored together"
+        raise OpsError(f"{table.name} is a partition of {table.root}", hint)
     return table
 
 
-def table_of(connection: Connection, known: Known) -> Table:
-    """The whole of it, in a session with an empty search path."""
-    columns = [Column(str(a), str(b), str(c), bool(d)) for a, b, c, d in execute(connection, _COLUMNS, known.oid)]
+def table_of(connection: Connection, known: Known) -> FoundTable:
+    """A known table with its columns and leaves, read in a session with an empty search path."""
+    columns = [FoundColumn(str(a), str(b), str(c), bool(d)) for a, b, c, d in execute(connection, _COLUMNS, known.oid)]
     if not any(not column.generated for column in columns):
         raise OpsError(f"{known.name} has no columns to restore", "leave it out")
     leaves = tuple(tuple(map(str, row[0])) for row in execute(connection, _LEAVES, known.oid))
     size = int(execute(connection, _BYTES, known.oid)[0][0])
-    return Table(known.oid, known.schema, known.relation, known.name, known.kind == "p", tuple(columns), leaves, size)
+    return FoundTable(
+        known.oid, known.schema, known.relation, known.name, known.kind == "p", tuple(columns), leaves, size
+    )
 
 
 _COLUMNS = """
@@ -153,7 +155,7 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod),
 FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname COLLATE "C"
 """
-# A table without partitions is its own leaf; of a leaf in other hands (a foreign table) nothing is counted.
+# A table without partitions is its own leaf; rows of foreign leaves are not counted.
 _LEAVES = """
 SELECT ARRAY(SELECT format('%%I.%%I', n.nspname, c.relname)
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -168,11 +170,11 @@ FROM (SELECT %s::oid::regclass AS oid) o
 """
 
 
-def expected_of(table: Table, sums: Mapping[str, TableSum]) -> TableSum:
-    """What the manifest says of it, its leaves added up.
+def expected_of(table: FoundTable, sums: Mapping[str, TableSum]) -> TableSum:
+    """The manifest's sum of a table, over its leaves.
 
     Raises:
-        OpsError: the rows of one leaf, or of the table, are not in the backup.
+        OpsError: the rows of a leaf, or of the table, are not in the backup.
     """
     found: dict[str, TableSum] = {}
     for names in table.leaves if table.partitioned else ((table.name,),):
@@ -187,16 +189,17 @@ def expected_of(table: Table, sums: Mapping[str, TableSum]) -> TableSum:
     )
 
 
-def sum_of(connection: Connection, table: Table) -> TableSum:
-    """Its rows and their hash, in a session with pinned settings."""
-    columns = [(column.name, "text" if column.is_text else None) for column in table.columns]
+def sum_of(connection: Connection, table: FoundTable) -> TableSum:
+    """The number of rows and their hash, in a session with pinned settings."""
+    compared = (column for column in table.columns if column.name not in table.uncompared)
+    columns = [(column.name, "text" if column.is_text else None) for column in compared]
     query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM {}").format(row_hash(columns), table.rows_of)
     rows, total = execute(connection, query)[0]
     return TableSum(rows=int(rows), hash=str(int(total)))
 
 
 @probe
-def read_sums(postgres: Postgres, database: str, tables: Sequence[Table]) -> tuple[TableSum, ...]:
-    """Rows and hash of each."""
+def read_sums(postgres: Postgres, database: str, tables: Sequence[FoundTable]) -> tuple[TableSum, ...]:
+    """The number of rows and the hash of each table."""
     with pinned(postgres, database) as connection:
         return tuple(sum_of(connection, table) for table in tables)

@@ -1,4 +1,4 @@
-"""The rows that a restore of single tables replaced: kept in tables beside, labelled by a comment, until discarded."""
+"""The rows that a restore of single tables replaced: kept in separate tables, labelled by a comment, until deleted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runbook.kinds import probe
 from runbook.wait import until
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.restore.staged_copy import name_beside
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 
 STAMP = re.compile(r"_old_(\d{8}_\d{6})$")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A table that holds old rows."""
+class KeptRows:
+    """A table with old rows."""
 
     name: str
     rows: int
@@ -30,8 +30,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class SupersededTable:
-    """Old rows of `table` (quoted, as `name`), replaced at `since` by `backup`; `stamp` is the same for all tables that
-    were replaced `together` (as they were called; nothing where an older version of this project labelled them)."""
+    """Old rows of `table` (quoted, as `name`), replaced at `since` by `backup`.
+
+    `stamp`: the same for all tables replaced `together`; that list is empty in labels of older versions.
+    """
 
     oid: int
     schema: str
@@ -46,14 +48,14 @@ class SupersededTable:
 
 
 def kept_name(relation: str, oid: int, stamp: str) -> str:
-    """Within 63 bytes; where a name must be cut, the OID keeps two alike apart."""
+    """The kept table's name within 63 bytes; the OID keeps shortened names distinct."""
     plain = f"{relation}__old_{stamp}"
     return plain if len(plain.encode()) <= 63 else name_beside(relation, f"__{oid}_old_{stamp}")
 
 
 @probe
 def free_stamp(postgres: Postgres) -> str:
-    """The time, as it will stand in the names of the tables that keep the old rows; not used before."""
+    """The current time as an unused suffix for the names of kept tables."""
 
     def free() -> str:
         stamp = f"{datetime.now(UTC):%Y%m%d_%H%M%S}"
@@ -65,12 +67,12 @@ def free_stamp(postgres: Postgres) -> str:
 
 
 def keep_rows(
-    connection: Connection, table: Table, stamp: str, by: str, together: Sequence[str], *, published: bool
-) -> Kept:
-    """Copy a live table's rows, within the transaction that replaces them. Nobody but the table's owner may read them.
+    connection: Connection, table: FoundTable, stamp: str, by: str, together: Sequence[str], *, published: bool
+) -> KeptRows:
+    """Copy a live table's rows in the transaction that replaces them. Only the table's owner can read the copy.
 
-    Where a publication takes in every new table its subscribers would have to have it: a table that is made unlogged
-    and logged afterwards is not sent.
+    A publication of all new tables would require it at the subscribers. A table created as unlogged and switched to
+    logged is not sent.
     """
     relation = kept_name(table.relation, table.oid, stamp)
     name = sql.Identifier(table.schema, relation)
@@ -87,14 +89,14 @@ def keep_rows(
         role = sql.Identifier(str(grantee)) if grantee else sql.SQL("PUBLIC")
         connection.execute(sql.SQL("REVOKE ALL ON TABLE {} FROM {}").format(name, role))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    told = {"superseded": now, "by": by, "table": table.name, "set": stamp, "tables": list(together)}
-    label = json.dumps(told, ensure_ascii=False)
+    note = {"superseded": now, "by": by, "table": table.name, "set": stamp, "tables": list(together)}
+    label = json.dumps(note, ensure_ascii=False)
     connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, label))
-    return Kept(name.as_string(connection), rows)
+    return KeptRows(name.as_string(connection), rows)
 
 
 _OWNER = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s"
-# Default privileges of whoever creates a table may let others read it.
+# Default privileges of the creating role can let others read the table.
 _GRANTEES = """
 SELECT DISTINCT r.rolname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) a
 LEFT JOIN pg_roles r ON r.oid = a.grantee
@@ -104,13 +106,13 @@ WHERE n.nspname = %s AND c.relname = %s AND a.grantee <> c.relowner
 
 @probe
 def find_superseded_tables(postgres: Postgres) -> tuple[SupersededTable, ...]:
-    """The tables that keep what restores of single tables replaced, newest first. What has no label is nobody's."""
+    """The tables with rows that restores of single tables replaced, newest first; only labelled ones."""
     with pinned(postgres, postgres.database) as connection:
         rows = execute(connection, _KEPT)
     found = [
-        SupersededTable(int(oid), schema, relation, name, *told, int(size))
+        SupersededTable(int(oid), schema, relation, name, *parts, int(size))
         for oid, schema, relation, name, size, label in rows
-        if (told := _told(label)) and STAMP.search(relation)
+        if (parts := _parsed(label)) and STAMP.search(relation)
     ]
     return tuple(sorted(found, key=lambda table: (table.stamp, table.name), reverse=True))
 
@@ -123,10 +125,10 @@ WHERE c.relkind = 'r' AND c.relname ~ '_old_[0-9]{8}_[0-9]{6}$' AND obj_descript
 """
 
 
-def _told(label: str) -> tuple[str, str, str, str, tuple[str, ...]] | None:
+def _parsed(label: str) -> tuple[str, str, str, str, tuple[str, ...]] | None:
     try:
-        told = json.loads(label)
-        together = tuple(str(name) for name in told.get("tables", ()))
-        return str(told["table"]), str(told["superseded"]), str(told["by"]), str(told["set"]), together
+        note = json.loads(label)
+        together = tuple(str(name) for name in note.get("tables", ()))
+        return str(note["table"]), str(note["superseded"]), str(note["by"]), str(note["set"]), together
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,8 +1,8 @@
-"""A backup's tables and the live ones of their names: found, compared by their columns."""
+"""A backup's tables and the live tables of the same names, with a comparison of their columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -13,24 +13,25 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.postgres.content.equivalence import ASIDE, rolled_back
 from tasks.postgres.content.pinned_session import pinned
-from tasks.postgres.tables.find import NO_TABLE, Column, Known, Table, known_in, resolve, table_of
+from tasks.postgres.dump.generated import COLUMN
+from tasks.postgres.tables.find import NO_TABLE, FoundColumn, FoundTable, Known, known_in, resolve, table_of
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A table as the backup has it, as the live database has it, and its live rows."""
+class TablePair:
+    """A table in the backup and in the live database, and its number of live rows."""
 
-    wanted: Table
-    live: Table
+    wanted: FoundTable
+    live: FoundTable
     live_rows: int
 
 
 @probe
-def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tuple[Pair, ...]:
-    """The named tables in a database that holds the backup's schema, each with the live one of its name.
+def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tuple[TablePair, ...]:
+    """The named tables in a database with the backup's schema, each with the live one of its name.
 
     Raises:
-        OpsError: a name is unknown (what is near it), or the live database has no such table.
+        OpsError: a name is unknown (the hint has similar ones), or the live database has no such table.
     """
     with pinned(postgres, schema_in) as connection:
         wanted = [table_of(connection, one) for one in resolve(typed, known_in(connection))]
@@ -41,11 +42,11 @@ def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tu
 
 
 @probe
-def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[Pair, ...]:
-    """Tables that keep old rows (OID, the live table's quoted name), each with the live one.
+def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[TablePair, ...]:
+    """Tables with kept rows (OID, the live table's quoted name), each with the live one.
 
     Raises:
-        OpsError: the live one is gone.
+        OpsError: the live one is missing.
     """
     with pinned(postgres, postgres.database) as connection:
         known = known_in(connection)
@@ -56,22 +57,36 @@ def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[Pair
         )
 
 
-def _pair(connection: Connection, wanted: Table, name: str, live: Known | None) -> Pair:
+def _pair(connection: Connection, wanted: FoundTable, name: str, live: Known | None) -> TablePair:
     if live is None or live.kind not in "rp" or live.root:
         what = "has no such table" if live is None else f"has it as {NO_TABLE.get(live.kind, 'a partition')}"
         raise OpsError(
             f"the live database {what}: {name}",
-            "create it empty as it was (pg_restore --schema-only --table, or the migration), then launch this again; "
-            "or bring everything back with restore-database",
+            "create it empty with its old definition (pg_restore --schema-only --table, or the migration), then launch "
+            "this again; or run restore-database",
         )
     table = table_of(connection, live)
     rows = execute(connection, sql.SQL("SELECT count(*) FROM {}").format(table.rows_of))[0][0]
-    return Pair(wanted, table, int(rows))
+    return TablePair(wanted, table, int(rows))
 
 
-def unequal_columns(wanted: Table, live: Table, *, kept: bool = False) -> list[str]:
-    """How a live table's columns differ from the backup's, as sentences. A kept table has the values of generated
-    columns, not their expressions."""
+def with_accepted(pairs: Sequence[TablePair], accepted: Collection[str]) -> tuple[TablePair, ...]:
+    """Without a comparison of the generated columns that a person accepted (`GENERATED COLUMN public.orders.sum`)."""
+
+    def accepting(pair: TablePair) -> TablePair:
+        prefix = f"{COLUMN} {pair.live.schema}.{pair.live.relation}."
+        given = {name.removeprefix(prefix) for name in accepted if name.startswith(prefix)}
+        names = frozenset(column.name for column in pair.live.columns if column.generated and column.name in given)
+        return replace(pair, wanted=replace(pair.wanted, uncompared=names), live=replace(pair.live, uncompared=names))
+
+    return tuple(map(accepting, pairs))
+
+
+def unequal_columns(wanted: FoundTable, live: FoundTable, *, kept: bool = False) -> list[str]:
+    """The differences of a live table's columns from the backup's, as sentences.
+
+    `kept`: a kept table, which has the values of generated columns but not their expressions.
+    """
     ours, theirs = ({column.name: column for column in table.columns} for table in (wanted, live))
     return [
         *(f"column {name} was added since" for name in theirs if name not in ours),
@@ -84,13 +99,13 @@ def unequal_columns(wanted: Table, live: Table, *, kept: bool = False) -> list[s
     ]
 
 
-def _by(column: Column) -> str:
+def _by(column: FoundColumn) -> str:
     return f" generated as {column.generated}" if column.generated else ""
 
 
-def settle_generated(postgres: Postgres, database: str, own: Table, other: Table) -> Table:
-    """The other table, its generated columns with the expressions of the own one, which is in `database`, wherever
-    PostgreSQL understands both texts alike. No row is read, and nothing is left behind."""
+def settle_generated(postgres: Postgres, database: str, own: FoundTable, other: FoundTable) -> FoundTable:
+    """The `other` table with the expressions of `own` (in `database`) for generated columns that PostgreSQL parses to
+    the same expression. It reads no rows and leaves nothing behind."""
     ours = {column.name: column for column in own.columns}
     differing = [
         column
@@ -108,8 +123,8 @@ def settle_generated(postgres: Postgres, database: str, own: Table, other: Table
     return replace(other, columns=tuple(alike.get(column.name, column) for column in other.columns))
 
 
-def _printed(connection: Connection, table: Table, column: Column) -> str:
-    """How PostgreSQL prints the expression of a generated column; the text itself where the server refuses it."""
+def _printed(connection: Connection, table: FoundTable, column: FoundColumn) -> str:
+    """PostgreSQL's print of a generated column's expression; the text itself if the server refuses it."""
     clone = sql.Identifier(ASIDE, table.relation)
     like = sql.SQL("CREATE TABLE {} (LIKE {}, {} {} GENERATED ALWAYS AS ({}) STORED)").format(
         clone,

@@ -1,4 +1,4 @@
-"""Which transaction has written the rows that are there: of a bug that rewrote many, the one to go back before."""
+"""The transaction that wrote most rows of a table: after a faulty mass update, recovery must stop before it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from runbook.kinds import probe
 
 @dataclass(frozen=True)
 class Rewriter:
-    """A transaction (its 32-bit number, as it stands in the rows and in WAL), and how many of a table's rows it wrote
-    last."""
+    """A transaction (its 32-bit id in rows and WAL), and the number of a table's rows that it wrote last."""
 
     xid: int
     rows: int
@@ -37,7 +36,5 @@ def find_rewriter(postgres: Postgres, database: str, table: str) -> Rewriter:
     with postgres.connect(database) as connection:
         rows = execute(connection, query)
     if not rows:
-        raise OpsError(
-            f"{table} is empty: no row tells who wrote it last", "find the transaction that emptied it in WAL"
-        )
+        raise OpsError(f"{table} is empty: no row shows its last writer", "find the transaction that emptied it in WAL")
     return Rewriter(int(str(rows[0][0])), int(str(rows[0][1])), int(str(rows[0][2])))

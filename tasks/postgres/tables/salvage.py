@@ -1,7 +1,7 @@
-"""What one database has and another has not, written as SQL and as CSV for somebody to review, and carried out.
+"""Differences between two databases as SQL and CSV for review, and the SQL applied.
 
-A file of SQL has one statement on a line. Every statement guards itself: an INSERT passes over a key that is there by
-then, an UPDATE finds its row only as it was when it was compared (`xmin`).
+The SQL has one statement a line. An INSERT skips a key that exists by then; an UPDATE skips a row that was written
+since the comparison (`xmin`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
@@ -22,23 +22,22 @@ from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
+from runbook.masking import masked_statement
 from runbook.units import size
 from tasks.postgres.content.keyed import FETCH, Difference, Key, Keyed, Row, differences, whole_rows
-from tasks.postgres.server.masking import masked
 from tasks.postgres.tables.checks import advance, require_deferrable, require_references, require_unchanged
 from tasks.postgres.tables.dangling import find_dangling
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 from tasks.postgres.tables.session import writing
 from tasks.postgres.tables.ties import Ties
 from tasks.stores.directory import told
 
 SQL = "salvage.sql"
-MOST_SAMPLES = 3
-Differing = Literal["unchanged", "overwrite", "none"]
-"""Which rows that differ become UPDATEs: those that were not written in the live database since, all, none."""
+Differing = Literal["unchanged", "overwrite"]
+"""Which rows that differ become UPDATEs: those that were not written in the live database since, or all."""
 _HEAD = """-- {title}
--- Reviewed by hand it can be run by psql too, as a superuser. Rows go in as they were: triggers and foreign keys do not
--- act (salvage-writes asks the foreign keys before it commits, and advances sequences; psql does neither).
+-- After a review psql can run it too, as a superuser. Triggers and foreign keys do not act: salvage-writes checks the
+-- foreign keys before it commits, and advances sequences; psql does neither.
 BEGIN;
 SET LOCAL session_replication_role = replica;
 SET LOCAL search_path = '';
@@ -51,9 +50,9 @@ SET LOCAL standard_conforming_strings = on;
 
 
 @dataclass
-class Counted:
+class CountedRows:
     """One table's rows: only in the source, only in the live database, differing; `conflicts` of the differing were
-    written in the live one since, `later` of those that are only there too. `samples` are statements without texts."""
+    written in the live database since."""
 
     table: str
     missing: int = 0
@@ -62,10 +61,9 @@ class Counted:
     conflicts: int = 0
     inserts: int = 0
     updates: int = 0
-    samples: list[str] = field(default_factory=list)
 
 
-class Writer:
+class SalvageWriter:
     """The files of one comparison, readable by this user only."""
 
     def __init__(self, directory: Path, title: str) -> None:
@@ -76,16 +74,18 @@ class Writer:
         self.sql.write(_HEAD.format(title=title))
 
     def close(self) -> str:
-        """End the SQL; returns its SHA-256."""
+        """Write the end of the SQL; returns its SHA-256."""
         self.sql.write("COMMIT;\n")
         self.sql.flush()
         os.fsync(self.sql.fileno())
         self.sql.close()
         return digest_of(self.directory / SQL)
 
-    def compare(self, source: Connection, live: Connection, keyed: Keyed, since: str, differing: Differing) -> Counted:
-        """Compare one table and write what is found."""
-        counted = Counted(keyed.live.name)
+    def compare(
+        self, source: Connection, live: Connection, keyed: Keyed, since: str, differing: Differing
+    ) -> CountedRows:
+        """Compare one table and write the differences."""
+        counted = CountedRows(keyed.live.name)
         number, safe = len(list(self.directory.iterdir())), re.sub(r"[^\w.-]", "_", keyed.live.name)[:80]
         path = self.directory / f"{number:03d}-{safe}.csv"
         with _open(path) as file:
@@ -102,8 +102,8 @@ class Writer:
                     self.sql.write(statement)
                     for where, found in (("source", ours.get(one.key)), ("live", rows.get(one.key))):
                         if found:
-                            told_as = f"{one.what} ({where})" if one.what == "differs" else one.what
-                            table.writerow([keyed.live.name, told_as, "yes" if statement else "no", *found])
+                            what = f"{one.what} ({where})" if one.what == "differs" else one.what
+                            table.writerow([keyed.live.name, what, "yes" if statement else "no", *found])
         return counted
 
     def _statement(
@@ -117,7 +117,7 @@ class Writer:
     ) -> str:
         if one.what == "source only" and (row := ours.get(one.key)):
             return insert(live, keyed, row)
-        if one.what == "differs" and (differing == "overwrite" or (differing == "unchanged" and not one.later)):
+        if one.what == "differs" and (differing == "overwrite" or not one.later):
             return update(live, keyed, one, ours[one.key], theirs[one.key])
         return ""
 
@@ -138,19 +138,17 @@ def _batches(found: Iterator[Difference]) -> Iterator[list[Difference]]:
         yield batch
 
 
-def _count(counted: Counted, one: Difference, statement: str) -> None:
+def _count(counted: CountedRows, one: Difference, statement: str) -> None:
     counted.missing += one.what == "source only"
     counted.live_only += one.what == "live only"
     counted.differing += one.what == "differs"
     counted.conflicts += one.what == "differs" and one.later
     counted.inserts += statement.startswith("INSERT")
     counted.updates += statement.startswith("UPDATE")
-    if statement and len(counted.samples) < MOST_SAMPLES:
-        counted.samples.append(masked(statement))
 
 
 def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
-    """A row as it was, unless its key is there by then."""
+    """INSERT a row, unless its key exists by then."""
     statement = sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT ({}) DO NOTHING;").format(
         _name(keyed),
         sql.SQL(", ").join(map(sql.Identifier, keyed.written)),
@@ -161,9 +159,9 @@ def insert(connection: Connection, keyed: Keyed, row: Row) -> str:
 
 
 def update(connection: Connection, keyed: Keyed, one: Difference, ours: Row, theirs: Row) -> str:
-    """The columns that differ, unless the live row was written since it was compared."""
+    """UPDATE the columns that differ, unless the live row was written since the comparison."""
     changed = [(name, new) for name, new, old in zip(keyed.written, ours, theirs, strict=True) if new != old]
-    if not changed:  # generated columns only: they follow the others
+    if not changed:  # generated columns follow the others
         return ""
     statement = sql.SQL("UPDATE {} SET {} WHERE {} AND xmin = {};").format(
         sql.SQL("" if keyed.live.partitioned else "ONLY ") + _name(keyed),
@@ -183,7 +181,7 @@ def _equal(connection: Connection, name: str, value: str | None) -> sql.Composed
 
 
 def literal(connection: Connection, value: str | None) -> sql.SQL:
-    """A text that takes the type of what it is assigned to or compared with, on one line."""
+    """An untyped literal on one line."""
     text = sql.Literal(value).as_string(connection).strip()
     if "\n" in text or "\r" in text:
         body = text.removeprefix("E")
@@ -199,15 +197,15 @@ def digest_of(path: Path) -> str:
 
 
 def statements_in(path: Path, digest: str) -> Iterator[str]:
-    """The statements of a file that is what was reviewed.
+    """The statements of a reviewed file.
 
     Raises:
-        VerificationFailed: it was changed since.
+        VerificationFailed: the file was changed since.
     """
     if digest_of(path) != digest:
         raise VerificationFailed(
             f"{path} was changed since it was written ({size(path.stat().st_size)})",
-            "launch it again without reviewed: it compares anew",
+            "run it again with reviewed left empty: it compares again",
         )
     with path.open(encoding="utf-8", newline="\n") as file:
         yield from (line for line in file if line.startswith(("INSERT INTO ", "UPDATE ")))
@@ -215,13 +213,13 @@ def statements_in(path: Path, digest: str) -> Iterator[str]:
 
 @dataclass
 class Ran:
-    """Rows inserted and updated, and how many statements found nothing to do: the live row was written since it was
-    compared, or it was done before. `examples` are some of those, without texts."""
+    """Rows inserted and updated, and statements without an effect: the live row was written since the comparison, or
+    the statement was applied before. `example` is one of those, its texts masked."""
 
     inserted: int = 0
     updated: int = 0
-    passed: int = 0
-    examples: list[str] = field(default_factory=list)
+    skipped: int = 0
+    example: str = ""
 
 
 def run(connection: Connection, statements: Iterator[str]) -> Ran:
@@ -231,9 +229,8 @@ def run(connection: Connection, statements: Iterator[str]) -> Ran:
         rows = connection.execute(statement.encode()).rowcount
         ran.inserted += rows * statement.startswith("INSERT")
         ran.updated += rows * statement.startswith("UPDATE")
-        ran.passed += not rows
-        if not rows and len(ran.examples) < MOST_SAMPLES:
-            ran.examples.append(masked(statement))
+        ran.skipped += not rows
+        ran.example = ran.example or (masked_statement(statement) if not rows else "")
     return ran
 
 
@@ -243,7 +240,7 @@ LOCK_SECONDS = 20
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done, and the sequences that were advanced."""
+    """Rows written, and sequences advanced."""
 
     ran: Ran
     sequences: tuple[str, ...]
@@ -251,13 +248,13 @@ class Applied:
 
 @action
 def apply_salvage(
-    permit: Permit, postgres: Postgres, directory: Path, digest: str, tables: Sequence[Table], ties: Ties
+    permit: Permit, postgres: Postgres, directory: Path, digest: str, tables: Sequence[FoundTable], ties: Ties
 ) -> Applied:
-    """Run the statements of a file that is what was reviewed, all or none.
+    """Run the statements of a reviewed file in one transaction.
 
     Raises:
-        VerificationFailed: the file or a table is another than was reviewed, or rows would reference what is not there.
-        OpsError: a lock was not to be had, or the live database refuses a row. Nothing was changed.
+        VerificationFailed: the file or a table changed since the review, or a row references a missing row.
+        OpsError: a lock was not available, or the live database refuses a row. Nothing was changed.
     """
     for table in tables:
         permit.require(SALVAGE, table.name)
@@ -274,9 +271,9 @@ def apply_salvage(
     return Applied(ran, advanced)
 
 
-def _lock(connection: Connection, tables: Sequence[Table]) -> None:
-    """Writers wait, and the checks of foreign keys too: whoever deletes what a row that is written here references must
-    see that row. In one order, so that two runs cannot deadlock."""
+def _lock(connection: Connection, tables: Sequence[FoundTable]) -> None:
+    """Writers wait, and the checks of foreign keys too: a session that deletes a referenced row must see the rows that
+    are written here. In one order, so that two runs cannot deadlock."""
     execute(connection, "SELECT set_config('lock_timeout', %s, true)", f"{LOCK_SECONDS}s")
     for table in sorted(tables, key=lambda table: table.oid):
         name = sql.Identifier(table.schema, table.relation)

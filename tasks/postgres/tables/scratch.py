@@ -1,11 +1,11 @@
-"""A database beside with a backup's schema, and the rows of chosen tables. Nothing here touches the live one."""
+"""A scratch database with a backup's schema and the rows of chosen tables. Nothing here changes the live database."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,19 @@ from psycopg import sql
 
 from blocks.postgres.server import Postgres, execute
 from runbook import shell
-from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable
+from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable, VerificationFailed
 from runbook.guard.permit import Permit
-from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.kinds import action, probe
+from runbook.progress import WorkDone, progress
 from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.dump.checks import unchecked
 from tasks.postgres.dump.dump import DUMP
+from tasks.postgres.dump.generated import DIRECTORY, Uncomputable, emptied, load_rows, may_set_flags
 from tasks.postgres.restore.staged_copy import Copy, content_in, drop, name_beside, oid_of
 from tasks.postgres.server.properties import creation
-from tasks.postgres.tables.find import Table, expected_of
+from tasks.postgres.tables.find import FoundTable, expected_of
 
 REPLACE_ROWS = "replace rows"
 _SETTINGS = {
@@ -33,20 +35,20 @@ _SETTINGS = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
-_HINT = f"the live tables were not touched; {OTHER_BACKUPS}"
+_HINT = f"{OTHER_BACKUPS}. The live tables are unchanged"
 
 
 def tables_scratch_name(database: str) -> str:
-    """Where single tables are restored first: reserved for that, a leftover is dropped."""
+    """The reserved name of the scratch database for single tables; a leftover under it is dropped."""
     return name_beside(database, "__tables")
 
 
 @action(idempotent=True)
 def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -> Copy:
-    """A scratch database with what stands before the data in a backup: types, functions, and the named tables, empty,
-    with all that they depend on. Where a name is not one plain table's, or that does not restore: with every table.
+    """A scratch database with a backup's pre-data section: types, functions, and the named tables, empty, with their
+    dependencies. With every table if a name is not one plain table's, or if that does not restore.
 
-    Without owners and privileges, keys and triggers: only the administrator reads it, and nothing else writes there.
+    Without owners, privileges, keys and triggers: only the administrator uses it.
 
     Raises:
         OpsError: the backup is in another form.
@@ -55,8 +57,8 @@ def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -
     name = tables_scratch_name(postgres.database)
     if not (backup.path / DUMP).is_dir():
         raise OpsError(
-            f"{backup.name} is a script, of which no single tables can be taken",
-            "choose a backup in directory format; or restore-database into=… and copy by hand",
+            f"{backup.name} is a script, which cannot restore single tables",
+            "choose a backup in directory format, or run restore-database with into=… and copy the rows by hand",
         )
     wanted = choose_entries(list_entries(postgres, backup.path / DUMP), typed) if typed else None
     if wanted is not None:
@@ -77,38 +79,90 @@ def _open(postgres: Postgres, backup: Backup, name: str, *what: str) -> Copy:
 
 @contextlib.contextmanager
 def _listed(lines: Sequence[str]) -> Iterator[str]:
-    """A file of entries, as pg_restore takes it."""
+    """A file of entries for pg_restore's --use-list."""
     with tempfile.NamedTemporaryFile("w", suffix=".list", encoding="utf-8") as chosen:
         chosen.write("".join(f"{line}\n" for line in lines))
         chosen.flush()
         yield chosen.name
 
 
-@action
-def fill_tables(
-    permit: Permit, postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table], jobs: int
-) -> Copy:
-    """The rows of these tables of the scratch database, and no others."""
-    for table in tables:
-        permit.require(REPLACE_ROWS, table.name)
+_ROWS = re.compile(rf"{DUMP}/(?:\d+|blob_\d+)\.dat\b.*|{DIRECTORY}/.*")
 
-    def tell() -> Done:
-        return fill_progress(postgres, backup, scratch, tables)
 
+def without_rows(files: Collection[str]) -> Collection[str]:
+    """The files of a backup but those of rows and large objects: what its schema needs."""
+    return [name for name in files if not _ROWS.fullmatch(name)]
+
+
+@probe
+def row_files(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[FoundTable]) -> tuple[str, ...]:
+    """The files of a backup that hold the rows of these tables of the scratch database.
+
+    The directory format names them by their entry's number:
+    https://github.com/postgres/postgres/blob/master/src/bin/pg_dump/pg_backup_directory.c (_ArchiveEntry).
+
+    Raises:
+        VerificationFailed: the manifest has no file for an entry.
+    """
+    entries, stored = _rows_in(postgres, backup, scratch, tables)
+    files = {name.removeprefix(f"{DUMP}/").partition(".")[0]: name for name in backup.manifest.readable_files}
+    numbers = [line.partition(";")[0] for line in entries]
+    if missing := [number for number in numbers if number not in files]:
+        raise VerificationFailed(f"the manifest of {backup.name} has no {DUMP}/{missing[0]}.dat", _HINT)
+    return (*(files[number] for number in numbers), *(dict.fromkeys(one.file for one in stored)))
+
+
+def _rows_in(
+    postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[FoundTable]
+) -> tuple[list[str], tuple[Uncomputable, ...]]:
+    """The dump's entries of these tables' rows, and the generated columns of tables whose rows are in files alongside
+    the dump instead."""
     listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
     wanted = _entries(postgres, scratch, tables)
     entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
-    with _listed(entries) as chosen, progress(tell):
+    known = content_in(backup).uncomputable if may_set_flags(postgres) else ()
+    stored = tuple(one for one in known if any(f" {one.oid} TABLE DATA " in line for line in entries))
+    return [line for line in entries if not any(f" {one.oid} TABLE DATA " in line for one in stored)], stored
+
+
+@action
+def fill_tables(
+    permit: Permit,
+    postgres: Postgres,
+    backup: Backup,
+    scratch: Copy,
+    tables: Sequence[FoundTable],
+    jobs: int,
+    accepted: Collection[str] = (),
+) -> Copy:
+    """Restore the rows of these tables only into the scratch database. `accepted`: generated columns that stay empty
+    unless the backup has their values."""
+    for table in tables:
+        permit.require(REPLACE_ROWS, table.name)
+
+    def restored() -> WorkDone:
+        return fill_progress(postgres, backup, scratch, tables)
+
+    entries, stored = _rows_in(postgres, backup, scratch, tables)
+    fragile = {(schema, table) for schema, table, _ in content_in(backup).volatile_checks}
+    with (
+        _listed(entries) as chosen,
+        unchecked(postgres, scratch.database, fragile),
+        emptied(postgres, scratch.database, accepted),
+        progress(restored),
+    ):
         done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={jobs}")
+        load_rows(postgres, backup.path, scratch.database, stored)
     return Copy(scratch.database, scratch.oid, done.seconds)
 
 
-def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]) -> Done:
-    """By bytes: the tables as they are in the scratch database (without indexes) against what they had on disk when the
-    backup was taken. That is an estimate: the dead rows of then are not restored.
+def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[FoundTable]) -> WorkDone:
+    """The tables' bytes in the scratch database (without indexes) against their size at the backup.
+
+    An estimate: dead rows at the backup are not restored.
 
     Raises:
-        Unreachable, OpsError: that cannot be told now.
+        Unreachable, OpsError: the sizes cannot be read now.
     """
     sums = content_in(backup).tables
     whole = sum(expected_of(table, sums).bytes for table in tables)
@@ -118,7 +172,7 @@ def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Seq
             now = int(execute(connection, _FILLED, [table.oid for table in tables])[0][0])
     except psycopg.Error as error:
         raise Unreachable(f"the sizes of the tables cannot be read: {type(error).__name__}") from None
-    return Done(f"{scratch.database}: {size(now)} of about {size(whole)} restored", now / max(whole, now, 1))
+    return WorkDone(f"{scratch.database}: {size(now)} of about {size(whole)} restored", now / max(whole, now, 1))
 
 
 _FILLED = """
@@ -127,9 +181,11 @@ FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::reg
 """
 
 
-def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:
-    """How the dump's table of contents begins their entries; the owner's name follows. A name that begins alike may let
-    in another table, which does no harm here."""
+def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[FoundTable]) -> tuple[str, ...]:
+    """The starts of their entries in the dump's table of contents, before the owner's name.
+
+    Another table with the same start may be included, which does no harm here.
+    """
     with pinned(postgres, scratch.database) as connection:
         rows = execute(connection, _LEAVES, [table.oid for table in tables])
     return tuple(" ".join(f"{schema} {name} ".splitlines()) for schema, name in rows)
@@ -154,7 +210,7 @@ def _restore(postgres: Postgres, backup: Backup, database: str, *what: str) -> s
 
 @action
 def drop_tables_scratch(postgres: Postgres) -> str:
-    """Remove it."""
+    """Drop the scratch database."""
     name = tables_scratch_name(postgres.database)
     with postgres.connect() as connection:
         drop(postgres, connection, name)
@@ -164,8 +220,7 @@ def drop_tables_scratch(postgres: Postgres) -> str:
 _ENTRY = re.compile(r"(\d+); \d+ \d+ (.+)")
 _NEEDS = re.compile(r";\s+depends on: ([\d ]+)")
 _PLAIN = re.compile(r"(?:([a-z_][a-z0-9_$]*)\.)?([a-z_][a-z0-9_$]*)")
-# What there are thousands of where there are thousands of tables, and what comes after the rows. Everything else
-# (types, functions …) is restored.
+# Kinds of entries that belong to tables, or come after the rows. Everything else (types, functions …) is restored.
 _OF_TABLES = (
     *("TABLE ", "VIEW ", "MATERIALIZED VIEW ", "FOREIGN TABLE ", "SEQUENCE ", "DEFAULT ", "COMMENT ", "ACL "),
     *("SECURITY LABEL ", "STATISTICS ", "RULE ", "CONSTRAINT ", "CHECK CONSTRAINT ", "FK CONSTRAINT ", "INDEX "),
@@ -175,8 +230,8 @@ _ATTACH, _DEFAULT = "TABLE ATTACH ", "DEFAULT "
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the list: its number, what it is (kind, schema, name, owner), and the numbers that it needs."""
+class TocEntry:
+    """One line of the list: its number, `what` (kind, schema, name, owner), and the numbers that it depends on."""
 
     number: int
     what: str
@@ -184,22 +239,24 @@ class Entry:
     needs: frozenset[int]
 
 
-def list_entries(postgres: Postgres, dump: Path) -> list[Entry]:
-    """A dump's table of contents, in its order."""
+def list_entries(postgres: Postgres, dump: Path) -> list[TocEntry]:
+    """A dump's table of contents, in order."""
     listed = shell.run([postgres.program("pg_restore"), "--list", "--verbose", dump]).stdout
-    found = list[Entry]()
+    found = list[TocEntry]()
     for line in listed.splitlines():
         if match := _ENTRY.match(line):
-            found.append(Entry(int(match[1]), match[2], line, frozenset()))
+            found.append(TocEntry(int(match[1]), match[2], line, frozenset()))
         elif found and (match := _NEEDS.match(line)):
             last = found[-1]
-            found[-1] = Entry(last.number, last.what, last.line, frozenset(map(int, match[1].split())))
+            found[-1] = TocEntry(last.number, last.what, last.line, frozenset(map(int, match[1].split())))
     return found
 
 
-def choose_entries(entries: Sequence[Entry], typed: Sequence[str]) -> list[str] | None:
-    """The lines that the named tables need, with their partitions; None where a name is not one plain table's: then
-    only the whole schema tells what is meant."""
+def choose_entries(entries: Sequence[TocEntry], typed: Sequence[str]) -> list[str] | None:
+    """The lines that the named tables need, with their partitions.
+
+    None if a name is not one plain table's: then the whole schema must be restored to resolve it.
+    """
     numbers = {entry.number: entry for entry in entries}
     chosen = set[int]()
     for name in typed:
@@ -213,7 +270,7 @@ def choose_entries(entries: Sequence[Entry], typed: Sequence[str]) -> list[str] 
     return [entry.line for entry in entries if entry.number in chosen]
 
 
-def _tables_of(entries: Sequence[Entry], typed: str) -> list[int]:
+def _tables_of(entries: Sequence[TocEntry], typed: str) -> list[int]:
     if not (match := _PLAIN.fullmatch(typed)):
         return []
     found = []
@@ -228,9 +285,9 @@ def _is_of_tables(what: str) -> bool:
     return what.startswith(_OF_TABLES) and not what.startswith("DEFAULT ACL ")
 
 
-def _needed(entries: Sequence[Entry], numbers: dict[int, Entry], chosen: set[int]) -> set[int]:
-    """What the chosen ones need and is not among them yet: the entries that they depend on; a table's defaults, and
-    its partitions with their attachment."""
+def _needed(entries: Sequence[TocEntry], numbers: dict[int, TocEntry], chosen: set[int]) -> set[int]:
+    """Entries that the chosen ones need and that are not chosen yet: dependencies, defaults, and partitions with their
+    attachment."""
     needed = {number for one in chosen if one in numbers for number in numbers[one].needs}
     tables = {number for number in chosen if number in numbers and _is_of_tables(numbers[number].what)}
     for entry in entries:

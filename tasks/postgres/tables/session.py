@@ -1,4 +1,4 @@
-"""The session in which rows of live tables are replaced, and what its errors mean to whoever launched it."""
+"""The session that replaces rows of live tables, and its errors for operators."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from tasks.postgres.upkeep.session import as_ops_error
 
 @contextmanager
 def writing(postgres: Postgres, stamp: str) -> Iterator[Connection]:
-    """A session under the pinned settings in which neither triggers nor foreign keys act by themselves."""
+    """A session with pinned settings in which triggers and foreign keys do not fire."""
     with postgres.connect(postgres.database) as connection:
         pin(connection)
         execute(connection, "SET default_transaction_read_only = off")
         execute(connection, "SET session_replication_role = replica")
         execute(connection, "SET client_connection_check_interval = '2s'")
-        with explaining(connection, stamp):
+        with translating(connection, stamp):
             yield connection
 
 
 @contextmanager
-def explaining(connection: Connection, stamp: str) -> Iterator[None]:
-    """What went wrong in the block, as an OpsError. `stamp` is in the names of the tables that keep the old rows."""
+def translating(connection: Connection, stamp: str) -> Iterator[None]:
+    """Translate errors in the block to an OpsError. `stamp`: the suffix of the tables with the old rows."""
     try:
         yield
     except psycopg.Error as error:
-        raise _explained(error, stamp if connection.broken else "") from None
+        raise _translated(error, stamp if connection.broken else "") from None
 
 
-def _explained(error: psycopg.Error, stamp: str) -> OpsError:
-    said = described(error)
-    if stamp:  # whether its commit came through is not known
+def _translated(error: psycopg.Error, stamp: str) -> OpsError:
+    text = described(error)
+    if stamp:  # the result of its commit is unknown
         return OpsError(
-            f"the session that replaces the rows was ended: {said}",
-            f"look for tables named …_old_{stamp}: if they are there the rows were replaced, do not restore again; if "
-            "not, nothing was changed, launch this again",
+            f"the session that replaces the rows was lost: {text}",
+            f"check for tables named …_old_{stamp}. If they exist, the rows were replaced: do not restore again. If "
+            "not, nothing was changed: launch this again",
         )
     match error:
         case errors.IntegrityError() | errors.DataError():
             return OpsError(
-                f"the live database refuses rows of the backup: {said}",
-                "what refuses them is newer than the backup: restore-database, or copy by hand; nothing was changed",
+                f"the live database refuses rows of the backup: {text}",
+                "run restore-database, or copy the rows by hand: the rule is newer. Nothing was changed",
             )
         case errors.DiskFull():
-            return OpsError(f"the disk is full: {said}", "free space and launch this again; nothing was changed")
+            hint = "free disk space, then launch this again. Nothing was changed"
+            return OpsError(f"the disk is full: {text}", hint)
     return as_ops_error(error)

@@ -1,6 +1,6 @@
-"""The rows of live tables replaced in one transaction: readers go on with the old ones until its commit, writers wait.
+"""Replace the rows of live tables in one transaction: readers see the old ones until its commit, writers wait.
 
-The old rows are kept in tables beside, labelled; the table itself, with its views, keys and privileges, stays.
+The old rows are kept in separate, labelled tables; the table itself, its views, keys and privileges stay.
 https://www.postgresql.org/docs/current/explicit-locking.html
 """
 
@@ -29,11 +29,11 @@ from tasks.postgres.tables.checks import (
     require_unchanged,
 )
 from tasks.postgres.tables.dangling import Dangling, find_dangling
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 from tasks.postgres.tables.kept import keep_rows
-from tasks.postgres.tables.pairs import Pair
+from tasks.postgres.tables.pairs import TablePair
 from tasks.postgres.tables.scratch import REPLACE_ROWS
-from tasks.postgres.tables.session import explaining, writing
+from tasks.postgres.tables.session import translating, writing
 from tasks.postgres.tables.ties import Ties
 from tasks.postgres.upkeep.session import upkeep_session
 
@@ -41,23 +41,23 @@ LOCK_SECONDS, LOCK_ATTEMPTS = 5, 4
 
 
 @dataclass(frozen=True)
-class Replacement:
-    """A live table, what it shall hold, and the relation in the swapping session that holds it."""
+class TableReplacement:
+    """A live table, its expected new rows, and the relation in the swapping session that has them."""
 
-    pair: Pair
+    pair: TablePair
     expected: TableSum
     schema: str
     relation: str
 
     @property
     def source(self) -> sql.Identifier:
-        """Where the rows come from."""
+        """The relation with the new rows."""
         return sql.Identifier(self.schema, self.relation)
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """One table's rows before and after, where the old ones are kept, and the sequences that were advanced."""
+    """One table's number of rows before and after, and the table that keeps the old ones."""
 
     table: str
     before: int
@@ -67,7 +67,7 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Exchange:
-    """All of them. `writers_seconds`: how long writers to these tables had to wait at most."""
+    """The result for all tables. `writers_seconds`: the longest time that writers had to wait."""
 
     tables: tuple[Replaced, ...]
     writers_seconds: float
@@ -76,8 +76,8 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What was judged, and how the old rows are labelled."""
+class TableOrder:
+    """The judged ties, and the label of the old rows."""
 
     ties: Ties
     stamp: str
@@ -90,23 +90,23 @@ def swap_rows(
     postgres: Postgres,
     guard: Connection,
     scratch: Copy,
-    pairs: Sequence[tuple[Pair, TableSum]],
-    order: Order,
+    pairs: Sequence[tuple[TablePair, TableSum]],
+    order: TableOrder,
 ) -> Exchange:
-    """Bring the scratch database's rows into temporary tables, then put them in the place of the live ones.
+    """Copy the scratch database's rows to temporary tables, then replace the live rows with them.
 
-    Texts are copied: in binary form a regclass, or an array of an enum, carries the other database's OIDs.
+    Copied as text: in binary form a regclass or an array of an enum contains the other database's OIDs.
 
     Raises:
-        VerificationFailed: a table is another than was judged, rows would reference what is not there, or the live
-            rows are not the backup's afterwards. Nothing was changed.
-        OpsError: a lock was not to be had, a rule of the live database refuses a row, or the session was ended.
+        VerificationFailed: a table changed since it was judged, rows would violate a foreign key, or the new rows
+            differ from the backup's. Nothing was changed.
+        OpsError: a lock was not available, the live database refuses a row, or the session was lost.
     """
     _require(permit, [pair for pair, _ in pairs])
     with writing(postgres, order.stamp) as connection:
-        with pinned(postgres, scratch.database) as reading, explaining(connection, order.stamp):
+        with pinned(postgres, scratch.database) as reading, translating(connection, order.stamp):
             replacements = [
-                Replacement(pair, expected, "pg_temp", stage(connection, reading, pair, number))
+                TableReplacement(pair, expected, "pg_temp", stage(connection, reading, pair, number))
                 for number, (pair, expected) in enumerate(pairs)
             ]
         failpoint("tables: staged")
@@ -115,21 +115,27 @@ def swap_rows(
 
 @action
 def swap_kept_rows(
-    permit: Permit, postgres: Postgres, guard: Connection, pairs: Sequence[tuple[Pair, TableSum]], order: Order
+    permit: Permit,
+    postgres: Postgres,
+    guard: Connection,
+    pairs: Sequence[tuple[TablePair, TableSum]],
+    order: TableOrder,
 ) -> Exchange:
-    """The same with rows that were kept in this database: `wanted` of each pair is the kept table."""
+    """Replace the live rows with kept ones: `wanted` of each pair is the kept table."""
     _require(permit, [pair for pair, _ in pairs])
     with writing(postgres, order.stamp) as connection:
-        found = [Replacement(pair, expected, pair.wanted.schema, pair.wanted.relation) for pair, expected in pairs]
+        found = [TableReplacement(pair, expected, pair.wanted.schema, pair.wanted.relation) for pair, expected in pairs]
         return _replace(connection, guard, found, order)
 
 
-def _require(permit: Permit, pairs: Sequence[Pair]) -> None:
+def _require(permit: Permit, pairs: Sequence[TablePair]) -> None:
     for pair in pairs:
         permit.require(REPLACE_ROWS, pair.live.name)
 
 
-def _replace(connection: Connection, guard: Connection, replacements: Sequence[Replacement], order: Order) -> Exchange:
+def _replace(
+    connection: Connection, guard: Connection, replacements: Sequence[TableReplacement], order: TableOrder
+) -> Exchange:
     for attempt in range(LOCK_ATTEMPTS):
         started = time.monotonic()
         try:
@@ -141,18 +147,19 @@ def _replace(connection: Connection, guard: Connection, replacements: Sequence[R
             failpoint("tables: after commit")
             return Exchange(tables, time.monotonic() - started, sequences, dangling)
         except errors.LockNotAvailable:
-            logger().info("somebody writes to these tables (attempt %d of %d)", attempt + 1, LOCK_ATTEMPTS)
+            logger().info("another session writes to these tables (attempt %d of %d)", attempt + 1, LOCK_ATTEMPTS)
+    holders = _holders(guard, connection)
     raise OpsError(
-        f"the tables could not be locked in {LOCK_ATTEMPTS} tries of {LOCK_SECONDS} s: {_holders(guard, connection)}",
-        "wait for that transaction or end it, and launch this again; nothing was changed",
+        f"the tables could not be locked in {LOCK_ATTEMPTS} attempts of {LOCK_SECONDS} s: {holders}",
+        "wait for that transaction or end it, then launch this again. Nothing was changed",
     )
 
 
-def _lock(connection: Connection, replacements: Sequence[Replacement]) -> None:
-    """Writers, and readers that lock rows, wait; plain readers do not. In one order, so that two runs cannot deadlock.
+def _lock(connection: Connection, replacements: Sequence[TableReplacement]) -> None:
+    """Lock the tables: writers and SELECT … FOR UPDATE wait, plain readers do not. One order prevents deadlocks.
 
-    EXCLUSIVE, so that the checks of foreign keys, which lock rows, wait too: else somebody who deletes what a restored
-    row references would not see that row yet. So the tables at the other ends need no lock.
+    EXCLUSIVE, so that foreign key checks, which lock rows, wait too: otherwise a session that deletes a referenced row
+    would not see the restored row yet. So the referenced tables need no lock.
     """
     execute(connection, "SELECT set_config('lock_timeout', %s, true)", f"{LOCK_SECONDS}s")
     for table in sorted((one.pair.live for one in replacements), key=lambda table: table.oid):
@@ -160,11 +167,11 @@ def _lock(connection: Connection, replacements: Sequence[Replacement]) -> None:
             name = sql.Identifier(table.schema, table.relation)
             connection.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(name))
         except errors.UndefinedTable:
-            raise VerificationFailed(f"{table.name} is gone since it was judged", "launch this again") from None
+            raise VerificationFailed(f"{table.name} was dropped since it was judged", "launch this again") from None
 
 
 def _holders(guard: Connection, connection: Connection) -> str:
-    """Who writes or locks rows in this database; a transaction that sleeps may be the one."""
+    """The sessions that write or lock rows in this database, also idle ones in a transaction."""
     rows = execute(guard, _WRITERS, connection.info.dbname, connection.info.backend_pid)
     return ", ".join(f"process {pid} ({user}, {state}, since {since:%H:%M:%S})" for pid, user, state, since in rows)
 
@@ -177,7 +184,7 @@ WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'
 
 
 def _in_transaction(
-    connection: Connection, replacements: Sequence[Replacement], order: Order
+    connection: Connection, replacements: Sequence[TableReplacement], order: TableOrder
 ) -> tuple[tuple[Replaced, ...], tuple[str, ...], tuple[Dangling, ...]]:
     require_unchanged(connection, [one.pair.live for one in replacements], order.ties)
     live, published = [one.pair.live for one in replacements], order.ties.publishes_new_tables
@@ -187,22 +194,16 @@ def _in_transaction(
     for one, old in zip(replacements, kept, strict=True):
         deleted = connection.execute(sql.SQL("DELETE FROM {}").format(one.pair.live.rows_of)).rowcount
         if deleted != old.rows:
-            raise VerificationFailed(f"{one.pair.live.name}: {deleted} rows deleted, {old.rows} kept", _LOOK)
+            raise VerificationFailed(f"{one.pair.live.name}: {deleted} rows deleted, {old.rows} kept", _HINT)
     failpoint("tables: deleted")
     for one in replacements:
-        connection.execute(
-            _INSERT.format(
-                table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
-                columns=one.pair.live.written,
-                source=one.source,
-            )
-        )
+        _insert(connection, one)
     failpoint("tables: inserted")
     dangling = tuple(find_dangling(connection, order.ties.keys))
     require_references(dangling)
     require_deferrable(connection, [one.pair.live for one in replacements])
     require_equal(connection, [(one.pair.live, one.expected) for one in replacements])
-    # The last step: no rollback takes it back.
+    # The last step: a rollback does not undo it.
     advanced = tuple(name for one in order.ties.sequences if (name := advance(connection, one)))
     replaced = (
         Replaced(one.pair.live.name, old.rows, one.expected.rows, old.name)
@@ -211,14 +212,27 @@ def _in_transaction(
     return tuple(replaced), advanced, dangling
 
 
-_LOOK = "nothing was changed; look for what writes to it beside (pg_stat_activity), and launch this again"
+def _insert(connection: Connection, one: TableReplacement) -> None:
+    """A generated column that a person accepted may need the database's own `search_path` to be computed."""
+    insert = _INSERT.format(
+        table=sql.Identifier(one.pair.live.schema, one.pair.live.relation),
+        columns=one.pair.live.written,
+        source=one.source,
+    )
+    if one.pair.live.uncompared:
+        connection.execute("SET LOCAL search_path TO DEFAULT")
+    connection.execute(insert)
+    if one.pair.live.uncompared:
+        connection.execute("SET LOCAL search_path TO ''")
+
+
+_HINT = "find the other writer in pg_stat_activity, then run this again. Nothing was changed"
 _INSERT = sql.SQL("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {source}")
 
 
 @action(idempotent=True)
-def tidy_tables(postgres: Postgres, tables: Sequence[Table]) -> tuple[str, ...]:
-    """VACUUM and ANALYZE: the replaced rows are dead, and the planner knows other ones. Returns what could not be done,
-    as sentences."""
+def tidy_tables(postgres: Postgres, tables: Sequence[FoundTable]) -> tuple[str, ...]:
+    """VACUUM and ANALYZE the tables, whose old rows are dead and whose statistics are old; returns the failures."""
     failed = []
     for table in tables:
         try:
@@ -233,23 +247,23 @@ def tidy_tables(postgres: Postgres, tables: Sequence[Table]) -> tuple[str, ...]:
 BLOCK_BYTES = 1 << 18
 
 
-def stage(connection: Connection, reading: Connection, pair: Pair, number: int) -> str:
-    """The rows in a temporary table: it is gone with the session, is no part of a publication, and writes no WAL."""
+def stage(connection: Connection, reading: Connection, pair: TablePair, number: int) -> str:
+    """Copy the rows to a temporary table: it ends with the session, is never published, and writes no WAL."""
     name = f"restoring_{number}"
     staged, like = sql.Identifier("pg_temp", name), sql.Identifier(pair.live.schema, pair.live.relation)
     encoding = execute(reading, "SHOW client_encoding")[0][0]
     execute(connection, "SELECT set_config('client_encoding', %s, false)", encoding)
     connection.execute(sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {})").format(sql.Identifier(name), like))
     for column in pair.live.columns:
-        if column.generated:  # it would be NULL here
+        if column.generated:  # would be NULL here
             drop = sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(staged, sql.Identifier(column.name))
             connection.execute(drop)
     _copy_rows(reading, connection, pair.wanted, staged)
     return name
 
 
-def _copy_rows(reading: Connection, writing: Connection, table: Table, into: sql.Identifier) -> None:
-    """COPY from one session to the other, in blocks: a call for each row would be the most of it."""
+def _copy_rows(reading: Connection, writing: Connection, table: FoundTable, into: sql.Identifier) -> None:
+    """COPY from one session to the other in blocks: a call for each row would take most of the time."""
     out = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(table.written, table.rows_of)
     to = sql.SQL("COPY {} ({}) FROM STDIN").format(into, table.written)
     with reading.cursor() as source, writing.cursor() as target, source.copy(out) as rows, target.copy(to) as copy:

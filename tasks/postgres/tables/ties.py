@@ -1,4 +1,4 @@
-"""What is tied to a table and does not follow its rows by itself: keys, triggers, rules, publications, views."""
+"""Objects that depend on a table's rows: keys, triggers, rules, publications, views."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.postgres.content.pinned_session import pinned
-from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.find import FoundTable
 
 
 @dataclass(frozen=True)
-class ForeignKey:
-    """A foreign key that touches a chosen table. `columns`: (referencing, referenced, operator's schema, operator,
-    collation's schema, collation) of each; `outside`: the table at its other end, where that was not chosen."""
+class TiedForeignKey:
+    """A foreign key of a chosen table, in either direction. `columns`: (referencing, referenced, operator's schema,
+    operator, collation's schema, collation); `outside`: the table at its other end, if that was not chosen."""
 
     name: str
     child: tuple[str, str, bool]
@@ -28,7 +28,7 @@ class ForeignKey:
 
 @dataclass(frozen=True)
 class Sequenced:
-    """A sequence that feeds a column."""
+    """A sequence of a column."""
 
     schema: str
     name: str
@@ -39,10 +39,10 @@ class Sequenced:
 
 @dataclass(frozen=True)
 class Ties:
-    """All of them. What would go wrong silently is in `refusals`, as sentences."""
+    """All ties of the chosen tables. `refusals`: reasons to refuse the restore, as sentences."""
 
     refusals: tuple[str, ...]
-    keys: tuple[ForeignKey, ...]
+    keys: tuple[TiedForeignKey, ...]
     sequences: tuple[Sequenced, ...]
     deferrable: tuple[tuple[str, str], ...]
     triggers: tuple[str, ...]
@@ -53,24 +53,24 @@ class Ties:
 
     @property
     def pinned(self) -> tuple[object, ...]:
-        """What must be the same when the rows are replaced."""
+        """The ties that must be unchanged when the rows are replaced."""
         return (self.refusals, self.keys, self.sequences, self.deferrable)
 
 
 @probe
-def read_ties(postgres: Postgres, tables: Sequence[Table]) -> Ties:
-    """Of tables of the live database."""
+def read_ties(postgres: Postgres, tables: Sequence[FoundTable]) -> Ties:
+    """The ties of tables of the live database."""
     with pinned(postgres, postgres.database) as connection:
         return ties_of(connection, tables)
 
 
-def ties_of(connection: Connection, tables: Sequence[Table]) -> Ties:
-    """The same in a session with an empty search path."""
+def ties_of(connection: Connection, tables: Sequence[FoundTable]) -> Ties:
+    """`read_ties` in a session with an empty search path."""
     members = [int(row[0]) for row in execute(connection, _MEMBERS, [table.oid for table in tables])]
     refusals = [str(row[0]) for row in execute(connection, _REFUSALS, members)]
     chosen = set(members)
     keys = tuple(_key(row, chosen) for row in execute(connection, _KEYS, members, members))
-    refusals += [f"{key.name} is a temporal foreign key, which this cannot check" for key in keys if key.temporal]
+    refusals += [f"{key.name} is a temporal foreign key, which cannot be checked here" for key in keys if key.temporal]
     sequences = tuple(
         Sequenced(str(schema), str(name), str(column), (str(of_schema), str(of)), bool(ascending))
         for schema, name, column, of_schema, of, ascending in execute(connection, _SEQUENCES, members)
@@ -96,16 +96,16 @@ _MEMBERS = """
 SELECT DISTINCT coalesce(t.relid::oid, chosen)::bigint
 FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::regclass) t ON true ORDER BY 1
 """
-# In a session whose replication role is “replica” ordinary triggers, those of foreign keys too, do not fire; these do.
+# With session_replication_role = replica ordinary triggers and those of foreign keys do not fire; these do.
 _REFUSALS = """
 WITH chosen AS (SELECT unnest(%s::oid[]) AS oid)
-SELECT format('trigger %%I of %%s fires always: ALTER TABLE … ENABLE TRIGGER it meanwhile', tgname, tgrelid::regclass)
+SELECT format('trigger %%I of %%s always fires: ENABLE TRIGGER it for the restore', tgname, tgrelid::regclass)
 FROM pg_trigger JOIN chosen ON chosen.oid = tgrelid WHERE tgenabled IN ('A', 'R')
 UNION ALL
-SELECT format('rule %%I of %%s changes what is written: DISABLE RULE or drop it first', rulename, ev_class::regclass)
+SELECT format('rule %%I of %%s changes writes: DISABLE RULE or drop it first', rulename, ev_class::regclass)
 FROM pg_rewrite JOIN chosen ON chosen.oid = ev_class WHERE ev_type <> '1' AND ev_enabled <> 'D'
 UNION ALL
-SELECT format('%%s inherits from %%s: restore both into another database and copy by hand',
+SELECT format('%%s inherits from %%s: restore both to another database and copy the rows by hand',
               inhrelid::regclass,
               inhparent::regclass)
 FROM pg_inherits JOIN pg_class p ON p.oid = inhparent AND p.relkind = 'r'
@@ -114,7 +114,7 @@ UNION ALL
 SELECT format('partition %%s is a foreign table: its rows are on another server', c.oid::regclass)
 FROM pg_class c JOIN chosen ON chosen.oid = c.oid WHERE c.relkind = 'f'
 UNION ALL
-SELECT format('%%s is published with its deletions and does not have a replica identity: '
+SELECT format('%%s is published with its deletions but has no replica identity: '
               'ALTER TABLE … REPLICA IDENTITY FULL', c.oid::regclass)
 FROM pg_class c JOIN chosen ON chosen.oid = c.oid
 WHERE c.relkind = 'r' AND c.relreplident <> 'f' AND NOT EXISTS (
@@ -127,7 +127,7 @@ WHERE c.relkind = 'r' AND c.relreplident <> 'f' AND NOT EXISTS (
     WHERE named.oid = c.oid OR named.oid IN (SELECT relid FROM pg_partition_ancestors(c.oid)))
 ORDER BY 1
 """
-# Copies of a key on partitions have a parent; a key that is not enforced (18) promises nothing.
+# Copies of a key on partitions have a parent; a key that is not enforced (18) guarantees nothing.
 _KEYS = """
 SELECT format('%%I on %%s', con.conname, con.conrelid::regclass),
        cn.nspname, c.relname, c.relkind = 'p', pn.nspname, p.relname, p.relkind = 'p',
@@ -192,10 +192,10 @@ SELECT EXISTS (SELECT FROM pg_publication WHERE puballtables)
 """
 
 
-def _key(row: tuple[object, ...], chosen: set[int]) -> ForeignKey:
+def _key(row: tuple[object, ...], chosen: set[int]) -> TiedForeignKey:
     name, cs, c, cp, ps, p, pp, columns, full, validated, temporal, child, parent, child_name, parent_name = row
     outside = next((str(other) for oid, other in ((child, child_name), (parent, parent_name)) if oid not in chosen), "")
-    return ForeignKey(
+    return TiedForeignKey(
         str(name),
         (str(cs), str(c), bool(cp)),
         (str(ps), str(p), bool(pp)),

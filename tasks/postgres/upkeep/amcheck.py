@@ -1,9 +1,7 @@
-"""amcheck: every heap page, B-tree and (from amcheck 1.5 of version 18 on) GIN index of a database read and compared
-with what it must be.
+"""amcheck: check every heap page, B-tree and GIN index (amcheck 1.5 of version 18 or later) of a database.
 
-The functions that are used work on a standby too: bt_index_check, gin_index_check and verify_heapam lock like a SELECT.
-(Its bt_index_parent_check does not, and locks writers out on a primary: what stands between two levels of an index is
-not looked at.)
+The functions used here work on a standby too: bt_index_check, gin_index_check and verify_heapam lock like a SELECT.
+bt_index_parent_check is not used: it blocks writers on a primary. So links between index levels are not checked.
 
 https://www.postgresql.org/docs/current/amcheck.html
 """
@@ -23,27 +21,27 @@ from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.wait import until
 from tasks.postgres.upkeep.visibility import lost_end
 
 LOCK_WAIT_MS = 5000
 MOST_MESSAGES = 5
-# data_corrupted, index_corrupted, internal_error; class 58: a file cannot be read or is not there.
+# data_corrupted, index_corrupted, internal_error; class 58: a file is missing or unreadable.
 DAMAGE = ("XX000", "XX001", "XX002", "58030", "58P01", "58000")
 
 CATALOGUE_HINT = (
     "keep a copy of the server's files, check disk and memory of its host, then restore-database (or promote a standby "
-    "that is sound); where only a system index is hit: REINDEX SYSTEM, by hand, in a window"
+    "that is intact). If only a system index is damaged, run REINDEX SYSTEM by hand in a maintenance window"
 )
 
-Outcome = Literal["sound", "damaged", "not reached", "not checked"]
+Outcome = Literal["intact", "damaged", "not reached", "not checked"]
 
 
 @dataclass(frozen=True)
-class Relation:
-    """A heap or an index of an access `method`; `table` is whose it is. `why_not` tells why amcheck cannot check it, ""
-    where it can. `is_unindexed`: a heap to whose rows no B-tree index leads."""
+class AmcheckRelation:
+    """A heap, or an index of an access `method`; `table`: its table. `why_not`: why amcheck cannot check it, empty if
+    it can. `is_unindexed`: a heap without a B-tree index."""
 
     oid: int
     name: str
@@ -56,33 +54,34 @@ class Relation:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What came of one of them."""
+class CheckedRelation:
+    """The result for one relation."""
 
-    relation: Relation
+    relation: AmcheckRelation
     outcome: Outcome
     seconds: float
     message: str = ""
 
 
 @probe
-def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> tuple[Relation, ...]:
-    """Heaps (TOAST too) and indexes of the named tables (`table` or `schema.table`, with their partitions) or of all,
-    the catalogue first, then the small before the large.
+def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> tuple[AmcheckRelation, ...]:
+    """Heaps (with TOAST) and indexes of the named tables (`table` or `schema.table`, with their partitions) or of all
+    tables: system catalogs first, then by size.
 
     Raises:
         Unreachable: the server is down.
-        OpsError: there is no such database or table, or the catalogue itself is damaged.
+        OpsError: there is no such database or table, or the system catalogs are damaged.
     """
     with postgres.connect(database) as connection, _catalogue(database):
         found = execute(connection, _NAMED, list(tables))
         missing = set(tables) - {str(name) for row in found for name in (row[1], f"{row[2]}.{row[1]}")}
         if missing:
             names = ", ".join(sorted(missing))
-            raise OpsError(f"there is no table {names} in {database}", "write table or schema.table, as they are")
+            raise OpsError(f"there is no table {names} in {database}", "enter table or schema.table, in exact case")
         rows = execute(connection, _RELATIONS, not tables, [row[0] for row in found])
     return tuple(
-        Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6]), bool(r[7])) for r in rows
+        AmcheckRelation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6]), bool(r[7]))
+        for r in rows
     )
 
 
@@ -94,7 +93,7 @@ def _catalogue(database: str) -> Iterator[None]:
         if error.sqlstate not in DAMAGE:
             raise
         raise OpsError(
-            f"the catalogue of {database} is damaged, so that what is in it cannot even be listed: {first_line(error)}",
+            f"the system catalogs of {database} are damaged, its tables cannot be listed: {first_line(error)}",
             CATALOGUE_HINT,
         ) from None
 
@@ -143,29 +142,35 @@ ORDER BY every.owner >= 16384, c.relpages, c.oid
 
 @probe
 def check_relations(
-    postgres: Postgres, database: str, schema: str, relations: Sequence[Relation], heapallindexed: bool, seconds: float
-) -> tuple[Checked, ...]:
-    """One after the other, each in a transaction of its own (its snapshot holds xmin back for as long as one takes),
-    until `seconds` are used up.
+    postgres: Postgres,
+    database: str,
+    schema: str,
+    relations: Sequence[AmcheckRelation],
+    heapallindexed: bool,
+    seconds: float,
+) -> tuple[CheckedRelation, ...]:
+    """Check one relation after the other, each in its own transaction, until `seconds` are used up.
+
+    The snapshot of each transaction holds xmin back while it runs.
 
     Raises:
         Unreachable: the server is down.
     """
-    checked: list[Checked] = []
+    checked: list[CheckedRelation] = []
     end = time.monotonic() + seconds
 
-    def tell() -> Done:
-        return Done(f"{len(checked)} of {len(relations)} checked", len(checked) / max(len(relations), 1))
+    def done() -> WorkDone:
+        return WorkDone(f"{len(checked)} of {len(relations)} checked", len(checked) / max(len(relations), 1))
 
-    with _session(postgres, database) as connection, progress(tell):
+    with _session(postgres, database) as connection, progress(done):
         for relation in relations:
             left = end - time.monotonic()
             if relation.why_not:
-                checked.append(Checked(relation, "not checked", 0, relation.why_not))
+                checked.append(CheckedRelation(relation, "not checked", 0, relation.why_not))
             elif connection.broken:
-                checked.append(Checked(relation, "not checked", 0, "the server had ended the session"))
+                checked.append(CheckedRelation(relation, "not checked", 0, "the server had ended the session"))
             elif left <= 0:
-                checked.append(Checked(relation, "not reached", 0, "the time was used up"))
+                checked.append(CheckedRelation(relation, "not reached", 0, "the time budget was used up"))
             else:
                 checked.append(_check(connection, schema, relation, heapallindexed, left))
     return tuple(checked)
@@ -173,7 +178,7 @@ def check_relations(
 
 @contextmanager
 def _session(postgres: Postgres, database: str) -> Iterator[Connection]:
-    """Read-only, waits for no lock for long, and sees damage even where the server is told to hide it."""
+    """A read-only session with a short lock timeout, which detects damage even if the server's settings hide it."""
     with postgres.connect(database) as connection:
         execute(connection, "SET default_transaction_read_only = on")
         execute(connection, "SELECT set_config('lock_timeout', %s, false)", str(LOCK_WAIT_MS))
@@ -188,19 +193,21 @@ WHERE name IN ('zero_damaged_pages', 'ignore_checksum_failure') AND setting = 'o
 """
 
 
-def _check(connection: Connection, schema: str, relation: Relation, heapallindexed: bool, left: float) -> Checked:
+def _check(
+    connection: Connection, schema: str, relation: AmcheckRelation, heapallindexed: bool, left: float
+) -> CheckedRelation:
     started = time.monotonic()
-    outcome: Outcome = "sound"
+    outcome: Outcome = "intact"
     try:
         execute(connection, "SELECT set_config('statement_timeout', %s, false)", str(max(1, int(left * 1000))))
-        message = _ask(connection, schema, relation, heapallindexed)
-        outcome = "damaged" if message else "sound"
+        message = _run_amcheck(connection, schema, relation, heapallindexed)
+        outcome = "damaged" if message else "intact"
     except psycopg.Error as error:
-        outcome, message = _meaning(connection, relation, error)
-    return Checked(relation, outcome, time.monotonic() - started, " ".join(message.split()))
+        outcome, message = _classify(connection, relation, error)
+    return CheckedRelation(relation, outcome, time.monotonic() - started, " ".join(message.split()))
 
 
-def _ask(connection: Connection, schema: str, relation: Relation, heapallindexed: bool) -> str:
+def _run_amcheck(connection: Connection, schema: str, relation: AmcheckRelation, heapallindexed: bool) -> str:
     if relation.method == "gin":
         statement = sql.SQL("SELECT {}.gin_index_check(%s::oid::regclass)").format(sql.Identifier(schema))
         execute(connection, statement, relation.oid)
@@ -214,21 +221,22 @@ def _ask(connection: Connection, schema: str, relation: Relation, heapallindexed
         "LIMIT %s"
     ).format(sql.Identifier(schema))
     rows = execute(connection, statement, relation.oid, MOST_MESSAGES)
-    told = "; ".join(f"block {row[0]}" + (f" row {row[1]}" if row[1] else "") + f": {row[2]}" for row in rows)
+    found = "; ".join(f"block {row[0]}" + (f" row {row[1]}" if row[1] else "") + f": {row[2]}" for row in rows)
     if not rows:
         if lost := lost_end(connection, relation.oid):
             return lost
         _read_rows_of_index(connection, relation, heapallindexed)
-    return f"{rows[0][3]} errors: {told}" if rows else ""
+    return f"{rows[0][3]} errors: {found}" if rows else ""
 
 
-def _read_rows_of_index(connection: Connection, relation: Relation, always: bool) -> None:
-    """Read the rows to which an index leads, where the file has fewer pages than the catalogue counts (that may be an
-    old count, of a restore for example), or `always`: verify_heapam reads what is there, and does not notice that the
-    end of a file was cut off.
+def _read_rows_of_index(connection: Connection, relation: AmcheckRelation, always: bool) -> None:
+    """Read the rows of an index if the file has fewer pages than pg_class counts, or `always`.
+
+    verify_heapam reads the existing pages and does not detect a truncated file. pg_class's count can be old, for
+    example after a restore.
 
     Raises:
-        psycopg.Error: a row's page is not there.
+        psycopg.Error: a row's page is missing.
     """
     rows = execute(connection, _SHORT, relation.oid, always, relation.oid)
     if not rows:
@@ -257,21 +265,21 @@ WHERE c.oid = %s AND c.relkind IN ('r', 'm')
 """
 
 
-def _meaning(connection: Connection, relation: Relation, error: psycopg.Error) -> tuple[Outcome, str]:
-    told = (error.diag.message_primary or first_line(error), error.diag.message_detail)
-    text = "; ".join(part.strip() for part in told if part)
-    if isinstance(error, psycopg.errors.SerializationFailure):  # the primary removed rows that were being read here
+def _classify(connection: Connection, relation: AmcheckRelation, error: psycopg.Error) -> tuple[Outcome, str]:
+    parts = (error.diag.message_primary or first_line(error), error.diag.message_detail)
+    text = "; ".join(part.strip() for part in parts if part)
+    if isinstance(error, psycopg.errors.SerializationFailure):  # the primary removed rows that this check read
         return "not checked", f"{text}: set hot_standby_feedback = on there, or raise max_standby_streaming_delay"
     if connection.broken:
-        return "not checked", f"the server ended the session while it read this ({text}): see its log for a crash"
+        return "not checked", f"the server ended the session during this check ({text}): check its log for a crash"
     if isinstance(error, psycopg.errors.QueryCanceled):
-        return "not reached", f"cut off: {text}"
+        return "not reached", f"cancelled: {text}"
     if error.sqlstate in DAMAGE:
         try:
-            there = execute(connection, "SELECT 1 FROM pg_class WHERE oid = %s", relation.oid)
+            exists = execute(connection, "SELECT 1 FROM pg_class WHERE oid = %s", relation.oid)
         except psycopg.Error as error:
-            return "damaged", f"{text}; and in the catalogue: {first_line(error)}"
-        return ("damaged", text) if there else ("not checked", "it was dropped meanwhile")
+            return "damaged", f"{text}; and in the system catalogs: {first_line(error)}"
+        return ("damaged", text) if exists else ("not checked", "it was dropped meanwhile")
     return "not checked", text
 
 
@@ -282,9 +290,9 @@ REPLAY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Extension:
-    """Where amcheck is in a database: `schema` is "" where it is not installed.
+    """amcheck in a database. `schema`: empty if it is not installed.
 
-    `replayed` is the time of the last commit that a standby has replayed, "" where it is none or has replayed none.
+    `replayed`: time of the last commit that a standby has replayed; empty on a primary, or if there is none.
     """
 
     schema: str
@@ -296,7 +304,7 @@ class Extension:
 
 @probe
 def find_amcheck(postgres: Postgres, database: str) -> Extension:
-    """Whether it is installed, or could be.
+    """Whether it is installed or available.
 
     Raises:
         Unreachable: the server is down.
@@ -306,12 +314,12 @@ def find_amcheck(postgres: Postgres, database: str) -> Extension:
 
 
 def wait_for_amcheck(standby: Postgres, database: str) -> Extension:
-    """Until a standby has replayed its installation on the primary.
+    """Wait until a standby has replayed the installation on the primary.
 
     Raises:
         Unreachable: it has not within half a minute.
     """
-    hint = "look with check-replication how far the standby is behind, then launch this again"
+    hint = "check the standby's lag with check-replication, then launch this again"
     what = f"the replay of CREATE EXTENSION amcheck on {standby.host}:{standby.port}"
 
     def installed() -> Extension | None:
@@ -339,7 +347,7 @@ SELECT (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.ex
 
 @action(idempotent=True)
 def install_amcheck(permit: Permit, postgres: Postgres, database: str) -> None:
-    """CREATE EXTENSION, where it is missing."""
+    """CREATE EXTENSION, if it is missing."""
     permit.require(INSTALL, f"{EXTENSION} in {database}")
     with postgres.connect(database) as connection:
         execute(connection, "CREATE EXTENSION IF NOT EXISTS amcheck")

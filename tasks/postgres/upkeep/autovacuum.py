@@ -1,4 +1,4 @@
-"""Autovacuum: the tables that it does not keep up with, and how far wraparound is (§1.3)."""
+"""Autovacuum: the tables where it falls behind, and the distance to wraparound (§1.3)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tasks.postgres.upkeep.session import upkeep_session
 
 
 @dataclass(frozen=True)
-class Activity:
-    """What autovacuum does for one table. Rows are PostgreSQL's estimates; a trigger is the number that calls it.
+class TableActivity:
+    """Autovacuum's work for one table. Rows are PostgreSQL's estimates; a trigger is the number of rows that starts it.
 
     `last_times`: of vacuum, autovacuum, analyze, autoanalyze.
     """
@@ -38,18 +38,18 @@ class Activity:
 
     @property
     def is_unknown(self) -> bool:
-        """Its counters were reset, or lost in a crash: far fewer rows are counted than were found before."""
+        """Whether its counters were reset or lost in a crash: they count far fewer rows than pg_class."""
         return self.rows >= FEWEST_DEAD and self.live + self.dead < self.rows / 2
 
     @property
     def is_behind(self) -> bool:
-        """Dead rows are far over what calls autovacuum; or over it, and the table's own setting keeps it away."""
+        """Whether dead rows are far above the trigger, or above it with autovacuum disabled for the table."""
         factor = BEHIND if self.enabled else 1.0
         return self.dead >= FEWEST_DEAD and self.dead > factor * self.vacuum_trigger
 
     @property
     def is_stale(self) -> bool:
-        """Changed rows are far over what calls an analyze: the planner works with old statistics."""
+        """Whether changed rows are far above the analyze trigger: the planner uses old statistics."""
         return self.changed >= FEWEST_DEAD and self.changed > BEHIND * self.analyze_trigger
 
     @property
@@ -59,20 +59,20 @@ class Activity:
         factor = next(factor for rows, factor in SCALE_BY_ROWS if max(self.rows, self.live) >= rows)
         if self.scale_factor > factor:
             statements.append(f"ALTER TABLE {self.name} SET (autovacuum_vacuum_scale_factor = {factor});")
-        elif self.enabled:  # it is called often enough, and is too slow
+        elif self.enabled:  # it starts often enough, but is too slow
             statements.append(f"ALTER TABLE {self.name} SET (autovacuum_vacuum_cost_limit = {FASTER_COST_LIMIT});")
         return " ".join(statements)
 
 
 BEHIND = 2.0
-FEWEST_DEAD = 1000  # below that nobody waits for a vacuum, whatever the ratio
+FEWEST_DEAD = 1000  # fewer dead rows do not matter, at any ratio
 FASTER_COST_LIMIT = 2000  # ten times the default of vacuum_cost_limit
 SCALE_BY_ROWS = ((10_000_000, 0.01), (1_000_000, 0.02), (0, 0.05))
 
 
 @dataclass(frozen=True)
-class Age:
-    """How far the oldest row of a database is from wraparound, in transactions (or multixacts)."""
+class TableAge:
+    """The age of a database's oldest row, in transactions (or multixacts)."""
 
     what: str
     xids: int
@@ -81,20 +81,20 @@ class Age:
 
 @dataclass(frozen=True)
 class Autovacuum:
-    """Tables and ages. `counted` is false where track_counts is off: then no number of rows is known."""
+    """Tables and ages. `counted`: false if track_counts is off, and no number of rows is known."""
 
-    tables: tuple[Activity, ...]
-    ages: tuple[Age, ...]
+    tables: tuple[TableActivity, ...]
+    ages: tuple[TableAge, ...]
     counted: bool
     stats_reset: str
 
 
 @probe
 def read_autovacuum(postgres: Postgres) -> Autovacuum:
-    """Both, tables with the most dead rows over their trigger first."""
+    """Tables, the largest ratio of dead rows to the trigger first, and ages."""
     with upkeep_session(postgres) as connection:
         tables = [
-            Activity(
+            TableActivity(
                 name,
                 int(rows),
                 int(live),
@@ -117,7 +117,7 @@ def read_autovacuum(postgres: Postgres) -> Autovacuum:
         counted, reset = execute(connection, _COUNTED)[0]
         return Autovacuum(
             tuple(sorted(tables, key=lambda t: -t.dead / max(t.vacuum_trigger, 1))),
-            tuple(Age(str(what), int(xids), int(most)) for what, xids, most in execute(connection, _AGES)),
+            tuple(TableAge(str(what), int(xids), int(most)) for what, xids, most in execute(connection, _AGES)),
             counted == "on",
             str(reset),
         )
@@ -134,8 +134,8 @@ UNION ALL
 SELECT 'multixacts', mxid_age(datminmxid), current_setting('autovacuum_multixact_freeze_max_age')::bigint
 FROM pg_database WHERE datname = current_database()
 """
-# What calls autovacuum: threshold + scale factor × rows, each table's own setting before the server's; from 18 on with
-# a ceiling (whose setting older servers do not know).
+# The trigger: threshold + scale factor × rows, the table's own setting before the server's; since 18 with a ceiling,
+# which older servers do not have.
 _TABLES = """
 SELECT format('%I.%I', s.schemaname, s.relname), c.reltuples, s.n_live_tup, s.n_dead_tup, s.n_mod_since_analyze,
        CASE WHEN v.ceiling >= 0 THEN least(v.threshold + v.factor * v.rows, v.ceiling)

@@ -1,6 +1,6 @@
-"""Whether the pages of a database are what PostgreSQL wrote: checksums, collation versions.
+"""Checksum failures and collation versions.
 
-Only reads. https://www.postgresql.org/docs/current/checksums.html, …/collation.html#COLLATION-MANAGING
+Reads only. https://www.postgresql.org/docs/current/checksums.html, …/collation.html#COLLATION-MANAGING
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from runbook.kinds import probe
 
 @dataclass(frozen=True)
 class ChecksumFailures:
-    """Failed checksums of one database since its statistics were reset ("" is what all databases share)."""
+    """Failed checksums of one database since its statistics were reset (empty name: the shared catalogs)."""
 
     database: str
     count: int
@@ -22,7 +22,7 @@ class ChecksumFailures:
 
 @dataclass(frozen=True)
 class Checksums:
-    """Whether pages carry checksums, whether a setting hides damage, and what has failed."""
+    """Whether pages have checksums, the settings that hide damage, and the failures."""
 
     on: bool
     hiding: tuple[str, ...]
@@ -31,7 +31,7 @@ class Checksums:
 
 @dataclass(frozen=True)
 class Collation:
-    """A collation that was recorded with another version than its provider has now: the order may have changed."""
+    """A collation whose recorded version differs from its provider's: the sort order may have changed."""
 
     name: str
     recorded: str
@@ -41,8 +41,8 @@ class Collation:
 
 @dataclass(frozen=True)
 class Collations:
-    """`compared` have versions on both sides; `unversioned` have none (C, or a provider that tells none). Of those that
-    are `unrecorded` the provider tells one, and nobody wrote down under which the indexes were built."""
+    """Counts: `compared` have a recorded and a provider's version, `unversioned` have neither (C). `unrecorded`: only
+    the provider has one, so the version at the index builds is unknown."""
 
     compared: int
     unversioned: int
@@ -52,7 +52,7 @@ class Collations:
 
 @probe
 def read_checksums(postgres: Postgres) -> Checksums:
-    """Of the whole server.
+    """The checksums of the whole server.
 
     Raises:
         Unreachable: it is down.
@@ -68,7 +68,7 @@ def read_checksums(postgres: Postgres) -> Checksums:
     )
 
 
-# A page that was zeroed or whose checksum was ignored is read as if it were sound.
+# With these, queries read a zeroed page, or one with a wrong checksum, as if it were intact.
 _HIDING = """
 SELECT name FROM pg_settings WHERE name IN ('zero_damaged_pages', 'ignore_checksum_failure') AND setting = 'on'
 """
@@ -80,7 +80,7 @@ FROM pg_stat_database WHERE checksum_failures > 0 ORDER BY 1
 
 @probe
 def read_collations(postgres: Postgres, database: str) -> Collations:
-    """Versions recorded for the database and its collations against the provider's present ones.
+    """The recorded versions of the database and its collations, and the provider's current ones.
 
     Raises:
         Unreachable: it is down.
@@ -105,8 +105,8 @@ def read_collations(postgres: Postgres, database: str) -> Collations:
         )
 
 
-# 100 is the database's own collation (DEFAULT_COLLATION_OID). Of the others only those that something depends on, or
-# that were made here: initdb imports hundreds that nobody uses.
+# 100 is the database's own collation (DEFAULT_COLLATION_OID). The others only if a column uses them or a user created
+# them: initdb imports hundreds of unused ones.
 _COLLATIONS = """
 SELECT 'database ' || datname, datcollversion, pg_database_collation_actual_version(oid), 100::oid
 FROM pg_database WHERE datname = current_database()

@@ -1,4 +1,4 @@
-"""Foreign keys without an index on their own side."""
+"""Foreign keys without an index on the referencing columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.postgres.upkeep.session import upkeep_session
 
 @dataclass(frozen=True)
 class ForeignKey:
-    """A foreign key whose columns no index begins with: a deletion above reads the whole table each time."""
+    """A foreign key without an index: each deletion in the referenced table reads this whole table."""
 
     table: str
     constraint: str
@@ -23,7 +23,7 @@ class ForeignKey:
 
 @probe
 def find_missing(postgres: Postgres) -> tuple[ForeignKey, ...]:
-    """Foreign keys without an index, biggest table first."""
+    """Foreign keys without an index, largest table first."""
     with upkeep_session(postgres) as connection:
         return tuple(
             ForeignKey(table, constraint, referenced, int(rows), int(size), create)
@@ -31,7 +31,7 @@ def find_missing(postgres: Postgres) -> tuple[ForeignKey, ...]:
         )
 
 
-# An index helps where its first columns are the key's, in whatever order. One of a partitioned table cannot be made
+# An index helps if its first columns are the key's, in any order. On a partitioned table it cannot be created
 # concurrently.
 _MISSING = """
 SELECT format('%I.%I', n.nspname, t.relname), c.conname, c.confrelid::regclass::text, greatest(t.reltuples, 0),

@@ -1,4 +1,4 @@
-"""What is known of the application's indexes: size, use, bloat, duplicates, invalid ones.
+"""The application's indexes: size, use, bloat, duplicates, invalid ones.
 
 https://www.postgresql.org/docs/current/monitoring-stats.html, …/sql-reindex.html
 """
@@ -15,16 +15,15 @@ from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.postgres.upkeep.session import upkeep_session
 
-# What REINDEX CONCURRENTLY calls the index it builds, and the one it replaced; a number follows where that is taken.
+# The suffixes of REINDEX CONCURRENTLY for the new and the replaced index; with a number if the name is taken.
 TRANSIENT = re.compile(r"_cc(new|old)\d*$")
 
 
 @dataclass(frozen=True)
 class Index:
-    """An index. `estimated_bytes` is what a fresh one would take, −1 where statistics do not tell.
+    """An index. `estimated_bytes`: size of a fresh one, −1 if unknown. `nulls_alike`: unique, with NULLS NOT DISTINCT.
 
-    `nulls_alike`: unique, with NULLS NOT DISTINCT. `building`: somebody builds an index of its table right now, so that
-    an invalid one may be theirs.
+    `building`: a session builds an index of its table now, so an invalid one may be that one.
     """
 
     oid: int
@@ -56,38 +55,38 @@ class Index:
 
     @property
     def is_needed_unused(self) -> bool:
-        """It does its work without being scanned, or goes with a constraint or a parent only."""
+        """Whether it is needed without scans, or can only be dropped with a constraint or a parent."""
         return self.primary or self.unique or self.identity or self.partition or bool(self.constraint)
 
     @property
     def refuses(self) -> int:
-        """How much it keeps out of the table; whatever keeps out more keeps that out too."""
+        """The strength of its uniqueness: a stronger one includes a weaker one."""
         return self.unique + self.nulls_alike
 
     @property
     def is_transient(self) -> bool:
-        """The other half of a REINDEX CONCURRENTLY, live or failed: its original is there."""
+        """Whether it is the second index of a running or failed REINDEX CONCURRENTLY."""
         return not self.valid and bool(TRANSIENT.search(self.relation))
 
     @property
     def is_leftover(self) -> bool:
-        """What a REINDEX CONCURRENTLY that failed left behind."""
+        """Whether it is the leftover of a failed REINDEX CONCURRENTLY."""
         return self.is_transient and not self.building
 
     @property
     def is_broken(self) -> bool:
-        """Invalid, and nobody is building it."""
+        """Whether it is invalid and no session is building it."""
         return not self.valid and not self.building
 
     @property
     def bloat_ratio(self) -> float:
-        """Estimated part that a rebuild would give back; 0 where it is not known."""
+        """The estimated share that a rebuild would free; 0 if unknown."""
         return max(0.0, 1 - self.estimated_bytes / self.bytes) if self.estimated_bytes > 0 and self.bytes else 0.0
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Since when scans are counted (at the latest), how long ago that is, and how many standbys count their own."""
+class IndexStatistics:
+    """The start of the scan counters (the latest possible), its age, and the number of standbys with own counters."""
 
     since: str
     seconds: float
@@ -96,13 +95,13 @@ class Statistics:
 
 @probe
 def read_indexes(postgres: Postgres) -> tuple[Index, ...]:
-    """Every index of the application's tables (invalid ones of TOAST tables too), biggest first."""
+    """Every index of the application's tables, and invalid ones of TOAST tables, largest first."""
     with upkeep_session(postgres) as connection:
         return read(connection)
 
 
 def read(connection: Connection) -> tuple[Index, ...]:
-    """The same within a session."""
+    """`read_indexes` in an open session."""
     knows_last_scan = connection.info.server_version >= LAST_SCAN_VERSION
     rows = execute(connection, _INDEXES_16 if knows_last_scan else _INDEXES)
     return tuple(map(_index, rows))
@@ -144,16 +143,16 @@ def _index(row: TupleRow) -> Index:
 
 LAST_SCAN_VERSION = 160_000
 
-# Tables (OIDs) of which somebody builds an index right now. A REINDEX of a whole table shows one index at a time, and
-# holds the lock on its other table (TOAST) meanwhile.
+# Tables (OIDs) with a running index build. A REINDEX of a whole table shows one index at a time, and holds the lock on
+# its TOAST table meanwhile.
 BUILDS = """
 SELECT relid FROM pg_stat_progress_create_index WHERE datname = current_database()
 UNION
 SELECT l.relation FROM pg_stat_progress_create_index p JOIN pg_locks l USING (pid)
 WHERE p.datname = current_database() AND l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND l.relation IS NOT NULL
 """
-# A fresh B-tree: each entry has an 8-byte head, its columns aligned to 8, and a 4-byte pointer; pages are filled to
-# 90 %, and have a head and a tail of 40 bytes; one page describes the index. Deduplication only makes it smaller.
+# A fresh B-tree: an entry has an 8-byte header, columns aligned to 8, and a 4-byte pointer; pages are 90 % full with
+# 40 bytes of overhead; one page is metadata. Deduplication only makes it smaller.
 _INDEXES = """
 WITH builds AS MATERIALIZED (BUILDS)
 SELECT i.indexrelid, format('%I.%I', n.nspname, x.relname), n.nspname, x.relname,
@@ -197,11 +196,11 @@ _INDEXES_16 = _INDEXES.replace("'not recorded'", "coalesce(to_char(s.last_idx_sc
 
 
 @probe
-def read_statistics(postgres: Postgres) -> Statistics:
-    """Since when indexes' scans are counted. A crash forgets them all, which the server's own counters tell."""
+def read_statistics(postgres: Postgres) -> IndexStatistics:
+    """The start of the scan counters. A crash resets them; the server's own counters show it."""
     with upkeep_session(postgres) as connection:
         since, seconds, standbys = execute(connection, _STATISTICS)[0]
-        return Statistics(str(since), float(seconds), int(standbys))
+        return IndexStatistics(str(since), float(seconds), int(standbys))
 
 
 _STATISTICS = """
@@ -213,8 +212,8 @@ FROM (SELECT greatest((SELECT stats_reset FROM pg_stat_database WHERE datname = 
 
 
 def find_duplicates(indexes: Iterable[Index]) -> list[tuple[Index, Index]]:
-    """(The one to keep, one that adds nothing to it): same columns, order, operators with their parameters, expressions
-    and condition, and it keeps out no more."""
+    """Pairs of (index to keep, redundant index): same columns, order, operators with parameters, expressions and
+    condition, and no stronger uniqueness."""
     groups: dict[str, list[Index]] = {}
     for index in indexes:
         if index.same_as:
@@ -227,7 +226,7 @@ def find_duplicates(indexes: Iterable[Index]) -> list[tuple[Index, Index]]:
 
 
 def _worth(index: Index) -> tuple[int, ...]:
-    """Smaller is worth more: what a constraint or a replica identity rests on, then what keeps out most."""
+    """Sort key, the most needed first: a constraint's or replica identity's index, then the strongest uniqueness."""
     return (not index.primary, not index.constraint, not index.identity, not index.partition, -index.refuses)
 
 

@@ -1,4 +1,4 @@
-"""REINDEX CONCURRENTLY, and what a failed one leaves behind.
+"""REINDEX CONCURRENTLY, and the leftovers of failed ones.
 
 A build that fails leaves an invalid index: `…_ccnew` (the new one) or `…_ccold` (the replaced one). But an index is
 invalid *during* a live build too, and every live build holds SHARE UPDATE EXCLUSIVE on its table until it is done.
@@ -18,7 +18,7 @@ from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.wait import until
 from tasks.postgres.upkeep.indexes import BUILDS, Index, read
 from tasks.postgres.upkeep.session import as_ops_error, done_of, upkeep_session
@@ -30,7 +30,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What became of one index: bytes before and after, or why not."""
+    """The result for one index: bytes before and after, or the failure."""
 
     name: str
     before_bytes: int
@@ -43,7 +43,7 @@ class Rebuilt:
 
 @action(idempotent=True)
 def drop_leftover(permit: Permit, postgres: Postgres, index: Index, lock_seconds: float) -> str:
-    """Drop an invalid index, concurrently. Returns why it was left alone, or "".
+    """Drop an invalid index concurrently. Returns the reason if it was kept, otherwise empty text.
 
     Raises:
         NotConfirmed: it is not in the permit.
@@ -57,17 +57,17 @@ def drop_leftover(permit: Permit, postgres: Postgres, index: Index, lock_seconds
 def rebuild_in_turn(
     permit: Permit, postgres: Postgres, indexes: Sequence[Index], lock_seconds: float
 ) -> tuple[Rebuilt, ...]:
-    """Rebuild indexes one after the other, beside readers and writers; each is tried again where a lock was not to be
-    had, and leftovers are dropped.
+    """Rebuild indexes one after the other without blocking reads or writes. A lock timeout is retried, leftovers are
+    dropped.
 
     Raises:
         NotConfirmed: one is not in the permit.
-        Unreachable: the server went away: what it leaves is dropped by the next run.
-        OpsError: somebody ended it.
+        Unreachable: the server stopped; the next run drops the leftover.
+        OpsError: somebody cancelled it.
     """
     for index in indexes:
         permit.require(REBUILD, index.name)
-    with progress(lambda: tell_progress(postgres)):
+    with progress(lambda: read_progress(postgres)):
         return tuple(_one(postgres, index, lock_seconds) for index in indexes)
 
 
@@ -76,16 +76,15 @@ def _one(postgres: Postgres, index: Index, lock_seconds: float) -> Rebuilt:
     failed, attempts = _rebuild(postgres, index, lock_seconds), 1
     while isinstance(failed, errors.LockNotAvailable | errors.DeadlockDetected) and attempts < ATTEMPTS:
         failed, attempts = _rebuild(postgres, index, lock_seconds), attempts + 1
-    told = as_ops_error(failed, lock_seconds) if failed else None
-    after = _bytes(postgres, index) if not failed else index.bytes
     seconds = time.monotonic() - started
-    return Rebuilt(
-        index.name, index.bytes, after, seconds, attempts, told.message if told else "", told.hint if told else ""
-    )
+    if failed:
+        error = as_ops_error(failed, lock_seconds)
+        return Rebuilt(index.name, index.bytes, index.bytes, seconds, attempts, error.message, error.hint)
+    return Rebuilt(index.name, index.bytes, _bytes(postgres, index), seconds, attempts)
 
 
 def _rebuild(postgres: Postgres, index: Index, lock_seconds: float) -> psycopg.Error | None:
-    """One attempt; returns what is to be told of this index alone, and raises what ends the run."""
+    """One attempt; returns an error that concerns this index only, and raises one that ends the run."""
     name = sql.Identifier(index.schema, index.relation)
     try:
         with upkeep_session(postgres, lock_seconds) as connection:
@@ -108,16 +107,16 @@ def _rebuild(postgres: Postgres, index: Index, lock_seconds: float) -> psycopg.E
 
 
 def _clean(postgres: Postgres, index: Index, lock_seconds: float) -> str:
-    """Drop what an attempt left on this index's table. What cannot be dropped now is dropped by the next run."""
+    """Drop an attempt's leftovers on this index's table; the next run drops those that cannot be dropped now."""
     try:
         with upkeep_session(postgres, lock_seconds) as connection:
-            gone = "the end of the session that was building"
-            until(lambda: not _is_building(connection, index), what=gone, seconds=5)
+            end = "the end of the session that was building"
+            until(lambda: not _is_building(connection, index), what=end, seconds=5)
             left = [one for one in read(connection) if one.table == index.table and one.is_transient]
         kept = [reason for one in left if (reason := _drop(postgres, one, lock_seconds))]
     except OpsError as error:
         kept = [error.message]
-    return "the next run drops what it left" if kept else "it left nothing behind"
+    return "the next run drops the leftover" if kept else "there is no leftover"
 
 
 def _drop(postgres: Postgres, index: Index, lock_seconds: float) -> str:
@@ -128,22 +127,23 @@ def _drop(postgres: Postgres, index: Index, lock_seconds: float) -> str:
             name = sql.Identifier(index.schema, index.relation)
             connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))
         except errors.LockNotAvailable:
-            return f"a lock was not to be had within {lock_seconds:g} s"
+            return f"the lock was not available within {lock_seconds:g} s"
         return ""
 
 
 def _in_use(connection: Connection, index: Index) -> str:
-    """Under the lock that every live build holds: if it is to be had, nobody builds, and invalid means left over."""
+    """Why the index cannot be dropped. Every running build holds this lock, so without one an invalid index is a
+    leftover."""
     if _is_building(connection, index):
-        return "somebody is building an index of its table"
-    if index.schema != "pg_toast":  # a TOAST table cannot be locked by name: there the look above must do
+        return "another session builds an index of its table"
+    if index.schema != "pg_toast":  # a TOAST table cannot be locked by name: the check above must suffice
         with connection.transaction():
             table = sql.Identifier(index.table_schema, index.table_relation)
             connection.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table))
             found = execute(connection, _STILL_INVALID, index.oid)
     else:
         found = execute(connection, _STILL_INVALID, index.oid)
-    return "" if found else "it is gone, or valid by now"
+    return "" if found else "it was dropped, or is valid now"
 
 
 _STILL_INVALID = "SELECT 1 FROM pg_index WHERE indexrelid = %s AND NOT (indisvalid AND indisready AND indislive)"
@@ -157,7 +157,7 @@ _BUILT_NOW = f"SELECT 1 FROM pg_index WHERE indexrelid = %s AND indrelid IN ({BU
 
 
 def _bytes(postgres: Postgres, index: Index) -> int:
-    """By name: a rebuilt index has the old one's name, and its own OID kept by none.
+    """The size, by name: a rebuilt index has the old name and a new OID.
 
     Raises:
         OpsError: it is not valid.
@@ -165,7 +165,7 @@ def _bytes(postgres: Postgres, index: Index) -> int:
     with upkeep_session(postgres) as connection:
         rows = execute(connection, _VALID, index.schema, index.relation)
     if not rows:
-        raise OpsError(f"{index.name} is not valid after its rebuild", "check-indexes shows what is there")
+        raise OpsError(f"{index.name} is not valid after its rebuild", "run check-indexes, then launch this again")
     return int(rows[0][0])
 
 
@@ -176,8 +176,8 @@ WHERE n.nspname = %s AND c.relname = %s AND i.indisvalid AND i.indisready AND i.
 """
 
 
-def tell_progress(postgres: Postgres) -> Done:
-    """How far the builds in this database are."""
+def read_progress(postgres: Postgres) -> WorkDone:
+    """The progress of the builds in this database."""
     with upkeep_session(postgres, 1) as connection:
         rows = execute(connection, _PROGRESS)
     return done_of(rows)

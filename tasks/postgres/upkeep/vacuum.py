@@ -1,4 +1,4 @@
-"""VACUUM and ANALYZE, table by table, and what they are measured by."""
+"""VACUUM and ANALYZE, table by table, and the tables' statistics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from tasks.postgres.upkeep.session import as_ops_error, done_of, upkeep_session
 
 REWRITE = "rewrite table"
-# Beyond this age PostgreSQL refuses to write: 2³¹ transactions, less the three million it keeps back.
+# Above this age PostgreSQL refuses to write: 2³¹ transactions minus a reserve of three million.
 WRAPAROUND_XIDS = 2_144_483_647
 
 Mode = Literal["plain", "analyze", "plain_analyze", "full"]
@@ -35,10 +35,10 @@ _COMMANDS: dict[Mode, LiteralString] = {
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table (or materialised view) as statistics see it. `dead` and `live` are PostgreSQL's estimates of rows.
+class VacuumTable:
+    """Statistics of a table or materialised view. `dead` and `live`: PostgreSQL's estimates of rows.
 
-    After a vacuum `dead` is what it counted and could not remove. `xids` is the age of its oldest unfrozen row.
+    After a vacuum `dead` counts the rows that it could not remove. `xids`: age of the oldest unfrozen row.
     """
 
     oid: int
@@ -62,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Vacuumed:
-    """What became of one table: its seconds, or why not; what PostgreSQL warned of where it did it."""
+    """The result for one table: seconds, the failure, and PostgreSQL's warnings."""
 
     name: str
     seconds: float
@@ -72,15 +72,15 @@ class Vacuumed:
 
 
 @probe
-def read_tables(postgres: Postgres) -> tuple[Table, ...]:
-    """Every table of the application's database, the system's and partitioned parents too, biggest first.
+def read_tables(postgres: Postgres) -> tuple[VacuumTable, ...]:
+    """Every table of the application's database, with system tables and partitioned parents, largest first.
 
     Raises:
-        OpsError: somebody holds a table exclusively.
+        OpsError: another session holds an exclusive lock on a table.
     """
     with upkeep_session(postgres) as connection:
         return tuple(
-            Table(
+            VacuumTable(
                 int(oid),
                 name,
                 schema,
@@ -114,12 +114,12 @@ ORDER BY 10 DESC, 2
 
 
 @action
-def vacuum_tables(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
-    """VACUUM and/or ANALYZE each, `jobs` at a time. A table that is locked for long is passed over and told.
+def vacuum_tables(postgres: Postgres, tables: Sequence[VacuumTable], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
+    """VACUUM and/or ANALYZE each table, `jobs` at a time. A locked table is skipped and reported.
 
     Raises:
-        Unreachable: the server went away.
-        OpsError: somebody ended the work.
+        Unreachable: the server stopped.
+        OpsError: somebody cancelled it.
     """
     if mode == "full":
         raise OpsError("VACUUM FULL needs a permit", "call rewrite_tables")
@@ -127,8 +127,8 @@ def vacuum_tables(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs:
 
 
 @action
-def rewrite_tables(permit: Permit, postgres: Postgres, tables: Sequence[Table]) -> tuple[Vacuumed, ...]:
-    """VACUUM FULL, one after the other: each is locked against reading and writing while it is written anew.
+def rewrite_tables(permit: Permit, postgres: Postgres, tables: Sequence[VacuumTable]) -> tuple[Vacuumed, ...]:
+    """VACUUM FULL, one table after the other: it blocks reads and writes of the table while it rewrites it.
 
     Raises:
         NotConfirmed, Unreachable, OpsError.
@@ -138,13 +138,13 @@ def rewrite_tables(permit: Permit, postgres: Postgres, tables: Sequence[Table]) 
     return _run(postgres, tables, "full", 1)
 
 
-def _run(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
+def _run(postgres: Postgres, tables: Sequence[VacuumTable], mode: Mode, jobs: int) -> tuple[Vacuumed, ...]:
     waiting = iter(tables)
     taking = threading.Lock()
     sessions: list[Connection] = []
-    finished: list[Table] = []
+    finished: list[VacuumTable] = []
 
-    def take() -> Table | None:
+    def take() -> VacuumTable | None:
         with taking:
             return next(waiting, None)
 
@@ -159,18 +159,18 @@ def _run(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> 
 
     workers = max(1, min(jobs, len(tables)))
     with (
-        progress(lambda: tell_progress(postgres, len(finished), len(tables))),
+        progress(lambda: read_progress(postgres, len(finished), len(tables))),
         ThreadPoolExecutor(workers, thread_name_prefix="vacuum") as pool,
     ):
         try:
             futures = [pool.submit(work) for _ in range(workers)]
             return tuple(done for future in futures for done in future.result())
         except BaseException:
-            _stop(waiting, sessions)  # a run that ends early leaves nothing running in the server
+            _stop(waiting, sessions)  # leave nothing running in the server
             raise
 
 
-def _stop(waiting: Iterator[Table], sessions: list[Connection]) -> None:
+def _stop(waiting: Iterator[VacuumTable], sessions: list[Connection]) -> None:
     for _ in waiting:
         pass
     for connection in sessions:
@@ -178,18 +178,18 @@ def _stop(waiting: Iterator[Table], sessions: list[Connection]) -> None:
             connection.cancel_safe(timeout=5)
 
 
-def _vacuum(connection: Connection, table: Table, mode: Mode) -> Vacuumed:
-    skipped: list[str] = []  # without the right to it PostgreSQL skips a table with a warning, and succeeds
+def _vacuum(connection: Connection, table: VacuumTable, mode: Mode) -> Vacuumed:
+    skipped: list[str] = []  # without the privilege PostgreSQL skips a table with a warning and succeeds
     warned: list[str] = []
     hints: list[str] = []
 
-    def hear(notice: errors.Diagnostic) -> None:
+    def collect(notice: errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
-            said = notice.message_primary or ""
-            (skipped if _SKIPPED.search(said) else warned).append(said)
+            text = notice.message_primary or ""
+            (skipped if _SKIPPED.search(text) else warned).append(text)
             hints.append(notice.message_hint or "")
 
-    connection.add_notice_handler(hear)
+    connection.add_notice_handler(collect)
     started = time.monotonic()
     try:
         connection.execute(
@@ -198,29 +198,29 @@ def _vacuum(connection: Connection, table: Table, mode: Mode) -> Vacuumed:
     except (errors.QueryCanceled, errors.AdminShutdown):
         raise
     except errors.UndefinedTable:
-        return Vacuumed(table.name, 0, "it was dropped meanwhile", hint="nothing: it is gone")
+        return Vacuumed(table.name, 0, "it was dropped meanwhile", hint="nothing to do")
     except psycopg.Error as error:
         if connection.broken:
             raise
-        told = as_ops_error(error)
-        return Vacuumed(table.name, time.monotonic() - started, told.message, hint=told.hint)
+        failed = as_ops_error(error)
+        return Vacuumed(table.name, time.monotonic() - started, failed.message, hint=failed.hint)
     finally:
-        connection.remove_notice_handler(hear)
+        connection.remove_notice_handler(collect)
     hint = "log in as the table's owner or a superuser" if skipped else "; ".join(dict.fromkeys(filter(None, hints)))
     return Vacuumed(table.name, time.monotonic() - started, "; ".join(skipped), "; ".join(warned), hint)
 
 
-# PostgreSQL gives these no SQLSTATE of their own; a server with lc_messages=ja_JP says them in Japanese.
+# These warnings have no specific SQLSTATE; with lc_messages=ja_JP they are in Japanese.
 _SKIPPED = re.compile("skipping|スキップ")
 
 
-def tell_progress(postgres: Postgres, finished: int, tables: int) -> Done:
-    """How far the work in this database is: of all tables, and in those that are in hand."""
+def read_progress(postgres: Postgres, finished: int, tables: int) -> WorkDone:
+    """The progress in this database: finished tables, and the current ones."""
     with upkeep_session(postgres, 1) as connection:
         rows = execute(connection, _PROGRESS)
-    in_hand = done_of(rows)
-    ratio = (finished + len(rows) * in_hand.ratio) / max(tables, 1)
-    return Done(f"{finished} of {tables} tables done; {in_hand}", ratio)
+    current = done_of(rows)
+    ratio = (finished + len(rows) * current.ratio) / max(tables, 1)
+    return WorkDone(f"{finished} of {tables} tables done; {current}", ratio)
 
 
 _PROGRESS = """

@@ -1,8 +1,8 @@
-"""Whether a table's visibility map covers pages behind the end of its file: then the file has lost its end.
+"""Detect a truncated table file: its visibility map covers pages beyond the end of the file.
 
-VACUUM cuts the map off with the table, and logs that; the map's file follows with the next checkpoint. So only a file
-that was not changed since some time before the last checkpoint is compared with it. The free space map says nothing: it
-is not logged, and may be older than the table.
+VACUUM truncates the map with the table and logs that; the map's file follows at the next checkpoint. So only files that
+were not changed for some time before the last checkpoint are compared. The free space map cannot be used: it is not
+logged, and can be older than the table.
 
 https://www.postgresql.org/docs/current/storage-vm.html; src/backend/access/heap/visibilitymap.c
 """
@@ -19,7 +19,7 @@ MARGIN_SECONDS = 120
 
 
 def lost_end(connection: Connection, oid: int) -> str:
-    """How far the map goes behind the end of the file, as a sentence; "" where it does not, or nobody can tell.
+    """The missing pages as a sentence; empty if none are missing, or if it cannot be decided.
 
     Raises:
         psycopg.Error: the file's size cannot be read.
@@ -27,34 +27,34 @@ def lost_end(connection: Connection, oid: int) -> str:
     path, heap_bytes, map_bytes, block_bytes, file_blocks = execute(connection, _FILES, oid, oid, oid)[0]
     if path is None or not map_bytes:
         return ""
-    # Before the map's page in which the table ends nothing can be behind that end.
+    # Earlier pages of the map cannot cover pages beyond the end of the table.
     begin = heap_bytes // block_bytes // _pages_of_one(block_bytes) * block_bytes
     try:
         content = execute(connection, _READ, f"{path}_vm", begin, max(map_bytes - begin, 0))[0][0]
         known = _known_pages(bytes(content), block_bytes, begin)
-        # The size is read after the map: a table that grew meanwhile covers more.
+        # The size is read after the map, because the table may have grown meanwhile.
         now, heap_bytes = execute(connection, _NOW, oid, oid)[0]
         if now != path or known <= (pages := heap_bytes // block_bytes):
             return ""
-        last = max(pages - 1, 0) // file_blocks  # the file that was cut off is that one, or the next
+        last = max(pages - 1, 0) // file_blocks  # the truncated file is this one, or the next
         names = [f"{path}.{number}" if number else path for number in (last, last + 1)]
         if not execute(connection, _IS_OLD, MARGIN_SECONDS, names)[0][0]:
             return ""
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFile):
-        return ""  # this role reads no files; or the table was rewritten meanwhile
+        return ""  # this role cannot read files, or the table was rewritten meanwhile
     return (
-        f"the visibility map covers {known} pages, the file has {pages}: its end was cut off (or, rarely, a VACUUM "
-        "that cut it was interrupted by an error)"
+        f"the visibility map covers {known} pages, the file has {pages}: the file is truncated (or, rarely, an error "
+        "interrupted a VACUUM that truncated it)"
     )
 
 
 def _pages_of_one(block_bytes: int) -> int:
-    """How many pages of a table one of its map covers."""
+    """The number of table pages that one page of the map covers."""
     return (block_bytes - PAGE_HEAD) * BLOCKS_A_BYTE
 
 
 def _known_pages(content: bytes, block_bytes: int, begin: int) -> int:
-    """How many pages a map knows of: up to the last whose bits are set. `begin`: where in the map `content` begins."""
+    """The number of pages up to the last with bits set. `begin`: the offset of `content` in the map."""
     for start in range(len(content) // block_bytes - 1, -1, -1):
         bits = content[start * block_bytes + PAGE_HEAD : (start + 1) * block_bytes].rstrip(b"\0")
         if bits:

@@ -1,1 +1,1 @@
-"""Backups of Redis (§2.3): snapshots, AOFs, over the network; files of others; and their proof."""
+"""Backups of Redis: snapshots, AOFs, over the network, files without a manifest, and their proof (§2.3)."""

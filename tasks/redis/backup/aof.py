@@ -1,7 +1,7 @@
-"""AOFs as files: in parts with a manifest since Redis 7, or the single file of before.
+"""The files of an AOF: several with a manifest since Redis 7, or one file of older versions.
 
-A server that loads an AOF cuts an unfinished command, or transaction, off its end, and says so in its log only: here
-that is told, in bytes. https://valkey.io/topics/persistence/#append-only-file
+A server that loads an AOF truncates an incomplete command or transaction at its end, and reports that only in its log.
+Here the number of bytes is reported. https://valkey.io/topics/persistence/#append-only-file
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Part:
-    """One file of an AOF. `bytes` of it count: a server goes on appending to the last one."""
+class AofPart:
+    """One file of an AOF. Only its first `bytes` are used: a server keeps appending to the last file."""
 
     path: Path
     kind: str
@@ -40,23 +40,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Aof:
-    """The files of an AOF: a base (an RDB, or commands) and what was appended since, in order."""
+    """The files of an AOF: a base (an RDB, or commands) and the increments, in order."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[AofPart, ...]
 
     @property
     def bytes(self) -> int:
-        """Of all parts."""
+        """The bytes of all parts."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def written(self) -> datetime:
-        """When something was last appended."""
+        """The time of the last append."""
         return datetime.fromtimestamp(max(part.path.stat().st_mtime for part in self.parts), UTC)
 
     @property
-    def base(self) -> Part | None:
-        """The part that the others build upon."""
+    def base(self) -> AofPart | None:
+        """The base."""
         return next((part for part in self.parts if part.kind == BASE), None)
 
 
@@ -64,12 +64,12 @@ def read_aof(path: Path) -> Aof:
     """The parts of an AOF: of a directory with one manifest, or a single file.
 
     Raises:
-        VerificationFailed: it is not whole: no manifest, a part is missing, or it is one part of several.
+        VerificationFailed: it is incomplete: no manifest, a missing part, or only one part of several.
     """
     if not path.is_dir():
         if re.search(r"\.(incr\.aof|base\.(aof|rdb))$", path.name) and ".incr." in path.name:
-            raise VerificationFailed(f"{path.name} is one part of an AOF", f"name its directory: {path.parent}")
-        return Aof((Part(path, BASE, 1, path.stat().st_size),))
+            raise VerificationFailed(f"{path.name} is only one file of an AOF", f"name its directory: {path.parent}")
+        return Aof((AofPart(path, BASE, 1, path.stat().st_size),))
     manifests = sorted(path.glob(f"*{MANIFEST_ENDING}"))
     if len(manifests) != 1:
         raise VerificationFailed(
@@ -79,35 +79,35 @@ def read_aof(path: Path) -> Aof:
     found = read_parts(manifests[0])
     if found.base is None:
         raise VerificationFailed(
-            f"{manifests[0].name} names no base: what was written before {found.parts[0].path.name} is missing",
-            f"a base that lies there belongs into the manifest (file NAME seq 1 type b); else {OTHER_BACKUPS}",
+            f"{manifests[0].name} names no base: the data before {found.parts[0].path.name} is missing",
+            f"add an existing base to the manifest (file NAME seq 1 type b); otherwise {OTHER_BACKUPS}",
         )
     return found
 
 
 def read_parts(manifest: Path) -> Aof:
-    """The parts that a manifest names; those of history are of no more use.
+    """The parts that a manifest names, without the history files.
 
     Raises:
-        VerificationFailed: it is not a manifest, or a part is missing.
+        VerificationFailed: it is no manifest, or a part is missing.
     """
     parts = []
     for line in manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         words = shlex.split(line, comments=True)
-        told = dict(zip(words[::2], words[1::2], strict=False))
+        fields = dict(zip(words[::2], words[1::2], strict=False))
         if not words:
             continue
-        if not {"file", "seq", "type"} <= told.keys():
+        if not {"file", "seq", "type"} <= fields.keys():
             raise VerificationFailed(f"{manifest.name} is no manifest of an AOF: {line[:80]!r}", OTHER_BACKUPS)
-        if told["type"] == HISTORY:
+        if fields["type"] == HISTORY:
             continue
-        path = manifest.parent / told["file"]
+        path = manifest.parent / fields["file"]
         try:
-            parts.append(Part(path, told["type"], int(told["seq"]), path.stat().st_size))
+            parts.append(AofPart(path, fields["type"], int(fields["seq"]), path.stat().st_size))
         except FileNotFoundError:
             raise VerificationFailed(
                 f"{path.name}, which {manifest.name} names, is missing",
-                f"it was copied while the server rewrote it; {OTHER_BACKUPS}",
+                f"{OTHER_BACKUPS}: this one was copied during a rewrite",
             ) from None
     if not parts:
         raise VerificationFailed(f"{manifest.name} names no file", OTHER_BACKUPS)
@@ -115,7 +115,7 @@ def read_parts(manifest: Path) -> Aof:
 
 
 def copy_aof(aof: Aof, directory: Path) -> None:
-    """Copy an AOF's parts, each up to the bytes that count, with a manifest, into `directory/appendonlydir`."""
+    """Copy the used bytes of an AOF's parts, with a manifest, to `directory/appendonlydir`."""
     folder = directory / FOLDER
     folder.mkdir(mode=0o700)
     lines = []
@@ -127,20 +127,20 @@ def copy_aof(aof: Aof, directory: Path) -> None:
     (folder / f"{STEM}{MANIFEST_ENDING}").write_text("".join(lines), encoding="utf-8")
 
 
-def _copy(part: Part, target: Path) -> None:
+def _copy(part: AofPart, target: Path) -> None:
     left = part.bytes
     try:
         with part.path.open("rb") as file, target.open("wb") as out:
             if left == part.path.stat().st_size and left > PIECE_BYTES:
                 shutil.copyfileobj(file, out, PIECE_BYTES)
-                out.truncate(left)  # it may have grown meanwhile
+                out.truncate(left)  # it can have grown meanwhile
             while out.tell() < left and (piece := file.read(min(PIECE_BYTES, left - out.tell()))):
                 out.write(piece)
     except PermissionError:
         raise OpsError(f"{part.path} cannot be read by this user", "run as root or as the server's user") from None
     target.chmod(0o600)
     if target.stat().st_size != left:
-        raise VerificationFailed(f"{part.path.name} has less than {left:,} bytes", "launch it again")
+        raise VerificationFailed(f"{part.path.name} has less than {left:,} bytes", "run it again")
 
 
 def _is_rdb(path: Path) -> bool:
@@ -150,8 +150,8 @@ def _is_rdb(path: Path) -> bool:
 
 @contextlib.contextmanager
 def loaded_aof(block: Redis, directory: Path, rdb: str) -> Iterator[redis.Redis]:
-    """A scratch server that loaded the AOF in `directory/appendonlydir` (a copy: it writes there) and saves to `rdb`
-    beside.
+    """A scratch server that loaded the AOF in `directory/appendonlydir` (a copy, to which it writes) and saves to `rdb`
+    in `directory`.
 
     Raises:
         VerificationFailed: it cannot be loaded; the message is the server's own reason.
@@ -161,6 +161,6 @@ def loaded_aof(block: Redis, directory: Path, rdb: str) -> Iterator[redis.Redis]
 
 
 def cut_bytes(client: redis.Redis, aof: Aof) -> int:
-    """How much a scratch server cut off the end of the AOF that it loaded: a command that had not ended."""
+    """How many bytes of an incomplete command a scratch server truncated when it loaded the AOF."""
     found = re.search(r"Truncating the AOF(?: \S+)? at offset (\d+)", log_of(client))
     return aof.parts[-1].bytes - int(found[1]) if found else 0

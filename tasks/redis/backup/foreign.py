@@ -1,8 +1,8 @@
-"""Files that the manual's own commands leave (§2.3: `dump_20260215.rdb`, `appendonly_20260215.aof`), or an
-`appendonlydir`, without a manifest.
+"""Files without a manifest: the manual's `dump_20260215.rdb` or `appendonly_20260215.aof`, or an `appendonlydir`
+(§2.3).
 
-Nothing says what was in the server: such a file may restore well and never be proven. It is made a backup of the moment
-that it says it is of, for this run only, so that everything else is done with it as with any other.
+Their expected content is unknown, so a restore of them is never proven. For one run such a file becomes a backup with
+the time in its header, so that the restore treats it like any other.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SUPPORTED = "an RDB (.rdb), a single AOF (.aof), or an appendonlydir with its ma
 
 @dataclass(frozen=True)
 class Foreign:
-    """A file or a directory without a manifest of ours. `rdb` is what it, or the base of an AOF, says of itself; `aof`
-    its parts, None for an RDB."""
+    """A file or a directory without a manifest. `rdb`: the header of the file, or of an AOF's base; `aof`: its parts,
+    None for an RDB."""
 
     path: Path
     bytes: int
@@ -44,14 +44,14 @@ class Foreign:
 
     @property
     def form(self) -> str:
-        """For people."""
+        """Its kind, for people."""
         return f"AOF of {len(self.aof.parts)} files" if self.aof else "RDB"
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """A foreign file as a backup of this run; `cut_bytes` were left off the end of an AOF: a command, or transaction,
-    that had not ended. `has_more`: bytes follow the end of an RDB, and were left off."""
+    """A foreign file as a backup of this run. `cut_bytes` of an incomplete command or transaction were left out at the
+    end of an AOF. `has_more`: bytes after the end of an RDB were left out."""
 
     backup: Backup
     cut_bytes: int
@@ -59,17 +59,17 @@ class Adopted:
 
 
 def is_foreign(wanted: str) -> bool:
-    """Whether somebody means a file or a directory instead of one of our backups."""
+    """Whether `wanted` is a file or a directory, not a backup's name."""
     return wanted.startswith("/") or wanted.endswith(ENDINGS) or wanted.rstrip("/").endswith(FOLDER)
 
 
 @probe
 def read_foreign(directory: Path, wanted: str) -> Foreign:
-    """Read a file as far as it tells about itself; `wanted` is a path, or a name in the store's directory.
+    """Read a file's header; `wanted` is a path, or a name in the store's directory.
 
     Raises:
-        OpsError: it is not there, or one of our backups.
-        VerificationFailed: it is neither an RDB nor an AOF, or not whole.
+        OpsError: it does not exist, or belongs to a backup.
+        VerificationFailed: it is neither an RDB nor an AOF, or incomplete.
     """
     path = directory / wanted
     _require_not_ours(path)
@@ -79,7 +79,7 @@ def read_foreign(directory: Path, wanted: str) -> Foreign:
             found = read_rdb(path)
             return Foreign(path, found.bytes, found.written, found, None)
         if not path.exists():
-            raise OpsError(f"{path} is not there", f"name {SUPPORTED}")
+            raise OpsError(f"{path} does not exist", f"name {SUPPORTED}")
         aof = read_aof(path)
         if not aof.bytes:
             raise VerificationFailed(f"{path.name} is empty", "choose another")
@@ -91,18 +91,18 @@ def read_foreign(directory: Path, wanted: str) -> Foreign:
 
 
 def _require_not_ours(path: Path) -> None:
-    """Read by its path, nothing of one of our backups would be compared with its manifest. Its AOF may be meant (what
-    was written since the snapshot): as it was stored.
+    """Refuse a backup's files by path, because they would not be compared with their manifest. Only a backup's AOF is
+    permitted, and its checksums are compared.
 
     Raises:
-        OpsError: it is one of our backups, or a part of one that has its own name.
+        OpsError: it is a backup, or another part of one.
         VerificationFailed: its AOF was altered.
     """
     for backup in (path, path.parent):
         if not (backup / MANIFEST).exists():
             continue
         if path.name != FOLDER:
-            raise OpsError(f"{path} is of our backup {backup.name}", f"launch it with backup={backup.name}")
+            raise OpsError(f"{path} belongs to the backup {backup.name}", f"launch it with backup={backup.name}")
         files, within = read_manifest(backup).files, f"{FOLDER}/"
         stored = {name.removeprefix(within): sums for name, sums in files.items() if name.startswith(within)}
         if problems := damage(path, stored):
@@ -116,10 +116,10 @@ def _begins_as_rdb(path: Path) -> bool:
 
 @action(idempotent=True)
 def adopt(block: Redis, store: Store, environment: str, found: Foreign) -> Adopted:
-    """Bring a foreign file at hand as a backup: load it into a scratch server, and read there what it holds.
+    """Load a foreign file into a scratch server, read its content, and make it a backup of this run.
 
     Raises:
-        VerificationFailed: it cannot be loaded (the server's own reason), or holds what cannot be compared.
+        VerificationFailed: it cannot be loaded (with the server's reason), or has types that cannot be compared.
     """
     hand = hand_of(store, environment)
     hand.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -141,11 +141,11 @@ def adopt(block: Redis, store: Store, environment: str, found: Foreign) -> Adopt
 
 
 def _save_again(block: Redis, path: Path, directory: Path) -> None:
-    """An RDB that a server loads, and that does not end as one: a server stops reading at its end, but would read on
-    where the file is the base of an AOF, which a restore seeds.
+    """Cut an RDB at its end. A server ignores later bytes, but would read them if the file is the base of an AOF, as in
+    a restore.
 
     Raises:
-        VerificationFailed: the server cannot load it: it was cut off.
+        VerificationFailed: the server cannot load it: it is truncated.
     """
     with tempfile.TemporaryDirectory(prefix=".rdb-", dir=directory) as name:
         place = Path(name)
@@ -156,7 +156,7 @@ def _save_again(block: Redis, path: Path, directory: Path) -> None:
 
 
 def _convert(block: Redis, aof: Aof, directory: Path) -> int:
-    """What an AOF holds, as an RDB."""
+    """Save an AOF's content as an RDB."""
     with tempfile.TemporaryDirectory(prefix=".aof-", dir=directory) as name:
         place = Path(name)
         copy_aof(aof, place)

@@ -1,7 +1,7 @@
-"""A copy of the live server's AOF (§2.3), with rewrites off, proven by a scratch server that loads it.
+"""A copy of the live server's AOF, with rewrites off, proven by a scratch server that loads it (§2.3).
 
-The end of a file that a server appends to may lie in the middle of a command: the scratch server finds the last one
-that is whole, and the copy ends there. Every write that was acknowledged before the copy began is before that.
+The copied file can end within a command. The scratch server finds the last complete command, and the copy ends there.
+Every write acknowledged before the copy is included.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runbook.files import record
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.redis.backup.aof import FOLDER, MANIFEST_ENDING, STEM, Aof, copy_aof, cut_bytes, loaded_aof, read_parts
-from tasks.redis.backup.snapshot import RDB, Snapshot, Source, copy_settings, manifest_of
+from tasks.redis.backup.snapshot import RDB, Snapshot, SnapshotSource, copy_settings, manifest_of
 from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import read_content
 from tasks.redis.persistence.saving import SAVE_SECONDS
@@ -31,14 +31,14 @@ from tasks.redis.server import connected, setting
 RECORD = "redis-aof-rewrites.json"
 REWRITES = "auto-aof-rewrite-percentage"
 POSTPONED_SECONDS = 3.0
-"""A server postpones writing what it has acknowledged for two seconds at most (`appendfsync everysec`, a slow disk)."""
+"""A server writes acknowledged data after at most two seconds (`appendfsync everysec`, a slow disk)."""
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class AofCopy(Snapshot):
-    """`path` is the RDB of what the AOF holds, and `content` what that is; `parts` and `aof_bytes` are the AOF's own,
-    `cut` what was left off its end: the beginning of a later command."""
+    """`path`: the RDB with the AOF's content; `content`: that content; `parts`, `aof_bytes`: of the AOF; `cut`: bytes
+    of an incomplete command that were left out."""
 
     content: RedisContent
     parts: int = 0
@@ -48,7 +48,7 @@ class AofCopy(Snapshot):
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What a server's auto-aof-rewrite-percentage was before a backup set it to 0."""
+    """A server's auto-aof-rewrite-percentage before a backup set it to 0."""
 
     server: str
     percentage: str
@@ -56,7 +56,7 @@ class Rewrites:
 
 @action(idempotent=True)
 def put_rewrites_back(block: Redis, reports: Path) -> str:
-    """Switch the AOF's rewrites on again where a killed run left them off; returns what was done, "" for nothing.
+    """Switch AOF rewrites on if a killed run left them off; returns what was done, "": nothing.
 
     Raises:
         Unreachable, OpsError: the server does not answer, or refuses.
@@ -73,19 +73,19 @@ def _put_back(block: Redis, reports: Path) -> str:
         if off:
             client.config_set(REWRITES, left.percentage)
     (reports / RECORD).unlink()
-    return f"{REWRITES} {left.percentage} on {left.server}, which a killed backup had left at 0" if off else ""
+    return f"{REWRITES} {left.percentage} on {left.server}, restored; a killed backup had left it at 0" if off else ""
 
 
 @probe
 def read_aof_bytes(block: Redis) -> int:
-    """The size of the live server's AOF; 0 where it is off."""
+    """The size of the live server's AOF in bytes; 0: it is off."""
     with connected(block) as client:
         return int(client.info("persistence").get("aof_current_size", 0))
 
 
 @contextmanager
 def rewrites_off(block: Redis, reports: Path) -> Iterator[None]:
-    """No rewrite runs, and none begins by itself, until the block is left. What was set is written down before."""
+    """No rewrite runs or starts automatically within the block. The setting is recorded before."""
     with connected(block) as client:
         percentage = setting(client, REWRITES)
         if percentage != "0":
@@ -101,13 +101,13 @@ def rewrites_off(block: Redis, reports: Path) -> Iterator[None]:
 
 
 @action
-def snapshot_aof(block: Redis, source: Source, directory: Path, reports: Path) -> AofCopy:
-    """Copy the AOF's parts to `directory/appendonlydir`, prove them, and save what they hold beside, as an RDB: that is
-    what a restore puts back.
+def snapshot_aof(block: Redis, source: SnapshotSource, directory: Path, reports: Path) -> AofCopy:
+    """Copy the AOF's parts to `directory/appendonlydir`, prove them, and save their content as an RDB, which a restore
+    uses.
 
     Raises:
         OpsError: the AOF is off, cannot be written, or its files are not on this host.
-        VerificationFailed: the copy cannot be loaded, or its RDB is not what it holds.
+        VerificationFailed: the copy cannot be loaded, or its RDB differs.
     """
     started = time.monotonic()
     with connected(block) as client:
@@ -125,7 +125,7 @@ def snapshot_aof(block: Redis, source: Source, directory: Path, reports: Path) -
 
 
 def _copy(block: Redis, manifest: Path, place: Path) -> tuple[Aof, datetime]:
-    """The parts as of a moment; again where somebody rewrites the AOF meanwhile."""
+    """The parts at one moment; read again if the AOF is rewritten meanwhile."""
     for _ in range(ATTEMPTS):
         taken = datetime.now(UTC)
         _written(block)
@@ -140,32 +140,32 @@ def _copy(block: Redis, manifest: Path, place: Path) -> tuple[Aof, datetime]:
                 hint = "run this on the server's host, or take the backup with kind=rdb"
                 raise OpsError(f"the AOF's files are not on this host: {error.filename}", hint) from None
         (place / FOLDER).rename(place / f"{FOLDER}.{time.monotonic_ns()}")
-    raise OpsError("somebody rewrites the AOF again and again", "end that (BGREWRITEAOF), then launch it again")
+    raise OpsError("another client keeps rewriting the AOF", "stop these BGREWRITEAOF, then run it again")
 
 
 def _written(block: Redis) -> None:
-    """Until everything that was acknowledged before this moment is in the file."""
+    """Wait until every write acknowledged so far is in the file."""
     end = time.monotonic() + POSTPONED_SECONDS
 
     def written() -> bool:
         with connected(block) as client:
             info = client.info("persistence")
         if info["aof_last_write_status"] != "ok":
-            raise OpsError("the server cannot write its AOF", "look at its log and at the free space of its directory")
+            raise OpsError("the server cannot write its AOF", "check its log and the free disk space of its directory")
         return not info["aof_buffer_length"] or time.monotonic() > end
 
     until(written, what="the AOF's last write", seconds=POSTPONED_SECONDS * 2, every_seconds=0.01)
 
 
 def _prove(block: Redis, aof: Aof, place: Path, directory: Path) -> tuple[int, RedisContent]:
-    """Load the copy, save what it holds as an RDB, and compare the two; returns what was cut off its end, and what the
-    RDB holds."""
+    """Load the copy, save its content as an RDB, and compare the two; returns the bytes left out at the end, and the
+    content."""
     with loaded_aof(block, place, RDB) as client:
         cut = cut_bytes(client, aof)
         held = read_content(client, place / EXPIRING)
         client.save()
     last = aof.parts[-1]
-    # The scratch server logs what expires in it: that is no part of the copy.
+    # The scratch server appends its own expirations, which are not part of the copy.
     os.truncate(_copied(place, last.number), last.bytes - cut)
     (place / RDB).rename(directory / RDB)
     (directory / RDB).chmod(0o600)
@@ -174,7 +174,9 @@ def _prove(block: Redis, aof: Aof, place: Path, directory: Path) -> tuple[int, R
     saved = manifest_of(block, directory)
     found = compare(held, place / EXPIRING, saved, directory / EXPIRING)
     if not found.is_equal:
-        raise VerificationFailed(f"the RDB of the AOF is not what it holds: {found.differences[0]}", "launch it again")
+        raise VerificationFailed(
+            f"the RDB differs from the AOF that it was made from: {found.differences[0]}", "run it again"
+        )
     return cut, saved
 
 

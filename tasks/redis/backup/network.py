@@ -1,7 +1,8 @@
-"""A snapshot of a server whose files cannot be reached from here (§2.3): a scratch server becomes its replica, follows
-it until it has had everything that was acknowledged, and is then cut off and saved.
+"""A snapshot over the network: a scratch server becomes a replica of the server, receives every acknowledged write, and
+is then detached and saved (§2.3).
 
-Where the server forbids that (managed services do), its keys are read one by one: that is not one moment, and says so.
+If the server forbids replication (managed services do), keys are read one by one, and the report warns that they are
+not from one moment.
 https://valkey.io/topics/replication/
 """
 
@@ -24,9 +25,10 @@ from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.log import logger
+from runbook.masking import MASK
 from runbook.wait import until
 from tasks.redis.backup.relay import relayed
-from tasks.redis.backup.snapshot import RDB, Snapshot, Source
+from tasks.redis.backup.snapshot import RDB, Snapshot, SnapshotSource
 from tasks.redis.keys import Carried, carry, keys_under
 from tasks.redis.line import live_line, log_of, scratch_line
 from tasks.redis.persistence.saving import SAVE_SECONDS
@@ -38,7 +40,6 @@ PROGRESS_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 RUNNING = "configuration-running.conf"
 USERS = "users-running.acl"
-MASK = "********"
 _SECRETS = ("requirepass", "masterauth", "primaryauth", "tls-key-file-pass", "tls-client-key-file-pass")
 _LOGIN = re.compile(r"Unable to AUTH to \w+: -(.*)")
 _FORBIDDEN = re.compile(
@@ -48,22 +49,20 @@ _UNREADABLE = re.compile(r"# .*(Can't handle RDB format version \d+|Wrong signat
 
 
 class ReplicationForbidden(OpsError):
-    """The server lets nobody follow it."""
+    """The server refuses replicas."""
 
 
 @dataclass(frozen=True)
 class NetworkSnapshot(Snapshot):
-    """`moment` is False where keys were read one after the other between `taken` and the end; `way` says how it was
-    taken and of which server."""
+    """`moment` False: keys were read one by one between `taken` and the end. `way`: how, and from which server."""
 
     way: str = ""
     moment: bool = True
 
 
 @probe
-def read_remote_source(block: Redis, place: Path) -> Source:
-    """As `read_source`, of a server that need not tell where its files are: `place` is where a scratch server will
-    save.
+def read_remote_source(block: Redis, place: Path) -> SnapshotSource:
+    """As `read_source`, without the server's directory: a scratch server saves to `place`.
 
     Raises:
         Unreachable: it is down, or loading.
@@ -72,9 +71,9 @@ def read_remote_source(block: Redis, place: Path) -> Source:
     with connected(block) as client:
         persistence = client.info("persistence")
         if persistence.get("loading"):
-            raise Unreachable("Redis is still loading its data", "try again when it is done")
+            raise Unreachable("Redis is still loading its data", "run it again when it has loaded them")
         memory = client.info("memory")
-        return Source(
+        return SnapshotSource(
             version=version_of(client),
             role=str(client.info("replication")["role"]),
             keys=sum(keys for keys, _ in key_counts(client).values()),
@@ -87,18 +86,18 @@ def read_remote_source(block: Redis, place: Path) -> Source:
 
 @action
 def snapshot_over_network(block: Redis, directory: Path) -> NetworkSnapshot:
-    """A scratch server's copy of the live server, saved to `directory`, by replication, else key by key.
+    """A scratch server's copy of the live server, saved to `directory`: by replication, or else key by key.
 
     Raises:
-        Unreachable: the server, or the link to it, does not come up.
-        OpsError: it refuses, or the scratch server cannot read what it sends.
+        Unreachable: the server does not answer, or replication does not start.
+        OpsError: it refuses, or the scratch server cannot read its data.
     """
     started = time.monotonic()
     try:
         taken, way = _by_replication(block, directory)
         moment = True
     except ReplicationForbidden as error:
-        logger().warning("%s: its keys are read one by one", error.message)
+        logger().warning("%s: keys are read one by one", error.message)
         taken, way = _by_keys(block, directory)
         moment = False
     missed = tuple(_copy_settings(block, directory))
@@ -124,8 +123,8 @@ def _by_replication(block: Redis, directory: Path) -> tuple[datetime, str]:
 
 
 def _source(block: Redis) -> Redis:
-    """Whom to follow: under Sentinel a replica that is in sync. Sentinels take whatever follows the master for one of
-    its replicas, remember it for good, and might promote it."""
+    """The server to replicate: under Sentinel a replica that is in sync. Sentinels treat each follower of the master as
+    a replica, remember it permanently, and might promote it."""
     for view in ask_sentinels(block).answering:
         for follower in view.followers:
             if follower.link_up and not follower.flags & {"s_down", "o_down", "disconnected"}:
@@ -135,29 +134,30 @@ def _source(block: Redis) -> Redis:
 
 @probe
 def find_remembering(block: Redis) -> tuple[str, ...]:
-    """The Sentinels that took a scratch server for a replica of the master: no replica was fit to be followed instead.
-    They count it as one that is down until they are reset."""
+    """The Sentinels that list a scratch server as a replica of the master, because no replica was healthy. They report
+    it as down until they are reset."""
     views = ask_sentinels(block).answering
     return tuple(view.address for view in views if any(one.address.endswith(":0") for one in view.followers))
 
 
 def _follow(client: redis.Redis, source: Redis, host: str, port: int) -> None:
-    """Become a replica, and wait for the end of the first transfer. Secrets go over the scratch server's own socket."""
+    """Become a replica, and wait for the end of the first transfer. Secrets are sent over the scratch server's socket
+    only."""
     client.config_set("masteruser", source.username)
     client.config_set("masterauth", source.password.get_secret_value())
     client.config_set("replica-priority", 0)
     client.config_set("replica-announced", "no")
     call(client, "REPLICAOF", host, port)
-    told, begun = [time.monotonic()], time.monotonic()
+    reported, started = [time.monotonic()], time.monotonic()
 
     def linked() -> bool:
         info = client.info("replication")
         _refuse(client, source)
         if info["master_link_status"] == "up":
             return True
-        if not info.get("master_sync_in_progress") and time.monotonic() - begun > ANSWER_SECONDS:
-            raise OpsError(f"{source.address} does not let a replica follow", _last_line(log_of(client)))
-        _tell(info, told)
+        if not info.get("master_sync_in_progress") and time.monotonic() - started > ANSWER_SECONDS:
+            raise OpsError(f"{source.address} refuses a replica", _last_line(log_of(client)))
+        _report(info, reported)
         return False
 
     until(linked, what=f"a copy of {source.address} by replication", seconds=SAVE_SECONDS, every_seconds=0.05)
@@ -174,18 +174,18 @@ def _refuse(client: redis.Redis, source: Redis) -> None:
         )
     if found := _UNREADABLE.search(log):
         raise VerificationFailed(
-            f"{program_version(source)} cannot read what {source.address} sends: {found[1]}",
-            "correct [redis] server_program: a server program of the live server's version, on this host",
+            f"{program_version(source)} cannot read the data of {source.address}: {found[1]}",
+            "correct [redis] server_program: it needs the live server's version, on this host",
         )
 
 
 def _last_line(log: str) -> str:
-    return (log.strip().splitlines() or ["look whether its port can be reached from here"])[-1][:200]
+    return (log.strip().splitlines() or ["check that this host can reach its port"])[-1][:200]
 
 
-def _tell(info: dict[str, Any], told: list[float]) -> None:
-    if time.monotonic() - told[0] > PROGRESS_SECONDS:
-        told[0] = time.monotonic()
+def _report(info: dict[str, Any], reported: list[float]) -> None:
+    if time.monotonic() - reported[0] > PROGRESS_SECONDS:
+        reported[0] = time.monotonic()
         logger().info(
             "replication: %s of %s bytes",
             info.get("master_sync_read_bytes", 0),
@@ -194,17 +194,17 @@ def _tell(info: dict[str, Any], told: list[float]) -> None:
 
 
 def _caught_up(block: Redis, client: redis.Redis) -> datetime:
-    """Until the scratch server has had all that the master had acknowledged at some moment; returns that moment."""
+    """Wait until the scratch server has all writes that the master acknowledged before a time; returns that time."""
     with connected(block) as master:
         taken = datetime.now(UTC)
         sent = master.info("replication")
     if sent["role"] != "master":
-        raise OpsError(f"{block.address} is no longer the master", "launch it again: the master is found anew")
+        raise OpsError(f"{block.address} is no longer the master", "run it again: it finds the new master")
 
     def had_all() -> bool:
         had = client.info("replication")
         if had["master_link_status"] == "up" and had["master_replid"] != sent["master_replid"]:
-            raise OpsError("another server was made the master meanwhile", "launch it again: it is found anew")
+            raise OpsError("another server was promoted meanwhile", "run it again: it finds the new master")
         return int(had.get("slave_repl_offset", -1)) >= int(sent["master_repl_offset"])
 
     until(had_all, what="the last acknowledged write on the copy", seconds=ANSWER_SECONDS, every_seconds=0.01)
@@ -212,7 +212,7 @@ def _caught_up(block: Redis, client: redis.Redis) -> datetime:
 
 
 def _by_keys(block: Redis, directory: Path) -> tuple[datetime, str]:
-    """Every key by DUMP, in bounded pieces. What clients wrote meanwhile is in it or not, key by key."""
+    """Copy every key by DUMP, in small parts. Only some of the writes meanwhile are included."""
     taken, done = datetime.now(UTC), Carried()
     with (
         tempfile.TemporaryDirectory(prefix=".copy-", dir=directory) as place,
@@ -234,7 +234,7 @@ def _by_keys(block: Redis, directory: Path) -> tuple[datetime, str]:
 
 
 def _copy_settings(block: Redis, directory: Path) -> Iterator[str]:
-    """What the server says of its configuration and users, without secrets; yields what it does not say."""
+    """Save the server's configuration and users, without secrets; yields what could not be read."""
     with connected(block) as client:
         try:
             known = {str(name): str(value) for name, value in client.config_get("*").items()}

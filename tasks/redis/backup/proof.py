@@ -1,4 +1,4 @@
-"""Whether a backup of Redis really loads, and holds what its manifest says: nothing live is needed or touched."""
+"""Proof that a backup of Redis loads and equals its manifest, without the live server."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tasks.redis.scratch_place import scratch_place
 
 @probe
 def prove_backup(block: Redis, backup: Backup) -> RedisComparison:
-    """Load the RDB of a backup that is at hand into a scratch server, read all of it, and compare.
+    """Load a fetched backup's RDB into a scratch server, read all of it, and compare it with the manifest.
 
     Raises:
-        VerificationFailed: the manifest is not one of Redis, or the server's program cannot load the RDB (the message
-            is its own reason: a newer version, too little memory).
+        VerificationFailed: the manifest is not of Redis, or the server program cannot load the RDB (with its reason: a
+            newer version, too little memory).
     """
     try:
         expected = RedisContent.model_validate(backup.manifest.content)

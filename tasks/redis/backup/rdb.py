@@ -1,8 +1,8 @@
-"""RDB files: what one says of itself, and whether a server can read it.
+"""RDB files: the header, and whether a server can read it.
 
-Each server reads the versions up to its own, and since the two families parted not each other's newer ones: Valkey 9
-(`VALKEY080`) knows `REDIS0011` and refuses 12 to 79, Redis 8 (`REDIS0012`) knows no `VALKEY…`. The header tells that
-before anything is loaded. https://valkey.io/topics/RDB/ and https://rdb.fnordig.de/file_format.html
+Each server reads the versions up to its own, but not the other family's newer ones: Valkey 9 (`VALKEY080`) reads
+`REDIS0011` and refuses 12 to 79, Redis 8 (`REDIS0012`) refuses `VALKEY…`. The header shows that before anything is
+loaded. https://valkey.io/topics/RDB/ and https://rdb.fnordig.de/file_format.html
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ HEADER_BYTES, CHECKSUM_BYTES = 9, 8
 CHECKSUM_SINCE = 5
 AUX, END = 0xFA, 0xFF
 POLYNOMIAL = 0x95AC9329AC4BC9B5
-"""CRC-64 as Redis uses it (Jones), reflected."""
+"""Redis's CRC-64 (Jones), reflected."""
 _WRONG_VERSION = "payload version or checksum"
 NO_TYPE = 0xFE
-"""No value has this type: a payload with it is refused for its version, or for itself."""
+"""No value has this type: a payload with it is refused because of its version, or of its type."""
 NEWEST_TRIED = 255
 
 
 @dataclass(frozen=True)
 class RdbFile:
-    """What an RDB says of itself. `tool` wrote it ("" where it does not say), at `written`; `checksum` is False where
-    it was saved with `rdbchecksum no`: a flipped byte inside a value is then seen by nobody. `complete`: it ends
-    as one does."""
+    """An RDB's header. `tool` wrote it ("": unknown), at `written`. `checksum` False: saved with `rdbchecksum no`, so a
+    flipped byte inside a value cannot be detected. `complete`: it has a valid end."""
 
     header: str
     version: int
@@ -51,7 +50,7 @@ class RdbFile:
 
 @dataclass(frozen=True)
 class Readable:
-    """Whether a server reads an RDB of some version: `accepted` are those that it does, `program` who was asked."""
+    """Whether a server program reads an RDB of a version; `accepted`: the versions that it reads."""
 
     version: int
     program: str
@@ -59,10 +58,10 @@ class Readable:
 
     @property
     def ok(self) -> bool:
-        """Whether it does."""
+        """Whether it reads that version."""
         return self.version in self.accepted
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """For people: `RDB versions up to 11, and 80`."""
         runs = list[list[int]]()
         for version in self.accepted:
@@ -78,7 +77,7 @@ class Readable:
 
 
 def read_rdb(path: Path) -> RdbFile:
-    """Read an RDB's header, the notes that follow it, and whether it ends in a checksum.
+    """Read an RDB's header, its auxiliary fields, and whether it has a valid end.
 
     Raises:
         VerificationFailed: it cannot be read, or is no RDB.
@@ -104,7 +103,7 @@ def read_rdb(path: Path) -> RdbFile:
 
 
 def _notes(file: BinaryIO) -> Iterator[tuple[str, str]]:
-    """The auxiliary fields at an RDB's beginning: who wrote it, when."""
+    """The auxiliary fields at an RDB's beginning: the program and the time."""
     while file.read(1) == bytes([AUX]):
         name, value = _string(file), _string(file)
         if name is None or value is None:
@@ -113,7 +112,7 @@ def _notes(file: BinaryIO) -> Iterator[tuple[str, str]]:
 
 
 def _string(file: BinaryIO) -> str | None:
-    """A length-encoded string or integer; None for what no note has (compressed, cut off)."""
+    """A length-encoded string or integer; None: compressed or truncated."""
     first = file.read(1)
     if not first:
         return None
@@ -129,18 +128,18 @@ def _string(file: BinaryIO) -> str | None:
 
 @probe
 def read_readable(block: Redis, version: int) -> Readable:
-    """Which RDB versions the server program of `block` reads, asked of an empty scratch server.
+    """The RDB versions that the server program of `block` reads, found out with an empty scratch server.
 
     Raises:
-        OpsError: it is not installed, or does not start.
+        OpsError: the program is not installed, or does not start.
     """
     with scratch_place() as place, scratch_server(block, place) as client:
         return Readable(version, program_version(block), tuple(accepted_versions(client)))
 
 
 def accepted_versions(client: redis.Redis) -> Iterator[int]:
-    """The versions of RDB payloads that a server takes by RESTORE. It is offered values that nobody can hold: their
-    version is judged first, and nothing is ever written."""
+    """The RDB versions that a server accepts by RESTORE. It is offered invalid values, whose version it checks first,
+    so nothing is ever written."""
     with client.pipeline(transaction=False) as pipe:
         for version in range(1, NEWEST_TRIED + 1):
             pipe.restore("ops:no-such-key", 0, _impossible(version))
@@ -151,7 +150,7 @@ def accepted_versions(client: redis.Redis) -> Iterator[int]:
 
 
 def accepts(client: redis.Redis, version: int) -> bool:
-    """Whether a server takes payloads of one version; nothing is written."""
+    """Whether a server accepts payloads of one version; nothing is written."""
     try:
         answer = call(client, "RESTORE", "ops:no-such-key", 0, _impossible(version))
     except redis.RedisError as error:
@@ -160,8 +159,8 @@ def accepts(client: redis.Redis, version: int) -> bool:
 
 
 def _is_accepted(answer: object) -> bool:
-    """The server judges the version first, then the value. Any other refusal (no right, no memory, read only, a failed
-    save) says nothing of the version, and is raised."""
+    """The server checks the version first, then the value. Any other refusal (rights, memory, read only, a failed save)
+    does not depend on the version, and is raised."""
     said = str(answer)
     if isinstance(answer, redis.RedisError) and not ("Bad data format" in said or _WRONG_VERSION in said):
         raise answer
@@ -169,7 +168,7 @@ def _is_accepted(answer: object) -> bool:
 
 
 def payload_version(payload: bytes) -> int:
-    """The RDB version of what DUMP gave: two bytes before its checksum (https://valkey.io/commands/dump/)."""
+    """The RDB version of a DUMP payload: two bytes before its checksum (https://valkey.io/commands/dump/)."""
     return int.from_bytes(payload[-10:-8], "little")
 
 
@@ -179,7 +178,7 @@ def _impossible(version: int) -> bytes:
 
 
 def crc64(content: bytes) -> int:
-    """The checksum at the end of RDB files and payloads. For short ones: it reads byte by byte."""
+    """The checksum at the end of short RDB files and payloads; it reads byte by byte."""
     value = 0
     for byte in content:
         value ^= byte

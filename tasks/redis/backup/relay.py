@@ -1,7 +1,7 @@
-"""TLS for a scratch server: it connects to a port on this host's loopback, and what it sends goes on encrypted.
+"""TLS for a scratch server: it connects to a port on this host's loopback, and its data is forwarded encrypted.
 
-A server program may be built without TLS, and none of them checks the name in a certificate when it replicates; here
-certificate and name are checked as for every other connection.
+A server program can lack TLS, and none checks the name in a certificate when it replicates. Here certificate and name
+are checked as for every other connection.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PIECE_BYTES = 1 << 18
 
 @contextlib.contextmanager
 def relayed(block: Redis) -> Iterator[tuple[str, int]]:
-    """Host and port at which a program on this host reaches the server of `block` without TLS: its own where it has
-    none, else a port on loopback that goes when the block is left. Whoever connects there has still to log in."""
+    """Host and port at which a program on this host reaches the server of `block` without TLS: its own if it uses none,
+    otherwise a port on loopback that closes at the end of the block. A client there still has to log in."""
     if not block.tls:
         yield block.host, block.port
         return
@@ -29,7 +29,7 @@ def relayed(block: Redis) -> Iterator[tuple[str, int]]:
     thread = threading.Thread(target=relay.run, name="redis-relay", daemon=True)
     thread.start()
     if not relay.ready.wait(CONNECT_SECONDS):
-        raise OpsError("no port on this host's loopback could be had", "look at its network")
+        raise OpsError("no port on this host's loopback is free", "check its network")
     try:
         yield "127.0.0.1", relay.port
     finally:
@@ -38,7 +38,7 @@ def relayed(block: Redis) -> Iterator[tuple[str, int]]:
 
 
 class _Relay:
-    """A listener, in a loop of its own."""
+    """A listener with its own event loop."""
 
     def __init__(self, block: Redis) -> None:
         self._block, self.port = block, 0
@@ -89,7 +89,7 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def trust(block: Redis) -> ssl.SSLContext:
-    """What the block's other connections trust, and the certificate that they show."""
+    """The trusted certificates and the client certificate of the block's other connections."""
     context = ssl.create_default_context(cafile=block.tls_ca_file or None)
     if block.tls_certificate_file:
         context.load_cert_chain(block.tls_certificate_file, block.tls_key_file or None)

@@ -1,4 +1,4 @@
-"""A snapshot of the live server: BGSAVE, proven to be done, copied away (§2.3)."""
+"""A snapshot of the live server: a proven BGSAVE, and a copy of its RDB (§2.3)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CLOCK_SLACK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Source:
-    """The live server as a backup finds it."""
+class SnapshotSource:
+    """The live server before a backup."""
 
     version: str
     role: str
@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An RDB that was copied. `taken` is the moment before its fork: every write acknowledged by then is in it."""
+    """A copied RDB. `taken`: a time before its fork; every write acknowledged by then is in it."""
 
     path: Path
     taken: datetime
@@ -48,8 +48,8 @@ class Snapshot:
 
 
 @probe
-def read_source(block: Redis) -> Source:
-    """Version, role, size, and where it saves.
+def read_source(block: Redis) -> SnapshotSource:
+    """Version, role, size, and the directory to which it saves.
 
     Raises:
         Unreachable: it is down.
@@ -58,8 +58,8 @@ def read_source(block: Redis) -> Source:
     with connected(block) as client:
         persistence = client.info("persistence")
         if persistence["loading"]:
-            raise OpsError("Redis is still loading its data", "try again when it is done")
-        return Source(
+            raise OpsError("Redis is still loading its data", "run it again when it has loaded them")
+        return SnapshotSource(
             version=version_of(client),
             role=str(client.info("replication")["role"]),
             keys=sum(keys for keys, _ in key_counts(client).values()),
@@ -71,12 +71,12 @@ def read_source(block: Redis) -> Source:
 
 
 @action
-def snapshot(block: Redis, source: Source, directory: Path) -> Snapshot:
-    """Save in the background, wait for its proven end, and copy the RDB to `directory`, with the configuration and ACL
-    files without their secrets (neither is in an RDB).
+def snapshot(block: Redis, source: SnapshotSource, directory: Path) -> Snapshot:
+    """Save in the background, wait until it is proven, and copy the RDB to `directory`, with the configuration and ACL
+    files without their secrets.
 
     Raises:
-        OpsError: the save failed (the reason, as far as INFO and the disk tell it), or its file is not on this host.
+        OpsError: the save failed (with the reason from INFO and the disk), or its file is not on this host.
     """
     started = time.monotonic()
     taken = bgsave(block, ask(block)).taken
@@ -87,11 +87,11 @@ def snapshot(block: Redis, source: Source, directory: Path) -> Snapshot:
 
 @action(idempotent=True)
 def read_manifest(block: Redis, directory: Path) -> RedisContent:
-    """Load the copied RDB into a scratch server and read its content there: a SCAN of the live server is never what
-    the snapshot holds. Writes the sidecar of expiring keys.
+    """Load the copied RDB into a scratch server and read its content there, because the live server has changed since.
+    It also writes the list of expiring keys.
 
     Raises:
-        VerificationFailed: it cannot be loaded, or holds something that cannot be compared.
+        VerificationFailed: it cannot be loaded, or has a type that cannot be compared.
     """
     return manifest_of(block, directory)
 
@@ -120,7 +120,7 @@ def _copy(source: Path, target: Path, taken: datetime) -> None:
 
 
 def copy_settings(block: Redis, directory: Path) -> list[str]:
-    """Copies without secrets; returns what could not be copied, as sentences."""
+    """Copy files without secrets; returns sentences about files that could not be copied."""
     try:
         configuration = read_configuration(Path(block.config_file))
     except OpsError as error:

@@ -1,7 +1,7 @@
-"""Keys that may go, counted and unlinked page by page (§2.2).
+"""Count the keys of a clearing, and unlink them page by page (§2.2).
 
-No call holds the server for longer than a fraction of a millisecond, but for what a single big value takes: other
-clients go in between. What is deleted propagates to the replicas as UNLINK.
+No call occupies the server for longer than a fraction of a millisecond, except for one large value: other clients are
+served in between. Deletions reach the replicas as UNLINK.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from runbook.progress import progress
 from runbook.wait import until
 from tasks.redis.background import in_background
 from tasks.redis.cache.flushing import slack
-from tasks.redis.cache.pages import Ask
-from tasks.redis.cache.recheck import Recheck, reason
+from tasks.redis.cache.pages import SweepRequest
 from tasks.redis.cache.selection import Selection
-from tasks.redis.cache.server import CacheServer, require_same
-from tasks.redis.cache.sweep import FIRST_KEYS, Pace, Sweep, Tally, describe, sweep
+from tasks.redis.cache.server import CacheServer, MasterCheck, reason, require_same
+from tasks.redis.cache.sweep import FIRST_KEYS, Sweep, SweepTally, describe, sweep
 from tasks.redis.server import connected
 
 UNLINK = "unlink Redis keys of"
@@ -31,40 +30,39 @@ FREEING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be unlinked, as it was planned: `planned` -1 was not counted, then as many go as are found; else it
-    stops where the number is beyond the tolerance. `waived`: the Sentinels need not vouch for the master."""
+class ClearingOrder:
+    """A planned clearing. `planned` keys were counted, and it stops beyond their tolerance; -1: not counted. `waived`:
+    too few Sentinels may name the master."""
 
     selection: Selection
     databases: tuple[int, ...]
     server: CacheServer
     planned: int = -1
-    keys_per_second: int = 0
     waived: bool = False
 
     @property
     def where(self) -> str:
-        """For people."""
+        """The databases, for people."""
         return f"{', '.join(f'db {number}' for number in self.databases) or 'any database'} of {self.server.address}"
 
     @property
     def target(self) -> str:
-        """For people and permits."""
+        """The keys and databases, for people and permits."""
         counted = f": {self.planned:,} keys" if self.planned >= 0 else ""
-        return f"{self.selection.told} in {self.where}{counted}"
+        return f"{self.selection.text} in {self.where}{counted}"
 
-    def require_room(self, keys: int) -> None:
-        """Raises OpsError where more were unlinked than the tolerance allows (by a page at most)."""
+    def require_planned(self, keys: int) -> None:
+        """Raises OpsError if more keys were unlinked than the tolerance allows (by one page at most)."""
         if self.planned >= 0 and keys > self.planned + slack(self.planned):
             raise OpsError(
-                f"there are more keys than the {self.planned:,} that were planned",
-                "look who adds them, then plan again with an empty confirm",
+                f"there are more keys than the {self.planned:,} planned ones",
+                "find out which client adds them, then plan again with an empty confirm",
             )
 
 
 @dataclass(frozen=True)
 class Freed:
-    """Memory after the work; `pending` values are still being freed."""
+    """Memory after the clearing. `pending` values are still being freed."""
 
     used_bytes: int
     pending: int
@@ -75,15 +73,15 @@ def find_keys(block: Redis, selection: Selection, databases: tuple[int, ...], se
     """Count what a clearing would unlink, by prefix, and describe the first keys.
 
     Raises:
-        Unreachable: it does not answer.
-        OpsError: it refuses a command, or is not the server that it was (restarted, or with another role).
+        Unreachable: the server does not answer.
+        OpsError: it refuses a command, or was restarted or demoted since it was read.
     """
-    tally = Tally(server.keys_in(databases))
-    with connected(block) as client, progress(lambda: tally.told("counted")):
+    tally = SweepTally(server.keys_in(databases))
+    with connected(block) as client, progress(lambda: tally.progress("counted")):
 
         def pages() -> Generator[None, None, None]:
             for number in databases:
-                yield from sweep(block, number, _ask(selection, server, number), tally, names=FIRST_KEYS)
+                yield from sweep(block, number, _request(selection, server, number), tally, names=FIRST_KEYS)
 
         require_same(client, server)
         in_background(pages())
@@ -92,47 +90,46 @@ def find_keys(block: Redis, selection: Selection, databases: tuple[int, ...], se
 
 
 @action
-def unlink_keys(permit: Permit, block: Redis, order: Order) -> Sweep:
-    """Unlink what the order names, page by page. An error on the way ends it and is part of the result (`stopped`).
+def unlink_keys(permit: Permit, block: Redis, order: ClearingOrder) -> Sweep:
+    """Unlink the order's keys, page by page. An error ends it and is part of the result (`stopped`).
 
-    That the server is still the master it says itself with every page that unlinks (READONLY); every second, and after
-    the last page, it is asked whether it is the same, and the Sentinels whether they vouch for it.
+    A server that is no longer the master refuses a page (READONLY). Every second, and after the last page, it is also
+    compared with the server that was planned, and the Sentinels are queried.
 
     Raises:
         NotConfirmed: the permit does not cover the order.
     """
     permit.require(UNLINK, order.target)
-    server, tally = block.at(order.server.address), Tally(order.server.keys_in(order.databases))
+    server, tally = block.at(order.server.address), SweepTally(order.server.keys_in(order.databases))
     try:
-        with connected(server) as client, progress(lambda: tally.told("unlinked")):
-            recheck = Recheck(block, client, order.server, waived=order.waived)
-            in_background(_unlinking(server, order, tally, recheck))
+        with connected(server) as client, progress(lambda: tally.progress("unlinked")):
+            recheck = MasterCheck(block, client, order.server, waived=order.waived)
+            in_background(_unlink(server, order, tally, recheck))
     except OpsError as error:
         return tally.result(stopped=reason(block, server.address, error), lost=isinstance(error, Unreachable))
     return tally.result()
 
 
-def _unlinking(server: Redis, order: Order, tally: Tally, recheck: Recheck) -> Generator[None, None, None]:
-    pace = Pace(order.keys_per_second)
-
-    def between() -> None:
-        order.require_room(tally.keys)
-        pace.keep(tally.keys)
+def _unlink(
+    server: Redis, order: ClearingOrder, tally: SweepTally, recheck: MasterCheck
+) -> Generator[None, None, None]:
+    def before_page() -> None:
+        order.require_planned(tally.keys)
         recheck()
 
     for number in order.databases:
-        recheck.now()  # each has a connection of its own, that another server may take
-        ask = _ask(order.selection, order.server, number, unlink=True)
-        yield from sweep(server, number, ask, tally, most_step=pace.most_step, between=between)
+        recheck.now()  # each database has its own connection, which another server may accept
+        request = _request(order.selection, order.server, number, unlink=True)
+        yield from sweep(server, number, request, tally, before_page=before_page)
     recheck.now()
 
 
 @probe
 def read_freed(block: Redis) -> Freed:
-    """Memory in use when what was unlinked has been freed, or a minute later.
+    """Memory in use once the unlinked values are freed, or after a minute.
 
     Raises:
-        Unreachable: it does not answer.
+        Unreachable: the server does not answer.
     """
     with connected(block) as client:
 
@@ -140,10 +137,9 @@ def read_freed(block: Redis) -> Freed:
             return int(client.info("memory").get("lazyfree_pending_objects", 0))
 
         with contextlib.suppress(Unreachable):
-            until(lambda: not pending(), what="the freeing", seconds=FREEING_SECONDS)
+            until(lambda: not pending(), what="the freeing of unlinked values", seconds=FREEING_SECONDS)
         return Freed(int(client.info("memory")["used_memory"]), pending())
 
 
-def _ask(selection: Selection, server: CacheServer, number: int, *, unlink: bool = False) -> Ask:
-    stride = max(1, server.keys_in((number,)) // MEASURED_KEYS)
-    return Ask(selection, unlink, stride, server.scripts)
+def _request(selection: Selection, server: CacheServer, number: int, *, unlink: bool = False) -> SweepRequest:
+    return SweepRequest(selection, unlink, max(1, server.keys_in((number,)) // MEASURED_KEYS))

@@ -1,32 +1,38 @@
-"""A database, or all of them, emptied in one call that looks at the number of keys first (§2.2)."""
+"""Delete every key of a database in one call that first compares their number with the plan (§2.2)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import redis
-
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from tasks.redis.cache.script import FLUSH, evaluated
 from tasks.redis.cache.server import CacheServer, require_same
 from tasks.redis.cache.sweep import client_of
+from tasks.redis.script import evaluate
 from tasks.redis.sentinels import require_master
-from tasks.redis.server import call, connected, key_counts
+from tasks.redis.server import connected
 
 FLUSHING = "flush Redis"
-EVERYTHING = -1
 TOLERANCE = 0.1
-DONE, MOVED = 1, -1
+DONE, OTHER_SERVER = 1, -1
+
+# {1: flushed, 0: another number of keys, -1: restarted, or no master; keys}
+FLUSH = r"""
+local function has(section, line) return string.find(redis.call('INFO', section), line, 1, true) end
+if not has('server', 'run_id:' .. ARGV[3]) or not has('replication', 'role:master') then return {-1, 0} end
+local keys = redis.call('DBSIZE')
+if keys < tonumber(ARGV[1]) or keys > tonumber(ARGV[2]) then return {0, keys} end
+redis.call('FLUSHDB', 'ASYNC')
+return {1, keys}
+"""
 
 
 @dataclass(frozen=True)
 class Flush:
-    """A database (or EVERYTHING) with its number of keys, as it was planned. `waived`: the Sentinels need not vouch
-    for the master."""
+    """A database with its planned number of keys. `waived`: too few Sentinels may name the master."""
 
     database: int
     keys: int
@@ -34,61 +40,41 @@ class Flush:
     waived: bool = False
 
     @property
-    def command(self) -> str:
-        """FLUSHALL or FLUSHDB."""
-        return "FLUSHALL" if self.database == EVERYTHING else "FLUSHDB"
-
-    @property
-    def which(self) -> str:
-        """For people."""
-        return f"{'all databases' if self.database == EVERYTHING else f'db {self.database}'} of {self.server.address}"
+    def where(self) -> str:
+        """The database, for people."""
+        return f"db {self.database} of {self.server.address}"
 
     @property
     def target(self) -> str:
-        """For people and permits."""
-        return f"{self.which}: {self.keys:,} keys"
+        """The database and its keys, for people and permits."""
+        return f"{self.where}: {self.keys:,} keys"
 
 
 def slack(keys: int) -> int:
-    """How far a number of keys may be from the one that was confirmed."""
+    """By how many keys a number may differ from the planned one."""
     return math.ceil(keys * TOLERANCE)
 
 
 @action
 def flush_keys(permit: Permit, block: Redis, flush: Flush) -> int:
-    """FLUSHDB or FLUSHALL ASYNC; returns how many keys there were. In one call with the count, which must still be what
-    was planned, within the tolerance, and with a look whether it is the same server; without EVAL they come a moment
-    before.
+    """FLUSHDB ASYNC; returns how many keys there were. The same call checks the server and the number of keys.
 
     Raises:
         NotConfirmed: the permit does not cover it.
-        Unreachable: its answer did not come: it may be done.
-        OpsError: the count changed, or the server is another or no longer the master; it was not done.
+        Unreachable: no answer: it may be flushed.
+        OpsError: the number of keys changed, or the server was restarted or replaced; it is not flushed.
     """
     permit.require(FLUSHING, flush.target)
     require_master(block, flush.server.address, waived=flush.waived)
-    server = block.at(flush.server.address)
-    with connected(server), client_of(server, max(flush.database, 0)) as client:
-        done, keys = _flush(client, flush)
-        if done == MOVED:
+    server, most_change = block.at(flush.server.address), slack(flush.keys)
+    words = (flush.keys - most_change, flush.keys + most_change, flush.server.run_id)
+    with connected(server), client_of(server, flush.database) as client:
+        done, keys = map(int, evaluate(client, FLUSH, *words, command="DBSIZE or FLUSHDB"))
+        if done == OTHER_SERVER:
             require_same(client, flush.server)
     if done != DONE:
         raise OpsError(
             f"{flush.keys:,} keys were planned, now there are {keys:,}",
-            "look who writes, then plan again with an empty confirm",
+            "find out which client writes, then plan again with an empty confirm",
         )
     return keys
-
-
-def _flush(client: redis.Redis, flush: Flush) -> tuple[int, int]:
-    least, most = flush.keys - slack(flush.keys), flush.keys + slack(flush.keys)
-    if scripts := flush.server.scripts:
-        words = (flush.command, least, most, flush.server.run_id)
-        done, keys = evaluated(client, scripts, FLUSH, *words, named=f"DBSIZE or {flush.command}")
-        return int(done), int(keys)
-    require_same(client, flush.server)
-    counts = key_counts(client)
-    keys = sum(count for number, (count, _) in counts.items() if flush.database in (EVERYTHING, number))
-    if done := least <= keys <= most:
-        call(client, flush.command, "ASYNC")
-    return done, keys

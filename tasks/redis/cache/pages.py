@@ -1,167 +1,190 @@
-"""The pages of a clearing, by script or, for users whom the ACL forbids EVAL, in plain commands.
+"""One page of a clearing: SCAN, the comparison with the prefixes, and UNLINK, in one script.
 
-Names do not change, so UNLINK by name is as safe there; keys without a TTL are taken by `PEXPIRE key 0 NX`, which
-deletes only where there is none (https://valkey.io/commands/pexpire/). Only that frees a big value at once where the
-server's lazyfree-lazy-expire is off.
+Nothing comes between the check of a key and its deletion. Keys that are only counted never leave the server.
 """
 
 from __future__ import annotations
 
 import functools
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import redis
 
-from tasks.redis.cache.script import PAGE, Scripts, alone, evaluated
-from tasks.redis.cache.selection import COLON_BYTES, Selection
-from tasks.redis.server import call
+from tasks.redis.cache.selection import Selection
+from tasks.redis.script import as_command, evaluate
 
-CHUNK = 1000
+# Few words in each direction: parsing them costs more than the keys cost the server. The answer: the cursor; keys left
+# out because of their TTL, the server's µs (-1: unknown), keys chosen so far (for the stride), whether keys can be
+# measured, how many groups and guards follow; groups (name; keys, measured keys, their bytes, those without TTL);
+# guards (name; keys left out); names; the error of an UNLINK, if one was refused. A script is not rolled back: keys
+# that were unlinked before that error are counted.
+PAGE = r"""
+local began = os and os.clock and os.clock()
+local function numbers(text)
+  local found = {}
+  for number in string.gmatch(text, '%d+') do found[#found + 1] = tonumber(number) end
+  return unpack(found)
+end
+local step, seen, want = numbers(ARGV[2])
+local stride, unlink, untimed_only, by_colon = numbers(ARGV[4])
+unlink, untimed_only, by_colon = unlink == 1, untimed_only == 1, by_colon == 1
+local sub, call = string.sub, redis.call
+local terms, at = {}, 5
+while ARGV[at] do
+  local guards = {}
+  for i = 1, tonumber(ARGV[at + 1]) do guards[i] = ARGV[at + 1 + i] end
+  terms[#terms + 1] = {prefix = ARGV[at], guards = guards}
+  at = at + 2 + #guards
+end
+local page = call('SCAN', ARGV[1], 'MATCH', ARGV[3], 'COUNT', step)
+local keys, guarded, timed, measurable = page[2], {}, 0, 1
+local groups, order, names = {}, {}, {}
+
+local function starts(key, prefix) return sub(key, 1, #prefix) == prefix end
+local function term_of(key)
+  for _, term in ipairs(terms) do
+    if starts(key, term.prefix) then
+      for _, guard in ipairs(term.guards) do
+        if starts(key, guard) then
+          guarded[guard] = (guarded[guard] or 0) + 1
+          return nil
+        end
+      end
+      return term
+    end
+  end
+end
+local function group_of(name)
+  local group = groups[name]
+  if not group then
+    group = {name = name, keys = {}, n = 0, measured = 0, bytes = 0, untimed = 0}
+    groups[name], order[#order + 1] = group, group
+  end
+  return group
+end
+local function measure(group, key)
+  local size, left = redis.pcall('MEMORY', 'USAGE', key), redis.pcall('PTTL', key)
+  if type(size) == 'table' or type(left) == 'table' then  -- the ACL forbids it
+    measurable = 0
+    return
+  end
+  group.measured, group.bytes = group.measured + 1, group.bytes + (size or 0)
+  if left == -1 then group.untimed = group.untimed + 1 end
+end
+local function wanted(key)
+  if not untimed_only then return true end
+  local left = call('PTTL', key)
+  if left > -1 then timed = timed + 1 end
+  return left == -1
+end
+
+if #terms == 1 and #terms[1].guards == 0 and not untimed_only and not by_colon and #keys > 0 then
+  local group = group_of(terms[1].prefix)  -- SCAN has chosen them all
+  group.keys = keys
+  for i = 1, #keys, stride do measure(group, keys[i]) end
+else
+  for _, key in ipairs(keys) do
+    local term = term_of(key)
+    if term and wanted(key) then
+      local colon = by_colon and string.find(sub(key, 1, 64), ':', 1, true)
+      local group = group_of(by_colon and sub(key, 1, colon or 0) or term.prefix)
+      group.keys[#group.keys + 1] = key
+      if seen % stride == 0 or group.measured == 0 then measure(group, key) end
+      seen = seen + 1
+    end
+  end
+end
+local out, guards, format, refused = {page[1], ''}, 0, string.format, nil
+for _, group in ipairs(order) do
+  local found = group.keys
+  for i = 1, math.min(want - #names, #found) do names[#names + 1] = found[i] end
+  if not unlink then group.n = #found end
+  for i = 1, unlink and not refused and #found or 0, 1000 do
+    local unlinked = redis.pcall('UNLINK', unpack(found, i, math.min(i + 999, #found)))
+    if type(unlinked) == 'table' then
+      refused = unlinked
+      break
+    end
+    group.n = group.n + unlinked
+  end
+  out[#out + 1] = group.name
+  out[#out + 1] = format('%d %d %.0f %d', group.n, group.measured, group.bytes, group.untimed)
+end
+for guard, count in pairs(guarded) do
+  guards = guards + 1
+  out[#out + 1], out[#out + 2] = guard, format('%d', count)
+end
+for _, name in ipairs(names) do out[#out + 1] = name end
+local took = began and (os.clock() - began) * 1000000 or -1
+out[2] = format('%d %.0f %d %d %d %d', timed, took, seen, measurable, #order, guards)
+if refused then out[#out + 1] = refused end
+return out
+"""
 
 
 @dataclass
-class Group:
-    """Keys of one prefix. Of `measured` of them bytes and TTL are known."""
+class PrefixGroup:
+    """Keys of one prefix. Bytes and TTL are known for `measured` of them."""
 
     keys: int = 0
     measured: int = 0
     bytes: int = 0
-    untimed: int = 0
+    without_ttl: int = 0
 
-    def add(self, other: Group) -> None:
+    def add(self, other: PrefixGroup) -> None:
         """The same prefix on another page."""
         self.keys += other.keys
         self.measured += other.measured
         self.bytes += other.bytes
-        self.untimed += other.untimed
+        self.without_ttl += other.without_ttl
 
 
 @dataclass
-class Page:
-    """What one call did: the next cursor, and the keys by prefix. `error` ended it: what it did before is counted."""
+class SweepPage:
+    """What one call counted or unlinked, by prefix, and SCAN's next cursor. `with_ttl` keys were left out. `error`: a
+    refusal; keys unlinked before it are counted."""
 
     cursor: bytes
     seconds: float
-    seen: int = 0
-    timed: int = 0
-    measurable: bool = True
-    groups: dict[bytes, Group] = field(default_factory=dict)
+    seen: int
+    with_ttl: int
+    measurable: bool
+    groups: dict[bytes, PrefixGroup] = field(default_factory=dict)
     protected: Counter[bytes] = field(default_factory=Counter)
     names: list[bytes] = field(default_factory=list)
     error: redis.RedisError | None = None
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What every page of a sweep has in common: one key in `stride` is measured, `scripts` may be called so."""
+class SweepRequest:
+    """What all pages of a sweep have in common: one key in `stride` is measured."""
 
     selection: Selection
     unlink: bool
     stride: int
-    scripts: Scripts
 
     @functools.cached_property
     def words(self) -> tuple[bytes, ...]:
-        """Those arguments of a script that do not change."""
+        """The script's arguments that do not change."""
         wanted = self.selection
         flags = b"%d %d %d %d" % (self.stride, self.unlink, wanted.without_ttl, wanted.by_colon)
         return (wanted.match, flags, *wanted.words())
 
 
-def read_page(client: redis.Redis, ask: Ask, cursor: bytes, step: int, seen: int, names: int) -> Page:
-    """One page, counted or unlinked; `seen` is the page before's, and at most `names` keys are named."""
-    return (_scripted if ask.scripts else _plain)(client, ask, cursor, step, seen, names)
-
-
-def _scripted(client: redis.Redis, ask: Ask, cursor: bytes, step: int, seen: int, names: int) -> Page:
-    began = time.perf_counter()
-    words = (cursor, b"%d %d %d" % (step, seen, names), *ask.words)
-    found = evaluated(client, ask.scripts, PAGE, *words, named="SCAN or PTTL")
-    timed, took, seen, measurable, groups, guards = map(int, found[1].split())
-    page = Page(found[0], took / 1e6 if took >= 0 else time.perf_counter() - began, seen, timed, bool(measurable))
+def read_page(client: redis.Redis, request: SweepRequest, cursor: bytes, step: int, seen: int, names: int) -> SweepPage:
+    """Count or unlink one page. `seen` is the value of the page before; at most `names` keys are named."""
+    words = (cursor, b"%d %d %d" % (step, seen, names), *request.words)
+    found = evaluate(client, PAGE, *words, command="SCAN or PTTL")
+    with_ttl, microseconds, seen, measurable, groups, guards = map(int, found[1].split())
+    page = SweepPage(found[0], max(microseconds, 0) / 1e6, seen, with_ttl, bool(measurable))
     after_groups = 2 + 2 * groups
     after_guards = after_groups + 2 * guards
     for place in range(2, after_groups, 2):
-        page.groups[found[place]] = Group(*map(int, found[place + 1].split()))
+        page.groups[found[place]] = PrefixGroup(*map(int, found[place + 1].split()))
     for place in range(after_groups, after_guards, 2):
         page.protected[found[place]] = int(found[place + 1])
     if len(found) > after_guards and isinstance(found[-1], redis.ResponseError):
-        page.error = alone(found.pop(), "UNLINK")
+        page.error = as_command(found.pop(), "UNLINK")
     page.names = found[after_guards:]
     return page
-
-
-def _plain(client: redis.Redis, ask: Ask, cursor: bytes, step: int, seen: int, names: int) -> Page:
-    wanted, began = ask.selection, time.perf_counter()
-    following, keys = call(client, "SCAN", cursor, "MATCH", wanted.match, "COUNT", step)
-    page = Page(following if isinstance(following, bytes) else b"%d" % following, 0.0, seen)
-    chosen = dict[bytes, list[bytes]]()
-    for key in keys:
-        if term := wanted.term_of(key):
-            if guard := next((guard for guard in term.guards if key.startswith(guard)), None):
-                page.protected[guard] += 1
-            else:
-                colon = key.find(b":", 0, COLON_BYTES)
-                chosen.setdefault(key[: colon + 1] if wanted.by_colon else term.prefix, []).append(key)
-    if wanted.without_ttl:
-        _keep_untimed(client, page, chosen)
-    for name, found in chosen.items():
-        page.groups[name] = _measured(client, page, found, ask)
-        page.names += found[: names - len(page.names)]
-    try:
-        for name, found in chosen.items():
-            if ask.unlink:
-                _unlink(client, page.groups[name], found, wanted.without_ttl)
-            else:
-                page.groups[name].keys = len(found)
-    except redis.RedisError as error:
-        page.error = error
-    page.seconds = time.perf_counter() - began
-    return page
-
-
-def _piped(client: redis.Redis, commands: Iterable[Sequence[object]]) -> list[Any]:
-    """Answers, errors among them."""
-    with client.pipeline(transaction=False) as pipe:
-        for command in commands:
-            call(pipe, *command)
-        return pipe.execute(raise_on_error=False)
-
-
-def _certain(answers: list[Any]) -> list[Any]:
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
-
-
-def _keep_untimed(client: redis.Redis, page: Page, chosen: dict[bytes, list[bytes]]) -> None:
-    for name, keys in chosen.items():
-        left = _certain(_piped(client, (("PTTL", key) for key in keys)))
-        page.timed += sum(milliseconds > -1 for milliseconds in left)
-        chosen[name] = [key for key, milliseconds in zip(keys, left, strict=True) if milliseconds == -1]
-
-
-def _measured(client: redis.Redis, page: Page, keys: Sequence[bytes], ask: Ask) -> Group:
-    sample = keys[:: ask.stride]
-    answers = _piped(client, (("MEMORY", "USAGE", key) for key in sample))
-    left = _piped(client, (("PTTL", key) for key in sample))
-    if any(isinstance(answer, Exception) for answer in (*answers, *left)):  # the ACL forbids it
-        page.measurable = False
-        return Group()
-    return Group(measured=len(sample), bytes=sum(size or 0 for size in answers), untimed=left.count(-1))
-
-
-def _unlink(client: redis.Redis, group: Group, keys: Sequence[bytes], without_ttl: bool) -> None:
-    """Counts as it goes: the next call may be refused."""
-    if without_ttl:
-        answers = _piped(client, (("PEXPIRE", key, 0, "NX") for key in keys))
-        group.keys += sum(answer for answer in answers if isinstance(answer, int))
-        _certain(answers)
-        return
-    for first in range(0, len(keys), CHUNK):
-        group.keys += int(call(client, "UNLINK", *keys[first : first + CHUNK]))

@@ -1,4 +1,4 @@
-"""Which keys a clearing means: literal prefixes or a glob as Redis defines it, without the protected ones."""
+"""Which keys a clearing deletes: those that begin with literal prefixes, except the protected ones."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-COLON_BYTES = 64
-
 
 @dataclass(frozen=True)
 class Term:
-    """Keys that begin with `prefix`, but for those that begin with one of `guards`."""
+    """Keys that begin with `prefix`, except those that begin with one of `protected`."""
 
     prefix: bytes
-    guards: tuple[bytes, ...] = ()
+    protected: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The keys that are meant. `match` is a glob that SCAN gets; each key is looked at again by `terms`, the longest
-    first. `by_colon`: counted by what stands before their first colon, not by term."""
+    """The keys to delete. `match` is SCAN's glob; each key it returns is compared with `terms`, the longest first.
+    `by_colon`: counted by what precedes a key's first colon, not by term."""
 
     terms: tuple[Term, ...]
     match: bytes
-    told: str
+    text: str
     by_colon: bool = False
     without_ttl: bool = False
 
@@ -33,42 +31,24 @@ class Selection:
         """The terms as arguments of a script."""
         words: list[bytes] = []
         for term in self.terms:
-            words += [term.prefix, b"%d" % len(term.guards), *term.guards]
+            words += [term.prefix, b"%d" % len(term.protected), *term.protected]
         return words
-
-    def term_of(self, key: bytes) -> Term | None:
-        """The term that a key belongs to, protected or not."""
-        return next((term for term in self.terms if key.startswith(term.prefix)), None)
 
 
 def escaped(prefix: bytes) -> bytes:
-    """A glob that matches this text only (https://valkey.io/commands/keys/)."""
+    """A glob that matches only this text (https://valkey.io/commands/keys/)."""
     return re.sub(rb"([*?\[\]\\^-])", rb"\\\1", prefix)
 
 
-def literal_head(pattern: bytes) -> bytes:
-    """What every key begins with that a glob matches."""
-    head, place = bytearray(), 0
-    while place < len(pattern) and pattern[place] not in b"*?[":
-        if pattern[place] == ord("\\") and place + 1 < len(pattern):
-            place += 1
-        head.append(pattern[place])
-        place += 1
-    return bytes(head)
-
-
-def of_prefixes(prefixes: Sequence[bytes], guarded: Iterable[bytes], told: str, *, without_ttl: bool) -> Selection:
-    """Keys that begin with one of `prefixes`, which are taken as they stand. A prefix at or below a guarded one names
-    it; a shorter one leaves that one's keys out."""
-    ordered = sorted(set(prefixes), key=len, reverse=True)
-    guards = tuple(guarded)
-    terms = [Term(p, tuple(g for g in guards if g.startswith(p) and g != p)) for p in ordered]
+def by_prefixes(prefixes: Sequence[bytes], protected: Iterable[bytes], text: str, *, without_ttl: bool) -> Selection:
+    """Keys that begin with one of `prefixes`. A prefix equal to or longer than a protected one names it; a shorter one
+    leaves that one's keys out."""
+    ordered, guards = sorted(set(prefixes), key=len, reverse=True), tuple(protected)
+    terms = [Term(one, tuple(guard for guard in guards if guard.startswith(one) and guard != one)) for one in ordered]
     shared = bytes(os.path.commonprefix(ordered) or b"")  # noqa: RUF071 (of bytes, not of paths)
-    return Selection(tuple(terms), escaped(shared) + b"*", told, without_ttl=without_ttl)
+    return Selection(tuple(terms), escaped(shared) + b"*", text, without_ttl=without_ttl)
 
 
-def of_pattern(pattern: bytes, guarded: Iterable[bytes], told: str) -> Selection:
-    """Keys that a glob matches. It names a guarded prefix where its literal beginning does."""
-    head = literal_head(pattern)
-    guards = tuple(guard for guard in guarded if guard.startswith(head) and guard != head)
-    return Selection((Term(head, guards),), pattern, told, by_colon=True)
+def every_key(protected: Iterable[bytes]) -> Selection:
+    """All keys, except the protected ones."""
+    return Selection((Term(b"", tuple(protected)),), b"*", "key", by_colon=True)

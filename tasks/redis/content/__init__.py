@@ -1,1 +1,1 @@
-"""What a Redis holds: read from a scratch server, kept in the manifest, compared."""
+"""The content of a Redis server: read, stored in the manifest, compared."""

@@ -1,9 +1,9 @@
-"""What a Redis holds, as a backup's manifest keeps it, and the comparison of a copy with it.
+"""The content of a Redis server in a backup's manifest, and the comparison of a copy with it.
 
 Keys without a TTL are proven by their number and an order-independent digest (the sum of 128-bit hashes of every key's
-logical content). Keys, and fields of hashes, that expire have a line each in `expiring.tsv.gz` beside the RDB
-(database, PEXPIRETIME in ms, hash, `key` or `field`), so that at a restore exactly those are required whose time is
-still ahead. A type that cannot be compared is an error, never a pass.
+logical content). Each expiring key, and each expiring field of a hash, has a line in `expiring.tsv.gz` next to the RDB
+(database, PEXPIRETIME in ms, hash, `key` or `field`). A restore requires exactly those that have not expired yet. A
+type that cannot be compared is an error, never a pass.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from runbook import clock
+
 EXPIRING = "expiring.tsv.gz"
 COLUMNS = ("database", "keys without TTL", "found", "content equal", "keys with TTL ahead", "found", "expired since")
 
 
-class DatabaseContent(BaseModel):
-    """One database. `prefixes` counts keys up to their first colon ("" for those without one), the biggest ones."""
+class RedisDatabaseContent(BaseModel):
+    """One database. `prefixes`: keys by their text up to the first colon ("": no colon), the most frequent ones."""
 
     model_config = ConfigDict(frozen=True)
     all_keys: int
@@ -33,15 +35,15 @@ class DatabaseContent(BaseModel):
     prefixes: dict[str, int] = {}
 
 
-EMPTY = DatabaseContent(all_keys=0, persistent_keys=0, persistent_digest="0" * 32, expiring_keys=0)
+EMPTY = RedisDatabaseContent(all_keys=0, persistent_keys=0, persistent_digest="0" * 32, expiring_keys=0)
 
 
 class RedisContent(BaseModel):
-    """The content of an RDB. `rdb_keys` counts its records; `read_*_ms` are the clock's readings around the reading."""
+    """The content of an RDB. `rdb_keys`: its records; `read_*_ms`: the times before and after it was read."""
 
     model_config = ConfigDict(frozen=True)
     server_version: str
-    databases: dict[int, DatabaseContent]
+    databases: dict[int, RedisDatabaseContent]
     functions: dict[str, str] = {}
     rdb_keys: int = -1
     rdb_version: str = ""
@@ -51,20 +53,20 @@ class RedisContent(BaseModel):
 
     @property
     def all_keys(self) -> int:
-        """Of all databases."""
+        """The keys of all databases."""
         return sum(found.all_keys for found in self.databases.values())
 
     @property
     def may_vanish(self) -> int:
-        """Keys that a later loading of the RDB may not find: hashes without a TTL whose last fields expire, now or
-        since the server loaded them. The server counts those neither as loaded nor as expired."""
+        """Keys that may be missing when the RDB is loaded later: hashes without a TTL whose last fields expire. The
+        server counts them neither as loaded nor as expired."""
         fading = sum(d.all_keys - d.persistent_keys - d.expiring_keys for d in self.databases.values())
         return max(fading, 0) + max(self.rdb_keys - self.all_keys, 0)
 
 
 @dataclass(frozen=True)
-class Proof:
-    """One database's row of the evidence: what the backup holds, and what was found of it."""
+class ContentProof:
+    """One database's row: the backup's keys, and the keys found."""
 
     database: int
     persistent_expected: int
@@ -89,19 +91,19 @@ class Proof:
 
 @dataclass(frozen=True)
 class RedisComparison:
-    """`differences` are sentences: none of them means that the copy is what the backup held."""
+    """`differences` are sentences; without any, the copy equals the backup."""
 
     differences: tuple[str, ...]
-    proofs: tuple[Proof, ...]
+    proofs: tuple[ContentProof, ...]
 
     @property
     def is_equal(self) -> bool:
-        """No difference was found, and everything could be compared."""
+        """There is no difference."""
         return not self.differences
 
     @property
     def expired_since(self) -> int:
-        """Keys whose own TTL ended between the backup's reading and this one: gone by right."""
+        """Keys whose TTL ended between the backup and this comparison, as expected."""
         return sum(proof.expired_since for proof in self.proofs)
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -110,7 +112,7 @@ class RedisComparison:
 
 
 class _Expiring:
-    """The lines of two sidecars against each other: counts by (database, kind)."""
+    """The comparison of two lists of expiring keys: counts by (database, kind)."""
 
     def __init__(self, expected: Path, actual: Path, now_ms: int) -> None:
         found = set(lines_of(actual))
@@ -136,10 +138,10 @@ class _Expiring:
 
 
 def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual_expiring: Path) -> RedisComparison:
-    """Compare what was read from a copy with a backup's manifest and its sidecar `expiring`.
+    """Compare a copy's content with a backup's manifest and its list `expiring`.
 
-    An expiring key is required when its time was still ahead at the end of the reading, and expected to be gone when
-    its time had come before; whatever the copy holds beyond the backup is a difference too.
+    An expiring key is required if it had not expired at the end of the reading, and must be missing if it had expired
+    before. A key that is only in the copy is a difference too.
     """
     lines = _Expiring(expiring, actual_expiring, actual.read_ended_ms)
     numbers = sorted({*expected.databases, *actual.databases, *(key[0] for key in lines.strange)})
@@ -152,7 +154,7 @@ def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual
         differences += _expiring(number, lines)
         where = (number, "key")
         proofs.append(
-            Proof(
+            ContentProof(
                 number,
                 before.persistent_keys,
                 after.persistent_keys,
@@ -167,18 +169,18 @@ def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual
     return RedisComparison(tuple(differences), tuple(proofs))
 
 
-def _persistent(number: int, before: DatabaseContent, after: DatabaseContent) -> list[str]:
+def _persistent(number: int, before: RedisDatabaseContent, after: RedisDatabaseContent) -> list[str]:
     if before.persistent_keys != after.persistent_keys:
         return [
             f"database {number} has {after.persistent_keys:,} keys without a TTL instead of {before.persistent_keys:,}"
             + _prefixes(before, after)
         ]
     if before.persistent_digest != after.persistent_digest:
-        return [f"database {number}: the content of its {before.persistent_keys:,} keys without a TTL is not the same"]
+        return [f"database {number}: its {before.persistent_keys:,} keys without a TTL have other content"]
     return []
 
 
-def _prefixes(before: DatabaseContent, after: DatabaseContent) -> str:
+def _prefixes(before: RedisDatabaseContent, after: RedisDatabaseContent) -> str:
     less = {name: count - after.prefixes.get(name, 0) for name, count in before.prefixes.items()}
     worst = sorted((name for name in less if less[name] > 0), key=lambda name: -less[name])[:3]
     return f" (fewest: {', '.join(f'{name or chr(8230)} −{less[name]:,}' for name in worst)})" if worst else ""
@@ -191,35 +193,33 @@ def _expiring(number: int, lines: _Expiring) -> list[str]:
         if missing := lines.missing[where]:
             first = datetime.fromtimestamp(lines.first_missing[where] / 1000, UTC)
             sentences.append(
-                f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or not "
-                f"the same, the first of them would live until {first:%Y-%m-%d %H:%M:%S UTC}"
+                f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or "
+                f"differ; the first of them expires at {clock.text(first)}"
             )
         if strange := lines.strange[where]:
-            sentences.append(
-                f"database {number}: {strange:,} {what}s with a TTL are there that the backup does not hold"
-            )
+            sentences.append(f"database {number}: {strange:,} {what}s with a TTL are not in the backup")
     return sentences
 
 
 def _sidecar_whole(expected: RedisContent, lines: _Expiring) -> list[str]:
-    """The sidecar must have as many lines as the manifest says: an empty one would require nothing."""
+    """The list of expiring keys must have as many lines as in the manifest: an empty one would require nothing."""
     wrong = []
     for number, database in expected.databases.items():
-        for what, told in (("key", database.expiring_keys), ("field", database.expiring_fields)):
+        for what, listed in (("key", database.expiring_keys), ("field", database.expiring_fields)):
             count = lines.required[number, what] + lines.gone[number, what]
-            if count != told:
-                wrong.append(f"{EXPIRING} has {count:,} {what}s of database {number}, the manifest says {told:,}")
+            if count != listed:
+                wrong.append(f"{EXPIRING} has {count:,} {what}s of database {number}, the manifest has {listed:,}")
     return wrong
 
 
 def _functions(expected: RedisContent, actual: RedisContent) -> list[str]:
     names = sorted({*expected.functions, *actual.functions})
     changed = [name for name in names if expected.functions.get(name) != actual.functions.get(name)]
-    return [f"function libraries are not the same: {', '.join(changed)}"] if changed else []
+    return [f"function libraries differ: {', '.join(changed)}"] if changed else []
 
 
 def lines_of(sidecar: Path) -> Iterator[bytes]:
-    """The lines of a sidecar."""
+    """The lines of a list of expiring keys."""
     with gzip.open(sidecar, "rb") as file:
         yield from file
 

@@ -1,4 +1,4 @@
-"""Reading a scratch server's whole content, page by page, while it is held still."""
+"""Read a scratch server's whole content, page by page, while its data cannot change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import redis
 
 from runbook.errors import VerificationFailed
 from runbook.log import logger
-from tasks.redis.content.manifest import DatabaseContent, RedisContent
+from tasks.redis.content.manifest import RedisContent, RedisDatabaseContent
 from tasks.redis.content.script import DROP_PAGE, READ_PAGE
 from tasks.redis.server import call, key_counts, loaded_keys, version_of
 
@@ -29,10 +29,10 @@ LANE_BITS = 32
 
 @contextlib.contextmanager
 def held_still(client: redis.Redis) -> Iterator[None]:
-    """No key is written, expired or moved: SCAN then gives every live key exactly once.
+    """No key is written, expired or moved, so that SCAN returns every key exactly once.
 
     CLIENT PAUSE WRITE stops expiry too (https://valkey.io/commands/client-pause/); a table that shrinks would repeat
-    keys. The scripts run by EVAL_RO, which a pause lets through.
+    keys. A pause permits EVAL_RO.
     """
     call(client, "DEBUG", "DICT-RESIZING", "0")
     call(client, "CLIENT", "PAUSE", HOLD_MILLISECONDS, "WRITE")
@@ -45,10 +45,10 @@ def held_still(client: redis.Redis) -> Iterator[None]:
 
 
 def read_content(client: redis.Redis, sidecar: Path) -> RedisContent:
-    """Everything that a scratch server holds; its expiring keys go to `sidecar` (gzip, a line each).
+    """A scratch server's content; its expiring keys are written to `sidecar` (gzip, a line each).
 
     Raises:
-        VerificationFailed: something cannot be compared (a module's type), or the server did not hold still.
+        VerificationFailed: a type cannot be compared (a module's), or the data changed meanwhile.
     """
     began = time.time_ns() // 1_000_000
     databases = {}
@@ -87,15 +87,15 @@ class _Sums:
         self.expiring += lines.count(b"\tkey\n")
         self.fields += lines.count(b"\tfield\n")
         for place, lane in enumerate(reversed(lanes)):
-            # A page adds its lanes up apart (a Lua number is exact to 2**53); they are carried here.
+            # A page sums lanes separately, because a Lua number is exact to 2**53 only; the carry is added here.
             self.digest += lane << (LANE_BITS * place)
         for prefix, number in zip(counted[::2], counted[1::2], strict=True):
             self.prefixes[prefix] += number
 
-    def content(self) -> DatabaseContent:
-        """As the manifest keeps it."""
+    def content(self) -> RedisDatabaseContent:
+        """The database's content for the manifest."""
         biggest = self.prefixes.most_common(MOST_PREFIXES)
-        return DatabaseContent(
+        return RedisDatabaseContent(
             all_keys=self.live,
             persistent_keys=self.persistent,
             persistent_digest=f"{self.digest % 2**128:032x}",
@@ -112,8 +112,8 @@ def shown(name: bytes) -> str:
 
 def _read_database(
     client: redis.Redis, number: int, volatile: bool, keys: int, expires: int, out: gzip.GzipFile
-) -> DatabaseContent:
-    sums, cursor, told = _Sums(), b"0", time.monotonic()
+) -> RedisDatabaseContent:
+    sums, cursor, reported = _Sums(), b"0", time.monotonic()
     while True:
         page = call(client, "EVAL_RO", READ_PAGE, 0, number, cursor, PAGE_KEYS, int(volatile))
         if page[7]:
@@ -127,13 +127,13 @@ def _read_database(
         cursor = page[0]
         if cursor == b"0":
             break
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
             logger().info("database %d: %d of %d keys read", number, sums.live, keys)
     if sums.untimed != keys - expires:
         raise VerificationFailed(
-            f"database {number} did not hold still: {sums.untimed} keys without a TTL were read of {keys - expires}",
-            "launch it again",
+            f"database {number} changed while it was read: {sums.untimed} of {keys - expires} lasting keys were read",
+            "run it again",
         )
     return sums.content()
 

@@ -1,8 +1,8 @@
-"""Lua that reads what keys hold, hashed by their logical content: whole pages of a scratch server, or named keys.
+"""Lua that hashes keys' logical content: whole pages of a scratch server, or named keys.
 
 DUMP's bytes are not canonical (the same set has several encodings), so members are sorted, every part is written with
-its length before it (binary-safe), and physical facts (encodings, radix trees, idle times) are left out. Time stands
-still within a script, so that a key cannot expire between two calls.
+its length before it (binary-safe), and physical facts (encodings, radix trees, idle times) are left out. Within a
+script the time does not change, so that a key cannot expire between two calls.
 """
 
 VALUES = r"""
@@ -55,7 +55,7 @@ local function field_times(key, found)
   end
   return times
 end
--- Fields with a TTL are entries of their own. Returns when the key itself goes with its last field, or nil.
+-- Fields with a TTL are separate entries. Returns the time at which the key expires with its last field, or nil.
 readers['hash'] = function(key, out, at)
   local found = redis.call('HGETALL', key)
   local times, fields, last = field_times(key, found), {}, 0
@@ -89,8 +89,8 @@ readers['stream'] = function(key, out)
   end
 end
 """
-"""The readers of every type, which add what a value holds to a list. They expect `db` and `volatile`, and give `lines`:
-fields that expire are entries of their own."""
+"""The readers of every type, which add a value's content to a list. They need `db` and `volatile`, and fill `lines`
+with expiring fields."""
 
 READ_PAGE = (
     r"""
@@ -170,8 +170,8 @@ end
 return answers
 """
 )
-"""A digest of each key that is named, with its time; `+type` where it takes more than `most` bytes of memory, `?type`
-where it cannot be read, empty where it is not there."""
+"""A digest of each named key, with its expiry; `+type`: it uses more than `most` bytes of memory; `?type`: it cannot be
+read; empty: it does not exist."""
 
 DROP_PAGE = r"""
 redis.call('SELECT', ARGV[1])

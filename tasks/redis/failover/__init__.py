@@ -1,1 +1,1 @@
-"""A data set's mastership handed over (§8.3): the servers, the pause, the promotion, the writes that count it."""
+"""Failover of a data set: the servers, the pause of writes, the promotion, and test writes (§8.3)."""

@@ -1,4 +1,4 @@
-"""SENTINEL FAILOVER, and whether a Sentinel can have the master hand over by itself (§8.3).
+"""SENTINEL FAILOVER, and whether a Sentinel can use the master's own FAILOVER (§8.3).
 
 https://valkey.io/commands/sentinel-failover/
 """
@@ -21,9 +21,8 @@ _UNCOORDINATED = re.compile(r"wrong number of arguments|NOGOODPRIMARY|Unknown fa
 
 
 def coordinates(block: Redis, address: str, version: str) -> bool:
-    """Whether this Sentinel can have a master of this version hand over by itself (FAILOVER): both Valkey 9 or later.
-
-    False where it does not answer.
+    """Whether this Sentinel can use FAILOVER of a master of this version: both must be Valkey 9 or later. False if it
+    does not answer.
     """
     try:
         with contextlib.closing(at_once(block.sentinel(address))) as client:
@@ -38,11 +37,12 @@ def _hands_over(version: str) -> bool:
 
 
 def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
-    """SENTINEL FAILOVER, at one Sentinel; returns how it began. Where one is under way there, no second one is begun.
+    """SENTINEL FAILOVER at one Sentinel; returns how it started. If one is already in progress there, no second one
+    starts.
 
     Raises:
-        OpsError: it refuses (no replica that it would promote).
-        Unreachable: it does not answer, and may have begun one.
+        OpsError: it refuses (it would promote no replica).
+        Unreachable: it does not answer, and may have started one.
     """
     words = ("SENTINEL", "FAILOVER", block.sentinel_master)
     try:
@@ -59,8 +59,8 @@ def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
     except redis.ResponseError as error:
         if "INPROG" in str(error):
             return "under way"
-        raise OpsError(f"the Sentinel {address} refuses: {error}", "look at the replicas in the report") from None
+        raise OpsError(f"the Sentinel {address} refuses: {error}", "check the replicas in the report") from None
     except redis.RedisError as error:
         raise Unreachable(
-            f"the Sentinel {address} did not answer: {error}", "launch it again: it says who is master then"
+            f"the Sentinel {address} did not answer: {error}", "run it again: it reports the master"
         ) from None

@@ -1,4 +1,4 @@
-"""The servers of one data set: what each says of itself, and how far it is in the replication stream (§8.3).
+"""The servers of one data set: their state, and their replication offsets (§8.3).
 
 https://valkey.io/topics/replication/
 """
@@ -20,17 +20,17 @@ from runbook.kinds import probe
 from tasks.redis.sentinels import Follower, SentinelView, Watch, ask_sentinels
 from tasks.redis.server import at_once, call
 
-# A server that is frozen takes connections and does not answer.
+# A suspended server accepts connections but does not answer.
 ANSWER_SECONDS = 2.0
 ROUND_TRIP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Member:
-    """One server. `offset`: bytes of the replication stream that it has; `silent_seconds`: since its master was heard.
+class GroupMember:
+    """One server. `offset`: its bytes of the replication stream; `silent_seconds`: since it last heard its master.
 
-    `problem` says why it could not be asked, and `dead` that nobody answered at all. A promoted one keeps what it was
-    promoted from: `earlier_replid`, and `promoted_at`, its offset in that stream (-1: never promoted).
+    `problem`: why it could not be queried; `dead`: nothing answered. After a promotion it keeps the id of the earlier
+    stream, `earlier_replid`, and its offset in it, `promoted_at` (-1: never promoted).
     """
 
     address: str
@@ -53,30 +53,31 @@ class Member:
 
     @property
     def is_master(self) -> bool:
-        """Whether it says that it is one."""
+        """Whether it reports the role master."""
         return self.role == "master"
 
-    def is_in_sync_with(self, master: Member) -> bool:
-        """Whether it follows that master's own stream, by its id, and has what the master had when it was asked."""
+    def is_in_sync_with(self, master: GroupMember) -> bool:
+        """Whether it follows that master's stream, by its id, and has the bytes that the master had when it was
+        queried."""
         same = self.replid == master.replid and not self.is_master
         return same and self.link_up and not self.syncing and self.offset >= master.offset
 
 
 @dataclass(frozen=True)
 class Group:
-    """The Sentinels' views, and every server that any of them knows, by address."""
+    """The Sentinels' views, and every server that they know, by address."""
 
     watch: Watch
-    members: Mapping[str, Member]
+    members: Mapping[str, GroupMember]
 
     @property
-    def master(self) -> Member | None:
-        """The one on which all Sentinels agree."""
+    def master(self) -> GroupMember | None:
+        """The master that all Sentinels name."""
         return self.members.get(self.watch.master)
 
     @property
-    def others(self) -> tuple[Member, ...]:
-        """All but the master."""
+    def others(self) -> tuple[GroupMember, ...]:
+        """All servers except the master."""
         return tuple(member for member in self.members.values() if member.address != self.watch.master)
 
     def seen_by(self, view: SentinelView, address: str) -> Follower | None:
@@ -86,7 +87,7 @@ class Group:
 
 @probe
 def read_group(block: Redis) -> Group:
-    """Ask all Sentinels, then all servers that they know, beside each other."""
+    """Query all Sentinels, then all servers that they know, in parallel."""
     return ask_group(block)
 
 
@@ -96,30 +97,30 @@ def ask_group(block: Redis) -> Group:
     known = [view.master for view in watch.answering if view.master]
     known += [found.address for view in watch.answering for found in view.followers]
     addresses = list(dict.fromkeys(known))
-    with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as beside:
-        found = beside.map(lambda address: read_member(block, address), addresses)
+    with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as pool:
+        found = pool.map(lambda address: read_member(block, address), addresses)
         return Group(watch, dict(zip(addresses, found, strict=True)))
 
 
-def read_member(block: Redis, address: str) -> Member:
-    """One server; that it cannot be asked is part of the result."""
+def read_member(block: Redis, address: str) -> GroupMember:
+    """One server; an error is part of the result."""
     try:
         with quick(block.at(address)) as client:
             try:
                 info = client.info("server", "replication", "persistence")
-            except redis.ConnectionError:  # a Sentinel that makes it a master or a replica ends its connections
+            except redis.ConnectionError:  # a Sentinel that changes its role closes its connections
                 info = client.info("server", "replication", "persistence")
             return member_of(address, info)
     except OpsError as error:
-        return Member(address, error.message, error.hint, isinstance(error, Unreachable))
+        return GroupMember(address, error.message, error.hint, isinstance(error, Unreachable))
 
 
 @contextlib.contextmanager
 def quick(block: Redis) -> Iterator[redis.Redis]:
-    """A client that gives up after `ANSWER_SECONDS`, and whose errors are one clear sentence.
+    """A client with a timeout of `ANSWER_SECONDS` and translated errors.
 
     Raises:
-        Unreachable: nobody answers.
+        Unreachable: the server does not answer.
         OpsError: it refuses.
     """
     client = quick_client(block)
@@ -139,12 +140,12 @@ def quick_client(block: Redis) -> redis.Redis:
     return client
 
 
-def member_of(address: str, info: Mapping[str, Any]) -> Member:
+def member_of(address: str, info: Mapping[str, Any]) -> GroupMember:
     """From INFO server, replication, persistence."""
     is_master = info["role"] == "master"
     earlier = str(info.get("master_replid2", "")).strip("0")
     broken = int(info.get("master_link_down_since_seconds", -1))
-    return Member(
+    return GroupMember(
         address,
         version=_version(info),
         role=str(info["role"]),
@@ -173,7 +174,7 @@ def _version(info: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class LastSeen:
-    """What a Sentinel last read from the master itself, at `at` (this host's clock, seconds; rather too early)."""
+    """The master's last INFO at a Sentinel, read at `at` (this host's clock, seconds; rather too early)."""
 
     address: str
     offset: int
@@ -184,10 +185,10 @@ class LastSeen:
 
 
 def read_last_seen(block: Redis, watch: Watch) -> LastSeen | None:
-    """The newest INFO of the master that any Sentinel still has; None where none has one.
+    """The newest INFO of the master at any Sentinel; None: no Sentinel has one.
 
-    It outlives the master (SENTINEL INFO-CACHE), until a failover has ended. Every write acknowledged before `at` has a
-    place before `offset` in the replication stream.
+    A Sentinel keeps it after the master's death (SENTINEL INFO-CACHE), until a failover ends. Every write acknowledged
+    before `at` is before `offset` in the replication stream.
     """
     found = [seen for view in watch.answering if view.master for seen in [_last_seen(block, view)] if seen]
     return max(found, key=lambda seen: (seen.offset, seen.at), default=None)

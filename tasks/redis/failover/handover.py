@@ -1,4 +1,4 @@
-"""Handing a data set's mastership over, so that no acknowledged write is lost and what was lost is known (§8.3).
+"""Failover of a data set without loss of acknowledged writes, or with a known loss (§8.3).
 
 https://valkey.io/topics/sentinel/ https://valkey.io/commands/failover/ https://valkey.io/commands/client-pause/
 """
@@ -19,12 +19,12 @@ from runbook.kinds import action
 from runbook.log import logger
 from runbook.wait import until
 from tasks.redis.failover.command import How, begin_failover
-from tasks.redis.failover.group import Member, quick, read_member
-from tasks.redis.failover.ledger import Begun, Ledger, forget, remember
+from tasks.redis.failover.group import GroupMember, quick, read_member
+from tasks.redis.failover.ledger import RedisFailoverLedger, RedisFailoverMarker
 from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
 from tasks.redis.failover.promotion import (
-    Choice,
     HandOver,
+    PromotionChoice,
     await_agreement,
     await_late_promotion,
     await_promotion,
@@ -38,20 +38,21 @@ from tasks.redis.server import call
 ACT = "fail over"
 WRITE_SECONDS = 20.0
 OWN_SECONDS = 4.0
-"""Sentinels that see a dead master begin within about two seconds, or not soon."""
+"""Sentinels that see a dead master start a failover within about two seconds, or not soon."""
 
 
 @action
-def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
-    """From a living master to a replica: pause writes, wait until the replica has them all, switch, demote the old one.
+def hand_over(permit: Permit, block: Redis, choice: PromotionChoice) -> HandOver:
+    """From a running master to a replica: pause writes, wait until the replica has them all, switch, demote the old
+    master.
 
-    One step, as writes stand still meanwhile. Killed before the Sentinels are asked, writes go on after
-    `choice.pause_seconds`; killed later, the Sentinels end what they have begun, and the old master takes no writes for
-    another ten seconds: until then they have made it a replica, or nearly so (a coordinated one pauses writes itself).
+    It is one step, because writes are paused. If it is killed before the Sentinels start, writes continue after
+    `choice.pause_seconds`. If it is killed later, the Sentinels complete the failover; the old master refuses writes
+    for another ten seconds, until it is a replica (in a coordinated failover it pauses writes itself).
 
     Raises:
-        NotConfirmed: the permit is for another hand-over.
-        OpsError: it was not begun (writes go on), the Sentinels did not do it in time, or the master has died.
+        NotConfirmed: the permit is for another failover.
+        OpsError: it was not started (writes continue), was not completed in time, or the master has died.
     """
     permit.require(ACT, choice.target)
     try:
@@ -59,15 +60,15 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
     except OpsError as error:
         if read_member(block, choice.master).dead:
             raise OpsError(
-                f"{choice.master} has died meanwhile: {error.message}", "launch it again with mode=unplanned"
+                f"{choice.master} has died meanwhile: {error.message}", "run it again with mode=unplanned"
             ) from None
         raise
 
 
-def _hand_over(block: Redis, choice: Choice) -> HandOver:
+def _hand_over(block: Redis, choice: PromotionChoice) -> HandOver:
     old = block.at(choice.master)
-    with Ledger(block) as ledger:
-        remember(old, Begun.now(choice.master, choice.candidate, choice.replid))
+    with RedisFailoverLedger(block) as ledger:
+        RedisFailoverMarker(old=choice.master, candidate=choice.candidate, replid=choice.replid).write_to(old)
         ledger.wait_for(choice.master, WRITE_SECONDS)
         failpoint("failover: remembered")
         with Pause(old, choice.pause_seconds) as pause:
@@ -79,7 +80,7 @@ def _hand_over(block: Redis, choice: Choice) -> HandOver:
             failpoint("failover: begun")
             new = await_switch(block, choice, how, pause)
             switched = time.monotonic()
-            # The old master of a coordinated one is a replica before the new one is a master; no pause is needed then.
+            # In a coordinated failover the old master is a replica before the new one is a master: no pause is needed.
             handed = read_member(block, choice.master).role == "slave"
             failpoint("failover: promoted")
             await_agreement(block, choice, new)
@@ -89,7 +90,7 @@ def _hand_over(block: Redis, choice: Choice) -> HandOver:
             pause.lift()
         first = ledger.wait_for(new.address, WRITE_SECONDS)
         account = ledger.account(block.at(new.address))
-    forget(block.at(new.address))
+    RedisFailoverMarker.remove_from(block.at(new.address))
     return HandOver(
         choice.master,
         new,
@@ -106,17 +107,17 @@ def _hand_over(block: Redis, choice: Choice) -> HandOver:
 
 
 @action(idempotent=True)
-def make_follow(permit: Permit, block: Redis, old: str, new: str) -> Member:
-    """End what a killed run has left: the old master, which nobody has made a replica yet; as it was before.
+def make_follow(permit: Permit, block: Redis, old: str, new: str) -> GroupMember:
+    """Complete a killed run: demote the old master, if it is not a replica yet.
 
     Raises:
         NotConfirmed: the permit is for another.
-        OpsError: the Sentinels do not all name `new`, or the old one refuses.
+        OpsError: not all Sentinels name `new`, or the old master refuses.
     """
     permit.require(ACT, f"{old} → {new}")
     watch = ask_sentinels(block)
     if watch.master != new:
-        raise OpsError(f"the Sentinels have moved meanwhile: {watch.told()}", "launch it again")
+        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.describe()}", "run it again")
     left = read_member(block, old)
     if left.is_master:
         with quick(block.at(old)) as client:
@@ -126,8 +127,8 @@ def make_follow(permit: Permit, block: Redis, old: str, new: str) -> Member:
 
 
 @action
-def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
-    """From a dead master: wait for the Sentinels' own failover; begin one where they do not (never a second).
+def take_over(permit: Permit, block: Redis, choice: PromotionChoice) -> HandOver:
+    """From a dead master: wait for the Sentinels' failover; start one if they do not (never a second).
 
     Raises:
         NotConfirmed: the permit is for another.
@@ -135,7 +136,7 @@ def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
     """
     permit.require(ACT, choice.target)
     began = time.monotonic()
-    with Ledger(block) as ledger:
+    with RedisFailoverLedger(block) as ledger:
         forcing = _Forcing(block, choice)
         new = await_promotion(block, choice, forcing.patience_seconds, forcing.look)
         switched = time.monotonic()
@@ -159,38 +160,37 @@ def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
     )
 
 
-def _catch_up(block: Redis, choice: Choice) -> int:
-    """Until all that may be promoted have every byte; returns the offset at which the stream stands."""
+def _catch_up(block: Redis, choice: PromotionChoice) -> int:
+    """Wait until all candidates have every byte; returns the stream's offset."""
     with clients_of(block, (choice.master, *choice.needed)) as clients:
         master = clients.pop(choice.master).info("replication")
         if master["role"] != "master" or str(master["master_replid"]) != choice.replid:
-            raise OpsError(f"{choice.master} is not the master any more that was judged", "launch it again")
+            raise OpsError(f"{choice.master} is no longer the master that was checked", "run it again")
         stood, behind = int(master["master_repl_offset"]), dict[str, int]()
 
         def caught_up() -> bool:
             for address, client in clients.items():
                 info = client.info("replication")
                 if info["role"] == "master":
-                    raise OpsError(f"{address} has been promoted by somebody else; writes go on", "launch it again")
+                    raise OpsError(f"{address} was promoted by another client; writes continue", "run it again")
                 behind[address] = stood - int(info["slave_repl_offset"])
             return all(lag <= 0 for lag in behind.values())
 
         try:
             until(caught_up, what="equal offsets", seconds=choice.pause_seconds, every_seconds=0.005)
         except Unreachable:
-            told = ", ".join(f"{address} by {lag:,} bytes" for address, lag in behind.items() if lag > 0)
+            late = ", ".join(f"{address} by {lag:,} bytes" for address, lag in behind.items() if lag > 0)
             raise OpsError(
-                f"with writes paused for {choice.pause_seconds:.1f} s, replicas stayed behind: {told}; writes go on",
-                "look at its network and its log; launch it again when it keeps up",
+                f"with writes paused for {choice.pause_seconds:.1f} s, replicas stayed behind: {late}; writes continue",
+                "check its network and its log; run it again when it keeps up",
             ) from None
     return stood
 
 
 def _demote(old: Redis, new: Redis, pause: Pause) -> bool:
-    """The old master becomes a replica; whether writes stood still on it without a gap until then.
+    """Demote the old master; returns whether its writes were paused without a gap until then.
 
-    Waiting for the Sentinels with writes paused would not do: the pause holds up their own PUBLISH, so they take it for
-    down, and leave it alone.
+    The Sentinels would not demote it during the pause: the pause blocks their PUBLISH too, so they see it as down.
     """
     with quick(old) as client:
         if client.info("replication")["role"] == "master":
@@ -199,7 +199,8 @@ def _demote(old: Redis, new: Redis, pause: Pause) -> bool:
 
 
 def _follow(client: redis.Redis, old: Redis, new: Redis) -> None:
-    """As the Sentinels would some ten seconds later, in one transaction; its clients go and ask for the new master."""
+    """Demote it in one transaction, as the Sentinels would about ten seconds later; its clients then look up the new
+    master."""
     with client.pipeline(transaction=True) as pipe:
         for words in (("REPLICAOF", new.host, new.port), *DEMOTING):
             call(cast(redis.Redis, pipe), *words)
@@ -209,9 +210,9 @@ def _follow(client: redis.Redis, old: Redis, new: Redis) -> None:
 
 
 class _Forcing:
-    """Watches the Sentinels while their master is dead, and begins a failover where they do not."""
+    """Watches the Sentinels of a dead master, and starts a failover if they do not."""
 
-    def __init__(self, block: Redis, choice: Choice) -> None:
+    def __init__(self, block: Redis, choice: PromotionChoice) -> None:
         self.how = "by the Sentinels themselves"
         self.patience_seconds = 60.0
         self._block, self._choice = block, choice
@@ -219,7 +220,7 @@ class _Forcing:
         self._forced = False
 
     def look(self) -> None:
-        """Called while nobody is promoted."""
+        """Called until a replica is promoted."""
         seen = views(self._block, self._choice)
         if self._forced or any(view.in_progress or view.master != self._choice.master for view in seen):
             self._idle_since = time.monotonic()
@@ -229,8 +230,10 @@ class _Forcing:
     def _force(self) -> None:
         master = read_member(self._block, self._choice.master)
         if not master.dead:
-            raise OpsError(f"{self._choice.master} answers again; no failover was begun", "launch it again as planned")
-        logger().warning("the Sentinels begin no failover by themselves: one is begun")
+            raise OpsError(
+                f"{self._choice.master} answers again; no failover was started", "run it again with mode=planned"
+            )
+        logger().warning("the Sentinels start no failover: this run starts one")
         how = begin_failover(self._block, self._choice.sentinels[0], coordinated=False)
         self.how = "by the Sentinels themselves" if how == "under way" else "forced by this run"
         self._forced = True
@@ -240,42 +243,42 @@ class _Forcing:
 LEAST_SWITCH_SECONDS, MOST_SWITCH_SECONDS = 3.0, 20.0
 
 
-def begin_switch(block: Redis, choice: Choice, pause: Pause) -> How:
-    """The Sentinels are asked, while writes stand still for sure, and only where none of them has begun by itself.
+def begin_switch(block: Redis, choice: PromotionChoice, pause: Pause) -> How:
+    """Start the failover, only while writes are paused and no Sentinel has started one.
 
     Raises:
-        OpsError: it was not begun; writes go on.
-        Unreachable: the Sentinel did not answer; it may have begun.
+        OpsError: it was not started; writes continue.
+        Unreachable: the Sentinel did not answer; it may have started.
     """
     watch = Watch(views(block, choice))
     if watch.master != choice.master or any(view.in_progress for view in watch.answering):
-        raise OpsError(f"the Sentinels have moved meanwhile: {watch.told()}; writes go on", "launch it again")
+        raise OpsError(f"the Sentinels' view changed meanwhile: {watch.describe()}; writes continue", "run it again")
     if not pause.unbroken:
-        raise OpsError("this run stood still for longer than the pause of writes; writes go on", "launch it again")
+        raise OpsError("this run was suspended for longer than the pause of writes; writes continue", "run it again")
     pause.hold(LONGEST_SECONDS)
     pause.keep = True
     failpoint("failover: held")
     try:
         return begin_failover(block, choice.sentinels[0], coordinated=choice.coordinated)
-    except Unreachable:  # it may have begun
+    except Unreachable:  # it may have started
         raise
     except OpsError:
         pause.keep = False
         raise
 
 
-def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member:
-    """No longer than the Sentinels would bear the pause, where it can be called off. One that was forced cannot: writes
-    that went on before it has ended would be lost.
+def await_switch(block: Redis, choice: PromotionChoice, how: How, pause: Pause) -> GroupMember:
+    """Wait for the promotion. A failover that can be aborted is aborted before the Sentinels see the paused master as
+    down. A forced one cannot be aborted: writes before its end would be lost.
 
     Raises:
-        OpsError: nobody was promoted, and nobody will be; writes go on.
-        Unreachable: nobody was promoted in time.
+        OpsError: no replica was or will be promoted; writes continue.
+        Unreachable: no replica was promoted in time.
     """
     seconds = min(max(2 * choice.pause_seconds, LEAST_SWITCH_SECONDS), MOST_SWITCH_SECONDS)
     if how == "coordinated":
         # Its FAILOVER may stand behind a PUBLISH of the Sentinel's, and that behind our pause, until that has ended.
-        # It pauses writes itself, and hands over only when the candidate has every byte.
+        # It pauses writes itself, and switches only when the candidate has every byte.
         with contextlib.suppress(OpsError):
             pause.lift()
     try:
@@ -292,17 +295,17 @@ def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member
         with contextlib.suppress(OpsError), quick(block.at(choice.master)) as client:
             call(client, "FAILOVER", "ABORT")
         raise Unreachable(
-            f"{error.message}; writes go on",
-            "give the Sentinels' own user on the servers +failover +client|pause, or look at the Sentinels' logs; then "
-            "launch it again",
+            f"{error.message}; writes continue",
+            "grant the Sentinels' user on the servers +failover +client|pause, or check the Sentinels' logs; then "
+            "run it again",
         ) from None
 
 
-def _await_end(block: Redis, choice: Choice, pause: Pause) -> Member:
+def _await_end(block: Redis, choice: PromotionChoice, pause: Pause) -> GroupMember:
     try:
         return await_late_promotion(block, choice)
     except Unreachable as error:
-        raise Unreachable(f"{error.message}; writes go on within {LONGEST_SECONDS:.0f} s", error.hint) from None
+        raise Unreachable(f"{error.message}; writes continue within {LONGEST_SECONDS:.0f} s", error.hint) from None
     except OpsError:
         pause.keep = False
         raise

@@ -1,16 +1,12 @@
-"""Writes of our own through a failover, each with a number: which were acknowledged, by whom, and which are there."""
+"""Numbered test writes during a failover: which were acknowledged, by which server, and which exist afterwards."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import secrets
-import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
@@ -19,13 +15,14 @@ from redis.connection import SSLConnection
 
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
+from runbook.files.marker import UnfinishedRun
 from runbook.wait import until
-from tasks.application.acknowledged import Account, Entry
+from tasks.application.acknowledged import AcknowledgedWrites, LedgerEntry
 from tasks.redis.failover.group import ANSWER_SECONDS, quick, quick_client
 from tasks.redis.server import at_once
 
 PREFIX = "ops-failover:"
-BEGUN = f"{PREFIX}begun"
+MARKER = f"{PREFIX}begun"
 KEPT_SECONDS = 3600
 GAP_SECONDS = 0.005
 _OPTIONS = (
@@ -40,69 +37,60 @@ _OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A failover that a run has begun: it lies in Redis itself, so that it moves with the data and every host sees it.
+@dataclass(frozen=True, kw_only=True)
+class RedisFailoverMarker(UnfinishedRun):
+    """The marker of a Redis failover. It is a key in Redis, not a file: it is replicated, and every host can read it.
 
-    It goes when the run ends well; what a killed run leaves expires after an hour.
+    A completed run removes it; that of a killed run expires after an hour. `replid` is the replication ID of the old
+    master: with it the next run knows whether the new master continues the same stream.
     """
 
     old: str
     candidate: str
-    started: str
-    run: str
     version: int = 1
     replid: str = ""
-    """The stream of the old master, by which the next run knows whether all of it went over."""
+
+    def write_to(self, master: Redis) -> None:
+        """Set the key on the master.
+
+        Raises:
+            OpsError: the master refuses it.
+        """
+        with quick(master) as client:
+            client.set(MARKER, self.dump(), ex=KEPT_SECONDS)
 
     @classmethod
-    def now(cls, old: str, candidate: str, replid: str) -> Begun:
-        """By this process."""
-        run = f"process {os.getpid()} on {socket.gethostname()}"
-        return cls(old, candidate, datetime.now(UTC).isoformat(timespec="seconds"), run, replid=replid)
+    def find_in(cls, master: Redis) -> RedisFailoverMarker | None:
+        """The marker of an unfinished failover; None without one, or where the key cannot be read."""
+        try:
+            with quick(master) as client:
+                text = client.get(MARKER)
+            return cls.parse(cast(bytes, text)) if text else None
+        except (OpsError, ValueError):
+            return None
 
-
-def remember(master: Redis, begun: Begun) -> None:
-    """Write it down on the master.
-
-    Raises:
-        OpsError: it cannot be written.
-    """
-    with quick(master) as client:
-        client.set(BEGUN, json.dumps(asdict(begun)), ex=KEPT_SECONDS)
-
-
-def find_begun(master: Redis) -> Begun | None:
-    """What a run that did not end well has begun; None where there is none (or nobody may look)."""
-    try:
+    @staticmethod
+    def remove_from(master: Redis) -> None:
+        """The failover is complete."""
         with quick(master) as client:
-            text = client.get(BEGUN)
-        return Begun(**json.loads(cast(bytes, text))) if text else None
-    except (OpsError, ValueError, TypeError):
-        return None
+            client.unlink(MARKER)
 
 
-def forget(master: Redis) -> None:
-    """Remove it."""
-    with quick(master) as client:
-        client.unlink(BEGUN)
+class RedisFailoverLedger:
+    """Writes numbers to a separate set continuously, as a client that finds the master by the Sentinels.
 
-
-class Ledger:
-    """Writes numbers into a set of its own, all the time, as a client does that asks the Sentinels for the master.
-
-    A context manager. An attempt that was not acknowledged is not in the account: it may or may not be there.
+    A context manager. Attempts without an acknowledgement are not counted: they may or may not exist.
     """
 
     def __init__(self, block: Redis) -> None:
         self.key = f"{PREFIX}{secrets.token_hex(4)}"
-        self.entries: list[Entry] = []
+        self.entries: list[LedgerEntry] = []
         self.last_error = ""
         self._client = following(block)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> RedisFailoverLedger:
         self._thread.start()
         return self
 
@@ -117,8 +105,8 @@ class Ledger:
         self._stop.set()
         self._thread.join(2 * ANSWER_SECONDS)
 
-    def wait_for(self, address: str, seconds: float) -> Entry:
-        """The first write that this server acknowledges.
+    def wait_for(self, address: str, seconds: float) -> LedgerEntry:
+        """Wait for the first write that this server acknowledges.
 
         Raises:
             Unreachable: there was none in time.
@@ -128,18 +116,18 @@ class Ledger:
             what=f"a write that {address} acknowledges to a client of the Sentinels ({self.last_error or 'no error'})",
             seconds=seconds,
             every_seconds=0.005,
-            hint="look at the clients' own errors: READONLY, NOREPLICAS (min-replicas-to-write), OOM",
+            hint="check the clients' errors: READONLY, NOREPLICAS (min-replicas-to-write), OOM",
         )
         assert found
         return found
 
-    def account(self, master: Redis) -> Account:
-        """Stop, and look for every acknowledged number on the new master."""
+    def account(self, master: Redis) -> AcknowledgedWrites:
+        """Stop, and check every acknowledged number on the new master."""
         self.stop()
         entries = tuple(self.entries)
         with quick(master) as client:
             there = {int(number) for number in cast(set[bytes], client.smembers(self.key))}
-        return Account(entries, frozenset(entry.number for entry in entries) - there)
+        return AcknowledgedWrites(entries, frozenset(entry.number for entry in entries) - there)
 
     def _write(self) -> None:
         number = 0
@@ -153,7 +141,7 @@ class Ledger:
                         pipe.sadd(self.key, number)
                         pipe.expire(self.key, KEPT_SECONDS)
                         pipe.execute()
-                self.entries.append(Entry(number, time.monotonic(), self._server()))
+                self.entries.append(LedgerEntry(number, time.monotonic(), self._server()))
             except redis.RedisError as error:
                 self.last_error = f"{type(error).__name__}: {error}"[:200]
 
@@ -163,7 +151,7 @@ class Ledger:
 
 
 def following(block: Redis) -> redis.Redis:
-    """A client as an application has it: it asks the Sentinels for the master whenever it connects."""
+    """A client like the application's: it finds the master by the Sentinels at each connection."""
     pool = quick_client(block).connection_pool
     known = pool.connection_kwargs
     options = {name: value for name, value in known.items() if name in _OPTIONS or name.startswith("ssl")}
@@ -176,7 +164,7 @@ def following(block: Redis) -> redis.Redis:
 
 
 def quick_client_of(block: Redis, address: str) -> redis.Redis:
-    """A client of one Sentinel that gives up soon."""
+    """A client of one Sentinel with a short timeout."""
     client = at_once(block.sentinel(address))
     client.connection_pool.connection_kwargs.update(socket_timeout=1.0, socket_connect_timeout=1.0)
     return client

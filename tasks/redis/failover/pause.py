@@ -1,4 +1,4 @@
-"""Writes on a master stand still for as long as a run lives, and a little longer.
+"""A pause of a master's writes, which ends soon after its run.
 
 https://valkey.io/commands/client-pause/
 """
@@ -21,14 +21,13 @@ RENEWALS = 4
 
 
 class Pause:
-    """CLIENT PAUSE … WRITE on a master, renewed by a thread while it is one. A context manager.
+    """CLIENT PAUSE … WRITE on a master, renewed by a thread. A context manager.
 
-    After the death of its run writes stand still for `seconds` at most. That is to be less than the Sentinels'
-    down-after time: the pause holds up their PUBLISH too, and what they send behind it, so that they take a master that
-    is paused for longer for a dead one.
+    If its run is killed, writes are paused for at most `seconds`. That must be less than the Sentinels' down-after
+    time: the pause also blocks their PUBLISH, so they see a master that is paused for longer as down.
 
-    Left by an error, it is lifted, unless a failover has begun and may still promote (`keep`): then the old master must
-    take no write until it follows, and the pause ends by itself.
+    After an error the pause is lifted, unless a failover may still promote a replica (`keep`): then the old master must
+    refuse writes until it is a replica, and the pause expires.
     """
 
     def __init__(self, block: Redis, seconds: float) -> None:
@@ -54,7 +53,7 @@ class Pause:
 
     @property
     def unbroken(self) -> bool:
-        """Whether it has held without a gap until now."""
+        """Whether writes were paused without a gap until now."""
         return not self._gap and time.monotonic() < self._ends
 
     def hold(self, seconds: float) -> None:
@@ -70,7 +69,7 @@ class Pause:
             raise self._block.refused(error) from None
 
     def lift(self) -> None:
-        """CLIENT UNPAUSE, on a connection of its own: the Sentinels may have ended the other."""
+        """CLIENT UNPAUSE on a separate connection: the Sentinels may have closed the other."""
         self._end()
         with quick(self._block) as client:
             call(client, "CLIENT", "UNPAUSE")

@@ -1,4 +1,4 @@
-"""A promotion as it is seen from outside: who was chosen, who is master now, who agrees, who follows (§8.3)."""
+"""A promotion: the choice, the new master, the Sentinels' agreement, the replicas (§8.3)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
-from tasks.application.acknowledged import Account
-from tasks.redis.failover.group import Member, quick_client, read_member
+from tasks.application.acknowledged import AcknowledgedWrites
+from tasks.redis.failover.group import GroupMember, quick_client, read_member
 from tasks.redis.sentinels import SentinelView, ask_sentinels
 
 AGREE_SECONDS = 20.0
 TURNING_SECONDS = 0.5
 UNKNOWN_TIMEOUT_SECONDS = 180.0
-"""The Sentinels' own failover-timeout where none is set."""
+"""The Sentinels' default failover-timeout."""
 POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was judged and is pinned: from which master to which replica, and who else may be promoted.
+class PromotionChoice:
+    """The pinned choice: from which master to which replica.
 
-    `replicas` are all that a promotion may be seen at; `needed` those that must have every byte before it;
-    `sentinels` those that answer, of which the first is asked and `majority` must agree in the end. `pause_seconds`:
-    for how long writes may stand still without the Sentinels taking the master for dead.
+    `replicas`: all that can be promoted; `needed`: those that must have every byte before; `sentinels`: those that
+    answer; the first starts the failover, and `majority` must agree at the end. `pause_seconds`: how long writes can be
+    paused before the Sentinels see the master as down.
     """
 
     master: str
@@ -45,19 +45,19 @@ class Choice:
 
     @property
     def target(self) -> str:
-        """What the permit names."""
+        """The act's target in a permit."""
         return f"{self.master} → {self.candidate}"
 
 
 @dataclass(frozen=True)
 class HandOver:
-    """How it went. Seconds are counted from the moment in which writes were paused (or a dead master was acted on).
+    """The result. Seconds are counted from the pause of writes (or the start of an unplanned failover).
 
-    `stood` is the offset of the stream at which it stood still when paused, -1 where it was not.
+    `stood`: the stream's offset during the pause, -1: no pause.
     """
 
     old: str
-    new: Member
+    new: GroupMember
     how: str
     stood: int
     replid: str
@@ -66,28 +66,30 @@ class HandOver:
     switch_seconds: float
     agreed_seconds: float
     first_write_seconds: float
-    account: Account
+    account: AcknowledgedWrites
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the old master's stream that the new one did not have when it was promoted; -1 where unknown."""
+        """Bytes of the old master's stream that the new master lacked at its promotion; -1: unknown."""
         if self.stood < 0 or self.new.earlier_replid != self.replid:
             return -1
         return max(0, self.stood - self.new.promoted_at)
 
     @property
     def lost_nothing(self) -> bool:
-        """Proven: writes stood still until the old master was none any more, and the new one had all before."""
+        """Proven: writes were paused until the old master was demoted, and the new master had all of them."""
         return self.missing_bytes == 0 and self.unbroken and not self.account.missing
 
 
-def await_promotion(block: Redis, choice: Choice, seconds: float, look: Callable[[], None] | None = None) -> Member:
-    """The first of the replicas that says that it is a master."""
+def await_promotion(
+    block: Redis, choice: PromotionChoice, seconds: float, look: Callable[[], None] | None = None
+) -> GroupMember:
+    """The first replica that reports the role master."""
     with clients_of(block, choice.replicas) as clients:
 
-        def promoted() -> Member | None:
+        def promoted() -> GroupMember | None:
             for address, client in clients.items():
-                with contextlib.suppress(redis.RedisError):  # the Sentinels end clients' connections
+                with contextlib.suppress(redis.RedisError):  # the Sentinels close clients' connections
                     if client.info("replication")["role"] == "master":
                         member = read_member(block, address)
                         return member if member.is_master else None
@@ -100,19 +102,19 @@ def await_promotion(block: Redis, choice: Choice, seconds: float, look: Callable
             what="a promotion",
             seconds=seconds,
             every_seconds=POLL_SECONDS,
-            hint="look at the Sentinels' logs (-failover-abort-…), then launch it again: it says who is master",
+            hint="check the Sentinels' logs (-failover-abort-…), then run it again: it reports the master",
         )
     assert found
     return found
 
 
-def await_late_promotion(block: Redis, choice: Choice) -> Member:
-    """The same, of a failover that was begun and takes its time: nobody can call it off, and a replica that stood still
-    is promoted whenever it wakes. So it is waited for until the Sentinels themselves have ended it.
+def await_late_promotion(block: Redis, choice: PromotionChoice) -> GroupMember:
+    """The same for a failover that is in progress. It cannot be aborted, and a suspended replica is promoted when it
+    resumes. So wait until the Sentinels have ended it.
 
     Raises:
-        OpsError: they have given it up, and nobody was promoted.
-        Unreachable: they, or the one that was asked, do not say so for longer than it may take.
+        OpsError: they aborted it, and no replica was promoted.
+        Unreachable: they do not report its end in time.
     """
 
     def require_under_way() -> None:
@@ -120,22 +122,22 @@ def await_late_promotion(block: Redis, choice: Choice) -> Member:
         moving = any(view.in_progress or view.master not in ("", choice.master) for view in seen)
         if seen[0].answers and not moving:
             raise OpsError(
-                "the Sentinels gave their failover up: no replica was promoted in time; writes go on",
-                f"look at {choice.candidate} (does it stand still?) and at the Sentinels' logs, then launch it again",
+                "the Sentinels aborted their failover: no replica was promoted in time; writes continue",
+                f"check {choice.candidate} (is it suspended?) and the Sentinels' logs, then run it again",
             )
 
     known = [view.settings.get("failover-timeout", 0) / 1000 for view in views(block, choice)]
-    # The Sentinel gives up after its failover-timeout, which it counts anew with each of two steps.
+    # The Sentinel aborts after its failover-timeout, which starts again with each of two steps.
     return await_promotion(
         block, choice, 2 * (max(known) or UNKNOWN_TIMEOUT_SECONDS) + AGREE_SECONDS, require_under_way
     )
 
 
-def await_agreement(block: Redis, choice: Choice, new: Member) -> None:
-    """Until all Sentinels that answer, and enough of them, name the new master.
+def await_agreement(block: Redis, choice: PromotionChoice, new: GroupMember) -> None:
+    """Wait until all Sentinels that answer, and enough of them, name the new master.
 
-    The one that carries it out gives clients the new address while it still turns the other replicas round, however
-    long that takes: it is not waited for beyond `TURNING_SECONDS`, as writes stand still.
+    The Sentinel that carries it out gives clients the new address while it still reconfigures the other replicas.
+    Because writes are paused, that is awaited for at most `TURNING_SECONDS`.
     """
     turning = time.monotonic() + TURNING_SECONDS
 
@@ -145,19 +147,19 @@ def await_agreement(block: Redis, choice: Choice, new: Member) -> None:
         named = [view.master == new.address or (late and view.in_progress) for view in answers]
         return len(answers) >= choice.majority and all(named)
 
-    told = f"agreement of the Sentinels on {new.address}"
-    until(agreed, what=told, seconds=AGREE_SECONDS, every_seconds=0.05, hint="launch it again: it says who is master")
+    what = f"agreement of the Sentinels on {new.address}"
+    until(agreed, what=what, seconds=AGREE_SECONDS, every_seconds=0.05, hint="run it again: it reports the master")
 
 
-def views(block: Redis, choice: Choice) -> tuple[SentinelView, ...]:
+def views(block: Redis, choice: PromotionChoice) -> tuple[SentinelView, ...]:
     return ask_sentinels(block.model_copy(update={"sentinels": list(choice.sentinels)})).views
 
 
 @probe
-def wait_in_sync(block: Redis, master: str, addresses: Sequence[str], seconds: float) -> dict[str, Member]:
-    """Wait until the servers follow `master` and have all that it has now; those that do not in time are in the answer
-    as they are (`is_in_sync_with`)."""
-    found: dict[str, Member] = {}
+def wait_in_sync(block: Redis, master: str, addresses: Sequence[str], seconds: float) -> dict[str, GroupMember]:
+    """Wait until the servers follow `master` and have its current bytes; returns their state, also of those that are
+    late (`is_in_sync_with`)."""
+    found: dict[str, GroupMember] = {}
     target = read_member(block, master)
 
     def in_sync() -> bool:

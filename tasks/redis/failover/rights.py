@@ -1,4 +1,4 @@
-"""Whether this user may give the commands of a failover, found out without giving one."""
+"""Whether this user may run a failover's commands, without running them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.redis.failover.group import quick
-from tasks.redis.failover.ledger import BEGUN, PREFIX
+from tasks.redis.failover.ledger import MARKER, PREFIX
 
 AFTERWARDS = (
-    ("GET", BEGUN),
+    ("GET", MARKER),
     ("SADD", f"{PREFIX}x", "1"),
     ("EXPIRE", f"{PREFIX}x", "1"),
     ("SMEMBERS", f"{PREFIX}x"),
-    ("UNLINK", f"{PREFIX}x", BEGUN),
+    ("UNLINK", f"{PREFIX}x", MARKER),
 )
-"""What the new master is asked."""
-ALWAYS = (("CLIENT", "PAUSE", "1", "WRITE"), ("CLIENT", "UNPAUSE"), ("SET", BEGUN, "", "EX", "1"), *AFTERWARDS)
+"""The commands for the new master."""
+ALWAYS = (("CLIENT", "PAUSE", "1", "WRITE"), ("CLIENT", "UNPAUSE"), ("SET", MARKER, "", "EX", "1"), *AFTERWARDS)
 DEMOTING = (("CONFIG", "REWRITE"), ("CLIENT", "KILL", "TYPE", "normal"), ("CLIENT", "KILL", "TYPE", "pubsub"))
 
 
 @probe
 def find_refused_commands(block: Redis, *, demotes: bool = False, promoted: bool = False) -> list[OpsError]:
-    """Which commands of a failover this user may not give to this master; `demotes`: those that make it a replica too;
-    `promoted`: to this replica, when it is the master.
+    """The commands of a failover that this user may not run on this master; `demotes`: also those that demote it;
+    `promoted`: on this replica, after its promotion.
 
-    They are queued in a transaction that is discarded: none is carried out.
+    They are queued in a transaction that is discarded, so none is executed.
 
     Raises:
-        OpsError, Unreachable: it cannot be asked at all.
+        OpsError, Unreachable: it cannot be queried.
     """
     mine = AFTERWARDS if promoted else ALWAYS
     more = (("REPLICAOF", block.host, str(block.port)), *DEMOTING) if demotes else ()
@@ -44,13 +44,13 @@ def find_refused_commands(block: Redis, *, demotes: bool = False, promoted: bool
                 try:
                     connection.send_command(*words)
                     connection.read_response()
-                except redis.ReadOnlyError:  # a replica says so of a write after it has looked at the rights
+                except redis.ReadOnlyError:  # a replica refuses a write only after it has checked the rights
                     continue
                 except redis.ResponseError as error:
-                    told = block.refused(error)
-                    refused.setdefault(told.message, told)
+                    refusal = block.refused(error)
+                    refused.setdefault(refusal.message, refusal)
                     if words == ("MULTI",):
-                        break  # without a transaction they would be carried out
+                        break  # without a transaction they would be executed
         finally:
             connection.disconnect()
             client.connection_pool.release(connection)

@@ -1,8 +1,8 @@
-"""Sums over pages of keys, and what they tell of the keys that were not read.
+"""Totals of all keys, extrapolated from the pages that were read.
 
-SCAN walks a table by hash, so that a page is a random cluster of the database's keys. Totals are ratio estimates per
-database, keys being the size of a cluster (Cochran, Sampling Techniques, 9A.2): errors are half a 95 % confidence
-interval, and 0 where a database was read to its end. A big key that no page has seen is in no interval.
+SCAN walks a table by hash, so a page is a random cluster of the database's keys. Totals are ratio estimates per
+database with the number of keys as cluster size (Cochran, Sampling Techniques, 9A.2). An error is half a 95 %
+confidence interval; it is 0 if the database was read to its end. A big key outside the sample is in no interval.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tasks.redis.memory.script import BYTES, BYTES_WITHOUT_TTL, KEYS, TTLS, TYPES, WIDTH, WITHOUT_TTL, Page
+from tasks.redis.memory.script import BYTES, BYTES_WITHOUT_TTL, KEYS, TTLS, TYPES, WIDTH, WITHOUT_TTL, SurveyPage
 
 Z_95 = 1.959964
 LEAST_PAGES = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A total and half of its 95 % confidence interval: 0 where it was counted, NaN where nothing can be said."""
+class SizeEstimate:
+    """A total and half of its 95 % confidence interval. 0: it was counted; NaN: unknown."""
 
     value: float
     error: float = 0.0
 
-    def __add__(self, other: Estimate) -> Estimate:
-        """Of another database: they were sampled apart."""
-        return Estimate(self.value + other.value, math.hypot(self.error, other.error))
+    def __add__(self, other: SizeEstimate) -> SizeEstimate:
+        """Add another database's total, which was sampled independently."""
+        return SizeEstimate(self.value + other.value, math.hypot(self.error, other.error))
 
 
-ZERO = Estimate(0.0)
+ZERO = SizeEstimate(0.0)
 
 
 class Sums:
-    """What pages held of one prefix: see memory_script's WIDTH numbers, and the products that the error needs."""
+    """One prefix's sums over pages: the script's WIDTH numbers, and the products that the error needs."""
 
     __slots__ = ("key_square", "key_times", "numbers", "size_square", "size_times")
 
@@ -41,7 +41,7 @@ class Sums:
         self.size_square = self.size_times = self.key_square = self.key_times = 0
 
     def add(self, numbers: list[int], page_keys: int) -> None:
-        """One page's numbers of this prefix; the page held `page_keys` of all prefixes."""
+        """Add a page's numbers of this prefix; the page had `page_keys` keys of all prefixes."""
         self.numbers = [old + new for old, new in zip(self.numbers, numbers, strict=True)]
         keys, size = sum(numbers[KEYS]), sum(numbers[BYTES])
         self.size_square += size * size
@@ -50,8 +50,8 @@ class Sums:
         self.key_times += keys * page_keys
 
     def correct(self, kind: int, old: int, new: int, page_keys: float, *, persistent: bool) -> None:
-        """One key of type `kind` has `new` bytes, not the `old` that were guessed. Its page held about `page_keys`; of
-        its page's other bytes nothing is known any more, so that the error is a little too small."""
+        """A key of type `kind` has `new` bytes, not `old`. Its page had about `page_keys` keys; the page's other bytes
+        are no longer known, so the error is slightly too small."""
         change = new - old
         self.numbers[BYTES.start + kind] += change
         if persistent:
@@ -61,69 +61,70 @@ class Sums:
 
     @property
     def keys(self) -> int:
-        """That were read."""
+        """Keys that were read."""
         return sum(self.numbers[KEYS])
 
     @property
     def size(self) -> int:
-        """Bytes of them."""
+        """Bytes of the keys that were read."""
         return sum(self.numbers[BYTES])
 
 
 class Stratum:
-    """One database, and how far it was read. `expected` keys are what INFO counts."""
+    """One database, and how far it was read. `expected`: its keys by INFO."""
 
     def __init__(self, database: int, expected: int) -> None:
         self.database, self.expected = database, expected
         self.cursor, self.is_complete = b"0", False
-        self.read = self.gone = self.denied = self.pages = self.squares = 0
+        self.read = self.missing = self.denied = self.pages = self.squares = 0
         self.total = Sums()
 
     @property
     def part(self) -> float:
-        """How much of it was read, 0 to 1."""
+        """The share that was read, 0 to 1."""
         return 1.0 if self.is_complete else min(self.read / max(self.expected, 1), 0.999)
 
-    def turn(self, page: Page) -> None:
-        """A page has come."""
+    def add(self, page: SurveyPage, numbers: list[int]) -> None:
+        """Add a page; `numbers`: the sums of all its prefixes."""
         self.cursor, self.is_complete = page.cursor, page.cursor == b"0"
         self.read += page.read
-        self.gone += page.gone
+        self.missing += page.missing
         self.denied += page.denied
         self.pages += 1
         self.squares += page.read * page.read
+        self.total.add(numbers, page.read)
 
     def scaled(self, number: float) -> float:
-        """What a sum over the pages is for the whole database, without an error."""
+        """A sum over the pages, extrapolated to the whole database."""
         return number if self.is_complete or not self.read else number * max(self.expected, self.read) / self.read
 
-    def size_of(self, sums: Sums) -> Estimate:
+    def size_of(self, sums: Sums) -> SizeEstimate:
         """A prefix's bytes in the whole database."""
         return self._estimate(sums.size, sums.size_square, sums.size_times)
 
-    def keys_of(self, sums: Sums) -> Estimate:
+    def keys_of(self, sums: Sums) -> SizeEstimate:
         """A prefix's keys in the whole database."""
         return self._estimate(sums.keys, sums.key_square, sums.key_times)
 
-    def _estimate(self, total: int, square: int, times: int) -> Estimate:
+    def _estimate(self, total: int, square: int, times: int) -> SizeEstimate:
         if self.is_complete:
-            return Estimate(float(total))
+            return SizeEstimate(float(total))
         if self.pages < LEAST_PAGES or not self.read:
-            return Estimate(self.scaled(total), math.nan)
+            return SizeEstimate(self.scaled(total), math.nan)
         ratio, keys = total / self.read, max(self.expected, self.read)
         residuals = max(square - 2 * ratio * times + ratio * ratio * self.squares, 0.0)
         variance = residuals * self.pages / (self.pages - 1) * (1 - self.read / keys)
-        return Estimate(ratio * keys, _student(self.pages - 1) * math.sqrt(variance) * keys / self.read)
+        return SizeEstimate(ratio * keys, _student(self.pages - 1) * math.sqrt(variance) * keys / self.read)
 
 
 @dataclass(frozen=True)
 class PrefixSum:
-    """One prefix of one database: estimates, and (as `keys_read` were of each) types, TTLs and what never expires."""
+    """One prefix of one database: estimated totals, and the types and TTLs of the `keys_read`."""
 
     database: int
     prefix: bytes
-    keys: Estimate
-    size: Estimate
+    keys: SizeEstimate
+    size: SizeEstimate
     keys_read: int
     types: dict[str, int]
     ttls: tuple[int, ...]
@@ -133,29 +134,29 @@ class PrefixSum:
 
 @dataclass(frozen=True)
 class DatabaseSum:
-    """One database."""
+    """One database: estimated totals."""
 
     database: int
     expected: int
     read: int
     is_complete: bool
-    gone: int
+    missing: int
     denied: int
-    keys: Estimate
-    size: Estimate
+    keys: SizeEstimate
+    size: SizeEstimate
     persistent_keys: float
     sizes_by_type: dict[str, float]
 
 
 def database_sum(stratum: Stratum) -> DatabaseSum:
-    """For the report."""
+    """A database's totals."""
     numbers = stratum.total.numbers
     return DatabaseSum(
         database=stratum.database,
         expected=stratum.expected,
         read=stratum.read,
         is_complete=stratum.is_complete,
-        gone=stratum.gone,
+        missing=stratum.missing,
         denied=stratum.denied,
         keys=stratum.keys_of(stratum.total),
         size=stratum.size_of(stratum.total),
@@ -165,7 +166,7 @@ def database_sum(stratum: Stratum) -> DatabaseSum:
 
 
 def prefix_sum(stratum: Stratum, prefix: bytes, sums: Sums) -> PrefixSum:
-    """For the report."""
+    """A prefix's totals."""
     numbers = sums.numbers
     return PrefixSum(
         database=stratum.database,

@@ -1,27 +1,21 @@
-"""What a server says of its memory, its limits, and what it is busy with (https://valkey.io/commands/info/)."""
+"""A server's memory and its limits (https://valkey.io/commands/info/)."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import redis
 
 from blocks.redis.server import Redis
 from runbook.kinds import probe
-from tasks.redis.server import call, connected, key_counts, version_of
-
-MOST_COMMANDS = 10
+from tasks.redis.server import connected, key_counts, version_of
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, but for ratios. `swapped` -1: not measured. `limit` 0: none; `not_counted` of `used` it does not apply to
-    (buffers of replicas and of the AOF). `key_counts`: database → (keys, keys with a TTL)."""
+    """Bytes, and ratios. `swapped` -1: not measured. `limit` 0: none; it does not apply to `not_counted` bytes (buffers
+    of replicas and of the AOF). `key_counts`: database → (keys, keys with a TTL)."""
 
     version: str
     run_id: str
@@ -48,24 +42,19 @@ class Memory:
     key_counts: dict[int, tuple[int, int]]
 
     @property
-    def counts_hits(self) -> bool:
-        """Whether OBJECT FREQ answers: only an LFU policy counts."""
-        return self.policy.endswith("-lfu")
-
-    @property
     def keys(self) -> int:
-        """Of all databases."""
+        """The keys of all databases."""
         return sum(keys for keys, _ in self.key_counts.values())
 
     @property
     def expiring_keys(self) -> int:
-        """Of all databases."""
+        """The keys with a TTL of all databases."""
         return sum(expires for _, expires in self.key_counts.values())
 
 
 @dataclass(frozen=True)
 class Afterwards:
-    """The same server after a sweep, to be compared with `Memory`; keys since its start."""
+    """The server after a sweep, to compare with `Memory`."""
 
     run_id: str
     role: str
@@ -74,41 +63,12 @@ class Afterwards:
     dataset: int
 
 
-@dataclass(frozen=True)
-class CommandTime:
-    """A command since the server started (or CONFIG RESETSTAT)."""
-
-    name: str
-    calls: int
-    seconds: float
-    microseconds_per_call: float
-
-
-@dataclass(frozen=True)
-class LatencyEvent:
-    """What LATENCY LATEST says of a kind of event, in milliseconds."""
-
-    name: str
-    last: datetime
-    last_ms: int
-    longest_ms: int
-
-
-@dataclass(frozen=True)
-class Activity:
-    """What it is busy with. `problem` says why there are no latency events, "" where they are recorded."""
-
-    commands: tuple[CommandTime, ...]
-    events: tuple[LatencyEvent, ...]
-    problem: str
-
-
 @probe
 def read_memory(block: Redis) -> Memory:
     """INFO memory, keyspace, stats and replication.
 
     Raises:
-        Unreachable: it is down or loading.
+        Unreachable: the server is down or loading.
         OpsError: it refuses the password or a command.
     """
     with connected(block) as client:
@@ -141,27 +101,8 @@ def read_memory(block: Redis) -> Memory:
 
 
 @probe
-def read_activity(block: Redis) -> Activity:
-    """The commands that took most of the server's time, and its latency events.
-
-    Raises:
-        Unreachable, OpsError: as `read_memory`.
-    """
-    with connected(block) as client:
-        commands = [
-            CommandTime(
-                name.removeprefix("cmdstat_"), int(found["calls"]), found["usec"] / 1e6, float(found["usec_per_call"])
-            )
-            for name, found in client.info("commandstats").items()
-        ]
-        commands.sort(key=lambda command: -command.seconds)
-        events, problem = _events(client)
-        return Activity(tuple(commands[:MOST_COMMANDS]), events, problem)
-
-
-@probe
 def read_afterwards(block: Redis) -> Afterwards:
-    """Whether it is the same server, in the same role, and what it removed by itself.
+    """The server's run, role and counters after a sweep.
 
     Raises:
         Unreachable, OpsError: as `read_memory`.
@@ -177,21 +118,8 @@ def read_afterwards(block: Redis) -> Afterwards:
         )
 
 
-def _events(client: redis.Redis) -> tuple[tuple[LatencyEvent, ...], str]:
-    try:
-        rows: list[Any] = call(client, "LATENCY", "LATEST")
-    except redis.ResponseError as error:
-        return (), f"not available: {error}"
-    events = tuple(LatencyEvent(row[0].decode(), datetime.fromtimestamp(row[1], UTC), row[2], row[3]) for row in rows)
-    with contextlib.suppress(redis.ResponseError):  # CONFIG may be forbidden: then nobody can say
-        threshold = str(next(iter(client.config_get("latency-monitor-threshold").values()), ""))
-        if threshold == "0" and not events:
-            return (), "not available: needs CONFIG SET latency-monitor-threshold 100 (milliseconds)"
-    return events, "" if events else "none was recorded"
-
-
 def _swapped(block: Redis, pid: int) -> int:
-    """VmSwap of the server's process, where it is on this host; -1 where that cannot be told."""
+    """VmSwap of the server's process; -1: it is on another host, or cannot be read."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         if not socket.gethostbyname(block.host).startswith("127."):
             return -1

@@ -1,50 +1,45 @@
-"""One page of keys, summed by prefix, and the script that sums it in the server.
+"""One page of a survey: keys summed by prefix in the server, by a read-only script.
 
-It is read-only (EVAL_RO). MEMORY USAGE (with its default of 5 samples), TYPE and PTTL touch no key's idle time or
-frequency (https://valkey.io/commands/memory-usage/).
+MEMORY USAGE (with its default of 5 samples), TYPE and PTTL change no key's idle time or frequency
+(https://valkey.io/commands/memory-usage/).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import redis
+
+from tasks.redis.script import evaluate
+from tasks.redis.server import call
+
 TYPES = ("string", "list", "set", "zset", "hash", "stream", "other")
 TTL_NAMES = ("no expiry", "< 1 min", "< 1 h", "< 1 day", "< 7 days", "≥ 7 days")
-TTL_LIMITS_MS = (60_000, 3_600_000, 86_400_000, 604_800_000)
 MOST_PREFIX_BYTES = 64
-# What is summed for each prefix: keys by type, bytes by type, keys by TTL, bytes without expiry.
+# The sums of each prefix: keys by type, bytes by type, keys by TTL, bytes without expiry.
 KEYS, BYTES = slice(0, 7), slice(7, 14)
 TTLS, WITHOUT_TTL, BYTES_WITHOUT_TTL = slice(14, 20), 14, 20
 WIDTH = 21
 
-# TYPE costs a call for each key. SCAN's own filter tells the keys of the most common type for a third of that, in the
-# order of the page.
 PAGE = r"""
 local began, call, try, match, sub = os.clock(), redis.call, redis.pcall, string.match, string.sub
-local db, cursor, count, common, hits_floor, rest = match(ARGV[1], '^(%S+) (%S+) (%S+) (%S+) (%S+) (.+)$')
-local parted, hottest, floors = ARGV[2], tonumber(hits_floor), {}
+local db, cursor, count, rest = match(ARGV[1], '^(%S+) (%S+) (%S+) (.+)$')
+local floors = {}
 for floor in string.gmatch(rest, '%S+') do floors[#floors + 1] = tonumber(floor) end
 local index = {string = 1, list = 2, set = 3, zset = 4, hash = 5, stream = 6}
 call('SELECT', db)
 local page = call('SCAN', cursor, 'COUNT', count)
-local typed, at, common_kind = {}, 1, index[common]
-if common_kind then typed = call('SCAN', cursor, 'COUNT', count, 'TYPE', common)[2] end
-local keys, groups, names, big, hot, gone, denied = page[2], {}, {}, {}, {}, 0, 0
+local keys, groups, names, big, missing, denied = page[2], {}, {}, {}, 0, 0
 for i = 1, #keys do
   local key = keys[i]
-  local kind
-  if key == typed[at] then kind, at = common_kind, at + 1 end
   local bytes = try('MEMORY', 'USAGE', key)
-  if not bytes then gone = gone + 1
+  if not bytes then missing = missing + 1
   elseif type(bytes) == 'table' then denied = denied + 1
   else
-    kind = kind or index[call('TYPE', key).ok] or 7
-    local ttl, prefix = call('PTTL', key), match(key, '^[^:]*:') or ''
-    if prefix == parted and prefix ~= '' then prefix = match(key, '^[^:]*:[^:]*:') or prefix end
-    if #prefix > 64 then prefix = sub(prefix, 1, 64) end
+    local kind, ttl = index[call('TYPE', key).ok] or 7, call('PTTL', key)
+    local prefix = sub(match(key, '^[^:]*:') or '', 1, 64)
     local group = groups[prefix]
     if not group then
       group = {0,0,0,0,0,0,0, 0,0,0,0,0,0,0, 0,0,0,0,0,0, 0}
@@ -65,45 +60,19 @@ for i = 1, #keys do
       local last = #big
       big[last + 1], big[last + 2], big[last + 3], big[last + 4] = key, bytes, kind, ttl
     end
-    if hottest >= 0 then
-      local hits = try('OBJECT', 'FREQ', key)
-      if type(hits) == 'number' and hits > hottest then hot[#hot + 1] = key; hot[#hot + 1] = hits end
-    end
   end
 end
 local sums = {}
 for i = 1, #names do sums[i] = table.concat(groups[names[i]], ' ') end
 local worked = math.floor((os.clock() - began) * 1000000)
-local head = table.concat({#keys - gone - denied, gone, denied, worked}, ' ')
-return {page[1], head, names, table.concat(sums, ' '), big, hot}
+local head = table.concat({#keys - missing - denied, missing, denied, worked}, ' ')
+return {page[1], head, names, table.concat(sums, ' '), big}
 """
-SHA = hashlib.sha1(PAGE.encode(), usedforsecurity=False).hexdigest()
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of one page. `parted` is a prefix that is to be split at its second colon, `common` the type that
-    most keys have; a key is told by name where it has more bytes than `floors` says for its type, or more hits than
-    `hottest` (-1: hits are not counted)."""
-
-    database: int
-    cursor: bytes
-    count: int
-    parted: bytes = b""
-    common: str = "-"
-    floors: tuple[int, ...] = (-1,) * len(TYPES)
-    hottest: int = -1
-
-    @property
-    def numbers(self) -> str:
-        """The script's first argument (few words are packed sooner than many); `parted` is its second."""
-        floors = " ".join(map(str, self.floors))
-        return f"{self.database} {self.cursor.decode()} {self.count} {self.common} {self.hottest} {floors}"
 
 
 @dataclass(frozen=True)
 class KeyFacts:
-    """One key. `size` is in bytes; `type` is a place in TYPES; `ttl_ms` -1 is no expiry."""
+    """One key. `size` in bytes; `type` is an index of TYPES; `ttl_ms` -1: no expiry."""
 
     key: bytes
     size: int
@@ -112,48 +81,46 @@ class KeyFacts:
 
 
 @dataclass(frozen=True)
-class Page:
-    """A page's answer. `gone` expired or were deleted in between; `denied` are keys that the user may not read.
-    `worked_seconds` is the processor time that the server took for it, 0 where it cannot be told. `sums` are WIDTH
-    numbers for each of `names`, not yet parsed: the server need not wait for that."""
+class SurveyPage:
+    """A page's answer. `missing` keys expired or were deleted meanwhile; `denied` keys are forbidden to the user.
+    `worked_seconds`: the server's processor time. `groups`: WIDTH numbers for each prefix."""
 
     cursor: bytes
     read: int
-    gone: int
+    missing: int
     denied: int
     worked_seconds: float
-    names: Sequence[bytes]
-    sums: bytes
+    groups: dict[bytes, list[int]]
     biggest: Sequence[KeyFacts]
-    hot: Sequence[tuple[int, bytes]]
-
-    def groups(self) -> Iterator[tuple[bytes, list[int]]]:
-        """Each prefix with its numbers."""
-        numbers = list(map(int, self.sums.split()))
-        return zip(self.names, (numbers[at : at + WIDTH] for at in range(0, len(numbers), WIDTH)), strict=True)
 
 
-def first_level(name: bytes) -> bytes:
-    """A group's prefix: up to its first colon."""
-    colon = name.find(b":") + 1
-    return name[: min(colon, MOST_PREFIX_BYTES)] if colon else name
+def require_commands(client: redis.Redis) -> None:
+    """The user may read keys' sizes, types and TTLs. Inside a script, a forbidden command looks like a forbidden key.
+
+    Raises:
+        redis.NoPermissionError: a command is forbidden; it is named.
+    """
+    for words in (("SELECT", 0), ("SCAN", 0, "COUNT", 1), ("MEMORY", "USAGE", ""), ("TYPE", ""), ("PTTL", "")):
+        try:
+            call(client, *words)
+        except redis.exceptions.NoPermissionError as error:
+            if "to run the" in str(error):  # otherwise only that key is forbidden
+                raise
 
 
-def prefix_of(key: bytes, parted: bytes = b"") -> bytes:
-    """A key's group, as the script makes it: to its first colon, of the prefix `parted` to its second."""
-    colon = key.find(b":") + 1
-    prefix = key[: min(colon, MOST_PREFIX_BYTES)]
-    if prefix and prefix == parted and (second := key.find(b":", colon) + 1):
-        return key[: min(second, MOST_PREFIX_BYTES)]
-    return prefix
+def read_page(client: redis.Redis, database: int, cursor: bytes, count: int, floors: Sequence[int]) -> SurveyPage:
+    """The next page of a database, about `count` keys. A key larger than `floors` of its type is returned by name."""
+    words = f"{database} {cursor.decode()} {count} {' '.join(map(str, floors))}"
+    cursor, head, names, sums, big = evaluate(client, PAGE, words, command="SCAN", read_only=True)
+    read, missing, denied, worked = map(int, head.split())
+    numbers = list(map(int, sums.split()))
+    groups = {name: numbers[at * WIDTH : (at + 1) * WIDTH] for at, name in enumerate(names)}
+    return SurveyPage(cursor, read, missing, denied, worked / 1e6, groups, tuple(_named(big)))
 
 
-def parsed(answer: Sequence[Any]) -> Page:
-    """The script's answer."""
-    cursor, head, names, sums, big, hot = answer
-    read, gone, denied, worked = map(int, head.split())
-    hits = tuple(zip(hot[1::2], hot[::2], strict=True))
-    return Page(cursor, read, gone, denied, worked / 1e6, names, sums, tuple(_named(big)), hits)
+def prefix_of(key: bytes) -> bytes:
+    """A key's prefix, as the script computes it: up to its first colon."""
+    return key[: min(key.find(b":") + 1, MOST_PREFIX_BYTES)]
 
 
 def _named(big: Sequence[Any]) -> Iterator[KeyFacts]:

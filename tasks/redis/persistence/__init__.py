@@ -1,1 +1,1 @@
-"""RDB and AOF of a running server (§2.3): what it says of them, its files, and saves to their proven end."""
+"""Persistence of a running server: its state, its files, and saves (§2.3)."""

@@ -1,4 +1,4 @@
-"""The files of a server's data directory, as it would load them (§2.3).
+"""The files in a server's data directory that a start would load (§2.3).
 
 Multi-part AOF: https://valkey.io/topics/persistence/#how-it-works
 """
@@ -22,7 +22,7 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file. `bytes` is -1 where it is missing, `modified` then None."""
+    """One file. `bytes` -1 and `modified` None: it is missing."""
 
     name: str
     what: str
@@ -31,7 +31,7 @@ class DataFile:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it is named, and not there."""
+        """Whether a manifest or setting names it, but it does not exist."""
         return self.bytes < 0
 
 
@@ -42,7 +42,7 @@ def read_manifest(path: Path) -> dict[str, str]:
     """File → type (`b` base, `i` increment, `h` history) of an AOF's manifest.
 
     Raises:
-        OpsError: a line cannot be understood: the server would not start with it either.
+        OpsError: a line is invalid; the server would not start with it either.
     """
     found = {}
     for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
@@ -53,13 +53,13 @@ def read_manifest(path: Path) -> dict[str, str]:
             pairs = dict(zip(words[::2], words[1::2], strict=True))
             found[pairs["file"]] = pairs["type"]
         except (ValueError, KeyError):
-            raise OpsError(f"{path} cannot be understood: {line[:80]!r}", "restore the last backup") from None
+            raise OpsError(f"{path} is not a valid manifest: {line[:80]!r}", "restore the last backup") from None
     return found
 
 
 def aof_files(directory: Path, settings: Mapping[str, str]) -> tuple[DataFile, ...]:
-    """The manifest and what it names; nothing where there is no AOF at all. A rewrite that ends in between is read
-    again: it replaces the manifest first and then removes what is no longer named."""
+    """The manifest and the files that it names; empty if there is no AOF. A rewrite replaces the manifest and then
+    deletes old files, so they are read again if one ends meanwhile."""
     folder = directory / settings["appenddirname"]
     manifest = folder / f"{settings['appendfilename']}.manifest"
     for _ in range(ATTEMPTS):
@@ -90,8 +90,8 @@ def file_at(path: Path, what: str) -> DataFile:
 
 
 def remains_in(directory: Path) -> Iterator[DataFile]:
-    """Files of saves whose process is gone."""
+    """Files of saves whose process no longer exists."""
     for path in sorted(directory.glob("temp-*")):
         found = _TEMPORARY.match(path.name)
         if found and not psutil.pid_exists(int(found[1])):
-            yield file_at(path, "left by a save that was killed")
+            yield file_at(path, "file of a killed save")

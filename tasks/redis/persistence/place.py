@@ -1,6 +1,6 @@
-"""Where a server saves: its data directory, whether a save can succeed there, and what the host allows (§2.3).
+"""A server's data directory, whether a save can succeed there, and the kernel's settings (§2.3).
 
-Read only where the server's own process is on this host: a path of the same name on another host proves nothing.
+It is read only if the server's process is on this host: the same path on another host proves nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from runbook import clock
 from runbook.errors import VerificationFailed
 from runbook.kinds import probe
 from tasks.host.disk import disk_of
@@ -27,10 +28,9 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a server saves. With a `problem` nothing of it could be read. `trouble` and `remedy` say why no save can
-    succeed there, "" where none is known; `rdb_problem` why its RDB is not what was saved last. `sizes` are in bytes,
-    and `huge_pages` "" where the host does not say."""
+class DataDirectory:
+    """A server's data directory. `problem`: why it could not be read. `trouble`, `remedy`: why no save can succeed
+    there, and the next step. `rdb_problem`: why the RDB is not the last save. `huge_pages` "": unknown."""
 
     directory: Path
     problem: str = ""
@@ -46,27 +46,27 @@ class Place:
 
     @property
     def missing(self) -> tuple[DataFile, ...]:
-        """Files of the AOF that its manifest names, or the manifest itself, that are not there."""
+        """Missing files of the AOF, or its missing manifest."""
         return tuple(file for file in self.aof if file.is_missing)
 
 
 @probe
-def read_place(server: Persistence) -> Place:
+def read_place(server: Persistence) -> DataDirectory:
     """The data directory, its files, its disk, and what the kernel allows. Never raises: `problem` says why not."""
-    return look_at(server)
+    return inspect_place(server)
 
 
-def look_at(server: Persistence) -> Place:
+def inspect_place(server: Persistence) -> DataDirectory:
     """See `read_place`."""
     directory, problem = data_directory(server)
     if problem:
-        return Place(directory, problem, *trouble_with(server, directory) if not server.settings["dir"] else ())
+        return DataDirectory(directory, problem, *trouble_with(server, directory) if not server.settings["dir"] else ())
     kernel = _text(OVERCOMMIT), _chosen(_text(HUGE_PAGES))
     trouble, remedy = trouble_with(server, directory)
     if not directory.is_dir():
-        return Place(directory, "", trouble, remedy, overcommit=kernel[0], huge_pages=kernel[1])
+        return DataDirectory(directory, "", trouble, remedy, overcommit=kernel[0], huge_pages=kernel[1])
     try:
-        return Place(
+        return DataDirectory(
             directory,
             "",
             trouble,
@@ -78,12 +78,13 @@ def look_at(server: Persistence) -> Place:
             *kernel,
         )
     except PermissionError as error:
-        return Place(directory, f"{error.filename} cannot be read by this user: run as root or as the server's user")
+        return DataDirectory(
+            directory, f"{error.filename} cannot be read by this user: run as root or as the server's user"
+        )
 
 
 def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
-    """The file, and why it is not what was saved last (seen by its beginning and its end: what lies between is only
-    proven by loading it)."""
+    """The file, and why it is not the last save. Only its beginning and end are read; loading it proves the rest."""
     for _ in range(ATTEMPTS):
         file = file_at(path, "RDB")
         if file.is_missing or path.is_dir():
@@ -92,62 +93,66 @@ def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
             found = read_rdb(path)
         except VerificationFailed as error:
             return file, error.message
-        if file == file_at(path, "RDB"):  # else it was replaced in between
+        if file == file_at(path, "RDB"):  # otherwise it was replaced meanwhile
             break
     if not found.complete:
-        return file, f"{path} does not end as an RDB does: it was cut off, or something was written behind it"
-    # A file's own time is that of the save's begin, the last one's end (of a SAVE nobody knows how long it took).
+        return file, f"{path} does not end as an RDB does: it is truncated, or has bytes after its end"
+    # The file has the time at which its save began, `last_save` the time at which one ended; a SAVE's duration is
+    # unknown.
     last, written = server.state.last_save, found.written.timestamp() + max(server.state.save_seconds, 0)
     replaced = file.modified is None or abs(file.modified.timestamp() - last) > SLACK_SECONDS
     if not server.never_saved and last > written + SLACK_SECONDS and replaced:
-        return file, f"{path} is of {found.written:%Y-%m-%d %H:%M:%S UTC}, before the last save: somebody put it there"
+        return (
+            file,
+            f"{path} is of {clock.text(found.written)}, before the last save: it was replaced by hand",
+        )
     return file, ""
 
 
 def trouble_with(server: Persistence, directory: Path) -> tuple[str, str]:
-    """Why a save cannot succeed in a directory, and what to do; ("", "") where nothing is found.
+    """Why a save cannot succeed in a directory, and the next step; ("", ""): no problem found.
 
-    A server that stands in a removed one never comes back to it: `dir` cannot be set at run time.
+    A server cannot leave a deleted directory: `dir` cannot be set at run time.
     """
-    rescue = f"rescue the data over the network first (valkey-cli --rdb <file>), then make {directory} and start anew"
-    if (not server.settings["dir"] and directory.is_dir()) or _stands_elsewhere(server.process, directory):
-        return f"{directory} was made anew: the server still stands in the one that was removed", rescue
+    rescue = f"save the data over the network first (valkey-cli --rdb <file>), then create {directory} and restart"
+    if (not server.settings["dir"] and directory.is_dir()) or _works_elsewhere(server.process, directory):
+        return f"{directory} was deleted and created again: the server still uses the deleted one", rescue
     if not directory.is_dir():
-        return f"its directory {directory} is gone", rescue
+        return f"its directory {directory} is missing", rescue
     if os.statvfs(directory).f_flag & os.ST_RDONLY:
-        return f"{directory} is mounted read-only", "look at dmesg for the disk's errors, then mount it read-write"
+        return f"{directory} is mounted read-only", "check dmesg for disk errors, then mount it read-write"
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(server.process)
         if not _may_write(directory, process):
             owner = f"chown {process.username()} {directory} && chmod u+rwx {directory}"
-            return f"{process.username()}, who runs the server, cannot write to {directory}", owner
+            return f"{process.username()}, the server's user, cannot write to {directory}", owner
     target = directory / server.settings["dbfilename"]
     if target.is_dir():
-        return f"{target} is a directory", "move it away: the server saves to a file of that name"
+        return f"{target} is a directory", "rename it: the server saves to a file of that name"
     return "", ""
 
 
 def data_directory(server: Persistence) -> tuple[Path, str]:
-    """The data directory, and why its files cannot be seen from here: "" where the server's process is here and works
-    in there (or worked, until it was removed)."""
-    told = Path(server.settings["dir"] or "(removed)")
-    said = f"{told} of {server.address} is not on this host"
+    """The data directory, and why its files are not on this host; "": the server's process is here and works in it (or
+    did until it was deleted)."""
+    directory = Path(server.settings["dir"] or "(removed)")
+    said = f"{directory} of {server.address} is not on this host"
     try:
         process = psutil.Process(server.process)
         if not any(word in process.name() for word in ("redis", "valkey")):
-            return told, said
+            return directory, said
         works_in = Path(process.cwd().removesuffix(" (deleted)"))
         if not server.settings["dir"]:
             return works_in, ""
-        return told, "" if works_in == told.resolve() else said
+        return directory, "" if works_in == directory.resolve() else said
     except psutil.AccessDenied:
-        return told, "" if told.is_dir() else said
+        return directory, "" if directory.is_dir() else said
     except psutil.Error:
-        return told, said
+        return directory, said
 
 
-def _stands_elsewhere(process: int, directory: Path) -> bool:
-    """Whether the server's working directory is another one than what has its name now."""
+def _works_elsewhere(process: int, directory: Path) -> bool:
+    """Whether the server's working directory differs from the directory that has its name now."""
     try:
         return not Path(f"/proc/{process}/cwd").samefile(directory)
     except OSError:
@@ -155,7 +160,7 @@ def _stands_elsewhere(process: int, directory: Path) -> bool:
 
 
 def _may_write(directory: Path, process: psutil.Process) -> bool:
-    """By the mode's bits: what POSIX ACLs add is not seen."""
+    """Whether the mode's bits permit it; POSIX ACLs are not read."""
     user, found = process.uids().effective, directory.stat()
     if user == 0:
         return True

@@ -1,9 +1,9 @@
-"""A save from its start to its proven end: BGSAVE, SAVE, BGREWRITEAOF (§2.3).
+"""Saves that are proven to have succeeded: BGSAVE, SAVE, BGREWRITEAOF (§2.3).
 
-BGSAVE and BGREWRITEAOF answer at once. `rdb_saves` and `aof_rewrites` count what was begun, and a save that the server
-itself gives up (FLUSHALL, a full synchronisation) leaves the last status as it was: what proves a save is that LASTSAVE
-moved. It has one-second steps, so that a save begins only in a later second than the one before it ended. A FLUSHALL
-moves it too where there are save rules, as the server then writes the emptied data over the file: they are counted.
+BGSAVE and BGREWRITEAOF return at once. `rdb_saves` and `aof_rewrites` count started saves, and a save that the server
+aborts (FLUSHALL, a full synchronisation) does not change the last status. So the proof of a save is that LASTSAVE
+changed. LASTSAVE has a resolution of one second, so a save starts at least a second after the previous one ended. With
+save rules, a FLUSHALL changes LASTSAVE too, because the server then saves the empty data: FLUSHALLs are counted.
 
 https://valkey.io/commands/bgsave/, https://valkey.io/commands/save/ and https://valkey.io/commands/bgrewriteaof/
 """
@@ -22,14 +22,14 @@ from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.progress import Done, progress
+from runbook.progress import WorkDone, progress
 from runbook.wait import until
 from tasks.redis.persistence.failures import failed
-from tasks.redis.persistence.state import Persistence, State, read_state
+from tasks.redis.persistence.state import Persistence, PersistenceState, read_state
 from tasks.redis.server import connected
 
 BLOCK = "block every client of Redis for a SAVE"
-"""The permit's act, on the server's address."""
+"""The act in a permit, with the server's address."""
 SAVE_SECONDS = 3600.0
 GONE_SECONDS = 3.0
 STEP_SECONDS = 1.05
@@ -38,21 +38,21 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that is proven to be done: the counters before and after it, and how long it took. `taken` is the moment
-    before it began (before its fork): every write acknowledged by then is in it."""
+    """A proven save: the counters before and after it, and its seconds. `taken`: a time before its fork; every write
+    acknowledged by then is in it."""
 
-    before: State
-    after: State
+    before: PersistenceState
+    after: PersistenceState
     taken: datetime
     seconds: float
 
 
 @action
 def save_in_background(block: Redis, server: Persistence) -> Saved:
-    """BGSAVE. Waits for a save that is under way and begins its own then.
+    """BGSAVE. If a save is running, waits for it and then starts its own.
 
     Raises:
-        OpsError: it failed (the reason, as far as INFO and the disk tell it), or the server ended or changed its role.
+        OpsError: it failed (with the reason from INFO and the disk), or the server stopped or changed its role.
     """
     return bgsave(block, server)
 
@@ -64,7 +64,7 @@ def bgsave(block: Redis, server: Persistence) -> Saved:
 
 @action
 def rewrite_aof(block: Redis, server: Persistence) -> Saved:
-    """BGREWRITEAOF. Waits for a save that is under way and begins its own then.
+    """BGREWRITEAOF. If a save is running, waits for it and then starts its own.
 
     Raises:
         OpsError: as `save_in_background`, or the AOF is off.
@@ -74,7 +74,7 @@ def rewrite_aof(block: Redis, server: Persistence) -> Saved:
 
 @action
 def save_blocking(permit: Permit, block: Redis, server: Persistence) -> Saved:
-    """SAVE: no client is served until it has ended.
+    """SAVE: it blocks every client until it ends.
 
     Raises:
         NotConfirmed: the permit does not cover this server.
@@ -85,7 +85,7 @@ def save_blocking(permit: Permit, block: Redis, server: Persistence) -> Saved:
 
 
 def _save(client: redis.Redis) -> None:
-    """On a connection of its own: the answer may take longer than a client otherwise waits."""
+    """Use a separate connection: the answer takes longer than a client's usual timeout."""
     pool = client.connection_pool
     usual, pool.connection_kwargs["socket_timeout"] = pool.connection_kwargs["socket_timeout"], SAVE_SECONDS
     pool.disconnect()
@@ -96,11 +96,11 @@ def _save(client: redis.Redis) -> None:
         pool.disconnect()
 
 
-def _is_saved(before: State, now: State) -> bool:
+def _is_saved(before: PersistenceState, now: PersistenceState) -> bool:
     return now.last_save > before.last_save and now.flushes <= before.flushes
 
 
-def _is_rewritten(before: State, now: State) -> bool:
+def _is_rewritten(before: PersistenceState, now: PersistenceState) -> bool:
     return now.rewrites > before.rewrites and now.rewrite_ok and now.aof_enabled and not now.rewriting
 
 
@@ -109,25 +109,25 @@ def carry_out(
     server: Persistence,
     what: str,
     begin: Callable[[redis.Redis], object],
-    is_done: Callable[[State, State], bool],
-    has_failed: Callable[[State, State], bool] | None = None,
+    is_done: Callable[[PersistenceState, PersistenceState], bool],
+    has_failed: Callable[[PersistenceState, PersistenceState], bool] | None = None,
 ) -> Saved:
-    """Begin a save when no other is under way, and wait for its proven end. It has failed when no save is under way any
-    more, or as `has_failed` says.
+    """Start a save when no other runs, and wait until it is proven. It failed if no save runs any more, or if
+    `has_failed`.
 
     Raises:
         OpsError: as `save_in_background`.
     """
     with connected(block) as client:
         watch = _Watch(client, server, what)
-        with progress(watch.tell):
-            begun = until(lambda: watch.begun(begin), what="the end of another save", seconds=SAVE_SECONDS)
+        with progress(watch.progress):
+            begun = until(lambda: watch.start(begin), what="the end of another save", seconds=SAVE_SECONDS)
             assert begun
             before, taken = begun
             failpoint(f"redis: {what} begun")
             started = time.monotonic()
 
-            def ended() -> State | None:
+            def ended() -> PersistenceState | None:
                 now = watch.read()
                 if is_done(before, now):
                     return now
@@ -141,7 +141,7 @@ def carry_out(
 
 
 class _Watch:
-    """One server while it saves: its counters, and that it is still the same process in the same role."""
+    """A server's counters during a save, and proof that it is the same process with the same role."""
 
     def __init__(self, client: redis.Redis, server: Persistence, what: str) -> None:
         self._client, self._server, self._what = client, server, what
@@ -149,11 +149,11 @@ class _Watch:
         self._is_begun = False
         self._last = server.state
 
-    def begun(self, begin: Callable[[redis.Redis], object]) -> tuple[State, datetime] | None:
-        """Begin, unless another save is under way: then None. Returns the counters and the moment before."""
+    def start(self, begin: Callable[[redis.Redis], object]) -> tuple[PersistenceState, datetime] | None:
+        """Start the save; returns the counters and the time before, or None if another save runs."""
         now = self.read()
         if now.rewriting and not now.rewrite_ok and now.rewrites > self._server.state.rewrites + 1:
-            raise failed(self._server, "BGREWRITEAOF", now)  # the server tries again and again: that never ends
+            raise failed(self._server, "BGREWRITEAOF", now)  # the server retries a rewrite without end
         seconds, microseconds = self._client.time()
         if now.saving or now.rewriting or seconds + microseconds / 1e6 - now.last_save < STEP_SECONDS:
             return None
@@ -166,24 +166,24 @@ class _Watch:
         except redis.ResponseError as error:
             self._is_begun = False
             if "in progress" in str(error) or "child process is active" in str(error):
-                return None  # somebody else's began in between
+                return None  # another client's save started meanwhile
             raise failed(self._server, self._what, self.read(), str(error)) from None
         except redis.ConnectionError as error:
             if isinstance(error, redis.AuthenticationError):
                 raise
-            self.read()  # says whether it ended
-            raise OpsError(f"the connection broke in the middle of {self._what}: {error}", "launch it again") from None
+            self.read()  # raises if the server stopped
+            raise OpsError(f"the connection broke during {self._what}: {error}", "run it again") from None
         return now, taken
 
-    def read(self) -> State:
+    def read(self) -> PersistenceState:
         """The counters now.
 
         Raises:
-            Unreachable: it does not answer, and has not for a moment only.
-            OpsError: it is gone, was restarted, or is something else now.
+            Unreachable: it has not answered for a short time.
+            OpsError: it stopped, was restarted, or has another role.
         """
         where, expected = f"Redis at {self._server.address}", self._server.state
-        kept = "what it had saved before is untouched; start it where it is down, then launch this again"
+        kept = "start it if it is down, then run this again. The earlier files are untouched"
         try:
             now = read_state(self._client)
         except redis.BusyLoadingError:
@@ -193,30 +193,30 @@ class _Watch:
                 raise
             self._lost = self._lost or time.monotonic()
             if time.monotonic() - self._lost > GONE_SECONDS:
-                raise OpsError(f"{where} ended or cannot be reached {self._when}", kept) from None
+                raise OpsError(f"{where} stopped or cannot be reached {self._when}", kept) from None
             raise Unreachable(f"{where} does not answer") from None
         self._lost = None
         if now.run_id != expected.run_id:
             raise OpsError(f"{where} was restarted {self._when}", kept)
         if now.role != expected.role:
-            raise OpsError(f"{where} is now {_named(now)} {self._when}", "launch it again: the master is found anew")
+            raise OpsError(f"{where} is now {_named(now)} {self._when}", "run it again: it finds the new master")
         self._last = now
         return now
 
-    def tell(self) -> Done:
-        """For the progress bar."""
+    def progress(self) -> WorkDone:
+        """The progress, for the log."""
         state = self._last
         if not self._is_begun:
-            return Done(f"{self._what} waits for the end of another save", 0.0)
+            return WorkDone(f"{self._what} waits for the end of another save", 0.0)
         if self._what == "SAVE":
-            return Done("SAVE: no client is served until it ends", 0.0)
+            return WorkDone("SAVE: no client is served until it ends", 0.0)
         ratio = state.done_keys / state.all_keys if state.all_keys else 0.0
-        return Done(f"{self._what}: {state.done_keys:,} of {state.all_keys:,} keys", ratio)
+        return WorkDone(f"{self._what}: {state.done_keys:,} of {state.all_keys:,} keys", ratio)
 
     @property
     def _when(self) -> str:
-        return f"in the middle of {self._what}" if self._is_begun else f"before {self._what} could begin"
+        return f"during {self._what}" if self._is_begun else f"before {self._what} started"
 
 
-def _named(state: State) -> str:
+def _named(state: PersistenceState) -> str:
     return "the master" if state.role == "master" else f"a replica of {state.master}"

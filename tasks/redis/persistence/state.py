@@ -1,4 +1,4 @@
-"""What a server says of its persistence: settings, last save and rewrite, failures, what a fork costs (§2.3).
+"""A server's persistence: settings, the last save and rewrite, failures, the cost of a fork (§2.3).
 
 https://valkey.io/topics/persistence/ and https://valkey.io/commands/info/
 """
@@ -16,15 +16,15 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.redis.server import connected, key_counts, version_of
-from tasks.redis.settings.recommended import DEFAULTS, Rule, parse_rules
+from tasks.redis.settings.recommended import DEFAULTS, SettingRule, parse_rules
 
 _SECTIONS = ("default", "commandstats")
 
 
 @dataclass(frozen=True)
-class State:
-    """The counters of one moment, all from one INFO. `*_seconds` are -1 where there was none yet; `last_save` is the
-    server's own clock in whole seconds, its start where it has not saved; `flushes` counts FLUSHALL."""
+class PersistenceState:
+    """The counters from one INFO. `*_seconds` -1: none yet. `last_save`: whole seconds of the server's clock; its
+    start, if it has not saved. `flushes`: FLUSHALLs."""
 
     run_id: str
     role: str
@@ -56,8 +56,8 @@ class State:
 
 @dataclass(frozen=True)
 class Persistence:
-    """One server. `process` is its id on its own host; `config_file` is "" where it was started without one; the
-    setting `dir` is "" where that directory was removed."""
+    """One server. `process`: its process id. `config_file` "": it was started without one. The setting `dir` "": that
+    directory was deleted."""
 
     address: str
     version: str
@@ -71,11 +71,11 @@ class Persistence:
     system_bytes: int
     replicas: int
     settings: Mapping[str, str]
-    state: State
+    state: PersistenceState
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
-        """When it saves by itself."""
+    def rules(self) -> tuple[SettingRule, ...]:
+        """The rules for automatic saves."""
         return parse_rules(self.settings["save"])
 
     @property
@@ -85,24 +85,24 @@ class Persistence:
 
     @property
     def since_save_seconds(self) -> float:
-        """Since the last save, or since its start where there was none."""
+        """Seconds since the last save, or since its start if it has not saved."""
         return max(0.0, self.now.timestamp() - self.state.last_save)
 
     @property
     def never_saved(self) -> bool:
-        """No save ended well since it started: `last_save` is then the moment of its start. (`saves` counts what was
-        begun, and whole seconds tell no save from one right after the start.)"""
+        """No save has succeeded since its start; `last_save` is then the start. `saves` counts started ones, and whole
+        seconds cannot distinguish the start from a save immediately after it."""
         failed = not self.state.save_ok and self.uptime_seconds - self.since_save_seconds < 1.5
         return failed or not self.state.saves
 
     @property
     def is_fresh(self) -> bool:
-        """It began with nothing and has not saved yet: that there is no RDB is as it should be."""
+        """It started without data and has not saved yet, so a missing RDB is normal."""
         return self.never_saved and not self.state.loaded_keys
 
     @property
     def refuses_writes(self) -> str:
-        """Why it answers writes with MISCONF now, "" where it does not (a replica never does)."""
+        """Why writes now get MISCONF; "": they do not (a replica never refuses them so)."""
         state = self.state
         if state.role != "master":
             return ""
@@ -114,10 +114,10 @@ class Persistence:
 
 @probe
 def read_persistence(block: Redis) -> Persistence:
-    """Settings and counters of one server; four commands that cost it nothing.
+    """Settings and counters of one server, by four cheap commands.
 
     Raises:
-        Unreachable: it is down or still loading.
+        Unreachable: the server is down or still loading.
         OpsError: it refuses the password or a command.
     """
     return ask(block)
@@ -148,15 +148,16 @@ def ask(block: Redis) -> Persistence:
         )
 
 
-def read_state(client: redis.Redis) -> State:
+def read_state(client: redis.Redis) -> PersistenceState:
     """The counters now."""
     return state_of(client.info(*_SECTIONS))
 
 
-def state_of(info: Mapping[str, Any]) -> State:
-    """From an INFO with its default sections and that of the commands (where there is none, no flush is counted)."""
+def state_of(info: Mapping[str, Any]) -> PersistenceState:
+    """The counters in an INFO with its default sections and commandstats (without the latter, no FLUSHALL is
+    counted)."""
     follows = f"{info.get('master_host')}:{info.get('master_port')}" if "master_host" in info else ""
-    return State(
+    return PersistenceState(
         run_id=str(info["run_id"]),
         role=str(info["role"]),
         master=follows,

@@ -1,4 +1,4 @@
-"""What a server's configuration file says of its persistence: what it will be after a restart (§2.3)."""
+"""The persistence settings in a server's configuration file, which apply after a restart (§2.3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.redis.settings.recommended import DEFAULTS, normal
 
 @probe
 def read_written(server: Persistence, defaults: Mapping[str, str] = DEFAULTS) -> tuple[dict[str, str], str]:
-    """The settings of the configuration file, with the server's defaults where it names none; or {} and why not."""
+    """The settings in the configuration file, with the server's defaults for the others; or {} and why not."""
     return find_written(server, defaults)
 
 
@@ -36,7 +36,7 @@ def find_written(server: Persistence, defaults: Mapping[str, str]) -> tuple[dict
 
 
 def _saves(files: tuple[Path, ...]) -> str:
-    """All `save` lines together: each adds to those before, `save ""` takes them away."""
+    """All `save` lines together: each adds rules, `save ""` deletes the earlier ones."""
     rules: list[str] = []
     named = False
     for line in (line for path in files for line in path.read_text(errors="replace").splitlines()):

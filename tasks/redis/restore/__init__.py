@@ -1,1 +1,1 @@
-"""The way back (§2.3): beside and swapped, over the network, or key by key; and who stands around meanwhile."""
+"""Restores: a staged copy that is swapped, over the network, or key by key (§2.3)."""

@@ -1,8 +1,8 @@
-"""A copy of a backup beside the live data directory, proven by a scratch server that runs on it.
+"""A staged copy of a backup next to the live data directory, proven by a scratch server that runs on it.
 
-An AOF that is on is all that a server reads at its start: with only an RDB in place it comes up with 0 keys. So the RDB
-is always seeded as the AOF's base, with its manifest, and written anew under `dbfilename` for a server without AOF
-(recovery-rules, Redis).
+A server with an AOF reads nothing else at its start: with only an RDB it starts with 0 keys. So the RDB always becomes
+the AOF's base, with its manifest, and is also saved under `dbfilename` for a server without AOF (recovery-rules,
+Redis).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ LEFTOVER_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RedisCopy:
-    """A copy that is ready to be swapped in. `keys` and `persistent` (those that nothing but a client can remove) count
-    per database after `dropped` (by prefix) were left out; a server that starts on it loads `base_keys` from the AOF's
-    base, or `rdb_keys` from the RDB, less what of `may_vanish` has."""
+    """A staged copy. `keys` and `persistent` (without any TTL): per database, without the `dropped` ones (by prefix). A
+    server that starts on it loads `base_keys` from the AOF's base or `rdb_keys` from the RDB, minus up to
+    `may_vanish`."""
 
     directory: Path
     comparison: RedisComparison
@@ -63,12 +63,12 @@ class RedisCopy:
 def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
     """Build `<data directory>.restoring` from a backup, prove it, and leave out the keys of `drop_prefixes`.
 
-    A copy that is not what the manifest says is returned with its differences, and `swap_redis` refuses it.
+    A copy that differs from the manifest is returned with its differences, and `swap_redis` refuses it.
 
     Raises:
         NotConfirmed: the permit does not cover this directory.
         VerificationFailed: the server cannot load the backup, or it cannot be compared.
-        OpsError: the disk is full, or refuses it. Nothing is left of the copy then.
+        OpsError: the disk is full, or a write failed. The copy is then deleted.
     """
     permit.require(ACT, block.data_directory)
     live = live_directory(block)
@@ -117,25 +117,26 @@ def _build(block: Redis, backup: Backup, live: Path, directory: Path) -> RedisCo
 
 
 def _persistent(content: RedisContent, number: int) -> int:
-    """Without hashes whose every field has a TTL: they have none of their own, and go with their last field."""
+    """The keys without hashes whose every field has a TTL: they expire with their last field."""
     return content.databases[number].persistent_keys if number in content.databases else 0
 
 
 def _remove_leftover(block: Redis, directory: Path) -> None:
-    """A killed run's copy; its scratch server dies with it, which takes a moment."""
+    """Delete a killed run's copy, once its scratch server has stopped."""
     if directory.exists():
         until(
             lambda: not holders(block, directory),
             what=f"the end of the server on {directory}",
             seconds=LEFTOVER_SECONDS,
-            hint="end it by hand: a killed restore left it behind",
+            hint="stop it by hand: it belongs to a killed restore",
         )
-        logger().info("removing %s, which a restore that was killed left behind", directory)
+        logger().info("deleting %s of a killed restore", directory)
         shutil.rmtree(directory)
 
 
 def _seed(block: Redis, configuration: Configuration, backup: Backup, live: Path, directory: Path) -> None:
-    """The RDB as the AOF's base (https://valkey.io/topics/persistence/), and an ACL file that lies with the data."""
+    """Place the RDB as the AOF's base (https://valkey.io/topics/persistence/), and an ACL file of the data
+    directory."""
     refuse_empty(backup.path / RDB)
     live.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(mode=MODE)
@@ -150,7 +151,7 @@ def _seed(block: Redis, configuration: Configuration, backup: Backup, live: Path
 
 
 def seed_aof(configuration: Configuration, directory: Path, rdb: Path, bring: Callable[[Path, Path], object]) -> None:
-    """An AOF whose base is that RDB, which `bring` copies, or links, into its place.
+    """Create an AOF whose base is that RDB; `bring` copies or links it.
 
     Raises:
         OSError: it cannot be written.
@@ -166,7 +167,7 @@ def seed_aof(configuration: Configuration, directory: Path, rdb: Path, bring: Ca
 def _finish(
     client: redis.Redis, block: Redis, configuration: Configuration
 ) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
-    """Leave out what is made anew anyway, and write the RDB; the AOF logs the drop. Nothing expires meanwhile: the
+    """Delete the keys of drop_prefixes, and save the RDB; the AOF logs the deletion. Nothing expires meanwhile, so the
     counts are those of the file."""
     dropped = drop_prefixes(client, block.drop_prefixes)
     _refuse_eviction(client, configuration)
@@ -175,7 +176,7 @@ def _finish(
     try:
         client.save()
     except redis.RedisError as error:
-        raise VerificationFailed(f"the copy cannot be saved: {error}", "look at the free space") from None
+        raise VerificationFailed(f"the copy cannot be saved: {error}", "check the free disk space") from None
     return dropped, counts
 
 
@@ -185,7 +186,7 @@ def _refuse_eviction(client: redis.Redis, configuration: Configuration) -> None:
     counted = int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))
     if configuration.evicts and counted > configuration.maxmemory:
         raise VerificationFailed(
-            f"the copy takes {size(counted)}, and maxmemory is {size(configuration.maxmemory)}: keys would be evicted",
+            f"the copy needs {size(counted)}, and maxmemory is {size(configuration.maxmemory)}: keys would be evicted",
             f"raise maxmemory in {configuration.files[0]}; the live data is untouched",
         )
 
@@ -195,11 +196,11 @@ def _check_files(configuration: Configuration, backup: Backup, directory: Path) 
     base = directory / folder / f"{stem}.1.base.rdb"
     manifest = directory / folder / f"{stem}.manifest"
     if not base.exists() or base.stat().st_size != (backup.path / RDB).stat().st_size or not manifest.exists():
-        raise VerificationFailed("the copy's AOF is not what was seeded", "launch it again; look at the file system")
+        raise VerificationFailed("the copy's AOF differs from its content", "run it again; check the file system")
 
 
 def own(block: Redis, directory: Path) -> None:
-    """Give a directory to the server's user, where this is root."""
+    """Change a directory's owner to the server's user, if this process is root."""
     if os.geteuid() != 0:
         return
     uid, gid = shell.owner_of(block.os_user)

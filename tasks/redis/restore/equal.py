@@ -1,4 +1,4 @@
-"""Whether a live server holds what a scratch server does, key by key, in pieces that hold nobody up (§2.3)."""
+"""Compare a live server with a scratch server, key by key, in parts too small to delay clients (§2.3)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from runbook.wait import until
 from tasks.redis.content.reading import shown, volatile_databases
 from tasks.redis.content.script import DIGESTS
 from tasks.redis.keys import PROGRESS_SECONDS, batches, keys_under
-from tasks.redis.line import Line, scratch_line
-from tasks.redis.restore.prefixes import Held, Order, absent
+from tasks.redis.line import RedisLine, scratch_line
+from tasks.redis.restore.prefixes import PrefixKeys, RestoreOrder, absent
 from tasks.redis.restore.values import same_value
-from tasks.redis.restore.writes import Writes
+from tasks.redis.restore.writes import LiveWrites
 
 COLUMNS = (
     "database",
@@ -33,17 +33,17 @@ COLUMNS = (
     "others there",
 )
 DIGEST_BYTES = 1 << 16
-"""A thousand small members hashed in Lua take a server 3 ms; what takes more is read in pieces."""
+"""Hashing a thousand small members in Lua takes a server 3 ms; larger values are read in parts."""
 MOST_NAMED = 5
 AGAIN_SECONDS = 3.0
 MOST_AGAIN = 1000
 
 
 @dataclass
-class Row:
-    """One database under one prefix. `written` differ, and clients wrote them; `replaced` are
-    equal ones that clients wrote too, before the backup's took their place; `different` differ, and nobody is known
-    to have written them; `others` are live keys that the backup does not have."""
+class KeyRow:
+    """One database under one prefix. `written`: different keys that clients wrote; `replaced`: equal keys that clients
+    wrote before the restore replaced them; `different`: different keys that no client is known to have written;
+    `others`: live keys that are not in the backup."""
 
     database: int
     prefix: bytes
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def keys(self) -> int:
-        """Of the backup."""
+        """The keys of the backup."""
         return self.equal + self.written + self.expired + len(self.different)
 
     def cells(self) -> tuple[str, ...]:
@@ -68,44 +68,46 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """`writes_known` is False where nobody could tell what clients wrote: a difference may then be theirs."""
+class KeyComparison:
+    """`writes_known` False: clients' writes are unknown, so they may have caused a difference."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[KeyRow, ...]
     writes_known: bool
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """As sentences."""
-        told = []
+        """The differences, as sentences."""
+        sentences = []
         for row in self.rows:
-            for keys, what in ((row.different, "not the same"), (row.left, "there, and not in the backup")):
+            for keys, what in ((row.different, "different"), (row.left, "not in the backup")):
                 if keys:
                     names = ", ".join(shown(key) for key in keys[:MOST_NAMED])
-                    told.append(f"database {row.database}: {len(keys):,} keys are {what} ({names})")
-        return tuple(told)
+                    sentences.append(f"database {row.database}: {len(keys):,} keys are {what} ({names})")
+        return tuple(sentences)
 
     @property
     def written(self) -> int:
-        """Keys of the backup that clients have written over, and new ones of theirs."""
+        """Keys that clients have overwritten or added."""
         return sum(row.written + row.new for row in self.rows)
 
     @property
     def replaced(self) -> int:
-        """Keys that clients wrote during the run, and that are as in the backup all the same."""
+        """Keys that clients wrote during the run, and that equal the backup."""
         return sum(row.replaced for row in self.rows)
 
     @property
     def equal(self) -> int:
-        """Keys that are the same on both sides."""
+        """Keys that are equal on both servers."""
         return sum(row.equal for row in self.rows)
 
 
 @probe
-def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: Order, writes: Writes) -> Comparison:
-    """Compare every key of the backup under the order's prefixes with the live server's; and look what else is there.
+def compare_keys(
+    block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder, writes: LiveWrites
+) -> KeyComparison:
+    """Compare every key of the backup under the order's prefixes with the live server's, and count other live keys.
 
-    A key that differs is read again: its time may have come between two readings.
+    A different key is read again: it may have expired between two readings.
 
     Raises:
         Unreachable, OpsError: the live server does not answer, or refuses a command.
@@ -118,30 +120,32 @@ def compare_keys(block: Redis, scratch: redis.Redis, live: Line, order: Order, w
         rows = tuple(
             _Comparing(backup, live, one, one.database in fading, writes, order.extra).row() for one in order.held
         )
-    return Comparison(rows, writes.known)
+    return KeyComparison(rows, writes.known)
 
 
 class _Comparing:
     """One database under one prefix."""
 
-    def __init__(self, backup: Line, live: Line, held: Held, volatile: bool, writes: Writes, extra: str) -> None:
+    def __init__(
+        self, backup: RedisLine, live: RedisLine, held: PrefixKeys, volatile: bool, writes: LiveWrites, extra: str
+    ) -> None:
         self.backup, self.live, self.held = backup, live, held
         self.volatile, self.writes, self.extra = volatile, writes, extra
         self.number = held.database
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
 
-    def row(self) -> Row:
-        row, unequal = Row(self.number, self.held.prefix), list[bytes]()
+    def row(self) -> KeyRow:
+        row, unequal = KeyRow(self.number, self.held.prefix), list[bytes]()
         for page in keys_under(self.backup, self.number, self.held.prefix) if self.held.backup else ():
             for group, _ in batches(self.backup, self.number, page, DIGEST_BYTES):
                 self._compare(group, row, unequal)
-            self._tell(row)
+            self._report(row)
         self._resolve(list(dict.fromkeys(unequal)), row)
         for page in keys_under(self.live, self.number, self.held.prefix):
             self._others(page, row)
         return row
 
-    def _compare(self, keys: Sequence[bytes], row: Row, unequal: list[bytes]) -> None:
+    def _compare(self, keys: Sequence[bytes], row: KeyRow, unequal: list[bytes]) -> None:
         ours, theirs = self._digests(self.backup, keys), self._digests(self.live, keys)
         for key, our, their in zip(keys, ours, theirs, strict=True):
             if not our:
@@ -152,7 +156,7 @@ class _Comparing:
             else:
                 unequal.append(key)
 
-    def _digests(self, side: Line, keys: Sequence[bytes]) -> list[bytes]:
+    def _digests(self, side: RedisLine, keys: Sequence[bytes]) -> list[bytes]:
         words = ("EVAL_RO", DIGESTS, 0, self.number, int(self.volatile), DIGEST_BYTES)
         answer: list[bytes] = side.call(self.number, *words, *keys)
         return answer
@@ -160,8 +164,8 @@ class _Comparing:
     def _same(self, key: bytes) -> bool:
         return same_value(self.backup, self.live, self.number, key, self.volatile)
 
-    def _resolve(self, unequal: list[bytes], row: Row) -> None:
-        """What clients wrote is told apart; the rest is read again, a little later too: its time may have come."""
+    def _resolve(self, unequal: list[bytes], row: KeyRow) -> None:
+        """Separate clients' writes; read the rest again, and once more later: keys may have expired."""
         self.writes.settle()
         waiting = [key for key in unequal if key not in self.writes]
         row.written += len(unequal) - len(waiting)
@@ -176,7 +180,7 @@ class _Comparing:
 
         with contextlib.suppress(Unreachable):
             until(all_resolved, what="the same content", seconds=AGAIN_SECONDS)
-        all_resolved()  # raises where it was the server that did not answer
+        all_resolved()  # raises if the server does not answer
         row.different += waiting
 
     def _state(self, key: bytes) -> str:
@@ -184,18 +188,18 @@ class _Comparing:
             return "expired"
         return "equal" if self._same(key) else ""
 
-    def _others(self, page: Sequence[bytes], row: Row) -> None:
+    def _others(self, page: Sequence[bytes], row: KeyRow) -> None:
         others = absent(self.backup, self.number, page)
         row.others += len(others)
         if others and self.extra == "remove":
-            # Read after the page: a key that a client made before this has been told of by now.
+            # Read after the page: by now the server has reported every key that a client made before.
             self.writes.settle()
             still = set(others) - set(absent(self.live, self.number, others))
             new = [key for key in others if key in self.writes]
             row.new += len(new)
             row.left += [key for key in still if key not in self.writes]
 
-    def _tell(self, row: Row) -> None:
-        if time.monotonic() - self.told > PROGRESS_SECONDS:
-            self.told = time.monotonic()
+    def _report(self, row: KeyRow) -> None:
+        if time.monotonic() - self.reported > PROGRESS_SECONDS:
+            self.reported = time.monotonic()
             logger().info("database %d: %d of %d keys compared", self.number, row.equal, self.held.backup)

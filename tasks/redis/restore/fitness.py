@@ -1,4 +1,4 @@
-"""What must hold before a Redis is replaced by a backup: the backup, the space, and that nobody works against it."""
+"""The conditions for replacing a server's data: the backup, the disk space, and the other servers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tasks.redis.server import connected, family, key_counts, live_directory, lo
 from tasks.redis.settings.file import Configuration, read_configuration
 from tasks.redis.topology.topology import ReplicationTopology
 
-# The RDB as the AOF's base, the RDB that is written after the drop, and the log of the drop.
+# The RDB as the AOF's base, the RDB saved after drop_prefixes were deleted, and the log of that.
 COPIES = 2.2
 
 
 @dataclass(frozen=True)
 class RedisFitness:
-    """Whether a backup may replace a server's data. `live_keys` is what would be set aside, None when it is down."""
+    """The conditions for replacing a server's data. `live_keys`: its current keys, None: it is down."""
 
     preconditions: tuple[Precondition, ...]
     live_keys: dict[int, int] | None
@@ -39,14 +39,14 @@ class RedisFitness:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What forbids the restore, as sentences with what to do."""
+        """The conditions that prevent the restore, as sentences with the next step."""
         return tuple(f"{p.name}: {p.value} — {p.hint}" for p in self.preconditions if p.blocks and not p.ok)
 
 
 @probe
 def judge_redis_backup(block: Redis, backup: Backup, around: ReplicationTopology) -> RedisFitness:
-    """Everything that can be told without stopping or changing anything. The RDB is really loaded (a scratch server):
-    that is the only answer to "can this server read it". Problems are returned, not raised.
+    """All conditions that can be checked without stopping or changing anything. A scratch server loads the RDB, because
+    only that proves that the server can read it. Problems are returned, not raised.
     """
     found: list[Precondition] = []
     content = RedisContent.model_validate(backup.manifest.content)
@@ -88,7 +88,7 @@ def _loads(block: Redis, backup: Backup, content: RedisContent, program: str) ->
                     name,
                     False,
                     f"restore it with {family(taken_by)}: the two families cannot read each other's newer RDB files",
-                    f"{program} cannot read what {taken_by} saved",
+                    f"{program} cannot read the RDB of {taken_by}",
                     expected,
                 ),
                 0.0,
@@ -105,7 +105,7 @@ def _memory(content: RedisContent) -> Iterator[Precondition]:
     yield Precondition(
         "memory for the scratch server",
         free > content.memory_bytes * 1.2,
-        "stop something: the scratch server is the first that the kernel ends, and the restore then stops unharmed",
+        "stop other programs: otherwise the kernel kills the scratch server, which ends the restore without damage",
         size(free),
         f"more than {size(content.memory_bytes * 1.2)}",
         blocks=False,
@@ -117,7 +117,7 @@ def _configuration(block: Redis, content: RedisContent, around: ReplicationTopol
     try:
         found = read_configuration(Path(block.config_file))
     except OpsError as error:
-        yield Precondition(name, False, "put it back: backups carry a copy without secrets", error.message)
+        yield Precondition(name, False, "restore it: backups have a copy without secrets", error.message)
         return
     wrong = _wrong_setting(block, found, around)
     yield Precondition(name, not wrong, wrong[1] if wrong else "", wrong[0] if wrong else str(block.config_file))
@@ -125,7 +125,7 @@ def _configuration(block: Redis, content: RedisContent, around: ReplicationTopol
     yield Precondition(
         "databases",
         highest < allowed,
-        f"say databases {highest + 1} or more in {block.config_file}: a server ends over data of others",
+        f"set databases {highest + 1} or more in {block.config_file}: otherwise the server cannot load the data",
         f"the backup has database {highest}, and the configuration {allowed} databases",
     )
     limit = found.maxmemory
@@ -134,7 +134,7 @@ def _configuration(block: Redis, content: RedisContent, around: ReplicationTopol
         not limit or content.memory_bytes <= limit,
         f"raise maxmemory in {block.config_file}; the copy is measured before anything stops",
         f"{size(limit)}, the backup needs {size(content.memory_bytes)}" if limit else "no limit",
-        "room for what is restored",
+        "memory for the restored data",
         blocks=False,
     )
     password = found.get("requirepass") if block.username in ("", "default") else ""
@@ -148,16 +148,16 @@ def _configuration(block: Redis, content: RedisContent, around: ReplicationTopol
 
 
 def _wrong_setting(block: Redis, found: Configuration, around: ReplicationTopology) -> tuple[str, str] | None:
-    live, told = live_directory(block), found.get("dir")
-    if told and Path(told).is_absolute() and Path(told).resolve() != live:
-        return f"{block.config_file} says dir {told}, the environment {live}", "correct [redis] data_directory"
+    live, configured = live_directory(block), found.get("dir")
+    if configured and Path(configured).is_absolute() and Path(configured).resolve() != live:
+        return f"{block.config_file} says dir {configured}, the environment {live}", "correct [redis] data_directory"
     if found.get("cluster-enabled", "no").lower() == "yes":
         return "the server is a node of a cluster", "this restore is for a single server"
     if found.replica_of and around.is_alone:
-        return f"the server is a replica of {found.replica_of}", "restore its master, or make this one the master first"
+        return f"the server is a replica of {found.replica_of}", "restore its master, or promote this server first"
     acl = Path(found.get("aclfile") or block.config_file)
     if not (live / acl).exists():
-        return f"the ACL file {acl} is gone", "write it anew (a copy without secrets is in the backup)"
+        return f"the ACL file {acl} is missing", "create it again (the backup has a copy without secrets)"
     return None
 
 
@@ -167,14 +167,14 @@ def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int
             keys = {number: counts[0] for number, counts in key_counts(client).items()}
             version = version_of(client)
     except Unreachable:
-        return [Precondition("the server", True, value="down: a reason to restore, no obstacle")], None
+        return [Precondition("the server", True, value="down, which does not prevent a restore")], None
     except OpsError as error:
         return [Precondition("the server", False, error.hint, error.message)], None
     return [
         Precondition(
             "version of the running server",
             version == program,
-            "correct [redis] server_program: the copy is proven by another program than the one that will serve it",
+            "correct [redis] server_program: the copy is proven by another program than the one that serves it",
             version,
             program,
             blocks=family(version) != family(program),
@@ -183,28 +183,28 @@ def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int
 
 
 def _around(around: ReplicationTopology) -> Iterator[Precondition]:
-    """Replicas and Sentinels that can be taken off are no obstacle; those that cannot may work against the restore."""
+    """Replicas and Sentinels that cannot be detached can undo the restore."""
     yield Precondition(
         "Sentinels agree on the master",
         not around.disagreement,
-        "wait until a failover has ended; SENTINEL RESET on those that are wrong",
-        around.disagreement or around.master or "none watches it",
+        "wait until the failover ends; SENTINEL RESET on the wrong ones",
+        around.disagreement or around.master or "no Sentinel watches it",
     )
     yield Precondition(
         "other servers of the data set",
         not around.dangerous,
-        "start it, or stop it for good: clients may still write to it, and what they write would be lost unseen",
+        "start it, or stop it for good: otherwise clients' writes to it would be lost",
         f"{', '.join(around.dangerous)} cannot be reached" if around.dangerous else ", ".join(around.others) or "none",
-        "all can be reached, or are held for dead by the Sentinels",
+        "each answers, or the Sentinels report it as down",
     )
     if around.unlisted:
-        hint = "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good"
+        hint = "name all of them in [redis] sentinels; SENTINEL RESET if one is lost for good"
         yield Precondition("Sentinels that are not listed", False, hint, around.unlisted, "none")
     if around.silent:
         yield Precondition(
             "Sentinels that do not answer",
             False,
-            "make sure that they stay away until the restore is verified",
+            "keep them stopped until the restore is verified",
             ", ".join(around.silent),
             "none",
             blocks=False,

@@ -1,7 +1,7 @@
-"""Data that a restore set aside, before it is live again: what it holds, and in which of its files.
+"""Data that a restore replaced, before it becomes live again: its keys, and its newest file.
 
-A server with an AOF starts from that alone, with 0 keys where there is none, and one without it from its RDB. The
-setting may have been changed since: the newest file is brought into the form from which the server starts now.
+A server with an AOF starts only from that, with 0 keys if it is missing; a server without an AOF starts from its RDB.
+The setting can have changed since: the newest file is converted to the form that the server starts from now.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tasks.redis.settings.file import Configuration, read_configuration
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A directory's `keys`, loaded from its newest data: an AOF, or else the RDB. `persistent` are those per database
-    that nothing but a client removes; `starts` says whether the server would start from that file now."""
+class KeptData:
+    """A directory's `keys`, loaded from its newest file: an AOF, or else the RDB. `persistent`: per database those
+    without a TTL. `starts`: the server would start from that file now."""
 
     directory: Path
     keys: int
@@ -41,19 +41,18 @@ class Kept:
 
 
 @probe
-def read_kept(block: Redis, directory: Path) -> Kept:
-    """Load it where it lies, in a scratch server, as the live one would.
+def read_kept(block: Redis, directory: Path) -> KeptData:
+    """Load it in place, in a scratch server, as the live one would.
 
     Raises:
-        VerificationFailed: it holds no data, or what cannot be loaded.
+        VerificationFailed: it has no data, or cannot be loaded.
     """
     return _load(block, directory)
 
 
 @action(idempotent=True)
-def prepare_kept(permit: Permit, block: Redis, kept: Kept) -> Kept:
-    """Bring its newest data into the form from which the server starts. Nothing in it is removed: an older AOF is
-    renamed.
+def prepare_kept(permit: Permit, block: Redis, kept: KeptData) -> KeptData:
+    """Convert its newest data to the form that the server starts from. Nothing is deleted; an older AOF is renamed.
 
     Raises:
         NotConfirmed: the permit does not cover that directory.
@@ -70,53 +69,53 @@ def prepare_kept(permit: Permit, block: Redis, kept: Kept) -> Kept:
             _seed(block, configuration, kept.directory)
     except OSError as error:
         raise OpsError(
-            f"{kept.directory} cannot be written: {error.strerror}", "look at its rights and space"
+            f"{kept.directory} cannot be written: {error.strerror}", "check its permissions and the free disk space"
         ) from None
     return _load(block, kept.directory)
 
 
 @probe
-def verify_kept(block: Redis, kept: Kept) -> Kept:
-    """The live server serves it.
+def verify_kept(block: Redis, kept: KeptData) -> KeptData:
+    """The live server has its keys.
 
     Raises:
-        VerificationFailed: keys are missing that no client removed.
+        VerificationFailed: keys are missing that no client deleted.
     """
     with connected(block) as client:
         if short := missing_keys(client, kept.persistent):
-            raise VerificationFailed("; ".join(short), "look at the log of the service redis")
+            raise VerificationFailed("; ".join(short), "check the log of the service redis")
     return kept
 
 
-def _load(block: Redis, directory: Path) -> Kept:
+def _load(block: Redis, directory: Path) -> KeptData:
     configuration = read_configuration(Path(block.config_file))
     is_aof = _is_aof(configuration, directory)
     with scratch_server(
         block, directory, appendonly=is_aof, rdb=configuration.rdb, aof=configuration.aof, user=block.os_user
     ) as client:
         keys = sum(keys for keys, _ in key_counts(client).values())
-        return Kept(directory, keys, _persistent(client), is_aof, is_aof is configuration.appendonly)
+        return KeptData(directory, keys, _persistent(client), is_aof, is_aof is configuration.appendonly)
 
 
 def _is_aof(configuration: Configuration, directory: Path) -> bool:
-    """Whether the AOF is the newest data: an RDB that was begun after the AOF's last write holds all that it does."""
+    """Whether the AOF is the newest data: an RDB started after the AOF's last write includes it."""
     folder, stem = configuration.aof
     manifest, rdb = directory / folder / f"{stem}.manifest", directory / configuration.rdb
     has_rdb = rdb.is_file() and rdb.stat().st_size > 0
     if not manifest.is_file():
         if not has_rdb:
-            raise VerificationFailed(f"{directory.name} holds no data", "name another with `kept`, or restore a backup")
+            raise VerificationFailed(f"{directory.name} has no data", "name another with `kept`, or restore a backup")
         return False
     if not has_rdb:
         return True
-    begun, appended = read_rdb(rdb).written, read_parts(manifest).written
-    if begun <= appended < begun + timedelta(seconds=1):  # an RDB tells whole seconds only of its beginning
+    started, appended = read_rdb(rdb).written, read_parts(manifest).written
+    if started <= appended < started + timedelta(seconds=1):  # an RDB has only its start, in whole seconds
         return configuration.appendonly or rdb.stat().st_mtime < appended.timestamp()
-    return begun < appended
+    return started < appended
 
 
 def _seed(block: Redis, configuration: Configuration, directory: Path) -> None:
-    """No copy: neither an AOF's base nor an RDB is ever changed in its place."""
+    """Link it: an AOF's base and an RDB are never changed in place."""
     folder = directory / configuration.aof[0]
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}.older_{int(folder.stat().st_mtime)}"))
@@ -132,11 +131,13 @@ def _save(block: Redis, configuration: Configuration, directory: Path) -> None:
         try:
             client.save()
         except redis.RedisError as error:
-            raise VerificationFailed(f"{directory.name} cannot be saved: {error}", "look at the free space") from None
+            raise VerificationFailed(
+                f"{directory.name} cannot be saved: {error}", "check the free disk space"
+            ) from None
 
 
 def _persistent(client: redis.Redis) -> dict[int, int]:
-    """Without hashes with fields that have a TTL: such a hash goes with its last field. Valkey and Redis name them
+    """The keys without hashes with expiring fields: such a hash expires with its last field. Valkey and Redis name them
     differently (https://valkey.io/commands/info/)."""
     return {
         int(name.removeprefix("db")): int(found["keys"])

@@ -1,7 +1,7 @@
-"""What this user may do on the server when it has been started again: its own program is asked before anything stops.
+"""This user's rights on the server after its next start, checked before anything stops.
 
-Users and rights that were set at run time are gone after a start, unless ACL SAVE or CONFIG REWRITE kept them. A
-scratch server gets the users of the configuration's files, without data. https://valkey.io/topics/acl/
+A start loses users and rights that were set at run time, unless ACL SAVE or CONFIG REWRITE saved them. A scratch server
+without data gets the users of the configuration's files. https://valkey.io/topics/acl/
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from tasks.redis.settings.next_start import started
 
 Commands = Sequence[Sequence[str]]
 VERIFYING: Commands = (("INFO",), ("COMMAND", "LIST"), ("CLIENT", "SETNAME", "x"))
-"""What start_redis and verify_live_redis ask."""
+"""The commands of start_redis and verify_live_redis."""
 LEADING: Commands = (("REPLICAOF", "NO", "ONE"),)
 WATCHING: Commands = (
     *(("PING",), ("MULTI",), ("EXEC",), ("SLAVEOF", "NO", "ONE"), ("CONFIG", "REWRITE"), ("SUBSCRIBE", "x")),
     *(("PUBLISH", "x", "x"), ("CLIENT", "KILL", "TYPE", "normal"), ("SCRIPT", "KILL")),
 )
-"""What a Sentinel gives, which logs in as the same user (https://valkey.io/topics/sentinel/)."""
+"""The commands of a Sentinel, which logs in as the same user (https://valkey.io/topics/sentinel/)."""
 _RULES = re.compile(r"\s*(?:user|requirepass|acl-pubsub-default)\s", re.IGNORECASE)
 
 
 def judge_login(block: Redis, *, is_watched: bool, is_alone: bool) -> Iterator[Precondition]:
-    """Whether this user can log in after the start, and may give what proves it and puts replicas (unless it is alone)
-    and Sentinels (`is_watched`) back."""
+    """Whether this user can log in after the start, and may run the commands that verify the data and attach replicas
+    (unless it is alone) and Sentinels (`is_watched`)."""
     name, user = "rights after the start", block.username or "default"
     try:
         configuration = read_configuration(Path(block.config_file))
         rules = _rules(block, configuration)
     except OpsError:
-        return  # a configuration that cannot be read, or an ACL file that is gone, is said elsewhere
+        return  # an unreadable configuration or a missing ACL file is reported elsewhere
     wanted = (*VERIFYING, *(() if is_alone else LEADING), *(WATCHING if is_watched else ()))
     try:
         refused = _refused(block, rules, user, wanted)
     except OpsError as error:
         hint = f"correct the users in {block.config_file} or its ACL file: the server would not start with them"
         modules = any(line.lower().startswith("loadmodule") for line in configuration.lines)
-        yield Precondition(name, False, hint, f"not known: {error.message}", blocks=not modules)
+        yield Precondition(name, False, hint, f"unknown: {error.message}", blocks=not modules)
         return
     except redis.RedisError as error:
-        yield Precondition(name, False, "make sure of them by hand", f"not known: {error}", blocks=False)
+        yield Precondition(name, False, "check them by hand", f"unknown: {error}", blocks=False)
         return
     if refused is None:
-        hint = "keep it with ACL SAVE or CONFIG REWRITE, or correct the secret and register the blocks again"
+        hint = "save the user with ACL SAVE or CONFIG REWRITE, or correct the secret and register the blocks again"
         yield Precondition(name, False, hint, f"the configuration has no user {user} with this password")
         return
     rules_told = " ".join(f"+{command}" for command in refused)
@@ -65,7 +65,7 @@ def judge_login(block: Redis, *, is_watched: bool, is_alone: bool) -> Iterator[P
 
 
 def _rules(block: Redis, configuration: Configuration) -> list[str]:
-    """The lines that make users, as the server reads them: those of the ACL file come last.
+    """The lines that define users, as the server reads them; the ACL file's come last.
 
     Raises:
         OpsError: the ACL file cannot be read.
@@ -81,11 +81,11 @@ def _rules(block: Redis, configuration: Configuration) -> list[str]:
 
 
 def _refused(block: Redis, rules: Sequence[str], user: str, wanted: Commands) -> list[str] | None:
-    """Which of these the user may not give, as ACL rules name them; None where it cannot log in.
+    """The commands that the user may not run, as ACL rules name them; None: it cannot log in.
 
     Raises:
         OpsError: the server does not start with those users.
-        redis.RedisError: it does not say.
+        redis.RedisError: the server does not report it.
     """
     judge, word = f"ops-{secrets.token_hex(4)}", secrets.token_hex(16)
     with started(block, "\n".join((*rules, f"user {judge} on >{word} ~* &* +@all"))) as client:
@@ -109,13 +109,13 @@ def _logs_in(client: redis.Redis, user: str, password: str) -> bool:
             other.ping()
         except redis.AuthenticationError:
             return False
-        except redis.ResponseError:  # it may not PING, and that is told by name
+        except redis.ResponseError:  # it may not PING, which is reported by name
             return True
     return True
 
 
 def _named(answer: Any) -> str:
-    """The command that an answer of ACL DRYRUN refuses, "" where it refuses none; a channel is told as it is."""
+    """The command that ACL DRYRUN refuses, "": none; a channel is returned unchanged."""
     said = answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
     if said == "OK":
         return ""

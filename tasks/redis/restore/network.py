@@ -1,9 +1,9 @@
-"""A backup's data into a server whose files cannot be reached (§2.3): the server follows a temporary one that holds the
-backup, until it holds the same, and is then made a master again.
+"""A restore by replication: the live server follows a temporary server with the backup until it has the same data, and
+is then promoted again (§2.3).
 
-Meanwhile it takes no writes, so that both can be compared key by key with nobody in between. With `repl-diskless-load
-swapdb` the old data stays until the new is loaded. What was set is written down before, so that a run that was killed
-can be followed by one that puts it back. https://valkey.io/topics/replication/
+Meanwhile it refuses writes, so that both can be compared key by key. With `repl-diskless-load swapdb` the old data
+stays until the new data is loaded. Its settings are recorded before, so that a run after a killed one can restore them.
+https://valkey.io/topics/replication/
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.log import logger
 from runbook.wait import until
-from tasks.redis.restore.equal import Comparison
+from tasks.redis.restore.equal import KeyComparison
 from tasks.redis.restore.route import LOADING, Route
 from tasks.redis.server import call, connected
 from tasks.redis.topology.topology import RECORD as DETACHED
@@ -39,13 +39,12 @@ PROGRESS_SECONDS = 5.0
 
 
 class NotReached(OpsError):
-    """The live server does not come to the temporary one; it holds what it held."""
+    """The live server cannot reach the temporary one; its data is unchanged."""
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """What a restore set on `server`, or was about to: `settings` are what it found there. `kept` is the backup of what
-    was live before."""
+class RedisLeftover:
+    """What a restore changed on `server`: `settings` are the earlier values. `kept`: the backup of the earlier data."""
 
     server: str
     temporary: str
@@ -53,18 +52,18 @@ class Leftover:
     kept: str
 
 
-def find_leftover(reports: Path) -> Leftover | None:
-    """What a killed restore left, if any.
+def find_leftover(reports: Path) -> RedisLeftover | None:
+    """The record of a killed restore, if any.
 
     Raises:
         OpsError: the record cannot be read.
     """
-    return record.read(reports / RECORD, Leftover, "look whether Redis is a master, then remove the file")
+    return record.read(reports / RECORD, RedisLeftover, "check that Redis is a master, then delete the file")
 
 
 @probe
-def still_follows(block: Redis, left: Leftover) -> bool:
-    """Whether a server is still the replica that a killed restore made of it: nobody has written to it since.
+def still_follows(block: Redis, left: RedisLeftover) -> bool:
+    """Whether a server is still the replica that a killed restore made of it; then no client has written to it since.
 
     Raises:
         Unreachable, OpsError: it does not answer, or refuses INFO.
@@ -75,11 +74,11 @@ def still_follows(block: Redis, left: Leftover) -> bool:
 
 
 @action(idempotent=True)
-def put_back(permit: Permit, block: Redis, left: Leftover, reports: Path) -> None:
-    """Make a server a master again that a restore made a replica, with its own settings.
+def put_back(permit: Permit, block: Redis, left: RedisLeftover, reports: Path) -> None:
+    """Promote a server again that a restore made a replica, and restore its settings.
 
     Raises:
-        NotConfirmed: the permit is for another.
+        NotConfirmed: the permit is for another server.
         Unreachable, OpsError: it does not answer, or refuses.
     """
     permit.require(ACT, block.address)
@@ -88,8 +87,8 @@ def put_back(permit: Permit, block: Redis, left: Leftover, reports: Path) -> Non
 
 @action(idempotent=True)
 def forget_dead(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> None:
-    """What killed runs wrote down of a server that is dead, and in whose place `block` is, counts no more. Whom they
-    took off stays written down until `detach` writes that anew.
+    """Delete killed runs' records of a dead server that `block` replaces. The list of detached servers stays until
+    `detach` replaces it.
 
     Raises:
         NotConfirmed: the permit is for another.
@@ -100,7 +99,7 @@ def forget_dead(permit: Permit, block: Redis, around: ReplicationTopology, repor
         (reports / DETACHED).unlink(missing_ok=True)
 
 
-def _put_back(block: Redis, left: Leftover, reports: Path) -> None:
+def _put_back(block: Redis, left: RedisLeftover, reports: Path) -> None:
     with connected(block) as client:
         info = client.info("replication")
         if info["role"] == "slave" and f"{info['master_host']}:{info['master_port']}" == left.temporary:
@@ -118,14 +117,14 @@ def replace_by_replication(
     route: Route,
     kept: str,
     reports: Path,
-    compare: Callable[[], Comparison],
-) -> Comparison:
-    """Let the live server follow the scratch server until it holds the same, compare, and make it a master again.
+    compare: Callable[[], KeyComparison],
+) -> KeyComparison:
+    """Let the live server follow the scratch server until it has the same data, compare, and promote it again.
 
     Raises:
         NotConfirmed: the permit is for another server.
-        NotReached: it did not come to the scratch server; it holds what it held.
-        Unreachable, OpsError: it, or the link, broke; it is a master again where that could be done.
+        NotReached: it cannot reach the scratch server; its data is unchanged.
+        Unreachable, OpsError: it, or the connection, failed; it was promoted again if possible.
     """
     permit.require(ACT, block.address)
     left = _prepare(block, scratch, route, kept)
@@ -145,13 +144,13 @@ def replace_by_replication(
     return found
 
 
-def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> Leftover:
-    """The scratch server listens where the live one reaches this host, with the password that the live one has for a
-    master, or a random one."""
+def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> RedisLeftover:
+    """Let the scratch server listen on the address at which the live server reaches this host, with the live server's
+    masterauth, or a random password."""
     with connected(block) as client:
-        told = {**client.config_get("masterauth"), **client.config_get("masteruser"), **client.config_get(LOADING)}
-    auth, user = str(told.get("masterauth") or ""), str(told.get("masteruser") or "")
-    settings = {LOADING: str(told[LOADING])} | ({} if auth else {"masteruser": user, "masterauth": ""})
+        login = {**client.config_get("masterauth"), **client.config_get("masteruser"), **client.config_get(LOADING)}
+    auth, user = str(login.get("masterauth") or ""), str(login.get("masteruser") or "")
+    settings = {LOADING: str(login[LOADING])} | ({} if auth else {"masteruser": user, "masterauth": ""})
     password = auth if auth and not user else secrets.token_urlsafe(32)
     with socket.create_connection((block.host, block.port), CONNECT_SECONDS) as probe_socket:
         host = str(probe_socket.getsockname()[0])
@@ -163,7 +162,7 @@ def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> Lef
     scratch.config_set("repl-diskless-sync-delay", 0)
     scratch.config_set("bind", host)
     scratch.config_set("port", port := _free_port(host))
-    return Leftover(block.address, f"{host}:{port}", settings, kept)
+    return RedisLeftover(block.address, f"{host}:{port}", settings, kept)
 
 
 def _free_port(host: str) -> int:
@@ -173,7 +172,7 @@ def _free_port(host: str) -> int:
         return int(found.getsockname()[1])
 
 
-def _follow(client: redis.Redis, scratch: redis.Redis, left: Leftover, route: Route) -> None:
+def _follow(client: redis.Redis, scratch: redis.Redis, left: RedisLeftover, route: Route) -> None:
     if "masterauth" in left.settings:
         client.config_set("masteruser", "")
         client.config_set("masterauth", scratch.connection_pool.connection_kwargs["password"])
@@ -184,19 +183,19 @@ def _follow(client: redis.Redis, scratch: redis.Redis, left: Leftover, route: Ro
 
 
 def _wait(block: Redis, scratch: redis.Redis) -> None:
-    begun = told = time.monotonic()
+    started = reported = time.monotonic()
 
     def loaded() -> bool:
-        nonlocal told
-        if not _came(scratch) and time.monotonic() - begun > REACH_SECONDS:
+        nonlocal reported
+        if not _came(scratch) and time.monotonic() - started > REACH_SECONDS:
             raise NotReached(
-                f"{block.address} does not come to this host", "let it reach this host, if replication is wanted"
+                f"{block.address} cannot reach this host", "permit the connection, if you want replication"
             )
         with connected(block) as client:
             info = client.info("replication")
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
-            logger().info("the live server has had %s bytes", info.get("master_sync_read_bytes", 0))
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
+            logger().info("the live server received %s bytes", info.get("master_sync_read_bytes", 0))
         return info["master_link_status"] == "up" and not int(info.get("master_sync_in_progress", 0))
 
     until(loaded, what="the backup's data on the live server", seconds=TRANSFER_SECONDS, every_seconds=0.05)

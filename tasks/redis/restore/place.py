@@ -1,4 +1,4 @@
-"""What the file system of this host must allow before a data directory is replaced: asked, not tried (§2.3)."""
+"""What this host's file system must permit before a data directory is replaced (§2.3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.redis.settings.file import read_configuration
 
 @dataclass(frozen=True)
 class Precondition:
-    """One thing that must hold. `blocks` is False where a recovery goes on with a warning."""
+    """One condition. `blocks` False: a recovery continues with a warning."""
 
     name: str
     ok: bool
@@ -30,12 +30,14 @@ class Precondition:
 
 
 def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) -> Iterator[Precondition]:
-    """Whether a copy can be built beside the live directory, belong to the server's user, and take its name.
-    `writes_configuration`: where the server is down and its file says replicaof, that line has to go."""
+    """Whether a copy can be built next to the live directory, belong to the server's user, and replace it.
+    `writes_configuration`: if the server is down and its file has replicaof, that line must be deleted."""
     live = live_directory(block)
     name = "the data directory can be swapped"
     if live.is_mount():
-        yield Precondition(name, False, "make dir a directory below it", f"{live} is a mount point: it has no rename")
+        yield Precondition(
+            name, False, "set dir to a directory below it", f"{live} is a mount point: it cannot be renamed"
+        )
         return
     parent = next(path for path in live.parents if path.exists())
     wrong = _unwritable(parent) or _unmovable(parent, live)
@@ -45,13 +47,13 @@ def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) ->
         "owner of the copy", not wrong, "correct [redis] os_user, or run as it or as root", wrong or block.os_user
     )
     if writes_configuration and (wrong := _configuration(block)):
-        hint = f"run as root, give this user the file and its directory, or take replicaof out of {block.config_file}"
+        hint = f"run as root, give this user the file and its directory, or delete replicaof from {block.config_file}"
         yield Precondition("the configuration can be written", False, hint, wrong)
     disk = disk_of(live.parent)
     yield Precondition(
         "free space for the copy",
         disk.free_bytes > copy_bytes,
-        f"free {size(copy_bytes - disk.free_bytes)} at {live.parent}: the old data is kept beside",
+        f"free {size(copy_bytes - disk.free_bytes)} in {live.parent}: the old data is kept too",
         size(disk.free_bytes),
         f"more than {size(copy_bytes)}",
     )
@@ -62,7 +64,7 @@ def _unwritable(directory: Path) -> str:
 
 
 def _unmovable(parent: Path, live: Path) -> str:
-    """In a directory with the sticky bit only owners rename (rename(2), EPERM)."""
+    """In a directory with the sticky bit, only owners can rename (rename(2), EPERM)."""
     me = os.geteuid()
     owners = {0, parent.stat().st_uid, live.stat().st_uid if live.exists() else me}
     sticky = parent.stat().st_mode & stat.S_ISVTX and me not in owners
@@ -70,13 +72,13 @@ def _unmovable(parent: Path, live: Path) -> str:
 
 
 def _owner(user: str) -> str:
-    """Why the server would not be at home in what this process writes; "" where it would."""
+    """Why the server could not use the files that this process creates; "": it could."""
     me = os.geteuid()
     try:
         account, _ = shell.owner_of(user)
     except OpsError as error:
         return error.message
-    return f"it would be user {me}'s, and the server runs as {user}" if me not in (0, account) else ""
+    return f"it would belong to {me}, and the server runs as {user}" if me not in (0, account) else ""
 
 
 def _configuration(block: Redis) -> str:
@@ -84,8 +86,8 @@ def _configuration(block: Redis) -> str:
     try:
         follows = read_configuration(path).replica_of
     except OpsError:
-        return ""  # said elsewhere
+        return ""  # reported elsewhere
     if not follows or answers(block):
         return ""
     unwritable = _unwritable(path.parent) or ("" if os.access(path, os.W_OK) else f"{path} not writable")
-    return f"{unwritable}, and it says replicaof {follows}: started, it would follow that" if unwritable else ""
+    return f"{unwritable}, and it has replicaof {follows}, which the server would follow" if unwritable else ""

@@ -1,7 +1,7 @@
-"""Restore of the keys under some prefixes into a live server that goes on serving (§2.3).
+"""Restore the keys under some prefixes into a live server that keeps serving (§2.3).
 
-A scratch server holds the backup; from it the keys are carried over one by one, and afterwards both sides are compared
-key by key. What clients wrote meanwhile is told apart (tasks.redis.restore.writes).
+The keys are copied one by one from a scratch server with the backup. Afterwards both servers are compared key by key.
+Clients' writes meanwhile are separated (tasks.redis.restore.writes).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from runbook.kinds import action, probe
 from tasks.redis.backup.rdb import accepts, payload_version
 from tasks.redis.content.reading import shown
 from tasks.redis.keys import PAGE_KEYS, Carried, carry, keys_under
-from tasks.redis.line import Line, scratch_line
-from tasks.redis.restore.writes import Writes
+from tasks.redis.line import RedisLine, scratch_line
+from tasks.redis.restore.writes import LiveWrites
 from tasks.redis.rights import find_refused
 from tasks.redis.server import connected, key_counts
 
 ACT = "restore Redis keys"
 Extra = Literal["keep", "remove"]
-"""What becomes of live keys under a prefix that the backup does not have."""
+"""What to do with live keys that are not in the backup."""
 
 
 COMPARING = (("EXISTS", "ops:no-such-key"), ("EVAL_RO", "return 1", "0"), ("MEMORY", "USAGE", "ops:no-such-key"))
-"""What is needed only when the data is in place: asked for before."""
+"""The commands that are needed only after the data is in place; the rights are checked before."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """One database under one prefix: keys of the backup, keys of the live server, and those of them that the backup
-    does not have. `bytes` are what the backup's take in memory."""
+class PrefixKeys:
+    """One database under one prefix: the backup's keys, the live keys, and those that are not in the backup. `bytes`:
+    the backup's keys in memory."""
 
     database: int
     prefix: bytes
@@ -48,42 +48,42 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be restored where, as it was counted."""
+class RestoreOrder:
+    """The counted keys to restore."""
 
     address: str
     extra: Extra
-    held: tuple[Held, ...]
+    held: tuple[PrefixKeys, ...]
 
     @property
     def target(self) -> str:
-        """For the permit: it names the counts."""
+        """The act's target, with the counts."""
         parts = [
             f"db {one.database} {shown(one.prefix) or 'every key'}: {one.backup:,} keys"
-            + (f", {one.extra:,} others removed" if self.extra == "remove" else "")
+            + (f", {one.extra:,} others deleted" if self.extra == "remove" else "")
             for one in self.held
         ]
         return f"on {self.address} ({'; '.join(parts)})"
 
     @property
     def keys(self) -> int:
-        """Of the backup."""
+        """The keys of the backup."""
         return sum(one.backup for one in self.held)
 
     @property
     def removed(self) -> int:
-        """How many live keys would go, as they were counted."""
+        """How many live keys would be deleted."""
         return sum(one.extra for one in self.held) if self.extra == "remove" else 0
 
     @property
     def bytes(self) -> int:
-        """What they take in memory."""
+        """The bytes of these keys in memory."""
         return sum(one.bytes for one in self.held)
 
 
 @dataclass
 class Restored:
-    """What was done."""
+    """The result of a restore."""
 
     carried: Carried = field(default_factory=Carried)
     removed: int = 0
@@ -91,8 +91,10 @@ class Restored:
 
 
 @probe
-def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequence[bytes], extra: Extra) -> Order:
-    """Count what a restore of `prefixes` would touch, in all databases of the backup and of the live server.
+def count_keys(
+    block: Redis, scratch: redis.Redis, live: RedisLine, prefixes: Sequence[bytes], extra: Extra
+) -> RestoreOrder:
+    """Count the keys that a restore of `prefixes` would change, in all databases of the backup and of the live server.
 
     Raises:
         Unreachable, OpsError: the live server does not answer, or refuses a command.
@@ -100,15 +102,15 @@ def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequenc
     with scratch_line(block, scratch) as backup:
         numbers = sorted({*key_counts(scratch), *_databases(live)})
         held = [_count(backup, live, number, prefix) for number in numbers for prefix in prefixes]
-    return Order(block.address, extra, tuple(one for one in held if one.backup or one.live))
+    return RestoreOrder(block.address, extra, tuple(one for one in held if one.backup or one.live))
 
 
-def _databases(live: Line) -> list[int]:
-    told = bytes(live.call(0, "INFO", "keyspace")).decode()
-    return [int(line.split(":", 1)[0].removeprefix("db")) for line in told.splitlines() if line.startswith("db")]
+def _databases(live: RedisLine) -> list[int]:
+    keyspace = bytes(live.call(0, "INFO", "keyspace")).decode()
+    return [int(line.split(":", 1)[0].removeprefix("db")) for line in keyspace.splitlines() if line.startswith("db")]
 
 
-def _count(backup: Line, live: Line, number: int, prefix: bytes) -> Held:
+def _count(backup: RedisLine, live: RedisLine, number: int, prefix: bytes) -> PrefixKeys:
     ours = theirs = extra = size = 0
     for page in keys_under(backup, number, prefix):
         sizes = backup.pipe(number, [("MEMORY", "USAGE", key) for key in page])
@@ -117,20 +119,22 @@ def _count(backup: Line, live: Line, number: int, prefix: bytes) -> Held:
     for page in keys_under(live, number, prefix):
         theirs += len(page)
         extra += len(absent(backup, number, page))
-    return Held(number, prefix, ours, theirs, extra, size)
+    return PrefixKeys(number, prefix, ours, theirs, extra, size)
 
 
-def absent(side: Line, number: int, keys: Sequence[bytes]) -> list[bytes]:
-    """Those that a server does not have."""
+def absent(side: RedisLine, number: int, keys: Sequence[bytes]) -> list[bytes]:
+    """The keys that a server does not have."""
     answers = side.pipe(number, [("EXISTS", key) for key in keys])
     side.refuse(answers)
     return [key for key, found in zip(keys, answers, strict=True) if not found]
 
 
 @probe
-def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *, left_following: bool = False) -> str:
-    """Why the live server would not take the backup's keys: its role, its version; "" where it would. Nothing is
-    written. `left_following`: that it is a replica is what a killed restore left, and is put right.
+def find_refusal(
+    block: Redis, scratch: redis.Redis, live: RedisLine, held: RestoreOrder, *, left_following: bool = False
+) -> str:
+    """Why the live server would refuse the backup's keys (role or version); "": it would not. Nothing is written.
+    `left_following`: it is a replica because of a killed restore, which this run completes.
 
     Raises:
         Unreachable, OpsError: it does not answer, or forbids a command that is needed.
@@ -141,20 +145,20 @@ def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *,
         for refused in find_refused(client, block, *COMPARING, *removing):
             raise refused
     if left_following:
-        return ""  # the run before asked the rest; and a replica refuses what is offered for the version
+        return ""  # the earlier run checked the rest; and a replica refuses the test of the version
     if role != b"master":
-        return f"{block.address} is a {role.decode()}: it takes no writes"
+        return f"{block.address} is a {role.decode()}: it refuses writes"
     with scratch_line(block, scratch) as backup:
         version = _version(backup, held)
     with block.client() as client:
         try:
             ok = version is None or accepts(client, version)
         except redis.exceptions.OutOfMemoryError:
-            ok = True  # it judges memory before the version, and so does the plan, in bytes
+            ok = True  # it checks memory before the version; the plan reports memory in bytes
         except redis.RedisError as error:
             raise block.refused(error) from None
     if not ok:
-        return f"{block.address} does not take values of RDB version {version}, which {block.server_program} writes"
+        return f"{block.address} does not accept values of RDB version {version}, which {block.server_program} writes"
     for number in {one.database for one in held.held}:
         try:
             live.call(number, "PING")
@@ -165,7 +169,7 @@ def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *,
     return ""
 
 
-def _version(backup: Line, held: Order) -> int | None:
+def _version(backup: RedisLine, held: RestoreOrder) -> int | None:
     for one in held.held:
         for page in keys_under(backup, one.database, one.prefix) if one.backup else ():
             for payload in backup.pipe(one.database, [("DUMP", key) for key in page[:1]]):
@@ -176,16 +180,16 @@ def _version(backup: Line, held: Order) -> int | None:
 
 @action
 def restore_keys(
-    permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order, writes: Writes
+    permit: Permit, block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder, writes: LiveWrites
 ) -> Restored:
-    """Remove what the backup does not have (where that is ordered), then carry the backup's keys over. Keys that the
-    backup does not have and that a client wrote since the counting are spared.
+    """Delete the live keys that are not in the backup (if ordered), then copy the backup's keys. Other keys that a
+    client wrote since the count are kept.
 
-    Killed anywhere, the live server holds some keys of before and some of the backup; launched again it ends well.
+    If it is killed, the live server has some earlier keys and some of the backup's; a second run completes it.
 
     Raises:
         NotConfirmed: the permit names something else.
-        OpsError: the live server refuses, or more would be removed than was counted.
+        OpsError: the live server refuses, or more keys would be deleted than were counted.
         Unreachable: it does not answer.
     """
     permit.require(ACT, order.target)
@@ -203,9 +207,8 @@ def restore_keys(
 
 
 @action(idempotent=True)
-def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order) -> str:
-    """The backup's function libraries in the place of the live server's; returns why that could not be, "" where it
-    was.
+def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: RedisLine, order: RestoreOrder) -> str:
+    """Replace the live server's function libraries by the backup's; returns why that failed, "": it succeeded.
 
     Raises:
         NotConfirmed: the permit names something else.
@@ -218,7 +221,7 @@ def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: 
     return str(answer) if isinstance(answer, Exception) else ""
 
 
-def _remove(backup: Line, live: Line, one: Held, writes: Writes, done: Restored) -> None:
+def _remove(backup: RedisLine, live: RedisLine, one: PrefixKeys, writes: LiveWrites, done: Restored) -> None:
     removed = 0
     for keys in _extra(backup, live, one):
         writes.settle()
@@ -226,8 +229,8 @@ def _remove(backup: Line, live: Line, one: Held, writes: Writes, done: Restored)
         done.spared += len(keys) - len(doomed)
         if removed + len(doomed) > one.extra:
             raise OpsError(
-                f"there are more keys under {shown(one.prefix)} to remove than the {one.extra:,} that were counted",
-                "clients add keys: stop them, or launch it again with extra=keep",
+                f"there are more keys under {shown(one.prefix)} to delete than the {one.extra:,} counted ones",
+                "clients add keys: stop them, or run it again with extra=keep",
             )
         answers = live.pipe(one.database, [("UNLINK", key) for key in doomed])
         live.refuse(answers)
@@ -235,7 +238,7 @@ def _remove(backup: Line, live: Line, one: Held, writes: Writes, done: Restored)
     done.removed += removed
 
 
-def _extra(backup: Line, live: Line, one: Held) -> Iterator[list[bytes]]:
+def _extra(backup: RedisLine, live: RedisLine, one: PrefixKeys) -> Iterator[list[bytes]]:
     for page in keys_under(live, one.database, one.prefix):
         for start in range(0, len(page), PAGE_KEYS):
             if keys := absent(backup, one.database, page[start : start + PAGE_KEYS]):

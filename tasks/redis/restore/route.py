@@ -1,4 +1,4 @@
-"""How a backup gets into a server whose files cannot be reached: by replication, or key by key (§2.3)."""
+"""The route of a backup into a server on another host: by replication, or key by key (§2.3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Way = Literal["replication", "keys"]
 
 @dataclass(frozen=True)
 class Route:
-    """How data gets into a server: as its replica, or key by key, and `why`."""
+    """The route of data into a server, and `why`."""
 
     way: Way
     why: str
@@ -26,7 +26,7 @@ class Route:
 
 @probe
 def find_route(block: Redis, needed_bytes: int) -> Route:
-    """How a backup of `needed_bytes` in memory gets into the live server. Nothing is changed.
+    """The route for a backup of `needed_bytes` in memory into the live server. Nothing is changed.
 
     Raises:
         Unreachable, OpsError: it does not answer, or refuses INFO.
@@ -48,15 +48,15 @@ def find_route(block: Redis, needed_bytes: int) -> Route:
     swaps = free > needed_bytes * 1.2
     return Route(
         "replication",
-        "its old data stays until the new is loaded"
+        "its old data stays until the new data is loaded"
         if swaps
-        else "its memory does not hold both: the old data goes before the new is loaded",
+        else "its memory is too small for both: the old data is deleted before the new data is loaded",
         swaps,
     )
 
 
 def _forbids_replicaof(client: redis.Redis) -> str:
-    """What ACL DRYRUN says of this user; "" where it may, or where that cannot be asked."""
+    """Why ACL DRYRUN refuses this user; "": it may, or the server cannot report it."""
     try:
         answer = call(client, "ACL", "DRYRUN", call(client, "ACL", "WHOAMI"), "REPLICAOF", "NO", "ONE")
     except redis.ResponseError:

@@ -22,7 +22,7 @@ from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.host.services import Stopped, refuse_ended, start_one
+from tasks.host.services import StoppedServicesList, refuse_ended, start_one
 from tasks.redis.restore.copy import ACT, RedisCopy
 from tasks.redis.server import (
     LOAD_SECONDS,
@@ -42,33 +42,33 @@ ROLE = "redis"
 STOP_SECONDS = 60.0
 SERVE_SECONDS = 60.0
 MOST_LIVES = 3
-LOG = "look at the log of the service redis"
+LOG = "check the log of the service redis"
 
 
 @dataclass(frozen=True)
 class SwappedRedis:
-    """The directory that is live now, and where the old one is kept (None where there was none)."""
+    """The directory that is now live, and the path of the old one (None: there was none)."""
 
     live: Path
     kept: Path | None
 
 
 @action(idempotent=True)
-def stop_redis(block: Redis, services: Services) -> Stopped:
+def stop_redis(block: Redis, services: Services) -> StoppedServicesList:
     """Stop the service and prove that it exited.
 
     Raises:
-        OpsError: somebody still answers on its port, or a server still works in its directory.
+        OpsError: its port still answers, or a server still works in its directory.
     """
     was_running = services.is_running(ROLE)
     live = live_directory(block)
     if not live.is_dir():
-        # A server that cannot save refuses to end (https://valkey.io/commands/shutdown/): its directory is gone.
+        # Without its directory a server cannot save and refuses to stop (https://valkey.io/commands/shutdown/).
         with contextlib.suppress(OpsError), connected(block) as client:
             client.config_set("save", "")
     services.stop(ROLE)
     _prove_exit(block, live, STOP_SECONDS)
-    return Stopped((ROLE,), (ROLE,) if was_running else ())
+    return StoppedServicesList((ROLE,), (ROLE,) if was_running else ())
 
 
 @action(idempotent=True)
@@ -77,7 +77,7 @@ def start_redis(block: Redis, services: Services) -> float:
 
     Raises:
         Unreachable: it does not serve in time.
-        OpsError: it does not start, ends while it loads, or refuses the password.
+        OpsError: it does not start, stops while it loads, or refuses the password.
     """
     started, start = time.monotonic(), _Start(block, services)
     start_one(services, ROLE)
@@ -86,7 +86,7 @@ def start_redis(block: Redis, services: Services) -> float:
 
 
 class _Start:
-    """A server that comes up: it loads for as long as it takes, but does not die again and again meanwhile."""
+    """A starting server: it can load for any time, but must not stop repeatedly meanwhile."""
 
     def __init__(self, block: Redis, services: Services) -> None:
         self._block, self._services = block, services
@@ -97,7 +97,7 @@ class _Start:
         """Whether it serves.
 
         Raises:
-            OpsError: it does not answer for a minute, ends while it loads or for good, or refuses the password.
+            OpsError: it does not answer for a minute, stops, or refuses the password.
         """
         with contextlib.closing(at_once(self._block.client())) as client:
             try:
@@ -114,31 +114,31 @@ class _Start:
         self._silent_since = time.monotonic()
         self._lives.add(str(info["run_id"]))
         if len(self._lives) > MOST_LIVES:
-            raise OpsError("Redis ends again and again while it loads its data", LOG)
+            raise OpsError("Redis stops repeatedly while it loads its data", LOG)
         return not info["loading"]
 
 
 @action
 def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
-    """Give the copy the live directory's name; the old directory is kept as `<name>.superseded_<time, UTC>`.
+    """Rename the copy to the live directory's name; the old directory is kept as `<name>.superseded_<time, UTC>`.
 
-    Killed between its two renames, nothing is lost: the service does not start without its directory, and the next
-    restore builds anew.
+    A kill between the two renames loses nothing: the service does not start without its directory, and the next restore
+    builds a new copy.
 
     Raises:
         NotConfirmed: the permit does not cover this directory.
-        VerificationFailed: the copy is not what the backup held.
+        VerificationFailed: the copy differs from the backup.
         OpsError: the server has not exited, or a rename failed (then the old directory is back).
     """
     permit.require(ACT, block.data_directory)
     if not copy.comparison.is_equal:
-        raise VerificationFailed("the copy is not what the backup held", copy.comparison.differences[0])
+        raise VerificationFailed("the copy differs from the backup", copy.comparison.differences[0])
     live = live_directory(block)
     return exchange(block, copy.directory, free_name(live) if live.exists() else None)
 
 
 def exchange(block: Redis, incoming: Path, kept: Path | None) -> SwappedRedis:
-    """Give a directory the live name; the one that has it is kept as `kept`, where there is one.
+    """Rename a directory to the live name; an existing one is kept as `kept`.
 
     Raises:
         OpsError: the server has not exited, or a rename failed (then the live directory is back).
@@ -162,11 +162,10 @@ def exchange(block: Redis, incoming: Path, kept: Path | None) -> SwappedRedis:
 
 @probe
 def verify_live_redis(block: Redis, copy: RedisCopy) -> tuple[str, ...]:
-    """Whether the live server serves the copy; differences as sentences.
+    """The live server has the copy's data; returns differences as sentences.
 
-    How many keys it loaded at its start must be the very number of the file that was proven: no client changes that
-    number. Keys that are there now are counted too, those without a TTL only, and only while no client has written:
-    a client may delete what it likes.
+    The number of keys that it loaded at its start must be that of the proven file; no client changes that number.
+    Current keys without a TTL are counted too, as long as no client has written.
 
     Raises:
         Unreachable: it does not answer.
@@ -179,27 +178,27 @@ def verify_live_redis(block: Redis, copy: RedisCopy) -> tuple[str, ...]:
 
 
 def superseded_redis(block: Redis) -> list[Path]:
-    """Data directories that a restore set aside, oldest first."""
+    """Data directories that a restore replaced, oldest first."""
     live = live_directory(block)
     return sorted(path for path in live.parent.glob(f"{live.name}{SUPERSEDED}*") if path.is_dir())
 
 
 def _prove_exit(block: Redis, live: Path, seconds: float) -> None:
     try:
-        until(lambda: not answers(block) and not holders(block, live), what="the end of Redis", seconds=seconds)
+        until(lambda: not answers(block) and not holders(block, live), what="the stop of Redis", seconds=seconds)
     except Unreachable:
         by = f"process {holders(block, live)} works in {live}" if holders(block, live) else "its port answers"
-        raise OpsError(f"Redis did not stop: {by}", "end it by hand, then launch this again") from None
+        raise OpsError(f"Redis did not stop: {by}", "stop it by hand, then run this again") from None
 
 
 def free_name(live: Path) -> Path:
-    """The name under which a live directory is kept: `<name>.superseded_<time, UTC>`."""
+    """The name of a replaced directory: `<name>.superseded_<time, UTC>`."""
 
     def free() -> Path | None:
         kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):{STAMP}}")
         return None if kept.exists() else kept
 
-    kept = until(free, what="a free name for the old data", seconds=5)
+    kept = until(free, what="an unused name for the old data", seconds=5)
     assert kept
     return kept
 
@@ -219,13 +218,13 @@ def _loaded(client: redis.Redis, copy: RedisCopy) -> list[str]:
     loaded, expected = loaded_keys(client), copy.base_keys if copy.appendonly else copy.rdb_keys
     if loaded == -1 or expected - copy.may_vanish <= loaded <= expected:
         return []
-    return [f"the server loaded {loaded:,} keys at its start, the proven copy holds {expected:,}"]
+    return [f"the server loaded {loaded:,} keys at its start, the proven copy has {expected:,}"]
 
 
 def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str]:
-    """Databases with fewer keys without a TTL than there should be, as sentences; none once a client has written."""
+    """Databases with too few keys without a TTL, as sentences; empty if a client has written."""
     counts = key_counts(client)
-    # Read after the counts: a deletion that they miss has been counted as a write by now.
+    # Read after the counts: a deletion before them is counted as a write by now.
     if _client_writes(client):
         return []
     short = []
@@ -239,7 +238,7 @@ def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str
 
 
 def _client_writes(client: redis.Redis) -> int:
-    """Calls of commands that may write, since the server started (what it replays from its AOF does not count)."""
+    """Calls of writing commands since the server's start (without replayed ones of the AOF)."""
     writing = {name.decode() for name in call(client, "COMMAND LIST", "FILTERBY", "ACLCAT", "write")}
     writing |= {"eval", "evalsha", "fcall", "exec"}
     stats = client.info("commandstats")
@@ -250,15 +249,15 @@ def _client_writes(client: redis.Redis) -> int:
 
 @action(idempotent=True)
 def prepare_empty(block: Redis) -> str:
-    """Give a Redis without its data directory one: the newest that a restore set aside (a run killed between its two
-    renames leaves that), else an empty one owned by the server's user. Returns what was done, "" where one is there."""
+    """Restore a missing data directory: the newest one that a restore replaced (a run was killed between its renames),
+    or an empty one owned by the server's user. Returns what was done, "": it exists."""
     directory = live_directory(block)
     if directory.exists():
         return ""
     if aside := superseded_redis(block):
         aside[-1].rename(directory)
-        return f"{aside[-1].name} was put back"
+        return f"{aside[-1].name} was restored"
     directory.mkdir(mode=0o750)
     if os.geteuid() == 0:
         os.chown(directory, *shell.owner_of(block.os_user))
-    return "an empty one was made: its data is gone, and there is no backup of it"
+    return "an empty one was created: its data is lost, and there is no backup of it"

@@ -1,6 +1,5 @@
-"""The way back to the data that a restore set aside. What is to be exchanged is noted down before the first rename: a
-run after one that was killed goes on with that, and never takes what the killed one set aside for what it was to put
-back.
+"""Exchange the live data with data that a restore replaced. The directories are recorded before the first rename, so
+that a run after a killed one continues with them, and never confuses the two.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ RECORD = "redis-undo.json"
 
 @dataclass(frozen=True)
 class Undoing:
-    """`aside` is to be `live`, whose data is to be kept as `kept` (None where there was none)."""
+    """`aside` becomes `live`, whose data is kept as `kept` (None: there was none)."""
 
     live: Path
     aside: Path
@@ -35,12 +34,12 @@ class Undoing:
 
 
 def find_undoing(block: Redis, reports: Path) -> Undoing | None:
-    """What an undo that was killed was about: None where there was none, or where a restore came after it.
+    """The record of a killed undo; None: there is none, or a restore came after it.
 
     Raises:
         OpsError: the record cannot be read.
     """
-    found = record.read(reports / RECORD, Undoing, "remove it, and name what to put back in `kept`")
+    found = record.read(reports / RECORD, Undoing, "delete it, and name the data to restore in `kept`")
     if found is None or found.live != live_directory(block):
         return None
     newest = max((path.name for path in superseded_redis(block)), default="")
@@ -49,14 +48,13 @@ def find_undoing(block: Redis, reports: Path) -> Undoing | None:
 
 
 def end_undoing(reports: Path) -> None:
-    """It is done, or given up with everything where it was."""
+    """Delete the record: the undo is complete, or aborted without a change."""
     (reports / RECORD).unlink(missing_ok=True)
 
 
 @action
 def swap_back(permit: Permit, block: Redis, aside: Path, reports: Path) -> SwappedRedis:
-    """Give a directory that was set aside the live name again; the one that has it is kept in its place. What a killed
-    run did of that is not done again.
+    """Rename a replaced directory to the live name; the current one is kept. Renames of a killed run are not repeated.
 
     Raises:
         NotConfirmed: the permit does not cover that directory.
@@ -70,7 +68,7 @@ def swap_back(permit: Permit, block: Redis, aside: Path, reports: Path) -> Swapp
 
 
 def swap_again(swapped: SwappedRedis, aside: Path) -> None:
-    """Both renames back: what was live is live, and `aside` where it was.
+    """Undo both renames: the earlier data is live again.
 
     Raises:
         OpsError: a rename failed.

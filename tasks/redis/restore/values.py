@@ -1,6 +1,4 @@
-"""Whether two servers hold the same under one key, read in small pieces: for values that one call would take too long
-for on a server that others use.
-"""
+"""Compare one key of two servers in small parts: for values too large for one call on a server in use."""
 
 from __future__ import annotations
 
@@ -8,17 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from runbook.errors import VerificationFailed
-from tasks.redis.line import Line
+from tasks.redis.line import RedisLine
 
 PIECE_BYTES = 1 << 18
 MOST_ITEMS = 2000
 
 
-def same_value(first: Line, second: Line, database: int, key: bytes, volatile: bool) -> bool:
-    """Whether type, time and content are the same; `volatile`: fields of hashes may expire.
+def same_value(first: RedisLine, second: RedisLine, database: int, key: bytes, volatile: bool) -> bool:
+    """Whether type, expiry and content are equal; `volatile`: fields of hashes can expire.
 
     Raises:
-        VerificationFailed: a type that cannot be read in pieces.
+        VerificationFailed: the type cannot be read in parts.
     """
     asked = [("TYPE", key), ("PEXPIRETIME", key), ("MEMORY", "USAGE", key)]
     kind, expires, size = first.pipe(database, asked, together=True)
@@ -33,7 +31,9 @@ def same_value(first: Line, second: Line, database: int, key: bytes, volatile: b
 class _Pair:
     """The same key of two servers."""
 
-    def __init__(self, first: Line, second: Line, database: int, key: bytes, size: int, volatile: bool) -> None:
+    def __init__(
+        self, first: RedisLine, second: RedisLine, database: int, key: bytes, size: int, volatile: bool
+    ) -> None:
         self.sides, self.database, self.key, self.volatile = (first, second), database, key, volatile
         self.size = size
 
@@ -46,11 +46,11 @@ class _Pair:
         return bool(first == second)
 
     def items(self, length: int) -> int:
-        """How many members go into one piece."""
+        """How many members are read at once."""
         return max(1, min(MOST_ITEMS, length * PIECE_BYTES // max(self.size, 1)))
 
     def pages(self, scan: str, pieces: int) -> Iterator[list[bytes]]:
-        """The first side's members (and values), page by page."""
+        """The first server's members (and values), page by page."""
         cursor = b"0"
         while True:
             cursor, page = self.sides[0].call(self.database, scan, self.key, cursor, "COUNT", pieces)
@@ -135,7 +135,7 @@ def _same_groups(pair: _Pair) -> bool:
 
 
 def _same_pending(pair: _Pair, group: bytes) -> bool:
-    """Entries that were delivered and not acknowledged: to whom, how often. Idle times go on."""
+    """Pending entries: consumer and deliveries, without idle times."""
     start = b"-"
     while True:
         first, second = (

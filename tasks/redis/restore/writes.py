@@ -1,6 +1,5 @@
-"""What others write under some prefixes while a run works on them: told by the server itself (client-side caching in
-broadcasting mode, https://valkey.io/topics/client-side-caching/), so that a difference that clients made is told apart
-from one that the run made.
+"""Clients' writes under some prefixes during a run, reported by the server (client-side caching in broadcasting mode,
+https://valkey.io/topics/client-side-caching/), to separate clients' differences from the run's own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.log import logger
 from runbook.wait import until
-from tasks.redis.line import Line, live_line
+from tasks.redis.line import RedisLine, live_line
 
 INVALIDATED = b"__redis__:invalidate"
 MOST_NAMES = 2_000_000
@@ -24,9 +23,9 @@ END = b"end"
 END_SECONDS = 2.0
 
 
-class Writes:
-    """Names of keys that somebody else wrote (or that expired, or were evicted) since the watching began, in whatever
-    database: none, where nobody can write. `problem` says why that is not known, "" where it is."""
+class LiveWrites:
+    """Names of keys that others wrote (or that expired, or were evicted) since the watch started, in any database.
+    `problem`: why they are unknown, "": they are known."""
 
     def __init__(self) -> None:
         self.problem = ""
@@ -40,17 +39,17 @@ class Writes:
 
     @property
     def known(self) -> bool:
-        """Whether everything that was written is known."""
+        """Whether all writes are known."""
         return not self.problem
 
     def settle(self) -> None:
-        """Wait until everything that was written before this moment has been told."""
+        """Wait until the server has reported every write so far."""
 
 
-class WatchedWrites(Writes):
-    """As the server tells them."""
+class WatchedWrites(LiveWrites):
+    """The names from the server's messages."""
 
-    def __init__(self, writer: Line, reader: Line) -> None:
+    def __init__(self, writer: RedisLine, reader: RedisLine) -> None:
         super().__init__()
         self._writer, self._reader = writer, reader
         self._marks: set[bytes] = set()
@@ -62,7 +61,7 @@ class WatchedWrites(Writes):
         mark = secrets.token_hex(8).encode()
         try:
             if not self._writer.call(0, "PUBLISH", self._channel, mark):
-                self.problem = "the connection that is told of writes is gone"
+                self.problem = "the connection that receives clients' writes broke"
                 return
             until(
                 lambda: mark in self._marks or self.problem,
@@ -76,7 +75,7 @@ class WatchedWrites(Writes):
             self.problem = error.message
 
     def begin(self, prefixes: Sequence[bytes]) -> None:
-        """Ask to be told."""
+        """Start tracking."""
         number = self._reader.call(0, "CLIENT", "ID")
         self._reader.subscribe(INVALIDATED, self._channel)
         named = [word for prefix in prefixes if prefix for word in ("PREFIX", prefix)]
@@ -87,34 +86,34 @@ class WatchedWrites(Writes):
         try:
             while END not in self._marks:
                 self._take(self._reader.listen())
-        except (OpsError, ValueError) as error:  # closed while it listened
+        except (OpsError, ValueError) as error:  # closed meanwhile
             self.problem = self.problem or str(error)
 
     def end(self) -> None:
-        """Ask to be told no more."""
+        """Stop tracking."""
         with contextlib.suppress(OpsError):
             self._writer.call(0, "PUBLISH", self._channel, END)
             self._writer.call(0, "CLIENT", "TRACKING", "OFF")
 
     def _take(self, message: Any) -> None:
-        kind, channel, told = message
+        kind, channel, content = message
         if kind != b"message":
             return
         if channel != INVALIDATED:
-            self._marks.add(told)
-        elif told is None:
+            self._marks.add(content)
+        elif content is None:
             self.problem = "everything was flushed"
         elif len(self._names) < MOST_NAMES:
-            self._names.update(told)
+            self._names.update(content)
         else:
             self.problem = f"more than {MOST_NAMES:,} keys were written"
 
 
 @contextlib.contextmanager
-def watched_writes(block: Redis, line: Line, prefixes: Sequence[bytes]) -> Iterator[Writes]:
-    """Be told what others than `line` write under `prefixes` (none, or an empty one: anywhere).
+def watched_writes(block: Redis, line: RedisLine, prefixes: Sequence[bytes]) -> Iterator[LiveWrites]:
+    """Track writes by clients other than `line` under `prefixes` (none, or an empty one: all keys).
 
-    Where the server or this user's rights do not allow that, `problem` says so, and nothing else changes.
+    If the server or the user's rights do not permit it, `problem` says so, and nothing else changes.
     """
     with live_line(block) as reader:
         writes = WatchedWrites(line, reader)
@@ -124,7 +123,7 @@ def watched_writes(block: Redis, line: Line, prefixes: Sequence[bytes]) -> Itera
             raise
         except OpsError as error:
             writes.problem = error.message
-            logger().warning("what clients write meanwhile cannot be told: %s", error.message)
+            logger().warning("clients' writes meanwhile are unknown: %s", error.message)
             yield writes
             return
         listener = threading.Thread(target=writes.read, name="redis-writes", daemon=True)

@@ -1,1 +1,1 @@
-"""Redis's settings (§2.3, §2.4): the manual's, the running ones, those of the file, and their changes."""
+"""Redis settings: the manual's, the running ones, the file's, and their changes (§2.3, §2.4)."""

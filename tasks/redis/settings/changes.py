@@ -1,4 +1,4 @@
-"""Changes of Redis's settings: CONFIG SET, an AOF that is switched on, CONFIG REWRITE (§2.3, §2.4).
+"""Changes of Redis settings: CONFIG SET, switching the AOF on, CONFIG REWRITE (§2.3, §2.4).
 
 https://valkey.io/commands/config-set/ and https://valkey.io/commands/config-rewrite/
 """
@@ -17,25 +17,23 @@ from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
-from tasks.redis.persistence.place import look_at
+from tasks.redis.persistence.place import inspect_place
 from tasks.redis.persistence.saving import Saved, carry_out
-from tasks.redis.persistence.state import State
+from tasks.redis.persistence.state import PersistenceState
 from tasks.redis.server import connected, key_counts
 from tasks.redis.settings.recommended import shown
-from tasks.redis.settings.running import ServerSettings
+from tasks.redis.settings.running import RedisServerSettings
 
 SET, REWRITE = "config set", "config rewrite"
-# The server tries one limit of open files after the other, 16 apart, and serves nobody meanwhile: for 1,000,000 of them
-# that was 0.2 s.
+# The server tries limits of open files in steps of 16, and serves no client meanwhile: for 1,000,000 it took 0.2 s.
 STEP_CLIENTS = 16_000
-# What it keeps of its open files for itself (CONFIG_MIN_RESERVED_FDS).
+# The open files that the server reserves for itself (CONFIG_MIN_RESERVED_FDS).
 RESERVED_FILES = 32
 
 
 @dataclass(frozen=True)
-class Change:
-    """What CONFIG SET is to set; `old` is what an undo would put back, and `ended` the overrides that it puts an end
-    to."""
+class RedisSettingChange:
+    """A value for CONFIG SET. `old`: the value that an undo restores; `ended`: the overrides that it ends."""
 
     name: str
     value: str
@@ -46,30 +44,32 @@ class Change:
         return f"{self.name} {shown(self.name, self.value)}" if self.value else f'{self.name} ""'
 
 
-ON, OFF = Change("appendonly", "yes"), Change("appendonly", "no")
+ON, OFF = RedisSettingChange("appendonly", "yes"), RedisSettingChange("appendonly", "no")
 
 
 @dataclass(frozen=True)
-class Done:
-    """What became of a change: set, or why the server refused it."""
+class SettingsChanged:
+    """The result of a change: set, or why the server refused it."""
 
-    change: Change
+    change: RedisSettingChange
     refused: str = ""
 
 
-def act_of(address: str, change: Change) -> str:
-    """What a permit names."""
+def act_of(address: str, change: RedisSettingChange) -> str:
+    """The act's target in a permit."""
     return f"{change} on {address}"
 
 
 @action(idempotent=True)
-def set_values(permit: Permit, block: Redis, found: ServerSettings, changes: Sequence[Change]) -> tuple[Done, ...]:
-    """CONFIG SET, one after the other; that it is the same server in the same role is looked at before each.
+def set_values(
+    permit: Permit, block: Redis, found: RedisServerSettings, changes: Sequence[RedisSettingChange]
+) -> tuple[SettingsChanged, ...]:
+    """CONFIG SET, one after the other; before each, the server's run and role are checked.
 
     Raises:
         NotConfirmed: a change is not in the permit.
-        OpsError: it is another server, or a replica, by now. What was set by then stays set.
-        Unreachable: it went away.
+        OpsError: the server was restarted, or changed its role. Values set before stay.
+        Unreachable: the connection broke.
     """
     for change in changes:
         permit.require(SET, act_of(found.address, change))
@@ -82,10 +82,10 @@ def set_values(permit: Permit, block: Redis, found: ServerSettings, changes: Seq
                 failpoint("redis settings: set")
             return tuple(done)
     except Unreachable as error:
-        raise Unreachable(f"while settings were set: {error.message}", "start it, then launch this again") from None
+        raise Unreachable(f"while settings were set: {error.message}", "start it, then run this again") from None
 
 
-def _set(client: redis.Redis, found: ServerSettings, change: Change) -> Done:
+def _set(client: redis.Redis, found: RedisServerSettings, change: RedisSettingChange) -> SettingsChanged:
     try:
         for value in _steps(found, change):
             client.config_set(change.name, value)
@@ -94,12 +94,12 @@ def _set(client: redis.Redis, found: ServerSettings, change: Change) -> Done:
     except redis.ResponseError as error:
         if change.name == "maxclients":
             client.config_set("maxclients", found.running["maxclients"])
-        return Done(change, re.sub(r"^CONFIG SET failed.*? - ", "", str(error)))
-    return Done(change)
+        return SettingsChanged(change, re.sub(r"^CONFIG SET failed.*? - ", "", str(error)))
+    return SettingsChanged(change)
 
 
-def _steps(found: ServerSettings, change: Change) -> list[str]:
-    """maxclients goes up in steps, so that a refusal comes before the server has tried for long."""
+def _steps(found: RedisServerSettings, change: RedisSettingChange) -> list[str]:
+    """Raise maxclients in steps, so that a refusal comes before the server has tried for long."""
     if change.name != "maxclients":
         return [change.value]
     return [
@@ -108,26 +108,26 @@ def _steps(found: ServerSettings, change: Change) -> list[str]:
     ]
 
 
-def require_same(client: redis.Redis, found: ServerSettings) -> None:
-    """Raises OpsError where the server was restarted, promoted or demoted since it was read."""
+def require_same(client: redis.Redis, found: RedisServerSettings) -> None:
+    """Raises OpsError if the server was restarted, promoted or demoted since it was read."""
     run_id, role = str(client.info("server")["run_id"]), str(client.info("replication")["role"])
     if run_id != found.server.state.run_id:
-        hint = "launch it again: what was set and not yet in its file is lost, the record has the old values"
+        hint = "run it again: values that were not yet in its file are lost; the record has the old values"
         raise OpsError(f"Redis at {found.address} was restarted meanwhile", hint)
     if role != found.role:
-        hint = "launch it again: the master is found anew; what was set here stays, the record has the old values"
-        raise OpsError(f"Redis at {found.address} is a {role} now, and was a {found.role}", hint)
+        hint = "run it again: it finds the new master; the values set here stay, the record has the old values"
+        raise OpsError(f"Redis at {found.address} is now a {role}; it was a {found.role}", hint)
 
 
 @action
-def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
-    """CONFIG SET appendonly yes, and wait until the AOF holds everything: only then may the file say so. Where that
-    fails it is switched off again: the server would try for ever.
+def switch_aof_on(permit: Permit, block: Redis, found: RedisServerSettings) -> Saved:
+    """CONFIG SET appendonly yes, and wait until the AOF is complete, before the file is written. After a failure it is
+    switched off again, because the server would retry without end.
 
     Raises:
         NotConfirmed: it is not in the permit.
-        OpsError: the rewrite failed (the reason, as far as INFO and the disk tell it).
-        VerificationFailed: there are other keys than before, while no client wrote.
+        OpsError: the rewrite failed (with the reason from INFO and the disk).
+        VerificationFailed: the number of keys changed, but no client wrote.
     """
     permit.require(SET, act_of(found.address, ON))
     with connected(block) as client:
@@ -143,20 +143,20 @@ def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
     if before[0] != after[0] and before[1:] == after[1:]:
         raise VerificationFailed(
             f"{after[0]:,} keys after the AOF was switched on, {before[0]:,} before, and no client wrote",
-            "look at the server's log before it is restarted",
+            "check the server's log before a restart",
         )
-    missing = look_at(found.server).missing
+    missing = inspect_place(found.server).missing
     if missing:
         raise VerificationFailed(f"files of the new AOF are missing: {missing[0].name}", "snapshot-redis, kind=rewrite")
     return saved
 
 
-def _is_on(before: State, now: State) -> bool:
+def _is_on(before: PersistenceState, now: PersistenceState) -> bool:
     return now.aof_enabled and now.rewrites > before.rewrites and now.rewrite_ok and not now.rewriting
 
 
-def _has_failed(before: State, now: State) -> bool:
-    """One rewrite was begun and failed; the server schedules the next one by itself. An old failure counts for none."""
+def _has_failed(before: PersistenceState, now: PersistenceState) -> bool:
+    """A rewrite that was started now has failed; the server schedules the next one automatically."""
     if now.rewrite_ok or now.rewrites == before.rewrites:
         return not now.rewriting and not now.saving
     return before.rewrite_ok or now.rewrites > before.rewrites + 1 or not now.rewriting
@@ -168,11 +168,11 @@ def _switched_off(block: Redis) -> str:
             client.config_set("appendonly", "no")
     except OpsError as error:
         return f"and it could not be switched off again: {error.message}"
-    return "the AOF is off as before"
+    return "the AOF is off again"
 
 
 def _content(client: redis.Redis) -> tuple[int, int, int, int]:
-    """Keys, and what changes their number: writes, expiry, eviction."""
+    """The number of keys, and the counters of changes: writes, expiry, eviction."""
     info: dict[str, Any] = client.info()
     keys = sum(keys for keys, _ in key_counts(client).values())
     changes = int(info["rdb_changes_since_last_save"]) + int(info["rdb_saves"])
@@ -180,12 +180,12 @@ def _content(client: redis.Redis) -> tuple[int, int, int, int]:
 
 
 @action(idempotent=True)
-def rewrite_file(permit: Permit, block: Redis, found: ServerSettings) -> str:
-    """CONFIG REWRITE; returns why the server could not write its file, "" where it has.
+def rewrite_file(permit: Permit, block: Redis, found: RedisServerSettings) -> str:
+    """CONFIG REWRITE; returns why the server could not write its file, "": it did.
 
     Raises:
         NotConfirmed: it is not in the permit.
-        OpsError: it is another server, or has another role, by now.
+        OpsError: the server was restarted, or changed its role.
     """
     permit.require(REWRITE, found.address)
     with connected(block) as client:

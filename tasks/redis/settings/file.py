@@ -1,4 +1,4 @@
-"""redis.conf: the names that a data directory's files must have, and a copy without its secrets.
+"""redis.conf: the settings for a data directory, and a copy without secrets.
 
 https://valkey.io/topics/valkey.conf/
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from runbook.errors import OpsError
 from runbook.files import durable
+from runbook.masking import MASK
 
-MASK = "********"
 QUOTES = "\"'"
 _SECRET = re.compile(
     r"^(\s*(?:requirepass|masterauth|primaryauth|tls-key-file-pass|tls-client-key-file-pass|sentinel\s+auth-pass\s+\S+"
@@ -29,15 +29,15 @@ _USER_SECRET = re.compile(r"""(?<=\s)(?:"([><#!])[^"]*"|'([><#!])[^']*'|([><#!])
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a configuration file says, and those that it includes: their `lines` in the order in which they count (the
-    name of a setting is the first word), and each setting's last value."""
+    """A configuration file with its included files: `lines` in the order in which they apply (the first word is the
+    setting's name), and each setting's last value."""
 
     files: tuple[Path, ...]
     settings: dict[str, str]
     lines: tuple[str, ...] = ()
 
     def get(self, name: str, default: str = "") -> str:
-        """A setting, the last that was given, as one string."""
+        """The last value of a setting, as one string."""
         return self.settings.get(name, default)
 
     @property
@@ -52,7 +52,7 @@ class Configuration:
 
     @property
     def aof(self) -> tuple[str, str]:
-        """The AOF's directory and the stem of its files' names."""
+        """The AOF's directory, and the beginning of its files' names."""
         return self.get("appenddirname", "appendonlydir"), self.get("appendfilename", "appendonly.aof")
 
     @property
@@ -63,7 +63,7 @@ class Configuration:
 
     @property
     def evicts(self) -> bool:
-        """Whether keys go where `maxmemory` is reached."""
+        """Whether keys are evicted at `maxmemory`."""
         return self.maxmemory > 0 and self.get("maxmemory-policy", "noeviction").lower() != "noeviction"
 
     @property
@@ -73,10 +73,10 @@ class Configuration:
 
 
 def read_configuration(path: Path) -> Configuration:
-    """Read a configuration file as the server does: the last of two settings wins, includes stand where they are named.
+    """Read a configuration file as the server does: the last value applies, included files are inserted in place.
 
     Raises:
-        OpsError: it is not there or cannot be read.
+        OpsError: it does not exist or cannot be read.
     """
     files: list[Path] = []
     lines = tuple(_lines(path, files))
@@ -85,11 +85,11 @@ def read_configuration(path: Path) -> Configuration:
 
 
 def follow_nobody(path: Path) -> None:
-    """Take `replicaof` out of a configuration file, as CONFIG REWRITE would: a failover writes it there, and a server
-    that starts with it throws its data away for its master's.
+    """Delete `replicaof` from a configuration file, as CONFIG REWRITE would. A failover writes it, and a server that
+    starts with it replaces its data by its master's.
 
     Raises:
-        OpsError: the file cannot be written, or an included one says it.
+        OpsError: the file cannot be written, or an included one has that line.
     """
     if not read_configuration(path).replica_of:
         return
@@ -98,9 +98,9 @@ def follow_nobody(path: Path) -> None:
     try:
         durable.write(path, kept, errors="surrogateescape")
     except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "take the line replicaof out of it") from None
+        raise OpsError(f"{path} cannot be written: {error.strerror}", "delete the line replicaof from it") from None
     if still := read_configuration(path).replica_of:
-        raise OpsError(f"a file that {path} includes says replicaof {still}", "take that line out of it")
+        raise OpsError(f"a file that {path} includes says replicaof {still}", "delete that line")
 
 
 def _lines(path: Path, files: list[Path]) -> Iterator[str]:
@@ -145,5 +145,5 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise OpsError(
-            f"{path} cannot be read: {error.strerror}", "correct [redis] config_file, or put the file back"
+            f"{path} cannot be read: {error.strerror}", "correct [redis] config_file, or restore the file"
         ) from None

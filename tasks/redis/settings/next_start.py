@@ -1,7 +1,7 @@
-"""What a server will run with after its next start, beside the manual's settings: its own program is asked (§2.3).
+"""A server's other settings after its next start, found out with its own program (§2.3).
 
-A scratch server is started with what the configuration file says of them: it knows its defaults, its settings' older
-names, and how it writes a value. CONFIG REWRITE keeps every difference between that and what runs.
+A scratch server is started with the configuration file's values: it knows defaults, older names, and the form of a
+value. CONFIG REWRITE saves every difference between these and the running settings.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tasks.redis.settings.file import read_configuration
 from tasks.redis.settings.recommended import DEFAULTS, LIMITS
 
 START_SECONDS = 60.0
-# Told by other ways (the manual's), or not for a scratch server to have: ports and sockets, files, other servers,
-# passwords and users, processors, and what only a start can change.
+# Reported elsewhere (the manual's), or unsuitable for a scratch server: ports and sockets, files, other servers,
+# passwords and users, processors, and settings that only a start can change.
 _APART = re.compile(
     r"port|unixsocket.*|tls-.*|rdma-.*|.*mptcp|socket-mark-id|tcp-backlog|daemonize|supervised|pidfile|syslog-.*|.*file"
     r"|.*filename|user|requirepass|(master|primary)auth|.*-pass|replicaof|slaveof|cluster-.*|(load)?module.*"
@@ -55,36 +55,36 @@ oom-score-adj-values 1000 1000 1000
 
 
 def settings_of(client: redis.Redis) -> dict[str, str]:
-    """CONFIG GET *, but for what is told by other ways and what is nobody's to see; each by its present name only.
+    """CONFIG GET * without settings that are reported elsewhere and without secrets, by their current names.
 
     Raises:
         redis.RedisError: as it is.
     """
     answer = call(client, "CONFIG GET", "*")
     pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
-    told = {_text(name): _text(value) for name, value in pairs}
-    return {name: value for name, value in told.items() if _is_compared(name) and _present(name, told) == name}
+    found = {_text(name): _text(value) for name, value in pairs}
+    return {name: value for name, value in found.items() if _is_compared(name) and _present(name, found) == name}
 
 
 def find_next(block: Redis, server: Persistence) -> tuple[dict[str, str], str]:
-    """The same settings as they will be after a start with the server's file; or {} and why that is not known."""
+    """The same settings after a start with the server's file; or {} and why they are unknown."""
     try:
         lines = read_configuration(Path(server.config_file)).lines
-        told = [line for line in lines if _is_compared(line.split()[0].lower())]
-        with started(block, "\n".join(told)) as client:
+        found = [line for line in lines if _is_compared(line.split()[0].lower())]
+        with started(block, "\n".join(found)) as client:
             if (version := version_of(client)) != server.version:
                 return {}, f"{block.server_program} is {version}, and {server.version} runs"
             return settings_of(client), ""
     except (OpsError, redis.RedisError) as error:
-        return {}, f"{block.server_program} cannot be asked: {getattr(error, 'message', error)}"
+        return {}, f"{block.server_program} cannot be queried: {getattr(error, 'message', error)}"
 
 
 @contextlib.contextmanager
 def started(block: Redis, text: str) -> Iterator[redis.Redis]:
-    """A server with those lines, without data, that nobody else can reach.
+    """A private scratch server with those lines, without data.
 
     Raises:
-        OpsError: it does not start with them.
+        OpsError: it does not start with these lines.
     """
     with scratch_place(SOCKETS) as place:
         (place / "conf").write_text(text + _OWN.format(place=place), encoding="utf-8", errors="surrogateescape")
@@ -107,7 +107,7 @@ def _answers(client: redis.Redis, child: subprocess.Popen[bytes], log: Path) -> 
         raise OpsError(reason(log.read_text(errors="replace"), child.returncode))
     try:
         return bool(client.ping())
-    except (redis.AuthenticationError, redis.ResponseError):  # it is there, and wants a password, or refuses PING
+    except (redis.AuthenticationError, redis.ResponseError):  # it answers, but needs a password, or refuses PING
         return True
     except redis.RedisError as error:
         raise Unreachable(str(error)) from None
@@ -118,7 +118,7 @@ def _is_compared(name: str) -> bool:
 
 
 def _present(name: str, known: Mapping[str, str]) -> str:
-    """The name that a setting has now: `slave-priority` is `replica-priority` where the server knows both."""
+    """A setting's current name: `slave-priority` is `replica-priority` if the server has both."""
     newer = _OLD_NAMES.get(name, name)
     for old, new in _OLDER.items():
         newer = newer.replace(old, new)

@@ -1,4 +1,4 @@
-"""The manual's settings of Redis (§2.3, §2.4), and how a value is judged: by what it means, not by its text.
+"""The manual's Redis settings, and the comparison of a value with them by effect, not by text (§2.3, §2.4).
 
 https://valkey.io/topics/valkey.conf/
 """
@@ -32,7 +32,7 @@ Name = Literal[
     "timeout",
     "maxmemory",
 ]
-"""The manual's settings, and the one that its appendix sets for a time: what a form offers."""
+"""The manual's settings, and the one that its appendix sets for a time: the choices of a form."""
 
 DEFAULTS = {
     "save": "3600 1 300 100 60 10000",
@@ -51,13 +51,13 @@ DEFAULTS = {
     "logfile": "",
     "disable-thp": "yes",
 }
-"""Every setting that persistence depends on, and what counts where a configuration file does not name it."""
+"""The settings of persistence, with their defaults."""
 LIMITS = {"maxclients": "10000", "timeout": "0", "maxmemory": "0"}
-"""Those of §2.4, and the one that the manual's appendix sets for a time."""
+"""The settings of §2.4, and the one that the manual's appendix sets for a time."""
 
 
-class Rule(NamedTuple):
-    """`save <seconds> <changes>`: a save after so many seconds, if there were so many changes."""
+class SettingRule(NamedTuple):
+    """`save <seconds> <changes>`: a save after that many seconds, if there were that many changes."""
 
     seconds: int
     changes: int
@@ -67,9 +67,9 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recommended:
-    """A setting of the manual: its value there as CONFIG SET takes it, its section, and what is wrong where neither it
-    nor one that is as well runs. `shown` is for people, where the value alone does not say what is as well."""
+class RecommendedRedisSettings:
+    """A setting of the manual: its value for CONFIG SET, its section, and what is wrong with other values. `shown`:
+    which values are accepted, for people."""
 
     name: str
     value: str
@@ -83,58 +83,60 @@ class Recommended:
 
 
 _GROWS = "the AOF grows for longer than the manual allows before it is rewritten"
-_NAME = "any name: where the data lies is read from the server"
+_NAME = "any name: the server reports its files"
 RECOMMENDED = (
-    Recommended("save", "900 1 300 10 60 10000", "§2.3", "rules", "nothing saves as early as"),
-    Recommended(
+    RecommendedRedisSettings("save", "900 1 300 10 60 10000", "§2.3", "rules", "no rule saves as early as"),
+    RecommendedRedisSettings(
         "stop-writes-on-bgsave-error",
         "yes",
         "§2.3",
         "yes or no",
-        "writes go on while nothing can be saved, and nobody notices",
+        "writes continue while saves fail, and nobody notices",
     ),
-    Recommended("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is bigger than it need be"),
-    Recommended("rdbchecksum", "yes", "§2.3", "yes or no", "a damaged RDB would be loaded unnoticed"),
-    Recommended("dbfilename", "dump.rdb", "§2.3", "name", shown=f"dump.rdb ({_NAME})"),
-    Recommended(
+    RecommendedRedisSettings("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is larger than necessary"),
+    RecommendedRedisSettings("rdbchecksum", "yes", "§2.3", "yes or no", "a damaged RDB would be loaded unnoticed"),
+    RecommendedRedisSettings("dbfilename", "dump.rdb", "§2.3", "name", shown=f"dump.rdb ({_NAME})"),
+    RecommendedRedisSettings(
         "dir",
         "/var/lib/redis",
         "§2.3",
         "name",
-        "the environment says otherwise ([redis] data_directory)",
+        "it differs from [redis] data_directory",
         "/var/lib/redis, or [redis] data_directory",
     ),
-    Recommended("appendonly", "yes", "§2.3", "yes or no", "a kill loses every change since the last save"),
-    Recommended("appendfilename", "appendonly.aof", "§2.3", "name", shown=f"appendonly.aof ({_NAME})"),
-    Recommended(
+    RecommendedRedisSettings("appendonly", "yes", "§2.3", "yes or no", "a kill loses every change since the last save"),
+    RecommendedRedisSettings("appendfilename", "appendonly.aof", "§2.3", "name", shown=f"appendonly.aof ({_NAME})"),
+    RecommendedRedisSettings(
         "appendfsync",
         "everysec",
         "§2.3",
         "fsync",
-        "a power cut loses what the kernel had not written",
+        "a power cut loses data that the kernel has not written",
         "everysec, or always",
     ),
-    Recommended("auto-aof-rewrite-percentage", "100", "§2.3", "number", _GROWS, "100 or less"),
-    Recommended(
+    RecommendedRedisSettings("auto-aof-rewrite-percentage", "100", "§2.3", "number", _GROWS, "100 or less"),
+    RecommendedRedisSettings(
         "auto-aof-rewrite-min-size", "64mb", "§2.3", "bytes", _GROWS, "64mb (67.1 MB), or the size of the data"
     ),
-    Recommended(
+    RecommendedRedisSettings(
         "no-appendfsync-on-rewrite",
         "no",
         "default",
         "yes or no",
-        "during a rewrite nothing is fsynced: 30 s may be lost",
+        "during a rewrite there is no fsync: a crash can lose 30 s",
         "no (the default)",
     ),
-    Recommended("maxclients", "10000", "§2.4", "number", "fewer clients than the manual plans for", "10000 or more"),
-    Recommended("timeout", "300", "§2.4", "number", "idle connections keep their places", "300 or less, not 0"),
+    RecommendedRedisSettings(
+        "maxclients", "10000", "§2.4", "number", "fewer clients than in the manual", "10000 or more"
+    ),
+    RecommendedRedisSettings("timeout", "300", "§2.4", "number", "idle connections stay open", "300 or less, not 0"),
 )
-BY_NAME: Mapping[str, Recommended] = {one.name: one for one in RECOMMENDED}
+BY_NAME: Mapping[str, RecommendedRedisSettings] = {one.name: one for one in RECOMMENDED}
 MAXMEMORY = "maxmemory"
 KINDS: Mapping[str, Kind] = {**{one.name: one.kind for one in RECOMMENDED}, MAXMEMORY: "bytes"}
-# Of these the persistence check tells all but the names.
+# The persistence check reports all of these but the names.
 OF_PERSISTENCE = tuple(one.name for one in RECOMMENDED if one.section != "§2.4" and one.kind != "name")
-MANUAL_RULES = (Rule(900, 1), Rule(300, 10), Rule(60, 10000))
+MANUAL_RULES = (SettingRule(900, 1), SettingRule(300, 10), SettingRule(60, 10000))
 MANUAL_PERCENTAGE = 100
 MANUAL_MIN_BYTES = 64 * 1024**2
 _NAMES = frozenset({"dir", "dbfilename", "appendfilename", "appenddirname", "logfile"})
@@ -142,9 +144,8 @@ _FSYNC = ("always", "everysec", "no")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One setting: what runs, what the manual wants, and whether that is met (or surpassed); if not, `why` it should
-    be."""
+class JudgedSetting:
+    """One setting: its running value, the manual's, and whether it is accepted; if not, `why`."""
 
     name: str
     running: str
@@ -153,8 +154,8 @@ class Judged:
     why: str
 
 
-def judged(name: str, value: str, *, dataset_bytes: int = 0, directory: str = "") -> Judged:
-    """A value against the manual's. `directory` is the one that the environment names, "" where it cannot say."""
+def judged(name: str, value: str, *, dataset_bytes: int = 0, directory: str = "") -> JudgedSetting:
+    """Compare a value with the manual's. `directory`: the environment's data directory, "": unknown."""
     manual = BY_NAME[name]
     running, ok, why = value, False, manual.why
     match name:
@@ -180,22 +181,22 @@ def judged(name: str, value: str, *, dataset_bytes: int = 0, directory: str = ""
             ok = True
         case _:
             ok = value == manual.value
-    return Judged(name, running, str(manual), ok, why)
+    return JudgedSetting(name, running, str(manual), ok, why)
 
 
-def parse_rules(text: str) -> tuple[Rule, ...]:
+def parse_rules(text: str) -> tuple[SettingRule, ...]:
     """`900 1 300 10`, as CONFIG GET save answers it."""
     numbers = [int(word) for word in text.split()]
-    return tuple(Rule(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True))
+    return tuple(SettingRule(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def covers(rules: Sequence[Rule], wanted: Rule) -> bool:
-    """Whether one of the rules saves at the latest when the wanted one would."""
+def covers(rules: Sequence[SettingRule], wanted: SettingRule) -> bool:
+    """Whether one of the rules saves no later than the wanted one."""
     return any(rule.seconds <= wanted.seconds and rule.changes <= wanted.changes for rule in rules)
 
 
 def normal(name: str, value: str) -> str:
-    """A value in the form in which CONFIG GET answers it: `64mb` is 67108864, `Yes` is yes; names stay as they are."""
+    """A value as CONFIG GET returns it: `64mb` is 67108864, `Yes` is yes; names are unchanged."""
     kind = KINDS.get(name)
     if kind == "bytes":
         found = re.fullmatch(r"(\d+)([kmgt]?)(b?)", value.strip().lower())
@@ -206,7 +207,7 @@ def normal(name: str, value: str) -> str:
 
 
 def shown(name: str, value: str) -> str:
-    """A value for people: `2gb`, as it is typed, and `off` where there is none."""
+    """A value for people: `2gb`, or `off` for an empty one."""
     if KINDS.get(name) == "bytes" and value.isdigit():
         for power, unit in ((3, "gb"), (2, "mb"), (1, "kb")):
             if int(value) and int(value) % 1024**power == 0:
@@ -215,17 +216,17 @@ def shown(name: str, value: str) -> str:
 
 
 def same(name: str, first: str, second: str) -> bool:
-    """Whether two texts are one value."""
+    """Whether two texts mean the same value."""
     if name == "save":
         return sorted(parse_rules(first)) == sorted(parse_rules(second))
     return normal(name, first) == normal(name, second)
 
 
 def require_possible(name: str, value: str) -> None:
-    """Refuse what is no value of a setting, before the server is asked.
+    """Refuse an invalid value before it is sent to the server.
 
     Raises:
-        OpsError: it is none.
+        OpsError: the value is invalid.
     """
     patterns: Mapping[Kind, str] = {
         "rules": r"(\d+ \d+( \d+ \d+)*)?",
@@ -237,4 +238,4 @@ def require_possible(name: str, value: str) -> None:
     }
     if not re.fullmatch(patterns[KINDS[name]], value):
         example = BY_NAME[name].value if name in BY_NAME else "2gb"
-        raise OpsError(f"“{value[:40]}” is no value of {name}", f"write it as, for example, {name} = {example}")
+        raise OpsError(f"“{value[:40]}” is not a valid value of {name}", f"write for example {name} = {example}")

@@ -1,4 +1,4 @@
-"""Redis's settings as they run, as the next start would have them, and how a change of each takes effect (§2.3, §2.4).
+"""The running settings, those after the next start, and how a change takes effect (§2.3, §2.4).
 
 https://valkey.io/commands/config-get/ and https://valkey.io/topics/valkey.conf/
 """
@@ -16,7 +16,7 @@ import redis
 from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.redis.persistence.place import look_at
+from tasks.redis.persistence.place import inspect_place
 from tasks.redis.persistence.state import Persistence, ask
 from tasks.redis.persistence.written import find_written
 from tasks.redis.rights import find_refused
@@ -26,17 +26,16 @@ from tasks.redis.settings.recommended import BY_NAME, DEFAULTS, LIMITS, MAXMEMOR
 
 AT_ONCE, RESTART, PROTECTED = "at once", "restart", "restart (protected)"
 NAMES = (*BY_NAME, MAXMEMORY)
-# Immutable in every version: a CONFIG SET that names it too changes nothing, and says which of the two is at fault.
+# Immutable in every version: a CONFIG SET that also names it changes nothing, and names the setting that it refuses.
 IMMUTABLE = "databases"
 
 
 @dataclass(frozen=True)
-class ServerSettings:
-    """One server. `running` are the manual's settings and `others` all else that somebody may have set; `written` is
-    what its next start would bring of both ({} and a `problem` where its file cannot be seen; without the others and an
-    `others_problem` where only those are not known); `by` how a change of the manual's takes effect, {} where it could
-    not be asked; `refused` which of the commands that change settings this user may not give; `most_files` how many its
-    process may open, 0 where it is not on this host."""
+class RedisServerSettings:
+    """One server's settings. `running`: the manual's; `others`: all others that can be set at run time. `written`: both
+    after the next start; {} with a `problem` if its file cannot be read, without the others with an `others_problem`.
+    `by`: how a change takes effect; {}: unknown. `refused`: the commands that this user may not run. `most_files`: the
+    open files of its process; 0: it is on another host."""
 
     identity: str
     server: Persistence
@@ -61,16 +60,16 @@ class ServerSettings:
         return self.server.state.role
 
     def is_written(self, name: str, value: str) -> bool:
-        """Whether it runs with this value now."""
+        """Whether the server runs with this value now."""
         return name in self.running and same(name, self.running[name], value)
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether a kill or a shutdown loses all data: neither RDB nor AOF is written."""
+        """Whether a kill or a shutdown loses all data: neither RDB nor AOF is saved."""
         return not self.server.rules and not self.server.appendonly
 
     def unwritten(self) -> dict[str, tuple[str, str]]:
-        """Settings that the next start would bring another value of → (what runs, what would)."""
+        """Settings that the next start would change → (running value, value after a start)."""
         runs = {**self.running, **self.others}
         return {
             name: (runs[name], value)
@@ -80,19 +79,19 @@ class ServerSettings:
 
     def _is_kept(self, name: str, value: str) -> bool:
         written = self.written[name]
-        if name == "dir":  # relative to where it was started, or removed: judged with the data directory
+        if name == "dir":  # relative to its start directory, or deleted: judged with the data directory
             return not value or not Path(written).is_absolute() or Path(written).resolve() == Path(value).resolve()
         return same(name, written, value)
 
 
 @probe
-def read_settings(block: Redis, environment: str) -> ServerSettings:
-    """Every setting of §2.3 and §2.4, and maxmemory; and what else was set at run time. How a change takes effect is
-    asked for by a CONFIG SET of the value that runs, together with one that every version refuses: nothing is set.
+def read_settings(block: Redis, environment: str) -> RedisServerSettings:
+    """The settings of §2.3 and §2.4, maxmemory, and others that were set at run time. To find out how a change takes
+    effect, a CONFIG SET names the running value and an immutable setting, so that nothing is set.
 
     Raises:
-        Unreachable: it does not answer.
-        OpsError: it refuses the password or a command that only reads.
+        Unreachable: the server does not answer.
+        OpsError: it refuses the password or a reading command.
     """
     server = ask(block)
     with connected(block) as client:
@@ -102,12 +101,12 @@ def read_settings(block: Redis, environment: str) -> ServerSettings:
         others = settings_of(client)
         info: dict[str, Any] = client.info("clients")
     file, problem = find_written(server, {**DEFAULTS, **LIMITS})
-    beside, others_problem = ({}, "") if problem else find_next(block, server)
-    return ServerSettings(
+    others, others_problem = ({}, "") if problem else find_next(block, server)
+    return RedisServerSettings(
         identity=f"redis {environment} {server.address}",
         server=server,
         running=running,
-        written={**{name: file[name] for name in NAMES if name in file}, **beside},
+        written={**{name: file[name] for name in NAMES if name in file}, **others},
         problem=problem,
         by=by,
         connections=int(info["connected_clients"]) + server.replicas,
@@ -138,8 +137,8 @@ def _how(
 
 
 def _most_files(server: Persistence) -> int:
-    """The most that the process may ever open: a server that is not root cannot raise it."""
-    if look_at(server).problem:
+    """The process's hard limit of open files, which only root can raise."""
+    if inspect_place(server).problem:
         return 0
     try:
         text = Path(f"/proc/{server.process}/limits").read_text()

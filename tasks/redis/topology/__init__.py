@@ -1,1 +1,1 @@
-"""Replicas and Sentinels around a server: read, detached for a restore, attached again."""
+"""Replicas and Sentinels of a server: read them, detach them for a restore, attach them again."""

@@ -1,9 +1,9 @@
-"""Replicas and Sentinels around a restore: taken off before it, put back when its data is proven (§2.3, §8.3).
+"""Detach replicas and Sentinels before a restore, and attach them when its data is proven (§2.3, §8.3).
 
-A stopped master under Sentinel is failed over, and the restored one then becomes a replica of the bad data; replicas
-copy whatever a master starts with. So the Sentinels forget the master first, all of them, and every other server of the
-data set is pointed at nowhere: it keeps its data, stays a replica, and takes no writes. What was taken off is written
-down before, so that a run that was killed can be followed by one that puts everything back.
+Sentinels fail over a stopped master, and the restored server would become a replica of the bad data; replicas copy the
+data that a master starts with. So first all Sentinels forget the master, and every other server of the data set gets an
+unreachable master: it keeps its data, stays a replica, and refuses writes. All of that is recorded before, so that a
+run after a killed one can attach everything.
 
 https://valkey.io/topics/sentinel/ and https://valkey.io/commands/replicaof/
 """
@@ -29,7 +29,7 @@ from runbook.wait import until
 from tasks.redis.sentinels import SETTINGS, ask_sentinels
 from tasks.redis.server import answers, at_once, call, connected
 from tasks.redis.settings.file import follow_nobody
-from tasks.redis.topology.topology import NOWHERE, RECORD, ReplicationTopology, Watcher
+from tasks.redis.topology.topology import NOWHERE, RECORD, ReplicationTopology, SentinelWatch
 
 TAKE_OFF = "take off the replicas and Sentinels of Redis"
 SYNC_SECONDS = 1800.0
@@ -38,8 +38,8 @@ AGREE_SECONDS = 60.0
 
 @action(idempotent=True)
 def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> ReplicationTopology:
-    """Write down what stands around the server, make all Sentinels forget it, point the others at nowhere, and see to
-    it that this server does not start as anybody's replica.
+    """Record replicas and Sentinels, make all Sentinels forget the server, give the replicas an unreachable master, and
+    ensure that this server does not start as a replica.
 
     Raises:
         NotConfirmed: the permit does not cover this server's data.
@@ -66,7 +66,7 @@ def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
 
 
 def note_swapped(reports: Path, around: ReplicationTopology) -> ReplicationTopology:
-    """From now on this server's data is what the others are to follow."""
+    """Record that this server has the data which the others must follow."""
     if around.is_alone:
         return around
     noted = replace(around, swapped=True)
@@ -76,14 +76,14 @@ def note_swapped(reports: Path, around: ReplicationTopology) -> ReplicationTopol
 
 @action(idempotent=True)
 def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> tuple[str, ...]:
-    """Point the others at the master again, wait until they are in sync, and register it with the Sentinels.
+    """Let the others follow the master, wait until they are in sync, and register it with the Sentinels.
 
-    The master is this server once its data was swapped in, else the one before. Returns what could not be put back, as
-    sentences.
+    The master is this server if its data was swapped, otherwise the earlier one. Returns sentences about servers that
+    could not be attached.
 
     Raises:
         NotConfirmed: the permit does not cover this server's data.
-        Unreachable: the replicas or the Sentinels do not come to agree in time.
+        Unreachable: the replicas or the Sentinels do not agree in time.
     """
     permit.require(TAKE_OFF, block.data_directory)
     if around.is_alone:
@@ -106,14 +106,14 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
             lambda: _agreed(block, master, watching),
             what="the Sentinels' agreement",
             seconds=AGREE_SECONDS,
-            hint=f"ask each: SENTINEL CKQUORUM {block.sentinel_master}",
+            hint=f"check each: SENTINEL CKQUORUM {block.sentinel_master}",
         )
     _note_rest(reports / RECORD, around, master, rest.keys())
     return (
         *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
         *filter(None, (_unwritten(servers[address]) for address in servers.keys() - rest.keys())),
         *filter(None, [_unwritten(lead)]),
-        *(f"{problem}; launch reattach-redis when {address} is back" for address, problem in rest.items()),
+        *(f"{problem}; run reattach-redis when {address} is back" for address, problem in rest.items()),
         *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
         *(
             f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
@@ -124,7 +124,7 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
 
 
 def _tried(work: Callable[..., None], *given: object) -> str:
-    """Why it cannot be done, "" where it was: one that is away must not keep the rest off."""
+    """Why a step failed, "": it succeeded. An unreachable server must not prevent the others."""
     try:
         work(*given)
     except OpsError as error:
@@ -133,7 +133,7 @@ def _tried(work: Callable[..., None], *given: object) -> str:
 
 
 def _note_rest(path: Path, around: ReplicationTopology, master: str, rest: Collection[str]) -> None:
-    """What could not be put back: it joins whoever is the master by then."""
+    """Sentences about servers that could not be attached, with the next step."""
     left = replace(
         around,
         master=master,
@@ -153,7 +153,7 @@ def _on_sentinel(block: Redis, address: str, work: Callable[[redis.Redis], None]
         try:
             work(client)
         except redis.RedisError as error:
-            raise OpsError(f"Sentinel {address}: {error}", "start it, or take it out of [redis] sentinels") from None
+            raise OpsError(f"Sentinel {address}: {error}", "start it, or delete it from [redis] sentinels") from None
 
 
 def _forget(client: redis.Redis, name: str) -> None:
@@ -164,7 +164,7 @@ def _forget(client: redis.Redis, name: str) -> None:
             raise
 
 
-def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: Watcher) -> None:
+def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: SentinelWatch) -> None:
     name, (host, _, port) = block.sentinel_master, master.rpartition(":")
     _forget(client, name)
     call(client, "SENTINEL", "MONITOR", name, host, port, watcher.quorum)
@@ -177,8 +177,8 @@ def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: Watcher) 
             call(client, "SENTINEL", "SET", name, setting, watcher.settings[setting])
 
 
-def _lost_scripts(block: Redis, watcher: Watcher) -> list[str]:
-    """Scripts that a Sentinel has forgotten with the master, and takes from its configuration file only."""
+def _lost_scripts(block: Redis, watcher: SentinelWatch) -> list[str]:
+    """Scripts that a Sentinel forgot with the master, and accepts only from its configuration file."""
     if not watcher.scripts:
         return []
     with contextlib.closing(at_once(block.sentinel(watcher.address))) as client:
@@ -187,7 +187,7 @@ def _lost_scripts(block: Redis, watcher: Watcher) -> list[str]:
                 call(client, "SENTINEL", "SET", block.sentinel_master, name, script)
     (now,) = [view for view in ask_sentinels(block).views if view.address == watcher.address]
     return [
-        f"Sentinel {watcher.address} runs no {name} any more, and denies to be told: add “sentinel {name} "
+        f"Sentinel {watcher.address} has lost its {name} and refuses SENTINEL SET for it: add “sentinel {name} "
         f"{block.sentinel_master} {script}” to its configuration file, and restart it"
         for name, script in watcher.scripts.items()
         if now.scripts.get(name) != script
@@ -209,27 +209,27 @@ def _follow(server: Redis, master: str) -> None:
 
 
 def _rewrite(client: redis.Redis) -> None:
-    """As Sentinel does: a restart must not make a second master. A server without a file has nothing to rewrite."""
+    """CONFIG REWRITE, as Sentinel does: a restart must not create a second master."""
     with contextlib.suppress(redis.ResponseError):
         client.config_rewrite()
 
 
 def _unwritten(server: Redis) -> str:
-    """Why its configuration file does not say whom it follows now; "" where it does, or where it has no file."""
+    """Why its configuration file does not name its master; "": it does, or there is no file."""
     with connected(server) as client:
         try:
             client.config_rewrite()
         except redis.ResponseError as error:
             if "without a config file" not in str(error):
                 return (
-                    f"{server.address} cannot write its configuration file ({error}): started again, it follows whom "
-                    "it followed before; let its user write there, then CONFIG REWRITE on it"
+                    f"{server.address} cannot write its configuration file ({error}): after a restart it follows "
+                    "its earlier master; let its user write there, then CONFIG REWRITE on it"
                 )
     return ""
 
 
 def _in_sync(follower: Redis, master: Redis) -> bool:
-    """Whether it follows this very master and has had everything that the master had written by now."""
+    """Whether it follows this master and has all its writes so far."""
     with connected(master) as client:
         sent = client.info("replication")
     with connected(follower) as client:

@@ -1,4 +1,4 @@
-"""Who around a server would refuse to be taken off, or to be put back: asked before anything is (§2.3, §8.3)."""
+"""The servers and Sentinels that would refuse to be detached or attached, checked before a restore (§2.3, §8.3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.redis.server import at_once, call, connected
 from tasks.redis.topology.topology import NOWHERE, ReplicationTopology
 
 NOBODY = "ops:nobody"
-"""No Sentinel watches a master of that name: what is asked about it changes nothing, and the rights come first."""
+"""No Sentinel watches a master of that name: a command about it changes nothing, and rights are checked first."""
 _ASKED = (
     ("SENTINEL", "REMOVE", NOBODY),
     ("SENTINEL", "MONITOR", NOBODY, *map(str, NOWHERE), "0"),  # a quorum of 0 is refused
@@ -26,19 +26,19 @@ _ASKED = (
 
 @dataclass(frozen=True)
 class RefusingServers:
-    """Sentences: `refusing` cannot be taken off, or not put back; `forgetting` would not keep whom they follow."""
+    """Sentences: `refusing` cannot be detached or attached; `forgetting` would forget their master at a restart."""
 
     refusing: tuple[str, ...]
     forgetting: tuple[str, ...]
 
 
 @probe
-def find_unruly(block: Redis, around: ReplicationTopology) -> RefusingServers:
-    """Which of the other servers, the Sentinels and (where it answers) this server refuse a command that taking them
-    off and putting them back needs. Nothing is changed.
+def find_refusing_servers(block: Redis, around: ReplicationTopology) -> RefusingServers:
+    """The other servers, the Sentinels and (if it answers) this server that refuse a command needed to detach or attach
+    them. Nothing is changed.
 
     Raises:
-        Unreachable: one of the others went away.
+        Unreachable: another server stopped answering.
     """
     refusing, forgetting = [], []
     for address in around.reachable:
@@ -58,7 +58,7 @@ def _told(client: redis.Redis, server: Redis, *words: str) -> list[str]:
 
 
 def _refused_by_sentinel(block: Redis, address: str) -> list[str]:
-    """One that does not answer (any more) is told apart: it is done without."""
+    """A server that does not answer is left out."""
     found = []
     with contextlib.closing(at_once(block.sentinel(address))) as client:
         for words in _ASKED:

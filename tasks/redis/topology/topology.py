@@ -1,4 +1,4 @@
-"""What stands around a server: replicas and Sentinels, as they are and as a killed restore left them (§2.3, §8.3)."""
+"""A server's replicas and Sentinels, now and as a killed restore left them (§2.3, §8.3)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.files import record
 from runbook.kinds import probe
+from runbook.wait import until
 from tasks.redis.restore.swap import STAMP, SUPERSEDED, superseded_redis
 from tasks.redis.sentinels import Watch, ask_sentinels
 from tasks.redis.server import connected, live_directory
 
 RECORD = "redis-detached.json"
+AGREE_SECONDS = 20.0
 NOWHERE = ("127.0.0.1", 1)
-"""No server listens on port 1: a replica of it keeps what it has."""
+"""No server listens on port 1: a replica of it keeps its data."""
 DEAD = frozenset({"s_down", "o_down", "disconnected"})
 
 
 @dataclass(frozen=True)
-class Watcher:
-    """One Sentinel, and how it watched the master; `scripts` are those that it runs, by setting."""
+class SentinelWatch:
+    """One Sentinel, and its settings for the master; `scripts`: by setting."""
 
     address: str
     quorum: int
@@ -38,15 +40,15 @@ class Watcher:
 
 @dataclass(frozen=True)
 class ReplicationTopology:
-    """What stands around a server. `own` is its address as the others know it; `master` the one that is the master now,
-    "" where nobody says; `others` every other server of the data set; `lost` those of them that do not answer, and
-    `silent` the Sentinels that do not."""
+    """A server's replicas and Sentinels. `own`: its address as the others know it; `master`: the current master, "":
+    unknown; `others`: every other server of the data set; `lost`: those that do not answer; `silent`: Sentinels that do
+    not answer."""
 
     own: str
     master: str = ""
     others: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
-    watchers: tuple[Watcher, ...] = ()
+    watchers: tuple[SentinelWatch, ...] = ()
     silent: tuple[str, ...] = ()
     down: tuple[str, ...] = ()
     since: str = ""
@@ -56,7 +58,7 @@ class ReplicationTopology:
 
     @property
     def is_alone(self) -> bool:
-        """Nothing is to be taken off."""
+        """There is nothing to detach."""
         return not self.others and not self.watchers
 
     @property
@@ -66,15 +68,15 @@ class ReplicationTopology:
 
     @property
     def dangerous(self) -> tuple[str, ...]:
-        """Other servers that do not answer here, while no Sentinel holds them for dead: clients may reach them."""
+        """Other servers that do not answer, but that no Sentinel reports as down: clients may reach them."""
         return tuple(address for address in self.lost if address not in self.down)
 
 
 @probe
-def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> ReplicationTopology:
-    """Ask the server, its replicas and its Sentinels; what a killed run took off counts as if it were still there.
-    `of_dead`: that run was for a server that is dead, and this is another: only whom it took off is of use."""
-    watch, kept = ask_sentinels(block), find_record(reports)
+def read_topology(block: Redis, reports: Path, *, of_dead: bool = False) -> ReplicationTopology:
+    """Query the server, its replicas and its Sentinels; servers that a killed run detached are included. `of_dead`:
+    that run was for a dead server, so only its list of detached servers is used."""
+    watch, kept = _agreed(block), find_record(reports)
     known = {address for view in watch.answering for address in (view.master, *(f.address for f in view.followers))}
     with contextlib.suppress(OpsError), connected(block) as client:
         known |= {*_replicas(client), _master_of(client)}
@@ -88,10 +90,10 @@ def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> 
         own := _own_address(block, watch, others),
         own if watch.master and watch.master not in others else watch.master,
         tuple(sorted(others)),
-        watchers=tuple(Watcher(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
+        watchers=tuple(SentinelWatch(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
         silent=tuple(view.address for view in watch.views if not view.answers),
         down=tuple(sorted({*_down(watch)})),
-        disagreement=watch.told() if len(watch.masters.keys() - {""}) > 1 else "",
+        disagreement=watch.disagreement,
         unlisted=_unlisted(block, watch),
     )
     if kept and not of_dead:
@@ -99,18 +101,33 @@ def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> 
     return replace(found, lost=tuple(address for address in found.others if not run_ids.get(address)))
 
 
+def _agreed(block: Redis) -> Watch:
+    """The Sentinels' answers when they agree on the master. The last ones after AGREE_SECONDS: a failover that has just
+    ended is known to one Sentinel before the others."""
+    last = ask_sentinels(block)
+
+    def agree() -> bool:
+        nonlocal last
+        last = last if not last.disagreement else ask_sentinels(block)
+        return not last.disagreement
+
+    with contextlib.suppress(Unreachable):
+        until(agree, what="the Sentinels' agreement", seconds=AGREE_SECONDS)
+    return last
+
+
 def find_record(reports: Path) -> ReplicationTopology | None:
-    """What a restore took off and did not put back.
+    """The record of servers that a restore detached and did not attach.
 
     Raises:
         OpsError: the record cannot be read.
     """
-    return record.read(reports / RECORD, ReplicationTopology, "register the Sentinels by hand, then remove it")
+    return record.read(reports / RECORD, ReplicationTopology, "register the Sentinels by hand, then delete it")
 
 
 def _merged(block: Redis, kept: ReplicationTopology, now: ReplicationTopology) -> ReplicationTopology:
-    """Sentinels that a killed run made forget the master say nothing now: what it wrote down counts, but for those that
-    the environment does not name any more."""
+    """Sentinels that forgot the master in a killed run know nothing now: use its record, without Sentinels that the
+    environment no longer names."""
     watching = {watcher.address: watcher for watcher in (*kept.watchers, *now.watchers)}
     return replace(
         now,
@@ -125,23 +142,27 @@ def _merged(block: Redis, kept: ReplicationTopology, now: ReplicationTopology) -
 
 
 def _was_swapped(block: Redis, since: str) -> bool:
-    """Whether data was set aside since then, and other data has its place: a run can be killed before it notes that."""
+    """Whether data was swapped since then: a run can be killed before it records that."""
     taken = f"{live_directory(block).name}{SUPERSEDED}{datetime.fromisoformat(since):{STAMP}}" if since else ""
     aside = [] if block.remote else superseded_redis(block)
     return bool(taken) and live_directory(block).exists() and any(path.name >= taken for path in aside)
 
 
 def _unlisted(block: Redis, watch: Watch) -> str:
-    """Sentinels that are known to others only: they fail over, and tell clients, what these have forgotten."""
+    """Sentinels that are not configured here: they would still fail over the master and name it to clients."""
     most = max(((view.others + 1, view.address) for view in watch.answering if view.master), default=(0, ""))
     listed = len(block.sentinels)
-    return f"{most[1]} knows {most[0]} Sentinels with itself, [redis] sentinels {listed}" if most[0] > listed else ""
+    return (
+        f"{most[1]} knows {most[0]} Sentinels including itself; [redis] sentinels has {listed}"
+        if most[0] > listed
+        else ""
+    )
 
 
 def _own_address(block: Redis, watch: Watch, others: Collection[str]) -> str:
-    """As the Sentinels or the replicas know it: an address that they can reach."""
-    told = [a for view in watch.answering for a in (view.master, *(f.address for f in view.followers)) if a]
-    own = [address for address in told if address not in others]
+    """The server's address as the Sentinels or the replicas know it."""
+    named = [a for view in watch.answering for a in (view.master, *(f.address for f in view.followers)) if a]
+    own = [address for address in named if address not in others]
     if own:
         return own[0]
     with contextlib.suppress(OSError):
@@ -150,7 +171,7 @@ def _own_address(block: Redis, watch: Watch, others: Collection[str]) -> str:
 
 
 def is_own(block: Redis, address: str) -> bool:
-    """Whether an address that another server gives is that of this one."""
+    """Whether another server's address is this server's."""
     host, _, port = address.rpartition(":")
     if int(port) != block.port:
         return False
@@ -181,12 +202,12 @@ def _replicas(client: redis.Redis) -> set[str]:
 
 def _master_of(client: redis.Redis) -> str:
     info = client.info("replication")
-    told = (info.get("master_host"), info.get("master_port"))
-    return f"{told[0]}:{told[1]}" if info["role"] == "slave" and told != NOWHERE else ""
+    master = (info.get("master_host"), info.get("master_port"))
+    return f"{master[0]}:{master[1]}" if info["role"] == "slave" and master != NOWHERE else ""
 
 
 def _run_id(server: Redis) -> str:
-    """Of the process that listens there, by whatever name it is called; "" where none answers."""
+    """The run id of the server at an address; "": none answers."""
     try:
         with connected(server) as client:
             return str(client.info("server")["run_id"])

@@ -1,11 +1,12 @@
-"""The archive of one cluster's WAL: every file compressed, encrypted where the environment says so, and named with the
-SHA-256 of what it holds, so that what comes back is proven and two contents of one segment are never taken for one.
+"""The archive of one cluster's WAL. Every file is compressed, optionally encrypted, and named with the SHA-256 of its
+content: each fetch is proven, and two different contents of one segment are detected.
 
     000000010000000000000003-<sha256>.gz[.age]                  a finished segment
-    000000010000000000000003.partial.00A3F2C8-<sha256>.gz[.age] one that is still written, up to that byte
+    000000010000000000000003.partial.00A3F2C8-<sha256>.gz[.age] an unfinished one, up to that byte
     00000002.history-<sha256>.gz[.age]                          the history of a timeline
-    000000010000000000000003-<sha256>.gz[.age].damaged          a mark: the WAL in the file of that name is damaged
-    000000010000000000000003.pruned                             a mark: up to that segment its timeline's were deleted
+    000000010000000000000003-<sha256>.gz[.age].damaged          a mark: the WAL in that file is damaged
+    000000010000000000000003.pruned                             a mark: the timeline's segments up to that one were
+    deleted
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pyrage
 
 from runbook.errors import OpsError, VerificationFailed
 from tasks.backups.encryption import ENDING, Key, decrypted, encrypted
-from tasks.wal.archive.place import Place
+from tasks.wal.archive.place import ArchivePlace
 from tasks.wal.format.names import Timeline
 
 _NAME = re.compile(
@@ -30,7 +31,7 @@ _NAME = re.compile(
     r"-(?P<sha256>[0-9a-f]{64})\.gz(?:\.age)?"
 )
 LEVEL = 1
-# A segment that is still written ends in zeros, which are compressed once: every few seconds its beginning is enough.
+# An unfinished segment ends in zeros, which are compressed once: only its beginning is compressed every few seconds.
 _BLOCK = 1 << 20
 _ZEROS = gzip.compress(bytes(_BLOCK), LEVEL, mtime=0)
 DAMAGED = ".damaged"
@@ -38,9 +39,9 @@ _PRUNED = re.compile(r"(?P<segment>[0-9A-F]{24})\.pruned")
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One file of the archive. `of` is the segment's or history's own name; `end` where a partial one ends, 0 else;
-    `damaged`: its SHA-256 is right, and the WAL in it was found not to decode."""
+class StoredSegment:
+    """One file of the archive. `of`: the name of the segment or history; `end`: the end of a partial segment, otherwise
+    0; `damaged`: its SHA-256 is right, but its WAL does not decode."""
 
     name: str
     of: str
@@ -51,28 +52,28 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """What is in an archive: by segment (more than one: they differ), by segment the partial ones, and by timeline.
-    `pruned`: by the first eight digits of a name, a timeline's, the newest of its segments that were deleted as old."""
+class ArchiveListing:
+    """The content of an archive: finished files by segment (more than one: they differ), partial ones by segment, and
+    histories by timeline. `pruned`: by timeline (eight digits), the newest segment that was deleted as old."""
 
-    segments: dict[str, tuple[Stored, ...]]
-    partials: dict[str, tuple[Stored, ...]]
-    histories: dict[int, tuple[Stored, ...]]
+    segments: dict[str, tuple[StoredSegment, ...]]
+    partials: dict[str, tuple[StoredSegment, ...]]
+    histories: dict[int, tuple[StoredSegment, ...]]
     pruned: dict[str, str] = field(default_factory=dict)
 
     def is_pruned(self, segment: str) -> bool:
-        """Whether a segment that is not there was deleted on purpose: it is not stored again, and its place is no gap.
-        What was deleted on one timeline says nothing of another, which may begin before that."""
+        """Whether a missing segment was deleted on purpose: it is not stored again, and is no gap. That holds only for
+        the timeline of the mark: another one may begin earlier."""
         return segment <= self.pruned.get(segment[:8], "")
 
     @property
     def timelines(self) -> set[int]:
-        """All of which anything is there."""
+        """All segments with any file."""
         return {*self.histories, *(int(name[:8], 16) for name in (*self.segments, *self.partials))}
 
     @property
     def bytes(self) -> int:
-        """Of all finished segments, as they are stored."""
+        """The stored bytes of all finished segments."""
         return sum(one.bytes for found in self.segments.values() for one in found)
 
 
@@ -80,47 +81,47 @@ class Listing:
 class Archive:
     """One cluster's WAL in one place."""
 
-    place: Place
+    place: ArchivePlace
     key: Key
 
-    def listing(self) -> Listing:
-        """Everything that is there.
+    def listing(self) -> ArchiveListing:
+        """List the archive.
 
         Raises:
             OpsError, Unreachable: it cannot be listed.
         """
-        segments, partials = defaultdict[str, list[Stored]](list), defaultdict[str, list[Stored]](list)
-        histories, names = defaultdict[int, list[Stored]](list), self.place.names()
+        segments, partials = defaultdict[str, list[StoredSegment]](list), defaultdict[str, list[StoredSegment]](list)
+        histories, names = defaultdict[int, list[StoredSegment]](list), self.place.names()
         for name, size in names.items():
             if not (match := _NAME.fullmatch(name)):
                 continue
             if match["history"]:
-                one = Stored(name, f"{match['history']}.history", match["sha256"], size)
+                one = StoredSegment(name, f"{match['history']}.history", match["sha256"], size)
                 histories[int(match["history"], 16)].append(one)
             elif match["end"]:
                 partials[match["segment"]].append(
-                    Stored(name, match["segment"], match["sha256"], size, int(match["end"], 16))
+                    StoredSegment(name, match["segment"], match["sha256"], size, int(match["end"], 16))
                 )
             else:
-                one = Stored(name, match["segment"], match["sha256"], size, damaged=name + DAMAGED in names)
+                one = StoredSegment(name, match["segment"], match["sha256"], size, damaged=name + DAMAGED in names)
                 segments[match["segment"]].append(one)
-        return Listing(
+        return ArchiveListing(
             {name: tuple(found) for name, found in segments.items()},
             {name: tuple(sorted(found, key=lambda one: one.end)) for name, found in partials.items()},
             {number: tuple(found) for number, found in histories.items()},
             pruned_in(names),
         )
 
-    def put(self, of: str, content: bytes, *, end: int = 0, sha256: str = "") -> Stored:
-        """Store a segment (`end`: it is written up to there only) or a history. `sha256` is its content's, if known."""
+    def put(self, of: str, content: bytes, *, end: int = 0, sha256: str = "") -> StoredSegment:
+        """Store a segment (`end`: unfinished, up to there) or a history. `sha256`: the content's, if known."""
         digest = sha256 or hashlib.sha256(content).hexdigest()
         packed = _compressed(content, end or len(content))
         partial = f".partial.{end:08X}" if end else ""
         name = f"{of}{partial}-{digest}.gz" + (ENDING if self.key.recipients else "")
         self.place.put(name, encrypted(packed, self.key) if self.key.recipients else packed, lasting=not end)
-        return Stored(name, of, digest, len(packed), end)
+        return StoredSegment(name, of, digest, len(packed), end)
 
-    def get(self, stored: Stored) -> bytes:
+    def get(self, stored: StoredSegment) -> bytes:
         """A file's content, proven by the SHA-256 in its name.
 
         Raises:
@@ -135,19 +136,19 @@ class Archive:
             found = b""
         if hashlib.sha256(found).hexdigest() != stored.sha256:
             raise VerificationFailed(
-                f"{stored.of} in {self.place.where} is damaged: it is not what its SHA-256 says",
-                "look for another copy: the second store (source=copies), the receiver's directory",
+                f"{stored.of} in {self.place.where} is damaged: its SHA-256 differs",
+                "find another copy: in the replica store (source=copies), in the receiver's directory",
             )
         return found
 
-    def remove(self, doomed: Sequence[Stored]) -> None:
+    def remove(self, doomed: Sequence[StoredSegment]) -> None:
         """Delete files, with their marks."""
         marks = [one.name + DAMAGED for one in doomed if one.damaged]
         self.place.remove([*marks, *(one.name for one in doomed)])
 
-    def mark(self, stored: Stored) -> Stored:
-        """Note that the WAL in a segment's file does not decode: the file stays, as evidence, and an intact copy may be
-        stored alongside it.
+    def mark(self, stored: StoredSegment) -> StoredSegment:
+        """Mark that the WAL of a segment's file does not decode: the file stays as evidence, and an intact copy may be
+        stored too.
 
         Raises:
             OpsError, Unreachable: it cannot be written.
@@ -155,9 +156,9 @@ class Archive:
         self.place.put(stored.name + DAMAGED, b"this WAL does not decode\n", lasting=False)
         return replace(stored, damaged=True)
 
-    def note_pruned(self, doomed: Sequence[Stored]) -> None:
-        """Note that these are deleted on purpose; to be called before they are. An unfinished segment of the newest
-        timeline is not counted: it is written on, and stored when it is finished.
+    def note_pruned(self, doomed: Sequence[StoredSegment]) -> None:
+        """Mark that these are deleted on purpose. Call it before the deletion. An unfinished segment of the newest
+        timeline does not count: it is stored again when it is finished.
 
         Raises:
             OpsError, Unreachable: it cannot be written.
@@ -186,7 +187,7 @@ def pruned_in(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline:
+def timeline_in(archive: Archive, listing: ArchiveListing, number: int = 0) -> Timeline:
     """A timeline of the archive, the newest by default, with its history.
 
     Raises:
@@ -203,19 +204,20 @@ def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline
     if len(found) > 1:
         raise VerificationFailed(
             f"the archive has two histories of timeline {number}",
-            "two servers were promoted to it: find out whose is which, and move the other one's away",
+            "find out which server is the right one, and move the other's history away: two servers were promoted to "
+            "it",
         )
     return Timeline.read(number, archive.get(found[0]).decode(errors="replace"))
 
 
 def _compressed(content: bytes, end: int) -> bytes:
-    """Gzip of a content that is zeros from `end` on: several members where whole blocks are, which gunzip joins."""
+    """Gzip content that is zero from `end` on, in several members where that saves time; gunzip joins them."""
     zeros = (len(content) - end) // _BLOCK
     return gzip.compress(content[: len(content) - zeros * _BLOCK], LEVEL, mtime=0) + zeros * _ZEROS
 
 
 def written(content: bytes) -> int:
-    """Where the zeros begin that end it. Block by block: `rstrip` alone takes 40 ms for 16 MB."""
+    """The beginning of its trailing zeros. Block by block: `rstrip` alone takes 40 ms for 16 MB."""
     end = len(content)
     while end >= _BLOCK and content[end - _BLOCK : end] == bytes(_BLOCK):
         end -= _BLOCK

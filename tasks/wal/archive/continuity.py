@@ -1,4 +1,4 @@
-"""Whether the archive has every segment from a point on: told by names alone, before anything is fetched."""
+"""Whether the archive has every segment from a point on, judged by names before anything is fetched."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.wal.archive.archive import Archive, Listing, Stored, timeline_in
+from tasks.wal.archive.archive import Archive, ArchiveListing, StoredSegment, timeline_in
 from tasks.wal.format.names import SEGMENT_BYTES, Segment, Timeline, lsn_text
 
 
 @dataclass(frozen=True)
 class Link:
-    """A segment of a history, and the file in which the archive has it."""
+    """A segment of a history, and its file in the archive."""
 
     segment: Segment
-    stored: Stored
+    stored: StoredSegment
 
     @property
     def end(self) -> int:
-        """The LSN up to which it goes at most."""
+        """The LSN at which it ends at most."""
         return self.segment.start + self.stored.end if self.stored.end else self.segment.end
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The segments from a point on, without a gap. `missing`: the first that is not there, of a history that goes on
-    behind it (a gap); "" where the chain ends with the archive. `pruned`: the first that was deleted on purpose (no
-    gap: only newer base backups reach what is behind it). `double`: there with two contents. `damaged`: marked as
-    damaged (it is the last of the links). `behind`: the segments after that place, as far as they are there."""
+    """The segments from a point on, without a gap. `missing`: the first missing one, if the history continues after it
+    (a gap); "" where the chain ends with the archive. `pruned`: the first that was deleted on purpose (no gap: only
+    newer base backups reach what follows). `double`: has two contents. `damaged`: is marked as damaged (the last of the
+    links). `behind`: the existing segments after that place."""
 
     timeline: Timeline
     links: tuple[Link, ...]
@@ -41,35 +41,35 @@ class Chain:
 
     @property
     def end(self) -> int:
-        """The LSN up to which it goes at most; 0 where it does not begin."""
+        """The LSN at which it ends at most; 0 for an empty chain."""
         return self.links[-1].end if self.links else 0
 
     @property
     def trouble(self) -> str:
-        """Why it ends where it ends, as a sentence; "" where nothing is wrong."""
+        """Why the chain is broken; "" if it is not."""
         if self.pruned:
             return ""
         later = ""
         if self.behind:
-            later = f", and {len(self.behind)} later ones are there, up to {lsn_text(self.behind[-1].end)}"
+            later = f"; {len(self.behind)} later ones exist, up to {lsn_text(self.behind[-1].end)}"
         if self.double:
-            return f"{self.double} is in the archive with two contents{later}"
+            return f"{self.double} has two contents in the archive{later}"
         if self.damaged:
             return f"{self.damaged} is damaged in the archive{later}"
         return f"{self.missing} is missing in the archive{later}" if self.missing else ""
 
     @property
     def end_reason(self) -> str:
-        """The same; and where nothing is wrong, that what followed was deleted as old."""
+        """Why the chain ends: `trouble`, or a deletion as old."""
         return self.trouble or (f"WAL from {self.pruned} on was deleted by prune-backups" if self.pruned else "")
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """Its length and its end."""
         return f"{len(self.links)} segments up to {lsn_text(self.end)} on timeline {self.timeline.number}"
 
 
-def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEGMENT_BYTES) -> Chain:
+def chain_from(listing: ArchiveListing, timeline: Timeline, lsn: int, bytes_: int = SEGMENT_BYTES) -> Chain:
     """Follow a history from the segment of `lsn` on."""
     links, number = list[Link](), lsn // bytes_
     newest = _newest(listing, timeline, bytes_)
@@ -94,11 +94,10 @@ def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEG
     return Chain(timeline, tuple(links))
 
 
-def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
+def _link(listing: ArchiveListing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
     """The file that goes furthest along the history, finished or the longest partial one; and whether there are two
-    contents. One that is marked as damaged is taken where there is no other. A finished one of an older timeline goes
-    no further than to where that was left: where the newer one is still written, what was committed since is there
-    alone."""
+    contents. A damaged one is used only without another. A finished one of an older timeline ends where that timeline
+    was left: while the newer one is still being written, later commits are there alone."""
     links = list[Link]()
     for segment in timeline.candidates(number, bytes_):
         if there := intact(listing.segments.get(segment.name, ())) or listing.partials.get(segment.name):
@@ -109,13 +108,13 @@ def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tup
     return (None, True) if len(intact(listing.segments.get(best.segment.name, ()))) > 1 else (best, False)
 
 
-def intact(found: Sequence[Stored]) -> Sequence[Stored]:
-    """Those that are not marked as damaged; all, where all are."""
+def intact(found: Sequence[StoredSegment]) -> Sequence[StoredSegment]:
+    """The undamaged ones; all, if every one is damaged."""
     return [one for one in found if not one.damaged] or found
 
 
-def _newest(listing: Listing, timeline: Timeline, bytes_: int) -> int:
-    """The number of the last segment that belongs to a history."""
+def _newest(listing: ArchiveListing, timeline: Timeline, bytes_: int) -> int:
+    """The number of the last segment of a history."""
     found = (Segment.named(name, bytes_) for name in (*listing.segments, *listing.partials))
     return max((one.number for one in found if one in timeline.candidates(one.number, bytes_)), default=-1)
 
@@ -133,13 +132,13 @@ def read_chain(archive: Archive, lsn: int, timeline: int = 0, segment_bytes: int
 
 
 def require_begun(chain: Chain, backup: str) -> None:
-    """That there is any WAL after a base backup.
+    """Check that there is WAL after a base backup.
 
     Raises:
         OpsError: there is none.
     """
     if not chain.links:
         raise OpsError(
-            f"the archive has no WAL after {backup}: {chain.trouble or 'nothing has come since'}",
-            "look whether the receiver of WAL and the archiver run; only the moment of the backup itself can be had",
+            f"the archive has no WAL after {backup}: {chain.trouble or 'none has arrived'}",
+            "check that the WAL receiver and the archiver run; only the end of the backup itself can be restored",
         )

@@ -1,4 +1,4 @@
-"""Where an environment's WAL goes, and a round of shipping for a run that must have all of it there now."""
+"""The archives of an environment's WAL, and a round of shipping for a run that needs all of it there now."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tasks.wal.archive.ship import Destination, Shipped, ship
 def archive_of(
     env: Environment, which: Stores, system: int, of: str = "", *, patience_seconds: float = math.inf
 ) -> Archive:
-    """The archive of a cluster of an environment (its own by default) in its first or second set of stores. A bucket is
-    waited for no longer than `patience_seconds`.
+    """The archive of a cluster of an environment (`of`, by default this one) in `backups` or `copies`. It waits at most
+    `patience_seconds` for a bucket.
 
     Raises:
-        OpsError: it has no such set, or its address or a key is wrong.
+        OpsError: these stores are not configured, or their address or key is wrong.
     """
     if which == "backups" and env.has("wal") and env.wal.tool == "pgbackrest":
         return archive_in(env.wal, env.postgres)
@@ -33,17 +33,17 @@ def archive_of(
 
 
 def destinations_of(env: Environment) -> list[Destination]:
-    """Where an environment's WAL goes."""
+    """The archives of an environment's WAL."""
     return [Destination(which, partial(archive_of, env, which)) for which in get_args(Stores) if env.has(which)]
 
 
 @action(idempotent=True)
 def ship_now(env: Environment, which: Stores = "backups") -> Shipped:
-    """Everything that the receiver has into one archive, also what is not a whole segment yet. The archiver may do the
-    same at the same time: nothing is written over.
+    """Ship everything that the receiver has into one archive, its unfinished segment included. The archiver may run at
+    the same time: no file is overwritten.
 
     Raises:
-        OpsError, Unreachable: the receiver's directory or the archive do not answer.
+        OpsError, Unreachable: the receiver's directory or the archive cannot be accessed.
     """
     if which == "backups" and env.wal.tool == "pgbackrest":
         archive_rest.work(env.postgres)

@@ -1,4 +1,4 @@
-"""Segments out of the archive, beside each other, each proven by its SHA-256 and by what its first page says."""
+"""Segments fetched from the archive in parallel, each proven by its SHA-256 and its page header."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Fetched:
-    """Segments that are at hand, oldest first; why the next one is not ("" where all are)."""
+    """Fetched segments, oldest first. `damage`: why the next one is missing ("" if none is)."""
 
     links: tuple[Link, ...]
     damage: str = ""
 
 
 def fetch(archive: Archive, system: int, links: Sequence[Link], target: Path) -> Fetched:
-    """Make files of segments, several at a time, up to the first that is missing, damaged, or another cluster's."""
+    """Fetch segments in parallel, up to the first that is missing, damaged, or from another cluster."""
 
     def one(link: Link) -> str:
         try:
@@ -46,7 +46,7 @@ def fetch(archive: Archive, system: int, links: Sequence[Link], target: Path) ->
 
 
 def fetch_histories(archive: Archive, target: Path) -> list[str]:
-    """Every history: a promotion must not take a number that was given before. Returns their names.
+    """Fetch every history: a promotion must not reuse a timeline's number. Returns their names.
 
     Raises:
         VerificationFailed: one is damaged.

@@ -1,4 +1,4 @@
-"""Where archived WAL is: a directory of this host or a bucket. What is there is never written over."""
+"""The place of an archive: a directory of this host or a bucket. A file is never overwritten."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ WRITING = ".writing-"
 _LISTINGS = 100
 
 
-class Place(Protocol):
+class ArchivePlace(Protocol):
     """Files of one cluster in the archive."""
 
     @property
     def where(self) -> str:
-        """For people: a path, or `s3://bucket/prefix`."""
+        """A path, or `s3://bucket/prefix`."""
 
     def names(self) -> dict[str, int]:
-        """Every file and its bytes as they are stored."""
+        """Every file and its stored bytes."""
 
     def put(self, name: str, content: bytes, *, lasting: bool = True) -> None:
-        """Write a file, whole or not at all, on disk when this returns. One of that name stays as it is.
+        """Write a file atomically; it is on disk when this returns. An existing file of that name stays.
 
         Raises:
             OpsError, Unreachable: it cannot be written.
@@ -45,12 +45,12 @@ class Place(Protocol):
         """A file's content.
 
         Raises:
-            VerificationFailed: it is not there, or not what was written.
+            VerificationFailed: it is missing or altered.
             OpsError, Unreachable: it cannot be read.
         """
 
     def remove(self, names: Sequence[str]) -> None:
-        """Take files away; one that is not there is no error."""
+        """Delete files; a missing one is no error."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DirectoryPlace:
             return {}
         with told(self.path):
             for _ in range(_LISTINGS):
-                with contextlib.suppress(FileNotFoundError):  # a longer partial one has taken its place: list again
+                with contextlib.suppress(FileNotFoundError):  # a longer partial one replaced it: list again
                     return self._sizes()
             return self._sizes()
 
@@ -76,24 +76,24 @@ class DirectoryPlace:
         return {entry.name: entry.stat().st_size for entry in os.scandir(self.path) if not entry.name.startswith(".")}
 
     def put(self, name: str, content: bytes, *, lasting: bool = True) -> None:
-        target, beside = self.path / name, self.path / f"{WRITING}{this_process().text}.{name}"
+        target, unfinished = self.path / name, self.path / f"{WRITING}{this_process().text}.{name}"
         with told(target):
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            beside.write_bytes(content)
-            sync(beside)
-            failpoint("wal: written beside")
-            with contextlib.suppress(FileExistsError):  # a link, not a rename: that would write over it
-                target.hardlink_to(beside)
-            beside.unlink()
+            unfinished.write_bytes(content)
+            sync(unfinished)
+            failpoint("wal: written unfinished")
+            with contextlib.suppress(FileExistsError):  # a link, not a rename, which would overwrite it
+                target.hardlink_to(unfinished)
+            unfinished.unlink()
             sync(self.path)
 
     def get(self, name: str) -> bytes:
         try:
             return (self.path / name).read_bytes()
         except FileNotFoundError:
-            raise VerificationFailed(f"{name} is not in {self.path}", "look for another copy of it") from None
+            raise VerificationFailed(f"{name} is not in {self.path}", "find another copy of it") from None
         except OSError as error:
-            raise OpsError(f"{name} cannot be read: {error.strerror}", f"look at the disk of {self.path}") from None
+            raise OpsError(f"{name} cannot be read: {error.strerror}", f"check the disk of {self.path}") from None
 
     def remove(self, names: Sequence[str]) -> None:
         with told(self.path):
@@ -101,7 +101,7 @@ class DirectoryPlace:
                 (self.path / name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what killed writers left."""
+        """Delete what killed writers left."""
         for path in self.path.glob(f"{WRITING}*"):
             with contextlib.suppress(FileNotFoundError):
                 if is_abandoned(path.name.removeprefix(WRITING).partition(".")[0], path):
@@ -110,7 +110,7 @@ class DirectoryPlace:
 
 @dataclass(frozen=True)
 class BucketPlace:
-    """A bucket, and what stands before every name in it."""
+    """A bucket, and the prefix of every name in it."""
 
     bucket: Bucket
     folder: str
@@ -129,18 +129,20 @@ class BucketPlace:
     def get(self, name: str) -> bytes:
         content = objects.read_small(self.bucket, f"{self.folder}/{name}")
         if content is None:
-            raise VerificationFailed(f"{name} is not in {self.where}", "look for another copy of it")
+            raise VerificationFailed(f"{name} is not in {self.where}", "find another copy of it")
         return content
 
     def remove(self, names: Sequence[str]) -> None:
         objects.delete(self.bucket, [f"{self.folder}/{name}" for name in names])
 
 
-def place_of(env: Environment, which: Stores, of: str, system: int, *, patience_seconds: float = math.inf) -> Place:
-    """The archive of the cluster `system` of the environment `of` (another's, where this one restores it).
+def place_of(
+    env: Environment, which: Stores, of: str, system: int, *, patience_seconds: float = math.inf
+) -> ArchivePlace:
+    """The archive of the cluster `system` of the environment `of` (another one where this one restores it).
 
     Raises:
-        OpsError: the environment has no such set of stores, or the address is wrong.
+        OpsError: these stores are not configured, or their address is wrong.
     """
     backups = env.stores(which)
     if not backups.wal.startswith("s3://"):

@@ -11,7 +11,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
-from tasks.wal.archive.archive import Archive, Stored
+from tasks.wal.archive.archive import Archive, StoredSegment
 from tasks.wal.format.names import Segment
 
 DELETE_WAL = "delete WAL"
@@ -19,34 +19,34 @@ DELETE_WAL = "delete WAL"
 
 @dataclass(frozen=True)
 class OldWal:
-    """Segments of a cluster that no kept base backup needs. All are before the segment `before`, whose name is without
-    its timeline. `of`: how many files there are."""
+    """Segments of a cluster that no kept base backup needs: all before the segment `before`, named without its
+    timeline. `of`: the number of files in the archive."""
 
     system: int
     archive: Archive
-    doomed: tuple[Stored, ...]
+    doomed: tuple[StoredSegment, ...]
     before: str
     of: int = 0
 
     @property
     def where(self) -> str:
-        """For permits."""
+        """The target of permits."""
         return f"{self.archive.place.where} before {self.before}"
 
     @property
     def bytes(self) -> int:
-        """As stored."""
+        """Their stored bytes."""
         return sum(one.bytes for one in self.doomed)
 
 
 @probe
 def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: timedelta) -> OldWal:
-    """What no base backup of `kept` needs, on whatever timeline: histories stay.
+    """Find the WAL that no base backup of `kept` needs, on any timeline. Histories stay.
 
-    A recovery to any moment of the last `window` (counted from the newest base backup) needs everything from the newest
-    base backup before that on; where a verified one is older still, from the newest verified one on; while none is
-    verified, from the oldest. An older base backup is restored to its own end, and needs what it spans. Nothing is
-    deleted where no base backup of the cluster is kept: its WAL may be all that is left.
+    A recovery to any time in the last `window` (counted from the newest base backup) needs all WAL from the newest base
+    backup before that on. If the newest verified one is older, from that one on; if none is verified, from the oldest
+    on. An older base backup is restored to its end, and needs the WAL that it spans. If no base backup of the cluster
+    is kept, nothing is deleted: its WAL may be all that is left.
     """
     own = sorted((one for one in kept if cluster_in(one).system == system), key=lambda one: one.manifest.taken)
     if not own:
@@ -60,7 +60,7 @@ def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: 
     spans = [range(content.start // bytes_, (content.stop - 1) // bytes_ + 1) for content in contents]
     files = [one for found in (listing.segments, listing.partials) for same in found.values() for one in same]
 
-    def is_old(one: Stored) -> bool:
+    def is_old(one: StoredSegment) -> bool:
         number = Segment.named(one.of, bytes_).number
         return number < first and not any(number in span for span in spans)
 
@@ -70,8 +70,8 @@ def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: 
 
 @action(idempotent=True)
 def delete_wal(permit: Permit, old: OldWal) -> int:
-    """Remove it, oldest first: killed in between, what later base backups need is without a gap. That it is deleted on
-    purpose is noted before, so that no archiver stores it again. Returns its bytes.
+    """Delete it, oldest first, so that a killed run leaves no gap for later base backups. A mark is written first, so
+    that no archiver stores it again. Returns its bytes.
 
     Raises:
         OpsError: the store refuses (an object lock).

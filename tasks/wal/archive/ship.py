@@ -1,5 +1,5 @@
-"""The receiver's directory into the archive, file by file: nothing that is there is written over, and what a file
-claims to be is checked before it is put anywhere."""
+"""Shipping of the receiver's directory into the archive, file by file: no file is overwritten, and each file's header
+is checked first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.wal.archive.archive import DAMAGED, Archive, Listing, pruned_in, written
+from tasks.wal.archive.archive import DAMAGED, Archive, ArchiveListing, StoredSegment, pruned_in, written
 from tasks.wal.format.header import HEADER, read_header, require_own
 from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT, Segment
 
@@ -21,7 +21,7 @@ KEEP_SEGMENTS = 64
 
 @dataclass(frozen=True)
 class Shipped:
-    """One round: what was put into the archive, what was refused and why, and the newest segment that is there."""
+    """One round: the files put into the archive, the refused ones and why, and the newest archived segment."""
 
     put: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -30,20 +30,20 @@ class Shipped:
 
 @dataclass
 class Destination:
-    """One archive for each cluster whose WAL comes, and what is known to be in it. `seen` are files that are there."""
+    """One archive per cluster, and its known content. `seen`: archived files."""
 
     name: str
     archive_of: Callable[[int], Archive]
     seen: set[tuple[str, int, int]] = field(default_factory=set)
-    _known: dict[int, tuple[Archive, Listing]] = field(default_factory=dict)
+    _known: dict[int, tuple[Archive, ArchiveListing]] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Ask the archive again what it has."""
+        """Forget the known content: it is listed again."""
         self.seen.clear()
         self._known.clear()
 
-    def known(self, system: int) -> tuple[Archive, Listing]:
-        """A cluster's archive and what it held when it was first asked, and was given since."""
+    def known(self, system: int) -> tuple[Archive, ArchiveListing]:
+        """A cluster's archive, its content at the first listing, and what was added since."""
         if system not in self._known:
             archive = self.archive_of(system)
             self._known[system] = (archive, archive.listing())
@@ -51,17 +51,17 @@ class Destination:
 
 
 def ship(directory: Path, destination: Destination, *, partial: bool = True) -> Shipped:
-    """Put everything that is in a directory and not yet in the archive there, oldest first.
+    """Put every file of a directory that the archive lacks into it, oldest first.
 
     Raises:
-        OpsError, Unreachable: directory or archive do not answer; launched again, it goes on.
+        OpsError, Unreachable: the directory or the archive cannot be accessed. The next run continues.
     """
     put, refused = list[str](), list[str]()
     files = _files(directory)
     wanted = [path for path in files if SEGMENT.fullmatch(path.name) or HISTORY.fullmatch(path.name)]
     wanted += [path for path in files if PARTIAL.fullmatch(path.name)] if partial else []
     for path in wanted:
-        with contextlib.suppress(FileNotFoundError):  # finished and renamed, or removed, since it was listed
+        with contextlib.suppress(FileNotFoundError):  # finished and renamed, or deleted, since the listing
             found = path.stat()
             mark = (path.name, found.st_size, found.st_mtime_ns)
             if mark in destination.seen:
@@ -71,7 +71,7 @@ def ship(directory: Path, destination: Destination, *, partial: bool = True) -> 
                     put.append(path.name)
                     failpoint("wal: put")
             except VerificationFailed as error:
-                refused.append(error.message)  # looked at again: somebody may put it right
+                refused.append(error.message)  # checked again in the next round
             else:
                 destination.seen.add(mark)
     segments = [path.name for path in files if SEGMENT.fullmatch(path.name)]
@@ -79,15 +79,16 @@ def ship(directory: Path, destination: Destination, *, partial: bool = True) -> 
 
 
 def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
-    """Whether it was put there now.
+    """Put one file. Returns whether it was added now.
 
     Raises:
-        VerificationFailed: it is not what its name says, or the archive has something else of that name.
+        VerificationFailed: its content does not match its name, or the archive has other content of that name.
     """
     content = _read(path)
     if HISTORY.fullmatch(path.name):
         archive, listing = destination.known(_system_of(directory))
-        return _put_new(archive, path.name, content, [one.sha256 for one in listing.histories.get(_tli(path), ())])
+        there = [one.sha256 for one in listing.histories.get(_tli(path), ())]
+        return _put_new(archive, path.name, content, there) is not None
     header = read_header(content, path.name)
     archive, listing = destination.known(header.system)
     segment = Segment.named(path.name[:24], header.segment_bytes)
@@ -99,18 +100,25 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
         return not there and _put_partial(archive, listing, segment, header.system, content)
     require_own(content, segment, header.system)
     if stored and all(one.damaged for one in stored) and hashlib.sha256(content).hexdigest() not in there:
-        there = []  # an intact copy goes beside what is marked as damaged
-    done = _put_new(archive, segment.name, content, there)
-    if done:
-        old = listing.partials.pop(segment.name, ())
-        with contextlib.suppress(OpsError):  # an object lock holds them: they do no harm
-            archive.remove(old)
-    return done
+        there = []  # an intact copy is stored next to a damaged one
+    put = _put_new(archive, segment.name, content, there)
+    if put is None:
+        return False
+    is_late = any(name[8:] >= segment.name[8:] for name in listing.segments)
+    listing.segments[segment.name] = (*stored, put)
+    old = listing.partials.pop(segment.name, ())
+    with contextlib.suppress(OpsError):  # an object lock keeps them: they do no harm
+        archive.remove(old)
+    if is_late and archive.listing().is_pruned(segment.name):  # a prune marked it after the listing was read
+        with contextlib.suppress(OpsError):
+            archive.remove([put])
+        return False
+    return True
 
 
 def _read(path: Path) -> bytes:
-    """A file's content. Of one that is being written, what was there before its second reading began: a page that is
-    read before it is written, followed by one that is read after it was, would look like damage."""
+    """A file's content. It reads an unfinished file twice, and returns what both reads agree on: a page read before it
+    is written, followed by one read after, would look like damage."""
     content = path.read_bytes()
     if not PARTIAL.fullmatch(path.name):
         return content
@@ -118,21 +126,20 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()[:end].ljust(len(content), b"\0")
 
 
-def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> bool:
+def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> StoredSegment | None:
     digest = hashlib.sha256(content).hexdigest()
     if digest in there:
-        return False
+        return None
     if there:
         raise VerificationFailed(
-            f"{of} is in {archive.place.where} with another content",
-            "two servers wrote it: find out which one is to go on, and move the other's WAL away",
+            f"{of} has other content in {archive.place.where}",
+            "find out which server is the right one, and move the other's WAL away: two servers wrote this segment",
         )
-    archive.put(of, content)
-    return True
+    return archive.put(of, content)
 
 
-def _put_partial(archive: Archive, listing: Listing, segment: Segment, system: int, content: bytes) -> bool:
-    """What is written so far, under a name of its own; those that it goes beyond are taken away afterwards."""
+def _put_partial(archive: Archive, listing: ArchiveListing, segment: Segment, system: int, content: bytes) -> bool:
+    """Store an unfinished segment under a separate name, then delete the shorter ones."""
     end = written(content)
     whole = content.ljust(segment.bytes, b"\0")
     require_own(whole, segment, system)
@@ -149,7 +156,7 @@ def _put_partial(archive: Archive, listing: Listing, segment: Segment, system: i
 
 
 def tidy(directory: Path, destinations: Sequence[Destination], keep: int = KEEP_SEGMENTS) -> list[str]:
-    """Remove finished segments from the receiver's directory that every archive has, or has pruned, but for the newest
+    """Delete the finished segments of the receiver's directory that every archive has, or has pruned, except the newest
     `keep`."""
     segments = sorted(
         (path for path in _files(directory) if SEGMENT.fullmatch(path.name)),
@@ -167,7 +174,7 @@ def tidy(directory: Path, destinations: Sequence[Destination], keep: int = KEEP_
 
 
 def _has(destination: Destination, path: Path, mark: tuple[str, int, int]) -> bool:
-    """Asked anew of the archive: a file is removed on nobody's memory."""
+    """Query the archive again: a file is not deleted on cached knowledge."""
     if mark not in destination.seen:
         return False
     content = path.read_bytes()
@@ -191,12 +198,14 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _system_of(directory: Path) -> int:
-    """Whose WAL a directory holds: its newest file's cluster."""
+    """The cluster of a directory's newest file."""
     for path in reversed(_files(directory)):
         if SEGMENT.fullmatch(path.name) or PARTIAL.fullmatch(path.name):
             with contextlib.suppress(OSError, VerificationFailed), path.open("rb") as file:
                 return read_header(file.read(HEADER.size), path.name).system
-    raise VerificationFailed(f"{directory} holds no segment yet", "its history goes with the first segment")
+    raise VerificationFailed(
+        f"{directory} has no segment yet", "nothing to do: its history is shipped with the first segment"
+    )
 
 
 def _tli(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The first bytes of a WAL segment: whose it is, and which.
+"""The header of a WAL segment: its cluster and its place.
 
 src/include/access/xlog_internal.h: XLogPageHeaderData, XLogLongPageHeaderData
 """
@@ -13,7 +13,7 @@ from tasks.wal.format.names import Segment
 
 HEADER = struct.Struct("<HHIQI4xQII")
 _LONG = 0x0002
-_HINT = "do not replay it; look for another copy of this segment (the receiver's directory, the second store)"
+_HINT = "do not replay it; find another copy of this segment (in the receiver's directory or the replica store)"
 
 
 @dataclass(frozen=True)
@@ -27,32 +27,32 @@ class Header:
 
 
 def read_header(content: bytes, name: str) -> Header:
-    """Of a segment's content, or its beginning.
+    """Read the header of a segment's content, or of its beginning.
 
     Raises:
-        VerificationFailed: it does not begin as a segment does.
+        VerificationFailed: it has no segment header.
     """
     try:
         magic, info, timeline, start, _, system, size, page = HEADER.unpack_from(content)
     except struct.error:
         raise VerificationFailed(f"{name} is too short to be a WAL segment", _HINT) from None
     if not magic & 0xD000 or not info & _LONG or not page or size & (size - 1) or size < 1 << 20:
-        raise VerificationFailed(f"{name} does not begin as a WAL segment does", _HINT)
+        raise VerificationFailed(f"{name} has no WAL segment header", _HINT)
     return Header(system, timeline, start, size)
 
 
 def require_own(content: bytes, segment: Segment, system: int) -> None:
-    """That a segment's content is what its name says, of the cluster `system`. A segment in which a timeline begins has
-    pages of the one before.
+    """Check that a segment's content matches its name and the cluster `system`. A segment in which a timeline begins
+    has pages of the previous one.
 
     Raises:
-        VerificationFailed: it is another cluster's, another segment, or not whole.
+        VerificationFailed: it is from another cluster, another segment, or incomplete.
     """
     found = read_header(content, segment.name)
     if found.system != system:
-        told = f"{segment.name} is of another cluster: its system identifier is {found.system}, not {system}"
-        raise VerificationFailed(told, _HINT)
+        message = f"{segment.name} is from another cluster: its system identifier is {found.system}, not {system}"
+        raise VerificationFailed(message, _HINT)
     if found.start != segment.start or found.timeline > segment.timeline or found.segment_bytes != segment.bytes:
-        raise VerificationFailed(f"{segment.name} holds another segment of the same cluster", _HINT)
+        raise VerificationFailed(f"{segment.name} contains another segment of the same cluster", _HINT)
     if len(content) != segment.bytes:
         raise VerificationFailed(f"{segment.name} has {len(content)} bytes instead of {segment.bytes}", _HINT)

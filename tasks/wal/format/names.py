@@ -44,7 +44,7 @@ class Segment:
 
     @classmethod
     def named(cls, name: str, bytes_: int = SEGMENT_BYTES) -> Segment:
-        """Of a file's name: 24 hexadecimal digits."""
+        """From a file's name: 24 hexadecimal digits."""
         timeline, log, part = (int(name[start : start + 8], 16) for start in (0, 8, 16))
         return cls(log * (0x100000000 // bytes_) + part, timeline, bytes_)
 
@@ -67,17 +67,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A timeline and those that it comes from, oldest first, each with the LSN at which it was left."""
+    """A timeline and its ancestors, oldest first, each with the LSN at which it was left."""
 
     number: int
     ancestors: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def read(cls, number: int, text: str) -> Timeline:
-        """Of a history file's text.
+        """From a history file's text.
 
         Raises:
-            VerificationFailed: it is none.
+            VerificationFailed: it is not a history.
         """
         found = []
         for line in text.splitlines():
@@ -87,21 +87,22 @@ class Timeline:
             try:
                 found.append((int(words[0]), lsn_of(words[1])))
             except (ValueError, IndexError):
-                told = f"{number:08X}.history is no history of a timeline: “{line[:60]}”"
+                message = f"{number:08X}.history is no timeline history: “{line[:60]}”"
                 raise VerificationFailed(
-                    told, "take it from the primary's pg_wal, or choose another timeline"
+                    message, "copy it from the primary's pg_wal, or choose another timeline"
                 ) from None
         return cls(number, tuple(found))
 
     def left_at(self, timeline: int) -> int | None:
-        """The LSN up to which `timeline` is part of this one's history; None where it is not. Its own: no end."""
+        """The LSN up to which `timeline` is part of this history; None if it is not. This timeline itself has no
+        end."""
         if timeline == self.number:
             return 1 << 63
         return dict(self.ancestors).get(timeline)
 
     def candidates(self, number: int, bytes_: int = SEGMENT_BYTES) -> list[Segment]:
-        """The files in which a segment of this history may be, the one of the newest timeline first: it begins with a
-        copy of what is before the switch."""
+        """The possible files of a segment of this history, the newest timeline's first: it begins with a copy of what
+        is before the switch."""
         begins = [(self.number, self.ancestors[-1][1] if self.ancestors else 0)]
         for index in range(len(self.ancestors) - 1, -1, -1):
             begins.append((self.ancestors[index][0], self.ancestors[index - 1][1] if index else 0))

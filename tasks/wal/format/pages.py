@@ -1,4 +1,4 @@
-"""The pages of WAL segments: whether records follow a place from which nothing more can be read.
+"""The pages of WAL segments: whether records follow a place at which reading failed.
 
 src/include/access/xlog_internal.h: XLogPageHeaderData; src/include/access/xlogrecord.h: XLogRecord
 """
@@ -21,7 +21,7 @@ Files = Sequence[tuple[Segment, Path]]
 
 
 def record_end(start: int, bytes_: int, segment_bytes: int) -> int:
-    """Where the record after one of so many bytes begins: every page that it goes on in has a header of its own.
+    """Where the record after one of `length` bytes begins: every page that it continues on has a header.
 
     src/backend/access/transam/xlogreader.c: XLogDecodeNextRecord
     """
@@ -33,7 +33,7 @@ def record_end(start: int, bytes_: int, segment_bytes: int) -> int:
 
 
 def next_record(files: Files, last: int) -> int:
-    """Where the record after the last one that could be read begins; `last` itself, where that is a segment's begin."""
+    """Where the record after the last readable one begins; `last` itself at the beginning of a segment."""
     segment, path = next(one for one in files if one[0].start <= last < one[0].end)
     if last == segment.start:
         return last
@@ -45,7 +45,7 @@ def next_record(files: Files, last: int) -> int:
 
 
 def _head(file: BinaryIO, offset: int) -> tuple[int, int, int]:
-    """A record's length, info and resource manager. Its head may go over the edge of a page."""
+    """A record's length, info and resource manager. Its head may cross a page boundary."""
     file.seek(offset)
     length = struct.unpack("<I", file.read(4))[0]
     info = offset + 16
@@ -57,11 +57,9 @@ def _head(file: BinaryIO, offset: int) -> tuple[int, int, int]:
 
 
 def record_behind(files: Files, begin: int) -> int:
-    """Where WAL can be read on behind the record at `begin`, which cannot be read; 0 where nothing is. In the page of
-    `begin` that is the record whose header names `begin` as the one before it; on a later page any that begins there.
-
-    Where WAL just ends, only the rest of the record at `begin` may be there; what is behind that is empty, or older
-    than its place."""
+    """Where reading can continue after the unreadable record at `begin`; 0 for nowhere. On the page of `begin` that is
+    the record whose header names `begin` as the previous one; on a later page, any record that begins there. Where WAL
+    simply ends, only the rest of the record at `begin` may exist; what follows is empty, or older than its place."""
     first = (begin // PAGE_BYTES + 1) * PAGE_BYTES
     for segment, path in files:
         if segment.end <= begin:
@@ -77,8 +75,8 @@ def record_behind(files: Files, begin: int) -> int:
 
 
 def skip_to(path: Path, segment: Segment, record: int) -> None:
-    """Make a page of a copy begin with the rest of a record, up to `record`: who looks for the first record of a page,
-    as pg_waldump does, takes that one."""
+    """Make a page of a copy begin with the rest of a record, up to `record`: pg_waldump searches for the first record
+    of a page, and finds that one."""
     page = record // PAGE_BYTES * PAGE_BYTES
     with path.open("r+b") as file:
         file.seek(page - segment.start)
@@ -89,14 +87,14 @@ def skip_to(path: Path, segment: Segment, record: int) -> None:
 
 
 def _successor(file: BinaryIO, segment: Segment, begin: int) -> int:
-    """The record after `begin` on the same page, wherever the damaged one claims to end."""
-    if begin % PAGE_BYTES == 0:  # the record is behind the page's header
+    """The record after `begin` on the same page, independent of the damaged one's length."""
+    if begin % PAGE_BYTES == 0:  # the record follows the page's header
         begin += PAGE_HEAD if begin % segment.bytes else SEGMENT_HEAD
     file.seek(begin - segment.start)
     left = file.read(PAGE_BYTES - begin % PAGE_BYTES)
     wanted, place = struct.pack("<Q", begin), RECORD_HEAD
     while (place := left.find(wanted, place + 1)) >= 0:
-        record = place - ALIGNED  # xl_prev is behind the record's length and its transaction
+        record = place - ALIGNED  # xl_prev follows the record's length and transaction
         if record % ALIGNED == 0 and struct.unpack_from("<I", left, record)[0] >= RECORD_HEAD:
             return begin + record
     return 0

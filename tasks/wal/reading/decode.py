@@ -1,5 +1,5 @@
-"""Archived WAL read from a point on, segment by segment: its commits, and the place from which nothing more can be read
-although more is there. A damaged segment is read from an intact copy, where there is one."""
+"""Archived WAL read from a point on, segment by segment: its commits, and the place at which reading fails although
+more WAL exists. A damaged segment is read from an intact copy, if there is one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import get_args
 
 from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import action
 from tasks.stores.directory import told
@@ -28,36 +29,36 @@ from tasks.wal.reading.supply import RECEIVED, directories_of
 from tasks.wal.reading.waldump import Commit, commits_in
 
 Copies = Callable[[Link], Iterator[bytes]]
-"""What other places have of a segment; of one that is not finished it may end earlier or later, or go over into what
-was there before."""
+"""The other copies of a segment. A copy of an unfinished one may end earlier or later, or continue with older
+content."""
 MOST_LOOKED_AT = 8
 PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Behind:
-    """What lies behind a gap or a damaged place: how many segments, and their newest commit (None: none was found)."""
+    """The WAL after a gap or a damaged place: its segments, and their newest commit (None: none was found)."""
 
     segments: int
     newest: Commit | None
 
     @property
-    def told(self) -> str:
-        """For people."""
+    def text(self) -> str:
+        """Its extent, as a phrase."""
         until = (
-            f"with commits until {self.newest.at:%Y-%m-%d %H:%M:%S UTC} ({self.newest.told})"
+            f"with commits until {clock.text(self.newest.at)} ({self.newest.text})"
             if self.newest
-            else ("in whose end no commit could be read")
+            else "without a readable commit at their end"
         )
-        more = f"{self.segments} later segments are in the archive" if self.segments else "more of that segment follows"
+        more = f"{self.segments} later segments in the archive" if self.segments else "more of that segment"
         return f"{more}, {until}"
 
 
 @dataclass
 class Reader:
-    """The segments of a chain, brought to a directory and read. `read`: those that are at hand; `end`: up to where they
-    could be read; `damage`: why that is not all; `undecodable`: the segment whose SHA-256 is right and whose WAL is
-    not; `replaced`: those that were read from an intact copy; `copies` offers such. `keeps`: what was read stays."""
+    """The segments of a chain, fetched into a directory and read. `read`: the fetched ones; `end`: the end of the
+    readable WAL; `damage`: why that is not all; `undecodable`: the segment whose SHA-256 is right, but whose WAL does
+    not decode; `replaced`: those read from an intact copy (`copies`). `keeps`: read segments stay in the directory."""
 
     postgres: Postgres
     archive: Archive
@@ -81,7 +82,7 @@ class Reader:
         """
         links = self.chain.links
         for start in range(0, len(links), BATCH):
-            begun = max(len(self.read) - 1, 0)  # a record may go over the edge of two batches
+            begun = max(len(self.read) - 1, 0)  # a record may cross the edge of two batches
             self._bring(links[start : start + BATCH])
             self._read_from(begun, is_last=len(self.read) == len(links))
             yield
@@ -93,19 +94,19 @@ class Reader:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything of the chain was read."""
+        """Whether the whole chain was read."""
         return len(self.read) == len(self.chain.links) and not self.damage
 
     @property
     def later(self) -> tuple[Link, ...]:
-        """The segments behind the place at which reading ended, or the chain does."""
+        """The segments after the place at which reading, or the chain, ended."""
         number = self.undecodable.segment.number if self.undecodable else -1
         left = self.chain.links[len(self.read) + 1 :] if self.damage and not self.undecodable else ()
         left = left or tuple(link for link in self.chain.links if self.undecodable and link.segment.number > number)
         return (*left, *self.chain.behind)
 
     def behind(self) -> Behind | None:
-        """What lies behind that place; None where nothing does."""
+        """The WAL after that place; None without any."""
         later = self.later
         if not later and not self.undecodable:
             return None
@@ -143,7 +144,7 @@ class Reader:
             self.read, links = (*self.read, links[0]), links[1:]
 
     def _bring_copy(self, link: Link) -> bool:
-        """Of a segment that is not what its SHA-256 says: a copy that is."""
+        """An intact copy of a segment whose SHA-256 differs."""
         for content in self.copies(link):
             if hashlib.sha256(content).hexdigest() == link.stored.sha256:
                 self._write(link, content)
@@ -167,14 +168,14 @@ class Reader:
         self.end = found.broken_at or max(self.read[-1].end, found.reached)
         if begin := found.broken_at:
             link = self.undecodable = next(link for link in links if link.segment.end > begin)
-            what = "has records behind the place where decoding ends" if link.stored.end else "is damaged"
+            what = "has records after the end of decoding" if link.stored.end else "is damaged"
             self.damage = (
                 f"{link.segment.name} in {self.archive.place.where} {what}: its WAL does not decode "
                 f"from {lsn_text(begin)} on, although its checksum is right"
             )
 
     def _decode(self, files: Files, *, is_last: bool) -> _Decoded:
-        """Where the archive ends the last record may not be whole yet: no other follows it then."""
+        """At the end of the archive the last record may be incomplete: no other one follows it then."""
         ends = list[int]()
         commits = commits_in(self.postgres, files, ends.append)
         reached = next_record(files, ends[0]) if ends else files[-1][0].end
@@ -182,9 +183,8 @@ class Reader:
         return _Decoded(commits, reached, reached if is_broken else 0)
 
     def _replace(self, links: Sequence[Link], files: Files, found: _Decoded, *, is_last: bool) -> _Decoded | None:
-        """The same with an intact copy in the place of the damaged segment: one from which WAL can be read on into the
-        next segment, which fits to what is before it and after it by that; of the last one, which is not finished, one
-        that can be read further."""
+        """Read again with an intact copy of the damaged segment: one from which reading continues into the next
+        segment. For the last, unfinished segment: one that can be read further."""
         for index, link in enumerate(links):
             is_tail = bool(is_last and link is links[-1] and link.stored.end)
             first = found.reached // link.segment.bytes
@@ -194,13 +194,13 @@ class Reader:
                 continue
             kept = files[index][1].read_bytes()
             for content in self.copies(link):
-                # What was written meanwhile makes a copy longer: that is no damage here.
+                # A copy may be longer because of later writes: that is no damage here.
                 if content == kept or (not found.broken_at and content.startswith(kept[: link.stored.end])):
                     continue
                 self._write(link, content)
                 better = self._decode(files, is_last=is_last)
                 if is_tail and better.reached > found.reached:
-                    if not better.broken_at:  # what is behind that in a server's own file was there before
+                    if not better.broken_at:  # in a server's own file, what follows is older
                         there = content[: better.reached - link.segment.start]
                         self._write(link, there.ljust(link.segment.bytes, b"\0"))
                     self.replaced.append(link)
@@ -216,8 +216,8 @@ class Reader:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """The commits of some segments, up to where their records could be read; `broken_at`: others follow a record there
-    that cannot be read (0: none does)."""
+    """The commits of some segments, up to the end of their readable records. `broken_at`: an unreadable record that
+    others follow (0: none)."""
 
     commits: list[Commit]
     reached: int
@@ -225,9 +225,9 @@ class _Decoded:
 
 
 def copies_of(env: Environment, system: int, of: str = "") -> Copies:
-    """Copies of an archived segment, of the same cluster, timeline and place: the receiver's; of one that is not
-    finished also those of the servers' own pg_wal on this host, and of every archive. `of`: the environment whose WAL
-    it is, where that is another one. None without [wal]: such an environment names one archive and reads no other."""
+    """Find the copies of an archived segment, of the same cluster, timeline and place: the receiver's; for an
+    unfinished one also those in the pg_wal of servers on this host, and in every archive. `of`: the environment of the
+    WAL, if that is another one. Without [wal] there are none: such an environment reads one archive only."""
 
     def find(link: Link) -> Iterator[bytes]:
         if not env.has("wal"):
@@ -264,8 +264,8 @@ def _archived_copies(env: Environment, link: Link, system: int, of: str) -> Iter
 
 @action(idempotent=True)
 def replace_damaged(archive: Archive, link: Link, content: bytes) -> str:
-    """Put an intact copy of a segment into the archive: in place of a file that is not what its SHA-256 says; beside
-    one that is and does not decode, which is marked. Returns the name of the intact file.
+    """Put an intact copy of a segment into the archive. It replaces a file whose SHA-256 differs; a file that does not
+    decode is marked and kept. Returns the name of the intact file.
 
     Raises:
         OpsError, Unreachable: the archive cannot be written.
@@ -279,7 +279,7 @@ def replace_damaged(archive: Archive, link: Link, content: bytes) -> str:
 
 @action(idempotent=True)
 def mark_damaged(archive: Archive, link: Link) -> str:
-    """Note in the archive that a segment does not decode, for every run that comes after this one.
+    """Mark in the archive that a segment does not decode, for later runs.
 
     Raises:
         OpsError, Unreachable: the archive cannot be written.

@@ -1,4 +1,4 @@
-"""The segments of a directory of this host: the receiver's, or a server's own pg_wal."""
+"""The segments in a directory of this host: the receiver's, or a server's pg_wal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LISTINGS = 10
 
 @dataclass(frozen=True)
 class Local:
-    """One file: which segment it is by its name and by the header in it, and whose (the system identifier)."""
+    """One file: its segment, by its name and its header, and its cluster (the system identifier)."""
 
     path: Path
     segment: Segment
@@ -23,12 +23,12 @@ class Local:
 
     @property
     def name(self) -> str:
-        """As a finished one is called."""
+        """The name of a finished segment."""
         return self.segment.name
 
     @property
     def timeline(self) -> int:
-        """By its name."""
+        """Its timeline by name."""
         return self.segment.timeline
 
     @property
@@ -38,21 +38,21 @@ class Local:
 
     @property
     def bytes(self) -> int:
-        """Of a whole one."""
+        """The size of a complete one."""
         return self.segment.bytes
 
 
 def find_segments(directory: Path) -> list[Local]:
-    """The segments of a directory in order, a `.partial` one too where it is not there whole.
+    """The segments of a directory in order, a `.partial` one included if no complete one exists.
 
-    Those that were kept for later use, whose names are ahead of what is in them, are not among them.
+    Recycled segments, whose content does not match their names, are left out.
 
     Raises:
         OpsError: the directory cannot be read.
     """
     try:
         for _ in range(_LISTINGS):
-            with contextlib.suppress(FileNotFoundError):  # one was finished, and renamed, or taken for a new one
+            with contextlib.suppress(FileNotFoundError):  # one was finished and renamed, or recycled
                 return _found(directory)
         return _found(directory)
     except OSError as error:
@@ -76,7 +76,7 @@ def _local(path: Path) -> Local | None:
         head = file.read(HEADER.size)
     try:
         header = read_header(head, path.name)
-    except VerificationFailed:  # made, and not written yet
+    except VerificationFailed:  # created, but not written yet
         return None
     segment = Segment.named(path.name.removesuffix(".partial"), header.segment_bytes)
     return Local(path, segment, header.system) if header.start == segment.start else None

@@ -1,5 +1,5 @@
-"""All the WAL of one cluster that can be read from here, segment by segment, wherever it is: in the archive, in the
-receiver's directory, in a server's own pg_wal. Nothing is changed anywhere: segments are copied to be read."""
+"""All WAL of one cluster that can be read from here, segment by segment: in the archive, the receiver's directory, or a
+server's pg_wal. Nothing is changed: segments are copied and read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
 from tasks.host.disk import is_here
 from tasks.stores.directory import told
-from tasks.wal.archive.archive import Archive, Stored, timeline_in
+from tasks.wal.archive.archive import Archive, StoredSegment, timeline_in
 from tasks.wal.archive.continuity import intact
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.format.header import require_own
@@ -31,18 +31,18 @@ RECEIVED = "the receiver's directory"
 
 @dataclass(frozen=True)
 class Piece:
-    """One segment, and where it is: a file of this host, or one of the archive. `whole`: it was finished."""
+    """One segment and its file, on this host or in the archive. `whole`: it is finished."""
 
     segment: Segment
     where: str
     whole: bool
     path: Path | None = None
-    stored: Stored | None = None
+    stored: StoredSegment | None = None
 
 
 @dataclass(frozen=True)
 class Supply:
-    """The segments of one history by number, oldest first. `silent`: the places that could not be read, and why."""
+    """The segments of one history by number, oldest first. `silent`: the unreadable places, and why."""
 
     system: int
     timeline: Timeline
@@ -53,26 +53,26 @@ class Supply:
 
     @property
     def numbers(self) -> list[int]:
-        """Of the segments that are there, in order."""
+        """The numbers of the available segments, in order."""
         return sorted(self.pieces)
 
     @property
     def torn(self) -> set[int]:
-        """Those of which only the beginning is there, and others follow."""
+        """Those with only their beginning, although others follow."""
         return {number for number, piece in self.pieces.items() if not piece.whole} - {max(self.pieces)}
 
     def missing(self, first: int, last: int) -> list[str]:
-        """What of those from `first` to `last` is nowhere, by name."""
+        """The names of the missing ones from `first` to `last`."""
         numbers = range(first, last + 1)
         names = {number: Segment(number, self.timeline.number, self.segment_bytes).name for number in numbers}
         ends = {number: f"the end of {names[number]}" for number in self.torn & set(numbers)}
         return [ends.get(number, names[number]) for number in numbers if number in ends or number not in self.pieces]
 
     def bring(self, piece: Piece, directory: Path) -> Path:
-        """A copy of a segment, compared with what its name says.
+        """Copy a segment, and check it against its name.
 
         Raises:
-            VerificationFailed: it is damaged, another cluster's, or gone since it was looked for.
+            VerificationFailed: it is damaged, from another cluster, or was deleted meanwhile.
             OpsError, Unreachable: the place does not answer, or the disk is full.
         """
         target = directory / piece.segment.name
@@ -82,7 +82,7 @@ class Supply:
             try:
                 content = piece.path.read_bytes()
             except OSError as error:
-                raise VerificationFailed(f"{piece.path} cannot be read: {error.strerror}", "launch it again") from None
+                raise VerificationFailed(f"{piece.path} cannot be read: {error.strerror}", "run it again") from None
         else:
             assert piece.stored
             assert self.archive
@@ -95,14 +95,14 @@ class Supply:
 
 @probe
 def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0) -> Supply:
-    """Where every segment of a cluster is. A place that does not answer is none; the others may have it all.
+    """Locate every segment of a cluster. Places that do not answer are skipped: the others may have everything.
 
     Raises:
-        OpsError: no place has any, or there is no such timeline.
+        OpsError: no place has WAL, or there is no such timeline.
     """
     silent, found, archive, listing = list[str](), list[Piece](), None, None
     if not env.has(source):
-        silent.append(f"the environment names no [{source}]")
+        silent.append(f"[{source}] is not set")
     else:
         try:
             archive = archive_of(env, source, system)
@@ -128,14 +128,14 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
                 for name, same in names.items()
             ]
     if not found:
-        hint = "look at [wal] directory and [backups] wal of the environment, and at the receiver's log"
+        hint = "check [wal] directory and [backups] wal of the environment, and the receiver's log"
         raise OpsError("there is no WAL to read" + "".join(f"; {why}" for why in silent), hint)
     history = _history(env, archive, timeline or max(one.segment.timeline for one in found))
     return Supply(system, history, bytes_, archive, _chosen(found, history, bytes_), tuple(silent))
 
 
 def directories_of(env: Environment) -> list[tuple[str, Path]]:
-    """Those of this host: the receiver's, and the servers' own."""
+    """The WAL directories of this host: the receiver's and the servers'."""
     found = [(RECEIVED, Path(env.wal.directory))] if env.has("wal") else []
     nodes = [env.postgres, *([env.standby] if env.has("standby") else [])]  # the primary's goes further
     found += [
@@ -145,7 +145,7 @@ def directories_of(env: Environment) -> list[tuple[str, Path]]:
 
 
 def system_here(env: Environment) -> int:
-    """The system identifier of the cluster whose WAL came here last; 0 where there is none."""
+    """The system identifier of the cluster with the newest WAL here; 0 without any."""
     newest, system = (0, 0), 0
     for _, directory in directories_of(env):
         for one in find_segments(directory):
@@ -163,14 +163,17 @@ def _history(env: Environment, archive: Archive | None, number: int) -> Timeline
             return Timeline.read(number, path.read_text(errors="replace"))
     if archive is None:
         raise OpsError(
-            f"the history of timeline {number} is nowhere here", "name another timeline, or mend the archive"
+            f"the history of timeline {number} is missing",
+            "choose another timeline, or copy the history into the archive",
         )
     return timeline_in(archive, archive.listing(), number)
 
 
 def _chosen(found: Sequence[Piece], history: Timeline, bytes_: int) -> dict[int, Piece]:
-    """Of each number the best: of the newest timeline of the history, finished, and of this host before the archive.
-    A server's own segment that it still writes is finished by name; what is behind its last record says nothing."""
+    """The best one of each number: of the newest timeline, finished, and on this host rather than in the archive.
+
+    A server's current segment has the name of a finished one; what follows its last record has no meaning.
+    """
     best = dict[int, tuple[int, Piece]]()
     for piece in found:
         candidates = history.candidates(piece.segment.number, bytes_)
@@ -184,8 +187,8 @@ def _chosen(found: Sequence[Piece], history: Timeline, bytes_: int) -> dict[int,
 
 
 def first_at(postgres: Postgres, supply: Supply, moment: datetime, directory: Path) -> int:
-    """The place, among the supply's numbers, of the first segment with a commit at or after a moment; their count where
-    there is none. Commit times are nearly in the order of WAL: whoever reads begins one segment earlier."""
+    """The index, among the supply's numbers, of the first segment with a commit at or after a time; their count without
+    one. Commit times are nearly in the order of WAL: a reader starts one segment earlier."""
     numbers = supply.numbers
 
     @functools.cache
@@ -194,21 +197,21 @@ def first_at(postgres: Postgres, supply: Supply, moment: datetime, directory: Pa
         try:
             path = supply.bring(piece, directory)
         except VerificationFailed:
-            return 0.0  # whoever reads it says so
+            return 0.0  # its reader reports the problem
         commits = commits_in(postgres, [(piece.segment, path)])
         path.unlink()
         return max((one.at.timestamp() for one in commits), default=0.0)
 
     def newest(place: int) -> float:
-        """Of the first segment from there on in which anything was committed."""
+        """The newest commit of the first segment from there on that has one."""
         return next((found for number in numbers[place:] if (found := newest_in(number))), float("inf"))
 
     return bisect_left(range(len(numbers)), moment.timestamp(), key=newest)
 
 
 def runs_of(numbers: Sequence[int], torn: Collection[int] = ()) -> Iterator[list[int]]:
-    """Consecutive numbers, in batches that can be read at once. One follows another without a gap with the last segment
-    of that one as its first: a record may go over the edge. `torn` are not whole: nothing can be read on from them."""
+    """Consecutive numbers in batches that are read at once. A batch begins with the last segment of the previous one,
+    as a record may cross the edge. `torn`: incomplete ones, from which reading cannot continue."""
     batch = list[int]()
     for number in numbers:
         if batch and (number != batch[-1] + 1 or batch[-1] in torn):
@@ -223,7 +226,7 @@ def runs_of(numbers: Sequence[int], torn: Collection[int] = ()) -> Iterator[list
 
 
 def clear(directory: Path, keep: Sequence[str] = ()) -> None:
-    """Remove what was brought, but for these."""
+    """Delete the copied segments except these."""
     for path in directory.iterdir():
         if path.name not in keep:
             path.unlink() if path.is_file() else shutil.rmtree(path)

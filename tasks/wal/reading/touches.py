@@ -1,4 +1,4 @@
-"""What transactions did to the rows of some files, read from WAL alone: how many each deleted and updated.
+"""The rows that transactions deleted and updated in some files, read from WAL alone.
 
 src/backend/access/rmgrdesc/heapdesc.c
 """
@@ -29,14 +29,14 @@ class Touched:
 
     @property
     def rows(self) -> int:
-        """All of them."""
+        """All its rows."""
         return sum(self.deleted.values()) + sum(self.updated.values())
 
 
 @dataclass
 class Touches:
-    """What transactions did to some files. `most`: of more than so many, those with the fewest rows are counted only
-    (`left_out`). `open`: those whose end was not seen, with their rows."""
+    """The transactions that changed some files. Beyond `most`, those with the fewest rows are only counted
+    (`left_out`). `open`: those without a seen end, with their rows."""
 
     files: frozenset[Pair]
     at_least: int = 1
@@ -52,7 +52,7 @@ class Touches:
         return {xid: sum(counts.values()) for xid, counts in self._counts.items()}
 
     def read(self, lines: Iterable[str], wanted: Iterable[str] = ("DELETE", "UPDATE")) -> None:
-        """Go on with what pg_waldump prints of `TOUCHING`; what was read before is passed over."""
+        """Read more output of pg_waldump for `TOUCHING`; known records are skipped."""
         kinds = frozenset(wanted)
         for line in lines:
             if match := _HEAP.search(line):

@@ -1,9 +1,9 @@
-"""What transactions did to a relation, read from WAL alone: truncated, rewritten or dropped. (Its rows: `touches`.)
+"""Transactions that truncated, rewrote or dropped a relation, read from WAL alone. (Rows: `touches`.)
 
-A relation is known by its OID, its rows by the file that holds them (its filenode). Who truncates, rewrites or drops it
-takes an exclusive lock, which WAL tells by OID (Standby/LOCK); the commit record tells the files that went with it
-(`rels:`) and the OIDs that are no more (`dropped stats:`, from version 15 on). So the files that a relation had before
-are found without its catalog of then.
+WAL identifies a relation by its OID, and its rows by their file (filenode). To truncate, rewrite or drop a relation, a
+transaction takes an exclusive lock, which WAL has by OID (Standby/LOCK). The commit record has the deleted files
+(`rels:`) and the dropped OIDs (`dropped stats:`, from version 15 on). With these the earlier files of a relation are
+found without the catalog of that time.
 
 src/backend/access/rmgrdesc/xactdesc.c, standbydesc.c, smgrdesc.c
 """
@@ -38,7 +38,7 @@ _XACTS = re.compile(r" xacts: ([\d ]+)")
 
 @dataclass(frozen=True)
 class End:
-    """How a transaction ended. `lsn`: where that record begins; `files` and `dropped`: what went with it."""
+    """The end of a transaction. `lsn`: the beginning of that record; `files` and `dropped`: what it deleted."""
 
     xid: int
     lsn: int
@@ -52,8 +52,8 @@ class End:
 
 @dataclass(frozen=True)
 class Definition:
-    """A committed transaction that took files away: the relations that it locked exclusively, the files that it made
-    and those that went, each in their order; the tablespaces in which it made them."""
+    """A committed transaction that deleted files: the relations that it locked exclusively, the files that it created
+    and deleted, in order, and the tablespaces of the created ones."""
 
     end: End
     locked: frozenset[Pair]
@@ -62,20 +62,20 @@ class Definition:
 
     @property
     def transient(self) -> set[Pair]:
-        """What a rewrite (VACUUM FULL, CLUSTER, ALTER TABLE) makes and drops: a relation whose first file has its OID,
-        and becomes the file of the rewritten one."""
+        """The relation that a rewrite (VACUUM FULL, CLUSTER, ALTER TABLE) creates and drops. Its first file has its OID
+        as name, and becomes the file of the rewritten relation."""
         return set(self.made) & self.end.dropped
 
     @property
     def pairs(self) -> list[tuple[Pair, Pair]]:
-        """Each file that went, and that in its place, where nothing else was dropped: they go in the order in which the
-        new ones are made, and are told the last one first."""
+        """Each deleted file and its successor, if nothing else was dropped: files are deleted in the order in which the
+        new ones are created, and listed last one first."""
         if self.end.dropped or len(self.end.files) != len(self.made):
             return []
         return list(zip(reversed(self.end.files), self.made, strict=True))
 
     def does_to(self, oid: Pair) -> Literal["", "TRUNCATE", "DROP", "rewrite"]:
-        """What it did to a relation."""
+        """Its effect on a relation."""
         if oid in self.end.dropped:
             return "DROP"
         if oid not in self.locked or not self.end.files:
@@ -85,7 +85,7 @@ class Definition:
         return "TRUNCATE" if self.pairs else ""
 
     def files_of(self, known: set[Pair]) -> set[Pair]:
-        """The files that a relation had before and after it, by those that are known."""
+        """The files of a relation before and after it, derived from the known ones."""
         found = {file for pair in self.pairs if known & set(pair) for file in pair}
         if self.transient and known & {*self.transient, *self.end.files}:
             found |= self.guessed | self.transient
@@ -93,12 +93,13 @@ class Definition:
 
     @property
     def guessed(self) -> set[Pair]:
-        """The file of the table whose TOAST's and indexes' went with it: made first, it has the lowest number."""
+        """The file of the table, deleted with those of its TOAST and indexes: created first, it has the lowest
+        number."""
         return {min(self.end.files)} if self.end.files else set()
 
 
 def trace(definitions: Sequence[Definition], oid: Pair, known: set[Pair]) -> set[Pair]:
-    """Every file that a relation had in a stretch of WAL, by those that its catalogs tell."""
+    """Every file of a relation in a range of WAL, derived from those in its catalogs."""
     own = [one for one in definitions if one.does_to(oid)]
     files = set(known)
     for one in (*reversed(own), *own):
@@ -111,10 +112,10 @@ def trace(definitions: Sequence[Definition], oid: Pair, known: set[Pair]) -> set
 
 @dataclass
 class Definitions:
-    """Of a stretch of WAL: every transaction that took files of some databases away, and all files made in them; how
-    many committed, the first and the last of them; those that were running when it begins (as far as it tells), and of
-    them those that committed in it (`begun`); the databases that were made, each with the LSN of that; where the
-    transaction `swap` committed (0: not in it)."""
+    """The content of a range of WAL: the transactions that deleted files of some databases, and all created files; the
+    number of commits, the first and the last one; the transactions in progress at its beginning, and those of them that
+    committed in it (`begun`); the created databases with their LSN; where the transaction `swap` committed (0: not in
+    it)."""
 
     databases: frozenset[int]
     swap: int = 0
@@ -132,7 +133,7 @@ class Definitions:
     _seen: int = -1
 
     def read(self, lines: Iterable[str]) -> None:
-        """Go on with what pg_waldump prints of `DEFINING`; what was read before is passed over."""
+        """Read more output of pg_waldump for `DEFINING`; known records are skipped."""
         for line in lines:
             if not (match := LINE.search(line)) or (lsn := lsn_of(match[2])) <= self._seen:
                 continue
@@ -169,7 +170,7 @@ class Definitions:
 
 
 def parse_end(tx: int, lsn: int, text: str) -> End | None:
-    """A record of the resource manager Transaction, as pg_waldump describes it; None where it is no end."""
+    """The end of a transaction from pg_waldump's description of a Transaction record; None for another record."""
     if not (match := _END.match(text)):
         return None
     parts = {name.strip(): rest for name, _, rest in (part.partition(":") for part in match[4].split(";"))}

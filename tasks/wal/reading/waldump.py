@@ -1,4 +1,4 @@
-"""What is in WAL: its transactions, by pg_waldump. https://www.postgresql.org/docs/current/pgwaldump.html"""
+"""The transactions in WAL, by pg_waldump. https://www.postgresql.org/docs/current/pgwaldump.html"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.postgres.server import Postgres
-from runbook import shell
+from runbook import clock, shell
 from runbook.errors import CommandFailed
 from tasks.wal.format.names import Segment, lsn_of, lsn_text
 
@@ -19,7 +19,7 @@ _COMMIT = re.compile(
     r"tx: +(?P<tx>\d+), lsn: (?P<lsn>[0-9A-F/]+), prev \S+, desc: COMMIT(?:_PREPARED (?P<xid>\d+):)? "
     r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC"
 )
-# How it ends where WAL ends: nothing more is there, or what is there is not written yet.
+# Its messages at the end of WAL: no more records, or records that are not written yet.
 _END = re.compile(
     r"(?:error in WAL record at|could not find a valid record after) ([0-9A-F]+/[0-9A-F]+)"
     r"|could not find file|could not read"
@@ -28,17 +28,17 @@ _END = re.compile(
 
 @dataclass(frozen=True)
 class Commit:
-    """A committed transaction: its number (without epoch), where its commit record begins, and its server's time of it.
-    Times are not in the order of the records."""
+    """A committed transaction: its ID (without epoch), the beginning of its commit record, and the server's commit
+    time. Commit times are not in the order of the records."""
 
     xid: int
     lsn: int
     at: datetime
 
     @property
-    def told(self) -> str:
-        """For people."""
-        return f"transaction {self.xid}, committed {self.at:%Y-%m-%d %H:%M:%S.%f UTC}, at {lsn_text(self.lsn)}"
+    def text(self) -> str:
+        """The transaction with its time and place."""
+        return f"transaction {self.xid}, committed {clock.text(self.at, 'microseconds')}, at {lsn_text(self.lsn)}"
 
 
 def commits_in(
@@ -50,7 +50,7 @@ def commits_in(
     """Every commit in consecutive segments of one history, in the order of WAL. `stopped`, `start`: see `lines_in`.
 
     Raises:
-        CommandFailed: pg_waldump failed otherwise than by reaching the end.
+        CommandFailed: pg_waldump failed, other than at the end of WAL.
     """
     lines = lines_in(postgres, files, ["Transaction"], stopped, start)
     return [commit for line in lines if (commit := _commit(line))]
@@ -63,25 +63,24 @@ def lines_in(
     stopped: Callable[[int], None] = lambda _: None,
     start: int = 0,
 ) -> Iterator[str]:
-    """What pg_waldump prints of some resource managers' records in consecutive segments of one history, from the first
-    that begins at or after `start` on (0: from their beginning). `stopped` is told the LSN behind which it read
-    nothing, where it could not read to the end.
+    """The output of pg_waldump for some resource managers in consecutive segments of one history, from the first record
+    at or after `start` on (0: from their beginning). `stopped` gets the LSN at which reading ended early.
 
     Raises:
-        CommandFailed: it failed otherwise than by reaching the end.
+        CommandFailed: it failed, other than at the end of WAL.
     """
     if not files:
         return
     one = files[-1][0].timeline
     with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory:
-        for segment, path in files:  # under one timeline's names: pg_waldump reads the files of one only
+        for segment, path in files:  # named as one timeline's: pg_waldump reads only one
             (Path(directory) / Segment(segment.number, one, segment.bytes).name).symlink_to(path)
-        # At the very beginning of a segment it finds the first record that begins there.
+        # At the beginning of a segment it finds the first record that begins there.
         argv = [
             *(postgres.program("pg_waldump"), f"--path={directory}", f"--timeline={one}"),
             *(f"--rmgr={manager}" for manager in managers),
             f"--start={lsn_text(max(start, files[0][0].start))}",
-            f"--end={lsn_text(files[-1][0].end)}",  # else it waits 5 s for the next one
+            f"--end={lsn_text(files[-1][0].end)}",  # otherwise it waits 5 s for the next one
         ]
         yield from _printed(argv, stopped)
 
@@ -98,7 +97,7 @@ def _printed(argv: Sequence[str], stopped: Callable[[int], None]) -> Iterator[st
         if code := child.wait():
             err.seek(0)
             if not (end := _END.search(said := err.read().decode(errors="replace"))):
-                raise CommandFailed(argv, code, said, "look at the segments that it names")
+                raise CommandFailed(argv, code, said, "check the segments that it names")
             if end[1]:
                 stopped(lsn_of(end[1]))
 

@@ -34,7 +34,7 @@ def test_copies_in_another_place_restore_when_the_first_is_gone(trial: Trial, ga
     assert names(trial, "copies") == names(trial)
     verify_backup.fn(NAME)
     again = replicate_backups.fn(NAME, read="all")
-    assert again.outcome == "every backup has its copy"
+    assert again.outcome == "every backup has a copy"
     copy = catalogue.open_backup(store_of(trial.environment, "postgres", "copies"), names(trial, "copies")[0])
     assert copy.verified, "proven of the same bytes"
     shutil.rmtree(trial.store)
@@ -116,7 +116,7 @@ def test_a_copy_goes_bad_before_its_backup_is_verified(trial: Trial) -> None:
     replicate_backups.fn(NAME)
     verify_backup.fn(NAME)
     flip(largest_file(copies / names(trial)[0] / "dump"))
-    with pytest.raises(RunbookFailed, match="copies of postgres that were there.*SHA-256"):
+    with pytest.raises(RunbookFailed, match="existing copies of postgres.*SHA-256"):
         replicate_backups.fn(NAME)
     for read in ("new", "all", "new"):
         assert not copy_in(trial).verified
@@ -126,7 +126,7 @@ def test_a_copy_goes_bad_before_its_backup_is_verified(trial: Trial) -> None:
             continue
         report = replicate_backups.fn(NAME)
         [known] = [found for found in report.findings if found.name == f"copy of {names(trial)[0]}"]
-        assert (known.status, known.value[:27]) == ("WARN", "did not stand its proof of ")
+        assert (known.status, known.value[:26]) == ("WARN", "failed its verification: 2")
     shutil.rmtree(copies / names(trial)[0])
     report = replicate_backups.fn(NAME)
     assert not any(found.name.startswith("copy of") for found in report.findings)
@@ -234,12 +234,12 @@ def test_on_its_way_it_is_removed_where_nobody_wants_it_any_more(
             replicate_backups.fn(NAME)
     assert replicate_backups.fn(NAME).status in GOOD
     kept.mkdir()
-    assert replicate_backups.fn(NAME).outcome == "every backup has its copy"
+    assert replicate_backups.fn(NAME).outcome == "every backup has a copy"
     assert spooled(trial) == []
 
 
 def test_there_must_be_a_second_place(trial: Trial) -> None:
-    with pytest.raises(RunbookFailed, match="no second place for backups.*add \\[copies\\]"):
+    with pytest.raises(RunbookFailed, match="no replica store.*add \\[copies\\]"):
         replicate_backups.fn(NAME)
     configure(trial, "copies", postgres=str(trial.store), redis="/nowhere/r", files="/nowhere/f")
     with pytest.raises(OpsError, match="a separate directory: \\[backups\\] postgres uses this one"):

@@ -35,7 +35,7 @@ def test_a_kind_is_taken_verified_and_pruned_by_itself(trial: Trial, form: str, 
     assert report.status in GOOD
     assert newest(trial, kind).verified
     assert [name for name in trial.databases() if name.startswith(trial.database)] == [trial.database]
-    assert prune_backups.fn(NAME, kind=kind).outcome == "there is nothing to delete"
+    assert prune_backups.fn(NAME, kind=kind).outcome == "nothing to delete"
     log = Path(trial.environment.logs.backup).read_text()
     assert f"Backup completed - {backup.name}" in log
 
@@ -75,7 +75,7 @@ def test_a_text_that_was_changed_is_found(trial: Trial, seeded: str) -> None:
         dump.write_text(text.replace(old, new, 1))
         sums = {name: found.model_dump() for name, found in manifest.sums_of(path).items()}
         reseal(path, lambda sealed: sealed.update(files=sums))
-    what = {"a row": "their content is not", "an index": "INDEX public.people_name.*missing", "a byte": "SHA-256"}
+    what = {"a row": "their content differs", "an index": "INDEX public.people_name.*missing", "a byte": "SHA-256"}
     with pytest.raises(RunbookFailed, match=what[seeded]):
         verify_backup.fn(NAME, backup=path.name)
     assert not newest(trial, "sql").verified
@@ -89,7 +89,7 @@ def test_chosen_tables_have_their_rows_and_everybody_s_definitions(trial: Trial)
         *("public.answers_2026_01", "public.answers_rest", "public.by_mood", 'public."Empty Table"')
     }
     assert verify_backup.fn(NAME, backup=backup.name).status in GOOD
-    with pytest.raises(RunbookFailed, match="some tables.*restore-tables puts chosen tables into the live database"):
+    with pytest.raises(RunbookFailed, match="some tables.*run restore-tables for chosen tables"):
         restore_database.fn(NAME, backup=backup.name, confirm=NAME)
     report = restore_database.fn(NAME, backup=backup.name, into=f"{trial.database}_part", confirm=NAME)
     assert report.status in GOOD
@@ -117,7 +117,7 @@ END $$
 @pytest.mark.parametrize(
     ("form", "tables", "said"),
     [
-        ("tables", [], "no table is named"),
+        ("tables", [], "no table was named"),
         ("tables", ["peeple"], "there is no table “peeple”.*did you mean people"),
         ("tables", ["people", "split"], r"be without the rows of public\.split_far \(a foreign table\)"),
         ("tables", ["people", "unsplit"], "unsplit has no partitions"),
@@ -146,10 +146,10 @@ def test_into_makes_another_database_and_leaves_the_live_one(trial: Trial) -> No
     assert trial.sql("SELECT count(*) FROM answers") == [(0,)]
     assert trial.sql("SELECT count(*) FROM answers", database=other) == [(500,)]
     assert trial.sql("SELECT datdba::regrole::text FROM pg_database WHERE datname = %s", other) == [("grc_user",)]
-    with pytest.raises(RunbookFailed, match="there already.*choose a name that nobody has"):
+    with pytest.raises(RunbookFailed, match="already exists.*choose a name that no database has"):
         restore_database.fn(NAME, into=other, confirm=NAME)
     for reserved in (f"{trial.database}__new", "postgres", " "):
-        with pytest.raises((RunbookFailed, OpsError), match="there already|reserved|cannot name"):
+        with pytest.raises((RunbookFailed, OpsError), match="already exists|reserved|cannot name"):
             restore_database.fn(NAME, into=reserved, confirm=NAME)
 
 
@@ -158,7 +158,7 @@ def test_into_makes_another_database_and_leaves_the_live_one(trial: Trial) -> No
 )
 def test_names_that_runs_drop_are_not_given(trial: Trial, ending: str) -> None:
     """Whatever they begin with: another environment's run may make and drop just that."""
-    with pytest.raises(RunbookFailed, match="is reserved.*choose a name that nobody has, without our endings"):
+    with pytest.raises(RunbookFailed, match="is reserved.*choose a name that no database has and that is not reserved"):
         restore_database.fn(NAME, into=f"{trial.database}x{ending}", confirm=NAME)
 
 
@@ -180,7 +180,9 @@ def test_what_a_killed_run_left_is_planned_and_dropped(trial: Trial) -> None:
     left = building_name(trial.database, other)
     trial.server.create_database(left)
     plan = restore_database.fn(NAME, into=other)
-    assert ("drop", f"{left}: what a run that ended early left") in [(one.step, one.detail) for one in plan.plan_steps]
+    assert ("drop", f"{left}: the leftover of an interrupted run") in [
+        (one.step, one.detail) for one in plan.plan_steps
+    ]
     assert left in trial.databases()
     assert restore_database.fn(NAME, into=other, confirm=NAME).status in GOOD
     assert left not in trial.databases()

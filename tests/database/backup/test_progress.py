@@ -10,14 +10,14 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.database.tables import restore_tables
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from tasks.postgres.dump import dump
 from tasks.postgres.dump.progress import DumpProgress, weights_of
 from tasks.postgres.dump.snapshot import exported_snapshot
 from tasks.postgres.tables import scratch
 from tests.database.conftest import NAME, Trial
 
-Tell = Callable[[], Done]
+Tell = Callable[[], WorkDone]
 
 
 @pytest.fixture
@@ -53,25 +53,25 @@ def test_a_table_in_hand_counts_by_its_rows(trial: Trial, tmp_path: Path) -> Non
         share, others = (weights.tables[int(str(oid))] / whole for oid in oids)
         assert 0.4 < share < 0.5, "and about as much in the other, which was never analysed"
         done = DumpProgress(postgres, target, weights)
-        assert done.tell().ratio == 0
+        assert done.read().ratio == 0
         with client.cursor().copy("COPY wide TO STDOUT") as copy:
             for _ in range(10000):
                 copy.read()
-            half = done.tell().ratio
+            half = done.read().ratio
             assert 0.4 * share < half < share
             for _ in copy:
                 pass
-        assert done.tell().ratio == pytest.approx(share)
+        assert done.read().ratio == pytest.approx(share)
         with client.cursor().copy("COPY other TO STDOUT") as copy:
             for _ in range(10000):
                 copy.read()
-            assert share + others * 0.4 < done.tell().ratio <= share + others
+            assert share + others * 0.4 < done.read().ratio <= share + others
             for _ in copy:
                 pass
         # Two files were seen being written; a third came and went: one of the smallest tables, for all that is known.
         for number in range(3):
             (target / f"{number}.dat.gz").write_bytes(b"x" * 1000)
-        told = done.tell()
+        told = done.read()
         assert told.ratio == pytest.approx(share + others + min(weights.tables.values()) / whole)
         assert told.text.startswith("3.0 kB dumped; of ")
         assert told.text.endswith(f" in tables at least {told.ratio:.0%} are read")

@@ -39,7 +39,7 @@ def test_a_bucket_is_a_store_like_any_other(trial: Trial, request: pytest.Fixtur
     store = store_of(trial.environment, "postgres")
     assert catalogue.open_backup(store, names(trial)[0]).verified
     assert spooled(trial) == []
-    assert prune_backups.fn(NAME, confirm=NAME).outcome == "there is nothing to delete"
+    assert prune_backups.fn(NAME, confirm=NAME).outcome == "nothing to delete"
 
 
 @pytest.mark.parametrize("point", ["publish: sealed", "receive: begun", "receive: files sent", "receive: offered"])
@@ -132,7 +132,7 @@ def test_a_bucket_s_clock_that_differs_from_this_host_s_deletes_nothing(
             with pytest.raises(RunbookFailed, match=rf"this host's clock: 1 min (29|30|31) s {told} .*{bucket.bucket}"):
                 prune_backups.fn(NAME, confirm=NAME)
         else:
-            assert prune_backups.fn(NAME, confirm=NAME).outcome == "there is nothing to delete"
+            assert prune_backups.fn(NAME, confirm=NAME).outcome == "nothing to delete"
 
 
 def test_a_locked_backup_stays_whatever_is_pruned(trial: Trial, moto: S3Server) -> None:
@@ -261,7 +261,7 @@ def test_environments_in_one_bucket_leave_each_other_alone(trial: Trial, gateway
     other = trial.reports.parent / mine
     other.mkdir()
     manifest.write(other, sealed.model_copy(update={"environment": "staging"}))
-    with pytest.raises(VerificationFailed, match=f"another backup of the name {mine}.*prefix of its own"):
+    with pytest.raises(VerificationFailed, match=f"another backup of the name {mine}.*its own prefix"):
         store.receive(other, mine, "staging", {})
     assert catalogue.open_backup(store, mine).manifest == sealed
     assert not store.claim("z-last", name), "in the same second: it takes the next one"
@@ -290,6 +290,6 @@ def test_a_backup_that_cannot_be_encrypted_leaves_nothing_in_clear(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pyrage.encrypt_file", full)
-    with pytest.raises(RunbookFailed, match="cannot be encrypted: No space left.*make room"):
+    with pytest.raises(RunbookFailed, match="cannot be encrypted: No space left.*free disk space"):
         backup_database.fn(NAME)
     assert not list(trial.store.iterdir())

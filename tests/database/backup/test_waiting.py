@@ -40,8 +40,8 @@ def test_a_server_that_refuses_does_not_make_a_good_backup_bad(trial: Trial, mot
     with pytest.raises(RunbookFailed, match="the bucket has no object lock") as caught:
         backup_database.fn(NAME)
     [told] = [found for found in caught.value.report.findings if first in found.name]
-    assert "waits to be sent: it is whole, and s3://" in told.name
-    assert "create one with object lock, or leave lock_mode empty; the next backup takes it along" in told.hint
+    assert "waits to be sent: it is intact, but s3://" in told.name
+    assert "create one with object lock, or leave lock_mode empty; the next backup sends it too" in told.hint
     assert waiting_in(trial)[0] == first
     assert len(waiting_in(trial)) == 2
     configure(trial, "backups", lock_mode="", lock_days=0)
@@ -60,7 +60,7 @@ def test_another_backup_of_its_name_does_not_make_it_bad(trial: Trial, gateway: 
         store.write(f"{first}/{path}", text)
     report = backup_database.fn(NAME)
     [told] = [found for found in report.findings if first in found.name]
-    assert "prefix of its own" in told.hint
+    assert "its own prefix" in told.hint
     assert waiting_in(trial) == [first]
     assert store.read(f"{first}/manifest.json") == other
 
@@ -263,7 +263,7 @@ def test_a_manifest_that_names_what_lies_outside_is_none(trial: Trial, gateway: 
     one = next(iter(whole.files.values()))
     for change in ({"files": {path: one}}, {"clear": {path: one}}, {"environment": path}):
         text = manifest.text_of(whole.model_copy(update=change))
-        with pytest.raises(VerificationFailed, match="leads out of it.*forged"):
+        with pytest.raises(VerificationFailed, match="is outside the backup.*forged"):
             manifest.parse(name, text, manifest.seal_of(text))
 
 
@@ -271,7 +271,7 @@ def test_a_forged_manifest_is_refused_before_it_is_followed(trial: Trial) -> Non
     backup_database.fn(NAME)
     path = trial.store / names(trial)[0]
     reseal(path, lambda content: content["files"].update({"../../evil": {"bytes": 1, "sha256": "0" * 64}}))
-    with pytest.raises(RunbookFailed, match="leads out of it"):
+    with pytest.raises(RunbookFailed, match="is outside the backup"):
         verify_backup.fn(NAME)
 
 

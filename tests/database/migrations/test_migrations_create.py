@@ -174,5 +174,5 @@ def test_migrations_that_do_not_run_from_nothing_are_told(backend: Path) -> None
     text += "def upgrade(): op.execute('ALTER TABLE made_by_hand ADD x int')\ndef downgrade(): op.execute('SELECT 1')\n"
     (backend / "alembic" / "versions" / "0001_a.py").write_text(text)
     report = refused("x")
-    assert 'relation "made_by_hand" does not exist' in found(report, "migrations from nothing").value
+    assert 'relation "made_by_hand" does not exist' in found(report, "migrations of an empty database").value
     assert len(scripts(backend)) == 1

@@ -15,7 +15,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
-from tasks.migrations.alembic import Migrated, upgrade
+from tasks.migrations.alembic import MigratedDatabase, upgrade
 from tasks.migrations.rehearsal import migrate_rehearsal
 from tests.database.migrations.test_migrations import (  # noqa: F401
     DATABASE,
@@ -64,7 +64,7 @@ def goes_to_live(server: PostgresServer, backend: Path) -> None:
 
 def refused(call: object, *arguments: object, **named: object) -> None:
     report = failed(call, *arguments, **named)
-    assert "was told to look into migrations_db__rehearsal and looked elsewhere" in report.sentence()
+    assert "connected to another database than migrations_db__rehearsal" in report.sentence()
     assert "DATABASE_URL" in str(report.as_json())
 
 
@@ -110,7 +110,7 @@ def test_a_copy_that_will_be_live_is_migrated_or_nothing_is(postgres_server: Pos
         upgrade.work(permit, env.postgres, env.application, copy, "0005")
         add(backend, "0006", "0005", "op.execute('DROP TABLE people')", "op.execute('SELECT 1')")
         goes_to_live(postgres_server, backend)
-        with pytest.raises(VerificationFailed, match="looked elsewhere"):
+        with pytest.raises(VerificationFailed, match="connected to another database"):
             upgrade.work(permit, env.postgres, env.application, copy)
         assert columns(postgres_server, "people") == ["id"]
         kept = "SELECT array_agg(relname::text ORDER BY 1) FROM pg_class WHERE relname LIKE 'alembic%'"
@@ -130,10 +130,10 @@ def test_a_pass_that_does_not_arrive_or_that_moves_the_live_database_is_none(
     postgres_server.create_database(scratch)
     try:
         goes_to_live(postgres_server, backend)
-        with pytest.raises(VerificationFailed, match="migrations_db is at 0006 by now, and was at 0005"):
+        with pytest.raises(VerificationFailed, match="migrations_db is at 0006 now and was at 0005"):
             migrate_rehearsal.work(env.postgres, env.application, scratch, "up", "0006")
         went = migrate_rehearsal.work(env.postgres, env.application, scratch, "up", "0006")
-        assert went.error == "alembic said nothing, yet the copy is at base instead of 0006"
+        assert went.error == "alembic reported no error, but the copy is at base instead of 0006"
     finally:
         postgres_server.drop_database(scratch)
 
@@ -147,17 +147,20 @@ def test_a_driver_without_a_lock_timeout_is_told(postgres_server: PostgresServer
         "op.execute('ALTER TABLE people ADD COLUMN x int')",
         "op.execute('ALTER TABLE people DROP COLUMN x')",
     )
-    limit = "giving up on a lock"
+    limit = "lock timeout"
     assert finding(check_migrations.fn(NAME, rehearse=True), limit) is Status.OK
 
     add(backend, "0007", "0006", "op.execute('SET lock_timeout = 0')", "op.execute('SELECT 1')")
     unset = found(check_migrations.fn(NAME, rehearse=True), limit)
-    assert (unset.status, unset.value) == (Status.WARN, "never: 0007 waits, and everybody behind it")
+    assert (unset.status, unset.value) == (
+        Status.WARN,
+        "none: 0007 would wait forever, and block all queries behind it",
+    )
 
     (backend / "alembic" / "env.py").write_text(ASYNC)
     without = found(check_migrations.fn(NAME, rehearse=True), limit)
     assert without.status is Status.WARN
-    assert without.value == "never: 0006, 0007 waits, and everybody behind it"
+    assert without.value == "none: 0006, 0007 would wait forever, and block all queries behind it"
     assert "server_settings" in without.hint
     text = ASYNC.replace('"server_settings": {}', '"server_settings": {"lock_timeout": "10s"}')
     (backend / "alembic" / "env.py").write_text(text)
@@ -173,7 +176,7 @@ def test_a_migration_whose_program_is_ended_does_not_go_on(
     monkeypatch.setattr("tasks.migrations.program.TIMEOUT_SECONDS", 5.0)
     env = toml.environment(NAME)
 
-    def migrate() -> Migrated:
+    def migrate() -> MigratedDatabase:
         return upgrade.work(Permit(NAME, (Act("migrate", DATABASE),)), env.postgres, env.application, DATABASE)
 
     with ThreadPoolExecutor(1) as beside:

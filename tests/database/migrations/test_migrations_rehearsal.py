@@ -13,7 +13,7 @@ from flows.database.migrations import apply_migrations, check_migrations, rollba
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.permit import Permit
 from runbook.report import Report, Status
-from tasks.migrations.alembic import Undo, downgrade
+from tasks.migrations.alembic import MigrationUndo, downgrade
 from tests.database.migrations.test_migrations import (  # noqa: F401
     DATABASE,
     NAME,
@@ -68,7 +68,7 @@ def test_a_lock_on_a_large_table_is_found_before_anybody_confirms(
     assert locks.status is Status.WARN
     assert "0006: ACCESS EXCLUSIVE on public.people (100,001 rows)" in locks.value
     assert "CONCURRENTLY" in locks.hint
-    [row] = table(report, "Locks on tables")
+    [row] = table(report, "Locks on existing tables")
     assert row[:5] == ("0006", "public.people", "ACCESS EXCLUSIVE", "reads and writes", "")
     assert [row[0] for row in table(report, "Rehearsal")] == ["1. up", "2. down", "3. up"]
     assert finding(report, "schema after up and down") is Status.OK
@@ -94,7 +94,7 @@ def test_a_lock_that_is_held_too_long_ends_the_run_unless_it_is_allowed(
     assert longest.status is Status.CRITICAL
     assert "0006: ACCESS EXCLUSIVE on public.people" in longest.value
     assert "longest_lock_seconds" in longest.hint
-    assert "was not touched: it is at 0005" in found(report, "state of the system").value
+    assert "is unchanged, at 0005" in found(report, "state of the system").value
     assert revision(postgres_server) == "0005"
 
     done = apply_migrations.fn(NAME, longest_lock_seconds=3600, confirm=NAME)
@@ -113,7 +113,7 @@ def test_what_fails_on_the_copy_never_runs_on_the_live_database(postgres_server:
     assert first.status is Status.CRITICAL
     assert "could not create unique index" in first.value
     assert "471104711" not in str(report.as_json()), "nine digits: four are in a time of day every now and then"
-    assert "was not touched" in found(report, "state of the system").value
+    assert "is unchanged" in found(report, "state of the system").value
     assert not [step for step in report.steps if step.name == "upgrade"], "the live database was never asked"
     assert databases(postgres_server) == [DATABASE]
 
@@ -151,9 +151,9 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
 
     planned = rollback_migrations.fn(NAME)
     assert planned.status is Status.PLANNED
-    assert table(planned, "What is lost") == [
+    assert table(planned, "Data loss") == [
         ("public.answers", "12", "the table is dropped"),
-        ("public.people", "5", "columns dropped with what is in them: note"),
+        ("public.people", "5", "columns dropped with their values: note"),
     ], "of six rows five have a note; what is renamed stays"
     assert [s.detail.split(":")[0] for s in planned.plan_steps if s.step == "roll back"] == ["0006 → 0005"]
     assert planned.facts["rows that are lost"] == "17 in 2 tables"
@@ -169,7 +169,7 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
     assert done.status is Status.WARN, "columns are lost"
     assert finding(done, "columns that are lost") is Status.WARN
     assert [row[0] for row in table(done, "Rehearsal")] == ["1. down", "2. up", "3. down"]
-    assert [row[1] for row in table(done, "Locks on tables")] == ["public.answers", "public.people"]
+    assert [row[1] for row in table(done, "Locks on existing tables")] == ["public.answers", "public.people"]
     assert done.facts["Alembic revision"] == "0006 → 0005"
     assert finding(done, "schema") is Status.OK
     assert revision(postgres_server) == "0005"
@@ -194,7 +194,7 @@ def test_empty_columns_go_without_a_number_unless_somebody_fills_them_meanwhile(
             lambda *_: postgres_server.sql("UPDATE people SET note = 'by now'", database=DATABASE),
         )
         report = failed(rollback_migrations, confirm=NAME)
-    assert "1 rows would lose data by now, 0 were accepted" in report.sentence()
+    assert "1 rows would lose data now, 0 were accepted" in report.sentence()
     assert columns(postgres_server, "people") == ["id", "note"]
     postgres_server.sql("UPDATE people SET note = NULL", database=DATABASE)
     assert rollback_migrations.fn(NAME, confirm=NAME).status is Status.OK
@@ -214,15 +214,15 @@ def test_an_upgrade_that_drops_a_filled_column_says_so_though_its_downgrade_adds
     postgres_server.sql("UPDATE people SET note = 'filled'", database=DATABASE)
     add(backend, "0007", "0006", DROPPED, ANEW)
     checked = check_migrations.fn(NAME, rehearse=True)
-    lost = [("public.people", "1", "columns dropped with what is in them: note")]
-    assert table(checked, "What is lost") == lost, "before anybody confirms"
+    lost = [("public.people", "1", "columns dropped with their values: note")]
+    assert table(checked, "Data loss") == lost, "before anybody confirms"
     assert found(checked, "rows after up and down").value == f"public.people: 1 rows, {lost[0][2]}"
 
     done = apply_migrations.fn(NAME, confirm=NAME)
     assert done.status is Status.WARN
     assert finding(done, "rows after up and down") is Status.WARN
     assert found(done, "columns that are lost").value == f"public.people (1 rows): {lost[0][2]}"
-    assert table(done, "What is lost") == lost
+    assert table(done, "Data loss") == lost
     assert columns(postgres_server, "people") == ["id"]
 
 
@@ -236,7 +236,7 @@ def test_an_upgrade_that_drops_an_empty_column_loses_nothing_and_one_that_delete
     assert not [finding for finding in done.findings if finding.name == "columns that are lost"]
     assert finding(done, "rows that are lost") is Status.OK
     assert found(done, "rows after up and down").value == "all there"
-    assert table(done, "What is lost") == []
+    assert table(done, "Data loss") == []
 
     add(backend, "0008", "0007", "op.execute('DELETE FROM people')", "op.execute('SELECT 1')")
     deleted = found(apply_migrations.fn(NAME, confirm=NAME), "rows that are lost")
@@ -284,7 +284,7 @@ def test_what_changed_since_the_rehearsal_never_runs(
     monkeypatch.setattr("flows.database.migrations.steps.secure_backup", meanwhile)
     report = failed(flow, confirm=NAME)
     if what == "script":
-        assert "the migrations are not those that were rehearsed: 0006 changed since" in report.sentence()
+        assert "the migrations differ from the rehearsed ones: 0006 changed since" in report.sentence()
     else:
         then, now = ("0005", "0006") if up else ("0006", "0005")
         assert f"migrations_db is at {now} now, not at {then}" in report.sentence()
@@ -313,7 +313,7 @@ def test_rows_that_come_after_the_judgement_are_not_lost(
         lambda *_: postgres_server.sql("INSERT INTO people VALUES (2)", database=DATABASE),
     )
     report = failed(rollback_migrations, "base", lose_rows=1, confirm=NAME)
-    assert "2 rows would lose data by now, 1 were accepted" in report.sentence()
+    assert "2 rows would lose data now, 1 were accepted" in report.sentence()
     assert "nothing was changed: migrations_db is at 0005" in found(report, "state of the system").value
     assert revision(postgres_server) == "0005"
 
@@ -333,7 +333,7 @@ def test_a_rollback_across_an_empty_downgrade_is_refused_at_once(
 def test_a_permit_for_fewer_rows_or_another_revision_is_no_permit(postgres_server: PostgresServer) -> None:
     migrate_to(postgres_server, "0005")
     env = toml.environment(NAME)
-    undo = Undo("0005", "", tables=("public.people",), dropped=("public.people",), rows=1)
+    undo = MigrationUndo("0005", "", tables=("public.people",), dropped=("public.people",), rows=1)
     assert undo.act(DATABASE).target == f"{DATABASE} to base, losing up to 1 rows in 1 tables"
     noted = replace(undo, columns=(("public.people", ("note", "x")),))
     assert noted.act(DATABASE).target.endswith("1 rows in 1 tables, dropping columns of public.people (note, x)")

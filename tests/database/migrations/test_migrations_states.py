@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from blocks.config import toml
-from flows.database.migration import steps
+from flows.database.migration import live
 from flows.database.migrations import apply_migrations, check_migrations, rollback_migrations
 from runbook.errors import RunbookFailed
 from runbook.guard.permit import Act, Permit
@@ -116,7 +116,7 @@ def test_a_server_that_dies_while_migrations_are_applied(
     postgres_server: PostgresServer, backend: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kill -9, and it stays down: what is unknown is said to be. Then an immediate shutdown and a start."""
-    monkeypatch.setattr(steps, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(live, "ANSWER_SECONDS", 1.0)
     migrate_to(postgres_server, "0005")
     add(backend, "0006", "0005", waits_once(tmp_path, DATABASE), "op.execute('DROP TABLE half')")
     report = cut(postgres_server, apply, signal.SIGKILL, again=False)
@@ -127,10 +127,10 @@ def test_a_server_that_dies_while_migrations_are_applied(
     assert revision(postgres_server) == "0005"
 
     (tmp_path / "waited").unlink()
-    monkeypatch.setattr(steps, "ANSWER_SECONDS", 120.0)
+    monkeypatch.setattr(live, "ANSWER_SECONDS", 120.0)
     report = cut(postgres_server, apply, signal.SIGQUIT, again=True)
     state = found(report, "state of the system")
-    assert "nothing was changed: migrations_db is at 0005, every definition is what it was" in state.value
+    assert "nothing was changed: migrations_db is at 0005, with the same definitions as before" in state.value
     assert tables(postgres_server, "half") == 0
 
     assert apply().status in GOOD
@@ -141,7 +141,7 @@ def test_a_server_that_dies_during_a_rehearsal(postgres_server: PostgresServer, 
     migrate_to(postgres_server, "0005")
     add(backend, "0006", "0005", waits_once(tmp_path, SCRATCH), "op.execute('DROP TABLE half')")
     report = cut(postgres_server, apply, signal.SIGQUIT, again=True)
-    assert "migrations_db was not touched: it is at 0005" in found(report, "state of the system").value
+    assert "migrations_db is unchanged, at 0005" in found(report, "state of the system").value
     assert not [step for step in report.steps if step.name == "upgrade"]
     assert revision(postgres_server) == "0005"
 
@@ -174,7 +174,7 @@ def test_a_migration_that_commits_in_between_and_fails_is_told_as_half_done(
     with pytest.raises(RunbookFailed, match="only here") as raised:
         apply()
     state = found(raised.value.report, "state of the system")
-    assert "is at 0005, yet half of a migration is there (0006 commits in between)" in state.value
+    assert "is at 0005, but part of a migration is committed (0006 commits in between)" in state.value
     assert "INDEX public.ix (owner grc_user) is new" in state.value
     assert "launch this again" in state.hint
     assert finding(raised.value.report, "locks on large tables") is Status.OK

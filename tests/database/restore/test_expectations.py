@@ -15,7 +15,7 @@ from flows.database.backup import backup_database, verify_backup
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.gx import process
-from tasks.integrity import Checked, Expectations
+from tasks.integrity import CheckedFiles, Expectations
 from tests.database.conftest import NAME, Trial, with_expectations
 from tests.tasks.test_gx_process import children
 
@@ -75,7 +75,7 @@ class Judged:
     def result(self) -> Expectations:
         if self.tables is None:
             raise OpsError("users.json is not a suite of expectations", "correct it")
-        return Expectations(tuple(Checked(table, "x", ok, "") for table, ok in self.tables.items()), (), None)
+        return Expectations(tuple(CheckedFiles(table, "x", ok, "") for table, ok in self.tables.items()), (), None)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ class Judged:
         ({"a": False}, {"a": False}, False, "a: x"),
         ({"a": True}, {"a": False}, True, "keeps this rule"),
         ({"a": True}, {"a": True, "b": False}, False, "is older than this rule's table"),
-        ({"a": False}, {"a": False, "b": True}, False, "it was backed up; this rule was already broken"),
+        ({"a": False}, {"a": False, "b": True}, False, "the backup already had this data"),
     ],
 )
 def test_only_a_rule_that_held_before_ends_a_run_that_is_not_strict(

@@ -96,7 +96,7 @@ def empty(path: Path) -> None:
         ("a.sql.gz", cut, "cannot be uncompressed"),
         ("a.sql", break_row, "does not restore.*invalid input syntax for type bigint"),
         ("a.sql", empty, "rows in the copy: 0"),
-        ("a.dump", lambda path: path.write_text("no dump"), "no dump in pg_dump's custom format"),
+        ("a.dump", lambda path: path.write_text("no dump"), "not a dump in pg_dump's custom format"),
         ("a.dump", lambda path: path.unlink(), "cannot be read: No such file"),
     ],
 )
@@ -124,7 +124,7 @@ def test_data_that_breaks_the_application_s_rules_does_not_replace_a_database_th
     with pytest.raises(RunbookFailed, match="username values to not be null"):
         restore_database.fn(NAME, backup="a.sql", strict=True, confirm=NAME)
     assert plain.oid() is None
-    with pytest.raises(RunbookFailed, match="is what it was in a.sql.*username values to not be null"):
+    with pytest.raises(RunbookFailed, match="is restored from a.sql.*username values to not be null"):
         restore_database.fn(NAME, backup="a.sql", confirm=NAME)
     assert plain.sql("SELECT count(*) FROM users") == [(1,)]
     made = "SELECT datistemplate, datconnlimit, pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"

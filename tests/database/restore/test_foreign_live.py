@@ -38,7 +38,7 @@ def test_one_table_does_not_replace_the_whole_database(trial: Trial, name: str) 
     dump(trial, name, "-t", "rules", user=ADMIN, password=ADMIN_PASSWORD)
     oid = trial.oid()
     report = failed(name)
-    what = found(report, "tables in the dump" if name == "rules.dump" else "everything that is live is in the copy")
+    what = found(report, "tables in the dump" if name == "rules.dump" else "objects of the live database in the copy")
     assert what.status is Status.CRITICAL
     assert "table public.answers" in what.value
     assert "into=…" in what.hint
@@ -64,7 +64,7 @@ def test_what_is_live_and_not_in_the_dump_is_named(plain: Trial, made: str, said
     plain.sql(f"SET ROLE grc_user; CREATE {made}")
     oid = plain.oid()
     report = failed("a.sql")
-    assert found(report, "everything that is live is in the copy").value == f"missing: {said}"
+    assert found(report, "objects of the live database in the copy").value == f"missing: {said}"
     assert plain.oid() == oid
     if "users" in made:
         assert report.facts["expectations"].startswith("no expectations are configured")
@@ -79,7 +79,7 @@ def test_a_dump_without_its_last_section_is_not_swapped_in(trial: Trial) -> None
     dump(trial, "a.dump", "--section=pre-data", "--section=data", user=ADMIN, password=ADMIN_PASSWORD)
     oid = trial.oid()
     report = failed("a.dump")
-    assert found(report, "everything that is live is in the copy").status is Status.CRITICAL
+    assert found(report, "objects of the live database in the copy").status is Status.CRITICAL
     missed = {row[0] for item in report.evidence if item.name == "Live, and not in the copy" for row in item.rows}
     assert missed >= {
         "primary key public.people: people_pkey",
@@ -95,7 +95,7 @@ def test_a_dump_without_its_last_section_is_not_swapped_in(trial: Trial) -> None
 def test_a_dump_of_everything_misses_nothing(trial: Trial) -> None:
     """Partitions, inheritance, identity, generated columns, policies: told apart from what is lost."""
     dump(trial, "a.dump", user=ADMIN, password=ADMIN_PASSWORD)
-    whole = found(restore_database.fn(NAME, backup="a.dump", confirm=NAME), "everything that is live is in the copy")
+    whole = found(restore_database.fn(NAME, backup="a.dump", confirm=NAME), "objects of the live database in the copy")
     assert whole.status is Status.OK, whole.value
 
 
@@ -110,7 +110,7 @@ def test_what_a_table_got_since_is_named(plain: Trial, change: str, said: str) -
     dump(plain, "a.sql")
     plain.sql(f"ALTER TABLE plain_people {change}")
     oid = plain.oid()
-    assert found(failed("a.sql"), "everything that is live is in the copy").value == f"missing: {said}"
+    assert found(failed("a.sql"), "objects of the live database in the copy").value == f"missing: {said}"
     assert plain.oid() == oid
     report = restore_database.fn(NAME, backup="a.sql", into=f"{plain.database}_x", confirm=NAME)
     assert said in report.facts["not in the copy, but live"]
@@ -122,7 +122,7 @@ def test_rows_that_were_kept_aside_are_not_missed(plain: Trial) -> None:
     plain.sql("CREATE TABLE plain_people__old_20260215_030000 (id int)")
     oid = plain.oid()
     report = restore_database.fn(NAME, backup="a.sql", confirm=NAME)
-    assert found(report, "everything that is live is in the copy").status is Status.OK
+    assert found(report, "objects of the live database in the copy").status is Status.OK
     assert plain.oid() != oid, "the copy is live"
 
 
@@ -191,7 +191,7 @@ def test_a_type_that_is_not_in_the_dump_is_named(trial: Trial, name: str) -> Non
     dump(trial, name, "-t", "people", user=ADMIN, password=ADMIN_PASSWORD)
     with pytest.raises(RunbookFailed, match=r'type "public\.(mood|percent)" does not exist') as error:
         restore_database.fn(NAME, backup=name, into=f"{trial.database}_p", confirm=NAME)
-    assert "take one of the whole database (without -t and -n)" in error.value.message
+    assert "take a dump of the whole database (without -t and -n)" in error.value.message
     assert "backup before" not in error.value.message
 
 
@@ -209,9 +209,9 @@ def test_what_is_not_supported_is_said(plain: Trial, tmp_path: Path) -> None:
     assert tarfile.is_tarfile(plain.store / "a.tar")
     with pytest.raises(RunbookFailed, match="tar format, which is not supported.*custom format.*directory.*SQL text"):
         restore_database.fn(NAME, backup="a.tar")
-    with pytest.raises(RunbookFailed, match=r"directory without toc\.dat"):
+    with pytest.raises(RunbookFailed, match=r"has no toc\.dat"):
         restore_database.fn(NAME, backup=str(tmp_path))
     backup_database.fn(NAME)
     ours = next(plain.store.glob("backup_*"))
-    with pytest.raises(RunbookFailed, match=f"is one of our backups.*backup={ours.name}"):
+    with pytest.raises(RunbookFailed, match=f"is a backup of this project.*backup={ours.name}"):
         restore_database.fn(NAME, backup=str(ours))

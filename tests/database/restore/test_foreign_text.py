@@ -10,7 +10,7 @@ from flows.database.restore import restore_database
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from tasks.postgres.dump import plain as plain_module
-from tasks.postgres.dump.plain import Part, lines_of, restricts, run_plain
+from tasks.postgres.dump.plain import PlainPart, lines_of, restricts, run_plain
 from tests.database.conftest import NAME, Trial
 from tests.database.restore.test_foreign import dump, plain
 
@@ -53,7 +53,7 @@ def test_no_command_reaches_psql(plain: Trial, what: str, into: str, tmp_path: P
     assert TRAILER in text
     path.write_text(text.replace(TRAILER, f"{seeded}\n{TRAILER}"))
     target = f"{plain.database}{into}" if into else ""
-    with pytest.raises(RunbookFailed, match=r"a\.sql: line \d+ (is a|holds a).*Next: nothing of it was run"):
+    with pytest.raises(RunbookFailed, match=r"a\.sql: line \d+ (is a|contains a).*Nothing was run"):
         restore_database.fn(NAME, backup="a.sql", into=target, confirm=NAME)
     assert plain.oid() == oid
     assert plain.sql("SELECT count(*) FROM plain_people") == [(1000,)]
@@ -72,7 +72,7 @@ def test_psql_itself_refuses_what_would_be_overlooked(
         return
     path, mark = tmp_path / "a.sql", tmp_path / "mark"
     path.write_text(f"DELETE FROM plain_people;\n\\! touch {mark}\n")
-    unread = [(Part.SQL, line) for line in path.read_bytes().splitlines(keepends=True)]
+    unread = [(PlainPart.SQL, line) for line in path.read_bytes().splitlines(keepends=True)]
     monkeypatch.setattr(plain_module, "lines_of", lambda _: iter(unread))
     with pytest.raises(OpsError, match="restrict"):
         run_plain(plain.environment.postgres, path, plain.database, {}, "")
@@ -86,8 +86,11 @@ def test_rows_are_rows_whatever_they_look_like(tmp_path: Path) -> None:
     rows = [b"x" * 65535 + b"\\\\.\n", b"\\! touch\n", b"COPY x FROM stdin;\n", b"'\n", b"\\.\n"]
     path.write_bytes(b"COPY public.t (a) FROM stdin;\n" + b"".join(rows) + b"SELECT 1;\n\\unrestrict abc\n")
     found = list(lines_of(path))
-    assert b"".join(line for part, line in found if part is Part.ROWS) == b"".join(rows)
-    assert [line for part, line in found if part is Part.SQL] == [b"COPY public.t (a) FROM stdin;\n", b"SELECT 1;\n"]
+    assert b"".join(line for part, line in found if part is PlainPart.ROWS) == b"".join(rows)
+    assert [line for part, line in found if part is PlainPart.SQL] == [
+        b"COPY public.t (a) FROM stdin;\n",
+        b"SELECT 1;\n",
+    ]
 
 
 ODD = r"""

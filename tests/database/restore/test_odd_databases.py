@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -120,7 +121,7 @@ def test_a_database_of_everything_that_was_refused_is_restored(trial: Trial) -> 
         assert '"public"."near_parts"' in found["planner statistics"]
         empty = found["materialised views of foreign tables"]
         assert 'public."Kept far" is empty: foreign-data wrapper "nothing" has no handler; public.kept_further' in empty
-        unchecked = report.facts["CHECK constraints that restored rows were not checked against"]
+        unchecked = report.facts["CHECK constraints that did not check the restored rows"]
         assert unchecked == "public.sums: rated, public.until: future, public.until_child: future"
         with pytest.raises(psycopg.errors.CheckViolation):
             trial.sql("INSERT INTO until VALUES ('2020-01-01')")
@@ -229,6 +230,41 @@ def test_what_pg_restore_cannot_build_is_named_and_left_out_once_a_person_accept
         (None, 0)
     ]
     assert trial.sql("SELECT n FROM orders") == [(1,)]
+
+
+@pytest.mark.parametrize("ending", ["sql", "sql.gz"])
+def test_of_sql_text_it_is_named_and_left_out_too(trial: Trial, tmp_path: Path, ending: str) -> None:
+    """Each refusal names the next object; tablespace, comments and what follows them stay."""
+    trial.sql(BROKEN + "CREATE VIEW later AS SELECT 'CREATE INDEX' AS kind; COMMENT ON VIEW later IS 'stays'")
+    text = printed_by(trial, "pg_dump").encode()
+    dump = tmp_path / f"left.{ending}"
+    dump.write_bytes(gzip.compress(text) if ending == "sql.gz" else text)
+    known: list[str] = []
+    for _ in ACCEPTED:
+        with pytest.raises((RunbookFailed, OpsError)) as failed:
+            restore_database.fn(NAME, backup=str(dump), into="trial_other", accept=known, confirm=NAME)
+        (given,) = re.findall(r"launch this again with accept=(\[[^;]+\]);", str(failed.value))
+        known = json.loads(given)
+    assert sorted(known) == sorted(ACCEPTED)
+    with pytest.raises(RunbookFailed, match=r"no INDEX public.by_prise. Next: did you mean INDEX public.by_price\?"):
+        restore_database.fn(NAME, backup=str(dump), into="trial_other", accept=["INDEX public.by_prise"], confirm=NAME)
+    try:
+        report = restore_database.fn(NAME, backup=str(dump), into="trial_other", accept=known, confirm=NAME)
+        assert values(report)["accepted as not restored"] == "; ".join(known)
+        found = trial.sql(
+            "SELECT to_regclass('by_price'), (SELECT count(*) FROM pg_constraint WHERE conname = 'of_user'), "
+            "obj_description('later'::regclass), (SELECT kind FROM later), (SELECT count(*) FROM orders)",
+            database="trial_other",
+        )
+        assert found == [(None, 0, "stays", "CREATE INDEX", 1)]
+    finally:
+        trial.server.drop_database("trial_other")
+
+
+def printed_by(trial: Trial, program: str) -> str:
+    return shell.run(
+        [trial.server.programs / program, trial.database], environment=trial.environment.postgres.environment()
+    ).stdout
 
 
 def test_a_generated_column_whose_values_no_backup_has_is_left_empty_once_a_person_accepts_it(

@@ -33,7 +33,7 @@ def test_another_environment_s_backup_is_restored_by_its_name_only(trial: Trial)
     reseal(newest_path(trial), lambda m: m.update(environment="staging"))
     with pytest.raises(
         RunbookFailed,
-        match=f"there is no postgres backup “latest”.*another environment's is taken by its name only, e.g. {newest_path(trial).name}",
+        match=f"there is no postgres backup “latest”.*name another environment's backup in full, e.g. {newest_path(trial).name}",
     ):
         restore()
     assert restore(backup=newest_path(trial).name) is Status.WARN
@@ -50,20 +50,20 @@ def test_a_catalogue_that_can_be_neither_read_nor_written_stands_in_no_restore_s
     notes.write_text("in the way")
     report = restore_database.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN
-    assert "could not be noted" in report.sentence()
+    assert "the result could not be written" in report.sentence()
 
 
 def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads “launch it again” would lose what was written since."""
     backup_database.fn(NAME)
-    monkeypatch.setattr(restore_steps, "tell_window", lambda *_: 1 / 0)
+    monkeypatch.setattr(restore_steps, "judge_data_loss", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         restore_database.fn(NAME, confirm=NAME)
     told = json.loads(max(trial.reports.glob("*restore-database.json")).read_text())["findings"]
     state = next(finding for finding in told if finding["name"] == "state of the system")
     assert "is live, proven; the replaced database is kept as" in state["value"]
     assert "do not restore again" in state["hint"]
-    assert not [finding for finding in told if "launch it again" in finding["hint"]]
+    assert not [finding for finding in told if "launch this again" in finding["hint"]]
 
 
 def test_roles_of_a_new_server_are_made_by_a_full_restore_only(trial: Trial) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 from flows.database.backup import backup_database
 from flows.database.superseded import discard_superseded
 from flows.database.tables import restore_tables, undo_restore_tables
+from runbook import shell
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.backups import manifest
 from tasks.postgres.content import pinned_session
 from tasks.postgres.content.content import content_of, read_counts
 from tasks.postgres.restore.staged_copy import MAKE, Copy, content_in, rename_copy
@@ -29,6 +32,7 @@ from tasks.postgres.tables.pairs import match_tables
 from tasks.postgres.tables.scratch import drop_tables_scratch, tables_scratch_name
 from tests.database.backup.test_backup import newest, run
 from tests.database.conftest import NAME, Trial
+from tests.database.restore.test_odd_databases import RATED, values
 from tests.database.restore.test_restore import flip, newest_path, reseal
 from tests.fixtures import forked
 from tests.fixtures.servers import PATIENT
@@ -37,8 +41,8 @@ GOOD = (Status.OK, Status.WARN)
 FLOW = "flows.database.tables.restore_tables"
 
 
-def restore(*tables: str, **parameters: str) -> Report:
-    return restore_tables.fn(NAME, list(tables), confirm=NAME, **parameters)  # type: ignore[arg-type]
+def restore(*tables: str, **parameters: Any) -> Report:
+    return restore_tables.fn(NAME, list(tables), confirm=NAME, **parameters)
 
 
 def sums(trial: Trial) -> dict[str, tuple[int, str]]:
@@ -131,8 +135,8 @@ def test_a_plan_changes_nothing(trial: Trial) -> None:
 
 
 NAMES = {
-    "peple": "there is no table “peple” in the backup.*near it: public.people",
-    "Answers": "near it: public.answers",
+    "peple": "there is no table “peple” in the backup.*did you mean public.people",
+    "Answers": "did you mean public.answers",
     "answers_2026_01": "answers_2026_01 is a partition of public.answers.*name public.answers",
     "happy": "public.happy is a view",
     "moods": "public.moods is a materialised view",
@@ -212,7 +216,7 @@ REFUSED = {
     "a trigger that fires always": (
         "ALTER TABLE people ENABLE ALWAYS TRIGGER touch",
         "people",
-        "trigger touch of public.people fires always",
+        "trigger touch of public.people always fires",
         "ALTER TABLE people ENABLE TRIGGER touch",
     ),
     "a rule": (
@@ -230,7 +234,7 @@ REFUSED = {
     "deletions that nobody can be told": (
         "CREATE PUBLICATION everything FOR ALL TABLES",
         "by_mood",
-        "does not have a replica identity",
+        "has no replica identity",
         "DROP PUBLICATION everything",
     ),
     "rows that are referenced by new ones": (
@@ -264,7 +268,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_changes(trial: Trial) ->
 
 def test_deletions_that_nobody_can_be_told_are_judged_before_the_plan(trial: Trial) -> None:
     backup_database.fn(NAME)
-    said = "public.by_mood_1 is published with its deletions and does not have a replica identity"
+    said = "public.by_mood_1 is published with its deletions but has no replica identity"
     for publishes in ("FOR TABLE by_mood", "FOR TABLES IN SCHEMA public WITH (publish_via_partition_root)"):
         trial.sql(f"CREATE PUBLICATION part_of_it {publishes}")
         with pytest.raises(RunbookFailed, match=said):
@@ -301,7 +305,7 @@ def test_a_deferrable_constraint_is_not_broken_on_the_way_back(trial: Trial, kin
     restore("odd codes")
     trial.sql(f'ALTER TABLE "odd codes" ADD CONSTRAINT once {constraint} DEFERRABLE INITIALLY DEFERRED')
     before = sums(trial)
-    with pytest.raises(RunbookFailed, match="would break the deferrable constraint once of"):
+    with pytest.raises(RunbookFailed, match="would violate the deferrable constraint once of"):
         undo_restore_tables.fn(NAME, confirm=NAME)
     assert sums(trial) == before
     assert len(find_superseded_tables(trial.environment.postgres)) == 1
@@ -318,9 +322,9 @@ def test_what_postgresql_refuses_is_one_sentence(trial: Trial, monkeypatch: pyte
     monkeypatch.setitem(pinned_session.PINNED, "lock_timeout", "100ms")
     with trial.server.connect(trial.database) as client, client.transaction():
         client.execute("LOCK TABLE people")
-        with pytest.raises(OpsError, match=r"a lock was not to be had within 60 s: .*lock timeout"):
+        with pytest.raises(OpsError, match=r"the lock was not available within 60 s: .*lock timeout"):
             match_tables.work(postgres, trial.database, ["people"])
-        with pytest.raises(OpsError, match="a lock was not to be had"):
+        with pytest.raises(OpsError, match="the lock was not available"):
             read_counts.work(postgres, trial.database)
 
     scratch = tables_scratch_name(trial.database)
@@ -331,7 +335,7 @@ def test_what_postgresql_refuses_is_one_sentence(trial: Trial, monkeypatch: pyte
     trial.sql("ROLLBACK PREPARED 'p'", database=scratch)
 
     permit = Permit(NAME, (Act(MAKE, "other"),))
-    with trial.server.connect(scratch), pytest.raises(OpsError, match="somebody is in .* cannot be called other"):
+    with trial.server.connect(scratch), pytest.raises(OpsError, match="a session uses .* cannot be renamed to other"):
         rename_copy.work(permit, postgres, Copy(scratch, 0), "other")
     drop_tables_scratch.work(postgres)
     assert scratch not in trial.databases()
@@ -374,7 +378,7 @@ def test_live_rows_that_would_be_others_are_never_committed(trial: Trial) -> Non
     backup_database.fn(NAME)
     trial.sql("CREATE OR REPLACE FUNCTION public.twice(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 * 3'")
     trial.sql("DELETE FROM doubled WHERE n > 5")
-    with pytest.raises(RunbookFailed, match="public.doubled would hold 10 rows that are not the 10 that were"):
+    with pytest.raises(RunbookFailed, match="public.doubled would have 10 rows that differ from the 10 expected ones"):
         restore("doubled")
     assert trial.sql("SELECT count(*), sum(d) FROM doubled") == [(5, 30)]
     assert find_superseded_tables(trial.environment.postgres) == ()
@@ -387,7 +391,7 @@ def test_a_backup_of_chosen_tables_brings_back_those_and_a_script_none(trial: Tr
     trial.sql("DELETE FROM by_mood; DELETE FROM answers WHERE at < '2026-02-01'")
     with pytest.raises(RunbookFailed, match="the rows of public.people are not in this backup"):
         restore("people", backup=chosen)
-    with pytest.raises(RunbookFailed, match="is a script, of which no single tables can be taken"):
+    with pytest.raises(RunbookFailed, match="is a script, which cannot restore single tables"):
         restore("by_mood", backup=script)
     assert restore("by_mood", "answers", backup=chosen).status in GOOD
     assert sums(trial) == before
@@ -538,7 +542,7 @@ def test_a_table_that_changes_after_it_was_judged_is_left_alone(
 ) -> None:
     backup_database.fn(NAME)
     monkeypatch.setattr(swap, "failpoint", lambda name: trial.sql(change) if name == "tables: staged" else None)
-    with pytest.raises(RunbookFailed, match="is another table than was judged|is gone since it was judged"):
+    with pytest.raises(RunbookFailed, match="is another table than the judged one|was dropped since it was judged"):
         restore("by_mood")
     assert find_superseded_tables(trial.environment.postgres) == ()
 
@@ -615,8 +619,8 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
     else:
         assert (code != 0, sums(trial)) == (True, broken)
         state = next(finding for finding in told["findings"] if finding["name"] == "state of the system")
-        assert state["value"].startswith("the live tables were not touched, unless there is a table by_mood__old_")
-        assert "look for tables named …_old_" in told["findings"][-2]["hint"]
+        assert state["value"].startswith("the live tables are unchanged, unless a table by_mood__old_")
+        assert "check for tables named …_old_" in told["findings"][-2]["hint"]
     assert restore("by_mood").status in GOOD
     assert sums(trial) == backed_up
 
@@ -646,9 +650,65 @@ def test_what_was_replaced_together_is_put_back_or_discarded_together(trial: Tri
     assert plan.detail == ", ".join(old.name for old in both)
 
     trial.sql(f"DROP TABLE {next(old.name for old in both if old.table == 'public.answers')}")
-    with pytest.raises(RunbookFailed, match="is not whole: the rows of public.answers are gone"):
+    with pytest.raises(RunbookFailed, match="are incomplete: the rows of public.answers are missing"):
         undo_restore_tables.fn(NAME, kept=both[0].stamp, confirm=NAME)
     planned = undo_restore_tables.fn(NAME)
     assert planned.pins["kept"] == kept[0].stamp
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert find_superseded_tables(trial.environment.postgres) == ()
+
+
+def files_of(trial: Trial, table: str) -> list[Path]:
+    """The files of the newest backup that hold a table's rows."""
+    dump = newest_path(trial) / "dump"
+    listed = shell.run([trial.environment.postgres.program("pg_restore"), "--list", dump]).stdout
+    numbers = re.findall(rf"^(\d+); .* TABLE DATA public {table} ", listed, re.MULTILINE)
+    return [path for number in numbers for path in dump.glob(f"{number}.dat*")]
+
+
+def test_only_the_files_that_the_tables_need_are_read_and_damage_in_one_of_them_refuses(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup_database.fn(NAME)
+    before, read = sums(trial), list[str]()
+    trial.sql("DELETE FROM answers")
+    (needed, *_), (other,) = files_of(trial, r"answers\w*"), files_of(trial, "people")
+    flip(other)
+    sum_of = manifest.sum_of
+
+    def noted(path: Path) -> manifest.FileSum:
+        read.append(path.name)
+        return sum_of(path)
+
+    monkeypatch.setattr(manifest, "sum_of", noted)
+    report = restore("answers")
+    assert report.status in GOOD
+    assert sums(trial) == before
+    assert other.name not in read
+    assert len(read) < len(list((newest_path(trial) / "dump").iterdir()))
+    for damaged in (needed, newest_path(trial) / "dump" / "toc.dat"):
+        trial.sql("DELETE FROM answers")
+        flip(damaged)
+        with pytest.raises(RunbookFailed, match="SHA-256 differs"):
+            restore("answers")
+        assert trial.sql("SELECT count(*) FROM answers") == [(0,)], "nothing was replaced"
+        flip(damaged)
+
+
+def test_a_generated_column_that_is_computed_otherwise_is_accepted_by_name(trial: Trial) -> None:
+    """The time and an unqualified table's rate: the backup has the old values, the live table computes new ones."""
+    trial.sql(RATED + "CREATE TABLE bought (n int, sum int GENERATED ALWAYS AS (rated(n)) STORED)")
+    trial.sql("INSERT INTO bought VALUES (1), (2)")
+    backup_database.fn(NAME)
+    trial.sql("DELETE FROM bought WHERE n = 1")
+    with pytest.raises(RunbookFailed, match=re.escape('accept=["GENERATED COLUMN public.bought.sum"]')):
+        restore("bought")
+    with pytest.raises(RunbookFailed, match="the backup has no GENERATED COLUMN public.bougt.sum"):
+        restore("bought", accept=["GENERATED COLUMN public.bougt.sum"])
+    accepted = ["GENERATED COLUMN public.bought.sum"]
+    report = restore("bought", accept=accepted)
+    assert report.status in GOOD
+    assert values(report)["accepted as not restored"] == accepted[0]
+    assert trial.sql("SELECT n, sum FROM bought ORDER BY n") == [(1, 2), (2, 4)]
+    assert undo_restore_tables.fn(NAME, accept=accepted, confirm=NAME).status in GOOD
+    assert trial.sql("SELECT n, sum FROM bought") == [(2, 4)]

@@ -16,14 +16,14 @@ import pytest
 
 from flows.database.server import connections
 from flows.database.server.connections import check_connections, check_pool_settings, close_idle_connections
-from runbook import kinds, thresholds
+from runbook import kinds, metrics
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.sessions import closing
 from tasks.postgres.sessions.closing import CLOSE, close_sessions
-from tasks.postgres.sessions.connections import Session, read_activity
+from tasks.postgres.sessions.connections import ClientSession, read_activity
 from tasks.postgres.sessions.pool import read_pool
 from tests.database.conftest import NAME, Trial
 from tests.fixtures.reports import beginning as found
@@ -60,12 +60,16 @@ def client(trial: Trial) -> Iterator[Open]:
         connection.close()
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, metric: metrics.Metric, warn: float, critical: float) -> None:
+    monkeypatch.setitem(metrics.CATALOGUE, metric.name, replace(metric, warn=warn, critical=critical))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions count as forgotten after a moment, and are never so for too long; whoever is ended may take its time."""
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
-    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.sessions.idle_in_transaction_seconds", (0.05, 86400.0))
-    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.sessions.blocked_seconds", (0.05, 86400.0))
+    limit(monkeypatch, metrics.IDLE, 0.05, 86400.0)
+    limit(monkeypatch, metrics.BLOCKED, 0.05, 86400.0)
     monkeypatch.setattr(closing, "END_MILLISECONDS", 120_000)
 
 
@@ -77,7 +81,7 @@ def rows(report: Report, name: str) -> tuple[tuple[str, ...], ...]:
     return next((table.rows for table in report.evidence if table.name == name), ())
 
 
-def session(trial: Trial, process: int) -> Session | None:
+def session(trial: Trial, process: int) -> ClientSession | None:
     return next((s for s in read_activity(trial.environment.postgres).sessions if s.pid == process), None)
 
 
@@ -170,7 +174,7 @@ def test_a_prepared_transaction_that_blocks_is_named(trial: Trial, client: Open,
 def test_scarce_connections_are_critical(trial: Trial, client: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(8):
         client("crowd")
-    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.connections.used_ratio", (0.02, 0.05))
+    limit(monkeypatch, metrics.CONNECTIONS, 0.02, 0.05)
     with pytest.raises(RunbookFailed, match="postgres.connections.used_ratio"):
         check_connections.fn(NAME)
 
@@ -192,7 +196,7 @@ def test_the_plan_closes_nothing_and_the_run_what_it_planned(trial: Trial, clien
     assert trial.sql("SELECT t FROM people WHERE id = 1") == [("touched",)]  # the waiting one's, through the trigger
     assert session(trial, pid(leaked)) is None
     assert session(trial, pid(pooled)), "a pool's idle connection was closed"
-    assert close_idle_connections.fn(NAME, min_seconds=0, confirm=NAME).outcome == "there is nothing to close"
+    assert close_idle_connections.fn(NAME, min_seconds=0, confirm=NAME).outcome == "nothing to close"
 
 
 def test_what_is_kept(trial: Trial, client: Open, quick: None) -> None:
@@ -237,8 +241,8 @@ def test_sessions_of_other_databases_are_counted_and_never_ended(
         connection.execute("SELECT 1")
     idle.commit()
     report = close_idle_connections.fn(NAME, min_seconds=0, also_idle=True, confirm=NAME)
-    assert report.outcome == "there is nothing to close"
-    assert f"2 in {neighbour}" in report.facts["as idle in other databases (left alone)"]
+    assert report.outcome == "nothing to close"
+    assert f"2 in {neighbour}" in report.facts["as idle in other databases (kept)"]
     leak(client("mine"))
     assert close_idle_connections.fn(NAME, 0, True, confirm=NAME).outcome == "1 of 1 sessions closed"
     forgotten.execute("SELECT 'still there'")
@@ -261,7 +265,7 @@ def test_the_action_itself_ends_no_session_of_another_database(
     assert seen
     permit = Permit(NAME, (Act(CLOSE, seen.target),))
     (left,) = close_sessions(permit, trial.environment.postgres, [seen], 0)
-    assert (left.closed, left.why) == (False, f"left alone: in {neighbour}, another environment's")
+    assert (left.closed, left.why) == (False, f"kept: in {neighbour}, of another environment")
     forgotten.execute("SELECT 'still there'")
 
 
@@ -275,10 +279,10 @@ def test_a_session_that_works_again_is_left_alone(trial: Trial, client: Open, qu
     permit = Permit(NAME, (Act(CLOSE, seen.target),))
     awake.execute("SELECT 1")  # its state changed just now
     (left,) = close_sessions(permit, trial.environment.postgres, [seen], 3600)
-    assert (left.closed, left.why) == (False, "left alone: now idle in transaction")
+    assert (left.closed, left.why) == (False, "kept: now idle in transaction")
     awake.commit()
     (left,) = close_sessions(permit, trial.environment.postgres, [seen], 0)
-    assert (left.closed, left.why) == (False, "left alone: now idle")
+    assert (left.closed, left.why) == (False, "kept: now idle")
     with pytest.raises(NotConfirmed):
         close_sessions(Permit(NAME, (Act(CLOSE, f"{seen.pid}"),)), trial.environment.postgres, [seen], 0)
 

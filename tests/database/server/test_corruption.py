@@ -162,7 +162,7 @@ def test_flipped_bytes_in_an_index(damaged: PostgresServer) -> None:
     index = finding(report, "index public.people_pkey")
     assert index.status is Status.CRITICAL
     assert "invalid page in block 1" in index.value
-    assert index.hint == "its table is sound: REINDEX INDEX CONCURRENTLY public.people_pkey"
+    assert index.hint == "REINDEX INDEX CONCURRENTLY public.people_pkey: its table is intact"
     assert "table public.people" not in bad(report)
     damaged.sql("REINDEX INDEX CONCURRENTLY people_pkey", database=DATABASE)
     assert "index public.people_pkey" not in bad(check(tables=["people"]))
@@ -185,7 +185,7 @@ def test_an_index_out_of_order_under_a_right_checksum(damaged: PostgresServer) -
     index = finding(report, "index public.people_pkey")
     assert index.status is Status.CRITICAL
     assert "item order invariant violated" in index.value
-    assert report.outcome == "3 sound, 1 damaged"
+    assert report.outcome == "3 intact, 1 damaged"
 
 
 @pytest.mark.contrib
@@ -309,7 +309,7 @@ def test_nothing_is_installed_silently(trial: Trial) -> None:
     assert all("amcheck has no check for" in row[3] for row in not_checked)
     report = check(install=True, confirm=NAME, tables=["answers", "Über tisch; DROP"])
     assert bad(report) == []
-    names = {row[0] for row in rows(report, "Sound: what took longest")}
+    names = {row[0] for row in rows(report, "Intact, slowest checks first")}
     assert {"public.answers_2026_01", "public.answers_rest", 'public."Über tisch; DROP"'} <= names
     assert "public.people" not in names
 
@@ -338,7 +338,7 @@ def test_what_was_not_reached_or_locked_is_said(trial: Trial) -> None:
         budget = finding(report, "time budget")
         assert budget.status is Status.WARN
         assert budget.hint.endswith("tables=['notes', 'long_notes']")
-        assert ("public.long_notes", "table", "not reached", "the time was used up") in rows(report, MISSED)
+        assert ("public.long_notes", "table", "not reached", "the time budget was used up") in rows(report, MISSED)
         report = check(tables=tables)
     unchecked = finding(report, "relations that could not be checked")
     assert unchecked.status is Status.WARN
@@ -361,7 +361,7 @@ def test_collations_of_another_operating_system(trial: Trial) -> None:
     database = finding(report, f"version of database {copy}")
     assert database.status is Status.WARN
     assert database.value == f"recorded 0.9, the provider has {actual}"
-    assert database.hint == f'REINDEX t_pkey; then ALTER DATABASE "{copy}" REFRESH COLLATION VERSION'
+    assert database.hint.startswith(f'REINDEX t_pkey; then ALTER DATABASE "{copy}" REFRESH COLLATION VERSION. ')
     hint = finding(report, "version of collation pg_catalog.").hint
     assert hint.startswith("REINDEX t_b; then ALTER COLLATION pg_catalog.")
     if builtin:
@@ -384,9 +384,9 @@ def test_a_damaged_catalogue_is_said_to_be(damaged: PostgresServer) -> None:
     alter(damaged, "pg_class", block, flip, sums=False)
     (checked,) = check_relations.work(postgres, DATABASE, "public", newest, False, 60.0)
     assert checked.outcome == "damaged"
-    assert "and in the catalogue: invalid page in block" in checked.message
+    assert "and in the system catalogs: invalid page in block" in checked.message
     report = check()
-    damage = finding(report, f"the catalogue of {DATABASE} is damaged")
+    damage = finding(report, f"the system catalogs of {DATABASE} are damaged")
     assert damage.status is Status.CRITICAL
     assert "invalid page in block" in damage.name
     assert "restore-database" in damage.hint

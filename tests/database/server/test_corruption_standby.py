@@ -95,7 +95,7 @@ def test_it_reads_the_standby_where_there_is_one(pair: Pair) -> None:
     report = check(heapallindexed=True)
     assert bad(report) == []
     assert report.facts["server"].startswith(f"standby 127.0.0.1:{pair.standby.port}, replayed up to 20")
-    assert report.facts["server"].endswith("the primary's own disk was not read (where=primary)")
+    assert report.facts["server"].endswith("where=primary reads the primary's disk")
     assert int(report.outcome.split()[0]) > 150
     unlogged = [row for row in rows(report, "Damaged, or not checked") if row[0] == "public.cache"]
     assert unlogged == [("public.cache", "table", "not checked", "unlogged, empty on a standby")]
@@ -113,7 +113,7 @@ def test_damage_of_the_standby_alone(pair: Pair) -> None:
     assert "item order invariant violated" in index.value
     assert "REINDEX" not in index.hint
     assert "launch this with where=primary" in index.hint
-    assert "build the standby anew" in index.hint
+    assert "rebuild the standby" in index.hint
     assert bad(check(where="primary")) == [], "physical damage does not travel"
 
 

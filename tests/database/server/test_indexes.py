@@ -159,7 +159,8 @@ def test_a_cancelled_build_leaves_an_invalid_index_that_is_found_and_rebuilt(tri
     leave_invalid(trial, "CREATE INDEX CONCURRENTLY people_born ON people (born)")
     report = check_indexes.fn(NAME)
     assert found(report, "invalid indexes").value == "public.people_born"
-    assert "rebuild-indexes with indexes=['public.people_born']" in found(report, "invalid indexes").hint
+    [rebuild] = found(report, "invalid indexes").follow
+    assert (rebuild.flow, rebuild.parameters) == ("rebuild-indexes", {"indexes": ["public.people_born"]})
     planned = rebuild_indexes.fn(NAME, ["public.people_born"])
     assert planned.status is Status.PLANNED
     assert invalid(trial) == ["people_born"]
@@ -177,7 +178,7 @@ def test_leftovers_are_dropped_without_any_choice(trial: Trial) -> None:
     assert rebuild_indexes.fn(NAME).status is Status.PLANNED
     assert rebuild_indexes.fn(NAME, confirm=NAME).status in GOOD
     assert invalid(trial) == []
-    assert rebuild_indexes.fn(NAME, confirm=NAME).outcome == "there is nothing to do"
+    assert rebuild_indexes.fn(NAME, confirm=NAME).outcome == "nothing to do"
 
 
 @pytest.mark.parametrize("statement", ["REINDEX INDEX CONCURRENTLY people_name", "REINDEX TABLE CONCURRENTLY people"])
@@ -186,12 +187,12 @@ def test_a_live_build_is_left_alone(trial: Trial, statement: str) -> None:
     with build(trial, statement):
         building = invalid(trial)
         assert "people_name_ccnew" in building
-        assert "waiting for writers before build, 0 B of" in str(reindex.tell_progress(trial.environment.postgres))
+        assert "waiting for writers before build, 0 B of" in str(reindex.read_progress(trial.environment.postgres))
         report = check_indexes.fn(NAME)
         assert found(report, "leftovers of rebuilds").status is Status.OK
         assert "public.people_name_ccnew" in report.facts["being built now"]
         report = rebuild_indexes.fn(NAME, ["people_mood"], confirm=NAME)
-        assert found(report, "indexes of public.people").value == "left alone: one is built"
+        assert found(report, "indexes of public.people").value == "skipped: another session builds one"
         assert invalid(trial) == building
     until(lambda: invalid(trial) == [], what="the end of the build, which nobody disturbed", seconds=120)
     assert trial.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_name'::regclass") == [(True,)]
@@ -204,8 +205,8 @@ def test_a_build_that_began_after_the_look_is_not_dropped(trial: Trial) -> None:
     (left,) = [index for index in read_indexes(postgres) if index.is_leftover]
     permit = Permit(NAME, (Act(DROP_LEFTOVER, left.name),))
     with build(trial, "REINDEX INDEX CONCURRENTLY people_name_ccnew"):
-        assert drop_leftover(permit, postgres, left, 1) == "somebody is building an index of its table"
-    assert drop_leftover(permit, postgres, left, 1) == "it is gone, or valid by now"
+        assert drop_leftover(permit, postgres, left, 1) == "another session builds an index of its table"
+    assert drop_leftover(permit, postgres, left, 1) == "it was dropped, or is valid now"
     with pytest.raises(NotConfirmed):
         drop_leftover(Permit(NAME, ()), postgres, left, 1)
 
@@ -222,7 +223,7 @@ def test_an_open_transaction_is_named_before_anything_begins(trial: Trial) -> No
 def test_a_lock_that_is_not_to_be_had_leaves_nothing_behind(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reindex, "ATTEMPTS", 2)
     with writer(trial):
-        with pytest.raises(RunbookFailed, match="a lock was not to be had within 1 s") as failed:
+        with pytest.raises(RunbookFailed, match="the lock was not available within 1 s") as failed:
             rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=1, confirm=NAME)
         assert table(failed.value.report, "Rebuilt").rows[0][3] == "2"
     assert set(invalid(trial)) <= {"people_name_ccnew", "people_name_ccnew1", "people_name_ccnew2"}
@@ -299,13 +300,13 @@ def test_a_rebuild_whose_backend_dies_ends_well_when_launched_again(
         killer.start()
         try:
             with pytest.raises(
-                RunbookFailed, match="somebody ended it" if end == "terminated" else "server went away"
+                RunbookFailed, match="somebody cancelled it" if end == "terminated" else "server stopped"
             ) as failed:
                 rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=2, confirm=NAME)
         finally:
             ended.set()
             killer.join()
-    assert "launch it again" in found(failed.value.report, "state of the system").hint
+    assert "launch this again" in found(failed.value.report, "state of the system").hint
     until(lambda: answers(trial), what="the server's recovery", seconds=120)
     assert trial.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_name'::regclass") == [(True,)]
     report = rebuild_indexes.fn(NAME, ["people_name"], confirm=NAME)

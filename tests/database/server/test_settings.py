@@ -22,7 +22,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks.postgres.server import settings
 from tasks.postgres.server.recommended import MANUAL
-from tasks.postgres.server.settings import CHANGE, Change, alter_system, read_settings
+from tasks.postgres.server.settings import CHANGE, PostgresSettingChange, alter_system, read_settings
 from tasks.reports.setting_records import FOLDER
 from tests.database.conftest import NAME, write_environment
 from tests.fixtures import forked
@@ -78,9 +78,9 @@ def record_path(tmp_path: Path) -> Path:
 def test_the_manual_s_values_are_ok_and_the_lab_s(server: PostgresServer) -> None:
     report = check_postgres_settings.fn(NAME)
     assert report.status is Status.OK, report.sentence()
-    assert report.outcome == "19 of 19 settings are as they should be"
+    assert report.outcome == "19 of 19 settings have an accepted value"
     assert dict(_RECOMMENDED) == dict(MANUAL)
-    assert apply_postgres_settings.fn(NAME).outcome == "there is nothing to change"
+    assert apply_postgres_settings.fn(NAME).outcome == "nothing to change"
 
 
 def test_changed_settings_are_found_with_what_they_need(server: PostgresServer) -> None:
@@ -118,7 +118,7 @@ def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresS
     assert found(report, "waits for a restart").value == "max_connections"
     assert (show(server, "work_mem"), show(server, "max_connections")) == ("4MB", "150")
     assert found(check_postgres_settings.fn(NAME), "max_connections").hint.startswith("restart PostgreSQL")
-    assert apply().outcome == "there is nothing to change", "what waits for a restart is not written again"
+    assert apply().outcome == "nothing to change", "what waits for a restart is not written again"
     server.restart()
     assert check_postgres_settings.fn(NAME).status is Status.OK
     assert undo_postgres_settings.fn(NAME).pins["record"] == record_path(tmp_path).stem
@@ -141,7 +141,7 @@ def test_the_manual_s_temporary_max_connections(server: PostgresServer, tmp_path
     report = check_postgres_settings.fn(NAME)
     assert report.status is Status.OK, report.sentence()
     assert "incident 42" in found(report, "override max_connections = 300").value
-    assert apply().outcome == "there is nothing to change", "an override in force is left alone"
+    assert apply().outcome == "nothing to change", "an override in force is left alone"
     _expire(tmp_path)
     report = check_postgres_settings.fn(NAME)
     assert report.status is Status.WARN
@@ -205,11 +205,11 @@ def test_a_bigger_server_and_an_eager_autovacuum_are_well_and_left_alone(server:
         "256MB or more",
     )
     notes = {row[0]: row[-1] for row in table(report, "Settings")}
-    assert notes["autovacuum_naptime"] == "as well: the manual has 1min or less"
+    assert notes["autovacuum_naptime"] == "accepted: the manual has 1min or less"
     assert {found(check_autovacuum.fn(NAME), name).status for name in MORE if "autovacuum" in name} == {Status.OK}
     applied = apply()
-    assert applied.outcome == "there is nothing to change"
-    assert {row[0] for row in table(applied, "Left alone")} == set(MORE)
+    assert applied.outcome == "nothing to change"
+    assert {row[0] for row in table(applied, "Kept")} == set(MORE)
     (step,) = apply_postgres_settings.fn(NAME, names=("max_connections",)).plan_steps
     assert "max_connections = 200; now 250, which is more;" in step.detail
     assert apply(names=("work_mem",)).status is Status.OK
@@ -246,7 +246,7 @@ def test_a_setting_that_somebody_changed_since_is_left_alone(server: PostgresSer
     server.sql("ALTER SYSTEM SET work_mem = '8MB'")
     report = undo_postgres_settings.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN
-    assert found(report, "work_mem left alone").value == "8MB since"
+    assert found(report, "work_mem kept").value == "8MB since"
     assert "work_mem = '8MB'" in auto(server)
 
 
@@ -264,10 +264,10 @@ def test_an_override_that_was_replaced_never_comes_into_force_again(server: Post
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("max_connections", "is no override"),
-        ("fsync = off", "is no override"),
-        ("work_mem = lots", "is no value of work_mem"),
-        ("work_mem = 5min", "is no value of work_mem"),
+        ("max_connections", "is not an override"),
+        ("fsync = off", "is not an override"),
+        ("work_mem = lots", "is not a value of work_mem"),
+        ("work_mem = 5min", "is not a value of work_mem"),
         ("work_mem = 1kB", "out of range"),
         ("max_connections = 200", "is the manual's value"),
         ("max_connections = 2", "max_connections above the reserved ones"),
@@ -350,7 +350,7 @@ def test_the_action_asks_for_its_permit(server: PostgresServer) -> None:
     permit = Permit(NAME, (Act(CHANGE, "work_mem = 8MB"),))
     postgres = toml.environment(NAME).postgres
     with pytest.raises(NotConfirmed):
-        alter_system(permit, postgres, [Change("work_mem", "9MB")])
+        alter_system(permit, postgres, [PostgresSettingChange("work_mem", "9MB")])
     with pytest.raises(NotConfirmed, match="reload"):
-        alter_system(permit, postgres, [Change("work_mem", "8MB")])
+        alter_system(permit, postgres, [PostgresSettingChange("work_mem", "8MB")])
     assert read_settings(postgres).by_name["work_mem"].auto is None

@@ -19,12 +19,12 @@ from flows.database.server.holders import of_database
 from flows.database.upkeep.vacuum import check_autovacuum, vacuum_database
 from lab.processes import run, write
 from runbook.errors import OpsError, RunbookFailed, Unreachable
-from runbook.progress import Done
+from runbook.progress import WorkDone
 from runbook.report import Status
 from runbook.wait import until
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep import session, vacuum
-from tasks.postgres.upkeep.vacuum import read_tables, tell_progress
+from tasks.postgres.upkeep.vacuum import read_progress, read_tables
 from tests.database.conftest import NAME, Trial
 from tests.database.server.test_replication import DATABASE as OTHER
 from tests.database.server.test_replication import server_with
@@ -74,7 +74,7 @@ def test_dead_rows_go_and_the_report_counts_them(dead: Trial) -> None:
     assert dead_rows(dead) == 0
     (table,) = [evidence for evidence in report.evidence if evidence.name.startswith("Before and after")]
     assert table.rows[0][:3] == ("public.sessions", "9,000 → 0", "1,000"), "the worst comes first"
-    assert len(table.rows) == session.MOST_SHOWN
+    assert len(table.rows) == session.MOST_SHOWN + 1, "the last row counts those left out"
     assert dead.sql("SELECT 1 FROM pg_stats WHERE tablename = 'Über tisch; DROP'"), "odd names are analysed too"
     assert dead.sql("SELECT 1 FROM pg_stats WHERE tablename = 'answers' AND inherited"), "and partitioned tables"
 
@@ -131,7 +131,7 @@ END $$
     [
         (errors.DiskFull, OpsError, "the disk is full"),
         (errors.IoError, OpsError, "cannot read or write a file"),
-        (errors.DeadlockDetected, OpsError, "stood in the way"),
+        (errors.DeadlockDetected, OpsError, "a deadlock"),
         (errors.ObjectInUse, OpsError, "PostgreSQL refuses"),
         (errors.OutOfMemory, OpsError, "PostgreSQL refuses"),
         (errors.SerializationFailure, Unreachable, "it was cancelled"),
@@ -163,7 +163,7 @@ def test_a_leaked_transaction_is_named_before_the_vacuum_that_it_makes_useless(d
         holder = found(report, "holds dead rows back")
         assert f"of process {pid} (postgres forgotten report idle in transaction)" in holder.value
         assert f"SELECT pg_terminate_backend({pid})" in holder.hint
-        left = found(report, "dead rows that vacuum had to leave")
+        left = found(report, "dead rows that vacuum could not remove")
         assert left.value == "public.sessions: 9,000 (90%)"
         assert str(pid) in left.hint
         assert report.findings.index(holder) < report.findings.index(left)
@@ -250,7 +250,7 @@ def test_a_full_vacuum_needs_chosen_tables_and_a_permit(dead: Trial) -> None:
         vacuum_database.fn(NAME, "full", confirm=NAME)
     planned = vacuum_database.fn(NAME, "full", ["sessions"])
     assert planned.status is Status.PLANNED
-    assert "nobody reads or writes it meanwhile (90% of its rows are dead)" in planned.plan_steps[0].detail
+    assert "blocks all reads and writes meanwhile (90% of its rows are dead)" in planned.plan_steps[0].detail
     assert dead.sql("SELECT pg_relation_filenode('sessions')") == node
     before = dead.sql("SELECT pg_table_size('sessions')")[0][0]
     report = vacuum_database.fn(NAME, "full", ["sessions"], confirm=NAME)
@@ -265,7 +265,7 @@ def test_a_full_vacuum_does_not_wait_for_ever_and_not_without_space(
     monkeypatch.setattr(session, "LOCK_SECONDS", 0.3)
     with dead.server.connect(dead.database) as client, client.transaction():
         client.execute("LOCK TABLE sessions IN ROW EXCLUSIVE MODE")
-        with pytest.raises(RunbookFailed, match="a lock was not to be had") as failed:
+        with pytest.raises(RunbookFailed, match="the lock was not available") as failed:
             vacuum_database.fn(NAME, "full", ["sessions"], confirm=NAME)
         assert "pg_locks" in str(failed.value)
     monkeypatch.setattr(session, "disk_on", lambda *_: type("Disk", (), {"free_bytes": 1000}))
@@ -273,7 +273,7 @@ def test_a_full_vacuum_does_not_wait_for_ever_and_not_without_space(
         vacuum_database.fn(NAME, "full", ["sessions"], confirm=NAME)
 
 
-@pytest.mark.parametrize(("end", "told"), [("terminated", "somebody ended it"), ("killed", "the server went away")])
+@pytest.mark.parametrize(("end", "told"), [("terminated", "somebody cancelled it"), ("killed", "the server stopped")])
 @pytest.mark.parametrize("mode", ["plain", "full"])
 def test_a_vacuum_whose_backend_dies_leaves_nothing_half_done(
     dead: Trial, monkeypatch: pytest.MonkeyPatch, mode: Literal["plain", "full"], end: str, told: str
@@ -334,8 +334,8 @@ def test_its_progress_is_told(dead: Trial) -> None:
     assert 0.5 <= told.ratio < 0.75
 
 
-def _told(trial: Trial) -> Done | None:
-    told = tell_progress(trial.environment.postgres, 2, 4)
+def _told(trial: Trial) -> WorkDone | None:
+    told = read_progress(trial.environment.postgres, 2, 4)
     return told if "of 1." in told.text else None
 
 

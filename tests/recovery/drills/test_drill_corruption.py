@@ -13,7 +13,7 @@ from flows.recovery.drills.drill import SCENARIOS
 from flows.recovery.point import target as point_target
 from flows.recovery.point.restore import restore_to_point
 from runbook.report import Status
-from tasks.recovery_points.estimate import Sample
+from tasks.recovery_points.estimate import DurationSample
 from tasks.recovery_points.samples import read_samples
 from tests.fixtures.reports import rows as table
 from tests.fixtures.reports import text_of as finding
@@ -37,7 +37,7 @@ def archived(system: System) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in finished}
 
 
-def samples(system: System) -> tuple[Sample, ...]:
+def samples(system: System) -> tuple[DurationSample, ...]:
     """Recoveries to a point in time that were measured."""
     return read_samples.work(environment(system).reports_directory, system.name).get("database point in time", ())
 
@@ -70,9 +70,9 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
     assert system.sql(CORRUPT) == [(0,)]
     assert system.healthy()
     assert foreign.exists(), "it is not the drill's"
-    kept = table(report, "Kept aside by this drill's recoveries")
+    kept = table(report, "Old data kept by this drill's recoveries")
     assert kept
-    assert {row[3] for row in kept} == {"removed"}
+    assert {row[3] for row in kept} == {"deleted"}
     assert not [row[1] for row in kept if Path(row[1]).exists()]
     assert len(samples(system)) > measured, "its recovery counts for estimates"
     after = archived(system)

@@ -160,7 +160,7 @@ def killed_and_launched_again(system: System, place: str) -> None:
     report = hold(system, NAME)
     assert report.status is Status.WARN, report.sentence()
     assert "half-done drill was ended" in report.outcome
-    assert NAME in finding(report, "a drill that had not ended")
+    assert NAME in finding(report, "an earlier drill did not end")
     assert finding(report, "healthy at the end").startswith("OK")
     for row in table(report, "Ledger"):
         assert row[5] == row[8] == "0", "nothing lost, nothing unexpected"

@@ -32,7 +32,7 @@ def test_all_comes_back_and_every_sabotaged_dump_is_refused(system: System) -> N
     report = hold(system, NAME)
     assert report.status in (Status.OK, Status.WARN), report.sentence()
     assert system.sql("SELECT count(*) FROM users") == users
-    assert report.facts["RTO"].endswith("first good request")
+    assert report.facts["RTO"].endswith("first successful request")
     controls = {row[0]: row[2] for row in table(report, "Negative controls")}
     assert len(controls) == 3
     assert any("every checksum right again" in name for name in controls)

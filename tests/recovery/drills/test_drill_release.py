@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.infrastructure.images import releases
-from flows.infrastructure.images.releases import Unpack
+from flows.infrastructure.images.releases import ReleaseDeployment
 from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.host.services import start_services
@@ -44,11 +44,11 @@ def test_the_release_before_comes_back_and_the_bad_one_is_refused(system: System
     assert report.status in (Status.OK, Status.WARN), report.sentence()
     assert report.facts["detected by"].startswith("application after")
     assert report.facts["diagnosis"].endswith(f"before it was {good[:12]}")
-    assert report.facts["RTO"].endswith("first good request")
+    assert report.facts["RTO"].endswith("first successful request")
     controls = {row[0]: row[2] for row in table(report, "Negative controls")}
     assert set(controls) == {"a release that does not start", "a commit that lacks the release's files"}
     assert "the new version is healthy" in controls["a release that does not start"]
-    assert finding(report, "what was before runs after").startswith("OK healthy")
+    assert finding(report, "the previous release runs after").startswith("OK healthy")
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
     assert boxes["アプリケーションデプロイ"] == boxes["ヘルスチェック"] == "☑"
     assert boxes["バックアップの最新化確認"] == "☐", "this scenario needs none"
@@ -66,7 +66,7 @@ def test_a_runbook_that_accepts_the_bad_release_makes_the_drill_critical_and_the
 
     good = release(system)
     monkeypatch.setattr(releases, "start_services", blind)
-    monkeypatch.setattr(Unpack, "_prove", lambda *_: None)
+    monkeypatch.setattr(ReleaseDeployment, "_prove", lambda *_: None)
     report = critical(system, NAME)
     assert "a release that does not start" in finding(report, "negative controls")
     assert (release(system), branches(system)) == (good, ["main"])

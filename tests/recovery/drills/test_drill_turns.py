@@ -9,7 +9,7 @@ import pytest
 
 from blocks.environment import Environment
 from blocks.redis.server import Redis
-from flows.recovery.drills import turns
+from flows.recovery.drills import past_drills
 from flows.recovery.drills.drill import SCENARIOS, run_drill
 from flows.recovery.drills.summary import MEASURED
 from runbook.errors import OpsError, RunbookFailed
@@ -44,7 +44,7 @@ def held(env: Environment, quarter: int, scenario: str) -> None:
 
 
 def turn(env: Environment) -> str:
-    return turns.choose(Report("DR drill", env.name), env, SCENARIOS)
+    return past_drills.next_scenario(Report("DR drill", env.name), env, SCENARIOS)
 
 
 def drilled(env: Environment) -> Report:
@@ -65,9 +65,9 @@ def test_the_scenarios_come_in_turn_and_those_that_cannot_be_held_are_left_out(
     alone = whole.model_copy(update={"slugs": {}})
     assert turn(alone) == "data_corruption"
     report = Report("DR drill", alone.name)
-    turns.choose(report, alone, SCENARIOS)
+    past_drills.next_scenario(report, alone, SCENARIOS)
     assert report.pins["scenario"] == "data_corruption", "what is confirmed is what was planned"
-    assert report.facts["never held here"] == "database_failure: no standby; region_outage: no endpoint"
+    assert report.facts["not possible here"] == "database_failure: no standby; region_outage: no endpoint"
 
 
 def test_production_s_drill_is_held_in_the_environment_that_it_names(production: Environment, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_production_s_drill_is_held_in_the_environment_that_it_names(production:
         report = drilled(production)
     assert report.environment == OWN
     assert report.facts["held in"] == f"{OWN}, the drill_environment of {NAME}"
-    assert report.facts["turn"] == "data_corruption, after none yet"
+    assert report.facts["next scenario"] == "data_corruption, after none yet"
     assert list((tmp_path / "drill").glob("*-dr-drill.json")), "it is filed where it was held"
 
 
@@ -85,7 +85,7 @@ def test_without_one_it_is_refused_and_so_is_one_that_is_not_disposable(
     production: Environment, tmp_path: Path
 ) -> None:
     assert f"{NAME} is not disposable" in drilled(production).sentence()
-    assert "as drill_environment" in drilled(production).sentence()
+    assert "set drill_environment" in drilled(production).sentence()
     production.drill_environment = OWN
     with elsewhere(production, tmp_path, disposable=False).stands_in():
         assert f"{OWN} is not disposable" in drilled(production).sentence()
@@ -98,5 +98,5 @@ def test_one_on_the_same_server_is_refused(production: Environment, tmp_path: Pa
     shared = production.with_parts({**production.parts(), "redis": redis})
     shared.slugs = {**shared.slugs, "redis": "type/redis"}
     own = elsewhere(production, tmp_path, "redis").with_parts({"redis": redis})
-    with shared.stands_in(), own.stands_in(), pytest.raises(OpsError, match="both are Redis at db1:6379"):
+    with shared.stands_in(), own.stands_in(), pytest.raises(OpsError, match="both use Redis at db1:6379"):
         run_drill.fn(NAME, "next")

@@ -23,7 +23,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.replication import write_block
 from tasks.wal.archive.destinations import destinations_of
-from tasks.wal.archiver import Archiver
+from tasks.wal.archiver import WalArchiver
 from tests.database.backup.test_backup import run
 from tests.fixtures import forked
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
@@ -118,7 +118,7 @@ def test_replay_stands_still_maintenance_is_refused_and_all_goes_on_again(cluste
     replayed(cluster, 1)
     assert contain_incident.fn(NAME, **WHY).status is Status.PLANNED
     assert paused(cluster) == "not paused"
-    with pytest.raises(OpsError, match="who contains it, and why"):
+    with pytest.raises(OpsError, match="reason or by is empty"):
         contain_incident.fn(NAME, confirm=NAME)
     assert contain().status is Status.OK
     assert paused(cluster) == "paused"
@@ -209,7 +209,7 @@ def test_writes_are_held_off_from_real_clients_and_an_open_one_is_ended(cluster:
             reader.execute("BEGIN READ WRITE")  # by name: the report says that this is not held off
             reader.execute("INSERT INTO notes VALUES (3)")
             reader.execute("COMMIT")
-        assert "BEGIN READ WRITE" in report.facts["not held off"]
+        assert "BEGIN READ WRITE" in report.facts["not blocked"]
         assert contain(block_writes=True).status in (Status.OK, Status.WARN)
         assert release().status is Status.OK
         assert cluster.sql("postgres", SETTINGS) == before
@@ -226,7 +226,7 @@ def test_a_setting_that_was_there_comes_back_and_a_later_one_is_left(cluster: Cl
     assert cluster.sql("postgres", SETTINGS) == before
     contain(block_writes=True)
     cluster.sql("postgres", "ALTER ROLE grc_user IN DATABASE grc_db RESET default_transaction_read_only")
-    (put_back,) = [one.rows for one in release().evidence if one.name == "Put back"]
+    (put_back,) = [one.rows for one in release().evidence if one.name == "Restored"]
     assert "by now" in " ".join(map(str, put_back))
     assert cluster.sql("postgres", SETTINGS) == []
 
@@ -252,7 +252,7 @@ def test_a_commit_that_waits_for_a_standby_is_not_cancelled(cluster: Cluster, mo
     until(lambda: cluster.sql("postgres", waiting) == [(1,)], what="the wait", seconds=120)
     with monkeypatch.context() as patch:
         patch.setattr(write_block, "END_SECONDS", 1.0)
-        with pytest.raises(OpsError, match="their commits wait for a standby"):
+        with pytest.raises(OpsError, match="start the standby that their commits wait for"):
             contain(block_writes=True)
     assert cluster.sql("postgres", waiting) == [(1,)]
     cluster.start("receiver", "standby")
@@ -300,7 +300,7 @@ def test_a_server_that_is_down_keeps_it_contained_and_the_command_line_works(clu
 def test_wal_stays_in_the_receiver_s_directory_meanwhile(cluster: Cluster) -> None:
     contain()
     env = cluster.environment
-    archiver = Archiver(cluster.wal, destinations_of(env), 0, lambda: is_here(NAME, env.reports_directory))
+    archiver = WalArchiver(cluster.wal, destinations_of(env), 0, lambda: is_here(NAME, env.reports_directory))
     cluster.sql("postgres", "INSERT INTO notes VALUES (7)")
     cluster.sql("postgres", "SELECT pg_switch_wal()")
     cluster.sql("postgres", "INSERT INTO notes VALUES (8)")

@@ -85,7 +85,7 @@ def test_a_delete_among_thousands_of_transactions_is_found_and_its_form_goes_bef
     report = find_transaction.fn(NAME, "accounts", at_least=100)
     assert deeds(report) == {xid: ("DELETE 600", 600, 0)}
     assert f"transaction {xid}" not in report.sentence()  # its number is in the outcome
-    assert f"the heaviest is {xid} (DELETE 600)" in report.sentence()
+    assert f"the largest is {xid} (DELETE 600)" in report.sentence()
     assert int(report.facts["commits in the WAL that was read"].replace(",", "")) > 3000
     (way,) = [one.text for one in report.evidence if one.name == "Go back"]
     assert f'restore-to-point/{NAME}, by="before_transaction", target="{xid}", timeline=1' in way
@@ -119,8 +119,6 @@ def test_truncate_rewrite_and_what_was_before_them_is_found_by_old_files(cluster
         both: ("TRUNCATE", 0, 0),
         inner: ("UPDATE 1", 0, 1),
     }
-    (rewrites,) = [one.rows for one in report.evidence if one.name.startswith("Rewritten")]
-    assert len(rewrites) == 1
     assert list(deeds(find_transaction.fn(NAME, "others"))) == [both]
 
 
@@ -155,7 +153,7 @@ def test_without_a_base_backup_what_was_dropped_is_listed_and_found_by_oid(clust
     (listed,) = [one.rows for one in caught.value.report.evidence if one.name.startswith("Dropped in the window")]
     assert [row[1] for row in listed] == [str(dropped)]
     assert str(oid) in listed[0][2].split(", ")
-    found = find_transaction.fn(NAME, oid=oid)
+    found = find_transaction.fn(NAME, str(oid))
     assert deeds(found) == {deleted: ("DELETE 10", 10, 0), dropped: ("DROP", 0, 0)}
 
 
@@ -182,7 +180,7 @@ def test_a_missing_segment_is_said_and_nothing_found_is_no_answer_then(cluster: 
     report = find_transaction.fn(NAME, "accounts")
     assert list(deeds(report)) == [before, after]
     assert report.status is Status.WARN
-    assert f"missing: {name}" in hints(report)["WAL of the window without a gap"]
+    assert f"missing: {name}" in hints(report)["WAL without a gap"]
     with pytest.raises(OpsError, match=f"missing: {name}"):
         find_transaction.fn(NAME, "accounts", kinds=["TRUNCATE"])
 
@@ -218,7 +216,7 @@ def test_one_that_is_not_whole_hides_nothing_behind_it(cluster: Cluster) -> None
         if (place / name).exists():  # a checkpoint may have taken it away
             (place / name).write_bytes(content)
     report = find_transaction.fn(NAME, "accounts")
-    assert f"the end of {name}" in hints(report)["WAL of the window without a gap"]
+    assert f"the end of {name}" in hints(report)["WAL without a gap"]
     assert {before, last} < set(deeds(report))
     assert report.status is Status.WARN
 
@@ -236,8 +234,8 @@ def test_the_window_by_time_and_by_lsn(cluster: Cluster) -> None:
         ({"since": "yesterday"}, "does not fit"),
         ({"since": "FF/0"}, "no WAL in that window"),
         ({"table": "acounts"}, "near it"),
-        ({"table": ""}, "no table"),
-        ({"most_segments": 1}, "more than 1"),
+        ({"table": " "}, "table is empty"),
+        ({"kinds": []}, "kinds is empty"),
     ):
         with pytest.raises(OpsError, match=said):
             find_transaction.fn(**{"environment": NAME, "table": "accounts", **wrong})
@@ -252,7 +250,7 @@ def test_what_is_still_open_is_told_and_a_dead_primary_s_wal_is_read(cluster: Cl
         transaction(cluster, "INSERT INTO others VALUES (0, 0)")  # its commit brings the other's records to disk
         report = find_transaction.fn(NAME, "accounts")
     assert deeds(report) == {done: ("DELETE 5", 5, 0)}
-    assert "500 rows" in hints(report)["transactions whose end is not in the window"]
+    assert "500 rows" in hints(report)["transactions without an end in the window"]
     cluster.crash("standby")
     cluster.crash("postgres")
     assert deeds(find_transaction.fn(NAME, "accounts")) == {done: ("DELETE 5", 5, 0)}
@@ -295,8 +293,8 @@ def test_a_database_that_a_restore_replaced_in_the_window_is_told_apart_from_the
     then, copy = f"public.accounts in {aside}", "public.accounts before the last swap"
     assert [tables[xid] for xid in (emptied, bug, live)] == [{then}, {then}, {"public.accounts"}]
     assert sorted(str(tables[xid]) for xid in tables.keys() - {emptied, bug, live}) == [str({copy}), str({then})]
-    assert f"the heaviest is {emptied} (TRUNCATE)" in report.outcome, "not what the restore did to its copy"
-    assert f"3 of 5 transactions: {aside}" in hints(report)["rows of a database that is not the live one"]
+    assert f"the largest is {emptied} (TRUNCATE)" in report.outcome, "not what the restore did to its copy"
+    assert f"3 of 5 transactions: {aside}" in hints(report)["changes in a database that is not live"]
 
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     report = find_transaction.fn(NAME, "accounts")

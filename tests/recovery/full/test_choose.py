@@ -61,7 +61,7 @@ def test_without_a_backup_and_without_live_data_only_a_named_waiver_begins_with_
         {**none.parts(), "redis": none.redis.model_copy(update={"data_directory": str(tmp_path / "data")})}
     )
     report = new(system)
-    with pytest.raises(RunbookFailed, match="redis backup: there is none .* is gone"):
+    with pytest.raises(RunbookFailed, match="redis backup: none in .* is missing"):
         chosen(gone, report)
     assert "without=redis" in of(report, "redis backup").hint
     assert chosen(gone, new(system), without=("redis",)).redis is None

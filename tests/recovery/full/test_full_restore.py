@@ -24,7 +24,7 @@ from flows.recovery.full import bring_up
 from flows.recovery.full_restore import full_restore
 from lab import lifecycle
 from lab.client import Lab
-from lab.control import Control
+from lab.control import LabControl
 from lab.state.base import base_directory
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.guard.lease import ANSWER_SECONDS, RENEW_EVERY_SECONDS
@@ -71,7 +71,7 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
 @pytest.mark.soak  # it stops the Prefect server that all tests share for a minute
 def test_a_prefect_server_that_hangs_in_the_middle_does_not_prolong_the_outage(system: System) -> None:
     """SIGSTOP, from the stop of the services on: the application is healthy again before the server goes on."""
-    control = Control.find(base_directory())
+    control = LabControl.find(base_directory())
     assert control
     server = psutil.Process(control.supervisor.services()["server"].pid)
     hung = [server, *server.children(recursive=True)]
@@ -157,7 +157,7 @@ def test_plan_shows_everything_and_changes_nothing(system: System) -> None:
     report = full_restore.fn(system.name)
     assert report.status is Status.PLANNED
     steps = " ".join(f"{step.step} {step.detail}" for step in report.plan_steps)
-    for word in ("beside", "swap", "stop services", "start services", "alembic", newest(system).name):
+    for word in ("staged copy", "swap", "stop services", "start services", "alembic", newest(system).name):
         assert word in steps
     assert system.untouched() == before
 
@@ -208,7 +208,7 @@ def test_data_that_broke_the_rules_in_its_backup_goes_live_and_is_critical_unles
         assert done.returncode == 1, last
         assert "CRITICAL — the system is up, and everything is restored and proven — expectations on the copy" in last
         assert "its time is plausible: 1 rows break it" in last
-        assert "the data is as it was backed up; this rule was already broken" in last
+        assert "the backup already had this data" in last
         assert system.untouched()[0] != oid
         assert system.log_in()
         assert system.healthy()
@@ -253,7 +253,7 @@ def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch:
         with pytest.raises(RunbookFailed, match="not healthy after 4 s.*look at the logs") as failed:
             full_restore.fn(system.name, confirm=system.name)
         (state,) = [found for found in failed.value.report.findings if found.name == "state of the system"]
-        assert state.value.startswith("the backups' data is live, proven; kept aside: grc_db__old_")
+        assert state.value.startswith("the backups' data is live, proven; the replaced data is kept: grc_db__old_")
         assert "undo-restore" in state.hint
     finally:
         shutil.rmtree(bad)
@@ -272,7 +272,7 @@ def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
         assert system.log_in()
         assert system.sql("SHOW data_checksums", "postgres") == [("on",)]
         told = findings(system)
-        for name in ("standby and receiver of WAL", "commits wait for no standby"):
+        for name in ("standby and WAL receiver", "commits wait for no standby"):
             assert told[name][0] == "WARN", "nobody follows the new cluster"
             assert "rejoin-standby" in told[name][1]
         assert system.sql("SHOW synchronous_standby_names", "postgres") == [("",)]
@@ -298,7 +298,7 @@ def test_with_nobody_left_to_confirm_commits_it_goes_on_alone(system: System, mo
         services.supervisor.stop(program)
     try:
         planned = full_restore.fn(system.name)
-        assert "go on without a standby" in {step.step for step in planned.plan_steps}
+        assert "continue without a standby" in {step.step for step in planned.plan_steps}
         assert system.sql("SHOW synchronous_standby_names", "postgres") != [("",)], "a plan changes nothing"
         report = full_restore.fn(system.name, confirm=system.name)
         assert report.status is Status.WARN

@@ -20,7 +20,7 @@ def test_a_full_restore_from_the_copies_brings_everything_up_there(system: Syste
     try:
         refused = restore(region)
         assert refused.returncode == 1
-        assert f"another environment's is taken by its name only, e.g. {backup}" in refused.stderr
+        assert f"name another environment's backup in full, e.g. {backup}" in refused.stderr
         assert not Path(region.lab.status()["postgres"]["data"]).exists()
         done = restore(region, "--backup", backup)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -19,8 +19,8 @@ from flows.recovery import full_restore as module
 from flows.recovery.full_restore import full_restore
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from tasks.drill.account import account_of
-from tasks.drill.ledger import Ledger
+from tasks.drill.ledger import WriteLedger
+from tasks.drill.lost_writes import find_lost_writes
 from tasks.drill.writer import Writer
 from tasks.postgres.dump.dump import GLOBALS
 from tasks.postgres.server.roles import create_roles
@@ -43,10 +43,10 @@ def test_writes_until_the_stop_are_counted_and_a_late_recovery_is_no_failed_one(
     late = Environment.find(system.name)
     late.rto_seconds = 1
     monkeypatch.setattr(module.Environment, "find", lambda _name: late)
-    ledger = Ledger(tmp_path / "writes.jsonl")
+    ledger = WriteLedger(tmp_path / "writes.jsonl")
     with Writer(late.application, ledger, per_second=2, every=1000):
         report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
-    gone = account_of(ledger, system.lab.status()["postgres"]["dsn"], late.application).lost
+    gone = find_lost_writes(ledger, system.lab.status()["postgres"]["dsn"], late.application).lost
     named = next(table for table in report.evidence if table.name.startswith("Writes lost, one by one"))
     assert [attempt for attempt in gone if attempt.sent > report.started], "clients wrote after the run began"
     assert {attempt.key for attempt in gone} <= {row[3] for row in named.rows}
@@ -86,7 +86,7 @@ def test_roles_tablespaces_and_passwords_of_a_new_server(system: System, tmp_pat
             + f"CREATE TABLESPACE fast OWNER reporter LOCATION '{fast}';\n"
         )
         block, permit = server.block("grc_db"), Permit(system.name, (Act(REPLACE, "grc_db"),))
-        with pytest.raises(OpsError, match="a tablespace cannot be made.*create that directory"):
+        with pytest.raises(OpsError, match="a tablespace cannot be created.*create that directory"):
             create_roles.work(permit, block, backup, ["postgres"])
         server.account.directory(fast, 0o700)
         assert create_roles.work(permit, block, backup, ["grc_user", "postgres", "reporter"]).names == ()

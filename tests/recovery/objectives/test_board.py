@@ -17,7 +17,7 @@ from flows.recovery.objectives import board_page
 from flows.recovery.objectives.board import ARTIFACT
 from flows.recovery.objectives.check import check_recovery_objectives
 from tasks.recovery_points import standing
-from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, Standing
+from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, RecoveryStanding
 from tests.routine.checklist.waiting import Waiting, waiting
 from tests.runbook.processes import prefect_server
 
@@ -38,9 +38,11 @@ GOOD = Recoverable(
 DRILL = LastDrill(NOW - timedelta(days=20), "OK", "database_failure", 38.5)
 
 
-def of(name: str, *resources: Recoverable, drill: LastDrill | None = DRILL, checked: datetime = NOW) -> Standing:
+def of(
+    name: str, *resources: Recoverable, drill: LastDrill | None = DRILL, checked: datetime = NOW
+) -> RecoveryStanding:
     ages = (BackupAge("postgres", NOW, NOW),)
-    return Standing(
+    return RecoveryStanding(
         name, "本番 <b>", "Asia/Tokyo", checked, 3600.0, 14400.0, resources, ages, drill, NOW + timedelta(days=70)
     )
 
@@ -119,7 +121,7 @@ def place(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def test_the_artifact_has_every_environment_that_was_checked(place: Waiting) -> None:
     other = f"{place.name}-other"
-    record = TypeAdapter(Standing).dump_json(of(other, GOOD, checked=datetime.now(UTC))).decode()
+    record = TypeAdapter(RecoveryStanding).dump_json(of(other, GOOD, checked=datetime.now(UTC))).decode()
     Variable.set(standing.VARIABLE + other, record)
     try:
         check_recovery_objectives(place.name)

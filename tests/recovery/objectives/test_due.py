@@ -43,7 +43,7 @@ def test_one_is_taken_when_the_next_run_would_be_too_late(trial: Trial) -> None:
     assert backups(trial) == 2
     path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
     path.write_text(path.read_text().replace('rpo = "1h"', 'rpo = "24h"'))
-    assert "the daily backups hold this RPO" in take_due_backups.fn(NAME, minutes=1440).outcome
+    assert "the daily backups meet this RPO" in take_due_backups.fn(NAME, minutes=1440).outcome
 
 
 @pytest.mark.parametrize(("minutes_old", "took", "due"), [(44.5, 1, True), (43, 1, False), (36, 540, True)])
@@ -64,14 +64,14 @@ def test_a_place_of_another_machine_s_counts_and_the_copies_follow(trial: Trial)
     path.write_text(
         path.read_text().replace("[logs]", f"survives = 'server'\n[copies]\nsurvives = 'server'\n{places}[logs]")
     )
-    assert take_due_backups.fn(NAME).outcome == "taken: database; copied to the second place"
+    assert take_due_backups.fn(NAME).outcome == "taken: database; copied to the replica store"
     assert len(list((copies / "postgres").glob("*/manifest.json"))) == 1
     assert take_due_backups.fn(NAME).outcome == "taken: nothing was due"
     path.write_text(path.read_text().replace('rpo = "1h"', 'rpo = "24h"'))
     assert take_due_backups.fn(NAME).outcome == "taken: nothing was due"
     shutil.rmtree(copies)
     told = take_due_backups.fn(NAME).outcome
-    assert told == "taken: nothing was due; copied to the second place", "by whom else, where the RPO is a day?"
+    assert told == "taken: nothing was due; copied to the replica store", "by whom else, where the RPO is a day?"
     assert len(list((copies / "postgres").glob("*/manifest.json"))) == 1
 
 

@@ -15,8 +15,8 @@ from flows.database.backup import backup_database, verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
 from flows.recovery.objectives.check import check_recovery_objectives
-from flows.recovery.objectives.options import Way, find_ways
-from flows.recovery.objectives.points import read_reach
+from flows.recovery.objectives.options import Option, find_options
+from flows.recovery.objectives.points import read_recovery_points
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files import chain
 from runbook.report import NOT_CONFIGURED, Finding, Measure, Report, Status
@@ -127,7 +127,7 @@ def test_with_all_in_place_nothing_is_lost_and_what_was_never_tried_is_said(clus
 def test_a_proven_restore_is_what_the_time_is_estimated_from(cluster: Cluster, base: str) -> None:
     check()
     before = board(cluster)
-    assert before["database"].why.startswith("its duration was never measured")
+    assert before["database"].why.startswith("duration never measured")
     assert [one.what for one in verify_backup.fn(NAME, kind="cluster").measures] == ["database point in time"]
     assert board(cluster)["database"] != before["database"], "verify-backup rebuilds the board"
     told = finding(check(), f"time for database by point in time ({base})")
@@ -153,7 +153,7 @@ def test_a_dead_standby_is_no_means_and_a_stopped_receiver_makes_the_loss_grow(c
     until(lambda: finding(check(), "database, data corrupted").status is Status.CRITICAL, what="the loss", seconds=120)
     report = check()
     assert finding(report, "database, server lost").value.startswith("nothing lost, by standby")
-    assert finding(report, "the receiver of WAL").value == "it does not stream"
+    assert finding(report, "the WAL receiver").value == "it does not stream: the loss grows"
     before = seconds_lost(finding(report, "database, data corrupted").value)
     assert before >= 1
     grown = until(
@@ -229,11 +229,11 @@ def test_the_manuals_daily_backup_is_told_before_it_is_too_old_and_red_when_it_i
     assert finding(report, "database, data corrupted").value.endswith(f"by backup ({name})"), "kept WAL is no means"
     for slot, said in (("ops_containment", "release-containment"), ("forgotten", "pg_drop_replication_slot")):
         told = finding(report, f"slot {slot}")
-        assert (told.status, "nobody reads it" in told.value, said in told.hint) == (Status.WARN, True, True)
+        assert (told.status, "it is not in use" in told.value, said in told.hint) == (Status.WARN, True, True)
     assert not [one for one in report.findings if one.name in ("slot standby", "slot wal_archive")]
     told = finding(report, "database, data corrupted: between two backups")
     assert (told.status, "24 h" in told.value) == (Status.WARN, True)
-    assert "a daily backup cannot hold 1 h" in told.hint
+    assert "a daily backup cannot meet an RPO of 1 h" in told.hint
     path = cluster.root / "backups" / "postgresql" / name
     old = manifest.read(path)
     taken = old.taken - timedelta(minutes=90)
@@ -246,7 +246,7 @@ def test_the_manuals_daily_backup_is_told_before_it_is_too_old_and_red_when_it_i
         assert told.status is Status.CRITICAL
         assert " lost, by backup" in told.value
         assert 90 * 60 <= seconds_lost(told.value) <= most
-        assert "a daily backup cannot hold 1 h" in told.hint
+        assert "a daily backup cannot meet an RPO of 1 h" in told.hint
 
 
 def test_a_store_that_cannot_be_read_is_not_known_and_never_well(cluster: Cluster, base: str) -> None:
@@ -284,10 +284,10 @@ def test_a_backup_on_the_very_host_of_the_database_goes_with_it(cluster: Cluster
     report = check()
     lost = finding(report, "database, server lost")
     assert lost.status is Status.WARN, "no second place is described: a decision, no incident"
-    assert "all backups are on it" in lost.value
+    assert "all backups are on this host" in lost.value
     assert "survives" in lost.hint
     assert finding(report, "database, data corrupted").status is Status.OK
-    assert {way.helps for way in found_ways(cluster) if way.flow == "restore-to-point"} == {("data corrupted",)}
+    assert {one.helps for one in found_options(cluster) if one.flow == "restore-to-point"} == {("data corrupted",)}
     copies(cluster)
     replicate_backups.fn(NAME, kind="cluster")
     ship_now(cluster.environment, "copies")
@@ -298,9 +298,9 @@ def test_a_backup_on_the_very_host_of_the_database_goes_with_it(cluster: Cluster
         assert finding(check(), f"database, {danger}").status is Status.CRITICAL
 
 
-def found_ways(cluster: Cluster) -> list[Way]:
+def found_options(cluster: Cluster) -> list[Option]:
     """As show-recovery-options finds them."""
-    return find_ways(cluster.environment, read_reach(cluster.environment))
+    return find_options(cluster.environment, read_recovery_points(cluster.environment))
 
 
 def test_backups_of_the_future_do_not_count(cluster: Cluster) -> None:
@@ -308,7 +308,7 @@ def test_backups_of_the_future_do_not_count(cluster: Cluster) -> None:
     path = cluster.root / "backups" / "postgresql" / name
     manifest.write(path, manifest.read(path).model_copy(update={"taken": datetime.now(UTC) + timedelta(days=1)}))
     report = check()
-    assert name in finding(report, "clock, by the backups of database in backups").value
+    assert name in finding(report, "clock of the backups of database in backups").value
     assert name not in str(rows(report))
 
 
@@ -320,7 +320,7 @@ def test_a_region_that_does_not_serve_is_not_judged(cluster: Cluster) -> None:
     configure(cluster, r"\[application\]", '[application]\nurl = "http://127.0.0.1:8000"')
     report = check()
     assert report.status is Status.OK
-    assert "does not serve" in report.outcome
+    assert "users are sent to another region" in report.outcome
     endpoint.write_text("http://127.0.0.1:8000\n")
     assert finding(check(), "database, server lost")
 

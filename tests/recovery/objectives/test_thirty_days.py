@@ -165,7 +165,7 @@ def days(postgres_server: PostgresServer, base: Path, monkeypatch: pytest.Monkey
             made.made[kind] = Backup(one.path.rename(base / kind), one.manifest, one.store)
         monkeypatch.setattr(clock, "now", lambda: made.now)
         monkeypatch.setattr("runbook.run.is_unattended", lambda target: "prune-backups" in target.unattended)
-        monkeypatch.setattr("flows.database.backup.tell_backups", lambda report, env: None)  # tested elsewhere
+        monkeypatch.setattr("flows.database.backup.show_backups", lambda report, env: None)  # tested elsewhere
         yield made
     postgres_server.drop_database(DATABASE)
 
@@ -218,7 +218,7 @@ def test_production_sustains_itself(days: Days) -> None:
         for danger in DANGERS:
             assert judged[f"{resource}, {danger}"].status is not Status.CRITICAL
     assert not [name for name in judged if name.endswith("between two backups")], "pruning made the gaps, not the RPO"
-    assert replicate_backups.fn(NAME).outcome == "every backup has its copy", "what was pruned is not copied again"
+    assert replicate_backups.fn(NAME).outcome == "every backup has a copy", "what was pruned is not copied again"
     oldest = days.read("copies", "postgres")[0].name
     assert verify_backup.fn(NAME, backup=oldest, source="copies").status in (Status.OK, Status.WARN)
 

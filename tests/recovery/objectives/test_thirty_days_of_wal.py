@@ -27,7 +27,7 @@ from tasks.backups.retention import read_store
 from tasks.cluster.content import cluster_in
 from tasks.stores.store import store_of
 from tasks.wal.archive.destinations import archive_of, destinations_of
-from tasks.wal.archiver import Archiver
+from tasks.wal.archiver import WalArchiver
 from tasks.wal.format.names import Segment
 from tests.fixtures.postgres.clusters import NAME, Cluster
 from tests.recovery.objectives.test_thirty_days import BEGIN, ENVIRONMENTS, events
@@ -74,7 +74,7 @@ class Days:
         lsn = str(self.cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()")[0][0])
         self.days[self.now], self.rows[lsn] = lsn, SEGMENTS_A_DAY * len(self.taken)
         self.cluster.settle()
-        Archiver(Path(self.env.wal.directory), destinations_of(self.env), keep=1).round(last=True)
+        WalArchiver(Path(self.env.wal.directory), destinations_of(self.env), keep=1).round(last=True)
 
     def prune(self, source: Stores) -> None:
         """The very runbook, as its schedule launches it."""
@@ -110,7 +110,7 @@ def days(cluster: Cluster, keep: str, monkeypatch: pytest.MonkeyPatch) -> Days:
     )
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr("runbook.run.is_unattended", lambda target: "prune-backups" in target.unattended)
-    monkeypatch.setattr("flows.database.backup.tell_backups", lambda report, env: None)  # tested elsewhere
+    monkeypatch.setattr("flows.database.backup.show_backups", lambda report, env: None)  # tested elsewhere
     cluster.sql("postgres", "CREATE TABLE t (n bigint)")
     made = Days(cluster, Environment.find(NAME))
     monkeypatch.setattr(clock, "now", lambda: made.now)

@@ -15,7 +15,7 @@ from pyrage import x25519
 
 from flows.database.base_backup import backup_cluster
 from flows.recovery.forensics.transactions import find_transaction
-from flows.recovery.objectives.points import read_reach
+from flows.recovery.objectives.points import read_recovery_points
 from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError
 from runbook.wait import until
@@ -127,7 +127,7 @@ def test_the_archiver_goes_on_after_its_place_was_away_and_empties_the_receivers
     archive = archive_of(cluster.environment, "backups", cluster.node("postgres").system)
     listing = archive.listing()
     assert len(listing.segments) >= 4
-    assert "all is well again" in log.read_text()
+    assert "recovered: no file is refused" in log.read_text()
     for found in listing.segments.values():
         assert len(archive.get(found[0])) == 16 << 20
 
@@ -155,7 +155,7 @@ def test_a_transaction_is_found_in_a_bucket_encrypted_when_the_table_is_gone(
     dropped = transaction(cluster, "DROP TABLE accounts")
     path = cluster.root / "pair.toml"
     path.write_text(path.read_text().replace('survives = "server"\n', ""))
-    points = [one for one in read_reach(cluster.environment).points if one.means == "point in time"]
+    points = [one for one in read_recovery_points(cluster.environment).points if one.means == "point in time"]
     assert {one.serves("server lost") for one in points} == {True, False}, "the receiver is on the primary's host"
     ((name,),) = cluster.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())")
     until(lambda: name in ship_now(cluster.environment).newest, what=f"{name} in the archive", seconds=120)

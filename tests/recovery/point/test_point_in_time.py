@@ -314,7 +314,7 @@ def test_wal_that_does_not_decode_is_replaced_from_an_intact_copy_or_else_critic
         said = refused(cluster, **parameters)
         assert f"{damaged} in " in said or f"{damaged} is damaged" in said, parameters
         assert "does not decode" in said or parameters["by"] != "latest", "marked from then on"
-        assert "later segments are in the archive, with commits until" in said, parameters
+        assert "later segments in the archive, with commits until" in said, parameters
         assert f"transaction {found[-1]}," in said, parameters
         assert "holds nothing" not in said, parameters
         assert f"by=transaction target={found[1]}" in said, parameters
@@ -349,12 +349,12 @@ def test_damage_in_the_unfinished_segment_is_not_taken_for_the_end_of_wal(cluste
         restore_to_point.fn(NAME, by="latest")
     said = str(caught.value)
     assert f"{name} in " in said
-    assert "has records behind the place where decoding ends" in said
-    assert "more of that segment follows, with commits until" in said
+    assert "has records after the end of decoding" in said
+    assert "more of that segment, with commits until" in said
     assert f"transaction {found[-1]}," in said
     assert f"by=transaction target={found[0]}" in said
     plan = restore_to_point.fn(NAME, by="transaction", target=str(found[0]))
-    assert "has records behind" in findings(plan)["WAL of the archive"]
+    assert "has records after" in findings(plan)["WAL of the archive"]
 
 
 def check(cluster: Cluster) -> dict[str, str]:

@@ -82,5 +82,5 @@ def test_a_record_of_which_only_the_first_page_was_written_is_not_there(cluster:
     last_of_page = max(at for at, _, _ in found if at < torn and at // PAGE == found[0][0] // PAGE)
     assert record_behind(files, torn) // PAGE > torn // PAGE, "on a later page"
     assert record_behind(files, found[0][0]) == found[1][0] <= last_of_page, "on the same page"
-    with pytest.raises(OpsError, match="later WAL is there"):
+    with pytest.raises(OpsError, match="later WAL exists"):
         read_beyond(cluster.environment.postgres, tmp_path, 1, start)

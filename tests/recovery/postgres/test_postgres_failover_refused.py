@@ -43,7 +43,7 @@ def test_its_supervisor_would_restart_it(cluster: Cluster) -> None:
         cluster.shoot("postgres")
         until(lambda: state(cluster) == "BACKOFF", what="a start that failed", seconds=120)
         report = refused("unplanned")
-        told = finding(report, "its supervisor does not run it")
+        told = finding(report, "its supervisor does not run or restart it")
         assert told.startswith("CRITICAL")
         assert "start it again" in told
         assert cluster.is_standby("standby")

@@ -18,15 +18,18 @@ import pytest
 import redis
 import redis.sentinel
 
+from blocks.environment import Environment
+from blocks.redis.server import Redis
 from flows.recovery.redis import choice, findings
 from flows.recovery.redis.failover import redis_failover
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.failover.group import Group as Group_
-from tasks.redis.failover.group import Member
-from tasks.redis.sentinels import SentinelView, Watch
+from tasks.redis.failover.group import GroupMember
+from tasks.redis.sentinels import SentinelView, Watch, ask_sentinels
 from tasks.redis.server import call
+from tasks.redis.topology import topology
 from tests.fixtures import forked
 from tests.fixtures.reports import text_of as finding
 from tests.redis.servers import (
@@ -170,7 +173,7 @@ def test_without_confirm_it_plans_and_changes_nothing(group: Group) -> None:
 def test_the_new_master_that_was_asked_for_and_nothing_to_do_afterwards(group: Group) -> None:
     wanted, other = group.replicas
     report = refused(new_master=wanted.address)
-    assert "replica-priority" in finding(report, "asked for")
+    assert "replica-priority" in finding(report, "as requested")
     wanted.client().config_set("replica-priority", 10)
 
     def seen() -> bool:
@@ -193,7 +196,7 @@ def test_quorum_missing_is_refused(group: Group) -> None:
     report = refused()
     assert "CRITICAL 1 answer" in finding(report, "quorum and majority")
     for sentinel in group.sentinels[1:]:
-        assert sentinel.address in finding(report, "Sentinels that answer")
+        assert sentinel.address in finding(report, "answering Sentinels")
     assert group.agreed_master() == group.master.address
 
 
@@ -201,25 +204,39 @@ def test_one_silent_sentinel_is_named_and_not_needed(group: Group) -> None:
     group.sentinels[2].crash()
     report = fail_over()
     assert report.status is Status.WARN
-    assert group.sentinels[2].address in finding(report, "Sentinels that answer")
+    assert group.sentinels[2].address in finding(report, "answering Sentinels")
     assert group.agreed_master() == group.replicas[0].address
 
 
-def test_sentinels_that_disagree_are_refused(group: Group) -> None:
+def test_sentinels_that_disagree_are_refused_and_a_restore_waits_for_them(
+    group: Group, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     one, replica = group.sentinels[0].client(), group.replicas[0]
     call(one, "SENTINEL", "REMOVE", MASTER)
     call(one, "SENTINEL", "MONITOR", MASTER, "127.0.0.1", replica.port, 2)
     report = refused()
-    told = finding(report, "one master by all Sentinels")
+    told = finding(report, "one master in all Sentinels")
     assert f"{replica.address} by {group.sentinels[0].address}" in told
     assert group.master.address in told
     assert group.master.client().info("replication")["role"] == "master"
+
+    def answer_then_correct(block: Redis) -> Watch:
+        """A failover that one Sentinel learns of after the first query."""
+        watch = ask_sentinels(block)
+        if watch.disagreement:
+            call(one, "SENTINEL", "REMOVE", MASTER)
+            call(one, "SENTINEL", "MONITOR", MASTER, "127.0.0.1", group.master.port, 2)
+        return watch
+
+    monkeypatch.setattr(topology, "ask_sentinels", answer_then_correct)
+    found = topology.read_topology.work(Environment.find(NAME).redis, tmp_path)
+    assert (found.disagreement, found.master) == ("", group.master.address)
 
 
 def test_sentinels_that_would_fail_over_again_at_once_are_refused(group: Group) -> None:
     call(group.sentinels[1].client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", 500)
     report = refused()
-    assert f"500 at {group.sentinels[1].address}" in finding(report, "down-after-milliseconds")
+    assert f"500 ms at {group.sentinels[1].address}" in finding(report, "down-after-milliseconds")
     assert group.agreed_master() == group.master.address
 
 
@@ -246,7 +263,7 @@ def _crashed(group: Group) -> None:
     ("harm", "why"),
     [
         (_priority, "priority 0"),
-        (_link, "its link to the master is down"),
+        (_link, "its link to the master has been down"),
         (_frozen, "disconnected: .* does not answer"),
         (_crashed, "disconnected: .* does not answer"),
     ],
@@ -257,7 +274,7 @@ def test_a_replica_that_is_not_fit_is_named_with_its_reason(
     harm(group)
     monkeypatch.setattr(ANSWER, 10.0 if harm is _frozen else PATIENCE_SECONDS)
     report = refused()
-    told = finding(report, "a replica that is fit")
+    told = finding(report, "fit replica")
     assert group.replicas[0].address in told
     assert re.search(why, told)
     assert takes_writes(group.master)
@@ -349,7 +366,7 @@ def test_planned_is_refused_where_the_master_is_dead(group: Group) -> None:
 
 def test_unplanned_is_refused_where_it_lives(group: Group) -> None:
     report = refused("unplanned")
-    assert "split brain" in finding(report, "is dead from here")
+    assert "split brain" in finding(report, "is dead from this host")
     assert "mode=planned" in report.sentence()
     assert group.agreed_master() == group.master.address
 
@@ -360,7 +377,7 @@ def test_one_sentinel_s_opinion_is_not_enough() -> None:
     views[0] = replace(views[0], flags=frozenset({"master", "s_down"}))
     report = Report("Redis failover", NAME)
     with pytest.raises(RunbookFailed):
-        findings.judge_dead(report, Group_(Watch(tuple(views)), {"a:1": Member("a:1", "gone", dead=True)}))
+        findings.judge_dead(report, Group_(Watch(tuple(views)), {"a:1": GroupMember("a:1", "gone", dead=True)}))
     assert "down for 1 of 3" in finding(report, "for a quorum of the Sentinels")
 
 
@@ -386,9 +403,9 @@ def test_a_killed_master_is_taken_over_and_the_loss_is_bounded(group: Group) -> 
     assert new is group.replicas[0]
     assert report.status is Status.WARN
     assert group.master.address in finding(report, "servers that are down")
-    safe = datetime.fromisoformat(report.facts["every write is there that was acknowledged before"]).timestamp()
+    safe = datetime.fromisoformat(report.facts["no acknowledged write lost before"]).timestamp()
     assert all(writer.acknowledged[number] >= safe for number in lost)
-    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the load last seen"].replace(",", ""))
+    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the last known load"].replace(",", ""))
     settles(lambda: leftovers(group) == [], "the end of what it wrote")
     group.master.start()
     until(lambda: follows(group.master, new), what="the old master as a replica", seconds=120)
@@ -420,7 +437,7 @@ def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
     group.master.crash()
     # They wait for twice as long after a failover that came to nothing, or that they have voted for.
     notice_deaths(group.sentinels, timeout_ms=600_000)
-    assert "priority 0" in finding(refused("unplanned"), "a replica that is fit")
+    assert "priority 0" in finding(refused("unplanned"), "fit replica")
     until(
         lambda: all("+vote-for-leader" in sentinel.log.read_text() for sentinel in group.sentinels),
         what="the vote of each",
@@ -465,7 +482,7 @@ def test_somebody_else_promotes_between_judgement_and_act(group: Group, monkeypa
 
     monkeypatch.setattr(Report, "permit", meanwhile)
     report = refused()
-    assert "changed since it was judged" in report.sentence()
+    assert "changed since the plan" in report.sentence()
     assert group.agreed_master() == group.replicas[0].address, "it was not turned back"
 
 
@@ -477,7 +494,7 @@ def test_a_replica_promoted_by_hand_under_its_feet(group: Group) -> None:
     call(group.replicas[0].client(), "REPLICAOF", "NO", "ONE")
     said = end(child)
     assert child.returncode == 1
-    assert "promoted by somebody else; writes go on" in said
+    assert "promoted by another client; writes continue" in said
     assert takes_writes(group.master), "the pause is lifted"
 
 
@@ -488,7 +505,7 @@ def test_a_run_that_stands_still_for_longer_than_its_pause_begins_nothing(group:
         writer.wait(2)  # they stood still until the pause ended by itself; one may have been on its way before it
         said = end(child)
         writer.wait(50)
-    assert "stood still for longer than the pause" in said
+    assert "suspended for longer than the pause" in said
     assert group.agreed_master() == group.master.address
     assert writer.lost(group.master) == set()
 
@@ -534,7 +551,7 @@ def test_sentinels_that_may_not_hand_over_are_told_and_writes_go_on(group: Group
 
 def test_without_sentinels_it_says_so(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     group.master.register(monkeypatch)
-    with pytest.raises(OpsError, match="no Sentinels watch this Redis"):
+    with pytest.raises(OpsError, match="no Sentinels monitor this Redis"):
         fail_over()
 
 

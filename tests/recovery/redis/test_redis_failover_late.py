@@ -18,7 +18,7 @@ from runbook.files import record
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.failover import handover
-from tasks.redis.failover.promotion import Choice
+from tasks.redis.failover.promotion import PromotionChoice
 from tasks.redis.server import call
 from tasks.redis.topology.topology import RECORD, ReplicationTopology
 from tests.fixtures import forked
@@ -67,7 +67,7 @@ def test_sentinels_whose_greeting_stands_behind_the_pause_hand_over_all_the_same
     """Each greets by PUBLISH every two seconds, on the connection by which it would ask the master to hand over."""
     catch_up, all_of_them = handover._catch_up, len(group.sentinels)
 
-    def late(block: Redis, choice: Choice) -> int:
+    def late(block: Redis, choice: PromotionChoice) -> int:
         stood = catch_up(block, choice)
         until(lambda: standing_behind(group.master, "publish") >= all_of_them, what="their greetings", seconds=120)
         return stood
@@ -131,8 +131,8 @@ def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path:
         writer.wait(50)
     assert writer.lost(new) == set(), said
     assert child.returncode == (0 if wakes else 1), said
-    assert wakes or "gave their failover up" in said
-    assert wakes or "writes go on" in said
+    assert wakes or "aborted their failover" in said
+    assert wakes or "writes continue" in said
     other = replica if new is group.master else group.master
     wait_until_it_follows(other, new)
     assert group.agreed_master() == new.address
@@ -238,8 +238,8 @@ def test_the_loss_of_a_replica_whose_link_was_down_is_bounded(group: Group) -> N
         report = fail_over("unplanned")
     lost = writer.lost(group.at(group.agreed_master()))
     assert lost
-    assert "bytes of the stream" in finding(report, "lost for certain")
-    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the load last seen"].replace(",", ""))
+    assert "bytes of the stream" in finding(report, "certainly lost")
+    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the last known load"].replace(",", ""))
 
 
 def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None:
@@ -278,6 +278,6 @@ def test_sentinels_that_a_restore_took_off_are_put_back_by_reattach(group: Group
     record.write(Environment.find(NAME).reports_directory / RECORD, noted)
     for sentinel in group.sentinels:
         call(sentinel.client(), "SENTINEL", "REMOVE", MASTER)
-    told = finding(refused(), "one master by all Sentinels")
+    told = finding(refused(), "one master in all Sentinels")
     assert "reattach-redis" in told
     assert noted.since in told

@@ -18,7 +18,7 @@ def go(system: System, **named: str) -> None:
 
 def test_a_region_that_lives_is_not_replaced_be_it_attested_to_be_dead(system: System) -> None:
     region, before = system.lab.region(), system.untouched()
-    with pytest.raises(RunbookFailed, match="is dead .*backend takes no connections: no.*it lives"):
+    with pytest.raises(RunbookFailed, match="is dead .*backend takes no connections: no.*repair it there"):
         go(system)
     assert system.untouched() == before
     assert {row["running"] for row in region.status()["services"].values()} == {False}

@@ -29,7 +29,7 @@ from tasks.redis.backup.aof import copy_aof, cut_bytes, loaded_aof, read_aof
 from tasks.redis.backup.live_aof import RECORD, REWRITES, Rewrites
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.restore.network import RECORD as NETWORK_RECORD
-from tasks.redis.restore.network import Leftover
+from tasks.redis.restore.network import RedisLeftover
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, add_short, fill, survivors
@@ -169,7 +169,7 @@ def test_an_rdb_that_is_not_what_the_aof_holds_is_refused(rig: Rig, monkeypatch:
         return found.model_copy(update={"functions": {}})
 
     monkeypatch.setattr(aof_backup, "manifest_of", of_something_else)
-    with pytest.raises(RunbookFailed, match="the RDB of the AOF is not what it holds"):
+    with pytest.raises(RunbookFailed, match="the RDB differs from the AOF that it was made from"):
         backup_redis.fn(NAME, "aof")
     assert catalogue.names(DirectoryStore(rig.store), "redis") == []
     assert rewrites(rig) == "100"
@@ -242,7 +242,7 @@ def test_killed_anywhere_rewrites_are_put_back_by_the_next_run(rig: Rig, where: 
     assert catalogue.names(DirectoryStore(rig.store), "redis") == []
     report = backup_redis.fn(NAME, again)
     assert report.status is Status.OK, report.sentence()
-    assert ("put back" in report.facts) == (where == "redis: aof rewrites off")
+    assert ("AOF rewrites" in report.facts) == (where == "redis: aof rewrites off")
     assert rewrites(rig) == "100"
     assert not (rig.root / "reports" / RECORD).exists()
     rig.client().flushall()
@@ -308,7 +308,11 @@ def test_what_a_killed_run_left_on_a_server_that_died_is_no_reason_to_take_no_ba
     group.master.client().set("a", 1)
     reports = group.master.root / "reports"
     reports.mkdir()
-    left = Rewrites(group.master.address, "100") if record == RECORD else Leftover(group.master.address, "x:1", {}, "")
+    left = (
+        Rewrites(group.master.address, "100")
+        if record == RECORD
+        else RedisLeftover(group.master.address, "x:1", {}, "")
+    )
     write(reports / record, left)
     group.lose_master()
     report = backup_redis.fn(NAME)
@@ -318,5 +322,5 @@ def test_what_a_killed_run_left_on_a_server_that_died_is_no_reason_to_take_no_ba
     ]
     assert (reports / record).exists()
     if record == RECORD:
-        with pytest.raises(RunbookFailed, match="take this one with kind=rdb"):
+        with pytest.raises(RunbookFailed, match="Until then use kind=rdb"):
             backup_redis.fn(NAME, "aof")

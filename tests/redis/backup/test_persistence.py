@@ -114,7 +114,7 @@ def test_damage_with_valid_checksums_is_refused(rig: Rig) -> None:
 
     kinds = {
         "the backup loads": flip,
-        "the content of its": lambda path: shutil.copy(changed, path / "dump.rdb"),
+        "keys without a TTL have other content": lambda path: shutil.copy(changed, path / "dump.rdb"),
         "missing or empty": lambda path: (path / "dump.rdb").write_bytes(b""),
         "expiring.tsv.gz has 0 keys": lambda path: shutil.copy(_empty_sidecar(rig), path / "expiring.tsv.gz"),
     }

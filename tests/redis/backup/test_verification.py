@@ -76,7 +76,7 @@ def test_a_bad_backup_is_not_verified(rig: Rig, backup: str, kind: str) -> None:
     said = {
         "a byte": "SHA-256",
         "a key less": "keys without a TTL instead of",
-        "an empty sidecar": "keys with a TTL are there that the backup does not hold",
+        "an empty sidecar": "keys with a TTL are not in the backup",
         "no RDB": "the server cannot load this data",
     }[kind]
     with pytest.raises(RunbookFailed, match=said):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.redis.cache.cache import clear_cache
+from flows.redis.cache import clear_cache
 from flows.redis.memory.check import check_redis_memory
 from runbook.current import current_report, use_report
 from runbook.errors import Unreachable
@@ -119,16 +119,16 @@ def test_a_run_that_is_cancelled_ends_it_after_the_page_at_hand(cancelled: None)
 def test_both_passes_give_way(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.client().mset({f"cache:{n}": "x" for n in range(2000)})
     before, seen = niceness(), dict[str, set[int]]()
-    real = memory_sweep._ask
+    real = memory_sweep.read_page
 
     def ask(*words: object) -> object:
         seen.setdefault("read", set()).add(niceness())
         return real(*words)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(memory_sweep, "_ask", ask)
+    monkeypatch.setattr(memory_sweep, "read_page", ask)
     monkeypatch.setattr(cache_sweep, "failpoint", lambda name: seen.setdefault(name, set()).add(niceness()))
     check_redis_memory.fn(NAME)
-    clear_cache.fn(NAME, prefixes=("cache:",), expected_keys=2000, confirm=NAME)
+    clear_cache.fn(NAME, prefixes=("cache:",), confirm=NAME)
     lowered = {max(before, NICENESS)}
     assert seen == {"read": lowered, "cache: counted a page": lowered, "cache: unlinked a page": lowered}
     assert server.client().dbsize() == 0

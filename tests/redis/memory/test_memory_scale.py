@@ -11,11 +11,11 @@ import redis
 
 from flows.redis.memory.check import check_redis_memory
 from runbook.report import Report, Status
-from tasks.redis.memory.estimates import Estimate, Stratum, Sums
-from tasks.redis.memory.pace import LEAST_PAGE_KEYS, MOST_PAGE_KEYS, Pace
-from tasks.redis.memory.sampling import MOST_KEYS, Biggest, Bounded, Tally
-from tasks.redis.memory.script import BYTES, KEYS, WIDTH, KeyFacts, Page, Request
+from tasks.redis.memory.estimates import SizeEstimate, Stratum, Sums
+from tasks.redis.memory.sampling import MOST_KEYS, Biggest, Prefixes
+from tasks.redis.memory.script import BYTES, KEYS, WIDTH, KeyFacts, SurveyPage
 from tasks.redis.memory.sweep import Survey, survey_keys
+from tasks.redis.script import PageSize
 from tests.redis.servers import NAME, RedisServer
 
 KEYS_200K = 200_000
@@ -67,7 +67,7 @@ def truth(client: redis.Redis) -> dict[bytes, tuple[int, int]]:
     return counted
 
 
-def told(survey: Survey) -> dict[bytes, tuple[Estimate, Estimate]]:
+def told(survey: Survey) -> dict[bytes, tuple[SizeEstimate, SizeEstimate]]:
     return {found.prefix: (found.keys, found.size) for found in survey.prefixes}
 
 
@@ -82,7 +82,7 @@ def test_totals_of_200_000_keys_are_true_and_a_big_hash_among_them_is_found(serv
     found = told(survey)
     assert found.keys() == expected.keys()
     for prefix, (keys, size) in expected.items():
-        assert found[prefix][0] == Estimate(keys)
+        assert found[prefix][0] == SizeEstimate(keys)
         close = 0.05 if prefix == b"report:" else 0.0  # of the hash's fields 5 were looked at
         assert math.isclose(found[prefix][1].value, size, rel_tol=close), prefix
     biggest = survey.biggest[0]
@@ -109,7 +109,7 @@ def test_when_the_time_is_over_it_reports_a_sample_with_its_error(server: RedisS
     report: Report = check_redis_memory.fn(NAME, budget_seconds=0.1)
     (warning,) = [f for f in report.findings if f.name == "a sample, not all keys"]
     assert warning.status is Status.WARN
-    assert "budget_seconds=" in warning.hint
+    assert warning.follow[0].parameters["budget_seconds"]
     (table,) = [e for e in report.evidence if e.name == "Biggest prefixes by memory"]
     assert all("±" in row[2] and "±" in row[3] for row in table.rows)
 
@@ -122,14 +122,13 @@ def test_errors_hold_95_times_of_100() -> None:
     held, runs = {"size": 0, "rare": 0}, 300
     for _ in range(runs):
         chance.shuffle(rare)
-        stratum, everything, few = Stratum(0, len(population)), Sums(), Sums()
+        stratum, few = Stratum(0, len(population)), Sums()
         start = chance.randrange(len(population))
         for page in range(60):
             places = [(start + page * 97 + n) % len(population) for n in range(chance.randint(20, 90))]
-            for sums, chosen in ((everything, places), (few, [p for p in places if rare[p]])):
-                sums.add(_numbers([population[p] for p in chosen]), len(places))
-            stratum.turn(_page(len(places)))
-        size, keys = stratum.size_of(everything), stratum.keys_of(few)
+            few.add(_numbers([population[p] for p in places if rare[p]]), len(places))
+            stratum.add(_page(len(places)), _numbers([population[p] for p in places]))
+        size, keys = stratum.size_of(stratum.total), stratum.keys_of(few)
         held["size"] += abs(size.value - sum(population)) <= size.error
         held["rare"] += abs(keys.value - sum(rare)) <= keys.error
         chance.shuffle(population)
@@ -142,24 +141,23 @@ def _numbers(sizes: list[int]) -> list[int]:
     return numbers
 
 
-def _page(read: int, cursor: bytes = b"7", names: tuple[bytes, ...] = (), sums: bytes = b"") -> Page:
-    return Page(cursor, read, 0, 0, 0.0, names, sums, (), ())
+def _page(read: int, cursor: bytes = b"7") -> SurveyPage:
+    return SurveyPage(cursor, read, 0, 0, 0.0, {}, ())
 
 
-def test_of_too_few_pages_nothing_is_said() -> None:
-    stratum, sums = Stratum(0, 1000), Sums()
+def test_too_few_pages_give_no_error() -> None:
+    stratum = Stratum(0, 1000)
     for _ in range(3):
-        sums.add(_numbers([10] * 5), 5)
-        stratum.turn(_page(5))
-    assert stratum.size_of(sums).value == 10_000
-    assert math.isnan(stratum.size_of(sums).error)
-    stratum.turn(_page(5, cursor=b"0"))
-    assert stratum.size_of(sums) == Estimate(150)
+        stratum.add(_page(5), _numbers([10] * 5))
+    assert stratum.size_of(stratum.total).value == 10_000
+    assert math.isnan(stratum.size_of(stratum.total).error)
+    stratum.add(_page(5, cursor=b"0"), _numbers([]))
+    assert stratum.size_of(stratum.total) == SizeEstimate(150)
 
 
 def test_memory_is_bounded_whatever_the_prefixes_are() -> None:
     """A late big prefix is kept, of many small ones only the biggest are."""
-    bounded = Bounded(most=50)
+    bounded = Prefixes(most=50)
     for n in range(5000):
         bounded.add((0, b"%d:" % n), _numbers([100 + n % 7]), 10)
         assert len(bounded.kept) <= 100
@@ -181,23 +179,6 @@ def test_with_more_prefixes_than_are_kept_the_totals_still_hold(server: RedisSer
     assert table.rows[-1][1].startswith("others (about ")
     counted = sum(int(row[2].replace(",", "")) for row in table.rows)
     assert counted == client.dbsize() == 30_001
-    assert not any(e.name.startswith("Inside") for e in report.evidence)
-
-
-def test_a_dominant_prefix_whose_second_levels_are_all_different_is_not_parted() -> None:
-    tally = Tally({0: 1_000_000}, most=20)
-    for page in range(60):
-        request = tally.request(tally.strata[0], 100)
-        names = [b"s:%d:" % (page * 100 + n) if request.parted else b"s:" for n in range(100)]
-        unique = list(dict.fromkeys(names))
-        numbers = _numbers([50] * (100 // len(unique)))
-        found = _page(100, names=tuple(unique), sums=b" ".join(b"%d" % n for _ in unique for n in numbers))
-        tally.strata[0].turn(found)
-        tally.add(request, found)
-    assert tally.parted == b""
-    assert tally.ranked_parts() == []
-    (only,) = tally.ranked_prefixes()
-    assert (only.prefix, only.keys_read) == (b"s:", 6000)
 
 
 def test_the_biggest_keys_are_kept_once_each() -> None:
@@ -208,17 +189,17 @@ def test_the_biggest_keys_are_kept_once_each() -> None:
     assert biggest.floors[:3] == (960, 961, -1)
 
 
-def test_a_page_grows_until_it_takes_as_long_as_it_may_and_shrinks_at_once() -> None:
-    pace = Pace(0.0001, 0.0005)
+def test_a_page_grows_until_it_takes_its_time_and_shrinks_at_once() -> None:
+    size = PageSize(0.0005, least=10, most=1000)
     for _ in range(30):
-        pace.took(0.0001 + pace.count * 2e-6, pace.count * 2e-6)
-    assert pace.count == 250
-    for _ in range(9):
-        pace.took(0.0001 + pace.count * 1e-4, pace.count * 1e-4)
-    assert pace.count == LEAST_PAGE_KEYS
+        size.adapt(size.keys * 2e-6)
+    assert size.keys == 250
+    for _ in range(3):
+        size.adapt(size.keys * 1e-4)
+    assert size.keys == 10
     for _ in range(30):
-        pace.took(0.0001, 1e-9)
-    assert pace.count == MOST_PAGE_KEYS
+        size.adapt(0.0)
+    assert size.keys == 1000
 
 
 def waited_seconds(client: redis.Redis) -> float:
@@ -254,17 +235,3 @@ def test_no_call_of_a_report_is_slow(server: RedisServer) -> None:
     (first_row, second_row) = rows["Biggest keys"][:2]
     assert (first_row[1], second_row[1]) == ("string:huge", "set:million")
     assert second_row[4] == "1,000,000"
-
-
-def test_requests_and_answers_are_binary_safe(server: RedisServer) -> None:
-    """A prefix that is parted may hold anything."""
-    client = server.client()
-    prefix = b"\0 \xff\n:"
-    with client.pipeline(transaction=False) as pipe:
-        for n in range(6000):
-            pipe.set(prefix + (b"a:" if n % 2 else b"b:") + b"%d" % n, "x")
-        pipe.execute()
-    survey = survey_keys(server.block(), 60)
-    assert survey.parted == prefix
-    assert {part.prefix for part in survey.parts} == {prefix + b"a:", prefix + b"b:"}
-    assert Request(3, b"12", 5, prefix).numbers.startswith("3 12 5 - -1 -1 -1")

@@ -131,7 +131,7 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
     watched.rig.client().set("garbage", 1)
     planned = restore_redis.fn(NAME)
     assert planned.status is Status.PLANNED
-    steps = [step.detail for step in planned.plan_steps if step.step == "take off"]
+    steps = [step.detail for step in planned.plan_steps if step.step == "detach"]
     assert len(steps) == 2
     assert watched.replica.address in steps[1]
     assert watched.masters() == {watched.own}, "a plan changes nothing"
@@ -165,7 +165,7 @@ def test_a_script_of_a_sentinel_is_put_back_or_told(watched: Watched, denies: bo
     backup_redis.fn(NAME)
     report = restore_redis.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN, "a script is at stake"
-    told = [one.hint for one in report.findings if "runs no notification-script any more" in one.hint]
+    told = [one.hint for one in report.findings if "has lost its notification-script" in one.hint]
     now = sentinel.client().sentinel_master(MASTER).get("notification-script")
     assert (len(told), now) == ((1, None) if denies else (0, script))
 
@@ -233,7 +233,7 @@ def test_what_was_not_put_back_is_put_back_without_another_restore(watched: Watc
     """Killed when the data was in place: what clients wrote since stays."""
     watched.rig.client().set("old", 1)
     backup_redis.fn(NAME)
-    assert reattach_redis.fn(NAME, confirm=NAME).outcome.startswith("nothing was taken off")
+    assert reattach_redis.fn(NAME, confirm=NAME).outcome.startswith("nothing was detached")
     assert _killed("redis: replicas follow") == -signal.SIGKILL
     watched.rig.client().set("since", 1)
     assert watched.masters() == {""}
@@ -338,7 +338,7 @@ def test_sentinels_that_are_not_listed_stop_the_restore(watched: Watched) -> Non
     listed = str([s.address for s in watched.sentinels]).replace("'", '"')
     text = watched.rig.toml.read_text().replace(listed, f'["{watched.sentinels[0].address}"]')
     write(watched.rig.toml, text, 0o644)
-    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels with itself, \[redis\] sentinels 1"):
+    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels including itself; \[redis\] sentinels has 1"):
         restore_redis.fn(NAME, confirm=NAME)
     followed(watched)
 

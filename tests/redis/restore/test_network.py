@@ -169,7 +169,7 @@ def test_without_memory_for_both_the_old_data_goes_first(remote: RedisServer, mo
     before = accounts(remote)
     backup_redis.fn(NAME)
     spoil(remote)
-    route = Route("replication", "its memory does not hold both", swaps=False)
+    route = Route("replication", "its memory is too small for both", swaps=False)
     monkeypatch.setattr(network_target, "find_route", lambda _block, _needed: route)
     assert restore().status is Status.OK
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
@@ -235,7 +235,7 @@ def test_without_replicaof_it_is_restored_key_by_key(
     remote.client().set("cache:old", 1)
     report = restore()
     assert report.status is Status.OK, report.sentence()
-    assert "key by key, since" in report.facts
+    assert "key by key, because" in report.facts
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
     assert remote.client(7).dbsize() == 0
     assert remote.client().function_list()
@@ -264,7 +264,7 @@ def test_a_forbidden_command_is_named(remote: RedisServer, monkeypatch: pytest.M
     remote.client().set("plain:1:0", "spoilt")
     if command == "config|set":
         report = restore()
-        assert "CONFIG|SET" in report.facts["key by key, since"].upper()
+        assert "CONFIG|SET" in report.facts["key by key, because"].upper()
         return
     assert f"forbids user ops the command {command.upper()}" in failed().sentence()
     assert remote.client().get("plain:1:0") == b"spoilt", "nothing was replaced"
@@ -304,7 +304,7 @@ def test_a_restore_that_is_killed_anywhere_ends_well_when_launched_again(
     assert plan.status is Status.PLANNED
     assert remote.client().info("replication")["role"] == ("slave" if follows else "master"), "a plan changes nothing"
     if follows:
-        with pytest.raises(RunbookFailed, match="launch restore-redis again"):
+        with pytest.raises(RunbookFailed, match="run restore-redis again"):
             backup_redis.fn(NAME)
     report = restore()
     assert report.status is Status.WARN if where != POINTS[4] else Status.OK, report.sentence()
@@ -354,7 +354,7 @@ def test_a_server_that_dies_while_it_follows(remote: RedisServer, monkeypatch: p
     monkeypatch.setattr(network_steps, "compare_keys", dying)
     report = failed()
     assert "does not answer" in report.sentence()
-    assert "may be a replica that takes no writes" in (report.state.value if report.state else "")
+    assert "may be a replica that refuses writes" in (report.state.value if report.state else "")
     monkeypatch.setattr(network_steps, "compare_keys", compare_keys)
     remote.start()
     again = restore()
@@ -389,7 +389,7 @@ def test_a_difference_after_replication_is_critical_and_leaves_no_replica(
 
     monkeypatch.setattr(network_steps, "compare_keys", spoiling)
     report = failed()
-    assert "database 0: 1 keys are not the same (plain:1:0)" in report.sentence()
+    assert "database 0: 1 keys are different (plain:1:0)" in report.sentence()
     assert "restore-redis with backup=dump_" in report.sentence()
     assert remote.client().info("replication")["role"] == "master"
 
@@ -426,7 +426,9 @@ def test_without_a_fit_replica_the_sentinels_remember_the_copy_and_that_is_told(
     monkeypatch.setattr(network, "_follow", until_sentinels_have_looked(group))
     report = backup_redis.fn(NAME)
     assert report.status is Status.WARN
-    (told,) = [found for found in report.findings if found.name == "Sentinels that took the copy for a replica"]
+    (told,) = [
+        found for found in report.findings if found.name == "Sentinels that list the scratch server as a replica"
+    ]
     assert told.hint.startswith("SENTINEL RESET mymaster on each of them")
 
 
@@ -495,12 +497,14 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
     monkeypatch.setattr(network, "_follow", and_then_a_failover)
     with pytest.raises(RunbookFailed, match="no longer the master") as failure:
         backup_redis.fn(NAME)
-    assert "launch it again" in failure.value.report.sentence()
+    assert "run it again" in failure.value.report.sentence()
     monkeypatch.setattr(network, "_follow", follow)
     again = backup_redis.fn(NAME)
     assert group.agreed_master() in again.facts["taken"]
     told = {found.name for found in again.findings if found.status is not Status.OK}
-    assert told <= {"Sentinels that took the copy for a replica"}, "the one that it followed had become the master"
+    assert told <= {"Sentinels that list the scratch server as a replica"}, (
+        "the one that it followed had become the master"
+    )
 
 
 @pytest.mark.parametrize("forbidden", ["", "-replicaof"])
@@ -521,7 +525,7 @@ def test_what_clients_write_after_the_live_data_was_kept_is_said_to_be_lost(
     monkeypatch.setattr(network_steps, "keep_live", and_a_client_writes)
     report = restore()
     assert report.status is Status.WARN, report.sentence()
-    (told,) = [found for found in report.findings if found.name.endswith("is lost")]
+    (told,) = [found for found in report.findings if found.name.endswith("are lost")]
     assert told.value.startswith("up to 1 keys")
     assert report.facts["live data kept as"] in told.hint
     assert remote.client().get("plain:1:0") != b"a client's own"
@@ -616,7 +620,7 @@ def test_a_failover_while_the_live_data_is_kept_ends_a_restore(
 
     monkeypatch.setattr(network_steps, "keep_live", and_then_a_failover)
     report = failed()
-    assert f"{group.replicas[0].address} was made the master" in report.sentence()
+    assert f"{group.replicas[0].address} was promoted" in report.sentence()
     assert report.state
     assert "was not touched" in report.state.value
     assert group.agreed_master() == group.replicas[0].address
@@ -624,7 +628,7 @@ def test_a_failover_while_the_live_data_is_kept_ends_a_restore(
 
 
 def test_through_tls(remote: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scratch server needs no TLS of its own; the way back goes key by key, since nothing here has a certificate."""
+    """A scratch server needs no TLS of its own; the way back goes key by key, because nothing here has a certificate."""
     before = accounts(remote)
     with tls_in_front(remote, tmp_path, ["127.0.0.1"]) as (port, certificate):
         register(remote, monkeypatch, f'tls = true\ntls_ca_file = "{certificate}"')

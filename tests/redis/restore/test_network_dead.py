@@ -35,15 +35,15 @@ def test_a_dead_server_is_named_and_the_one_in_its_place_gets_the_data(
     assert killed("redis: live server follows", restoring=True) == -signal.SIGKILL
     server.crash()
     told = failed().sentence()
-    assert f"{server.address}, for which a restore was killed, does not answer" in told
-    assert "start it and launch this again" in told
+    assert f"{server.address}, the server of a killed restore, does not answer" in told
+    assert "start it and run this again" in told
     with running_redis() as other:
         other.client().set("own", 1)
         path = server.root / "environment.toml"
         path.write_text(path.read_text().replace(f"port = {server.port}\n", f"port = {other.port}\n"))
         report = restore()
         assert report.status is Status.WARN, report.sentence()
-        assert f"this run is for {other.address}" in report.sentence()
+        assert f"this run restores {other.address}" in report.sentence()
         assert (other.client().dbsize(), other.client().exists("own")) == (100, 0)
     assert not (server.root / "reports" / RECORD).exists()
 

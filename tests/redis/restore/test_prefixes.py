@@ -27,7 +27,7 @@ from tasks.backups import manifest
 from tasks.backups.manifest import Manifest
 from tasks.redis.content.manifest import compare
 from tasks.redis.keys import read_prefix, widest
-from tasks.redis.line import Line, live_line
+from tasks.redis.line import RedisLine, live_line
 from tasks.redis.restore import values
 from tasks.redis.restore.prefixes import restore_keys
 from tasks.redis.restore.values import same_value
@@ -87,7 +87,7 @@ def test_only_what_is_asked_for_comes_back(filled: RedisServer) -> None:
         expected[b"session:new"] = (b"string", -1, b"made since")
         expected[b"plain:1:0"] = (b"string", -1, b"written since")
         assert account(filled.client(number)) == expected
-    assert "are as the backup holds them" in report.outcome
+    assert "equal the backup's" in report.outcome
 
 
 def test_extra_keys_go_where_that_is_ordered_and_the_undo_brings_them_back(filled: RedisServer) -> None:
@@ -99,7 +99,7 @@ def test_extra_keys_go_where_that_is_ordered_and_the_undo_brings_them_back(fille
     assert client.exists("session:new") == 0
     assert client.get("session:1") == b"user 1 of 0"
     assert client.get("sessions") == b"another prefix"
-    assert report.facts["keys removed"] == "1"
+    assert report.facts["keys deleted"] == "1"
     kept = report.facts["live data kept as"]
     assert kept in report.facts["undo"]
     undone = restore("session:", backup=kept, extra="remove")
@@ -122,7 +122,7 @@ def test_more_keys_than_the_plan_showed_are_not_removed(filled: RedisServer) -> 
     assert client.exists("session:extra 1", "session:since 1") == 2
     client.delete("session:since 1", "session:since 2", "session:since 3")
     report = restore("session:", extra="remove", expected_removed=20)
-    assert report.facts["keys removed"] == "22"
+    assert report.facts["keys deleted"] == "22"
 
 
 def test_what_restores_kept_is_listed_and_goes_by_the_safe_rule(filled: RedisServer) -> None:
@@ -137,7 +137,7 @@ def test_what_restores_kept_is_listed_and_goes_by_the_safe_rule(filled: RedisSer
     note = next((store / ".verified").iterdir())
     away = note.rename(store / "away.json")
     plan = prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0)
-    assert "there is nothing to delete" in plan.outcome, "no backup is verified"
+    assert "nothing to delete" in plan.outcome, "no backup is verified"
     away.rename(note)
     plan = prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0)
     assert [step.detail.split(",")[0] for step in plan.plan_steps] == [old]
@@ -236,7 +236,7 @@ def large_values(client: redis.Redis) -> list[bytes]:
     return [b"string", b"list", b"set", b"zset", b"hash", b"stream"]
 
 
-class Other(Line):
+class Other(RedisLine):
     """A line that answers with the keys of database 1."""
 
     def pipe(self, database: int, commands: Any, *, together: bool = False) -> list[Any]:
@@ -289,7 +289,7 @@ def test_what_clients_make_after_the_counting_is_spared(filled: RedisServer, mon
 
     monkeypatch.setattr(prefix_steps, "keep_live", and_a_client_writes)
     report = restore("session:", extra="remove")
-    assert report.facts["keys removed"] == "1; 1 that clients had just written were spared"
+    assert report.facts["keys deleted"] == "1; 1 that clients had just written were kept"
     assert client.exists("session:old extra") == 0
     assert client.get("session:brand new") == b"1"
 
@@ -313,7 +313,7 @@ def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch
     """The seeded failure: the restore itself writes something wrong (its own connection is not told of)."""
     carried = restore_keys
 
-    def wrongly(permit: Any, block: Any, scratch: Any, live: Line, *rest: Any) -> Any:
+    def wrongly(permit: Any, block: Any, scratch: Any, live: RedisLine, *rest: Any) -> Any:
         done = carried(permit, block, scratch, live, *rest)
         live.call(9, "SET", "session:7", "wrong")
         live.call(0, "SET", "session:extra", "wrong")
@@ -322,8 +322,8 @@ def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch
     monkeypatch.setattr(prefix_steps, "restore_keys", wrongly)
     report = refused("session:", extra="remove")
     sentence = report.sentence()
-    assert "database 9: 1 keys are not the same (session:7)" in sentence
-    assert "database 0: 1 keys are there, and not in the backup (session:extra)" in sentence
+    assert "database 9: 1 keys are different (session:7)" in sentence
+    assert "database 0: 1 keys are not in the backup (session:extra)" in sentence
     assert "restore-redis with backup=" in sentence
 
 
@@ -346,7 +346,7 @@ def test_without_word_of_writes_a_difference_is_not_called_equal(
     report = restore("session:")
     assert report.status is Status.WARN
     assert status(report, "live keys equal to the backup") is Status.WARN
-    assert "what they wrote is not known" in report.sentence()
+    assert "their writes are unknown" in report.sentence()
     assert "CLIENT|TRACKING" in report.sentence()
 
 
@@ -449,8 +449,8 @@ def test_a_replica_promoted_under_its_feet(group: Group, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(prefix_steps, "keep_live", and_then_a_failover)
     report = refused("session:")
-    assert f"{group.agreed_master()} was made the master in the middle" in report.sentence()
-    assert "launch it again" in report.sentence()
+    assert f"{group.agreed_master()} was promoted during the restore" in report.sentence()
+    assert "run it again" in report.sentence()
     monkeypatch.setattr(prefix_steps, "keep_live", keep_live)
     again = restore("session:")
     assert again.status in (Status.OK, Status.WARN), again.sentence()
@@ -474,7 +474,7 @@ def test_a_master_that_was_replaced_and_still_takes_writes(
         return done
 
     monkeypatch.setattr(prefix_steps, where, and_then_a_failover)
-    assert f"{group.replicas[0].address} was made the master in the middle" in refused("session:").sentence()
+    assert f"{group.replicas[0].address} was promoted during the restore" in refused("session:").sentence()
     assert group.replicas[0].client().get("session:1") == (b"spoilt" if where == "keep_live" else b"1")
 
 
@@ -488,7 +488,7 @@ def test_nothing_is_restored_where_no_sentinel_vouches_for_the_master(group: Gro
     group.master.client().set("session:1", "spoilt")
     report = refused("session:")
     assert status(report, "the Sentinels vouch for the master") is Status.CRITICAL
-    assert "launch it with master=" not in report.sentence(), "restore-redis has no such parameter"
+    assert "run it with master=" not in report.sentence(), "restore-redis has no such parameter"
     assert group.master.client().get("session:1") == b"spoilt"
 
 
@@ -500,7 +500,7 @@ def test_a_backup_that_is_not_what_its_manifest_says_restores_nothing(
 
     monkeypatch.setattr(prefix_steps, "compare", unlike)
     filled.client().set("session:1", "spoilt")
-    assert "the backup holds what its manifest says" in refused("session:").sentence()
+    assert "the backup equals its manifest" in refused("session:").sentence()
     assert filled.client().get("session:1") == b"spoilt"
 
 

@@ -54,7 +54,7 @@ def test_other_obstacles(rig: Rig) -> None:
     for extra, told in (
         ("replicaof 10.0.0.1 6379\n", "replica of 10.0.0.1 6379"),
         ("dir /var/lib/other\n", "says dir /var/lib/other"),
-        ("aclfile users.acl\n", "ACL file users.acl is gone"),
+        ("aclfile users.acl\n", "ACL file users.acl is missing"),
         ("cluster-enabled yes\n", "node of a cluster"),
         ("requirepass other\n", "could not be verified"),
     ):

@@ -16,8 +16,8 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
-from tasks.redis.topology.refusing_servers import find_unruly
-from tasks.redis.topology.topology import read_surroundings
+from tasks.redis.topology.refusing_servers import find_refusing_servers
+from tasks.redis.topology.topology import read_topology
 from tests.redis.conftest import Rig
 from tests.redis.servers import NAME, PASSWORD, Group
 
@@ -73,13 +73,13 @@ def test_users_with_which_the_server_would_not_start(rig: Rig) -> None:
 def test_what_the_sentinels_and_replicas_refuse(group: Group) -> None:
     """Asked of all of them, and nothing is changed by asking."""
     block = group.master.block(sentinels=[one.address for one in group.sentinels], sentinel_master="mymaster")
-    around = read_surroundings(block, group.master.root)
-    assert find_unruly(block, around).refusing == ()
+    around = read_topology(block, group.master.root)
+    assert find_refusing_servers(block, around).refusing == ()
     group.sentinels[1].client().acl_setuser(
         "default", enabled=True, nopass=True, commands=["+@all", "-sentinel|monitor"]
     )
     group.replicas[0].client().acl_setuser("default", enabled=True, commands=["+@all", "-config|rewrite"])
-    found = find_unruly(block, around)
+    found = find_refusing_servers(block, around)
     (told,) = found.refusing
     assert f"Sentinel {group.sentinels[1].address} forbids this user SENTINEL MONITOR" in told
     assert "+sentinel|monitor" in told
@@ -134,6 +134,6 @@ def test_what_the_file_system_refuses(place: Path) -> None:
     place.chmod(0o755)
     assert any("lib not writable" in one for one in told)
     assert any("the server runs as nobody" in one for one in told)
-    assert any("it says replicaof 10.0.0.1 6379" in one for one in told)
+    assert any("it has replicaof 10.0.0.1 6379" in one for one in told)
     unknown = block.model_copy(update={"os_user": "no-such-user"})
     assert _wrong(judge_place(unknown, 0, writes_configuration=False)) == ["there is no user no-such-user on this host"]

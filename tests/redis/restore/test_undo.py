@@ -64,7 +64,7 @@ def test_old_data_that_goes_bad_is_not_left_live(rig: Rig, monkeypatch: pytest.M
     aside = superseded_redis(rig.environment.redis)[0]
     monkeypatch.setattr("tasks.redis.restore.swap.SERVE_SECONDS", 8.0)
     meanwhile(monkeypatch, lambda: spoil(aside))
-    with pytest.raises(OpsError, match="does not serve .*superseded.*the present data is live"):
+    with pytest.raises(OpsError, match="does not serve .*superseded.*the current data is live"):
         undo_restore_redis.fn(NAME, confirm=NAME)
     assert rig.client().get("old") == b"1"
     assert [path.name for path in superseded_redis(rig.environment.redis)] == [aside.name]
@@ -102,7 +102,7 @@ def test_the_aof_was_switched_since(rig: Rig, aof: bool) -> None:
 
 
 def test_nothing_was_set_aside(rig: Rig) -> None:
-    with pytest.raises(OpsError, match="there is no data that a restore of Redis set aside.*: none"):
+    with pytest.raises(OpsError, match="there is no data that a restore of Redis replaced.*: none"):
         undo_restore_redis.fn(NAME)
     assert rig.answers()
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from flows.redis.cache.cache import clear_cache
+from flows.redis.cache import clear_cache
 from flows.redis.memory.check import check_redis_memory
 from flows.redis.persistence import backup_redis, check_redis_persistence, snapshot_redis
 from runbook import kinds
 from runbook.errors import RunbookFailed
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
-from tasks.redis.cache import recheck
+from tasks.redis.cache import server as cache_server
 from tasks.redis.cache import sweep as cache_sweep
 from tasks.redis.sentinels import SentinelView, Watch
 from tasks.redis.server import call
@@ -90,12 +90,12 @@ def test_what_reads_says_so_and_what_changes_is_refused(
     for confirm in ("", NAME):
         report = refused(confirm=confirm)
         assert finding(report).status is Status.CRITICAL
-        assert f"launch it with master={master.address}" in finding(report).hint
-    assert f"the server would be {master.address}" in refused(master=group.replicas[0].address).sentence()
+        assert f"run it with master={master.address}" in finding(report).hint
+    assert f"but the server is {master.address}" in refused(master=group.replicas[0].address).sentence()
     assert master.client().dbsize() == 100
     report = clear(master=master.address)
     assert (finding(report).status, master.client().dbsize()) == (Status.WARN, 0)
-    assert f"by the operator's word (master={master.address})" in finding(report).value
+    assert f"the operator confirmed it (master={master.address})" in finding(report).value
 
 
 def test_flows_of_persistence_say_so(group: Group) -> None:
@@ -112,7 +112,7 @@ def test_where_a_majority_names_it_nothing_is_said(group: Group) -> None:
     fill(group.master)
     assert not any(found.name == VOUCHED for found in check_redis_memory.fn(NAME).findings)
     assert clear().status is not Status.CRITICAL
-    assert "master is 127.0.0.1:1" in refused(master="127.0.0.1:1").sentence()
+    assert "parameter master is 127.0.0.1:1" in refused(master="127.0.0.1:1").sentence()
 
 
 def test_a_master_that_was_replaced_is_not_cleared(group: Group) -> None:
@@ -130,7 +130,7 @@ def test_a_master_that_was_replaced_is_not_cleared(group: Group) -> None:
 @pytest.mark.parametrize("waived", [False, True])
 def test_sentinels_that_go_away_meanwhile(group: Group, monkeypatch: pytest.MonkeyPatch, waived: bool) -> None:
     fill(group.master, 1000)
-    monkeypatch.setattr(recheck, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(cache_server, "RECHECK_SECONDS", 0.0)
     pages = iter(range(1, 1000))
 
     def lose(name: str) -> None:
@@ -142,7 +142,7 @@ def test_sentinels_that_go_away_meanwhile(group: Group, monkeypatch: pytest.Monk
         assert clear(master=group.master.address).outcome.startswith("1,000 keys unlinked")
         return
     told = refused().sentence()
-    assert "the Sentinels no longer vouch for the master: 1 of 3 Sentinels name" in told
+    assert "too few Sentinels name the master now: 1 of 3 Sentinels name" in told
     assert "keys were unlinked by then, the rest is untouched" in told
     assert 0 < group.master.client().dbsize() < 1000
 
@@ -151,7 +151,7 @@ def test_a_waiver_does_not_hold_against_a_sentinel_that_names_another(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(group.master, 1000)
-    monkeypatch.setattr(recheck, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(cache_server, "RECHECK_SECONDS", 0.0)
     replica = group.replicas[0]
     pages = iter(range(1, 1000))
 
@@ -176,9 +176,9 @@ def test_as_many_must_name_it_as_a_failover_needs() -> None:
 
     assert Watch(()).doubt("a:1") == ""
     assert watch("a:1", "a:1", "").doubt("a:1") == ""
-    assert watch("a:1", "", "").doubt("a:1") == "1 of 3 Sentinels name a:1, 2 must (s1:1: silent; s2:1: silent)"
-    assert watch("a:1", "a:1", "", quorum=3).doubt("a:1").startswith("2 of 3 Sentinels name a:1, 3 must")
-    told = "1 of 1 Sentinels name a:1, 2 must (the others are not in [redis] sentinels)"
+    assert watch("a:1", "", "").doubt("a:1") == "1 of 3 Sentinels name a:1, 2 are needed (s1:1: silent; s2:1: silent)"
+    assert watch("a:1", "a:1", "", quorum=3).doubt("a:1").startswith("2 of 3 Sentinels name a:1, 3 are needed")
+    told = "1 of 1 Sentinels name a:1, 2 are needed (the others are not in [redis] sentinels)"
     assert watch("a:1", others=2).doubt("a:1") == told, "it knows of others"
     assert watch("a:1", "", "", quorum=1, others=0).doubt("a:1"), "one that was reset knows of none"
     assert "s1:1: names b:2" in watch("a:1", "b:2", "").doubt("a:1")

@@ -20,7 +20,7 @@ from blocks.environment import Environment
 from flows.routine.checklist.reminders import remind_checklists
 from flows.routine.checklist.run import run_checklist
 from flows.routine.checklist.texts import checklist
-from lab.control import Control
+from lab.control import LabControl
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -139,7 +139,7 @@ def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incompl
     report = reports(place)[-1]
     assert report["status"] == "OK"
     assert report["outcome"].endswith("4 boxes, 実施 3, 未実施 0, 対象外 1")
-    (before,) = table(report, "The times before")
+    (before,) = table(report, "Earlier answers")
     assert before[1:5] == ["CRITICAL", "2", "2", "0"]
 
 
@@ -177,7 +177,7 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     ]
     assert told.name == "temporary setting max_connections of postgres"
     assert f"undo-postgres-settings with record={over.name}" in told.hint
-    rows = {row[0]: row for item in report.evidence if item.name == "Checklists that wait" for row in item.rows}
+    rows = {row[0]: row for item in report.evidence if item.name == "Waiting checklists" for row in item.rows}
     assert rows["セキュリティ監査"][1:3] == ("セキュリティ", "脆弱性 (§3.2)")
     assert rows["セキュリティ監査"][5] in map(str, late(due, begun))
     assert rows["セキュリティ監査"][6:] == (f"{place.runs.ui}/runs/flow-run/{overdue}",)
@@ -199,9 +199,9 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
 
 
 @pytest.fixture
-def control() -> Iterator[Control]:
+def control() -> Iterator[LabControl]:
     """A Prefect server that may be killed: other tests run beside this one."""
-    own = Control.prepare(Path(os.environ["OPS_LAB_BASE"]) / f"checklists-{os.getpid()}").launch()
+    own = LabControl.prepare(Path(os.environ["OPS_LAB_BASE"]) / f"checklists-{os.getpid()}").launch()
     own.wait()
     yield own
     own.shutdown()
@@ -209,7 +209,7 @@ def control() -> Iterator[Control]:
 
 
 @pytest.mark.soak
-def test_answers_outlive_the_server_and_every_worker(control: Control, tmp_path: Path) -> None:
+def test_answers_outlive_the_server_and_every_worker(control: LabControl, tmp_path: Path) -> None:
     """Killed between the forms of the day's six phases: nothing is asked twice."""
     with waiting(tmp_path, [run_checklist], control=control) as place:
         place.start_worker()
@@ -232,7 +232,7 @@ def test_answers_outlive_the_server_and_every_worker(control: Control, tmp_path:
     assert answered == sorted(set(answered)), "each when it came in, not when it was told"
 
 
-def restart(control: Control) -> None:
+def restart(control: LabControl) -> None:
     """Killed, all of it; its supervisor starts it again."""
     before = control.supervisor.services()["server"].pid
     for part in [*psutil.Process(before).children(recursive=True), psutil.Process(before)]:

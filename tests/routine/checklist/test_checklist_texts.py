@@ -115,7 +115,7 @@ def test_until_when() -> None:
     assert checklist("drill_follow_up").due(launched, "", drill_day) == date(2026, 4, 7)
     assert checklist("drill_follow_up").due(launched, "2026-04-02", drill_day) == date(2026, 4, 2)
     assert checklist("security_audit").due(launched, "", drill_day) == date(2026, 3, 31)
-    with pytest.raises(OpsError, match="drill_date “someday” is no date"):
+    with pytest.raises(OpsError, match="drill_date “someday” is not a date"):
         checklist("drill_day").due(launched, "", "someday")
 
 

@@ -21,7 +21,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from deployments import register
 from deployments.maintenance import name_in
-from lab.control import Control
+from lab.control import LabControl
 from lab.processes import exclusive
 from lab.runs import Runs
 from lab.state.base import base_directory
@@ -48,7 +48,7 @@ class Waiting:
 
     name: str
     directory: Path
-    control: Control
+    control: LabControl
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -152,11 +152,11 @@ class Waiting:
 
 @contextlib.contextmanager
 def waiting(
-    directory: Path, flows: Sequence[Flow[..., Any]], more: str = "", control: Control | None = None
+    directory: Path, flows: Sequence[Flow[..., Any]], more: str = "", control: LabControl | None = None
 ) -> Iterator[Waiting]:
     """An environment of a new name, registered, its flows deployed; no worker yet. The server is the session's, where
     no other is given."""
-    control = control or Control.find(base_directory())
+    control = control or LabControl.find(base_directory())
     assert control
     name = f"t{uuid.uuid4().hex[:12]}"
     made = Waiting(name, directory, control)

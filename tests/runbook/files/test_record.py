@@ -39,5 +39,7 @@ def test_a_damaged_one_is_one_sentence(tmp_path: Path, content: bytes) -> None:
 
 def test_one_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "reports").write_text("a file")
-    with pytest.raises(OpsError, match="record.json cannot be written: .* — make room there or correct its owner"):
+    with pytest.raises(
+        OpsError, match="record.json cannot be written: .* — free disk space there, or correct its owner"
+    ):
         record.write(tmp_path / "reports" / "record.json", Taken("a"))

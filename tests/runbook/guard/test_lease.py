@@ -343,9 +343,9 @@ def test_a_prefect_that_hangs_is_waited_for_once(system: System, relay: Relay, m
         permit = report.permit(DROP)
         drawn = threading.Event()
 
-        def half() -> progress.Done:
+        def half() -> progress.WorkDone:
             drawn.set()
-            return progress.Done("half", 0.5)
+            return progress.WorkDone("half", 0.5)
 
         relay.set_fault("timeout")
         asked.clear()

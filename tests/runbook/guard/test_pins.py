@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Scheduled
 
 from blocks.config import toml
-from flows.redis.cache.cache import clear_cache
+from flows.redis.cache import clear_cache
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.guard import carried_out
 from runbook.guard.carried_out import CarriedOut

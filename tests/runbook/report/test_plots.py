@@ -1,24 +1,93 @@
-"""Numbers over time: what is over its limit is to be seen."""
+"""Pictures by matplotlib: XML, legible in both themes, the same bytes for the same values, imported only when drawn."""
 
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
-from runbook.page.plots import Trace, traces
+import pytest
+
+from runbook.page.plots import BAR, MOST_LINES, SHADES, Bar, Trace, bars, shares, traces
+from runbook.page.timeline import COLOUR, INK
+
+NASTY = "候補者 <a> & $x_1$ %d \"q'"
+BEGIN = datetime(2026, 11, 28, 3, tzinfo=UTC)
 
 
-def test_a_trace_shows_its_limit_and_what_is_over_it() -> None:
-    lines = [
-        Trace("host.cpu <1>", ((0.0, 0.2), (0.5, 0.95), (1.0, 0.4)), 0.8, "40 %"),
-        Trace("nothing", ((0.5, 0.0),), 0.0, "0"),
-        Trace("never measured", (), 1.0, "not measured"),
+def texts(svg: str) -> list[str]:
+    root = ElementTree.fromstring(svg)  # noqa: S314 - our own
+    return ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_bars_are_as_long_as_their_values_on_an_axis_with_round_ticks_and_units() -> None:
+    lines = [Bar(NASTY, (1.3e9,), "1.3 GB"), Bar("zero", (0.0,), "0 B"), Bar("half", (0.65e9,), NASTY)]
+    svg = bars(lines, "B")
+    assert svg == bars(lines, "B")
+    assert [text for text in texts(svg) if text in ("0 B", "500.0 MB", "1.0 GB")] == [
+        "0 B",
+        "500.0 MB",
+        "1.0 GB",
+        "0 B",
     ]
-    svg = traces(lines)
-    ElementTree.fromstring(svg)  # noqa: S314 - our own
-    assert svg.count("<circle") == 1
-    assert svg.count("stroke-dasharray") == 3
-    assert "host.cpu &lt;1&gt;" in svg
-    curve = re.findall(r'points="([^"]*)"', svg)[0].split()
-    heights = [float(point.split(",")[1]) for point in curve]
-    assert heights[1] < heights[2] < heights[0], "higher is further up"
+    assert texts(svg).count(NASTY) == 2, "text, as it is: the browser has the font"
+    paths = [re.findall(r"[ML] ([\d.]+)", re.search(rf'id="bar-{n}-0">\s*<path d="([^"]*)"', svg)[1]) for n in range(3)]  # type: ignore[index]
+    long, none, half = (max(map(float, x)) - min(map(float, x)) for x in paths)
+    assert (none, round(half / long, 3)) == (0, 0.5)
+    drawn = shares([Bar("a", (1.0, 0.0, 3.0), "4 keys"), Bar("empty", (0.0, 0.0, 0.0), "0 keys")], ["x", "y", "z"])
+    assert [text for text in texts(drawn) if text in ("0 %", "100 %", "x", "y", "z")] == ["0 %", "100 %", "x", "y", "z"]
+    assert texts(bars([])) != ["not XML"]
+    assert "a··b c" in texts(bars([Bar("a\x00\udcffb\nc", (1.0,), "\x1b[0m")]))
+
+
+def test_a_picture_of_very_many_lines_stays_below_what_the_ui_shows() -> None:
+    svg = bars([Bar(f"line {number}", (number,), NASTY) for number in range(1000)], "s")
+    assert len(svg) < 200_000
+    assert f"… {1000 - MOST_LINES} more" in texts(svg)
+
+
+def test_a_curve_has_its_limit_and_what_is_over_it_in_red_over_time_in_the_operators_zone() -> None:
+    day = [(BEGIN + timedelta(minutes=number), 0.95 if number == 700 else 0.2) for number in range(0, 1440, 5)]
+    lines = [
+        Trace("host.cpu <1>", day, "40 %", "ratio", 0.8),
+        Trace("never measured", (), "not measured", "s", 1.0),
+        Trace("no limit", [(BEGIN, 5.0)], "5", "requests"),
+    ]
+    svg = traces(lines, ZoneInfo("Asia/Tokyo"))
+    assert svg == traces(lines, ZoneInfo("Asia/Tokyo"))
+    assert svg.count('id="limit"') == 2
+    over = re.search(r'id="over">.*?<g clip-path[^>]*>(.*?)</g>', svg, re.DOTALL)
+    assert over
+    assert over[1].count("<use") == 1
+    assert SHADES[0] in over[1]
+    assert {"host.cpu <1>", "40 %", "50 %", "4 requests", "16:00", "Asia/Tokyo"} <= set(texts(svg))
+    assert traces([])
+
+
+@pytest.mark.parametrize("card", ["#ffffff", "#1d1e20"])
+def test_colours_are_legible_on_the_light_and_on_the_dark_cards_of_the_ui(card: str) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(part * weight for part, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
+
+    def contrast(colour: str) -> float:
+        low, high = sorted((luminance(colour), luminance(card)))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast(INK) >= 4
+    assert min(map(contrast, (BAR, *SHADES, *COLOUR.values()))) >= 2
+    assert "fill: #ffffff" not in bars([Bar("a", (1.0,), "1")]), "the background is transparent"
+
+
+def test_neither_a_recovery_nor_the_watcher_imports_what_draws_and_calculates() -> None:
+    """Each takes about a second of processor time to import."""
+    script = (
+        "import sys, flows.recovery.full_restore, flows.recovery.point, flows.monitoring.serve, flows.routine.monthly;"
+        "print([name for name in ('pandas', 'matplotlib', 'great_expectations') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "[]"

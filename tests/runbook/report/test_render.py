@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from prefect.settings import PREFECT_UI_URL, temporary_settings
 
 from runbook.next import Next
-from runbook.page import render
+from runbook.page import render, timeline
 from runbook.page.form import Forms
 from runbook.page.markdown import code, escaped, fenced, link, plain
 from runbook.report import Evidence, Report, Status, StepTime
@@ -153,13 +153,13 @@ def with_steps(count: int, name: str = "dump") -> Report:
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_the_timeline_is_well_formed_and_inside_its_frame(count: int) -> None:
     report = with_steps(count, "a<b>&\"'候補")
-    root = ElementTree.fromstring(render.timeline(report))  # noqa: S314 - our own
+    root = ElementTree.fromstring(timeline.timeline(report))  # noqa: S314 - our own
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
-    bars = root.findall("{*}rect")[1:]
+    bars = root.findall("{*}rect")
     assert len(bars) == count
     for bar in bars:
-        assert float(bar.attrib["x"]) >= render.LEFT
+        assert float(bar.attrib["x"]) >= timeline.LEFT
         assert float(bar.attrib["x"]) + float(bar.attrib["width"]) <= width
         assert float(bar.attrib["y"]) + 16 <= height
     texts = [element.text for element in root.findall("{*}text")]
@@ -173,7 +173,7 @@ def test_pictures_are_in_the_page() -> None:
     pictures = re.findall(r"!\[(\w+)\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", page)
     assert [name for name, _ in pictures] == ["growth", "steps"]
     assert base64.b64decode(pictures[0][1]) == b"<svg/>"
-    assert base64.b64decode(pictures[1][1]).decode() == render.timeline(report)
+    assert base64.b64decode(pictures[1][1]).decode() == timeline.timeline(report)
     assert "_by day_" in page
 
 
@@ -208,7 +208,8 @@ def test_a_plan_says_how_to_carry_it_out() -> None:
 
 def test_ten_thousand_of_everything_stay_under_a_megabyte() -> None:
     report = with_steps(10_000)
-    report.table("Rows", ("id", "name", "text"), [(n, f"user {n}", "候補者" * 1000) for n in range(10_000)])
+    rows = tuple((str(n), f"user {n}", "候補者" * 1000) for n in range(10_000))
+    report.attach(Evidence("Rows", ("id", "name", "text"), rows))
     for number in range(10_000):
         report.warn(f"row {number}", "look at it", value=number)
     report.fail("the worst", "do something")

@@ -103,7 +103,7 @@ def test_age_drift_and_the_end_of_support(trial: Bases) -> None:
     trial.begin(f"{trial.python}:3.9")
     with pytest.raises(RunbookFailed, match=r"python 3.9: ended ") as failed:
         check_base_images.fn(NAME)
-    assert "the registry has none of that name" in bad(failed.value.report)[f"newest of {trial.python}:3.9"]
+    assert "the registry has no image of that name" in bad(failed.value.report)[f"newest of {trial.python}:3.9"]
     trial.begin(f"127.0.0.1:1/{trial.engine.prefix}:1")
     report = check_base_images.fn(NAME)
     assert report.facts[f"127.0.0.1:1/{trial.engine.prefix}:1 is not pinned"].startswith("its digest is not known")

@@ -152,7 +152,7 @@ def test_the_build_cache_goes(engine: Engine) -> None:
     def cleaned() -> bool:
         """The engine may hold records a moment longer than it says: the report is a WARN then, and says so."""
         report = clean_docker.fn(NAME, parts=("build cache",), older_than_hours=0, confirm=NAME)
-        assert report.status is Status.OK or "builds use it now" in report.sentence()
+        assert report.status is Status.OK or "a build uses it" in report.sentence()
         return not any(one["Size"] for one in cache())
 
     until(cleaned, what="that it is gone", seconds=120, every_seconds=1)

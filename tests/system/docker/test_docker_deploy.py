@@ -19,7 +19,7 @@ from runbook.report import Report, Status
 from tasks.docker import deploying
 from tasks.docker.building import push_image
 from tasks.docker.deployed import read_log
-from tasks.docker.deploying import Wanted, pull_images, swap_containers
+from tasks.docker.deploying import WantedContainer, pull_images, swap_containers
 from tests.fixtures.engine import BASE, NAME, Engine
 from tests.fixtures.servers import free_port
 
@@ -199,7 +199,7 @@ def test_a_version_is_deployed_and_one_that_is_not_healthy_is_taken_back(
     assert "does not find its database" in log.text
 
 
-def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_deployment_continues(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     release(trial, "v1")
     deploy_application.fn(NAME, "v1", health_seconds=60, confirm=NAME)
     release(trial, "v2")
@@ -216,9 +216,16 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
         deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     monkeypatch.setattr(container_way, "swap_containers", swap_containers)
     assert trial.containers() == [trial.name, f"{trial.name}-before"]
+
+    def policy(name: str) -> str:
+        return str(trial.engine.client.containers.get(name).attrs["HostConfig"]["RestartPolicy"]["Name"])
+
+    configured = policy(trial.name)
+    assert configured != "no", "the seed is right"
+    assert policy(f"{trial.name}-before") == "no", "an engine that starts again leaves it stopped"
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert report.status is Status.WARN
-    assert "was set aside" in report.sentence()
+    assert "a deployment was interrupted" in report.sentence()
     assert trial.serves() == "v2"
     assert trial.containers() == [trial.name]
     monkeypatch.setattr(container_way, "swap_containers", killed)
@@ -229,23 +236,23 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
     release(trial, "v3")
     with pytest.raises(RunbookFailed, match="the new version is healthy: after 1 s") as failed:
         deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
-    (back,) = [one for one in failed.value.report.findings if one.name == "what was before runs again"]
+    (back,) = [one for one in failed.value.report.findings if one.name == "the previous version runs again"]
     assert back.status is Status.OK
     assert trial.serves() == "v1", "what ran, and had been looked at before anything took its place"
+    assert policy(trial.name) == configured
     assert trial.containers() == [trial.name]
-    set_failed_aside = deploying._set_failed_aside
+    keep_failed = deploying._keep_failed
 
     def killed_in_the_roll_back(*arguments: object) -> None:
-        set_failed_aside(*arguments)  # type: ignore[arg-type]
+        keep_failed(*arguments)  # type: ignore[arg-type]
         raise Killed
 
-    monkeypatch.setattr(deploying, "_set_failed_aside", killed_in_the_roll_back)
+    monkeypatch.setattr(deploying, "_keep_failed", killed_in_the_roll_back)
     with pytest.raises(Killed):
         deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
-    monkeypatch.setattr(deploying, "_set_failed_aside", set_failed_aside)
+    monkeypatch.setattr(deploying, "_keep_failed", keep_failed)
     assert trial.containers() == [f"{trial.name}-before", f"{trial.name}-failed"]
-    kept = trial.engine.client.containers.get(f"{trial.name}-failed").attrs
-    assert kept["HostConfig"]["RestartPolicy"]["Name"] == "no", "an engine that starts again leaves it stopped"
+    assert policy(f"{trial.name}-failed") == "no"
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert trial.serves() == "v2"
     assert trial.containers() == [trial.name]
@@ -264,7 +271,7 @@ def test_what_was_planned_is_deployed_by_its_digest(
         said = list(api.push(trial.repository, tag="v1", stream=True, decode=True))
         return next(str(part["aux"]["Digest"]) for part in said if "aux" in part)
 
-    def pulled(*arguments: object) -> list[Wanted]:
+    def pulled(*arguments: object) -> list[WantedContainer]:
         meanwhile.append(pushed("v2"))
         api.remove_image(f"{trial.repository}@{digest}", force=True)
         return pull_images(*arguments)  # type: ignore[arg-type]

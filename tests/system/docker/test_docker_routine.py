@@ -45,12 +45,12 @@ def leave(engine: Engine) -> str:
 def test_the_week_s_page_has_what_nobody_uses(engine: Engine, environment: Callable[[str], None]) -> None:
     environment("")
     well = reported(lambda: weekly_check.fn(NAME))
-    for name in ("images without a name", "volumes that nobody mounts", "networks that nobody is on"):
+    for name in ("images without a tag", "volumes without a mount", "networks without containers"):
         assert said(well, name) == "OK: none"
     volume = leave(engine)
     report = reported(lambda: weekly_check.fn(NAME))
-    assert said(report, "images without a name").startswith("WARN: 1, 5.0 MB")
-    assert volume in said(report, "volumes that nobody mounts")
+    assert said(report, "images without a tag").startswith("WARN: 1, 5.0 MB")
+    assert volume in said(report, "volumes without a mount")
     assert said(report, "stopped containers").startswith("WARN: 1, 3.0 MB")
     assert "launch clean-docker/dock" in report.facts["Docker"]
 

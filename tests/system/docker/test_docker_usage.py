@@ -66,9 +66,9 @@ def test_what_is_wrong_is_found(engine: Engine, environment: Callable[[str], Non
     assert found(report, f"limits of {engine.prefix}-backend").startswith("WARN: memory 134.2 MB")
     assert found(report, "containers without a limit") == f"WARN: {engine.prefix}-greedy"
     assert found(report, "stopped containers").startswith("WARN: 1, 30")
-    assert f"{engine.prefix}-left" in found(report, "volumes that nobody mounts")
-    assert f"{engine.prefix}-net" in found(report, "networks that nobody is on")
-    assert found(report, "images without a name").startswith("WARN: 1")
+    assert f"{engine.prefix}-left" in found(report, "volumes without a mount")
+    assert f"{engine.prefix}-net" in found(report, "networks without containers")
+    assert found(report, "images without a tag").startswith("WARN: 1")
     (table,) = [one for one in report.evidence if one.name == "Running containers"]
     (greedy,) = [row for row in table.rows if row[0].endswith("greedy")]
     assert float(greedy[2]) > 0.02, "it takes what it gets"
@@ -79,7 +79,7 @@ def test_a_container_near_its_limit_and_one_that_is_missing_are_critical(
     engine: Engine, environment: Callable[[str], None]
 ) -> None:
     environment(CONTAINERS.format(prefix=engine.prefix))
-    with pytest.raises(RunbookFailed, match="backend: there is none"):
+    with pytest.raises(RunbookFailed, match="backend: missing"):
         check_docker_usage.fn(NAME)
     full = "dd if=/dev/zero of=/dev/null bs=46M count=1000000"
     greedy = engine.run("backend", "sh", "-c", full, mem_limit="48m", mem_reservation="32m", nano_cpus=500_000_000)
@@ -88,7 +88,7 @@ def test_a_container_near_its_limit_and_one_that_is_missing_are_critical(
         what="that it takes its memory",
         seconds=120,
     )
-    with pytest.raises(RunbookFailed, match="memory of .*-backend: 9[5-9]% of 50.3 MB|memory of .*: 100%"):
+    with pytest.raises(RunbookFailed, match=r"docker.memory.used_ratio \(.*-backend, limit 50.3 MB\): (9[5-9]|100)"):
         check_docker_usage.fn(NAME)
 
 
@@ -104,6 +104,7 @@ def test_a_review_shows_what_does_nothing_and_fills_the_cleaning_in(
     finally:
         volume.remove()
     assert found(report, "idle containers") == f"WARN: {engine.prefix}-idle"
-    assert f"{engine.prefix}-idle (" in found(report, "containers with far more memory than they take")
-    assert found(report, "what nobody uses").startswith("WARN: 1, ")
-    assert f'volumes=["{engine.prefix}-left"]' in report.facts["what frees it"]
+    assert f"{engine.prefix}-idle (" in found(report, "containers with too much memory")
+    assert found(report, "unused parts of Docker").startswith("WARN: 1, ")
+    (unused,) = [one for one in report.findings if one.name == "unused parts of Docker"]
+    assert unused.follow[0].parameters == {"volumes": [f"{engine.prefix}-left"]}

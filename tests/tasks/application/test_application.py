@@ -172,7 +172,7 @@ def test_health_needs_several_good_answers_in_a_row_of_every_path_port_and_comma
     [
         ({}, "backend answers 503: database unreachable"),
         ({"health_status": [404]}, "backend answers 503: database unreachable"),
-        ({"health_path": "", "health_port": 1}, "backend at 127.0.0.1:1 takes no connections"),
+        ({"health_path": "", "health_port": 1}, "backend at 127.0.0.1:1 accepts no connections"),
         (
             {"health_path": "", "health_command": ["sh", "-c", "echo oh $OPS_APPLICATION_PASSWORD >&2; exit 3"]},
             "health_command: sh exited 3",
@@ -201,7 +201,7 @@ def test_what_is_not_described_is_not_configured_and_no_failure() -> None:
     nothing = Application()
     health, smoke = wait_healthy(nothing), smoke_check(nothing)
     assert (health.configured, smoke.configured, smoke.ok) == (False, False, True)
-    assert health.answer == "not configured: [application] names no health check; checked: nothing"
+    assert health.answer == "not configured: [application] has no health check; checked: nothing"
     assert smoke.detail.startswith("not configured")
     assert read_problems(nothing) == {}
 

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from blocks.places import Logs
 from runbook.errors import OpsError
 from tasks.logs.figures import requests, tokens
-from tasks.logs.figures.writes import MOST_ITEMS, Writes, read_writes_since
-from tasks.logs.reading.access import Access, read_access
+from tasks.logs.figures.writes import MOST_ITEMS, LoggedWrites, read_writes_since
+from tasks.logs.reading.access import AccessLine, read_access
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import reading
 
@@ -53,7 +53,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "app.log"
 
 
-def read(log: Path, moment: datetime = MOMENT, before: datetime | None = None, **more: Any) -> Writes:
+def read(log: Path, moment: datetime = MOMENT, before: datetime | None = None, **more: Any) -> LoggedWrites:
     logs = Logs(
         app=str(log), access_logger="grc_backend.access", access_message="request", not_data=["/api/auth/"], **more
     )
@@ -123,7 +123,7 @@ def test_an_application_that_calls_its_fields_otherwise_is_read_alike(log: Path)
 
     writes = read_writes_since(logs, MOMENT)
     assert (writes.count, dict(writes.by_kind)) == (1, {"POST /orders/{id}": 1})
-    assert read_access.work(logs, MOMENT) == Access(3, 1, 0.06, True)
+    assert read_access.work(logs, MOMENT) == AccessLine(3, 1, 0.06, True)
     end = MOMENT + timedelta(hours=1)
     with reading(find_logs.work(log), ZoneInfo("UTC"), names=logs.fields) as source:
         source.pick_each(requests=requests.wanted_requests(logs, MOMENT, end).choice(requests.COLUMNS))

@@ -98,7 +98,7 @@ def test_stopping_and_starting_twice_is_harmless(services: SupervisorServices, t
 
 
 def test_a_service_that_does_not_start_is_named_with_the_end_of_its_log(services: SupervisorServices) -> None:
-    with pytest.raises(OpsError, match="postgres does not start: postgres does not run: FATAL") as raised:
+    with pytest.raises(OpsError, match="postgres does not start: postgres is stopped: FATAL") as raised:
         start_services(services, ["postgres"])
     assert "no such database: grc_db" in raised.value.hint
 

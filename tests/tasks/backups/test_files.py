@@ -71,7 +71,7 @@ def backup_of(application: Application, store: Path, name: str = NAME) -> Backup
     return catalogue.open_backup(DirectoryStore(store), name)
 
 
-def seal(directory: Path, archived: entries.Archived) -> Manifest:
+def seal(directory: Path, archived: entries.ArchivedFiles) -> Manifest:
     """Valid checksums for whatever is in the directory: sabotage is sealed too."""
     sealed = Manifest(
         kind="files",
@@ -215,7 +215,7 @@ def test_a_backup_of_a_link_is_refused_when_it_is_made_read_back_and_restored(
     with pytest.raises(OpsError, match="is a link, not a directory"):
         archive.write(Path(linked.directory), tmp_path / "x.tar.gz")
     backup = taken(linked, tmp_path / "store")
-    archived = entries.Archived.model_validate(backup.manifest.content)
+    archived = entries.ArchivedFiles.model_validate(backup.manifest.content)
     root = archived.entries[0].model_copy(update={"kind": "symlink", "target": "releases/42"})
     forged = archived.model_copy(update={"entries": (root, *archived.entries[1:])})
     with tarfile.open(backup.path / ARCHIVE, "w:gz") as tar:
@@ -352,7 +352,7 @@ def test_a_hostile_archive_is_refused_and_writes_nothing_outside(
     with tarfile.open(backup.path / ARCHIVE, "w:gz") as tar:
         for add in (_special(".", tarfile.DIRTYPE), *members):
             add(tar)
-    seal(backup.path, entries.Archived.model_validate(backup.manifest.content))
+    seal(backup.path, entries.ArchivedFiles.model_validate(backup.manifest.content))
     forged = catalogue.open_backup(DirectoryStore(backup.path.parent), NAME)
     assert judge_files_backup(application, forged).problems == (), "the checksums are valid"
 
@@ -365,7 +365,7 @@ def test_a_hostile_archive_is_refused_and_writes_nothing_outside(
 
 def test_a_manifest_that_leads_out_is_refused(application: Application, tmp_path: Path) -> None:
     backup = backup_of(application, tmp_path / "store")
-    archived = entries.Archived.model_validate(backup.manifest.content)
+    archived = entries.ArchivedFiles.model_validate(backup.manifest.content)
     forged = archived.entries[1].model_copy(update={"path": "../evil"})
     seal(backup.path, archived.model_copy(update={"entries": (*archived.entries, forged)}))
     judgement = judge_files_backup(application, catalogue.open_backup(DirectoryStore(backup.path.parent), NAME))
@@ -380,7 +380,7 @@ def _repack(backup: Backup, change: Callable[[tarfile.TarInfo, bytes], tuple[tar
             if changed := change(member, content):
                 changed[0].size = len(changed[1])
                 tar.addfile(changed[0], io.BytesIO(changed[1]))
-    seal(backup.path, entries.Archived.model_validate(backup.manifest.content))
+    seal(backup.path, entries.ArchivedFiles.model_validate(backup.manifest.content))
 
 
 SABOTAGE = {
@@ -435,7 +435,7 @@ def test_a_truncated_archive_is_found_by_its_checksum_and_without_it(application
         "bytes instead of" in problem
         for problem in judge_files_backup(application, backup, fetched_files.verify_files(backup)).problems
     )
-    seal(backup.path, entries.Archived.model_validate(backup.manifest.content))
+    seal(backup.path, entries.ArchivedFiles.model_validate(backup.manifest.content))
     with pytest.raises(VerificationFailed, match="cannot be read to its end"):
         build_files_copy(permit_of(application), application, backup)
 

@@ -20,7 +20,7 @@ def file_report(directory: Path, title: str, hours: int, *, environment: str = "
     chain.append(directory, title.lower().replace(" ", "-"), report.as_json())
 
 
-def hours_of(found: past.Filed) -> int:
+def hours_of(found: past.FiledReport) -> int:
     assert found.rows("numbers") == [[found.facts["hours"]]]
     return int(found.facts["hours"])
 

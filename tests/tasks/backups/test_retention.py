@@ -17,7 +17,7 @@ from runbook import clock
 from tasks.backups.catalogue import Backup
 from tasks.backups.encryption import Key
 from tasks.backups.manifest import Kind, Manifest
-from tasks.backups.retention import Rule, Stored, expected_backups, most_unattended, reasons_to_stay
+from tasks.backups.retention import RetentionRule, StoredBackup, expected_backups, most_unattended, reasons_to_stay
 from tasks.cluster.content import ClusterContent, cluster_in
 from tasks.stores.directory import DirectoryStore
 from tasks.wal.archive.archive import Archive
@@ -68,7 +68,7 @@ def backup(
 
 
 def stay(backups: Sequence[Backup], keep: Keep, now: datetime = NOW) -> list[Backup]:
-    reasons = reasons_to_stay(backups, Rule(keep, NEW_YORK), now)
+    reasons = reasons_to_stay(backups, RetentionRule(keep, NEW_YORK), now)
     return sorted((one for one in backups if one.name in reasons), key=lambda one: one.manifest.taken)
 
 
@@ -202,8 +202,8 @@ def test_clocks_that_jump_make_no_backup_old(monkeypatch: pytest.MonkeyPatch) ->
     stopped = [backup(NOW - timedelta(days=200 + n), verified=True) for n in range(3)]
     assert len(stay(stopped, keep)) == 3, "backups that stopped long ago are all that there is"
     monkeypatch.setattr(clock, "now", lambda: NOW - timedelta(days=5))
-    stored = Stored(tuple(every), (), (backup(NOW - timedelta(days=300), "redis"),))
-    assert stored.doomed(Rule(keep, NEW_YORK)) == ()
+    stored = StoredBackup(tuple(every), (), (backup(NOW - timedelta(days=300), "redis"),))
+    assert stored.doomed(RetentionRule(keep, NEW_YORK)) == ()
 
 
 def test_a_base_backup_stays_while_an_incremental_one_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +214,8 @@ def test_a_base_backup_stays_while_an_incremental_one_needs_it(monkeypatch: pyte
         one = backup(NOW - timedelta(days=day), "cluster", verified=day == 1, base="" if full else base)
         base = one.name
         chains.append(one)
-    rule = Rule(Keep(hours=48, daily=10, weekly=2, monthly=2, verified=1), NEW_YORK)
-    doomed = Stored(tuple(chains), ()).doomed(rule)
+    rule = RetentionRule(Keep(hours=48, daily=10, weekly=2, monthly=2, verified=1), NEW_YORK)
+    doomed = StoredBackup(tuple(chains), ()).doomed(rule)
     left = {one.name for one in chains} - {one.name for one in doomed}
     known = {one.name: one for one in chains}
     for name in left:
@@ -252,7 +252,7 @@ def test_wal_stays_as_far_as_the_kept_base_backups_need_it(tmp_path: Path) -> No
         every, base = [*every, one], one.name
     keep = Keep(hours=48, daily=30, weekly=8, monthly=12, verified=3)
     kept = stay(every, keep)
-    old = find_old_wal.work(archive, 1, kept, Rule(keep, NEW_YORK).window)
+    old = find_old_wal.work(archive, 1, kept, RetentionRule(keep, NEW_YORK).window)
     gone = {Segment.named(one.of).number for one in old.doomed}
     left = set(range(182 * a_day)) - gone
     window = next(day for day in range(181, 0, -1) if NOW - (begin + timedelta(days=day)) >= timedelta(days=30))

@@ -115,6 +115,23 @@ def test_what_was_pruned_is_not_stored_again_and_the_receivers_directory_is_empt
     assert len([name for name in shipping.archive.place.names() if name.endswith(".pruned")]) == 2, "one a timeline"
 
 
+def test_an_archiver_that_listed_before_a_prune_does_not_put_its_segments_back(shipping: Shipping) -> None:
+    """It lists once in ten minutes. A touched file, or one that it had not shipped yet, is shipped again."""
+    for number in range(1, 9):
+        shipping.receive(number)
+    ship(shipping.received, destination := shipping.destination)
+    late = shipping.destination
+    late.known(SYSTEM)  # another archiver, which has listed and shipped nothing yet
+    shipping.prune(shipping.old(5))
+    (shipping.received / shipping.receive(3)).touch()
+    assert ship(shipping.received, destination).put == ()
+    whole = [(1, number) for number in (5, 6, 7, 8)]
+    assert shipping.segments() == whole
+    late._known[SYSTEM] = (shipping.archive, replace(late.known(SYSTEM)[1], segments={Segment(8, 1, BYTES).name: ()}))
+    assert all(Segment.named(name, BYTES).number > 4 for name in ship(shipping.received, late).put)
+    assert shipping.segments() == whole
+
+
 def test_the_wal_of_a_newer_timeline_that_begins_before_the_mark_is_stored(shipping: Shipping) -> None:
     """A restore to a point in time goes back: what it writes has the numbers of what was pruned, and is needed."""
     for number in range(1, 6):

@@ -112,16 +112,16 @@ def test_what_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
     for services, told in (
         (DockerServices(names={"backend": "grc"}), "gives grc its variables when it creates the container"),
         (SystemdServices(names={"backend": "grc"}), "it would take a drop-in with Environment=LD_PRELOAD"),
-        (SystemdServices(names={"backend": "grc"}, host="root@db2"), "the service manager is another host's"),
+        (SystemdServices(names={"backend": "grc"}, host="root@db2"), "the service manager is on another host"),
         (SupervisorServices(names={"backend": "grc"}, url="http://127.0.0.1:9"), "supervisord at .* does not answer"),
     ):
         assert re.search(told, read_obstacle(env.derived({"services": services}, reports=tmp_path), wrong_clock))
     full = DeclaredFault(kind="full_disk", directory=str(tmp_path))
-    assert "is no mount point" in read_obstacle(env, full)
-    with pytest.raises(OpsError, match="is no mount point"):
+    assert "is not a mount point" in read_obstacle(env, full)
+    with pytest.raises(OpsError, match="is not a mount point"):
         strike_declared(permit(env, full), env, full)
     assert list(tmp_path.iterdir()) == []
-    assert "names no proxy" in read_obstacle(env, DeclaredFault(kind="provider"))
+    assert "proxy is not set" in read_obstacle(env, DeclaredFault(kind="provider"))
     production = disposable("production", disposable=False)
     for call in (read_obstacle, heal_declared):
         with pytest.raises(OpsError, match="production is not disposable"):

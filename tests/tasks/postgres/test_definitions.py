@@ -18,9 +18,9 @@ from tasks.postgres.content import equivalence
 from tasks.postgres.content.comparison import compare
 from tasks.postgres.content.content import DatabaseContent, content_of
 from tasks.postgres.content.definitions import differences, parse, read_definitions
-from tasks.postgres.content.equivalence import Judged, compare_definitions
+from tasks.postgres.content.equivalence import JudgedDefinition, compare_definitions
 from tasks.postgres.content.pinned_session import pinned
-from tasks.postgres.tables.find import Table, known_in, resolve, table_of
+from tasks.postgres.tables.find import FoundTable, known_in, resolve, table_of
 from tasks.postgres.tables.pairs import settle_generated, unequal_columns
 from tests.fixtures.postgres.definition_classes import BEFORE, CHANGES
 from tests.fixtures.postgres.definitions import MUTATIONS, OBJECTS
@@ -67,9 +67,9 @@ def test_what_belongs_to_the_session_is_left_out_and_what_belongs_to_the_object_
     assert printed()[table] == "CREATE TABLE public.t ();\n"
     assert printed()[function].endswith("OWNER TO me;\n")
     assert "SET default_tablespace = 'x';" in printed()[function]
-    assert differences(printed(), printed(key="y"), Judged()) == []
+    assert differences(printed(), printed(key="y"), JudgedDefinition()) == []
     for changed in (printed(comment="!"), printed(middle="\n"), printed(middle="\n\x85\n"), printed(middle="\n-- \n")):
-        assert len(differences(printed(), changed, Judged())) == 1
+        assert len(differences(printed(), changed, JudgedDefinition())) == 1
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def test_a_lock_of_somebody_else_is_reported(rounds: Rounds, monkeypatch: pytest
     monkeypatch.setitem(equivalence._SETTINGS, "lock_timeout", "100ms")
     with psycopg.connect(rounds.postgres.url(rounds.names[1], as_application=False)) as other:
         other.execute("LOCK TABLE t IN ACCESS SHARE MODE")
-        with pytest.raises(OpsError, match="a lock was not to be had"):
+        with pytest.raises(OpsError, match="the lock was not available"):
             rounds.judged(rounds.texts[0])
 
 
@@ -226,7 +226,7 @@ def test_a_generated_column_is_judged_by_its_expression(rounds: Rounds) -> None:
     assert [text.split()[1] for text in unequal_columns(copy, changed)] == ["g"]
 
 
-def one_table(rounds: Rounds, database: str) -> Table:
+def one_table(rounds: Rounds, database: str) -> FoundTable:
     with pinned(rounds.postgres, database) as connection:
         (known,) = resolve(["public.t"], known_in(connection))
         return table_of(connection, known)

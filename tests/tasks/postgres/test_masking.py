@@ -3,13 +3,16 @@ without their secrets, in a time proportional to their length."""
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from runbook.errors import without_logins
-from tasks.logs import masking
-from tasks.postgres.server.masking import masked
+from runbook import masking
+from runbook.masking import masked_statement, without_logins
 
 SECRET = "hunter2"
 
@@ -35,8 +38,8 @@ SECRET = "hunter2"
     ],
 )
 def test_no_text_is_shown_and_the_rest_is(statement: str, shown: str) -> None:
-    assert masked(statement) == shown
-    assert SECRET not in masked(statement)
+    assert masked_statement(statement) == shown
+    assert SECRET not in masked_statement(statement)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("mask", [masking.masked, without_logins, masked])
+@pytest.mark.parametrize("mask", [masking.masked, without_logins, masked_statement])
 def test_a_hostile_text_takes_no_more_than_its_length(mask: object) -> None:
     """1 MB of hostile texts against 100 kB: ten times the time where it is linear, a hundred times where it is not."""
     assert callable(mask)
@@ -147,3 +150,24 @@ def test_a_hostile_text_takes_no_more_than_its_length(mask: object) -> None:
 
     small = min(seconds(100_000) for _ in range(3))
     assert seconds(1_000_000) < 35 * small + 0.5
+
+
+def test_a_known_value_is_masked_in_every_form_and_a_short_one_as_a_word_only() -> None:
+    secret = 'p@ss/w"é'
+    text = f"given {secret!r}, {json.dumps(secret)}, {quote(secret)} and {quote(secret, safe='')}"
+    shown = masking.without(text, [secret, ""])
+    assert shown == "given '********', \"********\", ******** and ********"
+    assert masking.without("role ab in abacus: ab", ["ab"]) == "role ******** in abacus: ********"
+    given = {"PGPASSWORD": "x1", "HOME": "/root", "API_URL": "http://u:p@h", "EMPTY_TOKEN": ""}
+    assert masking.secrets_given(given) == {"x1", "http://u:p@h"}
+
+
+def test_one_module_has_the_rules() -> None:
+    root = Path(masking.__file__).parents[1]
+    own = {
+        str(path.relative_to(root))
+        for layer in ("runbook", "blocks", "tasks", "flows", "deployments")
+        for path in (root / layer).rglob("*.py")
+        if re.search(r'"[^"]*\*{8}|def _?(?:masked|hide|redacted)\(text', path.read_text(encoding="utf-8"))
+    }
+    assert own == {"runbook/masking.py", "tasks/alerts/channels.py"}, "channels: which values are its secrets"

@@ -15,8 +15,8 @@ from runbook.guard.permit import Permit
 from tasks.migrations import locks
 from tasks.migrations.alembic import read_revision, upgrade
 from tasks.migrations.columns import count_filled
-from tasks.migrations.locks import Lock, table_sizes
-from tasks.migrations.rehearsal import Loss, State, differences, losses, read_live_schema
+from tasks.migrations.locks import HeldTableLock, table_sizes
+from tasks.migrations.rehearsal import Loss, RehearsedState, differences, losses, read_live_schema
 from tasks.migrations.scripts import Heads, Script, read_heads
 from tasks.postgres.content.definitions import read_definitions
 from tests.fixtures.servers import ROLE_PASSWORD, PostgresServer
@@ -180,14 +180,14 @@ def test_what_a_downgrade_undoes(current: str, revision: str, expected: tuple[st
 @pytest.mark.parametrize(
     ("history", "current", "revision", "problem"),
     [
-        (LINE, "b2", "-3", "further down than anything is applied"),
-        (LINE, "", "-1", "further down"),
-        (LINE, "b2", "d4", "does not lie below b2"),
+        (LINE, "b2", "-3", "more than the number of applied migrations"),
+        (LINE, "", "-1", "more than"),
+        (LINE, "b2", "d4", "is not below b2"),
         (LINE, "b2", "-0", "not a revision"),
         (LINE, "b2", "zz", "not a revision"),
         (LINE, "zz", "-1", "does not know"),
-        (FORK, "m4", "-1", "several ways"),
-        (FORK, "m4", "b2", "passes a merge"),
+        (FORK, "m4", "-1", "several predecessors"),
+        (FORK, "m4", "b2", "there is a merge in between"),
         (FORK, "b2,c3", "a1", "several revisions at once"),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_merge_has_nothing_to_undo(backend: Path) -> None:
 
 def watch(
     postgres: Postgres, *statements: str, autocommit: bool = False, clock: list[float] | None = None
-) -> dict[tuple[str, str], Lock]:
+) -> dict[tuple[str, str], HeldTableLock]:
     """Run statements as the application's role and note the revision, all in one transaction (or none). `clock`: when
     each was sent, and when all was over."""
     times = [] if clock is None else clock
@@ -308,7 +308,7 @@ def test_the_sizes_of_live_tables_are_not_waited_for_without_limit(
     monkeypatch.setattr("tasks.postgres.upkeep.session.LOCK_SECONDS", 0.2)
     with postgres_server.connect(interview.database) as other, other.transaction():
         other.execute("LOCK TABLE users")
-        with pytest.raises(OpsError, match="a lock was not to be had"):
+        with pytest.raises(OpsError, match="the lock was not available"):
             table_sizes(interview)
 
 
@@ -350,13 +350,13 @@ def test_how_two_states_differ() -> None:
     turned = "CREATE TABLE t (\n    b text,\n    a integer\n);\n"
     key = "TABLE public.t (owner x)"
     assert differences({key: table}, {key: turned}) == (), "a column that was dropped comes back at the end"
-    assert differences({key: table}, {}) == (f"{key} is gone",)
+    assert differences({key: table}, {}) == (f"{key} is missing",)
     assert differences({}, {key: table}) == (f"{key} is new",)
     assert "differs" in differences({key: table}, {key: table.replace("text", "varchar")})[0]
-    before = State({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
-    after = State({}, {"t": {"a": "1", "d": "3"}}, {"t": 5, "v": 1})
+    before = RehearsedState({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
+    after = RehearsedState({}, {"t": {"a": "1", "d": "3"}}, {"t": 5, "v": 1})
     assert losses(before, after) == (Loss("u", 3, dropped=True), Loss("v", 1), Loss("t", 5, ("b",))), "c is d now"
-    anew = State({}, {"t": {"a": "1", "b": "5", "c": "3"}, "u": {"a": "4"}}, before.rows)
+    anew = RehearsedState({}, {"t": {"a": "1", "b": "5", "c": "3"}, "u": {"a": "4"}}, before.rows)
     assert losses(before, anew) == (Loss("t", 5, ("b",)),), "another column took its name"
 
 

@@ -66,5 +66,5 @@ def test_what_stands_above_alter_system_is_said() -> None:
     with running_postgres(settings=("synchronous_standby_names=nobody",)) as server:
         primary = server.block("postgres")
         assert read_synchrony.work(primary) == Synchrony("nobody", 1, ())
-        with pytest.raises(OpsError, match="stays as it is: .* — it stands on the server's command line: take it out"):
+        with pytest.raises(OpsError, match="does not change: .* — remove it from the server's command line"):
             commit_alone.work(permit(primary), primary)

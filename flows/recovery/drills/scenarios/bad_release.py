@@ -1,4 +1,4 @@
-"""A release that does not start is live: back to the one before it (§8.4, フェーズ4: アプリケーションデプロイ)."""
+"""A live release does not start: back to the previous one (§8.4, フェーズ4: アプリケーションデプロイ)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.faults.disposable import BREAK, Fault
 from tasks.faults.release import break_release, release_of, spoiled_branch
 from tasks.releases.release import Release, find_differences, find_release, read_live
 
-# What it gets in the negative control: it cannot become healthy, and the way back must begin.
+# For the sabotaged release, which never becomes healthy: the runbook must go back after this time.
 CONTROL_SECONDS = 10
 
 
@@ -38,21 +38,20 @@ class BadRelease(Scenario):
         return [Act(BREAK, release_of(env))]
 
     def judge(self, report: Report, env: Environment) -> None:
-        """What runs is a commit of the repository, file by file: there is something to go back to."""
-        hint, told = (
-            "launch deploy-application with a commit of the repository first: there must be one to go back to",
-            "",
-        )
+        """The live files are those of a commit: there is a release to go back to."""
+        hint = "run deploy-application with a commit of the repository: the drill goes back to it"
         try:
             live = read_live(env.application)
             changed = find_differences(find_release(env.application, live.commit)) if live.known else []
-            told = ", ".join(changed[:3]) or ("" if live.known else "nobody knows which commit is live")
+            problem = ", ".join(changed[:3]) or ("" if live.known else "the live commit is not known")
         except OpsError as error:
-            hint, told = error.hint, error.message
-        report.require("steady state: release", not told, hint, value=told or live.commit, expected="as committed")
+            hint, problem = error.hint, error.message
+        report.require(
+            "steady state: release", not problem, hint, value=problem or live.commit, expected="as committed"
+        )
 
     def strike(self, drill: Drill) -> Fault:
-        """A commit with a defect, copied into place."""
+        """Copy a commit with a defect over the live files."""
         application = drill.env.application
         good = find_release(application, read_live(application).commit)
         branch = f"drill/{drill.directory.name}"
@@ -61,7 +60,7 @@ class BadRelease(Scenario):
         return break_release(drill.permit, drill.env, find_release(application, bad))
 
     def decide(self, drill: Drill) -> None:
-        """Which commit is live, and which was before it; then the way back, planned."""
+        """Find the live commit and the previous one; then the plan of going back."""
         application, good = drill.env.application, drill.half_done.notes["good"]
         live = read_live(application)
         before = git(find_release(application, live.commit).repository, "rev-parse", f"{live.commit}^").strip()
@@ -69,7 +68,7 @@ class BadRelease(Scenario):
         drill.report.require(
             "the diagnosis is right",
             before == good,
-            "find out why the release names another one",
+            "compare the release file with the history of the repository",
             value=before,
             expected=good,
         )
@@ -78,28 +77,28 @@ class BadRelease(Scenario):
         drill.done["strategy"] = f"deploy-application: {plan.plan_steps[0].detail}"
 
     def restore(self, drill: Drill) -> Report:
-        """The release before, unpacked, started, proven."""
+        """Deploy the previous release."""
         version = drill.half_done.notes["before"]
         done = drill.run(deploy_application, version=version, confirm=drill.env.name)
         drill.done["deployed"] = done.outcome
         return done
 
     def verify(self, drill: Drill) -> None:
-        """確認項目: the files are those of the release before, and the expectations hold."""
+        """確認項目: the files are those of the previous release; the expectations are satisfied."""
         changed = find_differences(self._good(drill))
         drill.report.require(
             "直前のリリースに復旧",
             not changed,
-            "look who else writes there",
+            "find out what else writes to these files",
             value=", ".join(changed[:3]) or "every file as committed",
         )
-        detection.expect_rules(drill)
+        detection.require_expectations(drill)
 
     def settle(self, drill: Drill) -> None:
-        """Nothing else was touched."""
+        """Nothing else was changed."""
 
     def control(self, drill: Drill) -> list[Refusal]:
-        """The bad release given to the runbook itself, which must take it back; and one without a part of it."""
+        """The runbook deploys the bad release, and must go back; and a commit without the release's files."""
         env, notes = drill.env, drill.half_done.notes
         derived = env.derived({}, reports=drill.directory / "control" / "reports")
         repository = self._good(drill).repository
@@ -115,23 +114,23 @@ class BadRelease(Scenario):
         ]
         wrong = [*find_differences(self._good(drill))[:3], *filter(None, [detection.quick(env)["application"]])]
         drill.report.require(
-            "what was before runs after the negative controls",
+            "the previous release runs after the negative controls",
             not wrong,
-            "deploy-application does not go back: correct it before anything else",
+            "fix deploy-application before you use it: it does not go back",
             value=", ".join(wrong) or "healthy, every file as committed",
         )
         self.heal(drill)
         return found
 
     def heal(self, drill: Drill) -> None:
-        """The good release again, unless it is there and well; and the drill's branch goes."""
+        """Deploy the good release unless it is live and healthy; delete the drill's branch."""
         env, notes = drill.env, drill.half_done.notes
         if "good" not in notes:
             return
         good = self._good(drill)
         if detection.quick(env)["application"] or find_differences(good):
             drill.run(deploy_application, version=notes["good"], recreate=True, confirm=env.name)
-        sweep(good.repository)  # of a run that was killed while it made the branch: git keeps that one
+        sweep(good.repository)  # the worktree of a killed run: git keeps its branch otherwise
         if git(good.repository, "for-each-ref", f"refs/heads/{notes['branch']}").strip():
             git(good.repository, "branch", "--quiet", "-D", notes["branch"])
 

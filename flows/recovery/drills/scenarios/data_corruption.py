@@ -1,4 +1,4 @@
-"""Scenario 3 of §8.4: a bug of the application rewrites data. Back to the transaction before it."""
+"""Scenario 3 of §8.4: a bug of the application rewrites data. Recovery to just before its transaction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tasks.postgres.tables.rewriters import find_rewriter
 from tasks.wal.format.names import Segment, lsn_of
 
 OLDER = timedelta(seconds=30)
-"""Rows that are so much older than the fault: no transaction that is still open has written one of them."""
+"""The fingerprint covers rows older than this: no open transaction has written one of them."""
 
 
 class DataCorruption(Scenario):
@@ -43,7 +43,7 @@ class DataCorruption(Scenario):
     sensors = ("content",)
 
     def targets(self, env: Environment) -> Targets:
-        """The environment's RTO, and everything that was acknowledged before the bug."""
+        """The environment's RTO, and no lost write from before the bug."""
         return Targets(env.rto_seconds, 0.0, 0)
 
     def acts(self, env: Environment) -> list[Act]:
@@ -55,35 +55,35 @@ class DataCorruption(Scenario):
         report.require(
             "steady state: expectations",
             bool(env.suites),
-            "set [expectations] directory in the TOML: nothing else notices this fault",
+            "set [expectations] directory in the TOML: no other sensor notices this fault",
             value=env.expectations or "none are configured",
         )
         where = env.backups.wal
-        hint = "hold the drill where it is in a directory, and start its archiver: a copy of it is to be spoiled"
-        report.require("steady state: archive of WAL", Path(where).is_dir(), hint, value=where)
+        hint = "run the drill where it is a directory, and start the archiver: the negative control sabotages a copy"
+        report.require("steady state: WAL archive", Path(where).is_dir(), hint, value=where)
 
     def strike(self, drill: Drill) -> Fault:
-        """One transaction; its number and what was there before are noted first, for a run that has to heal."""
+        """One transaction. Its number and the rows' fingerprint are recorded first, for a run that has to heal."""
         env, before = drill.env, now() - OLDER
         known = read_fingerprint(env.postgres, env.postgres.database, corruption_of(env), before)
         drill.note(before=before.isoformat(), fingerprint=str(known))
         return rewrite_rows(drill.permit, env, lambda xid: drill.note(xid=str(xid)))
 
     def decide(self, drill: Drill) -> None:
-        """Which transaction: by the rows of the table that the sensor names. Then the way back, planned."""
+        """Find the transaction by the rows of the table that the sensor names; then the recovery's plan."""
         env = drill.env
-        told = next((one.told for one in drill.symptoms if one.sensor == "content"), "")
-        table = told.partition(":")[0]
+        symptom = next((one.text for one in drill.symptoms if one.sensor == "content"), "")
+        table = symptom.partition(":")[0]
         if not re.fullmatch(r"\w+", table):
-            raise OpsError("no sensor names a table whose data is wrong", "look at the expectations by hand")
+            raise OpsError("no sensor names a table with wrong data", "check the expectations by hand")
         found = find_rewriter(env.postgres, env.postgres.database, table)
-        told = f"transaction {found.xid} wrote {found.rows:,} of {found.of_rows:,} rows of {table}"
-        drill.report.fact("diagnosis", told)
+        text = f"transaction {found.xid} wrote {found.rows:,} of {found.of_rows:,} rows of {table}"
+        drill.report.fact("diagnosis", text)
         was = drill.fault.facts["xid"] if drill.fault else ""
         drill.report.require(
             "the diagnosis is right",
             was == str(found.xid),
-            "find out why the rows name another one",
+            "check which transaction wrote these rows after the fault",
             value=found.xid,
             expected=was,
         )
@@ -97,25 +97,25 @@ class DataCorruption(Scenario):
         )
 
     def restore(self, drill: Drill) -> Report:
-        """The whole cluster, as it was before the transaction that was found."""
+        """The whole cluster, just before the transaction that was found."""
         target = drill.half_done.notes["found"]
         done = drill.run(restore_to_point, by="before_transaction", target=target, confirm=drill.env.name)
         drill.done["database"] = f"restore-to-point: {done.facts.get('base backup', '')}"
         return done
 
     def verify(self, drill: Drill) -> None:
-        """確認項目: the rows are what they were before the bug, and the expectations hold."""
+        """確認項目: the rows are those of before the bug; the expectations are satisfied."""
         env, notes = drill.env, drill.half_done.notes
-        there = _fingerprint(drill)
+        found = _fingerprint(drill)
         drill.report.require(
             "破損前の状態に復旧",
-            str(there) == notes["fingerprint"],
-            "look what else was rewritten",
-            value=there,
+            str(found) == notes["fingerprint"],
+            "find out which other transaction rewrote rows",
+            value=found,
             expected=notes["fingerprint"],
         )
-        detection.expect_rules(drill)
-        drill.done["integrity"] = f"{there}{detection.rules_hold(env)}"
+        detection.require_expectations(drill)
+        drill.done["integrity"] = f"{found}{detection.expectations_text(env)}"
 
     def settle(self, drill: Drill) -> None:
         """A standby of the new timeline, and a base backup of it."""
@@ -150,7 +150,7 @@ class DataCorruption(Scenario):
         return found
 
     def heal(self, drill: Drill) -> None:
-        """Services first; then back before the bug where its traces are live; then a standby."""
+        """Services first; then the recovery, if the bug is live; then a standby."""
         env, notes = drill.env, drill.half_done.notes
         start_everything(env)
         env.forget_roles()
@@ -161,7 +161,7 @@ class DataCorruption(Scenario):
             drill.run(rejoin_standby, confirm=env.name)
 
     def _is_live(self, drill: Drill) -> bool:
-        """Whether the rows are not what they were: the bug was committed, and is not undone."""
+        """Whether the rows have changed: the bug was committed, and is not undone."""
         return str(_fingerprint(drill)) != drill.half_done.notes["fingerprint"]
 
 
@@ -171,7 +171,7 @@ def _fingerprint(drill: Drill) -> Fingerprint:
 
 
 def _segment(drill: Drill) -> tuple[str, int]:
-    """The segment in which the recovery stopped, and a byte of the record before which it did."""
+    """The segment in which the recovery stopped, and the offset of a byte of the record there."""
     notes = drill.half_done.notes
     place = lsn_of(notes["stops"].rpartition(" ")[2])
     with drill.env.postgres.connect() as connection:
@@ -180,13 +180,13 @@ def _segment(drill: Drill) -> tuple[str, int]:
 
 
 def _with_archive(env: Environment, archive: Path, scratch: Path) -> Environment:
-    """In memory: the same system, its WAL in a copy. Nobody ships anything into that: it names no [wal]."""
+    """In memory: the same system with a copy of its WAL archive. Without [wal] nothing is archived to the copy."""
     backups = env.backups.model_copy(update={"wal": str(archive)})
     return env.derived({"backups": backups}, without=("wal",), reports=scratch / "reports")
 
 
 def start_everything(env: Environment) -> None:
-    """Every service that the environment names. One that does not start is told by the sensors later."""
+    """Start every service of the environment. The sensors report one that does not start."""
     followers = [node.service for node in env.nodes()] + ([env.wal.service] if env.has("wal") else [])
     for role in dict.fromkeys([*followers, *START_ORDER]):
         if role in env.services.names:

@@ -1,4 +1,4 @@
-"""Scenario 1 of §8.4: the primary's disk fails. Failover to the standby, nothing lost."""
+"""Scenario 1 of §8.4: the primary's disk fails. Failover to the standby without loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Act
 from runbook.report import Report
 from tasks.drill.foreign import foreign_standby, sweep_foreign
-from tasks.failover.marker import find_begun
+from tasks.failover.marker import FailoverMarker
 from tasks.failover.promotion import streams
 from tasks.faults.disposable import BREAK, Fault
 from tasks.faults.server import destroy_server, finish_destroying
@@ -39,66 +39,66 @@ class DatabaseFailure(Scenario):
     sensors = ("database",)
 
     def targets(self, env: Environment) -> Targets:
-        """1 hour, and not one acknowledged write."""
+        """1 hour, and no lost write."""
         return Targets(RTO_SECONDS, 0.0, 0)
 
     def acts(self, env: Environment) -> list[Act]:
-        """The primary of now."""
+        """The current primary."""
         return [Act(BREAK, address(env.postgres))]
 
     def judge(self, report: Report, env: Environment) -> None:
-        """RPO 0 is a promise of synchronous replication only."""
+        """Only synchronous replication can promise RPO 0."""
         report.require(
             "steady state: standby",
             env.has("standby"),
             "add [standby] to the environment's TOML",
-            value="named" if env.has("standby") else "none is named",
+            value="configured" if env.has("standby") else "not configured",
         )
         found = read_synchrony(env.postgres)
         report.require(
             "steady state: synchronous replication",
             bool(found.names),
-            "set synchronous_standby_names: without it a failover loses what the standby has not received",
+            "set synchronous_standby_names: without it a failover loses writes that the standby has not received",
             value=found.names or "asynchronous",
         )
 
     def strike(self, drill: Drill) -> Fault:
-        """Its processes killed, its data directory gone."""
+        """Kill its processes and delete its data directory."""
         return destroy_server(drill.permit, drill.env, drill.env.postgres)
 
     def decide(self, drill: Drill) -> None:
-        """The failover's plan. `fence`: the supervisor goes on trying to start what has no disk."""
+        """The failover's plan. `fence`: the supervisor keeps trying to start the lost server."""
         plan = drill.run(postgres_failover, mode="unplanned", fence=True)
         drill.done["strategy"] = f"postgres-failover, unplanned: {plan.facts.get('from → to', '')}"
 
     def restore(self, drill: Drill) -> Report:
-        """The standby is promoted, the application follows."""
+        """Promote the standby, and redirect the application."""
         done = drill.run(postgres_failover, mode="unplanned", fence=True, confirm=drill.env.name)
         drill.done["integrity"] = f"by the runbook's own ledger: {done.facts.get('acknowledged writes lost', '')}"
         return done
 
     def verify(self, drill: Drill) -> None:
-        """Every service that should run does."""
+        """Every service runs."""
         env = drill.env
         stopped = read_services(env.services, env.services_in(START_ORDER[1:])).stopped
         drill.report.require(
             "全機能正常動作",
             not stopped,
-            "start them, and look at their logs",
+            "start them, and check their logs",
             value=", ".join(stopped) or "every service runs",
         )
 
     def settle(self, drill: Drill) -> None:
-        """The lost server becomes a standby by a base backup, and the new timeline has a backup."""
+        """The lost server becomes a standby; the new timeline gets a base backup."""
         name = drill.env.name
         drill.env.forget_roles()
         drill.run(rejoin_standby, confirm=name)
         drill.run(backup_cluster)
 
     def control(self, drill: Drill) -> list[Refusal]:
-        """A standby on which somebody has paused the replay: it would be promoted without what it has received. And in
-        its place one of another cluster, which is as good as a backup of the wrong system: all of the data would be
-        gone. A failover reads no backup: a byte of a file is nothing that it could find."""
+        """A standby with paused replay: its promotion would lose the WAL that it has received. And a standby of another
+        cluster, like a backup of another system: its promotion would lose all of the data. (A failover reads no backup,
+        so a changed byte in one proves nothing.)"""
         env = drill.env
         env.forget_roles()
         standby, reports = env.standby, drill.directory / "control" / "reports"
@@ -111,14 +111,14 @@ class DatabaseFailure(Scenario):
             return [paused, control.try_sabotaged(derived, postgres_failover, FOREIGN, **_planned(other))]
 
     def heal(self, drill: Drill) -> None:
-        """The fault is finished where it was half done; then failover and standby, whatever of them is left to do."""
+        """Complete a half-done fault; then the failover and the standby, if they are missing."""
         env = drill.env
         for node in env.nodes():
             sweep_foreign(node)
             if address(node) in drill.half_done.notes["breaks"].split(" | "):
                 finish_destroying(drill.permit, env, node)
         env.forget_roles()
-        if detection.database(env, drill.directory) or find_begun(env.reports_directory):
+        if detection.database(env, drill.directory) or FailoverMarker.find(env.reports_directory):
             drill.run(postgres_failover, mode="unplanned", fence=True, confirm=env.name)
             env.forget_roles()
         if paused := drill.half_done.notes.get("paused"):
@@ -133,7 +133,7 @@ def _planned(standby: Postgres) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _paused(drill: Drill, standby: Postgres) -> Iterator[None]:
-    """Noted first: a run after a killed one resumes it."""
+    """Recorded first: the run after a killed one resumes the replay."""
     drill.note(paused=address(standby))
     with standby.connect() as connection:
         execute(connection, "SELECT pg_wal_replay_pause()")

@@ -1,4 +1,4 @@
-"""A drill that a TOML file declares: its fault, its detection, its recovery (docs/declared-drills.md)."""
+"""A drill from a TOML file: its fault, its detection, its recovery (docs/declared-drills.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flows.launch import find_flow
 from flows.monitoring.sources import read_application, read_disks
 from flows.recovery.drills import detection
 from flows.recovery.drills.detection import Sensor, exceeded
-from flows.recovery.drills.record import HalfDone
+from flows.recovery.drills.record import UnfinishedDrill
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets, now
 from runbook import metrics
 from runbook.errors import OpsError, Unreachable
@@ -35,18 +35,18 @@ QUIET_SECONDS = 5.0
 
 
 def response(env: Environment, _: Path) -> str:
-    """95 of 100 requests of the last seconds, against `api.response_seconds`."""
+    """The 95th percentile of the last seconds against `api.response_seconds`."""
     return exceeded(env, read_application(env, now(), WINDOW), metrics.API_RESPONSE.name)
 
 
 def disk(env: Environment, _: Path) -> str:
-    """The fullest of the environment's disks, against `host.disk.used_ratio`."""
+    """The fullest disk of the environment against `host.disk.used_ratio`."""
     return exceeded(env, read_disks(env), metrics.DISK.name)
 
 
 def providers(env: Environment, _: Path) -> str:
-    """AI calls of the last seconds that another provider than the first of the chain answered, by the log. Users notice
-    nothing of it, nor do the application's health and error ratio."""
+    """AI calls of the last seconds that were not answered by the first provider of the chain, from the log. Users, the
+    application's health and its error ratio do not show that."""
     if not env.has("ai_providers") or not env.has("logs"):
         return "[ai_providers] and [logs] do not describe AI calls"
     try:
@@ -59,7 +59,7 @@ def providers(env: Environment, _: Path) -> str:
 
 
 def clock(env: Environment, _: Path) -> str:
-    """The clocks of the database servers and of the application, against this host's."""
+    """The clocks of the database servers and the application against this host's."""
     over = [one for one in read_service_skews.work(env) if one.is_over]
     return "; ".join(f"the clock of {one.of} is {-(one.ahead_seconds or 0):+.0f} s from this host's" for one in over)
 
@@ -68,7 +68,7 @@ MORE: Mapping[str, Sensor] = {"response": response, "disk": disk, "providers": p
 
 
 class Recovery(BaseModel):
-    """`[recovery]`: the runbook that an on-call engineer launches. Empty: the cause is outside, and ends by itself."""
+    """`[recovery]`: the runbook that an on-call engineer launches. Empty: the cause is external, and ends by itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,7 +77,7 @@ class Recovery(BaseModel):
 
 
 class Declaration(BaseModel):
-    """One file. Times in seconds; `lost_writes`: acknowledged ones that may be lost."""
+    """One file. `lost_writes`: acknowledged writes that may be lost."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,10 +96,10 @@ def read_declaration(env: Environment, name: str) -> Declaration:
     """`NAME.toml` in the directory that `drills` of the environment's TOML names.
 
     Raises:
-        OpsError: there is none of that name, or it is wrong; the message names the key.
+        OpsError: no drill has that name, or a key is wrong; the message names the key.
     """
     if not env.drills:
-        raise OpsError(f"{env.name} names no directory of declared drills", "set drills at the top of its TOML")
+        raise OpsError(f"{env.name} has no directory of declared drills", "set drills at the top of its TOML")
     directory = CHECKOUT / env.drills
     names = sorted(path.stem for path in directory.glob("*.toml"))
     if name not in names:
@@ -110,7 +110,7 @@ def read_declaration(env: Environment, name: str) -> Declaration:
     try:
         found = Declaration.model_validate({**tomllib.loads(path.read_text(encoding="utf-8")), "name": name})
     except tomllib.TOMLDecodeError as error:
-        raise OpsError(f"{path.name} is no TOML: {error}", "correct it") from None
+        raise OpsError(f"{path.name} is not valid TOML: {error}", "correct that line") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -122,8 +122,8 @@ def read_declaration(env: Environment, name: str) -> Declaration:
     return found
 
 
-def left_behind(left: HalfDone) -> Declared | None:
-    """The scenario of a declared drill that was killed: as it was declared when it began."""
+def left_behind(left: UnfinishedDrill) -> Declared | None:
+    """The scenario of a killed declared drill, as declared at its begin."""
     if not left.scenario.startswith(PREFIX):
         return None
     return Declared(Declaration.model_validate_json(left.notes["declaration"]))
@@ -142,11 +142,11 @@ class Declared(Scenario):
         self.sensors = tuple(declaration.detected_by)  # type: ignore[misc]
 
     def more_sensors(self) -> Mapping[str, Sensor]:
-        """Those of the declaration that no other drill listens to."""
+        """The sensors that only declared drills use."""
         return {name: MORE[name] for name in self.declaration.detected_by if name in MORE}
 
     def notes(self) -> dict[str, str]:
-        """The whole declaration: the file may change, or go."""
+        """The whole declaration: the file may be changed or deleted."""
         return {"declaration": self.declaration.model_dump_json()}
 
     def targets(self, env: Environment) -> Targets:
@@ -158,7 +158,7 @@ class Declared(Scenario):
         return [Act(BREAK, self.declared_fault.target(env))]
 
     def judge(self, report: Report, env: Environment) -> None:
-        """Whether the fault can be made here, and its sensors are silent."""
+        """The fault can be made here, and its sensors report no problem."""
         obstacle = read_obstacle(env, self.declared_fault)
         report.require(
             "the fault can be made here",
@@ -167,27 +167,27 @@ class Declared(Scenario):
             value=obstacle or self.declared_fault.text,
         )
         for name, sensor in self.more_sensors().items():
-            told = sensor(env, env.reports_directory)
+            problem = sensor(env, env.reports_directory)
             report.require(
                 f"steady state: {name}",
-                not told,
-                "fix that first: a drill begins with a healthy system",
-                value=told or "within its limit",
+                not problem,
+                "fix this first: a drill starts only in a healthy system",
+                value=problem or "within its limit",
             )
 
     def strike(self, drill: Drill) -> Fault:
-        """Made."""
+        """Make the declared fault."""
         return strike_declared(drill.permit, drill.env, self.declared_fault)
 
     def decide(self, drill: Drill) -> None:
-        """The runbook's plan, where one is declared."""
+        """The plan of the declared runbook."""
         recovery = self.declaration.recovery
         if recovery.runbook:
             drill.run(find_flow(recovery.runbook), **recovery.parameters)
-        drill.done["strategy"] = recovery.runbook or "the cause is outside: wait for its end"
+        drill.done["strategy"] = recovery.runbook or "wait: the cause is external"
 
     def restore(self, drill: Drill) -> Report:
-        """The runbook, confirmed where it takes that; then the cause ends."""
+        """Run the declared runbook, then end the fault."""
         recovery, report = self.declaration.recovery, drill.report
         if recovery.runbook:
             flow = find_flow(recovery.runbook)
@@ -197,36 +197,36 @@ class Declared(Scenario):
         return report
 
     def verify(self, drill: Drill) -> None:
-        """The declared sensors are silent again, under load: those that read a log once its last seconds are good ones.
-        `steady.wait_settled` waits for the others.
+        """The declared sensors report no problem under load. A sensor that reads a log needs some seconds without
+        errors. `steady.wait_settled` waits for the others.
 
         Raises:
             OpsError: one still raises an alarm.
         """
-        told = dict[str, str]()
+        problems = dict[str, str]()
 
         def silent() -> bool:
-            told.update(
+            problems.update(
                 (name, sensor(drill.env, drill.directory / "evidence"))
                 for name, sensor in self._declared_sensors().items()
             )
-            return not any(told.values())
+            return not any(problems.values())
 
         try:
             until(silent, what="the end of the alarm", seconds=SILENT_SECONDS, every_seconds=0.5)
         except Unreachable:
-            what = "; ".join(filter(None, told.values()))
+            what = "; ".join(filter(None, problems.values()))
             raise OpsError(
-                f"the alarm goes on {SILENT_SECONDS:g} s after the fault: {what}",
-                "the fault has another effect that lasts: check the application",
+                f"the alarm continues {SILENT_SECONDS:g} s after the end of the fault: {what}",
+                "check the application: the fault has a lasting effect",
             ) from None
 
     def settle(self, drill: Drill) -> None:
-        """There is nothing to put back."""
+        """Nothing else was changed."""
 
     def control(self, drill: Drill) -> list[Refusal]:
-        """The sensors must hear the effect, not the fault: the same fault without an effect raises no alarm; and with
-        the fault ended, none of them is stuck."""
+        """The sensors must notice the effect, not the fault: neither the ended fault nor a fault without an effect may
+        raise an alarm."""
         env, found = drill.env, list[Refusal]()
         found.append(Refusal("the fault has ended", "the monitoring", self._silence(drill)))
         try:
@@ -237,7 +237,7 @@ class Declared(Scenario):
         return found
 
     def heal(self, drill: Drill) -> None:
-        """The fault is ended."""
+        """End the fault."""
         heal_declared(drill.env, self.declared_fault)
 
     def _declared_sensors(self) -> dict[str, Sensor]:
@@ -245,15 +245,15 @@ class Declared(Scenario):
         return {name: own[name] for name in self.declaration.detected_by}
 
     def _silence(self, drill: Drill) -> str:
-        """That no declared sensor raises an alarm for some seconds; "" where one does. However slow a sensor is, it is
-        asked as often as an alarm takes."""
+        """`no alarm of …` if no declared sensor raises an alarm for some seconds, else "". Every sensor is queried as
+        often as an alarm needs."""
         sensors = self._declared_sensors()
 
-        def heard() -> bool:
+        def alarmed() -> bool:
             return any(detection.ask_all.work(drill.env, drill.directory / "evidence", sensors).values())
 
         try:
-            until(heard, what="an alarm", seconds=QUIET_SECONDS, every_seconds=detection.EVERY_SECONDS)
+            until(alarmed, what="an alarm", seconds=QUIET_SECONDS, every_seconds=detection.EVERY_SECONDS)
         except Unreachable:
             return f"no alarm of {', '.join(sensors)} within {QUIET_SECONDS:g} s"
         return ""

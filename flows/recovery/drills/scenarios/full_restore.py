@@ -1,4 +1,4 @@
-"""Everything lost at once: database, Redis and application files (§8.2, as a drill). Back from the backups."""
+"""Database, Redis and application files lost at once. Full restore from the backups (§8.2, as a drill)."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class FullRestore(Scenario):
     sensors = ("application", "database")
 
     def targets(self, env: Environment) -> Targets:
-        """The environment's own, of §8.1."""
+        """The environment's RTO and RPO (§8.1)."""
         return Targets(env.rto_seconds, env.rpo_seconds)
 
     def acts(self, env: Environment) -> list[Act]:
-        """All of it."""
+        """Database, Redis and files."""
         return [Act(BREAK, everything(env))]
 
     def judge(self, report: Report, env: Environment) -> None:
-        """The negative control spoils copies of the newest dump."""
+        """The negative control sabotages copies of the newest dump."""
         where, backups = Path(env.backups.postgres), env.backups
         report.require(
             "steady state: store of the dumps",
             where.is_dir() and not backups.recipients,
-            "hold the drill where it is a directory and not encrypted: the negative control spoils a copy",
+            "run the drill where it is a directory and not encrypted: the negative control sabotages a copy",
             value=f"{where}{', encrypted' if backups.recipients else ''}",
         )
 
     def strike(self, drill: Drill) -> Fault:
-        """Lost."""
+        """Lose all three."""
         return lose_everything(drill.permit, drill.env)
 
     def decide(self, drill: Drill) -> None:
@@ -58,29 +58,29 @@ class FullRestore(Scenario):
         drill.recovered_to = find_backup(store_for(drill.env, "postgres"), "postgres", name).manifest.taken
 
     def restore(self, drill: Drill) -> Report:
-        """Built beside, proven, swapped, started."""
+        """Run the restore."""
         done = drill.run(full_restore, confirm=drill.env.name)
         facts = done.facts
         drill.done |= {
             "database": facts.get("backup", ""),
             "redis": facts.get("redis backup", ""),
             "files": facts.get("files backup", ""),
-            "integrity": "content equal to the manifests" + detection.rules_hold(drill.env),
+            "integrity": "content equal to the manifests" + detection.expectations_text(drill.env),
             "deployed": "with the files",
-            "migrations": "the copy was migrated before the swap",
+            "migrations": "the staged copy was migrated before the swap",
         }
         return done
 
     def verify(self, drill: Drill) -> None:
-        """全機能正常動作: the expectations hold on what is live."""
-        detection.expect_rules(drill)
+        """全機能正常動作: the live data satisfies the expectations."""
+        detection.require_expectations(drill)
 
     def settle(self, drill: Drill) -> None:
-        """The standby has followed; there is nothing to put back."""
+        """Nothing: the standby has followed."""
 
     def control(self, drill: Drill) -> list[Refusal]:
-        """Copies of the dump: cut, a byte changed, and a row changed with every checksum right. The last one is given
-        to the real restore, confirmed: only the comparison of what it has built can refuse it."""
+        """Copies of the dump: cut, a byte changed, and a row changed with right checksums. The last one goes to the
+        real restore: only the comparison of the staged copy can refuse it."""
         env, found = drill.env, list[Refusal]()
         backup = find_backup(store_for(env, "postgres"), "postgres", "latest", env.name)
         for number, spoil in enumerate((cut, flip), 1):
@@ -97,7 +97,7 @@ class FullRestore(Scenario):
         return found
 
     def heal(self, drill: Drill) -> None:
-        """Everything again, from the good backups, unless all is well."""
+        """Restore everything from the good backups, unless the system is healthy."""
         env = drill.env
         env.forget_roles()
         sensors = detection.quick(env)
@@ -106,7 +106,7 @@ class FullRestore(Scenario):
 
 
 def _with_copy(drill: Drill, name: str, number: int) -> tuple[Environment, Path]:
-    """The same system with a store of dumps that holds a copy of one backup only; and that copy."""
+    """The same system with a store that contains a copy of one dump only; and that copy."""
     env, scratch = drill.env, drill.directory / f"control-{number}"
     copy = copy_of(Path(env.backups.postgres) / name, scratch / "postgresql" / name)
     backups = env.backups.model_copy(update={"postgres": str(scratch / "postgresql")})

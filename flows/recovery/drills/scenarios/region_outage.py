@@ -1,4 +1,4 @@
-"""Scenario 2 of §8.4: the whole main region is gone. Everything comes up in the other one, and goes back afterwards."""
+"""Scenario 2 of §8.4: the main region is lost. Failover to the other region, and back afterwards."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ class RegionOutage(Scenario):
         return Targets(RTO_SECONDS, RPO_SECONDS)
 
     def acts(self, env: Environment) -> list[Act]:
-        """All of the region."""
+        """Every process of the region."""
         return [Act(BREAK, region(env))]
 
     def judge(self, report: Report, env: Environment) -> None:
-        """There is another region, it is empty, and backups were replicated to it."""
+        """The other region is empty and has replicated backups; users are sent to this one."""
         other = _other(env)
         states = read_services(other.services, list(other.services.names)).running
         running = ", ".join(role for role, runs in states.items() if runs)
         report.require(
             "steady state: the other region is empty",
             not running and other.disposable,
-            "stop what runs there; it must be disposable too",
+            "stop these services; the other region must be disposable too",
             value=running or other.name,
         )
         for kind in self.backups:
@@ -72,28 +72,28 @@ class RegionOutage(Scenario):
             report.require(
                 f"steady state: {kind} in the other region",
                 bool(own),
-                "launch replicate-backups",
+                "run replicate-backups",
                 value=own[-1] if own else "none",
             )
         sent = read_endpoint(env.endpoint)
         report.require(
             "steady state: users are sent to this region",
             sent == env.application.url,
-            "send them back first",
+            "send them back with region-failover first",
             value=sent,
             expected=env.application.url,
         )
 
     def address(self, env: Environment) -> str | Callable[[], str]:
-        """As the proxy in front of the regions sends them."""
+        """From the endpoint file that the proxy in front of the regions reads."""
         return lambda: read_endpoint.work(env.endpoint)
 
     def servers(self, env: Environment) -> list[Postgres]:
-        """Of both regions: users of the database look for the one that takes writes."""
+        """Of both regions."""
         return [*env.nodes(), *_other(env).nodes()]
 
     def strike(self, drill: Drill) -> Fault:
-        """Every process of it, at one moment."""
+        """Kill every process of the region at once."""
         return lose_region(drill.permit, drill.env)
 
     def decide(self, drill: Drill) -> None:
@@ -102,50 +102,50 @@ class RegionOutage(Scenario):
         drill.done["strategy"] = f"region-failover: {plan.facts.get('database from', '')}"
 
     def restore(self, drill: Drill) -> Report:
-        """Everything there, then the users."""
+        """The failover: everything in the other region, then the users."""
         done = drill.keep(self._fail_over(drill, _other(drill.env).name))
         facts = done.facts
         drill.done |= {
             "database": facts.get("database from", ""),
             "redis": facts.get("redis backup", ""),
             "files": facts.get("files backup", ""),
-            "integrity": "the last transaction in the WAL is there" + detection.rules_hold(_other(drill.env)),
+            "integrity": "the last transaction in the WAL is restored" + detection.expectations_text(_other(drill.env)),
             "deployed": "with the files",
             "migrations": facts.get("Alembic revision", ""),
         }
         return done
 
     def live(self, env: Environment) -> Environment:
-        """Where users are sent."""
+        """The region to which users are sent."""
         other = _other(env)
         return other if read_endpoint.work(env.endpoint) == other.application.url else env
 
     def verify(self, drill: Drill) -> None:
-        """Every service of the other region runs but its standby, and users are sent there."""
+        """Every service of the other region except its standby runs; users are sent there."""
         other = _other(drill.env)
         stopped = read_services(other.services, other.services_in(START_ORDER)).stopped
         drill.report.require(
             "全機能正常動作",
             not stopped,
-            "start them, and look at their logs",
+            "start them, and check their logs",
             value=", ".join(stopped) or "every service runs",
         )
         sent = read_endpoint(drill.env.endpoint)
         drill.report.require(
             "users are sent to the other region",
             sent == other.application.url,
-            "look at the endpoint",
+            "check the endpoint file",
             value=sent,
             expected=other.application.url,
         )
 
     def settle(self, drill: Drill) -> None:
-        """The first region has its hosts again: users go back, with everything that they wrote in the other one."""
+        """The first region is available again: users and their writes go back to it."""
         self._send_back(drill)
         self._rejoin(drill)
 
     def control(self, drill: Drill) -> list[Refusal]:
-        """The way back once more, planned: the only base backup that is there has one bit changed."""
+        """The way back again, planned, with one bit changed in the only base backup."""
         env, other, scratch = drill.env, _other(drill.env), drill.directory / "control"
         known = open_all(store_for(env, "cluster"), "cluster")[0]
         newest = [one for one in known if one.manifest.environment == other.name][-1].name
@@ -163,7 +163,7 @@ class RegionOutage(Scenario):
         return [refused]
 
     def heal(self, drill: Drill) -> None:
-        """Killed: what is half dead dies. Then back from where users are."""
+        """Complete a half-done fault; then back from the region to which users are sent."""
         env, other = drill.env, _other(drill.env)
         if drill.half_done.notes.get("step") == "the fault":
             lose_region(drill.permit, env)
@@ -182,7 +182,7 @@ class RegionOutage(Scenario):
         return launch(region_failover, environment=other, source=drill.env.name, fenced_by=ATTESTED, confirm=confirm)
 
     def _send_back(self, drill: Drill) -> None:
-        """The way back of docs/region-failover.md: nobody writes any more, everything goes over, users follow."""
+        """The way back of docs/region-failover.md: stop writes, copy everything, send users back."""
         env, other = drill.env, _other(drill.env)
         drill.note(step="the way back")
         wait_healthy(other.application, seconds=HEALTH_SECONDS)
@@ -191,7 +191,7 @@ class RegionOutage(Scenario):
         for flow in (backup_redis, backup_files, replicate_backups):
             drill.keep(launch(flow, environment=other.name))
         failpoint("drill: ready for the way back")
-        # The receiver gets the last of it when the primary stops, and the archiver ships that when it stops itself.
+        # The receiver gets the last WAL when the primary stops; the archiver archives it when it stops itself.
         last = ("postgres", *((other.wal.service, other.wal.archiver) if other.has("wal") else ()), "redis")
         stop_services(other.services, other.services_in(last))
         _start(env, [role for role in env.services.names if role.startswith(("redis", "sentinel"))])
@@ -201,7 +201,7 @@ class RegionOutage(Scenario):
         env.forget_roles()
 
     def _rejoin(self, drill: Drill) -> None:
-        """A standby to fail over to, and a backup of the timeline that is live, in both places."""
+        """A standby, and a base backup of the live timeline in both stores."""
         env = drill.env
         env.forget_roles()
         if env.has("standby") and not streams(env.postgres, env.standby.name):
@@ -215,13 +215,13 @@ def _other(env: Environment) -> Environment:
 
 
 def _all(env: Environment) -> list[str]:
-    """Every service, what others need first."""
+    """Every service in the order of their start."""
     first = [*(node.service for node in env.nodes()), *([env.wal.service] if env.has("wal") else []), *START_ORDER]
     return [role for role in dict.fromkeys([*first, *env.services.names]) if role in env.services.names]
 
 
 def _start(env: Environment, roles: list[str]) -> None:
-    """One that does not start is told by the sensors."""
+    """The sensors report one that does not start."""
     for role in roles:
         with contextlib.suppress(OpsError):
             start_services(env.services, [role])

@@ -1,0 +1,157 @@
+"""The services that a recovery stops. They stay stopped until the restored data is live and proven; where the run fails
+before it replaced anything, they are started again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from blocks.environment import START_ORDER, STOP_ORDER, Environment
+from flows.redis.restore.steps import put_back
+from runbook.errors import OpsError
+from runbook.guard.permit import Permit
+from runbook.report import Report
+from tasks.host.services import read_services, start_services, stop_services
+from tasks.redis.restore.swap import stop_redis
+from tasks.redis.topology.isolation import detach
+from tasks.redis.topology.topology import ReplicationTopology
+
+# A point-in-time recovery does not stop Redis.
+APPLICATION = tuple(role for role in STOP_ORDER if role not in ("redis", "postgres"))
+
+
+@dataclass
+class StoppedServices:
+    """`running`: the roles that ran when the run began. `swapped`: the parts that were replaced; `kept`: the names of
+    the replaced data. `last`: the step that precedes the next one in the run's graph."""
+
+    report: Report
+    env: Environment
+    running: Sequence[str]
+    last: object = None
+    stopping_at: datetime | None = None
+    stopped_at: datetime | None = None
+    swapped: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Stop them once, in order, each proven stopped."""
+        if self.stopping_at:
+            return
+        self.stopping_at = datetime.now(UTC)
+        self._stop()
+        self.stopped_at = datetime.now(UTC)
+
+    def start_again(self) -> None:
+        """Start what ran. A failure here must not hide the error that led here."""
+        try:
+            self._start_again()
+        except OpsError as error:
+            self.report.fail("services started again", error.hint, value=error.message)
+            self.report.state_is(
+                "nothing live was replaced; services were stopped, and not all of them run again",
+                f"start {', '.join(self.running)} by hand, then run this again",
+            )
+
+    def _stop(self) -> None:
+        raise NotImplementedError
+
+    def _start_again(self) -> None:
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def started_on_failure(services: StoppedServices) -> Iterator[None]:
+    """If the block fails before it replaced anything, start the services that were found running."""
+    try:
+        yield
+    except BaseException:
+        if services.stopping_at and not services.swapped:
+            services.start_again()
+        raise
+
+
+@dataclass
+class ClusterServices(StoppedServices):
+    """Those of a cluster that is replaced as a whole: the application, the standby, PostgreSQL and the WAL receiver."""
+
+    def _stop(self) -> None:
+        """Writers first, then the standby, then the primary. The receiver last: it has all WAL then."""
+        env = self.env
+        receiver = env.wal.service if env.has("wal") else ""
+        order = [*env.services_in(APPLICATION), *(role for role in replication_roles(env) if role != receiver)]
+        order += [env.postgres.service, *([receiver] if receiver in env.services.names else [])]
+        self.last = stop_services.after(self.last)(env.services, order)
+
+    def _start_again(self) -> None:
+        order = dict.fromkeys([self.env.postgres.service, *replication_roles(self.env), *START_ORDER])
+        start_services(self.env.services, [role for role in order if role in self.running])
+
+
+def read_cluster_services(report: Report, env: Environment) -> ClusterServices:
+    """Those of the environment, and which of them run."""
+    roles = dict.fromkeys([*env.services_in(START_ORDER), env.postgres.service, *replication_roles(env)])
+    states = read_services(env.services, list(roles))
+    return ClusterServices(report, env, [role for role, runs in states.running.items() if runs])
+
+
+def replication_roles(env: Environment) -> list[str]:
+    """The standby and the WAL receiver, as far as they are services of the environment."""
+    found = [env.standby.service] if env.has("standby") else []
+    found += [env.wal.service] if env.has("wal") else []
+    return [role for role in found if role in env.services.names]
+
+
+@dataclass
+class SystemServices(StoppedServices):
+    """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `undo`: how to return to the replaced
+    data."""
+
+    permit: Permit = field(kw_only=True)
+    topology: ReplicationTopology | None = None
+    undo: str = ""
+
+    def _stop(self) -> None:
+        """In the manual's order."""
+        roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
+        self.last = stop_services.after(self.last)(self.env.services, roles)
+        if not self.env.has("redis"):
+            return
+        if self.topology:  # before Redis stops: a Sentinel would promote another server
+            reports = self.env.reports_directory
+            self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)
+        self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
+
+    def _start_again(self) -> None:
+        start_services(self.env.services, [role for role in START_ORDER if role in self.running])
+        if self.topology and "redis" in self.running:
+            put_back(self.report, self.env, self.permit, self.topology)
+
+    def may_have_swapped(self, part: str, left: Sequence[str]) -> None:
+        """It is unknown whether `part` was swapped: the services stay stopped, and the next run restores everything."""
+        self.swapped.append(f"perhaps the {part}")
+        self.report.state_is(
+            f"whether the {part} was swapped is unknown; not swapped: {', '.join(left) or 'nothing else'}; services "
+            "are stopped",
+            f"run it again with confirm={self.env.name}: it restores everything from the start",
+        )
+
+    def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
+        """Note what is live now, should the run fail after this. `left`: the parts that are still to be swapped."""
+        self.swapped.append(part)
+        self.kept += [str(kept)] if kept else []
+        kept_data = f"the replaced data is kept: {', '.join(self.kept) or 'there was none'}"
+        if left:
+            self.report.state_is(
+                f"swapped: {', '.join(self.swapped)}; not swapped: {', '.join(left)}; services are stopped; "
+                f"{kept_data}",
+                f"run it again with confirm={self.env.name}: it restores everything from the start",
+            )
+        else:
+            self.report.state_is(
+                f"the backups' data is live, proven; {kept_data}",
+                "fix the findings above and start the services. Restoring again would lose what was written since. "
+                + self.undo,
+            )

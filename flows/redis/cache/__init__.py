@@ -1,1 +1,0 @@
-"""Clearing caches (§2.2)."""
