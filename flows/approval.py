@@ -18,7 +18,7 @@ from blocks.environment import Environment
 from blocks.people.approval import Approval
 from runbook.errors import NotConfirmed
 from runbook.guard import approval
-from runbook.guard.approval import Approved, PlanChanged
+from runbook.guard.approval import Approved, ApprovedPlanChanged
 from runbook.guard.approval_form import described
 from runbook.guard.codes import CodeRefused
 from runbook.report import Report, Status
@@ -47,7 +47,7 @@ def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, An
         with approval.approved_here(_request_approval(env, approvals, planned)):
             try:
                 return call(**given)
-            except PlanChanged as error:
+            except ApprovedPlanChanged as error:
                 print(error, file=sys.stderr)
     raise NotConfirmed(f"the plan changed {MOST_PLANS} times before it could run", "launch it again under less load")
 

@@ -363,6 +363,17 @@ def test_that_check_sees_a_name_and_a_parameter() -> None:
     assert list(next_runbooks(ast.parse('Next("no-such", "why", {"also": 1})'))) == [("no-such", {"also"})]
 
 
+def test_each_class_has_a_name_of_its_own() -> None:
+    """A reader who searches a class finds one."""
+    named = Counter(
+        node.name
+        for path, tree in modules().items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, times in named.items() if times > 1] == []
+
+
 def test_no_module_is_long() -> None:
     long = {path: lines for path in modules() if (lines := len((ROOT / path).read_text().splitlines())) > 430}
     assert long == {}

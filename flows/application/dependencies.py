@@ -12,7 +12,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.places import Application
-from flows.application.package_updates import Selection, judge_tests, update_node, update_python
+from flows.application.package_updates import PackageSelection, judge_tests, update_node, update_python
 from runbook.errors import OpsError
 from runbook.kinds import Pending
 from runbook.next import Next
@@ -109,7 +109,10 @@ def update_dependencies(
         repository = require_repository(application.repository)
         if left := uncommitted(repository):
             report.fact("checkout", f"{len(left)} files with uncommitted changes, which the branch does not have")
-        chosen, branch = Selection(level, packages, seconds), f"dependencies/{level}-{report.started:%Y%m%d-%H%M%S}"
+        chosen, branch = (
+            PackageSelection(level, packages, seconds),
+            f"dependencies/{level}-{report.started:%Y%m%d-%H%M%S}",
+        )
         with worktree(repository, branch) as tree:
             done = [*update_python(report, application, tree, chosen), *update_node(report, application, tree, chosen)]
             report.table("Updated", ("package", "from", "to", "step", "in"), [one.row for one in done])

@@ -38,7 +38,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Selection:
+class PackageSelection:
     """Which packages to update, and how far; no names mean all packages."""
 
     level: Level
@@ -61,7 +61,7 @@ class Selection:
             )
 
 
-def update_python(report: Report, application: Application, tree: Worktree, chosen: Selection) -> list[Update]:
+def update_python(report: Report, application: Application, tree: Worktree, chosen: PackageSelection) -> list[Update]:
     """Raise the pins of the requirement files by at most the chosen level; for ranges, the pins of the lock file."""
     backend = tree.at(application.source)
     done, live = [], Path(application.need("python"))
@@ -86,7 +86,7 @@ def update_python(report: Report, application: Application, tree: Worktree, chos
     return done if _set(report, backend, lambda: pin_python(application, backend, versions, chosen.seconds)) else []
 
 
-def update_node(report: Report, application: Application, tree: Worktree, chosen: Selection) -> list[Update]:
+def update_node(report: Report, application: Application, tree: Worktree, chosen: PackageSelection) -> list[Update]:
     """Raise the direct dependencies of the workspace by at most the chosen level, with the lock file."""
     if not application.web_directory:
         return []

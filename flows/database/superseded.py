@@ -39,7 +39,7 @@ MOST_KEPT = 20
 
 
 @dataclass(frozen=True)
-class KeptData:
+class SupersededData:
     """Something that a restore replaced."""
 
     kind: Literal["database", "table", "directory"]
@@ -129,29 +129,30 @@ def discard_surplus(report: Report, env: Environment) -> None:
         report.warn("superseded data could not be deleted", hint, value=error.message)
 
 
-def find_discardable(env: Environment) -> list[KeptData]:
+def find_discardable(env: Environment) -> list[SupersededData]:
     """Superseded data that keep_superseded no longer keeps; data without a known time is kept."""
     rule = env.backups.keep_superseded if env.has("backups") else KeepSuperseded()
     return [item for item in find_kept_data(env, rule.newest) if item.is_older(rule.hours)]
 
 
-def find_kept_data(env: Environment, keep: int) -> list[KeptData]:
+def find_kept_data(env: Environment, keep: int) -> list[SupersededData]:
     """Superseded data except the newest `keep` of each kind."""
     databases = find_superseded(env.postgres) if env.has("postgres") else ()
     found = [
-        KeptData("database", old.name, old.bytes, f"{old.since} by {old.backup}", _moment(old.name))
+        SupersededData("database", old.name, old.bytes, f"{old.since} by {old.backup}", _moment(old.name))
         for old in databases
     ][keep:]
     found += _superseded_tables(env, keep) if env.has("postgres") else []
     for aside in superseded_directories(env):
         plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
         found += [
-            KeptData("directory", str(path), _bytes(path), path.name[-15:], _moment(path.name)) for path in plain[keep:]
+            SupersededData("directory", str(path), _bytes(path), path.name[-15:], _moment(path.name))
+            for path in plain[keep:]
         ]
     return found
 
 
-def _superseded_tables(env: Environment, keep: int) -> list[KeptData]:
+def _superseded_tables(env: Environment, keep: int) -> list[SupersededData]:
     """The kept rows of restored tables, except the newest `keep` of each table.
 
     Rows that were replaced together can only be restored together, so they are deleted together.
@@ -165,7 +166,7 @@ def _superseded_tables(env: Environment, keep: int) -> list[KeptData]:
             name, size_ = ", ".join(old.name for old in together), sum(old.bytes for old in together)
             where = tuple((old.schema, old.relation) for old in together)
             replaced = f"{together[0].since} by {together[0].backup}"
-            found.append(KeptData("table", name, size_, replaced, _moment(together[0].stamp), where))
+            found.append(SupersededData("table", name, size_, replaced, _moment(together[0].stamp), where))
     return found
 
 
@@ -183,7 +184,7 @@ def superseded_directories(env: Environment) -> Iterator[list[Path]]:
 
 
 @action(idempotent=True)
-def discard(permit: Permit, env: Environment, item: KeptData) -> str:
+def discard(permit: Permit, env: Environment, item: SupersededData) -> str:
     """Delete one of them."""
     permit.require(DISCARD, item.name)
     if item.kind == "directory":

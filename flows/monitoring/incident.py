@@ -154,7 +154,7 @@ def _report_results(
         found = _note(kept, found, Told(number, contact, channel, began, "failed" if reason else "sent", reason))
         if not reason:
             report.passed(f"{person.role} was notified of {found.id}", value=channel)
-            failpoint(f"told {contact}")
+            failpoint(f"notified {contact}")
             return found
     report.fail(
         f"{person.role} was notified of {found.id}",

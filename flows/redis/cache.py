@@ -22,7 +22,7 @@ from runbook.units import duration, size
 from tasks.backups.retention import read_store
 from tasks.redis.cache.clearing import UNLINK, ClearingOrder, find_keys, read_freed, unlink_keys
 from tasks.redis.cache.flushing import FLUSHING, Flush, flush_keys
-from tasks.redis.cache.selection import Selection, by_prefixes, every_key
+from tasks.redis.cache.selection import KeySelection, by_prefixes, every_key
 from tasks.redis.cache.server import CacheServer, find_refusals, read_cache_server, require_databases
 from tasks.redis.cache.sweep import MOST_STEP, Sweep
 from tasks.redis.content.reading import shown
@@ -149,7 +149,7 @@ class Wanted:
         named = any(head.startswith(bytes_of(name)) for head in heads for name in self.protected)
         return self.flush or self.only_without_ttl or named
 
-    def selection(self) -> Selection:
+    def selection(self) -> KeySelection:
         """The keys to delete; of a flush all but the protected ones, which are counted."""
         protected = [bytes_of(name) for name in self.protected]
         if self.flush:

@@ -30,8 +30,7 @@ from runbook.guard.approval_form import approval_form, describe_request
 from runbook.guard.brief import answered
 from runbook.guard.codes import CodeRefused, approver_of, claim, refuse_launcher
 from runbook.guard.permit import Pin, launched_by
-from runbook.guard.pins import PARAMETER
-from runbook.guard.pins import PlanChanged as AnyPlanChanged
+from runbook.guard.pins import PARAMETER, PlanChanged
 from runbook.report import Report
 from runbook.target import Approvals, Target
 
@@ -55,7 +54,7 @@ class Approved:
     launcher: str = ""
 
 
-class PlanChanged(AnyPlanChanged):
+class ApprovedPlanChanged(PlanChanged):
     """The plan is no longer the approved one."""
 
 
@@ -151,7 +150,9 @@ class ApprovalGate:
         report.fact("plan", plan)
         found = _here.get()
         if found and not is_approved(report, found.plan):
-            raise PlanChanged(f"the plan is {plan}, and {found.plan} was approved", "check the new plan and approve it")
+            raise ApprovedPlanChanged(
+                f"the plan is {plan}, and {found.plan} was approved", "check the new plan and approve it"
+            )
         self._accept(report, found or self._answered(report, plan))
 
     def _accept(self, report: Report, found: Approved) -> None:

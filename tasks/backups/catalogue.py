@@ -20,7 +20,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.guard.process import this_process
 from runbook.kinds import action, probe
 from tasks.backups import manifest as manifests
-from tasks.backups.heads import Heads
+from tasks.backups.heads import ManifestHeads
 from tasks.backups.manifest import MANIFEST, SEAL, Head, Kind, Listed, Manifest
 from tasks.backups.text_cache import KnownTexts, known_texts
 from tasks.stores.store import RESOURCE, Store
@@ -129,7 +129,7 @@ def open_all(store: Store, *kinds: Kind) -> tuple[list[Backup], list[str]]:
 
 
 def _open(
-    store: Store, wanted: Sequence[str], notes: Mapping[str, str], heads: Heads | None = None
+    store: Store, wanted: Sequence[str], notes: Mapping[str, str], heads: ManifestHeads | None = None
 ) -> tuple[list[Backup], list[str]]:
     """`heads`: only what a listing shows is needed of long manifests."""
     known, found, unreadable = known_texts(), list[Backup](), list[str]()
@@ -166,7 +166,7 @@ def _read_whole(store: Store, name: str, known: KnownTexts) -> tuple[Manifest, s
     return manifests.parse(name, text, seal), seal or "", len(text or "")
 
 
-def _read_listed(store: Store, name: str, known: KnownTexts, heads: Heads) -> tuple[Manifest, str, int]:
+def _read_listed(store: Store, name: str, known: KnownTexts, heads: ManifestHeads) -> tuple[Manifest, str, int]:
     """As `_read_whole`. Of a long manifest only the head is kept: a listing of a thousand backups of ten thousand
     tables must fit in memory."""
     head = heads.find(name)

@@ -40,7 +40,7 @@ class _File(BaseModel):
     heads: dict[str, _Known]
 
 
-class Heads:
+class ManifestHeads:
     """The heads of one store's long manifests. Several workers may share the file: the last one that saves adds to
     what the others saved, and a head that is lost is read again."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runbook.current import current_report
 from runbook.report import Report
-from tasks.backups.heads import Heads
+from tasks.backups.heads import ManifestHeads
 from tasks.stores.store import Store
 
 MOST_BYTES = 256 << 20
@@ -25,13 +25,13 @@ class KnownTexts:
     def __init__(self) -> None:
         self._texts: dict[tuple[str, str, str], bytes] = {}
         self._bytes = 0
-        self._heads: dict[tuple[str, Path], Heads] = {}
+        self._heads: dict[tuple[str, Path], ManifestHeads] = {}
         self._lock = threading.Lock()
 
-    def heads(self, store: Store) -> Heads:
+    def heads(self, store: Store) -> ManifestHeads:
         """The heads of a store's long manifests, loaded once a run."""
         with self._lock:
-            return self._heads.setdefault((store.where, store.hands), Heads(store))
+            return self._heads.setdefault((store.where, store.hands), ManifestHeads(store))
 
     def read(self, store: Store, path: str, stamp: str) -> str | None:
         """A text of a store, cached by its `stamp`. A missing text is queried again.

@@ -27,7 +27,7 @@ class Doomed:
 
 
 @dataclass(frozen=True)
-class Selection:
+class CleanupSelection:
     """What can be removed: these kinds, older than `before`, only with `label` (a key, or key=value); never a container
     in `kept_names`, never the newest `keep_tags` images of a repository."""
 
@@ -39,7 +39,7 @@ class Selection:
     volumes: Collection[str] = field(default=())
 
 
-def choose(found: Inventory, wanted: Selection) -> list[Doomed]:
+def choose(found: Inventory, wanted: CleanupSelection) -> list[Doomed]:
     """The objects in the order of their removal: containers first, because they use the others.
 
     Raises:
@@ -82,7 +82,7 @@ def kept_tags(images: Collection[SeenImage], keep: int) -> set[str]:
     return kept
 
 
-def _is_removable(one: SeenContainer, wanted: Selection) -> bool:
+def _is_removable(one: SeenContainer, wanted: CleanupSelection) -> bool:
     return (
         one.stopped
         and one.since < wanted.before
@@ -91,7 +91,7 @@ def _is_removable(one: SeenContainer, wanted: Selection) -> bool:
     )
 
 
-def _images(found: Inventory, wanted: Selection, used: Collection[str]) -> list[Doomed]:
+def _images(found: Inventory, wanted: CleanupSelection, used: Collection[str]) -> list[Doomed]:
     """By tag, so that an image with another kept tag is kept; an image without a tag by its id."""
     kept, chosen = kept_tags(found.images, wanted.keep_tags), list[Doomed]()
     for one in found.images:
@@ -107,7 +107,7 @@ def _images(found: Inventory, wanted: Selection, used: Collection[str]) -> list[
     return chosen
 
 
-def _volumes(found: Inventory, wanted: Selection, used: Collection[str]) -> list[Doomed]:
+def _volumes(found: Inventory, wanted: CleanupSelection, used: Collection[str]) -> list[Doomed]:
     there = {one.name: one for one in found.volumes}
     for name in wanted.volumes:
         if name not in there:

@@ -12,7 +12,7 @@ from blocks.places import Application
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.drill.direct import DirectWriter, Servers
-from tasks.drill.ledger import Attempt, WriteLedger
+from tasks.drill.ledger import WriteAttempt, WriteLedger
 from tasks.drill.writer import Writer
 
 WRITES_SECONDS = 120.0
@@ -53,7 +53,7 @@ class DrillClients:
             )
 
 
-def first_success(attempts: list[Attempt], after: datetime, until_at: datetime) -> datetime | None:
+def first_success(attempts: list[WriteAttempt], after: datetime, until_at: datetime) -> datetime | None:
     """When users were served again: the first acknowledged write after the last failed one. Only writes sent after
     `after` count, failed ones only until `until_at`. None: not yet."""
     since = [attempt for attempt in attempts if attempt.sent > after]

@@ -18,7 +18,7 @@ Outcome = Literal["acknowledged", "refused", "indeterminate"]
 
 
 @dataclass(frozen=True)
-class Attempt:
+class WriteAttempt:
     """One write. `id` is in the row's text. Through the application: `kind` is the step's title, `key` the answer's. A
     direct write (DIRECT): `key` and `version` of the row.
 
@@ -64,22 +64,22 @@ class WriteLedger:
             self._file.close()
             self._file = None
 
-    def attempts(self) -> list[Attempt]:
+    def attempts(self) -> list[WriteAttempt]:
         """Every write in the order of sending. An incomplete last line (the client was killed) is ignored."""
-        found: dict[str, Attempt] = {}
+        found: dict[str, WriteAttempt] = {}
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
         for line in lines:
             entry = json.loads(line)
             name, at = str(entry["id"]), datetime.fromisoformat(entry["time"])
             if entry["event"] == "intent":
-                found[name] = Attempt(name, entry["kind"], at, key=entry["key"], version=entry["version"])
+                found[name] = WriteAttempt(name, entry["kind"], at, key=entry["key"], version=entry["version"])
             else:
                 before = found[name]
                 key = entry["key"] or before.key
                 found[name] = replace(before, outcome=entry["outcome"], answered=at, key=key, why=entry["why"])
         return list(found.values())
 
-    def acknowledged(self, *, before: datetime | None = None, after: datetime | None = None) -> list[Attempt]:
+    def acknowledged(self, *, before: datetime | None = None, after: datetime | None = None) -> list[WriteAttempt]:
         """Acknowledged writes, before or after a time."""
         return [
             attempt

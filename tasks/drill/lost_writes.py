@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from blocks.places import Application
-from tasks.drill.ledger import DIRECT, Attempt, WriteLedger, text_of
+from tasks.drill.ledger import DIRECT, WriteAttempt, WriteLedger, text_of
 
 TABLE = "interview_ops_drill"
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -27,7 +27,7 @@ class LedgerResult:
     attempted: int
     acknowledged: int
     refused: int
-    lost: tuple[Attempt, ...]
+    lost: tuple[WriteAttempt, ...]
     indeterminate: int
     recovered: int
     unexpected: tuple[str, ...] = ()
@@ -79,7 +79,9 @@ def find_lost_in(ledger: WriteLedger, connection: Connection, application: Appli
     )
 
 
-def _stored(connection: Connection, prefix: str, attempts: Sequence[Attempt], application: Application) -> Counter[str]:
+def _stored(
+    connection: Connection, prefix: str, attempts: Sequence[WriteAttempt], application: Application
+) -> Counter[str]:
     """Attempt → the number of rows with its text, in one pass over each table of the writes. With a prefix also rows
     that have the ledger's prefix and are not in it."""
     found = Counter[str]()
@@ -106,16 +108,16 @@ def _unexpected_rows(stored: Counter[str], known: set[str]) -> list[str]:
     ]
 
 
-def _versions(connection: Connection, attempts: Sequence[Attempt]) -> tuple[list[Attempt], int, list[str]]:
+def _versions(connection: Connection, attempts: Sequence[WriteAttempt]) -> tuple[list[WriteAttempt], int, list[str]]:
     """Direct writes, key by key: the lost ones, the number of unanswered ones that are stored, unexpected rows."""
     rows = dict[str, tuple[int, str]]()
     if attempts and connection.execute("SELECT to_regclass('public.interview_ops_drill')").fetchone() != (None,):
         cursor = connection.execute("SELECT key, version, attempt FROM public.interview_ops_drill")
         rows = {str(key): (int(str(version)), str(name)) for key, version, name in cursor}
-    by_key = defaultdict[str, list[Attempt]](list)
+    by_key = defaultdict[str, list[WriteAttempt]](list)
     for attempt in attempts:
         by_key[attempt.key].append(attempt)
-    lost, recovered, unexpected = list[Attempt](), 0, list[str]()
+    lost, recovered, unexpected = list[WriteAttempt](), 0, list[str]()
     for key, done in by_key.items():
         index, problem = _reached(done, rows.get(key))
         if problem:
@@ -125,7 +127,7 @@ def _versions(connection: Connection, attempts: Sequence[Attempt]) -> tuple[list
     return lost, recovered, unexpected
 
 
-def _reached(done: Sequence[Attempt], row: tuple[int, str] | None) -> tuple[int, str]:
+def _reached(done: Sequence[WriteAttempt], row: tuple[int, str] | None) -> tuple[int, str]:
     """The index of the attempt that a key's row contains, -1 for none; and what is unexpected about the row."""
     if row is None:
         deletes = (index for index, one in enumerate(done) if one.kind == "delete" and one.outcome != "refused")

@@ -12,7 +12,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
 from tasks.migrations.columns import Columns, count_filled
 from tasks.migrations.program import HINT, require_reached, revision_of, run_alembic
-from tasks.migrations.scripts import BASE, HEAD, Heads, Script, heads_of
+from tasks.migrations.scripts import BASE, HEAD, MigrationHeads, Script, heads_of
 from tasks.postgres.content.content import read_counts
 
 MIGRATE, ROLL_BACK = "migrate", "roll back"
@@ -141,7 +141,7 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
     return MigratedDatabase(before, after, done.seconds, done.stdout)
 
 
-def _require_judged(database: str, before: str, heads: Heads, judged: Upgrade | MigrationUndo) -> None:
+def _require_judged(database: str, before: str, heads: MigrationHeads, judged: Upgrade | MigrationUndo) -> None:
     """Refuse if somebody migrated the database or deployed another release since."""
     if before != judged.before:
         then = judged.before or "no revision"

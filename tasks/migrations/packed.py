@@ -13,7 +13,7 @@ from tasks.backups import archive
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup, hand_of
 from tasks.backups.entries import ArchiveEntry
-from tasks.migrations.scripts import INI, Heads, heads_of
+from tasks.migrations.scripts import INI, MigrationHeads, heads_of
 
 SUFFIXES = (".py", ".ini", ".toml", ".cfg", ".mako")
 INSTALLED = ("site-packages", "node_modules")
@@ -21,7 +21,7 @@ MOST_BYTES = 1 << 20
 
 
 @probe
-def read_packed_heads(application: Application, backup: Backup) -> Heads:
+def read_packed_heads(application: Application, backup: Backup) -> MigrationHeads:
     """The migrations that a restore of this backup would run: its own scripts, not the live ones.
 
     Raises:

@@ -57,7 +57,7 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Heads:
+class MigrationHeads:
     """The application's migrations, newest first, and the names of those without a successor."""
 
     names: tuple[str, ...]
@@ -181,7 +181,7 @@ class Heads:
 
 
 @probe
-def read_heads(application: Application, backend_directory: Path | None = None) -> Heads:
+def read_heads(application: Application, backend_directory: Path | None = None) -> MigrationHeads:
     """The application's migrations. Alembic imports each script (its top level runs; upgrade and downgrade do not).
 
     In this process (0.1 s), or with the application's Python if a script imports the application.
@@ -192,7 +192,7 @@ def read_heads(application: Application, backend_directory: Path | None = None) 
     return heads_of(application, backend_directory)
 
 
-def heads_of(application: Application, backend_directory: Path | None = None) -> Heads:
+def heads_of(application: Application, backend_directory: Path | None = None) -> MigrationHeads:
     """See `read_heads`."""
     directory = backend_directory or Path(application.need("backend_directory"))
     file = directory / INI
@@ -203,7 +203,7 @@ def heads_of(application: Application, backend_directory: Path | None = None) ->
     except Exception:  # a script may import packages that only the application's Python has
         scripts = _scripts_by_application(application, file)
     followed = {name for script in scripts for name in script.down}
-    return Heads(tuple(s.revision for s in scripts if s.revision not in followed), scripts)
+    return MigrationHeads(tuple(s.revision for s in scripts if s.revision not in followed), scripts)
 
 
 def _scripts_here(file: Path) -> tuple[Script, ...]:

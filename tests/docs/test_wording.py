@@ -12,7 +12,7 @@ from tests.docs.commands import ROOT
 
 def test_the_pages_and_the_checked_folders_have_none_of_the_words() -> None:
     found = [one for path in wording.pages() for one in wording.in_page(path)]
-    found += [one for folder in wording.CHECKED for one in wording.in_folder(folder)]
+    found += [one for folder in wording.CODE for one in wording.in_folder(folder)]
     assert [str(one) for one in found] == []
 
 

@@ -1,19 +1,14 @@
 """Words of the writing guide that this project's texts do not use, and the check of `make lint`.
 
-python -m tests.docs.wording          # exits 1 where a checked text has such a word
-python -m tests.docs.wording --all    # also counts them in the folders of code that are not checked yet
-
-Checked: the pages, and the texts of the code folders in CHECKED. Of code those are string literals and the docstrings of
-flows, which the Prefect UI shows; other docstrings and comments are for developers.
+Checked: the pages, and the texts of the code. Of code those are string literals and the docstrings of flows, which the
+Prefect UI shows; other docstrings and comments are for developers.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +16,6 @@ from pathlib import Path
 from tests.docs.commands import MADE, PAGES, ROOT
 
 CODE = ("flows", "tasks", "blocks", "runbook", "deployments")
-CHECKED = ("blocks", "deployments", "runbook")
-"""The folders of CODE whose texts are clean: add one when it is."""
 
 # A word → a better one. Few false alarms matter more than a complete list.
 WORDS = {
@@ -111,19 +104,11 @@ def in_folder(folder: str) -> list[Found]:
 
 
 def main() -> int:
-    """Prints what is wrong in the checked texts; with --all also counts of the other folders."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--all", action="store_true", help="count the words in the unchecked folders too")
-    shown = parser.parse_args().all
+    """Print each such word with its place; exit code 1 if there is one."""
     wrong = [found for path in pages() for found in in_page(path)]
-    wrong += [found for folder in CHECKED for found in in_folder(folder)]
+    wrong += [found for folder in CODE for found in in_folder(folder)]
     for found in wrong:
         print(found)
-    for folder in CODE if shown else ():
-        if folder not in CHECKED:
-            counts = Counter(found.word.lower() for found in in_folder(folder))
-            most = ", ".join(f"{word} {count}" for word, count in counts.most_common(8))
-            print(f"{folder}/: {counts.total()} ({most})")
     return 1 if wrong else 0
 
 

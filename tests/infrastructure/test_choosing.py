@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runbook.errors import OpsError
-from tasks.docker.choosing import Doomed, Selection, choose, kept_tags
+from tasks.docker.choosing import CleanupSelection, Doomed, choose, kept_tags
 from tasks.docker.inventory import (
     ContainerLimits,
     Inventory,
@@ -58,8 +58,8 @@ def inventory(**held: Any) -> Inventory:
     return Inventory("26", "/var/lib/docker", 2, 1000, 0, **nothing | held)
 
 
-def wish(*kinds: Any, **more: Any) -> Selection:
-    return Selection(**{"kinds": kinds or ALL, "before": ago(168), "keep_tags": 2, **more})
+def wish(*kinds: Any, **more: Any) -> CleanupSelection:
+    return CleanupSelection(**{"kinds": kinds or ALL, "before": ago(168), "keep_tags": 2, **more})
 
 
 def names(chosen: list[Doomed]) -> list[str]:

@@ -29,7 +29,7 @@ def program(module: str, *words: str, failpoint: str = "") -> subprocess.Complet
     ("failpoint", "told"),
     [
         ("before send_message", ["oncall", "dba"]),
-        ("told on-call", ["oncall", "dba"]),
+        ("notified on-call", ["oncall", "dba"]),
         ("after send_message", ["oncall", "oncall", "dba"]),  # nobody can know whether it left: it is sent again
     ],
 )

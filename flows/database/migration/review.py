@@ -16,7 +16,7 @@ from runbook.report import Evidence, Report
 from tasks.migrations.program import require_reached
 from tasks.migrations.rehearsal import Direction, compare_schemas, migrate_rehearsal, read_state
 from tasks.migrations.scratch import create_rehearsal
-from tasks.migrations.scripts import Heads, Script
+from tasks.migrations.scripts import MigrationHeads, Script
 
 MOST_LINES = 200
 # Changes that autogenerate misses or gets wrong, and a pattern for the lines of a script that may have them.
@@ -105,7 +105,7 @@ def scratch_at(report: Report, env: Environment, revision: str) -> Iterator[str]
         drop_scratch(report, env)
 
 
-def find_unfinished(heads: Heads, applied: set[str], message: str) -> Script | None:
+def find_unfinished(heads: MigrationHeads, applied: set[str], message: str) -> Script | None:
     """The script that an earlier run created for the same message and that is not applied here."""
     for script in heads.scripts:
         if script.revision in heads.names and script.revision not in applied and script.title.strip() == message:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from flows.database.migration.rehearsal import MOST_SHOWN
 from runbook.report import Report, Status
-from tasks.migrations.scripts import Heads, Script
+from tasks.migrations.scripts import MigrationHeads, Script
 
 UNREVERSIBLE_HINT = "write it in the application's repository; until then only a backup can undo the migration"
 
 
-def judge_heads(report: Report, heads: Heads, current: str) -> None:
+def judge_heads(report: Report, heads: MigrationHeads, current: str) -> None:
     """The revision of the database and the heads of the application; several heads are an error."""
     report.fact("revision of the database", current or "none")
     report.fact("heads of the application", ", ".join(heads.names) or "none")
@@ -24,7 +24,7 @@ def judge_heads(report: Report, heads: Heads, current: str) -> None:
     )
 
 
-def judge_pending(report: Report, heads: Heads, current: str, revision: str) -> tuple[Script, ...]:
+def judge_pending(report: Report, heads: MigrationHeads, current: str, revision: str) -> tuple[Script, ...]:
     """The pending migrations.
 
     Raises:
@@ -54,7 +54,7 @@ def judge_downgrades(report: Report, scripts: Sequence[Script], otherwise: Statu
     )
 
 
-def show_history(report: Report, heads: Heads, applied: set[str], current: str) -> None:
+def show_history(report: Report, heads: MigrationHeads, applied: set[str], current: str) -> None:
     """Every migration, newest first."""
     rows = [
         (

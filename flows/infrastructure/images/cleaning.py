@@ -16,7 +16,7 @@ from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration, size
-from tasks.docker.choosing import Kind, Selection, choose
+from tasks.docker.choosing import CleanupSelection, Kind, choose
 from tasks.docker.deployed import failed_name, previous_name
 from tasks.docker.inventory import read_inventory
 from tasks.docker.removing import act_of, remove
@@ -73,7 +73,7 @@ def clean_docker(
         before = datetime.now(UTC) - timedelta(hours=older_than_hours)
         kinds = [KINDS[part] for part in parts]
         found = read_inventory(env.docker.host)
-        doomed = choose(found, Selection(kinds, before, keep_tags, label, _own(env), volumes))
+        doomed = choose(found, CleanupSelection(kinds, before, keep_tags, label, _own(env), volumes))
         doomed = list(limit_unattended(report, env, "parts of Docker", doomed, found.parts))
         report.fact("layers before", size(found.layers_bytes))
         if not doomed:

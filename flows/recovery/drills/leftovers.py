@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from flows.database.superseded import KeptData, discard_superseded, find_kept_data
+from flows.database.superseded import SupersededData, discard_superseded, find_kept_data
 from flows.recovery.drills.scenario import Drill
 from runbook.errors import OpsError
 from runbook.next import Next
@@ -40,7 +40,7 @@ def report_results(drill: Drill) -> None:
     _report_results(drill, _made(drill), "the drill was killed")
 
 
-def _made(drill: Drill) -> list[KeptData]:
+def _made(drill: Drill) -> list[SupersededData]:
     before = json.loads(drill.half_done.notes.get("aside", "[]"))
     try:
         return [item for item in find_kept_data(drill.env, 0) if item.name not in before]
@@ -56,7 +56,7 @@ def _why_it_stays(drill: Drill) -> str:
     return "" if taken else "no base backup was taken since"
 
 
-def _report_results(drill: Drill, made: Sequence[KeptData], why: str) -> None:
+def _report_results(drill: Drill, made: Sequence[SupersededData], why: str) -> None:
     if not made:
         return
     outcome = f"stays: {why}" if why else "deleted"

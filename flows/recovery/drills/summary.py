@@ -12,7 +12,7 @@ from runbook import clock
 from runbook.page.timeline import spans
 from runbook.report import Evidence, Report, Status, StepTime
 from runbook.units import duration
-from tasks.drill.ledger import Attempt
+from tasks.drill.ledger import WriteAttempt
 from tasks.drill.lost_writes import LedgerResult, find_lost_in
 
 MEASURED = "Measured"
@@ -28,8 +28,8 @@ class Outcome:
     data, to the fault."""
 
     rto_seconds: float | None
-    lost: tuple[Attempt, ...]
-    given_up: tuple[Attempt, ...]
+    lost: tuple[WriteAttempt, ...]
+    given_up: tuple[WriteAttempt, ...]
     rpo_seconds: float
 
 

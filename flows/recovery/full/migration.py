@@ -15,7 +15,7 @@ from tasks.backups.catalogue import Backup
 from tasks.migrations.alembic import MigratedDatabase, upgrade
 from tasks.migrations.command import run_command
 from tasks.migrations.packed import backend_in, packs_alembic, read_packed_heads
-from tasks.migrations.scripts import INI, Heads, read_heads
+from tasks.migrations.scripts import INI, MigrationHeads, read_heads
 
 
 def uses_alembic(env: Environment, files: Backup | None, revision: str) -> bool:
@@ -60,7 +60,7 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
     report.plan("migrate the copy", f"alembic upgrade head, from {revision or 'no revision'}: {names}")
 
 
-def _heads(env: Environment, files: Backup | None) -> Heads:
+def _heads(env: Environment, files: Backup | None) -> MigrationHeads:
     if files and packs_alembic(env.application, files):
         return read_packed_heads(env.application, files)
     return read_heads(env.application)

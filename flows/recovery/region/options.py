@@ -61,17 +61,17 @@ class RestoreOption:
 
 
 @dataclass
-class Attempt:
+class RestoreAttempt:
     """Why an attempt failed; "" where it succeeded."""
 
     failure: str = ""
 
 
 @contextlib.contextmanager
-def attempting(report: Report, what: str) -> Iterator[Attempt]:
+def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
     """A failure inside does not end the run: it becomes a WARN, and the run tries the next option. An unreachable store
     ends the run: it may hold backups."""
-    attempt, first = Attempt(), len(report.findings)
+    attempt, first = RestoreAttempt(), len(report.findings)
     try:
         yield attempt
     except (Unreachable, LockLost, NotConfirmed):

@@ -13,7 +13,7 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.restore.kept import KeptData, prepare_kept, read_kept, verify_kept
+from tasks.redis.restore.kept import KeptRedisData, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
@@ -95,7 +95,7 @@ def _choose(env: Environment, kept: str) -> Path:
     return chosen[0]
 
 
-def _judge(report: Report, env: Environment, aside: Path) -> KeptData:
+def _judge(report: Report, env: Environment, aside: Path) -> KeptRedisData:
     """Load the old data before anything stops.
 
     Raises:
@@ -112,7 +112,12 @@ def _judge(report: Report, env: Environment, aside: Path) -> KeptData:
 
 
 def _exchange(
-    report: Report, env: Environment, permit: Permit, aside: Path, around: ReplicationTopology, data: KeptData | None
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    aside: Path,
+    around: ReplicationTopology,
+    data: KeptRedisData | None,
 ) -> None:
     data = prepare_kept(permit, env.redis, data) if data else None
     was_running, taken, swapped = env.services.is_running("redis"), around, None

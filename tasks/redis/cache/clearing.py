@@ -19,7 +19,7 @@ from runbook.wait import until
 from tasks.redis.background import in_background
 from tasks.redis.cache.flushing import slack
 from tasks.redis.cache.pages import SweepRequest
-from tasks.redis.cache.selection import Selection
+from tasks.redis.cache.selection import KeySelection
 from tasks.redis.cache.server import CacheServer, MasterCheck, reason, require_same
 from tasks.redis.cache.sweep import FIRST_KEYS, Sweep, SweepTally, describe, sweep
 from tasks.redis.server import connected
@@ -34,7 +34,7 @@ class ClearingOrder:
     """A planned clearing. `planned` keys were counted, and it stops beyond their tolerance; -1: not counted. `waived`:
     too few Sentinels may name the master."""
 
-    selection: Selection
+    selection: KeySelection
     databases: tuple[int, ...]
     server: CacheServer
     planned: int = -1
@@ -69,7 +69,7 @@ class Freed:
 
 
 @probe
-def find_keys(block: Redis, selection: Selection, databases: tuple[int, ...], server: CacheServer) -> Sweep:
+def find_keys(block: Redis, selection: KeySelection, databases: tuple[int, ...], server: CacheServer) -> Sweep:
     """Count what a clearing would unlink, by prefix, and describe the first keys.
 
     Raises:
@@ -141,5 +141,5 @@ def read_freed(block: Redis) -> Freed:
         return Freed(int(client.info("memory")["used_memory"]), pending())
 
 
-def _request(selection: Selection, server: CacheServer, number: int, *, unlink: bool = False) -> SweepRequest:
+def _request(selection: KeySelection, server: CacheServer, number: int, *, unlink: bool = False) -> SweepRequest:
     return SweepRequest(selection, unlink, max(1, server.keys_in((number,)) // MEASURED_KEYS))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-from tasks.redis.cache.selection import Selection
+from tasks.redis.cache.selection import KeySelection
 from tasks.redis.script import as_command, evaluate
 
 # Few words in each direction: parsing them costs more than the keys cost the server. The answer: the cursor; keys left
@@ -160,7 +160,7 @@ class SweepPage:
 class SweepRequest:
     """What all pages of a sweep have in common: one key in `stride` is measured."""
 
-    selection: Selection
+    selection: KeySelection
     unlink: bool
     stride: int
 

@@ -17,7 +17,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Selection:
+class KeySelection:
     """The keys to delete. `match` is SCAN's glob; each key it returns is compared with `terms`, the longest first.
     `by_colon`: counted by what precedes a key's first colon, not by term."""
 
@@ -40,15 +40,15 @@ def escaped(prefix: bytes) -> bytes:
     return re.sub(rb"([*?\[\]\\^-])", rb"\\\1", prefix)
 
 
-def by_prefixes(prefixes: Sequence[bytes], protected: Iterable[bytes], text: str, *, without_ttl: bool) -> Selection:
+def by_prefixes(prefixes: Sequence[bytes], protected: Iterable[bytes], text: str, *, without_ttl: bool) -> KeySelection:
     """Keys that begin with one of `prefixes`. A prefix equal to or longer than a protected one names it; a shorter one
     leaves that one's keys out."""
     ordered, guards = sorted(set(prefixes), key=len, reverse=True), tuple(protected)
     terms = [Term(one, tuple(guard for guard in guards if guard.startswith(one) and guard != one)) for one in ordered]
     shared = bytes(os.path.commonprefix(ordered) or b"")  # noqa: RUF071 (of bytes, not of paths)
-    return Selection(tuple(terms), escaped(shared) + b"*", text, without_ttl=without_ttl)
+    return KeySelection(tuple(terms), escaped(shared) + b"*", text, without_ttl=without_ttl)
 
 
-def every_key(protected: Iterable[bytes]) -> Selection:
+def every_key(protected: Iterable[bytes]) -> KeySelection:
     """All keys, except the protected ones."""
-    return Selection((Term(b"", tuple(protected)),), b"*", "key", by_colon=True)
+    return KeySelection((Term(b"", tuple(protected)),), b"*", "key", by_colon=True)

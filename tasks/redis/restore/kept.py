@@ -29,7 +29,7 @@ from tasks.redis.settings.file import Configuration, read_configuration
 
 
 @dataclass(frozen=True)
-class KeptData:
+class KeptRedisData:
     """A directory's `keys`, loaded from its newest file: an AOF, or else the RDB. `persistent`: per database those
     without a TTL. `starts`: the server would start from that file now."""
 
@@ -41,7 +41,7 @@ class KeptData:
 
 
 @probe
-def read_kept(block: Redis, directory: Path) -> KeptData:
+def read_kept(block: Redis, directory: Path) -> KeptRedisData:
     """Load it in place, in a scratch server, as the live one would.
 
     Raises:
@@ -51,7 +51,7 @@ def read_kept(block: Redis, directory: Path) -> KeptData:
 
 
 @action(idempotent=True)
-def prepare_kept(permit: Permit, block: Redis, kept: KeptData) -> KeptData:
+def prepare_kept(permit: Permit, block: Redis, kept: KeptRedisData) -> KeptRedisData:
     """Convert its newest data to the form that the server starts from. Nothing is deleted; an older AOF is renamed.
 
     Raises:
@@ -75,7 +75,7 @@ def prepare_kept(permit: Permit, block: Redis, kept: KeptData) -> KeptData:
 
 
 @probe
-def verify_kept(block: Redis, kept: KeptData) -> KeptData:
+def verify_kept(block: Redis, kept: KeptRedisData) -> KeptRedisData:
     """The live server has its keys.
 
     Raises:
@@ -87,14 +87,14 @@ def verify_kept(block: Redis, kept: KeptData) -> KeptData:
     return kept
 
 
-def _load(block: Redis, directory: Path) -> KeptData:
+def _load(block: Redis, directory: Path) -> KeptRedisData:
     configuration = read_configuration(Path(block.config_file))
     is_aof = _is_aof(configuration, directory)
     with scratch_server(
         block, directory, appendonly=is_aof, rdb=configuration.rdb, aof=configuration.aof, user=block.os_user
     ) as client:
         keys = sum(keys for keys, _ in key_counts(client).values())
-        return KeptData(directory, keys, _persistent(client), is_aof, is_aof is configuration.appendonly)
+        return KeptRedisData(directory, keys, _persistent(client), is_aof, is_aof is configuration.appendonly)
 
 
 def _is_aof(configuration: Configuration, directory: Path) -> bool:

@@ -15,7 +15,7 @@ from runbook.wait import until
 from tasks.drill import direct
 from tasks.drill.clients import first_success
 from tasks.drill.direct import DirectWriter, drop_table
-from tasks.drill.ledger import Attempt, Outcome, WriteLedger, text_of
+from tasks.drill.ledger import Outcome, WriteAttempt, WriteLedger, text_of
 from tasks.drill.lost_writes import LedgerResult, find_lost_in
 
 T0 = datetime(2026, 1, 25, tzinfo=UTC)
@@ -47,7 +47,7 @@ def account(lab: Lab, ledger: WriteLedger, *statements: str) -> LedgerResult:
     return found
 
 
-def last_of_each(ledger: WriteLedger) -> dict[str, Attempt]:
+def last_of_each(ledger: WriteLedger) -> dict[str, WriteAttempt]:
     return {attempt.key: attempt for attempt in ledger.acknowledged()}
 
 
@@ -119,9 +119,11 @@ def test_an_unanswered_write_that_is_there_is_recovered_and_one_that_is_not_is_u
     assert gone
 
 
-def attempts(outcomes: dict[int, Outcome]) -> list[Attempt]:
+def attempts(outcomes: dict[int, Outcome]) -> list[WriteAttempt]:
     return [
-        Attempt(str(second), "session", T0 + timedelta(seconds=second), outcome, T0 + timedelta(seconds=second + 0.5))
+        WriteAttempt(
+            str(second), "session", T0 + timedelta(seconds=second), outcome, T0 + timedelta(seconds=second + 0.5)
+        )
         for second, outcome in outcomes.items()
     ]
 

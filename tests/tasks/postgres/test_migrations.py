@@ -17,7 +17,7 @@ from tasks.migrations.alembic import read_revision, upgrade
 from tasks.migrations.columns import count_filled
 from tasks.migrations.locks import HeldTableLock, table_sizes
 from tasks.migrations.rehearsal import Loss, RehearsedState, differences, losses, read_live_schema
-from tasks.migrations.scripts import Heads, Script, read_heads
+from tasks.migrations.scripts import MigrationHeads, Script, read_heads
 from tasks.postgres.content.definitions import read_definitions
 from tests.fixtures.servers import ROLE_PASSWORD, PostgresServer
 from tests.tasks.conftest import BACKEND, application_at, permit_for
@@ -149,11 +149,11 @@ def test_what_cannot_be_read_is_said(
         read_revision(interview, interview.database)
 
 
-def heads(*scripts: tuple[str, str]) -> Heads:
+def heads(*scripts: tuple[str, str]) -> MigrationHeads:
     """`(revision, "what it follows")`, oldest first."""
     made = tuple(Script(name, tuple(down.split()), name, Path(f"{name}.py")) for name, down in reversed(scripts))
     followed = {name for script in made for name in script.down}
-    return Heads(tuple(s.revision for s in made if s.revision not in followed), made)
+    return MigrationHeads(tuple(s.revision for s in made if s.revision not in followed), made)
 
 
 LINE = heads(("a1", ""), ("b2", "a1"), ("c3", "b2"), ("d4", "c3"))
@@ -191,7 +191,7 @@ def test_what_a_downgrade_undoes(current: str, revision: str, expected: tuple[st
         (FORK, "b2,c3", "a1", "several revisions at once"),
     ],
 )
-def test_ways_down_that_are_refused(history: Heads, current: str, revision: str, problem: str) -> None:
+def test_ways_down_that_are_refused(history: MigrationHeads, current: str, revision: str, problem: str) -> None:
     with pytest.raises(OpsError, match=problem):
         history.undone(current, revision)
 
