@@ -1,9 +1,9 @@
 """The lab's retention: its backups and its archived WAL are pruned without anybody launching it.
 
-A lab's schedules are paused, and a day of restores of 1 GB made it grow to 37 GB. So a program beside its worker looks
-every 15 minutes. Where the lab uses more than its database allows (`limit`), and none of its flows runs, it launches what a
-real environment has as schedules: a base backup, its proof, the copies, then the pruning. These are the runbooks with
-their rules: nothing unproven is pruned, and each is a run in Prefect's UI.
+A lab's schedules are paused, and a day of restores of 1 GB made it grow to 37 GB. So a program alongside its worker
+checks it every 15 minutes. If the lab uses more than its database allows (`limit`), and none of its flows runs, it
+launches the runbooks that a real environment has as schedules: a base backup, its proof, the copies, then the pruning.
+Their rules apply: nothing unproven is pruned, and each is a run in Prefect's UI.
 
 python -m lab.retention --name lab
 """

@@ -109,10 +109,8 @@ def update_dependencies(
         repository = require_repository(application.repository)
         if left := uncommitted(repository):
             report.fact("checkout", f"{len(left)} files with uncommitted changes, which the branch does not have")
-        chosen, branch = (
-            PackageSelection(level, packages, seconds),
-            f"dependencies/{level}-{report.started:%Y%m%d-%H%M%S}",
-        )
+        chosen = PackageSelection(level, packages, seconds)
+        branch = f"dependencies/{level}-{report.started:%Y%m%d-%H%M%S}"
         with worktree(repository, branch) as tree:
             done = [*update_python(report, application, tree, chosen), *update_node(report, application, tree, chosen)]
             report.table("Updated", ("package", "from", "to", "step", "in"), [one.row for one in done])
