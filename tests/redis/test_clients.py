@@ -252,13 +252,13 @@ def test_a_plan_closes_nothing_then_only_the_idle_are_closed(limited: RedisServe
         close(confirm="yes")
     busy.ping()
     report = close(keep_names=("kept",), keep_addresses=("127.0.0.1",))
-    assert report.outcome == "nothing to close", "every address was excluded"
+    assert report.outcome == "there is nothing to close", "every address was excluded"
     busy.ping()
     report = close(keep_names=("kept",), keep_addresses=(f"127.0.0.1:{kept_port}",))
     assert results(report)["idle"] == "closed"
     assert "idle" not in names(limited)
     assert {"kept", "by-address"} <= set(names(limited))
-    assert close(min_seconds=3600).outcome == "nothing to close"
+    assert close(min_seconds=3600).outcome == "there is nothing to close"
 
 
 def test_a_user_is_kept(limited: RedisServer) -> None:
@@ -380,7 +380,7 @@ def test_an_address_that_is_not_to_be_closed_says_how(limited: RedisServer) -> N
     until(lambda: any(one["sub"] == "1" for one in limited.client().client_list()), what="it", seconds=120)
     one = next(one for one in limited.client().client_list() if one["sub"] == "1")
     report = close(address=one["addr"])
-    assert report.outcome == "nothing to close"
+    assert report.outcome == "there is nothing to close"
     assert f"CLIENT KILL ID {one['id']}" in found(report, "kept").hint
     assert subscriber.ping() is None
 

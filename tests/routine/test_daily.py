@@ -83,7 +83,7 @@ def test_what_is_dead_is_one_finding_with_what_to_launch_and_the_others_go_on(da
         assert f"launch {flow}/{NAME}" in found.hint
         assert why in found.value
     assert {"errors", "disk", "this host"} <= report.facts.keys()
-    assert finding(report, "newest backup of database").value.endswith("is not there")
+    assert finding(report, "newest backup of database").value.endswith("is missing")
 
 
 def test_errors_are_those_of_exactly_a_day_over_rotated_files(day: Day) -> None:

@@ -131,7 +131,9 @@ def salvage_writes(
         live = find_live(env.postgres, [one.table for one in salvage.written])
         ties = read_ties.after(live)(env.postgres, live)
         judge_ties(report, ties)
-        permit = report.permit(*plan_salvage(report, env, salvage))
+        pin_database(report, env.postgres)
+        report.pin_state("reviewed", salvage.digest)
+        permit = report.permit(*plan_salvage(report, salvage))
         report.state_is("the rows may be committed", "run it again: rows that are there already are skipped")
         place = folder(env, salvage.stamp)
         done = apply_salvage.after(ties)(permit, env.postgres, place, salvage.digest, live, ties)
@@ -342,14 +344,12 @@ def report_comparison(report: Report, env: Environment, salvage: Salvage) -> Non
         )
 
 
-def plan_salvage(report: Report, env: Environment, salvage: Salvage) -> Sequence[Act]:
+def plan_salvage(report: Report, salvage: Salvage) -> Sequence[Act]:
     """Every step; returns the acts for the permit."""
     for one in salvage.written:
         rows = f"{one.inserts:,} rows inserted, {one.updates:,} updated"
         report.plan("write", f"{one.table}: {rows}", seconds=(one.inserts + one.updates) / 5000)
     report.plan("before the commit", "check foreign keys, advance sequences; all of it is one transaction")
-    pin_database(report, env.postgres)
-    report.pin_state("reviewed", salvage.digest)
     return [Act(SALVAGE, one.table) for one in salvage.written]
 
 

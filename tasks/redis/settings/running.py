@@ -101,12 +101,12 @@ def read_settings(block: Redis, environment: str) -> RedisServerSettings:
         others = settings_of(client)
         info: dict[str, Any] = client.info("clients")
     file, problem = find_written(server, {**DEFAULTS, **LIMITS})
-    others, others_problem = ({}, "") if problem else find_next(block, server)
+    next_others, others_problem = ({}, "") if problem else find_next(block, server)
     return RedisServerSettings(
         identity=f"redis {environment} {server.address}",
         server=server,
         running=running,
-        written={**{name: file[name] for name in NAMES if name in file}, **others},
+        written={**{name: file[name] for name in NAMES if name in file}, **next_others},
         problem=problem,
         by=by,
         connections=int(info["connected_clients"]) + server.replicas,

@@ -166,7 +166,7 @@ def test_a_store_that_is_no_directory_is_told_in_a_sentence(trial: Trial, tmp_pa
         lambda: store.offer(source, source.name, {}),
         lambda: store.fetch(source.name, {}, tmp_path / "target"),
     ):
-        with pytest.raises(OpsError, match="directory.*look at its disk"):
+        with pytest.raises(OpsError, match="Not a directory.*free disk space at"):
             work()
     whole = DirectoryStore(tmp_path / "whole")
     (whole.path / source.name / "other").mkdir(parents=True)

@@ -135,9 +135,9 @@ END $$
         (errors.ObjectInUse, OpsError, "PostgreSQL refuses"),
         (errors.OutOfMemory, OpsError, "PostgreSQL refuses"),
         (errors.SerializationFailure, Unreachable, "it was cancelled"),
-        (errors.CrashShutdown, Unreachable, "the server went away"),
-        (errors.ConnectionFailure, Unreachable, "the server went away"),
-        (psycopg.OperationalError, Unreachable, "the server went away"),
+        (errors.CrashShutdown, Unreachable, "the server stopped"),
+        (errors.ConnectionFailure, Unreachable, "the server stopped"),
+        (psycopg.OperationalError, Unreachable, "the server stopped"),
     ],
 )
 def test_only_a_server_that_is_gone_is_said_to_be(error: type[psycopg.Error], kind: type[OpsError], said: str) -> None:

@@ -125,7 +125,7 @@ def test_a_bug_is_undone_to_the_transaction_before_it_and_the_cluster_is_swapped
     report = restore_to_point.fn(NAME, by=by, target=str(target), confirm=NAME)
     assert report.status is Status.WARN
     assert [measure.what for measure in report.measures] == ["database point in time"]
-    assert "rejoin-standby" in " ".join(finding.hint for finding in report.findings)
+    assert "rejoin-standby" in " ".join(finding.next_step for finding in report.findings)
     assert "backup-cluster" in report.sentence()
     (sides,) = [evidence.rows for evidence in report.evidence if evidence.name == "Both sides of the target"]
     assert [row[1] for row in sides] == [str(before), str(xid)]
@@ -469,7 +469,7 @@ def test_what_is_in_the_archive_is_never_written_over(cluster: Cluster) -> None:
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
-    assert any("another content" in text for text in ship_now(cluster.environment).refused)
+    assert any("other content" in text for text in ship_now(cluster.environment).refused)
     assert {path.name: path.read_bytes() for path in segments(cluster)} == before
     assert all(gzip.decompress(content)[:2] for content in before.values())
 

@@ -392,7 +392,7 @@ def test_a_program_that_cannot_say_what_it_would_start_with(kept: RedisServer) -
     toml.write_text(toml.read_text().replace(f'server_program = "{kept.program}"', 'server_program = "/bin/false"'))
     report = check()
     assert bad(report) == {"configuration file: only the manual's settings"}
-    assert "/bin/false cannot be asked" in found(report, "configuration file: only").value
+    assert "/bin/false cannot be queried" in found(report, "configuration file: only").value
     planned = plan(override="maxmemory 2gb")
     assert bad(planned) == {f"other settings that CONFIG REWRITE saves on {kept.address}: not measured"}
 

@@ -198,7 +198,7 @@ def test_a_link_that_was_changed_since_the_copy_was_built_is_not_followed(linked
     other.mkdir()
     Path(linked.directory).unlink()
     Path(linked.directory).symlink_to(other)
-    with pytest.raises(VerificationFailed, match=f"leads elsewhere now, to {other}"):
+    with pytest.raises(VerificationFailed, match=f"now links to another directory, {other}"):
         swap_files(permit_of(linked), linked, copy)
     assert list(other.iterdir()) == []
     assert superseded_files(linked) == []
@@ -302,7 +302,7 @@ def test_what_cannot_be_archived_is_an_error(application: Application, tmp_path:
         archive.write(tmp_path / "nowhere", tmp_path / "x.tar.gz")
     with pytest.raises(OpsError, match="names no directory"):
         measure_files(Application(), tmp_path)
-    with pytest.raises(OpsError, match="lies inside"):
+    with pytest.raises(OpsError, match="is inside"):
         measure_files(application, directory_of(application) / "store")
     assert measure_files(application, tmp_path / "store").files == 5
 
