@@ -47,7 +47,7 @@ def test_each_refuses_a_plan_that_was_carried_out(found: Found, tmp_path: Path) 
     Pinned(Records(env.reports_directory, NAME), "before", PLAN).record(done)
     with (
         env.stands_in(),
-        pytest.raises(CarriedOut, match=r"this plan was carried out at .* \+00:00.*nothing was changed"),
+        pytest.raises(CarriedOut, match=r"this plan was carried out at .* \+09:00.*nothing was changed"),
     ):
         found.flow.fn(NAME, **_required(found), plan=PLAN, confirm=NAME)
     (page,) = (tmp_path / "reports").glob("*.md")

@@ -98,7 +98,7 @@ def test_sdks_that_are_behind_or_missing_or_cannot_be_asked_are_told(tmp_path: P
     assert [is_behind("1.9.2", "1.10"), is_behind("1.10", "1.10.0"), is_behind("2.0rc1", "1.5")] == [True, False, False]
     assert is_behind("unknown", "1.0") is None
     python = tmp_path / "python"
-    for program, said in (("echo hello", "something else than versions"), ("exit 1", "exited 1")):
+    for program, said in (("echo hello", "does not print the versions"), ("exit 1", "exited 1")):
         python.write_text(f"#!/bin/sh\n{program}\n")
         python.chmod(0o755)
         with pytest.raises(OpsError, match=said):

@@ -118,6 +118,6 @@ def test_a_forecast_goes_on_as_the_last_week_was() -> None:
 
 def test_a_month_that_is_none_is_refused(logs: Path) -> None:
     write(logs, call(1))
-    for month, said in (("02/2026", "is no month"), ("2099-01", "has not begun")):
+    for month, said in (("02/2026", "is no month"), ("2099-01", "is in the future")):
         with pytest.raises(OpsError, match=said):
             report_token_usage.fn(NAME, month=month)

@@ -137,7 +137,7 @@ def test_a_service_that_never_ran_has_no_log(supervisor: SupervisorServices) -> 
 def test_a_service_that_does_not_start_is_told(supervisor: SupervisorServices) -> None:
     """`start` does not wait for it; whoever starts a service asks until a deadline whether it runs."""
     supervisor.start("frontend")
-    with pytest.raises(OpsError, match="frontend does not start: frontend does not run"):
+    with pytest.raises(OpsError, match="frontend does not start: frontend is stopped"):
         start_services.work(supervisor, ["frontend"], seconds=2.0)
     assert supervisor.is_running("frontend") is False
 

@@ -197,7 +197,7 @@ def test_an_environment_that_is_needed_gets_no_load(
     with copied.stands_in():
         report = reported(lambda: run_performance_test.fn(small))
     assert report.environment == small
-    assert "both are the application at http://127.0.0.1:9" in report.findings[0].name
+    assert "both use the application at http://127.0.0.1:9" in report.findings[0].name
 
 
 def test_percentiles_are_of_every_request(tmp_path: Path) -> None:

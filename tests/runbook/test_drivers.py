@@ -237,7 +237,7 @@ def test_a_board_that_cannot_be_rebuilt_changes_no_result(
         raise psycopg.errors.AdminShutdown("terminating connection")
 
     monkeypatch.setattr(board.standing, "read", lambda _: True)
-    monkeypatch.setattr(board, "read_reach", gone)
+    monkeypatch.setattr(board, "read_recovery_points", gone)
     with board.rebuilt(system):  # type: ignore[arg-type]
         pass
     assert "the recovery board was not rebuilt: PostgreSQL" in caplog.text

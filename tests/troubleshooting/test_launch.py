@@ -49,7 +49,7 @@ def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
 def test_bounds_hold_without_prefect_too(capsys: pytest.CaptureFixture[str]) -> None:
     """A log that was rotated a minute ago is not old."""
     assert launch(free_disk_emergency, {"environment": "sick", "log_days": 0}, alone=True) == 1
-    assert "free-disk-emergency does not take that" in capsys.readouterr().err
+    assert "free-disk-emergency rejects the parameters" in capsys.readouterr().err
 
 
 def test_every_runbook_of_the_chapter_can_be_launched_by_its_form() -> None:

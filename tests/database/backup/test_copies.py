@@ -179,7 +179,7 @@ def test_a_disk_that_does_not_give_a_file_back_keeps_no_other_backup_from_being_
         return copy(source, target, **more)
 
     monkeypatch.setattr(shutil, "copyfile", broken)
-    with pytest.raises(RunbookFailed, match=f"copy of {bad}: {sector}: .*Input/output error.*look at its disk"):
+    with pytest.raises(RunbookFailed, match=f"copy of {bad}: {sector}: .*Input/output error.*free disk space"):
         replicate_backups.fn(NAME)
     assert names(trial, "copies") == [good]
 

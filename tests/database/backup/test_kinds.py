@@ -119,9 +119,9 @@ END $$
     [
         ("tables", [], "no table was named"),
         ("tables", ["peeple"], "there is no table “peeple”.*did you mean people"),
-        ("tables", ["people", "split"], r"be without the rows of public\.split_far \(a foreign table\)"),
+        ("tables", ["people", "split"], r"lack the rows of public\.split_far \(a foreign table\)"),
         ("tables", ["people", "unsplit"], "unsplit has no partitions"),
-        ("tables", ["people", "owned"], r"be without the rows of public\.owned \(an extension's\)"),
+        ("tables", ["people", "owned"], r"lack the rows of public\.owned \(an extension's\)"),
         ("full", ["people"], "tables are named for a backup of the kind full"),
         ("fool", [], "kind is “fool”"),
     ],

@@ -139,7 +139,7 @@ def test_an_archive_command_that_writes_over_nothing(tmp_path: Path) -> None:
     assert put(source, "000000010000000000000001", directory) == ""
     assert put(source, "000000010000000000000001", directory) == "", "the same again is no error"
     source.write_bytes(b"two")
-    assert "another content" in put(source, "000000010000000000000001", directory)
+    assert "other content" in put(source, "000000010000000000000001", directory)
     assert (directory / "000000010000000000000001").read_bytes() == b"one"
     assert [path.name for path in directory.iterdir()] == ["000000010000000000000001"]
 

@@ -94,7 +94,7 @@ def test_what_is_verified_lets_older_ones_go(rig: Rig, backup: str) -> None:
         NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm=NAME
     )
     [hint] = [found.hint for found in report.findings if found.name == "verified backups"]
-    assert hint.startswith("verify-backup with kind=redis verifies more")
+    assert hint.startswith("run verify-backup with kind=redis")
     verify_backup.fn(NAME, kind="redis")
     prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm=NAME)
     assert catalogue.names(DirectoryStore(rig.store), "redis") == [backup]

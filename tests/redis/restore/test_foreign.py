@@ -203,7 +203,7 @@ def test_what_was_cut_off_an_aof_is_told_in_bytes(rig: Rig, aof: Path) -> None:
     whole = last.read_bytes()
     last.write_bytes(whole + b"*3\r\n$3\r\nSET\r\n$7\r\nunfin")
     report = restore("appendonlydir")
-    assert found(report, "end of the AOF").value.startswith("22 bytes of a command")
+    assert found(report, "end of the AOF").value.startswith("22 bytes of an incomplete command")
     assert rig.client().get("later:99") == b"99"
     assert rig.client().exists("unfin") == 0
 

@@ -11,7 +11,7 @@ import pytest
 
 from flows.ai_providers.fallback import RehearsalMarker
 from flows.ai_providers.version import VersionMarker
-from flows.recovery.drills.record import HalfDone
+from flows.recovery.drills.record import UnfinishedDrill
 from runbook.errors import OpsError
 from runbook.files.marker import Marker
 from tasks.failover.marker import FailoverMarker
@@ -59,7 +59,7 @@ def test_a_kill_between_write_and_rename_leaves_the_old_marker(tmp_path: Path, m
 
 EARLIER: list[tuple[type[Marker], dict[str, object], dict[str, object]]] = [
     (FailoverMarker, {"old": "a", "new": "b", "mode": "planned", "started": "t", "run": "process 7 on h"}, {}),
-    (HalfDone, {"scenario": "s", "started": "t", "run": "process 7", "ledgers": "/l", "notes": {"a": "1"}}, {}),
+    (UnfinishedDrill, {"scenario": "s", "started": "t", "run": "process 7", "ledgers": "/l", "notes": {"a": "1"}}, {}),
     (
         RehearsalMarker,
         {"providers": ["azure"], "since": "t", "process": 7},

@@ -69,7 +69,11 @@ def test_the_worktree_of_a_run_that_was_killed_is_removed_by_the_next(repository
 
 
 def test_what_is_no_repository_is_told(repository: Checkout, tmp_path: Path) -> None:
-    for name, told in (("", "names no repository"), (str(tmp_path / "none"), "not there"), (str(tmp_path), "no git")):
+    for name, told in (
+        ("", "names no repository"),
+        (str(tmp_path / "none"), "does not exist"),
+        (str(tmp_path), "not a usable git checkout"),
+    ):
         with pytest.raises(OpsError, match=told):
             require_repository(name)
     assert require_repository(str(repository.root)) == repository.root.resolve()

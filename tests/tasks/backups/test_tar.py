@@ -20,7 +20,7 @@ TROUBLE = {
     "rights": ("tar: base: Cannot mkdir: Permission denied; exit 2", "cannot be unpacked into"),
     "read-only": ("tar: base: Cannot mkdir: Read-only file system; exit 2", "cannot be unpacked into"),
     "memory": ("tar: Cannot allocate memory; exit 2", "cannot be unpacked into"),
-    "killed": ("; kill -9 $$", "tar was ended by signal 9"),
+    "killed": ("; kill -9 $$", "tar was killed by signal 9"),
     "unzip": ("tar (child): gzip: Cannot exec: No such file or directory; exit 2", "gzip"),
 }
 
