@@ -89,7 +89,7 @@ def create_and_start(report: Report, permit: Permit, env: Environment) -> None:
 def _leave_receiver(report: Report, env: Environment) -> None:
     """Keep the WAL of a new cluster apart from that of the lost one, which a restore to a point may still need."""
     if env.has("standby") or env.has("wal"):
-        report.warn("standby and receiver of WAL", LEFT_BEHIND, value="out of date: they belong to the lost cluster")
+        report.warn("standby and WAL receiver", LEFT_BEHIND, value="out of date: they belong to the lost cluster")
     if env.has("wal") and env.wal.service in env.services.names:
         stop_services(env.services, [env.wal.service])
 

@@ -251,7 +251,7 @@ def test_a_server_that_cannot_reach_this_host_gets_it_key_by_key(
     monkeypatch.setattr("tasks.redis.restore.network.REACH_SECONDS", 1.0)
     monkeypatch.setattr("tasks.redis.restore.network._free_port", lambda _host: 0)  # it does not listen
     report = restore()
-    assert "does not come to this host: key by key instead" in report.sentence()
+    assert "cannot reach this host: restored key by key instead" in report.sentence()
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
     assert remote.client().info("replication")["role"] == "master"
     assert remote.client().config_get("repl-diskless-load") == {"repl-diskless-load": "disabled"}
