@@ -118,7 +118,7 @@ def read_only_by_default(stranger: Stranger, patch: pytest.MonkeyPatch) -> Itera
     stranger.sql("BEGIN READ WRITE; ALTER ROLE postgres RESET default_transaction_read_only; COMMIT")
 
 
-@refused_with("max_connections: 100 — launch it with jobs=", down=True)
+@refused_with("max_connections: 100 — launch this with jobs=", down=True)
 def more_jobs_than_connections(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
     patch.setattr("tasks.postgres.server.requirements.OTHER_SESSIONS", 80)
     yield {"jobs": 32}
@@ -162,7 +162,7 @@ def tablespace_that_is_gone(stranger: Stranger, patch: pytest.MonkeyPatch) -> It
     shutil.rmtree(stranger.root / "backups/postgres" / str(taken.facts["backup"]).split()[0])
 
 
-@refused_with("services: not named: redis")
+@refused_with("services: missing: redis")
 def service_without_a_name(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
     stranger.describe((' redis = "keys",', ""))
     yield None

@@ -68,7 +68,7 @@ def test_a_store_that_is_away_loses_nothing(trial: Trial, gateway: S3Server) -> 
         backup_database.fn(NAME)
         assert len(names(trial)) == 2, "throttled, and still there"
         proxy.cut_requests(after_bytes=30_000, times=-1)
-        with pytest.raises(RunbookFailed, match="in s3://.*launch this again"):
+        with pytest.raises(RunbookFailed, match="in s3://.*run it again"):
             backup_database.fn(NAME)
         proxy.heal()
         assert len(names(trial)) == 2

@@ -246,7 +246,7 @@ def test_a_manifest_that_is_too_large_is_refused_before_anything_is_sent_and_hid
     report = prune_backups.fn(NAME)
     assert any(found.name == "manifests that cannot be read" and found.value == first for found in report.findings)
     before = objects.list_objects(bucket, "")
-    with pytest.raises(RunbookFailed, match="manifest of backup_.* 1.0 kB is the most.*keep these backups in a dir"):
+    with pytest.raises(RunbookFailed, match="manifest of backup_.* 1.0 kB is the most.*store these backups in a dir"):
         backup_database.fn(NAME)
     after = {key for key in set(objects.list_objects(bucket, "")) - set(before) if ".partial-" not in key}
     assert after == set()

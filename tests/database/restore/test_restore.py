@@ -546,5 +546,5 @@ def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_kee
     with pytest.raises(RunbookFailed, match="there is no replaced database “"):
         undo_restore.fn(NAME, kept=kept, confirm=NAME)
     before = trial.databases()
-    assert discard_superseded.fn(NAME, keep=0, names=(kept,), confirm=NAME).facts["gone already"] == kept
+    assert discard_superseded.fn(NAME, keep=0, names=(kept,), confirm=NAME).facts["already deleted"] == kept
     assert trial.databases() == before, "it is live again, and what came since was not planned"
