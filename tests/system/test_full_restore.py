@@ -98,7 +98,7 @@ def test_a_service_that_does_not_start_again_is_said_and_nothing_is_lost(
         assert done.code == 1
         assert f"{role} does not start" in done.text or f"{role} has ended again" in done.text
         state = next(found for found in interview.report()["findings"] if found["name"] == "state of the system")
-        assert state["value"].startswith("the backups' data is live, proven; kept aside: grc_db__old_")
+        assert state["value"].startswith("the backups' data is live, proven; the replaced data is kept: grc_db__old_")
         database, directory = kept(interview)
         assert database in state["value"]
         assert str(directory) in state["value"]

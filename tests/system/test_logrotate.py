@@ -66,7 +66,7 @@ def test_an_application_that_goes_on_in_the_old_file_is_critical(lab: Lab) -> No
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stubborn:
         assert stubborn.stdout
         stubborn.stdout.readline()
-        with pytest.raises(RunbookFailed, match=rf"the old file is let go: .*pid {stubborn.pid}"):
+        with pytest.raises(RunbookFailed, match=rf"the old file is closed: .*pid {stubborn.pid}"):
             rotate_logs.fn(lab.name, confirm=lab.name)
         stubborn.communicate()
 

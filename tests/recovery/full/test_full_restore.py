@@ -250,7 +250,7 @@ def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch:
     backup_database.fn(system.name)  # the files backup nearest to it is the bad one
     bad = newest(system, "files")
     try:
-        with pytest.raises(RunbookFailed, match="not healthy after 4 s.*look at the logs") as failed:
+        with pytest.raises(RunbookFailed, match="not healthy after 4 s.*check the logs") as failed:
             full_restore.fn(system.name, confirm=system.name)
         (state,) = [found for found in failed.value.report.findings if found.name == "state of the system"]
         assert state.value.startswith("the backups' data is live, proven; the replaced data is kept: grc_db__old_")
