@@ -190,7 +190,7 @@ def test_empty_columns_go_without_a_number_unless_somebody_fills_them_meanwhile(
     migrate_to(postgres_server, "0006")
     with monkeypatch.context() as patched:
         patched.setattr(
-            "flows.database.migrations.steps.secure_backup",
+            "flows.database.migration.live.secure_backup",
             lambda *_: postgres_server.sql("UPDATE people SET note = 'by now'", database=DATABASE),
         )
         report = failed(rollback_migrations, confirm=NAME)
@@ -281,7 +281,7 @@ def test_what_changed_since_the_rehearsal_never_runs(
             other = "0006" if up else "0005"
             postgres_server.sql("UPDATE alembic_version SET version_num = %s", other, database=DATABASE)
 
-    monkeypatch.setattr("flows.database.migrations.steps.secure_backup", meanwhile)
+    monkeypatch.setattr("flows.database.migration.live.secure_backup", meanwhile)
     report = failed(flow, confirm=NAME)
     if what == "script":
         assert "the migrations differ from the rehearsed ones: 0006 changed since" in report.sentence()
@@ -309,7 +309,7 @@ def test_rows_that_come_after_the_judgement_are_not_lost(
 ) -> None:
     migrate_to(postgres_server, "0005")
     monkeypatch.setattr(
-        "flows.database.migrations.steps.secure_backup",
+        "flows.database.migration.live.secure_backup",
         lambda *_: postgres_server.sql("INSERT INTO people VALUES (2)", database=DATABASE),
     )
     report = failed(rollback_migrations, "base", lose_rows=1, confirm=NAME)

@@ -41,7 +41,7 @@ def test_one_table_does_not_replace_the_whole_database(trial: Trial, name: str) 
     what = found(report, "tables in the dump" if name == "rules.dump" else "objects of the live database in the copy")
     assert what.status is Status.CRITICAL
     assert "table public.answers" in what.value
-    assert "into=…" in what.hint
+    assert "set into to restore it as another database" in what.hint
     assert trial.oid() == oid
     done = restore_database.fn(NAME, backup=name, into=f"{trial.database}_rules", confirm=NAME)
     assert done.status is Status.WARN

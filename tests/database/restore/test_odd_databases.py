@@ -212,7 +212,7 @@ def test_what_pg_restore_cannot_build_is_named_and_left_out_once_a_person_accept
     for _ in ACCEPTED:
         with pytest.raises(RunbookFailed) as failed:
             verify_backup.fn(NAME, accept=known)
-        (given,) = re.findall(r"launch this again with accept=(\[[^;]+\]);", str(failed.value))
+        (given,) = re.findall(r"run this again with accept=(\[[^;]+\]) to restore without it;", str(failed.value))
         known = json.loads(given)
     assert sorted(known) == sorted(ACCEPTED)
     with pytest.raises(RunbookFailed, match=r"no INDEX public.by_prise. Next: did you mean INDEX public.by_price\?"):
@@ -243,7 +243,7 @@ def test_of_sql_text_it_is_named_and_left_out_too(trial: Trial, tmp_path: Path, 
     for _ in ACCEPTED:
         with pytest.raises((RunbookFailed, OpsError)) as failed:
             restore_database.fn(NAME, backup=str(dump), into="trial_other", accept=known, confirm=NAME)
-        (given,) = re.findall(r"launch this again with accept=(\[[^;]+\]);", str(failed.value))
+        (given,) = re.findall(r"run this again with accept=(\[[^;]+\]) to restore without it;", str(failed.value))
         known = json.loads(given)
     assert sorted(known) == sorted(ACCEPTED)
     with pytest.raises(RunbookFailed, match=r"no INDEX public.by_prise. Next: did you mean INDEX public.by_price\?"):

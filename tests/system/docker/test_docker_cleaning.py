@@ -104,8 +104,8 @@ def test_what_was_started_or_used_meanwhile_stays(engine: Engine, monkeypatch: p
         assert kept == {
             "ended": "it is running now",
             "app:0": f"{prefix}-uses uses it now",
-            "app:1": "that name is another image's now",
-            "net": f"{prefix}-uses is on it now",
+            "app:1": "the tag belongs to another image now",
+            "net": f"{prefix}-uses uses it now",
             "left": f"{prefix}-uses mounts it now",
         }
         assert report.outcome.startswith("0 of 5 removed")
