@@ -88,7 +88,7 @@ def find_tables(report: Report, env: Environment, typed: str, source: Stores) ->
             found = find_filed(server, name, typed)
         except OpsError as error:
             if (server, name) == (live, live.database):
-                tables.unknown = f"{error.message}" + (f" ({error.hint})" if "near it" in error.hint else "")
+                tables.unknown = f"{error.message}" + (f" ({error.hint})" if "did you mean" in error.hint else "")
             continue
         where = name if server is live else f"{name} on the standby"
         tables.found += [replace(one, where=where) for one in found]

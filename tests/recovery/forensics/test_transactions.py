@@ -233,7 +233,7 @@ def test_the_window_by_time_and_by_lsn(cluster: Cluster) -> None:
     for wrong, said in (
         ({"since": "yesterday"}, "does not fit"),
         ({"since": "FF/0"}, "no WAL in that window"),
-        ({"table": "acounts"}, "near it"),
+        ({"table": "acounts"}, "did you mean"),
         ({"table": " "}, "table is empty"),
         ({"kinds": []}, "kinds is empty"),
     ):

@@ -251,7 +251,7 @@ def test_the_manuals_daily_backup_is_told_before_it_is_too_old_and_red_when_it_i
 
 def test_a_store_that_cannot_be_read_is_not_known_and_never_well(cluster: Cluster, base: str) -> None:
     copies(cluster)
-    assert "not there" in finding(check(), "database, region lost").value
+    assert "is missing" in finding(check(), "database, region lost").value
     replicate_backups.fn(NAME, kind="cluster")
     ship_now(cluster.environment, "copies")
     assert finding(check(), "database, region lost").status is Status.OK
