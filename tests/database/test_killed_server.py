@@ -359,7 +359,8 @@ def test_a_restore_leaves_the_old_database_or_the_new_one(
     if report.state and name in ("commit", "committed"):
         assert "it is unknown whether grc_db was replaced" in report.state.value
         assert re.search(
-            r"If it is \d+, the swap is done: do not launch this again. Otherwise .*: launch this again", report.state.hint
+            r"If it is \d+, the swap is done: do not launch this again. Otherwise .*: launch this again",
+            report.state.hint,
         )
     assert counts(server) == ((2000, 500) if name == "committed" else (2000, 100))
     good(lambda: restore_database.fn(NAME, confirm=NAME))

@@ -46,5 +46,7 @@ def test_a_server_without_contrib_is_told_what_is_not_checked(trial: Trial) -> N
     if has_contrib():
         assert check_corruption.fn(NAME, install=True).status is Status.PLANNED
     else:
-        with pytest.raises(RunbookFailed, match="amcheck is not available on this server. Next: install the contrib package"):
+        with pytest.raises(
+            RunbookFailed, match="amcheck is not available on this server. Next: install the contrib package"
+        ):
             check_corruption.fn(NAME, install=True, confirm=NAME)

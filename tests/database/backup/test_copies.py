@@ -90,7 +90,9 @@ def test_a_copy_that_nobody_has_read_back_is_read_before_it_has_its_name(trial: 
     [name] = names(trial)
     killed("after copy_backup", "flows.database.copies.replicate_backups")
     gateway.flip_stored_byte((trial.store / name / "dump" / "toc.dat").read_bytes())
-    with pytest.raises(RunbookFailed, match=f"copy of {name}.*is damaged.*SHA-256.*run it again: the damaged copy was deleted"):
+    with pytest.raises(
+        RunbookFailed, match=f"copy of {name}.*is damaged.*SHA-256.*run it again: the damaged copy was deleted"
+    ):
         replicate_backups.fn(NAME)
     assert names(trial, "copies") == []
     assert replicate_backups.fn(NAME).status in GOOD
