@@ -31,8 +31,8 @@ from lab.state.environment import api_url, ui_url
 from runbook.errors import OpsError
 
 EVERY_SECONDS = 900
-LEAST_BYTES = 2_000_000_000
-SHARE = 8
+LEAST_BYTES = 8_000_000_000
+SHARE = 12
 """A lab may use so many times what its database does: two nodes, each with WAL; what a restore replaced; its dumps; two
 archives of WAL and base backups."""
 # In this order: WAL goes as far as a proven base backup is there from which to recover.

@@ -54,7 +54,7 @@ class Recorded(Runs):
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> LabUse:
     """A lab of 1 MB over its limit."""
-    over = LabUse(9 * 10**9, 10**9)
+    over = LabUse(13 * 10**9, 10**9)
     monkeypatch.setattr(retention, "read_use", lambda services: over)
     monkeypatch.setattr(lifecycle, "existing", lambda name: (None, None))
     return over
@@ -65,8 +65,8 @@ def test_a_lab_is_measured_with_its_second_region_and_each_file_once(tmp_path: P
     (tmp_path / "a" / "file").write_bytes(os.urandom(200 << 10))
     os.link(tmp_path / "a" / "file", tmp_path / "another name")
     assert 200 << 10 <= retention.disk_bytes(tmp_path) < 300 << 10
-    assert (LabUse(2 * 10**9, 1).is_over, LabUse(2 * 10**9 + 1, 1).is_over) == (False, True)
-    assert (LabUse(8 * 10**9, 10**9).is_over, LabUse(8 * 10**9 + 1, 10**9).is_over) == (False, True)
+    assert (LabUse(8 * 10**9, 1).is_over, LabUse(8 * 10**9 + 1, 1).is_over) == (False, True)
+    assert (LabUse(12 * 10**9, 10**9).is_over, LabUse(12 * 10**9 + 1, 10**9).is_over) == (False, True)
 
 
 @pytest.mark.usefixtures("used")
@@ -79,7 +79,7 @@ def test_what_is_over_the_limit_is_proven_and_then_pruned() -> None:
     confirmed = {name for name, parameters in runs.launched if parameters == {"confirm": "small"}}
     assert confirmed == {name for name in names if name.startswith(("prune-backups", "discard-superseded"))}
     assert any("refused" in line for line in told), "one that is refused ends no other"
-    assert "uses 9,000 MB of 8,000 MB before the pruning" in told[-1]
+    assert "uses 13,000 MB of 12,000 MB before the pruning" in told[-1]
 
 
 def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(used: LabUse, monkeypatch: pytest.MonkeyPatch) -> None:
