@@ -116,7 +116,11 @@ ONCE := $(patsubst %,--ignore=tests/database/%.py,test_killed_server backup/test
   migrations/test_migrations_elsewhere migrations/test_migrations_create)
 ONCE_REDIS := $(patsubst %,--ignore=tests/redis/%.py,cache/test_cache_meanwhile memory/test_memory_scale \
   settings/test_overrides test_refusals)
-ONCE_15 := $(ONCE)
+# PostgreSQL has incremental base backups from 17 on.
+INCREMENTAL := $(patsubst %,--deselect=$(POINT)::%,test_incremental_backups_stand_on_each_other \
+  test_base_backups_go_by_chain_and_none_on_which_another_stands)
+ONCE_15 := $(ONCE) $(INCREMENTAL)
+ONCE_16 := $(INCREMENTAL)
 # Of these, what backups and restores stand on: CI, which has 45 minutes, runs it after `make test`.
 BRIEF := $(CORE) $(RESTORES) $(POINT)
 BRIEF_REDIS := $(patsubst %,tests/redis/%.py,restore/test_restore backup/test_aof_backup backup/test_persistence \

@@ -210,9 +210,16 @@ def test_files_that_are_elsewhere_are_refused(server: RedisServer, monkeypatch: 
     server.register(monkeypatch)
     server.client().config_set("appendonly", "yes")
     folder = server.data / "appendonlydir"
-    manifest = until(lambda: next(folder.glob("*.manifest"), None), what="the first AOF", seconds=120)
-    assert manifest
-    manifest.unlink()
+
+    def is_rewritten() -> bool:
+        info = server.client().info("persistence")
+        return (
+            not info["aof_rewrite_in_progress"] and not info["aof_rewrite_scheduled"] and any(folder.glob("*.manifest"))
+        )
+
+    until(is_rewritten, what="the first AOF", seconds=120)
+    for manifest in folder.glob("*.manifest"):
+        manifest.unlink()
     with pytest.raises(RunbookFailed, match="not on this host"):
         backup_redis.fn(NAME, "aof")
     assert server.client().config_get(REWRITES) == {REWRITES: "100"}
