@@ -54,7 +54,7 @@ def previous_name(name: str) -> str:
 
 def failed_name(name: str) -> str:
     """The name of an unhealthy new container until its log is read."""
-    return f"{name}-failed_name"
+    return f"{name}-failed"
 
 
 @probe
@@ -88,7 +88,7 @@ def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
 
 @probe
 def read_log(block: Docker, role: str, lines: int = 30) -> str:
-    """The last lines of a role's new container, or of its failed_name one; secrets are masked."""
+    """The last lines of a role's new container, or of its failed one; secrets are masked."""
     with engine(block.host) as client:
         one = find(client, failed_name(block.name_of(role))) or find(client, block.name_of(role))
         return masked(one.logs(tail=lines).decode(errors="replace")) if one else ""

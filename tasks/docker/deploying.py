@@ -1,7 +1,7 @@
 """Replace a container with a new version, and roll back.
 
 The new container is created alongside the old one (`name-next`). Then the old one is stopped and kept (`name-before`)
-until the new one is proven. An unhealthy new container is kept (`name-failed_name`) until its log is read; the old one
+until the new one is proven. An unhealthy new container is kept (`name-failed`) until its log is read; the old one
 runs again first. Each step is safe to repeat after a kill: the names show how far the last run came.
 """
 
@@ -204,7 +204,12 @@ def _keep_failed(client: Any, current: Any, name: str) -> None:
 
 def _never_start(container: Any) -> None:
     """An engine that starts again would start a container whose policy is `always` next to its successor."""
-    container.update(restart_policy={"Name": "no"})
+    never = {"Name": "no"}
+    try:
+        container.update(restart_policy=never)
+    except docker.errors.APIError:  # it ended in this very moment: a stopped one can be updated
+        container.stop(timeout=0)
+        container.update(restart_policy=never)
 
 
 @action(idempotent=True)
