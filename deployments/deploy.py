@@ -212,7 +212,7 @@ def _deploy(name: str, described: Mapping[str, Any]) -> None:
             environment=given,
             inherit=(*shell.NETWORK, "PREFECT_*"),
             directory=ROOT,
-            hint="correct what it says, then launch this again",
+            hint="correct what it says, then run this again",
         )
 
 

@@ -49,7 +49,7 @@ def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, An
                 return call(**given)
             except ApprovedPlanChanged as error:
                 print(error, file=sys.stderr)
-    raise NotConfirmed(f"the plan changed {MOST_PLANS} times before it could run", "launch it again under less load")
+    raise NotConfirmed(f"the plan changed {MOST_PLANS} times before it could run", "run it again under less load")
 
 
 def _request_approval(env: Environment, approvals: Approval, planned: Report) -> Approved:
@@ -74,7 +74,7 @@ def _request_approval(env: Environment, approvals: Approval, planned: Report) ->
         except CodeRefused as error:
             why = str(error)
             print(why, file=sys.stderr)
-    raise NotConfirmed(f"nobody approved plan {plan}: {why}", "launch it again with the second person present")
+    raise NotConfirmed(f"nobody approved plan {plan}: {why}", "run it again with the second person present")
 
 
 def _texts() -> Iterator[str]:

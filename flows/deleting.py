@@ -29,7 +29,7 @@ def judge_clocks(report: Report, env: Environment, *stores: Store, database: Pos
     report.require(
         "this host's clock",
         not over,
-        "synchronise both clocks (chronyc tracking, timedatectl), then launch this again. Nothing was deleted",
+        "synchronise both clocks (chronyc tracking, timedatectl), then run this again. Nothing was deleted",
         value="; ".join(map(_described, over or [one for one in skews if one.ahead_seconds is not None]))
         or "no other clock to compare with",
         expected=f"within {clock.MOST_SKEW_SECONDS:.0f} s of the clocks of the database, the store and Prefect",

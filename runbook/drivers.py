@@ -30,23 +30,23 @@ SERVICES = {
 _AWAY = ("Timeout", "Connect", "Connection", "Network", "Endpoint", "Protocol", "ReadError", "WriteError")
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: a code, else its class → the next step.
 _BY_CODE = {
-    "42501": "give the role that this run logs in as that right, then launch it again",
+    "42501": "give the role that this run logs in as that right, then run it again",
     "53100": "launch free-disk-emergency: it shows what uses the disk and what can be deleted",
     "53200": "raise max_locks_per_transaction where the message names it, else give the server's host more memory",
-    "53300": "close idle sessions (close-idle-connections), then launch it again",
-    "55P03": "another session holds a lock: check-connections shows it; then launch it again",
-    "57014": "somebody cancelled it, or a timeout of the role or database did: launch it again",
-    "25006": "it is a standby or contained: launch it against the primary, or release-containment",
-    "08": "start the server where it is down, read its log, then launch this again",
-    "57": "start the server where it is down, read its log, then launch this again",
-    "40": "another session was in the way: launch it again",
-    "42": "something was renamed or dropped meanwhile, or the server lacks it: launch it again, then read its log",
-    "53": "give the server more of what it lacks, then launch it again",
+    "53300": "close idle sessions (close-idle-connections), then run it again",
+    "55P03": "another session holds a lock: check-connections shows it; then run it again",
+    "57014": "somebody cancelled it, or a timeout of the role or database did: run it again",
+    "25006": "it is a standby or contained: run it against the primary, or release-containment",
+    "08": "start the server where it is down, read its log, then run this again",
+    "57": "start the server where it is down, read its log, then run this again",
+    "40": "another session was in the way: run it again",
+    "42": "something was renamed or dropped meanwhile, or the server lacks it: run it again, then read its log",
+    "53": "give the server more of what it lacks, then run it again",
     "58": "check the disk of the server's host (dmesg, the server's log); check-corruption shows what is damaged",
     "XX": "check the disk of the server's host (dmesg, the server's log); check-corruption shows what is damaged",
 }
 _REST = re.compile(r"\n|\\n|DETAIL: ")
-OTHERWISE = "read the log of that service, fix what the message names, then launch it again"
+OTHERWISE = "read the log of that service, fix what the message names, then run it again"
 
 
 def described(error: BaseException) -> OpsError | None:
@@ -65,7 +65,7 @@ def described(error: BaseException) -> OpsError | None:
         kind = Unreachable if code[:2] in ("08", "57") and code != "57014" else OpsError
         return kind(f"{service} refuses: {said} (SQLSTATE {code})", hint)
     if any(word in type(error).__name__ for word in _AWAY):
-        return Unreachable(f"{service} does not answer: {said}", "start it where it is down, then launch this again")
+        return Unreachable(f"{service} does not answer: {said}", "start it where it is down, then run this again")
     return OpsError(f"{service} refuses: {said}", OTHERWISE)
 
 

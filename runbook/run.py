@@ -31,7 +31,7 @@ from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
 PATIENCE_SECONDS = 3600.0
-"""For so long a run that a schedule launched waits for the environment's lock: nobody is there to launch it again."""
+"""For so long a run that a schedule launched waits for the environment's lock: nobody is there to run it again."""
 
 
 @contextlib.contextmanager
@@ -270,7 +270,7 @@ def _form(report: Report) -> str:
         if address := form_address(run.deployment_id, filled):
             return address
     pinned = "".join(f", {name}={dumps(value)}" for name, value in report.pins.items())
-    return f"launch it again with confirm=“{report.environment}”{pinned}"
+    return f"run it again with confirm=“{report.environment}”{pinned}"
 
 
 TABLE = "誰に連絡するか"

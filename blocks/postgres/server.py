@@ -58,10 +58,10 @@ class ServerSession(psycopg.Connection[TupleRow]):
             broken = self.broken
             self.close()
         if broken and isinstance(error, psycopg.OperationalError):
-            hint = "check its log, start it if it is stopped, and launch this again"
+            hint = "check its log, start it if it is stopped, and run this again"
             raise Unreachable(f"{where} ended the session: {first_line(error)}", hint) from None
         if isinstance(error, psycopg.errors.SerializationFailure):  # a standby's recovery cancels who stands in its way
-            hint = "launch it again; on a standby hot_standby_feedback = on prevents it"
+            hint = "run it again; on a standby hot_standby_feedback = on prevents it"
             raise Unreachable(f"{where} cancelled what was read: {first_line(error)}", hint) from None
 
 
@@ -221,7 +221,7 @@ class Postgres(Block):
             return LoginRefused(f"{where} refuses {user} in database {database}: {said}", hint_for(text), code)
         why = text.rpartition(" failed: ")[2]
         if any(part in text for part in NOT_YET):
-            return Starting(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")
+            return Starting(f"{where} does not answer: {why}", "it starts or stops: wait, then run this again")
         return Unreachable(f"{where} does not answer: {why}", "start it, or check its log")
 
 

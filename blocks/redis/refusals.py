@@ -40,7 +40,7 @@ def meaning(block: Redis, error: redis.RedisError) -> OpsError:
     if isinstance(error, redis.exceptions.NoPermissionError):
         return _forbidden(where, said, block.username or "default")
     if isinstance(error, redis.exceptions.ReadOnlyError):
-        return OpsError(f"{where} is a replica: it takes no writes", "launch it again: the master is found anew")
+        return OpsError(f"{where} is a replica: it takes no writes", "run it again: the master is found anew")
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return Unreachable(f"{where} is still loading its data", "wait until it has")
     if isinstance(error, redis.exceptions.MasterDownError):

@@ -84,7 +84,7 @@ def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> l
     for name in gap.bad_copies:
         report.fail(
             f"copy of {name}",
-            f"move it out of {second.where}, then launch this again to copy it anew",
+            f"move it out of {second.where}, then run this again to copy it anew",
             value="its manifest cannot be read",
             expected="a readable manifest",
         )
@@ -120,7 +120,7 @@ def _verify_copies(report: Report, gap: Gap, second: Store, read: Reading) -> se
     for copy in known:
         report.warn(
             f"copy of {copy.name}",
-            f"remove it from {second.where} and launch this again to copy it anew",
+            f"remove it from {second.where} and run this again to copy it anew",
             value=f"failed its verification: {copy.failed}",
             expected="no failed verification",
         )
@@ -129,7 +129,7 @@ def _verify_copies(report: Report, gap: Gap, second: Store, read: Reading) -> se
         report.require(
             f"existing copies of {gap.kind}",
             not bad,
-            f"remove the bad copies from {second.where} and launch this again",
+            f"remove the bad copies from {second.where} and run this again",
             value="; ".join(bad[:3]) or f"{len(wanted)} read",
             expected="as in their manifests (SHA-256)",
         )
@@ -157,7 +157,7 @@ def _judge_newest(
     there = [backup for backup in (*gap.there, *gap.missing) if backup.name in names]
     if not there:
         if gap.missing or bad:
-            report.warn(f"newest copy of {kind}", "fix the findings above, then launch this again", value="none")
+            report.warn(f"newest copy of {kind}", "fix the findings above, then run this again", value="none")
         return
     newest = max(there, key=lambda backup: backup.manifest.taken)
     report.prefer(

@@ -20,7 +20,7 @@ NONE = "no expectations are configured ([expectations] directory)"
 KNOWN = f"correct the rows or the rule (docs/expectations.md): the backup already had this data; {OTHER_BACKUPS}"
 YOUNGER = "check the values that the migration wrote: the backup is older than this rule's table or column"
 CHANGED = (
-    "check the table of expectations, correct the migration, then launch this again. The backup's data keeps this "
+    "check the table of expectations, correct the migration, then run this again. The backup's data keeps this "
     "rule: a migration or a client has broken it since"
 )
 UNREAD = "fix the suites: the data was not checked against its rules"

@@ -121,7 +121,7 @@ def apply_migrations(
         pin_database(report, env.postgres)
         report.pin_state("revision of the database", current or BASE)
         permit = report.permit(Act(MIGRATE, name))
-        report.state_is(f"{name} is unchanged, at {current or BASE}", "fix the findings above, then launch this again")
+        report.state_is(f"{name} is unchanged, at {current or BASE}", "fix the findings above, then run this again")
         target = pending[-1].revision
         rehearsed = rehearsal.rehearse(report, env, current, target, first="up", longest=longest_lock_seconds)
         live.judge_upgrade(report, env, rehearsed)
@@ -179,7 +179,7 @@ def rollback_migrations(
             report.outcome = f"nothing to roll back: {name} is at {current or BASE}"
             return report
         report.pin("revision", target or BASE)
-        report.state_is(f"{name} is unchanged, at {current}", "fix the findings above, then launch this again")
+        report.state_is(f"{name} is unchanged, at {current}", "fix the findings above, then run this again")
         revisions.judge_downgrades(report, undone, Status.CRITICAL)
         size = read_database_bytes(env.postgres, name)
         rehearsal.judge_space(report, env, size)

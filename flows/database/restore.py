@@ -274,7 +274,7 @@ def restore_database(
         untouched = (
             f"{env.postgres.database} is unchanged" if live.oid else f"there is no database {env.postgres.database} yet"
         )
-        report.state_is(untouched, "fix the findings above, then launch this again")
+        report.state_is(untouched, "fix the findings above, then run this again")
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
             copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
@@ -350,12 +350,12 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         )
         pin_database(report, env.postgres, replaced=True)
         permit = report.permit(Act(UNDO, old.name))
-        report.state_is("the live database is unchanged", "fix the findings above, then launch this again")
+        report.state_is("the live database is unchanged", "fix the findings above, then run this again")
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
             swapped = swap_back(permit, env.postgres, guard, old, live.oid)
         report.state_is(
             f"{old.name} is {name} again; the database that it replaced is kept as {swapped.kept}",
-            "do not launch this again: it would swap once more",
+            "do not run this again: it would swap once more",
         )
         report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
         report.outcome = f"{old.name} is {name} again"

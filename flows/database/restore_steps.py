@@ -139,7 +139,7 @@ def judge_server(
     report.require(
         "roles",
         not missing or (roles_are_made and server.is_bare),
-        f"create them (globals.sql in {backup.where} has them), then launch this again",
+        f"create them (globals.sql in {backup.where} has them), then run this again",
         value=f"missing: {', '.join(missing)}" if missing else f"{len(content.roles)} exist",
         expected=", ".join(content.roles),
     )

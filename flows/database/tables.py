@@ -175,7 +175,7 @@ def undo_restore_tables(
 
 
 MOST_TABLES = 50
-UNCHANGED, FIX = "the live tables are unchanged", "fix the findings above, then launch this again"
+UNCHANGED, FIX = "the live tables are unchanged", "fix the findings above, then run this again"
 # Measured for restore, transfer and replacement together; the plan's estimate uses it.
 ROWS_BYTES_PER_SECOND = 40e6
 Wanted = Sequence[tuple[TablePair, TableSum]]
@@ -270,7 +270,7 @@ def judge_ties(report: Report, ties: Ties) -> None:
     report.require(
         "rules and keys that act on the rows",
         not ties.refusals,
-        "follow the instruction in each, then launch this again",
+        "follow the instruction in each, then run this again",
         value="; ".join(ties.refusals[:5]) or "none that would act during the restore",
     )
     report.fact("foreign keys checked before the commit", ", ".join(key.name for key in ties.keys) or "none")
@@ -346,7 +346,7 @@ def warn_undecided(report: Report, pairs: Sequence[TablePair], stamp: str) -> No
     report.state_is(
         f"the live tables are unchanged, unless a table {mark} exists: then all were replaced, proven",
         "check whether that table exists. If it does, do not restore again, which would lose the writes since: "
-        "undo-restore-tables goes back. If it does not, launch this again",
+        "undo-restore-tables goes back. If it does not, run this again",
     )
 
 

@@ -78,7 +78,7 @@ def clean_logs(
         if left:
             report.warn(
                 "files that were not deleted",
-                "launch it again: they were rotated or opened meanwhile",
+                "run it again: they were rotated or opened meanwhile",
                 value=", ".join(left[:5]),
             )
         report.outcome = f"{len(deleted)} files deleted, {size(sum(file.bytes for file in deleted))}"

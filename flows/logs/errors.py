@@ -95,7 +95,7 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
     if not known:
         report.warn(
             "what is new",
-            "launch it again when the log is old enough",
+            "run it again when the log is old enough",
             value="not measured: the log does not reach back far enough",
         )
         return

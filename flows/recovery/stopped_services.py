@@ -3,6 +3,7 @@ before it replaced anything, they are started again."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ APPLICATION = tuple(role for role in STOP_ORDER if role not in ("redis", "postgr
 
 
 @dataclass
-class StoppedServices:
+class StoppedServices(abc.ABC):
     """`running`: the roles that ran when the run began. `swapped`: the parts that were replaced; `kept`: the names of
     the replaced data. `last`: the step that precedes the next one in the run's graph."""
 
@@ -55,11 +56,13 @@ class StoppedServices:
                 f"start {', '.join(self.running)} by hand, then run this again",
             )
 
+    @abc.abstractmethod
     def _stop(self) -> None:
-        raise NotImplementedError
+        """Stop them, in order."""
 
+    @abc.abstractmethod
     def _start_again(self) -> None:
-        raise NotImplementedError
+        """Start those that were found running."""
 
 
 @contextlib.contextmanager

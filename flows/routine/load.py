@@ -124,7 +124,8 @@ def report_results(report: Report, env: Environment, load: LoadRequest, driven: 
         report.table("Failed requests (they may lack the last second)", ("endpoint", "error", "times"), found.failures)
     for one in found.endpoints:
         _judge_endpoint(report, env, one)
-    _judge_errors(report, env, found.whole)
+    hint = "see the endpoints' findings: this load is more than the system can handle"
+    _judge_errors(report, env, "errors of all requests", found.whole, hint)
     _judge_coverage(report, env, load, found)
     _judge_saturation(report, env, taken)
     report.prefer(
@@ -155,25 +156,14 @@ def _judge_endpoint(report: Report, env: Environment, one: EndpointResult) -> No
         value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s",
         expected=f"p95 at most {most:g} s",
     )
-    ratio = _limit(env, metrics.API_ERRORS)
-    report.require(
-        f"{one.name}: errors",
-        one.error_ratio <= ratio,
-        "run search-logs with level ERROR for these minutes; if only AI answers fail, check-ai-providers",
-        value=f"{one.error_ratio:.1%} of {one.requests}",
-        expected=f"at most {ratio:.0%}",
-    )
+    hint = "run search-logs with level ERROR for these minutes; if only AI answers fail, check-ai-providers"
+    _judge_errors(report, env, f"{one.name}: errors", one, hint)
 
 
-def _judge_errors(report: Report, env: Environment, whole: EndpointResult) -> None:
+def _judge_errors(report: Report, env: Environment, name: str, one: EndpointResult, hint: str) -> None:
     ratio = _limit(env, metrics.API_ERRORS)
-    report.require(
-        "errors of all requests",
-        whole.error_ratio <= ratio,
-        "see the endpoints' findings: this load is more than the system can handle",
-        value=f"{whole.error_ratio:.1%} of {whole.requests}",
-        expected=f"at most {ratio:.0%}",
-    )
+    value, expected = f"{one.error_ratio:.1%} of {one.requests}", f"at most {ratio:.0%}"
+    report.require(name, one.error_ratio <= ratio, hint, value=value, expected=expected)
 
 
 def _judge_coverage(report: Report, env: Environment, load: LoadRequest, found: Results) -> None:

@@ -41,7 +41,7 @@ class Page:
         try:
             return work()
         except OpsError as error:
-            told = "; ".join(text for text in (hint, error.hint) if text) or "fix this error, then launch this again"
+            told = "; ".join(text for text in (hint, error.hint) if text) or "fix this error, then run this again"
             value = f"{NOT_MEASURED}: {error.message}"
             self.report.fail(name, told, value=value, worst=otherwise)
             return None

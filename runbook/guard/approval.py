@@ -189,7 +189,7 @@ class ApprovalGate:
         now = datetime.now(UTC)
         left = self.approvals.minutes * 60 - (now - (asked or now)).total_seconds()
         if left < 1 or len(answers) >= MOST_ATTEMPTS:
-            raise NotConfirmed(f"nobody approved it ({why})", "launch it again")
+            raise NotConfirmed(f"nobody approved it ({why})", "run it again")
         text = describe_request(report, plan, why, left)
         pages = self.target.has("alerts")
         raise ApprovalPending(f"approval-{len(answers) + 1}", approval_form(plan, text, pages=pages), int(left))

@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).parents[2]
 # The restore that runs meanwhile has priority.
 NICE = 10
 ATTEMPTS = 2
-RETRY = "launch this again"
+RETRY = "run this again"
 
 
 class _Process:

@@ -147,7 +147,7 @@ def _wait(child: subprocess.Popen[bytes], load: LoadRequest, sample: Callable[[]
     try:
         until(ended, what="the end of locust", seconds=most, every_seconds=0.5)
     except Unreachable:
-        raise OpsError(f"locust did not end within {most:.0f} s", "launch it again, with fewer users") from None
+        raise OpsError(f"locust did not end within {most:.0f} s", "run it again, with fewer users") from None
 
 
 def _process(pid: int) -> psutil.Process | None:

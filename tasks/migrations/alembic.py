@@ -131,7 +131,7 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
     if rows > undo.rows:
         raise OpsError(
             f"{rows:,} rows would lose data now, {undo.rows:,} were accepted",
-            f"stop the writers (the backend) and launch this again with lose_rows={rows}",
+            f"stop the writers (the backend) and run this again with lose_rows={rows}",
         )
     done = run_alembic(postgres, application, database, ("downgrade", undo.target or BASE))
     after = revision_of(postgres, database)
@@ -145,10 +145,10 @@ def _require_judged(database: str, before: str, heads: MigrationHeads, judged: U
     """Refuse if somebody migrated the database or deployed another release since."""
     if before != judged.before:
         then = judged.before or "no revision"
-        raise OpsError(f"{database} is at {before or 'no revision'} now, not at {then}", "launch this again")
+        raise OpsError(f"{database} is at {before or 'no revision'} now, not at {then}", "run this again")
     now = {script.revision: script.digest for script in heads.scripts}
     if other := [script.revision for script in judged.scripts if now.get(script.revision) != script.digest]:
         raise OpsError(
             f"the migrations differ from the rehearsed ones: {', '.join(other)} changed since",
-            "launch this again when the release is completely deployed: it rehearses the scripts again",
+            "run this again when the release is completely deployed: it rehearses the scripts again",
         )

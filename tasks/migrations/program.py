@@ -26,7 +26,7 @@ LOCK_TIMEOUT = "-c lock_timeout=10s"
 ENDS_WITH_ITS_CLIENT = "-c client_connection_check_interval=2s"
 # If the application configures no logging, Alembic prints errors on stdout only: both are read as one.
 _PROGRAM = "import sys; sys.stdout = sys.stderr; from alembic.config import main; main(prog='alembic')"
-HINT = "check the current revision, correct the migration or its environment, then launch this again"
+HINT = "check the current revision, correct the migration or its environment, then run this again"
 
 
 def run_alembic(
@@ -125,7 +125,7 @@ def require_reached(
         raise VerificationFailed(
             f"Alembic connected to another database than {database}: nothing was migrated",
             "make alembic/env.py use the variable DATABASE_URL before alembic.ini, .env or any other variable, and "
-            "public.alembic_version for the revision; then launch this again",
+            "public.alembic_version for the revision; then run this again",
         )
     finally:
         with postgres.connect(database) as connection, connection.transaction():

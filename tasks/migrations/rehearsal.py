@@ -149,7 +149,7 @@ def migrate_rehearsal(
         raise VerificationFailed(
             f"{postgres.database} is at {now or BASE} now and was at {before or BASE}: somebody migrated it during the "
             f"rehearsal, or Alembic changed both databases",
-            "find the cause (alembic/env.py must use DATABASE_URL), then launch this again",
+            "find the cause (alembic/env.py must use DATABASE_URL), then run this again",
         )
     return Passed(direction, target, seconds, watched, error)
 

@@ -54,7 +54,7 @@ def create_revision(postgres: Postgres, application: Application, message: str, 
             ) from None
         written = [script for script in heads_of(application).scripts if script.revision not in known]
         left = f"; it wrote {written[0].path}" if written else ""
-        hint = "correct the error, then launch this again with the same message"
+        hint = "correct the error, then run this again with the same message"
         raise OpsError(error.message + left, hint) from None
     made = [script for script in heads_of(application).scripts if script.revision not in known]
     if len(made) != 1:

@@ -27,7 +27,7 @@ from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
 SUFFIX = "__rehearsal"
 # pg_dump's lock request blocks later queries while it waits for an ALTER TABLE, so it gives up early.
 LOCK_WAIT = "10s"
-HINT = "launch this again. The live database is unchanged"
+HINT = "run this again. The live database is unchanged"
 
 
 def scratch_name(database: str) -> str:

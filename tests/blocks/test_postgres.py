@@ -211,7 +211,7 @@ def test_what_a_standby_s_recovery_cancels_is_worth_another_try(postgres_server:
         "DO $$ BEGIN RAISE SQLSTATE '40001' USING MESSAGE = 'canceling statement due to conflict with recovery'; END $$"
     )
     with (
-        pytest.raises(Unreachable, match="cancelled what was read: .*conflict with recovery — launch it again"),
+        pytest.raises(Unreachable, match="cancelled what was read: .*conflict with recovery — run it again"),
         postgres.connect() as connection,
     ):
         connection.execute(raised.encode())

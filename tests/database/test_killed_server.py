@@ -201,7 +201,7 @@ def test_an_index_that_was_being_built_is_dropped_by_the_next_run(proxy: Proxy, 
         writer.execute("LOCK TABLE people IN ROW EXCLUSIVE MODE")  # REINDEX CONCURRENTLY waits for its end
         report = killed(proxy, call, Kill("REINDEX INDEX", "running", until=being_built))
     assert report.state
-    assert "launch this again" in report.state.hint
+    assert "run this again" in report.state.hint
     assert invalid(server) == ["people_name_ccnew"]
     good(call)
     assert invalid(server) == []
@@ -359,7 +359,7 @@ def test_a_restore_leaves_the_old_database_or_the_new_one(
     if report.state and name in ("commit", "committed"):
         assert "it is unknown whether grc_db was replaced" in report.state.value
         assert re.search(
-            r"If it is \d+, the swap is done: do not launch this again. Otherwise .*: launch this again",
+            r"If it is \d+, the swap is done: do not run this again. Otherwise .*: run this again",
             report.state.hint,
         )
     assert counts(server) == ((2000, 500) if name == "committed" else (2000, 100))

@@ -74,7 +74,7 @@ def test_a_run_that_meets_one_fails_with_that_sentence(system: System) -> None:
         "permission denied for table users": (psycopg.errors.InsufficientPrivilege, "that right"),
         "could not extend file": (psycopg.errors.DiskFull, "free-disk-emergency"),
         "terminating connection": (psycopg.errors.AdminShutdown, "start the server"),
-        "deadlock detected": (psycopg.errors.DeadlockDetected, "launch it again"),
+        "deadlock detected": (psycopg.errors.DeadlockDetected, "run it again"),
     }
     for said, (kind, hint) in cases.items():
         with pytest.raises(RunbookFailed) as caught, runbook("Restore", system):

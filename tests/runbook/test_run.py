@@ -103,7 +103,7 @@ def test_an_empty_confirm_ends_planned_and_nothing_after_it_runs(system: System)
     assert report.path
     page = report.path.with_suffix(".md").read_text()
     assert "nothing was changed" in page
-    assert f"launch it again with confirm=“{system.name}”" in page
+    assert f"run it again with confirm=“{system.name}”" in page
     assert "| 1 | swap | grc_db | 3.0 MB | 0.5 s |" in page
 
 

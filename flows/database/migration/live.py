@@ -160,7 +160,7 @@ def carry_out(
     schema = read_live_schema(env.postgres, database)
     report.state_is(
         f"{database} is at {before or BASE}, or part of the way to {target or BASE}",
-        "run check-migrations to see its revision, then launch this again",
+        "run check-migrations to see its revision, then run this again",
     )
     try:
         done = work()
@@ -169,7 +169,7 @@ def carry_out(
         if isinstance(error, OpsError):
             raise
         raise OpsError(str(error).splitlines()[0], "check the server's log") from None
-    report.state_is(f"{database} is at {done.after or BASE}", "launch this again: it finds nothing to do")
+    report.state_is(f"{database} is at {done.after or BASE}", "run this again: it finds nothing to do")
     report.fact("Alembic revision", f"{done.before or 'none'} → {done.after or 'none'}")
     report.fact("took", duration(done.seconds))
     report.table("Output of Alembic", ("line",), [(line,) for line in done.output.splitlines()])
@@ -198,25 +198,25 @@ def _report_state(
         report.state_is(
             f"the server does not answer, so the revision of {database} is unknown: committed migrations stay, an open "
             "transaction is rolled back at the start",
-            "start PostgreSQL, run check-migrations, then launch this again: it continues from the revision it finds",
+            "start PostgreSQL, run check-migrations, then run this again: it continues from the revision it finds",
         )
         return
     other = differences(before, schema)
     if now == ends[0] and not other:
         report.state_is(
             f"nothing was changed: {database} is at {now or BASE}, with the same definitions as before",
-            "fix the error above, then launch this again",
+            "fix the error above, then run this again",
         )
     elif now == ends[0]:
         names = ", ".join(script.revision for script in scripts if not script.transactional) or "one of them"
         report.state_is(
             f"{database} is at {now or BASE}, but part of a migration is committed ({names} commits in between): "
             + "; ".join(other[:3]),
-            "remove that part (an invalid index: DROP INDEX CONCURRENTLY), then launch this again",
+            "remove that part (an invalid index: DROP INDEX CONCURRENTLY), then run this again",
         )
     else:
         report.state_is(
             f"{database} is at {now or BASE}: "
             + ("all migrations are done" if now == target else "some migrations are done, each complete"),
-            "launch this again to do the rest",
+            "run this again to do the rest",
         )

@@ -42,7 +42,7 @@ from tasks.postgres.restore.staged_copy import try_login
 SPACE_RATIO = 2.0
 # Measured through one pipe; the plan's estimate uses it.
 COPY_BYTES_PER_SECOND = 40e6
-CHECK_SERVER = "check the server's log, then launch this again"
+CHECK_SERVER = "check the server's log, then run this again"
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def judge_locks(report: Report, watched: Watched, longest: float, *, stops: bool
     report.require(
         "longest lock",
         not worst or worst.seconds <= longest,
-        f"stop the backend and launch this again with longest_lock_seconds above {worst.seconds if worst else 0:.0f}. "
+        f"stop the backend and run this again with longest_lock_seconds above {worst.seconds if worst else 0:.0f}. "
         f"Or {LARGE_HINT}",
         value=str(worst) if worst else "none that blocks writes",
         expected=f"at most {longest:g} s",

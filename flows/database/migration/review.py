@@ -148,7 +148,7 @@ def judge_new(report: Report, script: Script, *, generated: bool) -> None:
     if generated:
         report.warn(
             "review",
-            f"review {script.path} by the checklist, correct it, launch this again with the same message, commit it",
+            f"review {script.path} by the checklist, correct it, run this again with the same message, commit it",
             value="generated, not yet reviewed",
         )
 
@@ -157,7 +157,7 @@ def _require(report: Report, name: str, ok: bool, script: Script, value: str) ->
     report.require(
         name,
         ok,
-        f"write upgrade() and downgrade() in {script.path}, then launch this again with the same message",
+        f"write upgrade() and downgrade() in {script.path}, then run this again with the same message",
         value=value,
         expected="written, and undone by the downgrade",
     )

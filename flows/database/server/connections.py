@@ -111,7 +111,7 @@ def close_idle_connections(
         done = close_sessions(permit, env.postgres, chosen, min_seconds)
         report.table("Closed", ("session", "result"), [(_described(item.session), item.why) for item in done])
         if stuck := [str(item.session.pid) for item in done if item.is_stuck]:
-            hint = "launch this again; if they remain, inspect these processes on the server"
+            hint = "run this again; if they remain, inspect these processes on the server"
             report.warn("sessions that do not end", hint, value=", ".join(stuck))
         report.outcome = f"{sum(item.closed for item in done)} of {len(done)} sessions closed"
     return report

@@ -114,11 +114,11 @@ def rebuild_indexes(
         permit = report.permit(*acts)
         for index in leftovers:
             reason = drop_leftover(permit, env.postgres, index, lock_seconds)
-            hint = "launch this again when that session has ended"
+            hint = "run this again when that session has ended"
             report.prefer(f"leftover {index.name}", not reason, hint, value=reason or "dropped")
         report.state_is(
             "every valid index is still valid; an interrupted rebuild may have left an invalid one next to it",
-            "launch this again: it drops the leftovers and rebuilds the rest",
+            "run this again: it drops the leftovers and rebuilds the rest",
         )
         done = _rebuild(permit, env, chosen, lock_seconds, lanes)
         report.state = None
@@ -160,7 +160,7 @@ def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, 
 
 def _without_building(report: Report, chosen: tuple[Index, ...]) -> tuple[Index, ...]:
     for table in sorted({index.table for index in chosen if index.building}):
-        hint = "launch this again when that build is done"
+        hint = "run this again when that build is done"
         report.warn(f"indexes of {table}", hint, value="skipped: another session builds one")
     return tuple(index for index in chosen if not index.building)
 

@@ -218,9 +218,9 @@ def _judge_rest(
     left = [t for t in now if t.name in names and t.dead >= MANY_DEAD and t.dead_ratio > DEAD_RATIO]
     blamed = [holder for holder in holders if holder.holds_xmin]
     hint = (
-        f"{blamed[0].remedy}; then launch this again"
+        f"{blamed[0].remedy}; then run this again"
         if blamed
-        else "launch this again with long_seconds=0 to find a younger transaction. If there is none, load is the cause"
+        else "run this again with long_seconds=0 to find a younger transaction. If there is none, load is the cause"
     )
     report.prefer(
         "dead rows that vacuum could not remove",
@@ -298,7 +298,7 @@ def judge_tables(report: Report, found: Autovacuum) -> None:
     if unknown := [table for table in found.tables if table.is_unknown]:
         report.warn(
             "tables whose rows are not counted",
-            "run vacuum-database with mode=analyze, then launch this again",
+            "run vacuum-database with mode=analyze, then run this again",
             value=f"not measured: {', '.join(table.name for table in unknown[:5])} ({len(unknown)}); counters lost",
             follow=[Next("vacuum-database", "count their rows", {"mode": "analyze"})],
         )

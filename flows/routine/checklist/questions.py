@@ -96,7 +96,7 @@ def _phase(asking: Asking, phase: Phase, before: list[ChecklistAnswer]) -> list[
         filled, given = sent.model_dump(), forms.answers(phase, sent, _answered_at(key))
         if not (wrong := forms.problems(given)):
             return given
-    raise OpsError(f"{phase.title} was answered {MOST_ATTEMPTS} times, never completely", "launch it again")
+    raise OpsError(f"{phase.title} was answered {MOST_ATTEMPTS} times, never completely", "run it again")
 
 
 def _suspended(model: type[RunInput], key: str) -> RunInput:

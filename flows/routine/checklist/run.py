@@ -30,7 +30,7 @@ def run_checklist(
     WARN, or CRITICAL if it is mandatory. A late answer is WARN. Each box shows its last answer.
 
     It changes nothing, and holds no lock: a run may wait for weeks. To drop it, cancel it: it leaves no report. If a
-    run failed before its last answer (a host died), launch it again with its id in taken_over. Evidence: who answered
+    run failed before its last answer (a host died), run it again with its id in taken_over. Evidence: who answered
     what, when, with notes and links.
 
     Args:

@@ -46,7 +46,7 @@ class EvidenceSource:
     def report_missing(self) -> None:
         """A WARN for each failed measurement."""
         for what, why in self.missing.items():
-            self.report.warn(f"not measured: {what}", "fix the cause, then launch this again", value=why)
+            self.report.warn(f"not measured: {what}", "fix the cause, then run this again", value=why)
 
 
 def _plain(value: Any) -> Any:

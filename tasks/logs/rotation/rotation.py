@@ -89,7 +89,7 @@ def program() -> str:
     """
     if found := shutil.which("logrotate", path=PLACES):
         return found
-    raise OpsError("logrotate is not installed on this host", "run apt install logrotate, then launch this again")
+    raise OpsError("logrotate is not installed on this host", "run apt install logrotate, then run this again")
 
 
 def _blocks(text: str) -> list[tuple[list[str], dict[str, str]]]:

@@ -50,7 +50,7 @@ STATISTICS_VERSION = 180000
 # pg_dump compresses: on a busy host the application comes first.
 NICE = 10
 # pg_dump's message if the server stops between its connection and its first statement.
-_ENDED, _AGAIN = "invalid client encoding", "launch this again when PostgreSQL answers; nothing was published"
+_ENDED, _AGAIN = "invalid client encoding", "run this again when PostgreSQL answers; nothing was published"
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 
 
@@ -118,7 +118,7 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
             logger().info("%s during the dump: restarting it", why)
     raise OpsError(
         f"objects are truncated, altered or dropped repeatedly during the dump; last: {last}",
-        "find TRUNCATE, ALTER and DROP in pg_stat_activity, pause those jobs, then launch this again",
+        "find TRUNCATE, ALTER and DROP in pg_stat_activity, pause those jobs, then run this again",
     )
 
 
@@ -167,7 +167,7 @@ def _read_back(
         return dumped_definitions(postgres, target, of_ascii), dumped_sequences(postgres, target, of_ascii)
     complete, setting = read_plain(target)
     if not complete:
-        raise VerificationFailed(f"{target.name} is truncated: pg_dump was interrupted", "launch this again")
+        raise VerificationFailed(f"{target.name} is truncated: pg_dump was interrupted", "run this again")
     with _translating(postgres):
         return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by(
             decoded(postgres, setting, of_ascii=of_ascii)

@@ -8,7 +8,7 @@ from runbook.errors import CommandFailed, OpsError, VerificationFailed
 
 _ABSENT = re.compile(r"(?P<kind>relation|type|function|schema|role|collation|access method)\b.* does not exist")
 _HINTS = {
-    "role": "create that role, then launch this again; or take the dump without owners and rights (-O -x) and "
+    "role": "create that role, then run this again; or take the dump without owners and rights (-O -x) and "
     "restore it with into=…",
     "relation": "take a dump of the whole database (without -t): this one needs a table that is not in it. With into=… "
     "foreign keys of a dump in custom format (-F c) are left out",

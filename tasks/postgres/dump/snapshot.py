@@ -47,7 +47,7 @@ def exported_snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, dat
             except psycopg.errors.LockNotAvailable:
                 raise OpsError(
                     "another session has locked a table for more than a minute",
-                    "find an ALTER TABLE or a long transaction in pg_stat_activity, end it, then launch this again",
+                    "find an ALTER TABLE or a long transaction in pg_stat_activity, end it, then run this again",
                 ) from None
             except psycopg.errors.OutOfMemory:
                 raise too_many_tables(postgres) from None
@@ -55,7 +55,7 @@ def exported_snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, dat
                 yield connection, str(row[0]), row[1].astimezone(UTC)
                 return
         logger().info("tables were created or dropped while they were locked (attempt %d): again", attempt + 1)
-    hint = "stop the migrations, then launch this again"
+    hint = "stop the migrations, then run this again"
     raise OpsError("tables are created and dropped all the time, so no snapshot could be taken", hint)
 
 
@@ -127,7 +127,7 @@ class LockLimit:
         """The setting that allows twice the tables."""
         wanted = max(2 * self.per, -(-2 * self.tables // self.processes))
         setting = f"ALTER SYSTEM SET max_locks_per_transaction = {wanted}"
-        return f"{setting} (on the standby first), restart PostgreSQL, then launch this again"
+        return f"{setting} (on the standby first), restart PostgreSQL, then run this again"
 
 
 @probe

@@ -173,11 +173,11 @@ def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> 
         try:
             connection.execute(rename.format(sql.Identifier(copy.database), sql.Identifier(target)))
         except psycopg.errors.DuplicateDatabase:
-            raise OpsError(f"a database {target} exists now", "launch this again with another name") from None
+            raise OpsError(f"a database {target} exists now", "run this again with another name") from None
         except psycopg.errors.ObjectInUse:
             raise OpsError(
                 f"a session uses {copy.database}, so it cannot be renamed to {target}",
-                "end that session (pg_stat_activity), then launch this again: it builds the copy anew",
+                "end that session (pg_stat_activity), then run this again: it builds the copy anew",
             ) from None
     return target
 

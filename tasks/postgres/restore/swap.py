@@ -130,7 +130,7 @@ def exchange(
         if not (committing.is_set() and guard.closed and was_swapped(postgres, session, live, oid)):
             raise OpsError(
                 f"the swapping session was lost: {first_line(error)}",
-                "check the server's log, then launch this again. Nothing was swapped",
+                "check the server's log, then run this again. Nothing was swapped",
             ) from None
     failpoint("swap: after commit")
     return time.monotonic() - started
@@ -155,7 +155,7 @@ def _require_identity(connection: Connection, moves: list[tuple[str, str, int]])
         if oid_of(connection, old) != oid:
             raise VerificationFailed(
                 f"{old} is another database than the judged one",
-                "launch this again: somebody replaced it meanwhile",
+                "run this again: somebody replaced it meanwhile",
             )
 
 
@@ -165,10 +165,10 @@ def _rename(connection: Connection, old: str, new: str) -> None:
     except psycopg.errors.ObjectInUse as error:
         raise OpsError(
             f"{old} could not be renamed: {error.diag.message_detail or error.diag.message_primary}",
-            "end the sessions or prepared transactions that use it, then launch this again. Nothing was swapped",
+            "end the sessions or prepared transactions that use it, then run this again. Nothing was swapped",
         ) from None
     except psycopg.errors.LockNotAvailable:
-        hint = "launch this again. Nothing was swapped"
+        hint = "run this again. Nothing was swapped"
         raise OpsError(f"{old} could not be locked within 20 s", hint) from None
 
 
@@ -241,7 +241,7 @@ def was_swapped(postgres: Postgres, session: int, name: str, oid: int) -> bool:
         raise SwapUnknown(
             f"the swapping session was lost and the server does not answer: it is unknown whether {name} was replaced",
             f"start the server, then read the OID of {name} in pg_database. If it is {oid}, the swap is done: do not "
-            "launch this again. Otherwise nothing was swapped: launch this again",
+            "run this again. Otherwise nothing was swapped: run this again",
         ) from None
 
 

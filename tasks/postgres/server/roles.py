@@ -156,5 +156,5 @@ def _make_tablespace(connection: Connection, statement: str) -> None:
     except (psycopg.errors.UndefinedFile, psycopg.errors.ObjectInUse) as error:
         raise OpsError(
             f"a tablespace cannot be created: {error.diag.message_primary}",
-            "create that directory, empty and owned by the server's user, then launch this again",
+            "create that directory, empty and owned by the server's user, then run this again",
         ) from None

@@ -151,7 +151,7 @@ def alter_system(
     try:
         _write(postgres, changes)
     except Unreachable as error:
-        hint = "start it, then launch this again: it writes the missing settings"
+        hint = "start it, then run this again: it writes the missing settings"
         raise Unreachable(f"while writing settings: {error.message}", hint) from None
     names = [change.name for change in changes]
     until(
@@ -194,4 +194,4 @@ def _alter(connection: Connection, change: PostgresSettingChange) -> None:
         if error.sqlstate is None or error.sqlstate.startswith("57P"):  # the server stopped
             raise
         what = error.diag.message_primary or type(error).__name__
-        raise OpsError(f"the server refuses {change}: {what}", "correct it and launch this again") from None
+        raise OpsError(f"the server refuses {change}: {what}", "correct it and run this again") from None

@@ -76,7 +76,7 @@ def close_sessions(
         hint = f"GRANT pg_signal_backend TO {postgres.admin_user}"
         raise OpsError(f"{postgres.admin_user} cannot end these sessions", hint) from None
     except Unreachable as error:
-        raise Unreachable(f"while closing sessions: {error.message}", "launch this again: it starts over") from None
+        raise Unreachable(f"while closing sessions: {error.message}", "run this again: it starts over") from None
 
 
 def _close(connection: Connection, database: str, session: ClientSession, min_seconds: float) -> Closed:

@@ -24,12 +24,12 @@ def require_unchanged(connection: Connection, tables: Sequence[FoundTable], ties
     for table in tables:
         now = known.get(table.name)
         if now is None or now.oid != table.oid or table_of(connection, now).columns != table.columns:
-            hint = "launch this again: somebody changed the table meanwhile"
+            hint = "run this again: somebody changed the table meanwhile"
             raise VerificationFailed(f"{table.name} is another table than the judged one", hint)
     if ties_of(connection, tables).pinned != ties.pinned:
         raise VerificationFailed(
             "keys, triggers or sequences of these tables differ from the judged ones",
-            "launch this again: somebody changed them meanwhile",
+            "run this again: somebody changed them meanwhile",
         )
 
 
@@ -70,7 +70,7 @@ def require_deferrable(connection: Connection, tables: Sequence[FoundTable]) -> 
         except errors.IntegrityError as error:
             raise VerificationFailed(
                 f"rows would violate the deferrable constraint {name}: {error.diag.message_primary}",
-                "drop the constraint, launch this again, correct the rows, and add it again: it is newer than the "
+                "drop the constraint, run this again, correct the rows, and add it again: it is newer than the "
                 "rows. Nothing was changed",
             ) from None
 

@@ -42,7 +42,7 @@ def _translated(error: psycopg.Error, stamp: str) -> OpsError:
         return OpsError(
             f"the session that replaces the rows was lost: {text}",
             f"check for tables named …_old_{stamp}. If they exist, the rows were replaced: do not restore again. If "
-            "not, nothing was changed: launch this again",
+            "not, nothing was changed: run this again",
         )
     match error:
         case errors.IntegrityError() | errors.DataError():
@@ -51,6 +51,6 @@ def _translated(error: psycopg.Error, stamp: str) -> OpsError:
                 "run restore-database, or copy the rows by hand: the rule is newer. Nothing was changed",
             )
         case errors.DiskFull():
-            hint = "free disk space, then launch this again. Nothing was changed"
+            hint = "free disk space, then run this again. Nothing was changed"
             return OpsError(f"the disk is full: {text}", hint)
     return as_ops_error(error)

@@ -151,7 +151,7 @@ def _replace(
     holders = _holders(guard, connection)
     raise OpsError(
         f"the tables could not be locked in {LOCK_ATTEMPTS} attempts of {LOCK_SECONDS} s: {holders}",
-        "wait for that transaction or end it, then launch this again. Nothing was changed",
+        "wait for that transaction or end it, then run this again. Nothing was changed",
     )
 
 
@@ -167,7 +167,7 @@ def _lock(connection: Connection, replacements: Sequence[TableReplacement]) -> N
             name = sql.Identifier(table.schema, table.relation)
             connection.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(name))
         except errors.UndefinedTable:
-            raise VerificationFailed(f"{table.name} was dropped since it was judged", "launch this again") from None
+            raise VerificationFailed(f"{table.name} was dropped since it was judged", "run this again") from None
 
 
 def _holders(guard: Connection, connection: Connection) -> str:

@@ -319,7 +319,7 @@ def wait_for_amcheck(standby: Postgres, database: str) -> Extension:
     Raises:
         Unreachable: it has not within half a minute.
     """
-    hint = "check the standby's lag with check-replication, then launch this again"
+    hint = "check the standby's lag with check-replication, then run this again"
     what = f"the replay of CREATE EXTENSION amcheck on {standby.host}:{standby.port}"
 
     def installed() -> Extension | None:

@@ -165,7 +165,7 @@ def _bytes(postgres: Postgres, index: Index) -> int:
     with upkeep_session(postgres) as connection:
         rows = execute(connection, _VALID, index.schema, index.relation)
     if not rows:
-        raise OpsError(f"{index.name} is not valid after its rebuild", "run check-indexes, then launch this again")
+        raise OpsError(f"{index.name} is not valid after its rebuild", "run check-indexes, then run this again")
     return int(rows[0][0])
 
 

@@ -32,7 +32,7 @@ NO_TIMEOUTS = {
 SESSION = {**NO_TIMEOUTS, "search_path": "", "TimeZone": "UTC", "client_connection_check_interval": "2s"}
 LOCKED_HINT = (
     "find the holder: SELECT pid, mode, relation::regclass FROM pg_locks WHERE granted AND relation IS NOT NULL "
-    "ORDER BY mode; end that session or wait, then launch this again"
+    "ORDER BY mode; end that session or wait, then run this again"
 )
 
 
@@ -97,21 +97,21 @@ def as_ops_error(error: psycopg.Error, lock_seconds: float = 0) -> OpsError:
             seconds = lock_seconds or LOCK_SECONDS
             return OpsError(f"the lock was not available within {seconds:g} s: {text}", LOCKED_HINT)
         case errors.QueryCanceled() | errors.AdminShutdown():
-            return OpsError(f"somebody cancelled it: {text}", "find out why, then launch this again: it is safe")
+            return OpsError(f"somebody cancelled it: {text}", "find out why, then run this again: it is safe")
         case errors.DiskFull():
-            return OpsError(f"the disk is full: {text}", "free disk space there, then launch this again")
+            return OpsError(f"the disk is full: {text}", "free disk space there, then run this again")
         case errors.IoError():
             return OpsError(
                 f"the server cannot read or write a file: {text}",
                 "check the disk (dmesg, the server's log); run check-corruption to find damaged tables",
             )
         case errors.DeadlockDetected():
-            return OpsError(f"a deadlock with another session: {text}", "launch this again")
+            return OpsError(f"a deadlock with another session: {text}", "run this again")
         case errors.SerializationFailure():  # by a standby's recovery
-            return Unreachable(f"it was cancelled: {text}", "launch this again; hot_standby_feedback = on prevents it")
+            return Unreachable(f"it was cancelled: {text}", "run this again; hot_standby_feedback = on prevents it")
         case psycopg.OperationalError() if (error.sqlstate or "08").startswith(("08", "57P")):
-            return Unreachable(f"the server stopped: {text}", "start it, check its log, then launch this again")
-    return OpsError(f"PostgreSQL refuses: {text}", "correct that, then launch this again")
+            return Unreachable(f"the server stopped: {text}", "start it, check its log, then run this again")
+    return OpsError(f"PostgreSQL refuses: {text}", "correct that, then run this again")
 
 
 @dataclass(frozen=True)

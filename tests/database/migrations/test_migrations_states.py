@@ -176,7 +176,7 @@ def test_a_migration_that_commits_in_between_and_fails_is_told_as_half_done(
     state = found(raised.value.report, "state of the system")
     assert "is at 0005, but part of a migration is committed (0006 commits in between)" in state.value
     assert "INDEX public.ix (owner grc_user) is new" in state.value
-    assert "launch this again" in state.hint
+    assert "run this again" in state.hint
     assert finding(raised.value.report, "locks on large tables") is Status.OK
 
 

@@ -54,7 +54,7 @@ def test_a_catalogue_that_can_be_neither_read_nor_written_stands_in_no_restore_s
 
 
 def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reads “launch it again” would lose what was written since."""
+    """Whoever reads “run it again” would lose what was written since."""
     backup_database.fn(NAME)
     monkeypatch.setattr(restore_steps, "judge_data_loss", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -63,7 +63,7 @@ def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatc
     state = next(finding for finding in told if finding["name"] == "state of the system")
     assert "is live, proven; the replaced database is kept as" in state["value"]
     assert "do not restore again" in state["hint"]
-    assert not [finding for finding in told if "launch this again" in finding["hint"]]
+    assert not [finding for finding in told if "run this again" in finding["hint"]]
 
 
 def test_roles_of_a_new_server_are_made_by_a_full_restore_only(trial: Trial) -> None:

@@ -306,7 +306,7 @@ def test_a_rebuild_whose_backend_dies_ends_well_when_launched_again(
         finally:
             ended.set()
             killer.join()
-    assert "launch this again" in found(failed.value.report, "state of the system").hint
+    assert "run this again" in found(failed.value.report, "state of the system").hint
     until(lambda: answers(trial), what="the server's recovery", seconds=120)
     assert trial.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_name'::regclass") == [(True,)]
     report = rebuild_indexes.fn(NAME, ["people_name"], confirm=NAME)

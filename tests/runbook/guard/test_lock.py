@@ -46,7 +46,7 @@ def holder(system: System, rank: Rank, actors: list[Actor], directory: Path) -> 
 def test_a_scheduled_run_waits_for_another_and_says_so(
     system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody would launch it again. One that a person launched is told at once."""
+    """Nobody would run it again. One that a person launched is told at once."""
     actor, told, reports = holder(system, "maintenance", actors, tmp_path), list[str](), list[Report]()
     monkeypatch.setattr(lock, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(lock, "logger", lambda: SimpleNamespace(info=lambda text, *values: told.append(text % values)))
