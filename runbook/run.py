@@ -70,88 +70,115 @@ def _recorded(
     report: Report, target: Target, plan: str, changes: bool, rank: Rank, often: bool, name: str
 ) -> Iterator[None]:
     """The run's lock, permit and end: whatever happens, its report is written."""
-    title, confirm, within = report.runbook, report.confirm, current_report()
-    pending: approval.ApprovalPending | None = None
-    if by := launched_by() if within is None else "":
-        report.fact("launched by", f"the automation {by}")
-    if within is None and is_unattended(target):
-        report.unattended = True
-        report.fact("unattended", f"{'this automation' if by else 'its schedule'} may: the environment's TOML says so")
-    elif within is None and is_without_person(confirm):
-        report.refused = f"{'an automation' if by else 'a schedule'} filled in confirm, and unattended does not name it"
+    within, ending, key = current_report(), _Ending(report), name or render.key(report)
+    if within is None:
+        _judge_launcher(report, target)
     records = carried_out.Records(target.reports_directory, target.name)
-    planned = pins.Pinned(records, name or render.key(report), plan, inner=within is not None)
-    report.pinned = planned
+    report.pinned = planned = pins.Pinned(records, key, plan, inner=within is not None)
     try:
         with use_report(report), report.closing as stack:
-            if within is None and rank == "maintenance" and confirm == target.name:
+            if within is None and rank == "maintenance" and report.confirm == target.name:
                 alone.require_prefect(target.name)
             if changes:
-                allowed = rank if confirm == target.name else "maintenance"  # a plan ends nobody's work
-                patience = PATIENCE_SECONDS if within is None and is_scheduled() else 0.0
-                lock = stack.enter_context(
-                    hold(target.name, target.reports_directory, title, allowed, patience, excluding=target.exclusion)
-                )
-                report.lock = lock
-                if within is None or within.lock is None:
-                    report.at_end(partial(_report_silence, report, lock))
-                report.fact("lock", f"keeps out {lock.keeps_out}")
-                if within is None or within.lock is None:  # a runbook inside another one may do what that one may
-                    _respect_containment(report, target, rank)
-                if patience and report.unattended:  # waited for before anything is judged, as the lock is
-                    lock.exclude()
+                _lock(stack, report, target, rank, within)
             planned.refuse_second_use()
-            report.gate = approval.gate(report, target, name or render.key(report), within)
+            report.gate = approval.gate(report, target, key, within)
             yield
             if not report.is_stopped and (report.permitted or (changes and report.may_change)):
                 planned.record(report)  # before the lock is free
-    except PlanOnly:
-        report.form = _form(report)
-    except approval.ApprovalPending as waits:
-        pending, report.planned = waits, True
-        report.form = "a second person resumes this run with a one-time code (its page, menu Resume)"
-    except RunbookFailed as error:
-        if error.report is not report:  # a runbook inside this one failed
-            _failed(report, error)
-        else:
-            _tell_state(report)
-    except LockLost as error:
-        if not report.state:
-            done = ", ".join(report.permitted_steps) or "none"
-            report.state_is(f"irreversible steps done before: {done}", error.hint)
-        _failed(report, error)
-        raise
-    except (NotConfirmed, Locked) as error:
-        if isinstance(error, pins.PlanChanged):
-            report.planned, report.form = True, _form(report)
-        _failed(report, error)
-        raise
-    except OpsError as error:
-        _failed(report, error)
     except BaseException as error:
-        if refused := described(error):
-            logger().debug("a driver's error that no step has put into words", exc_info=error)
-            _failed(report, refused)
-            raise RunbookFailed(report) from None
-        report.findings.append(
-            Finding(
-                "the run ended early",
-                Status.CRITICAL,
-                without_logins(f"{type(error).__name__}: {error}")[:300],
-                "",
-                "" if report.state else "run it again: it starts over and succeeds, or reports the next step",
-            )
-        )
-        _tell_state(report)
-        raise
+        if (raised := ending.of(error)) is error:
+            raise
+        if raised:
+            raise raised from None
     finally:
         _finish(report, target, often)
     if report.permitted and not report.is_stopped:
         planned.link(report)
-    if pending:  # the lock is free, and the plan is filed
-        approval.suspend(pending)
+    if ending.pending:  # the lock is free, and the plan is filed
+        approval.suspend(ending.pending)
     if report.status is Status.CRITICAL:
         raise RunbookFailed(report) from None
+
+
+def _judge_launcher(report: Report, target: Target) -> None:
+    """Whether a person launched the run; otherwise only the TOML's `unattended` lets it change something."""
+    by = launched_by()
+    if by:
+        report.fact("launched by", f"the automation {by}")
+    if is_unattended(target):
+        report.unattended = True
+        report.fact("unattended", f"{'this automation' if by else 'its schedule'} may: the environment's TOML says so")
+    elif is_without_person(report.confirm):
+        report.refused = f"{'an automation' if by else 'a schedule'} filled in confirm, and unattended does not name it"
+
+
+def _lock(stack: contextlib.ExitStack, report: Report, target: Target, rank: Rank, within: Report | None) -> None:
+    """Take the environment's lock for as long as `stack` is open. A runbook inside another one that holds it may do
+    what that one may."""
+    allowed = rank if report.confirm == target.name else "maintenance"  # a plan ends nobody's work
+    patience = PATIENCE_SECONDS if within is None and is_scheduled() else 0.0
+    lock = stack.enter_context(
+        hold(target.name, target.reports_directory, report.runbook, allowed, patience, excluding=target.exclusion)
+    )
+    report.lock = lock
+    is_outermost = within is None or within.lock is None
+    if is_outermost:
+        report.at_end(partial(_report_silence, report, lock))
+    report.fact("lock", f"keeps out {lock.keeps_out}")
+    if is_outermost:
+        _respect_containment(report, target, rank)
+    if patience and report.unattended:  # waited for before anything is judged, as the lock is
+        lock.exclude()
+
+
+@dataclass
+class _Ending:
+    """What ends a run, as its report states it. `pending`: a second person has to approve the plan."""
+
+    report: Report
+    pending: approval.ApprovalPending | None = None
+
+    def of(self, error: BaseException) -> BaseException | None:
+        """Record why the block ended. Returns the error to raise, or None where the report says all."""
+        report = self.report
+        match error:
+            case PlanOnly():
+                report.form = _form(report)
+            case approval.ApprovalPending():
+                self.pending, report.planned = error, True
+                report.form = "a second person resumes this run with a one-time code (its page, menu Resume)"
+            case RunbookFailed() if error.report is report:
+                _tell_state(report)
+            case LockLost() | NotConfirmed() | Locked():
+                self._refused(error)
+                return error
+            case OpsError():  # also a runbook inside this one that failed
+                _failed(report, error)
+            case _:
+                return self._unknown(error)
+        return None
+
+    def _refused(self, error: LockLost | NotConfirmed | Locked) -> None:
+        report = self.report
+        if isinstance(error, LockLost) and not report.state:
+            done = ", ".join(report.permitted_steps) or "none"
+            report.state_is(f"irreversible steps done before: {done}", error.hint)
+        if isinstance(error, pins.PlanChanged):
+            report.planned, report.form = True, _form(report)
+        _failed(report, error)
+
+    def _unknown(self, error: BaseException) -> BaseException:
+        report = self.report
+        if refused := described(error):
+            logger().debug("a driver's error that no step has put into words", exc_info=error)
+            _failed(report, refused)
+            return RunbookFailed(report)
+        seen = without_logins(f"{type(error).__name__}: {error}")[:300]
+        hint = "" if report.state else "run it again: it starts over and succeeds, or reports the next step"
+        report.findings.append(Finding("the run ended early", Status.CRITICAL, seen, "", hint))
+        _tell_state(report)
+        return error
 
 
 def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
