@@ -27,6 +27,7 @@ from runbook.errors import OpsError
 HERE = Path(__file__).parent
 RULES, DASHBOARD = HERE / "prometheus" / "alerts.yaml", HERE / "grafana" / "interview-ops.json"
 Limits = Mapping[str, tuple[float, float]]
+Row = tuple[str, str, str, float | None]
 SEVERITY = {"severe": "critical", "normal": "warning"}
 DAY = 86400
 VERIFIED_DAYS, DRILL_DAYS = 8, 100
@@ -171,40 +172,7 @@ def _of_recovery(limits: Limits) -> list[dict[str, Any]]:
 
 def dashboard(limits: Limits) -> dict[str, Any]:
     """A Grafana dashboard (https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/)."""
-    recovery = [
-        ("Lost if restored now, of the RPO", 'ops_recovery_loss_seconds{environment=~"$environment"}', "s", None),
-        ("Estimated duration of a recovery", 'ops_recovery_estimate_seconds{environment=~"$environment"}', "s", None),
-        (
-            "Age of the newest backup",
-            'ops_backup_age_seconds{environment=~"$environment"}',
-            "s",
-            limits.get(metrics.BACKUP_AGE.name, (3600.0, float(DAY)))[1],
-        ),
-        (
-            "Age of the newest verified backup",
-            'ops_backup_verified_age_seconds{environment=~"$environment"}',
-            "s",
-            float(VERIFIED_DAYS * DAY),
-        ),
-        (
-            "Since the last drill",
-            'time() - ops_drill_last_timestamp_seconds{environment=~"$environment"}',
-            "s",
-            float(DRILL_DAYS * DAY),
-        ),
-        ("RTO of the last drill", 'ops_drill_last_rto_seconds{environment=~"$environment"}', "s", None),
-    ]
-    units = {"s": "s", "ratio": "percentunit", "count": "short"}
-    alarms = [
-        (
-            f"{one.title} ({one.name})",
-            f'{exported(one.name)}{{environment=~"$environment"}}',
-            units[one.metric.unit],
-            one.limit(limits),
-        )
-        for one in ALARMS.values()
-    ]
-    panels = [_panel(number, *row) for number, row in enumerate([*recovery, *alarms], 1)]
+    panels = [_panel(number, *row) for number, row in enumerate([*_recovery_rows(limits), *_alarm_rows(limits)], 1)]
     variable = {
         "name": "environment",
         "type": "query",
@@ -228,6 +196,47 @@ def dashboard(limits: Limits) -> dict[str, Any]:
         "templating": {"list": [variable]},
         "panels": panels,
     }
+
+
+def _recovery_rows(limits: Limits) -> list[Row]:
+    """Title, query, unit and limit of each panel on what can be recovered."""
+    return [
+        ("Lost if restored now, of the RPO", 'ops_recovery_loss_seconds{environment=~"$environment"}', "s", None),
+        ("Estimated duration of a recovery", 'ops_recovery_estimate_seconds{environment=~"$environment"}', "s", None),
+        (
+            "Age of the newest backup",
+            'ops_backup_age_seconds{environment=~"$environment"}',
+            "s",
+            limits.get(metrics.BACKUP_AGE.name, (3600.0, float(DAY)))[1],
+        ),
+        (
+            "Age of the newest verified backup",
+            'ops_backup_verified_age_seconds{environment=~"$environment"}',
+            "s",
+            float(VERIFIED_DAYS * DAY),
+        ),
+        (
+            "Since the last drill",
+            'time() - ops_drill_last_timestamp_seconds{environment=~"$environment"}',
+            "s",
+            float(DRILL_DAYS * DAY),
+        ),
+        ("RTO of the last drill", 'ops_drill_last_rto_seconds{environment=~"$environment"}', "s", None),
+    ]
+
+
+def _alarm_rows(limits: Limits) -> list[Row]:
+    """The same of each metric with an alarm."""
+    units = {"s": "s", "ratio": "percentunit", "count": "short"}
+    return [
+        (
+            f"{one.title} ({one.name})",
+            f'{exported(one.name)}{{environment=~"$environment"}}',
+            units[one.metric.unit],
+            one.limit(limits),
+        )
+        for one in ALARMS.values()
+    ]
 
 
 _SOURCE = {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}

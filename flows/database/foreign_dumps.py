@@ -72,6 +72,12 @@ def judge(report: Report, env: Environment, found: ForeignDump, into: str, serve
             value="no psql meta-command was found in the text, but this psql does not block them",
             expected="psql blocks them",
         )
+    _judge_tables(report, env, found, into)
+    report.fail_if_critical()
+
+
+def _judge_tables(report: Report, env: Environment, found: ForeignDump, into: str) -> None:
+    """Whether every table of the live database is in the dump, with its foreign keys."""
     if found.orphans:
         report.fail(
             "foreign keys to tables that are not in the dump",
@@ -91,7 +97,6 @@ def judge(report: Report, env: Environment, found: ForeignDump, into: str, serve
             value=f"missing: {_some(lacking)}" if lacking else len(found.tables),
             expected="every table of the live database",
         )
-    report.fail_if_critical()
 
 
 def prove(report: Report, env: Environment, copy: Copy, into: str, *, strict: bool) -> object:

@@ -92,6 +92,11 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
             for one in found[:SHOWN]
         ],
     )
+    _judge_new(report, found, known=known)
+
+
+def _judge_new(report: Report, found: list[Kind], *, known: bool) -> None:
+    """Kinds that the hours before did not have, and whether there are more errors than then."""
     if not known:
         report.warn(
             "what is new",
@@ -106,6 +111,7 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
         "check what was deployed or changed since: the table has them",
         value="; ".join(masked(one.text)[:80] for one in new[:3]) or "none",
     )
+    total, before = sum(one.count for one in found), sum(one.before for one in found)
     more = total > MORE_RATIO * before and total - before >= MORE_LINES
     report.prefer(
         "errors against the hours before",

@@ -97,7 +97,19 @@ def _count_errors(page: Page) -> None:
         timeless = count_undated(source)
         future = int(source.rows("SELECT count(*) FROM ahead")[0][0])
         report_files_read(report, source, bad)
-    count = sum(one.count for one in found)
+    began = begins_at(files[0], env.logs.field("timestamp"))
+    if began is None or began > since:
+        page.log_begins("all of the day's errors", began, "check its rotation with check-logging")
+    if files[-1].modified < since:
+        page.not_measured(
+            "the log", f"no line was written for {HOURS} h", "check that the application logs to this file"
+        )
+    _judge_errors(page, found, timeless, future)
+
+
+def _judge_errors(page: Page, found: list[errors.Kind], timeless: int, future: int) -> None:
+    """The errors of the day by kind, and those that no day has."""
+    report, count = page.report, sum(one.count for one in found)
     hint = f"{page.launch('summarise-errors')} shows the new kinds and their beginning"
     worst = found[0].text[:60] if found else "none"
     page.judge(metrics.LOG_ERRORS, count, hint, of=f"last {HOURS} h, most: {masked(worst)}")
@@ -112,13 +124,6 @@ def _count_errors(page: Page) -> None:
             "errors with a time in the future",
             "correct the clock of the application's host, or of this one",
             value=f"{future:,}, not counted",
-        )
-    began = begins_at(files[0], env.logs.field("timestamp"))
-    if began is None or began > since:
-        page.log_begins("all of the day's errors", began, "check its rotation with check-logging")
-    if files[-1].modified < since:
-        page.not_measured(
-            "the log", f"no line was written for {HOURS} h", "check that the application logs to this file"
         )
     report.fact("errors", f"{count:,} in {HOURS} h")
     report.table(

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -67,16 +67,8 @@ def start_in_foreground(application: Application) -> StartTrial:
         )
     source = f"{len(values)} of {application.env_file}" if values else "none but PATH and HOME"
     port, mark = _free_port(), uuid.uuid4().hex
+    own = _variables(application, values, port, mark)
     argv = [_filled(word, application.python, port) for word in application.start_command]
-    own = {
-        HOOKS: "off",
-        **values,
-        **application.start_variables,
-        "PORT": str(port),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUNBUFFERED": "1",
-        MARK: mark,
-    }
     forgotten = [word for name in os.environ if name not in KEPT and name not in own for word in ("-u", name)]
     lines, started = deque[bytes](maxlen=LINES), time.monotonic()
     try:
@@ -103,6 +95,18 @@ def start_in_foreground(application: Application) -> StartTrial:
     return StartTrial(
         served, code, said, time.monotonic() - started, source, own[HOOKS] != "off", masked(" ".join(argv))
     )
+
+
+def _variables(application: Application, values: Mapping[str, str], port: int, mark: str) -> dict[str, str]:
+    return {
+        HOOKS: "off",
+        **values,
+        **application.start_variables,
+        "PORT": str(port),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        MARK: mark,
+    }
 
 
 def _keep(stream: IO[bytes], lines: deque[bytes]) -> None:

@@ -217,21 +217,10 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     shutil.rmtree(beside, ignore_errors=True)
     kept = _own_configuration(data, rewinding, note)
     upstream = upstream_of(primary, standby)
-    slot = [f"--slot={standby.slot}"] if standby.slot else []
+    options = ["--wal-method=stream", "--checkpoint=fast", "--no-password"]
+    options += [f"--slot={standby.slot}"] if standby.slot else []
     shell.run(
-        [
-            standby.program("pg_basebackup"),
-            "-D",
-            beside,
-            "-X",
-            "stream",
-            "-c",
-            "fast",
-            "--no-password",
-            *slot,
-            "-d",
-            _source(primary, "base-backup"),
-        ],
+        [standby.program("pg_basebackup"), *options, "-D", beside, "-d", _source(primary, "base-backup")],
         environment=_login(primary),
         user=standby.os_user,
         directory=Path("/"),

@@ -262,7 +262,11 @@ def judge_locks(report: Report, watched: Watched, longest: float, *, stops: bool
     )
     seconds = [(revision, duration(took)) for revision, took in watched.seconds]
     report.table("Migrations on the copy", ("revision", "took"), seconds, most=MOST_SHOWN)
-    found = sorted(watched.locks, key=lambda lock: (-lock.seconds, -lock.rows))
+    _judge_longest(report, watched.locks, longest, stops=stops)
+
+
+def _judge_longest(report: Report, locks: Sequence[HeldTableLock], longest: float, *, stops: bool) -> None:
+    found = sorted(locks, key=lambda lock: (-lock.seconds, -lock.rows))
     report.table(
         "Locks on existing tables, held until the transaction ends",
         ("migration", "table", "lock", "blocks", "rewritten", "held on the copy", "size", "rows"),

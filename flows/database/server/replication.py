@@ -235,37 +235,6 @@ MOST_ROWS = 50
 
 def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int | None, limit: str) -> None:
     """The WAL that each slot retains, and the time left until the slot is lost or the disk is full."""
-    rows = []
-    for slot in slots:
-        lost_first = slot.safe_bytes is not None and (free is None or slot.safe_bytes <= free)
-        space = slot.safe_bytes if lost_first else free
-        left = math.nan if space is None else rates.wal.seconds_left(space)
-        shown = "not measured" if math.isnan(left) else time_left(left)
-        end = "until it is lost" if lost_first else "until the disk is full"
-        rows.append(
-            (
-                slot.name,
-                slot.kind,
-                slot.database,
-                "yes" if slot.active else slot.inactive_since or "no",
-                slot.wal_status,
-                size(slot.held_bytes),
-                "no limit" if slot.safe_bytes is None else size(slot.safe_bytes),
-                f"{shown} {end}",
-                "" if space is None else time_left(rates.wal.seconds_left_on_average(space)),
-            )
-        )
-        status, hint = _verdict(slot, left, limit, lost_first)
-        value = f"{'active' if slot.active else 'inactive'}, {slot.wal_status}, retains {size(slot.held_bytes)}, "
-        value += f"{shown} {end}" if slot.wal_status != "lost" else "its WAL is deleted"
-        report.require(
-            f"slot {slot.name}",
-            status is Status.OK,
-            hint,
-            value=value,
-            expected=f"active, more than {duration(WARN_SECONDS)} left",
-            worst=status,
-        )
     columns = (
         "slot",
         "kind",
@@ -277,7 +246,39 @@ def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int
         "left",
         "left at the average rate",
     )
+    rows = [_judge_slot(report, slot, rates, free, limit) for slot in slots]
     report.table("Slots", columns, rows, most=MOST_ROWS)
+
+
+def _judge_slot(report: Report, slot: Slot, rates: Rates, free: int | None, limit: str) -> tuple[str, ...]:
+    """One slot's finding. Returns its row of the table."""
+    lost_first = slot.safe_bytes is not None and (free is None or slot.safe_bytes <= free)
+    space = slot.safe_bytes if lost_first else free
+    left = math.nan if space is None else rates.wal.seconds_left(space)
+    shown = "not measured" if math.isnan(left) else time_left(left)
+    end = "until it is lost" if lost_first else "until the disk is full"
+    status, hint = _verdict(slot, left, limit, lost_first)
+    value = f"{'active' if slot.active else 'inactive'}, {slot.wal_status}, retains {size(slot.held_bytes)}, "
+    value += f"{shown} {end}" if slot.wal_status != "lost" else "its WAL is deleted"
+    report.require(
+        f"slot {slot.name}",
+        status is Status.OK,
+        hint,
+        value=value,
+        expected=f"active, more than {duration(WARN_SECONDS)} left",
+        worst=status,
+    )
+    return (
+        slot.name,
+        slot.kind,
+        slot.database,
+        "yes" if slot.active else str(slot.inactive_since or "no"),
+        slot.wal_status,
+        size(slot.held_bytes),
+        "no limit" if slot.safe_bytes is None else size(slot.safe_bytes),
+        f"{shown} {end}",
+        "" if space is None else time_left(rates.wal.seconds_left_on_average(space)),
+    )
 
 
 def _verdict(slot: Slot, left: float, limit: str, lost_first: bool) -> tuple[Status, str]:
