@@ -15,6 +15,7 @@ import psycopg
 
 from benchmarks.figures import as_table, write_json
 from benchmarks.place import Called, place
+from benchmarks.quiet import Calibration, calibrate
 from lab.progress import progress
 from runbook.errors import OpsError
 from runbook.page.render import table
@@ -38,6 +39,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
     suite: Suite | None = None
+    before = calibrate()
+    print(f"The machine: {before}", file=sys.stderr, flush=True)
     tell = progress(lambda line: print(line, file=sys.stderr, flush=True))
     try:
         if chosen.only == "redis":
@@ -58,16 +61,17 @@ def main() -> int:
     except (OpsError, psycopg.Error, httpx.HTTPError) as error:
         print(error, file=sys.stderr)
         if suite and suite.figures:
-            _show(suite, chosen.megabytes, chosen.json)
+            _show(suite, chosen.megabytes, before, chosen.json)
         return 1
     except KeyboardInterrupt:
         return 130
-    _show(suite, chosen.megabytes, chosen.json)
+    _show(suite, chosen.megabytes, before, chosen.json)
     return 0
 
 
-def _show(suite: Suite, megabytes: int, path: Path | None) -> None:
-    print(f"{megabytes} MB of data, {os.cpu_count()} cores, medians\n\n{as_table(suite.figures)}\n")
+def _show(suite: Suite, megabytes: int, before: Calibration, path: Path | None) -> None:
+    print(f"{megabytes} MB of data, medians. The machine before: {before}. After: {calibrate()}.\n")
+    print(f"{as_table(suite.figures)}\n")
     if suite.profile:
         print(f"Where a full restore spends its time:\n\n{_profile(suite.profile)}\n")
     missed = [figure.name for figure in suite.figures if figure.holds is False]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import load
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
@@ -22,8 +23,8 @@ from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway
 
 ROUNDS = 2
 S3_ROUNDS = 3
-S3_BAR = 1.25
-OVERHEAD_SECONDS = 3.0
+S3_BAR = 1.0
+OVERHEAD_SECONDS = 2.0
 VERIFY = "flows.database.backup:verify_backup"
 VACUUM = "flows.database.upkeep.vacuum:vacuum_database"
 REINDEX = "flows.database.upkeep.indexes:rebuild_indexes"
@@ -48,16 +49,20 @@ class Chapter:
         """Against `pg_restore` into another database, as the manual has it: which proves nothing."""
         ours: list[Called] = []
         peer = []
+        written: list[int] = []
         for number in range(ROUNDS):
             self.place.settle(self.rows)
-            ours.append(self.place.call(VERIFY))
+            with load.disk_growth(self.place) as grown:
+                ours.append(self.place.call(VERIFY))
+            written.append(grown.wal_bytes)
             self.place.settle(self.rows)
             peer.append(self.peers.restore())
             self.place.tell(f"verify {number + 1}: ours {ours[-1].seconds:.1f} s, pg_restore {peer[-1]:.1f} s")
         filling = [call.step("fill_scratch") for call in ours]
         return [
-            Figure.ratio("verify_backup ÷ pg_restore -v", [call.seconds for call in ours], peer, 0.6),
+            Figure.ratio("verify_backup ÷ pg_restore -v", [call.seconds for call in ours], peer, 0.70),
             Figure.ratio("… its restoring alone", filling, peer),
+            Figure.bytes("… WAL that it writes to production", written, 1 << 20),
         ]
 
     def upkeep(self) -> list[Figure]:
@@ -135,16 +140,15 @@ class Chapter:
 def s3_figures(
     ours: Sequence[Called], peer: Sequence[float], starting: Sequence[float], megabytes: float
 ) -> list[Figure]:
-    """At least 0.8 of its speed is at most 1.25 of its time. Our seconds are those of a flow whose modules are
-    imported; so the program's start-up is taken off in the line that is stricter for us, and both lines have the bar.
-    """
+    """Our seconds are those of a flow whose modules are imported; so the program's start-up is taken off in the line
+    that is stricter for us, and both lines have the bar."""
     start = statistics.median(starting)
     sent = [call.step("copy_backup") for call in ours]
     copied = [seconds - start for seconds in peer]
     return [
         Figure.ratio(
             f"S3: copy_backup, the step of replicate_backups that hashes and sends a backup of "
-            f"{megabytes:.0f} MB ÷ aws s3 cp --recursive (0.8 × its speed)",
+            f"{megabytes:.0f} MB ÷ aws s3 cp --recursive",
             sent,
             peer,
             S3_BAR,

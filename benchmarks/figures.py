@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.page.render import table
+from runbook.units import size
 
 COLUMNS = ("what", "ours", "peer", "ratio or figure", "bar", "holds")
 
@@ -38,6 +39,12 @@ class Figure:
         mine = statistics.median(ours)
         return cls(name, mine, bar, mine, unit="s")
 
+    @classmethod
+    def bytes(cls, name: str, values: Sequence[int], bar: int | None = None) -> Figure:
+        """A median of bytes by itself."""
+        middle = statistics.median(values)
+        return cls(name, middle, bar, unit="B", shown=size(middle))
+
     @property
     def holds(self) -> bool | None:
         """None where there is no bar."""
@@ -46,9 +53,9 @@ class Figure:
     def row(self) -> tuple[str, ...]:
         """For the table."""
         value = self.shown or (f"{self.value:.2f} {self.unit}".strip())
-        bar = "" if self.bar is None else f"≤ {self.bar:g} {self.unit}".strip()
+        bar = "" if self.bar is None else size(self.bar) if self.unit == "B" else f"{self.bar:g} {self.unit}".strip()
         holds = {None: "", True: "yes", False: "**no**"}[self.holds]
-        return self.name, _seconds(self.ours), _seconds(self.peer), value, bar, holds
+        return self.name, _seconds(self.ours), _seconds(self.peer), value, bar and f"≤ {bar}", holds
 
 
 def as_table(figures: Sequence[Figure]) -> str:

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 import httpx
 import psycopg
 
-from benchmarks.place import Place
+from benchmarks.place import DATABASE, Place
+from lab.lifecycle import existing
+from lab.processes import marked
 
 USER = "monitor"
 HAMMER_SECONDS = 0.01
 READS_PER_SECOND, WRITES_PER_SECOND = 40.0, 5.0
 READERS = 2
 SAMPLE_SECONDS = 0.25
+IDLE_SECONDS, IDLE_SHARE = 2.0, 0.1
 
 
 @dataclass
@@ -131,6 +134,55 @@ def disk_growth(place: Place) -> Iterator[Growth]:
         yield growth
     ended = place.sql("SELECT pg_current_wal_lsn()")[0][0]
     growth.wal_bytes = int(place.sql(f"SELECT pg_wal_lsn_diff('{ended}', '{began}')")[0][0])
+
+
+@dataclass
+class Acknowledged:
+    """Numbers whose commit returned, in a table of their own."""
+
+    place: Place
+    numbers: list[int] = field(default_factory=list)
+
+    def lost(self) -> set[int]:
+        """Those that the database has no more."""
+        there = {int(number) for (number,) in self.place.sql("SELECT number FROM public.bench_writes", DATABASE)}
+        return set(self.numbers) - there
+
+
+def acknowledged(place: Place) -> Acknowledged:
+    """A client that commits a number every 10 ms, for two seconds."""
+    place.sql("DROP TABLE IF EXISTS public.bench_writes", DATABASE)
+    place.sql("CREATE TABLE public.bench_writes (number bigint PRIMARY KEY)", DATABASE)
+    written, dsn = Acknowledged(place), place.status["postgres"]["admin_dsn"]
+
+    def write(stop: threading.Event) -> None:
+        with psycopg.connect(dsn, dbname=DATABASE, autocommit=True) as connection:
+            while not stop.wait(HAMMER_SECONDS):
+                number = len(written.numbers)
+                connection.execute("INSERT INTO public.bench_writes VALUES (%s)", [number])
+                written.numbers.append(number)
+
+    with _threads(write):
+        let_pass(IDLE_SECONDS)
+    return written
+
+
+def archiver_seconds(place: Place, *, until_idle: bool = False) -> float:
+    """Processor seconds of the lab's archiver of WAL until now. `until_idle`: until two seconds cost it next to
+    nothing, so that what was written before is archived."""
+    services, _ = existing(place.lab.name)
+    (process,) = [one for one in marked(services.layout.supervisor) if "tasks.wal.archiver" in one.cmdline()]
+
+    def spent() -> float:
+        times = process.cpu_times()
+        return float(times.user + times.system)
+
+    while until_idle:
+        before = spent()
+        let_pass(IDLE_SECONDS)
+        if spent() - before < IDLE_SHARE * IDLE_SECONDS:
+            break
+    return spent()
 
 
 def _size(place: Place) -> int:

@@ -137,6 +137,7 @@ def _measured(cluster: Cluster, peer: Pgbackrest, tell: Tell) -> list[Figure]:
             "along) ÷ pgBackRest's backup and verify",
             [one.seconds - one.step("ship_now") for one in backups],
             both,
+            1.0,
         ),
         Figure.ratio(
             "… copying and verifying alone: take_base ÷ the same", [one.step("take_base") for one in backups], both
@@ -146,6 +147,7 @@ def _measured(cluster: Cluster, peer: Pgbackrest, tell: Tell) -> list[Figure]:
             "… restored into a directory and verified: build_instance ÷ pgBackRest's restore",
             [one.step("build_instance") for one in restores],
             restoring,
+            1.0,
         ),
     ]
 
