@@ -54,7 +54,7 @@ def limit_unattended(report: Report, env: Environment, what: str, doomed: Sequen
         return doomed
     report.warn(
         "share that is deleted",
-        "check the plan and launch this with confirm to delete them all now. Otherwise the next run deletes more",
+        "check the plan and run this with confirm to delete them all now. Otherwise the next run deletes more",
         value=f"{len(doomed)} of {total} {what} can be deleted; this run deletes {most}",
         expected=f"at most {env.unattended_share:.0%} in one unattended run (unattended_share)",
     )

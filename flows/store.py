@@ -139,7 +139,7 @@ def judge_origin(report: Report, env: Environment, backup: Backup, wanted: str) 
     report.require(
         "environment of the backup",
         backup.manifest.environment == env.name,
-        f"launch this with backup={backup.name} if a backup of {backup.manifest.environment} is intended",
+        f"run this with backup={backup.name} if a backup of {backup.manifest.environment} is intended",
         value=backup.manifest.environment,
         expected=env.name,
         worst=Status.WARN if wanted == backup.name else Status.CRITICAL,

@@ -226,7 +226,7 @@ def create_migration(environment: str, message: str = "", autogenerate: bool = T
         if env.tier == "production":
             raise OpsError(
                 f"{env.name} is production: migrations are created in the repository and deployed with a release",
-                "launch this in development, review and commit the file, deploy it",
+                "run this in development, review and commit the file, deploy it",
             )
         heads = read_heads(env.application)
         current = read_revision(env.postgres, env.postgres.database)

@@ -142,7 +142,7 @@ class ApprovalGate:
             if not self.within.approved:
                 raise NotConfirmed(
                     f"{self.runbook} needs a second person's approval, and {self.within.runbook} was not approved",
-                    "launch it directly, or add the calling runbook to [approval] required",
+                    "run it directly, or add the calling runbook to [approval] required",
                 )
             report.approved = self.within.approved
             return
@@ -174,7 +174,7 @@ class ApprovalGate:
         if run is None:
             raise NotConfirmed(
                 f"{self.runbook} needs a second person's approval, and this run cannot wait for it",
-                f"launch it in the Prefect UI, or by python -m flows.launch {self.runbook}",
+                f"run it in the Prefect UI, or by python -m flows.launch {self.runbook}",
             )
         answers, asked = _answers(run)
         why = ""

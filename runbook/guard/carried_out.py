@@ -122,7 +122,7 @@ class Records:
             if not name.startswith(PLAN):  # a disk that fails must not refuse a recovery
                 return None
             what = f"{self.directory / name} cannot be read: this plan may have been carried out ({error})"
-            raise CarriedOut(what, "check what was done, then launch it with an empty plan") from None
+            raise CarriedOut(what, "check what was done, then run it with an empty plan") from None
 
     def _prune_files(self) -> None:
         for old in self.directory.iterdir():

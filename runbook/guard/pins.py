@@ -28,7 +28,7 @@ from runbook.units import size
 PARAMETER = "plan"
 WRITES = metrics.PLAN_WRITES
 VALID = timedelta(days=7)
-AGAIN = "launch it with an empty confirm to see a new plan"
+AGAIN = "run it with an empty confirm to see a new plan"
 NO_ANSWER = "no answer"
 _TIME, _ACTS = "at", "acts"
 _COUNTS = re.compile(r"(: )?\d[\d,]* (rows|keys|others)\b")

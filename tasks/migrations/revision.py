@@ -50,7 +50,7 @@ def create_revision(postgres: Postgres, application: Application, message: str, 
         if "does not provide a MetaData object" in error.message:
             raise OpsError(
                 "the application's alembic/env.py gives Alembic no models (target_metadata is None)",
-                "set target_metadata there, or launch this with autogenerate=false and write the migration by hand",
+                "set target_metadata there, or run this with autogenerate=false and write the migration by hand",
             ) from None
         written = [script for script in heads_of(application).scripts if script.revision not in known]
         left = f"; it wrote {written[0].path}" if written else ""

@@ -118,7 +118,7 @@ def read_only_by_default(stranger: Stranger, patch: pytest.MonkeyPatch) -> Itera
     stranger.sql("BEGIN READ WRITE; ALTER ROLE postgres RESET default_transaction_read_only; COMMIT")
 
 
-@refused_with("max_connections: 100 — launch this with jobs=", down=True)
+@refused_with("max_connections: 100 — run this with jobs=", down=True)
 def more_jobs_than_connections(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
     patch.setattr("tasks.postgres.server.requirements.OTHER_SESSIONS", 80)
     yield {"jobs": 32}

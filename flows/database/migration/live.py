@@ -126,7 +126,7 @@ def judge_losses(
     value = f"{rows:,} in {len(tables)} tables"
     report.fact("rows that are lost", value)
     if report.confirm:
-        hint = f"launch this with lose_rows={rows} if the loss is intended"
+        hint = f"run this with lose_rows={rows} if the loss is intended"
         report.require("rows that are lost", rows <= accepted, hint, value=value, expected=f"at most {accepted:,}")
     elif rows:
         report.plan("lose rows", f"{value} (see the table Data loss): confirm with lose_rows={rows}")

@@ -238,7 +238,7 @@ def judge_total(report: Report, env: Environment, activity: SessionActivity, poo
     """The connections that all workers can open, against those that the server has for them."""
     count = workers or int((pool.workers.number if pool.workers else None) or 0)
     if not count:
-        hint = "launch this with workers=…: no running backend was found on this host"
+        hint = "run this with workers=…: no running backend was found on this host"
         report.warn("workers not measured", hint, value="1 is assumed", expected="the number of worker processes")
         count = 1
     size, overflow = (pool.values[name].number if name in pool.values else None for name in (SIZE, OVERFLOW))
@@ -273,7 +273,7 @@ def _judge_free(report: Report, env: Environment, activity: SessionActivity, tot
     report.prefer(
         "the role's connections now",
         used <= total,
-        "launch this with the right workers=…, or find the other clients that use the application's role",
+        "run this with the right workers=…, or find the other clients that use the application's role",
         value=used,
         expected=f"at most {total}",
     )

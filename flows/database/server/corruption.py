@@ -145,7 +145,7 @@ def _has_amcheck(report: Report, extension: Extension, database: str) -> bool:
     if extension.schema:
         report.fact("amcheck", extension.version)
         return True
-    create = f"run CREATE EXTENSION amcheck in {database} on the primary, or launch this with install=true"
+    create = f"run CREATE EXTENSION amcheck in {database} on the primary, or run this with install=true"
     hint = create if extension.available else "install the contrib package of the server's version, then " + create
     report.warn("heap and indexes", hint, value="not measured: amcheck is not installed", expected="checked")
     return False
@@ -155,7 +155,7 @@ MOST_ROWS = 50
 MOST_FINDINGS = 10
 # Physical damage is not replicated: the primary can be intact.
 ON_STANDBY = (
-    "launch this with where=primary. If the primary is intact, keep a copy of this host's files, check its disk and "
+    "run this with where=primary. If the primary is intact, keep a copy of this host's files, check its disk and "
     "memory, and rebuild the standby (pg_basebackup -R): a standby cannot be repaired"
 )
 
@@ -204,7 +204,7 @@ def judge_collations(report: Report, found: Collations, database: str, *, standb
             indexes = f"REINDEX the {len(changed.indexes)} indexes in the table below"
         refresh = f"ALTER {kind.upper()} {target} REFRESH {'COLLATION ' * (kind == 'database')}VERSION"
         elsewhere = (
-            "launch this with where=primary; where only the standby differs, give its host the primary's "
+            "run this with where=primary; where only the standby differs, give its host the primary's "
             "operating system; where both do, on the primary: "
         )
         report.warn(
@@ -245,7 +245,7 @@ def judge_checked(report: Report, checked: tuple[CheckedRelation, ...], *, live:
     report.prefer(
         "time budget",
         not missed,
-        f"launch this with a larger budget_seconds, or with tables={names[:5]}",
+        f"run this with a larger budget_seconds, or with tables={names[:5]}",
         value=f"{len(missed)} of {len(checked)} relations not reached ({size(_bytes(missed))})",
         expected="all reached",
     )
@@ -254,7 +254,7 @@ def judge_checked(report: Report, checked: tuple[CheckedRelation, ...], *, live:
     if failed:
         report.warn(
             "relations that could not be checked",
-            "fix the cause, then launch this with their tables",
+            "fix the cause, then run this with their tables",
             value="; ".join(f"{one.relation.name}: {one.message}" for one in failed[:3]),
         )
     if not damaged and not reached:

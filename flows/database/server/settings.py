@@ -295,7 +295,7 @@ def parse_override(found: PostgresServerSettings, override: str) -> dict[str, st
             f"{name} is set by the {setting.source}", "ALTER SYSTEM has no effect: correct the start command"
         )
     if setting.same(value, MANUAL[name]):
-        raise OpsError(f"{name} = {value} is the manual's value", f"launch it with names={name} and no override")
+        raise OpsError(f"{name} = {value} is the manual's value", f"run it with names={name} and no override")
     return {name: value}
 
 

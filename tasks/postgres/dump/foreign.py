@@ -94,7 +94,7 @@ def read_foreign(postgres: Postgres, directory: Path, wanted: str) -> ForeignDum
 def _form(path: Path) -> str:
     if path.is_dir():
         if (path / MANIFEST).exists():
-            raise OpsError(f"{path} is a backup of this project", f"launch this with backup={path.name}")
+            raise OpsError(f"{path} is a backup of this project", f"run this with backup={path.name}")
         if not (path / CONTENTS).exists():
             raise OpsError(f"{path} has no {CONTENTS}: it is not a pg_dump directory", f"choose {SUPPORTED}")
         return "directory"

@@ -154,7 +154,7 @@ def _of_extensions(content: DatabaseContent, missing: list[str]) -> Requirement:
 def _connections(connection: Connection, jobs: int) -> Requirement:
     row = execute(connection, "SELECT current_setting('max_connections')::int")[0]
     most, needed = int(row[0]), jobs + OTHER_SESSIONS
-    hint = f"launch this with jobs={max(1, most - OTHER_SESSIONS)}, or raise max_connections"
+    hint = f"run this with jobs={max(1, most - OTHER_SESSIONS)}, or raise max_connections"
     return Requirement("max_connections", most >= needed, str(most), f"{needed} or more for {jobs} jobs", hint)
 
 

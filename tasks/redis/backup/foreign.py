@@ -102,7 +102,7 @@ def _require_not_ours(path: Path) -> None:
         if not (backup / MANIFEST).exists():
             continue
         if path.name != FOLDER:
-            raise OpsError(f"{path} belongs to the backup {backup.name}", f"launch it with backup={backup.name}")
+            raise OpsError(f"{path} belongs to the backup {backup.name}", f"run it with backup={backup.name}")
         files, within = read_manifest(backup).files, f"{FOLDER}/"
         stored = {name.removeprefix(within): sums for name, sums in files.items() if name.startswith(within)}
         if problems := damage(path, stored):

@@ -112,7 +112,7 @@ def test_damage_of_the_standby_alone(pair: Pair) -> None:
     assert index.status is Status.CRITICAL
     assert "item order invariant violated" in index.value
     assert "REINDEX" not in index.hint
-    assert "launch this with where=primary" in index.hint
+    assert "run this with where=primary" in index.hint
     assert "rebuild the standby" in index.hint
     assert bad(check(where="primary")) == [], "physical damage does not travel"
 

@@ -253,8 +253,8 @@ def test_a_broken_aof_is_refused_before_anything_stops(
 def test_a_path_of_one_of_our_backups_is_sent_to_its_name(rig: Rig) -> None:
     rig.client().set("a", 1)
     name = backup_redis.fn(NAME).facts["backup"]
-    assert f"launch it with backup={name}" in refused(rig, rig.store / name)
-    assert f"launch it with backup={name}" in refused(rig, rig.store / name / RDB), "its SHA-256 would not be asked"
+    assert f"run it with backup={name}" in refused(rig, rig.store / name)
+    assert f"run it with backup={name}" in refused(rig, rig.store / name / RDB), "its SHA-256 would not be asked"
 
 
 def test_a_disk_that_refuses_the_copy_is_told_and_nothing_is_left_of_it(rig: Rig) -> None:
