@@ -17,6 +17,8 @@ MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.
 MOST_OPEN_ROWS = 20
 MOST_ROWS = 200
 MOST_CHARACTERS = 300
+AT_ONCE = ("lost", "acknowledged writes lost", "writes lost", "outage", "outage for clients", "undo")
+"""Facts that lead the page."""
 
 
 def key(report: Report) -> str:
@@ -26,19 +28,21 @@ def key(report: Report) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; says how many rows it leaves out."""
-    lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows[:MOST_ROWS]]
+    lines = ["| " + " | ".join(map(_shortened, columns)) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(map(_shortened, row)) + " |" for row in rows[:MOST_ROWS]]
     if len(rows) > MOST_ROWS:
         lines.append(f"\n… {len(rows) - MOST_ROWS} more rows in the JSON report")
     return "\n".join(lines)
 
 
 def markdown(report: Report, forms: Forms | None = None) -> str:
-    """The whole page; with links to `forms` of the runbooks that its findings name."""
+    """The whole page, in the order in which it is read at night: what happened and what to do now, the plan, findings,
+    evidence, steps. Runbooks to follow are links to `forms`."""
+    forms = forms or Forms()
     title = f"# {MARK[report.status]} {escaped(report.runbook)} · {escaped(report.environment)} · {report.status}"
     parts = [title, escaped(report.sentence())]
-    head = {"started": clock.text(report.started), "took": duration(report.seconds)}
-    parts.append(table(("", ""), list((head | report.facts).items())))
+    if first := _at_once(report, forms):
+        parts.append(first)
     if report.planned:
         parts.append("## Plan (nothing was changed)\n" + _plan(report))
         parts.append(
@@ -46,12 +50,27 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
             if report.form.startswith("http")
             else f"**To carry it out:** {escaped(report.form)}"
         )
-    parts.append("## Findings\n" + _findings(report, forms or Forms()))
+    parts.append("## Findings\n" + _findings(report, forms))
+    facts = {"started": clock.text(report.started), "took": duration(report.seconds)} | report.facts
+    parts.append("## Facts\n" + table(("", ""), list(facts.items())))
     parts += [f"## {escaped(item.name)}\n{_evidence(item, report)}" for item in report.evidence]
     if report.steps:
-        parts.append("## Steps\n" + image("steps", timeline(report)) + "\n\n" + _steps(report))
+        parts.append("## Steps\n" + image("steps", timeline(report)) + "\n\n" + _folded("seconds", _steps(report)))
     parts.append(f"<details><summary>chain</summary>\n\n`{report.hash}` follows `{report.previous}`\n</details>")
     return "\n\n".join(parts) + "\n"
+
+
+def _at_once(report: Report, forms: Forms) -> str:
+    """What to do now, what is lost, for how long it was down, how to undo it: as far as the run says so."""
+    bad = [one for one in _worst_first(report) if one.status in (Status.WARN, Status.CRITICAL)]
+    todo = next((what for one in bad if (what := _what_to_do(one, forms, report.environment))), "")
+    lines = [f"- **do now:** {_line(todo)}"] if todo else []
+    lines += [f"- **{name}:** {_shortened(report.facts[name])}" for name in AT_ONCE if name in report.facts]
+    return "\n".join(lines)
+
+
+def _worst_first(report: Report) -> list[Finding]:
+    return sorted(report.findings, key=lambda one: -list(Status).index(one.status))
 
 
 def image(name: str, svg: str) -> str:
@@ -68,19 +87,25 @@ def _plan(report: Report) -> str:
 
 
 def _findings(report: Report, forms: Forms) -> str:
-    """What needs attention first; what is well is folded."""
-    worst = sorted(report.findings, key=lambda f: -list(Status).index(f.status))
-    todo = [_what_to_do(one, forms, report.environment) for one in worst]
-    rows = [
-        (MARK[f.status] + " " + f.status, f.name, f.value, f.expected, what)
-        for f, what in zip(worst, todo, strict=True)
-    ]
-    open_rows = [row for row, finding in zip(rows, worst, strict=True) if finding.status is not Status.OK]
-    columns = ("", "finding", "value", "expected", "what to do")
-    parts = [table(columns, open_rows)] if open_rows else ["Nothing needs attention."]
-    if well := rows[len(open_rows) :]:
-        parts.append(_folded(f"{len(well)} checks passed", table(columns[:4], [row[:4] for row in well])))
+    """What needs attention as blocks, which fit any width, worst first; what passed is folded."""
+    found = _worst_first(report)
+    bad = [one for one in found if one.status is not Status.OK]
+    parts = [_block(one, forms, report.environment) for one in bad[:MOST_ROWS]] or ["Nothing needs attention."]
+    if more := len(bad) - MOST_ROWS:
+        parts += [f"… {more} more findings in the JSON report"] if more > 0 else []
+    if passed := [(one.name, one.value, one.expected) for one in found if one.status is Status.OK]:
+        rows = table(("finding", "value", "expected"), passed)
+        parts.append(_folded(f"{len(passed)} checks passed", rows))
     return "\n\n".join(parts)
+
+
+def _block(finding: Finding, forms: Forms, environment: str) -> str:
+    """One finding: what was measured, what was expected, what to do."""
+    todo = _what_to_do(finding, forms, environment)
+    named = (("", finding.value), ("expected: ", finding.expected))
+    lines = [f"- {name}{_shortened(text)}" for name, text in named if text]
+    lines += [f"- **do:** {_line(todo)}"] if todo else []
+    return "\n".join([f"### {MARK[finding.status]} {_shortened(finding.name)}", *lines])
 
 
 def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
@@ -113,7 +138,11 @@ def _evidence(item: Evidence, report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _cell(value: object) -> str:
+def _line(text: str) -> str:
+    return escaped(" ".join(text.split()))
+
+
+def _shortened(value: object) -> str:
     text = " ".join(str(value).split())
     whole = len(text) <= MOST_CHARACTERS or "](" in text  # a link that is cut is none
     return escaped(text if whole else text[:MOST_CHARACTERS] + "…")

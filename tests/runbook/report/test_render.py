@@ -81,8 +81,11 @@ def test_no_content_becomes_html() -> None:
     inline = [child for token in tokens for child in token.children or []]
     html = [token.content for token in [*tokens, *inline] if token.type in ("html_block", "html_inline")]
     assert [text for text in html if "script" in text] == []
-    assert {token.type for token in inline} & {"link_open", "image", "em_open", "strong_open", "s_open"} == set()
-    assert len(html) == 2, "the chain's details, opened and closed"
+    assert {token.type for token in inline} & {"link_open", "image", "em_open", "s_open"} == set()
+    strong = [token for token in inline if token.type == "strong_open"]
+    assert len(strong) == len(NASTY) + 1, "“do” of each finding, and “do now”"
+    assert sum(token.type == "heading_open" and token.tag == "h3" for token in tokens) == len(NASTY)
+    assert {text.strip().split(">")[0].lstrip("</") for text in html} == {"details"}, "no finding made any"
 
 
 @pytest.mark.parametrize("text", [*NASTY, "````\n![x](y)\n`````", "~~~\n# a"])
@@ -186,10 +189,13 @@ def test_the_page_has_everything_worst_first() -> None:
     report.hash, report.previous = "h" * 64, "p" * 64
     page = render.markdown(report)
     assert page.startswith("# 🛑 Full restore · production · CRITICAL\n\nFull restore on production: CRITICAL — backup")
+    assert "\n- **do now:** take one\n" in page
+    blocks = "### 🛑 backup\n- none\n- expected: one\n- **do:** take one\n\n### ⚠️ fsync\n- **do:** switch it on\n"
+    assert blocks in page
     rows = cells(page)
-    assert [row[1] for row in rows if row[0].startswith(("🛑", "⚠️", "✅"))] == ["backup", "fsync", "rows"]
-    assert ["🛑 CRITICAL", "backup", "none", "one", "take one"] in rows
+    assert ["rows", "3", "3"] in rows, "what passed is in a table"
     assert ["size", "3 MB"] in rows
+    assert page.index("do now") < page.index("🛑 backup") < page.index("⚠️ fsync") < page.index("3 MB")
     assert report.hash in page
     assert report.previous in page
 
@@ -215,7 +221,8 @@ def test_ten_thousand_of_everything_stay_under_a_megabyte() -> None:
     report.fail("the worst", "do something")
     page = render.markdown(report)
     assert len(page.encode()) < 1_000_000
-    assert page.count("… 9800 more rows in the JSON report") == 2
+    assert page.count("… 9800 more rows in the JSON report") == 2, "rows and steps"
+    assert page.count("… 9801 more findings in the JSON report") == 1
     assert "the worst" in page
     assert len(report.as_json()["evidence"][0]["rows"]) == 10_000, "the JSON keeps them all"
 
