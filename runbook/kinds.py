@@ -23,7 +23,9 @@ from runbook.current import current_report
 from runbook.errors import Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
+from runbook.log import logger
 from runbook.report import Status, StepTime
+from runbook.units import duration
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,8 +129,11 @@ def _timed(work: Callable[P, R]) -> Callable[P, R]:
             answer = work(*args, **kwargs)
             status = Status.OK
         finally:
+            seconds = time.monotonic() - clock
             if report:
-                report.add_step(StepTime(work.__name__, started, time.monotonic() - clock, status))
+                report.add_step(StepTime(work.__name__, started, seconds, status))
+            ended = "done in" if status is Status.OK else "failed after"
+            logger().info("%s: %s %s", work.__name__.replace("_", " "), ended, duration(seconds))
         failpoint(f"after {work.__name__}")
         return answer
 

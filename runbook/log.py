@@ -30,5 +30,13 @@ class _NoTraceback(logging.Filter):
         return True
 
 
+class _NoBareState(logging.Filter):
+    """Each step logs its name and its time: Prefect's “Finished in state Completed()” names neither."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or not str(record.msg).startswith("Finished in state")
+
+
+logging.getLogger("prefect.task_runs").addFilter(_NoBareState())
 for _name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(_NoTraceback())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,12 @@ from runbook.page.markdown import escaped
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
+LEVEL = {
+    Status.PLANNED: logging.INFO,
+    Status.OK: logging.INFO,
+    Status.WARN: logging.WARNING,
+    Status.CRITICAL: logging.ERROR,
+}
 PATIENCE_SECONDS = 3600.0
 """For so long a run that a schedule launched waits for the environment's lock: nobody is there to run it again."""
 
@@ -250,7 +257,8 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     follows = any(one.follow for one in report.findings)
     forms = read_forms([target.name]) if follows else Forms()
     page = _write(report, target.reports_directory, often, forms)
-    logger().info("%s (report: %s)", report.sentence(), report.path)
+    logger().log(LEVEL[report.status], "%s", report.sentence())
+    logger().info("report: %s", report.path)
     if FlowRunContext.get():
         try:
             with asked_briefly(retries=2):
