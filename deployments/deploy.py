@@ -22,7 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from blocks.config import toml
 from blocks.environment import Environment
@@ -129,7 +129,9 @@ def kinds_of(environment: Environment) -> dict[str, str]:
                 kinds[pool] = client.read_work_pool(pool).type
             except ObjectNotFound:
                 if pool == environment.name:  # its own; another host's is made there
-                    kinds[pool] = client.create_work_pool(WorkPoolCreate(name=pool, type=KIND_OF_PROCESS)).type
+                    with contextlib.suppress(ObjectAlreadyExists):  # by this very request, if the client sent it again
+                        client.create_work_pool(WorkPoolCreate(name=pool, type=KIND_OF_PROCESS))
+                    kinds[pool] = client.read_work_pool(pool).type
                     continue
                 hint = f"start its worker, or: prefect work-pool create {pool} --type process"
                 raise OpsError(f"there is no work pool {pool}", hint) from None

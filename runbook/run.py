@@ -257,7 +257,8 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     follows = any(one.follow for one in report.findings)
     forms = read_forms([target.name]) if follows else Forms()
     page = _write(report, target.reports_directory, often, forms)
-    logger().log(LEVEL[report.status], "%s", report.sentence())
+    said = report.sentence().encode(errors="backslashreplace").decode()  # a file's name may be no text
+    logger().log(LEVEL[report.status], "%s", said)
     logger().info("report: %s", report.path)
     if FlowRunContext.get():
         try:

@@ -77,7 +77,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -
 
     monkeypatch.setattr(deploy, "chosen", few)
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=NAME, type="process"))
+        client.create_work_pool(WorkPoolCreate(name=NAME, type="process"), overwrite=True)
         try:
             yield tmp_path / "trial.toml"
         finally:

@@ -81,7 +81,9 @@ def prefect() -> Iterator[Installation]:
     with running_installation() as made, made.client():
         with get_client(sync_client=True) as client:
             template = ProcessWorker.get_default_base_job_template()
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+            client.create_work_pool(
+                WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True
+            )
         yield made
 
 
@@ -606,7 +608,7 @@ def test_the_doctor_finds_what_is_wrong(prefect: Installation, deployed: None, t
         return text.replace("disposable = true", 'tier = "production"\npools = { redis = "trial-redis" }')
 
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="trial-redis", type="process"))
+        client.create_work_pool(WorkPoolCreate(name="trial-redis", type="process"), overwrite=True)
         watched = client.read_deployment_by_name(f"check-recovery-objectives/{NAME}").id
         client.pause_deployment(watched)
     assert automations.remove(NAME)
