@@ -56,7 +56,9 @@ def test_what_is_there_and_outdated_is_told_by_its_step(packaged: Packaged) -> N
     assert found["node: outdated packages"].startswith("not known: pnpm")
 
 
-def test_an_index_that_fails_is_not_one_without_the_package(packaged: Packaged, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_fails_is_not_one_without_the_package(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where its address, which pip repeats in the error, contains 404."""
     monkeypatch.setenv("PIP_INDEX_URL", f"{packaged.registry.url}/404/simple")
     assert find_outdated_python.work(packaged.python, 600).not_known == ("interviewkit (not in the index)",)
