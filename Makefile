@@ -71,7 +71,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: lint test test-all test-thorough test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
+.PHONY: lint compiled lint-and-compiled test test-all test-thorough test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 .PHONY: test-system test-system-installed test-hosts test-ui soak lock
 
 # A file is one worker's; tests/plugins/ordered.py has the longest begun first, where xdist would begin with the most tests.
@@ -84,16 +84,24 @@ lint: $(INSTALLED)
 	@$(BIN)/python -m tests.docs.wording
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -3
 
-# The newcomer's proof and the developer's loop: each runbook, and a seeded failure of each promise.
-test: lint
+# Every package compiled, every test's assertions rewritten, node's packages: once, beside mypy, which uses one processor.
+# In a fresh clone each of the workers would do it.
+compiled: $(INSTALLED)
 	@tests/node/install
+	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && $(BIN)/python -m pytest --collect-only -q >"$$log" 2>&1 \
+	  || { tail -50 "$$log"; exit 1; }
+
+lint-and-compiled: $(INSTALLED)
+	@$(MAKE) --no-print-directory -j2 lint compiled
+
+# The newcomer's proof and the developer's loop: each runbook, and a seeded failure of each promise.
+test: lint-and-compiled
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not system and not soak and not thorough"
 	@echo "make test-all also runs the $$(wc -l <tests/thorough.txt) more expensive tests of tests/thorough.txt"
 
 # What CI proves with the servers of the lab, in one run, whose files share their labs; test-matrix and test-system are
 # the rest.
-test-all: lint
-	@tests/node/install
+test-all: lint-and-compiled
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not system and not soak"
 
 test-thorough: $(INSTALLED)

@@ -20,6 +20,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.fixtures.ports import export_ports  # noqa: E402
+
+export_ports()
+
 from lab import lifecycle  # noqa: E402
 from lab.client import Lab  # noqa: E402
 from lab.processes import heed_interrupts  # noqa: E402

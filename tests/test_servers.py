@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import psycopg
 import pytest
 
 from lab.state import state
+from lab.state.base import CHECKOUT
 from runbook.errors import Unreachable
+from tests.fixtures import ports
 from tests.fixtures.servers import PostgresServer, free_port, others_ports, running_postgres, taken_ports
 
 
@@ -55,3 +59,17 @@ def test_of_two_workers_no_server_takes_the_other_s_port_nor_one_that_is_down(mo
         monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
         shares += set(state.PORTS) - others_ports.__wrapped__()
     assert sorted(shares) == list(state.PORTS)
+
+
+def test_of_two_runs_none_takes_a_port_that_the_other_s_lab_will_listen_on() -> None:
+    """Also in another checkout."""
+    argv = [sys.executable, "-c", "from tests.fixtures import ports; print(ports.claim_ports()); input()"]
+    with subprocess.Popen(argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        theirs = range(*map(int, other.stdout.readline().split("-")))
+        assert len(theirs) in (ports.EACH, ports.EACH * ports.RUNS)
+        if len(theirs) == ports.EACH == len(state.PORTS):  # not more runs than parts at this moment
+            assert not set(theirs) & set(state.PORTS)
+            assert not state.is_free(theirs.start)
+        other.communicate("ended")
+    assert os.environ[ports.VARIABLE] == f"{state.PORTS.start}-{state.PORTS.stop}"

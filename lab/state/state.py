@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import random
 import secrets
 import socket
@@ -15,8 +16,8 @@ from pathlib import Path
 from lab.processes import write
 from runbook.errors import OpsError
 
-PORTS = range(20_000, 32_000)
-"""Below the range from which Linux takes the local ports of outgoing connections."""
+PORTS = range(*map(int, os.environ.get("OPS_LAB_PORTS", "20000-32000").split("-")))
+"""Below the range from which Linux takes the local ports of outgoing connections; `OPS_LAB_PORTS` is a part of it."""
 
 
 @dataclass(frozen=True)

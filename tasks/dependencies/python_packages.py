@@ -75,8 +75,13 @@ def find_outdated_python(python: Path, seconds: float) -> Newer:
         logged = log.read_text(encoding="utf-8", errors="replace")
     with known_form("pip list --outdated"):
         found = tuple(Outdated(row["name"], row["version"], row["latest_version"]) for row in rows)
-    missed = {name: "not in the index" if "404" in why else "no answer" for name, why in _NO_ANSWER.findall(logged)}
+    missed = {name: _missed(why) for name, why in _NO_ANSWER.findall(logged)}
     return Newer(found, tuple(f"{name} ({why})" for name, why in sorted(missed.items())))
+
+
+def _missed(why: str) -> str:
+    """The meaning of pip's error. An HTTP status starts the text; elsewhere a port or a path can contain its digits."""
+    return "not in the index" if why.startswith("404 ") else "no answer"
 
 
 @probe

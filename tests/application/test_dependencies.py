@@ -14,6 +14,7 @@ import pytest
 from flows.application.dependencies import check_dependencies, update_dependencies
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
+from tasks.dependencies.python_packages import find_outdated_python
 from tasks.dependencies.requirements import out_of_step, pin, read_requirements
 from tasks.dependencies.versions import Outdated, newest_by_level, newest_within, step
 from tests.fixtures.application.packaged import IN_GIT, NAME, Packaged, put_in
@@ -53,6 +54,16 @@ def test_what_is_there_and_outdated_is_told_by_its_step(packaged: Packaged) -> N
     assert "chatkit" in found["node: lock file"]
     assert found["Python: newer versions"] == "not known for 1: interviewkit (no answer)"
     assert found["node: outdated packages"].startswith("not known: pnpm")
+
+
+def test_an_index_that_fails_is_not_one_without_the_package(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its address, which pip repeats in the error, contains 404."""
+    monkeypatch.setenv("PIP_INDEX_URL", f"{packaged.registry.url}/404/simple")
+    assert find_outdated_python.work(packaged.python, 600).not_known == ("interviewkit (not in the index)",)
+    packaged.registry.mode = "500"
+    assert find_outdated_python.work(packaged.python, 600).not_known == ("interviewkit (no answer)",)
 
 
 @pytest.mark.system

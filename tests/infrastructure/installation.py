@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -218,6 +219,35 @@ class Installation:
         with (self.base / "log" / f"worker-{secrets.token_hex(3)}.log").open("wb") as log:
             self.workers.append(subprocess.Popen(argv, cwd=CHECKOUT, env=environment, stdout=log, stderr=log))
         return self.workers[-1]
+
+    @contextlib.contextmanager
+    def new_servers(self, *, put_back: bool = True) -> Iterator[None]:
+        """A new cluster and an empty Redis on the same ports while the block runs; then the earlier ones again, unless
+        nobody needs them any more."""
+        earlier = self.postgres, self.redis
+        self.postgres.stop(signal.SIGQUIT)
+        self.redis.crash()
+        self.postgres, self.redis = PostgresServer(port=self.postgres.port), RedisServer(port=self.redis.port)
+        try:
+            self.postgres.initdb()
+            self.postgres.start()
+            self.redis.start()
+            self.describe()
+            yield
+        finally:
+            if put_back:
+                for program in ("prefect-services", "prefect-api"):
+                    self.supervisor.stop(program)
+            self.postgres.remove()
+            self.redis.remove()
+            self.postgres, self.redis = earlier
+            if put_back:
+                self.postgres.start()
+                self.redis.start()
+                self.describe()
+                self.supervisor.start("prefect-api")
+                until(self.is_ready, what="Prefect's API", seconds=PATIENCE_SECONDS)
+                self.supervisor.start("prefect-services")
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
         return self.postgres.sql(statement, *parameters, database="prefect")

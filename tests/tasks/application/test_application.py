@@ -250,7 +250,8 @@ def test_wrong_credentials_and_a_dead_backend_show_no_password() -> None:
     dead = smoke_check(application(f"http://127.0.0.1:{free_port()}"))
     assert "log in: POST /v1/login answers 401 instead of 200" in refused.detail
     assert "no answer (ConnectError)" in dead.detail
-    assert "4715" not in f"{refused} {dead}"
+    assert "wr0ng" not in f"{refused} {dead}"
+    assert "-4715" not in f"{refused} {dead}"
 
 
 @pytest.mark.parametrize(
