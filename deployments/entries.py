@@ -28,6 +28,7 @@ from runbook.guard.brief import BUSY_SECONDS, busy, patience
 from runbook.wait import until
 
 CORRECT = "correct its entry in prefect.yaml, then run this again"
+_AS_WRITTEN = ("description", "version", "tags", "entrypoint", "parameters")
 
 
 def publish(
@@ -94,12 +95,8 @@ class _Publisher:
         schedules = [schedule_of(one) for one in entry["schedules"]] if "schedules" in entry else None
         told = {
             **fields,
-            **{
-                name: entry[name]
-                for name in ("description", "version", "paused", "tags", "entrypoint")
-                if name in entry
-            },
-            "parameters": entry["parameters"],
+            **{name: entry[name] for name in _AS_WRITTEN},
+            "paused": entry.get("paused", False),
             "work_pool_name": entry["work_pool"]["name"],
             "job_variables": entry["work_pool"].get("job_variables", {}),
             "pull_steps": self._pull,
