@@ -118,7 +118,7 @@ def verify_backup(
     env = Environment.find(environment)
     wanted = kind_of(backup, kind)
     if RESOURCE[wanted] == "postgres":
-        expectations.prepare(env)
+        expectations.prepare(env, routine=True)
     with board.rebuilt(env), runbook("Verify backup", env, changes=True) as report:
         report.fact("kind", wanted)
         workers = check_jobs(jobs)

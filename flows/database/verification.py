@@ -75,6 +75,7 @@ def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, j
             restore_steps.judge_statistics(report, analyzing.result())
             expectations.report_results(report, checking, "on the scratch database")
             restore_steps.try_application_login(report, place, scratch, after=proven)
+            expectations.render(report, env)
             report.fail_if_critical()
     except (VerificationFailed, RunbookFailed) as error:  # other errors do not prove that the backup is bad
         mark_failed(report, backup, str(error))
