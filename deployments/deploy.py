@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,10 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from blocks.config import toml
 from blocks.environment import Environment
-from deployments import automations
+from deployments import automations, entries
 from deployments.maintenance import NAME
 from deployments.register import describe_expectations, register
 from deployments.runbooks import has_schedule, has_to_run, shown
-from runbook import shell
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.application.worktree import git
@@ -61,10 +59,9 @@ def chosen(
     description as people read it, and its schedules in the environment's time zone (hourly ones stay in UTC).
 
     `kinds` is the type of each pool. `paused`: schedules wait until somebody resumes them, or the next deployment
-    without it does; `kept`: entries that somebody paused, and that stay so. All have the version of this checkout:
-    Prefect would ask git for it nine times for each entry.
+    without it does; `kept`: entries that somebody paused, and that stay so. All have the version of this checkout.
     """
-    deployments, version = [], {"version": project_version(), "version_type": "prefect:simple"}
+    deployments, version = [], {"version": project_version()}
     for entry in filter(lambda entry: has_to_run(entry, environment), content["deployments"]):
         pool = environment.pools.get(chapter_of(entry), environment.name)
         variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
@@ -154,7 +151,8 @@ def deploy(name: str, *, paused: bool = False) -> str:
     there = deployed(content["deployments"], name)
     kept = [one for one, found in there.items() if found.paused and WAITS not in found.tags]
     described = chosen(content, environment, kinds_of(environment), paused=paused, kept=kept)
-    _deploy(name, described)
+    words = {"OPS_ENVIRONMENT": name, "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT))}
+    entries.publish(entries.filled(described["deployments"], words), entries.filled(described["pull"], words), there)
     wanted = {called(entry, name) for entry in content["deployments"] if has_to_run(entry, environment)}
     gone = [found for one, found in there.items() if one not in wanted]
     with get_client(sync_client=True) as client:
@@ -186,36 +184,6 @@ def deployed(entries: Sequence[Mapping[str, Any]], environment: str) -> dict[str
                 if f"{flow}/{one.name}" in known:
                     found[f"{flow}/{one.name}"] = one
     return found
-
-
-def _deploy(name: str, described: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(described, allow_unicode=True, sort_keys=False)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "prefect.yaml"
-        path.write_text(text, encoding="utf-8")
-        argv: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "--no-prompt",
-            "deploy",
-            "--all",
-            "--prefect-file",
-            path,
-        ]
-        given = {
-            "OPS_ENVIRONMENT": name,
-            "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT)),
-            # What an environment has no more (`schedules: []`) is not launched any more; without it Prefect keeps it.
-            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
-        }
-        shell.run(
-            argv,
-            environment=given,
-            inherit=(*shell.NETWORK, "PREFECT_*"),
-            directory=ROOT,
-            hint="correct what it says, then run this again",
-        )
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -79,14 +80,19 @@ def shown(entrypoint: str) -> str:
         OpsError: there is no such flow.
     """
     module, _, name = entrypoint.rpartition(".")
-    path = ROOT / f"{module.replace('.', '/')}.py"
+    text = _docstrings(ROOT / f"{module.replace('.', '/')}.py").get(name)
+    if text is None:
+        raise OpsError(f"{entrypoint} is no flow", "correct its entry in prefect.yaml")
+    head, _, _ = text.partition(HELP)
+    title, _, description = head.partition("\n")
+    return f"{title.strip()}\n\n{description.strip()}"
+
+
+@functools.cache
+def _docstrings(path: Path) -> dict[str, str]:
+    """The docstring of each function of a module; several entries of prefect.yaml are in one."""
     body = ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else []
-    for node in body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            head, _, _ = (ast.get_docstring(node) or "").partition(HELP)
-            title, _, description = head.partition("\n")
-            return f"{title.strip()}\n\n{description.strip()}"
-    raise OpsError(f"{entrypoint} is no flow", "correct its entry in prefect.yaml")
+    return {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef)}
 
 
 def _runbook(entrypoint: str, entries: Sequence[Mapping[str, Any]]) -> Runbook:

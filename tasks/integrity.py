@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.gx import process
-from tasks.gx.suites import TAKEN, Suite, name_of, read_suites, table_of
+from tasks.gx.suites import ROWS, TAKEN, Suite, name_of, read_suites, table_of
+from tasks.postgres.content.changes import TableStates, changed, read_states
 from tasks.postgres.content.quiet import copy_options
 
 Table = tuple[str, str]
@@ -37,11 +38,13 @@ class CheckedFiles(NamedTuple):
 @dataclass(frozen=True)
 class Expectations:
     """All expectations of a run. `not_applicable` says which were not judged: their table or column is not in this
-    database. `docs` is the first page of Data Docs, None where there is none."""
+    database. `docs` is the first page of Data Docs, None where there is none.
+    `unchanged`: the suites that were not judged again, because nothing that they read has changed."""
 
     rows: tuple[CheckedFiles, ...]
     not_applicable: tuple[str, ...]
     docs: Path | None
+    unchanged: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -63,12 +66,16 @@ def run_expectations(
     *,
     contained: Collection[Table] = (),
     taken: datetime | None = None,
+    since: TableStates | None = None,
+    render: bool = True,
 ) -> Expectations:
-    """Validate every suite in `suites` against a database; keep Data Docs in `directory` (`reports/evidence/<run>/`).
+    """Validate every suite in `suites` against a database; keep Data Docs in `directory` (`reports/evidence/<run>/`),
+    unless `render` leaves them to `render_docs`.
 
     A suite whose table is missing is not applicable, unless the table is one of `contained`, which the database must
     have. `taken` is the moment that the data is of (None: now). Of the data only counts are kept, and a few unexpected
-    values of the column in question.
+    values of the column in question. `since`: the states of the tables when all suites were judged last; a suite is not
+    judged again if nothing that it reads has changed.
 
     Raises:
         Unreachable: the server does not answer.
@@ -78,13 +85,44 @@ def run_expectations(
     with postgres.connect(database) as connection:
         runnable, rows, absent = judgeable(wanted, read_columns(connection), contained)
         texts = _enums_as_text(connection, runnable)
+    unchanged = _unchanged(runnable, since, read_states.work(postgres, database)) if since else ()
+    runnable = {name: suite for name, suite in runnable.items() if name not in unchanged}
+    if since and not runnable:
+        return Expectations(tuple(rows), tuple(absent), None, unchanged=unchanged)
     evidence = _new_directory(directory)
-    answer = process.ask({**_request(postgres, database, runnable, evidence), "texts": texts})
+    request = {**_request(postgres, database, runnable, evidence), "texts": texts, "later": not render}
+    answer = process.ask(request)
     docs = Path(answer["docs"]) if answer["docs"] else None
     rows += [CheckedFiles(*row) for row in answer["rows"]]
     text = json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1)
     (evidence / "expectations.json").write_text(text, encoding="utf-8")
-    return Expectations(tuple(rows), tuple(absent), docs)
+    return Expectations(tuple(rows), tuple(absent), docs, unchanged)
+
+
+def _unchanged(suites: Mapping[str, Suite], before: TableStates, now: TableStates) -> tuple[str, ...]:
+    """The suites whose table has not changed and whose queries read no other table, if any has changed."""
+    differing = changed(before, now)
+    return tuple(
+        name
+        for name, suite in suites.items()
+        if not differing or (table_of(name) in before and table_of(name) not in differing and not _reads_others(suite))
+    )
+
+
+def _reads_others(suite: Suite) -> bool:
+    """Whether a query of the suite may read another table."""
+    queries = [str(value) for item in suite if item["type"] == ROWS for value in item["kwargs"].values()]
+    return any(len(_SOURCES.findall(query)) > query.count("{batch}") for query in queries)
+
+
+_SOURCES = re.compile(r"\b(?:from|join)\b", re.IGNORECASE)  # of EXTRACT too: then a suite more is judged
+
+
+@probe
+def render_docs(evidence: Path) -> Path | None:
+    """Render the Data Docs of a validation that left them out; None where its process has ended."""
+    docs = process.ask({"render": str(evidence)})["docs"]
+    return Path(docs) if docs else None
 
 
 def sentence(row: CheckedFiles) -> str:

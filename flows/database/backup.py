@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
-from itertools import islice
 from typing import Annotated
 
 from prefect import flow
@@ -13,40 +12,30 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.application.files import verify_files
-from flows.database import expectations, restore_steps, wal_pruning
+from flows.database import expectations, wal_pruning
 from flows.database.base_backup import verify_cluster
+from flows.database.verification import show_trend, verify_database
 from flows.pinned import pin_deleted
 from flows.pruning import find_prunable, prune
 from flows.recovery.objectives import board
 from flows.redis.verification import verify_redis
-from flows.store import judge_key, mark_failed, mark_verified, measured, note, show_backups, store_for, tidy
+from flows.store import judge_key, measured, note, show_backups, store_for, tidy
 from runbook import clock, metrics
-from runbook.errors import OpsError, RunbookFailed, VerificationFailed
+from runbook.errors import OpsError
 from runbook.guard.permit import Act
-from runbook.page import render
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size
 from tasks.backups import publishing
-from tasks.backups.catalogue import PREFIX, Backup, kind_of
+from tasks.backups.catalogue import Backup, kind_of
 from tasks.backups.manifest import Kind, Manifest, sums_of
 from tasks.backups.retention import AS_TOML, DELETE, rule_of
 from tasks.host.disk import read_disk
 from tasks.postgres.dump.dump import FULL, Dumped, Form, What, dump_database, dump_globals
-from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.dump.snapshot import read_lock_limit
-from tasks.postgres.restore.planner_statistics import analyze
-from tasks.postgres.restore.staged_copy import (
-    check_jobs,
-    content_in,
-    create_scratch,
-    drop_scratch,
-    dump_in,
-    fill_scratch,
-)
+from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.server import Server, judge_programs, read_database_bytes, read_server
 from tasks.postgres.tables.chosen import choose_tables
-from tasks.reports.past import filed
 from tasks.stores.store import RESOURCE, Store
 
 
@@ -129,7 +118,7 @@ def verify_backup(
     env = Environment.find(environment)
     wanted = kind_of(backup, kind)
     if RESOURCE[wanted] == "postgres":
-        expectations.prepare(env)
+        expectations.prepare(env, routine=True)
     with board.rebuilt(env), runbook("Verify backup", env, changes=True) as report:
         report.fact("kind", wanted)
         workers = check_jobs(jobs)
@@ -346,66 +335,3 @@ def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
     )
     if content.not_compared:
         report.table("Not compared by a restore", ("object",), [(what,) for what in content.not_compared])
-
-
-MOST_SHOWN = 20
-
-
-def verify_database(
-    report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, jobs: int, accept: Sequence[str] = ()
-) -> Backup:
-    """Choose a backup of the database, judge the server and its free space, and verify the backup.
-
-    Raises:
-        OpsError: there is no such backup.
-        RunbookFailed: it is damaged, or differs from its manifest.
-    """
-    chosen = restore_steps.choose_backup(report, env, wanted, source, kind)
-    restore_steps.judge_server(report, env, chosen, read_server(env.postgres))
-    restore_steps.judge_space(report, env, content_in(chosen).bytes)
-    dump = restore_steps.without_accepted(report, env, dump_in(chosen), accept)
-    report.fail_if_critical()
-    verify(report, env, chosen, dump, jobs)
-    return chosen
-
-
-def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, jobs: int) -> None:
-    """Restore it into a scratch database, compare, run the expectations, drop the scratch database, mark it verified.
-
-    Data that breaks a rule is CRITICAL, but the backup then counts as neither verified nor failed: it is a true copy.
-
-    Raises:
-        VerificationFailed: it does not restore.
-        RunbookFailed: the restored data differs from the manifest.
-    """
-    try:
-        content = content_in(backup)
-        empty = create_scratch(env.postgres, content.properties)
-        scratch = fill_scratch(env.postgres, dump, content.properties, empty, jobs)
-        analyzing = analyze.after(scratch).submit(env.postgres, scratch.database, jobs)
-        # The expectations apply to the application's rows: partial backups and Prefect's database have none.
-        whole = content.part == "full" and backup.manifest.kind == "postgres"
-        origin = expectations.origin_of(backup)
-        checking = expectations.start(report, env, scratch.database, after=scratch, origin=origin) if whole else None
-        proven = restore_steps.prove_database(report, env, backup, scratch)
-        restore_steps.judge_statistics(report, analyzing.result())
-        expectations.report_results(report, checking, "on the scratch database")
-        restore_steps.try_application_login(report, env, scratch, after=proven)
-        report.fail_if_critical()
-    except (VerificationFailed, RunbookFailed) as error:  # other errors do not prove that the backup is bad
-        mark_failed(report, backup, str(error))
-        raise
-    finally:
-        drop_scratch(env.postgres)
-    report.fact("restored in", duration(scratch.seconds))
-    mark_verified(report, backup)
-
-
-def show_trend(report: Report, env: Environment, kind: Kind) -> None:
-    """The last verifications of one kind, newest first: a restore that slows down each week will miss the RTO."""
-    rows = []
-    for one in islice(filed(env.reports_directory, env.name, render.key(report)), MOST_SHOWN):
-        backup, took = one.facts.get("backup", ""), one.facts.get("restored in")
-        if backup.startswith(f"{PREFIX[kind]}_") and took:
-            rows.append((str(one.content["started"])[:16], backup, took, one.status))
-    report.table("Verifications before this one", ("when", "backup", "restored in", "status"), rows)

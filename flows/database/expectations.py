@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from blocks.environment import Environment
 from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable
@@ -12,7 +13,8 @@ from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.gx import process
 from tasks.gx.suites import read_suites
-from tasks.integrity import CheckedFiles, Expectations, Table, run_expectations, sentence, tables_in
+from tasks.integrity import CheckedFiles, Expectations, Table, render_docs, run_expectations, sentence, tables_in
+from tasks.postgres.content.changes import TableStates
 from tasks.postgres.restore.staged_copy import content_in
 
 FACT = "expectations"
@@ -44,10 +46,11 @@ def origin_of(backup: Backup) -> ExpectationsOrigin:
     return ExpectationsOrigin(backup.manifest.taken, frozenset(tables))
 
 
-def prepare(env: Environment) -> None:
-    """Start importing Great Expectations in the background, if the environment has expectations."""
+def prepare(env: Environment, *, routine: bool = False) -> None:
+    """Start importing Great Expectations in the background, if the environment has expectations. A recovery waits for
+    them; a `routine` check has low priority."""
     if env.suites:
-        process.start()
+        process.start(routine=routine)
 
 
 def plan(report: Report, env: Environment) -> None:
@@ -62,19 +65,51 @@ def plan(report: Report, env: Environment) -> None:
 
 
 def start(
-    report: Report, env: Environment, database: str, *, after: object, origin: ExpectationsOrigin = NOW
+    report: Report,
+    env: Environment,
+    database: str,
+    *,
+    after: object,
+    origin: ExpectationsOrigin = NOW,
+    since: TableStates | None = None,
 ) -> Pending[Expectations] | None:
-    """Start validating a database after the step `after`; Data Docs are kept with the reports.
+    """Start validating a database after the step `after`. `since`: the tables' states when all rules were judged last.
+    `render` keeps Data Docs with the reports, when nobody waits any more.
 
     None if the environment has no expectations.
     """
     if not env.suites:
         report.fact(FACT, NONE)
         return None
-    evidence = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}"
     return run_expectations.after(after).submit(
-        env.postgres, database, evidence, env.suites, contained=origin.tables, taken=origin.taken
+        env.postgres,
+        database,
+        _evidence(report, env),
+        env.suites,
+        contained=origin.tables,
+        taken=origin.taken,
+        since=since,
+        render=False,
     )
+
+
+def render(report: Report, env: Environment) -> None:
+    """Render the Data Docs of this run. They are evidence that nobody waits for: without them the results stand."""
+    pages = []
+    for directory in sorted(_evidence(report, env).glob("expectations-*")):
+        if not (page := directory / "index.html").exists():
+            try:
+                render_docs(directory)
+            except OpsError as error:
+                report.warn("Data Docs", error.hint, value=error.message)
+        if page.exists():
+            pages.append(str(page))
+    if pages:
+        report.fact("Data Docs", ", ".join(pages))
+
+
+def _evidence(report: Report, env: Environment) -> Path:
+    return env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}"
 
 
 def report_results(
@@ -121,10 +156,13 @@ def _rule(row: CheckedFiles) -> tuple[str, str]:
 
 
 def _value(found: Expectations, broken: list[CheckedFiles]) -> str:
+    if not found.rows and found.unchanged:
+        return "no table has changed since they were judged"
     if broken:
         return "; ".join(map(sentence, broken[:3])) + f" (and {len(broken) - 3} more)" * (len(broken) > 3)
-    old = len(found.failed)
-    return f"{len(found.rows) - old} hold" + f", {old} broken as before" * bool(old)
+    old, kept = len(found.failed), len(found.unchanged)
+    text = f"{len(found.rows) - old} hold" + f", {old} broken as before" * bool(old)
+    return text + f"; nothing that {kept} other suites read has changed since they were judged" * bool(kept)
 
 
 def show_not_applicable(report: Report, found: Expectations, where: str) -> None:

@@ -20,8 +20,8 @@ from runbook import shell
 from runbook.errors import OpsError
 
 CHECKOUT = Path(__file__).parents[2]
-# The restore that runs meanwhile has priority.
 NICE = 10
+"""Of a routine check: the application has priority. A recovery waits for the expectations, and runs nothing niced."""
 ATTEMPTS = 2
 RETRY = "run this again"
 
@@ -34,9 +34,14 @@ class _Process:
         self._stack = contextlib.ExitStack()
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
+        self._nice = 0
 
-    def start(self) -> None:
+    def start(self, nice: int) -> None:
+        """One that runs with a lower priority is replaced; one with a higher priority goes on."""
         with self._lock:
+            if not self._runs() or nice < self._nice:
+                self.stop()
+                self._nice = nice
             self._running()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +68,13 @@ class _Process:
         child.wait()
         return b""
 
+    def _runs(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None:
+        if self._child is None or not self._runs():
             self.stop()
-            self._child, self._errors = self._stack.enter_context(_program())
+            self._child, self._errors = self._stack.enter_context(_program(self._nice))
         return self._child
 
     def _last_error(self) -> str:
@@ -77,14 +85,14 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _program() -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+def _program(nice: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     argv = [sys.executable, "-W", "ignore", "-m", "tasks.gx.program"]
     quiet = {"GX_ANALYTICS_ENABLED": "false"}
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile() as errors,
         shell.spawn(
-            argv, environment=quiet, directory=CHECKOUT, nice=NICE, stdin=pipe, stdout=pipe, stderr=errors
+            argv, environment=quiet, directory=CHECKOUT, nice=nice, stdin=pipe, stdout=pipe, stderr=errors
         ) as child,
     ):
         yield child, errors
@@ -94,9 +102,9 @@ _process = _Process()
 atexit.register(_process.stop)
 
 
-def start() -> None:
-    """Start importing Great Expectations in the background."""
-    _process.start()
+def start(*, routine: bool = False) -> None:
+    """Start importing Great Expectations in the background; with low priority for a routine check."""
+    _process.start(NICE if routine else 0)
 
 
 def ask(request: Mapping[str, Any]) -> dict[str, Any]:

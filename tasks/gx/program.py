@@ -2,7 +2,8 @@
 
 Each line of standard input is a request, `{"host", "port", "user", "password", "database", "suites": {name: [{"type",
 "kwargs"}]}, "evidence"}`; the answer is a line of standard output, `{"rows": [[name, expectation, holds, observed]],
-"docs": path or null}` or `{"error": text}`. It ends at the end of its input.
+"docs": path or null}` or `{"error": text}`. A request `{"render": evidence}` renders the Data Docs of that validation,
+which its own request left out by `"later": true`. The program ends at the end of its input.
 """
 
 from __future__ import annotations

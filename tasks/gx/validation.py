@@ -127,8 +127,16 @@ def define(
     return context.validation_definitions.add(definition)
 
 
+_unrendered: dict[str, Any] = {}
+"""Contexts with results whose Data Docs are rendered later, by the directory of the evidence."""
+
+
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate every suite of a request, and build Data Docs of the results."""
+    """Validate every suite of a request, and build Data Docs of the results, now or on a later request."""
+    if evidence := request.get("render"):
+        waiting = _unrendered.pop(evidence, None)
+        docs = build_docs(waiting, Path(evidence)) if waiting else None
+        return {"docs": str(docs) if docs else None}
     rows = []
     with context_for(request["password"]) as (context, passfile):
         configured = {name: configure(suite) for name, suite in request["suites"].items()}
@@ -136,8 +144,9 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         with ThreadPoolExecutor(max_workers=THREADS) as pool:
             for (name, (_, refused)), found in zip(configured.items(), pool.map(validate, definitions), strict=True):
                 rows += [(name, *one) for one in (*found, *refused)]
-        docs = build_docs(context, Path(request["evidence"]))
-    return {"rows": rows, "docs": str(docs) if docs else None}
+    _unrendered[request["evidence"]] = context
+    rendered = {} if request.get("later") else answer({"render": request["evidence"]})
+    return {"rows": rows, "docs": None, **rendered}
 
 
 def validate(definition: Any) -> list[tuple[str, bool, str]]:

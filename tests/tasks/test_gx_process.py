@@ -45,6 +45,16 @@ def test_a_process_that_was_killed_is_begun_again(interview: Postgres, tmp_path:
     assert ADMIN_PASSWORD not in " ".join(after.environ().values())
 
 
+def test_a_recovery_s_process_is_not_niced() -> None:
+    def nices() -> list[int]:
+        return [child.nice() for child in children()]
+
+    process._process.stop()
+    for routine, nice in ((True, process.NICE), (False, 0), (True, 0)):
+        process.start(routine=routine)
+        until(lambda nice=nice: nices() == [nice], what=f"a process of niceness {nice}", seconds=60)  # type: ignore[misc]
+
+
 def test_what_cannot_be_judged_is_an_error_and_no_pass(interview: Postgres, tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="could not be judged: KeyError"):
         process.ask({"password": "", "suites": {}})
@@ -65,7 +75,7 @@ def test_a_module_for_later_is_imported_when_something_of_it_is_used(monkeypatch
 
 def test_a_program_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def broken() -> Iterator[object]:
+    def broken(_nice: int) -> Iterator[object]:
         argv = [sys.executable, "-c", "import no_such_wheel"]
         with (
             tempfile.TemporaryFile() as errors,

@@ -13,8 +13,9 @@ from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.gx.suites import ROWS, read_suites
-from tasks.integrity import run_expectations, tables_in
+from tasks.integrity import render_docs, run_expectations, tables_in
 from tasks.migrations.alembic import upgrade
+from tasks.postgres.content.changes import changed, read_states
 from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.tasks.conftest import SUITES, application_at, permit_for
 
@@ -214,3 +215,31 @@ def test_types_of_a_database_s_own_are_judged_whatever_the_server_s_settings(
     finally:
         postgres_server.sql(f'ALTER DATABASE "{name}" RESET quote_all_identifiers')
         postgres_server.sql("DROP SCHEMA kinds CASCADE", database=name)
+
+
+def test_only_what_has_changed_is_judged_again_and_docs_are_rendered_later(
+    interview: Postgres, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    name, suites = interview.database, set(read_suites(SUITES))
+    first = run_expectations(interview, name, tmp_path / "evidence", SUITES, render=False)
+    assert (first.ok, first.docs) == (True, None)
+    directory = tmp_path / "evidence" / "expectations-1"
+    assert not (directory / "index.html").exists()
+    assert render_docs(directory) == directory / "index.html"
+    assert render_docs(directory) is None, "it was rendered"
+
+    before = read_states(interview, name)
+    nothing = run_expectations(interview, name, tmp_path / "evidence", SUITES, since=before)
+    assert (nothing.rows, set(nothing.unchanged)) == ((), suites)
+
+    sound = "UPDATE audit_events SET resource = 'x' WHERE id = 1"
+    postgres_server.sql(sound, database=name)
+    until(lambda: changed(before, read_states(interview, name)), what="the count of that write", seconds=60)
+    again = run_expectations(interview, name, tmp_path / "evidence", SUITES, since=before)
+    assert again.ok
+    assert set(again.unchanged) == {"alembic_version", "users"}, "queries of the other suites read other tables"
+
+    before = read_states(interview, name)
+    postgres_server.sql("TRUNCATE alembic_version", database=name)
+    broken = run_expectations(interview, name, tmp_path / "evidence", SUITES, since=before)
+    assert [one.partition(":")[0] for one in broken.failed] == ["alembic_version"]

@@ -125,8 +125,10 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     """
     if copies.redis is None and env.has("redis") and (done := prepare_empty(env.redis)):
         report.warn("Redis data directory", "check its content, and back up Redis too", value=done)
-    checking = check.start(report, env, env.postgres.database, after=services.last, origin=copies.origin)
-    counting = read_counts.after(services.last).submit(env.postgres, env.postgres.database)
+    live = env.postgres.database
+    unjudged = copies.states is None
+    whole = check.start(report, env, live, after=services.last, origin=copies.origin) if unjudged else None
+    counting = read_counts.after(services.last).submit(env.postgres, live)
     started: object = start_services.after(services.last)(env.services, env.services_in((env.postgres.service,)))
     if env.has("redis"):
         started = start_redis.after(started)(env.redis, env.services)
@@ -135,6 +137,8 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     attaching = _attach(services, started) if not problems else None
     started = start_services.after(started)(env.services, env.services_in(("backend", "frontend")))
     health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
+    # Of rules that a copy kept, only the application's writes since can have broken one.
+    checking = whole or check.start(report, env, live, after=health, origin=copies.origin, since=copies.states)
     for problem in attaching.result() if attaching else ():
         report.warn("Redis topology restored", problem)
     report_health(report, health)
@@ -151,6 +155,7 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     _judge_counts(report, dict(counting.result().rows), copies)
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     services.last = _smoke(report, env, health)
+    check.render(report, env)
 
 
 def _attach(services: SystemServices, after: object) -> Pending[tuple[str, ...]] | None:

@@ -18,6 +18,7 @@ from runbook.report import Report
 from runbook.units import size
 from tasks.application.staged_files import FilesCopy, build_files_copy
 from tasks.integrity import Expectations
+from tasks.postgres.content.changes import TableStates, read_states
 from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.restore.staged_copy import Copy, content_in, create_copy, dump_in, fill_copy
@@ -29,7 +30,8 @@ START_ESTIMATE_SECONDS = 8.0
 @dataclass
 class StagedCopies:
     """The copies next to the live data. `rows`: those of the database's copy per table; `login`: the last step of its
-    proof; `rules`: the expectations on it; `strict`: whether a broken one ends the run."""
+    proof; `rules`: the expectations on it; `states`: of its tables, when they were judged; `strict`: whether a broken
+    rule ends the run."""
 
     redis: RedisCopy | None
     files: FilesCopy | None
@@ -37,6 +39,7 @@ class StagedCopies:
     login: object = None
     origin: check.ExpectationsOrigin = check.NOW
     rules: Expectations | None = None
+    states: TableStates | None = None
     strict: bool = False
 
 
@@ -149,7 +152,8 @@ def prove(
             report, checking, "on the migrated copy", strict=strict, before=copies.rules
         )
         copies.rows = dict(read_counts.after(migrated)(env.postgres, name).rows)
-    copies.login = database.try_application_login(report, env, copies.database, after=migrated or content)
+    copies.states = read_states.after(migrated or content)(env.postgres, name)
+    copies.login = database.try_application_login(report, env, copies.database, after=copies.states)
     report.fail_if_critical()
 
 

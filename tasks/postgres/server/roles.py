@@ -116,6 +116,11 @@ WHERE name = format('PG_%%s_%%s', current_setting('server_version_num')::int / 1
 """
 
 
+def has_tablespaces(backup: Backup) -> bool:
+    """Whether a backup's cluster had tablespaces besides its own two."""
+    return any(line.startswith("CREATE TABLESPACE") for line in _globals(backup))
+
+
 def _globals(backup: Backup) -> list[str]:
     return (backup.path / GLOBALS).read_text(encoding="utf-8").splitlines()
 
