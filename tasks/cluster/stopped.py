@@ -44,7 +44,7 @@ _LAST_OPTION = re.compile(r'"-c" "([a-z_.]+)=([^"]*)"')
 class StoppedServer:
     """The findings. `unjudged`: why its catalogs cannot be copied, "" if they can. `settings`: those of its command
     line, and the paths of its pg_hba.conf and pg_ident.conf. `first`: the WAL segment that a start reads from LSN
-    `redo` on. `preloaded`: shared_preload_libraries. `unread`: why a container's configuration is not read, "" if it is."""
+    `redo` on. `preloaded`: shared_preload_libraries. `unread`: why a container's configuration is not read."""
 
     requirements: tuple[Requirement, ...] = ()
     unjudged: str = ""

@@ -152,7 +152,8 @@ def fill_tables(
         emptied(postgres, scratch.database, accepted),
         progress(restored),
     ):
-        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={jobs}")
+        workers = max(1, min(jobs, len(entries)))  # more would only sort the whole dump's dependencies
+        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={workers}")
         load_rows(postgres, backup.path, scratch.database, stored)
     return Copy(scratch.database, scratch.oid, done.seconds)
 
