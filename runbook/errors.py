@@ -64,6 +64,10 @@ class VerificationFailed(OpsError):
     """A copy is not what its manifest says, or could not be compared (which is never a pass)."""
 
 
+class NotRestorable(VerificationFailed):
+    """An object of a backup does not restore; a person can accept that by its name (`accept`)."""
+
+
 class NotConfirmed(OpsError):
     """`confirm` was given and is not the environment's name."""
 

@@ -180,6 +180,7 @@ def _read_listed(store: Store, name: str, known: KnownTexts, heads: ManifestHead
 
     def read() -> Manifest:
         if store.read(f"{name}/{SEAL}") != seal:
+            heads.forget(name)
             raise VerificationFailed(f"{name} is not the backup that was listed", "run it again")
         return open_backup(store, name).manifest
 

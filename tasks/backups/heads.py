@@ -3,6 +3,9 @@
 A manifest is written once, so its head stays true while the file is the same one. The cache only saves reading: a
 restore, a proof and a deletion read the manifest itself and compare it with the head (`Listed.whole`). A cache that is
 damaged, foreign, too large or of another format is ignored and written again.
+
+Comparing takes two requests to a bucket, so a thousand backups take seconds. A listing compares those of the last two
+days. Each older one is compared every one to two hours.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import hashlib
 import os
 import stat
 import threading
+import time
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -27,15 +32,29 @@ SAVE_EVERY = 100
 """A first listing of a large store takes minutes: one that is killed must not have read for nothing."""
 
 
+TRUSTED_SECONDS, RECENT_SECONDS = 3600, 2 * 86400
+
+
 class _Known(BaseModel):
+    """`checked`: when the head was compared with the store, in seconds of the epoch."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     identity: str
     head: Head
+    checked: float
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it is old and was compared lately. The times differ by name, so a listing compares only a few."""
+        if time.time() - self.head.taken.timestamp() < RECENT_SECONDS:
+            return False
+        trusted = TRUSTED_SECONDS * (1 + zlib.crc32(self.head.name.encode()) / 0xFFFFFFFF)
+        return 0 <= time.time() - self.checked < trusted
 
 
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format: Literal[1]
+    format: Literal[2]
     store: str
     heads: dict[str, _Known]
 
@@ -53,7 +72,7 @@ class ManifestHeads:
     def find(self, name: str) -> Head | None:
         """The head of a backup whose manifest and seal are unchanged since it was read; None: read the manifest.
 
-        A bucket is queried once a run.
+        A bucket is queried once a run, and only for heads that were not compared lately.
 
         Raises:
             Unreachable: the store does not answer.
@@ -61,13 +80,26 @@ class ManifestHeads:
         known, store = self._known.get(name), self._store
         if known is None or known.head.name != name:
             return None
-        if name in self._checked and store.local(name) is None:
+        if (name in self._checked or known.is_trusted) and store.local(name) is None:
             return known.head
         same = store.identity(f"{name}/{MANIFEST}") == known.identity
         if not same or store.read(f"{name}/{SEAL}") != known.head.seal:
             return None
-        self._checked.add(name)
+        with self._lock:
+            self._checked.add(name)
+            if store.local(name) is None:
+                self._known[name] = known.model_copy(update={"checked": time.time()})
+                self._unsaved += 1
         return known.head
+
+    def forget(self, name: str) -> None:
+        """The backup was replaced: the next listing reads it again."""
+        with self._lock:
+            self._known.pop(name, None)
+            self._checked.discard(name)
+            known = self._load()
+            if known.pop(name, None):
+                self._save(known)
 
     def remember(self, head: Head) -> None:
         """Keep the head of a manifest that was just read, unless the backup was replaced meanwhile.
@@ -79,7 +111,7 @@ class ManifestHeads:
         if not identity or self._store.read(f"{head.name}/{SEAL}") != head.seal:
             return
         with self._lock:
-            self._known[head.name] = _Known(identity=identity, head=head)
+            self._known[head.name] = _Known(identity=identity, head=head, checked=time.time())
             self._checked.add(head.name)
             self._unsaved += 1
             if self._unsaved >= SAVE_EVERY:
@@ -111,7 +143,7 @@ class ManifestHeads:
     def _save(self, known: dict[str, _Known]) -> None:
         """What cannot be written is read again by the next run."""
         self._unsaved = 0
-        content = _File(format=1, store=self._store.where, heads=_newest(known)).model_dump_json()
+        content = _File(format=2, store=self._store.where, heads=_newest(known)).model_dump_json()
         text = f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}"
         with contextlib.suppress(OSError):
             _write(self._path, text)

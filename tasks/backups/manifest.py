@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -249,10 +250,14 @@ def parse(name: str, text: str | None, seal: str | None) -> Manifest:
 def damage(directory: Path, files: Mapping[str, FileSum], *, only: Collection[str] | None = None) -> list[str]:
     """Every way in which a backup's files differ from their sums, as sentences; empty when it is whole. One that the
     disk does not give back is one of them. `only`: the names of files that are judged; other files are not read."""
-    paths = {path.relative_to(directory).as_posix(): path for path in files_in(directory)}
-    if only is not None:
-        paths = {name: path for name, path in paths.items() if name in only}
+    if only is None:
+        paths = {path.relative_to(directory).as_posix(): path for path in files_in(directory)}
+    else:  # a few of many: the others are not even listed
+        paths = {name: path for name in only if os.path.lexists(path := directory / name)}
         files = {name: files[name] for name in only}
+        real = directory.resolve()
+        if outside := [name for name, path in paths.items() if path.parent.resolve() != (real / name).parent]:
+            return [f"{outside[0]} is not in a directory of the backup"]
     for path in paths.values():
         if path.is_symlink() or not path.is_file():
             return [f"{path.name} is not a plain file"]

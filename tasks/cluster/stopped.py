@@ -6,10 +6,15 @@ Its data directory is not changed, and its programs run as the server's user.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
+from blocks.postgres.refusals import Starting
 from blocks.postgres.server import Postgres
+from blocks.services.service import DockerServices, Services
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import probe
@@ -18,11 +23,14 @@ from tasks.host.disk import is_here
 from tasks.postgres.server.requirements import Requirement
 from tasks.wal.format.names import Segment, lsn_of
 
-START = "start of the stopped server"
+START, ANSWER = "start of the stopped server", "answer of the database server"
 CONTROL, WAL = "control file of the stopped server", "WAL that the stopped server starts from"
 _PRELOADED = "shared_preload_libraries"
 _READ = ("hba_file", "ident_file", _PRELOADED)
-# For a container's server, whose configuration is not read: the values of its last run.
+_MEMORY = ("shared_buffers", "huge_pages", "huge_page_size", "shared_memory_type")
+# Invalid on any host. Other errors may come from what this host lacks: a locale, a time zone, an included file.
+_INVALID = re.compile("syntax error in file|unrecognized configuration parameter")
+# For a container's server: the values of its last run.
 _AS_IT_RAN = {
     "wal_level": "wal_level setting",
     "max_connections": "max_connections setting",
@@ -36,7 +44,7 @@ _LAST_OPTION = re.compile(r'"-c" "([a-z_.]+)=([^"]*)"')
 class StoppedServer:
     """The findings. `unjudged`: why its catalogs cannot be copied, "" if they can. `settings`: those of its command
     line, and the paths of its pg_hba.conf and pg_ident.conf. `first`: the WAL segment that a start reads from LSN
-    `redo` on. `preloaded`: shared_preload_libraries."""
+    `redo` on. `preloaded`: shared_preload_libraries. `unread`: why a container's configuration is not read."""
 
     requirements: tuple[Requirement, ...] = ()
     unjudged: str = ""
@@ -45,18 +53,39 @@ class StoppedServer:
     first: Segment | None = None
     redo: int = 0
     system: int = 0
+    unread: str = ""
+
+
+@probe
+def judge_silent(
+    postgres: Postgres, services: Services, running: Mapping[str, bool], silence: OpsError
+) -> tuple[Requirement, ...]:
+    """Judge a server that does not answer, for the reason `silence`. If its processes run, a start changes nothing;
+    without processes there is no finding. `running`: by role, as the service manager reports."""
+    role = postgres.service
+    name, then = services.names.get(role, role), "then run this again"
+    here = is_here(postgres.host) and not isinstance(services, DockerServices)
+    processes = servers_in(Path(postgres.data_directory).resolve()) if here else []
+    if not processes and not running.get(role, False):
+        return ()
+    frozen = [str(one.pid) for one in processes if one.is_running() and one.status() == psutil.STATUS_STOPPED]
+    value = f"{name} runs, but does not answer: {silence.message}"
+    if isinstance(silence, Starting):
+        hint = f"wait until it answers (its log shows how much WAL it has replayed), {then}"
+    else:
+        value += f"; suspended by a signal: process {', '.join(frozen)}" * bool(frozen)
+        hint = f"if [postgres] host and port are right, stop {name}, {then}: it starts the server"
+    return (Requirement(ANSWER, False, value, "an answer, or a stopped server", hint),)
 
 
 @probe
 def read_stopped(postgres: Postgres, *, in_container: bool) -> StoppedServer:
-    """Judge a stopped server with a data directory. `in_container`: its configuration has the container's paths, and is
-    not read."""
+    """Judge a stopped server with a data directory. `in_container`: its configuration has the container's paths;
+    only the shared memory is read from it."""
     data = Path(postgres.data_directory).resolve()
     if not is_here(postgres.host):
         return StoppedServer(unjudged=f"its data directory is on another host: {postgres.host}")
     try:
-        if servers_in(data):
-            return StoppedServer(unjudged="its processes still run, but it does not answer")
         (data / "PG_VERSION").read_text()  # unreadable for this user: an OSError, not a fault of the server
         return _read(postgres, data, in_container=in_container)
     except (OpsError, OSError) as error:
@@ -66,8 +95,11 @@ def read_stopped(postgres: Postgres, *, in_container: bool) -> StoppedServer:
 
 
 def _read(postgres: Postgres, data: Path, *, in_container: bool) -> StoppedServer:
-    found, settings, preloaded = list[Requirement](), dict[str, str](), tuple[str, ...]()
-    if not in_container:
+    found, settings, preloaded, unread = list[Requirement](), dict[str, str](), tuple[str, ...](), ""
+    if in_container:
+        memory, error, unread = _memory(postgres, data)
+        found += [error] if error else []
+    else:
         settings = last_options(data)
         configuration, files = _configuration(postgres, data, settings)
         found.append(configuration)
@@ -94,8 +126,10 @@ def _read(postgres: Postgres, data: Path, *, in_container: bool) -> StoppedServe
     found.append(Requirement(WAL, not missing, value, "every segment since the last checkpoint", hint))
     redo = lsn_of(control["Latest checkpoint's REDO location"])
     if in_container:
-        settings = {name: control[line] for name, line in _AS_IT_RAN.items()} | {"max_replication_slots": "1000"}
-    return StoppedServer(tuple(found), "", settings, preloaded, first, redo, int(control["Database system identifier"]))
+        ran = {name: control[line] for name, line in _AS_IT_RAN.items()} | {"max_replication_slots": "1000"}
+        settings = ran | memory
+    system = int(control["Database system identifier"])
+    return StoppedServer(tuple(found), "", settings, preloaded, first, redo, system, unread)
 
 
 def last_options(data: Path) -> dict[str, str]:
@@ -114,22 +148,47 @@ def config_file(postgres: Postgres, data: Path) -> Path:
 def _configuration(postgres: Postgres, data: Path, settings: dict[str, str]) -> tuple[Requirement, dict[str, str]]:
     """https://www.postgresql.org/docs/current/app-postgres.html: `postgres -C`"""
     file = settings.get("config_file") or str(config_file(postgres, data))
-    options = [word for name, value in (settings | {"config_file": file}).items() for word in ("-c", f"{name}={value}")]
     hint = f"correct {file}: the server does not start with it"
     found = dict[str, str]()
     try:
         for name in _READ:
-            program, directory = postgres.program("postgres"), str(data)
-            found[name] = shell.run(
-                [program, "-D", directory, *options, "-C", name],
-                user=postgres.os_user,
-                directory=Path("/"),
-                environment={"LC_ALL": "C"},
-                timeout_seconds=30,
-            ).stdout.strip()
+            found[name] = _setting(postgres, data, settings | {"config_file": file}, name)
     except CommandFailed as error:
         return Requirement(START, False, start_error(error.stderr), f"{file} can be read", hint), found
     return Requirement(START, True, f"{file} can be read", "its configuration can be read", hint), found
+
+
+def _setting(postgres: Postgres, data: Path, settings: Mapping[str, str], name: str) -> str:
+    """The value with which the server would start.
+
+    Raises:
+        CommandFailed: its configuration is invalid on this host.
+    """
+    options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+    return shell.run(
+        [postgres.program("postgres"), "-D", str(data), *options, "-C", name],
+        user=postgres.os_user,
+        directory=Path("/"),
+        environment={"LC_ALL": "C"},
+        timeout_seconds=30,
+    ).stdout.strip()
+
+
+def _memory(postgres: Postgres, data: Path) -> tuple[dict[str, str], Requirement | None, str]:
+    """The shared memory that a container's server asks for; the error in its configuration; why it cannot be read."""
+    last = last_options(data)
+    file = Path(last.get("config_file", "postgresql.conf"))
+    if file.is_absolute():
+        return {}, None, f"{file} is in the container"
+    given = {name: last[name] for name in _MEMORY if name in last} | {"config_file": str(data / file)}
+    try:
+        return {name: _setting(postgres, data, given, name) for name in _MEMORY}, None, ""
+    except CommandFailed as error:
+        why = start_error(error.stderr)
+    if not _INVALID.search(why):
+        return {}, None, why
+    hint = f"correct {data / file}: the server does not start with it"
+    return {}, Requirement(START, False, why, f"{data / file} can be read", hint), ""
 
 
 def start_error(log: str) -> str:

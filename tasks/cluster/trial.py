@@ -3,7 +3,8 @@ its data directory is missing.
 
 The copy has the shared catalogs, template1, the maintenance database, and the WAL since the last checkpoint in which
 only their records have an effect. It is next to the live data directory, runs on a separate port without archiving,
-streaming or preloaded libraries, and is deleted after the plan. Nothing live is written.
+streaming or preloaded libraries, and is deleted after the plan. Nothing live is written. It asks the host for as much
+shared memory as the server does (`shared_buffers`, `huge_pages`), and uses little of it.
 """
 
 from __future__ import annotations
@@ -73,8 +74,6 @@ _SETTINGS = {
     "autovacuum": "off",
     "fsync": "off",
     "full_page_writes": "off",
-    "huge_pages": "off",
-    "shared_buffers": "16MB",
     "wal_recycle": "off",
     "wal_init_zero": "off",
     "recovery_prefetch": "off",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,8 @@ from lab.processes import run
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.cluster.stopped import read_stopped
+from tasks.cluster.trial import StartRefused, trial
 from tests.stranger.system import NAME, ROLE, Stranger
 
 Found = dict[str, object] | None
@@ -318,9 +321,9 @@ def first_segment_of_wal_that_is_missing(stranger: Stranger, patch: pytest.Monke
 
 @refused_with("server accepts writes: standby.signal: a standby", STOPPED)
 def data_of_a_standby(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
-    (signal := stranger.root / "pg/data/standby.signal").touch()
+    (mark := stranger.root / "pg/data/standby.signal").touch()
     yield None
-    signal.unlink()
+    mark.unlink()
 
 
 @refused_with("log-in of the administrator: PostgreSQL at 127.0.0.1:", STOPPED)
@@ -339,6 +342,39 @@ def maintenance_database_that_is_missing(stranger: Stranger, patch: pytest.Monke
 def preloaded_library_that_is_missing(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
     file = stranger.root / "pg/data/postgresql.auto.conf"
     yield from edited(file, file.read_bytes() + b"shared_preload_libraries = 'no_such_library'\n")
+
+
+@refused_with("its data directory is on another host: db.invalid — start it (database), then plan again", STOPPED)
+def server_of_another_host(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
+    """The service manager could start it, but nothing here shows whether it would start, and what it has."""
+    stranger.describe(("[postgres]", '[postgres]\nhost = "db.invalid"'))
+    yield None
+
+
+@refused_with("start of the stopped server: could not map anonymous shared memory", STOPPED)
+def shared_memory_that_the_host_cannot_give(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
+    """Also of a container's server, whose configuration is read for that alone."""
+    file = stranger.root / "pg/data/postgresql.auto.conf"
+    for _ in edited(file, file.read_bytes() + b"shared_buffers = '1TB'\nhuge_pages = on\n"):
+        postgres = Environment.find(NAME).postgres
+        found = read_stopped(postgres, in_container=True)
+        assert not found.unread
+        with pytest.raises(StartRefused, match="could not map"), trial(postgres, found, in_container=True):
+            pass
+        yield None
+
+
+@refused_with("above 1 B — start it (database), then plan again", STOPPED)
+def catalogs_that_are_too_large_to_copy(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
+    patch.setattr("tasks.cluster.trial.MOST_BYTES", 1)
+    yield None
+
+
+@refused_with("recovery.signal is in its data directory", STOPPED)
+def data_that_starts_with_a_recovery(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
+    (mark := stranger.root / "pg/data/recovery.signal").touch()
+    yield None
+    mark.unlink()
 
 
 @contextlib.contextmanager
@@ -405,11 +441,25 @@ class TestStopped:
         assert not left_behind(stranger)
 
 
+def test_a_server_that_hangs_is_not_taken_for_a_stopped_one(
+    backed_up: Stranger, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its service runs, so a start would change nothing."""
+    monkeypatch.setattr("blocks.postgres.server.CONNECT_SECONDS", 2)
+    server = int((stranger.root / "pg/data/postmaster.pid").read_text().split()[0])
+    os.kill(server, signal.SIGSTOP)
+    try:
+        names = refused_twice(f"suspended by a signal: process {server} — if [postgres] host and port are right")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert names == {"answer of the database server"}
+
+
 def test_a_server_that_recovers_for_long_is_waited_for(
     backed_up: Stranger, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A standby that admits nobody answers as a server that recovers from its WAL."""
-    rounds, signal = list[int](), stranger.root / "pg/data/standby.signal"
+    rounds, standby = list[int](), stranger.root / "pg/data/standby.signal"
 
     def counted(*words: Any, **named: Any) -> object:
         rounds.append(1)
@@ -419,10 +469,11 @@ def test_a_server_that_recovers_for_long_is_waited_for(
     monkeypatch.setattr(start_server, "START_SECONDS", 0.1)
     stranger.sql("ALTER SYSTEM SET hot_standby = off")
     with ThreadPoolExecutor(1) as pool, down(stranger):
-        signal.touch()
+        standby.touch()
         stranger.supervisor.start("database")
         env = Environment.find(NAME)
         until(lambda: isinstance(refusal_of(env), Starting), what="its recovery", seconds=120)
+        assert refused_twice("wait until it answers") == {"answer of the database server"}
         waiting = pool.submit(start_server.wait_started, env)
         until(lambda: len(rounds) > 3 or waiting.done(), what="some rounds", seconds=120)
         assert not waiting.done()
@@ -433,7 +484,7 @@ def test_a_server_that_recovers_for_long_is_waited_for(
         begun = len(rounds)
         until(lambda: len(rounds) > begun, what="a long round", seconds=120)
         stranger.supervisor.stop("database")
-        signal.unlink()
+        standby.unlink()
         stranger.supervisor.start("database")
         waiting.result(120)
     stranger.sql("ALTER SYSTEM RESET hot_standby")
@@ -529,7 +580,8 @@ def test_files_that_crash_recovery_cannot_read_are_kept_and_replaced_by_a_new_cl
     assert "invalid page in block 0" in next(
         one.value for one in done.findings if one.name == "files of the database server"
     )
-    assert [one.name for one in data.parent.glob("data.superseded_*")]
+    (kept,) = data.parent.glob("data.superseded_*")
+    shutil.rmtree(kept)
     assert stranger.ready()
 
 

@@ -12,13 +12,13 @@ from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import free_commits, judge_commits
-from flows.recovery.full.start import create_and_start, other_databases, start_server
+from flows.recovery.full.start import create_and_start, other_databases, start_server, wait_while_starting
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
-from tasks.cluster.stopped import START, StoppedServer, read_stopped
+from tasks.cluster.stopped import START, StoppedServer, judge_silent, read_stopped
 from tasks.cluster.trial import StartRefused, trial
 from tasks.host.disk import is_here
 from tasks.host.services import ServiceStates, read_services
@@ -39,7 +39,6 @@ Judge = Callable[[Postgres, Server], None]
 
 NOT_JUDGED = "not judged while the server is down"
 _EVERYTHING = "roles, rights, locale, extensions, prepared transactions, log-in"
-_LATER = "they are judged after the start, before anything is replaced"
 _IN_CONTAINER = ("locale of the database", "extensions")
 _DAMAGE = "damage in the tables' files, which the recovery at its start may find"
 _NEW, _ADMINISTRATOR = "new data directory", "log-in of the administrator"
@@ -59,12 +58,14 @@ class FoundServer:
 def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> FoundServer:
     """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
-    state = presence(env.postgres)
+    state, silence = _presence(env)
     _judge_roles(report, env, state)
     live, others = None, None
     if state == "up":
         live = _judge_running(report, env, backup, jobs)
         judge_commits(report, env)
+    elif silence and (found := judge_silent(env.postgres, env.services, services.running, silence)):
+        database.judge_requirements(report, found)
     else:
         others = _judge_stopped(report, env, backup, state, jobs)
         _judge_standby(report, env)
@@ -72,6 +73,15 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
     return FoundServer(state, services, live, others)
+
+
+def _presence(env: Environment) -> tuple[Presence, OpsError | None]:
+    """With the reason why it does not answer. A server that is starting is given time."""
+    state = presence(env.postgres)
+    if state != "down":
+        return state, None
+    silence = wait_while_starting(env.postgres)
+    return (state if silence else presence(env.postgres)), silence
 
 
 def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
@@ -151,15 +161,17 @@ def _judge_offline(report: Report, env: Environment, backup: Backup, offer: Judg
     found = read_offline_requirements(env.postgres, content_in(backup), absent=absent)
     database.judge_requirements(report, found)
     if not all(item.ok for item in found):
-        _leave(report, "fix the findings above first")
+        _leave(report)
         return
     in_container = isinstance(env.services, DockerServices)
     stopped = None if absent and is_here(env.postgres.host) else read_stopped(env.postgres, in_container=in_container)
     if stopped:
         database.judge_requirements(report, stopped.requirements)
-        refused = not all(item.ok for item in stopped.requirements)
-        if why := stopped.unjudged or refused * "fix the findings above first":
-            _leave(report, why)
+        if not all(item.ok for item in stopped.requirements):
+            _leave(report)
+            return
+        if stopped.unjudged:
+            _refuse(report, env, stopped.unjudged)
             return
     _try(report, env, stopped, offer, in_container=in_container)
 
@@ -185,15 +197,26 @@ def _try(report: Report, env: Environment, stopped: StoppedServer | None, offer:
     except StartRefused as error:
         report.fail(START if stopped else _NEW, error.hint, value=error.message, expected="starts")
     except OpsError as error:
-        _leave(report, error.message)
+        _refuse(report, env, error.message)
     else:
         left = [*(_IN_CONTAINER if in_container else ()), *([_DAMAGE] if stopped else [])]
+        if stopped and stopped.unread:
+            left.append(f"shared memory ({stopped.unread})")
         if left:
             report.fact(NOT_JUDGED, ", ".join(left))
 
 
-def _leave(report: Report, why: str) -> None:
-    report.warn(NOT_JUDGED, f"nothing to do: {_LATER}", value=f"{_EVERYTHING}: {why}", expected="judged in the plan")
+def _leave(report: Report) -> None:
+    report.warn(NOT_JUDGED, "fix the findings above, then plan again", value=_EVERYTHING, expected="judged in the plan")
+
+
+def _refuse(report: Report, env: Environment, why: str) -> None:
+    """What cannot be judged could refuse the run after the start: a person starts the server first."""
+    role, host = env.postgres.service, env.postgres.host
+    hint = f"start it ({env.services.names.get(role, role)}), then plan again: a running server is judged in the plan"
+    if not is_here(host):
+        hint += f". If it does not start, run this on a worker of {host}: it can create a new cluster"
+    report.fail(NOT_JUDGED, hint, value=f"{_EVERYTHING}: {why}", expected="judged in the plan")
 
 
 def start_database(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from blocks.postgres.refusals import Starting
+from blocks.postgres.server import Postgres
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import LEFT_BEHIND
 from runbook.errors import OpsError, Unreachable
@@ -110,6 +111,25 @@ def _read_reason(env: Environment) -> LogReason | None:
     with contextlib.suppress(OpsError):
         service = env.services.logs(env.postgres.service, LOG_LINES)
     return find_reason(f"{service}\n{own_log(env.postgres)}")
+
+
+def wait_while_starting(postgres: Postgres) -> OpsError | None:
+    """Wait while a server reports that it is starting, at most START_SECONDS. Returns why it still does not answer."""
+    last: OpsError | None = None
+
+    def settled() -> bool:
+        nonlocal last
+        try:
+            postgres.connect().close()
+        except OpsError as error:
+            last = error
+            return not isinstance(error, Starting)
+        last = None
+        return True
+
+    with contextlib.suppress(Unreachable):
+        until(settled, what="the start of PostgreSQL", seconds=START_SECONDS)
+    return last
 
 
 def wait_started(env: Environment) -> None:

@@ -136,6 +136,9 @@ class Parts:
         """All backups that are restored together. A base backup leaves no object out."""
         chosen = choose.with_others(report, env, option.backup, option.newest, "backups", self.without)
         if option.replay:
+            if self.accepted:
+                hint = "nothing to do: a base backup has every object. The names are used if a dump is restored instead"
+                report.warn("accept", hint, value="; ".join(self.accepted), expected="a dump")
             return chosen
         dump = database.without_accepted(report, env, dump_in(option.backup), self.accepted)
         report.fail_if_critical()

@@ -17,7 +17,7 @@ from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget, find_in_wal
 from flows.store import store_for
 from runbook import clock
-from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
+from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
@@ -70,11 +70,12 @@ class RestoreAttempt:
 @contextlib.contextmanager
 def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
     """A failure inside does not end the run: it becomes a WARN, and the run tries the next option. An unreachable store
-    ends the run: it may hold backups."""
+    ends the run: it may hold backups. So does an object that does not restore: to restore without it may lose less than
+    the next option."""
     attempt, first = RestoreAttempt(), len(report.findings)
     try:
         yield attempt
-    except (Unreachable, LockLost, NotConfirmed):
+    except (Unreachable, LockLost, NotConfirmed, NotRestorable):
         raise
     except OpsError as error:
         bad = [found for found in report.findings[first:] if found.status is Status.CRITICAL]

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from blocks.postgres.server import Postgres, execute, first_line
 from runbook import shell
-from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, CommandFailed, NotRestorable, VerificationFailed
 from runbook.kinds import probe
 from runbook.progress import WorkDone, progress
 from runbook.units import size
@@ -144,8 +144,9 @@ def _pg_restore(postgres: Postgres, source: DumpSource, database: str, jobs: int
         if blames_server(error) and not source.foreign:
             raise
         found = does_not_restore(source.path.name, error, source.hint) if source.foreign else error
-        hint = _accept_hint(postgres, source, database, error) + found.hint
-        raise (type(found) if source.foreign else VerificationFailed)(found.message, hint) from None
+        accept = _accept_hint(postgres, source, database, error)
+        refused = NotRestorable if accept else VerificationFailed
+        raise (type(found) if source.foreign else refused)(found.message, accept + found.hint) from None
 
 
 def _chosen(lines: Sequence[str], source: DumpSource) -> tuple[list[str], list[str]]:

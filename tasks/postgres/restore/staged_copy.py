@@ -68,9 +68,16 @@ def is_reserved(database: str) -> bool:
 _RESERVED = re.compile(r"__(?:new(?:_[0-9a-f]{8})?|verify|tables|rehearsal|old_\d{8}_\d{6})$")
 
 
+_last: tuple[object, DatabaseContent] | None = None
+
+
 def content_in(backup: Backup) -> DatabaseContent:
-    """The content manifest of a database's backup."""
-    return DatabaseContent.model_validate(backup.manifest.content)
+    """The content manifest of a database's backup. The last one is kept: a run reads it many times."""
+    global _last
+    stored, kept = backup.manifest.content, _last
+    if kept is None or kept[0] is not stored:
+        _last = kept = (stored, DatabaseContent.model_validate(stored))
+    return kept[1]
 
 
 def dump_in(backup: Backup) -> DumpSource:

@@ -20,7 +20,7 @@ def require_unchanged(connection: Connection, tables: Sequence[FoundTable], ties
     Raises:
         VerificationFailed: one has changed.
     """
-    known = {one.name: one for one in known_in(connection)}
+    known = {one.name: one for one in known_in(connection, [table.name for table in tables])}
     for table in tables:
         now = known.get(table.name)
         if now is None or now.oid != table.oid or table_of(connection, now).columns != table.columns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from blocks.postgres.server import Postgres, execute
 from runbook.kinds import probe
 from tasks.postgres.content.pinned_session import pinned
-from tasks.postgres.tables.find import known_in, resolve
+from tasks.postgres.tables.find import find_named
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def find_filed(postgres: Postgres, database: str, typed: str) -> tuple[FiledRela
         Unreachable: the server does not answer.
     """
     with pinned(postgres, database) as connection:
-        (table,) = resolve([typed], known_in(connection))
+        (table,) = find_named(connection, [typed])
         rows = execute(connection, _FILED, table.oid, table.oid)
     return tuple(
         FiledRelation(int(of), int(oid), str(name), int(file), int(toast), database)

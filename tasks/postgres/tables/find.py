@@ -88,17 +88,33 @@ class Known:
         return typed in (self.relation, self.bare)
 
 
-def known_in(connection: Connection) -> list[Known]:
-    """Every table, view and sequence outside the system's schemas."""
-    return [Known(int(row[0]), *(str(part) for part in row[1:])) for row in execute(connection, _KNOWN)]
+def known_in(connection: Connection, typed: Sequence[str] | None = None) -> list[Known]:
+    """Every table, view and sequence outside the system's schemas. `typed`: only those that an operator may mean by
+    one of these names."""
+    rows = execute(connection, _KNOWN, None if typed is None else [name.strip() for name in typed])
+    return [Known(int(row[0]), *(str(part) for part in row[1:])) for row in rows]
+
+
+def find_named(connection: Connection, typed: Sequence[str]) -> list[Known]:
+    """The tables that an operator named, each once. All tables are read only to propose another name.
+
+    Raises:
+        OpsError: see `resolve`.
+    """
+    try:
+        return resolve(typed, known_in(connection, typed))
+    except OpsError:
+        return resolve(typed, known_in(connection))
 
 
 _KNOWN = """
-SELECT c.oid::bigint, n.nspname, c.relname, quote_ident(c.relname), format('%I.%I', n.nspname, c.relname),
+SELECT c.oid::bigint, n.nspname, c.relname, quote_ident(c.relname), format('%%I.%%I', n.nspname, c.relname),
        c.relkind::text, CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::regclass::text ELSE '' END
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+FROM (SELECT %s::text[] AS names) named, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
   AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND (names IS NULL OR ARRAY[c.relname::text, quote_ident(c.relname), n.nspname || '.' || c.relname,
+                              format('%%I.%%I', n.nspname, c.relname)] && names)
 ORDER BY 5
 """
 

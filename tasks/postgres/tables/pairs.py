@@ -14,7 +14,7 @@ from runbook.kinds import probe
 from tasks.postgres.content.equivalence import ASIDE, rolled_back
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.dump.generated import COLUMN
-from tasks.postgres.tables.find import NO_TABLE, FoundColumn, FoundTable, Known, known_in, resolve, table_of
+from tasks.postgres.tables.find import NO_TABLE, FoundColumn, FoundTable, Known, find_named, known_in, table_of
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tu
         OpsError: a name is unknown (the hint has similar ones), or the live database has no such table.
     """
     with pinned(postgres, schema_in) as connection:
-        wanted = [table_of(connection, one) for one in resolve(typed, known_in(connection))]
+        wanted = [table_of(connection, one) for one in find_named(connection, typed)]
     with pinned(postgres, postgres.database) as connection:
-        known = {one.name: one for one in known_in(connection)}
+        known = {one.name: one for one in known_in(connection, [table.name for table in wanted])}
         pairs = [_pair(connection, table, table.name, known.get(table.name)) for table in wanted]
     return tuple(replace(one, live=settle_generated(postgres, schema_in, one.wanted, one.live)) for one in pairs)
 

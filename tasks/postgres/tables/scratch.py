@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -117,9 +118,9 @@ def _rows_in(
 ) -> tuple[list[str], tuple[Uncomputable, ...]]:
     """The dump's entries of these tables' rows, and the generated columns of tables whose rows are in files alongside
     the dump instead."""
-    listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
-    wanted = _entries(postgres, scratch, tables)
-    entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
+    wanted = tuple(f"TABLE DATA {start}" for start in _entries(postgres, scratch, tables))
+    listed = list_entries(postgres, backup.path / DUMP)
+    entries = [entry.line for entry in listed if entry.what.startswith(wanted)]
     known = content_in(backup).uncomputable if may_set_flags(postgres) else ()
     stored = tuple(one for one in known if any(f" {one.oid} TABLE DATA " in line for line in entries))
     return [line for line in entries if not any(f" {one.oid} TABLE DATA " in line for one in stored)], stored
@@ -151,7 +152,8 @@ def fill_tables(
         emptied(postgres, scratch.database, accepted),
         progress(restored),
     ):
-        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={jobs}")
+        workers = max(1, min(jobs, len(entries)))  # more would only sort the whole dump's dependencies
+        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={workers}")
         load_rows(postgres, backup.path, scratch.database, stored)
     return Copy(scratch.database, scratch.oid, done.seconds)
 
@@ -239,9 +241,16 @@ class TocEntry:
     needs: frozenset[int]
 
 
-def list_entries(postgres: Postgres, dump: Path) -> list[TocEntry]:
-    """A dump's table of contents, in order."""
-    listed = shell.run([postgres.program("pg_restore"), "--list", "--verbose", dump]).stdout
+def list_entries(postgres: Postgres, dump: Path) -> tuple[TocEntry, ...]:
+    """A dump's table of contents, in order. The last one is kept: a run reads it three times."""
+    toc = (dump / "toc.dat").stat()
+    return _listed_by(postgres.program("pg_restore"), dump, (toc.st_ino, toc.st_mtime_ns, toc.st_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _listed_by(program: Path, dump: Path, toc: tuple[int, ...]) -> tuple[TocEntry, ...]:
+    """`toc`: what the table of contents is, while it is unchanged."""
+    listed = shell.run([program, "--list", "--verbose", dump]).stdout
     found = list[TocEntry]()
     for line in listed.splitlines():
         if match := _ENTRY.match(line):
@@ -249,7 +258,7 @@ def list_entries(postgres: Postgres, dump: Path) -> list[TocEntry]:
         elif found and (match := _NEEDS.match(line)):
             last = found[-1]
             found[-1] = TocEntry(last.number, last.what, last.line, frozenset(map(int, match[1].split())))
-    return found
+    return tuple(found)
 
 
 def choose_entries(entries: Sequence[TocEntry], typed: Sequence[str]) -> list[str] | None:

@@ -136,7 +136,7 @@ def test_a_damaged_or_foreign_cache_is_ignored(store: DirectoryStore, monkeypatc
                 other = text.replace(str(store.path).encode(), b"/other/store")
                 cache.write_bytes(hashlib.sha256(other).hexdigest().encode() + b"\n" + other)
             case 4:
-                other = text.replace(b'"format":1', b'"format":2')
+                other = text.replace(b'"format":2', b'"format":1')
                 cache.write_bytes(hashlib.sha256(other).hexdigest().encode() + b"\n" + other)
             case 5:
                 cache.chmod(0o640)  # another user could have written it, or its group reads it
