@@ -19,9 +19,9 @@ from flows.database import expectations
 from flows.database.superseded import discard_surplus
 from flows.launch import launch
 from flows.recovery.full import bring_up, build, choose, database_server
-from flows.recovery.full.redis_source import RedisSource, remembered
 from flows.recovery.objectives import board
 from flows.recovery.stopped_services import started_on_failure
+from flows.redis.restore.sources import RedisSource, remembered
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.report import Report
@@ -105,7 +105,8 @@ def full_restore(
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
         survivor = chosen.redis_survivor
-        with advisory_lock(env.postgres) as guard, remembered(services, survivor), started_on_failure(services):
+        known = remembered(env, survivor, services.swapped)
+        with advisory_lock(env.postgres) as guard, known, started_on_failure(services):
             if stop_services == "first" or survivor:
                 services.stop()
             chosen = choose.captured(report, permit, env, chosen)

@@ -12,8 +12,8 @@ from blocks.environment import Environment, Stores
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
-from flows.recovery.full import redis_source as redis_sources
-from flows.recovery.full.redis_source import RedisSource
+from flows.redis.restore import sources as redis_sources
+from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, store_for
 from runbook import metrics
@@ -124,7 +124,7 @@ def with_others(
         skipped = "redis" in without
         found = redis_sources.find(report, env, around) if redis_source != "backup" and not skipped else Survivors()
         redis = _nearest(report, env, source, "redis", database, moment, live, skipped, found.able)
-        damage = read_files(report, redis)
+        damage = read_files(report, redis) if redis else []
         if not skipped:
             survivor = redis_sources.choose(
                 report, env, found, around, None if damage else redis, redis_source, latest=latest

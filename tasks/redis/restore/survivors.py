@@ -224,14 +224,12 @@ def _files(block: Redis, spool: Path) -> SurvivingCopy | None:
     if not copy.all_keys:
         return replace(copy, problem=IS_EMPTY)
     is_complete = configuration.appendonly and not configuration.replica_of
+    if not is_complete:
+        since = clock.text(copy.moment) if copy.moment else "an unknown time"
+        return replace(copy, loss=f"writes acknowledged after {since}")
     fsync = configuration.get("appendfsync", "everysec")
-    return replace(
-        copy,
-        rank=int(is_complete),
-        loss=f"nothing if only the process died; if the host failed, its last seconds (AOF, appendfsync {fsync})"
-        if is_complete
-        else f"writes acknowledged after {clock.text(copy.moment)}" if copy.moment else "unknown",
-    )
+    loss = f"nothing if only the process died; if the host failed, its last seconds (AOF, appendfsync {fsync})"
+    return replace(copy, rank=1, loss=loss)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The source of Redis's data in a full restore: a backup, a surviving replica, or the dead master's own files (§8.2).
+"""The source of Redis's data in a restore: a backup, a surviving replica, or the dead master's own files (§2.3, §8.2).
 
 The source that loses least is chosen, if its loss is known. Its data is captured as a proven backup after the services
 are stopped, and restored like any other backup. So nothing is replaced before its replacement is proven.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Literal
 
 from blocks.environment import Environment
 from flows import store as stores
-from flows.recovery.stopped_services import StoppedServices
 from flows.redis.backup import keep_live, seal
 from flows.redis.restore.steps import judge_preconditions
 from runbook import clock
@@ -82,22 +81,11 @@ def choose(
     Raises:
         RunbookFailed: the wanted source does not exist, or is incomplete.
     """
-    expected = expected_keys(backup) if backup else {}
-    emptied = {copy.name: deleted_keys(copy, expected) for copy in found.copies}
+    emptied = _emptied(found, backup)
     chosen, why = _choose(report, env, found, backup, emptied, wanted, latest=latest)
-    rows = [
-        (copy.name, f"{copy.all_keys:,}", copy.loss, _verdict(copy, emptied[copy.name], chosen))
-        for copy in found.copies
-    ]
-    if backup:
-        keys, loss = sum(expected.values()), f"writes acknowledged after {clock.text(backup.manifest.taken)}"
-        rows.append((f"backup {backup.name}", f"{keys:,}", loss, "" if chosen else "chosen"))
-    report.table("Redis: sources of its data", COLUMNS, rows)
+    _report_sources(report, found, backup, emptied, chosen)
     name = chosen.name if chosen else f"backup {backup.name}" if backup else "none"
     report.fact("redis source", f"{name}: {why}")
-    for copy in found.copies:
-        if emptied[copy.name] and copy.problem in ("", IS_EMPTY):
-            _report_deletion(report, copy, emptied[copy.name], chosen)
     if chosen:
         report.fact("Redis writes lost", chosen.loss)
         _report_promotion(report, chosen, around)
@@ -105,6 +93,42 @@ def choose(
             alone = f"every write after {clock.text(backup.manifest.taken)}"
             report.fact("Redis writes lost by the backup alone", alone)
     return chosen
+
+
+def find_better(report: Report, env: Environment, found: Survivors, backup: Backup) -> SurvivingCopy | None:
+    """The surviving copy that loses less than the backup, for advice only."""
+    emptied = _emptied(found, backup)
+    better, _ = _choose(report, env, found, backup, emptied, "auto", latest=True)
+    _report_sources(report, found, backup, emptied, None)
+    return better
+
+
+def _emptied(found: Survivors, backup: Backup | None) -> dict[str, str]:
+    expected = expected_keys(backup) if backup else {}
+    return {copy.name: deleted_keys(copy, expected) for copy in found.copies}
+
+
+def _report_sources(
+    report: Report,
+    found: Survivors,
+    backup: Backup | None,
+    emptied: dict[str, str],
+    chosen: SurvivingCopy | None,
+) -> None:
+    rows = [
+        (copy.name, f"{copy.all_keys:,}", copy.loss, _verdict(copy, emptied[copy.name], chosen))
+        for copy in found.copies
+    ]
+    if backup:
+        keys, loss = (
+            sum(expected_keys(backup).values()),
+            f"writes acknowledged after {clock.text(backup.manifest.taken)}",
+        )
+        rows.append((f"backup {backup.name}", f"{keys:,}", loss, "" if chosen else "chosen"))
+    report.table("Redis: sources of its data", COLUMNS, rows)
+    for copy in found.copies:
+        if emptied[copy.name] and copy.problem in ("", IS_EMPTY):
+            _report_deletion(report, copy, emptied[copy.name], chosen)
 
 
 def _choose(
@@ -261,16 +285,16 @@ def _remembered(env: Environment) -> Decision | None:
 
 
 @contextlib.contextmanager
-def remembered(services: StoppedServices, copy: SurvivingCopy | None) -> Iterator[None]:
+def remembered(env: Environment, copy: SurvivingCopy | None, swapped: Sequence[str]) -> Iterator[None]:
     """Keep the decision while the services are stopped, for a run after a killed one, or after one that failed between
-    two swaps."""
-    path = services.env.reports_directory / RECORD
-    if services.env.has("redis"):
+    two swaps (`swapped`: the parts so far)."""
+    path = env.reports_directory / RECORD
+    if env.has("redis"):
         record.write(path, Decision(copy.kind if copy else "backup", datetime.now(UTC)))
     try:
         yield
     except BaseException:
-        if not services.swapped:
+        if not swapped:
             path.unlink(missing_ok=True)
         raise
     path.unlink(missing_ok=True)
