@@ -121,16 +121,19 @@ def with_others(
     around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     if around:
         live = live_directory(env.redis)
-        skipped = "redis" in without
-        found = redis_sources.find(report, env, around) if redis_source != "backup" and not skipped else Survivors()
-        redis = _nearest(report, env, source, "redis", database, moment, live, skipped, found.able)
+        survivors = Survivors()
+        if wants_survivor := redis_source != "backup" and "redis" not in without:
+            survivors = redis_sources.find(report, env, around)
+        redis = _nearest(
+            report, env, source, "redis", database, moment, live, "redis" in without, survives=survivors.able
+        )
         damage = read_files(report, redis) if redis else []
-        if not skipped:
-            survivor = redis_sources.choose(
-                report, env, found, around, None if damage else redis, redis_source, latest=latest
-            )
+        if wants_survivor:
+            known = None if damage else redis
+            survivor = redis_sources.choose(report, env, survivors, around, known, redis_source, latest=latest)
         if survivor:
             redis, fitness = None, redis_sources.judge(report, env, survivor, around)
+            redis_sources.judge_gap(report, survivor, moment)
         elif redis:
             fitness = judge_redis(report, env, redis, damage, around)
     if env.has("application") and env.application.directory:
@@ -162,6 +165,7 @@ def _nearest(
     moment: datetime,
     live: Path,
     waived: bool,
+    *,
     survives: bool = False,
 ) -> Backup | None:
     """The backup nearest to the database's point in time, of the same environment, and the gap between the two. None

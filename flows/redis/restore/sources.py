@@ -18,12 +18,12 @@ from blocks.environment import Environment
 from flows import store as stores
 from flows.redis.backup import keep_live, seal
 from flows.redis.restore.steps import judge_preconditions
-from runbook import clock
+from runbook import clock, metrics
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import record
 from runbook.guard.permit import Permit
-from runbook.report import Report
+from runbook.report import Report, Status
 from runbook.units import size
 from tasks.backups.catalogue import KEPT, Backup
 from tasks.host.disk import read_disk
@@ -34,6 +34,7 @@ from tasks.redis.content.manifest import EMPTY, RedisContent
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
 from tasks.redis.restore.survivors import (
     IS_EMPTY,
+    IS_LOADING,
     LEAST_RATIO,
     SurvivingCopy,
     Survivors,
@@ -156,6 +157,14 @@ def _choose(
         return None, "redis_source=backup"
     if not latest:
         return None, "a backup was named: Redis is restored to that time"
+    loading = [copy.where for copy in found.copies if copy.kind == "files" and copy.problem == IS_LOADING]
+    report.require(
+        "Redis has loaded its data",
+        not loading,
+        "wait until it serves, and run this again: its files lose least. redis_source=backup does not wait",
+        value=f"loading from {', '.join(loading)}" if loading else "yes, or it is stopped",
+    )
+    report.fail_if_critical()
     if found.live_keys:
         why = f"{env.redis.address} serves {found.live_keys:,} keys; redis_source=files keeps them"
         return None, why if backup else f"{why}, and there is no backup"
@@ -212,7 +221,7 @@ def judge(report: Report, env: Environment, copy: SurvivingCopy, around: Replica
     content = RedisContent(server_version=copy.version, databases=databases, memory_bytes=copy.memory_bytes)
     fitness = judge_redis_copy(env.redis, content, around)
     judge_preconditions(report, fitness.preconditions)
-    disk = read_disk(stores.store_for(env, "redis").spool)
+    disk = read_disk.after(fitness)(stores.store_for(env, "redis").spool)
     report.require(
         "free space for Redis's surviving data",
         disk.free_bytes > copy.memory_bytes,
@@ -221,6 +230,14 @@ def judge(report: Report, env: Environment, copy: SurvivingCopy, around: Replica
         expected=f"more than {size(copy.memory_bytes)}",
     )
     return fitness
+
+
+def judge_gap(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
+    """Compare a copy's time with the database's, `moment`: Redis may name rows that the database does not have."""
+    if copy.moment:
+        hint = "expect inconsistencies: Redis is newer than the database. Name prefixes made anew in drop_prefixes"
+        gap = abs((copy.moment - moment).total_seconds())
+        report.judge(metrics.BACKUP_GAP, gap, hint, of="redis (surviving copy)", worst=Status.WARN)
 
 
 def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:

@@ -43,7 +43,7 @@ from tasks.redis.topology.topology import NOWHERE, ReplicationTopology
 Kind = Literal["replica", "files"]
 SECTIONS = ("server", "replication", "persistence", "memory", "commandstats")
 FLUSHES = ("cmdstat_flushall", "cmdstat_flushdb")
-IS_EMPTY = "it is empty"
+IS_EMPTY, IS_LOADING = "it is empty", "it is loading its data"
 LEAST_RATIO = 0.5
 """A database with less than this share of the keys that a backup says should still exist was emptied by a command."""
 
@@ -116,7 +116,7 @@ def _live(block: Redis) -> SurvivingCopy | None:
             version = version_of(client)
     except Unreachable:
         return None
-    problem = "it is loading its data" if info.get("loading") else "" if sum(keys.values()) else IS_EMPTY
+    problem = IS_LOADING if info.get("loading") else "" if sum(keys.values()) else IS_EMPTY
     if not directory.is_dir():
         problem = "the directory is missing: the server cannot save its data"
     elif not saves:
@@ -188,7 +188,7 @@ def _incomplete(
 ) -> str:
     """Why it is no complete copy of the master; "": it is one."""
     if member.loading:
-        return "it is loading its data"
+        return IS_LOADING
     if member.syncing:
         return "a full resynchronisation is running: its data is incomplete"
     if not sum(keys.values()):
