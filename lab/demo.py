@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 import psycopg
+import redis
 from psycopg import sql
 
 from blocks.config import toml
@@ -26,6 +28,7 @@ from blocks.places import Application
 from lab.client import Lab
 from lab.progress import Tell, progress
 from lab.proof import Proof, find_report
+from lab.redis_ledger import RedisLoss, RedisWriter
 from lab.runs import Run, Runs
 from lab.servers import postgres
 from runbook.errors import OpsError, Unreachable
@@ -53,6 +56,12 @@ def described_application(lab: Lab) -> Application:
         os.environ.update(before)
 
 
+def newest_snapshot(store: Path) -> datetime:
+    """When the newest backup in a directory was taken, by its manifest."""
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in store.glob("*/manifest.json")]
+    return max(datetime.fromisoformat(manifest["taken"]) for manifest in manifests)
+
+
 @dataclass
 class Demo:
     """One demonstration on one lab."""
@@ -62,8 +71,10 @@ class Demo:
     status: dict[str, Any]
     runs: Runs
     ledger: WriteLedger
+    redis: RedisWriter
     destroyed: bool = False
     backups_began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    redis_snapshot: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
     def on(cls, name: str, tell: Tell) -> Demo:
@@ -77,7 +88,10 @@ class Demo:
         if not status["running"]:
             raise OpsError(f"the lab {name} is down", f"bring it up: python -m lab up --name {name}")
         ledger = Path(status["root"]) / "demo" / f"writes-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
-        return cls(lab, tell, status, Runs(status["prefect_api"], status["prefect_ui"]), WriteLedger(ledger))
+        writer = RedisWriter(
+            lambda: str(lab.status()["redis"]["url"]), ledger.with_suffix(".redis.jsonl"), WRITES_PER_SECOND
+        )
+        return cls(lab, tell, status, Runs(status["prefect_api"], status["prefect_ui"]), WriteLedger(ledger), writer)
 
     def play(self) -> Proof:
         """The whole story; the proof says how it ended.
@@ -92,17 +106,19 @@ class Demo:
         report = find_report(Path(self.status["stores"]["reports"]), since=launched)
         if report is None:
             raise OpsError(f"{RESTORE} left no report: {run.state} {run.message}", self.ending(run))
-        return Proof(run, report, self.health(), self.ledger, self.count_lost(), self.backups_began)
+        lost = self.count_lost()
+        return Proof(run, report, self.health(), self.ledger, lost, self.backups_began, self.count_lost_in_redis())
 
     def back_up_and_write_on(self) -> None:
         """A client writes before, during and after the backups."""
         application = described_application(self.lab)
-        self.tell(f"a client writes through {application.url}, {WRITES_PER_SECOND:g} writes a second")
-        with Writer(application, self.ledger, per_second=WRITES_PER_SECOND):
+        self.tell(f"a client writes through {application.url}, {WRITES_PER_SECOND:g} writes a second; another to Redis")
+        with Writer(application, self.ledger, per_second=WRITES_PER_SECOND), self.redis:
             self._let_write(BEFORE_SECONDS)
             self.backups_began = datetime.now(UTC)
             for flow in BACKUPS:
                 self.back_up(flow)
+            self.redis_snapshot = newest_snapshot(Path(self.status["stores"]["redis"]))
             self.tell(f"the client writes on for {AFTER_SECONDS:g} s after the backups")
             self._let_write(AFTER_SECONDS)
         counted = len(self.ledger.acknowledged())
@@ -169,6 +185,13 @@ class Demo:
         try:
             return find_lost_writes(self.ledger, self.status["postgres"]["dsn"], described_application(self.lab))
         except psycopg.Error:
+            return None
+
+    def count_lost_in_redis(self) -> RedisLoss | None:
+        """What the ledger of the Redis client says; None where Redis does not answer."""
+        try:
+            return self.redis.loss(self.redis_snapshot)
+        except redis.RedisError:
             return None
 
     def links(self, run: Run) -> list[str]:

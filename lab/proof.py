@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lab.redis_ledger import RedisLoss
 from lab.runs import Run
 from runbook.files.chain import reports_in
 from runbook.units import duration
@@ -21,7 +22,7 @@ RUNBOOK = "Full restore"
 PROVEN_GOOD = ("OK", "WARN")
 EQUAL = ("copy equal to the backup", "Redis copy equal to the backup", "files equal to the backup")
 MOST_ROWS = 40
-_TABLES = re.compile(r"Proven|Redis proven|Application$|Writes lost, by kind")
+_TABLES = re.compile(r"Proven|Redis proven|Redis: sources|Application$|Writes lost, by kind")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Proof:
     ledger: WriteLedger
     lost: LedgerResult | None
     backups_began: datetime
+    redis: RedisLoss | None = None
 
     def problems(self) -> list[str]:
         """Why the restore is not proven, as sentences; empty when it is."""
@@ -50,7 +52,16 @@ class Proof:
                 found.append(f"{name}: {findings[name]['value']}")
         if not self.health.startswith("200 "):
             found.append(f"the application is not healthy: {self.health}")
-        return found + self._ledger_problems()
+        return found + self._ledger_problems() + self._redis_problems()
+
+    def _redis_problems(self) -> list[str]:
+        """A replica or the master's own files survive: no acknowledged write to Redis may be lost."""
+        if self.redis is None:
+            return ["Redis cannot be asked for the client's writes"]
+        if not self.redis.backup_alone:
+            return ["the client wrote nothing to Redis after the backup, so nothing was shown to survive"]
+        lost = len(self.redis.lost)
+        return [f"{lost} of {self.redis.acknowledged} acknowledged writes to Redis are lost"] if lost else []
 
     def _ledger_problems(self) -> list[str]:
         if self.lost is None:
@@ -99,6 +110,7 @@ class Proof:
         facts = [*report["facts"].items(), ("took", duration(report["seconds"]))]
         facts += [
             ("writes lost, both accounts", self.accounts()),
+            ("writes lost in Redis", self.redis.sentence if self.redis else "not counted"),
             ("writes before the backup", f"{len(before)} acknowledged, {self._kept(before)} there"),
             ("health", self.health),
             *(("look at it", link) for link in links),

@@ -21,6 +21,7 @@ from flows.launch import launch
 from flows.recovery.full import bring_up, build, choose, database_server
 from flows.recovery.objectives import board
 from flows.recovery.stopped_services import started_on_failure
+from flows.redis.restore.sources import RedisSource, remembered
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.report import Report
@@ -40,6 +41,7 @@ def full_restore(
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
     without: tuple[choose.Part, ...] = (),
+    redis_source: RedisSource = "auto",
     strict: bool = False,
     accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     plan: str = "",
@@ -62,6 +64,10 @@ def full_restore(
     An expectation that the backup already broke is CRITICAL in the report, but the data still goes live. With `strict`
     the run ends before the swap.
 
+    If Redis's master is dead, its own files, a replica or the backup restores it, by the least known loss (the plan
+    lists them). A copy from which a command deleted most keys is taken only if `redis_source` names it. While the
+    master serves its data, the backup replaces it; `redis_source=files` keeps the master's data.
+
     An unreachable store ends the run: it may hold backups. If Redis or the files have neither a backup nor live data,
     `without` must name them, and they start empty.
 
@@ -77,6 +83,7 @@ def full_restore(
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
         without: 戻さない部分。バックアップも本番データもない部分は、ここに指定したときだけ空で始める
+        redis_source: Redis のデータ元。auto は損失が最小のもの、replica はレプリカ、files はマスター自身のファイル
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
         accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
@@ -90,16 +97,19 @@ def full_restore(
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
-        chosen = choose.choose(report, env, backup, source, without, accept)
+        chosen = choose.choose(report, env, backup, source, without, accept, redis_source)
         found = database_server.judge(report, env, chosen.database, workers)
         build.plan(report, env, chosen, found, stop_services)
         choose.pin(report, env, chosen, up=found.presence == "up")
         permit = report.permit(*chosen.acts(env))
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
-        with advisory_lock(env.postgres) as guard, started_on_failure(services):
-            if stop_services == "first":
+        survivor = chosen.redis_survivor
+        known = remembered(env, survivor, services.swapped)
+        with advisory_lock(env.postgres) as guard, known, started_on_failure(services):
+            if stop_services == "first" or survivor:
                 services.stop()
+            chosen = choose.captured(report, permit, env, chosen)
             copies = build.build(report, permit, env, chosen, workers)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)
@@ -121,6 +131,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=0, help="workers; 0 is one per core")
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
+    parser.add_argument("--redis-source", default="auto", choices=get_args(RedisSource), help="where Redis's data is")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")

@@ -129,7 +129,8 @@ class SystemServices(StoppedServices):
 
     def _start_again(self) -> None:
         start_services(self.env.services, [role for role in START_ORDER if role in self.running])
-        if self.topology and "redis" in self.running:
+        # If another server is the master, it has been detached, and serves nobody until it is attached again.
+        if self.topology and ("redis" in self.running or self.topology.master not in ("", self.topology.own)):
             put_back(self.report, self.env, self.permit, self.topology)
 
     def may_have_swapped(self, part: str, left: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from flows.redis import persistence_findings as findings
 from flows.redis import snapshot
 from flows.redis.backup import Form, report_results, take
 from flows.redis.master import judge_master
-from flows.redis.restore import choice, methods
+from flows.redis.restore import choice, methods, survivor
+from flows.redis.restore.survivor import NamedSource
 from flows.redis.snapshot import Kind
 from runbook.guard.permit import Act
 from runbook.report import Report
@@ -146,6 +147,7 @@ def restore_redis(
     prefixes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
     extra: Extra = "keep",
     expected_removed: Annotated[int, Field(ge=0)] = 0,
+    redis_source: NamedSource = "backup",
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -165,6 +167,9 @@ def restore_redis(
     by key. In both cases the live data is first kept as a backup, which the report names as the undo. Afterwards every
     key is compared with the backup; keys that clients wrote meanwhile are listed separately.
 
+    If the master is dead and a replica or its own files survive, the plan reports which loses less. `redis_source`
+    takes it: its data is backed up and proven first. A copy from which a command deleted keys is reported.
+
     A dump_….rdb, an appendonly_….aof or an appendonlydir without a manifest can be restored too, as unproven. Evidence:
     the table of expected and found keys in each database, and how many keys the live server loaded.
 
@@ -179,11 +184,15 @@ def restore_redis(
         prefixes: 戻すキーの接頭辞 (例 session:)。空なら全データを入れ替え
         extra: prefixes の下にありバックアップにないキー。keep は残す、remove は削除
         expected_removed: extra=remove で削除されるキー数 (計画が示す値。10 % を超えて多ければ拒否)
+        redis_source: データ元。backup はバックアップ、replica は残ったレプリカ、files は停止したマスター自身のファイル
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
     with runbook("Restore Redis", env, confirm, plan, changes=True, rank="recovery") as report:
+        if redis_source != "backup":
+            survivor.restore(report, env, redis_source, prefixes)
+            return report
         chosen = choice.choose(report, env, backup, source)
         with methods.prepare(report, env, chosen, prefixes, extra, expected_removed) as restore:
             pin_redis(report, env.redis, replaced=True)

@@ -11,6 +11,7 @@ from flows.recovery.full import migration
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
+from flows.redis.restore import sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import Permit
@@ -76,6 +77,8 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, w
 
 def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
     """Plan the copies of Redis and the files."""
+    if chosen.redis_survivor:
+        sources.plan(report, env, chosen.redis_survivor)
     for name, backup, live in (
         ("Redis", chosen.redis, env.redis.data_directory if chosen.redis else ""),
         ("application files", chosen.files, env.application.directory if chosen.files else ""),

@@ -12,10 +12,12 @@ from blocks.environment import Environment, Stores
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
+from flows.redis.restore import sources as redis_sources
+from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, store_for
 from runbook import metrics
-from runbook.guard.permit import Act
+from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.units import size
 from tasks.application.connection_string import SWITCH
@@ -27,6 +29,7 @@ from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.restore.staged_copy import dump_in
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
+from tasks.redis.restore.survivors import SurvivingCopy, Survivors
 from tasks.redis.server import live_directory
 from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
@@ -37,7 +40,8 @@ Part = Literal["redis", "files"]
 @dataclass(frozen=True)
 class Chosen:
     """The backups of one full restore. A part without a backup is None, and is not restored. `redis_topology`: the
-    replicas and Sentinels of Redis. `dump`: the database's, without the objects in `accept`."""
+    replicas and Sentinels of Redis. `dump`: the database's, without the objects in `accept`. `redis_survivor`: a copy
+    of Redis's data, captured as `redis` once the services are stopped."""
 
     database: Backup
     redis: Backup | None
@@ -45,13 +49,14 @@ class Chosen:
     redis_fitness: RedisFitness | None = None
     redis_topology: ReplicationTopology | None = None
     dump: DumpSource | None = None
+    redis_survivor: SurvivingCopy | None = None
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """The acts that need a permit."""
         acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env)]
         if self.redis_topology:
             acts.append(Act(TAKE_OFF, env.redis.data_directory))
-        if self.redis:
+        if self.redis or self.redis_survivor:
             acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
         if self.files:
             acts.append(Act(REPLACE_FILES, env.application.directory))
@@ -62,8 +67,8 @@ class Chosen:
 def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
     """Pin what the run replaces: writes after the plan are lost. `up`: whether the database server answers."""
     pin_database(report, env.postgres, replaced=True, up=up)
-    if chosen.redis:
-        report.pin_state("backup of Redis", chosen.redis.name)
+    if source := chosen.redis or chosen.redis_survivor:
+        report.pin_state("backup of Redis", source.name)
         pin_redis(report, env.redis, replaced=True)
     if chosen.files:
         report.pin_state("backup of the files", chosen.files.name)
@@ -77,6 +82,7 @@ def choose(
     source: Stores,
     without: Sequence[Part] = (),
     accept: Sequence[str] = (),
+    redis_source: RedisSource = "auto",
 ) -> Chosen:
     """Find all three, read all their files, and judge each against the live part that it replaces. The parts in
     `without` are not restored.
@@ -87,31 +93,67 @@ def choose(
     """
     chosen = database.choose_backup(report, env, wanted, source)
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
-    return replace(with_others(report, env, chosen, chosen.manifest.taken, source, without), dump=dump)
+    others = with_others(
+        report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=wanted == "latest"
+    )
+    return replace(others, dump=dump)
 
 
 def with_others(
-    report: Report, env: Environment, database: Backup, moment: datetime, source: Stores, without: Sequence[Part] = ()
+    report: Report,
+    env: Environment,
+    database: Backup,
+    moment: datetime,
+    source: Stores,
+    without: Sequence[Part] = (),
+    redis_source: RedisSource = "backup",
+    *,
+    latest: bool = True,
 ) -> Chosen:
-    """Add the Redis and files backups nearest to `moment`, the database's point in time, and judge them.
+    """Add the Redis and files backups nearest to `moment`, the database's point in time, and judge them. `latest`: no
+    earlier point in time was asked for, so a surviving copy of Redis's data can replace its backup.
 
     Raises:
         OpsError: a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    redis = files = None
-    if env.has("redis"):
+    redis, files, fitness, survivor = None, None, None, None
+    around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
+    if around:
         live = live_directory(env.redis)
-        redis = _nearest(report, env, source, "redis", database, moment, live, "redis" in without)
+        survivors = Survivors()
+        if wants_survivor := redis_source != "backup" and "redis" not in without:
+            survivors = redis_sources.find(report, env, around)
+        redis = _nearest(
+            report, env, source, "redis", database, moment, live, "redis" in without, survives=survivors.able
+        )
+        damage = read_files(report, redis) if redis else []
+        if wants_survivor:
+            known = None if damage else redis
+            survivor = redis_sources.choose(report, env, survivors, around, known, redis_source, latest=latest)
+        if survivor:
+            redis, fitness = None, redis_sources.judge(report, env, survivor, around)
+            redis_sources.judge_gap(report, survivor, moment)
+        elif redis:
+            fitness = judge_redis(report, env, redis, damage, around)
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
-    around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
-    fitness = judge_redis(report, env, redis, read_files(report, redis), around) if redis and around else None
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return Chosen(database, redis, files, fitness, around)
+    return Chosen(database, redis, files, fitness, around, redis_survivor=survivor)
+
+
+def captured(report: Report, permit: Permit, env: Environment, chosen: Chosen) -> Chosen:
+    """With the surviving copy of Redis's data as a proven backup, if it is the source. The services are stopped.
+
+    Raises:
+        OpsError: it cannot be read. Nothing live was replaced.
+    """
+    if not chosen.redis_survivor:
+        return chosen
+    return replace(chosen, redis=redis_sources.capture(report, permit, env, chosen.redis_survivor))
 
 
 def _nearest(
@@ -123,10 +165,12 @@ def _nearest(
     moment: datetime,
     live: Path,
     waived: bool,
+    *,
+    survives: bool = False,
 ) -> Backup | None:
     """The backup nearest to the database's point in time, of the same environment, and the gap between the two. None
-    without a backup, or where it is waived: that part is not restored. Where its live data is missing too, only a
-    waiver lets it start empty."""
+    without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and no copy
+    of it `survives`, only a waiver lets it start empty."""
     if waived:
         report.warn(f"{kind} backup", f"nothing to do: without={kind} skips it", value="skipped")
         return None
@@ -136,10 +180,10 @@ def _nearest(
         report.fail(
             f"{kind} backup",
             f"nothing to do now: {kind} is not restored. Back it up from now on"
-            if live.exists()
+            if live.exists() or survives
             else f"find one (source=copies). To start with {kind} empty, run this with without={kind}",
             value=f"none in {store.where}" + ("" if live.exists() else f", and {live} is missing"),
-            worst=Status.WARN if live.exists() else Status.CRITICAL,
+            worst=Status.WARN if live.exists() or survives else Status.CRITICAL,
         )
         return None
     gap = abs((backup.manifest.taken - moment).total_seconds())

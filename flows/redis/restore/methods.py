@@ -14,6 +14,7 @@ from flows.redis.restore import network
 from flows.redis.restore import prefixes as prefix_steps
 from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
+from flows.redis.restore.survivor import advise
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
@@ -102,5 +103,6 @@ def prepare(
             judge_kept(report, env, found)
             report.fail_if_critical()
             report.plan("keep", f"the data of {found.address}, the current master, as a backup: it is replaced")
+        advise(report, env, chosen.backup, around)
         plan_redis(report, env, chosen.backup, fitness)
         yield RedisReplacement(report, env, chosen.backup, around)

@@ -48,15 +48,40 @@ def judge_redis_backup(block: Redis, backup: Backup, around: ReplicationTopology
     """All conditions that can be checked without stopping or changing anything. A scratch server loads the RDB, because
     only that proves that the server can read it. Problems are returned, not raised.
     """
-    found: list[Precondition] = []
     content = RedisContent.model_validate(backup.manifest.content)
     copy_bytes = int((backup.path / RDB).stat().st_size * COPIES) if (backup.path / RDB).exists() else 0
-    seconds = 0.0
     program = _program(block)
-    found.append(program)
-    if program.ok:
-        loads, seconds = _loads(block, backup, content, program.value)
-        found.append(loads)
+    loads, seconds = _loads(block, backup, content, program.value) if program.ok else (None, 0.0)
+    found = [program, *([loads] if loads else [])]
+    return _judge(block, content, around, found, copy_bytes, seconds)
+
+
+@probe
+def judge_redis_copy(block: Redis, content: RedisContent, around: ReplicationTopology) -> RedisFitness:
+    """The same for data that another server or this one's files have: it is loaded and proven after its capture, before
+    anything is replaced."""
+    program = _program(block)
+    known, version = content.server_version, program.value
+    same = Precondition(
+        "version of the surviving copy",
+        not program.ok or known == version,
+        f"set [redis] server_program to {known}: the captured data is proven before anything is replaced",
+        known,
+        version,
+        blocks=family(known) != family(version),
+    )
+    return _judge(block, content, around, [program, same], content.memory_bytes, 0.0)
+
+
+def _judge(
+    block: Redis,
+    content: RedisContent,
+    around: ReplicationTopology,
+    found: list[Precondition],
+    copy_bytes: int,
+    seconds: float,
+) -> RedisFitness:
+    program = found[0]
     found += judge_place(block, copy_bytes, writes_configuration=not around.is_alone)
     found += _memory(content)
     found += _configuration(block, content, around)

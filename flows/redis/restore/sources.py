@@ -1,0 +1,317 @@
+"""The source of Redis's data in a restore: a backup, a surviving replica, or the dead master's own files (§2.3, §8.2).
+
+The source that loses least is chosen, if its loss is known. Its data is captured as a proven backup after the services
+are stopped, and restored like any other backup. So nothing is replaced before its replacement is proven.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from blocks.environment import Environment
+from flows import store as stores
+from flows.redis.backup import keep_live, seal
+from flows.redis.restore.steps import judge_preconditions
+from runbook import clock, metrics
+from runbook.errors import VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.files import record
+from runbook.guard.permit import Permit
+from runbook.report import Report, Status
+from runbook.units import size
+from tasks.backups.catalogue import KEPT, Backup
+from tasks.host.disk import read_disk
+from tasks.redis.backup.live_aof import snapshot_stopped_aof
+from tasks.redis.backup.rdb import read_rdb
+from tasks.redis.backup.snapshot import RDB, Snapshot, copy_settings, read_manifest
+from tasks.redis.content.manifest import EMPTY, RedisContent
+from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
+from tasks.redis.restore.survivors import (
+    IS_EMPTY,
+    IS_LOADING,
+    LEAST_RATIO,
+    SurvivingCopy,
+    Survivors,
+    aof_manifest,
+    deleted_keys,
+    expected_keys,
+    find_survivors,
+    released,
+)
+from tasks.redis.server import live_directory
+from tasks.redis.settings.file import read_configuration
+from tasks.redis.topology.topology import ReplicationTopology
+
+RedisSource = Literal["auto", "backup", "replica", "files"]
+COLUMNS = ("source", "keys", "lost", "verdict")
+RECORD = "redis-source.json"
+REMEMBERED = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The source of a run that was killed, and when that run stopped the services."""
+
+    source: RedisSource
+    since: datetime
+
+
+def find(report: Report, env: Environment, around: ReplicationTopology) -> Survivors:
+    """Every surviving copy of Redis's data."""
+    return find_survivors(env.redis, around, stores.store_for(env, "redis").spool)
+
+
+def choose(
+    report: Report,
+    env: Environment,
+    found: Survivors,
+    around: ReplicationTopology,
+    backup: Backup | None,
+    wanted: RedisSource,
+    *,
+    latest: bool,
+) -> SurvivingCopy | None:
+    """The surviving copy to restore from; None: the backup. `latest`: no point in time was asked for.
+
+    Raises:
+        RunbookFailed: the wanted source does not exist, or is incomplete.
+    """
+    emptied = _emptied(found, backup)
+    chosen, why = _choose(report, env, found, backup, emptied, wanted, latest=latest)
+    _report_sources(report, found, backup, emptied, chosen)
+    name = chosen.name if chosen else f"backup {backup.name}" if backup else "none"
+    report.fact("redis source", f"{name}: {why}")
+    if chosen:
+        report.fact("Redis writes lost", chosen.loss)
+        _report_promotion(report, chosen, around)
+        if backup:
+            alone = f"every write after {clock.text(backup.manifest.taken)}"
+            report.fact("Redis writes lost by the backup alone", alone)
+    return chosen
+
+
+def find_better(report: Report, env: Environment, found: Survivors, backup: Backup) -> SurvivingCopy | None:
+    """The surviving copy that loses less than the backup, for advice only."""
+    emptied = _emptied(found, backup)
+    better, _ = _choose(report, env, found, backup, emptied, "auto", latest=True)
+    _report_sources(report, found, backup, emptied, None)
+    return better
+
+
+def _emptied(found: Survivors, backup: Backup | None) -> dict[str, str]:
+    expected = expected_keys(backup) if backup else {}
+    return {copy.name: deleted_keys(copy, expected) for copy in found.copies}
+
+
+def _report_sources(
+    report: Report,
+    found: Survivors,
+    backup: Backup | None,
+    emptied: dict[str, str],
+    chosen: SurvivingCopy | None,
+) -> None:
+    rows = [
+        (copy.name, f"{copy.all_keys:,}", copy.loss, _verdict(copy, emptied[copy.name], chosen))
+        for copy in found.copies
+    ]
+    if backup:
+        keys, loss = (
+            sum(expected_keys(backup).values()),
+            f"writes acknowledged after {clock.text(backup.manifest.taken)}",
+        )
+        rows.append((f"backup {backup.name}", f"{keys:,}", loss, "" if chosen else "chosen"))
+    report.table("Redis: sources of its data", COLUMNS, rows)
+    for copy in found.copies:
+        if emptied[copy.name] and copy.problem in ("", IS_EMPTY):
+            _report_deletion(report, copy, emptied[copy.name], chosen)
+
+
+def _choose(
+    report: Report,
+    env: Environment,
+    found: Survivors,
+    backup: Backup | None,
+    emptied: dict[str, str],
+    wanted: RedisSource,
+    *,
+    latest: bool,
+) -> tuple[SurvivingCopy | None, str]:
+    able = sorted((copy for copy in found.copies if not copy.problem), key=_order, reverse=True)
+    if wanted == "auto" and (earlier := _remembered(env)):
+        wanted = earlier.source
+        report.fact("decision of a killed run", f"redis_source={wanted}, at {clock.text(earlier.since)}")
+    if wanted in ("replica", "files"):
+        fitting = [copy for copy in able if copy.kind == wanted]
+        problems = "; ".join(f"{copy.name}: {copy.problem}" for copy in found.copies if copy.kind == wanted)
+        hint = "choose redis_source=backup, or leave it at auto"
+        report.require("redis_source", bool(fitting), hint, value=problems or wanted, expected=f"a complete {wanted}")
+        report.fail_if_critical()
+        return fitting[0], f"redis_source={wanted}"
+    if wanted == "backup":
+        return None, "redis_source=backup"
+    if not latest:
+        return None, "a backup was named: Redis is restored to that time"
+    loading = [copy.where for copy in found.copies if copy.kind == "files" and copy.problem == IS_LOADING]
+    report.require(
+        "Redis has loaded its data",
+        not loading,
+        "wait until it serves, and run this again: its files lose least. redis_source=backup does not wait",
+        value=f"loading from {', '.join(loading)}" if loading else "yes, or it is stopped",
+    )
+    report.fail_if_critical()
+    if found.live_keys:
+        why = f"{env.redis.address} serves {found.live_keys:,} keys; redis_source=files keeps them"
+        return None, why if backup else f"{why}, and there is no backup"
+    provable = [copy for copy in able if copy.moment and not emptied[copy.name]]
+    if not provable:
+        return None, "no complete copy of known loss survives"
+    best = provable[0]
+    if backup and not best.rank and best.moment and best.moment < backup.manifest.taken:
+        return None, f"it is newer than {best.name}"
+    return best, "it loses least"
+
+
+def _order(copy: SurvivingCopy) -> tuple[int, datetime]:
+    return copy.rank, copy.moment or datetime.min.replace(tzinfo=UTC)
+
+
+def _verdict(copy: SurvivingCopy, emptied: str, chosen: SurvivingCopy | None) -> str:
+    if copy is chosen:
+        return "chosen"
+    if copy.problem:
+        return f"no source: {copy.problem}"
+    if emptied:
+        return f"deleted by a command: {emptied}"
+    return "" if copy.moment else "its loss is unknown: only redis_source=replica takes it"
+
+
+def _report_deletion(report: Report, copy: SurvivingCopy, emptied: str, chosen: SurvivingCopy | None) -> None:
+    """Replicas and AOF follow a deletion, so their data is as incomplete as the master's."""
+    taken, asked = copy is chosen, f"redis_source={copy.kind}"
+    report.warn(
+        f"Redis data was deleted: {copy.name}",
+        f"it is taken, because of {asked}; redis_source=backup restores the deleted keys"
+        if taken
+        else f"if the deletion was intended, run this with {'without=redis' if copy.problem else asked}",
+        value=emptied,
+        expected=f"in each database at least {LEAST_RATIO:.0%} of the backup's keys that have not expired",
+    )
+
+
+def _report_promotion(report: Report, chosen: SurvivingCopy, around: ReplicationTopology) -> None:
+    if chosen.kind == "replica" and chosen.rank:
+        report.warn(
+            "Redis master",
+            f"for Redis alone, redis-failover with mode=unplanned is the right runbook. This run makes {around.own} "
+            f"the master again, with the data of {chosen.where}",
+            value=f"{chosen.where} was promoted, and serves the data",
+            expected=around.own,
+        )
+
+
+def judge(report: Report, env: Environment, copy: SurvivingCopy, around: ReplicationTopology) -> RedisFitness:
+    """Whether a copy's data can replace the server's, and fits in the store. Its keys are proven after the capture."""
+    databases = {number: EMPTY.model_copy(update={"all_keys": keys}) for number, keys in copy.keys.items()}
+    content = RedisContent(server_version=copy.version, databases=databases, memory_bytes=copy.memory_bytes)
+    fitness = judge_redis_copy(env.redis, content, around)
+    judge_preconditions(report, fitness.preconditions)
+    disk = read_disk.after(fitness)(stores.store_for(env, "redis").spool)
+    report.require(
+        "free space for Redis's surviving data",
+        disk.free_bytes > copy.memory_bytes,
+        f"free {size(copy.memory_bytes - disk.free_bytes)} in {disk.path}",
+        value=size(disk.free_bytes),
+        expected=f"more than {size(copy.memory_bytes)}",
+    )
+    return fitness
+
+
+def judge_gap(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
+    """Compare a copy's time with the database's, `moment`: Redis may name rows that the database does not have."""
+    if copy.moment:
+        hint = "expect inconsistencies: Redis is newer than the database. Name prefixes made anew in drop_prefixes"
+        gap = abs((copy.moment - moment).total_seconds())
+        report.judge(metrics.BACKUP_GAP, gap, hint, of="redis (surviving copy)", worst=Status.WARN)
+
+
+def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:
+    """Plan the capture and the staged copy."""
+    report.plan(
+        "back up Redis's surviving data",
+        f"{copy.name}, {copy.all_keys:,} keys, after the services are stopped; the backup is proven before it is used",
+        size=copy.memory_bytes,
+        seconds=2,
+    )
+    report.plan(
+        "restore a staged copy of Redis",
+        f"that backup into {env.redis.data_directory}.restoring, then prove it",
+        size=copy.memory_bytes,
+        seconds=1,
+    )
+
+
+def capture(report: Report, permit: Permit, env: Environment, copy: SurvivingCopy) -> Backup:
+    """Back up a surviving copy into the store, with a manifest. `latest` never means that backup. The services are
+    stopped, and the replicas detached.
+
+    Raises:
+        Unreachable, OpsError: the copy cannot be read. Nothing live was replaced.
+        VerificationFailed: it has no keys any more.
+    """
+    if copy.kind == "replica":
+        replica = env.redis.at(copy.where)
+        with released(permit, env.redis, replica):
+            backup = keep_live(report, env, replica)
+    else:
+        backup = _capture_files(report, env)
+    failpoint("redis: surviving data captured")
+    keys = RedisContent.model_validate(backup.manifest.content).all_keys
+    if not keys:
+        raise VerificationFailed(f"{copy.name} has no keys any more", "run this again with redis_source=backup")
+    report.fact("redis backup", f"{backup.name}: {keys:,} keys of {copy.name}")
+    return backup
+
+
+def _capture_files(report: Report, env: Environment) -> Backup:
+    block, directory = env.redis, live_directory(env.redis)
+    configuration = read_configuration(Path(block.config_file))
+
+    def work(target: Path) -> tuple[Snapshot, RedisContent]:
+        if configuration.appendonly:
+            taken = snapshot_stopped_aof(block, aof_manifest(directory, configuration), target)
+            return taken, taken.content
+        rdb = directory / configuration.rdb
+        shutil.copyfile(rdb, target / RDB)
+        missed = tuple(copy_settings(block, target))
+        return Snapshot(target / RDB, read_rdb(rdb).written, 0.0, missed), read_manifest(block, target)
+
+    notes = {"kept_by": report.runbook}
+    return seal(env, stores.store_for(env, "redis"), block.address, work, notes, of=KEPT.format(env.name))
+
+
+def _remembered(env: Environment) -> Decision | None:
+    """The decision of a killed run: its stop of the master must not look like the master's death."""
+    found = record.read(env.reports_directory / RECORD, Decision, "delete it, and set redis_source")
+    return found if found and datetime.now(UTC) - found.since < REMEMBERED else None
+
+
+@contextlib.contextmanager
+def remembered(env: Environment, copy: SurvivingCopy | None, swapped: Sequence[str]) -> Iterator[None]:
+    """Keep the decision while the services are stopped, for a run after a killed one, or after one that failed between
+    two swaps (`swapped`: the parts so far)."""
+    path = env.reports_directory / RECORD
+    if env.has("redis"):
+        record.write(path, Decision(copy.kind if copy else "backup", datetime.now(UTC)))
+    try:
+        yield
+    except BaseException:
+        if not swapped:
+            path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""restore-redis from a surviving copy: a replica, or the dead master's own files (§2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from blocks.environment import Environment
+from flows import store as stores
+from flows.pinned import pin_redis
+from flows.redis.restore import sources
+from flows.redis.restore.steps import build_redis, plan_detaching, replace_redis, start_again, undo
+from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
+from runbook.next import Next
+from runbook.report import Report
+from tasks.backups import catalogue
+from tasks.backups.catalogue import Backup
+from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.survivors import SurvivingCopy
+from tasks.redis.restore.swap import stop_redis
+from tasks.redis.server import answers
+from tasks.redis.topology.isolation import TAKE_OFF, detach
+from tasks.redis.topology.topology import ReplicationTopology, read_topology
+
+NamedSource = Literal["backup", "replica", "files"]
+
+
+@dataclass(frozen=True)
+class SurvivorRestore:
+    """A surviving copy replaces the data directory."""
+
+    report: Report
+    env: Environment
+    copy: SurvivingCopy
+    around: ReplicationTopology
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """The acts of its permit."""
+        directory = self.env.redis.data_directory
+        return Act(ACT, directory), Act(TAKE_OFF, directory)
+
+    def run(self, permit: Permit) -> Backup:
+        """Detach the others (clients can no longer write), capture the copy as a backup, and restore that backup.
+
+        Raises:
+            OpsError: the copy cannot be read; the earlier state is restored.
+            RunbookFailed: the staged copy differs from the captured backup.
+        """
+        report, env = self.report, self.env
+        was_running, taken = env.services.is_running("redis"), self.around
+        report.state_is(
+            "no data was replaced; Redis may be stopped, its replicas and Sentinels detached",
+            "run it again: the surviving data is unchanged",
+        )
+        try:
+            taken = detach(permit, env.redis, self.around, env.reports_directory)
+            stop_redis.after(taken)(env.redis, env.services)
+            backup = sources.capture(report, permit, env, self.copy)
+            copy = build_redis(report, env, permit, backup)
+        except BaseException:
+            start_again(report, env, permit, taken, was_running=was_running)
+            raise
+        report.fact("undo", undo(replace_redis(report, env, permit, copy, taken)))
+        return backup
+
+
+def restore(report: Report, env: Environment, wanted: NamedSource, prefixes: Sequence[str]) -> None:
+    """Choose the copy, plan, and restore it when the run is confirmed.
+
+    Raises:
+        OpsError: the parameters do not fit, or a step failed.
+        RunbookFailed: there is no such copy, or a check failed.
+    """
+    if prefixes:
+        raise OpsError("redis_source and prefixes exclude each other", "restore prefixes from a backup")
+    planned = _prepare(report, env, wanted)
+    pin_redis(report, env.redis, replaced=True)
+    taken = planned.run(report.permit(*planned.acts))
+    report.fail_if_critical()
+    stores.mark_verified(report, taken)
+
+
+def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorRestore:
+    if env.redis.remote:
+        raise OpsError(
+            f"redis_source={wanted}: the server's files are on another host ([redis] remote)",
+            "promote the replica: redis-failover, or REPLICAOF NO ONE on it",
+        )
+    around = read_topology(env.redis, env.reports_directory)
+    backup = catalogue.find_nearest(stores.store_for(env, "redis"), "redis", datetime.now(UTC), env.name)
+    known = backup if backup and not stores.read_files(report, backup) else None
+    copy = sources.choose(report, env, sources.find(report, env, around), around, known, wanted, latest=True)
+    assert copy
+    sources.judge(report, env, copy, around)
+    report.fail_if_critical()
+    sources.plan(report, env, copy)
+    plan_detaching(report, env, around)
+    report.pin_state("source", copy.name)
+    return SurvivorRestore(report, env, copy, around)
+
+
+def advise(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> None:
+    """Report, before a restore from a backup, that a surviving copy loses less. Only a plan warns: a confirmed run was
+    decided with it."""
+    if answers(env.redis):
+        return
+    copy = sources.find_better(report, env, sources.find(report, env, around), backup)
+    if copy is None:
+        return
+    name, value = "a surviving copy loses less than the backup", f"{copy.name}, {copy.all_keys:,} keys"
+    if report.may_change:
+        report.fact(name, value)
+        return
+    report.warn(
+        name,
+        f"run this with redis_source={copy.kind}",
+        value=f"{value}; lost: {copy.loss}",
+        expected="none",
+        follow=[Next("restore-redis", "restore from it", {"redis_source": copy.kind})],
+    )

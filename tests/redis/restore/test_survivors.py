@@ -1,0 +1,222 @@
+"""A dead master's data, taken from what survives: its replica, or its own files. A deletion is not taken silently."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.restore import sources
+from runbook.current import use_report
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.backups import catalogue
+from tasks.backups.catalogue import Backup
+from tasks.redis.restore.survivors import SurvivingCopy, Survivors
+from tasks.redis.topology.topology import find_record, read_topology
+from tests.fixtures.reports import finding
+from tests.redis.conftest import Rig
+from tests.redis.data import account, fill, survivors
+from tests.redis.restore.test_isolation import AUTH
+from tests.redis.servers import NAME, RedisServer, settles
+
+
+@pytest.fixture
+def replica(rig: Rig) -> Iterator[RedisServer]:
+    """Of the rig's server, without Sentinels: the environment lists it."""
+    rig.configure(aof=True, extra=AUTH)
+    rig.account.own(rig.configuration)
+    rig.account.own(rig.root)
+    rig.services.stop("redis")
+    rig.services.start("redis")
+    rig.wait()
+    found = RedisServer(settings=(f"replicaof 127.0.0.1 {rig.port}",), executable=rig.program)
+    plain = rig.toml.read_text()
+    rig.toml.write_text(plain.replace("[redis]\n", f'[redis]\nreplicas = ["{found.address}"]\n'))
+    try:
+        found.start()
+        yield found
+    finally:
+        found.remove()
+        rig.toml.write_text(plain)
+        os.chown(rig.root, os.geteuid(), os.getegid())
+
+
+def in_step(rig: Rig, replica: RedisServer) -> None:
+    """The replica has all that the master has acknowledged."""
+    sent = rig.client().info("replication")["master_repl_offset"]
+    settles(lambda: replica.client().info("replication").get("slave_repl_offset", -1) >= sent, "the replica")
+
+
+def die(rig: Rig, replica: RedisServer, *, files: bool = False, step: bool = True) -> None:
+    """The master is killed with -9 and not started again; its directory is removed, or (`files`) stays. `step`: the
+    replica has all of its writes."""
+    if step:
+        in_step(rig, replica)
+    pid = int(rig.client().info("server")["process_id"])
+    os.kill(pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    rig.services.stop("redis")
+    if not files:
+        shutil.rmtree(rig.data)
+    settles(lambda: replica.client().info("replication")["master_link_status"] == "down", "the end of the link")
+
+
+def choice(rig: Rig, **named: object) -> tuple[SurvivingCopy | None, Survivors, Report]:
+    """What full-restore chooses now."""
+    env, report = rig.environment, Report("trial", NAME)
+    with use_report(report):
+        around = read_topology(env.redis, env.reports_directory)
+        found = sources.find(report, env, around)
+        wanted = named.pop("wanted", "auto")
+        chosen = sources.choose(report, env, found, around, newest(rig), wanted, **{"latest": True} | named)  # type: ignore[arg-type]
+    return chosen, found, report
+
+
+def newest(rig: Rig) -> Backup:
+    return catalogue.find_backup(sources.stores.store_for(rig.environment, "redis"), "redis", "latest", NAME)
+
+
+def killed(point: str) -> int:
+    child = os.fork()
+    if child == 0:
+        os.environ["OPS_FAILPOINT"] = point
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+            restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_nothing_is_lost_if_a_replica_survives(rig: Rig, replica: RedisServer) -> None:
+    """Master and directory are lost, with writes that no backup has. Killed on the way, the restore is run again."""
+    fill({0: rig.client()})
+    backup_redis.fn(NAME)
+    for number in range(300):
+        rig.client().set(f"since:{number}", number)
+    before = account(rig.client())
+    die(rig, replica)
+
+    chosen, _, report = choice(rig)
+    assert chosen
+    assert (chosen.kind, chosen.where, chosen.problem) == ("replica", replica.address, "")
+    assert chosen.all_keys == len(before)
+    assert "every write after" in report.facts["Redis writes lost by the backup alone"]
+    assert choice(rig, latest=False)[0] is None, "a named backup is a point in time"
+    planned = restore_redis.fn(NAME)
+    assert "redis_source=replica" in finding(planned, "a surviving copy loses less than the backup").hint
+    for point in ("redis: survivor released", "redis: surviving data captured"):
+        assert killed(point) == -signal.SIGKILL
+        assert find_record(rig.root / "reports"), "the replica is detached, and keeps its data"
+        assert choice(rig)[0] is not None
+    report = restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert account(rig.client()) == survivors(before)
+    assert rig.client().info("replication")["role"] == "master"
+    until(lambda: account(replica.client()) == account(rig.client()), what="the replica's data", seconds=60)
+    assert newest(rig).name != report.facts["live data kept as"], "latest never means the captured data"
+    assert find_record(rig.root / "reports") is None
+
+
+def test_the_dead_masters_own_files_lose_nothing(rig: Rig, replica: RedisServer) -> None:
+    """Its AOF has what it acknowledged before the kill; it is chosen before the replica, which may have less."""
+    fill({0: rig.client()})
+    backup_redis.fn(NAME)
+    rig.client().set("since", 1)
+    before = account(rig.client())
+    die(rig, replica, files=True)
+    chosen, found, _ = choice(rig)
+    assert chosen
+    assert (chosen.kind, chosen.all_keys) == ("files", len(before))
+    assert not any(copy.problem for copy in found.copies)
+    report = restore_redis.fn(NAME, redis_source="files", confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert account(rig.client()) == survivors(before)
+
+    # While it serves, a restore means the backup; the person may keep the data by name.
+    assert choice(rig)[0] is None
+    kept, _, report = choice(rig, wanted="files")
+    assert kept
+    assert "redis_source=files keeps them" in choice(rig)[2].facts["redis source"]
+
+
+@pytest.mark.parametrize("command", ["FLUSHALL", "DEL"])
+def test_a_deletion_that_the_replica_followed_needs_a_word(rig: Rig, replica: RedisServer, command: str) -> None:
+    fill({0: rig.client()})
+    backup_redis.fn(NAME)
+    if command == "FLUSHALL":
+        rig.client().flushall()
+    else:
+        rig.client().delete(*[key for number, key in enumerate(rig.client().keys()) if number % 5])
+    die(rig, replica, files=True)
+    chosen, found, report = choice(rig)
+    assert chosen is None, "the backup"
+    assert len(found.copies) == 2
+    for copy in found.copies:
+        told = finding(report, f"Redis data was deleted: {copy.name}")
+        assert told.status is Status.WARN
+        assert "should still exist" in told.value
+        assert "50%" in told.expected
+    if command == "FLUSHALL":
+        assert (
+            "FLUSHALL or FLUSHDB ran 1 times"
+            in finding(report, f"Redis data was deleted: {found.copies[0].name}").value
+        )
+        with pytest.raises(RunbookFailed, match="it is empty"):
+            choice(rig, wanted="replica")
+        return
+    asked, _, _ = choice(rig, wanted="replica")
+    assert asked
+    assert asked.where == replica.address
+
+
+def test_what_is_incomplete_or_of_unknown_loss_is_no_source(rig: Rig, replica: RedisServer, tmp_path: Path) -> None:
+    """A replica in a full resynchronisation, and one that has restarted since it heard its master."""
+    fill({0: rig.client()})
+    backup_redis.fn(NAME)
+    in_step(rig, replica)
+    rig.client().config_set("rdb-key-save-delay", 1_000_000)  # microseconds for each key
+    replica.client().execute_command("REPLICAOF", "NO", "ONE")
+    replica.client().set("of another stream", 1)
+    replica.client().execute_command("REPLICAOF", "127.0.0.1", rig.port)
+    settles(lambda: replica.client().info("replication")["master_sync_in_progress"] == 1, "the resynchronisation")
+    _, found, _ = choice(rig)
+    assert "full resynchronisation" in found.copies[0].problem
+    with pytest.raises(RunbookFailed, match="full resynchronisation"):
+        choice(rig, wanted="replica")
+
+    replica.client().save()
+    die(rig, replica, step=False)
+    replica.stop()
+    replica.start()
+    chosen, found, report = choice(rig)
+    assert chosen is None
+    assert found.copies[0].moment is None, found.copies[0].loss
+    assert "no complete copy of known loss" in report.facts["redis source"]
+
+
+def test_a_killed_runs_decision_is_kept(rig: Rig, replica: RedisServer) -> None:
+    """Its stop of the master must not look like the master's death: the data may have been replaced for a reason."""
+    fill({0: rig.client()})
+    backup_redis.fn(NAME)
+    env = rig.environment
+    child = os.fork()
+    if child == 0:
+        with sources.remembered(env, None, []):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    die(rig, replica, files=True)
+    chosen, _, report = choice(rig)
+    assert chosen is None
+    assert "redis_source=backup" in report.facts["decision of a killed run"]
+    with sources.remembered(env, None, []):
+        pass
+    assert choice(rig)[0], "a run that ended keeps nothing"
