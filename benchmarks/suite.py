@@ -18,7 +18,7 @@ from benchmarks.redis_chapter import RedisChapter
 from blocks.config import toml
 from runbook.units import size
 from tasks.backups import catalogue
-from tasks.postgres.dump.dump import best_compression
+from tasks.postgres.dump.compression import ZSTD, knows_compression
 from tasks.postgres.restore.staged_copy import default_jobs
 from tasks.stores.directory import DirectoryStore
 
@@ -91,7 +91,7 @@ class Suite:
         rows = self.place.rows()
         ours: list[Called] = []
         peer, alone = [], []
-        compression = best_compression(toml.environment(NAME).postgres)
+        compression = ZSTD if knows_compression(toml.environment(NAME).postgres, ZSTD) else "0"
         for number in range(ROUNDS):
             self.place.settle(rows)
             ours.append(self.place.call(BACKUP))

@@ -78,7 +78,7 @@ def _take(report: Report, env: Environment, store: Store) -> str:
         taken=taken,
         seconds=time.monotonic() - started,
         host=socket.gethostname(),
-        tool="tar.gz",
+        tool="tar.zst",
         files=manifest.sums_of(directory),
         content=archived.model_dump(mode="json"),
     )

@@ -205,7 +205,7 @@ def prune_backups(
 
 
 # pg_dump's directory format and its text are smaller than the database, unless it has no indexes and compresses badly.
-# Encryption writes each file once more, two at a time.
+# Rows that are compressed behind pg_dump leave the disk at once. Encryption writes each file once more, two at a time.
 SPACE_RATIO = 0.8
 KIND_OF: dict[Form, Kind] = {"full": "postgres", "schema": "schema", "tables": "tables", "sql": "sql", "sql.gz": "sql"}
 
@@ -309,6 +309,8 @@ def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
     report.fact("rows", f"{content.rows:,} in {len(content.tables)} tables")
     report.fact("Alembic revision", content.revision or "none")
     report.fact("dump", f"{duration(dumped.dump_seconds)} with {dumped.jobs} jobs")
+    if dumped.peak_bytes:
+        report.fact("uncompressed rows in the store", f"at most {size(dumped.peak_bytes)} at any moment, none now")
     report.fact("manifest", f"{duration(dumped.manifest_seconds)}, in parallel with the dump")
     judge_key(report, backup)
     report.prefer(

@@ -266,7 +266,7 @@ def restore_database(
         live = read_identity(env.postgres, env.postgres.database)
         if not into:
             restore_steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
-        restore_steps.judge_space(report, env, chosen.bytes)
+        restore_steps.judge_space(report, env, chosen.bytes, backup=chosen.backup)
         judge_commits(report, env)
         plan_restore(report, env, chosen, into)
         pin_database(report, env.postgres, replaced=not into)

@@ -14,7 +14,7 @@ from runbook import clock, metrics
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
-from runbook.units import duration
+from runbook.units import duration, size
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
@@ -24,7 +24,7 @@ from tasks.postgres.content.definitions import as_once_stored
 from tasks.postgres.content.equivalence import compare_definitions
 from tasks.postgres.content.rowhash import FORM
 from tasks.postgres.content.sequences import advance_sequences, find_rewound
-from tasks.postgres.dump.dump import compression_of, knows_compression
+from tasks.postgres.dump.compression import compression_of, knows_compression
 from tasks.postgres.dump.fill import DumpSource, find_unknown
 from tasks.postgres.restore.planner_statistics import PlannerStatistics, analyze
 from tasks.postgres.restore.staged_copy import (
@@ -36,6 +36,7 @@ from tasks.postgres.restore.staged_copy import (
     default_jobs,
     fill_copy,
     try_login,
+    unpacking_of,
 )
 from tasks.postgres.restore.swap import SwapUnknown
 from tasks.postgres.server.properties import Properties
@@ -44,6 +45,7 @@ from tasks.postgres.server.server import Obstacle, Server, judge_programs, read_
 
 # Measured with two workers; the plan's estimate uses it.
 RESTORE_BYTES_PER_SECOND = 90e6
+UNPACK_BYTES_PER_SECOND = 500e6
 
 
 def replace_act(env: Environment) -> Act:
@@ -131,7 +133,7 @@ def judge_server(
     compression = compression_of(backup.manifest.readable_files)
     report.require(
         "compression",
-        knows_compression(postgres, compression),
+        compression == "zstd" or knows_compression(postgres, compression),  # zstd is unpacked where it is not known
         f"set [postgres] programs to programs that support {compression}",
         value=compression,
     )
@@ -194,10 +196,14 @@ def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
     )
 
 
-def judge_space(report: Report, env: Environment, database_bytes: int, *, absent: bool = False) -> None:
-    """Free disk space for the staged copy and its WAL."""
+def judge_space(
+    report: Report, env: Environment, database_bytes: int, *, absent: bool = False, backup: Backup | None = None
+) -> None:
+    """Free disk space for the staged copy and its WAL, and for the unpacked dump of `backup`."""
     why = "a staged copy next to the old database"
-    judge_room(report, env, database_bytes, int(database_bytes * WAL_RATIO), why, absent=absent)
+    here = unpacking_of(env.postgres, backup) if backup else {}
+    why += "".join(f", and {size(needed)} for the unpacked dump in {place}" for place, needed in here.items())
+    judge_room(report, env, database_bytes, int(database_bytes * WAL_RATIO), why, absent=absent, here=here)
 
 
 def plan_database(report: Report, env: Environment, backup: Backup) -> None:
@@ -205,6 +211,11 @@ def plan_database(report: Report, env: Environment, backup: Backup) -> None:
     content = content_in(backup)
     seconds = content.bytes / RESTORE_BYTES_PER_SECOND
     name, copy = env.postgres.database, copy_name(env.postgres.database)
+    for place, needed in unpacking_of(env.postgres, backup).items():
+        why = "its compression is not supported by pg_restore here; deleted after the restore"
+        report.plan(
+            f"unpack {backup.name}", f"to {place}: {why}", size=needed, seconds=needed / UNPACK_BYTES_PER_SECOND
+        )
     report.plan(f"restore {backup.name}", f"into the staged copy {copy}", size=content.bytes, seconds=seconds)
     report.plan(
         "prove the copy",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
@@ -24,7 +25,7 @@ from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import TableSum
 from tasks.postgres.dump.accepted import restore_without
 from tasks.postgres.dump.generated import COLUMN
-from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in
+from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in, unpacking_of
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import read_server
 from tasks.postgres.tables.find import FoundTable, expected_of, read_sums
@@ -100,7 +101,7 @@ def restore_tables(
             ties = read_ties.after(pairs)(env.postgres, [pair.live for pair in pairs])
             judge_definitions(report, pairs, ties, chosen)
             judge_generated(report, pairs, chosen, accepted)
-            judge_space(report, env, wanted)
+            judge_space(report, env, wanted, unpacking_of(env.postgres, chosen, rows))
             plan_tables(report, wanted, chosen.name)
             pin_database(report, env.postgres, replaced=True)
             permit = report.permit(*acts(pairs))
@@ -290,11 +291,12 @@ def judge_ties(report: Report, ties: Ties) -> None:
         )
 
 
-def judge_space(report: Report, env: Environment, wanted: Wanted) -> None:
-    """Free disk space for the scratch copy, the transferred rows, the kept rows, and the new rows next to dead ones."""
+def judge_space(report: Report, env: Environment, wanted: Wanted, unpacking: Mapping[Path, int] = {}) -> None:
+    """Free disk space for the scratch copy, the transferred rows, the kept rows, and the new rows next to dead ones;
+    `unpacking`: for the dump's unpacked files on this host."""
     new, old = sum(one.bytes for _, one in wanted), sum(pair.live.bytes for pair, _ in wanted)
     data, wal = 2 * new + 2 * max(new, old), int(WAL_RATIO * (new + 2 * max(new, old)))
-    judge_room(report, env, data, wal, "the old rows are kept next to the new ones")
+    judge_room(report, env, data, wal, "the old rows are kept next to the new ones", here=unpacking)
 
 
 def plan_tables(report: Report, wanted: Wanted, source: str) -> None:

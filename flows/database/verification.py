@@ -102,7 +102,7 @@ def _restored(
         except OpsError as error:
             stack.close()
             report.fact(PLACE, f"the live server, not on a private one: {error.message}")
-            restore_steps.judge_space(report, env, content_in(backup).bytes)
+            restore_steps.judge_space(report, env, content_in(backup).bytes, backup=backup)
             report.fail_if_critical()
             stack.callback(drop_scratch, env.postgres)
             place, scratch = env, _fill(env, backup, dump, jobs)

@@ -9,12 +9,14 @@ from pathlib import Path
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
-from tasks.backups import archive
+from tasks.backups import archive, codec
 from tasks.backups import entries as listing
 from tasks.backups.entries import ArchivedFiles, ArchiveEntry
 from tasks.host.disk import disk_of
 
-ARCHIVE = "files.tar.gz"
+ARCHIVE = f"files.tar{codec.ENDING}"
+OLD_ARCHIVE = "files.tar.gz"
+"""Of versions before zstd."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,15 @@ def measure_files(application: Application, store: Path) -> FilesSize:
     return FilesSize(len(sizes), sum(sizes), disk_of(store).free_bytes)
 
 
+def archive_in(backup: Path) -> Path:
+    """The archive in a backup's directory."""
+    old = backup / OLD_ARCHIVE
+    return old if old.exists() else backup / ARCHIVE
+
+
 @action
 def archive_files(application: Application, unfinished: Path) -> ArchivedFiles:
-    """Write the application's directory to `files.tar.gz` of an unfinished backup.
+    """Write the application's directory to `files.tar.zst` of an unfinished backup.
 
     Raises:
         OpsError: a file cannot be read, or the store is full.
@@ -70,4 +78,4 @@ def archive_files(application: Application, unfinished: Path) -> ArchivedFiles:
 @probe
 def read_archive_back(unfinished: Path, entries: tuple[ArchiveEntry, ...]) -> tuple[str, ...]:
     """Read an archive like a restore does, and compare each member with its entry; returns the differences."""
-    return tuple(archive.compare_members(unfinished / ARCHIVE, entries))
+    return tuple(archive.compare_members(archive_in(unfinished), entries))

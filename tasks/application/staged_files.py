@@ -21,7 +21,7 @@ from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.application.files import ARCHIVE, directory_of
+from tasks.application.files import archive_in, directory_of
 from tasks.backups import archive
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup, hand_of
@@ -130,7 +130,7 @@ def _unpack(backup: Backup, copy: Path) -> FilesCopy:
         needed, free = sum(entry.size + BLOCK_BYTES for entry in entries), disk_of(copy.parent).free_bytes
         if needed > free:
             raise OpsError(f"{needed} bytes are needed in {copy.parent}, {free} are free", "free disk space there")
-        archive.unpack(backup.path / ARCHIVE, copy, entries)
+        archive.unpack(archive_in(backup.path), copy, entries)
         differences = listing.compare(copy, entries)
     except OSError as error:
         raise OpsError(

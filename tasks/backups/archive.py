@@ -1,19 +1,18 @@
-"""A directory as one `.tar.gz` with an entry per file, hashed over the very bytes that went in; and back again."""
+"""A directory as one `.tar.zst` with an entry per file, hashed over the very bytes that went in; and back again."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import io
 import os
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from tasks.backups import codec
 from tasks.backups.entries import (
     ArchivedFiles,
     ArchiveEntry,
@@ -44,7 +43,7 @@ def write(directory: Path, target: Path) -> ArchivedFiles:
     writing = _Writing(directory)
     try:
         with (
-            gzip.open(target, "wb", compresslevel=1) as packed,
+            codec.writer(target) as packed,
             tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as tar,
         ):
             writing.add(tar, directory)
@@ -227,9 +226,9 @@ def _is_same(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: ArchiveEntry)
 def _opened(source: Path) -> Iterator[tarfile.TarFile]:
     """An archive, read from front to end."""
     try:
-        with gzip.open(source, "rb") as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
+        with codec.reader(source) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             yield tar
-    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile, FileNotFoundError) as error:
+    except (tarfile.TarError, *codec.UNREADABLE, FileNotFoundError) as error:
         raise VerificationFailed(f"{source.name} cannot be read to its end: {error}", OTHER_BACKUPS) from None
 
 

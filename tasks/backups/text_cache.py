@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-import zlib
 from pathlib import Path
 
 from runbook.current import current_report
 from runbook.report import Report
+from tasks.backups import codec
 from tasks.backups.heads import ManifestHeads
 from tasks.stores.store import Store
 
@@ -43,10 +43,10 @@ class KnownTexts:
             return store.read(path)
         name = (store.where, path, stamp)
         if packed := self._texts.get(name):
-            return zlib.decompress(packed).decode()
+            return codec.decompress(packed).decode()
         text = store.read(path)
         if text is not None:
-            packed = zlib.compress(text.encode(), 1)
+            packed = codec.compress(text.encode())
             with self._lock:
                 if self._bytes + len(packed) <= MOST_BYTES:
                     self._texts[name] = packed

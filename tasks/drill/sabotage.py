@@ -16,6 +16,7 @@ from pathlib import Path
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import OpsError
+from tasks.backups import codec
 from tasks.backups import manifest as manifests
 
 _ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})\.gz")
@@ -23,6 +24,7 @@ _UNFINISHED = shutil.ignore_patterns(".writing-*", ".at-hand-*")
 _COPIES = 20
 _ANY = rb'(?:"(?:[^"]|"")+"|[^",()\s]+)'
 NULL = b"\\N"
+_READABLE = (codec.ENDING, ".gz", "")
 
 
 def copy_of(source: Path, target: Path) -> Path:
@@ -111,11 +113,11 @@ def alter_row(postgres: Postgres, backup: Path, column: tuple[str, str, str]) ->
     """
     schema, table, name = column
     victim, place = _data_of(postgres, backup, schema, table), _place_of(backup, schema, table, name)
-    rows = gzip.decompress(victim.read_bytes())
+    rows = _unpacked(victim)
     changed = _with_another_text(rows, place)
     if changed == rows:
         raise OpsError(f"{table}.{name} holds no text in {backup.name}", "take a backup of a system that contains data")
-    _replace(victim, gzip.compress(changed, 1))
+    _replace(victim, _packed(victim, changed))
     manifest = manifests.read(backup)
     named = victim.relative_to(backup).as_posix()
     _break_links(backup)
@@ -165,10 +167,21 @@ def _data_of(postgres: Postgres, backup: Path, schema: str, table: str) -> Path:
     listed = shell.run([postgres.program("pg_restore"), "--list", dump]).stdout
     for line in listed.splitlines():
         if match := re.match(rf"(\d+); \d+ \d+ TABLE DATA {re.escape(schema)} {re.escape(table)} ", line):
-            path = dump / f"{match[1]}.dat.gz"
-            if path.exists():
-                return path
+            for ending in _READABLE:
+                if (path := dump / f"{match[1]}.dat{ending}").exists():
+                    return path
     raise OpsError(f"{backup.name} holds no data of {table} that can be altered", "run the drill with a full dump")
+
+
+def _unpacked(path: Path) -> bytes:
+    return path.read_bytes() if path.suffix == ".dat" else codec.decompress(path.read_bytes())
+
+
+def _packed(path: Path, rows: bytes) -> bytes:
+    """Rows in the form of that file."""
+    if path.suffix == ".dat":
+        return rows
+    return codec.compress(rows) if path.suffix == codec.ENDING else gzip.compress(rows, 1)
 
 
 def _largest(backup: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.application.files import ARCHIVE
+from tasks.application.files import archive_in
 from tasks.backups import archive
 from tasks.backups import entries as listing
 from tasks.backups.catalogue import Backup, hand_of
@@ -33,7 +33,7 @@ def read_packed_heads(application: Application, backup: Backup) -> MigrationHead
     shutil.rmtree(place, ignore_errors=True)
     entries = listing.entries_of(backup.manifest)
     try:
-        archive.unpack_some(backup.path / ARCHIVE, place, entries, lambda entry: _is_script(entry, backend))
+        archive.unpack_some(archive_in(backup.path), place, entries, lambda entry: _is_script(entry, backend))
         return heads_of(application, place / backend)
     except OSError as error:
         message = f"the migrations in {backup.name} cannot be unpacked: {error.strerror}"

@@ -15,16 +15,17 @@ import pytest
 from blocks.config import toml
 from flows.application.files import backup_files
 from flows.application.files_restore import restore_files, undo_restore_files
+from flows.database.backup import verify_backup
 from runbook.errors import OpsError, RunbookFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Status
 from tasks.application.files import ARCHIVE
 from tasks.application.staged_files import REPLACE_FILES, build_files_copy, superseded_files
-from tasks.backups import archive, catalogue, fetched_files
+from tasks.backups import archive, catalogue, fetched_files, manifest
 from tasks.backups import entries as listing
 from tasks.backups.entries import ArchiveEntry
 from tasks.stores.directory import DirectoryStore
-from tests.fixtures.bits import flip
+from tests.fixtures.bits import GZIP_BACKUPS, flip
 
 NAME = "trial"
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,18 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "backups" / "files"
+
+
+def test_a_backup_of_the_earlier_gzip_form_is_verified_and_restored(live: Path, store: Path) -> None:
+    [kept] = (GZIP_BACKUPS / "files").iterdir()
+    shutil.copytree(kept, store / kept.name)
+    sealed = manifest.read(store / kept.name)
+    mine = {"user": "", "group": "", "uid": os.geteuid(), "gid": os.getegid()}
+    entries = [entry | mine for entry in sealed.content["entries"]]
+    manifest.write(store / kept.name, sealed.model_copy(update={"content": sealed.content | {"entries": entries}}))
+    assert verify_backup.fn(NAME, kind="files").status in (Status.OK, Status.WARN)
+    assert restore_files.fn(NAME, confirm=NAME).status in (Status.OK, Status.WARN)
+    assert (live / "uploads" / "cv.pdf").read_bytes() == b"a cv\n" * 20
 
 
 def test_a_backup_is_published_with_its_manifest_and_can_be_restored(live: Path, store: Path) -> None:

@@ -69,7 +69,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     else:
         others = _judge_stopped(report, env, backup, state, jobs)
         _judge_standby(report, env)
-    database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
+    database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent", backup=backup)
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
     return FoundServer(state, services, live, others)

@@ -23,7 +23,7 @@ from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.cache.flushing import slack
 from tasks.redis.content.manifest import COLUMNS as PROOF
-from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
+from tasks.redis.content.manifest import EXPIRING, RedisContent, compare, expiring_in
 from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import RedisLine, live_line
@@ -152,7 +152,7 @@ def loaded(report: Report, env: Environment, chosen: RestorableRedis) -> Iterato
             sidecar = place / EXPIRING
             actual = read_content(client, sidecar)
             expected = RedisContent.model_validate(backup.manifest.content)
-            found = compare(expected, backup.path / EXPIRING, actual, sidecar)
+            found = compare(expected, expiring_in(backup.path), actual, sidecar)
             report.table("The backup, loaded, against its manifest", PROOF, found.rows())
             report.require(
                 "the backup equals its manifest",

@@ -46,7 +46,8 @@ class DatabaseContent(BaseModel):
 
     `form`: the kind of row hash. `part`: all of the database, its definitions, or definitions with the rows of chosen
     tables. None for parts that an older manifest lacks: tablespaces and access methods other than the defaults, and
-    owners, privileges and comments of large objects.
+    owners, privileges and comments of large objects. `text_bytes`: the size of the dump's rows before compression; 0:
+    unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +72,7 @@ class DatabaseContent(BaseModel):
     not_compared: tuple[str, ...]
     form: str = ""
     part: Part = "full"
+    text_bytes: int = 0
 
     @property
     def rows(self) -> int:

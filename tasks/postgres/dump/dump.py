@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from tasks.host.disk import disk_of
 from tasks.postgres.content.content import DatabaseContent, Part, SequenceValue, content_in_session
 from tasks.postgres.content.definitions import definitions_seen, dumped_definitions
 from tasks.postgres.content.pinned_session import LOCK_SECONDS
+from tasks.postgres.dump.compression import ZSTD, Compressing, compressing, knows_compression
 from tasks.postgres.dump.dumped_sequences import column_maxima, dumped_sequences, find_behind, set_by, spelled_by_server
 from tasks.postgres.dump.generated import DIRECTORY, find_uncomputable, write_rows
 from tasks.postgres.dump.plain import COMPRESSED, PLAIN, read_plain
@@ -47,16 +48,16 @@ SERIAL_ATTEMPTS = 6
 LOCK_WAIT = "1s"
 FULL_BYTES = 1 << 20
 STATISTICS_VERSION = 180000
-# pg_dump compresses: on a busy host the application comes first.
+# Compression uses the processor: on a busy host the application comes first.
 NICE = 10
 # pg_dump's message if the server stops between its connection and its first statement.
 _ENDED, _AGAIN = "invalid client encoding", "run this again when PostgreSQL answers; nothing was published"
-COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 
 
 @dataclass(frozen=True)
 class Dumped:
-    """A dump in a directory: the time and content of its snapshot, and the durations."""
+    """A dump in a directory: the time and content of its snapshot, the durations, the sequences that are behind their
+    columns, and the most disk space that uncompressed rows used at any moment."""
 
     taken: datetime
     content: DatabaseContent
@@ -65,6 +66,7 @@ class Dumped:
     dump_seconds: float
     manifest_seconds: float
     behind: tuple[str, ...]
+    peak_bytes: int = 0
 
 
 class _Contended(Exception):
@@ -106,10 +108,10 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
         CommandFailed: pg_dump failed.
         OpsError: tables are locked, truncated or altered repeatedly.
     """
-    compression, last = best_compression(postgres), ""
+    built_in, last = knows_compression(postgres, ZSTD), ""
     for workers in (jobs, jobs, *[1] * SERIAL_ATTEMPTS):
         try:
-            return _dump_once(postgres, directory, workers, compression, what)
+            return _dump_once(postgres, directory, workers, what, built_in=built_in)
         except _Contended as why:
             shutil.rmtree(directory / DUMP, ignore_errors=True)
             shutil.rmtree(directory / DIRECTORY, ignore_errors=True)
@@ -122,7 +124,7 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
     )
 
 
-def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str, what: What) -> Dumped:
+def _dump_once(postgres: Postgres, directory: Path, jobs: int, what: What, *, built_in: bool) -> Dumped:
     """The session that exports the snapshot also reads the manifest: it already holds the locks."""
     target = directory / what.file
     with (
@@ -132,9 +134,14 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str,
     ):
         failpoint("dump: snapshot exported")
         encoding = exporter.info.parameter_status("server_encoding")  # a database can set another for its clients
-        options = [*_options(postgres, what, compression, jobs), *_in_snapshot(snapshot), f"--encoding={encoding}"]
+        options = [
+            *_options(postgres, what, jobs, built_in=built_in),
+            *_in_snapshot(snapshot),
+            f"--encoding={encoding}",
+        ]
         done = DumpProgress(postgres, target, _weights(exporter, what))
-        dumping = pool.submit(_pg_dump, postgres, target, options, done)
+        behind = 0 if built_in or what.file != DUMP else jobs
+        dumping = pool.submit(_pg_dump, postgres, target, options, done, behind)
         started = time.monotonic()
         with _translating(postgres):
             content = content_in_session(exporter, postgres.database, what.part, what.chosen)
@@ -143,15 +150,21 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str,
             uncomputable = find_uncomputable(exporter) if what.part != "schema" else ()
             if what.part == "full" and what.file == DUMP:
                 write_rows(exporter, directory, uncomputable)
-        seconds = dumping.result()
+        seconds, packed = dumping.result()
         definitions, dumped = _read_back(postgres, target, snapshot, exporter.info.encoding)
         sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
     content = content.model_copy(
-        update={"sequences": sequences, "definitions": definitions, "uncomputable": uncomputable}
+        update={
+            "sequences": sequences,
+            "definitions": definitions,
+            "uncomputable": uncomputable,
+            "text_bytes": packed.text_bytes,
+        }
     )
-    used = {"sql.gz": "gzip:6", "sql": "not compressed"}.get(what.form, compression)
-    behind = find_behind(sequences, maxima)
-    return Dumped(taken, content, used, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
+    used = {"sql.gz": "gzip:6", "sql": "not compressed"}.get(what.form, ZSTD)
+    lagging = find_behind(sequences, maxima)
+    jobs = jobs if what.file == DUMP else 1
+    return Dumped(taken, content, used, jobs, seconds, manifest_seconds, lagging, packed.peak_bytes)
 
 
 def _read_back(
@@ -184,43 +197,15 @@ def dump_globals(postgres: Postgres, directory: Path) -> Path:
     return path
 
 
-def best_compression(postgres: Postgres) -> str:
-    """The best compression that this pg_dump was built with."""
-    return next(wanted for wanted in COMPRESSIONS if knows_compression(postgres, wanted))
-
-
-def knows_compression(postgres: Postgres, wanted: str) -> bool:
-    """Whether the programs were built with `zstd`, `lz4` or `gzip`."""
-    argv = [postgres.program("pg_dump"), f"--compress={_level(wanted)}", "--format=plain", "--no-password"]
-    try:
-        shell.run(argv, environment={"PGHOST": "127.0.0.1", "PGPORT": "1", "LC_MESSAGES": "C"})
-    except CommandFailed as error:
-        # 15 prints “invalid value”; otherwise it failed later, at the connection to port 1.
-        return not any(word in error.stderr for word in ("compression", "invalid value"))
-    return True
-
-
-def _level(compression: str) -> str:
-    """A form that pg_dump 15 accepts too: it has gzip only, and takes only the level."""
-    method, _, level = compression.partition(":")
-    return level or "1" if method == "gzip" else compression
-
-
 def carries_statistics(postgres: Postgres) -> bool:
     """Whether these programs can dump planner statistics (18 and later)."""
     return program_version(postgres, "pg_dump") * 10000 >= STATISTICS_VERSION
 
 
-def compression_of(names: Iterable[str]) -> str:
-    """The compression of a dump, by its file names."""
-    endings = {name.rsplit(".", 1)[-1] for name in names}
-    return next((method for ending, method in (("zst", "zstd"), ("lz4", "lz4")) if ending in endings), "gzip")
-
-
-def _options(postgres: Postgres, what: What, compression: str, jobs: int) -> list[str]:
+def _options(postgres: Postgres, what: What, jobs: int, *, built_in: bool) -> list[str]:
     if what.form in ("sql", "sql.gz"):
         return ["--format=plain", "-b", *(["--compress=6"] if what.form == "sql.gz" else [])]
-    directory = ["--format=directory", f"--compress={_level(compression)}"]
+    directory = ["--format=directory", f"--compress={ZSTD if built_in else 0}"]
     if what.form == "schema":
         return [*directory, "--schema-only"]
     if what.form == "tables":
@@ -243,10 +228,22 @@ def _weights(exporter: Connection, what: What) -> Weights:
     return Weights({}, 0) if what.part == "schema" else weights_of(exporter, what.others, all_=what.part == "full")
 
 
-def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: DumpProgress) -> float:
+def _pg_dump(
+    postgres: Postgres, target: Path, options: Sequence[str], done: DumpProgress, behind: int
+) -> tuple[float, Compressing]:
+    """The seconds, and the result of the compression in `behind` threads; 0: pg_dump compresses, or nothing does."""
+    if behind:
+        with progress(done.read), compressing(target, behind, NICE) as packed:
+            seconds = _run_pg_dump(postgres, target, options)
+        return seconds, packed
+    with progress(done.read):
+        return _run_pg_dump(postgres, target, options), Compressing(target)
+
+
+def _run_pg_dump(postgres: Postgres, target: Path, options: Sequence[str]) -> float:
     argv = [postgres.program("pg_dump"), *options, "--no-sync", "--no-password", "--file", str(target)]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
-    with progress(done.read), _translating(postgres):
+    with _translating(postgres):
         try:
             return shell.run(
                 argv, environment=environment, nice=NICE, stall=postgres.stall(), hint="nothing was published"

@@ -23,6 +23,7 @@ from tasks.postgres.content.definitions import dumped_definitions
 from tasks.postgres.content.quiet import copy_options, quiet
 from tasks.postgres.dump import accepted
 from tasks.postgres.dump.checks import unchecked
+from tasks.postgres.dump.compression import readable
 from tasks.postgres.dump.dump import DUMP, carries_statistics
 from tasks.postgres.dump.generated import Uncomputable, emptied, find_generated, load_rows, may_set_flags
 from tasks.postgres.dump.plain import COMPRESSED, PLAIN, entry_names, run_plain
@@ -45,7 +46,7 @@ class DumpSource:
     restored. `remote`: materialised views of foreign tables, filled last, possibly left empty. `unchecked`: tables
     whose CHECK constraints are not checked. `relations`: number of its tables and sequences, if known. `stored`:
     generated columns whose tables are filled from the backup's own files. `accepted`: objects that an operator leaves
-    out.
+    out. `unpacking`: where the dump is unpacked for programs that cannot read its compression; None: nowhere.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class DumpSource:
     relations: int = 0
     stored: tuple[Uncomputable, ...] = ()
     accepted: tuple[str, ...] = ()
+    unpacking: Path | None = None
 
     @property
     def hint(self) -> str:
@@ -101,10 +103,14 @@ def fill(postgres: Postgres, source: DumpSource, database: str, oid: int, jobs: 
     with progress(restored):
         if source.form == "plain":
             return run_plain(postgres, source.path, database, settings, source.hint, source.relations, source.accepted)
-        return _pg_restore(postgres, source, database, jobs, settings)
+        with readable(postgres, source.path, source.unpacking, jobs) as dump:
+            return _pg_restore(postgres, source, dump, database, jobs, settings)
 
 
-def _pg_restore(postgres: Postgres, source: DumpSource, database: str, jobs: int, settings: dict[str, str]) -> float:
+def _pg_restore(
+    postgres: Postgres, source: DumpSource, dump: Path, database: str, jobs: int, settings: dict[str, str]
+) -> float:
+    """`dump`: the form of the source that pg_restore can read."""
     options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
     environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
     argv = [
@@ -124,7 +130,7 @@ def _pg_restore(postgres: Postgres, source: DumpSource, database: str, jobs: int
             file.write("\n".join(listed) + "\n")
             file.flush()
             return shell.run(
-                [*argv, f"--use-list={file.name}", *options, str(source.path)],
+                [*argv, f"--use-list={file.name}", *options, str(dump)],
                 environment=environment,
                 stall=postgres.stall(database),
                 hint=source.hint,

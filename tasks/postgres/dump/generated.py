@@ -6,7 +6,6 @@ https://www.postgresql.org/docs/current/ddl-generated-columns.html
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
+from tasks.backups import codec
 from tasks.postgres.content import queries
 from tasks.postgres.content.pinned_session import PINNED, read_names
 from tasks.postgres.content.quiet import copy_options
@@ -29,7 +29,8 @@ _LOADING = {**PINNED, "default_transaction_read_only": "off", "synchronous_commi
 
 
 class Uncomputable(BaseModel):
-    """A stored generated column whose value a restore cannot compute, and `why`. `oid`: its table's at the backup."""
+    """A stored generated column whose value a restore cannot compute, and `why`. `oid`: its table's at the backup;
+    `ending`: of the file with its table's rows; a manifest without it is of a version that used gzip."""
 
     model_config = ConfigDict(frozen=True)
     schema_name: str
@@ -37,6 +38,7 @@ class Uncomputable(BaseModel):
     oid: int
     column: str
     why: str
+    ending: str = ".gz"
 
     @property
     def name(self) -> str:
@@ -46,7 +48,7 @@ class Uncomputable(BaseModel):
     @property
     def file(self) -> str:
         """The file with its table's rows in a backup."""
-        return f"{DIRECTORY}/{self.oid}.copy.gz"
+        return f"{DIRECTORY}/{self.oid}.copy{self.ending}"
 
 
 def find_uncomputable(connection: Connection) -> tuple[Uncomputable, ...]:
@@ -69,7 +71,9 @@ def find_uncomputable(connection: Connection) -> tuple[Uncomputable, ...]:
         else:
             why = f"{unequal:,} rows have another value than it computes now" if unequal else ""
         if why:
-            found.append(Uncomputable(schema_name=schema, table=table, oid=oid, column=column, why=why))
+            found.append(
+                Uncomputable(schema_name=schema, table=table, oid=oid, column=column, why=why, ending=codec.ENDING)
+            )
     return tuple(found)
 
 
@@ -82,7 +86,7 @@ def write_rows(connection: Connection, directory: Path, columns: Collection[Unco
         statement = sql.SQL("COPY (SELECT {} FROM ONLY {}) TO STDOUT (ENCODING {})").format(
             _columns(connection, name), name, _encoding(connection)
         )
-        with gzip.open(path, "wb", 1) as target, connection.cursor() as cursor, cursor.copy(statement) as rows:
+        with codec.writer(path) as target, connection.cursor() as cursor, cursor.copy(statement) as rows:
             for block in rows:
                 target.write(block)
 
@@ -100,7 +104,7 @@ def load_rows(postgres: Postgres, directory: Path, database: str, columns: Colle
     (`may_set_flags`). DROP EXPRESSION could not be undone without computing every value.
 
     Raises:
-        VerificationFailed: the server refuses the rows.
+        VerificationFailed: the server refuses the rows, or their file is damaged.
     """
     with postgres.connect(database, options=copy_options(postgres)) as connection:
         set_known(connection, _LOADING)
@@ -112,7 +116,8 @@ def load_rows(postgres: Postgres, directory: Path, database: str, columns: Colle
             )
             try:
                 with (
-                    gzip.open(directory / file) as source,
+                    codec.readable(file, OTHER_BACKUPS),
+                    codec.reader(directory / file) as source,
                     connection.transaction(),
                     _plain(connection, name),
                     connection.cursor() as cursor,

@@ -8,7 +8,8 @@ https://www.postgresql.org/docs/current/progress-reporting.html#COPY-PROGRESS-RE
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from runbook.progress import WorkDone
 from runbook.units import size
 
 LARGE_OBJECTS = 2613  # pg_largeobject's OID: its rows are dumped one file each
-_TABLE, _LARGE_OBJECT = re.compile(r"\d+\.dat(\.\w+)?"), re.compile(r"blob_\d+\.dat(\.\w+)?")
+_TABLE, _LARGE_OBJECT = re.compile(r"\d+\.dat"), re.compile(r"blob_\d+\.dat")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,15 @@ class DumpProgress:
         Raises:
             Unreachable: the server does not answer now.
         """
-        files = [path for path in (self.target, *self.target.glob("*")) if path.is_file()]
-        written = sum(path.stat().st_size for path in files)
+        files = dict[str, int]()
+        for path in (self.target, *self.target.glob("*")):
+            with suppress(OSError):  # it was compressed meanwhile: then its text is removed
+                if path.is_file():  # a file that is being compressed is there twice
+                    if path.suffix == ".dat":
+                        files.setdefault(path.name, path.stat().st_size)
+                    else:
+                        files[path.stem] = path.stat().st_size
+        written = sum(files.values())
         current = self._copying()
         self._seen |= current.keys()
         finished = self._seen - current.keys()
@@ -76,11 +84,11 @@ class DumpProgress:
         read = sum(self.weights.tables[oid] for oid in finished) + sum(
             self.weights.tables[oid] * part for oid, part in current.items()
         )
-        read += self._unseen([path.name for path in files], len(current), len(finished))
+        read += self._unseen(files, len(current), len(finished))
         ratio = min(read / max(whole, 1), 1.0)
         return WorkDone(f"{size(written)} dumped; of {size(whole)} in tables at least {ratio:.0%} are read", ratio)
 
-    def _unseen(self, names: list[str], current: int, finished: int) -> float:
+    def _unseen(self, names: Collection[str], current: int, finished: int) -> float:
         """Bytes of tables that were finished between polls, by the number of files; 0 for a script."""
         count = sum(bool(_TABLE.fullmatch(name)) for name in names) - current - finished
         others = sorted(

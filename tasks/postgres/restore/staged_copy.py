@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
@@ -15,8 +16,9 @@ from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from tasks.backups.catalogue import Backup
+from tasks.backups.catalogue import Backup, hand_of
 from tasks.postgres.content.content import DatabaseContent
+from tasks.postgres.dump.compression import unpacked_bytes
 from tasks.postgres.dump.fill import DumpSource, fill, fill_remote, source_in
 from tasks.postgres.restore.subscriptions import detach_subscriptions
 from tasks.postgres.server.properties import Properties, apply_properties, creation
@@ -84,12 +86,26 @@ def dump_in(backup: Backup) -> DumpSource:
     """The dump of a fetched database backup."""
     content = content_in(backup)
     source = source_in(backup.path, content.bytes, parts=content.part == "tables")
+    source = replace(source, unpacking=unpacking_in(backup))
     if source.form == "plain":
         return replace(source, relations=len(content.tables) + len(content.sequences))
     fragile = frozenset((schema, table) for schema, table, _ in content.volatile_checks)
     if content.part != "full":
         return replace(source, unchecked=fragile)
     return replace(source, remote=content.remote_views, unchecked=fragile, stored=content.uncomputable)
+
+
+def unpacking_in(backup: Backup) -> Path:
+    """The directory of this process in which a backup's dump is unpacked for pg_restore."""
+    return hand_of(backup.store, backup.manifest.environment) / f"{backup.name}.unpacked"
+
+
+def unpacking_of(postgres: Postgres, backup: Backup, only: Collection[str] | None = None) -> dict[Path, int]:
+    """Where a restore unpacks a backup's dump (`only`: some of its files), and the disk space for it in bytes; empty
+    if pg_restore reads the dump as it is."""
+    files = {name: file for name, file in backup.manifest.readable_files.items() if only is None or name in only}
+    needed = unpacked_bytes(postgres, files, content_in(backup).text_bytes, some=only is not None)
+    return {unpacking_in(backup): needed} if needed else {}
 
 
 def scratch_name(database: str) -> str:

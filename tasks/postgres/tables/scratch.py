@@ -23,9 +23,10 @@ from runbook.units import size
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.dump.checks import unchecked
+from tasks.postgres.dump.compression import readable
 from tasks.postgres.dump.dump import DUMP
 from tasks.postgres.dump.generated import DIRECTORY, Uncomputable, emptied, load_rows, may_set_flags
-from tasks.postgres.restore.staged_copy import Copy, content_in, drop, name_beside, oid_of
+from tasks.postgres.restore.staged_copy import Copy, content_in, drop, name_beside, oid_of, unpacking_in
 from tasks.postgres.server.properties import creation
 from tasks.postgres.tables.find import FoundTable, expected_of
 
@@ -74,7 +75,7 @@ def _open(postgres: Postgres, backup: Backup, name: str, *what: str) -> Copy:
         connection.execute(creation(name, content_in(backup).properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         scratch = Copy(name, oid_of(connection, name))
-    done = _restore(postgres, backup, name, "--section=pre-data", "--no-tablespaces", *what)
+    done = _restore(postgres, backup.path / DUMP, name, "--section=pre-data", "--no-tablespaces", *what)
     return Copy(name, scratch.oid, done.seconds)
 
 
@@ -153,7 +154,9 @@ def fill_tables(
         progress(restored),
     ):
         workers = max(1, min(jobs, len(entries)))  # more would only sort the whole dump's dependencies
-        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={workers}")
+        numbers = {line.partition(";")[0] for line in entries}
+        with readable(postgres, backup.path / DUMP, unpacking_in(backup), workers, numbers) as dump:
+            done = _restore(postgres, dump, scratch.database, f"--use-list={chosen}", f"--jobs={workers}")
         load_rows(postgres, backup.path, scratch.database, stored)
     return Copy(scratch.database, scratch.oid, done.seconds)
 
@@ -200,11 +203,11 @@ JOIN pg_class c ON c.oid = coalesce(t.relid::oid, chosen) JOIN pg_namespace n ON
 """
 
 
-def _restore(postgres: Postgres, backup: Backup, database: str, *what: str) -> shell.Completed:
+def _restore(postgres: Postgres, dump: Path, database: str, *what: str) -> shell.Completed:
     settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
     argv = [
         *(postgres.program("pg_restore"), "--format=directory", "--exit-on-error", "--no-password"),
-        *("--no-owner", "--no-privileges", *what, "--dbname", database, str(backup.path / DUMP)),
+        *("--no-owner", "--no-privileges", *what, "--dbname", database, str(dump)),
     ]
     environment = {**postgres.environment(), "PGOPTIONS": settings}
     return shell.run(argv, environment=environment, stall=postgres.stall(database), hint=_HINT)

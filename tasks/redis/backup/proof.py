@@ -9,7 +9,7 @@ from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.kinds import probe
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
-from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
+from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare, expiring_in
 from tasks.redis.content.reading import read_content
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.scratch_place import scratch_place
@@ -31,4 +31,4 @@ def prove_backup(block: Redis, backup: Backup) -> RedisComparison:
     with scratch_server(block, backup.path, rdb=RDB) as client, scratch_place() as place:
         sidecar = place / EXPIRING
         actual = read_content(client, sidecar)
-        return compare(expected, backup.path / EXPIRING, actual, sidecar)
+        return compare(expected, expiring_in(backup.path), actual, sidecar)

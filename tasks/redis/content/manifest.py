@@ -1,25 +1,30 @@
 """The content of a Redis server in a backup's manifest, and the comparison of a copy with it.
 
 Keys without a TTL are proven by their number and an order-independent digest (the sum of 128-bit hashes of every key's
-logical content). Each expiring key, and each expiring field of a hash, has a line in `expiring.tsv.gz` next to the RDB
+logical content). Each expiring key, and each expiring field of a hash, has a line in `expiring.tsv.zst` next to the RDB
 (database, PEXPIRETIME in ms, hash, `key` or `field`). A restore requires exactly those that have not expired yet. A
 type that cannot be compared is an error, never a pass.
 """
 
 from __future__ import annotations
 
-import gzip
+import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
 from runbook import clock
+from runbook.errors import OTHER_BACKUPS
+from tasks.backups import codec
 
-EXPIRING = "expiring.tsv.gz"
+EXPIRING = f"expiring.tsv{codec.ENDING}"
+OLD_EXPIRING = "expiring.tsv.gz"
+"""Of versions before zstd."""
 COLUMNS = ("database", "keys without TTL", "found", "content equal", "keys with TTL ahead", "found", "expired since")
 
 
@@ -220,8 +225,14 @@ def _functions(expected: RedisContent, actual: RedisContent) -> list[str]:
 
 def lines_of(sidecar: Path) -> Iterator[bytes]:
     """The lines of a list of expiring keys."""
-    with gzip.open(sidecar, "rb") as file:
-        yield from file
+    with codec.readable(sidecar.name, OTHER_BACKUPS), codec.reader(sidecar) as file:
+        yield from io.BufferedReader(cast(io.RawIOBase, file), codec.CHUNK_BYTES)  # twice as fast as the stream itself
+
+
+def expiring_in(backup: Path) -> Path:
+    """The list of expiring keys in a backup's directory."""
+    old = backup / OLD_EXPIRING
+    return old if old.exists() else backup / EXPIRING
 
 
 def _parsed(line: bytes) -> tuple[int, int, str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import redis
 
 from runbook.errors import VerificationFailed
 from runbook.log import logger
+from tasks.backups import codec
 from tasks.redis.content.manifest import RedisContent, RedisDatabaseContent
 from tasks.redis.content.script import DROP_PAGE, READ_PAGE
 from tasks.redis.server import call, key_counts, loaded_keys, version_of
@@ -45,14 +45,14 @@ def held_still(client: redis.Redis) -> Iterator[None]:
 
 
 def read_content(client: redis.Redis, sidecar: Path) -> RedisContent:
-    """A scratch server's content; its expiring keys are written to `sidecar` (gzip, a line each).
+    """A scratch server's content; its expiring keys are written to `sidecar` (zstd, a line each).
 
     Raises:
         VerificationFailed: a type cannot be compared (a module's), or the data changed meanwhile.
     """
     began = time.time_ns() // 1_000_000
     databases = {}
-    with gzip.open(sidecar, "wb", compresslevel=1) as out, held_still(client):
+    with codec.writer(sidecar) as out, held_still(client):
         volatile = volatile_databases(client)
         for number, (keys, expires) in sorted(key_counts(client).items()):
             databases[number] = _read_database(client, number, number in volatile, keys, expires, out)
@@ -111,7 +111,7 @@ def shown(name: bytes) -> str:
 
 
 def _read_database(
-    client: redis.Redis, number: int, volatile: bool, keys: int, expires: int, out: gzip.GzipFile
+    client: redis.Redis, number: int, volatile: bool, keys: int, expires: int, out: IO[bytes]
 ) -> RedisDatabaseContent:
     sums, cursor, reported = _Sums(), b"0", time.monotonic()
     while True:

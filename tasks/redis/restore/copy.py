@@ -27,7 +27,7 @@ from runbook.units import size
 from runbook.wait import until
 from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
-from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
+from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare, expiring_in
 from tasks.redis.content.reading import drop_prefixes, read_content
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.scratch_place import scratch_place
@@ -96,7 +96,7 @@ def _build(block: Redis, backup: Backup, live: Path, directory: Path) -> RedisCo
         base_keys = loaded_keys(client)
         sidecar = place / EXPIRING
         actual = read_content(client, sidecar)
-        comparison = compare(expected, backup.path / EXPIRING, actual, sidecar)
+        comparison = compare(expected, expiring_in(backup.path), actual, sidecar)
         fading = {n: keys - ttl - _persistent(actual, n) for n, (keys, ttl) in key_counts(client).items()}
         dropped, counts = _finish(client, block, configuration) if comparison.is_equal else ({}, {})
     _check_files(configuration, backup, directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import time
@@ -16,7 +15,8 @@ from runbook.errors import RunbookFailed
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.backups import catalogue, manifest
+from tasks.backups import catalogue, codec, manifest
+from tasks.redis.content.manifest import EXPIRING
 from tasks.redis.restore.copy import ACT
 from tasks.redis.restore.swap import superseded_redis
 from tasks.redis.server import family, program_version
@@ -116,7 +116,7 @@ def test_damage_with_valid_checksums_is_refused(rig: Rig) -> None:
         "the backup loads": flip,
         "keys without a TTL have other content": lambda path: shutil.copy(changed, path / "dump.rdb"),
         "missing or empty": lambda path: (path / "dump.rdb").write_bytes(b""),
-        "expiring.tsv.gz has 0 keys": lambda path: shutil.copy(_empty_sidecar(rig), path / "expiring.tsv.gz"),
+        "expiring.tsv.zst has 0 keys": lambda path: shutil.copy(_empty_sidecar(rig), path / EXPIRING),
     }
     for told, harm in kinds.items():
         harm(rig.store / name)
@@ -137,8 +137,8 @@ def _saved(rig: Rig) -> Path:
 
 
 def _empty_sidecar(rig: Rig) -> Path:
-    path = rig.root / "empty.gz"
-    path.write_bytes(gzip.compress(b""))
+    path = rig.root / "empty"
+    path.write_bytes(codec.compress(b""))
     return path
 
 

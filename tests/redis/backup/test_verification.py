@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from flows.database.backup import prune_backups, verify_backup
-from flows.redis.persistence import backup_redis
+from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks.backups import catalogue, manifest
+from tasks.backups import catalogue, codec, manifest
 from tasks.backups.manifest import Manifest
+from tasks.redis.content.manifest import EXPIRING
+from tasks.redis.server import family, version_of
 from tasks.stores.directory import DirectoryStore
+from tests.fixtures.bits import GZIP_BACKUPS
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import fill
 
@@ -68,7 +71,7 @@ def test_a_bad_backup_is_not_verified(rig: Rig, backup: str, kind: str) -> None:
         databases["0"]["persistent_keys"] += 1
         reseal(directory, databases=databases)
     if kind == "an empty sidecar":
-        (directory / "expiring.tsv.gz").write_bytes(gzip.compress(b""))
+        (directory / EXPIRING).write_bytes(codec.compress(b""))
         reseal(directory)
     if kind == "no RDB":
         (directory / "dump.rdb").write_bytes(b"REDIS0011 and nothing more")
@@ -82,6 +85,20 @@ def test_a_bad_backup_is_not_verified(rig: Rig, backup: str, kind: str) -> None:
     with pytest.raises(RunbookFailed, match=said):
         verify_backup.fn(NAME, kind="redis")
     assert not opened(rig, backup).verified
+
+
+def test_a_backup_of_the_earlier_gzip_form_is_verified_and_restored(rig: Rig) -> None:
+    if family(version_of(rig.client())) != "valkey":
+        pytest.skip("the kept RDB is Valkey's")
+    [kept] = (GZIP_BACKUPS / "redis").iterdir()
+    shutil.copytree(kept, rig.store / kept.name)
+    assert verify_backup.fn(NAME, kind="redis").status in (Status.OK, Status.WARN)
+    assert restore_redis.fn(NAME, confirm=NAME).status in (Status.OK, Status.WARN)
+    assert rig.client().dbsize() == 40
+    (rig.store / kept.name / "expiring.tsv.gz").write_bytes(gzip.compress(b""))
+    reseal(rig.store / kept.name)
+    with pytest.raises(RunbookFailed, match="keys with a TTL are not in the backup"):
+        verify_backup.fn(NAME, kind="redis")
 
 
 def test_what_is_verified_lets_older_ones_go(rig: Rig, backup: str) -> None:

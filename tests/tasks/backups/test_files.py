@@ -28,7 +28,7 @@ from tasks.application.staged_files import (
     superseded_files,
     swap_files,
 )
-from tasks.backups import archive, catalogue, entries, fetched_files, manifest
+from tasks.backups import archive, catalogue, codec, entries, fetched_files, manifest
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest
 from tasks.host.disk import Disk
@@ -80,7 +80,7 @@ def seal(directory: Path, archived: entries.ArchivedFiles) -> Manifest:
         taken=datetime.now(UTC),
         seconds=1,
         host="h",
-        tool="tar.gz",
+        tool="tar.zst",
         files=manifest.sums_of(directory),
         content=archived.model_dump(mode="json"),
     )
@@ -213,7 +213,7 @@ def test_a_backup_of_a_link_is_refused_when_it_is_made_read_back_and_restored(
 ) -> None:
     """`.` as a link to a directory: nothing can be unpacked below it."""
     with pytest.raises(OpsError, match="is a link, not a directory"):
-        archive.write(Path(linked.directory), tmp_path / "x.tar.gz")
+        archive.write(Path(linked.directory), tmp_path / "x.tar.zst")
     backup = taken(linked, tmp_path / "store")
     archived = entries.ArchivedFiles.model_validate(backup.manifest.content)
     root = archived.entries[0].model_copy(update={"kind": "symlink", "target": "releases/42"})
@@ -251,15 +251,15 @@ def test_sockets_and_pipes_are_skipped_and_named(application: Application, tmp_p
     os.mkfifo(live / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(live / "s.sock"))
-        archived = archive.write(live, tmp_path / "x.tar.gz")
+        archived = archive.write(live, tmp_path / "x.tar.zst")
     assert set(archived.skipped) == {"pipe (pipe)", "s.sock (socket)"}
     assert not any("__pycache__" in entry.path for entry in archived.entries)
-    assert archive.compare_members(tmp_path / "x.tar.gz", archived.entries) == []
+    assert archive.compare_members(tmp_path / "x.tar.zst", archived.entries) == []
 
 
 @pytest.mark.parametrize("size", [1000, archive.IN_MEMORY_BYTES + 100_000], ids=["small", "large"])
 def test_a_file_that_changes_while_it_is_read_is_consistent_with_its_hash(tmp_path: Path, size: int) -> None:
-    live, target = tmp_path / "live", tmp_path / "x.tar.gz"
+    live, target = tmp_path / "live", tmp_path / "x.tar.zst"
     live.mkdir()
     stop = threading.Event()
 
@@ -292,14 +292,14 @@ def test_a_file_that_shrinks_is_named(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(archive, "_Hashing", Shrinking)
-        archived = archive.write(live, tmp_path / "x.tar.gz")
+        archived = archive.write(live, tmp_path / "x.tar.zst")
     assert archived.changed == ("big changed while it was read",)
-    assert archive.compare_members(tmp_path / "x.tar.gz", archived.entries) == []
+    assert archive.compare_members(tmp_path / "x.tar.zst", archived.entries) == []
 
 
 def test_what_cannot_be_archived_is_an_error(application: Application, tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="cannot be archived"):
-        archive.write(tmp_path / "nowhere", tmp_path / "x.tar.gz")
+        archive.write(tmp_path / "nowhere", tmp_path / "x.tar.zst")
     with pytest.raises(OpsError, match="names no directory"):
         measure_files(Application(), tmp_path)
     with pytest.raises(OpsError, match="is inside"):
@@ -373,7 +373,7 @@ def test_a_manifest_that_leads_out_is_refused(application: Application, tmp_path
 
 
 def _repack(backup: Backup, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes] | None]) -> None:
-    with tarfile.open(backup.path / ARCHIVE) as tar:
+    with codec.reader(backup.path / ARCHIVE) as packed, tarfile.open(fileobj=packed) as tar:
         members = [(m, (tar.extractfile(m) or io.BytesIO()).read() if m.isfile() else b"") for m in tar]
     with tarfile.open(backup.path / ARCHIVE, "w:gz") as tar:
         for member, content in members:
@@ -412,7 +412,7 @@ def test_an_altered_archive_with_valid_checksums_is_found_and_never_swapped_in(
 
 def test_the_wrong_mode_owner_or_link_on_disk_is_a_difference(application: Application, tmp_path: Path) -> None:
     live = directory_of(application)
-    archived = archive.write(live, tmp_path / "x.tar.gz")
+    archived = archive.write(live, tmp_path / "x.tar.zst")
     assert entries.compare(live, archived.entries) == []
     (live / "backend" / ".env").chmod(0o644)
     (live / "current").unlink()
