@@ -15,7 +15,7 @@ from runbook.failpoint import failpoint
 from tasks.wal.archive.archive import DAMAGED, Archive, ArchiveListing, StoredSegment, pruned_in
 from tasks.wal.archive.received import Frames, Mark, ReceivedFile
 from tasks.wal.format.header import HEADER, read_header, require_own
-from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT, Segment
+from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT
 
 KEEP_SEGMENTS = 64
 """Finished segments that stay in the receiver's directory: a standby may ask for them."""

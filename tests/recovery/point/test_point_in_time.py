@@ -90,7 +90,7 @@ def refused(cluster: Cluster, **parameters: object) -> str:
 
 def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Cluster) -> None:
     name = accounts(cluster)
-    assert (cluster.root / "backups" / "cluster" / name / "base.tar.gz").is_file()
+    assert (cluster.root / "backups" / "cluster" / name / "base.tar.zst").is_file()
     proven = verify_backup.fn(NAME, kind="cluster")
     assert proven.facts["backup"].startswith(name)
     (table,) = [evidence for evidence in proven.evidence if evidence.name == "Read on the private instance"]
@@ -101,7 +101,7 @@ def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Clu
 def test_a_damaged_base_backup_is_not_verified_and_not_restored(cluster: Cluster) -> None:
     name = accounts(cluster)
     xid = bug(cluster)
-    tar = cluster.root / "backups" / "cluster" / name / "base.tar.gz"
+    tar = cluster.root / "backups" / "cluster" / name / "base.tar.zst"
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)
