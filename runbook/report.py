@@ -279,9 +279,10 @@ class Report:
         known = self.facts.get(NOT_CONFIGURED, "").split(", ")
         self.facts[NOT_CONFIGURED] = ", ".join(sorted({*filter(None, known), *parts}))
 
-    def measure(self, what: str, size: int = 0) -> None:
-        """What this run did, which took all of its time until now: `database backup`, so many bytes."""
-        self.measures.append(Measure(what, size, round(self.seconds, 3)))
+    def measure(self, what: str, size: int = 0, seconds: float = 0.0) -> None:
+        """What this run did, and how long it took: `database backup`, so many bytes. By default it took all of the
+        run's time until now."""
+        self.measures.append(Measure(what, size, round(seconds or self.seconds, 3)))
 
     def plan(self, step: str, detail: str, *, size: int = 0, seconds: float = 0.0) -> None:
         """One planned step with its bytes and an estimate of its seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import re
@@ -132,6 +133,41 @@ def feed(
         if failed:
             raise failed[0]
         return printed.completed(argv, code, environment or {}, hint, started)
+
+
+def drain(
+    argv: Sequence[str | Path],
+    target: Callable[[bytes], object],
+    *,
+    environment: Mapping[str, str] | None = None,
+    stall: Stall | None = None,
+    hint: str = "",
+) -> Completed:
+    """Run a program and hand its output to `target`, chunk by chunk; see `run`. Where `target` fails, the program is
+    ended."""
+    failed = list[BaseException]()
+    with _outputs() as printed:
+        started = time.monotonic()
+        with spawn(argv, environment=environment, stdout=subprocess.PIPE, stderr=printed.err) as child:
+            reader = threading.Thread(target=_read, args=(child, target, failed), daemon=True)
+            reader.start()
+            code = _wait(argv, child, printed, None, stall, hint)
+            reader.join()
+        if failed:
+            raise failed[0]
+        return printed.completed(argv, code, environment or {}, hint, started)
+
+
+def _read(child: subprocess.Popen[bytes], target: Callable[[bytes], object], failed: list[BaseException]) -> None:
+    assert child.stdout
+    try:
+        with contextlib.suppress(OSError):  # no more than the limit of this user
+            fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, FEED_BYTES)
+        while chunk := os.read(child.stdout.fileno(), FEED_BYTES):
+            target(chunk)
+    except BaseException as error:
+        failed.append(error)
+        child.kill()
 
 
 def _write(child: subprocess.Popen[bytes], source: IO[bytes], failed: list[BaseException]) -> None:

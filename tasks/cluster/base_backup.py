@@ -5,31 +5,42 @@ https://www.postgresql.org/docs/current/app-pgbasebackup.html
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
+import os
+import secrets
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import IO, cast
 
 from blocks.postgres.server import Postgres, execute
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import CommandFailed, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.progress import WorkDone, progress
 from runbook.units import size
+from tasks.backups import codec
 from tasks.backups.catalogue import Backup
 from tasks.backups.encryption import ENDING, decrypt_files
+from tasks.backups.manifest import FileSum, sum_of
 from tasks.cluster.content import ClusterContent
-from tasks.cluster.unpack import MANIFEST, require_health, unpack_tar
-from tasks.host.disk import disk_of
+from tasks.cluster.postgres_manifest import (
+    CONTROL,
+    MANIFEST,
+    WAL_FOLDER,
+    FileComparison,
+    PostgresManifest,
+    verify_wal,
+)
+from tasks.cluster.unpack import BASE, HashedReader, digest_of, members, write
 from tasks.stores.directory import told
 
 INCREMENTAL_VERSION = 17
-TAR_VERSION = 18
-FULL_BYTES = 1 << 20
 
 
 class NoSummaries(CommandFailed):
@@ -59,11 +70,13 @@ class BaseBackupSource:
 
 @dataclass(frozen=True)
 class TakenBaseBackup:
-    """A base backup in a directory, how long it took, and how long it took to verify it."""
+    """A base backup in a directory, how long it took, and how long it took to verify it. `files`: the size and SHA-256
+    of each file, if they are known."""
 
     content: ClusterContent
     seconds: float
     verify_seconds: float
+    files: Mapping[str, FileSum] = field(default_factory=dict)
 
 
 @probe
@@ -105,51 +118,73 @@ FROM pg_roles WHERE rolname = current_user
 def take_base(
     postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None = None
 ) -> TakenBaseBackup:
-    """Copy the running cluster into a directory, with the WAL that the copy needs, and verify it with PostgreSQL's
-    manifest. `base`: copy only what changed since that backup.
+    """Copy the running cluster into a directory as one compressed tar, with the WAL that the copy needs. Then read the
+    stored copy, and compare every file with PostgreSQL's manifest. `base`: copy only what changed since that backup.
+
+    pg_basebackup sends the files uncompressed; this process compresses them with more than one thread. Until the end, a
+    temporary slot keeps the WAL that is sent last.
 
     Raises:
-        CommandFailed: pg_basebackup or pg_verifybackup failed.
+        CommandFailed: pg_basebackup failed.
+        VerificationFailed: the copy is not what the server sent.
         OpsError: the disk is full.
     """
     argv = [
-        *(postgres.program("pg_basebackup"), f"--pgdata={directory}", "--format=tar", *_compress(source)),
-        *("--wal-method=stream", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password", "--no-sync"),
-        f"--label=interview-ops {directory.name}",
+        *(postgres.program("pg_basebackup"), "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast"),
+        *("--manifest-checksums=SHA256", "--no-password", "--no-sync", f"--label=interview-ops {directory.name}"),
     ]
     earlier = directory.with_name(f"{directory.name}.base")
     try:
         if base:
             argv.append(f"--incremental={manifest_of(base, earlier)}")
         started = time.monotonic()
-        _run(postgres, source, directory, argv)
+        with _wal_kept(postgres):
+            _run(postgres, source, directory, argv)
         seconds = time.monotonic() - started
     finally:
         shutil.rmtree(earlier, ignore_errors=True)
     failpoint("base backup: copied")
-    content = _content(postgres, source, directory, base)
     started = time.monotonic()
-    verify_base(postgres, source.major, directory)
-    return TakenBaseBackup(content, seconds, time.monotonic() - started)
+    try:
+        stored = verify_base(postgres, directory)
+    except VerificationFailed as error:
+        raise VerificationFailed(
+            f"the backup differs from what the server sent: {error.message}", "run it again"
+        ) from None
+    verifying = time.monotonic() - started
+    content = _content(postgres, source, directory, base)
+    files = {BASE: stored, MANIFEST: sum_of(directory / MANIFEST)}
+    return TakenBaseBackup(content, seconds, verifying, files)
 
 
-def _compress(source: BaseBackupSource) -> list[str]:
-    """Compress on the client: the server's processor is for the application."""
-    return ["--compress=client-gzip:1"]
+@contextlib.contextmanager
+def _wal_kept(postgres: Postgres) -> Iterator[None]:
+    """Keep the server's WAL from now on: it is sent after the files, and checkpoints meanwhile would delete it.
+
+    https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION
+    """
+    with postgres.connect(options="-c idle_session_timeout=0") as connection:
+        name = f"ops_base_backup_{os.getpid()}_{secrets.token_hex(4)}"
+        execute(connection, "SELECT pg_create_physical_replication_slot(%s, true, true)", name)  # temporary
+        yield
 
 
 def _run(postgres: Postgres, source: BaseBackupSource, directory: Path, argv: list[str]) -> None:
-    def received() -> WorkDone:
-        there = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        return WorkDone(f"{size(there)} of {size(source.bytes)} (uncompressed) received", 0.0)
+    received = 0
+
+    def tell() -> WorkDone:
+        return WorkDone(f"{size(received)} of {size(source.bytes)} received", 0.0)
+
+    def take(chunk: bytes) -> None:
+        nonlocal received
+        received += len(chunk)
+        packed.write(chunk)
 
     try:
-        with progress(received):
+        with progress(tell), told(directory / BASE), codec.writer(directory / BASE) as packed:
             stall = shell.Stall(postgres.stall_seconds)
-            shell.run(argv, environment=postgres.environment(), stall=stall, hint="nothing was published")
+            shell.drain(argv, take, environment=postgres.environment(), stall=stall, hint="nothing was published")
     except CommandFailed as error:
-        if (free := disk_of(directory).free_bytes) < FULL_BYTES:
-            raise OpsError(f"the store is full: {size(free)} free", f"free space at {directory.parent}") from None
         if "incremental" in error.stderr or "WAL summaries" in error.stderr:
             hint = "take a full backup (kind=full): the server no longer knows what changed since that one"
             raise NoSummaries(argv, error.exit_code, error.stderr, hint) from None
@@ -157,35 +192,27 @@ def _run(postgres: Postgres, source: BaseBackupSource, directory: Path, argv: li
 
 
 def _content(postgres: Postgres, source: BaseBackupSource, directory: Path, base: Backup | None) -> ClusterContent:
-    described = _manifest(directory)
-    ranges = described["WAL-Ranges"]
+    described = PostgresManifest.read(directory)
     with postgres.connect() as connection:
         stopped, next_xid = execute(
             connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
         )[0]
-    if described.get("System-Identifier", source.system) != source.system:
+    if (described.system or source.system) != source.system:
         raise VerificationFailed("the copy is from another cluster than the server", "run it again")
     return ClusterContent(
         form="incremental" if base else "full",
         base=base.name if base else "",
         system=source.system,
-        timeline=int(ranges[-1]["Timeline"]),
-        start_lsn=str(ranges[0]["Start-LSN"]),
-        stop_lsn=str(ranges[-1]["End-LSN"]),
+        timeline=described.wal[-1].timeline,
+        start_lsn=described.wal[0].start,
+        stop_lsn=described.wal[-1].end,
         stopped=stopped.astimezone(UTC),
         next_xid=int(next_xid),
         server_version=source.version,
         segment_bytes=source.segment_bytes,
-        bytes=sum(int(file["Size"]) for file in described["Files"]) if base is None else source.bytes,
+        bytes=described.bytes if base is None else source.bytes,
         database=postgres.database,
     )
-
-
-def _manifest(directory: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise VerificationFailed(f"the backup has no readable {MANIFEST}: {error}", "run it again") from None
 
 
 def manifest_of(backup: Backup, target: Path) -> Path:
@@ -206,29 +233,48 @@ def manifest_of(backup: Backup, target: Path) -> Path:
     return target / MANIFEST
 
 
-def verify_base(postgres: Postgres, major: int, directory: Path) -> None:
-    """pg_verifybackup: compare every file with PostgreSQL's manifest, and read the WAL that the copy needs. Before
-    version 18 it reads no tar files: they are unpacked for it.
+def verify_base(postgres: Postgres, directory: Path) -> FileSum:
+    """Read a stored copy to its end, as a restore does. Compare every file with PostgreSQL's manifest, which is put
+    next to it, and read the WAL that the copy needs with pg_waldump. That proves what pg_verifybackup proves, without a
+    second copy on the disk. Returns the size and the SHA-256 of the stored copy.
 
     Raises:
         VerificationFailed: it differs from what the server sent.
         OpsError: the cause is this host.
     """
-    program, plain = postgres.program("pg_verifybackup"), directory.with_name(f"{directory.name}.verify")
+    wal = directory.with_name(f"{directory.name}.verify")
     try:
-        if major >= TAR_VERSION:
-            argv = [program, "--format=tar", "--no-parse-wal", "--exit-on-error", str(directory)]
-        else:
-            with told(plain):
-                plain.mkdir(mode=0o700)
-            unpack_tar(directory, plain)
-            shutil.copyfile(directory / MANIFEST, plain / MANIFEST)
-            argv = [program, "--exit-on-error", str(plain)]
-        shell.run(argv, environment={"LC_ALL": "C"})
-    except CommandFailed as error:
-        require_health(error, "the backup cannot be verified", directory)
-        raise VerificationFailed(
-            f"the backup differs from what the server sent: {error.message}", "run it again"
-        ) from None
+        with told(wal):
+            wal.mkdir(mode=0o700)
+        with told(directory / BASE):
+            file = (directory / BASE).open("rb", 0)
+        with file:
+            stored = HashedReader(file)
+            files, text = _read_back(directory / BASE, cast(IO[bytes], stored), wal)
+        manifest = PostgresManifest.parse(text)
+        if why := files.problem(manifest):
+            raise VerificationFailed(why, "run it again")
+        verify_wal(postgres, wal, manifest.wal)
+        with told(directory / MANIFEST):
+            (directory / MANIFEST).write_bytes(text)
+        return stored.sum
     finally:
-        shutil.rmtree(plain, ignore_errors=True)
+        shutil.rmtree(wal, ignore_errors=True)
+
+
+def _read_back(archive: Path, stored: IO[bytes], wal: Path) -> tuple[FileComparison, bytes]:
+    files, manifest = FileComparison(), b""
+    with members(archive, stored) as found:
+        for member, content in found:
+            name = member.name
+            if name == MANIFEST:
+                manifest = content.read()
+            elif name == CONTROL:
+                files.control = content.read()
+                files.add(name, len(files.control), hashlib.sha256(files.control).hexdigest())
+            elif member.isreg() and name.startswith(WAL_FOLDER):
+                if "/" not in (segment := name.removeprefix(WAL_FOLDER)):
+                    write(wal / segment, 0o600, content)
+            elif member.isreg():
+                files.add(name, *digest_of(content))
+    return files, manifest

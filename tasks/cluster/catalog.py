@@ -7,12 +7,13 @@ https://www.postgresql.org/docs/current/storage-page-layout.html
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from runbook.errors import VerificationFailed
-from tasks.cluster.unpack import BASE, extract
+from tasks.cluster.unpack import extract
 from tasks.postgres.tables.filenodes import FiledRelation
 
 PG_DATABASE, PG_CLASS = "1262", "1259"
@@ -34,13 +35,12 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
         VerificationFailed: the backup cannot be read.
         OpsError: the cause is this host.
     """
-    maps = [f"global/{_MAP}", f"base/*/{_MAP}"]
     try:
-        extract(backup / BASE, directory, "--wildcards", *maps)
+        extract(backup, directory, re.compile(rf"(global|base/\d+)/{_MAP}").fullmatch)
         databases = directory / "global" / _file_in(directory / "global", PG_DATABASE)
         classes = {path: path / _file_in(path, PG_CLASS) for path in sorted((directory / "base").iterdir())}
-        files = (databases, *classes.values())
-        extract(backup / BASE, directory, *(str(path.relative_to(directory)) for path in files))
+        files = {path.relative_to(directory).as_posix() for path in (databases, *classes.values())}
+        extract(backup, directory, files.__contains__)
     except VerificationFailed as error:
         what = f"the catalog of {where} cannot be read: {error.message}"
         raise VerificationFailed(what, "give the table's OID") from None

@@ -18,7 +18,8 @@ from runbook.kinds import action, probe
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
 from tasks.cluster.instance import PrivateInstance
-from tasks.cluster.unpack import MANIFEST, build_data
+from tasks.cluster.postgres_manifest import MANIFEST, WAL_FOLDER, PostgresManifest, verify_wal
+from tasks.cluster.unpack import build_data
 from tasks.pgbackrest.backup import build_from_label
 from tasks.stores.directory import told
 
@@ -44,7 +45,8 @@ def build_instance(
     instance: PrivateInstance, lineage: Sequence[Backup], *, verify: bool = False, wal: Wal | None = None
 ) -> BuiltCluster:
     """Build the data directory of a fetched backup, or of one in pgBackRest's repository (`wal`), which verifies every
-    file on restore. `verify`: compare every file of a fetched one with PostgreSQL's manifest.
+    file on restore. Every file of a fetched one is compared with PostgreSQL's manifest while it
+    is written. `verify`: its WAL is read too, and what was combined from several backups is compared again.
 
     Raises:
         VerificationFailed: it is incomplete or damaged.
@@ -58,15 +60,24 @@ def build_instance(
     data = build_data(instance.postgres, lineage, instance.root)
     seconds = time.monotonic() - started
     if verify:
-        manifest = data / MANIFEST if len(lineage) > 1 else lineage[-1].path / MANIFEST
-        argv = [instance.postgres.program("pg_verifybackup"), "--exit-on-error", f"--manifest-path={manifest}"]
-        try:
-            shell.run([*argv, str(data)], environment={"LC_ALL": "C", "PATH": _path(instance.postgres)})
-        except CommandFailed as error:
-            raise VerificationFailed(f"{lineage[-1].name} is damaged: {error.message}", OTHER_BACKUPS) from None
+        _verify(instance, lineage, data)
     with told(data):
         (data / "tablespace_map").unlink(missing_ok=True)  # it points to the live tablespaces
     return BuiltCluster(data, seconds)
+
+
+def _verify(instance: PrivateInstance, lineage: Sequence[Backup], data: Path) -> None:
+    """A single backup was compared with PostgreSQL's manifest when it was unpacked; its WAL is left to read. What was
+    combined from several has a manifest of its own."""
+    try:
+        if len(lineage) == 1:
+            verify_wal(instance.postgres, data / WAL_FOLDER, PostgresManifest.read(lineage[0].path).wal)
+            return
+        program = instance.postgres.program("pg_verifybackup")
+        argv = [program, "--exit-on-error", f"--manifest-path={data / MANIFEST}", str(data)]
+        shell.run(argv, environment={"LC_ALL": "C", "PATH": _path(instance.postgres)})
+    except CommandFailed as error:
+        raise VerificationFailed(f"{lineage[-1].name} is damaged: {error.message}", OTHER_BACKUPS) from None
 
 
 def _require(wal: Wal | None) -> Wal:

@@ -51,6 +51,14 @@ ISOLATED = {
     "listen_addresses": "127.0.0.1",
 }
 
+UNSYNCED = {
+    "fsync": "off",
+    # No restartpoint interrupts the replay: all WAL stays in its pg_wal until it ends.
+    "checkpoint_timeout": "1d",
+    "max_wal_size": "1TB",
+}
+"""A copy that is built again if its host dies syncs nothing while it recovers. `sync_cluster` does before a swap."""
+
 
 @dataclass(frozen=True)
 class PrivateInstance:
@@ -176,10 +184,19 @@ def _control(instance: PrivateInstance) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(
-    instance: PrivateInstance, stop: Stop | None, timeline: int = 1, *, as_standby: bool = False
+    instance: PrivateInstance,
+    stop: Stop | None,
+    timeline: int = 1,
+    *,
+    as_standby: bool = False,
+    unsynced: bool = False,
 ) -> Iterator[PrivateInstance]:
-    """Run the instance, which recovers up to `stop`, until the block ends. `as_standby`: as a standby without a
-    primary. It is a child process: it ends with its run."""
+    """Run the instance, which recovers up to `stop`, until the block ends. It is a child process: it ends with its run.
+
+    Args:
+        as_standby: as a standby without a primary
+        unsynced: without fsync; only for a copy, never for the only files with its data
+    """
     # The directory belongs to the server's user: a run as root opens nothing there that it did not make.
     durable.write(instance.root / "postgresql.conf", "", mode=0o600)
     durable.write(instance.root / "pg_hba.conf", _HBA, mode=0o600)
@@ -189,7 +206,8 @@ def running(
     if as_standby or stop is not None:
         durable.write(signals[0 if as_standby else 1], "", mode=0o600)
     give(instance.root, instance.postgres.os_user)
-    with serving(instance, settings_of(instance, stop, timeline)):
+    settings = settings_of(instance, stop, timeline) | (UNSYNCED if unsynced else {})
+    with serving(instance, settings):
         yield instance
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from blocks.postgres.server import Postgres
+from runbook import shell
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files.durable import sync
@@ -37,21 +38,38 @@ class ClusterSwapped:
     kept: Path | None
 
 
+@action(idempotent=True)
+def sync_cluster(instance: PrivateInstance) -> Path:
+    """Bring every file of the stopped copy to disk: it recovered without fsync.
+
+    https://www.postgresql.org/docs/current/app-initdb.html (--sync-only)
+
+    Raises:
+        CommandFailed: the disk fails.
+    """
+    postgres = instance.postgres
+    argv = [postgres.program("initdb"), "--sync-only", f"--pgdata={instance.data}"]
+    shell.run(argv, user=postgres.os_user, environment={"LC_ALL": "C"}, directory=Path("/"))
+    return instance.data
+
+
 @action
 def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) -> ClusterSwapped:
-    """Rename the live data directory to `<dir>.superseded_<stamp>`, and the copy to the live name.
+    """Rename the live data directory to `<dir>.superseded_<stamp>`, and the copy to the live name. Before that, every
+    file of the copy is on disk; after `sync_cluster`, that takes a moment.
 
     Both servers must be stopped. After a kill between the renames no directory is live: the next run builds and swaps
     again, and the old directory keeps its new name.
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: a server runs in one of them, or a rename fails.
+        OpsError: a server runs in one of them, a rename or the disk fails.
     """
     permit.require(REPLACE_CLUSTER, postgres.data_directory)
     live = Path(postgres.data_directory).resolve()  # a symbolic link stays: it points to the chosen disk
     for data in (live, instance.data):
         _require_stopped(data)
+    sync_cluster.work(instance)
     kept = None
     with told(live):
         failpoint("cluster: before first rename")

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING
 
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
+from tasks.backups import codec
 from tasks.backups.catalogue import Backup
+from tasks.backups.manifest import FileSum
+from tasks.backups.read_ahead import read_ahead
+from tasks.cluster.postgres_manifest import CONTROL, MANIFEST, WAL_FOLDER, FileComparison, PostgresManifest
 from tasks.stores.directory import told
 
-MANIFEST = "backup_manifest"
-BASE, WAL = "base.tar.gz", "pg_wal.tar.gz"
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+BASE = "base.tar.zst"
+"""All files of a base backup, its WAL included."""
+GZIP_BASE, GZIP_WAL = "base.tar.gz", "pg_wal.tar.gz"
+"""What earlier versions wrote instead."""
+CHUNK_BYTES = 1 << 20
 _REFUSED_HERE = re.compile(
     "Permission denied|Operation not permitted|Cannot allocate memory|out of memory|Read-only file system|quota"
     "|Cannot exec|Too many open files"
@@ -24,8 +39,8 @@ _REFUSED_HERE = re.compile(
 
 
 def require_health(error: CommandFailed, what: str, directory: Path) -> None:
-    """Check that a program failed because of the backup, not because of this host: tar and PostgreSQL's programs exit
-    with the same code for both.
+    """Check that a program failed because of the backup, not because of this host: PostgreSQL's programs exit with the
+    same code for both.
 
     Raises:
         OpsError: the cause is this host: disk space, permissions or memory, or the program was killed.
@@ -41,32 +56,138 @@ def require_health(error: CommandFailed, what: str, directory: Path) -> None:
         raise OpsError(f"{what}: {error.message}", hint) from None
 
 
-def extract(archive: Path, target: Path, *more: str) -> None:
-    """Extract a compressed tar, or only its members `more`.
+@contextmanager
+def members(archive: Path, source: IO[bytes] | None = None) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
+    """The directories and files of a compressed tar, from front to end, each with its content. `source`: the archive's
+    bytes, if they are read from somewhere else.
+
+    Raises:
+        VerificationFailed: it is missing or damaged, or has a member that no base backup has.
+    """
+    try:
+        with (
+            codec.reader(source or archive) as content,
+            read_ahead(content) as plain,
+            tarfile.open(fileobj=plain, mode="r|", bufsize=CHUNK_BYTES) as tar,
+        ):
+            yield _checked(tar)
+            while plain.read(CHUNK_BYTES):  # to the end: the checksum of the last frame is there
+                pass
+    except (tarfile.TarError, FileNotFoundError, *codec.UNREADABLE) as error:
+        raise VerificationFailed(f"{archive.name} cannot be unpacked: {error}", OTHER_BACKUPS) from None
+
+
+def _checked(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts or not (member.isdir() or member.isreg()):
+            raise tarfile.ReadError(f"{member.name} does not belong into a base backup")
+        yield member, tar.extractfile(member) or io.BytesIO()
+
+
+def archives_of(backup: Path) -> list[tuple[Path, str]]:
+    """The tars of a base backup, each with the folder that it is unpacked into."""
+    if (backup / BASE).exists():
+        return [(backup / BASE, "")]
+    return [(backup / GZIP_BASE, ""), (backup / GZIP_WAL, WAL_FOLDER)]
+
+
+def extract(backup: Path, target: Path, wanted: Callable[[str], object]) -> None:
+    """Extract the wanted files of a base backup, without its WAL.
 
     Raises:
         VerificationFailed: it is damaged.
         OpsError: the cause is this host.
     """
-    argv = ["tar", "--extract", "--gzip", f"--file={archive}", f"--directory={target}", "--no-same-owner", *more]
-    try:
-        shell.run(argv, environment={"LC_ALL": "C"})
-    except CommandFailed as error:
-        require_health(error, f"{archive.name} cannot be unpacked into {target}", target)
-        raise VerificationFailed(f"{archive.name} cannot be unpacked: {error.message}", OTHER_BACKUPS) from None
+    archive, _ = archives_of(backup)[0]
+    with members(archive) as found:
+        for member, content in found:
+            if member.isreg() and wanted(member.name):
+                with told(target):
+                    (target / member.name).parent.mkdir(parents=True, exist_ok=True)
+                write(target / member.name, 0o600, content)
 
 
-def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
-    """Extract both tars of a backup into an empty directory.
+def unpack(backup: Path, data: Path, *, wal: bool = True) -> None:
+    """Extract a base backup into an empty directory. Every file is compared with PostgreSQL's manifest while it is
+    written.
 
     Raises:
-        VerificationFailed: one is damaged.
+        VerificationFailed: it is damaged, or differs from the manifest.
         OpsError: the cause is this host.
     """
-    for name, target in ((BASE, data), (WAL, data / "pg_wal")) if wal else ((BASE, data),):
-        with told(target):
-            target.mkdir(mode=0o700, exist_ok=True)
-        extract(source / name, target)
+    manifest, files = PostgresManifest.read(backup), FileComparison()
+    for archive, folder in archives_of(backup):
+        with told(data):
+            (data / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder and not wal:
+            continue
+        with members(archive) as found:
+            for member, content in found:
+                name = folder + member.name
+                if name == MANIFEST or (name.startswith(WAL_FOLDER) and not wal):
+                    continue
+                if member.isdir():
+                    with told(data / name):
+                        (data / name).mkdir(mode=member.mode & 0o777, exist_ok=True)
+                else:
+                    files.add(name, *write(data / name, member.mode & 0o777, content))
+    if CONTROL in files.found:
+        files.control = (data / CONTROL).read_bytes()
+    if why := files.problem(manifest):
+        raise VerificationFailed(f"{backup.name} cannot be unpacked: {why}", OTHER_BACKUPS)
+
+
+def digest_of(content: IO[bytes]) -> tuple[int, str]:
+    """The bytes of a content and their SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := content.read(CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
+class HashedReader(io.RawIOBase):
+    """A file whose bytes are hashed while they are read."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read and hash."""
+        count = self._file.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:count])
+        self._size += count
+        return count
+
+    @property
+    def sum(self) -> FileSum:
+        """The bytes that were read, and their SHA-256."""
+        return FileSum(bytes=self._size, sha256=self._digest.hexdigest())
+
+
+def write(path: Path, mode: int, content: IO[bytes]) -> tuple[int, str]:
+    """Write a new file. Returns its bytes and their SHA-256.
+
+    Raises:
+        OpsError: it cannot be written. Errors of reading are not translated.
+    """
+    digest, size = hashlib.sha256(), 0
+    with told(path):
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb", 0)
+    with file:
+        with told(path):
+            os.fchmod(file.fileno(), mode)
+        while chunk := content.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            with told(path):
+                file.write(chunk)
+    return size, digest.hexdigest()
 
 
 def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Path:
@@ -79,13 +200,13 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
     """
     data = root / "data"
     if len(lineage) == 1:
-        unpack_tar(lineage[0].path, data)
+        unpack(lineage[0].path, data)
         give(data, postgres.os_user)
         return data
     parts = []
     for number, backup in enumerate(lineage):
         part = root / f"part-{number}"
-        unpack_tar(backup.path, part, wal=backup is lineage[-1])
+        unpack(backup.path, part, wal=backup is lineage[-1])
         shutil.copyfile(backup.path / MANIFEST, part / MANIFEST)
         give(part, postgres.os_user)
         parts.append(part)

@@ -19,7 +19,7 @@ from runbook.errors import OpsError
 from tasks.backups import codec
 from tasks.backups import manifest as manifests
 
-_ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})\.gz")
+_ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})(?P<ending>\.(?:zst|gz))")
 _UNFINISHED = shutil.ignore_patterns(".writing-*", ".at-hand-*")
 _COPIES = 20
 _ANY = rb'(?:"(?:[^"]|"")+"|[^",()\s]+)'
@@ -72,12 +72,12 @@ def alter_segment(archive: Path, segment: str, offset: int, *, resum: bool) -> s
                 f"{path.name} is encrypted: it cannot be altered with a right checksum",
                 "run the drill in an environment without encryption",
             )
-        content = bytearray(gzip.decompress(path.read_bytes()))
+        content = bytearray(codec.decompress(path.read_bytes()))
         if offset < len(content):
             content[offset] ^= 1
         path.unlink()
-        name = f"{match['of']}-{hashlib.sha256(content).hexdigest()}.gz" if resum else path.name
-        path.with_name(name).write_bytes(gzip.compress(bytes(content), 1))
+        name = f"{match['of']}-{hashlib.sha256(content).hexdigest()}{match['ending']}" if resum else path.name
+        path.with_name(name).write_bytes(codec.compress(bytes(content)))
     return f"a byte of WAL segment {segment} changed" + (", its SHA-256 right again" if resum else "")
 
 

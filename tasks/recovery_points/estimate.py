@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -35,26 +36,52 @@ def estimate(samples: Sequence[DurationSample], bytes_: int) -> DurationEstimate
     disturbed sample does not change. `samples`: oldest first; the last ones count. None: there are none.
 
     With samples of one size only, the time is proportional to the bytes, but not shorter for fewer: the fixed part is
-    unknown.
+    unknown. Two sizes do not show whether the line is straight (an index takes more than twice as long to build for
+    twice the rows). Above them the truth lies between the straight line and a proportional time, and the estimate is
+    their geometric mean: the smallest possible error in either case.
     """
     known = [one for one in samples if one.seconds > 0][-MOST_SAMPLES:]
     if not known:
         return None
     sizes = [one.bytes for one in known]
-    return DurationEstimate(max(_line(known, bytes_), 0.0), len(known), min(sizes), max(sizes))
+    return DurationEstimate(max(_seconds(known, bytes_, max(sizes)), 0.0), len(known), min(sizes), max(sizes))
+
+
+def _seconds(known: Sequence[DurationSample], bytes_: int, biggest: int) -> float:
+    usual = _usual(known)
+    line = _line(usual, bytes_)
+    if bytes_ <= ALIKE * biggest or not biggest or len(usual) != 2:
+        return line
+    proportional = _line(usual, biggest) * bytes_ / biggest
+    return math.sqrt(max(line, 0.0) * max(proportional, 0.0))
+
+
+def _usual(known: Sequence[DurationSample]) -> list[DurationSample]:
+    """One sample for each size. Of two for about the same size the shorter one counts: disturbances take time, and a
+    first run finds cold caches."""
+    groups = list[list[DurationSample]]()
+    for one in sorted(known, key=lambda sample: sample.bytes):
+        if groups and one.bytes <= ALIKE * groups[-1][0].bytes:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return [
+        DurationSample(int(median(one.bytes for one in group)), _middle([one.seconds for one in group]))
+        for group in groups
+    ]
+
+
+def _middle(seconds: Sequence[float]) -> float:
+    return min(seconds) if len(seconds) == 2 else median(seconds)
 
 
 def _line(known: Sequence[DurationSample], bytes_: int) -> float:
-    pairs = [
-        (one, two) if one.bytes < two.bytes else (two, one)
-        for one, two in combinations(known, 2)
-        if max(one.bytes, two.bytes) > ALIKE * min(one.bytes, two.bytes)
-    ]
-    if not pairs:
-        usual = median(one.seconds for one in known)
-        size = median(one.bytes for one in known)
-        return usual * max(bytes_ / size, 1.0) if size and bytes_ else usual
-    per_byte = max(median((two.seconds - one.seconds) / (two.bytes - one.bytes) for one, two in pairs), 0.0)
+    """The straight line through the samples of different sizes."""
+    if len(known) == 1:
+        (one,) = known
+        return one.seconds * max(bytes_ / one.bytes, 1.0) if one.bytes and bytes_ else one.seconds
+    per_byte = median((two.seconds - one.seconds) / (two.bytes - one.bytes) for one, two in combinations(known, 2))
+    per_byte = max(per_byte, 0.0)
     fixed = median(one.seconds - per_byte * one.bytes for one in known)
     if fixed < 0:
         return median(one.seconds / one.bytes for one in known if one.bytes) * bytes_

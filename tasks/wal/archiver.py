@@ -23,7 +23,8 @@ from runbook.errors import OpsError
 from runbook.guard import containment
 from tasks.wal.archive.destinations import destinations_of
 from tasks.wal.archive.place import DirectoryPlace
-from tasks.wal.archive.ship import KEEP_SEGMENTS, Destination, Shipped, ship, tidy
+from tasks.wal.archive.received import Frames
+from tasks.wal.archive.ship import KEEP_SEGMENTS, Destination, Shipped, ship_to_all, tidy
 
 EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
 
@@ -42,6 +43,7 @@ class WalArchiver:
         self.is_contained = is_contained
         self.stop = threading.Event()
         self._told: dict[str, tuple[str, ...]] = {}
+        self._frames = Frames()
         self._partial_at = self._asked_at = 0.0
 
     def run(self) -> None:
@@ -58,19 +60,18 @@ class WalArchiver:
             self._asked_at = now
             for destination in self.destinations:
                 destination.forget()
-        for destination in self.destinations:
-            self._serve(destination, with_partial)
+        self._ship(with_partial)
         if with_partial:
             self._partial_at = now
         self._tidy()
 
-    def _serve(self, destination: Destination, with_partial: bool) -> None:
+    def _ship(self, with_partial: bool) -> None:
         try:
-            done = ship(self.directory, destination, partial=with_partial)
+            results = ship_to_all(self.directory, self.destinations, partial=with_partial, frames=self._frames)
         except OpsError as error:
-            self._print(destination.name, Shipped(refused=(str(error),)))
-        else:
-            self._print(destination.name, done)
+            results = {destination.name: Shipped(failure=error) for destination in self.destinations}
+        for name, done in results.items():
+            self._print(name, done)
 
     def _tidy(self) -> None:
         if self.is_contained():  # during an incident all WAL stays
@@ -85,9 +86,10 @@ class WalArchiver:
         for name in done.put:
             if not name.endswith(".partial"):
                 _say(f"{place}: {name}")
-        if done.refused != self._told.get(place, ()):
-            self._told[place] = done.refused
-            for why in done.refused or ("recovered: no file is refused",):
+        refused = (str(done.failure),) if done.failure else done.refused
+        if refused != self._told.get(place, ()):
+            self._told[place] = refused
+            for why in refused or ("recovered: no file is refused",):
                 _say(f"{place}: {why}")
 
 

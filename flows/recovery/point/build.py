@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,21 +16,51 @@ from runbook.kinds import action
 from runbook.report import Report
 from tasks.cluster.copy import BuiltCluster, build_instance
 from tasks.cluster.instance import PrivateInstance
-from tasks.cluster.recovery import RecoveryProgress, read_standing
+from tasks.cluster.recovery import RecoveryProgress, read_standing, wait_recovered
 from tasks.cluster.target import Stop
 from tasks.postgres.content.content import read_counts
+from tasks.recovery_points.estimate import estimate
+from tasks.recovery_points.samples import read_samples
 from tasks.stores.directory import told
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import Link
 from tasks.wal.archive.fetch import fetch_histories
 from tasks.wal.format.names import lsn_text
 
+BUILD, REPLAY = "cluster build", "WAL replay"
+_BYTES_A_SECOND = {BUILD: 150e6, REPLAY: 150e6}
+"""Before anything was measured. Measured on two cores with an SSD: see docs/benchmarks-recovery.md."""
+
+
+def expected_seconds(env: Environment, what: str, bytes_: int) -> float:
+    """The duration of a step (BUILD, REPLAY), from this environment's past recoveries and verifications."""
+    measured = read_samples.work(Path(env.reports_directory), env.name).get(what, ())
+    found = estimate(measured, bytes_)
+    return found.seconds if found else bytes_ / _BYTES_A_SECOND[what]
+
+
+def recover(report: Report, instance: PrivateInstance, origin: PointOrigin, links: int) -> None:
+    """Wait until the copy has replayed its WAL, and measure it. `links`: the number of segments.
+
+    Raises:
+        VerificationFailed: the recovery ended earlier, or failed.
+    """
+    started = time.monotonic()
+    wait_recovered(instance, origin.content.system)
+    report.measure(REPLAY, links * origin.content.segment_bytes, time.monotonic() - started)
+
 
 def build(
-    env: Environment, instance: PrivateInstance, origin: PointOrigin, links: Sequence[Link], wal: Path
+    report: Report,
+    env: Environment,
+    instance: PrivateInstance,
+    origin: PointOrigin,
+    links: Sequence[Link],
+    wal: Path,
 ) -> BuiltCluster:
     """Build the data directory from the base backup, with all WAL up to the target in its `pg_wal`."""
     built = build_instance(instance, origin.whole, wal=wal_of(env))
+    report.measure(BUILD, origin.content.bytes, built.seconds)
     place_wal.after(built)(instance, origin.archive, links, wal)
     return built
 

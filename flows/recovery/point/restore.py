@@ -34,7 +34,7 @@ from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
-from tasks.cluster.recovery import wait_recovered
+from tasks.cluster.swap import sync_cluster
 from tasks.cluster.target import By, Stop, parse_target
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
 from tasks.postgres.tables.chosen import choose_tables
@@ -112,11 +112,11 @@ def restore_to_point(
         permit = report.permit(*acts)
         report.state_is("nothing live was touched", "fix the findings above, then run this again")
         choice.fetch_files(report, origin)
-        build.build(env, instance, origin, found.links, root / "wal")
+        build.build(report, env, instance, origin, found.links, root / "wal")
         if mode == "swap":
-            _swap(report, permit, env, origin, instance, stop)
+            _swap(report, permit, env, origin, instance, stop, len(found.links))
         else:
-            _copy_back(report, env, origin, instance, stop, tables)
+            _copy_back(report, env, origin, instance, stop, tables, len(found.links))
     return report
 
 
@@ -132,8 +132,18 @@ def _plan(
 ) -> None:
     content, wal = origin.content, len(found.links) * origin.content.segment_bytes
     root = root_for(env.postgres)
-    report.plan("build the copy", f"{origin.backup.name} in {root}", size=content.bytes, seconds=content.bytes / 150e6)
-    report.plan("replay", f"{len(found.links)} segments of WAL", size=wal, seconds=wal / 60e6)
+    report.plan(
+        "build the copy",
+        f"{origin.backup.name} in {root}",
+        size=content.bytes,
+        seconds=build.expected_seconds(env, build.BUILD, content.bytes),
+    )
+    report.plan(
+        "replay",
+        f"{len(found.links)} segments of WAL",
+        size=wal,
+        seconds=build.expected_seconds(env, build.REPLAY, wal),
+    )
     report.plan("prove", "the copy has the last transaction before the target, and not the first after it")
     if mode == "swap":
         swap.plan(report, env)
@@ -142,12 +152,19 @@ def _plan(
 
 
 def _swap(
-    report: Report, permit: Permit, env: Environment, origin: PointOrigin, instance: PrivateInstance, stop: Stop
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    origin: PointOrigin,
+    instance: PrivateInstance,
+    stop: Stop,
+    links: int,
 ) -> None:
-    with running(instance, stop, origin.chain.timeline.number):
-        wait_recovered(instance, origin.content.system)
+    with running(instance, stop, origin.chain.timeline.number, unsynced=True):
+        build.recover(report, instance, origin, links)
         build.prove(report, env, instance, origin, stop)
         timeline = swap.promote(env, instance)
+    sync_cluster(instance)
     services = read_cluster_services(report, env)
     with started_on_failure(services):
         swap.swap(report, permit, env, instance, services, timeline)
@@ -159,10 +176,16 @@ def _swap(
 
 
 def _copy_back(
-    report: Report, env: Environment, origin: PointOrigin, instance: PrivateInstance, stop: Stop, tables: list[str]
+    report: Report,
+    env: Environment,
+    origin: PointOrigin,
+    instance: PrivateInstance,
+    stop: Stop,
+    tables: list[str],
+    links: int,
 ) -> None:
-    with running(instance, stop, origin.chain.timeline.number):
-        wait_recovered(instance, origin.content.system)
+    with running(instance, stop, origin.chain.timeline.number, unsynced=True):
+        build.recover(report, instance, origin, links)
         build.prove(report, env, instance, origin, stop)
         at = stop.before.at if stop.before else origin.content.stopped
         kept = keep(report, env, instance, tables, at)

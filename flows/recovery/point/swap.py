@@ -37,6 +37,7 @@ def plan(report: Report, env: Environment) -> None:
     stop = [*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service]
     live = env.postgres.data_directory
     report.plan("promote the copy", "on a new timeline", seconds=1)
+    report.plan("sync the copy", "every file is on disk before the swap: it is recovered without fsync", seconds=1)
     report.plan("stop services", ", ".join(stop), seconds=5)
     report.plan("swap", f"the copy becomes {live}; the replaced one is kept as {live}.superseded_…", seconds=0.1)
     if env.has("wal"):

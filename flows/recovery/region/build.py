@@ -20,7 +20,7 @@ from flows.recovery.stopped_services import SystemServices, read_cluster_service
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.cluster.instance import PrivateInstance, running
-from tasks.cluster.recovery import wait_recovered
+from tasks.cluster.swap import sync_cluster
 from tasks.host.services import read_services
 from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.staged_copy import check_jobs, try_login
@@ -55,9 +55,14 @@ def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen
         "build the cluster",
         f"{option.backup.name} in {option.replay.instance.root}",
         size=content.bytes,
-        seconds=content.bytes / 150e6,
+        seconds=point_build.expected_seconds(env, point_build.BUILD, content.bytes),
     )
-    report.plan("replay", f"{links} segments of WAL", size=wal, seconds=wal / 60e6)
+    report.plan(
+        "replay",
+        f"{links} segments of WAL",
+        size=wal,
+        seconds=point_build.expected_seconds(env, point_build.REPLAY, wal),
+    )
     report.plan("prove", "the copy is the old region's cluster, with the last transaction of the WAL")
     check.plan(report, env)
     build.plan_others(report, env, chosen)
@@ -80,14 +85,15 @@ def prepare(region: Region, stack: contextlib.ExitStack) -> Finish:
 def _prepare_cluster(region: Region, replay: Replay) -> Finish:
     report, env, chosen = region.report, region.env, region.chosen
     origin, instance, stop = replay.origin, replay.instance, replay.stop
-    point_build.build(env, instance, origin, replay.found.links, instance.root / "wal")
+    point_build.build(report, env, instance, origin, replay.found.links, instance.root / "wal")
     # An earlier run in this region may have used the next timeline's number: the archive would refuse it.
     fetch_histories(archive_of(env, "backups", origin.content.system), instance.wal)
-    with running(instance, stop, origin.chain.timeline.number):
-        wait_recovered(instance, origin.content.system)
+    with running(instance, stop, origin.chain.timeline.number, unsynced=True):
+        point_build.recover(report, instance, origin, len(replay.found.links))
         point_build.prove(report, env, instance, origin, stop)
         rows = dict(read_counts(instance.postgres, env.postgres.database).rows)
         timeline = swap.promote(env, instance)
+    sync_cluster(instance)
     copies = build.build_others(region.permit, env, chosen)
     build.prove_others(report, env, chosen, copies)
     copies.rows, copies.strict = rows, region.strict

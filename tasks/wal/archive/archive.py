@@ -1,20 +1,20 @@
 """The archive of one cluster's WAL. Every file is compressed, optionally encrypted, and named with the SHA-256 of its
 content: each fetch is proven, and two different contents of one segment are detected.
 
-    000000010000000000000003-<sha256>.gz[.age]                  a finished segment
-    000000010000000000000003.partial.00A3F2C8-<sha256>.gz[.age] an unfinished one, up to that byte
-    00000002.history-<sha256>.gz[.age]                          the history of a timeline
-    000000010000000000000003-<sha256>.gz[.age].damaged          a mark: the WAL in that file is damaged
-    000000010000000000000003.pruned                             a mark: the timeline's segments up to that one were
+    000000010000000000000003-<sha256>.zst[.age]                  a finished segment
+    000000010000000000000003.partial.00A3F2C8-<sha256>.zst[.age] an unfinished one, up to that byte
+    00000002.history-<sha256>.zst[.age]                          the history of a timeline
+    000000010000000000000003-<sha256>.zst[.age].damaged          a mark: the WAL in that file is damaged
+    000000010000000000000003.pruned                              a mark: the timeline's segments up to that one were
     deleted
+
+Earlier versions compressed with gzip (`.gz` instead of `.zst`). Those files stay as they are, and count the same.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,18 +22,16 @@ from dataclasses import dataclass, field, replace
 import pyrage
 
 from runbook.errors import OpsError, VerificationFailed
+from tasks.backups import codec
 from tasks.backups.encryption import ENDING, Key, decrypted, encrypted
 from tasks.wal.archive.place import ArchivePlace
 from tasks.wal.format.names import Timeline
 
 _NAME = re.compile(
     r"(?:(?P<segment>[0-9A-F]{24})(?:\.partial\.(?P<end>[0-9A-F]{8}))?|(?P<history>[0-9A-F]{8})\.history)"
-    r"-(?P<sha256>[0-9a-f]{64})\.gz(?:\.age)?"
+    r"-(?P<sha256>[0-9a-f]{64})\.(?:zst|gz)(?:\.age)?"
 )
-LEVEL = 1
-# An unfinished segment ends in zeros, which are compressed once: only its beginning is compressed every few seconds.
 _BLOCK = 1 << 20
-_ZEROS = gzip.compress(bytes(_BLOCK), LEVEL, mtime=0)
 DAMAGED = ".damaged"
 _PRUNED = re.compile(r"(?P<segment>[0-9A-F]{24})\.pruned")
 
@@ -112,12 +110,14 @@ class Archive:
             pruned_in(names),
         )
 
-    def put(self, of: str, content: bytes, *, end: int = 0, sha256: str = "") -> StoredSegment:
-        """Store a segment (`end`: unfinished, up to there) or a history. `sha256`: the content's, if known."""
-        digest = sha256 or hashlib.sha256(content).hexdigest()
-        packed = _compressed(content, end or len(content))
+    def put(self, of: str, content: bytes, *, end: int = 0) -> StoredSegment:
+        """Store a segment (`end`: unfinished, up to there) or a history."""
+        return self.put_packed(of, hashlib.sha256(content).hexdigest(), codec.compress(content), end=end)
+
+    def put_packed(self, of: str, digest: str, packed: bytes, *, end: int = 0) -> StoredSegment:
+        """As `put`, for a content that was compressed before. `digest`: the SHA-256 of the content."""
         partial = f".partial.{end:08X}" if end else ""
-        name = f"{of}{partial}-{digest}.gz" + (ENDING if self.key.recipients else "")
+        name = f"{of}{partial}-{digest}{codec.ENDING}" + (ENDING if self.key.recipients else "")
         self.place.put(name, encrypted(packed, self.key) if self.key.recipients else packed, lasting=not end)
         return StoredSegment(name, of, digest, len(packed), end)
 
@@ -131,8 +131,8 @@ class Archive:
         content = self.place.get(stored.name)
         try:
             packed = decrypted(content, self.key) if stored.name.endswith(ENDING) else content
-            found = gzip.decompress(packed)
-        except (gzip.BadGzipFile, EOFError, zlib.error, pyrage.DecryptError):
+            found = codec.decompress(packed)
+        except (*codec.UNREADABLE, pyrage.DecryptError):
             found = b""
         if hashlib.sha256(found).hexdigest() != stored.sha256:
             raise VerificationFailed(
@@ -208,12 +208,6 @@ def timeline_in(archive: Archive, listing: ArchiveListing, number: int = 0) -> T
             "it",
         )
     return Timeline.read(number, archive.get(found[0]).decode(errors="replace"))
-
-
-def _compressed(content: bytes, end: int) -> bytes:
-    """Gzip content that is zero from `end` on, in several members where that saves time; gunzip joins them."""
-    zeros = (len(content) - end) // _BLOCK
-    return gzip.compress(content[: len(content) - zeros * _BLOCK], LEVEL, mtime=0) + zeros * _ZEROS
 
 
 def written(content: bytes) -> int:

@@ -105,7 +105,8 @@ def _link(listing: ArchiveListing, timeline: Timeline, number: int, bytes_: int)
     if not links:
         return None, False
     best = max(links, key=lambda link: min(link.end, timeline.left_at(link.segment.timeline) or 0))
-    return (None, True) if len(intact(listing.segments.get(best.segment.name, ()))) > 1 else (best, False)
+    contents = {one.sha256 for one in intact(listing.segments.get(best.segment.name, ()))}
+    return (None, True) if len(contents) > 1 else (best, False)
 
 
 def intact(found: Sequence[StoredSegment]) -> Sequence[StoredSegment]:

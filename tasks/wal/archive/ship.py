@@ -1,19 +1,21 @@
-"""Shipping of the receiver's directory into the archive, file by file: no file is overwritten, and each file's header
-is checked first."""
+"""Shipping of the receiver's directory into the archives, file by file: no file is overwritten, and each file's header
+is checked first. A file is read, hashed and compressed once for all archives; each archive encrypts it with its own
+key."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.wal.archive.archive import DAMAGED, Archive, ArchiveListing, StoredSegment, pruned_in, written
+from tasks.wal.archive.archive import DAMAGED, Archive, ArchiveListing, StoredSegment, pruned_in
+from tasks.wal.archive.received import Frames, Mark, ReceivedFile
 from tasks.wal.format.header import HEADER, read_header, require_own
-from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT, Segment
+from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT
 
 KEEP_SEGMENTS = 64
 """Finished segments that stay in the receiver's directory: a standby may ask for them."""
@@ -21,11 +23,20 @@ KEEP_SEGMENTS = 64
 
 @dataclass(frozen=True)
 class Shipped:
-    """One round: the files put into the archive, the refused ones and why, and the newest archived segment."""
+    """One round: the files put into the archive, the refused ones and why, and the newest archived segment. `failure`:
+    why the archive was left before the end of the round."""
 
     put: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     newest: str = ""
+    failure: OpsError | None = None
+
+
+class ArchivedContent(NamedTuple):
+    """What was shipped of a file: the cluster (0 for a history) and the SHA-256 of its content."""
+
+    system: int
+    sha256: str
 
 
 @dataclass
@@ -34,7 +45,7 @@ class Destination:
 
     name: str
     archive_of: Callable[[int], Archive]
-    seen: set[tuple[str, int, int]] = field(default_factory=set)
+    seen: dict[Mark, ArchivedContent] = field(default_factory=dict)
     _known: dict[int, tuple[Archive, ArchiveListing]] = field(default_factory=dict)
 
     def forget(self) -> None:
@@ -56,52 +67,84 @@ def ship(directory: Path, destination: Destination, *, partial: bool = True) -> 
     Raises:
         OpsError, Unreachable: the directory or the archive cannot be accessed. The next run continues.
     """
-    put, refused = list[str](), list[str]()
-    files = _files(directory)
-    wanted = [path for path in files if SEGMENT.fullmatch(path.name) or HISTORY.fullmatch(path.name)]
-    wanted += [path for path in files if PARTIAL.fullmatch(path.name)] if partial else []
+    done = ship_to_all(directory, [destination], partial=partial)[destination.name]
+    if done.failure:
+        raise done.failure
+    return done
+
+
+@dataclass
+class _Round:
+    """The result of one archive."""
+
+    put: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    failure: OpsError | None = None
+
+
+def ship_to_all(
+    directory: Path, destinations: Sequence[Destination], *, partial: bool = True, frames: Frames | None = None
+) -> Mapping[str, Shipped]:
+    """Put every file of a directory into each archive that lacks it, oldest first. An archive that fails is left for
+    this round; the others go on.
+
+    Args:
+        frames: the compressed beginning of the unfinished segment, from the last round
+
+    Raises:
+        OpsError: the directory cannot be listed.
+    """
+    rounds = {destination.name: _Round() for destination in destinations}
+    paths = _files(directory)
+    segments = [path.name for path in paths if SEGMENT.fullmatch(path.name)]
+    wanted = [path for path in paths if SEGMENT.fullmatch(path.name) or HISTORY.fullmatch(path.name)]
+    wanted += [path for path in paths if PARTIAL.fullmatch(path.name)] if partial else []
     for path in wanted:
         with contextlib.suppress(FileNotFoundError):  # finished and renamed, or deleted, since the listing
-            found = path.stat()
-            mark = (path.name, found.st_size, found.st_mtime_ns)
-            if mark in destination.seen:
-                continue
-            try:
-                if _ship_one(directory, path, destination):
-                    put.append(path.name)
-                    failpoint("wal: put")
-            except VerificationFailed as error:
-                refused.append(error.message)  # checked again in the next round
-            else:
-                destination.seen.add(mark)
-    segments = [path.name for path in files if SEGMENT.fullmatch(path.name)]
-    return Shipped(tuple(put), tuple(refused), max(segments, default="", key=lambda name: (name[8:], name[:8])))
+            file = ReceivedFile(path, frames or Frames())
+            for destination in destinations:
+                if file.mark not in destination.seen and not rounds[destination.name].failure:
+                    _ship_file(directory, file, destination, rounds[destination.name])
+    newest = max(segments, default="", key=lambda name: (name[8:], name[:8]))
+    return {name: Shipped(tuple(done.put), tuple(done.refused), newest, done.failure) for name, done in rounds.items()}
 
 
-def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
+def _ship_file(directory: Path, file: ReceivedFile, destination: Destination, done: _Round) -> None:
+    try:
+        if _ship_one(directory, file, destination):
+            done.put.append(file.path.name)
+            failpoint("wal: put")
+    except VerificationFailed as error:
+        done.refused.append(error.message)  # checked again in the next round
+    except OpsError as error:
+        done.failure = error
+    else:
+        system = 0 if file.is_history else file.header.system
+        destination.seen[file.mark] = ArchivedContent(system, file.sha256)
+
+
+def _ship_one(directory: Path, file: ReceivedFile, destination: Destination) -> bool:
     """Put one file. Returns whether it was added now.
 
     Raises:
         VerificationFailed: its content does not match its name, or the archive has other content of that name.
     """
-    content = _read(path)
-    if HISTORY.fullmatch(path.name):
+    if file.is_history:
         archive, listing = destination.known(_system_of(directory))
-        there = [one.sha256 for one in listing.histories.get(_tli(path), ())]
-        return _put_new(archive, path.name, content, there) is not None
-    header = read_header(content, path.name)
-    archive, listing = destination.known(header.system)
-    segment = Segment.named(path.name[:24], header.segment_bytes)
+        there = [one.sha256 for one in listing.histories.get(_tli(file.path), ())]
+        return _put_new(archive, file.path.name, file, there) is not None
+    system, segment = file.header.system, file.segment
+    archive, listing = destination.known(system)
     stored = listing.segments.get(segment.name, ())
     there = [one.sha256 for one in stored]
     if not stored and listing.is_pruned(segment.name):
         return False
-    if PARTIAL.fullmatch(path.name):
-        return not there and _put_partial(archive, listing, segment, header.system, content)
-    require_own(content, segment, header.system)
-    if stored and all(one.damaged for one in stored) and hashlib.sha256(content).hexdigest() not in there:
+    if file.is_partial:
+        return not there and _put_partial(archive, listing, file)
+    require_own(file.content, segment, system)
+    if stored and all(one.damaged for one in stored) and file.sha256 not in there:
         there = []  # an intact copy is stored next to a damaged one
-    put = _put_new(archive, segment.name, content, there)
+    put = _put_new(archive, segment.name, file, there)
     if put is None:
         return False
     is_late = any(name[8:] >= segment.name[8:] for name in listing.segments)
@@ -116,38 +159,25 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
     return True
 
 
-def _read(path: Path) -> bytes:
-    """A file's content. It reads an unfinished file twice, and returns what both reads agree on: a page read before it
-    is written, followed by one read after, would look like damage."""
-    content = path.read_bytes()
-    if not PARTIAL.fullmatch(path.name):
-        return content
-    end = len(content.rstrip(b"\0"))
-    return path.read_bytes()[:end].ljust(len(content), b"\0")
-
-
-def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> StoredSegment | None:
-    digest = hashlib.sha256(content).hexdigest()
-    if digest in there:
+def _put_new(archive: Archive, of: str, file: ReceivedFile, there: Sequence[str]) -> StoredSegment | None:
+    if file.sha256 in there:
         return None
     if there:
         raise VerificationFailed(
             f"{of} has other content in {archive.place.where}",
             "find out which server is the right one, and move the other's WAL away: two servers wrote this segment",
         )
-    return archive.put(of, content)
+    return archive.put_packed(of, file.sha256, file.packed)
 
 
-def _put_partial(archive: Archive, listing: ArchiveListing, segment: Segment, system: int, content: bytes) -> bool:
+def _put_partial(archive: Archive, listing: ArchiveListing, file: ReceivedFile) -> bool:
     """Store an unfinished segment under a separate name, then delete the shorter ones."""
-    end = written(content)
-    whole = content.ljust(segment.bytes, b"\0")
-    require_own(whole, segment, system)
-    digest = hashlib.sha256(whole).hexdigest()
+    segment, end = file.segment, file.end
+    require_own(file.content, segment, file.header.system)
     old = listing.partials.get(segment.name, ())
-    if any(one.sha256 == digest for one in old):
+    if any(one.sha256 == file.sha256 for one in old):
         return False
-    new = archive.put(segment.name, whole, end=end, sha256=digest)
+    new = archive.put_packed(segment.name, file.sha256, file.packed, end=end)
     shorter = tuple(one for one in old if one.end <= end)
     listing.partials[segment.name] = (*(one for one in old if one.end > end), new)
     with contextlib.suppress(OpsError):
@@ -157,33 +187,33 @@ def _put_partial(archive: Archive, listing: ArchiveListing, segment: Segment, sy
 
 def tidy(directory: Path, destinations: Sequence[Destination], keep: int = KEEP_SEGMENTS) -> list[str]:
     """Delete the finished segments of the receiver's directory that every archive has, or has pruned, except the newest
-    `keep`."""
-    segments = sorted(
-        (path for path in _files(directory) if SEGMENT.fullmatch(path.name)),
-        key=lambda path: (path.name[8:], path.name[:8]),
-    )
-    removed = []
+    `keep`. The archives are listed again: no file is deleted on cached knowledge."""
+    segments = [path for path in _files(directory) if SEGMENT.fullmatch(path.name)]
+    doomed = dict[Path, Mark]()
     for path in segments[:-keep] if keep else segments:
         with contextlib.suppress(FileNotFoundError):
-            found = path.stat()
-            mark = (path.name, found.st_size, found.st_mtime_ns)
-            if all(_has(destination, path, mark) for destination in destinations):
-                path.unlink()
-                removed.append(path.name)
+            mark = ReceivedFile(path, Frames()).mark
+            if all(mark in destination.seen for destination in destinations):
+                doomed[path] = mark
+    listed = dict[tuple[str, int], Mapping[str, int]]()
+    removed = []
+    for path, mark in doomed.items():
+        if all(_has(destination, path.name, destination.seen[mark], listed) for destination in destinations):
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
     return removed
 
 
-def _has(destination: Destination, path: Path, mark: tuple[str, int, int]) -> bool:
-    """Query the archive again: a file is not deleted on cached knowledge."""
-    if mark not in destination.seen:
-        return False
-    content = path.read_bytes()
-    archive = destination.known(read_header(content, path.name).system)[0]
-    there = archive.place.names()
-    if path.name <= pruned_in(there).get(path.name[:8], ""):  # deleted there as old
+def _has(
+    destination: Destination, segment: str, content: ArchivedContent, listed: dict[tuple[str, int], Mapping[str, int]]
+) -> bool:
+    key = (destination.name, content.system)
+    if key not in listed:
+        listed[key] = destination.known(content.system)[0].place.names()
+    there = listed[key]
+    if segment <= pruned_in(there).get(segment[:8], ""):  # deleted there as old
         return True
-    digest = hashlib.sha256(content).hexdigest()
-    own = [name for name in there if name.startswith(f"{path.name}-{digest}.")]
+    own = [name for name in there if name.startswith(f"{segment}-{content.sha256}.")]
     return any(name + DAMAGED not in there for name in own if not name.endswith(DAMAGED))
 
 

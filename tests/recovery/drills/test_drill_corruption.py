@@ -33,7 +33,7 @@ def verified(system: System) -> None:
 
 def archived(system: System) -> dict[str, int]:
     """The finished segments that the archive holds: what is still written is replaced as it grows."""
-    finished = [path for path in Path(environment(system).backups.wal).rglob("*.gz") if ".partial." not in path.name]
+    finished = [path for path in Path(environment(system).backups.wal).rglob("*.zst") if ".partial." not in path.name]
     return {str(path): path.stat().st_size for path in finished}
 
 

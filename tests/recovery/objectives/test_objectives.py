@@ -197,7 +197,7 @@ def test_a_missing_segment_of_the_archive_is_where_it_ends(cluster: Cluster, bas
 def test_a_backup_that_failed_its_proof_stands_for_nothing(cluster: Cluster, base: str) -> None:
     bad = backup_cluster.fn(NAME).facts["backup"]
     assert f"({base})" in finding(check(), "database, data corrupted").value, "the proven one reaches as far"
-    tar = cluster.root / "backups" / "cluster" / bad / "base.tar.gz"
+    tar = cluster.root / "backups" / "cluster" / bad / "base.tar.zst"
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import shutil
@@ -22,6 +21,7 @@ from flows.recovery.postgres.failover import rejoin_standby
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.backups import codec
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import intact
 from tasks.wal.archive.destinations import archive_of, ship_now
@@ -90,7 +90,7 @@ def refused(cluster: Cluster, **parameters: object) -> str:
 
 def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Cluster) -> None:
     name = accounts(cluster)
-    assert (cluster.root / "backups" / "cluster" / name / "base.tar.gz").is_file()
+    assert (cluster.root / "backups" / "cluster" / name / "base.tar.zst").is_file()
     proven = verify_backup.fn(NAME, kind="cluster")
     assert proven.facts["backup"].startswith(name)
     (table,) = [evidence for evidence in proven.evidence if evidence.name == "Read on the private instance"]
@@ -101,7 +101,7 @@ def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Clu
 def test_a_damaged_base_backup_is_not_verified_and_not_restored(cluster: Cluster) -> None:
     name = accounts(cluster)
     xid = bug(cluster)
-    tar = cluster.root / "backups" / "cluster" / name / "base.tar.gz"
+    tar = cluster.root / "backups" / "cluster" / name / "base.tar.zst"
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)
@@ -224,9 +224,9 @@ def damaged(cluster: Cluster, template: Template, how: str) -> None:
     if how == "missing":
         path.unlink()
     elif how == "damaged":
-        content = bytearray(gzip.decompress(path.read_bytes()))
+        content = bytearray(codec.decompress(path.read_bytes()))
         content[len(content) // 2] ^= 1  # packed anew: in a packed run of zeros a flipped bit may mean the same
-        path.write_bytes(gzip.compress(content))
+        path.write_bytes(codec.compress(bytes(content)))
     else:
         with running_cluster(template, fresh=True) as other:
             path.unlink()
@@ -471,7 +471,7 @@ def test_what_is_in_the_archive_is_never_written_over(cluster: Cluster) -> None:
     victim.write_bytes(content)
     assert any("other content" in text for text in ship_now(cluster.environment).refused)
     assert {path.name: path.read_bytes() for path in segments(cluster)} == before
-    assert all(gzip.decompress(content)[:2] for content in before.values())
+    assert all(codec.decompress(content)[:2] for content in before.values())
 
 
 def test_a_wrong_target_says_what_to_write(cluster: Cluster) -> None:

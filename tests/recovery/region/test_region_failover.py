@@ -180,7 +180,7 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
 @contextmanager
 def lacking(base: Path, file: str) -> Iterator[None]:
     """A base backup without a file of its cluster, every checksum right: its WAL replays all the same."""
-    tar, kept = base / "base.tar.gz", {name: (base / name).read_bytes() for name in ("base.tar.gz", MANIFEST, SEAL)}
+    tar, kept = base / "base.tar.zst", {name: (base / name).read_bytes() for name in ("base.tar.zst", MANIFEST, SEAL)}
     with tarfile.open(fileobj=BytesIO(kept[tar.name])) as old, tarfile.open(tar, "w:gz", compresslevel=1) as new:
         assert file in old.getnames()
         for one in old:
@@ -210,7 +210,7 @@ def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     with ExitStack() as stack:
         for base in bases:
             is_newest = base.name == lost.backups["base"]
-            stack.enter_context(lacking(base, lost.users) if is_newest else spoiled(base / "base.tar.gz"))
+            stack.enter_context(lacking(base, lost.users) if is_newest else spoiled(base / "base.tar.zst"))
         plan = lost.plan(accept=[ACCEPTED])
         refused = launch(lost)
         done = launch(lost, "--accept", ACCEPTED)

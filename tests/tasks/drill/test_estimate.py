@@ -43,6 +43,22 @@ def test_one_that_was_disturbed_changes_nothing_much() -> None:
     assert seconds(disturbed, 6 * GB) == pytest.approx(130, rel=0.1)
 
 
+@pytest.mark.parametrize("power", [1.0, 1.1, 1.2])
+def test_from_a_tenth_and_three_tenths_it_is_within_a_quarter_although_the_first_run_found_cold_caches(
+    power: float,
+) -> None:
+    """Restores of whole databases: the more rows, the longer each index takes."""
+
+    def truth(part: float) -> float:
+        return 3 + 22 * part**power
+
+    samples = [
+        DurationSample(int(part * GB), truth(part) * disturbed)
+        for part, disturbed in ((0.1, 2.1), (0.1, 1.02), (0.3, 1.0), (0.3, 1.05))
+    ]
+    assert seconds(samples, GB) == pytest.approx(truth(1), rel=0.25)
+
+
 def test_of_one_size_it_goes_with_the_bytes_and_is_never_less() -> None:
     samples = [DurationSample(GB, 30), DurationSample(GB, 34), DurationSample(GB + 1000, 32)]
     assert seconds(samples, GB) == pytest.approx(32)
