@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from runbook.report import Report, Status
 from tests.fixtures.logfiles import NAME
 from tests.fixtures.providers import KEY, MODEL, SECRET, TOKEN, ProviderServer, providers
 
-TODAY = datetime.now(UTC).date()
 VERSION = "2024-10-21"
 GPT, PROFILE, GEMINI = "azure gpt-4o", f"bedrock jp.{MODEL}", "vertex gemini-2.5-pro"
 TOML = """
@@ -54,6 +53,11 @@ looked_at = {looked_at}
 """
 
 
+def today() -> date:
+    """Queried when a test runs: it may be another day than when the tests were collected."""
+    return datetime.now(UTC).date()
+
+
 class Place:
     """The environment NAME, whose providers are a server of this module."""
 
@@ -76,10 +80,10 @@ class Place:
     ) -> None:
         """The table of retirement dates, relative to today."""
         text = DATES.format(
-            looked_at=TODAY - timedelta(days=looked_days),
+            looked_at=today() - timedelta(days=looked_days),
             version=version,
-            version_ends=TODAY + timedelta(days=version_days),
-            model_ends=TODAY + timedelta(days=model_days),
+            version_ends=today() + timedelta(days=version_days),
+            model_ends=today() + timedelta(days=model_days),
         )
         (self.base / "retirements.toml").write_text(text)
 
@@ -93,7 +97,7 @@ def _server() -> Iterator[ProviderServer]:
 @pytest.fixture
 def server(_server: ProviderServer) -> ProviderServer:
     _server.reset()
-    _server.deprecated["gpt-4o-2024-08-06"] = TODAY + timedelta(days=400)
+    _server.deprecated["gpt-4o-2024-08-06"] = today() + timedelta(days=400)
     return _server
 
 
@@ -207,8 +211,8 @@ def test_nobody_there_an_answer_that_is_too_long_and_a_wrong_key(
 
 
 def test_legacy_and_retirement_are_told_by_date_and_source(place: Place, server: ProviderServer) -> None:
-    server.lifecycle[MODEL], server.ends[MODEL] = "LEGACY", TODAY + timedelta(days=80)
-    server.deprecated["gpt-4o-2024-08-06"] = TODAY + timedelta(days=30)
+    server.lifecycle[MODEL], server.ends[MODEL] = "LEGACY", today() + timedelta(days=80)
+    server.deprecated["gpt-4o-2024-08-06"] = today() + timedelta(days=30)
     place.dates(version_days=-1, model_days=89, looked_days=91)
     found = bad(check())
     version = found[f"retirement of azure API version {VERSION}"]

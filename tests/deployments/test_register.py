@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -14,6 +14,7 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import BlockDocument
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from pydantic.json_schema import GenerateJsonSchema
 
 from blocks.environment import Environment
 from deployments import automations, register
@@ -280,3 +281,19 @@ def test_the_command_line_says_what_is_wrong(
 def test_an_environment_that_was_not_registered(prefect_server: str) -> None:
     with pytest.raises(OpsError, match="there is no environment “not-registered”"):
         read("not-registered")
+
+
+def test_a_schema_is_generated_once_while_blocks_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, generated, generate = Environment.model_json_schema(), list[object](), GenerateJsonSchema.generate
+
+    def counted(own: GenerateJsonSchema, *given: Any, **named: Any) -> dict[str, Any]:
+        generated.append(given)
+        return generate(own, *given, **named)
+
+    monkeypatch.setattr(GenerateJsonSchema, "generate", counted)
+    with register.schemas_kept():
+        Environment.model_json_schema().clear()
+        assert [Environment.model_json_schema() for _ in range(3)] == [plain] * 3
+        assert len(generated) == 1
+    Environment.model_json_schema()
+    assert len(generated) == 2
