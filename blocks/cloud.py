@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import boto3.session  # type: ignore[import-untyped]
-from botocore.config import Config  # type: ignore[import-untyped]
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
@@ -37,6 +34,10 @@ class Cloud(Block):
         Raises:
             OpsError: profile, region or endpoint are not usable.
         """
+        import boto3.session  # type: ignore[import-untyped]  # slow to import, and few runs need it
+        from botocore.config import Config  # type: ignore[import-untyped]
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
         try:
             session = boto3.session.Session(
                 aws_access_key_id=self.access_key or None,

@@ -7,16 +7,13 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import docker.errors
-from docker.utils import parse_bytes
 from prefect.blocks.core import Block
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
-from requests.exceptions import RequestException
-from urllib3.exceptions import HTTPError
 
 from runbook.errors import OpsError, Unreachable, excerpt
 
 if TYPE_CHECKING:  # slow to import, and few flows need it
+    import docker.errors
     from prefect_docker.credentials import DockerRegistryCredentials
 
 CALL_SECONDS = 30
@@ -25,6 +22,9 @@ SOCKET = "unix:///var/run/docker.sock"
 
 def _size(text: object) -> object:
     """A size as in Docker Compose: "512m"; a number is bytes."""
+    import docker.errors
+    from docker.utils import parse_bytes
+
     try:
         return parse_bytes(text)
     except docker.errors.DockerException:
@@ -119,7 +119,10 @@ def engine(host: str, *, seconds: int = 0) -> Iterator[Any]:
         Unreachable: the engine does not answer, or stops answering inside the block.
         OpsError: it refuses an operation; the message quotes it.
     """
-    from prefect_docker.host import DockerHost  # slow to import, and few flows need it
+    import docker.errors  # slow to import, as all of these, and few flows need them
+    from prefect_docker.host import DockerHost
+    from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     where, silent = host or os.environ.get("DOCKER_HOST") or SOCKET, CALL_SECONDS
     try:

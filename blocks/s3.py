@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-import boto3.session  # type: ignore[import-untyped]
-from botocore.config import Config  # type: ignore[import-untyped]
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from runbook.errors import OpsError
@@ -64,6 +61,8 @@ class Bucket:
         Raises:
             OpsError: the profile, the region or the endpoint is not usable, or only one half of a key pair is given.
         """
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # slow to import
+
         if bool(self.access_key) != bool(self.secret_key.get_secret_value()):
             raise OpsError(f"{self.where} has one half of a key pair", "give access_key and secret_key, or neither")
         try:
@@ -90,6 +89,9 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=16)
 def _client(bucket: Bucket) -> Any:
+    import boto3.session  # type: ignore[import-untyped]  # slow to import, and not every store is a bucket
+    from botocore.config import Config  # type: ignore[import-untyped]
+
     session = boto3.session.Session(
         aws_access_key_id=bucket.access_key or None,
         aws_secret_access_key=bucket.secret_key.get_secret_value() or None,

@@ -70,7 +70,7 @@ def run_expectations(
     render: bool = True,
 ) -> Expectations:
     """Validate every suite in `suites` against a database; keep Data Docs in `directory` (`reports/evidence/<run>/`),
-    unless `render` leaves them to `render_docs`.
+    unless `render` leaves them to `render_docs`. A broken rule's are rendered at once.
 
     A suite whose table is missing is not applicable, unless the table is one of `contained`, which the database must
     have. `taken` is the moment that the data is of (None: now). Of the data only counts are kept, and a few unexpected

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-import docker.errors
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
@@ -212,6 +211,8 @@ class DockerServices(Services):
 
     @contextlib.contextmanager
     def _container(self, role: str) -> Iterator[Any]:
+        import docker.errors  # slow to import
+
         name = self.name_of(role)
         with engine(self.hosts.get(role, self.host), seconds=self.stop_seconds + CALL_SECONDS) as client:
             try:

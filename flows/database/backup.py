@@ -96,7 +96,9 @@ def verify_backup(
     Restores a backup, the newest by default, compares it with its manifest, and marks it as verified. Run it weekly for
     each kind: prune-backups deletes no backup of a kind before one is verified.
 
-    - database: into a scratch database, compared row by row; then the expectations run on it
+    - database: on a private server of this host, compared row by row; then the expectations run on it. The live server
+      is only read. Without the server's programs here, or if the backup does not restore there, it is restored into a
+      scratch database of the live server; the report says which
     - Redis: on a scratch server, compared key by key
     - files: into a scratch directory, compared entry by entry
     - cluster: on a private instance; every row is read, then the archived WAL up to its end

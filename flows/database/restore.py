@@ -295,6 +295,7 @@ def restore_database(
         if chosen.backup:
             mark_verified(report, chosen.backup)
             report.measure(*measured(chosen.backup))
+        expectations.render(report, env)
     return report
 
 

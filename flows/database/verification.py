@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from blocks.environment import Environment, Stores
+from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import expectations, restore_steps
 from flows.store import mark_failed, mark_verified
@@ -32,6 +33,7 @@ from tasks.reports.past import filed
 
 MOST_SHOWN = 20
 PLACE = "restored on"
+PRIVATE = "a private server on the worker's host: nothing was written to the live server"
 
 
 def verify_database(
@@ -92,21 +94,34 @@ def _restored(
     one where this host cannot run one or the backup does not restore there. Only the live server's refusal counts."""
     drop_scratch(env.postgres)  # of a killed run
     with contextlib.ExitStack() as stack:
+        why, place = "", env
         try:
-            if env.has("services") and isinstance(env.services, DockerServices):
-                raise OpsError("it runs in a container, whose locales and extensions this host may lack")
-            private = stack.enter_context(verification_server(env.postgres, backup, content_in(backup), jobs))
-            place = env.derived({"postgres": private}, without=("standby",), reports=env.reports_directory)
-            scratch = _fill(place, backup, dump, jobs)
-            report.fact(PLACE, "a private server on the worker's host: nothing was written to the live server")
+            place = env.derived(
+                {"postgres": stack.enter_context(_private(env, backup, jobs))},
+                without=("standby",),
+                reports=env.reports_directory,
+            )
         except OpsError as error:
-            stack.close()
-            report.fact(PLACE, f"the live server, not on a private one: {error.message}")
+            why = error.message
+        else:
+            try:
+                scratch = _fill(place, backup, dump, jobs)
+            except VerificationFailed as error:
+                why = error.message
+                stack.close()
+        report.fact(PLACE, f"the live server, not a private one: {why}" if why else PRIVATE)
+        if why:
             restore_steps.judge_space(report, env, content_in(backup).bytes, backup=backup)
             report.fail_if_critical()
             stack.callback(drop_scratch, env.postgres)
             place, scratch = env, _fill(env, backup, dump, jobs)
         yield place, scratch
+
+
+def _private(env: Environment, backup: Backup, jobs: int) -> contextlib.AbstractContextManager[Postgres]:
+    if env.has("services") and isinstance(env.services, DockerServices):
+        raise OpsError("the live server runs in a container, whose locales and extensions this host may lack")
+    return verification_server(env.postgres, backup, content_in(backup), jobs)
 
 
 def _fill(env: Environment, backup: Backup, dump: DumpSource, jobs: int) -> Copy:

@@ -145,7 +145,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
             for (name, (_, refused)), found in zip(configured.items(), pool.map(validate, definitions), strict=True):
                 rows += [(name, *one) for one in (*found, *refused)]
     _unrendered[request["evidence"]] = context
-    rendered = {} if request.get("later") else answer({"render": request["evidence"]})
+    waits = request.get("later") and all(row[2] for row in rows)  # a broken rule may end the run
+    rendered = {} if waits else answer({"render": request["evidence"]})
     return {"rows": rows, "docs": None, **rendered}
 
 

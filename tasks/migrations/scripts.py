@@ -14,9 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-
 from blocks.places import Application
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
@@ -207,6 +204,9 @@ def heads_of(application: Application, backend_directory: Path | None = None) ->
 
 
 def _scripts_here(file: Path) -> tuple[Script, ...]:
+    from alembic.config import Config  # slow to import, and a restore may have no migration
+    from alembic.script import ScriptDirectory
+
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # write nothing into the application's directory
     try:
         found = ScriptDirectory.from_config(Config(str(file)))

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import prefect
-from alembic.script import ScriptDirectory
 
 from blocks.postgres.server import execute
 from blocks.prefect_server import PrefectServer
@@ -115,6 +114,8 @@ DELETE FROM flow_run WHERE state_type = 'SCHEDULED' AND auto_scheduled AND expec
 @cache
 def revisions() -> tuple[str, ...]:
     """The revisions of a Prefect database that the installed Prefect knows, its own first."""
+    from alembic.script import ScriptDirectory  # slow to import
+
     place = Path(prefect.__file__).parent / "server" / "database" / "_migrations"
     scripts = ScriptDirectory(str(place), version_locations=[str(place / "versions" / "postgresql")])
     return tuple(script.revision for script in scripts.walk_revisions())

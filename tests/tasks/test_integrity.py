@@ -241,5 +241,6 @@ def test_only_what_has_changed_is_judged_again_and_docs_are_rendered_later(
 
     before = read_states(interview, name)
     postgres_server.sql("TRUNCATE alembic_version", database=name)
-    broken = run_expectations(interview, name, tmp_path / "evidence", SUITES, since=before)
+    broken = run_expectations(interview, name, tmp_path / "evidence", SUITES, since=before, render=False)
     assert [one.partition(":")[0] for one in broken.failed] == ["alembic_version"]
+    assert broken.docs, "the run may end with it"

@@ -93,8 +93,9 @@ def vacuum_database(
             done = rewrite_tables(permit, env.postgres, before)
         else:
             done = vacuum_tables(env.postgres, before, mode, workers)
-        _report_results(report, before, read_tables.after(done)(env.postgres), done)
-        _judge_rest(report, before, read_tables(env.postgres), mode, holders)
+        after = read_tables.after(done)(env.postgres)
+        _report_results(report, before, after, done)
+        _judge_rest(report, before, after, mode, holders)
     return report
 
 
