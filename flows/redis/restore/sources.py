@@ -121,11 +121,9 @@ def _report_sources(
         for copy in found.copies
     ]
     if backup:
-        keys, loss = (
-            sum(expected_keys(backup).values()),
-            f"writes acknowledged after {clock.text(backup.manifest.taken)}",
-        )
-        rows.append((f"backup {backup.name}", f"{keys:,}", loss, "" if chosen else "chosen"))
+        keys = f"{sum(expected_keys(backup).values()):,}"
+        loss = f"writes acknowledged after {clock.text(backup.manifest.taken)}"
+        rows.append((f"backup {backup.name}", keys, loss, "" if chosen else "chosen"))
     report.table("Redis: sources of its data", COLUMNS, rows)
     for copy in found.copies:
         if emptied[copy.name] and copy.problem in ("", IS_EMPTY):

@@ -61,7 +61,7 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
     assert report.status in GOOD
     assert system.sql("SELECT count(*) FROM users") == users
     assert system.keys(1) == keys
-    assert system.redis(1).get("since:the-backup") == b"kept"
+    assert system.redis(1).getdel("since:the-backup") == b"kept"
     assert report.facts["redis source"].startswith("replica ")
     assert report.facts["Redis writes lost by the backup alone"].startswith("every write after ")
     assert system.healthy()
