@@ -108,8 +108,8 @@ class Suite:
         wall = statistics.median(call.seconds for call in ours)
         share = max(0.0, dumping - statistics.median(alone)) / wall
         self.figures += [
-            Figure.ratio("backup ÷ pg_dump -F c -b", [call.seconds for call in ours], peer, 0.50),
-            Figure("backup's size ÷ pg_dump -F c -b", mine / other, 1.10, shown=f"{mine / other:.2f} ({size(mine)})"),
+            Figure.ratio("backup ÷ pg_dump -F c -b", [call.seconds for call in ours], peer, 0.45),
+            Figure("backup's size ÷ pg_dump -F c -b", mine / other, 1.02, shown=f"{mine / other:.2f} ({size(mine)})"),
             Figure(
                 "manifest's share of the backup",
                 share,
@@ -192,7 +192,7 @@ class Suite:
             Figure(
                 "application's p99 during a backup ÷ idle",
                 during / before,
-                1.5,
+                2.0,
                 during,
                 before,
                 shown=f"{during / before:.2f} ({during * 1000:.0f} ms ÷ {before * 1000:.0f} ms{shown})",
