@@ -70,7 +70,8 @@ def test_a_table_in_hand_counts_by_its_rows(trial: Trial, tmp_path: Path) -> Non
                 pass
         # Two files were seen being written; a third came and went: one of the smallest tables, for all that is known.
         for number in range(3):
-            (target / f"{number}.dat.gz").write_bytes(b"x" * 1000)
+            (target / f"{number}.dat.zst").write_bytes(b"x" * 1000)
+        (target / "2.dat").write_bytes(b"x" * 5000)  # which is still being compressed
         told = done.read()
         assert told.ratio == pytest.approx(share + others + min(weights.tables.values()) / whole)
         assert told.text.startswith("3.0 kB dumped; of ")
