@@ -82,7 +82,7 @@ class RecoveryChapter:
                 0.15,
             ),
             Figure.ratio(
-                "… their copying and pg_verifybackup alone (take_base)",
+                "… their copying and verification alone (take_base)",
                 [one.step("take_base") for one in incremental],
                 [one.step("take_base") for one in full],
             ),
