@@ -82,7 +82,7 @@ class RecoveryChapter:
                 [one.seconds for one in full],
             ),
             Figure.ratio(
-                "… their copying and verifying alone (take_base)",
+                "… their copying and verification alone (take_base)",
                 [one.step("take_base") for one in incremental],
                 [one.step("take_base") for one in full],
                 0.15,

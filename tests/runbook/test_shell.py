@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import re
@@ -317,3 +318,19 @@ def test_a_program_is_heard_where_the_disk_is_full(monkeypatch: pytest.MonkeyPat
     """tempfile finds no directory then: this one is as good as full."""
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     assert shell.run(["echo", "heard"]).stdout == "heard\n"
+
+
+def test_a_program_whose_output_is_read_meanwhile() -> None:
+    received = list[bytes]()
+    done = shell.drain(["sh", "-c", "head -c 3000000 /dev/zero; echo said >&2"], received.append)
+    assert (sum(map(len, received)), done.stderr) == (3_000_000, "said\n")
+
+    def full(_: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    started = time.monotonic()
+    with pytest.raises(OSError, match="No space left"):
+        shell.drain(["sh", "-c", "yes"], full)
+    assert time.monotonic() - started < 60, "the program is ended"
+    with pytest.raises(CommandFailed, match="why"):
+        shell.drain(["sh", "-c", "echo why >&2; exit 3"], received.append)

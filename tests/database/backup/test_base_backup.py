@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from flows.database.backup import verify_backup
 from flows.database.base_backup import backup_cluster
 from runbook.errors import OpsError
 from runbook.report import Status
-from tasks.backups import catalogue, manifest
+from tasks.backups import catalogue, codec, manifest
 from tasks.cluster import base_backup
 from tasks.cluster.content import cluster_in
+from tasks.cluster.unpack import BASE, GZIP_BASE, GZIP_WAL
 from tests.database.backup.test_backup import run
 from tests.database.conftest import NAME, Trial
 from tests.fixtures.bits import flip
@@ -43,6 +46,29 @@ def test_a_base_backup_is_offered_and_restores_on_a_private_instance(trial: Tria
     (read,) = [evidence.rows for evidence in proven.evidence if evidence.name == "Read on the private instance"]
     assert {trial.database, ascii} <= {row[0] for row in read}
     assert catalogue.open_backup(verify_store(trial), name).verified
+    slots = trial.sql("SELECT count(*) FROM pg_replication_slots")
+    assert slots == [(0,)], "the slot that kept the backup's WAL was temporary"
+    as_of_an_earlier_version(store_of(trial) / name)
+    assert verify_backup.fn(NAME, kind="cluster").status is proven.status
+
+
+def as_of_an_earlier_version(backup: Path) -> None:
+    """Rewrite a backup as earlier versions stored it: two tars, compressed with gzip."""
+    folder = "pg_wal/"
+    with (
+        tarfile.open(fileobj=io.BytesIO(codec.decompress((backup / BASE).read_bytes()))) as whole,
+        tarfile.open(backup / GZIP_BASE, "w:gz", compresslevel=1) as base,
+        tarfile.open(backup / GZIP_WAL, "w:gz", compresslevel=1) as wal,
+    ):
+        for member in whole:
+            target = base
+            if member.isreg() and member.name.startswith(folder):
+                target, member.name = wal, member.name.removeprefix(folder)
+            if member.name != "backup_manifest":
+                target.addfile(member, whole.extractfile(member) if member.isreg() else None)
+    (backup / BASE).unlink()
+    described = manifest.read(backup)
+    manifest.write(backup, described.model_copy(update={"files": manifest.sums_of(backup)}))
 
 
 def verify_store(trial: Trial) -> catalogue.Store:
