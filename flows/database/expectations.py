@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from blocks.environment import Environment
+from blocks.postgres.server import Postgres
 from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable
 from runbook.kinds import Pending
 from runbook.report import Report
@@ -62,9 +63,16 @@ def plan(report: Report, env: Environment) -> None:
 
 
 def start(
-    report: Report, env: Environment, database: str, *, after: object, origin: ExpectationsOrigin = NOW
+    report: Report,
+    env: Environment,
+    database: str,
+    *,
+    after: object,
+    origin: ExpectationsOrigin = NOW,
+    on: Postgres | None = None,
 ) -> Pending[Expectations] | None:
-    """Start validating a database after the step `after`; Data Docs are kept with the reports.
+    """Start validating a database after the step `after`; Data Docs are kept with the reports. `on`: a private instance
+    that has it.
 
     None if the environment has no expectations.
     """
@@ -73,7 +81,7 @@ def start(
         return None
     evidence = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}"
     return run_expectations.after(after).submit(
-        env.postgres, database, evidence, env.suites, contained=origin.tables, taken=origin.taken
+        on or env.postgres, database, evidence, env.suites, contained=origin.tables, taken=origin.taken
     )
 
 

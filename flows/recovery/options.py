@@ -1,17 +1,31 @@
-"""The recovery of a region's database with the least loss: from a base backup and WAL, or from a dump. Where one fails,
-the report says why, and the next one is tried."""
+"""The recovery of a database with the least loss: from a base backup and WAL, or from a dump. Where one fails, the
+report says why, and the next one is tried. full-restore uses it in place, region-failover in another region."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
+from blocks.postgres import nodes
 from flows.database import restore_steps as database
 from flows.database.base_backup import judge_space, judge_version
+from flows.database.free_space import WAL_RATIO
 from flows.database.wal_reading import mend
+from flows.recovery.destruction import (
+    BackupTables,
+    DatabaseAtEnd,
+    Target,
+    find_target,
+    newest_dump,
+    read_live_end,
+    report_target,
+    tables_of,
+)
 from flows.recovery.point import choice
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget, find_in_wal
@@ -19,24 +33,40 @@ from flows.store import store_for
 from runbook import clock
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
+from runbook.units import duration, size
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, sweep_instance
 from tasks.cluster.target import RecoveryTarget, Stop
+from tasks.host.disk import disk_on
+from tasks.postgres.restore.staged_copy import content_in
 from tasks.wal.format.names import lsn_text
 
 NEWEST = RecoveryTarget("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"
+BUILD_BYTES_PER_SECOND = 150e6
+COLUMNS = ("kind", "from", "newest point", "lost", "takes", "disk space: needed / free", "")
+OPTIONS = "Recovery options for the database, the least loss first"
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The replay of an option: where its WAL ends, and the private instance that replays it."""
+    """The replay of an option: the end of its WAL, the target, and the private instance that replays it."""
 
     origin: PointOrigin
     found: FoundTarget
-    stop: Stop
+    target: Target
     instance: PrivateInstance
+
+    @property
+    def stop(self) -> Stop:
+        """Where the recovery stops."""
+        return self.target.stop
+
+    @property
+    def wal_bytes(self) -> int:
+        """The WAL that it replays at most."""
+        return len(self.found.links) * self.origin.content.segment_bytes
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,28 @@ class RestoreOption:
         """The backup, and the newest write that it has."""
         more = f" and {len(self.replay.found.links)} segments of WAL" if self.replay else ""
         return f"{self.backup.name}{more}: up to {clock.text(self.newest, 'microseconds')}"
+
+    def loss_text(self, newest: datetime) -> str:
+        """The loss, with the newest known commit at `newest`."""
+        lost = max((newest - self.newest).total_seconds(), 0.0)
+        if not self.replay:
+            return f"{lost:,.1f} s"
+        given_up = self.replay.target.given_up
+        return f"{lost:,.1f} s" + (f", {given_up:,} commits given up" if given_up else "")
+
+    @property
+    def seconds(self) -> float:
+        """An estimate of its restore, without the application's start."""
+        if self.replay:
+            return self.replay.origin.content.bytes / BUILD_BYTES_PER_SECOND + self.replay.wal_bytes / 60e6
+        return content_in(self.backup).bytes / database.RESTORE_BYTES_PER_SECOND
+
+    @property
+    def needs(self) -> int:
+        """The bytes of disk space that it needs."""
+        if self.replay:
+            return int(self.replay.origin.content.bytes * 1.05) + self.replay.wal_bytes
+        return int(content_in(self.backup).bytes * (1 + WAL_RATIO))
 
 
 @dataclass
@@ -90,14 +142,33 @@ def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
 @dataclass
 class RestoreOptions:
     """The backups of the environment `source` in the stores of this one. `tried`: those that failed; `wanted`: the one
-    to try first, whatever it loses; `used`: the one that is live now."""
+    to try first, whatever it loses; `used`: the one that is live now.
+
+    `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
+    person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
+    transactions that a copy showed not to be the ones that destroyed data."""
 
     report: Report
     env: Environment
     source: str
     wanted: str
+    kinds: Sequence[str] = (PHYSICAL, LOGICAL)
+    stores: Stores = "backups"
+    before: str = ""
     tried: set[str] = field(default_factory=set)
     used: RestoreOption | None = None
+    end: DatabaseAtEnd | None = None
+    rejected: set[int] = field(default_factory=set)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the environment restores its own backups."""
+        return self.source == self.env.name
+
+    @functools.cached_property
+    def tables(self) -> BackupTables:
+        """The tables that the newest dump has rows of."""
+        return tables_of(newest_dump(self.env, self.source, self.stores))
 
     def choose(self) -> RestoreOption:
         """The option with the least loss whose files match their manifests.
@@ -107,63 +178,90 @@ class RestoreOptions:
             Unreachable: a store does not answer.
         """
         while True:
-            option = self._ranked()[0]
+            found, reasons = self._ranked()
+            option = found[0]
             with attempting(self.report, option.backup.name) as attempt:
                 if option.replay:
                     choice.fetch_files(self.report, option.replay.origin)
-                else:
+                elif not self.in_place:  # there the dump is judged with the rest of its restore
                     database.choose_backup(self.report, self.env, option.backup.name, of=self.source)
             if not attempt.failure:
+                self._show(found, reasons, option)
                 self.report.fact("database from", f"{option.kind}: {option.text}")
                 self.report.pin("backup", option.backup.name)
                 self._judge_gap(option)
+                if option.replay:
+                    report_target(self.report, option.replay.target, option.replay.found.newest)
                 return option
             self.tried.add(option.backup.name)
+
+    def again(self, option: RestoreOption) -> RestoreOption:
+        """The same base backup with the WAL that the archive has now, up to the target by what is known now (`end`).
+
+        Raises:
+            OpsError: the WAL cannot be read.
+        """
+        assert option.replay
+        put_away(option.replay.instance)
+        found = self._replayed(option.backup.name)
+        assert found.replay
+        report_target(self.report, found.replay.target, found.replay.found.newest)
+        return found
 
     def _judge_gap(self, option: RestoreOption) -> None:
         """The option loses what follows a gap in the WAL: the operator must accept that by naming the backup."""
         if not option.replay or not (behind := option.replay.found.behind):
             return
         why = option.replay.found.damage or option.replay.origin.chain.end_reason
+        where = "the WAL receiver and pg_wal" if self.in_place else "the old region's WAL receiver and pg_wal"
         self.report.fail(
             "WAL without a gap",
-            "find an intact copy of that segment (the old region's WAL receiver and pg_wal, another bucket) and copy "
-            f"it into the store. Without one, run this again with backup={option.backup.name}, which accepts that loss",
+            f"find an intact copy of that segment ({where}, another bucket) and copy it into the store. Without one, "
+            f"run this again with backup={option.backup.name}, which accepts that loss",
             value=f"{why}; after it: {behind.text}",
             expected="no gap",
             worst=Status.WARN if option.backup.name == self.wanted else Status.CRITICAL,
         )
 
-    def _ranked(self) -> list[RestoreOption]:
-        report, reasons = self.report, dict[str, str]()
-        found = list[RestoreOption]()
+    def _ranked(self) -> tuple[list[RestoreOption], dict[str, str]]:
+        """The options, the least loss first; and why a kind has none."""
+        reasons, found = dict[str, str](), list[RestoreOption]()
         for kind, find in ((PHYSICAL, self._physical), (LOGICAL, self._logical)):
-            with attempting(report, kind) as attempt:
+            if kind not in self.kinds:
+                continue
+            with attempting(self.report, kind) as attempt:
                 found += find()
             if attempt.failure:
                 reasons[kind] = attempt.failure
         found.sort(key=lambda one: (one.backup.name == self.wanted, one.newest), reverse=True)
-        report.table(
-            "Recovery options for the database, the least loss first",
-            ("kind", "from", "newest point", "lost up to now"),
-            [(one.kind, one.backup.name, one.newest.isoformat(), _before(report, one)) for one in found]
-            + [(kind, why, "none", "") for kind, why in reasons.items()],
-        )
         if not found:
             failures = "; ".join(f"{kind}: {why}" for kind, why in reasons.items())
+            where = "the servers' disks" if self.in_place else "the old region's disks"
             raise OpsError(
                 f"nothing in the stores of {self.env.name} restores {self.source}'s database: {failures}",
-                "find another copy of what is damaged: on the old region's disks, in another bucket",
+                f"find another copy of what is damaged: on {where}, in another bucket",
             )
-        return found
+        return found, reasons
+
+    def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
+        """The options with their losses, against the newest known commit, and the chosen one."""
+        known = [one.replay.found.newest.at for one in found if one.replay and one.replay.found.newest]
+        newest = max(known) if self.in_place and known else self.report.started
+        disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
+        free = size(disk.free_bytes) if disk else "not measured"
+        rows = [
+            (
+                *(one.kind, one.backup.name, one.newest.isoformat(), one.loss_text(newest)),
+                *(f"about {duration(one.seconds)}", f"{size(one.needs)} / {free}", "chosen" if one is chosen else ""),
+            )
+            for one in found
+        ]
+        self.report.table(OPTIONS, COLUMNS, [*rows, *((kind, why, "none", *[""] * 4) for kind, why in reasons.items())])
 
     def _physical(self) -> list[RestoreOption]:
         """The newest usable base backup, with all WAL after it."""
-        store = store_for(self.env, "cluster")
-        known = [one for one in open_all(store, "cluster")[0] if one.manifest.environment == self.source]
-        left = [one for one in known if one.name == self.wanted or not one.failed]
-        left.sort(key=lambda one: (one.name == self.wanted, one.manifest.taken), reverse=True)
-        for backup in left:
+        store = store_for(self.env, "cluster", self.stores)
+        for backup in self.base_backups():
             if backup.name in self.tried:
                 continue
             with attempting(self.report, backup.name) as attempt:
@@ -173,12 +271,28 @@ class RestoreOptions:
             self.tried.add(backup.name)
         raise OpsError(
             f"there is no base backup of {self.source} in {store.where}",
-            "take them with backup-cluster there, and copy them with replicate-backups",
+            "run backup-cluster"
+            if self.in_place
+            else "take them with backup-cluster there, and copy them with replicate-backups",
         )
+
+    def base_backups(self) -> list[Backup]:
+        """Those to try, in order: the wanted one, then the newest. In place, only those of the live cluster, if its
+        server answers."""
+        store = store_for(self.env, "cluster", self.stores)
+        known = [one for one in open_all(store, "cluster")[0] if one.manifest.environment == self.source]
+        live = nodes.ask(self.env.postgres) if self.in_place and known else None
+        left = [
+            one
+            for one in known
+            if (one.name == self.wanted or not one.failed) and (not live or cluster_in(one).system == live.system)
+        ]
+        return sorted(left, key=lambda one: (one.name == self.wanted, one.manifest.taken), reverse=True)
 
     def _replayed(self, name: str) -> RestoreOption:
         report, env = self.report, self.env
-        origin = choice.choose_origin(report, env, NEWEST, name, 0, "backups", of=self.source)
+        of = "" if self.in_place else self.source
+        origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
         judge_version(report, env, origin.backup)
         judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
         report.fail_if_critical()
@@ -187,9 +301,16 @@ class RestoreOptions:
         report.at_end(lambda: put_away(instance))
         found = find_in_wal(env, origin, NEWEST, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
-        stop = self._end_of(origin, found)
-        newest = stop.before.at if stop.before else cluster_in(origin.backup).stopped
-        return RestoreOption(origin.backup, newest, Replay(origin, found, stop, instance))
+        latest = self._end_of(origin, found)
+        end = self.end
+        if end is None and self.in_place:
+            end = read_live_end(env, origin.content.system, self.tables.rows)
+        target = find_target(
+            *(report, env, origin, found, latest, root / "wal", self.tables, end, self.before), self.rejected
+        )
+        before = target.stop.before
+        newest = before.at if before else cluster_in(origin.backup).stopped
+        return RestoreOption(origin.backup, newest, Replay(origin, found, target, instance))
 
     def _end_of(self, origin: PointOrigin, found: FoundTarget) -> Stop:
         """Where the readable WAL ends."""
@@ -214,7 +335,7 @@ class RestoreOptions:
 
     def _logical(self) -> list[RestoreOption]:
         """The newest dump that did not fail."""
-        store = store_for(self.env, "postgres")
+        store = store_for(self.env, "postgres", self.stores)
         known, unreadable = open_all(store, "postgres")
         if unreadable:
             hint = f"check them in {store.where}"
@@ -229,8 +350,14 @@ class RestoreOptions:
         return [RestoreOption(newest, newest.manifest.taken)]
 
 
-def require_known(env: Environment, source: str, wanted: str, kinds: Collection[str] = ("postgres", "cluster")) -> None:
-    """Check that the named backup exists, and is from the other region.
+def require_known(
+    env: Environment,
+    source: str,
+    wanted: str,
+    kinds: Collection[str] = ("postgres", "cluster"),
+    stores: Stores = "backups",
+) -> None:
+    """Check that the named backup exists, and is of the environment `source`.
 
     Raises:
         OpsError: it does not, or is not.
@@ -242,14 +369,8 @@ def require_known(env: Environment, source: str, wanted: str, kinds: Collection[
         raise OpsError(
             f"{wanted} is no backup of a database", "give a dump (backup_…), a base backup (base_…), or latest"
         )
-    known = open_all(store_for(env, kind), kind)[0]
-    own = [one.name for one in known if one.manifest.environment == source]
+    store = store_for(env, kind, stores)
+    own = [one.name for one in open_all(store, kind)[0] if one.manifest.environment == source]
     if wanted not in own:
         newest = ", ".join(reversed(own[-3:])) or "none"
-        raise OpsError(
-            f"there is no backup “{wanted[:80]}” of {source} in {store_for(env, kind).where}", f"the newest: {newest}"
-        )
-
-
-def _before(report: Report, option: RestoreOption) -> str:
-    return f"{(report.started - option.newest).total_seconds():,.1f} s"
+        raise OpsError(f"there is no backup “{wanted[:80]}” of {source} in {store.where}", f"the newest: {newest}")
