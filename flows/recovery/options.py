@@ -89,6 +89,13 @@ class RestoreOption:
         more = f" and {len(self.replay.found.links)} segments of WAL" if self.replay else ""
         return f"{self.backup.name}{more}: up to {clock.text(self.newest, 'microseconds')}"
 
+    @property
+    def newest_known(self) -> datetime:
+        """The newest commit in its WAL, other than the one that destroyed data."""
+        if not self.replay or not self.replay.found.newest or not self.replay.target.given_up:
+            return self.newest
+        return self.replay.found.newest.at
+
     def loss_text(self, newest: datetime) -> str:
         """The loss, with the newest known commit at `newest`."""
         lost = max((newest - self.newest).total_seconds(), 0.0)
@@ -245,7 +252,7 @@ class RestoreOptions:
 
     def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
         """The options with their losses, against the newest known commit, and the chosen one."""
-        known = [one.replay.found.newest.at for one in found if one.replay and one.replay.found.newest]
+        known = [one.newest_known for one in found if one.replay]
         newest = max(known) if self.in_place and known else self.report.started
         disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
         free = size(disk.free_bytes) if disk else "not measured"

@@ -61,8 +61,8 @@ class ClusterCopies(StagedCopies):
         return self.option.replay
 
 
-def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen, of: str) -> None:
-    """Plan every step. `of`: whose cluster the copy must be."""
+def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen, of: str, revision: str = "") -> None:
+    """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known."""
     assert option.replay
     replay, content = option.replay, option.replay.origin.content
     links, wal = len(replay.found.links), replay.wal_bytes
@@ -77,7 +77,7 @@ def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen
     report.plan("prove", f"the copy is {of} cluster, with {last}")
     check.plan(report, env)
     build.plan_others(report, env, chosen)
-    migration.judge(report, env, "", chosen.files)
+    migration.judge(report, env, revision, chosen.files)
     swap.plan(report, env)
     build.plan_start(report, env)
 

@@ -1,5 +1,5 @@
-"""The recovery option of a full restore: the cluster from a base backup and WAL, or a dump of the database. `auto` takes
-the one that loses least; where its proof fails, the next one."""
+"""The recovery option of a full restore: the cluster from a base backup and WAL, or a dump of the database. `auto`
+takes the one that loses least; where its proof fails, the next one."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def plan(report: Report, env: Environment, restore: ClusterRestore, given: Clust
     """Plan every step, and pin what the run replaces."""
     option = restore.option
     assert option.replay
-    cluster.plan(report, env, option, restore.chosen, "this")
+    cluster.plan(report, env, option, restore.chosen, "this", restore.options.tables.revision)
     if given.databases:
         report.fact("other databases set back too", ", ".join(given.databases))
     destroyed = option.replay.target.destruction
@@ -187,7 +187,7 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
         pass
     cluster.start_cluster(parts, copies, services, server)
     bring_up.start(report, env, copies, services)
-    _report_results(report, env, parts, copies, services)
+    _report_results(report, env, given, parts, copies, services)
     swap.report_follow_up(
         report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=not restore.chosen.redis
     )
@@ -219,17 +219,20 @@ def _build(
 
 
 def _report_results(
-    report: Report, env: Environment, parts: ClusterRun, copies: ClusterCopies, services: SystemServices
+    report: Report,
+    env: Environment,
+    given: ClusterParameters,
+    parts: ClusterRun,
+    copies: ClusterCopies,
+    services: SystemServices,
 ) -> None:
     """Compare with the RTO and RPO, and list the lost writes."""
     bring_up.judge_time(report, env)
     option, target = copies.option, copies.replay.target
-    newest = copies.replay.found.newest
-    known = newest.at if newest else option.newest
-    lost = max((known - option.newest).total_seconds(), 0.0)
-    what = f"{target.given_up:,} commits after {target.destruction.text}" if target.destruction else "no known commit"
+    lost = max((option.newest_known - option.newest).total_seconds(), 0.0)
     report.fact("newest point restored", f"{clock.text(option.newest, 'microseconds')}, from {option.kind}")
-    report.fact("lost", what if lost or target.destruction else "nothing: every commit in the WAL is restored")
+    after = f"the {target.given_up:,} commits after {target.destruction.text if target.destruction else given.before}"
+    report.fact("lost", after if target.given_up else "no commit that the WAL has")
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,
