@@ -253,8 +253,9 @@ def report_target(report: Report, target: Target, newest: Commit | None) -> None
     )
     report.fact("target", f"just before {destroyed.text}")
     report.fact("last transaction restored", last)
-    report.warn(
+    report.prefer(
         "data destroyed by a statement",
+        not target.given_up,
         f"check that this statement was the mistake. To keep it, and the {target.given_up:,} commits after it, run "
         "this with before=none; before=TRANSACTION chooses another one",
         value=f"{destroyed.text}; {target.given_up:,} commits in {span} after it are given up",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +12,13 @@ from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.recovery.full_restore import full_restore
-from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.drill.ledger import WriteLedger
 from tasks.drill.lost_writes import LedgerResult, find_lost_writes
 from tasks.drill.writer import Writer
-from tests.fixtures.reports import values as findings
-from tests.recovery.conftest import System, restore
-from tests.recovery.full.test_full_restore import newest, remove
+from tests.recovery.conftest import System
+from tests.recovery.full.test_full_restore import newest
 
 WRITES = 20
 
