@@ -66,6 +66,11 @@ class Target:
     given_up: int = 0
 
 
+def commits(number: int) -> str:
+    """`1 commit`, `2 commits`."""
+    return f"{number:,} commit{'s' * (number != 1)}"
+
+
 def tables_of(backup: Backup | None) -> BackupTables:
     """The tables of a dump."""
     if backup is None:
@@ -256,7 +261,7 @@ def report_target(report: Report, target: Target, newest: Commit | None) -> None
     report.prefer(
         "data destroyed by a statement",
         not target.given_up,
-        f"check that this statement was the mistake. To keep it, and the {target.given_up:,} commits after it, run "
+        f"check that this statement was the mistake. To keep it, and the {commits(target.given_up)} after it, run "
         "this with before=none; before=TRANSACTION chooses another one",
-        value=f"{destroyed.text}; {target.given_up:,} commits in {span} after it are given up",
+        value=f"{destroyed.text}; {commits(target.given_up)} in {span} after it: given up",
     )

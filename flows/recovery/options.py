@@ -20,6 +20,7 @@ from flows.recovery.destruction import (
     BackupTables,
     DatabaseAtEnd,
     Target,
+    commits,
     find_target,
     newest_dump,
     read_live_end,
@@ -40,7 +41,8 @@ from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, 
 from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.host.disk import disk_on
 from tasks.postgres.restore.staged_copy import content_in
-from tasks.wal.format.names import lsn_text
+from tasks.wal.format.names import lsn_of, lsn_text
+from tasks.wal.reading.supply import system_here
 
 NEWEST = RecoveryTarget("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"
@@ -102,7 +104,7 @@ class RestoreOption:
         if not self.replay:
             return f"{lost:,.1f} s"
         given_up = self.replay.target.given_up
-        return f"{lost:,.1f} s" + (f", {given_up:,} commits given up" if given_up else "")
+        return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 
     @property
     def seconds(self) -> float:
@@ -240,7 +242,7 @@ class RestoreOptions:
                 found += find()
             if attempt.failure:
                 reasons[kind] = attempt.failure
-        found.sort(key=lambda one: (one.backup.name == self.wanted, one.newest), reverse=True)
+        found.sort(key=lambda one: self._rank(one, found), reverse=True)
         if not found:
             failures = "; ".join(f"{kind}: {why}" for kind, why in reasons.items())
             where = "the servers' disks" if self.in_place else "the old region's disks"
@@ -249,6 +251,24 @@ class RestoreOptions:
                 f"find another copy of what is damaged: on {where}, in another bucket",
             )
         return found, reasons
+
+    def _rank(self, option: RestoreOption, others: Sequence[RestoreOption]) -> tuple[bool, datetime, bool]:
+        """The wanted one first, then the newest. On an idle database a dump is younger than the last commit, which the
+        WAL has too: then neither loses anything, and the cluster is restored exactly."""
+        newest = min([option.newest, *(one.newest for one in others if self._covers(one, option))])
+        return option.backup.name == self.wanted, newest, option.replay is not None
+
+    def _covers(self, cluster: RestoreOption, dump: RestoreOption) -> bool:
+        """Whether the WAL up to the target has everything that the dump has. Positions of two clusters do not
+        compare."""
+        if not cluster.replay or dump.replay or not self.in_place:
+            return False
+        replay, origin = cluster.replay, cluster.replay.origin
+        live = nodes.ask(self.env.postgres)
+        if (live.system if live else system_here(self.env)) != origin.content.system:
+            return False
+        stop = replay.stop.lsn if replay.target.destruction else max((one.end for one in replay.found.links), default=0)
+        return lsn_of(content_in(dump.backup).lsn) <= stop
 
     def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
         """The options with their losses, against the newest known commit, and the chosen one."""
@@ -317,6 +337,7 @@ class RestoreOptions:
         )
         before = target.stop.before
         newest = before.at if before else cluster_in(origin.backup).stopped
+        newest = target.destruction.end.at if target.destruction else newest
         return RestoreOption(origin.backup, newest, Replay(origin, found, target, instance))
 
     def _end_of(self, origin: PointOrigin, found: FoundTarget) -> Stop:

@@ -10,10 +10,11 @@ from typing import Literal
 from blocks.environment import START_ORDER, Environment, Stores
 from blocks.services.service import DockerServices
 from flows.pinned import pin_database
+from flows.recovery.destruction import commits
 from flows.recovery.full import bring_up, choose, cluster
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
-from flows.recovery.full.database_server import FoundServer
+from flows.recovery.full.database_server import FoundServer, judge_standby
 from flows.recovery.full.start import other_databases
 from flows.recovery.options import LOGICAL, PHYSICAL, RestoreOption, RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
@@ -125,6 +126,10 @@ def decide(
     option = options.choose()
     if not option.replay:
         return None
+    if state != "up":
+        what = "down" if state == "down" else "missing"
+        report.warn("database server", "nothing to do: this run replaces it", value=what)
+        judge_standby(report, env)
     services = read_services(env.services, env.services_in(START_ORDER))
     found = FoundServer(state, services, None)
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
@@ -231,7 +236,8 @@ def _report_results(
     option, target = copies.option, copies.replay.target
     lost = max((option.newest_known - option.newest).total_seconds(), 0.0)
     report.fact("newest point restored", f"{clock.text(option.newest, 'microseconds')}, from {option.kind}")
-    after = f"the {target.given_up:,} commits after {target.destruction.text if target.destruction else given.before}"
+    where = target.destruction.text if target.destruction else f"transaction {given.before}"
+    after = f"{commits(target.given_up)} after {where}"
     report.fact("lost", after if target.given_up else "no commit that the WAL has")
     report.prefer(
         "data loss against the RPO",

@@ -1,7 +1,8 @@
-"""WAL that only the server has: the segments of its `pg_wal` after the end of the archive, shipped like the receiver's.
+"""WAL that only the server has: the segments of its `pg_wal` after the end of the archive, shipped as the receiver's.
 
-The server may be dead. Its files are not trusted: a segment must be of the archive's cluster and newest timeline, follow
-the archive without a gap, and decode. What follows the last readable record is older than its place, and is cut off.
+The server may be dead. Its files are not trusted: a segment must be of the archive's cluster and newest timeline,
+follow the archive without a gap, and decode. What follows the last readable record is older than its place, and is cut
+off.
 """
 
 from __future__ import annotations
