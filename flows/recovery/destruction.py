@@ -222,9 +222,10 @@ def _emptied(
     )
     found = [one for one in found if one.end.xid not in rejected]
     rest = [*end.emptied.empty, *missing]
-    if found:  # any transaction that dropped relations may have dropped the missing tables: the last one is tried
-        drops = [one for one in found if one.statement == "DROP TABLE"]
-        return min([*(one for one in found if one not in drops), *drops[-1:]], key=lambda one: one.end.lsn)
+    # A table may have been emptied and filled before: a restore truncates what it fills. Of several transactions that
+    # dropped relations, any may have dropped the missing tables: the last one is tried first.
+    if last := {name: one for one in found for name in one.tables}:
+        return min(last.values(), key=lambda one: one.end.lsn)
     report.warn(
         "tables without rows",
         f"if that is wrong: the rows were deleted step by step, or before {origin.backup.name}. method=dump restores "

@@ -24,7 +24,6 @@ from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.cluster.instance import PrivateInstance, running
 from tasks.cluster.recovery import wait_recovered
-from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
 from tasks.wal.archive.destinations import archive_of
@@ -115,13 +114,13 @@ def _build_one(run: ClusterRun, option: RestoreOption) -> ClusterCopies | None:
     failpoint("full restore: cluster built")
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
+        point_build.prove_target(report, instance, origin, stop)
+        # A transaction after the target may hold locks until then: DROP and TRUNCATE do.
+        timeline = swap.promote(env, instance)
         if not _is_at_target(run, replay):
             return None
         _judge_others(run, instance)
-        point_build.prove(report, env, instance, origin, stop)
-        name = env.postgres.database
-        rows = dict(read_counts(instance.postgres, name).rows)
-        timeline = swap.promote(env, instance)
+        rows, name = point_build.compare(report, env, instance), env.postgres.database
         copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
         if run.options.in_place:
             copies.origin = check.ExpectationsOrigin(option.newest)
@@ -134,7 +133,7 @@ def _build_one(run: ClusterRun, option: RestoreOption) -> ClusterCopies | None:
 
 
 def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
-    """Whether the paused copy has what it must have at its target. If not, `run.options` knows why.
+    """Whether the copy has what it must have at its target. If not, `run.options` knows why.
 
     Raises:
         VerificationFailed: neither the base backup nor its WAL has the database.

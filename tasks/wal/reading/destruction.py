@@ -143,8 +143,7 @@ def find_emptied(
             found.append(Destruction("TRUNCATE", one.end, one.end.lsn, database, names))
         elif missing and one.end.files and one.end.dropped - one.transient:
             found.append(Destruction("DROP TABLE", one.end, one.end.lsn, database, tuple(sorted(missing))))
-    truncated = {name for one in found for name in one.tables}
-    files_of = {file: name for name, (_, file) in emptied.items() if name not in truncated}
+    files_of = {file: name for name, (_, file) in emptied.items()}
     if files_of:
         touches = Touches(frozenset(files_of), LEAST_DELETED)
         touches.read(lines_in(postgres, files, TOUCHING, start=start), ("DELETE",))
