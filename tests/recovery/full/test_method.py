@@ -131,6 +131,19 @@ def test_other_databases_are_never_set_back_silently(based: System) -> None:
             full_restore.fn(based.name, **parameters)  # type: ignore[arg-type]
 
 
+@pytest.mark.soak
+def test_killed_at_every_boundary_of_the_cluster(based: System, tmp_path: Path) -> None:
+    log, words = tmp_path / "points", ("--method", "cluster")
+    assert restore(based, *words, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    points = list(dict.fromkeys(log.read_text().splitlines()))
+    assert {"full restore: cluster built", "full restore: cluster proven", "cluster: between renames"} <= set(points)
+    for point in points:
+        assert restore(based, *words, OPS_FAILPOINT=point).returncode == -signal.SIGKILL, point
+        done = restore(based, *words)
+        assert done.returncode == 0, f"{point}: {done.stderr[-1500:]}"
+        assert based.log_in(), point
+
+
 def test_a_drop_counts_only_if_it_was_committed() -> None:
     head = "rmgr: {0} len (rec/tot): 1/ 1, tx: {1}, lsn: 0/{2}, prev 0/0, desc: "
     lines = [
