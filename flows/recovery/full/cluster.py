@@ -114,7 +114,7 @@ def _build_one(run: ClusterRun, option: RestoreOption) -> ClusterCopies | None:
     failpoint("full restore: cluster built")
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
-        point_build.prove_target(report, instance, origin, stop)
+        point_build.prove(report, instance, origin, stop)
         # A transaction after the target may hold locks until then: DROP and TRUNCATE do.
         timeline = swap.promote(env, instance)
         if not _is_at_target(run, replay):

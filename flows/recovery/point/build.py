@@ -51,19 +51,9 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
     return len(links)
 
 
-def prove(report: Report, env: Environment, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:
-    """Prove on the paused copy that it is this cluster, isolated, and exactly between the two transactions; show what
-    would change.
-
-    Raises:
-        RunbookFailed: it is not. Nothing live was touched.
-    """
-    prove_target(report, instance, origin, stop)
-    compare(report, env, instance)
-
-
-def prove_target(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:
-    """The proof alone. No table is read: a transaction after the target may hold a lock on it until the promotion.
+def prove(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:
+    """Prove on the paused copy that it is this cluster, isolated, and exactly between the two transactions. No table is
+    read: until the promotion, a transaction after the target (a TRUNCATE, a DROP) may hold a lock on it.
 
     Raises:
         RunbookFailed: it is not at the target. Nothing live was touched.

@@ -34,7 +34,7 @@ from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
-from tasks.cluster.recovery import wait_recovered
+from tasks.cluster.recovery import promote_instance, wait_recovered
 from tasks.cluster.target import By, Stop, parse_target
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
 from tasks.postgres.tables.chosen import choose_tables
@@ -146,8 +146,9 @@ def _swap(
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
-        build.prove(report, env, instance, origin, stop)
+        build.prove(report, instance, origin, stop)
         timeline = swap.promote(env, instance)
+        build.compare(report, env, instance)
     services = read_cluster_services(report, env)
     with started_on_failure(services):
         swap.swap(report, permit, env, instance, services, timeline)
@@ -163,7 +164,9 @@ def _copy_back(
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number):
         wait_recovered(instance, origin.content.system)
-        build.prove(report, env, instance, origin, stop)
+        build.prove(report, instance, origin, stop)
+        promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
+        build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
         kept = keep(report, env, instance, tables, at)
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
