@@ -37,7 +37,7 @@ from tasks.drill.ledger import WriteLedger
 from tasks.drill.lost_writes import LedgerResult, find_lost_writes
 from tasks.drill.writer import Writer
 
-BACKUPS = ("backup-database", "backup-redis", "backup-files")
+BACKUPS = ("backup-cluster", "backup-database", "backup-redis", "backup-files")
 RESTORE = "full-restore"
 WRITES_PER_SECOND = 8.0
 BEFORE_SECONDS, AFTER_SECONDS = 2.0, 8.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +20,14 @@ from tasks.drill.lost_writes import LedgerResult
 
 RUNBOOK = "Full restore"
 PROVEN_GOOD = ("OK", "WARN")
-EQUAL = ("copy equal to the backup", "Redis copy equal to the backup", "files equal to the backup")
+DATABASE = ("the copy is at the target", "copy equal to the backup")
+"""What proves the database: from base backup and WAL, or from the dump."""
+EQUAL = ("Redis copy equal to the backup", "files equal to the backup")
+OPTIONS = "Recovery options for the database"
 MOST_ROWS = 40
-_TABLES = re.compile(r"Proven|Redis proven|Redis: sources|Application$|Writes lost, by kind")
+_TABLES = re.compile(
+    r"Recovery options|Statement that|Proven|Redis proven|Redis: sources|Application$|Writes lost, by kind"
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Proof:
         if self.report["status"] not in PROVEN_GOOD:
             found.append(f"the report says {self.report['status']}")
         findings = {finding["name"]: finding for finding in self.report["findings"]}
-        for name in EQUAL:
+        for name in (self._proof_of_database(findings), *EQUAL):
             if name not in findings:
                 found.append(f"the report does not say “{name}”")
             elif findings[name]["status"] != "OK":
@@ -63,6 +68,10 @@ class Proof:
         lost = len(self.redis.lost)
         return [f"{lost} of {self.redis.acknowledged} acknowledged writes to Redis are lost"] if lost else []
 
+    @staticmethod
+    def _proof_of_database(findings: Mapping[str, object]) -> str:
+        return next((name for name in DATABASE if name in findings), DATABASE[0])
+
     def _ledger_problems(self) -> list[str]:
         if self.lost is None:
             return ["the database cannot be asked for the client's writes"]
@@ -73,7 +82,21 @@ class Proof:
             found.append(f"{len(gone)} of {len(before)} writes acknowledged before the backup are not there")
         if unnamed := {attempt.key for attempt in self.lost.lost} - self._named():
             found.append(f"{len(unnamed)} writes are lost that the report does not name")
+        if self.lost.lost and self.dump_alone():
+            found.append(f"{len(self.lost.lost)} acknowledged writes are lost, although the WAL had them")
         return found
+
+    def dump_alone(self) -> str:
+        """What the dump alone would have lost, if the database was restored from base backup and WAL; else ""."""
+        rows = {
+            row[0]: row for one in self.report["evidence"] if one["name"].startswith(OPTIONS) for row in one["rows"]
+        }
+        if "dump" not in rows or rows["dump"][-1]:
+            return ""
+        taken = datetime.fromisoformat(rows["dump"][2])
+        everything = len(self.ledger.acknowledged())
+        lost = everything - len(self.ledger.acknowledged(before=taken))
+        return f"{lost} of {everything} acknowledged writes, all after {taken:%H:%M:%S %Z}"
 
     def accounts(self) -> str:
         """The report's count of lost writes beside the ledger's: whether they agree, or how not."""
@@ -111,6 +134,7 @@ class Proof:
         facts += [
             ("writes lost, both accounts", self.accounts()),
             ("writes lost in Redis", self.redis.sentence if self.redis else "not counted"),
+            *([("the dump alone would have lost", self.dump_alone())] if self.dump_alone() else []),
             ("writes before the backup", f"{len(before)} acknowledged, {self._kept(before)} there"),
             ("health", self.health),
             *(("look at it", link) for link in links),

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from blocks.environment import Environment
+from blocks.postgres.server import Postgres
 from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable
 from runbook.kinds import Pending
 from runbook.report import Report
@@ -72,9 +73,10 @@ def start(
     after: object,
     origin: ExpectationsOrigin = NOW,
     since: TableStates | None = None,
+    on: Postgres | None = None,
 ) -> Pending[Expectations] | None:
-    """Start validating a database after the step `after`. `since`: the tables' states when all rules were judged last.
-    `render` keeps Data Docs with the reports, when nobody waits any more.
+    """Start validating a database after the step `after`. `since`: the tables' states when all rules were judged last;
+    `on`: a private instance that has it. `render` keeps Data Docs with the reports, when nobody waits any more.
 
     None if the environment has no expectations.
     """
@@ -82,7 +84,7 @@ def start(
         report.fact(FACT, NONE)
         return None
     return run_expectations.after(after).submit(
-        env.postgres,
+        on or env.postgres,
         database,
         _evidence(report, env),
         env.suites,

@@ -19,6 +19,9 @@ from flows.database import expectations
 from flows.database.superseded import discard_surplus
 from flows.launch import launch
 from flows.recovery.full import bring_up, build, choose, database_server
+from flows.recovery.full.method import ClusterParameters, Method, acts, decide, find_options
+from flows.recovery.full.method import plan as plan_cluster
+from flows.recovery.full.method import run as run_cluster
 from flows.recovery.objectives import board
 from flows.recovery.stopped_services import started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
@@ -26,6 +29,7 @@ from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
+from tasks.backups.catalogue import LATEST
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.restore.swap import advisory_lock
 
@@ -37,6 +41,7 @@ def full_restore(
     environment: str,
     backup: str = "latest",
     source: Stores = "backups",
+    method: Method = "auto",
     stop_services: WhenToStop = "first",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
@@ -44,6 +49,8 @@ def full_restore(
     redis_source: RedisSource = "auto",
     strict: bool = False,
     accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
+    databases: list[str] = [],  # noqa: B006 (likewise)
+    before: str = "",
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -52,6 +59,12 @@ def full_restore(
     Restores the whole system from backups: database, Redis and application files. Run it after a disaster, or when data
     is corrupt in more than one place. It works with the database or Redis down, and with their data missing. Parts that
     the environment does not have are skipped.
+
+    The database is restored with the least loss (method=auto): from the newest base backup and all WAL after it, from
+    the archive and the WAL receiver; or from the newest dump. The plan lists the options. If one fails its proof, the
+    report says why, and the run takes the next. If a statement in the WAL dropped the database or emptied a table, the
+    recovery stops just before it, and the plan names the transaction and what is given up after it. Other databases of
+    the cluster are set back only with method=cluster and their names.
 
     Three phases. Build: it restores staged copies of all three, compares them with their manifests, checks the
     expectations and migrates. Nothing live is touched; a copy that fails its proof ends the run. Swap: it replaces all
@@ -79,6 +92,7 @@ def full_restore(
         environment: 対象の環境
         backup: latest、日付 (YYYYMMDD)、またはデータベースのバックアップ名
         source: 保管先。copies は複製先
+        method: auto は損失が最小の方法を自動選択。cluster はベースバックアップと WAL、dump はダンプから
         stop_services: first は最初に停止 (マニュアルの順序)、at_swap は切り替え時に停止 (停止時間が最短)
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
@@ -86,6 +100,8 @@ def full_restore(
         redis_source: Redis のデータ元。auto は損失が最小のもの、replica はレプリカ、files はマスター自身のファイル
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
         accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
+        databases: method が cluster のとき、一緒に戻してよい同じクラスタの他のデータベース名
+        before: このトランザクションの直前まで復元 (none は WAL の最後まで)。空なら自動判定
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
@@ -97,11 +113,24 @@ def full_restore(
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
+        permit = None
+        given = ClusterParameters(
+            method, backup, source, without, stop_services, strict, databases, before, redis_source
+        )
+        if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
+            plan_cluster(report, env, restore, given)
+            permit = report.permit(*acts(env, restore.chosen))
+            if run_cluster(report, permit, env, restore, given):
+                discard_surplus(report, env)
+                return report
+            backup = LATEST
         chosen = choose.choose(report, env, backup, source, without, accept, redis_source)
         found = database_server.judge(report, env, chosen.database, workers)
-        build.plan(report, env, chosen, found, stop_services)
-        choose.pin(report, env, chosen, up=found.presence == "up")
-        permit = report.permit(*chosen.acts(env))
+        if permit is None:
+            build.plan(report, env, chosen, found, stop_services)
+            choose.pin(report, env, chosen, up=found.presence == "up")
+            permit = report.permit(*chosen.acts(env))
+        report.fail_if_critical()
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
         survivor = chosen.redis_survivor
@@ -127,6 +156,7 @@ def main() -> int:
     parser.add_argument("--environment", required=True, help="its TOML is in deployments/environments")
     parser.add_argument("--backup", default="latest", help="latest, YYYYMMDD, or a backup's name")
     parser.add_argument("--source", choices=["backups", "copies"], default="backups", help="which stores to read")
+    parser.add_argument("--method", choices=get_args(Method), default="auto", help="auto: whatever loses least")
     parser.add_argument("--stop-services", choices=["first", "at_swap"], default="first")
     parser.add_argument("--jobs", type=int, default=0, help="workers; 0 is one per core")
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")
@@ -134,6 +164,8 @@ def main() -> int:
     parser.add_argument("--redis-source", default="auto", choices=get_args(RedisSource), help="where Redis's data is")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
+    parser.add_argument("--databases", nargs="*", default=[], help="other databases that may be set back too")
+    parser.add_argument("--before", default="", help="a transaction ID to stop before, or none: the end of the WAL")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(full_restore, vars(parser.parse_args()))
 

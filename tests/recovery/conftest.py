@@ -95,8 +95,10 @@ class System:
 
 
 def restore(system: System, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """full_restore from the command line, without a Prefect server: it may have died with the rest."""
+    """full_restore from the command line, without a Prefect server: it may have died with the rest. From the dump,
+    unless `words` have another method."""
     argv = ["-m", "flows.recovery.full_restore", "--environment", system.name, "--confirm", system.name]
+    argv += [] if "--method" in words else ["--method", "dump"]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
     return forked.run([*argv, *words], environment)
 

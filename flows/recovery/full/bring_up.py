@@ -22,6 +22,7 @@ from runbook.units import duration
 from tasks.application.connection_string import switch_target
 from tasks.application.health import Health, SmokeResult, smoke_check, wait_healthy
 from tasks.application.staged_files import swap_files
+from tasks.application.stored import find_stored
 from tasks.host.services import start_services
 from tasks.logs.figures.writes import read_writes_since
 from tasks.postgres.content.content import read_counts
@@ -187,6 +188,18 @@ def _smoke(report: Report, env: Environment, health: Health) -> SmokeResult:
 
 def report_results(report: Report, env: Environment, chosen: Chosen, services: SystemServices) -> None:
     """Compare with the RTO and RPO, and list the lost writes."""
+    judge_time(report, env)
+    database.judge_data_loss(report, env, chosen.database)
+    report_lost_writes(report, env, chosen.database.manifest.taken, services)
+    finish(report, chosen)
+
+
+def judge_time(report: Report, env: Environment) -> None:
+    """Compare the run's time with the RTO.
+
+    Raises:
+        RunbookFailed: something live is not as it must be.
+    """
     report.fail_if_critical()
     report.prefer(
         "recovery time against the RTO",
@@ -196,8 +209,10 @@ def report_results(report: Report, env: Environment, chosen: Chosen, services: S
         expected=f"at most {duration(env.rto_seconds)}",
     )
     report.fact("RTO", f"{duration(report.seconds)} of {duration(env.rto_seconds)}")
-    database.judge_data_loss(report, env, chosen.database)
-    report_lost_writes(report, env, chosen, services)
+
+
+def finish(report: Report, chosen: Chosen) -> None:
+    """Note the backups as verified, and the outcome."""
     backups = [backup for backup in (chosen.database, chosen.redis, chosen.files) if backup]
     report.measure("everything backup", sum(backup.manifest.bytes for backup in backups))
     for backup in backups:
@@ -205,22 +220,27 @@ def report_results(report: Report, env: Environment, chosen: Chosen, services: S
     report.outcome = "the system is up, and everything is restored and proven"
 
 
-def report_lost_writes(report: Report, env: Environment, chosen: Chosen, services: SystemServices) -> None:
-    """Writes that the application acknowledged between the snapshot and its stop, from its log."""
+def report_lost_writes(
+    report: Report, env: Environment, moment: datetime, services: SystemServices, *, stored_are_kept: bool = False
+) -> None:
+    """Writes that the application acknowledged between `moment` and its stop, from its log. `stored_are_kept`: those
+    whose resource is in the database are not lost: the application logs a write after its commit."""
     if not (env.has("logs") and env.logs.app):
         report.fact("writes lost", "not counted: [logs] app is not set")
         return
     try:
-        writes = read_writes_since.after(services.last)(
-            env.logs, chosen.database.manifest.taken, before=services.stopped_at
-        )
+        writes = read_writes_since.after(services.last)(env.logs, moment, before=services.stopped_at)
+        if stored_are_kept and writes.items:
+            stored = find_stored(env.postgres, env.application, [item.resource for item in writes.items])
+            writes = writes.without(stored)
     except OpsError as error:
         report.warn("writes lost", "compare with the clients' own records", value=f"not counted: {error.message}")
         return
     if not writes.complete:
         report.warn("writes lost", writes.note, value="not all were counted")
-    report.fact("writes lost", f"{writes.count:,} acknowledged after the backup")
-    report.table("Writes lost, by kind", ("request", "acknowledged after the backup"), writes.by_kind)
+    what = "and missing in the database" if stored_are_kept else "after the backup"
+    report.fact("writes lost", f"{writes.count:,} acknowledged {what}")
+    report.table("Writes lost, by kind", ("request", f"acknowledged {what}"), writes.by_kind)
     more = writes.count - len(writes.items)
     which = f" (the first {len(writes.items):,}; {more:,} more are in the application's log)" if more else ""
     report.table(f"Writes lost, one by one{which}", ("time", "method", "path", "resource"), writes.items)

@@ -67,6 +67,11 @@ class Chosen:
 def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
     """Pin what the run replaces: writes after the plan are lost. `up`: whether the database server answers."""
     pin_database(report, env.postgres, replaced=True, up=up)
+    pin_others(report, env, chosen)
+
+
+def pin_others(report: Report, env: Environment, chosen: Chosen) -> None:
+    """Pin what the run replaces besides the database."""
     if source := chosen.redis or chosen.redis_survivor:
         report.pin_state("backup of Redis", source.name)
         pin_redis(report, env.redis, replaced=True)

@@ -68,7 +68,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
         database.judge_requirements(report, found)
     else:
         others = _judge_stopped(report, env, backup, state, jobs)
-        _judge_standby(report, env)
+        judge_standby(report, env)
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent", backup=backup)
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
@@ -118,7 +118,7 @@ def _judge_stopped(
     return others
 
 
-def _judge_standby(report: Report, env: Environment) -> None:
+def judge_standby(report: Report, env: Environment) -> None:
     """A running standby has writes that no backup has."""
     standing = ask(env.standby) if env.has("standby") else None
     if standing and standing.in_recovery:

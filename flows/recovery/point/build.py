@@ -82,11 +82,12 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
     return len(links)
 
 
-def prove(report: Report, env: Environment, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:
-    """Prove on the paused copy that it is this cluster, isolated, and exactly between the two transactions.
+def prove(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:
+    """Prove on the paused copy that it is this cluster, isolated, and exactly between the two transactions. No table is
+    read: until the promotion, a transaction after the target (a TRUNCATE, a DROP) may hold a lock on it.
 
     Raises:
-        RunbookFailed: it is not. Nothing live was touched.
+        RunbookFailed: it is not at the target. Nothing live was touched.
     """
     found = read_standing(instance, stop, epochs(origin, stop))
     content = origin.content
@@ -114,7 +115,6 @@ def prove(report: Report, env: Environment, instance: PrivateInstance, origin: P
     )
     _judge_sides(report, found, stop)
     report.fail_if_critical()
-    _compare(report, env, instance)
 
 
 def _judge_sides(report: Report, found: RecoveryProgress, stop: Stop) -> None:
@@ -141,8 +141,8 @@ def _judge_sides(report: Report, found: RecoveryProgress, stop: Stop) -> None:
         report.fact("first transaction after the target", "none: the target is the end of the archive")
 
 
-def _compare(report: Report, env: Environment, instance: PrivateInstance) -> None:
-    """Show what would change. A live server that is down is no obstacle."""
+def compare(report: Report, env: Environment, instance: PrivateInstance) -> dict[str, int]:
+    """Show what would change. A live server that is down is no obstacle. Returns the rows in the copy by table."""
     copy = dict(read_counts(instance.postgres, instance.postgres.database).rows)
     try:
         live: dict[str, int] = dict(read_counts.work(env.postgres, env.postgres.database).rows)
@@ -160,3 +160,4 @@ def _compare(report: Report, env: Environment, instance: PrivateInstance) -> Non
         "check the copy's log",
         value=f"{len(copy)} tables",
     )
+    return copy

@@ -20,6 +20,7 @@ from tasks.pgbackrest.backup import require_kept
 from tasks.wal.archive.archive import Archive, ArchiveListing, timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from, require_begun
 from tasks.wal.archive.destinations import archive_of, ship_now
+from tasks.wal.archive.rescue import ship_server_wal
 from tasks.wal.format.names import Timeline, lsn_text
 from tasks.wal.receiver import wait_received
 
@@ -52,8 +53,8 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
     if not env.has("wal"):
         report.warn("archived WAL", "add [wal] to the environment's TOML", value="[wal] is missing")
         return
-    received = env.wal.method == "archive_command" or wait_received(env.postgres, env.wal.name)
-    if not received and nodes.ask(env.postgres):
+    streams = env.wal.method != "archive_command" and wait_received(env.postgres, env.wal.name)
+    if not streams and env.wal.method != "archive_command" and nodes.ask(env.postgres):
         report.warn(
             "WAL receiver",
             f"check the log of {env.wal.service}: WAL that it did not receive cannot be restored",
@@ -67,6 +68,22 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
         return
     if done.refused:
         report.warn("newest WAL of the receiver", "check these files before you delete them", value=done.refused[0])
+    if not streams:
+        _ship_server_wal(report, env, source)
+
+
+def _ship_server_wal(report: Report, env: Environment, source: Stores) -> None:
+    """Ship what only the server's own pg_wal has. It must not stop a recovery: the archive may have everything."""
+    try:
+        done = ship_server_wal(env, source)
+    except OpsError as error:
+        hint = "copy pg_wal of the old data directory to a safe place: WAL that is only there is not restored"
+        report.warn("newest WAL of the server", error.hint or hint, value=error.message)
+        return
+    if done.put:
+        report.fact("WAL shipped from the server's pg_wal", ", ".join(done.put))
+    if done.refused:
+        report.warn("newest WAL of the server", "check these files before you delete them", value=done.refused[0])
 
 
 def ship_rest(report: Report, env: Environment) -> None:

@@ -34,6 +34,7 @@ from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
+from tasks.cluster.recovery import promote_instance
 from tasks.cluster.swap import sync_cluster
 from tasks.cluster.target import By, Stop, parse_target
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
@@ -162,8 +163,9 @@ def _swap(
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
         build.recover(report, instance, origin, links)
-        build.prove(report, env, instance, origin, stop)
+        build.prove(report, instance, origin, stop)
         timeline = swap.promote(env, instance)
+        build.compare(report, env, instance)
     sync_cluster(instance)
     services = read_cluster_services(report, env)
     with started_on_failure(services):
@@ -186,7 +188,9 @@ def _copy_back(
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
         build.recover(report, instance, origin, links)
-        build.prove(report, env, instance, origin, stop)
+        build.prove(report, instance, origin, stop)
+        promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
+        build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
         kept = keep(report, env, instance, tables, at)
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)

@@ -140,9 +140,15 @@ def _judge_receiver(report: Report, env: Environment) -> None:
 
 
 def report_follow_up(
-    report: Report, env: Environment, origin: PointOrigin, services: ClusterServices, timeline: int
+    report: Report,
+    env: Environment,
+    origin: PointOrigin,
+    services: ClusterServices,
+    timeline: int,
+    *,
+    redis_is_newer: bool = True,
 ) -> None:
-    """Report what is left to do after a swap. Until then the run is not OK."""
+    """Report what is left to do after a swap. Until then the run is not OK. `redis_is_newer`: it was not restored."""
     primary = env.postgres
     report.fact("timeline", f"{timeline} (from timeline {origin.chain.timeline.number})")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
@@ -164,7 +170,7 @@ def report_follow_up(
             value=f"{env.standby.service} is stopped: it has WAL beyond the new timeline's start",
             follow=[Next("rejoin-standby", "rebuild the standby")],
         )
-    if env.has("redis"):
+    if redis_is_newer and env.has("redis"):
         report.warn(
             "Redis is newer than the database",
             "restore Redis to the same time, or clear it if it is only a cache: its keys may refer to rows that no "

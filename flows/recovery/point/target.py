@@ -26,7 +26,8 @@ class FoundTarget:
 
     `links`: the segments that it needs. `newest`: the newest commit that was read. `lost`: how many commits follow the
     stop (`more`: others were not read). `damage`: why reading ended early; `behind`: what lies after that.
-    `undecodable`: the segment that does not decode. `replaced`: segments that were read from an intact copy."""
+    `undecodable`: the segment that does not decode. `replaced`: segments that were read from an intact copy.
+    `commits`: every commit that was read."""
 
     stop: Stop | None
     links: tuple[Link, ...]
@@ -37,6 +38,7 @@ class FoundTarget:
     behind: Behind | None = None
     undecodable: Link | None = None
     replaced: tuple[Link, ...] = ()
+    commits: tuple[Commit, ...] = ()
 
 
 @probe
@@ -74,6 +76,7 @@ def find_in_wal(env: Environment, origin: PointOrigin, target: RecoveryTarget, d
         reader.behind() if is_cut_off else None,
         reader.undecodable,
         tuple(reader.replaced),
+        tuple(commits),
     )
 
 

@@ -8,26 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blocks.environment import START_ORDER, Environment
-from flows.database import expectations as check
-from flows.recovery.full import bring_up, build, database_server, migration
-from flows.recovery.full.build import StagedCopies
+from flows.recovery.full import bring_up, build, cluster, database_server
 from flows.recovery.full.choose import Chosen
+from flows.recovery.full.cluster import ClusterCopies, ClusterRun
 from flows.recovery.full.database_server import FoundServer
-from flows.recovery.point import build as point_build
-from flows.recovery.point import swap
-from flows.recovery.region.options import Replay, RestoreOption
+from flows.recovery.options import RestoreOption, RestoreOptions
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
 from runbook.guard.permit import Permit
 from runbook.report import Report
-from tasks.cluster.instance import PrivateInstance, running
-from tasks.cluster.swap import sync_cluster
 from tasks.host.services import read_services
-from tasks.postgres.content.content import read_counts
-from tasks.postgres.restore.staged_copy import check_jobs, try_login
+from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import presence
-from tasks.wal.archive.destinations import archive_of
-from tasks.wal.archive.fetch import fetch_histories
 
 Finish = Callable[[], SystemServices]
 
@@ -39,6 +31,7 @@ class Region:
     report: Report
     permit: Permit
     env: Environment
+    options: RestoreOptions
     option: RestoreOption
     chosen: Chosen
     strict: bool = False
@@ -46,29 +39,10 @@ class Region:
 
 def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen) -> None:
     """Plan every step of a recovery."""
-    if not option.replay:
+    if option.replay:
+        cluster.plan(report, env, option, chosen, "the old region's")
+    else:
         build.plan(report, env, chosen, database_server.judge(report, env, chosen.database), "at_swap")
-        return
-    origin, links = option.replay.origin, len(option.replay.found.links)
-    wal, content = links * origin.content.segment_bytes, origin.content
-    report.plan(
-        "build the cluster",
-        f"{option.backup.name} in {option.replay.instance.root}",
-        size=content.bytes,
-        seconds=point_build.expected_seconds(env, point_build.BUILD, content.bytes),
-    )
-    report.plan(
-        "replay",
-        f"{links} segments of WAL",
-        size=wal,
-        seconds=point_build.expected_seconds(env, point_build.REPLAY, wal),
-    )
-    report.plan("prove", "the copy is the old region's cluster, with the last transaction of the WAL")
-    check.plan(report, env)
-    build.plan_others(report, env, chosen)
-    migration.judge(report, env, "", chosen.files)
-    swap.plan(report, env)
-    build.plan_start(report, env)
 
 
 def prepare(region: Region, stack: contextlib.ExitStack) -> Finish:
@@ -77,49 +51,24 @@ def prepare(region: Region, stack: contextlib.ExitStack) -> Finish:
     Raises:
         RunbookFailed, VerificationFailed: a copy fails its proof.
     """
-    if region.option.replay:
-        return _prepare_cluster(region, region.option.replay)
-    return _prepare_dump(region, stack)
+    return _prepare_cluster(region) if region.option.replay else _prepare_dump(region, stack)
 
 
-def _prepare_cluster(region: Region, replay: Replay) -> Finish:
-    report, env, chosen = region.report, region.env, region.chosen
-    origin, instance, stop = replay.origin, replay.instance, replay.stop
-    point_build.build(report, env, instance, origin, replay.found.links, instance.root / "wal")
-    # An earlier run in this region may have used the next timeline's number: the archive would refuse it.
-    fetch_histories(archive_of(env, "backups", origin.content.system), instance.wal)
-    with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        point_build.recover(report, instance, origin, len(replay.found.links))
-        point_build.prove(report, env, instance, origin, stop)
-        rows = dict(read_counts(instance.postgres, env.postgres.database).rows)
-        timeline = swap.promote(env, instance)
-    sync_cluster(instance)
-    copies = build.build_others(region.permit, env, chosen)
-    build.prove_others(report, env, chosen, copies)
-    copies.rows, copies.strict = rows, region.strict
-    return lambda: _make_cluster_live(region, instance, copies, timeline)
+def _prepare_cluster(region: Region) -> Finish:
+    run = ClusterRun(region.report, region.permit, region.env, region.options, region.chosen, region.strict)
+    copies = cluster.build_copies(run, region.option)
+    return lambda: _make_cluster_live(run, copies)
 
 
-def _make_cluster_live(
-    region: Region, instance: PrivateInstance, copies: StagedCopies, timeline: int
-) -> SystemServices:
-    report, permit, env, chosen = region.report, region.permit, region.env, region.chosen
+def _make_cluster_live(run: ClusterRun, copies: ClusterCopies) -> SystemServices:
+    report, permit, env = run.report, run.permit, run.env
     found = FoundServer(presence(env.postgres), read_services(env.services, env.services_in(START_ORDER)), None)
-    services = bring_up.system_services(report, permit, env, chosen, found, last=copies)
-    cluster = read_cluster_services(report, env)
-    with started_on_failure(services), started_on_failure(cluster):
-        swap.swap(report, permit, env, instance, cluster, timeline)
-        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
-        services.last = cluster.last
-        services.stop()
-        bring_up.swap_others(report, permit, env, services, copies)
+    services = bring_up.system_services(report, permit, env, run.chosen, found, last=copies)
+    server = read_cluster_services(report, env)
+    with cluster.swapping_in(run, copies, services, server):
         report_in_place(report, env, services.kept)
-        cluster.last = services.last
-        swap.start_server(report, permit, env, cluster)
-        user = try_login.after(cluster.last)(env.postgres, env.postgres.database)
-        name = env.postgres.database
-        services.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user
-        report.fact("timeline", f"{timeline}; only this region has its WAL")
+        cluster.start_cluster(run, copies, services, server)
+        report.fact("timeline", f"{copies.timeline}; only this region has its WAL")
     bring_up.start(report, env, copies, services)
     return services
 

@@ -21,10 +21,10 @@ from flows.database import restore_steps as database
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
+from flows.recovery.options import RestoreOption, RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.region import build, summary
 from flows.recovery.region.build import Region
-from flows.recovery.region.options import RestoreOption, RestoreOptions, attempting, require_known
 from flows.recovery.region.summary import RegionPhases
 from flows.recovery.stopped_services import SystemServices
 from flows.store import mark_verified
@@ -179,14 +179,14 @@ def _restore(
             attempting(report, option.backup.name) as attempt,
             contextlib.ExitStack() as stack,
         ):
-            finish = build.prepare(Region(report, permit, env, option, chosen, strict), stack)
+            finish = build.prepare(Region(report, permit, env, options, option, chosen, strict), stack)
             ready = stack.pop_all()
         if not attempt.failure:
             break
         options.tried.add(option.backup.name)
         option = options.choose()
         chosen = parts.choose(report, env, option)
-    options.used = option
+    options.used = options.used or option
     with ready, phases.of("bring up"):
         services = finish()
     mark_verified(report, option.backup)

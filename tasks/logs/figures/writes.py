@@ -9,6 +9,7 @@ import json
 import lzma
 import re
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,12 +49,23 @@ class LoggedWrites:
     complete: bool
     note: str
 
+    def without(self, resources: Collection[str]) -> LoggedWrites:
+        """The same without the writes of these resources."""
+        left = tuple(item for item in self.items if item.resource not in resources)
+        gone = len(self.items) - len(left)
+        return replace(self, count=self.count - gone, by_kind=kinds_of(left), items=left)
+
     @property
     def sentence(self) -> str:
         """The count in words: never "0" if nothing could be counted."""
         if self.complete:
             return f"{self.count} acknowledged writes after {self.since:%Y-%m-%d %H:%M:%S %Z}"
         return f"at least {self.count} acknowledged writes after {self.since:%Y-%m-%d %H:%M:%S %Z}: {self.note}"
+
+
+def kinds_of(items: Sequence[Write]) -> tuple[tuple[str, int], ...]:
+    """Requests by kind, the most frequent first."""
+    return tuple(Counter(f"{item.method} {_ID.sub('/{id}', item.path)}" for item in items).most_common())
 
 
 @probe
@@ -161,12 +173,11 @@ class _Found:
     def writes(self, log: Path) -> LoggedWrites:
         """The answer."""
         items = sorted(self.items)
-        kinds = Counter(f"{item.method} {_ID.sub('/{id}', item.path)}" for item in items)
         note = self._note(log)
         return LoggedWrites(
             since=self.since,
             count=len(items),
-            by_kind=tuple(kinds.most_common()),
+            by_kind=kinds_of(items),
             first=items[0].time if items else None,
             last=items[-1].time if items else None,
             items=tuple(items[:MOST_ITEMS]),

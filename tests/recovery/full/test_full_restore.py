@@ -57,7 +57,7 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
         os.kill(pids[name], signal.SIGKILL)
     remove(data)
     until(lambda: not system.healthy(), what="the disaster", seconds=120)
-    report: Report = full_restore(system.name, confirm=system.name)
+    report: Report = full_restore(system.name, method="dump", confirm=system.name)
     assert report.status in GOOD
     assert system.sql("SELECT count(*) FROM users") == users
     assert system.keys(1) == keys
@@ -101,7 +101,7 @@ def test_a_prefect_server_that_hangs_in_the_middle_does_not_prolong_the_outage(s
     watcher = threading.Thread(target=hang)
     watcher.start()
     try:
-        report: Report = full_restore(system.name, confirm=system.name)
+        report: Report = full_restore(system.name, method="dump", confirm=system.name)
     finally:
         watcher.join()
     assert healthy, "the application was down for as long as Prefect did not answer"
@@ -160,7 +160,7 @@ def step_of(task: TaskRun) -> str:
 
 def test_plan_shows_everything_and_changes_nothing(system: System) -> None:
     before = system.untouched()
-    report = full_restore.fn(system.name)
+    report = full_restore.fn(system.name, method="dump")
     assert report.status is Status.PLANNED
     steps = " ".join(f"{step.step} {step.detail}" for step in report.plan_steps)
     for word in ("staged copy", "swap", "stop services", "start services", "alembic", newest(system).name):
@@ -170,7 +170,7 @@ def test_plan_shows_everything_and_changes_nothing(system: System) -> None:
 
 def test_stop_at_swap_gives_the_shorter_outage(system: System) -> None:
     """With services stopped at the swap only, they run while the copies are built."""
-    report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
+    report = full_restore.fn(system.name, method="dump", stop_services="at_swap", confirm=system.name)
     assert report.status in GOOD
     assert [measure.what for measure in report.measures] == ["everything backup"]
     order = [step.name for step in sorted(report.steps, key=lambda step: step.started)]
@@ -186,7 +186,7 @@ def test_damaged_backup_is_refused_with_everything_running(system: System, kind:
     before = system.untouched()
     try:
         with pytest.raises(RunbookFailed, match=backup.name):
-            full_restore.fn(system.name, confirm=system.name)
+            full_restore.fn(system.name, method="dump", confirm=system.name)
         assert system.untouched() == before
     finally:
         victim.write_bytes(content)
@@ -202,7 +202,7 @@ def test_data_that_broke_the_rules_in_its_backup_goes_live_and_is_critical_unles
     oid = system.untouched()[0]
     try:
         with pytest.raises(RunbookFailed, match="expectations on the copy.*its time is plausible") as failed:
-            full_restore.fn(system.name, strict=True, confirm=system.name)
+            full_restore.fn(system.name, method="dump", strict=True, confirm=system.name)
         state = failed.value.report.state
         assert state
         assert state.value == "nothing live was replaced; services are as they were found"
@@ -237,7 +237,7 @@ def test_older_schema_is_migrated_on_the_copy(system: System) -> None:
     older = system.sql("SELECT version_num FROM alembic_version")[0][0]
     backup_database.fn(system.name)
     try:
-        report = full_restore.fn(system.name, confirm=system.name)
+        report = full_restore.fn(system.name, method="dump", confirm=system.name)
         assert report.status in GOOD
         assert report.facts["Alembic revision"].startswith(f"{older} → ")
         assert system.sql("SELECT version_num FROM alembic_version") != [(older,)]
@@ -257,7 +257,7 @@ def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch:
     bad = newest(system, "files")
     try:
         with pytest.raises(RunbookFailed, match="not healthy after 4 s.*check the logs") as failed:
-            full_restore.fn(system.name, confirm=system.name)
+            full_restore.fn(system.name, method="dump", confirm=system.name)
         (state,) = [found for found in failed.value.report.findings if found.name == "state of the system"]
         assert state.value.startswith("the backups' data is live, proven; the replaced data is kept: grc_db__old_")
         assert "undo-restore" in state.hint
@@ -303,10 +303,10 @@ def test_with_nobody_left_to_confirm_commits_it_goes_on_alone(system: System, mo
     for program in ("postgresql-standby", "wal-receiver"):
         services.supervisor.stop(program)
     try:
-        planned = full_restore.fn(system.name)
+        planned = full_restore.fn(system.name, method="dump")
         assert "continue without a standby" in {step.step for step in planned.plan_steps}
         assert system.sql("SHOW synchronous_standby_names", "postgres") != [("",)], "a plan changes nothing"
-        report = full_restore.fn(system.name, confirm=system.name)
+        report = full_restore.fn(system.name, method="dump", confirm=system.name)
         assert report.status is Status.WARN
         (found,) = [found for found in report.findings if found.name == "commits wait for no standby"]
         assert "rejoin-standby" in found.hint
@@ -329,7 +329,7 @@ def test_files_of_before_a_failover_do_not_send_the_application_to_the_old_prima
     backup_database.fn(system.name)  # the files backup nearest to it is the one of the old roles
     old = newest(system, "files")
     try:
-        report = full_restore.fn(system.name, confirm=system.name)
+        report = full_restore.fn(system.name, method="dump", confirm=system.name)
         assert report.status in GOOD
         assert report.facts["connection string of the application"].endswith(address.removesuffix("/grc_db"))
         assert settings.read_text() == good

@@ -45,7 +45,7 @@ def test_writes_until_the_stop_are_counted_and_a_late_recovery_is_no_failed_one(
     monkeypatch.setattr(module.Environment, "find", lambda _name: late)
     ledger = WriteLedger(tmp_path / "writes.jsonl")
     with Writer(late.application, ledger, per_second=2, every=1000):
-        report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
+        report = full_restore.fn(system.name, method="dump", stop_services="at_swap", confirm=system.name)
     gone = find_lost_writes(ledger, system.lab.status()["postgres"]["dsn"], late.application).lost
     named = next(table for table in report.evidence if table.name.startswith("Writes lost, one by one"))
     assert [attempt for attempt in gone if attempt.sent > report.started], "clients wrote after the run began"
@@ -126,4 +126,4 @@ def test_a_prefect_that_is_only_busy_is_not_passed_over(monkeypatch: pytest.Monk
 
 
 def test_a_run_without_prefect_says_whom_its_lock_keeps_out(system: System) -> None:
-    assert full_restore.fn(system.name).facts["lock"].startswith("keeps out runs on this host only")
+    assert full_restore.fn(system.name, method="dump").facts["lock"].startswith("keeps out runs on this host only")

@@ -18,7 +18,7 @@ from tasks.faults.everything import everything, lose_everything
 
 
 class FullRestore(Scenario):
-    """全データの喪失."""
+    """全データの喪失. It rehearses the restore from dumps: its negative control sabotages them."""
 
     name = "full_restore"
     title = "全データ喪失"
@@ -52,14 +52,14 @@ class FullRestore(Scenario):
 
     def decide(self, drill: Drill) -> None:
         """The restore's plan."""
-        plan = drill.run(full_restore)
+        plan = drill.run(full_restore, method="dump")
         drill.done["strategy"] = f"full-restore: {plan.facts.get('backup', '')}"
         name = str(plan.pins["backup"])
         drill.recovered_to = find_backup(store_for(drill.env, "postgres"), "postgres", name).manifest.taken
 
     def restore(self, drill: Drill) -> Report:
         """Run the restore."""
-        done = drill.run(full_restore, confirm=drill.env.name)
+        done = drill.run(full_restore, method="dump", confirm=drill.env.name)
         facts = done.facts
         drill.done |= {
             "database": facts.get("backup", ""),
@@ -86,12 +86,16 @@ class FullRestore(Scenario):
         for number, spoil in enumerate((cut, flip), 1):
             derived, copy = _with_copy(drill, backup.name, number)
             if number == 1:
-                control.require_accepted(derived, full_restore)
-            found.append(control.try_sabotaged(derived, full_restore, spoil(copy)))
+                control.require_accepted(derived, full_restore, method="dump")
+            found.append(control.try_sabotaged(derived, full_restore, spoil(copy), method="dump"))
         derived, copy = _with_copy(drill, backup.name, 3)
         sabotage = alter_row(env.postgres, copy, env.application.writes.steps[0].column)
         drill.note(sabotaged=str(copy))
-        found.append(control.try_sabotaged(derived, full_restore, sabotage, stop_services="at_swap", confirm=env.name))
+        found.append(
+            control.try_sabotaged(
+                derived, full_restore, sabotage, method="dump", stop_services="at_swap", confirm=env.name
+            )
+        )
         if not found[-1].refused:  # it is live now
             self.heal(drill)
         return found
@@ -102,7 +106,7 @@ class FullRestore(Scenario):
         env.forget_roles()
         sensors = detection.quick(env)
         if "sabotaged" in drill.half_done.notes or sensors["application"] or sensors["database"]:
-            drill.run(full_restore, confirm=env.name)
+            drill.run(full_restore, method="dump", confirm=env.name)
 
 
 def _with_copy(drill: Drill, name: str, number: int) -> tuple[Environment, Path]:

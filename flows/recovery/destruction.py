@@ -1,0 +1,268 @@
+"""Whether a statement in the WAL dropped the database or emptied a table: a recovery then stops just before it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from blocks.environment import Environment, Stores
+from blocks.postgres import nodes
+from blocks.postgres.server import Postgres
+from flows.recovery.point.choice import PointOrigin
+from flows.recovery.point.target import FoundTarget
+from flows.store import store_for
+from runbook.errors import OpsError, VerificationFailed
+from runbook.report import Report
+from runbook.units import duration
+from tasks.backups.catalogue import Backup, find_backup
+from tasks.cluster.catalog import databases_in
+from tasks.cluster.target import Stop
+from tasks.host.disk import is_here
+from tasks.postgres.restore.staged_copy import content_in
+from tasks.postgres.tables.emptied import EmptiedTables, find_emptied_tables
+from tasks.postgres.tables.filenodes import read_database_oid
+from tasks.wal.format.names import lsn_text
+from tasks.wal.reading.destruction import Destruction, Files, WalDefinitions, begin_of, find_emptied, read_definitions
+from tasks.wal.reading.waldump import Commit
+
+MOST_SHOWN = 5
+NONE = "none"
+"""Given as `before`: recover to the end of the WAL, whatever was destroyed."""
+
+
+@dataclass(frozen=True)
+class DatabaseAtEnd:
+    """The application's database at the end of its WAL, by the live server or by a copy that replayed all WAL. `oid`: 0
+    if it does not exist."""
+
+    oid: int
+    emptied: EmptiedTables
+
+    @property
+    def destroyed(self) -> str:
+        """What is missing; "" if nothing is."""
+        if not self.oid:
+            return "the database does not exist"
+        return self.emptied.text if self.emptied.empty or self.emptied.missing else ""
+
+
+@dataclass(frozen=True)
+class BackupTables:
+    """The tables that the newest dump has rows of, and its revision."""
+
+    backup: str = ""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a recovery stops, and the statement that it leaves out (None: it recovers all WAL)."""
+
+    stop: Stop
+    destruction: Destruction | None = None
+    given_up: int = 0
+
+
+def commits(number: int) -> str:
+    """`1 commit`, `2 commits`."""
+    return f"{number:,} commit{'s' * (number != 1)}"
+
+
+def tables_of(backup: Backup | None) -> BackupTables:
+    """The tables of a dump."""
+    if backup is None:
+        return BackupTables()
+    content = content_in(backup)
+    rows = {name: table.rows for name, table in content.tables.items() if table.rows and "." in name}
+    return BackupTables(backup.name, rows, content.revision)
+
+
+def newest_dump(env: Environment, source: str, stores: Stores = "backups") -> Backup | None:
+    """The newest dump of an environment in the stores of this one; None without any."""
+    with contextlib.suppress(OpsError, ValueError):
+        return find_backup.work(store_for(env, "postgres", stores), "postgres", environment=source)
+    return None
+
+
+def read_end(postgres: Postgres, database: str, tables: Collection[str]) -> DatabaseAtEnd:
+    """Query a server for the database, and for tables that are empty or missing.
+
+    Raises:
+        OpsError, Unreachable: it does not answer.
+    """
+    oid = read_database_oid(postgres, database)
+    return DatabaseAtEnd(oid, find_emptied_tables(postgres, database, tables) if oid else EmptiedTables({}, ()))
+
+
+def read_live_end(env: Environment, system: int, tables: Collection[str]) -> DatabaseAtEnd | None:
+    """The live database, if its server answers and is of the cluster `system`; None otherwise."""
+    live = nodes.ask(env.postgres)
+    if live is None or live.system != system:
+        return None
+    with contextlib.suppress(OpsError):
+        return read_end(env.postgres, env.postgres.database, tables)
+    return None
+
+
+def find_target(
+    report: Report,
+    env: Environment,
+    origin: PointOrigin,
+    found: FoundTarget,
+    latest: Stop,
+    directory: Path,
+    tables: BackupTables,
+    end: DatabaseAtEnd | None,
+    before: str,
+    rejected: Collection[int],
+) -> Target:
+    """Where to stop: at the end of the WAL (`latest`), or before the statement that destroyed data.
+
+    `end` None: the server does not answer. Then it stops at the end of the WAL, and the staged copy shows whether
+    something is missing. `before`: a transaction ID chosen by a person, or `none`. `rejected`: transactions that a
+    copy showed not to be the right ones.
+    """
+    files = [(link.segment, directory / link.segment.name) for link in found.links]
+    if not files or before == NONE:
+        return Target(latest)
+    oids = {end.oid} if end and end.oid else set[int]()
+    definitions = read_definitions(env.postgres, files, oids, origin.content.stop)
+    if before:
+        return _chosen(found.commits, before)
+    if end is None:
+        _show_drops(report, definitions)
+        return Target(latest)
+    if end.oid:
+        destroyed = _emptied(report, env, origin, files, definitions, tables, end, rejected)
+    else:
+        destroyed = _dropped(env, definitions, rejected)
+    if destroyed is None:
+        return Target(latest)
+    begin = begin_of(env.postgres, files, destroyed) if destroyed.statement == "DROP DATABASE" else destroyed.end.lsn
+    return _before(found.commits, replace(destroyed, begin=begin))
+
+
+def _chosen(commits: Sequence[Commit], before: str) -> Target:
+    if not before.strip().isdecimal():
+        raise OpsError(f"before is “{before[:40]}”", "give a transaction ID, none, or nothing")
+    xid = int(before) & 0xFFFFFFFF
+    one = next((commit for commit in commits if commit.xid == xid), None)
+    if one is None:
+        raise OpsError(f"transaction {before} is not in the WAL after the base backup", "give another transaction ID")
+    return _stop_at(commits, one.lsn)
+
+
+def _before(commits: Sequence[Commit], destroyed: Destruction) -> Target:
+    found = _stop_at(commits, destroyed.begin)
+    return Target(found.stop, destroyed, max(found.given_up - 1, 0))
+
+
+def _stop_at(commits: Sequence[Commit], lsn: int) -> Target:
+    earlier = [commit for commit in commits if commit.lsn < lsn]
+    later = [commit for commit in commits if commit.lsn >= lsn]
+    stop = Stop(lsn, False, earlier[-1] if earlier else None, later[0] if later else None)
+    return Target(stop, None, len(later))
+
+
+def _show_drops(report: Report, definitions: WalDefinitions) -> None:
+    """Databases that the WAL drops. Which of them was the application's, the staged copy shows."""
+    if drops := definitions.databases.found:
+        report.fact(
+            "databases dropped in the WAL",
+            f"{'; '.join(f'OID {one.database} by transaction {one.end.xid}' for one in drops[-MOST_SHOWN:])}. If the "
+            "staged copy lacks the application's database, it is built again up to just before the right one",
+        )
+
+
+def _dropped(env: Environment, definitions: WalDefinitions, rejected: Collection[int]) -> Destruction | None:
+    """The DROP DATABASE of the application's database, which does not exist at the end of the WAL. WAL has OIDs only;
+    the data directory knows which databases had its name. The staged copy proves it."""
+    drops = [one for one in definitions.databases.found if one.end.xid not in rejected]
+    named = set[int]()
+    if is_here(env.postgres.host):
+        with contextlib.suppress(OSError, ValueError, VerificationFailed):
+            named = databases_in(Path(env.postgres.data_directory), env.postgres.database)
+    known = [one for one in drops if one.database in named]
+    return (known or drops)[-1] if drops else None
+
+
+def _emptied(
+    report: Report,
+    env: Environment,
+    origin: PointOrigin,
+    files: Files,
+    definitions: WalDefinitions,
+    tables: BackupTables,
+    end: DatabaseAtEnd,
+    rejected: Collection[int],
+) -> Destruction | None:
+    """The first statement that emptied or dropped a table which is empty or missing now."""
+    missing = end.emptied.missing
+    if missing and end.emptied.revision != tables.revision:
+        report.warn(
+            "tables that the newest dump has, and the database has not",
+            "nothing to do if a migration dropped them: the schema's revision changed since. Otherwise find the "
+            "transaction (find-transaction), and run this again with before=TRANSACTION",
+            value=", ".join(missing),
+        )
+        missing = ()
+    if not end.emptied.empty and not missing:
+        return None
+    found = find_emptied(
+        env.postgres,
+        files,
+        definitions.tables,
+        end.emptied.empty,
+        missing,
+        tables.rows,
+        origin.content.stop,
+    )
+    found = [one for one in found if one.end.xid not in rejected]
+    rest = [*end.emptied.empty, *missing]
+    # A table may have been emptied and filled before: a restore truncates what it fills. Of several transactions that
+    # dropped relations, any may have dropped the missing tables: the last one is tried first.
+    if last := {name: one for one in found for name in one.tables}:
+        return min(last.values(), key=lambda one: one.end.lsn)
+    report.warn(
+        "tables without rows",
+        f"if that is wrong: the rows were deleted step by step, or before {origin.backup.name}. method=dump restores "
+        f"{tables.backup}, which has them; find-transaction shows who deleted them",
+        value=", ".join(rest),
+        expected=f"rows, as in {tables.backup}",
+    )
+    return None
+
+
+def report_target(report: Report, target: Target, newest: Commit | None) -> None:
+    """The statement that the recovery leaves out, and what is given up with it."""
+    if not (destroyed := target.destruction):
+        return
+    stop = target.stop
+    last = stop.before.text if stop.before else "the end of the base backup"
+    span = duration((newest.at - destroyed.end.at).total_seconds()) if newest else "0 s"
+    report.table(
+        "Statement that destroyed data",
+        ("statement", "transaction", "committed", "LSN", "recovery stops before", "commits given up after it"),
+        [
+            (
+                destroyed.what,
+                destroyed.end.xid,
+                destroyed.end.at.isoformat(),
+                lsn_text(destroyed.end.lsn),
+                lsn_text(stop.lsn),
+                target.given_up,
+            )
+        ],
+    )
+    report.fact("target", f"just before {destroyed.text}")
+    report.fact("last transaction restored", last)
+    report.prefer(
+        "data destroyed by a statement",
+        not target.given_up,
+        f"check that this statement was the mistake. To keep it, and the {commits(target.given_up)} after it, run "
+        "this with before=none; before=TRANSACTION chooses another one",
+        value=f"{destroyed.text}; {commits(target.given_up)} in {span} after it: given up",
+    )

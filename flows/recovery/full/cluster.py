@@ -1,0 +1,222 @@
+"""The cluster from a base backup and WAL, built and proven as a private instance, then swapped in by rename. The first
+half touches nothing live."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from blocks.environment import Environment
+from flows.database import expectations as check
+from flows.recovery.destruction import read_end
+from flows.recovery.full import bring_up, build, migration
+from flows.recovery.full.build import StagedCopies
+from flows.recovery.full.choose import Chosen
+from flows.recovery.full.start import other_databases
+from flows.recovery.options import Replay, RestoreOption, RestoreOptions
+from flows.recovery.point import build as point_build
+from flows.recovery.point import swap
+from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
+from runbook.errors import VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
+from runbook.report import Report
+from tasks.cluster.instance import PrivateInstance, running
+from tasks.cluster.swap import sync_cluster
+from tasks.postgres.restore.staged_copy import try_login
+from tasks.postgres.server.server import read_server
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.archive.fetch import fetch_histories
+
+MOST_TARGETS = 5
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """What a restore of the cluster needs. `databases`: the other databases that a person named: they are set back with
+    the application's."""
+
+    report: Report
+    permit: Permit
+    env: Environment
+    options: RestoreOptions
+    chosen: Chosen
+    strict: bool = False
+    databases: Sequence[str] = ()
+
+
+@dataclass
+class ClusterCopies(StagedCopies):
+    """The copies next to the live data. The cluster's is a private instance, stopped, on a new timeline."""
+
+    option: RestoreOption = field(kw_only=True)
+    timeline: int = field(kw_only=True)
+
+    @property
+    def replay(self) -> Replay:
+        """How the cluster was built."""
+        assert self.option.replay
+        return self.option.replay
+
+
+def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen, of: str, revision: str = "") -> None:
+    """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known."""
+    assert option.replay
+    replay, content = option.replay, option.replay.origin.content
+    links, wal = len(replay.found.links), replay.wal_bytes
+    report.plan(
+        "build the cluster",
+        f"{option.backup.name} in {replay.instance.root}",
+        size=content.bytes,
+        seconds=point_build.expected_seconds(env, point_build.BUILD, content.bytes),
+    )
+    replaying = point_build.expected_seconds(env, point_build.REPLAY, wal)
+    report.plan("replay", f"{links} segments of WAL", size=wal, seconds=replaying)
+    last = "the last transaction before the target" if replay.target.destruction else "the last transaction of the WAL"
+    report.plan("prove", f"the copy is {of} cluster, with {last}")
+    check.plan(report, env)
+    build.plan_others(report, env, chosen)
+    migration.judge(report, env, revision, chosen.files)
+    swap.plan(report, env)
+    build.plan_start(report, env)
+
+
+def build_copies(run: ClusterRun, option: RestoreOption) -> ClusterCopies:
+    """Build the cluster and the copies of Redis and the files, and prove them. Where the copy shows that a statement
+    destroyed the data, it is built again up to just before that statement.
+
+    Raises:
+        RunbookFailed, VerificationFailed: a copy fails its proof.
+    """
+    for _ in range(MOST_TARGETS):
+        if copies := _build_one(run, option):
+            break
+        option = run.options.again(option)
+    else:
+        raise VerificationFailed(
+            "no statement in the WAL explains what is missing in the copy", "find-transaction shows who deleted it"
+        )
+    others = build.build_others(run.permit, run.env, run.chosen)
+    build.prove_others(run.report, run.env, run.chosen, others)
+    copies.redis, copies.files, copies.strict = others.redis, others.files, run.strict
+    run.options.used = option
+    return copies
+
+
+def _build_one(run: ClusterRun, option: RestoreOption) -> ClusterCopies | None:
+    report, env = run.report, run.env
+    assert option.replay
+    replay = option.replay
+    origin, instance, stop = replay.origin, replay.instance, replay.stop
+    point_build.build(report, env, instance, origin, replay.found.links, instance.root / "wal")
+    # An earlier run may have used the next timeline's number: the archive would refuse it.
+    fetch_histories(archive_of(env, "backups", origin.content.system), instance.wal)
+    failpoint("full restore: cluster built")
+    with running(instance, stop, origin.chain.timeline.number, unsynced=True):
+        point_build.recover(report, instance, origin, len(replay.found.links))
+        point_build.prove(report, instance, origin, stop)
+        # A transaction after the target may hold locks until then: DROP and TRUNCATE do.
+        timeline = swap.promote(env, instance)
+        if not _is_at_target(run, replay):
+            return None
+        _judge_others(run, instance)
+        rows, name = point_build.compare(report, env, instance), env.postgres.database
+        copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
+        if run.options.in_place:
+            copies.origin = check.ExpectationsOrigin(option.newest)
+            checking = check.start(report, env, name, after=timeline, origin=copies.origin, on=instance.postgres)
+            _try_login(run, instance)
+            copies.rules = check.report_results(report, checking, "on the copy", strict=run.strict)
+    report.fail_if_critical()
+    sync_cluster(instance)
+    failpoint("full restore: cluster proven")
+    return copies
+
+
+def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
+    """Whether the copy has what it must have at its target. If not, `run.options` knows why.
+
+    Raises:
+        VerificationFailed: neither the base backup nor its WAL has the database.
+    """
+    options, target = run.options, replay.target
+    found = read_end(replay.instance.postgres, run.env.postgres.database, options.tables.rows)
+    if destroyed := target.destruction:
+        has = found.oid == destroyed.database if destroyed.statement == "DROP DATABASE" else bool(found.oid)
+        if has and not found.emptied.lacks(destroyed.tables):
+            return True
+        options.rejected.add(destroyed.end.xid)
+        return False
+    if options.end is None and not options.before and found.destroyed:
+        options.end = found
+        return False
+    if not found.oid:
+        raise VerificationFailed(
+            f"the copy has no database {run.env.postgres.database}", "restore from a dump (method=dump)"
+        )
+    return True
+
+
+def _judge_others(run: ClusterRun, instance: PrivateInstance) -> None:
+    """The swap replaces every database of the cluster: those that nobody named may not be set back."""
+    if not run.options.in_place:
+        return
+    others = [one for one in other_databases(run.env, read_server(instance.postgres)) if one not in run.databases]
+    judge_others(run.report, others)
+    run.report.fail_if_critical()
+
+
+def judge_others(report: Report, others: Sequence[str]) -> None:
+    """Whether other databases would be set back with the application's, without being named."""
+    report.require(
+        "other databases of the cluster",
+        not others,
+        f"method=cluster with databases={' '.join(others)} sets them back too; method=dump restores this database only",
+        value=", ".join(others) or "none, or named",
+        expected="none, or named in databases",
+    )
+
+
+def _try_login(run: ClusterRun, instance: PrivateInstance) -> None:
+    """Log in as the application's role, with its password as of the target."""
+    user = try_login(instance.postgres.model_copy(update={"host": "127.0.0.1"}), run.env.postgres.database)
+    run.report.require("log-in of the application's role to the copy", user == run.env.postgres.user, "", value=user)
+
+
+@contextlib.contextmanager
+def swapping_in(
+    run: ClusterRun, copies: ClusterCopies, services: SystemServices, cluster: ClusterServices
+) -> Iterator[None]:
+    """Make the copies live: the cluster, then Redis and the files. If that fails, or the block, before anything was
+    replaced, the services that ran are started again.
+
+    Raises:
+        OpsError: a rename fails.
+    """
+    report, permit, env = run.report, run.permit, run.env
+    with started_on_failure(services), started_on_failure(cluster):
+        try:
+            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline)
+        except BaseException:
+            services.swapped += cluster.swapped  # after a half-done swap nothing may be started
+            raise
+        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
+        services.last = cluster.last
+        services.stop()
+        bring_up.swap_others(report, permit, env, services, copies)
+        yield
+
+
+def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServices, cluster: ClusterServices) -> None:
+    """Start the database server with its WAL receiver, log in as the application, and migrate.
+
+    Raises:
+        OpsError: the server does not start, or refuses the log-in.
+    """
+    report, permit, env = run.report, run.permit, run.env
+    cluster.last = services.last
+    swap.start_server(report, permit, env, cluster)
+    user = try_login.after(cluster.last)(env.postgres, env.postgres.database)
+    name = env.postgres.database
+    services.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user

@@ -1,0 +1,266 @@
+"""The recovery option of a full restore: the cluster from a base backup and WAL, or a dump of the database. `auto`
+takes the one that loses least; where its proof fails, the next one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from blocks.environment import START_ORDER, Environment, Stores
+from blocks.services.service import DockerServices
+from flows.pinned import pin_database
+from flows.recovery.destruction import commits
+from flows.recovery.full import bring_up, choose, cluster
+from flows.recovery.full.choose import Chosen
+from flows.recovery.full.cluster import ClusterCopies, ClusterRun
+from flows.recovery.full.database_server import FoundServer, judge_standby
+from flows.recovery.full.start import other_databases
+from flows.recovery.options import LOGICAL, PHYSICAL, RestoreOption, RestoreOptions, attempting, require_known
+from flows.recovery.point import choice, swap
+from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
+from flows.redis.restore.sources import RedisSource, remembered
+from runbook import clock
+from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
+from runbook.report import Report
+from runbook.units import duration
+from tasks.backups.catalogue import LATEST, kind_of
+from tasks.host.disk import is_here
+from tasks.host.services import read_services
+from tasks.postgres.restore.swap import advisory_lock
+from tasks.postgres.server.server import presence, read_server
+
+Method = Literal["auto", "cluster", "dump"]
+
+
+@dataclass(frozen=True)
+class ClusterParameters:
+    """The parameters of a run that matter for a restore of the cluster."""
+
+    method: Method
+    backup: str
+    source: Stores
+    without: Sequence[choose.Part]
+    stop_services: str
+    strict: bool
+    databases: Sequence[str]
+    before: str
+    redis_source: RedisSource
+
+
+@dataclass
+class ClusterRestore:
+    """A chosen restore of the cluster: its option, and the backups of Redis and the files that belong to it."""
+
+    options: RestoreOptions
+    option: RestoreOption
+    chosen: Chosen
+    found: FoundServer
+
+
+def find_options(report: Report, env: Environment, given: ClusterParameters) -> RestoreOptions | None:
+    """The options between which the run chooses. None: there is only the dump, by the parameters or because the
+    environment has no base backups.
+
+    Raises:
+        OpsError: method=cluster is impossible, or contradicts `backup`.
+    """
+    kind = "" if given.backup == LATEST else kind_of(given.backup, "postgres")
+    if given.method == "dump" or (given.method == "auto" and kind == "postgres"):
+        if kind == "cluster":
+            raise OpsError(f"method=dump cannot restore {given.backup}", "give a dump (backup_…), or method=cluster")
+        return None
+    if kind == "postgres":
+        raise OpsError(f"method=cluster cannot restore {given.backup}", "give a base backup (base_…), or method=dump")
+    asked = given.method == "cluster" or kind == "cluster"
+    if why := _missing(env):
+        if asked:
+            raise OpsError(f"the cluster cannot be restored: {why}", "choose method=dump, or restore-to-point by hand")
+        return None
+    kinds = (PHYSICAL,) if given.method == "cluster" else (PHYSICAL, LOGICAL)
+    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, given.before)
+    require_known(env, env.name, given.backup, stores=given.source)
+    if not options.base_backups():
+        if asked:
+            raise OpsError(
+                f"the cluster cannot be restored: there is no base backup of {env.name}'s cluster",
+                "choose method=dump; run backup-cluster afterwards",
+            )
+        return None
+    return options
+
+
+def _missing(env: Environment) -> str:
+    """Why this environment can restore no cluster; "" if it can."""
+    if not env.has("wal"):
+        return "its TOML has no [wal]"
+    if not is_here(env.postgres.host) or isinstance(env.services, DockerServices):
+        return "its data directory is not on this host"
+    return ""
+
+
+def decide(
+    report: Report, env: Environment, given: ClusterParameters, options: RestoreOptions
+) -> ClusterRestore | None:
+    """Choose the option with the least loss, and judge it. None: it is the dump.
+
+    Raises:
+        OpsError: there is no option.
+        RunbookFailed: what the chosen one needs is missing.
+    """
+    state = presence(env.postgres)
+    others = list[str]()
+    if state == "up":
+        others = [one for one in other_databases(env, read_server(env.postgres)) if one not in given.databases]
+    if others and given.method == "auto":
+        report.warn(
+            "recovery from base backup and WAL",
+            f"nothing to do. To set these databases back too, run this with method=cluster databases={others}: that "
+            "loses less than the dump",
+            value=f"not used: the cluster also has {', '.join(others)}",
+        )
+        return None
+    if others:
+        cluster.judge_others(report, others)
+        report.fail_if_critical()
+    choice.ship(report, env, given.source)
+    option = options.choose()
+    if not option.replay:
+        return None
+    if state != "up":
+        what = "down" if state == "down" else "missing"
+        report.warn("database server", "nothing to do: this run replaces it", value=what)
+        judge_standby(report, env)
+    services = read_services(env.services, env.services_in(START_ORDER))
+    found = FoundServer(state, services, None)
+    running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
+    report.fact("services found running", running)
+    report.require(
+        "services",
+        env.postgres.service in env.services.names,
+        "add it to [services.names]: this run stops and starts it",
+        value=", ".join(env.services.names),
+        expected=env.postgres.service,
+    )
+    return ClusterRestore(options, option, _with_others(report, env, given, option), found)
+
+
+def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:
+    return choose.with_others(
+        *(report, env, option.backup, option.newest, given.source, given.without, given.redis_source),
+        latest=given.backup == LATEST,
+    )
+
+
+def plan(report: Report, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> None:
+    """Plan every step, and pin what the run replaces."""
+    option = restore.option
+    assert option.replay
+    cluster.plan(report, env, option, restore.chosen, "this", restore.options.tables.revision)
+    if given.databases:
+        report.fact("other databases set back too", ", ".join(given.databases))
+    destroyed = option.replay.target.destruction
+    report.pin_state("recovery target", destroyed.text if destroyed else given.before or "the end of the WAL")
+    pin_database(report, env.postgres, replaced=True, up=restore.found.presence == "up")
+    choose.pin_others(report, env, restore.chosen)
+
+
+def acts(env: Environment, chosen: Chosen) -> tuple[Act, ...]:
+    """The acts of both methods: the run may fall back to the dump."""
+    return tuple(dict.fromkeys([*chosen.acts(env), *swap.acts(env)]))
+
+
+def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> bool:
+    """Restore the cluster, from the first base backup that passes its proof. False: none does, and the dump is next.
+
+    Raises:
+        OpsError: none does, and the dump may not be used; or the swap fails.
+    """
+    while True:
+        with attempting(report, restore.option.backup.name) as attempt, contextlib.ExitStack() as stack:
+            ready = _build(report, permit, env, restore, given, stack)
+            remembering = stack.pop_all()
+        if not attempt.failure:
+            break
+        restore.options.tried.add(restore.option.backup.name)
+        restore.option = restore.options.choose()
+        if not restore.option.replay:
+            return False
+        restore.chosen = _with_others(report, env, given, restore.option)
+    parts, copies, services = ready
+    server = read_cluster_services(report, env)
+    live = env.postgres.data_directory
+    services.undo = (
+        f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
+    )
+    with remembering, cluster.swapping_in(parts, copies, services, server):
+        pass
+    cluster.start_cluster(parts, copies, services, server)
+    bring_up.start(report, env, copies, services)
+    _report_results(report, env, given, parts, copies, services)
+    swap.report_follow_up(
+        report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=not restore.chosen.redis
+    )
+    return True
+
+
+def _build(
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    restore: ClusterRestore,
+    given: ClusterParameters,
+    stack: contextlib.ExitStack,
+) -> tuple[ClusterRun, ClusterCopies, SystemServices]:
+    """Build and prove the copies. While a live server may still take writes that the copy must have, the application
+    stops first. Until `stack` is closed, a run after a killed one takes the same source of Redis's data."""
+    option, up = restore.option, restore.found.presence == "up"
+    assert option.replay
+    services = bring_up.system_services(report, permit, env, restore.chosen, restore.found, last=permit)
+    to_the_end = not option.replay.target.destruction and not given.before
+    survivor = restore.chosen.redis_survivor
+    stack.enter_context(remembered(env, survivor, services.swapped))
+    with started_on_failure(services):
+        if given.stop_services == "first" or (up and to_the_end) or survivor:
+            services.stop()
+        restore.chosen = choose.captured(report, permit, env, restore.chosen)
+        parts = ClusterRun(report, permit, env, restore.options, restore.chosen, given.strict, given.databases)
+        if up and to_the_end:  # what clients wrote since the plan
+            choice.ship(report, env, given.source)
+            option = restore.options.again(option)
+        if up:
+            with advisory_lock(env.postgres):
+                copies = cluster.build_copies(parts, option)
+        else:
+            copies = cluster.build_copies(parts, option)
+    return parts, copies, services
+
+
+def _report_results(
+    report: Report,
+    env: Environment,
+    given: ClusterParameters,
+    parts: ClusterRun,
+    copies: ClusterCopies,
+    services: SystemServices,
+) -> None:
+    """Compare with the RTO and RPO, and list the lost writes."""
+    bring_up.judge_time(report, env)
+    option, target = copies.option, copies.replay.target
+    lost = max((option.newest_known - option.newest).total_seconds(), 0.0)
+    report.fact("newest point restored", f"{clock.text(option.newest, 'microseconds')}, from {option.kind}")
+    where = target.destruction.text if target.destruction else f"transaction {given.before}"
+    after = f"{commits(target.given_up)} after {where}"
+    report.fact("lost", after if target.given_up else "no commit that the WAL has")
+    report.prefer(
+        "data loss against the RPO",
+        lost <= env.rpo_seconds,
+        "check what follows the statement (find-transaction)",
+        value=duration(lost),
+        expected=f"at most {duration(env.rpo_seconds)}",
+    )
+    stored = replace(parts.chosen, database=option.backup)
+    bring_up.report_lost_writes(report, env, option.newest, services, stored_are_kept=True)
+    bring_up.finish(report, stored)

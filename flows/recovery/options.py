@@ -1,0 +1,405 @@
+"""The recovery of a database with the least loss: from a base backup and WAL, or from a dump. Where one fails, the
+report says why, and the next one is tried. full-restore uses it in place, region-failover in another region."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from blocks.environment import Environment, Stores
+from blocks.postgres import nodes
+from flows.database import restore_steps as database
+from flows.database.base_backup import judge_space, judge_version
+from flows.database.free_space import WAL_RATIO
+from flows.database.wal_reading import mend
+from flows.recovery.destruction import (
+    BackupTables,
+    DatabaseAtEnd,
+    Target,
+    commits,
+    find_target,
+    newest_dump,
+    read_live_end,
+    report_target,
+    tables_of,
+)
+from flows.recovery.point import choice
+from flows.recovery.point.choice import PointOrigin
+from flows.recovery.point.target import FoundTarget, find_in_wal
+from flows.store import store_for
+from runbook import clock
+from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
+from runbook.report import Report, Status
+from runbook.units import duration, size
+from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
+from tasks.cluster.content import cluster_in
+from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, sweep_instance
+from tasks.cluster.target import RecoveryTarget, Stop
+from tasks.host.disk import disk_on
+from tasks.postgres.restore.staged_copy import content_in
+from tasks.wal.format.names import lsn_of, lsn_text
+from tasks.wal.reading.supply import system_here
+
+NEWEST = RecoveryTarget("latest")
+PHYSICAL, LOGICAL = "base backup and WAL", "dump"
+BUILD_BYTES_PER_SECOND = 150e6
+COLUMNS = ("kind", "from", "newest point", "lost", "takes", "disk space: needed / free", "")
+OPTIONS = "Recovery options for the database, the least loss first"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The replay of an option: the end of its WAL, the target, and the private instance that replays it."""
+
+    origin: PointOrigin
+    found: FoundTarget
+    target: Target
+    instance: PrivateInstance
+
+    @property
+    def stop(self) -> Stop:
+        """Where the recovery stops."""
+        return self.target.stop
+
+    @property
+    def wal_bytes(self) -> int:
+        """The WAL that it replays at most."""
+        return len(self.found.links) * self.origin.content.segment_bytes
+
+
+@dataclass(frozen=True)
+class RestoreOption:
+    """One backup to restore the database from, with the WAL after it where `replay` is set. It has every write up to
+    `newest`, and none after it."""
+
+    backup: Backup
+    newest: datetime
+    replay: Replay | None = None
+
+    @property
+    def kind(self) -> str:
+        """Base backup and WAL, or dump."""
+        return PHYSICAL if self.replay else LOGICAL
+
+    @property
+    def text(self) -> str:
+        """The backup, and the newest write that it has."""
+        more = f" and {len(self.replay.found.links)} segments of WAL" if self.replay else ""
+        return f"{self.backup.name}{more}: up to {clock.text(self.newest, 'microseconds')}"
+
+    @property
+    def newest_known(self) -> datetime:
+        """The newest commit in its WAL, other than the one that destroyed data."""
+        if not self.replay or not self.replay.found.newest or not self.replay.target.given_up:
+            return self.newest
+        return self.replay.found.newest.at
+
+    def loss_text(self, newest: datetime) -> str:
+        """The loss, with the newest known commit at `newest`."""
+        lost = max((newest - self.newest).total_seconds(), 0.0)
+        if not self.replay:
+            return f"{lost:,.1f} s"
+        given_up = self.replay.target.given_up
+        return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
+
+    @property
+    def seconds(self) -> float:
+        """An estimate of its restore, without the application's start."""
+        if self.replay:
+            return self.replay.origin.content.bytes / BUILD_BYTES_PER_SECOND + self.replay.wal_bytes / 60e6
+        return content_in(self.backup).bytes / database.RESTORE_BYTES_PER_SECOND
+
+    @property
+    def needs(self) -> int:
+        """The bytes of disk space that it needs."""
+        if self.replay:
+            return int(self.replay.origin.content.bytes * 1.05) + self.replay.wal_bytes
+        return int(content_in(self.backup).bytes * (1 + WAL_RATIO))
+
+
+@dataclass
+class RestoreAttempt:
+    """Why an attempt failed; "" where it succeeded."""
+
+    failure: str = ""
+
+
+@contextlib.contextmanager
+def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
+    """A failure inside does not end the run: it becomes a WARN, and the run tries the next option. An unreachable store
+    ends the run: it may hold backups. So does an object that does not restore: to restore without it may lose less than
+    the next option."""
+    attempt, first = RestoreAttempt(), len(report.findings)
+    try:
+        yield attempt
+    except (Unreachable, LockLost, NotConfirmed, NotRestorable):
+        raise
+    except OpsError as error:
+        bad = [found for found in report.findings[first:] if found.status is Status.CRITICAL]
+        failed = bad[0] if bad and isinstance(error, RunbookFailed) else None
+        attempt.failure = f"{failed.name}: {failed.value}" if failed else error.message
+        report.findings[first:] = [
+            replace(found, status=Status.WARN) if found in bad else found for found in report.findings[first:]
+        ]
+        hint = failed.hint if failed else error.hint
+        report.warn(f"not used: {what}", hint or "nothing to do: the run tries the next option", value=attempt.failure)
+
+
+@dataclass
+class RestoreOptions:
+    """The backups of the environment `source` in the stores of this one. `tried`: those that failed; `wanted`: the one
+    to try first, whatever it loses; `used`: the one that is live now.
+
+    `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
+    person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
+    transactions that a copy showed not to be the ones that destroyed data."""
+
+    report: Report
+    env: Environment
+    source: str
+    wanted: str
+    kinds: Sequence[str] = (PHYSICAL, LOGICAL)
+    stores: Stores = "backups"
+    before: str = ""
+    tried: set[str] = field(default_factory=set)
+    used: RestoreOption | None = None
+    end: DatabaseAtEnd | None = None
+    rejected: set[int] = field(default_factory=set)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the environment restores its own backups."""
+        return self.source == self.env.name
+
+    @functools.cached_property
+    def tables(self) -> BackupTables:
+        """The tables that the newest dump has rows of."""
+        return tables_of(newest_dump(self.env, self.source, self.stores))
+
+    def choose(self) -> RestoreOption:
+        """The option with the least loss whose files match their manifests.
+
+        Raises:
+            OpsError: none is left.
+            Unreachable: a store does not answer.
+        """
+        while True:
+            found, reasons = self._ranked()
+            option = found[0]
+            with attempting(self.report, option.backup.name) as attempt:
+                if option.replay:
+                    choice.fetch_files(self.report, option.replay.origin)
+                elif not self.in_place:  # there the dump is judged with the rest of its restore
+                    database.choose_backup(self.report, self.env, option.backup.name, of=self.source)
+            if not attempt.failure:
+                self._show(found, reasons, option)
+                self.report.fact("database from", f"{option.kind}: {option.text}")
+                self.report.pin("backup", option.backup.name)
+                self._judge_gap(option)
+                if option.replay:
+                    report_target(self.report, option.replay.target, option.replay.found.newest)
+                return option
+            self.tried.add(option.backup.name)
+
+    def again(self, option: RestoreOption) -> RestoreOption:
+        """The same base backup with the WAL that the archive has now, up to the target by what is known now (`end`).
+
+        Raises:
+            OpsError: the WAL cannot be read.
+        """
+        assert option.replay
+        put_away(option.replay.instance)
+        found = self._replayed(option.backup.name)
+        assert found.replay
+        report_target(self.report, found.replay.target, found.replay.found.newest)
+        return found
+
+    def _judge_gap(self, option: RestoreOption) -> None:
+        """The option loses what follows a gap in the WAL: the operator must accept that by naming the backup."""
+        if not option.replay or not (behind := option.replay.found.behind):
+            return
+        why = option.replay.found.damage or option.replay.origin.chain.end_reason
+        where = "the WAL receiver and pg_wal" if self.in_place else "the old region's WAL receiver and pg_wal"
+        self.report.fail(
+            "WAL without a gap",
+            f"find an intact copy of that segment ({where}, another bucket) and copy it into the store. Without one, "
+            f"run this again with backup={option.backup.name}, which accepts that loss",
+            value=f"{why}; after it: {behind.text}",
+            expected="no gap",
+            worst=Status.WARN if option.backup.name == self.wanted else Status.CRITICAL,
+        )
+
+    def _ranked(self) -> tuple[list[RestoreOption], dict[str, str]]:
+        """The options, the least loss first; and why a kind has none."""
+        reasons, found = dict[str, str](), list[RestoreOption]()
+        for kind, find in ((PHYSICAL, self._physical), (LOGICAL, self._logical)):
+            if kind not in self.kinds:
+                continue
+            with attempting(self.report, kind) as attempt:
+                found += find()
+            if attempt.failure:
+                reasons[kind] = attempt.failure
+        found.sort(key=lambda one: self._rank(one, found), reverse=True)
+        if not found:
+            failures = "; ".join(f"{kind}: {why}" for kind, why in reasons.items())
+            where = "the servers' disks" if self.in_place else "the old region's disks"
+            raise OpsError(
+                f"nothing in the stores of {self.env.name} restores {self.source}'s database: {failures}",
+                f"find another copy of what is damaged: on {where}, in another bucket",
+            )
+        return found, reasons
+
+    def _rank(self, option: RestoreOption, others: Sequence[RestoreOption]) -> tuple[bool, datetime, bool]:
+        """The wanted one first, then the newest. On an idle database a dump is younger than the last commit, which the
+        WAL has too: then neither loses anything, and the cluster is restored exactly."""
+        newest = min([option.newest, *(one.newest for one in others if self._covers(one, option))])
+        return option.backup.name == self.wanted, newest, option.replay is not None
+
+    def _covers(self, cluster: RestoreOption, dump: RestoreOption) -> bool:
+        """Whether the WAL up to the target has everything that the dump has. Positions of two clusters do not
+        compare."""
+        if not cluster.replay or dump.replay or not self.in_place:
+            return False
+        replay, origin = cluster.replay, cluster.replay.origin
+        live = nodes.ask(self.env.postgres)
+        if (live.system if live else system_here(self.env)) != origin.content.system:
+            return False
+        stop = replay.stop.lsn if replay.target.destruction else max((one.end for one in replay.found.links), default=0)
+        return lsn_of(content_in(dump.backup).lsn) <= stop
+
+    def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
+        """The options with their losses, against the newest known commit, and the chosen one."""
+        known = [one.newest_known for one in found if one.replay]
+        newest = max(known) if self.in_place and known else self.report.started
+        disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
+        free = size(disk.free_bytes) if disk else "not measured"
+        rows = [
+            (
+                *(one.kind, one.backup.name, one.newest.isoformat(), one.loss_text(newest)),
+                *(f"about {duration(one.seconds)}", f"{size(one.needs)} / {free}", "chosen" if one is chosen else ""),
+            )
+            for one in found
+        ]
+        self.report.table(OPTIONS, COLUMNS, [*rows, *((kind, why, "none", *[""] * 4) for kind, why in reasons.items())])
+
+    def _physical(self) -> list[RestoreOption]:
+        """The newest usable base backup, with all WAL after it."""
+        store = store_for(self.env, "cluster", self.stores)
+        for backup in self.base_backups():
+            if backup.name in self.tried:
+                continue
+            with attempting(self.report, backup.name) as attempt:
+                option = self._replayed(backup.name)
+            if not attempt.failure:
+                return [option]
+            self.tried.add(backup.name)
+        raise OpsError(
+            f"there is no base backup of {self.source} in {store.where}",
+            "run backup-cluster"
+            if self.in_place
+            else "take them with backup-cluster there, and copy them with replicate-backups",
+        )
+
+    def base_backups(self) -> list[Backup]:
+        """Those to try, in order: the wanted one, then the newest. In place, only those of the live cluster, if its
+        server answers."""
+        store = store_for(self.env, "cluster", self.stores)
+        known = [one for one in open_all(store, "cluster")[0] if one.manifest.environment == self.source]
+        live = nodes.ask(self.env.postgres) if self.in_place and known else None
+        left = [
+            one
+            for one in known
+            if (one.name == self.wanted or not one.failed) and (not live or cluster_in(one).system == live.system)
+        ]
+        return sorted(left, key=lambda one: (one.name == self.wanted, one.manifest.taken), reverse=True)
+
+    def _replayed(self, name: str) -> RestoreOption:
+        report, env = self.report, self.env
+        of = "" if self.in_place else self.source
+        origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
+        judge_version(report, env, origin.backup)
+        judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
+        report.fail_if_critical()
+        sweep_instance(root := root_for(env.postgres))
+        instance = prepare_instance(env.postgres, root)
+        report.at_end(lambda: put_away(instance))
+        found = find_in_wal(env, origin, NEWEST, root / "wal")
+        mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
+        latest = self._end_of(origin, found)
+        end = self.end
+        if end is None and self.in_place:
+            end = read_live_end(env, origin.content.system, self.tables.rows)
+        target = find_target(
+            *(report, env, origin, found, latest, root / "wal", self.tables, end, self.before), self.rejected
+        )
+        before = target.stop.before
+        newest = before.at if before else cluster_in(origin.backup).stopped
+        newest = target.destruction.end.at if target.destruction else newest
+        return RestoreOption(origin.backup, newest, Replay(origin, found, target, instance))
+
+    def _end_of(self, origin: PointOrigin, found: FoundTarget) -> Stop:
+        """Where the readable WAL ends."""
+        newest = found.newest
+        stop = found.stop or (Stop(newest.lsn, True, newest, None) if newest else Stop(0, False, None, None))
+        reachable = stop.before.text if stop.before else f"the end of the base backup, LSN {origin.content.stop_lsn}"
+        self.report.fact("newest point of the WAL", reachable)
+        if found.damage:
+            self.report.warn(
+                "WAL in the store",
+                "find that segment elsewhere before anything is written here: without it, everything up to "
+                f"{reachable} can be restored",
+                value=found.damage,
+                expected="no gap",
+            )
+        if not found.links:
+            hint = f"check that the archiver of {self.source} ships to this store; only the base backup can be restored"
+            self.report.warn("WAL in the store", hint, value="none after the base backup")
+        else:
+            self.report.fact("readable WAL", f"{len(found.links)} segments up to {lsn_text(found.links[-1].end)}")
+        return stop
+
+    def _logical(self) -> list[RestoreOption]:
+        """The newest dump that did not fail."""
+        store = store_for(self.env, "postgres", self.stores)
+        known, unreadable = open_all(store, "postgres")
+        if unreadable:
+            hint = f"check them in {store.where}"
+            self.report.warn("unreadable manifests", hint, value=", ".join(unreadable[-5:]))
+        own = [one for one in known if one.manifest.environment == self.source and one.name not in self.tried]
+        chosen = [one for one in own if one.name == self.wanted] or [one for one in own if not one.failed]
+        if not chosen:
+            raise OpsError(
+                f"there is no dump of {self.source}'s database in {store.where}", "copy them with replicate-backups"
+            )
+        newest = max(chosen, key=lambda one: one.manifest.taken)
+        return [RestoreOption(newest, newest.manifest.taken)]
+
+
+def require_known(
+    env: Environment,
+    source: str,
+    wanted: str,
+    kinds: Collection[str] = ("postgres", "cluster"),
+    stores: Stores = "backups",
+) -> None:
+    """Check that the named backup exists, and is of the environment `source`.
+
+    Raises:
+        OpsError: it does not, or is not.
+    """
+    if wanted == LATEST:
+        return
+    kind = kind_of(wanted, "postgres")
+    if kind not in kinds:
+        raise OpsError(
+            f"{wanted} is no backup of a database", "give a dump (backup_…), a base backup (base_…), or latest"
+        )
+    store = store_for(env, kind, stores)
+    own = [one.name for one in open_all(store, kind)[0] if one.manifest.environment == source]
+    if wanted not in own:
+        newest = ", ".join(reversed(own[-3:])) or "none"
+        raise OpsError(f"there is no backup “{wanted[:80]}” of {source} in {store.where}", f"the newest: {newest}")

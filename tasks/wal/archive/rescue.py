@@ -1,0 +1,87 @@
+"""WAL that only the server has: the segments of its `pg_wal` after the end of the archive, shipped as the receiver's.
+
+The server may be dead. Its files are not trusted: a segment must be of the archive's cluster and newest timeline,
+follow the archive without a gap, and decode. What follows the last readable record is older than its place, and is cut
+off.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from blocks.environment import Environment, Stores
+from runbook.kinds import action
+from tasks.host.disk import is_here
+from tasks.stores.directory import told
+from tasks.wal.archive.archive import ArchiveListing, timeline_in
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.archive.ship import Destination, Shipped, ship
+from tasks.wal.format.names import Segment, Timeline
+from tasks.wal.format.pages import next_record
+from tasks.wal.reading.local import Local, find_segments
+from tasks.wal.reading.waldump import commits_in
+
+
+@action(idempotent=True)
+def ship_server_wal(env: Environment, which: Stores) -> Shipped:
+    """Ship the WAL that only `pg_wal` of the server on this host has into one archive.
+
+    Raises:
+        OpsError, Unreachable: the directory or the archive cannot be accessed.
+    """
+    directory = Path(env.postgres.data_directory) / "pg_wal"
+    if env.wal.tool == "pgbackrest" or not is_here(env.postgres.host) or not directory.is_dir():
+        return Shipped()
+    local = find_segments(directory)
+    if not local:
+        return Shipped()
+    archive = archive_of(env, which, local[-1].system)
+    listing = archive.listing()
+    if not (listing.segments or listing.partials):
+        return Shipped()
+    wanted = _after(local, listing, timeline_in(archive, listing))
+    if not wanted:
+        return Shipped()
+    spool = Path(env.backups.spool) / env.name
+    with told(spool):
+        spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix=".wal-", dir=spool) as copies:
+            _copy_readable(env, wanted, Path(copies))
+            return ship(Path(copies), Destination(which, partial(archive_of, env, which)))
+
+
+def _after(local: list[Local], listing: ArchiveListing, timeline: Timeline) -> list[Local]:
+    """Those that continue the archive: its last segment and what follows it without a gap."""
+    archived = [name for name in (*listing.segments, *listing.partials) if int(name[:8], 16) == timeline.number]
+    own = {
+        one.segment.number: one for one in local if one.timeline == timeline.number and one.system == local[-1].system
+    }
+    if not archived or not own:
+        return []
+    number = max(Segment.named(name, local[-1].bytes).number for name in archived)
+    number += number not in own
+    found = []
+    while number in own:
+        found.append(own[number])
+        number += 1
+    return found
+
+
+def _copy_readable(env: Environment, wanted: list[Local], directory: Path) -> None:
+    """Copy segments as a receiver has them: finished ones, and the beginning of the last one as `.partial`."""
+    files = [(one.segment, directory / one.name) for one in wanted]
+    for one, (_, path) in zip(wanted, files, strict=True):
+        shutil.copyfile(one.path, path)  # of a running server: it writes on
+    ends = list[int]()
+    commits_in(env.postgres, files, ends.append)
+    reached = next_record(files, ends[0]) if ends else files[-1][0].end
+    for segment, path in files:
+        if segment.end <= reached:
+            continue
+        if segment.start < reached:
+            content = path.read_bytes()[: reached - segment.start]
+            path.with_name(f"{path.name}.partial").write_bytes(content.ljust(segment.bytes, b"\0"))
+        path.unlink()

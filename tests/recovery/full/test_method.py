@@ -1,0 +1,159 @@
+"""full_restore takes the option that loses least: base backup and WAL, otherwise the dump."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks.environment import Environment
+from flows.database.backup import backup_database
+from flows.database.base_backup import backup_cluster
+from flows.recovery.full import cluster
+from flows.recovery.full_restore import full_restore
+from runbook.errors import OpsError, RunbookFailed, VerificationFailed
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.drill.ledger import WriteLedger
+from tasks.drill.lost_writes import find_lost_writes
+from tasks.drill.writer import Writer
+from tasks.wal.reading.destruction import DroppedDatabases
+from tests.fixtures.reports import values as findings
+from tests.recovery.conftest import System, restore
+
+WRITES = 20
+
+
+@pytest.fixture(scope="module")
+def based(system: System) -> Iterator[System]:
+    """A dump, then a base backup. Afterwards the standby follows the last cluster, and there is no base backup."""
+    backup_database.fn(system.name)
+    backup_cluster.fn(system.name)
+    try:
+        yield system
+    finally:
+        for base in system.store("cluster").glob("base_*"):
+            shutil.rmtree(base)
+        system.lab.renew_standby()
+        backup_database.fn(system.name)
+
+
+def options(report: Report) -> dict[str, tuple[str, ...]]:
+    """The rows of the options' table by kind."""
+    table = [one for one in report.evidence if one.name.startswith("Recovery options for the database")][-1]
+    return {row[0]: row for row in table.rows}
+
+
+def messages(system: System) -> int:
+    ((count,),) = system.sql("SELECT count(*) FROM interview_messages")
+    return int(count)
+
+
+def test_a_dropped_database_is_restored_to_just_before_the_drop(based: System, tmp_path: Path) -> None:
+    """The demo's disaster. By the ledger and by the application's log no acknowledged write is lost."""
+    application, ledger = Environment.find(based.name).application, WriteLedger(tmp_path / "writes.jsonl")
+    with Writer(application, ledger, per_second=50):
+        until(lambda: len(ledger.acknowledged()) >= WRITES, what="the client's writes", seconds=120)
+    based.drop()
+    plan = full_restore.fn(based.name)
+    assert plan.status is Status.PLANNED, plan.sentence()
+    assert "DROP DATABASE by transaction" in plan.facts["target"]
+    rows = options(plan)
+    assert rows["base backup and WAL"][3].startswith("0.0 s")
+    assert rows["base backup and WAL"][-1] == "chosen"
+    assert float(rows["dump"][3].split()[0].replace(",", "")) > 0
+    report = full_restore.fn(based.name, confirm=based.name)
+    assert report.status is Status.WARN, report.sentence()
+    lost = find_lost_writes(ledger, based.lab.status()["postgres"]["dsn"], application)
+    assert lost.lost == ()
+    assert report.facts["writes lost"].startswith("0 ")
+    assert based.log_in()
+    assert "rejoin-standby" in " ".join(one.next_step for one in report.findings)
+
+
+def test_an_emptied_table_comes_back_and_a_killed_run_is_launched_again(based: System) -> None:
+    """Killed between the renames no directory is live: the next run finds the statement in the copy, not in the
+    server."""
+    rows = messages(based)
+    based.sql("TRUNCATE interview_messages CASCADE")
+    based.sql("CREATE TABLE afterwards ()")
+    plan = full_restore.fn(based.name)
+    assert "TRUNCATE of public.interview_messages" in findings(plan)["data destroyed by a statement"]
+    assert options(plan)["base backup and WAL"][3].endswith("1 commit given up")
+    kept = full_restore.fn(based.name, before="none")
+    assert "target" not in kept.facts
+    assert restore(based, "--method", "auto", OPS_FAILPOINT="cluster: between renames").returncode == -signal.SIGKILL
+    done = restore(based, "--method", "auto")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert messages(based) == rows
+    assert based.sql("SELECT to_regclass('afterwards')") == [(None,)]
+
+
+def test_a_cluster_that_fails_its_proof_gives_way_to_the_dump(based: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise VerificationFailed("the copy is not at the target", "nothing live was touched")
+
+    monkeypatch.setattr(cluster, "build_copies", fail)
+    rows = messages(based)
+    backup_database.fn(based.name)
+    report = full_restore.fn(based.name, confirm=based.name)
+    told = findings(report)
+    (name,) = [one for one in told if one.startswith("not used: base_")]
+    assert "the copy is not at the target" in told[name]
+    assert "copy equal to the backup" in told
+    assert messages(based) == rows
+    with pytest.raises(OpsError, match="nothing in the stores of"):
+        full_restore.fn(based.name, method="cluster", confirm=based.name)
+    assert based.log_in()
+
+
+def test_other_databases_are_never_set_back_silently(based: System) -> None:
+    based.sql("CREATE DATABASE other_app", "postgres")
+    try:
+        plan = full_restore.fn(based.name)
+        assert "other_app" in findings(plan)["recovery from base backup and WAL"]
+        assert "staged copy" in " ".join(step.detail for step in plan.plan_steps)
+        with pytest.raises(RunbookFailed, match="other databases of the cluster: other_app"):
+            full_restore.fn(based.name, method="cluster")
+        named = full_restore.fn(based.name, method="cluster", databases=["other_app"])
+        assert "build the cluster" in {step.step for step in named.plan_steps}
+    finally:
+        based.sql("DROP DATABASE other_app", "postgres")
+    for parameters, sentence in (
+        ({"method": "dump", "backup": "base_20260101_000000"}, "method=dump cannot restore base_"),
+        ({"method": "cluster", "backup": "20260101"}, "method=cluster cannot restore 20260101"),
+        ({"backup": "base_20260101_000000"}, "there is no backup “base_20260101_000000”"),
+    ):
+        with pytest.raises(OpsError, match=sentence):
+            full_restore.fn(based.name, **parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.soak
+def test_killed_at_every_boundary_of_the_cluster(based: System, tmp_path: Path) -> None:
+    log, words = tmp_path / "points", ("--method", "cluster")
+    assert restore(based, *words, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    points = list(dict.fromkeys(log.read_text().splitlines()))
+    assert {"full restore: cluster built", "full restore: cluster proven", "cluster: between renames"} <= set(points)
+    for point in points:
+        assert restore(based, *words, OPS_FAILPOINT=point).returncode == -signal.SIGKILL, point
+        done = restore(based, *words)
+        assert done.returncode == 0, f"{point}: {done.stderr[-1500:]}"
+        assert based.log_in(), point
+
+
+def test_a_drop_counts_only_if_it_was_committed() -> None:
+    head = "rmgr: {0} len (rec/tot): 1/ 1, tx: {1}, lsn: 0/{2}, prev 0/0, desc: "
+    lines = [
+        head.format("Database", 7, "100") + "DROP dir 1663/16384",
+        head.format("Transaction", 7, "200") + "ABORT 2026-11-29 10:00:00 UTC",
+        head.format("Database", 8, "300") + "CREATE_WAL_LOG create dir 1663/16390",
+        head.format("Database", 9, "400") + "DROP dir 1663/16384 1664/16384",
+        head.format("Transaction", 9, "500") + "COMMIT 2026-11-29 10:00:01 UTC; dropped stats: 1/16384/0",
+    ]
+    read = DroppedDatabases()
+    assert list(read.watch(lines)) == lines
+    (only,) = read.found
+    assert (only.end.xid, only.begin, only.database, read.created) == (9, 0x400, 16384, 0x300)
