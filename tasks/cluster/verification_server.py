@@ -26,6 +26,7 @@ from tasks.cluster.trial import make_cluster
 from tasks.cluster.unpack import give
 from tasks.host.disk import disk_of, is_here
 from tasks.postgres.content.content import DatabaseContent
+from tasks.postgres.restore.staged_copy import unpacking_of
 from tasks.postgres.server.requirements import read_requirements
 from tasks.postgres.server.roles import has_tablespaces, try_roles
 from tasks.postgres.server.server import read_server
@@ -33,7 +34,7 @@ from tasks.postgres.server.server import read_server
 MARK = ".verifying_dump."
 PROGRAMS = ("initdb", "postgres")
 SPACE_RATIO = 1.1
-"""Of the database's size: its tables and indexes, and the WAL since the last checkpoint."""
+"""Of the database's size: its tables and indexes, and the WAL since the last checkpoint; and the unpacked dump."""
 START_SECONDS = 60.0
 _HBA = "local all all trust\n"  # its socket is in a directory that only its user may enter
 _SETTINGS = {
@@ -68,7 +69,8 @@ def verification_server(live: Postgres, backup: Backup, content: DatabaseContent
     Raises:
         OpsError: this host cannot run one, or it differs from the live server in something that the backup needs.
     """
-    root = _root(live, backup.store.spool, int(content.bytes * SPACE_RATIO))
+    unpacked = sum(unpacking_of(live, backup).values())
+    root = _root(live, backup.store.spool, int(content.bytes * SPACE_RATIO) + unpacked)
     settings = _settings_like(live, content)
     instance = prepare_instance.work(live, root)
     try:
