@@ -22,6 +22,7 @@ from prefect import Flow, State
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, LogCreate, WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -641,6 +642,9 @@ def test_the_doctor_knows_whether_somebody_watches(prefect: Installation, deploy
     for minutes, well in ((0, True), (10, False)):
         state.save(reports, state.MonitoringState(at=datetime.now(UTC) - timedelta(minutes=minutes)))
         assert [line.ok for line in look_at_watcher(env)] == [well]
+    with get_client(sync_client=True) as client:  # other tests want an environment that nobody watches
+        for run in client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[watch_metrics.name]))):
+            client.delete_flow_run(run.id)
 
 
 @pytest.mark.parametrize(
