@@ -35,7 +35,7 @@ MOST_TARGETS = 5
 @dataclass(frozen=True)
 class ClusterRun:
     """What a restore of the cluster needs. `databases`: the other databases that a person named: they are set back with
-    the application's."""
+    the application's. `replaces`: whether there is live data."""
 
     report: Report
     permit: Permit
@@ -44,6 +44,7 @@ class ClusterRun:
     chosen: Chosen
     strict: bool = False
     databases: Sequence[str] = ()
+    replaces: bool = True
 
 
 @dataclass
@@ -162,8 +163,11 @@ def _judge_others(run: ClusterRun, instance: PrivateInstance) -> None:
     """The swap replaces every database of the cluster: those that nobody named may not be set back."""
     if not run.options.in_place:
         return
-    others = [one for one in other_databases(run.env, read_server(instance.postgres)) if one not in run.databases]
-    judge_others(run.report, others)
+    others = other_databases(run.env, read_server(instance.postgres))
+    if others and not run.replaces:
+        run.report.fact("other databases restored too", ", ".join(others))
+        return
+    judge_others(run.report, [one for one in others if one not in run.databases])
     run.report.fail_if_critical()
 
 

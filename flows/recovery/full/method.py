@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
 from blocks.services.service import DockerServices
 from flows.pinned import pin_database
-from flows.recovery.destruction import commits
+from flows.recovery.destruction import NONE, commits
 from flows.recovery.full import bring_up, choose, cluster
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
@@ -22,7 +22,7 @@ from flows.recovery.point import choice, swap
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
 from runbook import clock
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.units import duration
@@ -67,6 +67,8 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     Raises:
         OpsError: method=cluster is impossible, or contradicts `backup`.
     """
+    if given.method not in get_args(Method):
+        raise OpsError(f"method is “{given.method}”", f"choose one of {', '.join(get_args(Method))}")
     kind = "" if given.backup == LATEST else kind_of(given.backup, "postgres")
     if given.method == "dump" or (given.method == "auto" and kind == "postgres"):
         if kind == "cluster":
@@ -82,14 +84,26 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     kinds = (PHYSICAL,) if given.method == "cluster" else (PHYSICAL, LOGICAL)
     options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, given.before)
     require_known(env, env.name, given.backup, stores=given.source)
-    if not options.base_backups():
+    if _has_base_backups(options, asked=asked):
+        return options
+    if asked:
+        raise OpsError(
+            f"the cluster cannot be restored: there is no base backup of {env.name}'s cluster",
+            "choose method=dump; run backup-cluster afterwards",
+        )
+    return None
+
+
+def _has_base_backups(options: RestoreOptions, *, asked: bool) -> bool:
+    """An unreachable store ends the run: it may hold some. One that is not configured holds none."""
+    try:
+        return bool(options.base_backups())
+    except Unreachable:
+        raise
+    except OpsError:
         if asked:
-            raise OpsError(
-                f"the cluster cannot be restored: there is no base backup of {env.name}'s cluster",
-                "choose method=dump; run backup-cluster afterwards",
-            )
-        return None
-    return options
+            raise
+        return False
 
 
 def _missing(env: Environment) -> str:
@@ -219,14 +233,16 @@ def _build(
     option, up = restore.option, restore.found.presence == "up"
     assert option.replay
     services = bring_up.system_services(report, permit, env, restore.chosen, restore.found, last=permit)
-    to_the_end = not option.replay.target.destruction and not given.before
-    survivor = restore.chosen.redis_survivor
+    to_the_end = not option.replay.target.destruction and given.before in ("", NONE)
+    replaces, survivor = restore.found.presence != "absent", restore.chosen.redis_survivor
     stack.enter_context(remembered(env, survivor, services.swapped))
     with started_on_failure(services):
         if given.stop_services == "first" or (up and to_the_end) or survivor:
             services.stop()
         restore.chosen = choose.captured(report, permit, env, restore.chosen)
-        parts = ClusterRun(report, permit, env, restore.options, restore.chosen, given.strict, given.databases)
+        parts = ClusterRun(
+            *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
+        )
         if up and to_the_end:  # what clients wrote since the plan
             choice.ship(report, env, given.source)
             option = restore.options.again(option)
