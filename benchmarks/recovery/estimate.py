@@ -20,7 +20,7 @@ from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, TABLES, Called, Place, variables
 from lab.data.seed import seed
-from tasks.recovery_points.estimate import DurationSample, estimate
+from tasks.recovery_points.estimate import DurationSample, estimate, from_private
 
 ROUNDS = 2
 SHARES = (0.1, 0.3)
@@ -50,7 +50,7 @@ class EstimateChapter:
         self.place.call(BACKUP, direct=True)
         return [
             self._against(small, VERIFY, "verify_backup"),
-            self._against(small, RESTORE, "restore_database", confirm=NAME),
+            self._against(from_private(small), RESTORE, "restore_database", confirm=NAME),
         ]
 
     def restored(self, megabytes: int) -> list[DurationSample]:

@@ -14,7 +14,7 @@ from blocks.environment import Environment, Stores
 from flows.application.files import verify_files
 from flows.database import expectations, wal_pruning
 from flows.database.base_backup import verify_cluster
-from flows.database.verification import show_trend, verify_database
+from flows.database.verification import restored_privately, show_trend, verify_database
 from flows.pinned import pin_deleted
 from flows.pruning import find_prunable, prune
 from flows.recovery.objectives import board
@@ -36,6 +36,7 @@ from tasks.postgres.dump.snapshot import read_lock_limit
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.server import Server, judge_programs, read_database_bytes, read_server
 from tasks.postgres.tables.chosen import choose_tables
+from tasks.recovery_points.estimate import ON_PRIVATE_SERVER
 from tasks.stores.store import RESOURCE, Store
 
 
@@ -134,7 +135,8 @@ def verify_backup(
             chosen = verify_database(report, env.of_prefect(), wanted, backup, source, workers, accept)
         else:
             chosen = verify_database(report, env, wanted, backup, source, workers, accept)
-        report.measure(*measured(chosen))
+        what, size_bytes = measured(chosen)
+        report.measure(f"{what}{ON_PRIVATE_SERVER}" if restored_privately(report) else what, size_bytes)
         show_trend(report, env, wanted)
         show_backups(report, env)
         report.outcome = f"{chosen.name} restores, proven by content"

@@ -130,6 +130,11 @@ def _fill(env: Environment, backup: Backup, dump: DumpSource, jobs: int) -> Copy
     return fill_scratch(env.postgres, dump, properties, empty, jobs)
 
 
+def restored_privately(report: Report) -> bool:
+    """Whether the run restored on a private server, which is faster than the live one: no standby, no archive."""
+    return report.facts.get(PLACE) == PRIVATE
+
+
 def show_trend(report: Report, env: Environment, kind: Kind) -> None:
     """The last verifications of one kind, newest first: a restore that slows down each week will miss the RTO."""
     rows = []

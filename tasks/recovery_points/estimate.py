@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 
 ALIKE = 1.2
 """With sizes closer together, the cost of one more byte is unknown."""
 MOST_SAMPLES = 20
+ON_PRIVATE_SERVER = ", on a private server"
+"""In the name of a measure."""
+LIVE_RATIO = 1.5
+"""restore-database against verify-backup on a private server, 1 GB, two cores: docs/benchmarks-recovery.md."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,12 @@ class DurationEstimate:
     samples: int
     smallest: int
     biggest: int
+
+
+def from_private(samples: Sequence[DurationSample]) -> list[DurationSample]:
+    """What verifications on a private server, without a standby, an archive or durability, say about a restore on the
+    live one."""
+    return [replace(one, seconds=one.seconds * LIVE_RATIO) for one in samples]
 
 
 def estimate(samples: Sequence[DurationSample], bytes_: int) -> DurationEstimate | None:
