@@ -26,7 +26,7 @@ from flows.recovery.region.failover import region_failover
 from lab.client import Lab
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
-from tasks.backups import manifest
+from tasks.backups import codec, manifest
 from tasks.backups.manifest import MANIFEST, SEAL
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.format.names import SEGMENT_BYTES, Segment
@@ -181,7 +181,12 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
 def lacking(base: Path, file: str) -> Iterator[None]:
     """A base backup without a file of its cluster, every checksum right: its WAL replays all the same."""
     tar, kept = base / "base.tar.zst", {name: (base / name).read_bytes() for name in ("base.tar.zst", MANIFEST, SEAL)}
-    with tarfile.open(fileobj=BytesIO(kept[tar.name])) as old, tarfile.open(tar, "w:gz", compresslevel=1) as new:
+    plain = BytesIO(codec.decompress(kept[tar.name]))
+    with (
+        tarfile.open(fileobj=plain) as old,
+        codec.writer(tar) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as new,
+    ):
         assert file in old.getnames()
         for one in old:
             if one.name != file:
