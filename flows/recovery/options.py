@@ -41,6 +41,7 @@ from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, 
 from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.host.disk import disk_on
 from tasks.postgres.restore.staged_copy import content_in
+from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.supply import system_here
 
@@ -268,7 +269,8 @@ class RestoreOptions:
         if (live.system if live else system_here(self.env)) != origin.content.system:
             return False
         stop = replay.stop.lsn if replay.target.destruction else max((one.end for one in replay.found.links), default=0)
-        return lsn_of(content_in(dump.backup).lsn) <= stop
+        # The end of an unfinished segment is its last byte that is not zero.
+        return lsn_of(content_in(dump.backup).lsn) < stop + LEAST_COMMIT_BYTES
 
     def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
         """The options with their losses, against the newest known commit, and the chosen one."""
