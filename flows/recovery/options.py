@@ -19,7 +19,7 @@ from flows.database.wal_reading import mend
 from flows.recovery.destruction import (
     BackupTables,
     DatabaseAtEnd,
-    Target,
+    WalTarget,
     commits,
     find_target,
     newest_dump,
@@ -58,7 +58,7 @@ class Replay:
 
     origin: PointOrigin
     found: FoundTarget
-    target: Target
+    target: WalTarget
     instance: PrivateInstance
 
     @property
@@ -268,7 +268,7 @@ class RestoreOptions:
         live = nodes.ask(self.env.postgres)
         if (live.system if live else system_here(self.env)) != origin.content.system:
             return False
-        stop = replay.stop.lsn if replay.target.destruction else max((one.end for one in replay.found.links), default=0)
+        stop = replay.stop.lsn if replay.target.destruction or replay.found.damage else origin.chain.end
         # The end of an unfinished segment is its last byte that is not zero.
         return lsn_of(content_in(dump.backup).lsn) < stop + LEAST_COMMIT_BYTES
 
