@@ -99,6 +99,7 @@ def test_a_cluster_that_fails_its_proof_gives_way_to_the_dump(based: System, mon
     monkeypatch.setattr(cluster, "build_copies", fail)
     rows = messages(based)
     backup_database.fn(based.name)
+    based.sql("CREATE TABLE later ()")  # only the WAL has it
     report = full_restore.fn(based.name, confirm=based.name)
     told = findings(report)
     (name,) = [one for one in told if one.startswith("not used: base_")]
