@@ -58,7 +58,7 @@ class BackupTables:
 
 
 @dataclass(frozen=True)
-class Target:
+class WalTarget:
     """Where a recovery stops, and the statement that it leaves out (None: it recovers all WAL)."""
 
     stop: Stop
@@ -118,7 +118,7 @@ def find_target(
     end: DatabaseAtEnd | None,
     before: str,
     rejected: Collection[int],
-) -> Target:
+) -> WalTarget:
     """Where to stop: at the end of the WAL (`latest`), or before the statement that destroyed data.
 
     `end` None: the server does not answer. Then it stops at the end of the WAL, and the staged copy shows whether
@@ -127,25 +127,25 @@ def find_target(
     """
     files = [(link.segment, directory / link.segment.name) for link in found.links]
     if not files or before == NONE:
-        return Target(latest)
+        return WalTarget(latest)
     oids = {end.oid} if end and end.oid else set[int]()
     definitions = read_definitions(env.postgres, files, oids, origin.content.stop)
     if before:
         return _chosen(found.commits, before)
     if end is None:
         _show_drops(report, definitions)
-        return Target(latest)
+        return WalTarget(latest)
     if end.oid:
         destroyed = _emptied(report, env, origin, files, definitions, tables, end, rejected)
     else:
         destroyed = _dropped(env, definitions, rejected)
     if destroyed is None:
-        return Target(latest)
+        return WalTarget(latest)
     begin = begin_of(env.postgres, files, destroyed) if destroyed.statement == "DROP DATABASE" else destroyed.end.lsn
     return _before(found.commits, replace(destroyed, begin=begin))
 
 
-def _chosen(commits: Sequence[Commit], before: str) -> Target:
+def _chosen(commits: Sequence[Commit], before: str) -> WalTarget:
     if not before.strip().isdecimal():
         raise OpsError(f"before is “{before[:40]}”", "give a transaction ID, none, or nothing")
     xid = int(before) & 0xFFFFFFFF
@@ -155,16 +155,16 @@ def _chosen(commits: Sequence[Commit], before: str) -> Target:
     return _stop_at(commits, one.lsn)
 
 
-def _before(commits: Sequence[Commit], destroyed: Destruction) -> Target:
+def _before(commits: Sequence[Commit], destroyed: Destruction) -> WalTarget:
     found = _stop_at(commits, destroyed.begin)
-    return Target(found.stop, destroyed, max(found.given_up - 1, 0))
+    return WalTarget(found.stop, destroyed, max(found.given_up - 1, 0))
 
 
-def _stop_at(commits: Sequence[Commit], lsn: int) -> Target:
+def _stop_at(commits: Sequence[Commit], lsn: int) -> WalTarget:
     earlier = [commit for commit in commits if commit.lsn < lsn]
     later = [commit for commit in commits if commit.lsn >= lsn]
     stop = Stop(lsn, False, earlier[-1] if earlier else None, later[0] if later else None)
-    return Target(stop, None, len(later))
+    return WalTarget(stop, None, len(later))
 
 
 def _show_drops(report: Report, definitions: WalDefinitions) -> None:
@@ -236,7 +236,7 @@ def _emptied(
     return None
 
 
-def report_target(report: Report, target: Target, newest: Commit | None) -> None:
+def report_target(report: Report, target: WalTarget, newest: Commit | None) -> None:
     """The statement that the recovery leaves out, and what is given up with it."""
     if not (destroyed := target.destruction):
         return

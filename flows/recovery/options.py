@@ -19,7 +19,7 @@ from flows.database.wal_reading import mend
 from flows.recovery.destruction import (
     BackupTables,
     DatabaseAtEnd,
-    Target,
+    WalTarget,
     commits,
     find_target,
     newest_dump,
@@ -41,6 +41,7 @@ from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, 
 from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.host.disk import disk_on
 from tasks.postgres.restore.staged_copy import content_in
+from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.supply import system_here
 
@@ -57,7 +58,7 @@ class Replay:
 
     origin: PointOrigin
     found: FoundTarget
-    target: Target
+    target: WalTarget
     instance: PrivateInstance
 
     @property
@@ -268,8 +269,9 @@ class RestoreOptions:
         live = nodes.ask(self.env.postgres)
         if (live.system if live else system_here(self.env)) != origin.content.system:
             return False
-        stop = replay.stop.lsn if replay.target.destruction else max((one.end for one in replay.found.links), default=0)
-        return lsn_of(content_in(dump.backup).lsn) <= stop
+        stop = replay.stop.lsn if replay.target.destruction or replay.found.damage else origin.chain.end
+        # The end of an unfinished segment is its last byte that is not zero.
+        return lsn_of(content_in(dump.backup).lsn) < stop + LEAST_COMMIT_BYTES
 
     def _show(self, found: Sequence[RestoreOption], reasons: Mapping[str, str], chosen: RestoreOption) -> None:
         """The options with their losses, against the newest known commit, and the chosen one."""
