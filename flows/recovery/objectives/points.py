@@ -19,7 +19,7 @@ from tasks.postgres.replication.incident_slot import SLOT
 from tasks.postgres.replication.status import read_replication
 from tasks.recovery_points.backups import KINDS, backup_points, bad_newest, is_beside, place_for
 from tasks.recovery_points.database import read_standby_point, read_wal_points, read_written
-from tasks.recovery_points.estimate import ON_PRIVATE_SERVER, DurationEstimate, estimate, from_private
+from tasks.recovery_points.estimate import ON_PRIVATE_SERVER, DurationEstimate, DurationSample, estimate, from_private
 from tasks.recovery_points.following import read_replica_point, read_unchanged, unchanged_since
 from tasks.recovery_points.point import Danger, Point, Resource, best_of
 from tasks.recovery_points.samples import read_samples

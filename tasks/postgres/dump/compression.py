@@ -136,11 +136,13 @@ def compressing(directory: Path, jobs: int, nice: int) -> Iterator[Compressing]:
         finally:
             done.ended.set()
         try:
-            done.text_bytes = sum(file.result() for file in watching.result().values())
+            texts = [file.result() for file in watching.result().values()]
         except OSError as error:
             hint = f"free disk space at {directory.parents[1]}; nothing was published"
             raise OpsError(f"the dump cannot be compressed: {error.strerror or error}", hint) from None
-    _set_method(directory / CONTENTS, _ZSTD)
+    done.text_bytes = sum(texts)
+    if texts:  # a dump of small files is plain, and every pg_restore reads it
+        _set_method(directory / CONTENTS, _ZSTD)
 
 
 def _be_nice(nice: int) -> None:

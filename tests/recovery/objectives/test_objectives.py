@@ -128,7 +128,7 @@ def test_a_proven_restore_is_what_the_time_is_estimated_from(cluster: Cluster, b
     check()
     before = board(cluster)
     assert before["database"].why.startswith("duration never measured")
-    assert [one.what for one in verify_backup.fn(NAME, kind="cluster").measures] == ["database point in time"]
+    assert [one.what for one in verify_backup.fn(NAME, kind="cluster").measures] == ["cluster build", "database point in time"]
     assert board(cluster)["database"] != before["database"], "verify-backup rebuilds the board"
     told = finding(check(), f"time for database by point in time ({base})")
     assert told.status is Status.OK
