@@ -258,7 +258,8 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     forms = read_forms([target.name]) if follows else Forms()
     page = _write(report, target.reports_directory, often, forms)
     said = report.sentence().encode(errors="backslashreplace").decode()  # a file's name may be no text
-    logger().log(LEVEL[report.status], "%s", said)
+    # Outside a flow run the command line prints the sentence itself.
+    logger().log(LEVEL[report.status] if FlowRunContext.get() else logging.INFO, "%s", said)
     logger().info("report: %s", report.path)
     if FlowRunContext.get():
         try:
