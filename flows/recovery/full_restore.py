@@ -100,7 +100,7 @@ def full_restore(
         redis_source: Redis のデータ元。auto は損失が最小のもの、replica はレプリカ、files はマスター自身のファイル
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
         accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
-        databases: method が cluster のとき、一緒に戻してよい同じクラスタの他のデータベース名
+        databases: method が cluster のとき、一緒に戻してよい同じクラスタの他のデータベース名。空なら一緒に戻さない
         before: このトランザクションの直前まで復元 (none は WAL の最後まで)。空なら自動判定
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
