@@ -8,6 +8,7 @@ https://valkey.io/topics/replication/ and https://valkey.io/topics/persistence/
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import gzip
 import tempfile
 from collections import Counter
@@ -100,7 +101,12 @@ def find_survivors(block: Redis, around: ReplicationTopology, spool: Path) -> Su
     live = _live(block)
     seen = read_last_seen(block, ask_sentinels(block))
     with ThreadPoolExecutor(max_workers=max(1, len(around.others))) as pool:
-        found = list(pool.map(lambda address: _replica(block, address, around, seen), around.others))
+        # Each in a copy of this context: it has the zone in which times are shown.
+        asked = [
+            pool.submit(contextvars.copy_context().run, _replica, block, address, around, seen)
+            for address in around.others
+        ]
+        found = [one.result() for one in asked]
     found += [own] if (own := live or _files(block, spool)) else []
     return Survivors(tuple(found), live.all_keys if live and not live.problem else None)
 
