@@ -24,7 +24,7 @@ DATABASE = ("the copy is at the target", "copy equal to the backup")
 """What proves the database: from base backup and WAL, or from the dump."""
 EQUAL = ("Redis copy equal to the backup", "files equal to the backup")
 OPTIONS = "Recovery options for the database"
-MOST_ROWS = 40
+MOST_ROWS = 80
 _TABLES = re.compile(
     r"Recovery options|Statement that|Proven|Redis proven|Redis: sources|Application$|Writes lost, by kind"
 )

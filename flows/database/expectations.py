@@ -95,13 +95,14 @@ def start(
     )
 
 
-def render(report: Report, env: Environment) -> None:
-    """Render the Data Docs of this run. They are evidence that nobody waits for: without them the results stand."""
+def render(report: Report, env: Environment, *, after: object = None) -> None:
+    """Render the Data Docs of this run, after the step `after`. They are evidence that nobody waits for: without them
+    the results stand."""
     pages = []
     for directory in sorted(_evidence(report, env).glob("expectations-*")):
         if not (page := directory / "index.html").exists():
             try:
-                render_docs(directory)
+                render_docs.after(after)(directory)
             except OpsError as error:
                 report.warn("Data Docs", error.hint, value=error.message)
         if page.exists():

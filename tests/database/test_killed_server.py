@@ -32,6 +32,7 @@ from tasks.postgres.server.recommended import MANUAL
 from tasks.postgres.sessions import closing
 from tests.database.conftest import NAME, write_environment
 from tests.database.proxy import Kill, Proxy, When
+from tests.fixtures.postgres.client_programs import leave_client_programs
 from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, has_contrib, running_postgres
 
 DATABASE = "grc_db"
@@ -40,7 +41,7 @@ GOOD = (Status.OK, Status.WARN)
 # Names of exceptions, of Python's modules and of libpq's lines are for developers.
 CRYPTIC = re.compile(r"Traceback|psycopg|Error\b|PQ\w+\(|\n|consuming input|This probably means", re.MULTILINE)
 GONE = re.compile(
-    "does not answer|ended the session|went away|terminating connection|closed the connection|refused|"
+    "does not answer|ended (?:the|pg_dump's) session|went away|terminating connection|closed the connection|refused|"
     "no connection to the server|connection not open"
 )
 APPLICATION = """
@@ -325,7 +326,12 @@ def taken(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> P
     return directory / "backups"
 
 
-def test_verifying_leaves_no_scratch_database(taken: Path, proxy: Proxy, server: PostgresServer) -> None:
+def test_verifying_leaves_no_scratch_database(
+    taken: Path, proxy: Proxy, server: PostgresServer, tmp_path: Path
+) -> None:
+    """On the live server, where this host cannot run a private one."""
+    leave_client_programs(Path(os.environ["OPS_ENVIRONMENT_FILE"]), server.programs, tmp_path / "bin")
+
     def call() -> Report:
         return verify_backup.fn(NAME)
 

@@ -120,7 +120,7 @@ def test_full_disk(database: PostgresServer, point, small_disk: Path, monkeypatc
         backup_database.fn(NAME)
     assert not list(small_disk.iterdir())
     monkeypatch.setattr(backup, "SPACE_RATIO", 0.0)  # the check is passed: the disk fills in the middle
-    with pytest.raises(RunbookFailed, match="the store is full.*free space at"):
+    with pytest.raises(RunbookFailed, match="the store is full.*free disk space at"):
         backup_database.fn(NAME)
     assert catalogue.names(DirectoryStore(small_disk), "postgres") == []
     assert toml.environment(NAME).name == NAME

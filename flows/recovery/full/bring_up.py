@@ -156,7 +156,7 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     _judge_counts(report, dict(counting.result().rows), copies)
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     services.last = _smoke(report, env, health)
-    check.render(report, env)
+    check.render(report, env, after=services.last)
 
 
 def _attach(services: SystemServices, after: object) -> Pending[tuple[str, ...]] | None:

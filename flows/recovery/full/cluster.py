@@ -24,6 +24,7 @@ from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.cluster.instance import PrivateInstance, running
 from tasks.cluster.swap import sync_cluster
+from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
 from tasks.wal.archive.destinations import archive_of
@@ -129,6 +130,7 @@ def _build_one(run: ClusterRun, option: RestoreOption) -> ClusterCopies | None:
             checking = check.start(report, env, name, after=timeline, origin=copies.origin, on=instance.postgres)
             _try_login(run, instance)
             copies.rules = check.report_results(report, checking, "on the copy", strict=run.strict)
+            copies.states = read_states.after(timeline)(instance.postgres, name)
     report.fail_if_critical()
     sync_cluster(instance)
     failpoint("full restore: cluster proven")

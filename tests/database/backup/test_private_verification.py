@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from flows.database.backup import backup_database, verify_backup
-from tasks.cluster.verification_server import MARK, PROGRAMS
+from tasks.cluster.verification_server import MARK
 from tests.database.conftest import NAME, Trial, with_expectations
 from tests.database.restore.test_restore import GOOD
 from tests.fixtures import forked
+from tests.fixtures.postgres.client_programs import leave_client_programs
 from tests.fixtures.servers import PATIENT
 
 
@@ -65,13 +66,7 @@ def test_where_this_host_cannot_it_is_restored_on_the_live_server(trial: Trial, 
         trial.sql(ONLY_LIVE)
     backup_database.fn(NAME)
     if why == "initdb is not there":
-        programs = tmp_path / "bin"
-        programs.mkdir()
-        for path in trial.server.programs.iterdir():
-            if path.name not in PROGRAMS:
-                (programs / path.name).symlink_to(path)
-        file = tmp_path / "trial.toml"
-        file.write_text(file.read_text().replace(f'"{trial.server.programs}"', f'"{programs}"'))
+        leave_client_programs(tmp_path / "trial.toml", trial.server.programs, tmp_path / "bin")
     report = verify_backup.fn(NAME)
     assert report.status in GOOD
     assert why in report.facts["restored on"]

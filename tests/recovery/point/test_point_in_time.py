@@ -124,7 +124,8 @@ def test_a_bug_is_undone_to_the_transaction_before_it_and_the_cluster_is_swapped
     assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(102,)], "a plan changes nothing"
     report = restore_to_point.fn(NAME, by=by, target=str(target), confirm=NAME)
     assert report.status is Status.WARN
-    assert [measure.what for measure in report.measures] == ["database point in time"]
+    measures = [measure.what for measure in report.measures]
+    assert measures == ["cluster build", "WAL replay", "database point in time"]
     assert "rejoin-standby" in " ".join(finding.next_step for finding in report.findings)
     assert "backup-cluster" in report.sentence()
     (sides,) = [evidence.rows for evidence in report.evidence if evidence.name == "Both sides of the target"]
