@@ -158,5 +158,5 @@ def _flow(target: str, **parameters: Any) -> tuple[float, float]:
         json.dumps({"environment": NAME, **parameters}),
         "--direct",
     ]
-    told: dict[str, Any] = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
+    told: dict[str, Any] = json.loads(shell.run(argv, directory=CHECKOUT, inherit=("*",)).stdout.splitlines()[-1])
     return float(told["seconds"]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -87,7 +87,7 @@ def call(flow: str, environment: str, *, direct: bool = False, **parameters: obj
     """
     given = json.dumps({"environment": environment, **parameters})
     argv = [sys.executable, "-m", "benchmarks.call", flow, given, *(["--direct"] if direct else [])]
-    answer = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
+    answer = json.loads(shell.run(argv, directory=CHECKOUT, inherit=("*",)).stdout.splitlines()[-1])
     steps = tuple((name, began, took) for name, began, took in answer["steps"])
     return Called(answer["seconds"], steps, answer["facts"], answer["report"])
 

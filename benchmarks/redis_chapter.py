@@ -139,7 +139,7 @@ def _fill(server: RedisServer, prefix: str) -> None:
 def _flow(target: str, **parameters: Any) -> float:
     """Seconds of the flow's function in a process of its own: what Prefect adds stands in the other figures."""
     argv = [sys.executable, "-m", "benchmarks.call", target, json.dumps(parameters), "--direct"]
-    told: dict[str, Any] = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
+    told: dict[str, Any] = json.loads(shell.run(argv, directory=CHECKOUT, inherit=("*",)).stdout.splitlines()[-1])
     return float(told["seconds"])
 
 

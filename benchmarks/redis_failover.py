@@ -72,7 +72,7 @@ def planned() -> Round:
     with _group() as group, Writer(group) as writer:
         argv = [sys.executable, "-m", "benchmarks.call", FAILOVER]
         argv += [json.dumps({"environment": NAME, "mode": "planned", "confirm": NAME}), "--direct"]
-        facts = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])["facts"]
+        facts = json.loads(shell.run(argv, directory=CHECKOUT, inherit=("*",)).stdout.splitlines()[-1])["facts"]
         writer.wait(50)
         new = group.at(group.agreed_master())
         writer.stop()

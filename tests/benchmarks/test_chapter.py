@@ -11,10 +11,12 @@ from psycopg.conninfo import make_conninfo
 from benchmarks.chapter import VACUUM, Chapter, s3_figures
 from benchmarks.figures import as_table
 from benchmarks.peers import Peers
-from benchmarks.place import DATABASE, Called, Place
+from benchmarks.place import DATABASE, Called, Place, call
 from lab.client import Lab
 from runbook.errors import OpsError
-from tests.fixtures.servers import ADMIN_PASSWORD, PostgresServer
+from tests.database.conftest import NAME as TRIAL
+from tests.database.conftest import write_environment
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
 TABLES = ("interview_messages", "audit_events")
 
@@ -84,6 +86,19 @@ def test_both_sides_of_the_vacuum_find_the_same_to_do(place: Place) -> None:
     assert figure.name == f"vacuum_database − vacuumdb --analyze ({found[0]} dead rows each)"
     with pytest.raises(OpsError, match=r"dead rows are left"):
         chapter._against(VACUUM, {"works": False}, ["vacuumdb"], dead=True)
+
+
+def test_a_flow_is_called_in_the_environment_of_the_benchmark(
+    place: Place, postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process gets the variables of this one: those of the bench lab, and of its Prefect server."""
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(write_environment(postgres_server, DATABASE, tmp_path)))
+    monkeypatch.setenv("OPS_ENVIRONMENT", TRIAL)
+    monkeypatch.setenv("TRIAL_PASSWORD", ROLE_PASSWORD)
+    monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD)
+    called = call("flows.database.server.connections:check_connections", TRIAL, direct=True)
+    assert Path(called.report).is_relative_to(tmp_path)
+    assert "read_activity" in {name for name, _, _ in called.steps}
 
 
 def test_s3_is_compared_by_the_step_and_by_the_whole() -> None:
