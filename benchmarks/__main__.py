@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _show(suite: Suite, megabytes: int, before: Calibration, path: Path | None) -> None:
-    print(f"{megabytes} MB of data, medians. The machine before: {before}. After: {calibrate()}.\n")
+    print(f"{megabytes} MB of data, medians. The machine before: {before}. After: {calibrate(judges_load=False)}.\n")
     print(f"{as_table(suite.figures)}\n")
     if suite.profile:
         print(f"Where a full restore spends its time:\n\n{_profile(suite.profile)}\n")

@@ -54,7 +54,7 @@ class Figure:
         """For the table."""
         value = self.shown or (f"{self.value:.2f} {self.unit}".strip())
         bar = "" if self.bar is None else size(self.bar) if self.unit == "B" else f"{self.bar:g} {self.unit}".strip()
-        holds = {None: "", True: "yes", False: "**no**"}[self.holds]
+        holds = {None: "", True: "yes", False: "no"}[self.holds]
         return self.name, _seconds(self.ours), _seconds(self.peer), value, bar and f"≤ {bar}", holds
 
 

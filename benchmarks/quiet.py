@@ -18,9 +18,9 @@ LOAD, SPREAD, SLOWER = 0.5, 0.1, 1.25
 
 @dataclass(frozen=True)
 class Calibration:
-    """The load of the minute before, and seconds of the same work: alone, three times, and on each core at once."""
+    """The load of the minute before (None: not judged), and seconds of the same work: alone, three times, and on each core at once."""
 
-    load: float
+    load: float | None
     alone: tuple[float, ...]
     together: float
 
@@ -28,7 +28,7 @@ class Calibration:
     def disturbances(self) -> list[str]:
         """What shows that something else runs here."""
         found = []
-        if self.load > LOAD:
+        if self.load is not None and self.load > LOAD:
             found.append(f"the load of the minute before is {self.load:.1f}")
         if max(self.alone) > (1 + SPREAD) * min(self.alone):
             found.append(f"the same work takes {min(self.alone):.2f} to {max(self.alone):.2f} s")
@@ -39,14 +39,14 @@ class Calibration:
     def __str__(self) -> str:
         found = self.disturbances
         work = f"calibration loop {statistics.median(self.alone):.2f} s, on all cores at once {self.together:.2f} s"
-        return f"{os.cpu_count()} cores, load {self.load:.1f}, {work}: " + (
-            f"NOT QUIET ({'; '.join(found)})" if found else "quiet"
-        )
+        load = "" if self.load is None else f"load {self.load:.1f}, "
+        return f"{os.cpu_count()} cores, {load}{work}: " + (f"NOT QUIET ({'; '.join(found)})" if found else "quiet")
 
 
-def calibrate() -> Calibration:
-    """Measure now; it takes about three seconds. Hashing releases the interpreter's lock, so threads use all cores."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+def calibrate(*, judges_load: bool = True) -> Calibration:
+    """Measure now; it takes about a second. Hashing releases the interpreter's lock, so threads use all cores. The load
+    after the measurements is their own: then it is not judged."""
+    load, cores = os.getloadavg()[0] if judges_load else None, os.cpu_count() or 1
     alone = tuple(_work() for _ in range(ROUNDS))
     with ThreadPoolExecutor(cores) as pool:
         together = max(pool.map(lambda _: _work(), range(cores)))
