@@ -18,7 +18,8 @@ LOAD, SPREAD, SLOWER = 0.5, 0.1, 1.25
 
 @dataclass(frozen=True)
 class Calibration:
-    """The load of the minute before (None: not judged), and seconds of the same work: alone, three times, and on each core at once."""
+    """The load of the minute before (None: not judged), and seconds of the same work: alone, three times, and on each
+    core at once."""
 
     load: float | None
     alone: tuple[float, ...]
