@@ -13,6 +13,7 @@ from blocks.postgres.server import Postgres
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
 from flows.store import store_for
+from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.report import Report
 from runbook.units import duration
@@ -250,7 +251,7 @@ def report_target(report: Report, target: WalTarget, newest: Commit | None) -> N
             (
                 destroyed.what,
                 destroyed.end.xid,
-                destroyed.end.at.isoformat(),
+                clock.text(destroyed.end.at),
                 lsn_text(destroyed.end.lsn),
                 lsn_text(stop.lsn),
                 target.given_up,

@@ -28,6 +28,7 @@ from flows.recovery.destruction import (
     tables_of,
 )
 from flows.recovery.point import choice
+from flows.recovery.point.build import BUILD, REPLAY, expected_seconds
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget, find_in_wal
 from flows.store import store_for
@@ -47,7 +48,6 @@ from tasks.wal.reading.supply import system_here
 
 NEWEST = RecoveryTarget("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"
-BUILD_BYTES_PER_SECOND = 150e6
 COLUMNS = ("kind", "from", "newest point", "lost", "takes", "disk space: needed / free", "")
 OPTIONS = "Recovery options for the database, the least loss first"
 
@@ -107,11 +107,11 @@ class RestoreOption:
         given_up = self.replay.target.given_up
         return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 
-    @property
-    def seconds(self) -> float:
-        """An estimate of its restore, without the application's start."""
+    def expected_seconds(self, env: Environment) -> float:
+        """An estimate of its restore, without the application's start: the same as the plan's steps."""
         if self.replay:
-            return self.replay.origin.content.bytes / BUILD_BYTES_PER_SECOND + self.replay.wal_bytes / 60e6
+            built = expected_seconds(env, BUILD, self.replay.origin.content.bytes)
+            return built + expected_seconds(env, REPLAY, self.replay.wal_bytes)
         return content_in(self.backup).bytes / database.RESTORE_BYTES_PER_SECOND
 
     @property
@@ -281,8 +281,9 @@ class RestoreOptions:
         free = size(disk.free_bytes) if disk else "not measured"
         rows = [
             (
-                *(one.kind, one.backup.name, one.newest.isoformat(), one.loss_text(newest)),
-                *(f"about {duration(one.seconds)}", f"{size(one.needs)} / {free}", "chosen" if one is chosen else ""),
+                *(one.kind, one.backup.name, one.newest.astimezone(self.env.zone).isoformat(" ")),
+                *(one.loss_text(newest), f"about {duration(one.expected_seconds(self.env))}"),
+                *(f"{size(one.needs)} / {free}", "chosen" if one is chosen else ""),
             )
             for one in found
         ]

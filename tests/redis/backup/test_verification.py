@@ -88,10 +88,12 @@ def test_a_bad_backup_is_not_verified(rig: Rig, backup: str, kind: str) -> None:
 
 
 def test_a_backup_of_the_earlier_gzip_form_is_verified_and_restored(rig: Rig) -> None:
-    if family(version_of(rig.client())) != "valkey":
-        pytest.skip("the kept RDB is Valkey's")
     [kept] = (GZIP_BACKUPS / "redis").iterdir()
     shutil.copytree(kept, rig.store / kept.name)
+    if family(version_of(rig.client())) != "valkey":  # the kept RDB is Valkey's
+        with pytest.raises(RunbookFailed, match="CRITICAL"):
+            verify_backup.fn(NAME, kind="redis")
+        return
     assert verify_backup.fn(NAME, kind="redis").status in (Status.OK, Status.WARN)
     assert restore_redis.fn(NAME, confirm=NAME).status in (Status.OK, Status.WARN)
     assert rig.client().dbsize() == 40

@@ -24,6 +24,7 @@ from runbook.wait import until
 from tasks.redis.restore.swap import start_redis, stop_redis, superseded_redis
 from tasks.redis.topology import isolation
 from tasks.redis.topology.topology import RECORD, find_record
+from tests.fixtures.killed import exit_code_at
 from tests.fixtures.servers import free_port
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
@@ -247,15 +248,7 @@ def test_what_was_not_put_back_is_put_back_without_another_restore(watched: Watc
 
 
 def _killed(point: str) -> int:
-    child = os.fork()
-    if child == 0:
-        os.environ["OPS_FAILPOINT"] = point
-        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-            restore_redis.fn(NAME, confirm=NAME)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code_at(point, lambda: restore_redis.fn(NAME, confirm=NAME))
 
 
 def test_a_restore_that_fails_puts_back_what_it_took_off(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

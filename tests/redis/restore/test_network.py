@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -30,6 +29,7 @@ from tasks.redis.restore.network import RECORD
 from tasks.redis.restore.route import Route
 from tasks.redis.topology.topology import RECORD as DETACHED
 from tasks.stores.directory import DirectoryStore
+from tests.fixtures.killed import exit_code_at
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, notice_deaths, settles
 from tests.redis.tls import tls_in_front
@@ -330,15 +330,7 @@ def test_a_backup_that_is_killed_is_never_offered(remote: RedisServer, where: st
 
 
 def killed(failpoint: str, *, restoring: bool) -> int:
-    child = os.fork()
-    if child == 0:
-        os.environ["OPS_FAILPOINT"] = failpoint
-        with contextlib.suppress(BaseException), Path(os.devnull).open("w") as nothing:
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-            restore() if restoring else backup_redis.fn(NAME)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code_at(failpoint, lambda: restore() if restoring else backup_redis.fn(NAME))
 
 
 def test_a_server_that_dies_while_it_follows(remote: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from tasks.redis.restore import values
 from tasks.redis.restore.prefixes import restore_keys
 from tasks.redis.restore.values import same_value
 from tasks.redis.server import call
+from tests.fixtures.killed import exit_code_at
 from tests.redis.data import BINARY, LONG_MS, account, fill
 from tests.redis.servers import NAME, Group, RedisServer, settles
 
@@ -396,15 +396,7 @@ def test_killed_anywhere_it_ends_well_when_launched_again(filled: RedisServer, w
 
 
 def _killed(failpoint: str) -> int:
-    child = os.fork()
-    if child == 0:
-        os.environ["OPS_FAILPOINT"] = failpoint
-        with contextlib.suppress(BaseException), Path(os.devnull).open("w") as nothing:
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-            restore("session:", extra="remove")
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code_at(failpoint, lambda: restore("session:", extra="remove"))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from tasks.redis.restore.fitness import judge_redis_backup
 from tasks.redis.scratch import scratch_server
 from tasks.redis.topology.topology import ReplicationTopology
 from tasks.stores.directory import DirectoryStore
+from tests.fixtures.killed import exit_code_at
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors
 
@@ -113,15 +113,10 @@ def test_a_user_with_a_password_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyP
 
 def _killed(failpoint: str, flow: str) -> int:
     """Run a flow in a child that dies at a failpoint; returns how it ended."""
-    child = os.fork()
-    if child == 0:
-        os.environ["OPS_FAILPOINT"] = failpoint
-        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-            restore_redis.fn(NAME, "latest", confirm=NAME) if flow == "restore" else backup_redis.fn(NAME)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code_at(
+        failpoint,
+        lambda: restore_redis.fn(NAME, "latest", confirm=NAME) if flow == "restore" else backup_redis.fn(NAME),
+    )
 
 
 def _reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow: str) -> list[str]:

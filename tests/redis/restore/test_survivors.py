@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.survivors import SurvivingCopy, Survivors
 from tasks.redis.topology.topology import find_record, read_topology
+from tests.fixtures.killed import exit_code_at
 from tests.fixtures.reports import finding
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
@@ -85,15 +85,7 @@ def newest(rig: Rig) -> Backup:
 
 
 def killed(point: str) -> int:
-    child = os.fork()
-    if child == 0:
-        os.environ["OPS_FAILPOINT"] = point
-        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-            restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code_at(point, lambda: restore_redis.fn(NAME, redis_source="replica", confirm=NAME))
 
 
 def test_nothing_is_lost_if_a_replica_survives(rig: Rig, replica: RedisServer) -> None:

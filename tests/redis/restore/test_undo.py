@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from flows.redis.restore.undo import undo_restore_redis
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from tasks.redis.restore.swap import stop_redis, superseded_redis
+from tests.fixtures.killed import exit_code_at
 from tests.redis.conftest import Rig
 from tests.redis.servers import NAME
 
@@ -143,12 +142,4 @@ def test_a_restore_after_a_killed_undo_is_what_is_undone(rig: Rig) -> None:
 
 def killed(point: str) -> int:
     """How an undo ended that dies there."""
-    child = os.fork()
-    if child == 0:
-        os.environ["OPS_FAILPOINT"] = point
-        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-            undo_restore_redis.fn(NAME, confirm=NAME)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code_at(point, lambda: undo_restore_redis.fn(NAME, confirm=NAME))
