@@ -66,6 +66,11 @@ class WalTarget:
     destruction: Destruction | None = None
     given_up: int = 0
 
+    @property
+    def is_the_end(self) -> bool:
+        """Whether it is the end of the WAL."""
+        return self.destruction is None and not self.given_up and self.stop.after is None
+
 
 def commits(number: int) -> str:
     """`1 commit`, `2 commits`."""

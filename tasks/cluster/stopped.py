@@ -202,6 +202,22 @@ def start_error(log: str) -> str:
     return " / ".join(line.partition(":")[2].strip() for line in messages[first : ends[0] + 1])[:300]
 
 
+@probe
+def read_next_transaction(postgres: Postgres, data: Path) -> int:
+    """The first transaction ID, with its epoch, that a stopped server had not used.
+
+    https://www.postgresql.org/docs/current/app-pgcontroldata.html
+
+    Raises:
+        OpsError: the control file cannot be read.
+    """
+    found, why = _control(postgres, data)
+    if why:
+        raise OpsError(f"{data}: {why}", "nothing to do: it is only read")
+    epoch, xid = map(int, found["Latest checkpoint's NextXID"].split(":"))
+    return epoch << 32 | xid
+
+
 def _control(postgres: Postgres, data: Path) -> tuple[dict[str, str], str]:
     """Its lines by name, and why they are invalid ("": they are valid)."""
     try:

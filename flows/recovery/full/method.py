@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
@@ -24,9 +25,11 @@ from flows.redis.restore.sources import RedisSource, remembered
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.backups.catalogue import LATEST, kind_of
+from tasks.cluster.stopped import read_next_transaction
 from tasks.host.disk import is_here
 from tasks.host.services import read_services
 from tasks.postgres.restore.swap import advisory_lock
@@ -210,7 +213,8 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
         f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
     )
     with remembering, cluster.swapping_in(parts, copies, services, server):
-        pass
+        if restore.found.presence == "up" and copies.replay.target.is_the_end and server.kept:
+            _judge_left_behind(report, env, Path(server.kept[0]), Path(live))
     cluster.start_cluster(parts, copies, services, server)
     bring_up.start(report, env, copies, services)
     _report_results(report, env, given, parts, copies, services)
@@ -218,6 +222,20 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
         report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=not restore.chosen.redis
     )
     return True
+
+
+def _judge_left_behind(report: Report, env: Environment, kept: Path, live: Path) -> None:
+    """Transactions of clients other than the application, which was stopped, after the WAL was shipped last. Both
+    servers are stopped."""
+    last = [read_next_transaction(env.postgres, data) for data in (kept, live)]
+    if left := max(last[0] - last[1], 0):
+        report.warn(
+            "transactions after the last shipping of WAL",
+            f"stop that client, which is not one of the environment's services. The data is in {kept}",
+            value=f"at most {left}, not restored",
+            expected="none: the application was stopped",
+            follow=[Next("salvage-writes", "copy what they wrote", {"source": str(kept)})],
+        )
 
 
 def _build(

@@ -170,7 +170,7 @@ def _choose(
     if not provable:
         return None, "no complete copy of known loss survives"
     best = provable[0]
-    if backup and not best.rank and best.moment and best.moment < backup.manifest.taken:
+    if backup and not best.rank and best.moment and best.moment + best.precision < backup.manifest.taken:
         return None, f"it is newer than {best.name}"
     return best, "it loses least"
 

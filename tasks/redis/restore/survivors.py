@@ -65,6 +65,8 @@ class SurvivingCopy:
     version: str = ""
     memory_bytes: int = 0
     flushes: int = 0
+    precision: timedelta = timedelta(0)
+    """`moment` may be earlier than the truth by as much."""
 
     @property
     def all_keys(self) -> int:
@@ -153,9 +155,15 @@ def _replica(block: Redis, address: str, around: ReplicationTopology, seen: Last
     member = member_of(address, info)
     moment = _heard(member, int(info.get("master_link_down_since_seconds", -1)), around)
     serves = member.is_master and (around.master == address or not around.since)
-    copy = replace(copy, keys=keys, moment=moment, rank=2 * serves, version=version, flushes=_flushes(info))
+    copy = replace(copy, keys=keys, moment=moment, precision=_precision(member), rank=2 * serves, version=version)
+    copy = replace(copy, flushes=_flushes(info))
     copy = replace(copy, memory_bytes=int(info["used_memory"]), loss=_replica_loss(member, moment, around, seen))
     return replace(copy, problem=_incomplete(member, keys, around, seen))
+
+
+def _precision(member: GroupMember) -> timedelta:
+    """A replica knows the end of its link in whole seconds, which may begin up to a second before it."""
+    return timedelta(0) if member.is_master or member.link_up else timedelta(seconds=1)
 
 
 def _heard(member: GroupMember, broken_seconds: int, around: ReplicationTopology) -> datetime | None:

@@ -17,6 +17,7 @@ from flows.recovery.full_restore import full_restore
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.cluster.instance import PrivateInstance
 from tasks.drill.ledger import WriteLedger
 from tasks.drill.lost_writes import find_lost_writes
 from tasks.drill.writer import Writer
@@ -108,6 +109,28 @@ def test_a_cluster_that_fails_its_proof_gives_way_to_the_dump(based: System, mon
     assert messages(based) >= rows, "the smoke checks write some"
     with pytest.raises(OpsError, match="nothing in the stores of"):
         full_restore.fn(based.name, method="cluster", confirm=based.name)
+    assert based.log_in()
+
+
+def test_what_another_client_writes_after_the_last_shipping_is_named(
+    based: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application is stopped before; nobody can stop a person in psql. Without one there is nothing to name."""
+    name, sync = "transactions after the last shipping of WAL", cluster.sync_cluster
+    clean = full_restore.fn(based.name, method="cluster", confirm=based.name)
+    assert name not in findings(clean)
+    backup_cluster.fn(based.name, kind="full")
+
+    def written(instance: PrivateInstance) -> Path:
+        based.sql("CREATE TABLE by_hand ()")
+        based.sql("DROP TABLE by_hand")
+        return sync(instance)
+
+    monkeypatch.setattr(cluster, "sync_cluster", written)
+    report = full_restore.fn(based.name, method="cluster", confirm=based.name)
+    (left,) = [one for one in report.findings if one.name == name]
+    assert left.value == "at most 2, not restored"
+    assert "salvage-writes" in left.next_step
     assert based.log_in()
 
 
