@@ -26,15 +26,19 @@ FOLDER = "settings"
 SETTLED = timedelta(hours=1)
 
 
-class WrittenRecord(Protocol):
-    """A server's settings, as its records need them."""
+class ServerSettings(Protocol):
+    """A server's settings, as records of changes need them: of PostgreSQL and of Redis."""
 
     @property
     def identity(self) -> str:
         """Which server it is, also after a restart."""
 
-    def is_written(self, name: str, value: str) -> bool:
-        """Whether this value is there now, where a change writes it (PostgreSQL: ALTER SYSTEM's file)."""
+    def is_written(self, name: str, value: str | None) -> bool:
+        """Whether this value (None: nothing) is there now, where a change writes it (PostgreSQL: ALTER SYSTEM's
+        file)."""
+
+    def shown(self, name: str, value: str | None = None) -> str:
+        """A value as a reader knows it; by default the one that is there now."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def reopen(reports: Path, names: Collection[str]) -> None:
             write_record(_path(reports, record.name), replace(record, undone="", replaced="", reopened=_now()))
 
 
-def close_replaced(reports: Path, found: WrittenRecord, *, at_once: bool = False) -> None:
+def close_replaced(reports: Path, found: ServerSettings, *, at_once: bool = False) -> None:
     """Close a server's overrides whose value is not there any more, nor under another's that is.
 
     `at_once` is for a run that holds the environment's lock: no other can be about to set what it has recorded.
@@ -153,7 +157,7 @@ def find_record(records: Sequence[Record], server: str, name: str = "") -> Recor
     return chosen[0]
 
 
-def led_to(records: Sequence[Record], found: WrittenRecord, name: str) -> list[Record]:
+def led_to(records: Sequence[Record], found: ServerSettings, name: str) -> list[Record]:
     """The open records that led to the value that a server has now, newest first: each wrote what the next newer one
     replaced. One that was recorded and never set is none of them, nor one that put an end to overrides.
     """
@@ -169,7 +173,7 @@ def led_to(records: Sequence[Record], found: WrittenRecord, name: str) -> list[R
     return chain
 
 
-def overrides_in_force(records: Sequence[Record], found: WrittenRecord) -> Mapping[str, tuple[Record, str]]:
+def overrides_in_force(records: Sequence[Record], found: ServerSettings) -> Mapping[str, tuple[Record, str]]:
     """The overrides (expired or not) by setting, with their value.
 
     A record is written before its change: it counts only where the server has that very value. A run that was killed in

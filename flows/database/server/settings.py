@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.setting_overrides import Overrides, find_overrides, find_undone, judge_overrides
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
 from runbook.next import Next
@@ -24,12 +25,12 @@ from tasks.postgres.server.settings import (
     read_settings,
 )
 from tasks.reports import setting_records as records
-from tasks.reports.setting_records import Changed, Record
+from tasks.reports.setting_records import Changed
 
 MOST_HOURS = 168
 APPLY, UNDO = "apply-postgres-settings", "undo-postgres-settings"
+SET = "set the manual's value"
 RESTART = "restart PostgreSQL in a maintenance window"
-Overrides = Mapping[str, tuple[Record, str]]
 
 
 @flow(name="check-postgres-settings", flow_run_name="check-postgres-settings {environment}")
@@ -53,7 +54,7 @@ def check_postgres_settings(environment: str) -> Report:
         found = read_settings(env.postgres)
         overrides = find_overrides(env, found)
         judge_files(report, found)
-        judge_overrides(report, found, overrides)
+        judge_overrides(report, found, overrides, apply=Next(APPLY, SET), undo=UNDO)
         same = [judge_setting(report, setting, overrides) for setting in found.by_name.values()]
         show_settings(report, found, overrides)
         judge_narrower(report, env, found)
@@ -142,7 +143,8 @@ def undo_postgres_settings(environment: str, record: str = "", plan: str = "", c
         chosen = records.find_record(records.read_all(env.reports_directory), found.identity, record)
         report.fact("record", f"{chosen.name} of {chosen.taken}")
         report.pin("record", chosen.name)
-        changes, left = find_undone(report, found, chosen)
+        undone, left = find_undone(report, found, chosen)
+        changes = [PostgresSettingChange(item.name, item.old) for item in undone]
         if left and not changes:
             report.outcome = "nothing to undo"
             return report
@@ -173,12 +175,6 @@ def needs(setting: RecommendedSetting) -> str:
     return "restart" if setting.needs_restart else "reload"
 
 
-def find_overrides(env: Environment, found: PostgresServerSettings) -> Overrides:
-    """The environment's temporary values in force on this server, also expired ones. Replaced ones are closed."""
-    records.close_replaced(env.reports_directory, found)
-    return records.overrides_in_force(records.read_all(env.reports_directory), found)
-
-
 def judge_setting(report: Report, setting: RecommendedSetting, overrides: Overrides) -> bool:
     """Whether the server runs with an accepted value: the manual's or a better one, or exactly an override's."""
     wanted = _value_for(setting.name, overrides)
@@ -205,7 +201,7 @@ def judge_setting(report: Report, setting: RecommendedSetting, overrides: Overri
     elif setting.is_fixed:
         hint = f"correct the server's start command ({setting.source}): it overrides ALTER SYSTEM"
     else:
-        follow = [Next(APPLY, "set the manual's value", {"names": [setting.name]})]
+        follow = [Next(APPLY, SET, {"names": [setting.name]})]
     worst = Status.CRITICAL if setting.name == "autovacuum" and not running else Status.WARN
     expected = wanted if exact else BY_NAME[setting.name]
     return report.require(setting.name, ok, hint, value=value, expected=expected, worst=worst, follow=follow)
@@ -245,24 +241,6 @@ def judge_files(report: Report, found: PostgresServerSettings) -> None:
         value="; ".join(found.file_errors[:3]) or "no errors",
         expected="no errors",
     )
-
-
-def judge_overrides(report: Report, found: PostgresServerSettings, overrides: Overrides) -> None:
-    """Temporary values in force: each has its time."""
-    for name, (record, value) in overrides.items():
-        setting = found.by_name.get(name)
-        if setting and setting.is_filed(value):
-            report.prefer(
-                f"override {name} = {value}",
-                not record.is_expired,
-                f"run {UNDO} with record={record.name}, or {APPLY} with names={name} for the manual's value",
-                value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
-                expected="removed when its time is over",
-                follow=[
-                    Next(UNDO, "undo it", {"record": record.name}),
-                    Next(APPLY, "set the manual's value", {"names": [name]}),
-                ],
-            )
 
 
 def judge_narrower(report: Report, env: Environment, found: PostgresServerSettings) -> None:
@@ -393,20 +371,3 @@ def show_effect(report: Report, settings: Sequence[RecommendedSetting]) -> None:
     waiting = [setting.name for setting in settings if setting.pending_restart]
     if waiting:
         report.warn("waits for a restart", f"{RESTART}; until then the old values apply", value=", ".join(waiting))
-
-
-def find_undone(
-    report: Report, found: PostgresServerSettings, record: Record
-) -> tuple[list[PostgresSettingChange], bool]:
-    """The changes that restore the old values, and whether a setting is kept because it changed since."""
-    changes, left = [], False
-    for item in record.changes:
-        setting = found.by_name[item.name]
-        if setting.is_filed(item.new):
-            if item.old is None or not setting.is_filed(item.old):
-                changes.append(PostgresSettingChange(item.name, item.old))
-        elif not (setting.auto is None if item.old is None else setting.is_filed(item.old)):
-            left = True
-            hint = "undo the newer record first, or set it yourself"
-            report.warn(f"{item.name} kept", hint, value=f"{setting.auto or 'reset'} since", expected=item.new)
-    return changes, left

@@ -9,8 +9,9 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.database.server.holders import LONG_SECONDS, judge_holders, of_database
-from flows.database.server.settings import find_overrides, judge_setting
+from flows.database.server.settings import judge_setting
 from flows.pinned import pin_database
+from flows.setting_overrides import find_overrides
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
 from runbook.next import Next

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from blocks.environment import Environment
 from flows.redis.settings.findings import remedy, value_of
+from flows.setting_overrides import find_undone
 from runbook.errors import OpsError
 from runbook.guard.permit import Act
 from runbook.report import Report
@@ -168,20 +169,8 @@ def _in_order(changes: Sequence[RedisSettingChange]) -> tuple[RedisSettingChange
 
 def order_undo(report: Report, found: RedisServerSettings, record: Record) -> SettingsUndo:
     """The changes that restore a record's old values."""
-    changes, left = [], []
-    for item in record.changes:
-        old = item.old or ""
-        if found.is_written(item.name, item.new):
-            changes.append(RedisSettingChange(item.name, old))
-        elif not found.is_written(item.name, old):
-            left.append(item.name)
-            value = f"{shown(item.name, found.running.get(item.name, 'unknown'))}, changed since"
-            report.warn(
-                f"{item.name} kept",
-                "undo the newer record first, or set it yourself",
-                value=value,
-                expected=shown(item.name, item.new),
-            )
+    undone, left = find_undone(report, found, record)
+    changes = [RedisSettingChange(item.name, item.old or "") for item in undone]
     for change in changes:
         if obstacle := obstacle_to(found, change):
             expected = shown(change.name, change.value)

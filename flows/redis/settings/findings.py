@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from blocks.environment import Environment
 from flows.redis.master import judge_master
+from flows.setting_overrides import Overrides, find_overrides, judge_overrides
 from runbook.errors import OpsError
+from runbook.next import Next
 from runbook.report import Report, Status
 from tasks.redis.sentinels import read_sentinels
 from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, JudgedSetting, judged, same, shown
 from tasks.redis.settings.running import AT_ONCE, PROTECTED, RedisServerSettings, read_settings
 from tasks.redis.topology.topology import is_own, read_topology
-from tasks.reports import setting_records as records
-from tasks.reports.setting_records import Record
 
 APPLY, UNDO = "apply-redis-settings", "undo-redis-settings"
+SET = "set the manual's value"
 # Without both of them, nothing is saved to disk.
 KEEPING = ("save", "appendonly")
-Overrides = Mapping[str, tuple[Record, str]]
 
 
 def find_servers(
@@ -44,12 +44,6 @@ def find_servers(
     if len(found) > 1:
         report.fact("others", ", ".join(f"{each.address} ({each.role})" for each in found[1:]))
     return found
-
-
-def find_overrides(env: Environment, found: RedisServerSettings) -> Overrides:
-    """A server's temporary values, also expired ones. Records of replaced values are closed."""
-    records.close_replaced(env.reports_directory, found)
-    return records.overrides_in_force(records.read_all(env.reports_directory), found)
 
 
 def judge_role(report: Report, found: RedisServerSettings, otherwise: Status) -> None:
@@ -118,19 +112,6 @@ def remedy(found: RedisServerSettings, name: str) -> str:
     return text + (", or set enable-protected-configs there" if how == PROTECTED else "")
 
 
-def judge_overrides(report: Report, found: RedisServerSettings, overrides: Overrides) -> None:
-    """Temporary values have not expired."""
-    for name, (record, value) in overrides.items():
-        everywhere = "" if found.role == "master" else " and everywhere"
-        report.prefer(
-            f"override {name} = {shown(name, value)} on {found.address}",
-            not record.is_expired,
-            f"end it: {UNDO} with record={record.name}, or {APPLY} with names={name}{everywhere}",
-            value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
-            expected="removed after that time",
-        )
-
-
 def judge_file(report: Report, found: RedisServerSettings) -> None:
     """The running settings are in the file; the next start loses others."""
     if found.problem:
@@ -162,7 +143,9 @@ def judge_replicas(report: Report, env: Environment, others: Sequence[RedisServe
     """The replicas' own settings and overrides, which apply after a promotion."""
     for found in others:
         overrides = find_overrides(env, found)
-        judge_overrides(report, found, overrides)
+        judge_overrides(
+            report, found, overrides, apply=Next(APPLY, SET, {"everywhere": True}), undo=UNDO, where=found.address
+        )
         named = [one.name for one in RECOMMENDED if not _is_excused(found, one.name, overrides)]
         bad = [
             f"{name} {value_of(env, found, name).running or 'off'}"

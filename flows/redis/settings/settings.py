@@ -11,6 +11,8 @@ from blocks.environment import Environment
 from flows.pinned import pin_redis
 from flows.redis.settings import changes as choosing
 from flows.redis.settings import findings, steps
+from flows.setting_overrides import find_overrides, judge_overrides
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.redis.settings.recommended import RECOMMENDED, Name
@@ -40,9 +42,11 @@ def check_redis_settings(environment: str) -> Report:
     env = Environment.find(environment)
     with runbook("Check Redis settings", env) as report:
         found, *others = findings.find_servers(report, env)
-        overrides = findings.find_overrides(env, found)
+        overrides = find_overrides(env, found)
         findings.judge_role(report, found, Status.WARN)
-        findings.judge_overrides(report, found, overrides)
+        judge_overrides(
+            report, found, overrides, apply=Next(findings.APPLY, findings.SET), undo=findings.UNDO, where=found.address
+        )
         passed = [findings.judge_setting(report, env, found, one.name, overrides) for one in RECOMMENDED]
         findings.judge_file(report, found)
         findings.judge_replicas(report, env, others)

@@ -51,9 +51,14 @@ class PostgresServerSettings:
         """The cluster's identifier; a standby has its primary's."""
         return self.system_identifier
 
-    def is_written(self, name: str, value: str) -> bool:
-        """Whether ALTER SYSTEM's file has this value."""
-        return name in self.by_name and self.by_name[name].is_filed(value)
+    def is_written(self, name: str, value: str | None) -> bool:
+        """Whether ALTER SYSTEM's file has this value; None: whether it has none."""
+        setting = self.by_name.get(name)
+        return setting is not None and (setting.auto is None if value is None else setting.is_filed(value))
+
+    def shown(self, name: str, value: str | None = None) -> str:
+        """The value, by default that of ALTER SYSTEM's file."""
+        return value if value is not None else self.by_name[name].auto or "reset"
 
 
 @dataclass(frozen=True)

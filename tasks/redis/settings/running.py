@@ -22,7 +22,7 @@ from tasks.redis.persistence.written import find_written
 from tasks.redis.rights import find_refused
 from tasks.redis.server import call, connected
 from tasks.redis.settings.next_start import find_next, settings_of
-from tasks.redis.settings.recommended import BY_NAME, DEFAULTS, LIMITS, MAXMEMORY, same
+from tasks.redis.settings.recommended import BY_NAME, DEFAULTS, LIMITS, MAXMEMORY, same, shown
 
 AT_ONCE, RESTART, PROTECTED = "at once", "restart", "restart (protected)"
 NAMES = (*BY_NAME, MAXMEMORY)
@@ -59,9 +59,13 @@ class RedisServerSettings:
         """`master` or `slave`."""
         return self.server.state.role
 
-    def is_written(self, name: str, value: str) -> bool:
-        """Whether the server runs with this value now."""
-        return name in self.running and same(name, self.running[name], value)
+    def is_written(self, name: str, value: str | None) -> bool:
+        """Whether the server runs with this value now; nothing written is the empty value."""
+        return name in self.running and same(name, self.running[name], value or "")
+
+    def shown(self, name: str, value: str | None = None) -> str:
+        """The value with its unit, by default the running one."""
+        return shown(name, value if value is not None else self.running.get(name, "unknown"))
 
     @property
     def keeps_nothing(self) -> bool:

@@ -246,7 +246,7 @@ def test_a_setting_that_somebody_changed_since_is_left_alone(server: PostgresSer
     server.sql("ALTER SYSTEM SET work_mem = '8MB'")
     report = undo_postgres_settings.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN
-    assert found(report, "work_mem kept").value == "8MB since"
+    assert found(report, "work_mem kept").value == "8MB, changed since"
     assert "work_mem = '8MB'" in auto(server)
 
 
