@@ -1,9 +1,9 @@
 """The lab's retention: its backups and its archived WAL are pruned without anybody launching it.
 
 A lab's schedules are paused, and a day of restores of 1 GB made it grow to 37 GB. So a program alongside its worker
-checks it every 15 minutes. If the lab uses more than its database allows (`limit`), and none of its flows runs, it
-launches the runbooks that a real environment has as schedules: a base backup, its proof, the copies, then the pruning.
-Their rules apply: nothing unproven is pruned, and each is a run in Prefect's UI.
+checks it every 15 minutes. If the lab uses more than its database allows (`limit`), it waits until none of its flows
+runs, then launches the runbooks that a real environment has as schedules: a base backup, its proof, the copies, then
+the pruning. Their rules apply: nothing unproven is pruned, and each is a run in Prefect's UI.
 
 python -m lab.retention --name lab
 """
@@ -31,6 +31,7 @@ from lab.state.environment import api_url, ui_url
 from runbook.errors import OpsError
 
 EVERY_SECONDS = 900
+AGAIN_SECONDS = 30  # after a flow was in the way
 LEAST_BYTES = 8_000_000_000
 SHARE = 12
 """A lab may use so many times what its database does: two nodes, each with WAL; what a restore replaced; its dumps; two
@@ -127,10 +128,12 @@ def running(name: str, runs: Runs) -> list[str]:
 
 
 def look(name: str, runs: Runs, tell: Tell) -> bool:
-    """One round: prune where the lab uses too much and nothing runs; whether all was launched."""
+    """One round: prune where the lab uses too much and nothing runs. False: a flow is in the way, look again soon."""
     services, _ = lifecycle.existing(name)
     before = read_use(services)
-    if not before.is_over or running(name, runs) or not prune(name, runs, tell):
+    if not before.is_over:
+        return True
+    if running(name, runs) or not prune(name, runs, tell):
         return False
     tell(f"{before} before the pruning, {_mb(read_use(services).lab)} after it")
     return True
@@ -146,11 +149,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.retention", description=__doc__)
     parser.add_argument("--name", default="lab", help="the environment's name (default: lab)")
     name = parser.parse_args().name
+    done = True
     while True:
-        time.sleep(EVERY_SECONDS)
+        time.sleep(EVERY_SECONDS if done else AGAIN_SECONDS)
         try:
             _, control = lifecycle.existing(name)
-            look(name, Runs(api_url(control.state), ui_url(control.state)), lambda text: print(text, flush=True))
+            runs = Runs(api_url(control.state), ui_url(control.state))
+            done = look(name, runs, lambda text: print(text, flush=True))
         except OpsError as error:  # it is down, or Prefect is
             print(error, flush=True)
 

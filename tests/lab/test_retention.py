@@ -89,7 +89,7 @@ def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(used: LabUse, monkey
     assert not retention.look("small", Recorded(busy={0: "a drill"}), lambda _: None)
     monkeypatch.setattr(retention, "SHARE", used.lab // used.database)
     few = Recorded()
-    assert not retention.look("small", few, lambda _: None)
+    assert retention.look("small", few, lambda _: None), "nothing is in the way"
     assert not few.launched
 
 
