@@ -119,12 +119,10 @@ def _launches(name: str) -> Iterable[tuple[str, dict[str, str]]]:
 
 
 def running(name: str, runs: Runs) -> list[str]:
-    """The flow runs of the lab's work pool that are under way."""
-    wanted = {
-        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}},
-        "work_pools": {"name": {"any_": [name]}},
-    }
-    return [str(run["name"]) for run in runs.call("POST", "/flow_runs/filter", wanted)]
+    """The lab's flow runs that are under way, its worker's and others (`python -m flows.launch`)."""
+    wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
+    found = runs.call("POST", "/flow_runs/filter", wanted)
+    return [str(run["name"]) for run in found if run["parameters"].get("environment") == name]
 
 
 def look(name: str, runs: Runs, tell: Tell) -> bool:

@@ -39,6 +39,7 @@ class Recorded(Runs):
     launched: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     refused: str = "none"
     busy: dict[int, str] = field(default_factory=dict)
+    environment: str = "small"
 
     def run(self, deployment: str, parameters: Any, *_: Any, **__: Any) -> Run:
         self.launched.append((deployment, dict(parameters)))
@@ -48,7 +49,7 @@ class Recorded(Runs):
 
     def call(self, *_: Any) -> Any:
         name = self.busy.get(len(self.launched))
-        return [{"name": name}] if name else []
+        return [{"name": name, "parameters": {"environment": self.environment}}] if name else []
 
 
 @pytest.fixture
@@ -87,6 +88,7 @@ def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(used: LabUse, monkey
     assert not retention.look("small", runs, lambda _: None)
     assert len(runs.launched) == 2, "a recovery that began meanwhile is waited for"
     assert not retention.look("small", Recorded(busy={0: "a drill"}), lambda _: None)
+    assert retention.look("small", Recorded(busy={0: "a drill"}, environment="another"), lambda _: None)
     monkeypatch.setattr(retention, "SHARE", used.lab // used.database)
     few = Recorded()
     assert retention.look("small", few, lambda _: None), "nothing is in the way"
