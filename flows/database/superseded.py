@@ -21,6 +21,7 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_copies
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
 from runbook.report import Report
@@ -106,7 +107,12 @@ def discard_superseded(
         for item in doomed:
             report.plan(f"delete {item.kind}", item.name, size=item.bytes)
         pin_copies(report, ((item.name, item.bytes) for item in doomed))
-        permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
+        effect = Effect(
+            f"{len(doomed)} superseded copies are deleted ({size(sum(item.bytes for item in doomed))})",
+            "",
+            "the recoveries that replaced them can no longer be undone",
+        )
+        permit = report.permit(*(Act(DISCARD, item.name) for item in doomed), effect=effect)
         for item in doomed:
             discard(permit, env, item)
         report.outcome = f"{len(doomed)} deleted, {size(sum(item.bytes for item in doomed))} freed"

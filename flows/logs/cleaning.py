@@ -15,6 +15,7 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.logs.findings import Log, path_of
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
@@ -72,7 +73,11 @@ def clean_logs(
             age = (report.started - file.modified).days
             report.plan(REMOVE, f"{file.path}, last written {age} days ago", size=file.bytes)
         pin_deleted(report, "rotated logs", ((f"{file.path} {file.inode}", file.bytes) for file in chosen))
-        permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen))
+        freed = size(sum(file.bytes for file in chosen))
+        effect = Effect(
+            f"{len(chosen)} rotated logs older than {days} days are deleted ({freed})", "", "their lines are lost"
+        )
+        permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen), effect=effect)
         deleted = remove_logs(permit, chosen, before)
         left = [file.path.name for file in chosen if file not in deleted]
         if left:

@@ -14,6 +14,7 @@ from flows import store as stores
 from flows.pinned import pin_keys, pin_redis
 from flows.redis.master import judge_master
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -105,7 +106,7 @@ def clear_cache(
         if found:
             pin_keys(report, order.where, sum(each.keys for each in flushes) if flush else found.keys)
         acts = [Act(FLUSHING, each.target) for each in flushes] if flush else [Act(UNLINK, order.target)]
-        permit = report.permit(*acts)
+        permit = report.permit(*acts, effect=_effect(order, flushes if flush else []))
         if flush:
             flush_databases(report, permit, env, flushes)
         else:
@@ -258,6 +259,16 @@ def judge_rights(
     commands = [("FLUSHDB", "ASYNC")] if flushes else [("UNLINK", key.key) for key in found.first]
     for refusal in find_refusals(env.redis.at(order.server.address), commands) if commands else ():
         report.fail("the server permits the deletion", refusal.hint, value=refusal.message, expected="permitted")
+
+
+def _effect(order: ClearingOrder, flushes: Sequence[Flush]) -> Effect:
+    lost = "the application computes cached values again; keys without a TTL are lost"
+    if flushes:
+        return Effect(
+            f"{sum(each.keys for each in flushes):,} keys are deleted, all of {len(flushes)} databases", "", lost
+        )
+    number = f"{order.planned:,} keys" if order.planned >= 0 else "all keys"
+    return Effect(f"{number} are deleted: {order.selection.text}", "", lost)
 
 
 def describe_undo(report: Report, env: Environment, wanted: Wanted, server: CacheServer) -> None:

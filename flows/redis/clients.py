@@ -25,6 +25,7 @@ from flows.redis.client_findings import (
 )
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -132,7 +133,8 @@ def close_idle_redis_clients(
         for one in chosen:
             report.plan("close", described(one))
         pin_redis(report, block)
-        permit = report.permit(*(Act(CLOSE, f"{one.target} at {found.address}") for one in chosen))
+        effect = Effect(f"{len(chosen)} connections to Redis are closed", "not needed, clients connect again")
+        permit = report.permit(*(Act(CLOSE, f"{one.target} at {found.address}") for one in chosen), effect=effect)
         done = close_clients(permit, block, found, chosen, seconds)
         _report_closed(report, done, len(chosen))
         count = count_reconnected.after(done)

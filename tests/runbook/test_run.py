@@ -32,7 +32,7 @@ from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 DROP = Act("drop database", "grc_db_old")
 
@@ -81,7 +81,7 @@ def test_a_critical_finding_fails_the_run_at_its_end(system: System) -> None:
     with pytest.raises(RunbookFailed) as error:
         carry_out(system, work)
     assert after == [error.value.report]
-    assert str(error.value) == f"Restore on {system.name}: CRITICAL — backup. Next: take one"
+    assert str(error.value) == "CRITICAL: backup. Next: take one"
     assert written(system)["status"] == "CRITICAL"
 
 
@@ -95,7 +95,7 @@ def test_an_empty_confirm_ends_planned_and_nothing_after_it_runs(system: System)
     done = []
     with runbook("Restore", system, "") as report:
         report.plan("swap", "grc_db", size=3_000_000, seconds=0.5)
-        report.permit(DROP)
+        report.permit(DROP, effect=EFFECT)
         done.append("dropped")
     assert done == []
     assert report.status is Status.PLANNED
@@ -108,7 +108,7 @@ def test_an_empty_confirm_ends_planned_and_nothing_after_it_runs(system: System)
 
 
 def dropping(done: list[str], report: Report) -> None:
-    report.permit(DROP)
+    report.permit(DROP, effect=EFFECT)
     done.append("dropped")
 
 
@@ -217,7 +217,7 @@ def test_a_failed_runbook_inside_fails_the_outer_one(system: System) -> None:
         carry_out(system, drill, title="Drill", changes=True)
     outer = error.value.report
     assert (outer.runbook, outer.outcome) == ("Drill", "")
-    assert f"Drill on {system.name}: CRITICAL — Restore on {system.name}: CRITICAL — backup" in str(error.value)
+    assert "CRITICAL: Restore: CRITICAL: backup" in str(error.value)
     assert len(list(system.reports_directory.glob("*.json"))) == 2
 
 
@@ -278,14 +278,14 @@ class TestInAFlowRun:
 
         with caplog.at_level(logging.INFO), pytest.raises(RunbookFailed):
             restore()
-        assert f"Restore on {system.name}: CRITICAL — there is no backup. Next: take one" in caplog.text
+        assert "CRITICAL: there is no backup. Next: take one" in caplog.text
         assert "Task run failed with exception" in caplog.text
         assert "Encountered exception during execution" in caplog.text
         assert "Traceback" not in caplog.text
         assert [record for record in caplog.records if record.exc_info] == []
         state = state_of(ids[0])
         assert state.is_failed()
-        assert "CRITICAL — there is no backup. Next: take one" in state.message
+        assert "CRITICAL: there is no backup. Next: take one" in state.message
         assert len(artifacts(ids[0])) == 1
 
     def test_an_unexpected_error_keeps_its_traceback(self, system: System, caplog: pytest.LogCaptureFixture) -> None:
@@ -311,7 +311,7 @@ class TestInAFlowRun:
         def restore(confirm: str = "") -> Report:
             ids.append(FlowRunContext.get().flow_run.id)  # type: ignore[union-attr]
             with runbook("Restore", system, confirm) as report:
-                report.permit(DROP)
+                report.permit(DROP, effect=EFFECT)
             return report
 
         assert restore().status is Status.PLANNED
@@ -322,7 +322,7 @@ class TestInAFlowRun:
         def restore(environment: str, jobs: int = 0, confirm: str = "") -> Report:
             assert (environment, jobs) == ("本番", 2)
             with runbook("Restore", system, confirm) as report:
-                report.permit(DROP)
+                report.permit(DROP, effect=EFFECT)
             return report
 
         run = launched(restore, {"environment": "本番", "jobs": 2, "confirm": ""})
@@ -340,7 +340,7 @@ class TestInAFlowRun:
         def restore(environment: str, backup: str = "latest", confirm: str = "") -> Report:
             with runbook("Restore", system, confirm) as report:
                 report.pin("backup", "backup_20260101_000000")
-                report.permit(DROP)
+                report.permit(DROP, effect=EFFECT)
             return report
 
         run = launched(restore, {"environment": "本番", "backup": "latest", "confirm": ""})

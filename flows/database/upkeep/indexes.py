@@ -13,6 +13,7 @@ from flows.database.server.holders import judge_holders, of_database
 from flows.database.upkeep.vacuum import judge_space, require_primary
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -111,7 +112,9 @@ def rebuild_indexes(
         _plan(report, leftovers, chosen)
         pin_database(report, env.postgres)
         acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
-        permit = report.permit(*acts)
+        leftover = f", {len(leftovers)} leftovers are dropped" if leftovers else ""
+        effect = Effect(f"{len(chosen)} indexes are rebuilt alongside{leftover}", "not needed")
+        permit = report.permit(*acts, effect=effect)
         for index in leftovers:
             reason = drop_leftover(permit, env.postgres, index, lock_seconds)
             hint = "run this again when that session has ended"

@@ -12,10 +12,11 @@ from flows.database.server.holders import LONG_SECONDS, judge_holders, of_databa
 from flows.database.server.settings import find_overrides, judge_setting
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
-from runbook.run import runbook
+from runbook.run import WithoutConfirm, runbook
 from runbook.units import size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.recommended import AUTOVACUUM
@@ -75,7 +76,8 @@ def vacuum_database(
         confirm: full を実行するときは環境名を入力。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Vacuum database", env, confirm, plan, changes=True) as report:
+    alone: WithoutConfirm = "reads" if mode == "full" else "changes"
+    with runbook("Vacuum database", env, confirm, plan, changes=True, without_confirm=alone) as report:
         require_primary(env)
         workers = check_jobs(jobs)
         before = _chosen(read_tables(env.postgres), tables, mode)
@@ -89,7 +91,9 @@ def vacuum_database(
             report.fail_if_critical()
             _plan(report, before)
             pin_database(report, env.postgres)
-            permit = report.permit(*(Act(REWRITE, table.name) for table in before))
+            names = first_of([table.name for table in before])
+            effect = Effect(f"{names} are rewritten", "not needed", down=f"{names} are locked meanwhile")
+            permit = report.permit(*(Act(REWRITE, table.name) for table in before), effect=effect)
             done = rewrite_tables(permit, env.postgres, before)
         else:
             done = vacuum_tables(env.postgres, before, mode, workers)
