@@ -19,7 +19,7 @@ from runbook.current import current_report, use_report
 from runbook.drivers import described
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.files import chain, durable, repeats
-from runbook.final_state import name_final_state
+from runbook.final_state import name_final_states
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
 from runbook.guard.holder import Rank
@@ -33,6 +33,7 @@ from runbook.page.markdown import escaped
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
+name_final_states()
 LEVEL = {
     Status.PLANNED: logging.INFO,
     Status.OK: logging.INFO,
@@ -87,7 +88,6 @@ def _recorded(
     """The run's lock, permit and end: whatever happens, its report is written. `changes`: None where it changes
     nothing, even if it is confirmed."""
     within, ending, key = current_report(), _Ending(report), name or render.key(report)
-    name_final_state()
     if within is None:
         _judge_launcher(report, target)
     records = carried_out.Records(target.reports_directory, target.name)

@@ -17,7 +17,13 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import Flow, flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.flow_engine import run_flow
@@ -304,18 +310,37 @@ class TestInAFlowRun:
         assert len(artifacts(ids[0])) == 1
         assert written(system)["status"] == "CRITICAL"
 
-    def test_a_plan_completes_the_run(self, system: System) -> None:
-        ids = []
-
+    def test_a_run_s_state_is_named_by_its_report_with_the_headline_as_message(self, system: System) -> None:
         @flow(name="restore")
-        def restore(confirm: str = "") -> Report:
-            ids.append(FlowRunContext.get().flow_run.id)  # type: ignore[union-attr]
+        def restore(confirm: str, worst: Status) -> Report:
+            ids[worst] = FlowRunContext.get().flow_run.id  # type: ignore[union-attr]
             with runbook("Restore", system, confirm) as report:
                 report.permit(DROP, effect=EFFECT)
+                report.outcome = "grc_db_old is dropped"
+                report.require("space", worst is Status.OK, "free some", worst=worst)
             return report
 
-        assert restore().status is Status.PLANNED
-        assert state_of(ids[0]).is_completed()
+        ids = dict[Status, UUID]()
+        for confirm, worst in (("", Status.PLANNED), (system.name, Status.WARN), (system.name, Status.OK)):
+            assert restore(confirm, worst).status is worst, "as a function it returns its report"
+        with pytest.raises(RunbookFailed):
+            restore(system.name, Status.CRITICAL)
+        states = {worst: state_of(run) for worst, run in ids.items()}
+        assert {worst: (state.name, state.type.value) for worst, state in states.items()} == {
+            Status.PLANNED: ("Planned", "COMPLETED"),
+            Status.WARN: ("Warning", "COMPLETED"),
+            Status.OK: ("Completed", "COMPLETED"),
+            Status.CRITICAL: ("Failed", "FAILED"),
+        }
+        assert [states[worst].message for worst in (Status.PLANNED, Status.WARN, Status.OK)] == [
+            "PLANNED: grc_db_old is dropped; its rows are lost; about 18 s down; cannot be undone. Nothing has changed.",
+            "WARN: grc_db_old is dropped; space. Next: free some",
+            "OK: grc_db_old is dropped",
+        ]
+        wanted = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Planned"])))
+        with get_client(sync_client=True) as client:
+            found = {run.id for run in client.read_flow_runs(flow_run_filter=wanted)}
+        assert found & set(ids.values()) == {ids[Status.PLANNED]}
 
     def test_the_plan_s_link_fills_in_its_own_form(self, system: System) -> None:
         @flow(name="restore-database")
