@@ -201,7 +201,7 @@ def _nearest(
     without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and no copy
     of it `survives`, only a waiver lets it start empty."""
     if waived:
-        report.warn(f"{kind} backup", f"nothing to do: without={kind} skips it", value="skipped")
+        report.fact(f"{kind} backup", f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
     backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)

@@ -148,8 +148,7 @@ def decide(
     if not option.replay:
         return None
     if state != "up":
-        what = "down" if state == "down" else "missing"
-        report.warn("database server", "nothing to do: this run replaces it", value=what)
+        report.fact("database server", f"{'down' if state == 'down' else 'missing'}: this run replaces it")
         judge_standby(report, env)
     services = read_services(env.services, env.services_in(START_ORDER))
     found = FoundServer(state, services, None)

@@ -146,8 +146,8 @@ class Parts:
         chosen = choose.with_others(report, env, option.backup, option.newest, "backups", self.without)
         if option.replay:
             if self.accepted:
-                hint = "nothing to do: a base backup has every object. The names are used if a dump is restored instead"
-                report.warn("accept", hint, value="; ".join(self.accepted), expected="a dump")
+                names = "; ".join(self.accepted)
+                report.fact("accept", f"{names}: used only if a dump is restored; a base backup has every object")
             return chosen
         dump = database.without_accepted(report, env, dump_in(option.backup), self.accepted)
         report.fail_if_critical()
