@@ -190,7 +190,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     up = restore.found.presence == "up"
     return Effect(
         choose.whole_system(env, chosen, option.newest),
-        choose.undo_of(chosen, "the replaced data directory is kept"),
+        choose.undo_of(chosen, "rename the kept data directory"),
         restore.options.lost,
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )

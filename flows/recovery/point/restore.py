@@ -163,7 +163,7 @@ def _effect(report: Report, env: Environment, found: FoundTarget, mode: Mode, ta
     lost = lost_since(before.at) if before and (not newest or before.at < newest.at) else ""
     if mode == "swap":
         down = seconds_from(report.plan_steps, "stop services")
-        return Effect(f"{what} go back to {when}", "the replaced data directory is kept", lost, down)
+        return Effect(f"{what} go back to {when}", "rename the kept data directory", lost, down)
     return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", lost, "the tables are locked for the swap")
 
 
