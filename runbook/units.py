@@ -23,6 +23,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours // 24} d {hours % 24} h"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 backup`, `1,250 backups`. `plural`: where it does not end in s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def rounded(seconds: float) -> str:
     """Seconds as one number: `18 s`, `2 min`, `3 h`, `4 d`."""
     if seconds < 90:

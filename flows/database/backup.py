@@ -26,7 +26,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, kind_of
 from tasks.backups.manifest import Kind, Manifest, sums_of
@@ -350,4 +350,4 @@ def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
 def _effect(doomed: Sequence[Backup], wal: Sequence[OldWal]) -> Effect:
     freed = size(sum(backup.manifest.bytes for backup in doomed))
     also = ", and WAL that none of the kept ones needs" if wal else ""
-    return Effect(f"{len(doomed)} backups are deleted ({freed}){also}", "", "they can no longer be restored")
+    return Effect(f"deletes {counted(len(doomed), 'backup')} ({freed}){also}", "", "what only they hold is lost")

@@ -20,6 +20,7 @@ from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import counted
 from tasks.migrations.alembic import MIGRATE, MigrationUndo, Upgrade, downgrade, read_revision, upgrade
 from tasks.migrations.revision import check_message, create_revision
 from tasks.migrations.scripts import BASE, read_heads
@@ -122,7 +123,7 @@ def apply_migrations(
         pin_database(report, env.postgres)
         report.pin_state("revision of the database", current or BASE)
         effect = Effect(
-            f"{name} goes from {current or BASE} to {pending[-1].revision} ({len(pending)} migrations)",
+            f"{name} goes from {current or BASE} to {pending[-1].revision} ({counted(len(pending), 'migration')})",
             "rollback-migrations",
             "a rehearsal on a copy finds first what is lost",
             f"a lock waits at most {longest_lock_seconds:g} s",
@@ -201,9 +202,9 @@ def rollback_migrations(
         pin_database(report, env.postgres, replaced=True)
         report.pin_state("revision of the database", current or BASE)
         effect = Effect(
-            f"{name} goes from {current} back to {target or BASE} ({len(undone)} migrations)",
+            f"{name} goes from {current} back to {target or BASE} ({counted(len(undone), 'migration')})",
             "apply-migrations, and the backup for the rows",
-            f"{undo.rows:,} rows lose data" if undo.rows else "",
+            f"data of {counted(undo.rows, 'row')} is lost" if undo.rows else "",
             f"a lock waits at most {longest_lock_seconds:g} s",
         )
         permit = report.permit(undo.act(name), effect=effect)

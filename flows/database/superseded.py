@@ -26,7 +26,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.application.staged_files import superseded_files
 from tasks.backups.retention import AS_TOML
 from tasks.postgres.restore.staged_copy import drop
@@ -107,8 +107,9 @@ def discard_superseded(
         for item in doomed:
             report.plan(f"delete {item.kind}", item.name, size=item.bytes)
         pin_copies(report, ((item.name, item.bytes) for item in doomed))
+        freed = size(sum(item.bytes for item in doomed))
         effect = Effect(
-            f"{len(doomed)} superseded copies are deleted ({size(sum(item.bytes for item in doomed))})",
+            f"deletes {counted(len(doomed), 'superseded copy', 'superseded copies')} ({freed})",
             "",
             "the recoveries that replaced them can no longer be undone",
         )

@@ -19,7 +19,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.logs.reading.files import LogFile, find_logs
 from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_logs
 
@@ -75,7 +75,9 @@ def clean_logs(
         pin_deleted(report, "rotated logs", ((f"{file.path} {file.inode}", file.bytes) for file in chosen))
         freed = size(sum(file.bytes for file in chosen))
         effect = Effect(
-            f"{len(chosen)} rotated logs older than {days} days are deleted ({freed})", "", "their lines are lost"
+            f"deletes {counted(len(chosen), 'rotated log')} older than {days} days ({freed})",
+            "",
+            "their lines are lost",
         )
         permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen), effect=effect)
         deleted = remove_logs(permit, chosen, before)

@@ -19,7 +19,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.backups.retention import read_store
 from tasks.redis.cache.clearing import UNLINK, ClearingOrder, find_keys, read_freed, unlink_keys
 from tasks.redis.cache.flushing import FLUSHING, Flush, flush_keys
@@ -265,10 +265,12 @@ def _effect(order: ClearingOrder, flushes: Sequence[Flush]) -> Effect:
     lost = "the application computes cached values again; keys without a TTL are lost"
     if flushes:
         return Effect(
-            f"{sum(each.keys for each in flushes):,} keys are deleted, all of {len(flushes)} databases", "", lost
+            f"deletes all {counted(sum(each.keys for each in flushes), 'key')} of {counted(len(flushes), 'database')}",
+            "",
+            lost,
         )
-    number = f"{order.planned:,} keys" if order.planned >= 0 else "all keys"
-    return Effect(f"{number} are deleted: {order.selection.text}", "", lost)
+    number = counted(order.planned, "key") if order.planned >= 0 else "all keys"
+    return Effect(f"deletes {number}: {order.selection.text}", "", lost)
 
 
 def describe_undo(report: Report, env: Environment, wanted: Wanted, server: CacheServer) -> None:

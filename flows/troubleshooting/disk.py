@@ -28,7 +28,7 @@ from runbook.guard.effect import Effect
 from runbook.page.render import markdown
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import size
+from runbook.units import counted, size
 
 
 @flow(name="free-disk-emergency", flow_run_name="free-disk-emergency {environment}")
@@ -89,7 +89,9 @@ def free_disk_emergency(
         pin_deleted(report, "files", ((one.act, one.bytes) for one in removals))
         freed = size(sum(one.bytes for one in removals))
         lost = "old log lines and unfinished backups are lost"
-        effect = Effect(f"{len(removals)} files and directories are deleted (about {freed})", "", lost)
+        effect = Effect(
+            f"deletes {counted(len(removals), 'file or directory', 'files and directories')} (about {freed})", "", lost
+        )
         permit = report.permit(*(one.act for one in removals), effect=effect)
         removed = carry_out(report, permit, removals, before, scratch_hours * 3600)
         _judge_after(report, env, full)

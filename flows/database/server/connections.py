@@ -17,7 +17,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
-from runbook.units import duration
+from runbook.units import counted, duration
 from tasks.postgres.sessions.closing import CLOSE, close_sessions, why_kept
 from tasks.postgres.sessions.connections import ClientSession, ConnectionLimits, SessionActivity, read_activity
 from tasks.postgres.sessions.pool import ECHO, OVERFLOW, RECOMMENDED, RECYCLE, SIZE, Pool, read_pool
@@ -110,7 +110,7 @@ def close_idle_connections(
         pin_database(report, env.postgres)
         idle = all(session.is_idle for session in chosen)
         effect = Effect(
-            f"{len(chosen)} idle sessions are closed",
+            f"closes {counted(len(chosen), 'idle session')}",
             "not needed, clients connect again",
             "" if idle else "their open transactions are rolled back",
         )

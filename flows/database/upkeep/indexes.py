@@ -18,7 +18,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
@@ -112,8 +112,8 @@ def rebuild_indexes(
         _plan(report, leftovers, chosen)
         pin_database(report, env.postgres)
         acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
-        leftover = f", {len(leftovers)} leftovers are dropped" if leftovers else ""
-        effect = Effect(f"{len(chosen)} indexes are rebuilt alongside{leftover}", "not needed")
+        leftover = f", drops {counted(len(leftovers), 'leftover')}" if leftovers else ""
+        effect = Effect(f"rebuilds {counted(len(chosen), 'index', 'indexes')} alongside{leftover}", "not needed")
         permit = report.permit(*acts, effect=effect)
         for index in leftovers:
             reason = drop_leftover(permit, env.postgres, index, lock_seconds)

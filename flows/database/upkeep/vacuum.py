@@ -92,7 +92,7 @@ def vacuum_database(
             _plan(report, before)
             pin_database(report, env.postgres)
             names = first_of([table.name for table in before])
-            effect = Effect(f"{names} are rewritten", "not needed", down=f"{names} are locked meanwhile")
+            effect = Effect(f"rewrites {names}", "not needed", down="no reads or writes of a table meanwhile")
             permit = report.permit(*(Act(REWRITE, table.name) for table in before), effect=effect)
             done = rewrite_tables(permit, env.postgres, before)
         else:

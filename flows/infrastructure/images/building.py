@@ -11,7 +11,7 @@ from runbook.guard.effect import Effect
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status
 from runbook.run import WithoutConfirm, runbook
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.docker.base_images import read_base_digests
 from tasks.docker.building import (
     REVISION,
@@ -77,7 +77,7 @@ def build_images(
                 report.plan("push", reference)
             report.pin_state("commit", source.short)
             effect = Effect(
-                f"{len(chosen)} images are built and pushed as {version}", "delete the tags in the registry"
+                f"builds and pushes {counted(len(chosen), 'image')} as {version}", "delete the tags in the registry"
             )
             permit = report.permit(*map(push_act, references), effect=effect)
         built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]

@@ -16,7 +16,7 @@ from runbook.errors import OpsError
 from runbook.guard.effect import Effect
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.docker.choosing import CleanupSelection, Kind, choose
 from tasks.docker.deployed import failed_name, previous_name
 from tasks.docker.inventory import read_inventory
@@ -86,8 +86,12 @@ def clean_docker(
         report.fact("space to free", f"at least {size(sum(one.bytes for one in doomed))}")
         pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
         freed = size(sum(one.bytes for one in doomed))
-        lost = f"the data of {len(volumes)} volumes is lost" if volumes else "files inside stopped containers are lost"
-        effect = Effect(f"{len(doomed)} unused parts of Docker are deleted (at least {freed})", "", lost)
+        lost = (
+            f"the data of {counted(len(volumes), 'volume')} is lost"
+            if volumes
+            else "files inside stopped containers are lost"
+        )
+        effect = Effect(f"deletes {counted(len(doomed), 'unused object')} of Docker (at least {freed})", "", lost)
         permit = report.permit(*map(act_of, doomed), effect=effect)
         done = remove(permit, env.docker.host, doomed)
         report.table(

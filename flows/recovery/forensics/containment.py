@@ -24,6 +24,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import counted
 from tasks.postgres.replication import write_block
 from tasks.postgres.replication.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, keep_wal
 from tasks.postgres.replication.replay import (
@@ -129,7 +130,9 @@ def release_containment(environment: str, plan: str = "", confirm: str = "") -> 
             report.outcome = "it is not contained: there is nothing to release"
             return report
         report.pin_state("contained", found.id)
-        effect = Effect(f"{len(found.held)} restrictions are removed, maintenance is allowed again", "contain-incident")
+        effect = Effect(
+            f"removes {counted(len(found.held), 'restriction')}, allows maintenance again", "contain-incident"
+        )
         permit = report.permit(*plan_release(report, found), effect=effect)
         release(report, permit, env, found)
     return report

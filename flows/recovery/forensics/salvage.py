@@ -24,6 +24,7 @@ from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import counted
 from runbook.wait import until
 from tasks.cluster.instance import (
     PrivateInstance,
@@ -137,7 +138,9 @@ def salvage_writes(
         pin_database(report, env.postgres)
         report.pin_state("reviewed", salvage.digest)
         rows = sum(one.inserts + one.updates for one in salvage.written)
-        effect = Effect(f"{rows:,} rows are written to {len(salvage.written)} tables, in one transaction", "")
+        effect = Effect(
+            f"writes {counted(rows, 'row')} to {counted(len(salvage.written), 'table')}, in one transaction", ""
+        )
         permit = report.permit(*plan_salvage(report, salvage), effect=effect)
         report.state_is("the rows may be committed", "run it again: rows that are there already are skipped")
         place = folder(env, salvage.stamp)

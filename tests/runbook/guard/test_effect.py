@@ -14,6 +14,7 @@ from runbook.guard.effect import Effect, back_to, first_of, lost_since, seconds_
 from runbook.guard.permit import Act, PlannedStep, PlanOnly
 from runbook.next import Next
 from runbook.report import Report
+from runbook.units import counted
 
 NOW = datetime(2026, 11, 28, 17, 1, 20, tzinfo=UTC)
 
@@ -63,6 +64,8 @@ def test_every_plan_has_to_state_its_effect() -> None:
 
 def test_names_and_days_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "now", lambda: NOW)
+    assert [counted(1, "key"), counted(1250, "key")] == ["1 key", "1,250 keys"]
+    assert counted(2, "copy", "copies") == "2 copies"
     assert first_of(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     with clock.use_zone(ZoneInfo("Asia/Tokyo")):
         assert clock.short(NOW - timedelta(days=2)) == "2026-11-27 02:01 (+09:00)"
