@@ -79,7 +79,7 @@ def renew_certificates(
         _plan(report, block, due)
         pin_paths(report, "certificates", *(work.files.directory / CHAIN for work in due))
         names = first_of([f"{work.kind} {work.files.name}" for work in due])
-        effect = Effect(f"certificates: {names}", "the old files are kept by certbot, or in the renewal's directory")
+        effect = Effect(f"certificates: {names}", "certbot keeps the old files in its archive directory")
         permit = report.permit(*(work.act for work in due), effect=effect)
         done = [carry_out(report, permit, block, work, known) for work in due]
         report.outcome = f"{sum(done)} of {len(due)} done"
