@@ -112,7 +112,7 @@ def close_idle_connections(
         effect = Effect(
             f"closes {counted(len(chosen), 'idle session')}",
             "not needed, clients connect again",
-            "" if idle else "their open transactions are rolled back",
+            "" if idle else "open transactions are rolled back",
         )
         permit = report.permit(*(Act(CLOSE, session.target) for session in chosen), effect=effect)
         done = close_sessions(permit, env.postgres, chosen, min_seconds)
