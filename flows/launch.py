@@ -116,12 +116,12 @@ def launch(
             report = call_approved(flow.name, flow if answers else flow.fn, given)
     except RunbookFailed as error:
         print(describe(error.report), end="")
-        print(error, file=sys.stderr)
+        print(error.report.titled_sentence, file=sys.stderr)
         return 1
     except OpsError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{describe(report)}{report.sentence()}\nreport: {report.path}")
+    print(f"{describe(report)}{report.titled_sentence}\nreport: {report.path}")
     return 0
 
 

@@ -43,6 +43,13 @@ def text(at: datetime, precision: Precision = "seconds") -> str:
     return f"{shown.replace(tzinfo=None).isoformat(' ', precision)} {offset}"
 
 
+def short(at: datetime) -> str:
+    """A moment in a headline, to the minute: `01:59 (+09:00)`, with its date if that is not today."""
+    shown, today = at.astimezone(_zone.get()), now().astimezone(_zone.get()).date()
+    date = "" if shown.date() == today else f"{shown:%Y-%m-%d} "
+    return f"{date}{shown:%H:%M} ({shown.isoformat()[-6:]})"
+
+
 def time_of_day(at: datetime, precision: Precision = "seconds") -> str:
     """`01:14:51`, in the zone of the run: for a column with `heading`."""
     return at.astimezone(_zone.get()).time().isoformat(precision)

@@ -31,12 +31,13 @@ class _NoTraceback(logging.Filter):
 
 
 class _NoBareState(logging.Filter):
-    """Each step logs its name and its time: Prefect's “Finished in state Completed()” names neither."""
+    """Each step logs its name and its time, each run its headline: Prefect's “Finished in state …” adds nothing."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or not str(record.msg).startswith("Finished in state")
 
 
-logging.getLogger("prefect.task_runs").addFilter(_NoBareState())
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_NoBareState())
 for _name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
     logging.getLogger(_name).addFilter(_NoTraceback())

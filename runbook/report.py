@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed
+from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.masking import without_logins
@@ -117,6 +118,7 @@ class Report:
     refused: str = ""
     lock: Held | None = None
     acts: tuple[Act, ...] = ()
+    effect: Effect | None = None
     gate: Approving | None = None
     approved: str = ""
     contained: str = ""
@@ -328,8 +330,8 @@ class Report:
         if self.is_stopped:
             raise RunbookFailed(self)
 
-    def permit(self, *acts: Act) -> Permit:
-        """The only source of permits.
+    def permit(self, *acts: Act, effect: Effect) -> Permit:
+        """The only source of permits. `effect` is the plan's headline: what these acts do to the environment.
 
         Raises:
             RunbookFailed: a critical finding stands.
@@ -338,7 +340,7 @@ class Report:
                 longer fits, or nobody approved it.
         """
         self.fail_if_critical()
-        self.acts = acts
+        self.acts, self.effect = acts, effect
         if self.pinned:
             self.pinned.describe(self)
         if not self.confirm and not self.unattended:
@@ -370,17 +372,25 @@ class Report:
         if self.lock:
             self.lock.require()
 
+    @property
+    def titled_sentence(self) -> str:
+        """The sentence for a reader outside Prefect's page: it names the runbook and the environment."""
+        return f"{self.runbook} on {self.environment}: {self.sentence()}"
+
     def sentence(self) -> str:
-        """Status and its first reasons, as one sentence with what to do."""
+        """The headline: status, then what was done or is planned, the first reasons, and the next step."""
         bad = [f for f in self.findings if f.status is Status.CRITICAL] or [
             f for f in self.findings if f.status is Status.WARN
         ]
         why = "; ".join(f"{f.name}: {f.value}".removesuffix(": ") for f in bad[:3])
-        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        why += f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
         hint = next((text for f in bad if (text := f.next_step)), "")
-        head = f"{self.runbook} on {self.environment}: {self.status}"
-        done = f" — {self.outcome}" if self.outcome and not self.is_stopped else ""
-        text = head + done + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
+        if self.status is Status.PLANNED:
+            planned = f"{self.effect}. " if self.effect else ""
+            says = f"{planned}Nothing has changed." + (f" Warning: {why}" if why else "")
+        else:
+            says = "; ".join(filter(None, ("" if self.is_stopped else self.outcome, why)))
+        text = ": ".join(filter(None, (self.status, says))) + (f". Next: {hint}" if hint else "")
         return " ".join(text.split())
 
     def as_json(self) -> dict[str, Any]:

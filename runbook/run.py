@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
@@ -18,10 +19,11 @@ from runbook.current import current_report, use_report
 from runbook.drivers import described
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.files import chain, durable, repeats
+from runbook.final_state import name_final_states
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
 from runbook.guard.holder import Rank
-from runbook.guard.lock import EnvironmentLock, hold
+from runbook.guard.lock import EnvironmentLock, find_holder, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.log import logger
 from runbook.masking import without_logins
@@ -31,12 +33,16 @@ from runbook.page.markdown import escaped
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
+name_final_states()
 LEVEL = {
     Status.PLANNED: logging.INFO,
     Status.OK: logging.INFO,
     Status.WARN: logging.WARNING,
     Status.CRITICAL: logging.ERROR,
 }
+WithoutConfirm = Literal["reads", "stages", "changes"]
+"""What a run with an empty `confirm` does. `reads`: it takes no lock. `stages`: its plan writes scratch copies under
+fixed names, so it holds the lock, and makes way for every other run. `changes`: it changes something without one."""
 PATIENCE_SECONDS = 3600.0
 """For so long a run that a schedule launched waits for the environment's lock: nobody is there to run it again."""
 
@@ -45,10 +51,11 @@ PATIENCE_SECONDS = 3600.0
 def runbook(
     title: str,
     target: Target,
-    confirm: str = "",
+    confirm: str | None = None,
     plan: str = "",
     *,
     changes: bool = False,
+    without_confirm: WithoutConfirm = "reads",
     rank: Rank = "maintenance",
     often: bool = False,
     name: str = "",
@@ -56,7 +63,8 @@ def runbook(
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
     `changes` takes the environment's lock before anything is judged (a scheduled run waits for it, and for the
-    locks of what it changes); maintenance with a `confirm` is refused while the environment is contained. A run
+    locks of what it changes); maintenance with a `confirm` is refused while the environment is contained. A plan takes
+    no lock; `without_confirm` names the flows whose plan needs it. `confirm` is None where the flow has none. A run
     with an empty `confirm` that reaches `report.permit(...)` leaves the block there, PLANNED; so does one that
     waits for a second person's approval, which then suspends. `often`, of a check that runs every few minutes: what
     it found before already is counted, not filed. `name` is the flow's, where the title differs: [approval] names
@@ -67,16 +75,18 @@ def runbook(
         RunbookFailed: the report is CRITICAL.
         NotConfirmed, Locked: as they are.
     """
-    report = Report(title, target.name, confirm, target.limits)
-    with clock.use_zone(target.zone), _recorded(report, target, plan, changes, rank, often, name):
+    report = Report(title, target.name, confirm or "", target.limits)
+    locks = ("changes" if confirm is None else without_confirm) if changes else None
+    with clock.use_zone(target.zone), _recorded(report, target, plan, locks, rank, often, name):
         yield report
 
 
 @contextlib.contextmanager
 def _recorded(
-    report: Report, target: Target, plan: str, changes: bool, rank: Rank, often: bool, name: str
+    report: Report, target: Target, plan: str, changes: WithoutConfirm | None, rank: Rank, often: bool, name: str
 ) -> Iterator[None]:
-    """The run's lock, permit and end: whatever happens, its report is written."""
+    """The run's lock, permit and end: whatever happens, its report is written. `changes`: None where it changes
+    nothing, even if it is confirmed."""
     within, ending, key = current_report(), _Ending(report), name or render.key(report)
     if within is None:
         _judge_launcher(report, target)
@@ -86,8 +96,11 @@ def _recorded(
         with use_report(report), report.closing as stack:
             if within is None and rank == "maintenance" and report.confirm == target.name:
                 alone.require_prefect(target.name)
-            if changes:
-                _lock(stack, report, target, rank, within)
+            if changes == "reads" and not report.may_change:
+                _plan_without_lock(report, target, rank, within)
+            elif changes:
+                plans = changes == "stages" and not report.may_change
+                _lock(stack, report, target, rank, within, "plan" if plans else None)
             planned.refuse_second_use()
             report.gate = approval.gate(report, target, key, within)
             yield
@@ -120,10 +133,27 @@ def _judge_launcher(report: Report, target: Target) -> None:
         report.refused = f"{'an automation' if by else 'a schedule'} filled in confirm, and unattended does not name it"
 
 
-def _lock(stack: contextlib.ExitStack, report: Report, target: Target, rank: Rank, within: Report | None) -> None:
+def _plan_without_lock(report: Report, target: Target, rank: Rank, within: Report | None) -> None:
+    """A plan only reads: it makes no other run wait, and waits for none."""
+    if within is not None:
+        return
+    if holder := find_holder(target.name, target.reports_directory):
+        report.fact("lock", f"a plan takes none. It is held by “{holder.runbook}”, since {holder.since}")
+    _respect_containment(report, target, rank)
+
+
+def _lock(
+    stack: contextlib.ExitStack,
+    report: Report,
+    target: Target,
+    rank: Rank,
+    within: Report | None,
+    as_rank: Rank | None,
+) -> None:
     """Take the environment's lock for as long as `stack` is open. A runbook inside another one that holds it may do
     what that one may."""
-    allowed = rank if report.confirm == target.name else "maintenance"  # a plan ends nobody's work
+    # Without a confirm it ends nobody's work.
+    allowed = as_rank or (rank if report.confirm == target.name else "maintenance")
     patience = PATIENCE_SECONDS if within is None and is_scheduled() else 0.0
     lock = stack.enter_context(
         hold(target.name, target.reports_directory, report.runbook, allowed, patience, excluding=target.exclusion)
@@ -210,8 +240,8 @@ def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
             "what deletes or changes is refused until release-containment",
             value=found.text,
         )
-    assert isinstance(report.lock, EnvironmentLock)
-    report.lock = _Uncontained(report.lock, target)
+    if isinstance(report.lock, EnvironmentLock):
+        report.lock = _Uncontained(report.lock, target)
 
 
 @dataclass(frozen=True)
@@ -242,7 +272,8 @@ def _report_silence(report: Report, lock: EnvironmentLock) -> None:
 
 
 def _failed(report: Report, error: OpsError) -> None:
-    report.findings.append(Finding(error.message, Status.CRITICAL, "", "", error.hint))
+    of = f"{error.report.runbook}: " if isinstance(error, RunbookFailed) else ""
+    report.findings.append(Finding(of + error.message, Status.CRITICAL, "", "", error.hint))
     _tell_state(report)
 
 

@@ -188,6 +188,18 @@ def test_a_flow_that_destroys_takes_confirm_and_no_other_does(found: Found) -> N
         assert "confirm" not in found.parameters
 
 
+def test_every_plan_states_its_effect() -> None:
+    """What is lost, the downtime, the undo: with the check above, each flow with `confirm` states them."""
+    calls = [
+        (name, node.lineno, {word.arg for word in node.keywords})
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "permit"
+    ]
+    assert len(calls) > 40
+    assert [(name, line) for name, line, words in calls if "effect" not in words] == []
+
+
 @EACH_FLOW
 def test_no_parameter_is_optional(found: Found) -> None:
     for name, hint in found.hints.items():

@@ -10,10 +10,12 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from runbook.final_state import NAMES
+
 HEARTBEAT = "prefect.flow-run.heartbeat"
 # A run that waits for people (Suspended, Paused) has no process, and no heartbeats until somebody answers.
 ENDED = {
-    f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
+    f"prefect.flow-run.{state}" for state in (*NAMES.values(), "Failed", "Cancelled", "Crashed", "Suspended", "Paused")
 }
 # Flows send a heartbeat every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY). A server that is away for longer than this
 # makes live runs look dead, and a run that is dead stays Running for as long: three heartbeats.

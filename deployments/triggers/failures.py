@@ -13,11 +13,12 @@ from blocks.config import toml
 from deployments.alerting import read_server_channel
 from deployments.maintenance import name_in, read_table
 from deployments.triggers.launch import launch
+from runbook.final_state import NAMES
 
 ESCALATE, ACKNOWLEDGE = "escalate", "acknowledge-incident"
 LATE = "prefect.flow-run.Late"
 FAILED = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")}
-BEGAN = {f"prefect.flow-run.{state}" for state in ("Pending", "Running", "Completed", "Cancelled", "Cancelling")}
+BEGAN = {f"prefect.flow-run.{state}" for state in ("Pending", "Running", *NAMES.values(), "Cancelled", "Cancelling")}
 # A check that fails every few minutes is one incident: launching escalate for each would only count.
 THROTTLE = timedelta(minutes=10)
 # Prefect says Late 15 s after the moment; a worker that is busy with others may need longer than that.

@@ -19,6 +19,7 @@ from blocks.config import toml
 from deployments.maintenance import MaintenanceTable, PlannedWork, entries, name_in, read_table, seconds_of
 from deployments.runbooks import has_schedule
 from deployments.triggers.launch import deployed, launch
+from runbook.final_state import NAMES
 
 TIMES = 2
 STUCK_SECONDS = 600
@@ -30,7 +31,7 @@ def _states(*names: str) -> set[str]:
     return {f"prefect.flow-run.{name}" for name in names}
 
 
-ENDED = _states("Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "TimedOut")
+ENDED = _states(*NAMES.values(), "Failed", "Crashed", "Cancelling", "Cancelled", "TimedOut")
 # What waits for people (a checklist's form) is not running; Prefect tells when it goes on.
 NOT_RUNNING = ENDED | _states("Suspended", "Paused", "AwaitingRetry")
 SENT = _states("Pending", "AwaitingConcurrencySlot")

@@ -12,6 +12,7 @@ from blocks.ai_providers import Provider
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.files.marker import Marker
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
@@ -87,7 +88,12 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
             report.plan(BREAK, f"{provider(env, name)}: {MEANING[fault]}", seconds=1)
         report.plan("end the faults", ", ".join(chain), seconds=1)
         report.pin_state("providers", ", ".join(chain))
-        permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain))
+        effect = Effect(
+            f"the AI providers {', '.join(chain)} fail on purpose, one after the other",
+            "not needed, the run ends every fault",
+            down="AI answers come from the next provider, or fail",
+        )
+        permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain), effect=effect)
         if left:
             heal_providers(env, list(dict.fromkeys([*left.providers, *chain])))
             RehearsalMarker.remove(env.reports_directory)

@@ -17,6 +17,7 @@ from flows.ai_providers.check import judge_dates, judge_retirement
 from flows.ai_providers.errors import report_errors
 from runbook.errors import OpsError
 from runbook.files.marker import Marker
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -92,7 +93,11 @@ def update_ai_api_version(
         report.plan(SET, f"{variable}: {before} → {version}", seconds=1)
         report.plan(RESTART, BACKEND, seconds=10)
         report.pin_state(variable, before)
-        permit = report.permit(Act(SET, f"{variable} in {env.application.env_file}"), Act(RESTART, BACKEND))
+        back = Next("update-ai-api-version", parameters={"version": old})
+        effect = Effect(f"the application uses {version} instead of {before}", back, down=11.0)
+        permit = report.permit(
+            Act(SET, f"{variable} in {env.application.env_file}"), Act(RESTART, BACKEND), effect=effect
+        )
         switch(report, permit, env, old, version, health_seconds)
         if old != version:
             report.fact("undo", Next("update-ai-api-version", parameters={"version": old}))

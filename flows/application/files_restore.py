@@ -15,6 +15,7 @@ from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -70,7 +71,10 @@ def restore_files(
         )
         _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory)
         pin_paths(report, "live files", env.application.directory)
-        permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env))
+        taken = chosen.manifest.taken
+        down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
+        effect = Effect(back_to("the application's files", taken), "undo-restore-files", lost_since(taken), down)
+        permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env), effect=effect)
         report.state_is("the live files are unchanged", "fix the findings above, then run this again")
         copy = build_files_copy(permit, env.application, chosen)
         _prove(report, chosen, copy)
@@ -113,7 +117,10 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
             _judge_aside(report, env, aside)
         _plan_swap(report, env, str(aside), env.application.directory)
         pin_paths(report, "live files", env.application.directory)
-        permit = report.permit(Act(UNDO, str(aside)), *_switch_act(env))
+        lost = "files written since the restore are kept, not live"
+        down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
+        effect = Effect(f"the files of {aside.name} are live again", "run it again", lost, down)
+        permit = report.permit(Act(UNDO, str(aside)), *_switch_act(env), effect=effect)
         with services_stopped(report, env) as stopped:
             swapped = swap_files_back.after(stopped.last)(permit, env.application, aside, env.reports_directory)
             stopped.exchanged(report, f"the files of {aside.name} are live")

@@ -16,6 +16,7 @@ from blocks.places import Application
 from flows.application.branch import report_branch
 from flows.application.code_findings import checkout_of, workspace_of
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.masking import without_logins
 from runbook.page.markdown import fenced
@@ -77,7 +78,8 @@ def install_pre_commit(
         _on_branch(report, env, program, hooks.merged(text, added) if added else text, seconds)
         report.plan(INSTALL, f"{repository}: git runs pre-commit before every commit there")
         report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
-        permit = report.permit(Act(INSTALL, str(repository)))
+        effect = Effect(f"git runs pre-commit before every commit in {repository}", "pre-commit uninstall")
+        permit = report.permit(Act(INSTALL, str(repository)), effect=effect)
         report.fact("hook", hooks.install_hook(permit, program, repository, seconds))
         report.outcome = f"{', '.join(missing) or 'no hook'} added; pre-commit is installed in {repository}"
     return report

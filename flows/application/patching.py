@@ -20,6 +20,7 @@ from flows.application.vulnerabilities import judge_unanswered
 from flows.infrastructure.images.building import build_role
 from flows.infrastructure.images.deployment import Deployment, deployment_of, require_deployment
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
@@ -77,7 +78,7 @@ def patch_vulnerability(
         confirm: 環境名を入力するとプッシュ (と配備) する。空ならブランチの作成と検証まで
     """
     env = Environment.find(environment)
-    with runbook("Patch vulnerability", env, confirm, plan, changes=deploy) as report:
+    with runbook("Patch vulnerability", env, confirm, plan, changes=deploy, without_confirm="stages") as report:
         if deploy:
             require_deployment(env)
         application = env.application
@@ -104,7 +105,13 @@ def patch_vulnerability(
         report.plan("push", f"{branch} to {remote}, then {then}")
         deployment = deployment_of_branch(report, env, repository, branch, commit, health_seconds) if deploy else None
         report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
-        permit = report.permit(Act(PUSH, f"{branch} to {remote}"), *(deployment.plan(report) if deployment else ()))
+        acts = Act(PUSH, f"{branch} to {remote}"), *(deployment.plan(report) if deployment else ())
+        effect = Effect(
+            f"{branch} is pushed to {remote}" + " and deployed" * deploy,
+            f"git push {remote} --delete {branch}" + ", deploy-application with the version before" * deploy,
+            down="users wait while the services restart" if deploy else 0.0,
+        )
+        permit = report.permit(*acts, effect=effect)
         require_unmoved(repository, branch, commit)
         push_branch(permit, repository, remote, branch)
         report.fact("pushed", f"{branch} to {remote}")

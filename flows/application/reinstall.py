@@ -13,6 +13,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.application.code_findings import workspace_of
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import digest
 from runbook.report import Report
@@ -64,7 +65,12 @@ def reinstall_dependencies(
         locks = [workspace_of(env) / modules.LOCK] if "web" in parts else []
         locks += [venv.read_lock(env.application).path] if "backend" in parts else []
         report.pin_state("lock files", ", ".join(f"{lock.name} {digest([lock.read_bytes()])}" for lock in locks))
-        permit = report.permit(*acts)
+        effect = Effect(
+            f"the packages of {first_of(parts)} are installed again, by the lock files",
+            "not needed",
+            down="the services restart",
+        )
+        permit = report.permit(*acts, effect=effect)
         done = [_web(report, env, permit, seconds)] if "web" in parts else []
         done += [_backend(report, env, permit, seconds)] if "backend" in parts else []
         report.outcome = "; ".join(done)

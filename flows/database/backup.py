@@ -22,10 +22,11 @@ from flows.redis.verification import verify_redis
 from flows.store import judge_key, measured, note, show_backups, store_for, tidy
 from runbook import clock, metrics
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, kind_of
 from tasks.backups.manifest import Kind, Manifest, sums_of
@@ -38,6 +39,7 @@ from tasks.postgres.server.server import Server, judge_programs, read_database_b
 from tasks.postgres.tables.chosen import choose_tables
 from tasks.recovery_points.estimate import ON_PRIVATE_SERVER
 from tasks.stores.store import RESOURCE, Store
+from tasks.wal.archive.prune import OldWal
 
 
 @flow(name="backup-database", flow_run_name="backup-database {environment} {kind}")
@@ -186,7 +188,7 @@ def prune_backups(
         confirm: 環境名を入力すると実行。空なら一覧だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Prune backups", env, confirm, plan, changes=True) as report:
+    with runbook("Prune backups", env, confirm, plan, changes=True, without_confirm="stages") as report:
         if hours == 0 or keep_verified == 0:
             raise OpsError(f"hours is {hours}, keep_verified is {keep_verified}", "choose 1 or more for both")
         tidy(report, env, store_for(env, kind, source))
@@ -200,7 +202,9 @@ def prune_backups(
         pin_deleted(report, "backups", ((backup.where, backup.manifest.bytes) for backup in doomed))
         if wal:
             pin_deleted(report, "WAL", wal_pruning.files(wal))
-        permit = report.permit(*(Act(DELETE, backup.where) for backup in doomed), *wal_pruning.acts(wal))
+        permit = report.permit(
+            *(Act(DELETE, backup.where) for backup in doomed), *wal_pruning.acts(wal), effect=_effect(doomed, wal)
+        )
         if doomed:
             prune(report, permit, env, doomed)
         wal_pruning.prune_wal(report, permit, wal)
@@ -341,3 +345,9 @@ def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:
     )
     if content.not_compared:
         report.table("Not compared by a restore", ("object",), [(what,) for what in content.not_compared])
+
+
+def _effect(doomed: Sequence[Backup], wal: Sequence[OldWal]) -> Effect:
+    freed = size(sum(backup.manifest.bytes for backup in doomed))
+    also = ", and WAL that none of the kept ones needs" if wal else ""
+    return Effect(f"deletes {counted(len(doomed), 'backup')} ({freed}){also}", "", "what only they hold is lost")

@@ -15,10 +15,12 @@ from flows.database.migration.rehearsal import judge_expectations
 from flows.database.migration.review import find_unfinished, judge_new, rehearse_new, scratch_at
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import counted
 from tasks.migrations.alembic import MIGRATE, MigrationUndo, Upgrade, downgrade, read_revision, upgrade
 from tasks.migrations.revision import check_message, create_revision
 from tasks.migrations.scripts import BASE, read_heads
@@ -120,7 +122,13 @@ def apply_migrations(
         report.plan("check", f"revision, schema as rehearsed{sound}", seconds=2)
         pin_database(report, env.postgres)
         report.pin_state("revision of the database", current or BASE)
-        permit = report.permit(Act(MIGRATE, name))
+        effect = Effect(
+            f"{name} goes from {current or BASE} to {pending[-1].revision} ({counted(len(pending), 'migration')})",
+            "rollback-migrations",
+            "a rehearsal on a copy finds first what is lost",
+            f"a lock waits at most {longest_lock_seconds:g} s",
+        )
+        permit = report.permit(Act(MIGRATE, name), effect=effect)
         report.state_is(f"{name} is unchanged, at {current or BASE}", "fix the findings above, then run this again")
         target = pending[-1].revision
         rehearsed = rehearsal.rehearse(report, env, current, target, first="up", longest=longest_lock_seconds)
@@ -170,7 +178,7 @@ def rollback_migrations(
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Rollback migrations", env, confirm, plan, changes=True) as report:
+    with runbook("Rollback migrations", env, confirm, plan, changes=True, without_confirm="stages") as report:
         name = env.postgres.database
         current, heads = read_revision(env.postgres, name), read_heads(env.application)
         report.fact("revision of the database", current or "none")
@@ -193,7 +201,13 @@ def rollback_migrations(
             report.plan("roll back", f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}")
         pin_database(report, env.postgres, replaced=True)
         report.pin_state("revision of the database", current or BASE)
-        permit = report.permit(undo.act(name))
+        effect = Effect(
+            f"{name} goes from {current} back to {target or BASE} ({counted(len(undone), 'migration')})",
+            "apply-migrations, and the backup for the rows",
+            f"data of {counted(undo.rows, 'row')} is lost" if undo.rows else "",
+            f"a lock waits at most {longest_lock_seconds:g} s",
+        )
+        permit = report.permit(undo.act(name), effect=effect)
         live.secure_backup(report, env)
         ends = current, target
         carry_out(report, env, undone, ends, rehearsed, lambda: downgrade(permit, env.postgres, env.application, undo))

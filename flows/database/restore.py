@@ -18,6 +18,7 @@ from flows.database.waiting_commits import alone_act, free_commits, judge_commit
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, back_to, lost_since
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -185,6 +186,19 @@ def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, i
     report.plan("rename" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
 
 
+SWAP_SECONDS = 0.2
+
+
+def _effect(env: Environment, chosen: RestorableDatabase, into: str) -> Effect:
+    if into:
+        return Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
+    if chosen.backup:
+        taken = chosen.backup.manifest.taken
+        return Effect(back_to(env.postgres.database, taken), "undo-restore", lost_since(taken), SWAP_SECONDS)
+    what = f"{env.postgres.database} is replaced by {chosen.name}"
+    return Effect(what, "undo-restore", "writes since that dump are lost", SWAP_SECONDS)
+
+
 def prove(
     report: Report, env: Environment, chosen: RestorableDatabase, copy: Copy, into: str, *, strict: bool
 ) -> object:
@@ -270,7 +284,7 @@ def restore_database(
         judge_commits(report, env)
         plan_restore(report, env, chosen, into)
         pin_database(report, env.postgres, replaced=not into)
-        permit = report.permit(act(env, into), alone_act(env))
+        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into))
         untouched = (
             f"{env.postgres.database} is unchanged" if live.oid else f"there is no database {env.postgres.database} yet"
         )
@@ -350,7 +364,9 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
             seconds=0.2,
         )
         pin_database(report, env.postgres, replaced=True)
-        permit = report.permit(Act(UNDO, old.name))
+        what = f"{name} is again the database that {old.backup} replaced {old.since}"
+        effect = Effect(what, "run it again", f"{lost} written since are lost", SWAP_SECONDS)
+        permit = report.permit(Act(UNDO, old.name), effect=effect)
         report.state_is("the live database is unchanged", "fix the findings above, then run this again")
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
             swapped = swap_back(permit, env.postgres, guard, old, live.oid)

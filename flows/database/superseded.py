@@ -21,11 +21,12 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_copies
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.application.staged_files import superseded_files
 from tasks.backups.retention import AS_TOML
 from tasks.postgres.restore.staged_copy import drop
@@ -106,7 +107,13 @@ def discard_superseded(
         for item in doomed:
             report.plan(f"delete {item.kind}", item.name, size=item.bytes)
         pin_copies(report, ((item.name, item.bytes) for item in doomed))
-        permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
+        freed = size(sum(item.bytes for item in doomed))
+        effect = Effect(
+            f"deletes {counted(len(doomed), 'superseded copy', 'superseded copies')} ({freed})",
+            "",
+            "the recoveries that replaced them can no longer be undone",
+        )
+        permit = report.permit(*(Act(DISCARD, item.name) for item in doomed), effect=effect)
         for item in doomed:
             discard(permit, env, item)
         report.outcome = f"{len(doomed)} deleted, {size(sum(item.bytes for item in doomed))} freed"

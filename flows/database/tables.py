@@ -18,6 +18,7 @@ from flows.database.restore import NEWEST
 from flows.pinned import pin_database
 from flows.store import judge_files
 from runbook.errors import OTHER_BACKUPS, OpsError
+from runbook.guard.effect import Effect, back_to, first_of, lost_since
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
@@ -83,7 +84,9 @@ def restore_tables(
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Restore tables", env, confirm, plan, changes=True, rank="recovery") as report:
+    with runbook(
+        "Restore tables", env, confirm, plan, changes=True, without_confirm="stages", rank="recovery"
+    ) as report:
         workers = check_jobs(jobs)
         require_names(tables)
         chosen = restore_steps.choose_backup(report, env, backup, source, needed=without_rows)
@@ -104,7 +107,7 @@ def restore_tables(
             judge_space(report, env, wanted, unpacking_of(env.postgres, chosen, rows))
             plan_tables(report, wanted, chosen.name)
             pin_database(report, env.postgres, replaced=True)
-            permit = report.permit(*acts(pairs))
+            permit = report.permit(*acts(pairs), effect=_effect(pairs, chosen))
             report.state_is(UNCHANGED, FIX)
             with advisory_lock(env.postgres) as guard:
                 copies = [pair.wanted for pair in pairs]
@@ -164,7 +167,9 @@ def undo_restore_tables(
         report.fact("old rows", f"replaced {old[0].since} by {old[0].backup}")
         plan_tables(report, wanted, old[0].stamp)
         pin_database(report, env.postgres, replaced=True)
-        permit = report.permit(*acts(pairs))
+        lost = f"rows written since {old[0].since} are kept, not live"
+        effect = Effect(f"the old rows of {_names(pairs)} are live again", "run it again", lost, LOCKED)
+        permit = report.permit(*acts(pairs), effect=effect)
         report.state_is(UNCHANGED, FIX)
         with advisory_lock(env.postgres) as guard:
             order = TableOrder(ties, free_stamp(env.postgres), "undo-restore-tables")
@@ -278,11 +283,8 @@ def judge_ties(report: Report, ties: Ties) -> None:
     if ties.triggers:
         report.fact("triggers that do not fire", ", ".join(ties.triggers))
     if ties.publications:
-        report.warn(
-            "publications",
-            "nothing to do: subscribers receive the deletions and the restored rows",
-            value=f"{', '.join(ties.publications)} publish these tables",
-        )
+        names = ", ".join(ties.publications)
+        report.fact("publications", f"{names} publish these tables: subscribers receive the restored rows")
     if ties.subscriptions:
         report.warn(
             "subscriptions",
@@ -297,6 +299,18 @@ def judge_space(report: Report, env: Environment, wanted: Wanted, unpacking: Map
     new, old = sum(one.bytes for _, one in wanted), sum(pair.live.bytes for pair, _ in wanted)
     data, wal = 2 * new + 2 * max(new, old), int(WAL_RATIO * (new + 2 * max(new, old)))
     judge_room(report, env, data, wal, "the old rows are kept next to the new ones", here=unpacking)
+
+
+LOCKED = "the tables are locked for the swap"
+
+
+def _names(pairs: Sequence[TablePair]) -> str:
+    return first_of([pair.live.name for pair in pairs])
+
+
+def _effect(pairs: Sequence[TablePair], chosen: Backup) -> Effect:
+    taken = chosen.manifest.taken
+    return Effect(back_to(_names(pairs), taken), "undo-restore-tables", lost_since(taken), LOCKED)
 
 
 def plan_tables(report: Report, wanted: Wanted, source: str) -> None:

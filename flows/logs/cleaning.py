@@ -15,10 +15,11 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.logs.findings import Log, path_of
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.logs.reading.files import LogFile, find_logs
 from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_logs
 
@@ -72,7 +73,13 @@ def clean_logs(
             age = (report.started - file.modified).days
             report.plan(REMOVE, f"{file.path}, last written {age} days ago", size=file.bytes)
         pin_deleted(report, "rotated logs", ((f"{file.path} {file.inode}", file.bytes) for file in chosen))
-        permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen))
+        freed = size(sum(file.bytes for file in chosen))
+        effect = Effect(
+            f"deletes {counted(len(chosen), 'rotated log')} older than {days} days ({freed})",
+            "",
+            "their lines are lost",
+        )
+        permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen), effect=effect)
         deleted = remove_logs(permit, chosen, before)
         left = [file.path.name for file in chosen if file not in deleted]
         if left:

@@ -11,6 +11,7 @@ from blocks.environment import Environment
 from flows.logs.findings import path_of
 from flows.pinned import pin_paths
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
@@ -58,7 +59,10 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
         report.fail_if_critical()
         report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1)
         pin_paths(report, "log", log)
-        permit = report.permit(Act(ROTATE, str(configuration)))
+        effect = Effect(
+            f"logrotate rotates {log.name}", "", "the oldest rotated log is deleted, if the configuration says so"
+        )
+        permit = report.permit(Act(ROTATE, str(configuration)), effect=effect)
         said = rotate(permit, configuration)
         report.attach(Evidence("Output of logrotate", text=fenced(worth_reading(said)[-6000:])))
         became = verify_rotated(log, before, lambda: _ask(env))

@@ -20,6 +20,7 @@ from flows.database.superseded import discard_surplus
 from flows.launch import launch
 from flows.recovery.full import bring_up, build, choose, database_server
 from flows.recovery.full.method import ClusterParameters, Method, acts, decide, find_options
+from flows.recovery.full.method import effect as effect_of_cluster
 from flows.recovery.full.method import plan as plan_cluster
 from flows.recovery.full.method import run as run_cluster
 from flows.recovery.objectives import board
@@ -107,7 +108,10 @@ def full_restore(
     """
     env = Environment.find(environment)
     expectations.prepare(env)
-    with board.rebuilt(env), runbook("Full restore", env, confirm, plan, changes=True, rank="recovery") as report:
+    with (
+        board.rebuilt(env),
+        runbook("Full restore", env, confirm, plan, changes=True, without_confirm="stages", rank="recovery") as report,
+    ):
         workers = check_jobs(jobs)
         if stop_services not in ("first", "at_swap"):
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
@@ -119,7 +123,7 @@ def full_restore(
         )
         if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
             plan_cluster(report, env, restore, given)
-            permit = report.permit(*acts(env, restore.chosen))
+            permit = report.permit(*acts(env, restore.chosen), effect=effect_of_cluster(report, env, restore))
             if run_cluster(report, permit, env, restore, given):
                 discard_surplus(report, env)
                 return report
@@ -129,7 +133,9 @@ def full_restore(
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
             choose.pin(report, env, chosen, up=found.presence == "up")
-            permit = report.permit(*chosen.acts(env))
+            permit = report.permit(
+                *chosen.acts(env), effect=choose.effect(report, env, chosen, up=found.presence == "up")
+            )
         report.fail_if_critical()
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)

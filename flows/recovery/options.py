@@ -35,7 +35,7 @@ from flows.store import store_for
 from runbook import clock
 from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
-from runbook.units import duration, size
+from runbook.units import duration, rounded, size
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, sweep_instance
@@ -107,6 +107,14 @@ class RestoreOption:
         given_up = self.replay.target.given_up
         return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 
+    def lost(self, newest: datetime) -> str:
+        """The loss as a clause, with the newest known commit at `newest`; "" where there is none."""
+        seconds = max((newest - self.newest).total_seconds(), 0.0)
+        given_up = self.replay.target.given_up if self.replay else 0
+        if given_up:
+            return f"{commits(given_up)} after the statement are given up"
+        return f"writes of the last {rounded(seconds)} are lost" if seconds >= 0.5 else ""
+
     def expected_seconds(self, env: Environment) -> float:
         """An estimate of its restore, without the application's start: the same as the plan's steps."""
         if self.replay:
@@ -157,7 +165,7 @@ class RestoreOptions:
 
     `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
     person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
-    transactions that a copy showed not to be the ones that destroyed data."""
+    transactions that a copy showed not to be the ones that destroyed data. `lost`: by the chosen one, as a clause."""
 
     report: Report
     env: Environment
@@ -170,6 +178,7 @@ class RestoreOptions:
     used: RestoreOption | None = None
     end: DatabaseAtEnd | None = None
     rejected: set[int] = field(default_factory=set)
+    lost: str = ""
 
     @property
     def in_place(self) -> bool:
@@ -279,6 +288,7 @@ class RestoreOptions:
         newest = max(known) if self.in_place and known else self.report.started
         disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
         free = size(disk.free_bytes) if disk else "not measured"
+        self.lost = chosen.lost(newest)
         rows = [
             (
                 *(one.kind, one.backup.name, one.newest.astimezone(self.env.zone).isoformat(" ")),

@@ -14,11 +14,12 @@ from flows import store as stores
 from flows.pinned import pin_keys, pin_redis
 from flows.redis.master import judge_master
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.backups.retention import read_store
 from tasks.redis.cache.clearing import UNLINK, ClearingOrder, find_keys, read_freed, unlink_keys
 from tasks.redis.cache.flushing import FLUSHING, Flush, flush_keys
@@ -105,7 +106,7 @@ def clear_cache(
         if found:
             pin_keys(report, order.where, sum(each.keys for each in flushes) if flush else found.keys)
         acts = [Act(FLUSHING, each.target) for each in flushes] if flush else [Act(UNLINK, order.target)]
-        permit = report.permit(*acts)
+        permit = report.permit(*acts, effect=_effect(order, flushes if flush else []))
         if flush:
             flush_databases(report, permit, env, flushes)
         else:
@@ -258,6 +259,18 @@ def judge_rights(
     commands = [("FLUSHDB", "ASYNC")] if flushes else [("UNLINK", key.key) for key in found.first]
     for refusal in find_refusals(env.redis.at(order.server.address), commands) if commands else ():
         report.fail("the server permits the deletion", refusal.hint, value=refusal.message, expected="permitted")
+
+
+def _effect(order: ClearingOrder, flushes: Sequence[Flush]) -> Effect:
+    lost = "the application computes cached values again; keys without a TTL are lost"
+    if flushes:
+        return Effect(
+            f"deletes all {counted(sum(each.keys for each in flushes), 'key')} of {counted(len(flushes), 'database')}",
+            "",
+            lost,
+        )
+    number = counted(order.planned, "key") if order.planned >= 0 else "all keys"
+    return Effect(f"deletes {number}: {order.selection.text}", "", lost)
 
 
 def describe_undo(report: Report, env: Environment, wanted: Wanted, server: CacheServer) -> None:

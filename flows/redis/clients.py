@@ -25,9 +25,11 @@ from flows.redis.client_findings import (
 )
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.units import counted
 from tasks.redis.client_list import Client
 from tasks.redis.clients import RedisClients, read_clients
 from tasks.redis.closing import CLOSE, Closing, close_clients, count_reconnected, find_refusal, why_kept
@@ -132,7 +134,8 @@ def close_idle_redis_clients(
         for one in chosen:
             report.plan("close", described(one))
         pin_redis(report, block)
-        permit = report.permit(*(Act(CLOSE, f"{one.target} at {found.address}") for one in chosen))
+        effect = Effect(f"closes {counted(len(chosen), 'connection')} to Redis", "not needed, clients connect again")
+        permit = report.permit(*(Act(CLOSE, f"{one.target} at {found.address}") for one in chosen), effect=effect)
         done = close_clients(permit, block, found, chosen, seconds)
         _report_closed(report, done, len(chosen))
         count = count_reconnected.after(done)

@@ -18,10 +18,11 @@ from flows.redis.master import judge_master
 from flows.redis.restore import choice, methods, survivor
 from flows.redis.restore.survivor import NamedSource
 from flows.redis.snapshot import Kind
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
-from runbook.run import runbook
-from runbook.units import size
+from runbook.run import WithoutConfirm, runbook
+from runbook.units import about, size
 from tasks.redis.persistence.place import read_place
 from tasks.redis.persistence.saving import BLOCK, rewrite_aof, save_blocking, save_in_background
 from tasks.redis.persistence.state import read_persistence
@@ -89,7 +90,8 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
         confirm: kind=save の実行には環境名を入力。空なら計画のみ表示。他の kind では不要
     """
     env = Environment.find(environment)
-    with runbook("Snapshot Redis", env, confirm, plan, changes=True) as report:
+    alone: WithoutConfirm = "reads" if kind == "save" else "changes"
+    with runbook("Snapshot Redis", env, confirm, plan, changes=True, without_confirm=alone) as report:
         watch = read_sentinels(env.redis)
         block = judge_master(report, env.redis, watch, changes=False)
         server = read_persistence(block)
@@ -98,7 +100,11 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
         if kind == "save":
             snapshot.judge_standstill(report, server, watch)
             pin_redis(report, block)
-            saved = save_blocking(report.permit(Act(BLOCK, server.address)), block, server)
+            seconds = sum(step.seconds for step in report.plan_steps)
+            effect = Effect(
+                "Redis writes its RDB file (SAVE)", "not needed", down=f"no client is served for {about(seconds)}"
+            )
+            saved = save_blocking(report.permit(Act(BLOCK, server.address), effect=effect), block, server)
         else:
             saved = (save_in_background if kind == "bgsave" else rewrite_aof)(block, server)
         snapshot.report_saved(report, kind, saved, read_place.after(saved)(server))
@@ -196,7 +202,8 @@ def restore_redis(
         chosen = choice.choose(report, env, backup, source)
         with methods.prepare(report, env, chosen, prefixes, extra, expected_removed) as restore:
             pin_redis(report, env.redis, replaced=True)
-            restore.run(report.permit(*restore.acts))
+            effect = methods.effect(report, env, chosen.backup, prefixes)
+            restore.run(report.permit(*restore.acts, effect=effect))
         report.fail_if_critical()
         if chosen.proven:
             stores.mark_verified(report, chosen.backup)

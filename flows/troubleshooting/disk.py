@@ -24,10 +24,11 @@ from flows.troubleshooting.disk_usage import attach_usage, find_usage
 from flows.troubleshooting.file_systems import FileSystem, judge_systems, read_systems
 from runbook.drivers import exit_code
 from runbook.guard.alone import OPTION, RISK
+from runbook.guard.effect import Effect
 from runbook.page.render import markdown
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import size
+from runbook.units import counted, size
 
 
 @flow(name="free-disk-emergency", flow_run_name="free-disk-emergency {environment}")
@@ -86,7 +87,12 @@ def free_disk_emergency(
         for one in removals:
             report.plan(one.act.kind, one.detail, size=one.bytes)
         pin_deleted(report, "files", ((one.act, one.bytes) for one in removals))
-        permit = report.permit(*(one.act for one in removals))
+        freed = size(sum(one.bytes for one in removals))
+        lost = "old log lines and unfinished backups are lost"
+        effect = Effect(
+            f"deletes {counted(len(removals), 'file or directory', 'files and directories')} (about {freed})", "", lost
+        )
+        permit = report.permit(*(one.act for one in removals), effect=effect)
         removed = carry_out(report, permit, removals, before, scratch_hours * 3600)
         _judge_after(report, env, full)
         rows = [(one.act.kind, one.detail, size(one.bytes)) for one in removed]

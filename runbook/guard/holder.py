@@ -18,7 +18,8 @@ from runbook.errors import Locked
 from runbook.guard.brief import answered
 from runbook.guard.process import Process, parse, this_process
 
-Rank = Literal["maintenance", "recovery"]
+Rank = Literal["plan", "maintenance", "recovery"]
+"""Each one ends the runs of those before it that hold the lock."""
 
 
 @dataclass(frozen=True)

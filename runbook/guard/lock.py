@@ -2,7 +2,8 @@
 
 Two parts: a file lock on this host, which the kernel frees with its holder's death, and Prefect's lease, which
 excludes other hosts. Without a Prefect server (a recovery may have to run then) the file lock stands alone.
-A recovery outranks maintenance and ends it. Who holds the lock is kept in a Prefect Variable and beside the file.
+A recovery outranks maintenance and ends it; both end a plan that holds the lock (most hold none). Who holds the lock is
+kept in a Prefect Variable and beside the file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TypeVar
+from typing import IO, TypeVar, get_args
 from uuid import UUID
 
 import httpx
@@ -180,7 +181,7 @@ def _file_lock(environment: str, directory: Path, me: LockHolder) -> Iterator[IO
                     if holder
                     else Locked(f"{environment} is held by a run that is just starting", "try again in a few seconds")
                 )
-            if _end(holder, environment, file):
+            if _end(holder, environment, file, me):
                 break
         if not _is_at(path, file):
             raise Locked(f"{path} was deleted or replaced by something else than a run", "try again; leave that file")
@@ -245,13 +246,13 @@ def _retake(environment: str, me: LockHolder) -> UUID | None:
 
 
 def _outranks(me: LockHolder, holder: LockHolder) -> bool:
-    return me.rank == "recovery" and holder.rank == "maintenance"
+    ranks = get_args(Rank)
+    return ranks.index(me.rank) > ranks.index(holder.rank)
 
 
-def _end(holder: LockHolder, environment: str, file: IO[str]) -> bool:
-    """A recovery ends the maintenance that holds this host's lock: TERM, then KILL. False where another run has it by
-    then: that one is judged anew."""
-    me = this_run("", "recovery")
+def _end(holder: LockHolder, environment: str, file: IO[str], me: LockHolder) -> bool:
+    """End the run of a lower rank that holds this host's lock: TERM, then KILL. False where another run has it by then:
+    that one is judged anew."""
     process = holder.identity
     # Another host or container that shares the directory: its process id means another process here. Or our own
     # process holds it in another thread.
@@ -279,6 +280,16 @@ def _end(holder: LockHolder, environment: str, file: IO[str]) -> bool:
     raise Locked(f"“{holder.runbook}” (process {holder.pid}) could not be ended", "end it by hand, then try again")
 
 
+def find_holder(environment: str, directory: Path) -> LockHolder | None:
+    """Who holds an environment on this host, without waiting for the lock or taking it."""
+    try:
+        with (directory / f".lock-{environment}").open(encoding="utf-8") as file:
+            holder = read(file)
+    except OSError:
+        return None
+    return None if holder is None or holder.is_dead() else holder
+
+
 def _has_changed(holder: LockHolder, file: IO[str]) -> bool:
     now = read(file)
     return now is not None and now.process != holder.process
@@ -287,7 +298,12 @@ def _has_changed(holder: LockHolder, file: IO[str]) -> bool:
 def _cancel(holder: LockHolder, me: LockHolder, state: Callable[..., State]) -> None:
     """Cancelling: the worker on the holder's host ends it. Cancelled: it was ended here, and nobody is to read that as
     a failure of its own."""
-    message = f"ended by the recovery “{me.run_name}”, which outranks maintenance"
+    by = me.run_name or me.runbook
+    message = (
+        f"ended by “{by}”: a plan makes way for every run that changes something. Nothing has changed; plan again"
+        if holder.rank == "plan"
+        else f"ended by the recovery “{by}”, which outranks maintenance"
+    )
     with (
         asked_briefly(retries=2),
         get_client(sync_client=True) as client,

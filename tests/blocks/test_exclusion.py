@@ -26,7 +26,7 @@ from runbook.run import runbook
 from runbook.wait import until
 from tests.fixtures.servers import PostgresServer, free_port
 from tests.redis.servers import MASTER, RedisServer, replicated, running_redis
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 ACT = Act("replace", "it")
 
@@ -85,7 +85,7 @@ def described(
 
 def change(system: Described, inside: Callable[[Report, Permit], None] = lambda report, permit: None) -> Report:
     with runbook("Restore", system, system.name, changes=True, rank="recovery") as report:
-        inside(report, report.permit(ACT))
+        inside(report, report.permit(ACT, effect=EFFECT))
     return report
 
 
@@ -99,7 +99,7 @@ def test_two_environments_on_one_system_exclude_each_other(
     def inside(report: Report, permit: Permit) -> None:
         assert report.facts["also locked"]
         with runbook("Restore", one, one.name, changes=True) as again:  # a runbook inside a runbook
-            again.permit(ACT)
+            again.permit(ACT, effect=EFFECT)
         with pytest.raises(Locked) as error:
             change(two)
         refused.append(error.value)
@@ -125,7 +125,7 @@ def test_a_scheduled_run_waits_for_what_another_environment_changes_before_it_ju
     def nightly() -> None:
         with runbook("Nightly", two, changes=True) as report:
             began.append("judged")
-            report.permit(ACT)
+            report.permit(ACT, effect=EFFECT)
             began.append("done")
 
     other = one.exclusion("Restore")

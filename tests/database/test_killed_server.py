@@ -126,7 +126,7 @@ def killed(proxy: Proxy, call: Call, kill: Kill) -> Report:
     told = [text for found in report.findings for text in (found.name, found.value, found.hint)]
     assert [text for text in told if CRYPTIC.search(text)] == []
     assert report.path, "the report is on disk"
-    assert sentence.split(" — ")[1].split(".")[0] in report.path.with_suffix(".md").read_text().replace("\\", "")
+    assert sentence.partition(": ")[2].split(".")[0] in report.path.with_suffix(".md").read_text().replace("\\", "")
     return report
 
 

@@ -30,7 +30,7 @@ from tasks.monitoring.hysteresis import AlarmState
 from tests.fixtures import forked
 from tests.monitoring.watched import NAME, Backend, Watched, backend, small_postgres, small_redis, watched
 from tests.runbook.processes import prefect_server, system
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 __all__ = ["backend", "prefect_server", "small_postgres", "small_redis", "system", "watched"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def escalate(environment: str, severity: str = "normal", what: str = "", owner: 
 def clear_cache(system: System, prefixes: tuple[str, ...] = (), confirm: str = "") -> Report:
     """Stands for the flow of §2.2: asks for a permit as that does."""
     with runbook("Clear cache", system, confirm) as report:
-        report.permit(Act("unlink", ",".join(prefixes)))
+        report.permit(Act("unlink", ",".join(prefixes)), effect=EFFECT)
         report.outcome = "cleared"
     return report
 

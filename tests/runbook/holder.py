@@ -17,9 +17,14 @@ from tests.runbook.system import System
 
 
 def hold(name: str, directory: str, rank: str) -> None:
-    """Work in a child."""
+    """Work in a child; with the rank `plan`, as a plan that writes scratch copies."""
+    system = System(Path(directory), name)
+    if rank == "plan":
+        work = runbook("Restore tables", system, "", changes=True, without_confirm="stages", rank="recovery")
+    else:
+        work = runbook("Rebuild indexes", system, name, changes=True, rank=cast(Rank, rank))
     with (
-        runbook("Rebuild indexes", System(Path(directory), name), name, changes=True, rank=cast(Rank, rank)),
+        work,
         shell.spawn(["sleep", "300"]) as child,
     ):
         print("held", child.pid, flush=True)

@@ -10,9 +10,11 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from blocks.exclusion import Exclusion
+from runbook.guard.effect import Effect
 from runbook.target import Approvals
 
 TOKYO = ZoneInfo("Asia/Tokyo")
+EFFECT = Effect("grc_db_old is dropped", "", "its rows are lost", 18.4)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
 from runbook.report import Report, Status
 from runbook.wait import until
+from tests.runbook.system import EFFECT
 
 T = TypeVar("T")
 Where = Literal["in a flow run", "in none"]
@@ -204,7 +205,7 @@ class Lost:
 @BOTH
 def test_a_permit_requires_the_lock(where: Where) -> None:
     report = Report("Trial", "t", "t")
-    permit = report.permit(Act("drop", "it"))
+    permit = report.permit(Act("drop", "it"), effect=EFFECT)
     report.lock = Lost()
     done = []
 

@@ -17,7 +17,13 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import Flow, flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.flow_engine import run_flow
@@ -32,7 +38,7 @@ from runbook.guard.permit import Act
 from runbook.kinds import action
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 DROP = Act("drop database", "grc_db_old")
 
@@ -81,7 +87,7 @@ def test_a_critical_finding_fails_the_run_at_its_end(system: System) -> None:
     with pytest.raises(RunbookFailed) as error:
         carry_out(system, work)
     assert after == [error.value.report]
-    assert str(error.value) == f"Restore on {system.name}: CRITICAL — backup. Next: take one"
+    assert str(error.value) == "CRITICAL: backup. Next: take one"
     assert written(system)["status"] == "CRITICAL"
 
 
@@ -95,7 +101,7 @@ def test_an_empty_confirm_ends_planned_and_nothing_after_it_runs(system: System)
     done = []
     with runbook("Restore", system, "") as report:
         report.plan("swap", "grc_db", size=3_000_000, seconds=0.5)
-        report.permit(DROP)
+        report.permit(DROP, effect=EFFECT)
         done.append("dropped")
     assert done == []
     assert report.status is Status.PLANNED
@@ -108,7 +114,7 @@ def test_an_empty_confirm_ends_planned_and_nothing_after_it_runs(system: System)
 
 
 def dropping(done: list[str], report: Report) -> None:
-    report.permit(DROP)
+    report.permit(DROP, effect=EFFECT)
     done.append("dropped")
 
 
@@ -217,7 +223,7 @@ def test_a_failed_runbook_inside_fails_the_outer_one(system: System) -> None:
         carry_out(system, drill, title="Drill", changes=True)
     outer = error.value.report
     assert (outer.runbook, outer.outcome) == ("Drill", "")
-    assert f"Drill on {system.name}: CRITICAL — Restore on {system.name}: CRITICAL — backup" in str(error.value)
+    assert "CRITICAL: Restore: CRITICAL: backup" in str(error.value)
     assert len(list(system.reports_directory.glob("*.json"))) == 2
 
 
@@ -278,14 +284,14 @@ class TestInAFlowRun:
 
         with caplog.at_level(logging.INFO), pytest.raises(RunbookFailed):
             restore()
-        assert f"Restore on {system.name}: CRITICAL — there is no backup. Next: take one" in caplog.text
+        assert "CRITICAL: there is no backup. Next: take one" in caplog.text
         assert "Task run failed with exception" in caplog.text
         assert "Encountered exception during execution" in caplog.text
         assert "Traceback" not in caplog.text
         assert [record for record in caplog.records if record.exc_info] == []
         state = state_of(ids[0])
         assert state.is_failed()
-        assert "CRITICAL — there is no backup. Next: take one" in state.message
+        assert "CRITICAL: there is no backup. Next: take one" in state.message
         assert len(artifacts(ids[0])) == 1
 
     def test_an_unexpected_error_keeps_its_traceback(self, system: System, caplog: pytest.LogCaptureFixture) -> None:
@@ -304,25 +310,44 @@ class TestInAFlowRun:
         assert len(artifacts(ids[0])) == 1
         assert written(system)["status"] == "CRITICAL"
 
-    def test_a_plan_completes_the_run(self, system: System) -> None:
-        ids = []
-
+    def test_a_run_s_state_is_named_by_its_report_with_the_headline_as_message(self, system: System) -> None:
         @flow(name="restore")
-        def restore(confirm: str = "") -> Report:
-            ids.append(FlowRunContext.get().flow_run.id)  # type: ignore[union-attr]
+        def restore(confirm: str, worst: Status) -> Report:
+            ids[worst] = FlowRunContext.get().flow_run.id  # type: ignore[union-attr]
             with runbook("Restore", system, confirm) as report:
-                report.permit(DROP)
+                report.permit(DROP, effect=EFFECT)
+                report.outcome = "grc_db_old is dropped"
+                report.require("space", worst is Status.OK, "free some", worst=worst)
             return report
 
-        assert restore().status is Status.PLANNED
-        assert state_of(ids[0]).is_completed()
+        ids = dict[Status, UUID]()
+        for confirm, worst in (("", Status.PLANNED), (system.name, Status.WARN), (system.name, Status.OK)):
+            assert restore(confirm, worst).status is worst, "as a function it returns its report"
+        with pytest.raises(RunbookFailed):
+            restore(system.name, Status.CRITICAL)
+        states = {worst: state_of(run) for worst, run in ids.items()}
+        assert {worst: (state.name, state.type.value) for worst, state in states.items()} == {
+            Status.PLANNED: ("Planned", "COMPLETED"),
+            Status.WARN: ("Warning", "COMPLETED"),
+            Status.OK: ("Completed", "COMPLETED"),
+            Status.CRITICAL: ("Failed", "FAILED"),
+        }
+        assert [states[worst].message for worst in (Status.PLANNED, Status.WARN, Status.OK)] == [
+            "PLANNED: grc_db_old is dropped; its rows are lost; about 18 s down; cannot be undone. Nothing has changed.",
+            "WARN: grc_db_old is dropped; space. Next: free some",
+            "OK: grc_db_old is dropped",
+        ]
+        wanted = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Planned"])))
+        with get_client(sync_client=True) as client:
+            found = {run.id for run in client.read_flow_runs(flow_run_filter=wanted)}
+        assert found & set(ids.values()) == {ids[Status.PLANNED]}
 
     def test_the_plan_s_link_fills_in_its_own_form(self, system: System) -> None:
         @flow(name="restore-database")
         def restore(environment: str, jobs: int = 0, confirm: str = "") -> Report:
             assert (environment, jobs) == ("本番", 2)
             with runbook("Restore", system, confirm) as report:
-                report.permit(DROP)
+                report.permit(DROP, effect=EFFECT)
             return report
 
         run = launched(restore, {"environment": "本番", "jobs": 2, "confirm": ""})
@@ -340,7 +365,7 @@ class TestInAFlowRun:
         def restore(environment: str, backup: str = "latest", confirm: str = "") -> Report:
             with runbook("Restore", system, confirm) as report:
                 report.pin("backup", "backup_20260101_000000")
-                report.permit(DROP)
+                report.permit(DROP, effect=EFFECT)
             return report
 
         run = launched(restore, {"environment": "本番", "backup": "latest", "confirm": ""})

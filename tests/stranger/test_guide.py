@@ -170,7 +170,7 @@ def restore_in_the_browser(address: str, pictures: Path) -> None:
         form = somebody.custom_run()
         form.text("confirm").fill(NAME)
         somebody.submit()
-        somebody.state("Completed", "Failed")
+        somebody.state("Completed", "Warning", "Failed")
 
 
 def answers(reader: Reader) -> bool:

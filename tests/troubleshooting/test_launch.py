@@ -100,7 +100,7 @@ def test_it_runs_without_a_prefect_server(host: Host) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     done = forked.run(words[1:], variables)
     assert done.returncode == 0, done.stderr
-    assert "Diagnose Redis on sick: OK — nothing found" in done.stdout
+    assert "Diagnose Redis on sick: OK: nothing found" in done.stdout
 
 
 def test_without_prefect_maintenance_needs_a_flag_that_states_the_risk(

@@ -13,10 +13,11 @@ from flows.database.server.sessions import MANUAL_IDLE_SECONDS, MOST_ROWS, judge
 from flows.pinned import pin_database
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
-from runbook.units import duration
+from runbook.units import counted, duration
 from tasks.postgres.sessions.closing import CLOSE, close_sessions, why_kept
 from tasks.postgres.sessions.connections import ClientSession, ConnectionLimits, SessionActivity, read_activity
 from tasks.postgres.sessions.pool import ECHO, OVERFLOW, RECOMMENDED, RECYCLE, SIZE, Pool, read_pool
@@ -107,7 +108,13 @@ def close_idle_connections(
         for session in chosen:
             report.plan("close session", _described(session))
         pin_database(report, env.postgres)
-        permit = report.permit(*(Act(CLOSE, session.target) for session in chosen))
+        idle = all(session.is_idle for session in chosen)
+        effect = Effect(
+            f"closes {counted(len(chosen), 'idle session')}",
+            "not needed, clients connect again",
+            "" if idle else "open transactions are rolled back",
+        )
+        permit = report.permit(*(Act(CLOSE, session.target) for session in chosen), effect=effect)
         done = close_sessions(permit, env.postgres, chosen, min_seconds)
         report.table("Closed", ("session", "result"), [(_described(item.session), item.why) for item in done])
         if stuck := [str(item.session.pid) for item in done if item.is_stuck]:

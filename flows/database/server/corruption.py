@@ -13,6 +13,7 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
@@ -82,7 +83,9 @@ def check_corruption(
         if install and not extension.schema:
             if _needs_installing(report, env, name):
                 pin_database(report, env.postgres)
-                install_amcheck(report.permit(Act(INSTALL, f"{EXTENSION} in {name}")), env.postgres, name)
+                effect = Effect(f"the extension {EXTENSION} is installed in {name}", f"DROP EXTENSION {EXTENSION}")
+                permit = report.permit(Act(INSTALL, f"{EXTENSION} in {name}"), effect=effect)
+                install_amcheck(permit, env.postgres, name)
             extension = wait_for_amcheck(server, name)
             report.fact("installed", f"{EXTENSION} {extension.version} in {name}")
         judge_collations(report, read_collations(server, name), name, standby=standby)

@@ -11,6 +11,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.setting_overrides import Overrides, find_overrides, find_undone, judge_overrides
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
@@ -107,7 +108,11 @@ def apply_postgres_settings(
         judge_order(report, found, wanted)
         plan_changes(report, found, changes)
         report.pin_state("cluster", found.identity)
-        permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
+        permit = report.permit(
+            *(Act(CHANGE, str(change)) for change in changes),
+            Act(CHANGE, RELOAD),
+            effect=_effect(changes, "undo-postgres-settings"),
+        )
         if changes:
             pairs = [Changed(c.name, found.by_name[c.name].auto, wanted[c.name]) for c in changes]
             hours = override_hours if override else 0
@@ -152,7 +157,11 @@ def undo_postgres_settings(environment: str, record: str = "", plan: str = "", c
         plan_changes(report, found, changes)
         report.plan("reload", f"the configuration; record {chosen.name} is undone then")
         report.pin_state("cluster", found.identity)
-        permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
+        permit = report.permit(
+            *(Act(CHANGE, str(change)) for change in changes),
+            Act(CHANGE, RELOAD),
+            effect=_effect(changes, "apply-postgres-settings"),
+        )
         show_effect(report, alter_system(permit, env.postgres, changes))
         records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)
         if not left:
@@ -351,6 +360,12 @@ def judge_order(report: Report, found: PostgresServerSettings, wanted: Mapping[s
     if found.standbys and new > old:
         hint = "raise it on the standbys first and restart them: with a lower value they stop replaying"
         report.warn("standbys", hint, value=int(new))
+
+
+def _effect(changes: Sequence[PostgresSettingChange], undo: str) -> Effect:
+    if not changes:
+        return Effect("PostgreSQL reads its configuration again", "restore the files, then reload")
+    return Effect(f"PostgreSQL's settings change: {first_of([change.name for change in changes])}", undo)
 
 
 def plan_changes(report: Report, found: PostgresServerSettings, changes: Sequence[PostgresSettingChange]) -> None:

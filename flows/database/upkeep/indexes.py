@@ -13,11 +13,12 @@ from flows.database.server.holders import judge_holders, of_database
 from flows.database.upkeep.vacuum import judge_space, require_primary
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
@@ -111,7 +112,9 @@ def rebuild_indexes(
         _plan(report, leftovers, chosen)
         pin_database(report, env.postgres)
         acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
-        permit = report.permit(*acts)
+        leftover = f", drops {counted(len(leftovers), 'leftover')}" if leftovers else ""
+        effect = Effect(f"rebuilds {counted(len(chosen), 'index', 'indexes')} alongside{leftover}", "not needed")
+        permit = report.permit(*acts, effect=effect)
         for index in leftovers:
             reason = drop_leftover(permit, env.postgres, index, lock_seconds)
             hint = "run this again when that session has ended"

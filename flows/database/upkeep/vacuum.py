@@ -13,10 +13,11 @@ from flows.database.server.settings import judge_setting
 from flows.pinned import pin_database
 from flows.setting_overrides import find_overrides
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
-from runbook.run import runbook
+from runbook.run import WithoutConfirm, runbook
 from runbook.units import size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.recommended import AUTOVACUUM
@@ -76,7 +77,8 @@ def vacuum_database(
         confirm: full を実行するときは環境名を入力。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Vacuum database", env, confirm, plan, changes=True) as report:
+    alone: WithoutConfirm = "reads" if mode == "full" else "changes"
+    with runbook("Vacuum database", env, confirm, plan, changes=True, without_confirm=alone) as report:
         require_primary(env)
         workers = check_jobs(jobs)
         before = _chosen(read_tables(env.postgres), tables, mode)
@@ -90,7 +92,9 @@ def vacuum_database(
             report.fail_if_critical()
             _plan(report, before)
             pin_database(report, env.postgres)
-            permit = report.permit(*(Act(REWRITE, table.name) for table in before))
+            names = first_of([table.name for table in before])
+            effect = Effect(f"rewrites {names}", "not needed", down="no reads or writes of a table meanwhile")
+            permit = report.permit(*(Act(REWRITE, table.name) for table in before), effect=effect)
             done = rewrite_tables(permit, env.postgres, before)
         else:
             done = vacuum_tables(env.postgres, before, mode, workers)

@@ -24,6 +24,7 @@ from flows.infrastructure.certificates.findings import (
 from flows.pinned import pin_paths
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -77,7 +78,9 @@ def renew_certificates(
         known = read_known(report, block)
         _plan(report, block, due)
         pin_paths(report, "certificates", *(work.files.directory / CHAIN for work in due))
-        permit = report.permit(*(work.act for work in due))
+        names = first_of([f"{work.kind} {work.files.name}" for work in due])
+        effect = Effect(f"certificates: {names}", "certbot keeps the old files in its archive directory")
+        permit = report.permit(*(work.act for work in due), effect=effect)
         done = [carry_out(report, permit, block, work, known) for work in due]
         report.outcome = f"{sum(done)} of {len(due)} done"
     return report

@@ -7,10 +7,11 @@ from prefect import flow
 from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status
-from runbook.run import runbook
-from runbook.units import size
+from runbook.run import WithoutConfirm, runbook
+from runbook.units import counted, size
 from tasks.docker.base_images import read_base_digests
 from tasks.docker.building import (
     REVISION,
@@ -57,7 +58,8 @@ def build_images(
         confirm: 環境名を入力するとプッシュまで実行。空ならプッシュは計画だけ (push なしのビルドには不要)
     """
     env = Environment.find(environment)
-    with runbook("Build images", env, confirm, plan, changes=True) as report:
+    alone: WithoutConfirm = "reads" if push else "changes"
+    with runbook("Build images", env, confirm, plan, changes=True, without_confirm=alone) as report:
         check_version(version)
         block = env.docker
         chosen = list(dict.fromkeys(roles)) or [role for role, one in block.containers.items() if one.dockerfile]
@@ -74,7 +76,10 @@ def build_images(
             for reference in references:
                 report.plan("push", reference)
             report.pin_state("commit", source.short)
-            permit = report.permit(*map(push_act, references))
+            effect = Effect(
+                f"builds and pushes {counted(len(chosen), 'image')} as {version}", "delete the tags in the registry"
+            )
+            permit = report.permit(*map(push_act, references), effect=effect)
         built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]
         report.table(
             "Images",

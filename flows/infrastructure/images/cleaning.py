@@ -13,9 +13,10 @@ from blocks.services.service import DockerServices
 from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import duration, size
+from runbook.units import counted, duration, size
 from tasks.docker.choosing import CleanupSelection, Kind, choose
 from tasks.docker.deployed import failed_name, previous_name
 from tasks.docker.inventory import read_inventory
@@ -84,7 +85,14 @@ def clean_docker(
             report.plan(f"remove {one.kind}", f"{one.name}: {one.why}, {age} old", size=one.bytes)
         report.fact("space to free", f"at least {size(sum(one.bytes for one in doomed))}")
         pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
-        permit = report.permit(*map(act_of, doomed))
+        freed = size(sum(one.bytes for one in doomed))
+        lost = (
+            f"the data of {counted(len(volumes), 'volume')} is lost"
+            if volumes
+            else "files inside stopped containers are lost"
+        )
+        effect = Effect(f"deletes {counted(len(doomed), 'unused object')} of Docker (at least {freed})", "", lost)
+        permit = report.permit(*map(act_of, doomed), effect=effect)
         done = remove(permit, env.docker.host, doomed)
         report.table(
             "Removed",

@@ -12,6 +12,7 @@ from blocks.environment import Environment
 from flows.infrastructure.images.containers import ContainerDeployment
 from flows.infrastructure.images.releases import ReleaseDeployment
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -74,7 +75,12 @@ def deploy_application(
         if isinstance(deployment, ReleaseDeployment):
             report.pin("version", deployment.release.commit)  # a branch can move before the confirmation
         report.pin_state("version", deployment.identity)
-        permit = report.permit(*acts)
+        effect = Effect(
+            f"{version} is deployed",
+            "deploy-application with the version before",
+            down="users wait while the services restart",
+        )
+        permit = report.permit(*acts, effect=effect)
         report.outcome = deployment.carry_out(report, permit)
     return report
 

@@ -28,9 +28,10 @@ from flows.launch import launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.drivers import exit_code
+from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.units import size
+from runbook.units import about, size
 from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in
 from tasks.postgres.restore.swap import advisory_lock, swap_databases
 from tasks.postgres.server.server import find_obstacles, read_identity, read_server
@@ -120,7 +121,14 @@ def restore_prefect(
         found = recovery.judge_services(report, env, live)
         recovery.plan(report, env, own, chosen, server)
         pin_database(report, own.postgres, replaced=True)
-        permit = report.permit(restore_steps.replace_act(own), alone_act(own))
+        taken = chosen.manifest.taken
+        effect = Effect(
+            back_to("Prefect's database", taken),
+            "the replaced database is kept",
+            lost_since(taken),
+            f"Prefect is stopped for {about(seconds_from(report.plan_steps, 'stop Prefect'))}",
+        )
+        permit = report.permit(restore_steps.replace_act(own), alone_act(own), effect=effect)
         report.state_is("Prefect's database is unchanged", "fix the findings above, then run this again")
         free_commits(report, permit, own, after=live)
         made = recovery.make_roles(report, permit, own, chosen, server)

@@ -36,6 +36,7 @@ from flows.recovery.drills.scenarios.region_outage import RegionOutage
 from flows.recovery.objectives import board
 from runbook.errors import OpsError, RunbookFailed
 from runbook.failpoint import failpoint
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -112,7 +113,8 @@ def run_drill(
         report.fact("participants", ", ".join(participants) or NOBODY)
         if left := record.find(env.reports_directory):
             report.pin_state("left by", left.scenario)
-            permit = report.permit(*_plan_healing(report, left))
+            effect = Effect(f"what the killed drill of {left.scenario} broke is repaired", "not needed")
+            permit = report.permit(*_plan_healing(report, left), effect=effect)
             _end_half_done(report, permit, env, left)
             return report
         name = past_drills.next_scenario(report, env, SCENARIOS) if scenario == "next" else scenario
@@ -124,7 +126,13 @@ def run_drill(
         directory = env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
         checked = _judge(report, env, chosen, directory)
         report.pin_state("scenario", name)
-        permit = report.permit(*chosen.acts(env))
+        effect = Effect(
+            f"{name}: {env.name} is broken on purpose and recovered",
+            "not needed, the drill recovers it",
+            "writes of the drill's client can be lost",
+            float("nan"),
+        )
+        permit = report.permit(*chosen.acts(env), effect=effect)
         _hold(report, permit, env, chosen, directory, checked, page)
     return report
 
@@ -270,9 +278,11 @@ def _healed(drill: Drill, scenario: Scenario) -> Iterator[None]:
     try:
         yield
     except OpsError as error:
+        reason = error.message
         if isinstance(error, RunbookFailed) and error.report is not drill.report:
             drill.keep(error.report)
-        drill.report.fail("every phase completed", error.hint or "read its runbooks' reports", value=error.message)
+            reason = f"{error.report.runbook}: {reason}"
+        drill.report.fail("every phase completed", error.hint or "read its runbooks' reports", value=reason)
         scenario.heal(drill)
     except BaseException:  # cancelled: heal as far as the grace period allows; the record stays for the next run
         with contextlib.suppress(OpsError):

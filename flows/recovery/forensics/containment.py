@@ -19,10 +19,12 @@ from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.guard import containment
 from runbook.guard.containment import Contained, Restriction
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import counted
 from tasks.postgres.replication import write_block
 from tasks.postgres.replication.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, keep_wal
 from tasks.postgres.replication.replay import (
@@ -84,7 +86,13 @@ def contain_incident(
         scope = read_scope(report, env, block_writes=block_writes)
         known = containment.read(env.name, env.reports_directory)
         report.pin_state("contained", known.id if known else "no")
-        permit = report.permit(*plan_containment(report, env, scope))
+        writes = ", writes are blocked" if scope.writers else ""
+        effect = Effect(
+            f"maintenance is frozen, replay on standbys pauses{writes}",
+            "release-containment",
+            down="the application cannot write" if scope.writers else 0.0,
+        )
+        permit = report.permit(*plan_containment(report, env, scope), effect=effect)
         contained = record_containment(env, known, scope, reason.strip(), by.strip())
         report.state_is(
             "maintenance is frozen; other restrictions may be missing", "run it again, or release-containment"
@@ -122,7 +130,10 @@ def release_containment(environment: str, plan: str = "", confirm: str = "") -> 
             report.outcome = "it is not contained: there is nothing to release"
             return report
         report.pin_state("contained", found.id)
-        permit = report.permit(*plan_release(report, found))
+        effect = Effect(
+            f"removes {counted(len(found.held), 'restriction')}, allows maintenance again", "contain-incident"
+        )
+        permit = report.permit(*plan_release(report, found), effect=effect)
         release(report, permit, env, found)
     return report
 

@@ -19,10 +19,12 @@ from flows.database.tables import judge_ties
 from flows.pinned import pin_database
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.files import record
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.units import counted
 from runbook.wait import until
 from tasks.cluster.instance import (
     PrivateInstance,
@@ -113,7 +115,9 @@ def salvage_writes(
         confirm: 環境名を入力すると実行。空なら比較して SQL と CSV を書き出すだけ
     """
     env = Environment.find(environment)
-    with runbook("Salvage writes", env, confirm, plan, changes=True, rank="recovery") as report:
+    with runbook(
+        "Salvage writes", env, confirm, plan, changes=True, without_confirm="stages", rank="recovery"
+    ) as report:
         if reviewed.strip():
             salvage = find_comparison(env, reviewed)
         else:
@@ -133,7 +137,11 @@ def salvage_writes(
         judge_ties(report, ties)
         pin_database(report, env.postgres)
         report.pin_state("reviewed", salvage.digest)
-        permit = report.permit(*plan_salvage(report, salvage))
+        rows = sum(one.inserts + one.updates for one in salvage.written)
+        effect = Effect(
+            f"writes {counted(rows, 'row')} to {counted(len(salvage.written), 'table')}, in one transaction", ""
+        )
+        permit = report.permit(*plan_salvage(report, salvage), effect=effect)
         report.state_is("the rows may be committed", "run it again: rows that are there already are skipped")
         place = folder(env, salvage.stamp)
         done = apply_salvage.after(ties)(permit, env.postgres, place, salvage.digest, live, ties)

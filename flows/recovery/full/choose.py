@@ -16,7 +16,8 @@ from flows.redis.restore import sources as redis_sources
 from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, store_for
-from runbook import metrics
+from runbook import clock, metrics
+from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.units import size
@@ -78,6 +79,29 @@ def pin_others(report: Report, env: Environment, chosen: Chosen) -> None:
     if chosen.files:
         report.pin_state("backup of the files", chosen.files.name)
         pin_paths(report, "live files", env.application.directory)
+
+
+def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Effect:
+    """The headline of a plan that restores the dump. `up`: whether the database server answers."""
+    taken = chosen.database.manifest.taken
+    down = seconds_from(report.plan_steps, "stop services" if up else "")
+    return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), lost_since(taken), down)
+
+
+def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
+    """What goes back to which moment, for a plan's headline."""
+    others = [
+        (f"Redis to {clock.short(chosen.redis.manifest.taken)}" if chosen.redis else ""),
+        (f"Redis has the data of {chosen.redis_survivor.name}" if chosen.redis_survivor else ""),
+        (f"the files to {clock.short(chosen.files.manifest.taken)}" if chosen.files else ""),
+    ]
+    return ", ".join([back_to(env.postgres.database, at), *filter(None, others)])
+
+
+def undo_of(chosen: Chosen, database: str) -> str:
+    """The runbooks that undo a full restore; `database`: the one for the database."""
+    others = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
+    return ", ".join([database, *others, *["undo-restore-files"] * bool(chosen.files)])
 
 
 def choose(
@@ -177,7 +201,7 @@ def _nearest(
     without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and no copy
     of it `survives`, only a waiver lets it start empty."""
     if waived:
-        report.warn(f"{kind} backup", f"nothing to do: without={kind} skips it", value="skipped")
+        report.fact(f"{kind} backup", f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
     backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)

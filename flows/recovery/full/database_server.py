@@ -105,7 +105,7 @@ def _judge_stopped(
     others: tuple[str, ...] | None = None
     absent = state == "absent"
     what = "missing: this run creates one" if absent else "down: this run starts it"
-    report.warn("database server", "nothing to do", value=what)
+    report.fact("database server", what)
 
     def offer(postgres: Postgres, server: Server) -> None:
         nonlocal others

@@ -24,6 +24,7 @@ from flows.recovery.stopped_services import SystemServices, read_cluster_service
 from flows.redis.restore.sources import RedisSource, remembered
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -147,8 +148,7 @@ def decide(
     if not option.replay:
         return None
     if state != "up":
-        what = "down" if state == "down" else "missing"
-        report.warn("database server", "nothing to do: this run replaces it", value=what)
+        report.fact("database server", f"{'down' if state == 'down' else 'missing'}: this run replaces it")
         judge_standby(report, env)
     services = read_services(env.services, env.services_in(START_ORDER))
     found = FoundServer(state, services, None)
@@ -182,6 +182,18 @@ def plan(report: Report, env: Environment, restore: ClusterRestore, given: Clust
     report.pin_state("recovery target", destroyed.text if destroyed else given.before or "the end of the WAL")
     pin_database(report, env.postgres, replaced=True, up=restore.found.presence == "up")
     choose.pin_others(report, env, restore.chosen)
+
+
+def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
+    """The headline of the plan."""
+    option, chosen = restore.option, restore.chosen
+    up = restore.found.presence == "up"
+    return Effect(
+        choose.whole_system(env, chosen, option.newest),
+        choose.undo_of(chosen, "rename the kept data directory"),
+        restore.options.lost,
+        seconds_from(report.plan_steps, "stop services" if up else ""),
+    )
 
 
 def acts(env: Environment, chosen: Chosen) -> tuple[Act, ...]:

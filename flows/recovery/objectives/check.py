@@ -110,6 +110,7 @@ def _judge_loss(report: Report, env: Environment, reach: RecoveryPoints, resourc
     expected = f"at most {duration(env.rpo_seconds)} (RPO)"
     if danger == "region lost" and not env.has("copies"):
         report.leave_out("copies")
+        report.fact("if the region failed", "everything would be lost: [copies] is not configured")
         return
     sure, best = best_of(point for point in points if point.proven), best_of(points)
     chosen = next((one for one in (sure, best) if one and _is_near(env, reach, one)), best)

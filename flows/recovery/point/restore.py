@@ -25,8 +25,10 @@ from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
 from flows.recovery.stopped_services import read_cluster_services, started_on_failure
 from flows.store import store_for
+from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, first_of, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -88,7 +90,9 @@ def restore_to_point(
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Restore to point", env, confirm, plan, changes=True, rank="recovery") as report:
+    with runbook(
+        "Restore to point", env, confirm, plan, changes=True, without_confirm="stages", rank="recovery"
+    ) as report:
         point_target.require_target(target, by)
         wanted = parse_target(by, target, env.zone)
         _require_mode(mode, tables)
@@ -110,7 +114,7 @@ def restore_to_point(
         _plan(report, env, origin, found, mode, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
-        permit = report.permit(*acts)
+        permit = report.permit(*acts, effect=_effect(report, env, found, mode, tables))
         report.state_is("nothing live was touched", "fix the findings above, then run this again")
         choice.fetch_files(report, origin)
         build.build(report, env, instance, origin, found.links, root / "wal")
@@ -150,6 +154,17 @@ def _plan(
         swap.plan(report, env)
     else:
         plan(report, tables)
+
+
+def _effect(report: Report, env: Environment, found: FoundTarget, mode: Mode, tables: list[str]) -> Effect:
+    before, newest = found.stop.before if found.stop else None, found.newest
+    what = "all databases of the cluster" if mode == "swap" else first_of(tables)
+    when = f"{clock.short(before.at)}" if before else "the end of the base backup"
+    lost = lost_since(before.at) if before and (not newest or before.at < newest.at) else ""
+    if mode == "swap":
+        down = seconds_from(report.plan_steps, "stop services")
+        return Effect(f"{what} go back to {when}", "rename the kept data directory", lost, down)
+    return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", lost, "the tables are locked for the swap")
 
 
 def _swap(

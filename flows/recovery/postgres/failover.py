@@ -26,6 +26,7 @@ from flows.recovery.postgres.promotion import (
 from flows.recovery.postgres.rejoin import Method
 from flows.recovery.postgres.summary import report_follow_up, report_loss, report_phases, report_promotion
 from runbook.errors import OpsError, RunbookFailed
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -92,7 +93,7 @@ def postgres_failover(
         _plan(report, env, pair, fence)
         report.pin("new_primary", address(pair.new))
         report.pin_state("timeline", pair.old_timeline)
-        permit = report.permit(*acts(env, pair))
+        permit = report.permit(*acts(env, pair), effect=_effect(report, pair))
         _judge_again(report, env, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
         phases.seconds["decision"] = time.monotonic() - started
         _fail_over(report, permit, env, pair, mode, fenced_by, fence, phases)
@@ -119,6 +120,16 @@ def _judge_again(
         judge(again, found, mode, attested, fence, limit)
     except RunbookFailed as error:
         raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
+
+
+def _effect(report: Report, pair: ServerPair) -> Effect:
+    lost = "" if pair.course == "hand over" else f"commits that {address(pair.new)} has not received are lost"
+    return Effect(
+        f"{address(pair.new)} becomes the primary instead of {address(pair.old)}",
+        "rejoin-standby, then a planned failover back",
+        lost,
+        sum(step.seconds for step in report.plan_steps if step.step != "rejoin"),
+    )
 
 
 def _plan(report: Report, env: Environment, pair: ServerPair, fence: bool) -> None:
@@ -203,7 +214,8 @@ def _finish(report: Report, env: Environment, pair: ServerPair, phases: Phases) 
         return report
     for what in left:
         report.plan("finish", what)
-    permit = report.permit(*acts(env, pair))
+    effect = Effect(f"the failover to {new} is finished", "rejoin-standby, then a planned failover back")
+    permit = report.permit(*acts(env, pair), effect=effect)
     report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
     fence_again(report, permit, env, pair)
     settle(report, permit, env, pair, None)
@@ -264,7 +276,12 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
         rejoin.judge_joining(report, env, joining, method)
         rejoin.plan_joining(report, joining, method)
         report.pin_state("roles", f"{address(joining.node)} behind {address(joining.primary)}")
-        permit = report.permit(*rejoin.rejoin_acts(joining))
+        effect = Effect(
+            f"{address(joining.node)} becomes a standby of {address(joining.primary)}",
+            "",
+            "what only it has is saved as WAL, and then lost on it",
+        )
+        permit = report.permit(*rejoin.rejoin_acts(joining), effect=effect)
         rejoin.join(report, permit, env, joining, method)
         report.outcome = f"{address(joining.node)} is a standby of {address(joining.primary)}"
     return report

@@ -13,6 +13,7 @@ from flows.recovery.redis.findings import Mode, judge_dead, judge_living, judge_
 from flows.recovery.redis.loss import Before, report_interrupted_loss, report_planned_loss, report_unplanned_loss
 from flows.recovery.redis.progress import report_phases, settled, verify_after
 from runbook.errors import OpsError, RunbookFailed
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -70,7 +71,7 @@ def redis_failover(
         if mode == "planned":  # otherwise the Sentinels choose
             report.pin("new_master", choice.candidate)
         report.pin_state("master", choice.master)
-        permit = report.permit(Act(ACT, choice.target))
+        permit = report.permit(Act(ACT, choice.target), effect=_effect(choice, mode))
         _judge_again(report, block, choice, mode, new_master, before)
         report.state_is(
             f"a failover {choice.target} has begun; paused writes on {choice.master} resume within "
@@ -133,6 +134,14 @@ def _judge_again(
         raise OpsError(f"changed since the plan: {error.message}", "run it again for a new plan") from None
 
 
+def _effect(choice: PromotionChoice, mode: Mode) -> Effect:
+    what = f"{choice.candidate} becomes the master instead of {choice.master}"
+    back = f"redis-failover with mode=planned, new_master={choice.master}"
+    if mode == "planned":
+        return Effect(what, back, down="writes pause for about 1 s")
+    return Effect(what, back, f"writes that {choice.candidate} has not received are lost", 3.0)
+
+
 def _plan(report: Report, choice: PromotionChoice, mode: Mode) -> None:
     report.fact("from → to", choice.target)
     if mode == "planned":
@@ -183,7 +192,10 @@ def _finish(
     left = group.members.get(marker.old)
     if left and left.is_master:
         report.plan("make it follow", f"{left.address} still is a master: REPLICAOF {new.address}")
-        left = make_follow(report.permit(Act(ACT, f"{left.address} → {new.address}")), block, left.address, new.address)
+        lost = f"writes that only {left.address} has are lost"
+        effect = Effect(f"{left.address} follows {new.address}", "", lost)
+        permit = report.permit(Act(ACT, f"{left.address} → {new.address}"), effect=effect)
+        left = make_follow(permit, block, left.address, new.address)
     if report.confirm == report.environment:
         RedisFailoverMarker.remove_from(block.at(new.address))
     return left if left and left.is_master else None

@@ -30,6 +30,7 @@ from flows.recovery.stopped_services import SystemServices
 from flows.store import mark_verified
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -86,7 +87,9 @@ def region_failover(
     """
     env = Environment.find(environment)
     expectations.prepare(env)
-    with runbook("Region failover", env, confirm, plan, changes=True, rank="recovery") as report:
+    with runbook(
+        "Region failover", env, confirm, plan, changes=True, without_confirm="stages", rank="recovery"
+    ) as report:
         old, phases = other_region(env, source), RegionPhases()
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
@@ -104,7 +107,13 @@ def region_failover(
         build.plan(report, env, option, chosen)
         report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, after everything is proven")
         pin_database(report, env.postgres)
-        permit = report.permit(*_acts(env, chosen))
+        effect = Effect(
+            f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
+            "a region failover back, once the old region follows",
+            options.lost,
+            seconds_from(report.plan_steps, ""),
+        )
+        permit = report.permit(*_acts(env, chosen), effect=effect)
         report.state_is("nothing serves here, and no user is sent here", "fix the findings above, then run this again")
         fence.judge(report, "after the confirmation")
         services = _restore(report, permit, env, options, option, chosen, parts, phases, strict=strict)
@@ -137,8 +146,8 @@ class Parts:
         chosen = choose.with_others(report, env, option.backup, option.newest, "backups", self.without)
         if option.replay:
             if self.accepted:
-                hint = "nothing to do: a base backup has every object. The names are used if a dump is restored instead"
-                report.warn("accept", hint, value="; ".join(self.accepted), expected="a dump")
+                names = "; ".join(self.accepted)
+                report.fact("accept", f"{names}: used only if a dump is restored; a base backup has every object")
             return chosen
         dump = database.without_accepted(report, env, dump_in(option.backup), self.accepted)
         report.fail_if_critical()

@@ -15,6 +15,7 @@ from flows.redis.restore import prefixes as prefix_steps
 from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
 from flows.redis.restore.survivor import advise
+from runbook.guard.effect import Effect, back_to, first_of, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
@@ -65,6 +66,20 @@ class RedisReplacement:
         swapped = replace_redis(self.report, self.env, permit, copy, self.around)
         other = f"; for the data of {self.around.master}: restore-redis with backup={kept}" if kept else ""
         self.report.fact("undo", undo(swapped) + other)
+
+
+def effect(report: Report, env: Environment, backup: Backup, prefixes: Sequence[str]) -> Effect:
+    """The headline of the plan."""
+    taken = backup.manifest.taken
+    what, undo = "Redis", "undo-restore-redis"
+    down: float | str = seconds_from(report.plan_steps, "stop")
+    if prefixes:
+        what, down = f"Redis, only {first_of(prefixes)},", 0.0
+    elif env.redis.remote:
+        down = "writes are refused meanwhile"
+    if prefixes or env.redis.remote:
+        undo = "restore-redis with the backup that the run takes first"
+    return Effect(back_to(what, taken), undo, lost_since(taken), down)
 
 
 def living_master(env: Environment, around: ReplicationTopology) -> Redis | None:

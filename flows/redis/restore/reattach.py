@@ -7,6 +7,7 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.redis.restore.steps import put_back
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
@@ -48,7 +49,12 @@ def reattach_redis(environment: str, plan: str = "", confirm: str = "") -> Repor
         for watcher in around.watchers:
             report.plan("watch", f"Sentinel {watcher.address} watches {lead} as {env.redis.sentinel_master}")
         report.pin_state("master", lead)
-        permit = report.permit(Act(TAKE_OFF, env.redis.data_directory))
+        effect = Effect(
+            f"the other servers follow {lead} again",
+            "",
+            "" if around.swapped else "keys that only they have are lost",
+        )
+        permit = report.permit(Act(TAKE_OFF, env.redis.data_directory), effect=effect)
         put_back(report, env, permit, around)
         report.outcome = f"{lead} is the master of all servers"
     return report

@@ -13,6 +13,7 @@ from flows.pinned import pin_redis
 from flows.redis.restore import sources
 from flows.redis.restore.steps import build_redis, plan_detaching, replace_redis, start_again, undo
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -42,6 +43,13 @@ class SurvivorRestore:
         """The acts of its permit."""
         directory = self.env.redis.data_directory
         return Act(ACT, directory), Act(TAKE_OFF, directory)
+
+    @property
+    def effect(self) -> Effect:
+        """For the plan's headline."""
+        lost = "" if self.copy.loss in ("", "none") else f"lost: {self.copy.loss}"
+        down = seconds_from(self.report.plan_steps, "stop")
+        return Effect(f"Redis continues with the data of {self.copy.name}", "undo-restore-redis", lost, down)
 
     def run(self, permit: Permit) -> Backup:
         """Detach the others (clients can no longer write), capture the copy as a backup, and restore that backup.
@@ -79,7 +87,7 @@ def restore(report: Report, env: Environment, wanted: NamedSource, prefixes: Seq
         raise OpsError("redis_source and prefixes exclude each other", "restore prefixes from a backup")
     planned = _prepare(report, env, wanted)
     pin_redis(report, env.redis, replaced=True)
-    taken = planned.run(report.permit(*planned.acts))
+    taken = planned.run(report.permit(*planned.acts, effect=planned.effect))
     report.fail_if_critical()
     stores.mark_verified(report, taken)
 

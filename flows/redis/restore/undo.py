@@ -10,6 +10,7 @@ from blocks.environment import Environment
 from flows.pinned import pin_redis
 from flows.redis.restore.steps import judge_preconditions, plan_detaching, put_back, start_again
 from runbook.errors import OpsError
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -75,7 +76,9 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
         report.plan("start", "and wait until it has loaded the old data", seconds=2)
         path = env.redis.data_directory
         pin_redis(report, env.redis, replaced=True)
-        permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path))
+        lost = "what was written since the restore is kept, not live"
+        effect = Effect(f"Redis has the data of {aside.name} again", "run it again", lost, 4.0)
+        permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path), effect=effect)
         _exchange(report, env, permit, aside, around, kept_data)
         report.fact("keys after", _keys(env))
         report.outcome = f"{aside.name} is live again"

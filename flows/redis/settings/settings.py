@@ -116,7 +116,7 @@ def apply_redis_settings(
         steps.require_rights(orders)
         steps.plan(report, orders)
         pin_redis(report, env.redis.at(servers[0].address))
-        permit = report.permit(*(act for order in orders for act in order.acts))
+        permit = report.permit(*steps.acts(orders), effect=steps.effect(orders, "undo-redis-settings"))
         steps.keep(report, env, orders, hours=override_hours if override else 0, reason=reason)
         results = [steps.carry_out(report, env, permit, order, findings.APPLY) for order in orders]
         report.outcome = steps.outcome(results, "set")
@@ -166,7 +166,7 @@ def undo_redis_settings(
             if not each.left:
                 report.plan("close", f"record {each.record.name}, whose old values are then restored")
         pin_redis(report, env.redis.at(servers[0].address))
-        permit = report.permit(*(act for order in orders for act in order.acts))
+        permit = report.permit(*steps.acts(orders), effect=steps.effect(orders, "apply-redis-settings"))
         results = [steps.undo(report, env, permit, each) for each in undone]
         report.outcome = steps.outcome(results, "restored")
     return report

@@ -9,7 +9,8 @@ from blocks.environment import Environment
 from flows.redis.settings.changes import SettingsOrder, SettingsUndo
 from flows.redis.settings.findings import APPLY, KEEPING, UNDO, differences
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.effect import Effect, first_of
+from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
@@ -45,6 +46,17 @@ def plan(report: Report, orders: Sequence[SettingsOrder]) -> None:
         if order.rewrite:
             _plan_file(report, order)
         _judge_kept(report, order)
+
+
+def acts(orders: Sequence[SettingsOrder]) -> list[Act]:
+    """The acts that need a permit."""
+    return [act for order in orders for act in order.acts]
+
+
+def effect(orders: Sequence[SettingsOrder], undo: str) -> Effect:
+    """For the plan's headline."""
+    names = list(dict.fromkeys(change.name for order in orders for change in order.changes))
+    return Effect(f"Redis's settings change: {first_of(names)}" if names else "Redis saves its settings", undo)
 
 
 def _plan_change(report: Report, found: RedisServerSettings, change: RedisSettingChange) -> None:

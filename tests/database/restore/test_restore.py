@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -86,6 +87,13 @@ def test_dry_run_changes_nothing_and_shows_the_plan(trial: Trial) -> None:
     assert report.status is Status.PLANNED
     assert [step.bytes > 0 for step in report.plan_steps][0]
     assert (trial.oid(), trial.databases()) == (oid, before)
+    assert re.fullmatch(
+        rf"PLANNED: {trial.database} goes back to \d\d:\d\d \([+-]\d\d:00\); writes of the last \d+ (s|min) are lost; "
+        r"less than 1 s down; undo: undo-restore\. Nothing has changed\..*",
+        report.sentence(),
+    )
+    assert "was not yet" in report.facts["verified"]
+    assert "verif" not in " ".join(found.name for found in report.findings), "the restore itself proves it"
 
 
 def test_wrong_confirm_is_refused(trial: Trial) -> None:

@@ -561,7 +561,7 @@ def test_subscribers_get_the_live_rows_and_no_table_that_they_do_not_have(trial:
     told = [str(data).split(":")[:2] for (data,) in changes if str(data).startswith("table ")]
     assert {table for table, _ in told} == {"table public.people"}
     assert len(told) == 1990 + 2000
-    assert next(f for f in report.findings if f.name == "publications").value.startswith("everything publish")
+    assert report.facts["publications"].startswith("everything publish")
     (kept,) = find_superseded_tables(trial.environment.postgres)
     assert trial.sql("SELECT relpersistence::text FROM pg_class WHERE oid = %s", kept.oid) == [("p",)]
 

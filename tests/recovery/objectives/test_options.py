@@ -89,7 +89,7 @@ def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     done = forked.run(command, environment)
     assert "python -m flows.recovery.point.restore --environment pair --by latest --source backups" in done.stdout
-    assert done.stderr.startswith("Show recovery options on pair: CRITICAL")
+    assert done.stderr.startswith("Show recovery options on pair: CRITICAL: ")
 
 
 def test_missing_disk_space_is_reported(cluster: Cluster) -> None:

@@ -16,7 +16,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 DELETE = Act("delete backup", "postgres_1")
 
@@ -36,7 +36,7 @@ def release(system: System) -> None:
 def maintain(system: System, rank: Rank = "maintenance", confirm: str | None = None, inside: object = None) -> Report:
     given = system.name if confirm is None else confirm
     with runbook("Prune backups", system, given, changes=True, rank=rank) as report:
-        permit = report.permit(DELETE) if given else None
+        permit = report.permit(DELETE, effect=EFFECT) if given else None
         if callable(inside):
             inside(report, permit)
     return report

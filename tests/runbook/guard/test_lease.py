@@ -37,7 +37,7 @@ from tasks.faults.relay import Relay
 from tests.fixtures.prefect_client import other_server
 from tests.fixtures.servers import free_port
 from tests.runbook.processes import CONTAINER, Actor, is_alive
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 DROP = Act("drop database", "grc_db_old")
@@ -242,7 +242,7 @@ def test_nothing_irreversible_happens_after_the_lease_is_lost(system: System) ->
         done.append(permit)
 
     def inside(report: Report) -> None:
-        permit = report.permit(DROP)
+        permit = report.permit(DROP, effect=EFFECT)
         drop(permit)
         lose(system)
         with pytest.raises(LockLost):
@@ -260,7 +260,7 @@ def test_no_permit_after_the_lease_is_lost_in_a_runbook_inside_either(system: Sy
     def inside(_report: Report) -> None:
         with runbook("Inner", system, system.name, changes=True) as inner:
             lose(system)
-            inner.permit(DROP)
+            inner.permit(DROP, effect=EFFECT)
 
     with pytest.raises(LockLost):
         run(system, inside=inside)
@@ -303,7 +303,7 @@ def test_a_lease_that_nobody_confirmed_for_as_long_as_it_lasts_is_lost(
 
     def inside(report: Report) -> None:
         reports.append(report)
-        permit = report.permit(DROP)
+        permit = report.permit(DROP, effect=EFFECT)
         later[0] = leases.LEASE_SECONDS + 1
         drop(permit)  # Prefect answers: it is confirmed
         with a_prefect_that(how) as address, other_server({PREFECT_API_URL: f"http://{address}/api"}):
@@ -340,7 +340,7 @@ def test_a_prefect_that_hangs_is_waited_for_once(system: System, relay: Relay, m
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.2)
 
     def inside(report: Report) -> None:
-        permit = report.permit(DROP)
+        permit = report.permit(DROP, effect=EFFECT)
         drawn = threading.Event()
 
         def half() -> progress.WorkDone:

@@ -8,6 +8,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,13 +115,37 @@ def test_a_recovery_ends_maintenance_and_what_it_runs(
 
 
 @pytest.mark.parametrize("confirm", ["", "another-name"])
-def test_a_recovery_that_is_only_planned_ends_nobody(
+def test_a_recovery_that_is_only_planned_ends_nobody_and_waits_for_nobody(
     system: System, actors: list[Actor], tmp_path: Path, confirm: str
 ) -> None:
     actor = holder(system, "maintenance", actors, tmp_path)
-    with pytest.raises(Locked), runbook("Restore", system, confirm, changes=True, rank="recovery"):
+    with runbook("Restore", system, confirm, changes=True, rank="recovery") as report:
+        pass
+    assert "held by “Rebuild indexes”" in report.facts["lock"]
+    staging = runbook("Restore", system, confirm, changes=True, without_confirm="stages", rank="recovery")
+    with pytest.raises(Locked), staging:
         pass
     assert is_alive(actor.pid)
+
+
+def test_a_plan_makes_no_other_run_wait(
+    system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only reads holds no lock. One that writes scratch copies ends when another run comes."""
+    with runbook("Restore", system, "", changes=True, rank="recovery"):
+        take(system)
+    with runbook("Vacuum", system, "", changes=True, without_confirm="changes"), pytest.raises(Locked):
+        threaded(lambda: take(system))
+    monkeypatch.setattr("runbook.guard.lock.END_SECONDS", 180.0)
+    actor = holder(system, "plan", actors, tmp_path)
+    take(system)
+    assert actor.process.wait(120) == -signal.SIGTERM
+
+
+def threaded(work: Callable[[], None]) -> None:
+    """In another thread, which has not the lock of this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
 
 
 def test_a_recovery_kills_maintenance_that_does_not_listen(

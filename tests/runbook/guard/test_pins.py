@@ -29,7 +29,7 @@ from runbook.run import runbook
 from runbook.wait import until
 from tests.redis import servers
 from tests.redis.servers import running_redis
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 MB = 1_000_000
 DONE: list[str] = []
@@ -46,7 +46,7 @@ def replace_it(system: System, plan: str = "", confirm: str = "", title: str = "
             report.pin_state("files", digest(LIVE["files"]), items=[digest([one]) for one in LIVE["files"]])
         report.pin_state("keys", LIVE["keys"], tolerance=Tolerance(0.1, least=5))
         report.plan("replace", "app")
-        report.permit(*(Act("replace", one) for one in LIVE["acts"]))
+        report.permit(*(Act("replace", one) for one in LIVE["acts"]), effect=EFFECT)
         if LIVE.get("fails"):
             LIVE["oid"] += 1
             report.fail("it", "again")

@@ -21,7 +21,7 @@ from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.wait import until
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 DONE: list[str] = []
@@ -31,7 +31,7 @@ RUNS = 6
 @flow(name="nightly-trial", validate_parameters=False)
 def nightly_trial(system: System, confirm: str = "") -> Report:
     with runbook("Nightly trial", system, confirm, changes=True) as report:
-        report.permit(Act("replace", "it"))
+        report.permit(Act("replace", "it"), effect=EFFECT)
         DONE.append(system.name)
     return report
 

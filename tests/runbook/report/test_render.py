@@ -188,7 +188,7 @@ def test_the_page_has_everything_worst_first() -> None:
     report.fact("size", "3 MB")
     report.hash, report.previous = "h" * 64, "p" * 64
     page = render.markdown(report)
-    assert page.startswith("# 🛑 Full restore · production · CRITICAL\n\nFull restore on production: CRITICAL — backup")
+    assert page.startswith("# 🛑 Full restore · production · CRITICAL\n\nCRITICAL: backup")
     assert "\n- **do now:** take one\n" in page
     blocks = "### 🛑 backup\n- none\n- expected: one\n- **do:** take one\n\n### ⚠️ fsync\n- **do:** switch it on\n"
     assert blocks in page

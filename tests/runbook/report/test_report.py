@@ -14,6 +14,7 @@ from runbook.errors import CommandFailed, LockLost, NotConfirmed, OpsError, Runb
 from runbook.guard.permit import Act, PlanOnly
 from runbook.metrics import Metric, Unit
 from runbook.report import Evidence, Report, Status, StepTime
+from tests.runbook.system import EFFECT
 
 DROP = Act("drop database", "grc_db_old")
 AGE = Metric("backup.age", 5, 50, "s", "age of the newest backup")
@@ -119,7 +120,7 @@ def test_the_verbs_record_their_status_and_show_the_hint_only_if_something_is_wr
 
 
 def test_permit_for_the_environment_s_name_only() -> None:
-    permit = new("production").permit(DROP)
+    permit = new("production").permit(DROP, effect=EFFECT)
     assert permit.environment == "production"
     permit.require("drop database", "grc_db_old")
 
@@ -128,7 +129,7 @@ def test_permit_for_the_environment_s_name_only() -> None:
 def test_another_confirm_is_refused_and_says_what_to_type(confirm: str) -> None:
     report = new(confirm)
     with pytest.raises(NotConfirmed) as error:
-        report.permit(DROP)
+        report.permit(DROP, effect=EFFECT)
     assert "type production in the field confirm" in error.value.hint
     assert len(error.value.message) < 120
     assert not report.planned
@@ -137,7 +138,7 @@ def test_another_confirm_is_refused_and_says_what_to_type(confirm: str) -> None:
 def test_an_empty_confirm_ends_in_a_plan() -> None:
     report = new()
     with pytest.raises(PlanOnly):
-        report.permit(DROP)
+        report.permit(DROP, effect=EFFECT)
     assert report.status is Status.PLANNED
 
 
@@ -146,7 +147,7 @@ def test_a_critical_finding_refuses_whatever_confirm_is(confirm: str) -> None:
     report = new(confirm)
     report.fail("backup", "take one")
     with pytest.raises(RunbookFailed) as error:
-        report.permit(DROP)
+        report.permit(DROP, effect=EFFECT)
     assert error.value.report is report
     assert not report.planned
 
@@ -154,7 +155,7 @@ def test_a_critical_finding_refuses_whatever_confirm_is(confirm: str) -> None:
 def test_a_warning_does_not_refuse() -> None:
     report = new("production")
     report.warn("fsync", "switch it on")
-    assert report.permit(DROP).acts == (DROP,)
+    assert report.permit(DROP, effect=EFFECT).acts == (DROP,)
     report.fail_if_critical()
 
 
@@ -162,7 +163,7 @@ def test_no_permit_without_the_lock() -> None:
     report = new("production")
     report.lock = Lost()
     with pytest.raises(LockLost):
-        report.permit(DROP)
+        report.permit(DROP, effect=EFFECT)
 
 
 def test_the_sentence_says_status_reasons_and_what_to_do() -> None:
@@ -171,19 +172,16 @@ def test_the_sentence_says_status_reasons_and_what_to_do() -> None:
     report.fail("space", "free 3 GB at /var", value="1 GB")
     for number in range(3):
         report.fail(f"table {number}", "never shown: the first hint is enough")
-    assert report.sentence() == (
-        "Restore database on production: CRITICAL — space: 1 GB; table 0; table 1 (and 1 more). Next: free 3 GB at /var"
-    )
+    assert report.sentence() == ("CRITICAL: space: 1 GB; table 0; table 1 (and 1 more). Next: free 3 GB at /var")
 
 
 def test_the_sentence_of_a_good_run_is_its_outcome() -> None:
     report = new()
     report.outcome = "grc_db is what it was"
-    assert report.sentence() == "Restore database on production: OK — grc_db is what it was"
+    assert report.sentence() == "OK: grc_db is what it was"
     report.warn("fsync", "switch it on", value="off")
-    assert report.sentence() == (
-        "Restore database on production: WARN — grc_db is what it was — fsync: off. Next: switch it on"
-    )
+    assert report.sentence() == "WARN: grc_db is what it was; fsync: off. Next: switch it on"
+    assert report.titled_sentence.startswith("Restore database on production: WARN: grc_db")
     report.fail("login", "look")
     assert "is what it was" not in report.sentence()
 
@@ -192,13 +190,11 @@ def test_a_critical_finding_that_does_not_stop_the_run_makes_it_critical_at_its_
     report = new("production")
     report.fail("rules", "correct the rows", value="a score of 500", stops=False)
     report.fail_if_critical()
-    assert report.permit(DROP).acts == (DROP,)
+    assert report.permit(DROP, effect=EFFECT).acts == (DROP,)
     report.outcome = "the system is up"
     assert report.status is Status.CRITICAL
     assert report.known_broken == "a score of 500"
-    assert report.sentence() == (
-        "Restore database on production: CRITICAL — the system is up — rules: a score of 500. Next: correct the rows"
-    )
+    assert report.sentence() == ("CRITICAL: the system is up; rules: a score of 500. Next: correct the rows")
     report.fail("login", "look")
     assert "the system is up" not in report.sentence()
     with pytest.raises(RunbookFailed):

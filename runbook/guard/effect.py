@@ -1,0 +1,62 @@
+"""What a confirmed run will do to the environment: the headline of its plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from runbook import clock
+from runbook.guard.permit import PlannedStep
+from runbook.next import Next
+from runbook.units import about, rounded
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What is done, what is lost, how long the system is down, and what undoes it.
+
+    `what` and `lost`: clauses; "" where nothing is lost. `down`: an estimate of the seconds for which the system is
+    down, NaN where it is unknown; a clause where only a part of it waits. `undo`: the runbook that undoes it, or how;
+    "" where nothing does.
+    """
+
+    what: str
+    undo: str | Next
+    lost: str = ""
+    down: float | str = 0.0
+
+    def __str__(self) -> str:
+        undo = f"undo: {self.undo}" if self.undo else "cannot be undone"
+        return "; ".join((self.what, self.lost or "nothing is lost", self._down, undo))
+
+    @property
+    def _down(self) -> str:
+        if isinstance(self.down, str):
+            return self.down
+        if math.isnan(self.down):
+            return "downtime unknown"
+        return f"{about(self.down)} down" if self.down else "no downtime"
+
+
+def back_to(what: str, at: datetime) -> str:
+    """`grc_db goes back to 01:59 (+09:00)`."""
+    return f"{what} goes back to {clock.short(at)}"
+
+
+def lost_since(at: datetime) -> str:
+    """`writes of the last 2 min are lost`."""
+    return f"writes of the last {rounded(max((clock.now() - at).total_seconds(), 0))} are lost"
+
+
+def first_of(names: Sequence[object], most: int = 3) -> str:
+    """The first names of a list, and how many more there are: `a, b, c and 4 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def seconds_from(steps: Sequence[PlannedStep], name: str) -> float:
+    """The estimated seconds of a plan from its step `name` on; of all steps where there is none of that name."""
+    names = [step.step for step in steps]
+    return sum(step.seconds for step in steps[names.index(name) if name in names else 0 :])
