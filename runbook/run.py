@@ -19,7 +19,6 @@ from runbook.current import current_report, use_report
 from runbook.drivers import described
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.files import chain, durable, repeats
-from runbook.final_state import name_final_states
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
 from runbook.guard.holder import Rank
@@ -33,7 +32,6 @@ from runbook.page.markdown import escaped
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
-name_final_states()
 LEVEL = {
     Status.PLANNED: logging.INFO,
     Status.OK: logging.INFO,

@@ -10,7 +10,7 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from runbook.final_state import NAMES
+from runbook.flow import NAMES
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 # A run that waits for people (Suspended, Paused) has no process, and no heartbeats until somebody answers.

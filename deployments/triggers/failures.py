@@ -13,7 +13,7 @@ from blocks.config import toml
 from deployments.alerting import read_server_channel
 from deployments.maintenance import name_in, read_table
 from deployments.triggers.launch import launch
-from runbook.final_state import NAMES
+from runbook.flow import NAMES
 
 ESCALATE, ACKNOWLEDGE = "escalate", "acknowledge-incident"
 LATE = "prefect.flow-run.Late"

@@ -19,7 +19,7 @@ from blocks.config import toml
 from deployments.maintenance import MaintenanceTable, PlannedWork, entries, name_in, read_table, seconds_of
 from deployments.runbooks import has_schedule
 from deployments.triggers.launch import deployed, launch
-from runbook.final_state import NAMES
+from runbook.flow import NAMES
 
 TIMES = 2
 STUCK_SECONDS = 600

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import get_args
 
-from prefect import flow
 from pydantic import SecretStr
 
 from blocks.ai_providers import AIProviders, Provider
 from blocks.environment import Environment
 from flows.ai_providers.errors import report_errors
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.page.plots import Bar, bars

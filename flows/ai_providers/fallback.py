@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prefect import flow
-
 from blocks.ai_providers import Provider
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.files.marker import Marker
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.page.plots import Bar, bars

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.ai_providers.errors import report_errors
 from flows.logs.findings import report_files_read, report_undated
 from flows.redis.master import judge_master
+from runbook.flow import flow
 from runbook.masking import masked
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status

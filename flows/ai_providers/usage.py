@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.ai_providers import AIProviders
 from blocks.environment import Environment
 from flows.logs.findings import report_files_read, report_undated
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.ai_providers import AIProviders
@@ -17,6 +16,7 @@ from flows.ai_providers.check import judge_dates, judge_retirement
 from flows.ai_providers.errors import report_errors
 from runbook.errors import OpsError
 from runbook.files.marker import Marker
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.places import Application
 from flows.application.package_updates import PackageSelection, judge_tests, update_node, update_python
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.page.markdown import fenced

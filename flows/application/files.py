@@ -7,10 +7,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment, Stores
 from flows.store import choose_backup, judge_key, mark_failed, mark_verified, note, store_for, tidy
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration, size

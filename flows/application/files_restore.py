@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment, Stores
 from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report

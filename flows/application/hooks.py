@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -16,6 +15,7 @@ from blocks.places import Application
 from flows.application.branch import report_branch
 from flows.application.code_findings import checkout_of, workspace_of
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.masking import without_logins

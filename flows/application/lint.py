@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.application.branch import report_branch, run_branch_tests
 from flows.application.code_findings import ask, attach_problems, checkout_of, evidence_path, judge, workspace_of
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.application.worktree import git, link_packages, worktree

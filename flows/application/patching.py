@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 from packaging.version import InvalidVersion, Version
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -20,6 +19,7 @@ from flows.application.vulnerabilities import judge_unanswered
 from flows.infrastructure.images.building import build_role
 from flows.infrastructure.images.deployment import Deployment, deployment_of, require_deployment
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.page.markdown import fenced

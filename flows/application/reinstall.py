@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.application.code_findings import workspace_of
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import digest

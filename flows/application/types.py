@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.application.code_findings import ask, attach_problems, checkout_of, evidence_path, judge, workspace_of
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.code.problem import PYTHON, WEB, CheckedCode, chosen_files

@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.application.branch import save_evidence
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.page import render

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -22,6 +21,7 @@ from flows.redis.verification import verify_redis
 from flows.store import judge_key, measured, note, show_backups, store_for, tidy
 from runbook import clock, metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status

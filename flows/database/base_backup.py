@@ -6,8 +6,6 @@ import socket
 from collections.abc import Sequence
 from typing import Literal
 
-from prefect import flow
-
 from blocks.environment import Environment, Stores
 from blocks.postgres.wal import Wal
 from flows import store
@@ -15,6 +13,7 @@ from flows.database.free_space import judge_room
 from flows.database.wal_reading import judge_wal
 from flows.store import judge_key, mark_failed, mark_verified, note, show_backups, store_for, tidy
 from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration, size

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, get_args
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.store import mark_failed, note, show_backups, store_for, tidy
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration, size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -15,6 +14,7 @@ from flows.database.migration.rehearsal import judge_expectations
 from flows.database.migration.review import find_unfinished, judge_new, rehearse_new, scratch_at
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.next import Next

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -18,6 +17,7 @@ from flows.database.waiting_commits import alone_act, free_commits, judge_commit
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, lost_since
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from prefect import flow
 from psycopg import sql
 from pydantic import Field
 
@@ -21,6 +20,7 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_copies
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -18,6 +17,7 @@ from flows.database.restore import NEWEST
 from flows.pinned import pin_database
 from flows.store import judge_files
 from runbook.errors import OTHER_BACKUPS, OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, first_of, lost_since
 from runbook.guard.permit import Act
 from runbook.report import Report

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
 from flows.logs.findings import report_files_read, report_undated
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.figures import logins

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.findings import Log, path_of, report_files_read
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size

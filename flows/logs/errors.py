@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.findings import report_files_read, report_undated
+from runbook.flow import flow
 from runbook.masking import masked
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report

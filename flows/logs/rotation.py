@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.logs.findings import path_of
 from flows.pinned import pin_paths
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.page.markdown import fenced

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
 from flows.logs.findings import Log, path_of, report_files_read, report_undated
+from runbook.flow import flow
 from runbook.masking import masked
 from runbook.report import Report
 from runbook.run import runbook

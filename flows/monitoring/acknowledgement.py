@@ -6,12 +6,11 @@ import argparse
 import sys
 from typing import Literal
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.launch import launch
 from flows.monitoring.incident import acknowledge, resolve
 from runbook.drivers import exit_code
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 

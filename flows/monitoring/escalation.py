@@ -6,13 +6,12 @@ import argparse
 import sys
 from typing import Literal
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.launch import launch
 from flows.monitoring import wording
 from flows.monitoring.incident import due_next, go_on, incidents, open_incident, prune, required
 from runbook.drivers import exit_code
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.alerts.follow_up import schedule_next

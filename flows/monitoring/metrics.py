@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.monitoring.rounds import TIMING, Round, take_round
 from flows.monitoring.table import ALARMS, Alarm, alarm_of
 from flows.recovery.objectives.check import serves_elsewhere
 from runbook import clock
+from runbook.flow import flow
 from runbook.page.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook

@@ -6,12 +6,12 @@ import math
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.page.form import Forms, read_forms
 from runbook.report import Report
 from runbook.run import runbook

@@ -11,7 +11,6 @@ import argparse
 import sys
 from typing import Annotated, Literal, get_args
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -28,6 +27,7 @@ from flows.recovery.stopped_services import started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.backups.catalogue import LATEST

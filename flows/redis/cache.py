@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -14,6 +13,7 @@ from flows import store as stores
 from flows.pinned import pin_keys, pin_redis
 from flows.redis.master import judge_master
 from runbook.errors import OpsError, Unreachable
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next

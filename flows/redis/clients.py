@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -25,6 +24,7 @@ from flows.redis.client_findings import (
 )
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -18,6 +17,7 @@ from flows.redis.master import judge_master
 from flows.redis.restore import choice, methods, survivor
 from flows.redis.restore.survivor import NamedSource
 from flows.redis.snapshot import Kind
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report

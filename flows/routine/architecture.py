@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, get_args
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.infrastructure.images.bases import judge_release
 from flows.routine.sources.evidence import EvidenceSource
 from runbook import clock
+from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import size

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.routine.sources.evidence import EvidenceSource
 from runbook.errors import OpsError
 from runbook.files.chain import verify_chain
+from runbook.flow import flow
 from runbook.page.render import key
 from runbook.report import Report, Status
 from runbook.run import runbook

@@ -9,7 +9,6 @@ from datetime import date, datetime, time, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -18,6 +17,7 @@ from flows.infrastructure.images.resources import review_cloud, review_docker
 from flows.routine.page import Page
 from flows.routine.savings import judge_savings
 from flows.routine.sources.past import MONTHLY, judge_last
+from runbook.flow import flow
 from runbook.page import render
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report

@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.database.server.sessions import judge_used
 from flows.database.server.wraparound import judge_wraparound
@@ -23,6 +21,7 @@ from flows.routine.sources.past import AHEAD, CLOCKS, is_ahead
 from flows.routine.sources.places import read_places
 from runbook import clock, metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.kinds import Pending
 from runbook.masking import masked
 from runbook.report import Report, Status

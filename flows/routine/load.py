@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import islice
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.monitoring.table import ALARMS
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.metrics import CATALOGUE, Metric
 from runbook.page.plots import Bar, Trace, bars, traces
 from runbook.report import Evidence, Report

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -23,6 +22,7 @@ from flows.routine.sources.past import MONTHLY, done, is_ahead, judge_last, link
 from flows.routine.sources.traffic import Traffic, read_traffic
 from flows.routine.sources.trends import judge_trends, show_durations
 from flows.routine.weekly import LOUD, SCAN, can_scan, judge_alerts
+from runbook.flow import flow
 from runbook.page.render import MARK
 from runbook.report import NOT_CONFIGURED, Report, Status
 from runbook.run import runbook

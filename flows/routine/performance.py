@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -14,6 +13,7 @@ from flows.routine.sources.figures import read_figures
 from flows.routine.sources.traffic import Traffic, read_traffic
 from flows.routine.sources.trends import judge_trends, show_durations
 from runbook import metrics
+from runbook.flow import flow
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook

@@ -6,8 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.infrastructure.certificates.check import judge_certificates
 from flows.infrastructure.images.usage import judge_leftovers
@@ -16,6 +14,7 @@ from flows.recovery.objectives.points import resources_of
 from flows.routine.page import Page
 from flows.routine.sources.past import AHEAD, WEEKLY, done, is_ahead, judge_last, link, told
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment
 from blocks.services.service import ServiceState
 from flows.troubleshooting.database import judge_own_login
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, attach_service, read_state
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard import containment
 from runbook.guard.lock import hold
 from runbook.next import Next

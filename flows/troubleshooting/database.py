@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment
 from blocks.postgres.refusals import DISK_FULL, TOO_MANY, UNKNOWN, LoginRefused, is_own_limit
 from flows.troubleshooting.database_replication import judge_replication, judge_standby
@@ -13,6 +11,7 @@ from flows.troubleshooting.database_sessions import full_cause, judge_sessions
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, attach_service, read_state
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook

@@ -12,7 +12,6 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -23,6 +22,7 @@ from flows.troubleshooting.disk_removals import carry_out, find_removals
 from flows.troubleshooting.disk_usage import attach_usage, find_usage
 from flows.troubleshooting.file_systems import FileSystem, judge_systems, read_systems
 from runbook.drivers import exit_code
+from runbook.flow import flow
 from runbook.guard.alone import OPTION, RISK
 from runbook.guard.effect import Effect
 from runbook.page.render import markdown

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from prefect import flow
-
 from blocks.environment import Environment
 from blocks.redis.server import Redis
 from flows.redis.client_findings import judge_places
@@ -13,6 +11,7 @@ from flows.redis.master import judge_master
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, attach_service, read_state, status_of
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook

@@ -15,7 +15,7 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import Flow, flow
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -33,6 +33,7 @@ from runbook import clock
 from runbook.current import current_report
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.files import chain
+from runbook.flow import flow
 from runbook.guard.lock import hold
 from runbook.guard.permit import Act
 from runbook.kinds import action

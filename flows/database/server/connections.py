@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -13,6 +12,7 @@ from flows.database.server.sessions import MANUAL_IDLE_SECONDS, MOST_ROWS, judge
 from flows.pinned import pin_database
 from runbook import metrics
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report

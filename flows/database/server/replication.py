@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -14,6 +13,7 @@ from blocks.postgres.server import Postgres
 from flows.database.server.holders import judge_horizon
 from flows.database.server.wraparound import judge_wraparound
 from runbook import metrics
+from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size

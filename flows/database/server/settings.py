@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.setting_overrides import Overrides, find_overrides, find_undone, judge_overrides
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act
 from runbook.next import Next

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -13,6 +12,7 @@ from flows.database.server.holders import judge_holders, of_database
 from flows.database.upkeep.vacuum import judge_space, require_primary
 from flows.pinned import pin_database
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -13,6 +12,7 @@ from flows.database.server.settings import judge_setting
 from flows.pinned import pin_database
 from flows.setting_overrides import find_overrides
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act
 from runbook.next import Next

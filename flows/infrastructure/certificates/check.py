@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment
 from blocks.places import Certificates
 from flows.infrastructure.certificates.findings import attach_certificates, judge_files, judge_schedules, judge_served
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.certificates.certificate import Certificate

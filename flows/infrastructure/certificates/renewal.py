@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment
 from blocks.places import Certificates
 from blocks.tls import TlsServer
@@ -24,6 +22,7 @@ from flows.infrastructure.certificates.findings import (
 from flows.pinned import pin_paths
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status

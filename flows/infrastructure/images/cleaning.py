@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -13,6 +12,7 @@ from blocks.services.service import DockerServices
 from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.report import Report
 from runbook.run import runbook

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Protocol
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.infrastructure.images.containers import ContainerDeployment
 from flows.infrastructure.images.releases import ReleaseDeployment
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Annotated, TypeVar
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.cloud import Cloud
 from blocks.environment import Environment
 from flows.infrastructure.images.usage import listed
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook

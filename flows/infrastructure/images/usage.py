@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook import metrics
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook

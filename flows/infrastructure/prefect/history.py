@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.deleting import judge_clocks
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import size

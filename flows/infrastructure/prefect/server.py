@@ -16,7 +16,6 @@ import argparse
 import sys
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -28,6 +27,7 @@ from flows.launch import launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.drivers import exit_code
+from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.report import Report
 from runbook.run import runbook

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.database import expectations
 from flows.recovery.drills import (
@@ -36,6 +34,7 @@ from flows.recovery.drills.scenarios.region_outage import RegionOutage
 from flows.recovery.objectives import board
 from runbook.errors import OpsError, RunbookFailed
 from runbook.failpoint import failpoint
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from socket import gethostname
 
-from prefect import flow
-
 from blocks.environment import Environment
 from blocks.postgres.server import Postgres
 from flows.launch import launch
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.flow import flow
 from runbook.guard import containment
 from runbook.guard.containment import Contained, Restriction
 from runbook.guard.effect import Effect

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -19,6 +18,7 @@ from flows.database.tables import judge_ties
 from flows.pinned import pin_database
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.files import record
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.kinds import action, probe

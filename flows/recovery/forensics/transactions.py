@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -15,6 +14,7 @@ from flows.recovery.forensics.table_files import BY_OID, TableFiles, Tables
 from flows.recovery.forensics.wal_window import Window, read_window
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.page.form import read_forms
 from runbook.page.markdown import escaped

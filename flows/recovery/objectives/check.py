@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.recovery.objectives import board
 from flows.recovery.objectives.points import (
@@ -18,6 +16,7 @@ from flows.recovery.objectives.points import (
     resources_of,
 )
 from runbook import clock
+from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.units import duration, size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import Flow, flow
+from prefect import Flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -16,6 +16,7 @@ from flows.recovery.objectives.check import loss_text, report_points, serves_els
 from flows.recovery.objectives.points import read_recovery_points, resources_of
 from flows.redis.persistence import backup_redis
 from runbook.errors import Locked, OpsError, RunbookFailed
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.units import duration

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import get_args
 
 import psycopg
-from prefect import flow
 
 from blocks.config import toml
 from blocks.environment import Environment, Stores
@@ -36,6 +35,7 @@ from flows.recovery.objectives.points import (
 )
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.page.form import read_forms
 from runbook.page.markdown import escaped
 from runbook.page.render import table

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, get_args
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
@@ -28,6 +27,7 @@ from flows.store import store_for
 from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, first_of, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -26,6 +25,7 @@ from flows.recovery.postgres.promotion import (
 from flows.recovery.postgres.rejoin import Method
 from flows.recovery.postgres.summary import report_follow_up, report_loss, report_phases, report_promotion
 from runbook.errors import OpsError, RunbookFailed
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Permit
 from runbook.report import Report

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-from prefect import flow
-
 from blocks.environment import Environment
 from blocks.redis.server import Redis
 from flows.recovery.redis.choice import choose, require_unchanged
@@ -13,6 +11,7 @@ from flows.recovery.redis.findings import Mode, judge_dead, judge_living, judge_
 from flows.recovery.redis.loss import Before, report_interrupted_loss, report_planned_loss, report_unplanned_loss
 from flows.recovery.redis.progress import report_phases, settled, verify_after
 from runbook.errors import OpsError, RunbookFailed
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status

@@ -13,8 +13,6 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-from prefect import flow
-
 from blocks.environment import Environment, Stores
 from flows.database import expectations
 from flows.database import restore_steps as database
@@ -30,6 +28,7 @@ from flows.recovery.stopped_services import SystemServices
 from flows.store import mark_verified
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report

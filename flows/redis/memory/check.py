@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
 from flows.redis.master import judge_master, judge_same_master
 from flows.redis.memory.limits import CLEAR, judge_memory
 from flows.redis.memory.tables import about, report_databases, report_keys, report_pattern, report_prefixes
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.pinned import pin_redis
 from flows.redis.restore.steps import judge_preconditions, plan_detaching, put_back, start_again
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
@@ -12,6 +11,7 @@ from flows.pinned import pin_redis
 from flows.redis.settings import changes as choosing
 from flows.redis.settings import findings, steps
 from flows.setting_overrides import find_overrides, judge_overrides
+from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.routine.checklist.forms import NOT_DONE
 from flows.routine.checklist.history import RUNBOOK, last_time
 from flows.routine.checklist.texts import DEFAULT, NAMES, Checklist, checklist
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.prefect.suspended_runs import WaitingRun, find_waiting, launch_escalation

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from blocks.environment import Environment
 from flows.routine.checklist import findings
 from flows.routine.checklist.history import Past, drilled, last_time
@@ -11,6 +9,7 @@ from flows.routine.checklist.questions import Answered, Asking, ask, launched_at
 from flows.routine.checklist.texts import DEFAULT, ChecklistName
 from flows.routine.checklist.texts import checklist as find_checklist
 from runbook.errors import OpsError
+from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 

@@ -1,0 +1,44 @@
+"""`@flow`: Prefect's, whose runs end Planned, Warning or Completed, with the report's headline as the state's message.
+
+The type stays COMPLETED; a CRITICAL run raises, and is Failed. Prefect's list of runs filters by the name. A flow that
+is called returns its report, and so does its function: only Prefect's engine is given the state.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import prefect
+from prefect import Flow
+from prefect.context import FlowRunContext
+from prefect.states import Completed
+
+from runbook.report import Report, Status
+
+NAMES = {Status.PLANNED: "Planned", Status.WARN: "Warning", Status.OK: "Completed"}
+MOST_CHARACTERS = 1000
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def flow(*, name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """Prefect's decorator, with its options."""
+
+    def decorate(function: Callable[P, R]) -> Flow[P, R]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            returned = function(*args, **kwargs)
+            context = FlowRunContext.get()
+            if context and context.flow and context.flow.fn is run and isinstance(returned, Report):
+                return cast(R, _state(returned))  # from which the engine takes the report again
+            return returned
+
+        return prefect.flow(name=name, **options)(run)
+
+    return decorate
+
+
+def _state(report: Report) -> object:
+    return Completed(name=NAMES[report.status], message=report.sentence()[:MOST_CHARACTERS], data=report)
