@@ -7,6 +7,7 @@ is called returns its report, and so does its function: only Prefect's engine is
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -35,6 +36,9 @@ def flow(*, name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]
                 return cast(R, _state(returned))  # from which the engine takes the report again
             return returned
 
+        # Prefect looks names of annotations up where `run` is defined, which is here.
+        run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+        run.__annotations__ = inspect.get_annotations(function, eval_str=True)
         return prefect.flow(name=name, **options)(run)
 
     return decorate
