@@ -14,7 +14,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from flows.database import restore_steps as database
 from flows.database.base_backup import judge_space, judge_version
-from flows.database.free_space import WAL_RATIO
+from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.wal_reading import mend
 from flows.recovery.destruction import (
     BackupTables,
@@ -42,12 +42,16 @@ from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, 
 from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.host.disk import disk_on
 from tasks.postgres.restore.staged_copy import content_in
+from tasks.postgres.server.server import read_database_bytes
 from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.supply import system_here
 
 NEWEST = RecoveryTarget("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"
+EXTRACTED = "one database from base backup and WAL"
+DUMP_RATIO, DUMP_BYTES_PER_SECOND = 0.8, 150e6
+"""The most disk space that a database's dump uses, by its size; and how fast two workers take it (measured)."""
 COLUMNS = ("kind", "from", "newest point", "lost", "takes", "disk space: needed / free", "")
 OPTIONS = "Recovery options for the database, the least loss first"
 
@@ -75,16 +79,22 @@ class Replay:
 @dataclass(frozen=True)
 class RestoreOption:
     """One backup to restore the database from, with the WAL after it where `replay` is set. It has every write up to
-    `newest`, and none after it."""
+    `newest`, and none after it.
+
+    `extracted_bytes`: the size of the application's database, where only that is taken out of the recovered cluster;
+    0: the whole cluster is restored."""
 
     backup: Backup
     newest: datetime
     replay: Replay | None = None
+    extracted_bytes: int = 0
 
     @property
     def kind(self) -> str:
-        """Base backup and WAL, or dump."""
-        return PHYSICAL if self.replay else LOGICAL
+        """Base backup and WAL, one database of it, or dump."""
+        if not self.replay:
+            return LOGICAL
+        return EXTRACTED if self.extracted_bytes else PHYSICAL
 
     @property
     def text(self) -> str:
@@ -111,14 +121,17 @@ class RestoreOption:
         """An estimate of its restore, without the application's start: the same as the plan's steps."""
         if self.replay:
             built = expected_seconds(env, BUILD, self.replay.origin.content.bytes)
-            return built + expected_seconds(env, REPLAY, self.replay.wal_bytes)
+            built += expected_seconds(env, REPLAY, self.replay.wal_bytes)
+            rates = DUMP_BYTES_PER_SECOND, database.RESTORE_BYTES_PER_SECOND
+            return built + sum(self.extracted_bytes / rate for rate in rates)
         return content_in(self.backup).bytes / database.RESTORE_BYTES_PER_SECOND
 
     @property
     def needs(self) -> int:
         """The bytes of disk space that it needs."""
         if self.replay:
-            return int(self.replay.origin.content.bytes * 1.05) + self.replay.wal_bytes
+            taken_out = int(self.extracted_bytes * (1 + WAL_RATIO + DUMP_RATIO))
+            return int(self.replay.origin.content.bytes * 1.05) + self.replay.wal_bytes + taken_out
         return int(content_in(self.backup).bytes * (1 + WAL_RATIO))
 
 
@@ -157,7 +170,8 @@ class RestoreOptions:
 
     `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
     person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
-    transactions that a copy showed not to be the ones that destroyed data."""
+    transactions that a copy showed not to be the ones that destroyed data. `others`: databases of the cluster that must
+    not be set back: the application's is taken out of the recovered cluster."""
 
     report: Report
     env: Environment
@@ -170,6 +184,7 @@ class RestoreOptions:
     used: RestoreOption | None = None
     end: DatabaseAtEnd | None = None
     rejected: set[int] = field(default_factory=set)
+    others: Sequence[str] = ()
 
     @property
     def in_place(self) -> bool:
@@ -180,6 +195,14 @@ class RestoreOptions:
     def tables(self) -> BackupTables:
         """The tables that the newest dump has rows of."""
         return tables_of(newest_dump(self.env, self.source, self.stores))
+
+    @functools.cached_property
+    def database_bytes(self) -> int:
+        """The size of the application's database: the live one's or the newest dump's. The live one may be emptied."""
+        known = [content_in(dump).bytes] if (dump := newest_dump(self.env, self.source, self.stores)) else []
+        with contextlib.suppress(OpsError):
+            known.append(read_database_bytes(self.env.postgres, self.env.postgres.database))
+        return max(known, default=0)
 
     def choose(self) -> RestoreOption:
         """The option with the least loss whose files match their manifests.
@@ -256,9 +279,10 @@ class RestoreOptions:
 
     def _rank(self, option: RestoreOption, others: Sequence[RestoreOption]) -> tuple[bool, datetime, bool]:
         """The wanted one first, then the newest. On an idle database a dump is younger than the last commit, which the
-        WAL has too: then neither loses anything, and the cluster is restored exactly."""
+        WAL has too: then neither loses anything, and the cluster is restored exactly. To take one database out of the
+        cluster takes longer than to restore the dump."""
         newest = min([option.newest, *(one.newest for one in others if self._covers(one, option))])
-        return option.backup.name == self.wanted, newest, option.replay is not None
+        return option.backup.name == self.wanted, newest, option.kind == PHYSICAL
 
     def _covers(self, cluster: RestoreOption, dump: RestoreOption) -> bool:
         """Whether the WAL up to the target has everything that the dump has. Positions of two clusters do not
@@ -326,6 +350,9 @@ class RestoreOptions:
         origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
         judge_version(report, env, origin.backup)
         judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
+        extracted_bytes = (self.database_bytes or origin.content.bytes) if self.others else 0
+        if extracted_bytes:
+            self._judge_extraction_space(extracted_bytes)
         report.fail_if_critical()
         sweep_instance(root := root_for(env.postgres))
         instance = prepare_instance(env.postgres, root)
@@ -342,7 +369,13 @@ class RestoreOptions:
         before = target.stop.before
         newest = before.at if before else cluster_in(origin.backup).stopped
         newest = target.destruction.end.at if target.destruction else newest
-        return RestoreOption(origin.backup, newest, Replay(origin, found, target, instance))
+        return RestoreOption(origin.backup, newest, Replay(origin, found, target, instance), extracted_bytes)
+
+    def _judge_extraction_space(self, size_bytes: int) -> None:
+        """Free disk space for the dump of the database, and for the staged copy that is restored from it."""
+        dump = {store_for(self.env, "postgres").hands: int(size_bytes * DUMP_RATIO)}
+        why = "the dump of the database, and its staged copy"
+        judge_room(self.report, self.env, size_bytes, int(size_bytes * WAL_RATIO), why, absent=True, here=dump)
 
     def _end_of(self, origin: PointOrigin, found: FoundTarget) -> Stop:
         """Where the readable WAL ends."""
