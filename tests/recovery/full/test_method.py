@@ -14,6 +14,7 @@ from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
+from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -141,8 +142,9 @@ def test_what_another_client_writes_after_the_last_shipping_is_named(
 
 
 def test_other_databases_are_never_set_back_silently(based: System) -> None:
-    """The application's database is taken out of the recovered cluster, also after a run that was killed with it at
-    hand. Rows that another database got after the target are still there."""
+    """The application's database is taken out of the recovered cluster: by a run that is killed with it at hand, and by
+    the next one, which finds the server down and learns of the other database from the copy. Rows that the other
+    database got after the target are still there."""
     rows = messages(based)
     based.sql("CREATE DATABASE other_app", "postgres")
     try:
@@ -159,8 +161,11 @@ def test_other_databases_are_never_set_back_silently(based: System) -> None:
         killed = restore(based, "--method", "auto", OPS_FAILPOINT="full restore: database extracted")
         assert killed.returncode == -signal.SIGKILL
         based.sql("INSERT INTO orders VALUES (2)", "other_app")
+        services, _ = lifecycle.existing(based.name)
+        services.supervisor.stop("postgresql")
         done = full_restore.fn(based.name, confirm=based.name)
         assert done.status is Status.WARN, done.sentence()
+        assert "the cluster also has other_app" in " ".join(findings(done).values())
         assert messages(based) >= rows, "the smoke checks write some"
         assert based.sql("SELECT id FROM orders ORDER BY id", "other_app") == [(1,), (2,)]
         assert done.facts["newest point restored"].endswith("one database from base backup and WAL")
