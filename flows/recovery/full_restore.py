@@ -138,10 +138,11 @@ def full_restore(
         survivor = chosen.redis_survivor
         known = remembered(env, survivor, services.swapped)
         with advisory_lock(env.postgres) as guard, known, started_on_failure(services):
+            filling = build.begin_database(permit, env, chosen, workers)  # while the services stop
             if stop_services == "first" or survivor:
                 services.stop()
             chosen = choose.captured(report, permit, env, chosen)
-            copies = build.build(report, permit, env, chosen, workers)
+            copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)
         bring_up.start(report, env, copies, services)

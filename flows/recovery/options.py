@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -34,10 +35,12 @@ from flows.recovery.point.target import FoundTarget, find_in_wal
 from flows.store import store_for
 from runbook import clock
 from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
+from runbook.kinds import Pending
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
+from tasks.cluster.copy import BuiltCluster
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, sweep_instance
 from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.host.disk import disk_on
@@ -58,12 +61,14 @@ OPTIONS = "Recovery options for the database, the least loss first"
 
 @dataclass(frozen=True)
 class Replay:
-    """The replay of an option: the end of its WAL, the target, and the private instance that replays it."""
+    """The replay of an option: the end of its WAL, the target, and the private instance that replays it. `building`:
+    its data directory, where that is built already."""
 
     origin: PointOrigin
     found: FoundTarget
     target: WalTarget
     instance: PrivateInstance
+    building: Pending[BuiltCluster] | None = None
 
     @property
     def stop(self) -> Stop:
@@ -229,15 +234,17 @@ class RestoreOptions:
                 return option
             self.tried.add(option.backup.name)
 
-    def again(self, option: RestoreOption) -> RestoreOption:
+    def again(self, option: RestoreOption, building: Pending[BuiltCluster] | None = None) -> RestoreOption:
         """The same base backup with the WAL that the archive has now, up to the target by what is known now (`end`).
+        `building`: its data directory, which is kept.
 
         Raises:
             OpsError: the WAL cannot be read.
         """
         assert option.replay
-        put_away(option.replay.instance)
-        found = self._replayed(option.backup.name)
+        if not building:
+            put_away(option.replay.instance)
+        found = self._replayed(option.backup.name, option.replay.instance, building)
         assert found.replay
         report_target(self.report, found.replay.target, found.replay.found.newest)
         return found
@@ -344,19 +351,27 @@ class RestoreOptions:
         ]
         return sorted(left, key=lambda one: (one.name == self.wanted, one.manifest.taken), reverse=True)
 
-    def _replayed(self, name: str) -> RestoreOption:
+    def _replayed(
+        self, name: str, built: PrivateInstance | None = None, building: Pending[BuiltCluster] | None = None
+    ) -> RestoreOption:
+        """The base backup with its WAL, in a new instance, or in the one that is `built` already."""
         report, env = self.report, self.env
         of = "" if self.in_place else self.source
         origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
         judge_version(report, env, origin.backup)
-        judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
         extracted_bytes = (self.database_bytes or origin.content.bytes) if self.others else 0
-        if extracted_bytes:
+        if not building:  # it uses that space already
+            judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
             self._judge_extraction_space(extracted_bytes)
         report.fail_if_critical()
-        sweep_instance(root := root_for(env.postgres))
-        instance = prepare_instance(env.postgres, root)
-        report.at_end(lambda: put_away(instance))
+        root = root_for(env.postgres)
+        if built and building:
+            instance = built
+            shutil.rmtree(root / "wal", ignore_errors=True)  # the newest segment has grown
+        else:
+            sweep_instance(root)
+            instance = prepare_instance(env.postgres, root)
+            report.at_end(lambda: put_away(instance))
         found = find_in_wal(env, origin, NEWEST, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         latest = self._end_of(origin, found)
@@ -369,10 +384,13 @@ class RestoreOptions:
         before = target.stop.before
         newest = before.at if before else cluster_in(origin.backup).stopped
         newest = target.destruction.end.at if target.destruction else newest
-        return RestoreOption(origin.backup, newest, Replay(origin, found, target, instance), extracted_bytes)
+        replay = Replay(origin, found, target, instance, building)
+        return RestoreOption(origin.backup, newest, replay, extracted_bytes)
 
     def _judge_extraction_space(self, size_bytes: int) -> None:
         """Free disk space for the dump of the database, and for the staged copy that is restored from it."""
+        if not size_bytes:
+            return
         dump = {store_for(self.env, "postgres").hands: int(size_bytes * DUMP_RATIO)}
         why = "the dump of the database, and its staged copy"
         judge_room(self.report, self.env, size_bytes, int(size_bytes * WAL_RATIO), why, absent=True, here=dump)

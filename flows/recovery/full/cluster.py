@@ -24,7 +24,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.cluster.instance import PrivateInstance, running
-from tasks.cluster.swap import sync_cluster
+from tasks.cluster.swap import flush_cluster, sync_cluster
 from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
@@ -97,11 +97,17 @@ def build_copies(run: ClusterRun, option: RestoreOption) -> ClusterCopies:
     Raises:
         RunbookFailed, VerificationFailed: a copy fails its proof.
     """
-    copies = recover_to_target(run, option, lambda found, timeline: _prove(run, found, timeline))
-    run.report.fail_if_critical()
-    sync_cluster(copies.replay.instance)
-    failpoint("full restore: cluster proven")
-    others = build.build_others(run.permit, run.env, run.chosen)
+    building = build.begin_others(run.permit, run.env, run.chosen)
+    try:
+        copies = recover_to_target(run, option, lambda found, timeline: _prove(run, found, timeline))
+        run.report.fail_if_critical()
+        sync_cluster(copies.replay.instance)
+        failpoint("full restore: cluster proven")
+    except BaseException:
+        with contextlib.suppress(Exception):  # the next attempt uses the same directories
+            building()
+        raise
+    others = building()
     build.prove_others(run.report, run.env, run.chosen, others)
     copies.redis, copies.files, copies.strict = others.redis, others.files, run.strict
     run.options.used = copies.option
@@ -134,7 +140,8 @@ def _recovered(run: ClusterRun, option: RestoreOption) -> Iterator[int]:
     assert option.replay
     replay = option.replay
     origin, instance, stop = replay.origin, replay.instance, replay.stop
-    point_build.build(report, env, instance, origin, replay.found.links, instance.root / "wal")
+    wal = instance.root / "wal"
+    point_build.build(report, env, instance, origin, replay.found.links, wal, replay.building)
     # An earlier run may have used the next timeline's number: the archive would refuse it.
     fetch_histories(archive_of(env, "backups", origin.content.system), instance.wal)
     failpoint("full restore: cluster built")
@@ -151,6 +158,7 @@ def _prove(run: ClusterRun, option: RestoreOption, timeline: int) -> ClusterCopi
     assert option.replay
     instance = option.replay.instance
     _judge_others(run, instance)
+    flushing = flush_cluster.after(timeline).submit(instance)  # while the content is judged
     rows, name = point_build.compare(report, env, instance), env.postgres.database
     copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
     if run.options.in_place:
@@ -159,6 +167,7 @@ def _prove(run: ClusterRun, option: RestoreOption, timeline: int) -> ClusterCopi
         _try_login(run, instance)
         copies.rules = check.report_results(report, checking, "on the copy", strict=run.strict)
         copies.states = read_states.after(timeline)(instance.postgres, name)
+    flushing.result()
     return copies
 
 
@@ -258,3 +267,4 @@ def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServic
     user = try_login.after(cluster.last)(env.postgres, env.postgres.database)
     name = env.postgres.database
     services.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user
+    cluster.all_started()

@@ -20,16 +20,19 @@ from flows.recovery.full.database_server import FoundServer, judge_standby
 from flows.recovery.full.extraction import ExtractedCopies
 from flows.recovery.full.start import other_databases
 from flows.recovery.options import LOGICAL, PHYSICAL, Replay, RestoreOption, RestoreOptions, attempting, require_known
+from flows.recovery.point import build as point_build
 from flows.recovery.point import choice, swap
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act, Permit
+from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.backups.catalogue import LATEST, kind_of
+from tasks.cluster.copy import BuiltCluster
 from tasks.cluster.stopped import read_next_transaction
 from tasks.host.disk import is_here
 from tasks.host.services import read_services
@@ -301,6 +304,7 @@ def _build(
     services = bring_up.system_services(report, permit, env, restore.chosen, restore.found, last=permit)
     replaces, survivor = restore.found.presence != "absent", restore.chosen.redis_survivor
     stack.enter_context(remembered(env, survivor, services.swapped))
+    building = _build_ahead(env, restore, stack)  # while the services stop, and the newest WAL is shipped
     with started_on_failure(services):
         if _stops_first(given, restore):
             services.stop()
@@ -310,13 +314,28 @@ def _build(
         )
         if up and _is_to_the_end(given, restore):  # what clients wrote since the plan
             choice.ship(report, env, given.source)
-            option = restore.options.again(option)
+            option = restore.options.again(option, building)
+        else:
+            option = replace(option, replay=replace(restore.replay, building=building))
         if option.extracted_bytes:
             extracted = extraction.build_copies(parts, option, given.jobs, given.accept, stack)
             return _finish_extraction(parts, given, extracted, services)
         with advisory_lock(env.postgres) if up else contextlib.nullcontext():
             copies = cluster.build_copies(parts, option)
     return _finish_cluster(parts, given, restore, copies, services)
+
+
+def _build_ahead(env: Environment, restore: ClusterRestore, stack: contextlib.ExitStack) -> Pending[BuiltCluster]:
+    """Begin to build the data directory, which does not depend on the newest WAL. A run that fails waits for its end:
+    the next attempt uses the same directory."""
+    building = point_build.begin(env, restore.replay.instance, restore.replay.origin)
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):  # it was raised where it was used
+            building.result()
+
+    stack.callback(wait)
+    return building
 
 
 def _report_results(
