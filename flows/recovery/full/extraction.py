@@ -122,6 +122,7 @@ def _dump(run: ClusterRun, option: RestoreOption, jobs: int) -> Backup:
         with contextlib.suppress(OSError):  # fetched files are still there
             hand.rmdir()
 
+    delete()  # an earlier attempt's
     report.at_end(delete)
     dumped, backup = dump_into(DirectoryStore(hand / FOLDER), env, postgres, read_server(postgres), jobs)
     text = f"{dumped.content.rows:,} rows in {len(dumped.content.tables)} tables, dumped in {dumped.dump_seconds:.1f} s"
@@ -135,7 +136,7 @@ def swap(run: ClusterRun, copies: ExtractedCopies, services: SystemServices, *, 
     Raises:
         OpsError: a live part is not the one that was judged.
     """
-    chosen = replace(run.chosen, database=copies.option.backup)  # it names the kept database's successor
+    chosen = replace(run.chosen, database=copies.option.backup)  # the kept database's comment names it
     bring_up.swap(
         *(run.report, run.permit, run.env, copies.guard, services, copies, copies.live, chosen), advance=advance
     )
