@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
+from blocks.postgres.server import Postgres
 from flows.application.files import verify_files
 from flows.database import expectations, wal_pruning
 from flows.database.base_backup import verify_cluster
@@ -287,11 +288,28 @@ def take(
 
     `kind` and `tool`: of a database that is not the application's, its own kind and the program that owns it.
     """
+    dumped, backup = dump_into(store, env, env.postgres, server, jobs, what, kind=kind, tool=tool)
+    _report_results(report, dumped, backup)
+    return backup
+
+
+def dump_into(
+    store: Store,
+    env: Environment,
+    postgres: Postgres,
+    server: Server,
+    jobs: int,
+    what: What = FULL,
+    *,
+    kind: Kind | None = None,
+    tool: str = "",
+) -> tuple[Dumped, Backup]:
+    """The backup of a database of `env` into a store, from the server `postgres`. The rest is as in `take`."""
     started = time.monotonic()
     kind = kind or KIND_OF[what.form]
     name, directory = publishing.begin(store, kind, env.name, env.zone)
-    dump_globals(env.postgres, directory)
-    dumped = dump_database(env.postgres, directory, jobs, what)
+    dump_globals(postgres, directory)
+    dumped = dump_database(postgres, directory, jobs, what)
     manifest = Manifest(
         kind=kind,
         name=name,
@@ -304,8 +322,7 @@ def take(
         content=dumped.content.model_dump(mode="json"),
     )
     backup = publishing.publish(store, directory, manifest)
-    _report_results(report, dumped, backup)
-    return backup
+    return dumped, backup
 
 
 def _report_results(report: Report, dumped: Dumped, backup: Backup) -> None:

@@ -64,8 +64,9 @@ def full_restore(
     The database is restored with the least loss (method=auto): from the newest base backup and all WAL after it, from
     the archive and the WAL receiver; or from the newest dump. The plan lists the options. If one fails its proof, the
     report says why, and the run takes the next. If a statement in the WAL dropped the database or emptied a table, the
-    recovery stops just before it, and the plan names the transaction and what is given up after it. Other databases of
-    the cluster are set back only with method=cluster and their names.
+    recovery stops just before it, and the plan names the transaction and what is given up after it. If the cluster has
+    other databases, only the application's is taken out of the recovered cluster. `databases` names those that may be
+    set back with it.
 
     Three phases. Build: it restores staged copies of all three, compares them with their manifests, checks the
     expectations and migrates. Nothing live is touched; a copy that fails its proof ends the run. Swap: it replaces all
@@ -101,7 +102,7 @@ def full_restore(
         redis_source: Redis のデータ元。auto は損失が最小のもの、replica はレプリカ、files はマスター自身のファイル
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
         accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
-        databases: method が cluster のとき、一緒に戻してよい同じクラスタの他のデータベース名。空なら一緒に戻さない
+        databases: 一緒に戻してよい同じクラスタの他のデータベース名。空なら、アプリケーションのデータベースだけを戻す
         before: このトランザクションの直前まで復元 (none は WAL の最後まで)。空なら自動判定
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
@@ -119,7 +120,8 @@ def full_restore(
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
         permit = None
         given = ClusterParameters(
-            method, backup, source, without, stop_services, strict, databases, before, redis_source
+            *(method, backup, source, without, stop_services, strict, databases, before, redis_source),
+            *(workers, advance, accept),
         )
         if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
             plan_cluster(report, env, restore, given)
@@ -142,10 +144,11 @@ def full_restore(
         survivor = chosen.redis_survivor
         known = remembered(env, survivor, services.swapped)
         with advisory_lock(env.postgres) as guard, known, started_on_failure(services):
+            filling = build.begin_database(permit, env, chosen, workers)  # while the services stop
             if stop_services == "first" or survivor:
                 services.stop()
             chosen = choose.captured(report, permit, env, chosen)
-            copies = build.build(report, permit, env, chosen, workers)
+            copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)
         bring_up.start(report, env, copies, services)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,7 +15,7 @@ from blocks.environment import Environment, Stores
 from blocks.postgres import nodes
 from flows.database import restore_steps as database
 from flows.database.base_backup import judge_space, judge_version
-from flows.database.free_space import WAL_RATIO
+from flows.database.free_space import WAL_RATIO, judge_room
 from flows.database.wal_reading import mend
 from flows.recovery.destruction import (
     BackupTables,
@@ -34,32 +35,40 @@ from flows.recovery.point.target import FoundTarget, find_in_wal
 from flows.store import store_for
 from runbook import clock
 from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
+from runbook.kinds import Pending
 from runbook.report import Report, Status
 from runbook.units import duration, rounded, size
 from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
+from tasks.cluster.copy import BuiltCluster
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, sweep_instance
 from tasks.cluster.target import RecoveryTarget, Stop
 from tasks.host.disk import disk_on
 from tasks.postgres.restore.staged_copy import content_in
+from tasks.postgres.server.server import read_database_bytes
 from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.supply import system_here
 
 NEWEST = RecoveryTarget("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"
+EXTRACTED = "one database from base backup and WAL"
+DUMP_RATIO, DUMP_BYTES_PER_SECOND = 0.8, 150e6
+"""The most disk space that a database's dump uses, by its size; and how fast two workers take it (measured)."""
 COLUMNS = ("kind", "from", "newest point", "lost", "takes", "disk space: needed / free", "")
 OPTIONS = "Recovery options for the database, the least loss first"
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The replay of an option: the end of its WAL, the target, and the private instance that replays it."""
+    """The replay of an option: the end of its WAL, the target, and the private instance that replays it. `building`:
+    its data directory, where that is built already."""
 
     origin: PointOrigin
     found: FoundTarget
     target: WalTarget
     instance: PrivateInstance
+    building: Pending[BuiltCluster] | None = None
 
     @property
     def stop(self) -> Stop:
@@ -75,16 +84,22 @@ class Replay:
 @dataclass(frozen=True)
 class RestoreOption:
     """One backup to restore the database from, with the WAL after it where `replay` is set. It has every write up to
-    `newest`, and none after it."""
+    `newest`, and none after it.
+
+    `extracted_bytes`: the size of the application's database, where only that is taken out of the recovered cluster;
+    0: the whole cluster is restored."""
 
     backup: Backup
     newest: datetime
     replay: Replay | None = None
+    extracted_bytes: int = 0
 
     @property
     def kind(self) -> str:
-        """Base backup and WAL, or dump."""
-        return PHYSICAL if self.replay else LOGICAL
+        """Base backup and WAL, one database of it, or dump."""
+        if not self.replay:
+            return LOGICAL
+        return EXTRACTED if self.extracted_bytes else PHYSICAL
 
     @property
     def text(self) -> str:
@@ -119,14 +134,17 @@ class RestoreOption:
         """An estimate of its restore, without the application's start: the same as the plan's steps."""
         if self.replay:
             built = expected_seconds(env, BUILD, self.replay.origin.content.bytes)
-            return built + expected_seconds(env, REPLAY, self.replay.wal_bytes)
+            built += expected_seconds(env, REPLAY, self.replay.wal_bytes)
+            rates = DUMP_BYTES_PER_SECOND, database.RESTORE_BYTES_PER_SECOND
+            return built + sum(self.extracted_bytes / rate for rate in rates)
         return content_in(self.backup).bytes / database.RESTORE_BYTES_PER_SECOND
 
     @property
     def needs(self) -> int:
         """The bytes of disk space that it needs."""
         if self.replay:
-            return int(self.replay.origin.content.bytes * 1.05) + self.replay.wal_bytes
+            taken_out = int(self.extracted_bytes * (1 + WAL_RATIO + DUMP_RATIO))
+            return int(self.replay.origin.content.bytes * 1.05) + self.replay.wal_bytes + taken_out
         return int(content_in(self.backup).bytes * (1 + WAL_RATIO))
 
 
@@ -165,7 +183,8 @@ class RestoreOptions:
 
     `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
     person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
-    transactions that a copy showed not to be the ones that destroyed data. `lost`: by the chosen one, as a clause."""
+    transactions that a copy showed not to be the ones that destroyed data. `others`: databases of the cluster that must
+    not be set back: the application's is taken out of the recovered cluster. `lost`: by the chosen one, as a clause."""
 
     report: Report
     env: Environment
@@ -179,6 +198,7 @@ class RestoreOptions:
     end: DatabaseAtEnd | None = None
     rejected: set[int] = field(default_factory=set)
     lost: str = ""
+    others: Sequence[str] = ()
 
     @property
     def in_place(self) -> bool:
@@ -189,6 +209,14 @@ class RestoreOptions:
     def tables(self) -> BackupTables:
         """The tables that the newest dump has rows of."""
         return tables_of(newest_dump(self.env, self.source, self.stores))
+
+    @functools.cached_property
+    def database_bytes(self) -> int:
+        """The size of the application's database: the live one's or the newest dump's. The live one may be emptied."""
+        known = [content_in(dump).bytes] if (dump := newest_dump(self.env, self.source, self.stores)) else []
+        with contextlib.suppress(OpsError):
+            known.append(read_database_bytes(self.env.postgres, self.env.postgres.database))
+        return max(known, default=0)
 
     def choose(self) -> RestoreOption:
         """The option with the least loss whose files match their manifests.
@@ -215,15 +243,17 @@ class RestoreOptions:
                 return option
             self.tried.add(option.backup.name)
 
-    def again(self, option: RestoreOption) -> RestoreOption:
+    def again(self, option: RestoreOption, building: Pending[BuiltCluster] | None = None) -> RestoreOption:
         """The same base backup with the WAL that the archive has now, up to the target by what is known now (`end`).
+        `building`: its data directory, which is kept.
 
         Raises:
             OpsError: the WAL cannot be read.
         """
         assert option.replay
-        put_away(option.replay.instance)
-        found = self._replayed(option.backup.name)
+        if not building:
+            put_away(option.replay.instance)
+        found = self._replayed(option.backup.name, option.replay.instance, building)
         assert found.replay
         report_target(self.report, found.replay.target, found.replay.found.newest)
         return found
@@ -265,9 +295,10 @@ class RestoreOptions:
 
     def _rank(self, option: RestoreOption, others: Sequence[RestoreOption]) -> tuple[bool, datetime, bool]:
         """The wanted one first, then the newest. On an idle database a dump is younger than the last commit, which the
-        WAL has too: then neither loses anything, and the cluster is restored exactly."""
+        WAL has too: then neither loses anything, and the cluster is restored exactly. To take one database out of the
+        cluster takes longer than to restore the dump."""
         newest = min([option.newest, *(one.newest for one in others if self._covers(one, option))])
-        return option.backup.name == self.wanted, newest, option.replay is not None
+        return option.backup.name == self.wanted, newest, option.kind == PHYSICAL
 
     def _covers(self, cluster: RestoreOption, dump: RestoreOption) -> bool:
         """Whether the WAL up to the target has everything that the dump has. Positions of two clusters do not
@@ -330,16 +361,27 @@ class RestoreOptions:
         ]
         return sorted(left, key=lambda one: (one.name == self.wanted, one.manifest.taken), reverse=True)
 
-    def _replayed(self, name: str) -> RestoreOption:
+    def _replayed(
+        self, name: str, built: PrivateInstance | None = None, building: Pending[BuiltCluster] | None = None
+    ) -> RestoreOption:
+        """The base backup with its WAL, in a new instance, or in the one that is `built` already."""
         report, env = self.report, self.env
         of = "" if self.in_place else self.source
         origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
         judge_version(report, env, origin.backup)
-        judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
+        extracted_bytes = (self.database_bytes or origin.content.bytes) if self.others else 0
+        if not building:  # it uses that space already
+            judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
+            self._judge_extraction_space(extracted_bytes)
         report.fail_if_critical()
-        sweep_instance(root := root_for(env.postgres))
-        instance = prepare_instance(env.postgres, root)
-        report.at_end(lambda: put_away(instance))
+        root = root_for(env.postgres)
+        if built and building:
+            instance = built
+            shutil.rmtree(root / "wal", ignore_errors=True)  # the newest segment has grown
+        else:
+            sweep_instance(root)
+            instance = prepare_instance(env.postgres, root)
+            report.at_end(lambda: put_away(instance))
         found = find_in_wal(env, origin, NEWEST, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         latest = self._end_of(origin, found)
@@ -352,7 +394,16 @@ class RestoreOptions:
         before = target.stop.before
         newest = before.at if before else cluster_in(origin.backup).stopped
         newest = target.destruction.end.at if target.destruction else newest
-        return RestoreOption(origin.backup, newest, Replay(origin, found, target, instance))
+        replay = Replay(origin, found, target, instance, building)
+        return RestoreOption(origin.backup, newest, replay, extracted_bytes)
+
+    def _judge_extraction_space(self, size_bytes: int) -> None:
+        """Free disk space for the dump of the database, and for the staged copy that is restored from it."""
+        if not size_bytes:
+            return
+        dump = {store_for(self.env, "postgres").hands: int(size_bytes * DUMP_RATIO)}
+        why = "the dump of the database, and its staged copy"
+        judge_room(self.report, self.env, size_bytes, int(size_bytes * WAL_RATIO), why, absent=True, here=dump)
 
     def _end_of(self, origin: PointOrigin, found: FoundTarget) -> Stop:
         """Where the readable WAL ends."""

@@ -13,8 +13,9 @@ from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from flows.redis.restore.steps import put_back
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
+from runbook.kinds import Pending
 from runbook.report import Report
-from tasks.host.services import read_services, start_services, stop_services
+from tasks.host.services import Started, read_services, start_services, stop_services
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
 from tasks.redis.topology.topology import ReplicationTopology
@@ -78,7 +79,19 @@ def started_on_failure(services: StoppedServices) -> Iterator[None]:
 
 @dataclass
 class ClusterServices(StoppedServices):
-    """Those of a cluster that is replaced as a whole: the application, the standby, PostgreSQL and the WAL receiver."""
+    """Those of a cluster that is replaced as a whole: the application, the standby, PostgreSQL and the WAL receiver.
+    `starting`: a start that is not proven yet."""
+
+    starting: Pending[Started] | None = None
+
+    def all_started(self) -> None:
+        """Wait for the start that is not proven yet.
+
+        Raises:
+            OpsError: the service does not start.
+        """
+        if self.starting:
+            self.starting.result()
 
     def _stop(self) -> None:
         """Writers first, then the standby, then the primary. The receiver last: it has all WAL then."""

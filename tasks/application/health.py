@@ -160,6 +160,15 @@ def wait_healthy(
     return Health(tuple(check.target for check in checks), good, time.monotonic() - started, running)
 
 
+def answers(application: Application, role: str) -> bool:
+    """Whether every configured health check of a role passes now; False where it has none."""
+    checks = [check for check in health_checks(application) if check.role == role]
+    if not checks:
+        return False
+    with _client(HEALTH_TIMEOUT_SECONDS) as client:
+        return not any(_problem(client, application, check) for check in checks)
+
+
 @probe
 def read_problems(application: Application) -> dict[str, str]:
     """One round of health checks: role → problem, "" for a healthy one. A role without a check is missing."""

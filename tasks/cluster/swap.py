@@ -14,7 +14,7 @@ import psutil
 
 from blocks.postgres.server import Postgres
 from runbook import shell
-from runbook.errors import OpsError
+from runbook.errors import CommandFailed, OpsError
 from runbook.failpoint import failpoint
 from runbook.files.durable import sync
 from runbook.guard.permit import Permit
@@ -53,6 +53,14 @@ def sync_cluster(instance: PrivateInstance) -> Path:
     return instance.data
 
 
+@action(idempotent=True)
+def flush_cluster(instance: PrivateInstance) -> None:
+    """Bring the files of the running copy to disk ahead of `sync_cluster`, which then has less to do. A file that the
+    server deletes meanwhile is no error."""
+    with contextlib.suppress(CommandFailed):
+        sync_cluster.work(instance)
+
+
 @action
 def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) -> ClusterSwapped:
     """Rename the live data directory to `<dir>.superseded_<stamp>`, and the copy to the live name. Before that, every
@@ -69,12 +77,13 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) 
     live = Path(postgres.data_directory).resolve()  # a symbolic link stays: it points to the chosen disk
     for data in (live, instance.data):
         _require_stopped(data)
-    sync_cluster.work(instance)
     kept = None
     with told(live):
-        failpoint("cluster: before first rename")
         if live.exists():
             _keep_configuration(postgres, live, instance.data)
+        sync_cluster.work(instance)
+        failpoint("cluster: before first rename")
+        if live.exists():
             kept = free_name(live)
             live.rename(kept)
         failpoint("cluster: between renames")

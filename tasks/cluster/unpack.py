@@ -9,9 +9,10 @@ import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from blocks.postgres.server import Postgres
 from runbook import shell
@@ -68,21 +69,47 @@ def members(archive: Path, source: IO[bytes] | None = None) -> Iterator[Iterator
         with (
             codec.reader(source or archive) as content,
             read_ahead(content) as plain,
-            tarfile.open(fileobj=plain, mode="r|", bufsize=CHUNK_BYTES) as tar,
         ):
-            yield _checked(tar)
+            yield _checked(plain)
             while plain.read(CHUNK_BYTES):  # to the end: the checksum of the last frame is there
                 pass
     except (tarfile.TarError, FileNotFoundError, *codec.UNREADABLE) as error:
         raise VerificationFailed(f"{archive.name} cannot be unpacked: {error}", OTHER_BACKUPS) from None
 
 
-def _checked(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    for member in tar:
+def _checked(tar: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """`tarfile` would copy each byte four times, which took a third of the time. PostgreSQL writes plain headers only:
+    https://github.com/postgres/postgres/blob/master/src/port/tar.c"""
+    while (header := tar.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or not (member.isdir() or member.isreg()):
             raise tarfile.ReadError(f"{member.name} does not belong into a base backup")
-        yield member, tar.extractfile(member) or io.BytesIO()
+        content = _Content(tar, member.size)
+        yield member, cast(IO[bytes], content)
+        while content.read(CHUNK_BYTES):
+            pass
+        tar.read(-member.size % tarfile.BLOCKSIZE)
+
+
+class _Content:
+    """The content of a member, read once."""
+
+    def __init__(self, tar: IO[bytes], left: int) -> None:
+        self._tar, self._left = tar, left
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to so many bytes; by default all that are left.
+
+        Raises:
+            ReadError: the archive is cut off.
+        """
+        wanted = self._left if size < 0 else min(size, self._left)
+        found = self._tar.read(wanted)
+        if len(found) < wanted:
+            raise tarfile.ReadError("unexpected end of data")
+        self._left -= wanted
+        return found
 
 
 def archives_of(backup: Path) -> list[tuple[Path, str]]:
@@ -176,18 +203,26 @@ def write(path: Path, mode: int, content: IO[bytes]) -> tuple[int, str]:
     Raises:
         OpsError: it cannot be written. Errors of reading are not translated.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, size, hashing = hashlib.sha256(), 0, None
     with told(path):
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb", 0)
     with file:
         with told(path):
             os.fchmod(file.fileno(), mode)
         while chunk := content.read(CHUNK_BYTES):
-            digest.update(chunk)
+            if hashing:
+                hashing.result()
+            hashing = _hashing.submit(digest.update, chunk)
             size += len(chunk)
             with told(path):
                 file.write(chunk)
+    if hashing:
+        hashing.result()
     return size, digest.hexdigest()
+
+
+_hashing = ThreadPoolExecutor(1, "hash")
+"""Hashes a chunk while it is written."""
 
 
 def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Path:

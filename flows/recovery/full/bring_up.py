@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 
 from blocks.environment import STOP_ORDER, Environment
 from blocks.postgres.server import Connection
@@ -20,7 +21,7 @@ from runbook.kinds import Pending
 from runbook.report import Report
 from runbook.units import duration
 from tasks.application.connection_string import switch_target
-from tasks.application.health import Health, SmokeResult, smoke_check, wait_healthy
+from tasks.application.health import Health, SmokeResult, answers, smoke_check, wait_healthy
 from tasks.application.staged_files import swap_files
 from tasks.application.stored import find_stored
 from tasks.host.services import start_services
@@ -136,7 +137,8 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
     # The backend finds its master through the Sentinels.
     attaching = _attach(services, started) if not problems else None
-    started = start_services.after(started)(env.services, env.services_in(("backend", "frontend")))
+    roles, healthy = env.services_in(("backend", "frontend")), partial(answers, env.application)
+    started = start_services.after(started)(env.services, roles, answers=healthy)
     health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     # Of rules that a copy kept, only the application's writes since can have broken one.
     checking = whole or check.start(report, env, live, after=health, origin=copies.origin, since=copies.states)

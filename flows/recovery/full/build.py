@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from blocks.environment import STOP_ORDER, Environment
@@ -15,6 +16,7 @@ from flows.redis.restore import sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import Permit
+from runbook.kinds import Pending
 from runbook.report import Report
 from runbook.units import size
 from tasks.application.staged_files import FilesCopy, build_files_copy
@@ -100,23 +102,45 @@ def plan_start(report: Report, env: Environment) -> None:
     report.plan("check", "health, expectations again, smoke checks")
 
 
-def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> SystemCopies:
-    """Build all three at the same time: they do not depend on each other."""
-    source, properties = chosen.dump or dump_in(chosen.database), content_in(chosen.database).properties
-    empty = create_copy(permit, env.postgres, properties)
-    filling = fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
+def build(
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    chosen: Chosen,
+    jobs: int,
+    filling: Pending[Copy] | None = None,
+) -> SystemCopies:
+    """Build all three at the same time: they do not depend on each other. `filling`: the database's copy, where
+    `begin_database` has begun it."""
+    filling = filling or begin_database(permit, env, chosen, jobs)
     others = build_others(permit, env, chosen)
     copy = filling.result()
     report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
     return SystemCopies(others.redis, others.files, database=copy, origin=check.origin_of(chosen.database))
 
 
+def begin_database(permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> Pending[Copy]:
+    """Begin to restore the dump into a staged copy, at the same time as the caller goes on: unpacking, too."""
+    source, properties = chosen.dump or dump_in(chosen.database), content_in(chosen.database).properties
+    empty = create_copy(permit, env.postgres, properties)
+    return fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
+
+
 def build_others(permit: Permit, env: Environment, chosen: Chosen) -> StagedCopies:
     """Build Redis and the files at the same time."""
+    return begin_others(permit, env, chosen)()
+
+
+def begin_others(permit: Permit, env: Environment, chosen: Chosen) -> Callable[[], StagedCopies]:
+    """Begin to build Redis and the files. The returned function waits for them."""
     redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
     files = build_files_copy.submit(permit, env.application, chosen.files) if chosen.files else None
-    redis_copy = redis.result() if redis else None
-    return StagedCopies(redis_copy, files.result() if files else None)
+
+    def wait() -> StagedCopies:
+        redis_copy = redis.result() if redis else None
+        return StagedCopies(redis_copy, files.result() if files else None)
+
+    return wait
 
 
 def prove(

@@ -4,8 +4,9 @@ half touches nothing live."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
@@ -14,7 +15,7 @@ from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.start import other_databases
-from flows.recovery.options import Replay, RestoreOption, RestoreOptions
+from flows.recovery.options import LOGICAL, Replay, RestoreOption, RestoreOptions
 from flows.recovery.point import build as point_build
 from flows.recovery.point import swap
 from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
@@ -23,7 +24,7 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.cluster.instance import PrivateInstance, running
-from tasks.cluster.swap import sync_cluster
+from tasks.cluster.swap import flush_cluster, sync_cluster
 from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
@@ -31,6 +32,7 @@ from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.fetch import fetch_histories
 
 MOST_TARGETS = 5
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class ClusterCopies(StagedCopies):
 
 def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen, of: str, revision: str = "") -> None:
     """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known."""
+    plan_copy(report, env, option, of)
+    check.plan(report, env)
+    build.plan_others(report, env, chosen)
+    migration.judge(report, env, revision, chosen.files)
+    swap.plan(report, env)
+    build.plan_start(report, env)
+
+
+def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) -> None:
+    """Plan the staged copy of the cluster. `of`: as in `plan`."""
     assert option.replay
     replay, content = option.replay, option.replay.origin.content
     links, wal = len(replay.found.links), replay.wal_bytes
@@ -77,41 +89,59 @@ def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen
     report.plan("replay", f"{links} segments of WAL", size=wal, seconds=replaying)
     last = "the last transaction before the target" if replay.target.destruction else "the last transaction of the WAL"
     report.plan("prove", f"the copy is {of} cluster, with {last}")
-    check.plan(report, env)
-    build.plan_others(report, env, chosen)
-    migration.judge(report, env, revision, chosen.files)
-    swap.plan(report, env)
-    build.plan_start(report, env)
 
 
 def build_copies(run: ClusterRun, option: RestoreOption) -> ClusterCopies:
-    """Build the cluster and the copies of Redis and the files, and prove them. Where the copy shows that a statement
-    destroyed the data, it is built again up to just before that statement.
+    """Build the cluster and the copies of Redis and the files, and prove them.
 
     Raises:
         RunbookFailed, VerificationFailed: a copy fails its proof.
     """
-    for _ in range(MOST_TARGETS):
-        if copies := _build_one(run, option):
-            break
-        option = run.options.again(option)
-    else:
-        raise VerificationFailed(
-            "no statement in the WAL explains what is missing in the copy", "find-transaction shows who deleted it"
-        )
-    others = build.build_others(run.permit, run.env, run.chosen)
+    building = build.begin_others(run.permit, run.env, run.chosen)
+    try:
+        copies = recover_to_target(run, option, lambda found, timeline: _prove(run, found, timeline))
+        run.report.fail_if_critical()
+        sync_cluster(copies.replay.instance)
+        failpoint("full restore: cluster proven")
+    except BaseException:
+        with contextlib.suppress(Exception):  # the next attempt uses the same directories
+            building()
+        raise
+    others = building()
     build.prove_others(run.report, run.env, run.chosen, others)
     copies.redis, copies.files, copies.strict = others.redis, others.files, run.strict
-    run.options.used = option
+    run.options.used = copies.option
     return copies
 
 
-def _build_one(run: ClusterRun, option: RestoreOption) -> ClusterCopies | None:
+def recover_to_target(run: ClusterRun, option: RestoreOption, use: Callable[[RestoreOption, int], Result]) -> Result:
+    """Build the cluster as a private instance, prove that it is at the target, and promote it. Returns the result of
+    `use`, called with the option and the new timeline while the instance runs. Where the copy shows that a statement
+    destroyed the data, it is built again up to just before that statement.
+
+    Raises:
+        RunbookFailed, VerificationFailed: it is not at the target.
+    """
+    for _ in range(MOST_TARGETS):
+        with _recovered(run, option) as timeline:
+            assert option.replay
+            if _is_at_target(run, option.replay):
+                return use(option, timeline)
+        option = run.options.again(option)
+    raise VerificationFailed(
+        "no statement in the WAL explains what is missing in the copy", "find-transaction shows who deleted it"
+    )
+
+
+@contextlib.contextmanager
+def _recovered(run: ClusterRun, option: RestoreOption) -> Iterator[int]:
+    """The instance at the target, promoted, while the block runs. Yields its new timeline."""
     report, env = run.report, run.env
     assert option.replay
     replay = option.replay
     origin, instance, stop = replay.origin, replay.instance, replay.stop
-    point_build.build(report, env, instance, origin, replay.found.links, instance.root / "wal")
+    wal = instance.root / "wal"
+    point_build.build(report, env, instance, origin, replay.found.links, wal, replay.building)
     # An earlier run may have used the next timeline's number: the archive would refuse it.
     fetch_histories(archive_of(env, "backups", origin.content.system), instance.wal)
     failpoint("full restore: cluster built")
@@ -119,21 +149,25 @@ def _build_one(run: ClusterRun, option: RestoreOption) -> ClusterCopies | None:
         point_build.recover(report, instance, origin, len(replay.found.links))
         point_build.prove(report, instance, origin, stop)
         # A transaction after the target may hold locks until then: DROP and TRUNCATE do.
-        timeline = swap.promote(env, instance)
-        if not _is_at_target(run, replay):
-            return None
-        _judge_others(run, instance)
-        rows, name = point_build.compare(report, env, instance), env.postgres.database
-        copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
-        if run.options.in_place:
-            copies.origin = check.ExpectationsOrigin(option.newest)
-            checking = check.start(report, env, name, after=timeline, origin=copies.origin, on=instance.postgres)
-            _try_login(run, instance)
-            copies.rules = check.report_results(report, checking, "on the copy", strict=run.strict)
-            copies.states = read_states.after(timeline)(instance.postgres, name)
-    report.fail_if_critical()
-    sync_cluster(instance)
-    failpoint("full restore: cluster proven")
+        yield swap.promote(env, instance)
+
+
+def _prove(run: ClusterRun, option: RestoreOption, timeline: int) -> ClusterCopies:
+    """Judge the content of the running copy. Redis and the files are not built yet."""
+    report, env = run.report, run.env
+    assert option.replay
+    instance = option.replay.instance
+    _judge_others(run, instance)
+    flushing = flush_cluster.after(timeline).submit(instance)  # while the content is judged
+    rows, name = point_build.compare(report, env, instance), env.postgres.database
+    copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
+    if run.options.in_place:
+        copies.origin = check.ExpectationsOrigin(option.newest)
+        checking = check.start(report, env, name, after=timeline, origin=copies.origin, on=instance.postgres)
+        _try_login(run, instance)
+        copies.rules = check.report_results(report, checking, "on the copy", strict=run.strict)
+        copies.states = read_states.after(timeline)(instance.postgres, name)
+    flushing.result()
     return copies
 
 
@@ -169,7 +203,14 @@ def _judge_others(run: ClusterRun, instance: PrivateInstance) -> None:
     if others and not run.replaces:
         run.report.fact("other databases restored too", ", ".join(others))
         return
-    judge_others(run.report, [one for one in others if one not in run.databases])
+    others = tuple(one for one in others if one not in run.databases)
+    if others and LOGICAL in run.options.kinds:  # method=cluster sets back what was named, and nothing else
+        run.options.others = others
+        raise VerificationFailed(
+            f"the cluster also has {', '.join(others)}",
+            "nothing to do: the run takes only the application's database out of the cluster",
+        )
+    judge_others(run.report, others)
     run.report.fail_if_critical()
 
 
@@ -178,7 +219,7 @@ def judge_others(report: Report, others: Sequence[str]) -> None:
     report.require(
         "other databases of the cluster",
         not others,
-        f"method=cluster with databases={' '.join(others)} sets them back too; method=dump restores this database only",
+        f"method=cluster with databases={' '.join(others)} sets them back too; method=auto restores this database only",
         value=", ".join(others) or "none, or named",
         expected="none, or named in databases",
     )
@@ -226,3 +267,4 @@ def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServic
     user = try_login.after(cluster.last)(env.postgres, env.postgres.database)
     name = env.postgres.database
     services.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user
+    cluster.all_started()

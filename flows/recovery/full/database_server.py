@@ -38,7 +38,7 @@ from tasks.postgres.server.server import (
 Judge = Callable[[Postgres, Server], None]
 
 NOT_JUDGED = "not judged while the server is down"
-_EVERYTHING = "roles, rights, locale, extensions, prepared transactions, log-in"
+EVERYTHING = "roles, rights, locale, extensions, prepared transactions, log-in"
 _IN_CONTAINER = ("locale of the database", "extensions")
 _DAMAGE = "damage in the tables' files, which the recovery at its start may find"
 _NEW, _ADMINISTRATOR = "new data directory", "log-in of the administrator"
@@ -207,7 +207,7 @@ def _try(report: Report, env: Environment, stopped: StoppedServer | None, offer:
 
 
 def _leave(report: Report) -> None:
-    report.warn(NOT_JUDGED, "fix the findings above, then plan again", value=_EVERYTHING, expected="judged in the plan")
+    report.warn(NOT_JUDGED, "fix the findings above, then plan again", value=EVERYTHING, expected="judged in the plan")
 
 
 def _refuse(report: Report, env: Environment, why: str) -> None:
@@ -216,7 +216,7 @@ def _refuse(report: Report, env: Environment, why: str) -> None:
     hint = f"start it ({env.services.names.get(role, role)}), then plan again: a running server is judged in the plan"
     if not is_here(host):
         hint += f". If it does not start, run this on a worker of {host}: it can create a new cluster"
-    report.fail(NOT_JUDGED, hint, value=f"{_EVERYTHING}: {why}", expected="judged in the plan")
+    report.fail(NOT_JUDGED, hint, value=f"{EVERYTHING}: {why}", expected="judged in the plan")
 
 
 def start_database(

@@ -4,7 +4,7 @@ takes the one that loses least; where its proof fails, the next one."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,12 +13,14 @@ from blocks.environment import START_ORDER, Environment, Stores
 from blocks.services.service import DockerServices
 from flows.pinned import pin_database
 from flows.recovery.destruction import NONE, commits
-from flows.recovery.full import bring_up, choose, cluster
+from flows.recovery.full import bring_up, choose, cluster, extraction
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
 from flows.recovery.full.database_server import FoundServer, judge_standby
+from flows.recovery.full.extraction import ExtractedCopies
 from flows.recovery.full.start import other_databases
-from flows.recovery.options import LOGICAL, PHYSICAL, RestoreOption, RestoreOptions, attempting, require_known
+from flows.recovery.options import LOGICAL, PHYSICAL, Replay, RestoreOption, RestoreOptions, attempting, require_known
+from flows.recovery.point import build as point_build
 from flows.recovery.point import choice, swap
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
@@ -26,10 +28,12 @@ from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
+from runbook.kinds import Pending
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.backups.catalogue import LATEST, kind_of
+from tasks.cluster.copy import BuiltCluster
 from tasks.cluster.stopped import read_next_transaction
 from tasks.host.disk import is_here
 from tasks.host.services import read_services
@@ -52,6 +56,9 @@ class ClusterParameters:
     databases: Sequence[str]
     before: str
     redis_source: RedisSource
+    jobs: int
+    advance: bool
+    accept: Sequence[str]
 
 
 @dataclass
@@ -62,6 +69,12 @@ class ClusterRestore:
     option: RestoreOption
     chosen: Chosen
     found: FoundServer
+
+    @property
+    def replay(self) -> Replay:
+        """How the cluster is built."""
+        assert self.option.replay
+        return self.option.replay
 
 
 def find_options(report: Report, env: Environment, given: ClusterParameters) -> RestoreOptions | None:
@@ -132,17 +145,12 @@ def decide(
     others = list[str]()
     if state == "up":
         others = [one for one in other_databases(env, read_server(env.postgres)) if one not in given.databases]
-    if others and given.method == "auto":
-        report.warn(
-            "recovery from base backup and WAL",
-            f"nothing to do. To set these databases back too, run this with method=cluster databases={others}: that "
-            "loses less than the dump",
-            value=f"not used: the cluster also has {', '.join(others)}",
-        )
-        return None
-    if others:
+    if others and given.method == "cluster":
         cluster.judge_others(report, others)
         report.fail_if_critical()
+    if others:
+        report.fact("other databases, not changed", f"{', '.join(others)} (`databases` names those to set back too)")
+    options.others = others
     choice.ship(report, env, given.source)
     option = options.choose()
     if not option.replay:
@@ -154,13 +162,14 @@ def decide(
     found = FoundServer(state, services, None)
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
-    report.require(
-        "services",
-        env.postgres.service in env.services.names,
-        "add it to [services.names]: this run stops and starts it",
-        value=", ".join(env.services.names),
-        expected=env.postgres.service,
-    )
+    if not option.extracted_bytes:
+        report.require(
+            "services",
+            env.postgres.service in env.services.names,
+            "add it to [services.names]: this run stops and starts it",
+            value=", ".join(env.services.names),
+            expected=env.postgres.service,
+        )
     return ClusterRestore(options, option, _with_others(report, env, given, option), found)
 
 
@@ -174,11 +183,14 @@ def _with_others(report: Report, env: Environment, given: ClusterParameters, opt
 def plan(report: Report, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> None:
     """Plan every step, and pin what the run replaces."""
     option = restore.option
-    assert option.replay
-    cluster.plan(report, env, option, restore.chosen, "this", restore.options.tables.revision)
+    if option.extracted_bytes:
+        stop_first = _stops_first(given, restore)
+        extraction.plan(report, env, option, restore.chosen, restore.options, given.jobs, stop_first=stop_first)
+    else:
+        cluster.plan(report, env, option, restore.chosen, "this", restore.options.tables.revision)
     if given.databases:
         report.fact("other databases set back too", ", ".join(given.databases))
-    destroyed = option.replay.target.destruction
+    destroyed = restore.replay.target.destruction
     report.pin_state("recovery target", destroyed.text if destroyed else given.before or "the end of the WAL")
     pin_database(report, env.postgres, replaced=True, up=restore.found.presence == "up")
     choose.pin_others(report, env, restore.chosen)
@@ -202,38 +214,67 @@ def acts(env: Environment, chosen: Chosen) -> tuple[Act, ...]:
 
 
 def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> bool:
-    """Restore the cluster, from the first base backup that passes its proof. False: none does, and the dump is next.
+    """Restore the cluster, or the application's database out of it, from the first base backup that passes its proof.
+    False: none does, and the dump is next.
 
     Raises:
         OpsError: none does, and the dump may not be used; or the swap fails.
     """
     while True:
-        with attempting(report, restore.option.backup.name) as attempt, contextlib.ExitStack() as stack:
-            ready = _build(report, permit, env, restore, given, stack)
+        option = restore.option
+        with attempting(report, option.backup.name) as attempt, contextlib.ExitStack() as stack:
+            finish = _build(report, permit, env, restore, given, stack)
             remembering = stack.pop_all()
         if not attempt.failure:
             break
-        restore.options.tried.add(restore.option.backup.name)
+        if option.extracted_bytes or not restore.options.others:  # otherwise its database is taken out of it
+            restore.options.tried.add(option.backup.name)
         restore.option = restore.options.choose()
         if not restore.option.replay:
             return False
         restore.chosen = _with_others(report, env, given, restore.option)
-    parts, copies, services = ready
-    server = read_cluster_services(report, env)
-    live = env.postgres.data_directory
-    services.undo = (
-        f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
-    )
-    with remembering, cluster.swapping_in(parts, copies, services, server):
-        if restore.found.presence == "up" and copies.replay.target.is_the_end and server.kept:
-            _judge_left_behind(report, env, Path(server.kept[0]), Path(live))
-    cluster.start_cluster(parts, copies, services, server)
-    bring_up.start(report, env, copies, services)
-    _report_results(report, env, given, parts, copies, services)
-    swap.report_follow_up(
-        report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=not restore.chosen.redis
-    )
+    finish(remembering)
     return True
+
+
+Finish = Callable[[contextlib.AbstractContextManager[object]], None]
+"""Makes proven copies live. The block that it is given ends with the swap."""
+
+
+def _finish_cluster(
+    run: ClusterRun, given: ClusterParameters, restore: ClusterRestore, copies: ClusterCopies, services: SystemServices
+) -> Finish:
+    report, env = run.report, run.env
+
+    def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
+        server = read_cluster_services(report, env)
+        live = env.postgres.data_directory
+        services.undo = (
+            f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
+        )
+        with remembering, cluster.swapping_in(run, copies, services, server):
+            if restore.found.presence == "up" and copies.replay.target.is_the_end and server.kept:
+                _judge_left_behind(report, env, Path(server.kept[0]), Path(live))
+        cluster.start_cluster(run, copies, services, server)
+        bring_up.start(report, env, copies, services)
+        _report_results(report, env, given, run.chosen, copies.option, services)
+        swap.report_follow_up(
+            report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=not restore.chosen.redis
+        )
+
+    return finish
+
+
+def _finish_extraction(
+    run: ClusterRun, given: ClusterParameters, copies: ExtractedCopies, services: SystemServices
+) -> Finish:
+    def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
+        with remembering, started_on_failure(services):
+            extraction.swap(run, copies, services, advance=given.advance)
+        bring_up.start(run.report, run.env, copies, services)
+        _report_results(run.report, run.env, given, run.chosen, copies.option, services)
+
+    return finish
 
 
 def _judge_left_behind(report: Report, env: Environment, kept: Path, live: Path) -> None:
@@ -250,6 +291,17 @@ def _judge_left_behind(report: Report, env: Environment, kept: Path, live: Path)
         )
 
 
+def _stops_first(given: ClusterParameters, restore: ClusterRestore) -> bool:
+    """Whether the application stops before the copy is built: while a live server may still take writes that the copy
+    must have, and before Redis's surviving data is captured."""
+    replays_live = restore.found.presence == "up" and _is_to_the_end(given, restore)
+    return given.stop_services == "first" or replays_live or bool(restore.chosen.redis_survivor)
+
+
+def _is_to_the_end(given: ClusterParameters, restore: ClusterRestore) -> bool:
+    return not restore.replay.target.destruction and given.before in ("", NONE)
+
+
 def _build(
     report: Report,
     permit: Permit,
@@ -257,44 +309,59 @@ def _build(
     restore: ClusterRestore,
     given: ClusterParameters,
     stack: contextlib.ExitStack,
-) -> tuple[ClusterRun, ClusterCopies, SystemServices]:
-    """Build and prove the copies. While a live server may still take writes that the copy must have, the application
-    stops first. Until `stack` is closed, a run after a killed one takes the same source of Redis's data."""
+) -> Finish:
+    """Build and prove the copies. Until `stack` is closed, a run after a killed one takes the same source of Redis's
+    data."""
     option, up = restore.option, restore.found.presence == "up"
-    assert option.replay
     services = bring_up.system_services(report, permit, env, restore.chosen, restore.found, last=permit)
-    to_the_end = not option.replay.target.destruction and given.before in ("", NONE)
     replaces, survivor = restore.found.presence != "absent", restore.chosen.redis_survivor
     stack.enter_context(remembered(env, survivor, services.swapped))
+    building = _build_ahead(env, restore, stack)  # while the services stop, and the newest WAL is shipped
     with started_on_failure(services):
-        if given.stop_services == "first" or (up and to_the_end) or survivor:
+        if _stops_first(given, restore):
             services.stop()
         restore.chosen = choose.captured(report, permit, env, restore.chosen)
         parts = ClusterRun(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
         )
-        if up and to_the_end:  # what clients wrote since the plan
+        if up and _is_to_the_end(given, restore):  # what clients wrote since the plan
             choice.ship(report, env, given.source)
-            option = restore.options.again(option)
-        if up:
-            with advisory_lock(env.postgres):
-                copies = cluster.build_copies(parts, option)
+            option = restore.options.again(option, building)
         else:
+            option = replace(option, replay=replace(restore.replay, building=building))
+        if option.extracted_bytes:
+            extracted = extraction.build_copies(parts, option, given.jobs, given.accept, stack)
+            return _finish_extraction(parts, given, extracted, services)
+        with advisory_lock(env.postgres) if up else contextlib.nullcontext():
             copies = cluster.build_copies(parts, option)
-    return parts, copies, services
+    return _finish_cluster(parts, given, restore, copies, services)
+
+
+def _build_ahead(env: Environment, restore: ClusterRestore, stack: contextlib.ExitStack) -> Pending[BuiltCluster]:
+    """Begin to build the data directory, which does not depend on the newest WAL. A run that fails waits for its end:
+    the next attempt uses the same directory."""
+    building = point_build.begin(env, restore.replay.instance, restore.replay.origin)
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):  # it was raised where it was used
+            building.result()
+
+    stack.callback(wait)
+    return building
 
 
 def _report_results(
     report: Report,
     env: Environment,
     given: ClusterParameters,
-    parts: ClusterRun,
-    copies: ClusterCopies,
+    chosen: Chosen,
+    option: RestoreOption,
     services: SystemServices,
 ) -> None:
     """Compare with the RTO and RPO, and list the lost writes."""
+    assert option.replay
     bring_up.judge_time(report, env)
-    option, target = copies.option, copies.replay.target
+    target = option.replay.target
     lost = max((option.newest_known - option.newest).total_seconds(), 0.0)
     report.fact("newest point restored", f"{clock.text(option.newest, 'microseconds')}, from {option.kind}")
     where = target.destruction.text if target.destruction else f"transaction {given.before}"
@@ -307,6 +374,6 @@ def _report_results(
         value=duration(lost),
         expected=f"at most {duration(env.rpo_seconds)}",
     )
-    stored = replace(parts.chosen, database=option.backup)
+    stored = replace(chosen, database=option.backup)
     bring_up.report_lost_writes(report, env, option.newest, services, stored_are_kept=True)
     bring_up.finish(report, stored)

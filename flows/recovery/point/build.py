@@ -12,7 +12,7 @@ from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import epochs
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
-from runbook.kinds import action
+from runbook.kinds import Pending, action
 from runbook.report import Report
 from tasks.cluster.copy import BuiltCluster, build_instance
 from tasks.cluster.instance import PrivateInstance
@@ -57,12 +57,19 @@ def build(
     origin: PointOrigin,
     links: Sequence[Link],
     wal: Path,
+    building: Pending[BuiltCluster] | None = None,
 ) -> BuiltCluster:
-    """Build the data directory from the base backup, with all WAL up to the target in its `pg_wal`."""
-    built = build_instance(instance, origin.whole, wal=wal_of(env))
+    """Build the data directory from the base backup, with all WAL up to the target in its `pg_wal`. `building`: the
+    data directory, where `begin` has begun it."""
+    built = (building or begin(env, instance, origin)).result()
     report.measure(BUILD, origin.content.bytes, built.seconds)
     place_wal.after(built)(instance, origin.archive, links, wal)
     return built
+
+
+def begin(env: Environment, instance: PrivateInstance, origin: PointOrigin) -> Pending[BuiltCluster]:
+    """Begin to build the data directory from the base backup alone, at the same time as the caller goes on."""
+    return build_instance.submit(instance, origin.whole, wal=wal_of(env))
 
 
 @action(idempotent=True)

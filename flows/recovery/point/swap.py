@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -16,7 +17,7 @@ from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from runbook.wait import until
-from tasks.application.health import smoke_check, wait_healthy
+from tasks.application.health import answers, smoke_check, wait_healthy
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import promote_instance
 from tasks.cluster.swap import REPLACE_CLUSTER, ensure_wal_directory, set_wal_aside, superseded_clusters, swap_cluster
@@ -89,9 +90,11 @@ def start(report: Report, permit: Permit, env: Environment, services: ClusterSer
     """Start the server and the WAL receiver, then the application."""
     start_server(report, permit, env, services)
     analyze.after(services.last)(env.postgres, env.postgres.database, 2)
+    services.all_started()
     roles = env.services_in(("backend", "frontend"))
     if roles:
-        services.last = start_services.after(services.last)(env.services, roles)
+        healthy = partial(answers, env.application)
+        services.last = start_services.after(services.last)(env.services, roles, answers=healthy)
         health = wait_healthy.after(services.last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
         report_health(report, health)
         report_smoke(report, smoke_check.after(health)(env.application))
@@ -103,15 +106,19 @@ def start(report: Report, permit: Permit, env: Environment, services: ClusterSer
 def start_server(report: Report, permit: Permit, env: Environment, services: ClusterServices) -> None:
     """Start the server, the WAL receiver and the archiver. Commits wait for no standby while none is connected."""
     primary = env.postgres
-    services.last = start_services.after(services.last)(env.services, [primary.service])
+    services.last = start_services.after(services.last)(
+        env.services, [primary.service], answers=lambda _: _answers(env)
+    )
     until(lambda: _answers(env), what="an answer of the server on the live port", seconds=START_SECONDS)
     if env.has("wal"):
         ensure_wal_directory(primary, Path(env.wal.directory))
         if env.wal.service in env.services.names:
-            services.last = start_services.after(services.last)(env.services, [env.wal.service])
+            services.last = start_services.after(services.last)(
+                env.services, [env.wal.service], answers=lambda _: _streams(env)
+            )
             _judge_receiver(report, env)
-        if env.wal.archiver in env.services.names:
-            services.last = start_services.after(services.last)(env.services, [env.wal.archiver])
+        if env.wal.archiver in env.services.names:  # nothing waits for it
+            services.starting = start_services.after(services.last).submit(env.services, [env.wal.archiver])
     env.forget_roles()
     free_commits(report, permit, env, after=services.last)
 
@@ -122,16 +129,15 @@ def _answers(env: Environment) -> bool:
     return bool(row and row[0])
 
 
+def _streams(env: Environment) -> bool:
+    with env.postgres.connect(seconds=2) as connection:
+        query = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'"
+        return connection.execute(query, [env.wal.name]).fetchone() is not None
+
+
 def _judge_receiver(report: Report, env: Environment) -> None:
-    name = env.wal.name
-
-    def streams() -> bool:
-        with env.postgres.connect(seconds=2) as connection:
-            query = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'"
-            return connection.execute(query, [name]).fetchone() is not None
-
     try:
-        until(streams, what=f"the stream to {name}", seconds=ATTACH_SECONDS)
+        until(lambda: _streams(env), what=f"the stream to {env.wal.name}", seconds=ATTACH_SECONDS)
     except Unreachable as error:
         hint = f"check the log of {env.wal.service}, and that the slot {env.wal.slot} exists"
         report.warn("WAL receiver", hint, value=error.message)

@@ -13,7 +13,8 @@ from tasks.backups.encryption import Key
 from tasks.pgbackrest.backup import archive_in, archive_rest
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.place import place_of
-from tasks.wal.archive.ship import Destination, Shipped, ship
+from tasks.wal.archive.received import Mark
+from tasks.wal.archive.ship import ArchivedContent, Destination, Shipped, ship
 
 
 def archive_of(
@@ -48,4 +49,13 @@ def ship_now(env: Environment, which: Stores = "backups") -> Shipped:
     if which == "backups" and env.wal.tool == "pgbackrest":
         archive_rest.work(env.postgres)
         return Shipped()
-    return ship(Path(env.wal.directory), Destination(which, partial(archive_of, env, which)))
+    directory = Path(env.wal.directory)
+    seen = _seen.setdefault((env.name, which, directory), {})
+    for mark in [mark for mark in seen if not (directory / mark[0]).exists()]:
+        del seen[mark]
+    return ship(directory, Destination(which, partial(archive_of, env, which), seen))
+
+
+_seen: dict[tuple[str, Stores, Path], dict[Mark, ArchivedContent]] = {}
+"""A run ships several times, and the receiver keeps a gigabyte of archived WAL, which is read once. The archive is
+listed each time."""

@@ -5,7 +5,9 @@ key."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,7 @@ from tasks.wal.archive.received import Frames, Mark, ReceivedFile
 from tasks.wal.format.header import HEADER, read_header, require_own
 from tasks.wal.format.names import HISTORY, PARTIAL, SEGMENT
 
+READERS = 2
 KEEP_SEGMENTS = 64
 """Finished segments that stay in the receiver's directory: a standby may ask for them."""
 
@@ -52,6 +55,21 @@ class Destination:
         """Forget the known content: it is listed again."""
         self.seen.clear()
         self._known.clear()
+
+    def has(self, file: ReceivedFile) -> bool:
+        """Whether the archive is known to have this file with the content that was read before."""
+        if (content := self.seen.get(file.mark)) is None:
+            return False
+        if file.is_history:
+            return True
+        try:
+            listing, name = self.known(content.system)[1], file.path.name.removesuffix(".partial")
+        except OpsError:  # raised again where it is shipped
+            return False
+        if listing.is_pruned(name) or (file.is_partial and name in listing.segments):
+            return True
+        stored = (*listing.segments.get(name, ()), *listing.partials.get(name, ()))
+        return any(one.sha256 == content.sha256 for one in stored)
 
     def known(self, system: int) -> tuple[Archive, ArchiveListing]:
         """A cluster's archive, its content at the first listing, and what was added since."""
@@ -99,14 +117,39 @@ def ship_to_all(
     segments = [path.name for path in paths if SEGMENT.fullmatch(path.name)]
     wanted = [path for path in paths if SEGMENT.fullmatch(path.name) or HISTORY.fullmatch(path.name)]
     wanted += [path for path in paths if PARTIAL.fullmatch(path.name)] if partial else []
-    for path in wanted:
+    for file in _hashed((ReceivedFile(path, frames or Frames()) for path in wanted), destinations):
         with contextlib.suppress(FileNotFoundError):  # finished and renamed, or deleted, since the listing
-            file = ReceivedFile(path, frames or Frames())
             for destination in destinations:
-                if file.mark not in destination.seen and not rounds[destination.name].failure:
+                if not rounds[destination.name].failure and not destination.has(file):
                     _ship_file(directory, file, destination, rounds[destination.name])
     newest = max(segments, default="", key=lambda name: (name[8:], name[:8]))
     return {name: Shipped(tuple(done.put), tuple(done.refused), newest, done.failure) for name, done in rounds.items()}
+
+
+def _hashed(files: Iterable[ReceivedFile], destinations: Sequence[Destination]) -> Iterator[ReceivedFile]:
+    """The files in order. Two threads read and hash those that are not known yet, a few files ahead."""
+
+    def read(file: ReceivedFile) -> None:
+        with contextlib.suppress(OSError):  # raised again where the file is shipped
+            _ = file.sha256
+
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead = deque[tuple[ReceivedFile, Future[None] | None]]()
+        for file in files:
+            known = True
+            with contextlib.suppress(OSError):
+                known = all(destination.has(file) for destination in destinations)
+            ahead.append((file, None if known else pool.submit(read, file)))
+            if len(ahead) > READERS:
+                yield _read(*ahead.popleft())
+        while ahead:
+            yield _read(*ahead.popleft())
+
+
+def _read(file: ReceivedFile, reading: Future[None] | None) -> ReceivedFile:
+    if reading:
+        reading.result()
+    return file
 
 
 def _ship_file(directory: Path, file: ReceivedFile, destination: Destination, done: _Round) -> None:

@@ -14,6 +14,7 @@ from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
+from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -141,17 +142,37 @@ def test_what_another_client_writes_after_the_last_shipping_is_named(
 
 
 def test_other_databases_are_never_set_back_silently(based: System) -> None:
+    """The application's database is taken out of the recovered cluster: by a run that is killed with it at hand, and by
+    the next one, which finds the server down and learns of the other database from the copy. Rows that the other
+    database got after the target are still there."""
+    rows = messages(based)
     based.sql("CREATE DATABASE other_app", "postgres")
     try:
+        based.sql("TRUNCATE interview_messages CASCADE")
+        based.sql("CREATE TABLE orders AS SELECT 1 AS id", "other_app")
         plan = full_restore.fn(based.name)
-        assert "other_app" in findings(plan)["recovery from base backup and WAL"]
-        assert "staged copy" in " ".join(step.detail for step in plan.plan_steps)
+        assert "other_app" in plan.facts["other databases, not changed"]
+        assert options(plan)["one database from base backup and WAL"][-1] == "chosen"
+        assert {"replay", "dump the database", "swap"} <= {step.step for step in plan.plan_steps}
         with pytest.raises(RunbookFailed, match="other databases of the cluster: other_app"):
             full_restore.fn(based.name, method="cluster")
-        named = full_restore.fn(based.name, method="cluster", databases=["other_app"])
-        assert "build the cluster" in {step.step for step in named.plan_steps}
+        named = full_restore.fn(based.name, databases=["other_app"])
+        assert options(named)["base backup and WAL"][-1] == "chosen"
+        killed = restore(based, "--method", "auto", OPS_FAILPOINT="full restore: database extracted")
+        assert killed.returncode == -signal.SIGKILL
+        based.sql("INSERT INTO orders VALUES (2)", "other_app")
+        services, _ = lifecycle.existing(based.name)
+        services.supervisor.stop("postgresql")
+        done = full_restore.fn(based.name, confirm=based.name)
+        assert done.status is Status.WARN, done.sentence()
+        assert "the cluster also has other_app" in " ".join(findings(done).values())
+        assert messages(based) >= rows, "the smoke checks write some"
+        assert based.sql("SELECT id FROM orders ORDER BY id", "other_app") == [(1,), (2,)]
+        assert done.facts["newest point restored"].endswith("one database from base backup and WAL")
+        assert "grc_db__old_" in done.facts["replaced data kept"], "undo-restore swaps it back"
+        assert not list(based.store("postgres").glob(".at-hand-*")), "the dump is deleted"
     finally:
-        based.sql("DROP DATABASE other_app", "postgres")
+        based.sql("DROP DATABASE other_app WITH (FORCE)", "postgres")
     for parameters, sentence in (
         ({"method": "dump", "backup": "base_20260101_000000"}, "method=dump cannot restore base_"),
         ({"method": "cluster", "backup": "20260101"}, "method=cluster cannot restore 20260101"),

@@ -51,6 +51,8 @@ def services(tmp_path: Path) -> Iterator[SupervisorServices]:
         sections.append(f"[program:grc-{name}]\ncommand={command}\nautostart=true\nstartsecs=0\nstopwaitsecs=120\n")
     broken = f"{sys.executable} -c \"print('no such database: grc_db', flush=True); raise SystemExit(3)\""
     sections.append(f"[program:broken]\ncommand={broken}\nautostart=false\nstartsecs=120\nstartretries=0\n")
+    slow = f"{sys.executable} {tmp_path}/program.py slow {tmp_path}/journal"
+    sections.append(f"[program:slow]\ncommand={slow}\nautostart=false\nstartsecs=600\nstopwaitsecs=120\n")
     text = "\n".join(sections)
     if psutil.Process().uids().real != 0:
         text = text.replace("user=root\n", "")
@@ -58,6 +60,7 @@ def services(tmp_path: Path) -> Iterator[SupervisorServices]:
     argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(tmp_path / "supervisord.conf")]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     names = {"backend": "grc-backend", "frontend": "grc-frontend", "redis": "grc-redis", "postgres": "broken"}
+    names["archiver"] = "slow"
     block = SupervisorServices(
         url=f"http://127.0.0.1:{port}", username="ops", password=SecretStr(PASSWORD), names=names
     )
@@ -101,6 +104,22 @@ def test_a_service_that_does_not_start_is_named_with_the_end_of_its_log(services
     with pytest.raises(OpsError, match="postgres does not start: postgres is stopped: FATAL") as raised:
         start_services(services, ["postgres"])
     assert "no such database: grc_db" in raised.value.hint
+
+
+def test_an_answer_proves_a_start_before_its_manager_does(services: SupervisorServices, tmp_path: Path) -> None:
+    """supervisor waits for startsecs, here ten minutes. A service that has ended is still named."""
+
+    def answers(role: str) -> bool:
+        if role != "archiver":
+            raise Unreachable("nothing answers", "wait")
+        return any(line[1] == "slow" for line in journal(tmp_path))
+
+    started = time.monotonic()
+    assert start_services(services, ["archiver"], seconds=300, answers=answers).roles == ("archiver",)
+    assert time.monotonic() - started < 300
+    assert not services.is_running("archiver"), "by its manager's word"
+    with pytest.raises(OpsError, match="postgres does not start: postgres is stopped: FATAL"):
+        start_services(services, ["postgres"], answers=answers)
 
 
 def test_nobody_waits_for_the_health_of_what_has_ended(services: SupervisorServices) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pyrage import x25519
@@ -19,7 +20,7 @@ from tasks.wal.archive import received
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import chain_from
 from tasks.wal.archive.place import DirectoryPlace
-from tasks.wal.archive.ship import Destination, ship, ship_to_all, tidy
+from tasks.wal.archive.ship import ArchivedContent, Destination, ship, ship_to_all, tidy
 from tasks.wal.archiver import WalArchiver
 from tasks.wal.format.names import Timeline
 from tests.tasks.backups.test_wal_pruned import BYTES, Shipping
@@ -128,6 +129,33 @@ def test_a_segment_is_compressed_once_for_all_archives_and_one_that_is_away_dela
     assert tidy(shipping.received, destinations[1:], keep=1) == names[:1]
     shutil.rmtree(tmp_path / "1")
     assert tidy(shipping.received, destinations[1:], keep=0) == [], "it is listed again before anything is deleted"
+
+
+def test_a_run_that_ships_again_reads_only_what_is_new_or_lacking(
+    shipping: Shipping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, sha256 = list[int](), hashlib.sha256
+
+    def counted(content: bytes) -> object:
+        read.append(len(content))
+        return sha256(content)
+
+    monkeypatch.setattr(received, "hashlib", SimpleNamespace(sha256=counted))
+    seen = dict[received.Mark, ArchivedContent]()
+
+    def again() -> tuple[list[str], int]:
+        """A new listing, with what was read before. The files put, and the number read."""
+        read.clear()
+        put = ship(shipping.received, Destination("backups", lambda _: shipping.archive, seen)).put
+        return list(put), len(read)
+
+    names = [shipping.receive(number) for number in range(3, 9)]
+    last = shipping.receive(9, partial=True)
+    assert again() == ([*names, last], 7)
+    assert again() == ([], 0)
+    shipping.archive.remove(shipping.archive.listing().segments[names[2]])
+    (shipping.received / names[4]).touch()
+    assert again() == (names[2:3], 2), "the archive is asked, not remembered"
 
 
 def test_of_an_unfinished_segment_only_the_new_part_is_compressed(

@@ -1,0 +1,142 @@
+"""The application's database taken out of a recovered cluster, where the live cluster has other databases that must not
+be set back. It is dumped from the staged copy of the cluster, with its manifest, and restored like any other dump."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from blocks.environment import STOP_ORDER, Environment
+from blocks.postgres.server import Connection
+from flows.database import expectations as check
+from flows.database import restore_steps as database
+from flows.database.backup import dump_into
+from flows.recovery.destruction import newest_dump
+from flows.recovery.full import bring_up, build, cluster, database_server, migration
+from flows.recovery.full.build import SystemCopies
+from flows.recovery.full.choose import Chosen
+from flows.recovery.full.cluster import ClusterRun
+from flows.recovery.options import DUMP_BYTES_PER_SECOND, RestoreOption, RestoreOptions
+from flows.recovery.stopped_services import SystemServices
+from flows.store import store_for
+from runbook.failpoint import failpoint
+from runbook.report import Report
+from runbook.units import size
+from tasks.backups.catalogue import Backup, hand_of
+from tasks.cluster.instance import put_away
+from tasks.postgres.restore.staged_copy import copy_name, dump_in
+from tasks.postgres.restore.swap import advisory_lock
+from tasks.postgres.server.server import Identity, read_server
+from tasks.stores.directory import DirectoryStore
+
+FOLDER = "extracted"
+
+
+@dataclass
+class ExtractedCopies(SystemCopies):
+    """The copies; the database's is on the live server. `option`: its origin; `live`: the database that it replaces;
+    `guard`: the session that replaces it."""
+
+    option: RestoreOption = field(kw_only=True)
+    live: Identity = field(kw_only=True)
+    guard: Connection = field(kw_only=True)
+
+
+def plan(
+    report: Report,
+    env: Environment,
+    option: RestoreOption,
+    chosen: Chosen,
+    options: RestoreOptions,
+    jobs: int,
+    *,
+    stop_first: bool,
+) -> None:
+    """Plan every step, and judge the live server. The dump does not exist yet, so the newest one in the store stands in
+    for it; the run judges the server again with the right one, before anything live is touched."""
+    bytes_, name, stop = option.extracted_bytes, env.postgres.database, ", ".join(env.services_in(STOP_ORDER))
+    if stop_first:
+        report.plan("stop services", stop, seconds=2)
+    cluster.plan_copy(report, env, option, "this")
+    seconds = bytes_ / DUMP_BYTES_PER_SECOND
+    report.plan("dump the database", f"{name} from that copy, with its manifest", size=bytes_, seconds=seconds)
+    seconds = bytes_ / database.RESTORE_BYTES_PER_SECOND
+    copy = copy_name(name)
+    report.plan("restore that dump", f"into the staged copy {copy}", size=bytes_, seconds=seconds)
+    report.plan("prove the copy", "every row and definition against that manifest", seconds=seconds / 5)
+    build.plan_others(report, env, chosen)
+    check.plan(report, env)
+    migration.judge(report, env, options.tables.revision, chosen.files)
+    if not stop_first:
+        report.plan("stop services", stop, seconds=2)
+    report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
+    build.plan_start(report, env)
+    if dump := newest_dump(env, options.source, options.stores):
+        database_server.judge(report, env, dump, jobs)
+    else:
+        hint = "nothing to do: the run judges them before anything live is replaced"
+        value = f"{database_server.EVERYTHING}: there is no earlier dump of {name}"
+        report.warn("not judged in the plan", hint, value=value)
+
+
+def build_copies(
+    run: ClusterRun, option: RestoreOption, jobs: int, accept: Sequence[str], stack: contextlib.ExitStack
+) -> ExtractedCopies:
+    """Recover the cluster as a private instance, dump the database from it, restore the dump next to the live database,
+    and prove it. `stack` keeps the lock of the database until the swap.
+
+    Raises:
+        RunbookFailed, VerificationFailed: a copy fails its proof. Nothing live was replaced.
+    """
+    report, permit, env = run.report, run.permit, run.env
+    option, backup = cluster.recover_to_target(run, option, lambda found, _: (found, _dump(run, found, jobs)))
+    assert option.replay
+    put_away(option.replay.instance)  # its disk space is free for the restore
+    failpoint("full restore: database extracted")
+    dump = database.without_accepted(report, env, dump_in(backup), accept)
+    chosen = replace(run.chosen, database=backup, dump=dump)
+    known = len(report.findings)
+    found = database_server.judge(report, env, backup, jobs)
+    # The plan judged the same with another dump.
+    report.findings[known:] = [one for one in report.findings[known:] if one not in report.findings[:known]]
+    report.fail_if_critical()
+    live = database_server.start_database(report, permit, env, backup, found, jobs)
+    guard = stack.enter_context(advisory_lock(env.postgres))
+    copies = build.build(report, permit, env, chosen, jobs)
+    build.prove(report, permit, env, chosen, copies, jobs=jobs, strict=run.strict)
+    run.options.used = option
+    return ExtractedCopies(**vars(copies), option=option, live=live, guard=guard)
+
+
+def _dump(run: ClusterRun, option: RestoreOption, jobs: int) -> Backup:
+    """The database of the running copy as a dump on this host, deleted when the run ends. A killed run's is deleted by
+    the next one. Its time is that of the newest write in it."""
+    assert option.replay
+    report, env, postgres = run.report, run.env, option.replay.instance.postgres
+    hand = hand_of(store_for(env, "postgres"), env.name)
+
+    def delete() -> None:
+        shutil.rmtree(hand / FOLDER, ignore_errors=True)
+        with contextlib.suppress(OSError):  # fetched files are still there
+            hand.rmdir()
+
+    delete()  # an earlier attempt's
+    report.at_end(delete)
+    dumped, backup = dump_into(DirectoryStore(hand / FOLDER), env, postgres, read_server(postgres), jobs)
+    text = f"{dumped.content.rows:,} rows in {len(dumped.content.tables)} tables, dumped in {dumped.dump_seconds:.1f} s"
+    report.fact("database taken out of the cluster", f"{text} ({size(backup.manifest.bytes)})")
+    return replace(backup, manifest=backup.manifest.model_copy(update={"taken": option.newest}))
+
+
+def swap(run: ClusterRun, copies: ExtractedCopies, services: SystemServices, *, advance: bool) -> None:
+    """Make the copies live by rename.
+
+    Raises:
+        OpsError: a live part is not the one that was judged.
+    """
+    chosen = replace(run.chosen, database=copies.option.backup)  # the kept database's comment names it
+    bring_up.swap(
+        *(run.report, run.permit, run.env, copies.guard, services, copies, copies.live, chosen), advance=advance
+    )
