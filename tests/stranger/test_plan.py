@@ -186,7 +186,7 @@ def wrong_password_of_the_manager(stranger: Stranger, patch: pytest.MonkeyPatch)
 @refused_with("[redis] server_program")
 def redis_without_its_program(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
     stranger.describe((f'server_program = "{stranger.redis_program}"', 'server_program = "/nowhere/redis-server"'))
-    yield None
+    yield {"redis_source": "backup"}
 
 
 @refused_with("pg_dump is not there")

@@ -81,7 +81,7 @@ def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen
     build.plan_others(report, env, chosen)
     migration.judge(report, env, revision, chosen.files)
     swap.plan(report, env)
-    build.plan_start(report, env)
+    build.plan_start(report, env, chosen)
 
 
 def build_copies(run: ClusterRun, option: RestoreOption) -> ClusterCopies:

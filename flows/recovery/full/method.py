@@ -21,7 +21,7 @@ from flows.recovery.full.start import other_databases
 from flows.recovery.options import LOGICAL, PHYSICAL, RestoreOption, RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
-from flows.redis.restore.sources import RedisSource, remembered
+from flows.redis.restore.sources import RedisSource, remembered, report_newer
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.permit import Act, Permit
@@ -165,10 +165,13 @@ def decide(
 
 
 def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:
-    return choose.with_others(
+    chosen = choose.with_others(
         *(report, env, option.backup, option.newest, given.source, given.without, given.redis_source),
         latest=given.backup == LATEST,
     )
+    if chosen.redis_kept and option.replay and not option.replay.target.is_the_end:
+        report_newer(report, chosen.redis_kept, option.newest)
+    return chosen
 
 
 def plan(report: Report, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> None:
@@ -218,9 +221,8 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
     cluster.start_cluster(parts, copies, services, server)
     bring_up.start(report, env, copies, services)
     _report_results(report, env, given, parts, copies, services)
-    swap.report_follow_up(
-        report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=not restore.chosen.redis
-    )
+    redis_is_newer = not restore.chosen.redis and not restore.chosen.redis_kept
+    swap.report_follow_up(report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=redis_is_newer)
     return True
 
 
@@ -253,7 +255,7 @@ def _build(
     services = bring_up.system_services(report, permit, env, restore.chosen, restore.found, last=permit)
     to_the_end = not option.replay.target.destruction and given.before in ("", NONE)
     replaces, survivor = restore.found.presence != "absent", restore.chosen.redis_survivor
-    stack.enter_context(remembered(env, survivor, services.swapped))
+    stack.enter_context(remembered(env, survivor or restore.chosen.redis_kept, services.swapped))
     with started_on_failure(services):
         if given.stop_services == "first" or (up and to_the_end) or survivor:
             services.stop()

@@ -63,6 +63,8 @@ def test_a_dropped_database_is_restored_to_just_before_the_drop(based: System, t
     application, ledger = Environment.find(based.name).application, WriteLedger(tmp_path / "writes.jsonl")
     with Writer(application, ledger, per_second=50):
         until(lambda: len(ledger.acknowledged()) >= WRITES, what="the client's writes", seconds=120)
+    based.redis(1).set("since:the-backup", "kept")
+    redis_run = based.redis().info("server")["run_id"]
     based.drop()
     plan = full_restore.fn(based.name)
     assert plan.status is Status.PLANNED, plan.sentence()
@@ -71,8 +73,14 @@ def test_a_dropped_database_is_restored_to_just_before_the_drop(based: System, t
     assert rows["base backup and WAL"][3].startswith("0.0 s")
     assert rows["base backup and WAL"][-1] == "chosen"
     assert float(rows["dump"][3].split()[0].replace(",", "")) > 0
+    steps = {step.step: step.detail for step in plan.plan_steps}
+    assert "neither stopped nor restored" in steps["keep Redis as it serves"]
     report = full_restore.fn(based.name, confirm=based.name)
     assert report.status is Status.WARN, report.sentence()
+    assert based.redis().info("server")["run_id"] == redis_run
+    assert based.redis(1).getdel("since:the-backup") == b"kept"
+    assert findings(report)["Redis kept as it serves"].endswith("not restarted")
+    assert "undo-restore-redis" not in " ".join([*report.facts.values(), *(one.next_step for one in report.findings)])
     lost = find_lost_writes(ledger, based.lab.status()["postgres"]["dsn"], application)
     assert lost.lost == ()
     assert report.facts["writes lost"].startswith("0 ")
