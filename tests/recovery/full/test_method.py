@@ -14,6 +14,7 @@ from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
+from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -146,6 +147,12 @@ def test_what_another_client_writes_after_the_last_shipping_is_named(
     assert left.value == "at most 2, not restored"
     assert "salvage-writes" in left.next_step
     assert based.log_in()
+
+    # The lab does not wait for a standby that a restore by hand left on the old timeline.
+    shown = list[str]()
+    lifecycle.up(based.name, shown.append, runbooks=False)
+    assert any("is on another timeline than the primary" in line for line in shown), shown
+    assert not any("does not stream" in line for line in shown)
 
 
 def test_other_databases_are_never_set_back_silently(based: System) -> None:
