@@ -96,7 +96,7 @@ def test_every_form_is_filled_in_with_what_its_flow_takes(deployed: Lab) -> None
     try:
         report = show(deployed.name)
         assert {option["option"] for option in options(report) if option["restored up to"] != "none"} >= {
-            "everything: database, Redis and files from backups",
+            "everything, the database from a dump",
             "the database from a backup",
             "Redis from a backup",
         }

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
-from blocks.services.service import DockerServices
 from flows.pinned import pin_database
 from flows.recovery.destruction import NONE, commits
 from flows.recovery.full import bring_up, choose, cluster
@@ -18,6 +17,7 @@ from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
 from flows.recovery.full.database_server import FoundServer, judge_standby
 from flows.recovery.full.start import other_databases
+from flows.recovery.listing import cluster_obstacle
 from flows.recovery.options import LOGICAL, PHYSICAL, RestoreOption, RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
@@ -30,7 +30,6 @@ from runbook.report import Report
 from runbook.units import duration
 from tasks.backups.catalogue import LATEST, kind_of
 from tasks.cluster.stopped import read_next_transaction
-from tasks.host.disk import is_here
 from tasks.host.services import read_services
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import presence, read_server
@@ -80,7 +79,7 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     if kind == "postgres":
         raise OpsError(f"method=cluster cannot restore {given.backup}", "give a base backup (base_…), or method=dump")
     asked = given.method == "cluster" or kind == "cluster"
-    if why := _missing(env):
+    if why := cluster_obstacle(env):
         if asked:
             raise OpsError(f"the cluster cannot be restored: {why}", "choose method=dump, or restore-to-point by hand")
         return None
@@ -107,15 +106,6 @@ def _has_base_backups(options: RestoreOptions, *, asked: bool) -> bool:
         if asked:
             raise
         return False
-
-
-def _missing(env: Environment) -> str:
-    """Why this environment can restore no cluster; "" if it can."""
-    if not env.has("wal"):
-        return "its TOML has no [wal]"
-    if not is_here(env.postgres.host) or isinstance(env.services, DockerServices):
-        return "its data directory is not on this host"
-    return ""
 
 
 def decide(

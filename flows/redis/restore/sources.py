@@ -28,7 +28,7 @@ from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
-from tasks.backups.catalogue import KEPT, Backup
+from tasks.backups.catalogue import KEPT, Backup, find_nearest
 from tasks.host.disk import read_disk
 from tasks.redis.backup.live_aof import snapshot_stopped_aof
 from tasks.redis.backup.rdb import read_rdb
@@ -50,7 +50,7 @@ from tasks.redis.restore.survivors import (
 )
 from tasks.redis.server import live_directory
 from tasks.redis.settings.file import read_configuration
-from tasks.redis.topology.topology import ReplicationTopology
+from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 RedisSource = Literal["auto", "backup", "live", "replica", "files"]
 COLUMNS = ("source", "keys", "lost", "verdict")
@@ -108,6 +108,20 @@ def choose(
             alone = f"every write after {clock.text(backup.manifest.taken)}"
             report.fact("Redis writes lost by the backup alone", alone)
     return chosen
+
+
+def compare(report: Report, env: Environment, wanted: RedisSource) -> tuple[SurvivingCopy | None, ReplicationTopology]:
+    """The source that a restore takes now, beside the newest backup; and the servers of the data set.
+
+    Raises:
+        OpsError: the store or the server refuses.
+        RunbookFailed: the wanted source does not exist, or is incomplete.
+    """
+    around = read_topology(env.redis, env.reports_directory)
+    backup = find_nearest(stores.store_for(env, "redis"), "redis", datetime.now(UTC), env.name)
+    damaged = bool(backup and stores.read_files(report, backup))
+    found = find(report, env, around)
+    return choose(report, env, found, around, backup, wanted, latest=True, damaged=damaged), around
 
 
 def find_better(report: Report, env: Environment, found: Survivors, backup: Backup) -> SurvivingCopy | None:
