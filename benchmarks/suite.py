@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks import load
 from benchmarks.chapter import Chapter
@@ -34,7 +35,7 @@ BACKUP_CLUSTER = "flows.database.base_backup:backup_cluster"
 REJOIN = "flows.recovery.postgres.failover:rejoin_standby"
 FULL_RESTORE = "flows.recovery.full_restore:full_restore"
 # The script restores Redis too: ours must not leave the serving one as it is.
-FROM_BACKUP = {"redis_source": "backup", "confirm": NAME}
+FROM_BACKUP: dict[str, Any] = {"redis_source": "backup", "confirm": NAME}
 
 
 @dataclass
