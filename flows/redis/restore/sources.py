@@ -35,7 +35,7 @@ from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.backup.snapshot import RDB, Snapshot, copy_settings, read_manifest
 from tasks.redis.content.manifest import EMPTY, RedisContent
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
-from tasks.redis.restore.serving import find_change, find_lost_at_start
+from tasks.redis.restore.serving import find_change, find_lost_keys
 from tasks.redis.restore.survivors import (
     IS_EMPTY,
     IS_LOADING,
@@ -92,7 +92,7 @@ def choose(
     emptied = _emptied(found, proven)
     if wanted == "auto" and latest and (kept := found.serving) and not emptied[kept.name]:
         damage = f"the backup to compare it with, {backup.name}, is damaged" if backup and damaged else ""
-        emptied[kept.name] = damage or (find_lost_at_start(env.redis, kept, backup) if backup else "")
+        emptied[kept.name] = damage or (find_lost_keys(env.redis, kept, backup) if backup else "")
         if emptied[kept.name] and not damage:
             hint = "nothing to do: this run restores the backup. redis_source=live keeps Redis's data instead"
             report.warn("Redis serves incomplete data", hint, value=emptied[kept.name], expected="the backup's keys")

@@ -22,15 +22,19 @@ SAMPLED_KEYS = 1_000
 
 
 @probe
-def find_lost_at_start(block: Redis, copy: SurvivingCopy, backup: Backup) -> str:
-    """Whether a server that has started since the backup lost its data then, as a sentence; "": it did not.
+def find_lost_keys(block: Redis, copy: SurvivingCopy, backup: Backup) -> str:
+    """Whether a server that has started since the backup, or ran FLUSHALL, lost its data then, as a sentence; "": it
+    did not.
 
-    A start without files serves 0 keys, which clients fill again: a count of keys does not show that. So keys of the
-    backup, from a scratch server, are searched for on the live one. Keys that have expired do not count.
+    Clients fill an empty server again: a count of keys does not show that. So keys of the backup, from a scratch
+    server, are searched for on the live one. Keys that have expired do not count.
     """
-    if copy.started is None or copy.started < backup.manifest.taken:
+    has_restarted = copy.started is not None and copy.started > backup.manifest.taken
+    if not has_restarted and not copy.flushes:
         return ""
-    since = "it has restarted since the backup"
+    since = f"FLUSHALL or FLUSHDB ran {copy.flushes} times since its start"
+    if has_restarted:
+        since = "it has restarted since the backup"
     try:
         with scratch_server(block, backup.path, rdb=RDB) as scratch, quick(block.at(copy.where)) as live:
             for number in key_counts(scratch):
