@@ -177,9 +177,12 @@ def _words(settings: Mapping[str, str]) -> list[str]:
 def _created(
     container: ServerContainer, argv: Sequence[str], writable: Mapping[str, str], root: str = ""
 ) -> Iterator[Any]:
-    # Bound by their directories: a volume that is named here would belong to this container too.
-    binds = {source: {"bind": target, "mode": "ro"} for source, target in container.mounts.items()}
-    binds |= {source: {"bind": target, "mode": "rw"} for source, target in writable.items()}
+    from docker.types import Mount  # slow to import
+
+    # By their directories: a volume that is named here would belong to this container too. A missing directory is an
+    # error; the engine would create it for a bind in `volumes`.
+    bound = [Mount(target, source, type="bind", read_only=True) for source, target in container.mounts.items()]
+    bound += [Mount(target, source, type="bind") for source, target in writable.items()]
     with engine(container.engine, seconds=READ_SECONDS) as client:
         made = client.containers.create(
             container.image,
@@ -191,7 +194,7 @@ def _created(
             userns_mode="host",
             environment=list(container.environment),
             working_dir="/",
-            volumes=binds,
+            mounts=bound,
             tmpfs=dict.fromkeys(set(SCRATCH) - set(container.mounts.values()), ""),
             network_mode="none",
             read_only=True,
