@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -27,6 +30,11 @@ from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
 _MONITOR = "monitor"
+# src/backend/access/transam/xlogrecovery.c and src/backend/replication/walsender.c
+_FORKED = re.compile(
+    rb"forked off current database system timeline|is not a child of this server's history|"
+    rb"is not in this server's history|does not contain minimum recovery point"
+)
 _ANSWER_SECONDS, _STREAMING_SECONDS, _SETTLING_SECONDS = 180, 120, 60
 
 
@@ -130,21 +138,49 @@ def _join_standby(services: LabServices, tell: Tell) -> None:
     if not standby.exists:
         replication.create_standby(standby, primary, services.layout, services.binaries, services.account)
         tell("PostgreSQL standby created")
-    services.supervisor.start(standby.program)
+    log = services.layout.logs / f"{standby.program}.log"
     try:
-        until(
-            lambda: _answers(postgres.admin_dsn(services.state, standby.port)),
-            what="the standby's first answer",
-            seconds=_ANSWER_SECONDS,
-        )
-        replication.follow(standby, primary, services.layout, services.state)
-        until(
-            lambda: STANDBY in replication.streaming(primary, services.state),
-            what="the standby's streaming",
-            seconds=_STREAMING_SECONDS,
-        )
+        if _streams(services, log):
+            return
+        tell(f"{standby.program} is on another timeline than the primary, since a recovery: it is rebuilt")
+        services.supervisor.stop(standby.program)
+        shutil.rmtree(standby.data)
+        replication.create_standby(standby, primary, services.layout, services.binaries, services.account)
+        if _streams(services, log):
+            return
+        tell(f"{standby.program} does not stream; see {log}")
     except Unreachable as error:
-        tell(f"{standby.program} does not stream: {error.message}; see {services.layout.logs / standby.program}.log")
+        tell(f"{standby.program} does not stream: {error.message}; see {log}")
+
+
+def _streams(services: LabServices, log: Path) -> bool:
+    """Start the standby. False: by its log its timeline has left the primary's, so that it never will stream.
+
+    Raises:
+        Unreachable: it does not answer, or does not stream, within the time for it.
+    """
+    primary, standby = services.nodes
+    before = log.stat().st_size if log.exists() else 0
+
+    def forked() -> bool:
+        if not log.exists():
+            return False
+        with log.open("rb") as file:
+            file.seek(before)
+            return _FORKED.search(file.read()) is not None
+
+    services.supervisor.start(standby.program)
+    dsn = postgres.admin_dsn(services.state, standby.port)
+    until(lambda: forked() or _answers(dsn), what="the standby's first answer", seconds=_ANSWER_SECONDS)
+    if forked():
+        return False
+    replication.follow(standby, primary, services.layout, services.state)
+    until(
+        lambda: forked() or STANDBY in replication.streaming(primary, services.state),
+        what="the standby's streaming",
+        seconds=_STREAMING_SECONDS,
+    )
+    return not forked()
 
 
 def _application(services: LabServices, megabytes: int, tell: Tell) -> None:

@@ -209,6 +209,11 @@ class DockerServices(Services):
         with self._container(role) as container:
             return {word.split("=", 1)[0]: MASK for word in container.attrs["Config"].get("Env") or []}
 
+    def attributes(self, role: str) -> dict[str, Any]:
+        """`docker inspect`. It has the values of environment variables, which may be secrets."""
+        with self._container(role) as container:
+            return dict(container.attrs)
+
     @contextlib.contextmanager
     def _container(self, role: str) -> Iterator[Any]:
         import docker.errors  # slow to import

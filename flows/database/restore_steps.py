@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -113,12 +113,11 @@ def judge_server(
     roles_are_made: bool = False,
     jobs: int = 0,
     on: Postgres | None = None,
-    unknown: Collection[str] = (),
 ) -> None:
     """Whether the backup can be restored to this server.
 
     `roles_are_made`: the run creates missing roles on a new server. `jobs`: of pg_restore, 0 for one per core.
-    `on`: the server to query instead of the live one; `unknown`: requirements that cannot be judged there.
+    `on`: the server to query instead of the live one.
     """
     content, postgres = content_in(backup), on or env.postgres
     judge_programs(postgres, server)
@@ -146,7 +145,7 @@ def judge_server(
         expected=", ".join(content.roles),
     )
     found = read_requirements(postgres, content, server, jobs or default_jobs())
-    judge_requirements(report, [item for item in found if item.name not in unknown])
+    judge_requirements(report, found)
 
 
 def without_accepted(report: Report, env: Environment, source: DumpSource, accept: Sequence[str]) -> DumpSource:

@@ -79,9 +79,10 @@ def full_restore(
     An expectation that the backup already broke is CRITICAL in the report, but the data still goes live. With `strict`
     the run ends before the swap.
 
-    If Redis's master is dead, its own files, a replica or the backup restores it, by the least known loss (the plan
-    lists them). A copy from which a command deleted most keys is taken only if `redis_source` names it. While the
-    master serves its data, the backup replaces it; `redis_source=files` keeps the master's data.
+    A Redis master that serves all of its data is kept as it serves: it is neither stopped nor restored. If it is dead,
+    its own files, a replica or the backup restores it, by the least known loss (the plan lists them). A copy from which
+    a command deleted most keys, and a master that restarted without its data, are taken only if `redis_source` names
+    them. `redis_source=backup` sets Redis back to its backup.
 
     An unreachable store ends the run: it may hold backups. If Redis or the files have neither a backup nor live data,
     `without` must name them, and they start empty.
@@ -99,7 +100,7 @@ def full_restore(
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
         without: 戻さない部分。バックアップも本番データもない部分は、ここに指定したときだけ空で始める
-        redis_source: Redis のデータ元。auto は損失が最小のもの、replica はレプリカ、files はマスター自身のファイル
+        redis_source: Redis のデータ元。auto は損失が最小のもの、live は稼働中のマスターを維持、files はそのファイル
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
         accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
         databases: 一緒に戻してよい同じクラスタの他のデータベース名。空なら、アプリケーションのデータベースだけを戻す
@@ -142,7 +143,7 @@ def full_restore(
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)
         survivor = chosen.redis_survivor
-        known = remembered(env, survivor, services.swapped)
+        known = remembered(env, survivor or chosen.redis_kept, services.swapped)
         with advisory_lock(env.postgres) as guard, known, started_on_failure(services):
             filling = build.begin_database(permit, env, chosen, workers)  # while the services stop
             if stop_services == "first" or survivor:

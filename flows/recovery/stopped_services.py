@@ -16,6 +16,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import Pending
 from runbook.report import Report
 from tasks.host.services import Started, read_services, start_services, stop_services
+from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
 from tasks.redis.topology.topology import ReplicationTopology
@@ -122,18 +123,19 @@ def replication_roles(env: Environment) -> list[str]:
 
 @dataclass
 class SystemServices(StoppedServices):
-    """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `undo`: how to return to the replaced
-    data."""
+    """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
+    serving. `undo`: how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
+    redis_kept: SurvivingCopy | None = None
     undo: str = ""
 
     def _stop(self) -> None:
         """In the manual's order."""
         roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
         self.last = stop_services.after(self.last)(self.env.services, roles)
-        if not self.env.has("redis"):
+        if self.redis_kept or not self.env.has("redis"):
             return
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory

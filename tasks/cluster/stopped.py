@@ -18,6 +18,7 @@ from blocks.services.service import DockerServices, Services
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import probe
+from tasks.cluster.container import ServerContainer, read_setting
 from tasks.cluster.instance import servers_in
 from tasks.host.disk import is_here
 from tasks.postgres.server.requirements import Requirement
@@ -27,15 +28,6 @@ START, ANSWER = "start of the stopped server", "answer of the database server"
 CONTROL, WAL = "control file of the stopped server", "WAL that the stopped server starts from"
 _PRELOADED = "shared_preload_libraries"
 _READ = ("hba_file", "ident_file", _PRELOADED)
-_MEMORY = ("shared_buffers", "huge_pages", "huge_page_size", "shared_memory_type")
-# Invalid on any host. Other errors may come from what this host lacks: a locale, a time zone, an included file.
-_INVALID = re.compile("syntax error in file|unrecognized configuration parameter")
-# For a container's server: the values of its last run.
-_AS_IT_RAN = {
-    "wal_level": "wal_level setting",
-    "max_connections": "max_connections setting",
-    "max_prepared_transactions": "max_prepared_xacts setting",
-}
 _DAMAGED = "CRC checksum does not match"
 _LAST_OPTION = re.compile(r'"-c" "([a-z_.]+)=([^"]*)"')
 
@@ -44,7 +36,7 @@ _LAST_OPTION = re.compile(r'"-c" "([a-z_.]+)=([^"]*)"')
 class StoppedServer:
     """The findings. `unjudged`: why its catalogs cannot be copied, "" if they can. `settings`: those of its command
     line, and the paths of its pg_hba.conf and pg_ident.conf. `first`: the WAL segment that a start reads from LSN
-    `redo` on. `preloaded`: shared_preload_libraries. `unread`: why a container's configuration is not read."""
+    `redo` on. `preloaded`: shared_preload_libraries."""
 
     requirements: tuple[Requirement, ...] = ()
     unjudged: str = ""
@@ -53,7 +45,6 @@ class StoppedServer:
     first: Segment | None = None
     redo: int = 0
     system: int = 0
-    unread: str = ""
 
 
 @probe
@@ -79,32 +70,30 @@ def judge_silent(
 
 
 @probe
-def read_stopped(postgres: Postgres, *, in_container: bool) -> StoppedServer:
-    """Judge a stopped server with a data directory. `in_container`: its configuration has the container's paths;
-    only the shared memory is read from it."""
+def read_stopped(postgres: Postgres, container: ServerContainer | None = None) -> StoppedServer:
+    """Judge a stopped server with a data directory. `container`: of the server, whose image reads its configuration."""
     data = Path(postgres.data_directory).resolve()
     if not is_here(postgres.host):
         return StoppedServer(unjudged=f"its data directory is on another host: {postgres.host}")
     try:
         (data / "PG_VERSION").read_text()  # unreadable for this user: an OSError, not a fault of the server
-        return _read(postgres, data, in_container=in_container)
+        return _read(postgres, data, container)
     except (OpsError, OSError) as error:
         return StoppedServer(
             unjudged=error.message if isinstance(error, OpsError) else f"{error.filename}: {error.strerror}"
         )
 
 
-def _read(postgres: Postgres, data: Path, *, in_container: bool) -> StoppedServer:
-    found, settings, preloaded, unread = list[Requirement](), dict[str, str](), tuple[str, ...](), ""
-    if in_container:
-        memory, error, unread = _memory(postgres, data)
-        found += [error] if error else []
+def _read(postgres: Postgres, data: Path, container: ServerContainer | None) -> StoppedServer:
+    found, settings = list[Requirement](), last_options(data)
+    if container:
+        settings |= container.settings
+        configuration, files = _configuration_in(container, settings)
     else:
-        settings = last_options(data)
         configuration, files = _configuration(postgres, data, settings)
-        found.append(configuration)
-        settings |= files
-        preloaded = tuple(name.strip(" \"'") for name in settings.pop(_PRELOADED, "").split(",") if name.strip())
+    found.append(configuration)
+    settings |= files
+    preloaded = tuple(name.strip(" \"'") for name in settings.pop(_PRELOADED, "").split(",") if name.strip())
     control, damage = _control(postgres, data)
     hint = f"mv {data} {data}.broken, then run this again: a new cluster is created"
     found.append(Requirement(CONTROL, not damage, damage or control["Database cluster state"], "readable", hint))
@@ -125,11 +114,8 @@ def _read(postgres: Postgres, data: Path, *, in_container: bool) -> StoppedServe
     hint = f"copy that segment into {data}/pg_wal, or {hint}"
     found.append(Requirement(WAL, not missing, value, "every segment since the last checkpoint", hint))
     redo = lsn_of(control["Latest checkpoint's REDO location"])
-    if in_container:
-        ran = {name: control[line] for name, line in _AS_IT_RAN.items()} | {"max_replication_slots": "1000"}
-        settings = ran | memory
     system = int(control["Database system identifier"])
-    return StoppedServer(tuple(found), "", settings, preloaded, first, redo, system, unread)
+    return StoppedServer(tuple(found), "", settings, preloaded, first, redo, system)
 
 
 def last_options(data: Path) -> dict[str, str]:
@@ -174,21 +160,16 @@ def _setting(postgres: Postgres, data: Path, settings: Mapping[str, str], name: 
     ).stdout.strip()
 
 
-def _memory(postgres: Postgres, data: Path) -> tuple[dict[str, str], Requirement | None, str]:
-    """The shared memory that a container's server asks for; the error in its configuration; why it cannot be read."""
-    last = last_options(data)
-    file = Path(last.get("config_file", "postgresql.conf"))
-    if file.is_absolute():
-        return {}, None, f"{file} is in the container"
-    given = {name: last[name] for name in _MEMORY if name in last} | {"config_file": str(data / file)}
+def _configuration_in(container: ServerContainer, settings: dict[str, str]) -> tuple[Requirement, dict[str, str]]:
+    """The same in a throw-away container of the server's image."""
+    file = settings.get("config_file") or f"{container.data}/postgresql.conf"
+    hint = f"correct {file} in container {container.name}: the server does not start with it"
     try:
-        return {name: _setting(postgres, data, given, name) for name in _MEMORY}, None, ""
+        preloaded = read_setting(container, settings | {"config_file": file}, _PRELOADED)
     except CommandFailed as error:
-        why = start_error(error.stderr)
-    if not _INVALID.search(why):
-        return {}, None, why
-    hint = f"correct {data / file}: the server does not start with it"
-    return {}, Requirement(START, False, why, f"{data / file} can be read", hint), ""
+        return Requirement(START, False, start_error(error.stderr), f"{file} can be read", hint), {}
+    found = Requirement(START, True, f"{file} can be read", "its configuration can be read", hint)
+    return found, {"config_file": file, _PRELOADED: preloaded}
 
 
 def start_error(log: str) -> str:

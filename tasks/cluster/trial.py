@@ -4,7 +4,8 @@ its data directory is missing.
 The copy has the shared catalogs, template1, the maintenance database, and the WAL since the last checkpoint in which
 only their records have an effect. It is next to the live data directory, runs on a separate port without archiving,
 streaming or preloaded libraries, and is deleted after the plan. Nothing live is written. It asks the host for as much
-shared memory as the server does (`shared_buffers`, `huge_pages`), and uses little of it.
+shared memory as the server does (`shared_buffers`, `huge_pages`), and uses little of it. That of a container's server
+runs in a throw-away container of the same image: its locales, extensions and libraries are the image's.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blocks.postgres.server import Postgres, execute
@@ -28,6 +28,7 @@ from runbook.units import size
 from runbook.wait import until
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.catalog_wal import keep_databases
+from tasks.cluster.container import ServerContainer, remove_trials, serving_in
 from tasks.cluster.instance import ISOLATED, PrivateInstance, prepare_instance, put_away, serving, sweep_instance
 from tasks.cluster.stopped import StoppedServer, config_file, start_error
 from tasks.cluster.unpack import give
@@ -93,8 +94,11 @@ def roots_of(postgres: Postgres) -> list[Path]:
 
 
 @contextlib.contextmanager
-def trial(postgres: Postgres, stopped: StoppedServer | None, *, in_container: bool) -> Iterator[Postgres]:
+def trial(
+    postgres: Postgres, stopped: StoppedServer | None, container: ServerContainer | None = None
+) -> Iterator[Postgres]:
     """Run a trial, and yield how to connect to it. `stopped` None: a new cluster, as the run would make it.
+    `container`: of the server.
 
     Raises:
         StartRefused: the server would not start, or the new cluster cannot be made.
@@ -103,22 +107,37 @@ def trial(postgres: Postgres, stopped: StoppedServer | None, *, in_container: bo
     """
     for root in roots_of(postgres):
         if is_abandoned(root.name.rpartition(MARK)[2], root):
+            if container:
+                remove_trials(container, root)
             sweep_instance.work(root)
     live = Path(postgres.data_directory).resolve()
     instance = prepare_instance.work(postgres, live.with_name(f"{live.name}{MARK}{this_process().text}"))
     try:
         kept = copy_catalogs(postgres, instance, stopped) if stopped else make_cluster(instance)
-        settings = _settings(postgres, instance, stopped, in_container=in_container)
-        with serving(instance, settings, signal.SIGQUIT) as child:
+        settings = _settings(postgres, instance, stopped, in_container=container is not None)
+        with _serving(instance, settings, container) as has_ended:
             reached = instance.postgres
             if settings["listen_addresses"]:
                 reached = reached.model_copy(update={"host": postgres.host})
             if not kept:
                 reached = reached.model_copy(update={"maintenance_database": TEMPLATE})
-            _wait(instance, reached, child)
+            _wait(instance, reached, has_ended)
             yield reached
     finally:
         put_away(instance)
+
+
+@contextlib.contextmanager
+def _serving(
+    instance: PrivateInstance, settings: dict[str, str], container: ServerContainer | None
+) -> Iterator[Callable[[], bool]]:
+    """Run its server here or in a container. Yields whether it has ended."""
+    if container:
+        with serving_in(container, instance, settings) as server:
+            yield server.has_ended
+    else:
+        with serving(instance, settings, signal.SIGQUIT) as child:
+            yield lambda: child.poll() is not None
 
 
 @action(idempotent=True)
@@ -228,8 +247,9 @@ def _settings(
         files = {name: str(instance.root / name) for name in ("config_file", "hba_file", "ident_file")}
         for path in files.values():
             durable.write(Path(path), _hba_of(live) if path == files["hba_file"] else "", mode=0o600)
+        given |= {name: files[name] for name in ("hba_file", "ident_file")}
     give(instance.root, postgres.os_user)
-    over_socket = postgres.host.startswith(("/", "@"))
+    over_socket = in_container or postgres.host.startswith(("/", "@"))
     return {
         **files,
         **given,
@@ -251,9 +271,9 @@ def _hba_of(data: Path) -> str:
     return _OWN_HBA.format("trust" if trusts else "md5")
 
 
-def _wait(instance: PrivateInstance, reached: Postgres, child: subprocess.Popen[bytes]) -> None:
+def _wait(instance: PrivateInstance, reached: Postgres, has_ended: Callable[[], bool]) -> None:
     def answers() -> bool:
-        if child.poll() is not None:
+        if has_ended():
             log = instance.log.read_text(errors="replace")
             why = start_error(log)
             if _STARTS in log and "checkpoint record" not in why:  # it had read data: the copy may be the cause

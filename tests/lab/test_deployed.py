@@ -96,11 +96,13 @@ def test_every_form_is_filled_in_with_what_its_flow_takes(deployed: Lab) -> None
     try:
         report = show(deployed.name)
         assert {option["option"] for option in options(report) if option["restored up to"] != "none"} >= {
-            "everything: database, Redis and files from backups",
+            "everything, the database from a dump",
             "the database from a backup",
             "Redis from a backup",
         }
         assert "does not answer" in report.facts["primary of the database"]
+        assert report.facts["redis source"], "as full-restore chooses it"
+        assert "Redis: sources of its data" in {evidence.name for evidence in report.evidence}
         assert f"python -m flows.recovery.full_restore --environment {deployed.name} --source copies" in forms(report)
     finally:
         start_services.work(services, ["postgres", "standby", "backend"])

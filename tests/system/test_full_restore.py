@@ -93,8 +93,9 @@ def test_a_service_that_does_not_start_again_is_said_and_nothing_is_lost(
     interview.sql("CREATE TABLE late AS SELECT 'written after the backup' AS what")
     with interview.redis() as client:
         client.set("late", "written after the backup")
+    words = ("--redis-source", "backup")  # it serves all of its data, and would be kept
     with interview.host.broken(role):
-        done = interview.restore()
+        done = interview.restore(*words)
         assert done.code == 1
         assert f"{role} does not start" in done.text or f"{role} has ended again" in done.text
         state = next(found for found in interview.report()["findings"] if found["name"] == "state of the system")
@@ -109,7 +110,7 @@ def test_a_service_that_does_not_start_again_is_said_and_nothing_is_lost(
     until(interview.healthy, what="health", seconds=180)
     assert_back(interview, saved)
     before = {one: interview.host.turn(one) for one in ("redis", "backend")}
-    assert interview.restore().code == 0
+    assert interview.restore(*words).code == 0
     after = {one: interview.host.turn(one) for one in before}
     assert before["backend"].began < after["backend"].ended < after["redis"].ended, "who writes stops first"
     assert after["redis"].ended < after["redis"].began < after["backend"].began

@@ -14,6 +14,7 @@ from flows.recovery.full.build import StagedCopies, SystemCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.stopped_services import SystemServices
+from flows.redis.restore.sources import judge_kept_master
 from flows.store import mark_verified
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
@@ -43,7 +44,9 @@ def system_services(
         "nothing live was replaced; services are as they were found", "fix the findings above, then run this again"
     )
     running = [role for role in STOP_ORDER if found.services.running.get(role)]
-    return SystemServices(report, env, running, last, permit=permit, topology=chosen.redis_topology)
+    return SystemServices(
+        *(report, env, running, last), permit=permit, topology=chosen.redis_topology, redis_kept=chosen.redis_kept
+    )
 
 
 def swap(
@@ -125,14 +128,15 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     Raises:
         OpsError: the backend does not become healthy.
     """
-    if copies.redis is None and env.has("redis") and (done := prepare_empty(env.redis)):
+    starts_redis = env.has("redis") and not services.redis_kept
+    if copies.redis is None and starts_redis and (done := prepare_empty(env.redis)):
         report.warn("Redis data directory", "check its content, and back up Redis too", value=done)
     live = env.postgres.database
     unjudged = copies.states is None
     whole = check.start(report, env, live, after=services.last, origin=copies.origin) if unjudged else None
     counting = read_counts.after(services.last).submit(env.postgres, live)
     started: object = start_services.after(services.last)(env.services, env.services_in((env.postgres.service,)))
-    if env.has("redis"):
+    if starts_redis:
         started = start_redis.after(started)(env.redis, env.services)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
     # The backend finds its master through the Sentinels.
@@ -155,6 +159,8 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
             "check its log; the replaced data is kept",
             value="; ".join(problems[:3]) or "all keys without TTL are present",
         )
+    if services.redis_kept:
+        judge_kept_master(report, env, services.redis_kept, after=health)
     _judge_counts(report, dict(counting.result().rows), copies)
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     services.last = _smoke(report, env, health)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from blocks.environment import STOP_ORDER, Environment
@@ -55,7 +55,7 @@ class SystemCopies(StagedCopies):
 
 def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, when: str) -> None:
     """Plan every step with its bytes and estimated seconds."""
-    stop = ", ".join(env.services_in(STOP_ORDER))
+    stop = ", ".join(_without_kept(env.services_in(STOP_ORDER), chosen))
     if found.presence != "up":
         alone = "; standby and WAL receiver are left out, and commits wait for no standby" * env.has("standby")
         how = plan_of(found.others) if found.presence == "down" else f"initdb, then start it{alone}"
@@ -74,11 +74,13 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, w
     if when == "at_swap":
         report.plan("stop services", stop, seconds=2)
     report.plan_steps.append(swap)
-    plan_start(report, env)
+    plan_start(report, env, chosen)
 
 
 def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
     """Plan the copies of Redis and the files."""
+    if chosen.redis_kept:
+        sources.plan_kept(report, chosen.redis_kept)
     if chosen.redis_survivor:
         sources.plan(report, env, chosen.redis_survivor)
     for name, backup, live in (
@@ -94,12 +96,15 @@ def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
             )
 
 
-def plan_start(report: Report, env: Environment) -> None:
+def plan_start(report: Report, env: Environment, chosen: Chosen) -> None:
     """Plan the start and the checks."""
-    report.plan(
-        "start services", ", ".join(env.services_in(("redis", "backend", "frontend"))), seconds=START_ESTIMATE_SECONDS
-    )
+    started = _without_kept(env.services_in(("redis", "backend", "frontend")), chosen)
+    report.plan("start services", ", ".join(started), seconds=START_ESTIMATE_SECONDS)
     report.plan("check", "health, expectations again, smoke checks")
+
+
+def _without_kept(roles: Iterable[str], chosen: Chosen) -> list[str]:
+    return [role for role in roles if role != "redis" or not chosen.redis_kept]
 
 
 def build(

@@ -42,7 +42,8 @@ Part = Literal["redis", "files"]
 class Chosen:
     """The backups of one full restore. A part without a backup is None, and is not restored. `redis_topology`: the
     replicas and Sentinels of Redis. `dump`: the database's, without the objects in `accept`. `redis_survivor`: a copy
-    of Redis's data, captured as `redis` once the services are stopped."""
+    of Redis's data, captured as `redis` once the services are stopped. `redis_kept`: the master's data, left as it
+    is."""
 
     database: Backup
     redis: Backup | None
@@ -51,6 +52,7 @@ class Chosen:
     redis_topology: ReplicationTopology | None = None
     dump: DumpSource | None = None
     redis_survivor: SurvivingCopy | None = None
+    redis_kept: SurvivingCopy | None = None
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """The acts that need a permit."""
@@ -76,6 +78,8 @@ def pin_others(report: Report, env: Environment, chosen: Chosen) -> None:
     if source := chosen.redis or chosen.redis_survivor:
         report.pin_state("backup of Redis", source.name)
         pin_redis(report, env.redis, replaced=True)
+    if chosen.redis_kept:
+        report.pin_state("Redis", f"kept: {chosen.redis_kept.where}")
     if chosen.files:
         report.pin_state("backup of the files", chosen.files.name)
         pin_paths(report, "live files", env.application.directory)
@@ -125,6 +129,8 @@ def choose(
     others = with_others(
         report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=wanted == "latest"
     )
+    if others.redis_kept:
+        redis_sources.report_newer(report, others.redis_kept, chosen.manifest.taken)
     return replace(others, dump=dump)
 
 
@@ -146,7 +152,7 @@ def with_others(
         OpsError: a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    redis, files, fitness, survivor = None, None, None, None
+    redis, files, fitness, survivor, kept = None, None, None, None, None
     around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     if around:
         live = live_directory(env.redis)
@@ -158,9 +164,12 @@ def with_others(
         )
         damage = read_files(report, redis) if redis else []
         if wants_survivor:
-            known = None if damage else redis
-            survivor = redis_sources.choose(report, env, survivors, around, known, redis_source, latest=latest)
-        if survivor:
+            survivor = redis_sources.choose(
+                *(report, env, survivors, around, redis, redis_source), latest=latest, damaged=bool(damage)
+            )
+        if survivor and survivor.kind == "live":
+            redis, around, survivor, kept = None, None, None, survivor
+        elif survivor:
             redis, fitness = None, redis_sources.judge(report, env, survivor, around)
             redis_sources.judge_gap(report, survivor, moment)
         elif redis:
@@ -171,7 +180,7 @@ def with_others(
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return Chosen(database, redis, files, fitness, around, redis_survivor=survivor)
+    return Chosen(database, redis, files, fitness, around, redis_survivor=survivor, redis_kept=kept)
 
 
 def captured(report: Report, permit: Permit, env: Environment, chosen: Chosen) -> Chosen:

@@ -71,7 +71,7 @@ def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen
     build.plan_others(report, env, chosen)
     migration.judge(report, env, revision, chosen.files)
     swap.plan(report, env)
-    build.plan_start(report, env)
+    build.plan_start(report, env, chosen)
 
 
 def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from blocks.environment import START_ORDER, Environment
@@ -18,6 +18,7 @@ from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
+from tasks.cluster.container import ServerContainer, read_container
 from tasks.cluster.stopped import START, StoppedServer, judge_silent, read_stopped
 from tasks.cluster.trial import StartRefused, trial
 from tasks.host.disk import is_here
@@ -39,7 +40,6 @@ Judge = Callable[[Postgres, Server], None]
 
 NOT_JUDGED = "not judged while the server is down"
 EVERYTHING = "roles, rights, locale, extensions, prepared transactions, log-in"
-_IN_CONTAINER = ("locale of the database", "extensions")
 _DAMAGE = "damage in the tables' files, which the recovery at its start may find"
 _NEW, _ADMINISTRATOR = "new data directory", "log-in of the administrator"
 
@@ -110,9 +110,7 @@ def _judge_stopped(
     def offer(postgres: Postgres, server: Server) -> None:
         nonlocal others
         others = other_databases(env, server)
-        # A container has its own files: this host's say nothing of its locales and extensions.
-        unknown = _IN_CONTAINER if isinstance(env.services, DockerServices) else ()
-        _judge_offer(report, env, backup, server, jobs, on=postgres, unknown=unknown)
+        _judge_offer(report, env, backup, server, jobs, on=postgres)
 
     _judge_offline(report, env, backup, offer, absent=absent)
     return others
@@ -144,11 +142,10 @@ def _judge_offer(
     jobs: int,
     *,
     on: Postgres | None = None,
-    unknown: Collection[str] = (),
 ) -> None:
     """Judge what the run needs from a server. `on`: a private instance, on which the backup's roles are created."""
     postgres = on or env.postgres
-    database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs, on=on, unknown=unknown)
+    database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs, on=on)
     if server.is_bare:
         database.judge_requirements(report, try_roles(postgres, backup, server.roles, keep=on is not None))
         server = read_server(postgres)
@@ -163,8 +160,15 @@ def _judge_offline(report: Report, env: Environment, backup: Backup, offer: Judg
     if not all(item.ok for item in found):
         _leave(report)
         return
-    in_container = isinstance(env.services, DockerServices)
-    stopped = None if absent and is_here(env.postgres.host) else read_stopped(env.postgres, in_container=in_container)
+    try:
+        here = is_here(env.postgres.host)
+        container = None
+        if here and isinstance(env.services, DockerServices):
+            container = read_container(env.postgres, env.services)
+        stopped = None if absent and here else read_stopped(env.postgres, container)
+    except OpsError as error:
+        _refuse(report, env, error.message)
+        return
     if stopped:
         database.judge_requirements(report, stopped.requirements)
         if not all(item.ok for item in stopped.requirements):
@@ -173,12 +177,14 @@ def _judge_offline(report: Report, env: Environment, backup: Backup, offer: Judg
         if stopped.unjudged:
             _refuse(report, env, stopped.unjudged)
             return
-    _try(report, env, stopped, offer, in_container=in_container)
+    _try(report, env, stopped, offer, container)
 
 
-def _try(report: Report, env: Environment, stopped: StoppedServer | None, offer: Judge, *, in_container: bool) -> None:
+def _try(
+    report: Report, env: Environment, stopped: StoppedServer | None, offer: Judge, container: ServerContainer | None
+) -> None:
     try:
-        with trial(env.postgres, stopped, in_container=in_container) as postgres:
+        with trial(env.postgres, stopped, container) as postgres:
             report.passed(_ADMINISTRATOR, value="accepted")
             server = read_server(postgres)
             name = env.postgres.maintenance_database
@@ -189,7 +195,7 @@ def _try(report: Report, env: Environment, stopped: StoppedServer | None, offer:
                 value="present" if name in server.databases else "missing",
                 expected=name,
             )
-            if stopped and not in_container:
+            if stopped:
                 database.judge_requirements(report, read_preloads(postgres, stopped.preloaded))
             offer(postgres, server)
     except LoginRefused as error:
@@ -199,11 +205,8 @@ def _try(report: Report, env: Environment, stopped: StoppedServer | None, offer:
     except OpsError as error:
         _refuse(report, env, error.message)
     else:
-        left = [*(_IN_CONTAINER if in_container else ()), *([_DAMAGE] if stopped else [])]
-        if stopped and stopped.unread:
-            left.append(f"shared memory ({stopped.unread})")
-        if left:
-            report.fact(NOT_JUDGED, ", ".join(left))
+        if stopped:
+            report.fact(NOT_JUDGED, _DAMAGE)
 
 
 def _leave(report: Report) -> None:

@@ -72,7 +72,7 @@ def plan(
     if not stop_first:
         report.plan("stop services", stop, seconds=2)
     report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
-    build.plan_start(report, env)
+    build.plan_start(report, env, chosen)
     if dump := newest_dump(env, options.source, options.stores):
         database_server.judge(report, env, dump, jobs)
     else:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
-from blocks.services.service import DockerServices
 from flows.pinned import pin_database
 from flows.recovery.destruction import NONE, commits
 from flows.recovery.full import bring_up, choose, cluster, extraction
@@ -19,11 +18,12 @@ from flows.recovery.full.cluster import ClusterCopies, ClusterRun
 from flows.recovery.full.database_server import FoundServer, judge_standby
 from flows.recovery.full.extraction import ExtractedCopies
 from flows.recovery.full.start import other_databases
+from flows.recovery.listing import cluster_obstacle
 from flows.recovery.options import LOGICAL, PHYSICAL, Replay, RestoreOption, RestoreOptions, attempting, require_known
 from flows.recovery.point import build as point_build
 from flows.recovery.point import choice, swap
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
-from flows.redis.restore.sources import RedisSource, remembered
+from flows.redis.restore.sources import RedisSource, remembered, report_newer
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.effect import Effect, seconds_from
@@ -35,7 +35,6 @@ from runbook.units import duration
 from tasks.backups.catalogue import LATEST, kind_of
 from tasks.cluster.copy import BuiltCluster
 from tasks.cluster.stopped import read_next_transaction
-from tasks.host.disk import is_here
 from tasks.host.services import read_services
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import presence, read_server
@@ -94,7 +93,7 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     if kind == "postgres":
         raise OpsError(f"method=cluster cannot restore {given.backup}", "give a base backup (base_…), or method=dump")
     asked = given.method == "cluster" or kind == "cluster"
-    if why := _missing(env):
+    if why := cluster_obstacle(env):
         if asked:
             raise OpsError(f"the cluster cannot be restored: {why}", "choose method=dump, or restore-to-point by hand")
         return None
@@ -121,15 +120,6 @@ def _has_base_backups(options: RestoreOptions, *, asked: bool) -> bool:
         if asked:
             raise
         return False
-
-
-def _missing(env: Environment) -> str:
-    """Why this environment can restore no cluster; "" if it can."""
-    if not env.has("wal"):
-        return "its TOML has no [wal]"
-    if not is_here(env.postgres.host) or isinstance(env.services, DockerServices):
-        return "its data directory is not on this host"
-    return ""
 
 
 def decide(
@@ -174,10 +164,13 @@ def decide(
 
 
 def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:
-    return choose.with_others(
+    chosen = choose.with_others(
         *(report, env, option.backup, option.newest, given.source, given.without, given.redis_source),
         latest=given.backup == LATEST,
     )
+    if chosen.redis_kept and option.replay and not option.replay.target.is_the_end:
+        report_newer(report, chosen.redis_kept, option.newest)
+    return chosen
 
 
 def plan(report: Report, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> None:
@@ -258,9 +251,8 @@ def _finish_cluster(
         cluster.start_cluster(run, copies, services, server)
         bring_up.start(report, env, copies, services)
         _report_results(report, env, given, run.chosen, copies.option, services)
-        swap.report_follow_up(
-            report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=not restore.chosen.redis
-        )
+        redis_is_newer = not restore.chosen.redis and not restore.chosen.redis_kept
+        swap.report_follow_up(report, env, copies.replay.origin, server, copies.timeline, redis_is_newer=redis_is_newer)
 
     return finish
 
@@ -315,7 +307,7 @@ def _build(
     option, up = restore.option, restore.found.presence == "up"
     services = bring_up.system_services(report, permit, env, restore.chosen, restore.found, last=permit)
     replaces, survivor = restore.found.presence != "absent", restore.chosen.redis_survivor
-    stack.enter_context(remembered(env, survivor, services.swapped))
+    stack.enter_context(remembered(env, survivor or restore.chosen.redis_kept, services.swapped))
     building = _build_ahead(env, restore, stack)  # while the services stop, and the newest WAL is shipped
     with started_on_failure(services):
         if _stops_first(given, restore):

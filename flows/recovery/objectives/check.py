@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment
+from flows.recovery.listing import list_options
 from flows.recovery.objectives import board
 from flows.recovery.objectives.points import (
     SHOW_OPTIONS,
@@ -14,6 +15,7 @@ from flows.recovery.objectives.points import (
     judge_sources,
     read_recovery_points,
     resources_of,
+    sets_of,
 )
 from runbook import clock
 from runbook.flow import flow
@@ -54,6 +56,7 @@ def check_recovery_objectives(environment: str) -> Report:
             return report
         reach = read_recovery_points(env)
         report_points(report, reach)
+        report_full_restore(report, env, reach)
         for resource in resources_of(env):
             for danger in DANGERS:
                 _judge_loss(report, env, reach, resource, danger)
@@ -93,6 +96,16 @@ def report_points(report: Report, reach: RecoveryPoints) -> None:
         )
     columns = ("of", "by", "newest moment", "lost", "proven", "takes", "")
     report.table("Recovery points", columns, rows)
+
+
+def report_full_restore(report: Report, env: Environment, reach: RecoveryPoints) -> None:
+    """The options of full-restore for the database, as a table."""
+    listed = [one for which in sets_of(env) for one in list_options(env, reach.points, which)]
+    rows = [
+        (one.method, one.point.told, clock.text(one.point.at) if one.point.at else "", loss_text(one.point, reach))
+        for one in listed
+    ]
+    report.table("Full restore: options for the database", ("method", "from", "newest moment", "lost"), rows)
 
 
 def loss_text(point: Point, reach: RecoveryPoints) -> str:

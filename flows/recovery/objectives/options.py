@@ -24,6 +24,7 @@ from blocks.config import toml
 from blocks.environment import Environment, Stores
 from flows.database.free_space import WAL_RATIO
 from flows.launch import launch
+from flows.recovery.listing import ListedOption, list_options, report_redis
 from flows.recovery.objectives import board
 from flows.recovery.objectives.points import (
     RESOURCES,
@@ -47,7 +48,7 @@ from tasks.host.disk import disk_on
 from tasks.postgres.restore.superseded import find_superseded
 from tasks.postgres.tables.kept import find_superseded_tables
 from tasks.recovery_points.backups import TAKEN_BY
-from tasks.recovery_points.point import Danger, Point, best_of
+from tasks.recovery_points.point import Danger, Point, Resource, best_of
 from tasks.redis.restore.swap import superseded_redis
 from tasks.redis.server import live_directory
 
@@ -65,11 +66,12 @@ NEED_PRIMARY = ("restore-database", "restore-tables")
 def show_recovery_options(environment: str) -> Report:
     """復旧手段の一覧 (§8.4)
 
-    Lists every recovery option that is available now: failover to the standby, a point in time, a full restore from
-    backups or their copies, single tables, Redis failover and restore, another region, and the undo of an earlier
-    restore. Each has the newest moment that it restores, its loss, estimated duration, disk space, what must be fixed
-    before, and the filled-in form of its runbook. Run it first in an incident (phase 2 of §8.4, 復旧戦略の決定). You
-    decide; every form shows its plan before it changes anything.
+    Lists every recovery option that is available now: failover to the standby, a point in time, a full restore by each
+    method, single tables, Redis failover and restore, another region, and the undo of an earlier restore. Each has the
+    newest moment that it restores, its loss, estimated duration, disk space, what must be fixed before, and the
+    filled-in form of its runbook. A second table has the sources of Redis's data, as full-restore judges them. Run it
+    first in an incident (phase 2 of §8.4, 復旧戦略の決定). You decide; every form shows its plan before it changes
+    anything.
 
     It only reads and takes no lock. It works if the database, Redis or everything is down, and without Prefect.
     Evidence: the table, sorted by loss, then by duration.
@@ -88,6 +90,7 @@ def show_recovery_options(environment: str) -> Report:
         report.fact("primary of the database", "accepts writes" if reach.written.end else reach.written.problem)
         report.table(OPTIONS, COLUMNS, [_row(number, one, env, reach.now) for number, one in enumerate(options, 1)])
         report.attach(Evidence(FORMS, text=_forms(options)))
+        report_redis(report, env)
         _judge(report, env, reach)
         judge_sources(report, env, reach)
         first = next((one for one in options if one.at), None)
@@ -165,7 +168,7 @@ class Option:
 
 def find_options(env: Environment, reach: RecoveryPoints) -> list[Option]:
     """All of them, the best first."""
-    full = [_full_restore(env, reach, which) for which in sets_of(env)]
+    full = [option for which in sets_of(env) for option in _full_restores(env, reach, which)]
     options = [*_of_points(env, reach), *full, *_regions(env, reach), *_undos(env, reach)]
     return sorted(options, key=lambda one: one.rank(reach.now))
 
@@ -283,12 +286,28 @@ def _disk_space(env: Environment, point: Point) -> tuple[int, int]:
     return int(needs), disk.free_bytes if disk else -1
 
 
-def _full_restore(env: Environment, reach: RecoveryPoints, which: Stores) -> Option:
-    """As old as the database's backup."""
+def _full_restores(env: Environment, reach: RecoveryPoints, which: Stores) -> Iterator[Option]:
+    """By each method for the database, as full-restore itself judges them."""
     of = {
         resource: [p for p in reach.points if (p.resource, p.means, p.place) == (resource, "backup", which)]
         for resource in resources_of(env)
     }
+    listed = list_options(env, reach.points, which)
+    for one in listed:
+        of["database"] = [one.point]
+        yield _full_restore(env, reach, which, of, one)
+    if not listed:
+        yield _full_restore(env, reach, which, of, None)
+
+
+def _full_restore(
+    env: Environment,
+    reach: RecoveryPoints,
+    which: Stores,
+    of: Mapping[Resource, Sequence[Point]],
+    listed: ListedOption | None,
+) -> Option:
+    """As old as the database's point."""
     best = {resource: best_of(points) for resource, points in of.items()}
     chosen = [point for point in best.values() if point]
     problems = [
@@ -299,17 +318,18 @@ def _full_restore(env: Environment, reach: RecoveryPoints, which: Stores) -> Opt
     spaces = [_disk_space(env, point) for point in chosen]
     taken = reach.estimate_everything(chosen)
     database = best.get("database")
+    how = {"method": listed.method} if listed else {}
     helps: tuple[str, ...] = ("everything lost", *(("region lost",) if which == "copies" else ()))
     if any(point.beside for point in chosen):
         helps = ("everything lost, but not this host",)
     return Option(
         "full-restore",
         env.name,
-        "everything: database, Redis and files from backups",
-        {"environment": env.name, "source": which, **({"backup": database.name} if database else {})},
+        f"everything, the database from {listed.kind if listed else 'backups'}",
+        {"environment": env.name, "source": which, **how},
         helps,
         database.at if database else None,
-        True,
+        database.exact if database else True,
         database.proven if database else "",
         taken.seconds if taken else math.nan,
         sum(needs for needs, _ in spaces),

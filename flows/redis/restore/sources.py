@@ -1,6 +1,8 @@
-"""The source of Redis's data in a restore: a backup, a surviving replica, or the dead master's own files (§2.3, §8.2).
+"""The source of Redis's data in a restore: a backup, a surviving replica, the dead master's own files, or the master
+that still serves its data (§2.3, §8.2).
 
-The source that loses least is chosen, if its loss is known. Its data is captured as a proven backup after the services
+The source that loses least is chosen, if its loss is known. A master that serves its data, complete, is left as it is:
+neither stopped nor restored. The data of any other copy is captured as a proven backup after the services
 are stopped, and restored like any other backup. So nothing is replaced before its replacement is proven.
 """
 
@@ -23,15 +25,17 @@ from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import record
 from runbook.guard.permit import Permit
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
-from tasks.backups.catalogue import KEPT, Backup
+from tasks.backups.catalogue import KEPT, Backup, find_nearest
 from tasks.host.disk import read_disk
 from tasks.redis.backup.live_aof import snapshot_stopped_aof
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.backup.snapshot import RDB, Snapshot, copy_settings, read_manifest
 from tasks.redis.content.manifest import EMPTY, RedisContent
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
+from tasks.redis.restore.serving import find_change, find_lost_keys
 from tasks.redis.restore.survivors import (
     IS_EMPTY,
     IS_LOADING,
@@ -46,9 +50,9 @@ from tasks.redis.restore.survivors import (
 )
 from tasks.redis.server import live_directory
 from tasks.redis.settings.file import read_configuration
-from tasks.redis.topology.topology import ReplicationTopology
+from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
-RedisSource = Literal["auto", "backup", "replica", "files"]
+RedisSource = Literal["auto", "backup", "live", "replica", "files"]
 COLUMNS = ("source", "keys", "lost", "verdict")
 RECORD = "redis-source.json"
 REMEMBERED = timedelta(days=1)
@@ -76,13 +80,23 @@ def choose(
     wanted: RedisSource,
     *,
     latest: bool,
+    damaged: bool = False,
 ) -> SurvivingCopy | None:
-    """The surviving copy to restore from; None: the backup. `latest`: no point in time was asked for.
+    """The surviving copy to restore from, or to leave as it is (`live`); None: the backup. `latest`: no point in time
+    was asked for. `damaged`: the backup's files are, so nothing can be compared with it.
 
     Raises:
         RunbookFailed: the wanted source does not exist, or is incomplete.
     """
-    emptied = _emptied(found, backup)
+    proven = None if damaged else backup
+    emptied = _emptied(found, proven)
+    if wanted == "auto" and latest and (kept := found.serving) and not emptied[kept.name]:
+        damage = f"the backup to compare it with, {backup.name}, is damaged" if backup and damaged else ""
+        emptied[kept.name] = damage or (find_lost_keys(env.redis, kept, backup) if backup else "")
+        if emptied[kept.name] and not damage:
+            hint = "nothing to do: this run restores the backup. redis_source=live keeps Redis's data instead"
+            report.warn("Redis serves incomplete data", hint, value=emptied[kept.name], expected="the backup's keys")
+    backup = proven
     chosen, why = _choose(report, env, found, backup, emptied, wanted, latest=latest)
     _report_sources(report, found, backup, emptied, chosen)
     name = chosen.name if chosen else f"backup {backup.name}" if backup else "none"
@@ -96,17 +110,35 @@ def choose(
     return chosen
 
 
+def compare(report: Report, env: Environment, wanted: RedisSource) -> tuple[SurvivingCopy | None, ReplicationTopology]:
+    """The source that a restore takes now, beside the newest backup; and the servers of the data set.
+
+    Raises:
+        OpsError: the store or the server refuses.
+        RunbookFailed: the wanted source does not exist, or is incomplete.
+    """
+    around = read_topology(env.redis, env.reports_directory)
+    backup = find_nearest(stores.store_for(env, "redis"), "redis", datetime.now(UTC), env.name)
+    damaged = bool(backup and stores.read_files(report, backup))
+    found = find(report, env, around)
+    return choose(report, env, found, around, backup, wanted, latest=True, damaged=damaged), around
+
+
 def find_better(report: Report, env: Environment, found: Survivors, backup: Backup) -> SurvivingCopy | None:
     """The surviving copy that loses less than the backup, for advice only."""
     emptied = _emptied(found, backup)
     better, _ = _choose(report, env, found, backup, emptied, "auto", latest=True)
     _report_sources(report, found, backup, emptied, None)
-    return better
+    return None if better is found.serving else better
 
 
 def _emptied(found: Survivors, backup: Backup | None) -> dict[str, str]:
     expected = expected_keys(backup) if backup else {}
-    return {copy.name: deleted_keys(copy, expected) for copy in found.copies}
+    return {copy.name: deleted_keys(copy, expected) for copy in _all(found)}
+
+
+def _all(found: Survivors) -> list[SurvivingCopy]:
+    return [*([found.serving] if found.serving else []), *found.copies]
 
 
 def _report_sources(
@@ -117,8 +149,7 @@ def _report_sources(
     chosen: SurvivingCopy | None,
 ) -> None:
     rows = [
-        (copy.name, f"{copy.all_keys:,}", copy.loss, _verdict(copy, emptied[copy.name], chosen))
-        for copy in found.copies
+        (copy.name, f"{copy.all_keys:,}", copy.loss, _verdict(copy, emptied[copy.name], chosen)) for copy in _all(found)
     ]
     if backup:
         keys = f"{sum(expected_keys(backup).values()):,}"
@@ -127,7 +158,7 @@ def _report_sources(
     report.table("Redis: sources of its data", COLUMNS, rows)
     for copy in found.copies:
         if emptied[copy.name] and copy.problem in ("", IS_EMPTY):
-            _report_deletion(report, copy, emptied[copy.name], chosen)
+            _report_deletion(report, copy, emptied[copy.name], chosen, is_served=found.serving is not None)
 
 
 def _choose(
@@ -140,15 +171,19 @@ def _choose(
     *,
     latest: bool,
 ) -> tuple[SurvivingCopy | None, str]:
-    able = sorted((copy for copy in found.copies if not copy.problem), key=_order, reverse=True)
-    if wanted == "auto" and (earlier := _remembered(env)):
+    able = sorted((copy for copy in _all(found) if not copy.problem), key=_order, reverse=True)
+    # A run that leaves the master as it is stops nothing: what is found now decides.
+    if wanted == "auto" and (earlier := _remembered(env)) and earlier.source != "live":
         wanted = earlier.source
         report.fact("decision of a killed run", f"redis_source={wanted}, at {clock.text(earlier.since)}")
-    if wanted in ("replica", "files"):
+    if wanted in ("live", "replica", "files"):
         fitting = [copy for copy in able if copy.kind == wanted]
         problems = "; ".join(f"{copy.name}: {copy.problem}" for copy in found.copies if copy.kind == wanted)
+        if wanted == "live":
+            problems = f"{env.redis.address} is no master that serves and saves data, with its replicas attached"
         hint = "choose redis_source=backup, or leave it at auto"
-        report.require("redis_source", bool(fitting), hint, value=problems or wanted, expected=f"a complete {wanted}")
+        value = wanted if fitting else problems or f"no {wanted}"
+        report.require("redis_source", bool(fitting), hint, value=value, expected=f"a complete {wanted}")
         report.fail_if_critical()
         return fitting[0], f"redis_source={wanted}"
     if wanted == "backup":
@@ -163,9 +198,10 @@ def _choose(
         value=f"loading from {', '.join(loading)}" if loading else "yes, or it is stopped",
     )
     report.fail_if_critical()
-    if found.live_keys:
-        why = f"{env.redis.address} serves {found.live_keys:,} keys; redis_source=files keeps them"
-        return None, why if backup else f"{why}, and there is no backup"
+    if kept := found.serving:
+        if not (lost := emptied[kept.name]):
+            return kept, f"it serves {kept.all_keys:,} keys, and lost none: it is kept as it serves"
+        return None, f"{kept.where} serves {kept.all_keys:,} keys, but {lost}; redis_source=live keeps them"
     provable = [copy for copy in able if copy.moment and not emptied[copy.name]]
     if not provable:
         return None, "no complete copy of known loss survives"
@@ -185,13 +221,15 @@ def _verdict(copy: SurvivingCopy, emptied: str, chosen: SurvivingCopy | None) ->
     if copy.problem:
         return f"no source: {copy.problem}"
     if emptied:
-        return f"deleted by a command: {emptied}"
+        return f"incomplete: {emptied}"
     return "" if copy.moment else "its loss is unknown: only redis_source=replica takes it"
 
 
-def _report_deletion(report: Report, copy: SurvivingCopy, emptied: str, chosen: SurvivingCopy | None) -> None:
+def _report_deletion(
+    report: Report, copy: SurvivingCopy, emptied: str, chosen: SurvivingCopy | None, *, is_served: bool
+) -> None:
     """Replicas and AOF follow a deletion, so their data is as incomplete as the master's."""
-    taken, asked = copy is chosen, f"redis_source={copy.kind}"
+    taken, asked = copy is chosen, f"redis_source={'live' if is_served else copy.kind}"
     report.warn(
         f"Redis data was deleted: {copy.name}",
         f"it is taken, because of {asked}; redis_source=backup restores the deleted keys"
@@ -236,6 +274,35 @@ def judge_gap(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
         hint = "expect inconsistencies: Redis is newer than the database. Name prefixes made anew in drop_prefixes"
         gap = abs((copy.moment - moment).total_seconds())
         report.judge(metrics.BACKUP_GAP, gap, hint, of="redis (surviving copy)", worst=Status.WARN)
+
+
+def report_newer(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
+    """Report that the kept Redis is newer than the database, which is restored to `moment`."""
+    report.warn(
+        "Redis is newer than the database",
+        "delete its cached keys (clear-cache), or restore Redis to the same time (redis_source=backup): its keys may "
+        "refer to rows that no longer exist",
+        value=f"Redis at {copy.where} keeps all writes, the database those up to {clock.text(moment)}",
+        expected="both of the same time",
+        follow=[Next("clear-cache", "clear the cache")],
+    )
+
+
+def plan_kept(report: Report, copy: SurvivingCopy) -> None:
+    """Plan that the master stays as it is."""
+    report.plan("keep Redis as it serves", f"{copy.where}, {copy.all_keys:,} keys: it is neither stopped nor restored")
+
+
+def judge_kept_master(report: Report, env: Environment, copy: SurvivingCopy, after: object) -> None:
+    """Check, after the application's start, that the master that was kept has served all the time."""
+    change = find_change.after(after)(env.redis, copy)
+    report.prefer(
+        "Redis kept as it serves",
+        not change,
+        "check its keys; if they are missing, run this again with redis_source=backup",
+        value=change or f"{copy.where}, not restarted",
+        expected=f"the server of {copy.where}, not restarted",
+    )
 
 
 def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 from blocks.environment import Environment
@@ -17,14 +16,13 @@ from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
-from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.server import answers
 from tasks.redis.topology.isolation import TAKE_OFF, detach
-from tasks.redis.topology.topology import ReplicationTopology, read_topology
+from tasks.redis.topology.topology import ReplicationTopology
 
 NamedSource = Literal["backup", "replica", "files"]
 
@@ -98,10 +96,7 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
             f"redis_source={wanted}: the server's files are on another host ([redis] remote)",
             "promote the replica: redis-failover, or REPLICAOF NO ONE on it",
         )
-    around = read_topology(env.redis, env.reports_directory)
-    backup = catalogue.find_nearest(stores.store_for(env, "redis"), "redis", datetime.now(UTC), env.name)
-    known = backup if backup and not stores.read_files(report, backup) else None
-    copy = sources.choose(report, env, sources.find(report, env, around), around, known, wanted, latest=True)
+    copy, around = sources.compare(report, env, wanted)
     assert copy
     sources.judge(report, env, copy, around)
     report.fail_if_critical()

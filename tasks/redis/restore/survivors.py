@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import gzip
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook import clock
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import probe
@@ -31,7 +30,7 @@ from tasks.backups.catalogue import Backup
 from tasks.redis.backup.aof import MANIFEST_ENDING, copy_aof, loaded_aof, read_parts
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.backup.snapshot import RDB
-from tasks.redis.content.manifest import EXPIRING, RedisContent, lines_of
+from tasks.redis.content.manifest import RedisContent, expiring_in, lines_of
 from tasks.redis.failover.group import GroupMember, LastSeen, member_of, quick, read_last_seen
 from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
 from tasks.redis.scratch import refuse_empty, scratch_server
@@ -41,10 +40,12 @@ from tasks.redis.settings.file import Configuration, read_configuration
 from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import NOWHERE, ReplicationTopology
 
-Kind = Literal["replica", "files"]
+Kind = Literal["live", "replica", "files"]
 SECTIONS = ("server", "replication", "persistence", "memory", "commandstats")
 FLUSHES = ("cmdstat_flushall", "cmdstat_flushdb")
 IS_EMPTY, IS_LOADING = "it is empty", "it is loading its data"
+IS_NOT_SAVED = "the server neither has an AOF nor saves its data when it is stopped"
+KEPT = "nothing: the server is neither stopped nor restored"
 LEAST_RATIO = 0.5
 """A database with less than this share of the keys that a backup says should still exist was emptied by a command."""
 
@@ -53,7 +54,8 @@ LEAST_RATIO = 0.5
 class SurvivingCopy:
     """`where`: `host:port`, or the data directory. `keys`: per database. `moment`: every write acknowledged by then is
     in it; None: unknown. `problem`: why it is no source. `rank`: 2 for the server that clients write to now, 1 for the
-    dead master's AOF, 0 for copies that only `moment` compares. `flushes`: FLUSHALL and FLUSHDB since its start."""
+    dead master's AOF, 0 for copies that only `moment` compares. `flushes`: FLUSHALL and FLUSHDB since its start.
+    `run_id`, `started`: of the server's process."""
 
     kind: Kind
     where: str
@@ -65,6 +67,8 @@ class SurvivingCopy:
     version: str = ""
     memory_bytes: int = 0
     flushes: int = 0
+    run_id: str = ""
+    started: datetime | None = None
     precision: timedelta = timedelta(0)
     """`moment` may be earlier than the truth by as much."""
 
@@ -76,15 +80,16 @@ class SurvivingCopy:
     @property
     def name(self) -> str:
         """For people."""
-        return f"replica {self.where}" if self.kind == "replica" else f"files in {self.where}"
+        return {"live": "", "replica": "replica ", "files": "files in "}[self.kind] + self.where
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """The copies, and how many keys the server itself serves and can save (None: it does not answer, or lost them)."""
+    """The copies, and the data that the current master serves (None: the server does not answer, or its data cannot
+    stay)."""
 
     copies: tuple[SurvivingCopy, ...] = ()
-    live_keys: int | None = None
+    serving: SurvivingCopy | None = None
 
     @property
     def able(self) -> bool:
@@ -100,7 +105,7 @@ def find_survivors(block: Redis, around: ReplicationTopology, spool: Path) -> Su
     Raises:
         OpsError: the server refuses this user.
     """
-    live = _live(block)
+    live, is_master = _live(block)
     seen = read_last_seen(block, ask_sentinels(block))
     with ThreadPoolExecutor(max_workers=max(1, len(around.others))) as pool:
         # Each in a copy of this context: it has the zone in which times are shown.
@@ -109,12 +114,33 @@ def find_survivors(block: Redis, around: ReplicationTopology, spool: Path) -> Su
             for address in around.others
         ]
         found = [one.result() for one in asked]
+    serving = _serving(block, live, found, around, is_master=is_master) if live else None
     found += [own] if (own := live or _files(block, spool)) else []
-    return Survivors(tuple(found), live.all_keys if live and not live.problem else None)
+    return Survivors(tuple(found), serving)
 
 
-def _live(block: Redis) -> SurvivingCopy | None:
-    """The files that a server which answers will have when it is stopped; None: it does not answer, or hangs."""
+def _serving(
+    block: Redis,
+    live: SurvivingCopy,
+    replicas: Iterable[SurvivingCopy],
+    around: ReplicationTopology,
+    *,
+    is_master: bool,
+) -> SurvivingCopy | None:
+    """The data of the master that clients write to: this server's, or after a failover another one's. A run that was
+    killed has detached the other servers (`around.since`): then they must be attached again."""
+    if around.since or around.disagreement:
+        return None
+    if is_master and around.master in ("", around.own):
+        masters = [replace(live, where=block.address)] if live.problem in ("", IS_NOT_SAVED) else []
+    else:
+        masters = [copy for copy in replicas if copy.rank > 1 and copy.where == around.master and not copy.problem]
+    return replace(masters[0], kind="live", problem="", loss=KEPT) if masters else None
+
+
+def _live(block: Redis) -> tuple[SurvivingCopy | None, bool]:
+    """The files that a server which answers will have when it is stopped (None: it does not answer, or hangs), and
+    whether it is a master."""
     directory = live_directory(block)
     try:
         with quick(block) as client:
@@ -123,13 +149,13 @@ def _live(block: Redis) -> SurvivingCopy | None:
             saves = setting(client, "appendonly") == "yes" or setting(client, "save")
             version = version_of(client)
     except Unreachable:
-        return None
+        return None, False
     problem = IS_LOADING if info.get("loading") else "" if sum(keys.values()) else IS_EMPTY
-    if not directory.is_dir():
+    if not directory.is_dir() and not block.remote:
         problem = "the directory is missing: the server cannot save its data"
     elif not saves:
-        problem = "the server neither has an AOF nor saves its data when it is stopped"
-    return SurvivingCopy(
+        problem = problem or IS_NOT_SAVED
+    copy = SurvivingCopy(
         "files",
         str(directory),
         keys,
@@ -141,6 +167,12 @@ def _live(block: Redis) -> SurvivingCopy | None:
         int(info["used_memory"]),
         _flushes(info),
     )
+    return _of_process(copy, info), info["role"] == "master"
+
+
+def _of_process(copy: SurvivingCopy, info: Mapping[str, Any]) -> SurvivingCopy:
+    started = datetime.now(UTC) - timedelta(seconds=int(info["uptime_in_seconds"]))
+    return replace(copy, run_id=str(info["run_id"]), started=started)
 
 
 def _replica(block: Redis, address: str, around: ReplicationTopology, seen: LastSeen | None) -> SurvivingCopy:
@@ -156,7 +188,7 @@ def _replica(block: Redis, address: str, around: ReplicationTopology, seen: Last
     moment = _heard(member, int(info.get("master_link_down_since_seconds", -1)), around)
     serves = member.is_master and (around.master == address or not around.since)
     copy = replace(copy, keys=keys, moment=moment, precision=_precision(member), rank=2 * serves, version=version)
-    copy = replace(copy, flushes=_flushes(info))
+    copy = _of_process(replace(copy, flushes=_flushes(info)), info)
     copy = replace(copy, memory_bytes=int(info["used_memory"]), loss=_replica_loss(member, moment, around, seen))
     return replace(copy, problem=_incomplete(member, keys, around, seen))
 
@@ -273,8 +305,8 @@ def expected_keys(backup: Backup) -> dict[int, int]:
     """The keys of a backup that should still exist: those without a TTL, and those that have not expired since."""
     content = RedisContent.model_validate(backup.manifest.content)
     now, ahead = datetime.now(UTC).timestamp() * 1000, Counter[int]()
-    with contextlib.suppress(FileNotFoundError, gzip.BadGzipFile):
-        for line in lines_of(backup.path / EXPIRING):
+    with contextlib.suppress(FileNotFoundError, VerificationFailed):
+        for line in lines_of(expiring_in(backup.path)):
             number, expires, _, what = line.rstrip(b"\n").split(b"\t")
             ahead[int(number)] += what == b"key" and int(expires) > now
     return {number: found.persistent_keys + ahead[number] for number, found in content.databases.items()}

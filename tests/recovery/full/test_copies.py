@@ -31,7 +31,7 @@ def test_everything_comes_back_from_the_copies(system: System, burnt: list[Path]
     refused = restore(system)
     assert refused.returncode == 1
     assert "there is no postgres backup “latest”" in refused.stderr
-    done = restore(system, "--source", "copies")
+    done = restore(system, "--source", "copies", "--redis-source", "auto")
     assert done.returncode == 0, done.stderr
     assert system.sql("SELECT count(*) FROM users") == users
     assert system.keys(1) == keys

@@ -179,7 +179,12 @@ def test_stop_at_swap_gives_the_shorter_outage(system: System) -> None:
 
 @pytest.mark.parametrize("kind", ["postgres", "redis", "files"])
 def test_damaged_backup_is_refused_with_everything_running(system: System, kind: str) -> None:
-    backup = newest(system, kind)
+    database = catalogue.find_backup(DirectoryStore(system.store("postgres")), "postgres", "latest", system.name)
+    # Not a captured copy of Redis's data, which an earlier test's restore may have left in the store.
+    store, moment = DirectoryStore(system.store(kind)), database.manifest.taken
+    used = catalogue.find_nearest(store, kind, moment, system.name)  # type: ignore[arg-type]
+    assert used
+    backup = system.store(kind) / used.name
     victim = max((path for path in backup.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = victim.read_bytes()
     victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -55,6 +55,12 @@ def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster:
         "the whole cluster at a point in time",
     }
     assert all(option["takes"] == "never measured" for option in shown)
+    full = [option for option in found(NAME) if option.flow == "full-restore"]
+    assert [option.parameters["method"] for option in full] == ["cluster", "dump"], "as full-restore ranks them"
+    cluster_at, dump_at = (option.at for option in full)
+    assert cluster_at
+    assert dump_at
+    assert cluster_at > dump_at
     failover = next(option for option in found(NAME) if option.flow == "postgres-failover")
     assert failover.parameters["mode"] == "planned"
     assert {option.parameters["backup"] for option in found(NAME) if option.flow == "restore-tables"} == {dump}

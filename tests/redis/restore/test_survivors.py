@@ -18,6 +18,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
+from tasks.redis.restore.serving import find_change
 from tasks.redis.restore.survivors import SurvivingCopy, Survivors
 from tasks.redis.topology.topology import find_record, read_topology
 from tests.fixtures.killed import exit_code_at
@@ -133,11 +134,67 @@ def test_the_dead_masters_own_files_lose_nothing(rig: Rig, replica: RedisServer)
     assert report.status is Status.OK, report.sentence()
     assert account(rig.client()) == survivors(before)
 
-    # While it serves, a restore means the backup; the person may keep the data by name.
-    assert choice(rig)[0] is None
-    kept, _, report = choice(rig, wanted="files")
+    assert choice(rig, wanted="files")[0], "a person may have its files proven and restored"
+
+
+def test_a_master_that_serves_all_of_its_data_is_kept(rig: Rig, replica: RedisServer) -> None:
+    """Not one from which a command deleted most keys, nor one that restarted without its data, though clients have
+    written as many keys since."""
+    fill({0: rig.client()})
+    backup_redis.fn(NAME)
+    kept, found, report = choice(rig)
     assert kept
-    assert "redis_source=files keeps them" in choice(rig)[2].facts["redis source"]
+    assert (kept.kind, kept.where, kept.run_id) == ("live", f"127.0.0.1:{rig.port}", rig.run_id())
+    assert kept is found.serving
+    assert "kept as it serves" in report.facts["redis source"]
+    assert report.facts["Redis writes lost"].startswith("nothing")
+    assert find_change.work(rig.environment.redis, kept) == ""
+    assert choice(rig, latest=False)[0] is None, "a named backup is a point in time"
+    damaged, _, report = choice(rig, damaged=True)
+    assert damaged is None
+    assert "is damaged" in report.facts["redis source"]
+
+    rig.services.stop("redis")
+    rig.services.start("redis")
+    rig.wait()
+    again, _, _ = choice(rig)
+    assert again
+    assert again.kind == "live", "it loaded its data at its start"
+    assert "restarted during this run" in find_change.work(rig.environment.redis, kept)
+
+    keys = int(rig.client().dbsize())
+    rig.services.stop("redis")
+    shutil.rmtree(rig.data)
+    rig.account.directory(rig.data, 0o700)
+    rig.services.start("redis")
+    rig.wait()
+    settles(lambda: replica.client().dbsize() == 0, "the replica of an empty master")
+    assert choice(rig)[0] is None, "it is empty"
+    rig.client().mset({f"new:{number}": 1 for number in range(keys)})
+    chosen, _, report = choice(rig)
+    assert chosen is None
+    assert "has restarted since the backup, and has 0 of " in finding(report, "Redis serves incomplete data").value
+    assert "redis_source=live keeps them" in report.facts["redis source"]
+    named, _, _ = choice(rig, wanted="live")
+    assert named
+
+
+@pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHALL, then as many new keys", "DEL"])
+def test_a_serving_master_after_a_deletion_is_not_kept(rig: Rig, command: str) -> None:
+    fill({0: rig.client()})
+    backup_redis.fn(NAME)
+    keys = [key for number, key in enumerate(rig.client().keys()) if number % 5]
+    rig.client().delete(*keys) if command == "DEL" else rig.client().flushall()
+    new = len(keys) * 2 if "new keys" in command else 1
+    rig.client().mset({f"since:{number}": 1 for number in range(new)})
+    chosen, _, report = choice(rig)
+    assert chosen is None
+    if new > 1:
+        told = finding(report, "Redis serves incomplete data").value
+        assert told.startswith("FLUSHALL or FLUSHDB ran 1 times since its start, and has 0 of ")
+        return
+    assert "should still exist" in report.facts["redis source"]
+    assert "redis_source=live" in finding(report, f"Redis data was deleted: files in {rig.data}").hint
 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "DEL"])
