@@ -24,8 +24,8 @@ def niceness(pid: int) -> tuple[int, int]:
 def test_only_its_own_sessions_yield_and_only_while_it_runs(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     postgres = trial.environment.postgres
     with (
-        trial.server.connect(trial.database) as others,
         exported_snapshot(postgres) as (exporter, _, _),
+        trial.server.connect(trial.database) as others,
         postgres.connect(trial.database) as dumping,
     ):
         mine = [exporter.info.backend_pid, dumping.info.backend_pid]

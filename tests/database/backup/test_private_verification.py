@@ -75,4 +75,3 @@ def test_where_this_host_cannot_it_is_restored_on_the_live_server(trial: Trial, 
     assert trial.databases().count(trial.database) == 1
     assert not [name for name in trial.databases() if name.endswith("__verify")]
     assert left(trial) == []
-    assert not [*trial.store.rglob("*.unpacked")]
