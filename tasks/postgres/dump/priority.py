@@ -56,15 +56,17 @@ def lowered(postgres: Postgres, exporter: Connection, read_bytes: int) -> Iterat
     if read_bytes < LEAST_BYTES or not is_here(postgres.host):
         yield
         return
-    ended, pids = threading.Event(), set[int]()
+    ended, before = threading.Event(), dict[int, tuple[int, int]]()
 
     def watch() -> None:
         pause = POLL_SECONDS  # pg_dump's sessions start within the first seconds
         with suppress(OpsError, psycopg.Error), postgres.connect() as connection:
             while not ended.wait(pause):
                 for (pid,) in execute(connection, _SESSIONS, postgres.database, exporter.info.backend_pid):
-                    if pid not in pids and _is_server(pid, data) and _set(pid, NICE):
-                        pids.add(pid)
+                    if pid not in before and _is_server(pid, data):
+                        with suppress(OSError):
+                            before[pid] = _read(pid)
+                            _set(pid, *(max(value, NICE) for value in before[pid]))
                 pause = min(1.5 * pause, MOST_POLL_SECONDS)
 
     with ThreadPoolExecutor(1) as pool:
@@ -73,9 +75,10 @@ def lowered(postgres: Postgres, exporter: Connection, read_bytes: int) -> Iterat
             yield
         finally:
             ended.set()
-    for pid in pids:
+    for pid, values in before.items():
         if _is_server(pid, data):
-            _set(pid, 0)
+            with suppress(OSError):
+                _set(pid, *values)
 
 
 def _is_server(pid: int, data: Path) -> bool:
@@ -85,11 +88,17 @@ def _is_server(pid: int, data: Path) -> bool:
     return False
 
 
-def _set(pid: int, nice: int) -> bool:
-    """Set the priority of a process and of its autogroup; False: this process may not."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, nice)
-        with suppress(OSError):  # a kernel without autogroups
-            Path(f"/proc/{pid}/autogroup").write_text(str(nice))
-        return True
-    return False
+def _read(pid: int) -> tuple[int, int]:
+    """The nice values of a process and of its autogroup (`/autogroup-25 nice 0`); 0 where the kernel has none."""
+    group = _autogroup(pid)
+    return os.getpriority(os.PRIO_PROCESS, pid), int(group.read_text().split()[-1]) if group.exists() else 0
+
+
+def _set(pid: int, nice: int, of_group: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    if (group := _autogroup(pid)).exists():
+        group.write_text(str(of_group))
+
+
+def _autogroup(pid: int) -> Path:
+    return Path(f"/proc/{pid}/autogroup")
