@@ -6,6 +6,7 @@ import base64
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from lab.lifecycle import existing
 from lab.state.base import PYTHON
 from runbook import shell
 from runbook.wait import until
+from tasks.postgres.dump.compression import compressing
+from tasks.postgres.dump.dump import NICE
 
 SCRIPT = Path(__file__).parent / "disaster_recovery.sh"
 DATE = "20261125"
@@ -73,14 +76,19 @@ class Peers:
             self.place.sql(f"DROP DATABASE {other} WITH (FORCE)")
 
     def dump_alone(self, jobs: int, compression: str) -> float:
-        """Our own pg_dump without its manifest; returns its seconds."""
+        """Our own dump without its manifest, compressed as ours is; returns its seconds."""
         target = self.directory / "alone"
         shutil.rmtree(target, ignore_errors=True)
         argv = [
             *("pg_dump", "--format=directory", f"--jobs={jobs}", f"--compress={compression}", "--no-sync"),
             *("--lock-wait-timeout=60s", "--large-objects", f"--file={target}", DATABASE),
         ]
-        return self.run(argv)
+        if compression != "0":
+            return self.run(argv)
+        started = time.monotonic()
+        with compressing(target, jobs, NICE):
+            self.run(argv)
+        return time.monotonic() - started
 
     def save_redis(self) -> None:
         """§2.3: BGSAVE, then the file is copied."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from blocks.environment import Environment, Stores
-from blocks.postgres.server import Postgres
 from blocks.services.service import DockerServices
 from flows.database import expectations, restore_steps
 from flows.store import mark_failed, mark_verified
@@ -17,7 +19,8 @@ from runbook.report import Report
 from runbook.units import duration
 from tasks.backups.catalogue import PREFIX, Backup
 from tasks.backups.manifest import Kind
-from tasks.cluster.verification_server import verification_server
+from tasks.cluster.verification_server import NewCluster, new_cluster, verification_server
+from tasks.postgres.dump.compression import readable
 from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.restore.staged_copy import (
@@ -46,16 +49,58 @@ def verify_database(
         RunbookFailed: it is damaged, or differs from its manifest.
     """
     chosen = restore_steps.choose_backup(report, env, wanted, source, kind)
-    server = read_server(env.postgres)
-    restore_steps.judge_server(report, env, chosen, server)
-    restore_steps.judge_login(report, env, server)
-    dump = restore_steps.without_accepted(report, env, dump_in(chosen), accept)
-    report.fail_if_critical()
-    verify(report, env, chosen, dump, jobs)
+    drop_scratch(env.postgres)  # of a killed run
+    with _prepared(env, chosen, jobs) as private:
+        server = read_server(env.postgres)
+        restore_steps.judge_server(report, env, chosen, server)
+        restore_steps.judge_login(report, env, server)
+        dump = restore_steps.without_accepted(report, env, dump_in(chosen), accept)
+        report.fail_if_critical()
+        verify(report, env, chosen, dump, jobs, private)
     return chosen
 
 
-def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, jobs: int) -> None:
+@dataclass(frozen=True)
+class PrivateServer:
+    """A verification's own server, made in the background while the live one is judged.
+
+    `unpacked`: the dump as pg_restore reads it; None: a text.
+    """
+
+    cluster: NewCluster
+    unpacked: Future[Path] | None
+
+    def filled_from(self, dump: DumpSource) -> DumpSource:
+        """The dump with its unpacked form, which is waited for."""
+        return replace(dump, unpacked=self.unpacked.result()) if self.unpacked else dump
+
+
+@contextlib.contextmanager
+def _prepared(env: Environment, backup: Backup, jobs: int) -> Iterator[PrivateServer | str]:
+    """Begin to make a private server and to unpack the dump; or the reason why this host cannot run a server."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        try:
+            cluster = stack.enter_context(_private_cluster(env, backup))
+        except OpsError as error:
+            begun: PrivateServer | str = error.message
+        else:
+            dump, unpacked = dump_in(backup), None
+            if dump.form != "plain":
+                form = readable(env.postgres, dump.path, dump.unpacking, jobs)
+                unpacked = pool.submit(stack.enter_context, form)
+            begun = PrivateServer(cluster, unpacked)
+        yield begun
+
+
+def _private_cluster(env: Environment, backup: Backup) -> contextlib.AbstractContextManager[NewCluster]:
+    if env.has("services") and isinstance(env.services, DockerServices):
+        raise OpsError("the live server runs in a container, whose locales and extensions this host may lack")
+    return new_cluster(env.postgres, backup, content_in(backup))
+
+
+def verify(
+    report: Report, env: Environment, backup: Backup, dump: DumpSource, jobs: int, private: PrivateServer | str
+) -> None:
     """Restore it into a scratch database, compare, run the expectations, mark it verified.
 
     Data that breaks a rule is CRITICAL, but the backup then counts as neither verified nor failed: it is a true copy.
@@ -65,7 +110,7 @@ def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, j
         RunbookFailed: the restored data differs from the manifest.
     """
     try:
-        with _restored(report, env, backup, dump, jobs) as (place, scratch):
+        with _restored(report, env, backup, dump, jobs, private) as (place, scratch):
             analyzing = analyze.after(scratch).submit(place.postgres, scratch.database, jobs)
             # The expectations apply to the application's rows: partial backups and Prefect's database have none.
             whole = content_in(backup).part == "full" and backup.manifest.kind == "postgres"
@@ -77,8 +122,8 @@ def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, j
             restore_steps.judge_statistics(report, analyzing.result())
             expectations.report_results(report, checking, "on the scratch database")
             restore_steps.try_application_login(report, place, scratch, after=proven)
-            expectations.render(report, env)
-            report.fail_if_critical()
+        expectations.render(report, env)  # while the private server's files are deleted
+        report.fail_if_critical()
     except (VerificationFailed, RunbookFailed) as error:  # other errors do not prove that the backup is bad
         mark_failed(report, backup, str(error))
         raise
@@ -88,45 +133,40 @@ def verify(report: Report, env: Environment, backup: Backup, dump: DumpSource, j
 
 @contextlib.contextmanager
 def _restored(
-    report: Report, env: Environment, backup: Backup, dump: DumpSource, jobs: int
+    report: Report, env: Environment, backup: Backup, dump: DumpSource, jobs: int, private: PrivateServer | str
 ) -> Iterator[tuple[Environment, Copy]]:
     """The scratch database, and the environment with the server that has it: a private one on this host, or the live
     one where this host cannot run one or the backup does not restore there. Only the live server's refusal counts."""
-    drop_scratch(env.postgres)  # of a killed run
     with contextlib.ExitStack() as stack:
-        why, place = "", env
-        try:
-            place = env.derived(
-                {"postgres": stack.enter_context(_private(env, backup, jobs))},
-                without=("standby",),
-                reports=env.reports_directory,
-            )
-        except OpsError as error:
-            why = error.message
-        else:
+        why, place = private if isinstance(private, str) else "", env
+        if isinstance(private, PrivateServer):
             try:
-                scratch = _fill(place, backup, dump, jobs)
-            except VerificationFailed as error:
+                server = verification_server(private.cluster, env.postgres, backup, content_in(backup), jobs)
+                place = env.derived(
+                    {"postgres": stack.enter_context(server)}, without=("standby",), reports=env.reports_directory
+                )
+            except OpsError as error:
                 why = error.message
-                stack.close()
+            else:
+                try:
+                    scratch = _fill(place, backup, dump, jobs, private)
+                except VerificationFailed as error:
+                    why = error.message
+                    stack.close()
         report.fact(PLACE, f"the live server, not a private one: {why}" if why else PRIVATE)
         if why:
             restore_steps.judge_space(report, env, content_in(backup).bytes, backup=backup)
             report.fail_if_critical()
             stack.callback(drop_scratch, env.postgres)
-            place, scratch = env, _fill(env, backup, dump, jobs)
+            place, scratch = env, _fill(env, backup, dump, jobs, private)
         yield place, scratch
 
 
-def _private(env: Environment, backup: Backup, jobs: int) -> contextlib.AbstractContextManager[Postgres]:
-    if env.has("services") and isinstance(env.services, DockerServices):
-        raise OpsError("the live server runs in a container, whose locales and extensions this host may lack")
-    return verification_server(env.postgres, backup, content_in(backup), jobs)
-
-
-def _fill(env: Environment, backup: Backup, dump: DumpSource, jobs: int) -> Copy:
+def _fill(env: Environment, backup: Backup, dump: DumpSource, jobs: int, private: PrivateServer | str) -> Copy:
     properties = content_in(backup).properties
     empty = create_scratch(env.postgres, properties)
+    if isinstance(private, PrivateServer):
+        dump = private.filled_from(dump)
     return fill_scratch(env.postgres, dump, properties, empty, jobs)
 
 

@@ -11,12 +11,15 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.files import durable
 from runbook.guard.process import is_abandoned, this_process
+from runbook.kinds import Pending
 from runbook.units import size
 from runbook.wait import until
 from tasks.backups.catalogue import Backup
@@ -61,25 +64,53 @@ _AS_LIVE = ("max_connections", "max_locks_per_transaction", "max_prepared_transa
 _WORK_WITHOUT_PRELOAD = {"pg_stat_statements"}
 
 
+@dataclass(frozen=True)
+class NewCluster:
+    """A cluster that `initdb` makes in the background, and its server's settings."""
+
+    instance: PrivateInstance
+    settings: dict[str, str]
+    made: Pending[bool]
+    cleaner: ThreadPoolExecutor
+
+
 @contextlib.contextmanager
-def verification_server(live: Postgres, backup: Backup, content: DatabaseContent, jobs: int) -> Iterator[Postgres]:
-    """Run a private server on which the backup can be restored, and yield how to connect to it. What a killed run left
-    is deleted first.
+def new_cluster(live: Postgres, backup: Backup, content: DatabaseContent) -> Iterator[NewCluster]:
+    """Begin to make a cluster on which the backup can be restored; its files are deleted after the block. What a killed
+    run left is deleted first.
 
     Raises:
-        OpsError: this host cannot run one, or it differs from the live server in something that the backup needs.
+        OpsError: this host cannot run a server.
     """
     unpacked = sum(unpacking_of(live, backup).values())
     root = _root(live, backup.store.spool, int(content.bytes * SPACE_RATIO) + unpacked)
     settings = _settings_like(live, content)
     instance = prepare_instance.work(live, root)
-    try:
-        make_cluster(instance)
-        with _running(instance, settings) as private:
-            _require_fit(live, private, backup, content, jobs)
-            yield private
-    finally:
-        put_away(instance)
+    made = make_cluster.submit(instance)
+    with ThreadPoolExecutor(1) as cleaner:
+        try:
+            yield NewCluster(instance, settings, made, cleaner)
+        finally:
+            with contextlib.suppress(OpsError):
+                made.result()  # initdb would write into a deleted directory
+            cleaner.submit(put_away, instance).result()
+
+
+@contextlib.contextmanager
+def verification_server(
+    cluster: NewCluster, live: Postgres, backup: Backup, content: DatabaseContent, jobs: int
+) -> Iterator[Postgres]:
+    """Run the private server of a new cluster, with the backup's roles, and yield how to connect to it. After the block
+    its files are deleted in the background.
+
+    Raises:
+        OpsError: it cannot be made or started, or differs from the live server in something that the backup needs.
+    """
+    cluster.made.result()
+    with _running(cluster.instance, cluster.settings) as private:
+        _require_fit(live, private, backup, content, jobs)
+        yield private
+    cluster.cleaner.submit(put_away, cluster.instance)
 
 
 def _root(live: Postgres, spool: Path, needed_bytes: int) -> Path:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from tasks.postgres.dump.dumped_sequences import column_maxima, dumped_sequences
 from tasks.postgres.dump.generated import DIRECTORY, find_uncomputable, write_rows
 from tasks.postgres.dump.plain import COMPRESSED, PLAIN, read_plain
 from tasks.postgres.dump.printed import decoded
+from tasks.postgres.dump.priority import limit_workers, lowered
 from tasks.postgres.dump.progress import DumpProgress, Weights, weights_of
 from tasks.postgres.dump.snapshot import exported_snapshot, too_many_tables
 from tasks.postgres.server.server import program_version
@@ -131,6 +132,7 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, what: What, *, bu
         exported_snapshot(postgres) as (exporter, snapshot, taken),
         ThreadPoolExecutor(1) as pool,
         refusals(exporter, LOCK_SECONDS),
+        ExitStack() as stack,
     ):
         failpoint("dump: snapshot exported")
         encoding = exporter.info.parameter_status("server_encoding")  # a database can set another for its clients
@@ -139,7 +141,10 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, what: What, *, bu
             *_in_snapshot(snapshot),
             f"--encoding={encoding}",
         ]
-        done = DumpProgress(postgres, target, _weights(exporter, what))
+        weights = _weights(exporter, what)
+        done = DumpProgress(postgres, target, weights)
+        limit_workers(exporter, jobs)
+        stack.enter_context(lowered(postgres, exporter, sum(weights.tables.values())))
         behind = 0 if built_in or what.file != DUMP else jobs
         dumping = pool.submit(_pg_dump, postgres, target, options, done, behind)
         started = time.monotonic()

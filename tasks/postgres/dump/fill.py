@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,7 @@ class DumpSource:
     whose CHECK constraints are not checked. `relations`: number of its tables and sequences, if known. `stored`:
     generated columns whose tables are filled from the backup's own files. `accepted`: objects that an operator leaves
     out. `unpacking`: where the dump is unpacked for programs that cannot read its compression; None: nowhere.
+    `unpacked`: that form, or the dump itself, if it is ready.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class DumpSource:
     stored: tuple[Uncomputable, ...] = ()
     accepted: tuple[str, ...] = ()
     unpacking: Path | None = None
+    unpacked: Path | None = None
 
     @property
     def hint(self) -> str:
@@ -103,7 +106,8 @@ def fill(postgres: Postgres, source: DumpSource, database: str, oid: int, jobs: 
     with progress(restored):
         if source.form == "plain":
             return run_plain(postgres, source.path, database, settings, source.hint, source.relations, source.accepted)
-        with readable(postgres, source.path, source.unpacking, jobs) as dump:
+        form = readable(postgres, source.path, source.unpacking, jobs)
+        with nullcontext(source.unpacked) if source.unpacked else form as dump:
             return _pg_restore(postgres, source, dump, database, jobs, settings)
 
 
