@@ -154,7 +154,7 @@ def deploy(name: str, *, paused: bool = False) -> str:
     described = chosen(content, environment, kinds_of(environment), paused=paused, kept=kept)
     words = {"OPS_ENVIRONMENT": name, "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT))}
     runbooks, pull = entries.filled(described["deployments"], words), entries.filled(described["pull"], words)
-    finding = list(start_page.symptom_entries(runbooks, name))
+    finding = list(start_page.symptom_entries(runbooks, name, WAITS))
     before = start_page.read_symptom_deployments(name)
     entries.publish([*runbooks, *finding], pull, {**there, **before})
     wanted = {called(entry, name) for entry in content["deployments"] if has_to_run(entry, environment)}

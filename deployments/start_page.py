@@ -27,8 +27,11 @@ PAGE = 200
 _NEITHER = ("schedules", "schedule_needs", "paused")
 
 
-def symptom_entries(deployed: Sequence[Mapping[str, Any]], environment: str) -> Iterator[dict[str, Any]]:
-    """An entry for start-here and for each symptom whose first runbook is among the entries `deployed`."""
+def symptom_entries(
+    deployed: Sequence[Mapping[str, Any]], environment: str, no_tag: str = ""
+) -> Iterator[dict[str, Any]]:
+    """An entry for start-here and for each symptom whose first runbook is among the entries `deployed`: without its
+    schedules, and without the tag `no_tag`."""
     own = {flow_in(entry): entry for entry in deployed if entry["name"] == environment}
     named = [(symptoms.start_name_in(environment), Next(START))]
     named += [(one.name_in(environment), one.first) for one in symptoms.read_symptoms()]
@@ -36,7 +39,8 @@ def symptom_entries(deployed: Sequence[Mapping[str, Any]], environment: str) -> 
         if entry := own.get(first.flow):
             kept = {key: value for key, value in entry.items() if key not in _NEITHER}
             given = {**entry["parameters"], **first.parameters}
-            yield {**kept, "name": name, "parameters": given, "tags": [TAG, *entry["tags"]]}
+            tags = [TAG, *(tag for tag in entry["tags"] if tag != no_tag)]
+            yield {**kept, "name": name, "parameters": given, "tags": tags}
 
 
 def flow_in(entry: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from flows.recovery.objectives import board_page
 from flows.troubleshooting import symptoms
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard import holder
+from runbook.guard.holder import LockHolder
 from runbook.next import Next
 from runbook.page.form import Forms, form_address, read_forms
 from runbook.page.markdown import code, escaped, link
@@ -49,12 +51,14 @@ def start_here(environment: str) -> Report:
             activity = read_activity(env.name, clock.now() - timedelta(days=DAYS), MOST, _own_run())
         except OpsError as error:
             _tell_without_prefect(report, env, error)
-            report.outcome = f"{recoverable}; Prefect does not answer"
+            held = _tell_holder(report, holder.in_file(env.name, env.reports_directory), " on this host")
+            report.outcome = f"{recoverable}; Prefect does not answer; {held}"
             return report
         _tell_failed(report, activity)
-        _tell_unfinished(report, activity)
-        held = f"the lock is held by {activity.holder.runbook}" if activity.holder else "the lock is free"
-        report.outcome = f"{recoverable}; {len(activity.unfinished)} runs go on; {held}"
+        lines = [_line(one) for one in activity.unfinished]
+        report.attach(Evidence("Running or waiting now · 実行中・待機中", text="\n".join(lines) or "nothing"))
+        held = _tell_holder(report, holder.in_file(env.name, env.reports_directory) or activity.holder)
+        report.outcome = f"{recoverable}; {len(lines)} runs go on; {held}"
     return report
 
 
@@ -120,12 +124,13 @@ def _tell_failed(report: Report, activity: Activity) -> None:
     report.warn(name, f"read the newest: {where}", value=f"{many}, the newest is {newest.name}", expected="none")
 
 
-def _tell_unfinished(report: Report, activity: Activity) -> None:
-    lines = [_line(one) for one in activity.unfinished]
-    report.attach(Evidence("Running or waiting now · 実行中・待機中", text="\n".join(lines) or "nothing"))
-    holder = activity.holder
-    held = f"{holder.runbook}, process {holder.pid} on {holder.host}, since {holder.since}" if holder else "nobody"
-    report.fact("lock held by", held)
+def _tell_holder(report: Report, found: LockHolder | None, where: str = "") -> str:
+    """Who holds the environment's lock, in a few words. `where`: what else was not asked."""
+    if found is None:
+        report.fact("lock held by", f"nobody{where}")
+        return f"the lock is free{where}"
+    report.fact("lock held by", f"{found.runbook}, process {found.pid} on {found.host}, since {found.since}")
+    return f"the lock is held by {found.runbook}"
 
 
 def _line(one: RecentRun, report: str = "") -> str:
@@ -137,7 +142,7 @@ def _line(one: RecentRun, report: str = "") -> str:
 
 
 def _tell_without_prefect(report: Report, env: Environment, error: OpsError) -> None:
-    """The reports on disk name what failed; who holds the lock is not known."""
+    """The reports on disk name what failed."""
     report.warn("Prefect", "check the Prefect server; runbooks also start from the command line", value=error.message)
     since = clock.now() - timedelta(days=DAYS)
     bad = (one for one in filed(env.reports_directory, env.name, since=since) if one.status == Status.CRITICAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
@@ -122,4 +122,5 @@ def _recent(run: FlowRun, report: str = "") -> RecentRun:
     state = run.state
     name, message = (state.name or state.type.value, state.message or "") if state else ("unknown", "")
     told = " ".join(message.split()).removeprefix(OF_PREFECT).removeprefix(f"{RunbookFailed.__name__}: ")
-    return RecentRun(str(run.id), run.name, run.start_time, name, told, report)
+    started = datetime.fromtimestamp(run.start_time.timestamp(), UTC) if run.start_time else None
+    return RecentRun(str(run.id), run.name, started, name, told, report)
