@@ -47,7 +47,7 @@ def offer_backups(environment: str, stored: Mapping[Kind, Sequence[Backup]]) -> 
     if FlowRunContext.get() is None:
         return
     try:
-        with asked_briefly(), get_client(sync_client=True) as client:
+        with asked_briefly(retries=2), get_client(sync_client=True) as client:
             for one in _forms(client, environment):
                 if (kind := _kind(one)) in stored:
                     _describe(client, one, MARK + offered(stored[kind]))
@@ -67,9 +67,11 @@ def _state(one: Backup) -> str:
 
 
 def _forms(client: SyncPrefectClient, environment: str) -> list[DeploymentResponse]:
+    """But for those that only a schedule launches."""
     named = FlowFilter(name=FlowFilterName(any_=list(FORMS)))
     found = client.read_deployments(flow_filter=named, limit=MOST_DEPLOYMENTS)
-    return [one for one in found if one.parameters.get("environment") == environment]
+    own = [one for one in found if one.parameters.get("environment") == environment]
+    return [one for one in own if one.name == environment or not one.schedules]
 
 
 def _kind(one: DeploymentResponse) -> Kind:
