@@ -120,8 +120,9 @@ def _tell_failed(report: Report, activity: Activity) -> None:
         return
     newest, count = activity.failed[0], len(activity.failed)
     many = f"{count} or more" if count == MOST else str(count)
-    where = newest.report_address or newest.page_address or newest.id
-    report.warn(name, f"read the newest: {where}", value=f"{many}, the newest is {newest.name}", expected="none")
+    where = newest.report_address or newest.page_address
+    hint = f"read {link('its report', where)}" if where else f"read the report of run {newest.id}"
+    report.warn(name, hint, value=f"{many}, the newest is {newest.name}", expected="none")
 
 
 def _tell_holder(report: Report, found: LockHolder | None, where: str = "") -> str:

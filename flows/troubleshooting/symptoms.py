@@ -15,7 +15,7 @@ NAME_OF_START = "0 Start here ここから始める"
 
 
 @dataclass(frozen=True)
-class Symptom:
+class SymptomRow:
     """What somebody sees, in both languages. The first runbook's form opens for it; the others help next."""
 
     group: int
@@ -40,7 +40,7 @@ class SymptomGroup:
     number: int
     en: str
     ja: str
-    symptoms: tuple[Symptom, ...]
+    symptoms: tuple[SymptomRow, ...]
 
 
 def start_name_in(environment: str) -> str:
@@ -62,16 +62,16 @@ def read_groups(path: Path = TABLE) -> list[SymptomGroup]:
     ]
 
 
-def read_symptoms(path: Path = TABLE) -> list[Symptom]:
+def read_symptoms(path: Path = TABLE) -> list[SymptomRow]:
     """All symptoms, in the table's order."""
     return [symptom for group in read_groups(path) for symptom in group.symptoms]
 
 
-def _symptom(group: int, given: Mapping[str, object]) -> Symptom:
+def _symptom(group: int, given: Mapping[str, object]) -> SymptomRow:
     runbooks = given["runbooks"]
     assert isinstance(runbooks, list)
     following = tuple(Next(one["flow"], parameters=one.get("parameters", {})) for one in runbooks)
-    return Symptom(group, str(given["en"]), str(given["ja"]), following)
+    return SymptomRow(group, str(given["en"]), str(given["ja"]), following)
 
 
 def table(link: Callable[[Next], str]) -> str:

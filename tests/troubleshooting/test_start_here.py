@@ -167,7 +167,9 @@ def test_the_deployments_and_the_report_lead_to_the_forms(env: Path) -> None:
     assert [one.flow for one in judged["redis recoverable now"].follow] == ["full-restore", "check-recovery-objectives"]
     assert judged["database recoverable now"].status is Status.OK
     assert "the newest is search-audit-log start-trial" in judged["failed runs of the last 7 days"].value
-    assert re.search(rf"{UI}/artifacts/artifact/\S+", judged["failed runs of the last 7 days"].hint)
+    assert re.search(
+        rf"read \[its report\]\({UI}/artifacts/artifact/\S+\)", judged["failed runs of the last 7 days"].hint
+    )
     assert re.search(rf"\({UI}/runs/flow-run/\S+\) \(\[report\]\({UI}/artifacts", text_of(report, "Last failed runs"))
     assert "RunbookFailed" not in text_of(report, "Last failed runs")
     assert "start-here" not in text_of(report, "Running"), "not itself"
