@@ -1,8 +1,8 @@
 """Pictures of a report, as SVG by matplotlib: bars, shares of a whole, values over time.
 
 Only the first picture imports matplotlib: no recovery pays for it. Texts stay texts, in the browser's own fonts, so
-that Japanese is legible. Each picture is on a white card, in the light and in the dark theme of the Prefect UI. The same
-values give the same bytes.
+that Japanese is legible. Each picture is on a white card, in the light and in the dark theme of the Prefect UI. The
+same values give the same bytes.
 """
 
 from __future__ import annotations
