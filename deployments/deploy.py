@@ -25,7 +25,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from blocks.config import toml
 from blocks.environment import Environment
-from deployments import automations, entries
+from deployments import automations, entries, start_page
 from deployments.maintenance import NAME
 from deployments.register import describe_expectations, register
 from deployments.runbooks import has_schedule, has_to_run, shown
@@ -38,6 +38,7 @@ KIND_OF_DOCKER, KIND_OF_PROCESS = "docker", "process"
 UTC, PAGE = "UTC", 200
 REQUIRED = ("postgres", "redis", "prefect_server")
 """One of them: Prefect itself is looked after as an environment too. Every other part of an environment is optional."""
+START_HERE = "flows.troubleshooting.start_here.start_here"
 WAITS = "deployed-paused"
 """A tag of what was deployed with --paused: the next deployment without it resumes that."""
 
@@ -152,13 +153,20 @@ def deploy(name: str, *, paused: bool = False) -> str:
     kept = [one for one, found in there.items() if found.paused and WAITS not in found.tags]
     described = chosen(content, environment, kinds_of(environment), paused=paused, kept=kept)
     words = {"OPS_ENVIRONMENT": name, "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT))}
-    entries.publish(entries.filled(described["deployments"], words), entries.filled(described["pull"], words), there)
+    runbooks, pull = entries.filled(described["deployments"], words), entries.filled(described["pull"], words)
+    finding = list(start_page.symptom_entries(runbooks, name, WAITS))
+    before = start_page.read_symptom_deployments(name)
+    entries.publish([*runbooks, *finding], pull, {**there, **before})
     wanted = {called(entry, name) for entry in content["deployments"] if has_to_run(entry, environment)}
     gone = [found for one, found in there.items() if one not in wanted]
+    named = {f"{start_page.flow_in(entry)}/{entry['name']}" for entry in finding}
+    left = [found for one, found in before.items() if one not in named]
     with get_client(sync_client=True) as client:
-        for found in gone:
+        for found in (*gone, *left):
             with contextlib.suppress(ObjectNotFound):
                 client.delete_deployment(found.id)
+    now = {**deployed(content["deployments"], name), **start_page.read_symptom_deployments(name)}
+    start_page.describe_start(now, name, shown(START_HERE))
     pools = ", ".join(f"{chapter} → {pool}" for chapter, pool in environment.pools.items())
     scheduled = sum(bool(entry.get("schedules")) for entry in described["deployments"])
     return (

@@ -18,6 +18,7 @@ from tasks.backups.manifest import Kind
 from tasks.backups.publishing import clean_unfinished, find_unfinished, send_waiting, set_aside, sweep_spool
 from tasks.backups.retention import read_stores
 from tasks.cluster.content import cluster_in
+from tasks.prefect.offered_backups import offer_backups
 from tasks.stores.directory import BAD
 from tasks.stores.store import RESOURCE, Store, has_place, store_of
 
@@ -214,7 +215,8 @@ def note(report: Report, env: Environment, text: str) -> None:
 
 
 def show_backups(report: Report, env: Environment) -> None:
-    """List every backup in both sets of stores, newest first: in the report, and as a table artifact.
+    """List every backup in both sets of stores, newest first: in the report, as a table artifact, and in the forms that
+    name one.
 
     A store that cannot be listed is a WARN.
     """
@@ -225,12 +227,14 @@ def show_backups(report: Report, env: Environment) -> None:
         (which, resource) for which in sets for resource in resources if has_place(env, kinds[resource][0], which)
     ]
     stores = [(_listed(env, kinds[resource][0], which), kinds[resource]) for which, resource in places]
-    rows = list[tuple[Backup, str]]()
+    rows, offered = list[tuple[Backup, str]](), dict[Kind, list[Backup]]()
     for (which, resource), stored in zip(places, read_stores(stores, env.name), strict=True):
         if isinstance(stored, OpsError):
             report.warn(f"{which} of {resource} could not be listed", stored.hint, value=stored.message)
             continue
         rows += [(backup, which) for backup in (*stored.backups, *stored.kept)]
+        if which == "backups":
+            offered |= {kind: [one for one in stored.backups if one.manifest.kind == kind] for kind in kinds[resource]}
         for name in stored.unreadable:
             hint = "inspect it; no restore is offered it, and no run deletes it"
             report.warn(f"{name} in {which}", hint, value="manifest unreadable")
@@ -253,6 +257,7 @@ def show_backups(report: Report, env: Environment) -> None:
     more = f" (the artifact {artifact} lists all)" if len(listed) > MOST_SHOWN else ""
     report.table(f"All backups, newest first{more}", columns, listed, most=MOST_SHOWN)
     show_table(artifact, f"すべてのバックアップ ({env.title or env.name})", columns, listed)
+    offer_backups(env.name, offered)
 
 
 def _kind_of(backup: Backup, env: Environment) -> str:

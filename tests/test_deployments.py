@@ -29,6 +29,7 @@ from prefect.schedules import Schedule
 from prefect.utilities.callables import parameter_schema
 
 import flows
+from flows.troubleshooting.symptoms import read_symptoms
 from runbook.report import Report
 
 ROOT = Path(__file__).parents[1]
@@ -369,6 +370,15 @@ def test_every_runbook_that_a_finding_names_as_the_next_one_exists_and_takes_tho
     wrong = [(path, name, given) for path, name, given in named if name not in known or given - known[name]]
     assert named
     assert wrong == []
+
+
+def test_every_runbook_of_a_symptom_exists_and_takes_the_values_of_its_form() -> None:
+    known = {found.flow.name: found for found in FLOWS}
+    for one in (runbook for symptom in read_symptoms() for runbook in symptom.runbooks):
+        flow = known[one.flow].flow
+        assert "confirm" not in one.parameters, "a link confirms nothing"
+        required = dict.fromkeys(parameter_schema(flow.fn).required, "…")
+        assert flow.validate_parameters({**required, "environment": "lab", **one.parameters})
 
 
 def test_that_check_sees_a_name_and_a_parameter() -> None:

@@ -56,7 +56,8 @@ def check_rate_limits(
     Args:
         environment: 対象の環境
         hours: ログの対象時間数
-        until: 対象期間の終わり。空なら現在
+        until: 対象期間の終わり
+            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら現在
         storm: 1分間にこの回数以上の429を、同じユーザーまたはプロバイダーの再試行の嵐とみなす
     """
     env = Environment.find(environment)

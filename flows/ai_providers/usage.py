@@ -40,7 +40,7 @@ def report_token_usage(environment: str, month: str = "") -> Report:
 
     Args:
         environment: 対象の環境
-        month: 対象の月 (例 2026-02)。空なら今月
+        month: 対象の月 (例 2026-02、環境の時間帯)。空なら今月
     """
     env = Environment.find(environment)
     with runbook("Report token usage", env) as report:

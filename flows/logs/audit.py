@@ -10,14 +10,14 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.findings import report_files_read, report_undated
+from flows.logs.findings import report_files_read, report_searched, report_undated
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.figures import logins
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
-from tasks.logs.reading.source import LogSource, reading
+from tasks.logs.reading.source import LogChoice, LogSource, reading
 
 SHOWN = 100
 FIELDS = logins.FIELDS[1:]
@@ -56,8 +56,9 @@ def search_audit_log(
         resource: リソース。空ならすべて
         result: 結果
         address: IPアドレス。空ならすべて
-        since: この時刻以降 (ゾーンなしは環境の時間帯)。空なら最初から
-        until: この時刻より前。空なら現在まで
+        since: この時刻以降
+            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら最初から
+        until: この時刻より前 (例 2026-02-15 04:00。ゾーンなしは環境の時間帯)。空なら現在まで
         failures: この回数以上の失敗を総当たりとみなす
         minutes: 失敗を数える時間の幅 (分)
         first: 証拠ファイルに残す最大の行数
@@ -77,8 +78,10 @@ def search_audit_log(
                 picked=wanted.choice(COLUMNS),
                 logins=usual.choice(logins.COLUMNS),
                 undated=(wanted if wanted.times else usual).undated(),
+                times=LogChoice({"time": "time"}),
             )
             count = _tell_history(report, env, source, first)
+            report_searched(report, asked, (begin, end), count, source)
             report_files_read(report, source, bad)
             report_undated(report, source)
             judge_logins(report, env, source, begin or datetime.min.replace(tzinfo=UTC), failures, minutes)

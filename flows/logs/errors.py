@@ -45,7 +45,8 @@ def summarise_errors(
     Args:
         environment: 対象の環境
         hours: 対象の時間数。直前の同じ長さの期間と比較する
-        until: 対象期間の終わり。空なら現在
+        until: 対象期間の終わり
+            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら現在
         warnings: WARNING も数える
     """
     env = Environment.find(environment)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Literal
 
 from blocks.environment import Environment
+from runbook import clock
 from runbook.masking import masked
 from runbook.report import Report
 from runbook.units import size
@@ -44,6 +47,30 @@ def report_files_read(report: Report, source: LogSource, bad: int, of: str = "")
     )
     samples = [(one.file, one.line, masked(one.text)) for one in find_bad_lines(source.files)]
     report.table(f"{of}Lines that are not JSON objects (the first ones)", ("file", "line", "text"), samples)
+
+
+def report_searched(
+    report: Report,
+    asked: Mapping[str, str],
+    times: tuple[datetime | None, datetime | None],
+    found: int,
+    whole: LogSource | None = None,
+) -> None:
+    """What was searched for and in which time. `times`: since and until, None where the form left them empty. `whole`:
+    its table `times` has the time of every line. Nothing found proves something about that only."""
+    since, until = (clock.text(at) if at else "" for at in times)
+    report.fact("searched for", ", ".join(f"{name}={value}" for name, value in asked.items() if value) or "every line")
+    report.fact("time asked for", f"{since or 'the first line'} to {until or 'now'}")
+    if whole:
+        count, first, last = whole.rows("SELECT count(*), min(time), max(time) FROM times")[0]
+        span = " to ".join(clock.text(at.replace(tzinfo=UTC)) for at in (first, last) if at)
+        report.fact("lines read", f"{count:,}" + (f", from {span}" if span else ""))
+    if not found:
+        report.fact(
+            "nothing matched",
+            "no proof that nothing happened: only these files, this time and these conditions were searched. Search "
+            "again with fewer conditions, and check how the log spells them",
+        )
 
 
 def report_undated(report: Report, source: LogSource, of: str = "") -> None:

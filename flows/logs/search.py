@@ -9,7 +9,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.findings import Log, path_of, report_files_read, report_undated
+from flows.logs.findings import Log, path_of, report_files_read, report_searched, report_undated
 from runbook.flow import flow
 from runbook.masking import masked
 from runbook.report import Report
@@ -65,8 +65,9 @@ def search_logs(
         text: メッセージに含まれる文字列 (大文字小文字を区別しない)。空なら問わない
         regex: 行全体に対する正規表現 (RE2)。空なら問わない
         fields: 任意のフィールドの条件。例 status>=500, model=gpt-4o, path~^/items/。空なら問わない
-        since: この時刻以降 (例 2026-02-15 03:00。ゾーンなしは環境の時間帯)。空なら最初から
-        until: この時刻より前。空なら現在まで
+        since: この時刻以降
+            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら最初から
+        until: この時刻より前 (例 2026-02-15 04:00。ゾーンなしは環境の時間帯)。空なら現在まで
         first: 証拠ファイルに残す最大の行数
     """
     env = Environment.find(environment)
@@ -79,6 +80,9 @@ def search_logs(
         with reading(find_logs(Path(path_of(env, log))), env.zone, since=begin, names=env.logs.fields) as source:
             bad = source.pick_each(picked=wanted.choice(COLUMNS), undated=wanted.undated())
             count = _tell_counts(report, env, source)
+            asked = {"level": ", ".join(level), "module": ", ".join(module), "user": ", ".join(user), "text": text}
+            asked |= {"regex": regex, "fields": ", ".join(fields)}
+            report_searched(report, asked, (begin, end), count)
             _keep(report, env, source, first)
             report_files_read(report, source, bad)
             if wanted.times:  # otherwise the search has found them

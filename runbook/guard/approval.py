@@ -21,11 +21,11 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, FlowRunInput
 from prefect.context import FlowRunContext
-from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 
 from runbook import clock
 from runbook.errors import NotConfirmed, OpsError
+from runbook.guard import suspended
 from runbook.guard.approval_form import approval_form, describe_request
 from runbook.guard.brief import answered
 from runbook.guard.codes import CodeRefused, approver_of, claim, refuse_launcher
@@ -239,7 +239,7 @@ def gate(report: Report, target: Target, runbook: str, within: Report | None) ->
 def suspend(pending: ApprovalPending) -> None:
     """The run leaves here; Prefect fails it when its time is over."""
     try:
-        suspend_flow_run(wait_for_input=pending.form, key=pending.key, timeout=pending.seconds)
+        suspended.suspend(pending.form, pending.key, pending.seconds)
     except RuntimeError as error:
         raise OpsError(f"this run cannot wait for its approval: {error}", "launch its deployment again") from None
 

@@ -8,6 +8,7 @@ import os
 import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Literal
 
 from prefect.context import FlowRunContext
@@ -80,6 +81,21 @@ def read(file: IO[str]) -> LockHolder | None:
     """Who wrote himself into a lock's file."""
     file.seek(0)
     return parse_holder(file.read())
+
+
+def in_file(environment: str, directory: Path) -> LockHolder | None:
+    """Who holds an environment's file lock, as its file says; None: nobody, or a process that has died. It takes
+    nothing."""
+    try:
+        found = parse_holder(lock_file(environment, directory).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if found is None or found.is_dead() else found
+
+
+def lock_file(environment: str, directory: Path) -> Path:
+    """An environment's file lock, in its report folder."""
+    return directory / f".lock-{environment}"
 
 
 def write(file: IO[str], holder: LockHolder) -> None:

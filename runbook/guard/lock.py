@@ -33,7 +33,7 @@ from runbook.errors import Locked, Unreachable
 from runbook.guard import lease as leases
 from runbook.guard.brief import asked_briefly
 from runbook.guard.guards import Excluding
-from runbook.guard.holder import LockHolder, Rank, read, remember, remembered, this_run, write
+from runbook.guard.holder import LockHolder, Rank, lock_file, read, remember, remembered, this_run, write
 from runbook.log import logger
 from runbook.wait import until
 
@@ -171,7 +171,7 @@ def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me
 @contextlib.contextmanager
 def _file_lock(environment: str, directory: Path, me: LockHolder) -> Iterator[IO[str]]:
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f".lock-{environment}"
+    path = lock_file(environment, directory)
     with _opened(path) as file:
         while not taken(file):
             holder = read(file)

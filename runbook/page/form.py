@@ -29,8 +29,12 @@ def dumps(value: object) -> str:
 def form_address(deployment: object, parameters: Mapping[str, object]) -> str:
     """Of a deployment's form; "" where nobody knows the address of the UI."""
     ui = PREFECT_UI_URL.value()
-    query = urllib.parse.urlencode({"parameters": dumps(parameters)})
-    return f"{ui}/deployments/deployment/{deployment}/run?{query}" if ui else ""
+    return f"{ui}/deployments/deployment/{form_path(deployment, parameters)}" if ui else ""
+
+
+def form_path(deployment: object, parameters: Mapping[str, object]) -> str:
+    """The same, relative to the page of any deployment."""
+    return f"{deployment}/run?{urllib.parse.urlencode({'parameters': dumps(parameters)})}"
 
 
 @dataclass(frozen=True)

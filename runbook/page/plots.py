@@ -1,8 +1,8 @@
 """Pictures of a report, as SVG by matplotlib: bars, shares of a whole, values over time.
 
 Only the first picture imports matplotlib: no recovery pays for it. Texts stay texts, in the browser's own fonts, so
-that Japanese is legible. The background is transparent, and the colours suit the light and the dark theme of the
-Prefect UI. The same values give the same bytes.
+that Japanese is legible. Each picture is on a white card, in the light and in the dark theme of the Prefect UI. The
+same values give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.settings import PREFECT_HOME
 
-from runbook.page.timeline import INK
+from runbook.page.timeline import CARD, INK
 from runbook.units import size
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ def _svg(figure: Figure) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(_FONT, "").replace('pt" ', '" ', 2)
-    return _UNTURNED.sub("", text).replace("<svg ", '<svg font-family="sans-serif" font-size="12" ', 1)
+    text = _UNTURNED.sub("", text).replace("<svg ", '<svg font-family="sans-serif" font-size="12" ', 1)
+    opened = text.index(">") + 1
+    return text[:opened] + CARD + text[opened:]
 
 
 def _column(texts: Sequence[str]) -> float:

@@ -12,8 +12,9 @@ from html import escape
 
 from runbook.report import Report, Status, StepTime
 
-INK, GRID = "#7e7e7e", "#7e7e7e55"
-"""Texts and lines: a contrast of 4 on the white and on the dark cards of the Prefect UI."""
+INK, GRID, CARD = "#57606a", "#57606a55", '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
+"""Texts, lines, and a white card under both: the UI's pages are light (#eaeaeb) or dark (#26272b), and no grey has a
+contrast of 4.5, which small text needs, on both."""
 COLOUR = {Status.OK: "#2f9e62", Status.WARN: "#d9a400", Status.CRITICAL: "#d6336c", Status.PLANNED: "#5c7cfa"}
 ROW, LEFT, RIGHT, WIDTH = 22, 250, 70, 900
 MOST_STEPS = 200
@@ -37,7 +38,7 @@ def spans(steps: Sequence[StepTime], origin: datetime) -> str:
     bars = "".join(_bar(index, step, origin, scale) for index, step in enumerate(steps))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        f'font-family="sans-serif" font-size="12" fill="{INK}">{ticks}{bars}</svg>'
+        f'font-family="sans-serif" font-size="12" fill="{INK}">{CARD}{ticks}{bars}</svg>'
     )
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
@@ -20,11 +17,12 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
 
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError
 from runbook.kinds import action, probe
+from tasks.prefect.client import prefect_client
 
 PAGE = 200
 ESCALATE = "escalate"
@@ -57,7 +55,7 @@ def find_waiting(environment: str, flow: str) -> list[WaitingRun]:
         Unreachable: Prefect does not answer.
     """
     found = list[FlowRun]()
-    with _client() as client:
+    with prefect_client() as client:
         while page := client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
             flow_run_filter=FlowRunFilter(
@@ -101,7 +99,7 @@ def read_inputs(run: str, prefix: str) -> list[Input]:
     except ValueError:
         raise OpsError(f"“{run[:40]}” is no id of a run", "copy it from the run's page") from None
     wanted = {"prefix": prefix, "limit": PAGE}  # without a limit Prefect gives one
-    with _client() as client:
+    with prefect_client() as client:
         found = client.request("POST", "/flow_runs/{id}/input/filter", path_params=path, json=wanted).json()
     inputs = [Input(one["key"], json.loads(one["value"]), datetime.fromisoformat(one["created"])) for one in found]
     return sorted(inputs, key=lambda one: one.at)
@@ -119,7 +117,7 @@ def launch_escalation(
         OpsError: escalate is not deployed for the environment.
     """
     given = {"environment": environment, "severity": severity, "what": what, "owner": owner, "run": run, "key": key}
-    with _client() as client:
+    with prefect_client() as client:
         try:
             deployment = client.read_deployment_by_name(f"{ESCALATE}/{environment}")
         except ObjectNotFound:
@@ -129,14 +127,3 @@ def launch_escalation(
             ) from None
         launched = client.create_flow_run_from_deployment(deployment.id, parameters=given, idempotency_key=once)
     return str(launched.id)
-
-
-@contextmanager
-def _client() -> Iterator[SyncPrefectClient]:
-    """Prefect, whose silence is an answer."""
-    try:
-        with get_client(sync_client=True) as client:
-            yield client
-    except (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError) as error:
-        what = f"the Prefect API does not answer as it should ({type(error).__name__})"
-        raise Unreachable(what, "check the server and PREFECT_API_URL") from None

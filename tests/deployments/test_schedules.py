@@ -17,7 +17,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 
 from blocks.environment import Environment
-from deployments import deploy
+from deployments import deploy, start_page
 from runbook.errors import OpsError
 
 NAME = "schedules-trial"
@@ -134,10 +134,16 @@ def test_what_is_deployed_and_scheduled_follows_the_toml(file: Path) -> None:
     assert zones() == {DAILY: {"America/New_York"}, COPIES: {"America/New_York"}, HOURLY: {"UTC"}, BY_HAND: {None}}
     with get_client(sync_client=True) as client:
         client.pause_deployment(deployed()[DAILY].id)
+        old = {"name": f"9 No longer a symptom ({NAME})", "tags": [start_page.TAG], "work_pool_name": NAME}
+        entrypoint, given = "flows.redis.cache.clear_cache", {"environment": NAME}
+        flow_id = deployed()[BY_HAND].flow_id
+        client.create_deployment(flow_id=flow_id, entrypoint=entrypoint, parameters=given, **old)
+    assert set(start_page.read_symptom_deployments(NAME)) == {f"clear-cache/{old['name']}"}
     described(REDIS)
     assert "deleted 1 of parts that it has no more" in deploy.deploy(NAME)
     assert scheduled() == {DAILY, HOURLY, BY_HAND}, "what somebody added by hand stays"
     assert paused() == {DAILY}, "what somebody paused stays paused"
+    assert start_page.read_symptom_deployments(NAME) == {}, "what is not in the table any more is deleted"
 
 
 def test_prefect_s_own_command_deploys_as_well(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

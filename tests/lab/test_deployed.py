@@ -43,6 +43,12 @@ def flow_of(name: str) -> Flow[..., object] | None:
     return load_flow_from_entrypoint(wanted[0]) if wanted else None
 
 
+def help_of(lab: Lab, flow: str, parameter: str) -> str:
+    """What a deployed form says beside a field."""
+    found = httpx.get(f"{lab.status()['prefect_api']}/deployments/name/{flow}/{lab.name}", timeout=120).json()
+    return str(found["parameter_openapi_schema"]["properties"][parameter]["description"])
+
+
 def test_up_again_changes_nothing(deployed: Lab) -> None:
     before = pids(deployed)
     done = command("up", "--name", deployed.name)
@@ -83,6 +89,14 @@ def test_every_form_is_filled_in_with_what_its_flow_takes(deployed: Lab) -> None
         assert runbook
         assert "confirm" not in parameters, "a link confirms nothing"
         assert runbook.validate_parameters(parameters)["environment"] == environment
+    backups = Environment.find(deployed.name).backups
+    stores = {"restore-database": backups.postgres, "restore-redis": backups.redis, "restore-files": backups.files}
+    for flow, store in stores.items():
+        (help_text,) = re.findall(r"\(newest first\): (.*)", help_of(deployed, flow, "backup"))
+        listed = re.findall(r"(\w+) \(20\d\d-\S+ \S+ [+-]\d\d:\d\d, [\d.]+ [kMG]?B, (?:not )?verified\)", help_text)
+        assert listed
+        assert all((Path(store) / name).is_dir() for name in listed)
+        assert len(listed) <= 5
     region = [
         option
         for option in options(report)

@@ -46,7 +46,16 @@ def test_a_users_history_over_rotated_files(logs: Path) -> None:
     assert report.facts["found"] == "13 events"
     assert [row[:2] for row in rows(report, "By action")] == [("login", "success"), ("create_session", "success")]
     assert search_audit_log.fn(NAME, resource="s 5").facts["found"] == "1 events"
-    assert search_audit_log.fn(NAME, action="login", result="failure").facts["found"] == "0 events"
+    assert report.facts["searched for"] == "user_id=u1"
+    assert report.facts["lines read"] == "14, from 2026-02-03 21:00:00 +09:00 to 2026-02-15 21:00:00 +09:00"
+    assert report.facts["time asked for"] == "the first line to now"
+    assert "nothing matched" not in report.facts
+    nothing = search_audit_log.fn(NAME, action="login", result="failure", since="2026-02-15 03:00")
+    assert nothing.facts["found"] == "0 events"
+    assert nothing.facts["searched for"] == "action=login, result=failure"
+    assert nothing.facts["time asked for"] == "2026-02-15 03:00:00 +09:00 to now"
+    assert nothing.facts["lines read"].startswith("14, from "), "of every file, not of that time only"
+    assert nothing.facts["nothing matched"].startswith("no proof that nothing happened")
     assert search_audit_log.fn(NAME, since="2026-02-15").facts["found"] == "1 events"
     assert search_audit_log.fn(NAME).status is Status.OK
 

@@ -182,9 +182,9 @@ def answers(reader: Reader) -> bool:
 
 
 def descriptions(reader: Reader) -> dict[str, str]:
-    """What the reader's server shows of each deployment, by entrypoint."""
+    """What the reader's server shows of each deployment, by entrypoint; start-here shows its table besides."""
     found: list[dict[str, str]] = []
     with httpx.Client(base_url=f"http://127.0.0.1:{reader.ports['prefect']}/api", trust_env=False) as client:
         while page := client.post("/deployments/filter", json={"limit": 200, "offset": len(found)}).json():
             found += page
-    return {one["entrypoint"]: one["description"] for one in found}
+    return {one["entrypoint"]: one["description"] for one in found if not one["entrypoint"].endswith(".start_here")}

@@ -24,6 +24,9 @@ from runbook.report import Evidence, Report, Status
 from runbook.wait import until
 from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 from tests.redis.servers import PASSWORD, RedisServer
+from tests.runbook.processes import prefect_server
+
+__all__ = ["prefect_server"]
 
 NAME = "sick"
 SUPERVISOR_PASSWORD = "super-4714"

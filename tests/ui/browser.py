@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
-from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
+from playwright.sync_api import Locator, Page, Response, TimeoutError, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 # As root, without a GPU, and without asking the world for anything of Chromium's own.
@@ -57,7 +57,7 @@ class Operator:
 
     def tagged(self, *tags: str) -> Locator:
         """The environment's deployments that have all of these tags; other environments' are listed beside them."""
-        self.open(f"/deployments?tags={quote(json.dumps(tags, ensure_ascii=False))}")
+        self.open(f"/deployments?limit=100&tags={quote(json.dumps(tags, ensure_ascii=False))}")
         own = self.page.get_by_role("link", name=self.environment, exact=True)
         rows = self.page.locator("tbody tr").filter(has=own)
         expect(rows.first).to_be_visible()
@@ -91,7 +91,10 @@ class Operator:
         """Launches what the form says; the run's page is open then. Its id."""
         run = taken(self.page, self.page.get_by_role("button", name="Submit"), "create_flow_run").json()
         message = self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
-        message.filter(has_text=run["name"]).get_by_role("link", name="View run").click()
+        try:
+            message.filter(has_text=run["name"]).get_by_role("link", name="View run").click(timeout=LIVE_MILLISECONDS)
+        except TimeoutError:  # the message disappears after some seconds: on a busy machine, before it is reached
+            self.open(f"/runs/flow-run/{run['id']}")
         self.page.wait_for_url(re.compile(run["id"]))
         return str(run["id"])
 

@@ -11,6 +11,7 @@ from prefect.utilities.callables import parameter_schema
 from tests.test_deployments import EACH_FLOW, JAPANESE, Found
 
 REQUIRED = {"acknowledge-incident": {"by": "佐藤"}}
+TIMES = {"since", "until", "due", "drill_date", "target", "month"}
 TYPES = {"string", "integer", "number", "boolean", "array"}
 
 
@@ -61,6 +62,14 @@ def test_an_empty_field_says_what_it_means(found: Found) -> None:
     for name, one in properties(found).items():
         if one["type"] in ("string", "array") and not one.get("default", True):
             assert re.search("空|必須", one["description"]), f"{name}: what happens where it is left empty?"
+
+
+@EACH_FLOW
+def test_a_time_has_an_example_and_a_zone(found: Found) -> None:
+    for name, one in properties(found).items():
+        if name in TIMES or ("enum" not in one and re.search(r"日時 ?\(", one["description"])):
+            assert re.search(r"例 2\d{3}-\d{2}", one["description"]), name
+            assert "時間帯" in one["description"], name
 
 
 @EACH_FLOW

@@ -37,6 +37,7 @@ from runbook.guard.brief import asked_briefly
 from runbook.log import logger
 from runbook.units import duration
 from tasks.backups.retention import StoredBackup
+from tasks.prefect.offered_backups import offer_backups
 from tasks.recovery_points import standing
 from tasks.recovery_points.backups import KINDS
 from tasks.recovery_points.point import Danger, Means, Point, Resource, best_of
@@ -61,6 +62,8 @@ def rebuild(env: Environment, reach: RecoveryPoints) -> None:
         found = standing_of(env, reach)
         standing.save(env.reports_directory, found)
         publish(env, found)
+        own = {KINDS[resource]: one for (which, resource), one in reach.stored.items() if which == "backups"}
+        offer_backups(env.name, {kind: one.backups for kind, one in own.items() if isinstance(one, StoredBackup)})
     except Exception as error:  # a page must not fail a recovery
         logger().warning("the recovery board was not rebuilt: %s: %s", type(error).__name__, error)
 

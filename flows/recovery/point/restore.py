@@ -80,7 +80,8 @@ def restore_to_point(
     Args:
         environment: 対象の環境
         by: target の種類。time 日時、before_transaction トランザクション直前、transaction 直後、lsn LSN、latest 最新
-        target: 復旧する時点 (latest 以外では必須)。日時 (ゾーンなしは環境の時間帯)、トランザクション番号、または LSN
+        target: 復旧する時点 (latest 以外では必須)。日時 (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。
+            ゾーンなしは環境の時間帯)、トランザクション番号、または LSN
         mode: swap クラスタ全体を入れ替え、tables 指定テーブルの行だけを戻す
         tables: mode が tables のときは必須。テーブル名 (スキーマ.テーブル)
         backup: auto、またはベースバックアップ名 (base_YYYYMMDD_HHMMSS)

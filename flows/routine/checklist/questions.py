@@ -12,7 +12,6 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from prefect.context import FlowRunContext
-from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.input.run_input import keyset_from_base_key
 from pydantic import ValidationError
@@ -23,6 +22,7 @@ from flows.routine.checklist.forms import ChecklistAnswer
 from flows.routine.checklist.history import Past, hint_for
 from flows.routine.checklist.texts import Checklist, Phase
 from runbook.errors import OpsError
+from runbook.guard.suspended import suspend
 from tasks.prefect.suspended_runs import read_inputs
 
 LAUNCH = "launch the deployment run-checklist in the Prefect UI: only there can people answer"
@@ -101,11 +101,9 @@ def _phase(asking: Asking, phase: Phase, before: list[ChecklistAnswer]) -> list[
 
 def _suspended(model: type[RunInput], key: str) -> RunInput:
     try:
-        sent = suspend_flow_run(wait_for_input=model, key=key, timeout=None)
+        return suspend(model, key, None)
     except RuntimeError as error:
         raise OpsError(f"this run cannot wait for people: {error}", LAUNCH) from None
-    assert isinstance(sent, RunInput)
-    return sent
 
 
 def _answered_at(key: str) -> datetime:

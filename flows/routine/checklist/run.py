@@ -36,8 +36,9 @@ def run_checklist(
         environment: 対象の環境
         checklist: drill_preparation 事前準備、drill_day 訓練当日、drill_follow_up 訓練後、
             security_audit セキュリティ監査、architecture_review アーキテクチャレビュー、cost_review コストレビュー
-        due: 回答の期限 (例 2026-03-31)。空なら訓練日から、それもなければ起動日から数える
-        drill_date: 訓練日 (例 2026-03-31)。準備の期限は7日前、訓練後の期限は7日後になる。空なら due に従う
+        due: 回答の期限 (例 2026-03-31、環境の時間帯)。空なら訓練日から、それもなければ起動日から数える
+        drill_date: 訓練日
+            (例 2026-03-31、環境の時間帯)。準備の期限は7日前、訓練後の期限は7日後になる。空なら due に従う
         taken_over: 途中で失敗した run の id。その回答をフォームに入れておく。空なら白紙から
     """
     env = Environment.find(environment)

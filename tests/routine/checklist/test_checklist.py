@@ -66,6 +66,12 @@ def findings(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {one["name"]: one for one in report["findings"]}
 
 
+def how_to_resume(place: Waiting, run: str) -> int:
+    """In how many lines of its log the run says it."""
+    found = place.runs.call("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
+    return sum("Resume を選び" in one["message"] and "choose Resume" in one["message"] for one in found)
+
+
 def today() -> date:
     return datetime.now(ZoneInfo("Asia/Tokyo")).date()
 
@@ -84,6 +90,8 @@ def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incompl
     due = day(-4, begun)  # a week before the drill
     run = place.launch("run-checklist", checklist="drill_preparation", drill_date=day(3, begun))
     schema = place.asks(run, "preparation-1")
+    lines = until(lambda: how_to_resume(place, run), what="how to resume, in the run's log", seconds=120)
+    assert lines == 1
     place.kill_worker()
     assert place.run(run)["state"]["name"] == "Suspended"
     started = place.run(run)["start_time"]

@@ -1,0 +1,94 @@
+"""Symptom → runbook: the table of start-here, and the deployments that Prefect's search finds by a symptom."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.next import Next
+from runbook.page.markdown import escaped
+
+TABLE = Path(__file__).with_suffix(".toml")
+NAME_OF_START = "0 Start here ここから始める"
+
+
+@dataclass(frozen=True)
+class SymptomRow:
+    """What somebody sees, in both languages. The first runbook's form opens for it; the others help next."""
+
+    group: int
+    en: str
+    ja: str
+    runbooks: tuple[Next, ...]
+
+    @property
+    def first(self) -> Next:
+        """The runbook to launch."""
+        return self.runbooks[0]
+
+    def name_in(self, environment: str) -> str:
+        """The name of its deployment: groups follow one another in the UI's list, which sorts by name."""
+        return f"{self.group} {self.en} {self.ja} ({environment})"
+
+
+@dataclass(frozen=True)
+class SymptomGroup:
+    """What belongs together."""
+
+    number: int
+    en: str
+    ja: str
+    symptoms: tuple[SymptomRow, ...]
+
+
+def start_name_in(environment: str) -> str:
+    """The name by which start-here is first in the UI's list."""
+    return f"{NAME_OF_START} ({environment})"
+
+
+def read_groups(path: Path = TABLE) -> list[SymptomGroup]:
+    """The table of a file, in its order."""
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    return [
+        SymptomGroup(
+            group["number"],
+            group["en"],
+            group["ja"],
+            tuple(_symptom(group["number"], one) for one in group["symptom"]),
+        )
+        for group in content["group"]
+    ]
+
+
+def read_symptoms(path: Path = TABLE) -> list[SymptomRow]:
+    """All symptoms, in the table's order."""
+    return [symptom for group in read_groups(path) for symptom in group.symptoms]
+
+
+def _symptom(group: int, given: Mapping[str, object]) -> SymptomRow:
+    runbooks = given["runbooks"]
+    assert isinstance(runbooks, list)
+    following = tuple(Next(one["flow"], parameters=one.get("parameters", {})) for one in runbooks)
+    return SymptomRow(group, str(given["en"]), str(given["ja"]), following)
+
+
+def table(link: Callable[[Next], str]) -> str:
+    """The table as Markdown. `link` makes the link to a runbook's form; "" where the environment does not have it: a
+    symptom that is left without a runbook is left out."""
+    return "\n\n".join(part for group in read_groups() if (part := _part(group, link)))
+
+
+def _part(group: SymptomGroup, link: Callable[[Next], str]) -> str:
+    rows = list(_rows(group, link))
+    head = [f"### {escaped(group.en)} · {escaped(group.ja)}", "", "| symptom · 症状 | open · 開く |", "|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
+
+
+def _rows(group: SymptomGroup, link: Callable[[Next], str]) -> Iterator[str]:
+    for one in group.symptoms:
+        first, *more = [link(each) for each in one.runbooks]
+        if first:
+            then = ", ".join(filter(None, more))
+            yield f"| {escaped(one.en)}<br>{escaped(one.ja)} | **{first}**{f'<br>then {then}' if then else ''} |"

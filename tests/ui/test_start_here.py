@@ -1,0 +1,119 @@
+"""Three in the morning: each symptom leads to its runbook's form, filled in, within three clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from playwright.sync_api import Locator, TimeoutError, expect
+from prefect.client.orchestration import get_client
+
+from deployments import deploy, entries, start_page
+from lab.client import Lab
+from tests.ui.browser import Operator, given
+
+pytestmark = pytest.mark.system
+
+WIDTHS, PICTURE = (1440, 390), 720
+MOST_CLICKS, REDRAWN_MILLISECONDS = 20, 3000
+# What is typed into the search box → the runbook whose form has to open, and what that fills in besides the environment.
+SYMPTOMS: dict[str, tuple[str, dict[str, object]]] = {
+    "database is slow": ("diagnose-database", {}),
+    "redis is full": ("check-redis-memory", {}),
+    "昨日": ("restore-to-point", {"by": "time"}),
+    "証明書": ("check-certificates", {}),
+    "as admin": ("search-audit-log", {"user": "admin", "action": "login"}),
+    "すべて消えた": ("full-restore", {}),
+}
+
+
+@pytest.fixture
+def certificates(place: Lab) -> Iterator[None]:
+    """The lab has no certificates: their check is deployed as it is where there are some, with the page that links it."""
+    content = yaml.safe_load((deploy.ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    own = [one for one in content if one["entrypoint"].endswith(".check_certificates")]
+    plain = [{**one, "schedules": [], "description": "", "version": "1"} for one in own]
+    filled = entries.filled(plain, {"OPS_ENVIRONMENT": place.name})
+    entries.publish([*filled, *start_page.symptom_entries(filled, place.name)], [], {})
+    there = deploy.deployed(content, place.name) | start_page.read_symptom_deployments(place.name)
+    start_page.describe_start(there, place.name, "ここから始める")
+    yield
+    with get_client(sync_client=True) as client:
+        for name, one in there.items():
+            if name.startswith("check-certificates/"):
+                client.delete_deployment(one.id)
+
+
+def test_six_symptoms_lead_to_their_forms(place: Lab, certificates: None, somebody: Operator) -> None:
+    """From the dashboard: the list, the row's menu, its form; what is typed in between is no click. From start-here's
+    page: one."""
+    page = somebody.page
+    somebody.open("/dashboard")
+    for words, (flow, filled) in SYMPTOMS.items():  # the menu at the left is the same on each page
+        page.get_by_role("link", name="Deployments", exact=True).first.click()
+        page.get_by_placeholder("Search deployments").fill(words)
+        row = page.locator("tbody tr").filter(has_text=f"({place.name})")
+        expect(row).to_have_count(1)
+        expect(row).to_contain_text(flow)
+        open_row_form(row)
+        check_form(somebody, place, filled)
+
+    somebody.open("/deployments?flowOrDeploymentName=start-here")
+    own = page.locator("tbody tr").filter(has_text=f"({place.name})")
+    own.get_by_role("link").first.click()
+    page.get_by_role("tab", name="Description").click()
+    described, start = page.get_by_role("tabpanel", name="Description"), page.url
+    expect(described.get_by_role("heading").first).to_be_visible()
+    fits(somebody, described)
+    somebody.picture("start-here", height=PICTURE)
+    for flow, filled in SYMPTOMS.values():
+        first = described.locator("strong").get_by_role("link", name=flow, exact=True).first
+        address = first.get_attribute("href") or ""
+        assert given(address) == {"environment": place.name, **filled}
+    first.click()
+    check_form(somebody, place, filled)
+
+    somebody.open(start)
+    somebody.custom_run()
+    somebody.submit()
+    somebody.state("Completed", "Warning", "Planned")
+    report = somebody.report("start-here")
+    expect(report.get_by_role("heading", level=1)).to_contain_text(f"Start here · {place.name}")
+    expect(report).to_contain_text("lock held by")
+    fits(somebody, report)
+
+
+def open_row_form(row: Locator) -> None:
+    """By the menu at the row's end, opened again where the list was drawn anew under it."""
+    item = row.page.get_by_role("menuitem", name="Custom Run")
+    for _ in range(MOST_CLICKS):
+        row.get_by_role("button", name="Open menu").click()
+        try:
+            item.click(timeout=REDRAWN_MILLISECONDS)
+        except TimeoutError:
+            continue
+        return
+    raise AssertionError("the row's menu does not stay open")
+
+
+def check_form(somebody: Operator, place: Lab, filled: dict[str, object]) -> None:
+    """The form that is open has these values; nobody has confirmed anything."""
+    form = somebody.form()
+    expect(form.text("environment")).to_have_value(place.name)
+    values = given(somebody.page.url)
+    assert values.items() >= filled.items()
+    assert "confirm" not in values
+
+
+def fits(somebody: Operator, shown: Locator) -> None:
+    """No part of it is wider than the window, which a person would have to scroll to the right for."""
+    for width in WIDTHS:
+        somebody.page.set_viewport_size({"width": width, "height": 900})
+        inside = shown.evaluate(
+            """(root, width) => [root, ...root.querySelectorAll("*")]
+                .filter((one) => one.getBoundingClientRect().right > width + 1 && !one.closest("svg, details:not([open])"))
+                .map((one) => `${one.tagName} ${one.textContent.slice(0, 60)}`)""",
+            width,
+        )
+        assert inside == [], f"wider than {width}"
