@@ -270,13 +270,14 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
         ("object", "expected", "found", "equal"),
         [(what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven],
     )
+    rows = f"{compared_rows(expected, copy):,} of {expected.rows:,} rows"
     report.require(
         "copy equal to the backup",
         not comparison.differences,
         f"check the differences in {copy.database}, then {catalogue.instead_of(backup)}"
         if comparison.differences
         else "",
-        value="; ".join(comparison.differences[:4]) or f"{compared_rows(expected, copy):,} of {expected.rows:,} rows, every definition",
+        value="; ".join(comparison.differences[:4]) or f"{rows}, every definition",
         expected="every row and definition",
     )
     _report_deviations(report, expected, comparison, copy)

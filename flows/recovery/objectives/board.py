@@ -97,7 +97,8 @@ def publish(env: Environment, own: RecoveryStanding) -> None:
     if FlowRunContext.get():
         try:
             markdown = board_page.markdown(list(known.values()), now)
-            create_markdown_artifact(markdown=markdown, key=artifact_key(ARTIFACT), description="復旧ボード: 全環境の復旧可否")
+            key = artifact_key(ARTIFACT)
+            create_markdown_artifact(markdown=markdown, key=key, description="復旧ボード: 全環境の復旧可否")
         except Exception as error:  # the page is on disk
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 

@@ -70,9 +70,7 @@ def findings(report: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
         ("tidy", "CRITICAL", "irreversible steps done: swap in, tidy", "nothing"),
     ],
 )
-def test_a_cancelled_run_says_how_far_it_came(
-    system: System, after: str, status: str, changed: str, left: str
-) -> None:
+def test_a_cancelled_run_says_how_far_it_came(system: System, after: str, status: str, changed: str, left: str) -> None:
     with pytest.raises(TerminationSignal):
         carry_out(system, TerminationSignal(signal.SIGTERM), after)
     content = newest(system.reports_directory)
@@ -113,7 +111,9 @@ def test_a_run_that_lives_or_cannot_be_judged_is_not_called_dead(system: System)
         report.permit(DROP)
         assert list(journal.find_dead(system.reports_directory, system.name)) == []
         elsewhere = system.reports_directory / journal.NAME.format(system.name, "0" * 12)
-        elsewhere.write_text('["run", "Restore", "[\\"0123456789abcdef-1-1-0123456789abcdef\\", \\"\\", \\"2026-1\\"]"]\n')
+        elsewhere.write_text(
+            '["run", "Restore", "[\\"0123456789abcdef-1-1-0123456789abcdef\\", \\"\\", \\"2026-1\\"]"]\n'
+        )
         assert list(journal.find_dead(system.reports_directory, system.name)) == [], "on another host"
         elsewhere.write_text('["run", "Resto')
         assert list(journal.find_dead(system.reports_directory, system.name)) == [], "torn"
