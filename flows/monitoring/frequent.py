@@ -1,8 +1,8 @@
 """The checks of every few minutes, taken by the watcher ([monitoring] watcher = true).
 
 In Prefect they have hourly schedules then (deployments/deploy.py). A pass starts a run there only if something changed:
-the status or the findings of check-recovery-objectives, or a backup that became due. Escalations go on and a pool without
-a worker is escalated in this process, so that neither needs a worker.
+the status or the findings of check-recovery-objectives, or a backup that became due. Overdue escalations, and a pool
+without a worker, are handled in this process: neither needs a worker.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GRACE = timedelta(minutes=1)
 
 
 class FrequentChecks:
-    """Passes in a thread of their own: a slow store must not delay the next round of metrics. `answers`: whether Prefect
+    """Passes in a separate thread: a slow store must not delay the next round of metrics. `answers`: whether Prefect
     does; `say` prints a line to the service's log."""
 
     def __init__(self, answers: Callable[[], bool], say: Callable[[str], None]) -> None:

@@ -77,8 +77,7 @@ def _judge_watcher(report: Report, env: Environment) -> None:
     report.prefer(
         "the watcher",
         last is not None and abs(datetime.now(UTC) - last) <= WATCHED,
-        "on its host: systemctl status interview-ops-watcher. Until it runs, this check and backups that become due are "
-        "hourly",
+        "on its host: systemctl start interview-ops-watcher. Until it runs, this check and due backups are only hourly",
         value=f"last round at {clock.text(last)}" if last else "no round in this report folder",
         expected=f"a round within {duration(WATCHED.total_seconds())}",
     )
