@@ -16,11 +16,12 @@ from runbook.drivers import exit_code
 from runbook.files.journal import find_dead
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.alerts.follow_up import schedule_next
 from tasks.alerts.incident import Incident
 
 
-@flow(name="escalate", flow_run_name="escalate {environment}")
+@flow(name="escalate", flow_run_name=RunName("escalate {environment} {key}"))
 def escalate(
     environment: str,
     severity: Literal["severe", "normal"] = "normal",

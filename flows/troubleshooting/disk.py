@@ -27,10 +27,11 @@ from runbook.guard.alone import OPTION, RISK
 from runbook.page.render import markdown
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 
 
-@flow(name="free-disk-emergency", flow_run_name="free-disk-emergency {environment}")
+@flow(name="free-disk-emergency", flow_run_name=RunName("free-disk-emergency {environment}"))
 def free_disk_emergency(
     environment: str,
     log_days: Annotated[int, Field(ge=1, le=3650)] = 7,

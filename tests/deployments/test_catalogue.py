@@ -88,10 +88,9 @@ def runs_a_day(environment: Environment) -> dict[str, float]:
     """How many runs each entry's schedules start on a day, over four weeks that begin on a Monday."""
     entries = chosen(CONTENT, environment, {environment.name: "process"})["deployments"]
     begin, days = datetime(2026, 11, 2), 28
-    found = {}
+    ends, found = begin + timedelta(days=days), dict[str, float]()
     for entry in entries:
         moments = [croniter(one["cron"], begin) for one in entry.get("schedules") or []]
-        ends = begin + timedelta(days=days)
         number = sum(1 for one in moments for _ in takewhile(lambda at: at < ends, one.all_next(datetime)))
         found[called(entry, environment.name)] = number / days
     return found

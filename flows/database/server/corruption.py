@@ -16,6 +16,7 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.postgres.upkeep.amcheck import (
     EXTENSION,
@@ -34,7 +35,7 @@ from tasks.postgres.upkeep.corruption import Checksums, Collations, read_checksu
 Where = Literal["auto", "primary", "standby"]
 
 
-@flow(name="check-corruption", flow_run_name="check-corruption {environment} {where} {database}")
+@flow(name="check-corruption", flow_run_name=RunName("check-corruption {environment} {where} {database}"))
 def check_corruption(
     environment: str,
     where: Where = "auto",

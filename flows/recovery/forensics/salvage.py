@@ -23,6 +23,7 @@ from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.wait import until
 from tasks.cluster.instance import (
     PrivateInstance,
@@ -75,7 +76,7 @@ class Salvage:
         return [one for one in self.tables if one.inserts or one.updates]
 
 
-@flow(name="salvage-writes", flow_run_name="salvage-writes {environment} {source}")
+@flow(name="salvage-writes", flow_run_name=RunName("salvage-writes {environment} {source}"))
 def salvage_writes(
     environment: str,
     source: str = NEWEST,

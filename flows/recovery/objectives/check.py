@@ -21,6 +21,7 @@ from flows.recovery.objectives.points import (
 from runbook import clock
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.monitoring import state
 from tasks.recovery_points.backups import TAKEN_BY
@@ -33,7 +34,7 @@ ELSEWHERE = "set a bucket or another host in [backups] or [copies]; set survives
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
 
-@flow(name="check-recovery-objectives", flow_run_name="check-recovery-objectives {environment}")
+@flow(name="check-recovery-objectives", flow_run_name=RunName("check-recovery-objectives {environment}"))
 def check_recovery_objectives(environment: str) -> Report:
     """RPO/RTOの確認 (§8.1)
 

@@ -18,6 +18,7 @@ from flows.redis.persistence import backup_redis
 from runbook.errors import Locked, OpsError, RunbookFailed
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration
 from tasks.backups.retention import StoredBackup
 from tasks.recovery_points.point import Danger, Place, Point, Resource, best_of
@@ -37,7 +38,7 @@ AWAY: tuple[Danger, ...] = ("region lost",)
 _PLACE: dict[tuple[Danger, ...], Place] = {HERE: "backups", AWAY: "copies"}
 
 
-@flow(name="take-due-backups", flow_run_name="take-due-backups {environment}")
+@flow(name="take-due-backups", flow_run_name=RunName("take-due-backups {environment} next-{minutes}min"))
 def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=1440)] = MINUTES) -> Report:
     """RPO定義: 目標を守るためのバックアップ (§8.1)
 

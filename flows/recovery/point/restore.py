@@ -30,6 +30,7 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
@@ -43,7 +44,7 @@ from tasks.postgres.tables.chosen import choose_tables
 Mode = Literal["swap", "tables"]
 
 
-@flow(name="restore-to-point", flow_run_name="restore-to-point {environment} {by} {target} {mode}")
+@flow(name="restore-to-point", flow_run_name=RunName("restore-to-point {environment} {by} {target} {mode}"))
 def restore_to_point(
     environment: str,
     by: By = "time",
