@@ -80,7 +80,7 @@ def _recorded(
     report: Report, target: Target, plan: str, changes: bool, rank: Rank, often: bool, name: str
 ) -> Iterator[None]:
     """The run's lock, permit and end: whatever happens, its report is written."""
-    within, ending, key = current_report(), _Ending(report), name or render.key(report)
+    within, ending, key, done = current_report(), _Ending(report), name or render.key(report), False
     if within is None:
         _judge_launcher(report, target)
     records = carried_out.Records(target.reports_directory, target.name)
@@ -94,6 +94,7 @@ def _recorded(
             planned.refuse_second_use()
             report.gate = approval.gate(report, target, key, within)
             yield
+            done = not report.is_stopped
             if not report.is_stopped and (report.permitted or (changes and report.may_change)):
                 planned.record(report)  # before the lock is free
     except BaseException as error:
@@ -103,7 +104,7 @@ def _recorded(
             raise raised from None
     finally:
         _finish(report, target, often)
-        _end_journals(report, within)
+        _end_journals(report, within, done)
     if report.permitted and not report.is_stopped:
         planned.link(report)
     if ending.pending:  # the lock is free, and the plan is filed
@@ -156,14 +157,13 @@ def _begin_journal(report: Report, target: Target) -> None:
         report.fact(f"an earlier run died{f' ({number + 1})' if number else ''}", dead.text)
 
 
-def _end_journals(report: Report, within: Report | None) -> None:
-    """This run's report is written. What earlier runs left is known until a permitted run has ended well after them;
-    one that left nothing is told once."""
+def _end_journals(report: Report, within: Report | None, done: bool) -> None:
+    """This run's report is written. What earlier runs left is reported until the same runbook, or another one with a
+    permit, is `done` after them; a run that left nothing is reported once."""
     if within is None or within.lock is None:
         report.journal.close()
-    succeeded = report.permitted and not report.is_stopped
     for dead in report.dead_runs:
-        standing = dead.journal.standing()
+        standing, succeeded = dead.journal.standing(), done and (report.permitted or dead.runbook == report.runbook)
         if succeeded or not (standing.is_live or standing.left):
             dead.journal.close()
 

@@ -21,6 +21,7 @@ from runbook.guard.process import is_abandoned, this_process
 NAME = ".unfinished-{}-{}.jsonl"
 UNCHANGED = "nothing live was changed"
 AGAIN = "run it again: it is safe, and an empty confirm shows the plan"
+FIX = "fix the findings above, then "
 SEE_PLAN = "run it again with an empty confirm: the plan shows what is live now"
 
 
@@ -110,6 +111,7 @@ class Journal:
             changed, next_step = _steps([one for one in begun if one not in interrupted], interrupted), SEE_PLAN
         else:
             changed, next_step = state or (UNCHANGED, AGAIN)
+            next_step = next_step.removeprefix(FIX)  # nothing was found: the run was ended
         return Standing(changed, next_step, left, is_live)
 
     def _write(self, kind: str, what: str, more: str = "") -> None:

@@ -547,6 +547,7 @@ def test_cancelled_anywhere_it_says_what_is_live_and_what_is_left(trial: Trial) 
         assert report["status"] == found["cancelled"]["status"] == status, point
         assert changed in found["state of the system"]["value"], point
         assert found["state of the system"]["hint"], point
+        assert "findings above" not in json.dumps(report["findings"]), "there are none: it was cancelled"
         assert found["left behind"]["value"] == left, point
         assert trial.sql("SELECT count(*) FROM people") == [(2000,)], point
 
