@@ -123,7 +123,8 @@ def _timed(work: Callable[P, R], staged: bool) -> Callable[P, R]:
             assert report
             report.require_lock()
             permit.require_environment(report.environment)
-            report.permitted_steps.append(work.__name__)
+            if not staged:
+                report.permitted_steps.append(work.__name__)
         failpoint(f"before {work.__name__}")
         if report and permits:
             report.journal.step(work.__name__, staged=staged)
