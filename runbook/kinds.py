@@ -46,13 +46,14 @@ class Pending(Protocol[R_co]):
 class Step(Generic[P, R]):
     """A probe or an action. Call it, or `submit` it to run beside others; `after(...)` draws an edge in the graph."""
 
-    def __init__(self, work: Callable[P, R], *, retries: int, wait_for: tuple[object, ...] = ()) -> None:
+    def __init__(self, work: Callable[P, R], *, retries: int, staged: bool = False) -> None:
         self.work = work
         self.name = work.__name__
         self.retries = retries
-        self._wait_for = wait_for
+        self._wait_for: tuple[object, ...] = ()
         functools.update_wrapper(self, work)
-        self.task: Task[P, R] = _as_task(_timed(work), retries)
+        self._timed = _timed(work, staged)
+        self.task: Task[P, R] = _as_task(self._timed, retries)
 
     def after(self, *steps: object) -> Step[P, R]:
         """The same step, shown behind `steps` (results or pending ones) in the graph, and run when they are done."""
@@ -89,10 +90,10 @@ class Step(Generic[P, R]):
     def _directly(self, *args: P.args, **kwargs: P.kwargs) -> R:
         for delay in RETRY_DELAYS_SECONDS[: self.retries]:
             try:
-                return _timed(self.work)(*args, **kwargs)
+                return self._timed(*args, **kwargs)
             except Unreachable:
                 time.sleep(delay)
-        return _timed(self.work)(*args, **kwargs)
+        return self._timed(*args, **kwargs)
 
 
 def _linkable(steps: Iterable[object]) -> list[object] | None:
@@ -113,21 +114,27 @@ def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), Unreachable)
 
 
-def _timed(work: Callable[P, R]) -> Callable[P, R]:
+def _timed(work: Callable[P, R], staged: bool) -> Callable[P, R]:
     @functools.wraps(work)
     def timed(*args: P.args, **kwargs: P.kwargs) -> R:
         report = current_report()
-        for permit in (value for value in (*args, *kwargs.values()) if isinstance(value, Permit)):
-            if report:
-                report.require_lock()
-                permit.require_environment(report.environment)
+        permits = [value for value in (*args, *kwargs.values()) if isinstance(value, Permit)]
+        for permit in permits if report else ():
+            assert report
+            report.require_lock()
+            permit.require_environment(report.environment)
+            if not staged:
                 report.permitted_steps.append(work.__name__)
         failpoint(f"before {work.__name__}")
+        if report and permits:
+            report.journal.step(work.__name__, staged=staged)
         started, clock = datetime.now(UTC), time.monotonic()
         status = Status.CRITICAL
         try:
             answer = work(*args, **kwargs)
             status = Status.OK
+            if report and permits:
+                report.journal.done(work.__name__)
         finally:
             seconds = time.monotonic() - clock
             if report:
@@ -150,14 +157,15 @@ def action(work: Callable[P, R]) -> Step[P, R]: ...
 
 
 @overload
-def action(*, idempotent: bool) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+def action(*, idempotent: bool = False, staged: bool = False) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
 
 def action(
-    work: Callable[P, R] | None = None, *, idempotent: bool = False
+    work: Callable[P, R] | None = None, *, idempotent: bool = False, staged: bool = False
 ) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
-    """A step that changes something. Retried (on `Unreachable`) only where it says that doing it twice is harmless."""
+    """A step that changes something. Retried (on `Unreachable`) only where it says that doing it twice is harmless.
+    `staged`: it needs a permit, and changes nothing live: it builds what a later step swaps in."""
     retries = RETRIES if idempotent else 0
     if work is not None:
         return Step(work, retries=retries)
-    return lambda work: Step(work, retries=retries)
+    return lambda work: Step(work, retries=retries, staged=staged)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed
+from runbook.files.journal import DeadRun, Journal
 from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
@@ -125,6 +126,8 @@ class Report:
     unattended: bool = False
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     state: Finding | None = None
+    journal: Journal = field(default_factory=Journal)
+    dead_runs: tuple[DeadRun, ...] = ()
     path: Path | None = None
     previous: str = ""
     hash: str = ""
@@ -312,6 +315,7 @@ class Report:
     def state_is(self, what: str, hint: str) -> None:
         """What state the system is in from here on, and what to run next, should the run fail from any cause."""
         self.state = Finding("state of the system", Status.CRITICAL, what, "", hint)
+        self.journal.state(what, hint)
 
     def at_end(self, work: Callable[[], object]) -> None:
         """Do this when the run ends, however it ends: what it brought here for itself goes again."""

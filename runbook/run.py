@@ -13,14 +13,16 @@ from typing import Literal
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
 
 from runbook import clock
-from runbook.current import current_report, use_report
+from runbook.current import artifact_key, current_report, use_report
 from runbook.drivers import described
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
-from runbook.files import chain, durable, repeats
+from runbook.files import chain, durable, journal, repeats
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
+from runbook.guard.cancellation import cancelled_by
 from runbook.guard.holder import Rank
 from runbook.guard.lock import EnvironmentLock, find_holder, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
@@ -41,6 +43,7 @@ LEVEL = {
 WithoutConfirm = Literal["reads", "stages", "changes"]
 """What a run with an empty `confirm` does. `reads`: it takes no lock. `stages`: its plan writes scratch copies under
 fixed names, so it holds the lock, and makes way for every other run. `changes`: it changes something without one."""
+MOST_DEAD = 3
 PATIENCE_SECONDS = 3600.0
 """For so long a run that a schedule launched waits for the environment's lock: nobody is there to run it again."""
 
@@ -85,7 +88,7 @@ def _recorded(
 ) -> Iterator[None]:
     """The run's lock, permit and end: whatever happens, its report is written. `changes`: None where it changes
     nothing, even if it is confirmed."""
-    within, ending, key = current_report(), _Ending(report), name or render.key(report)
+    within, ending, key, done = current_report(), _Ending(report), name or render.key(report), False
     if within is None:
         _judge_launcher(report, target)
     records = carried_out.Records(target.reports_directory, target.name)
@@ -102,6 +105,7 @@ def _recorded(
             planned.refuse_second_use()
             report.gate = approval.gate(report, target, key, within)
             yield
+            done = not report.is_stopped
             if not report.is_stopped and (report.permitted or (changes and report.may_change)):
                 planned.record(report)  # before the lock is free
     except BaseException as error:
@@ -111,6 +115,7 @@ def _recorded(
             raise raised from None
     finally:
         _finish(report, target, often)
+        _end_journals(report, within, done)
     if report.permitted and not report.is_stopped:
         planned.link(report)
     if ending.pending:  # the lock is free, and the plan is filed
@@ -160,11 +165,35 @@ def _lock(
     is_outermost = within is None or within.lock is None
     if is_outermost:
         report.at_end(partial(_report_silence, report, lock))
+        _begin_journal(report, target)
+    elif within:
+        report.journal = within.journal
     report.fact("lock", f"keeps out {lock.keeps_out}")
     if is_outermost:
         _respect_containment(report, target, rank)
     if patience and report.unattended:  # waited for before anything is judged, as the lock is
         lock.exclude()
+
+
+def _begin_journal(report: Report, target: Target) -> None:
+    """Note on disk how far this run comes, and report the runs that could not report it themselves."""
+    run = carried_out.current_run()
+    directory = target.reports_directory
+    report.dead_runs = tuple(journal.find_dead(directory, target.name))
+    report.journal = journal.Journal.begin(directory, target.name, report.runbook, str(run.id) if run else "")
+    for number, dead in enumerate(report.dead_runs[:MOST_DEAD]):
+        report.fact(f"an earlier run died{f' ({number + 1})' if number else ''}", dead.text)
+
+
+def _end_journals(report: Report, within: Report | None, done: bool) -> None:
+    """This run's report is written. What earlier runs left is reported until the same runbook, or another one with a
+    permit, is `done` after them; a run that left nothing is reported once."""
+    if within is None or within.lock is None:
+        report.journal.close()
+    for dead in report.dead_runs:
+        standing, succeeded = dead.journal.standing(), done and (report.permitted or dead.runbook == report.runbook)
+        if succeeded or not (standing.is_live or standing.left):
+            dead.journal.close()
 
 
 @dataclass
@@ -209,11 +238,26 @@ class _Ending:
             logger().debug("a driver's error that no step has put into words", exc_info=error)
             _failed(report, refused)
             return RunbookFailed(report)
+        if isinstance(error, TerminationSignal):
+            self._cancelled()
+            return error
         seen = without_logins(f"{type(error).__name__}: {error}")[:300]
         hint = "" if report.state else "run it again: it starts over and succeeds, or reports the next step"
         report.findings.append(Finding("the run ended early", Status.CRITICAL, seen, "", hint))
         _tell_state(report)
         return error
+
+    def _cancelled(self) -> None:
+        """Who cancelled it, what changed, what is left. A run that changed nothing live is no incident."""
+        report, standing = self.report, self.report.journal.standing()
+        worst = Status.CRITICAL if standing.is_live else Status.WARN
+        report.findings.append(Finding("cancelled", worst, cancelled_by()))
+        report.findings.append(Finding("state of the system", worst, standing.changed, "", standing.next_step))
+        if standing.left:
+            hint = "; ".join(dict.fromkeys(standing.left.values()))
+            report.findings.append(Finding("left behind", worst, "; ".join(standing.left), "", hint))
+        else:
+            report.passed("left behind", value="nothing")
 
 
 def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
@@ -287,14 +331,15 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     forms = read_forms([target.name]) if follows else Forms()
     page = _write(report, target.reports_directory, often, forms)
     said = report.sentence().encode(errors="backslashreplace").decode()  # a file's name may be no text
-    # Outside a flow run the command line prints the sentence itself.
-    logger().log(LEVEL[report.status] if FlowRunContext.get() else logging.INFO, "%s", said)
+    # Outside a flow run the command line prints the sentence itself. A drill provokes what its controls find.
+    is_news = FlowRunContext.get() and not artifact_key("")
+    logger().log(LEVEL[report.status] if is_news else logging.INFO, "%s", said)
     logger().info("report: %s", report.path)
     if FlowRunContext.get():
         try:
             with asked_briefly(retries=2):
                 create_markdown_artifact(
-                    markdown=page, key=render.key(report), description=escaped(report.sentence()[:200])
+                    markdown=page, key=artifact_key(render.key(report)), description=escaped(report.sentence()[:200])
                 )
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)

@@ -31,6 +31,7 @@ from prefect.utilities.callables import parameter_schema
 import flows
 from flows.troubleshooting.symptoms import read_symptoms
 from runbook.report import Report
+from runbook.run_name import RunName
 
 ROOT = Path(__file__).parents[1]
 FREQUENCIES = {"continuous", "daily", "weekly", "monthly", "quarterly", "yearly", "on-demand"}
@@ -163,6 +164,12 @@ def test_an_entry_s_schedules_can_be_read(entry: dict[str, Any]) -> None:
 @EACH_FLOW
 def test_a_flow_is_named_as_its_function(found: Found) -> None:
     assert found.flow.name == found.flow.fn.__name__.replace("_", "-")
+    template = found.flow.flow_run_name
+    assert isinstance(template, RunName)
+    given = {name: f"‹{name}›" for name in found.parameters}
+    words = template.format(**given).split()
+    assert words[:2] == [found.flow.name, "‹environment›"]
+    assert len(words) > 2, "and what it works on"
 
 
 def test_no_two_flows_have_one_name() -> None:

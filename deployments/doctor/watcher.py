@@ -22,9 +22,9 @@ TODO = "on one host: systemctl enable --now interview-ops-watcher (docs/producti
 
 
 def look_at_watcher(env: Environment) -> Iterator[DoctorLine]:
-    """In production: a round within the last minutes, in this host's report folder; or, where this host's has none, its
-    hourly run in Prefect."""
-    if env.tier != "production":
+    """In production, or where the TOML says that a watcher takes the frequent checks: a round within the last minutes,
+    in this host's report folder; or, where this host's has none, its hourly run in Prefect."""
+    if env.tier != "production" and not env.has("monitoring.watcher"):
         return
     reports, now = env.reports_directory, datetime.now(UTC)
     if last := load(reports).at:

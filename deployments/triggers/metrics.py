@@ -24,7 +24,7 @@ from flows.monitoring.table import ALARMS
 from tasks.monitoring.events import PREFIX
 
 WITHIN = timedelta(hours=1)
-SILENCE = timedelta(minutes=30)
+SILENCE = timedelta(minutes=15)
 TOLD = {name: f"{{{{ event.payload.{name} }}}}" for name in ("what", "owner", "key")}
 
 
@@ -106,7 +106,7 @@ def silent(client: SyncPrefectClient, environment: str, silence: timedelta = SIL
     }
     return AutomationCore(
         name=f"watching-silent-{environment}",
-        description="監視が止まったらエスカレーションする (nobody has watched for half an hour)",
+        description="監視が止まったらエスカレーションする (nobody has watched for a quarter of an hour)",
         trigger=EventTrigger(
             after={f"{PREFIX}.watching"},
             expect={f"{PREFIX}.watching"},

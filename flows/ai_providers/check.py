@@ -18,6 +18,7 @@ from runbook.next import Next
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.ai.answer import HINTS, ProviderAnswer
 from tasks.ai.azure import ask_azure, read_azure_models
 from tasks.ai.bedrock import ask_bedrock, model_of, read_bedrock_models
@@ -26,7 +27,7 @@ from tasks.ai.vertex import ask_vertex, find_vertex_token, read_vertex_endpoints
 from tasks.application.env_file import read_variable
 
 
-@flow(name="check-ai-providers", flow_run_name="check-ai-providers {environment}")
+@flow(name="check-ai-providers", flow_run_name=RunName("check-ai-providers {environment}"))
 def check_ai_providers(environment: str) -> Report:
     """AIプロバイダー確認: Azure OpenAI・AWS Bedrock・GCP Vertex AI (§5.1, §5.3)
 

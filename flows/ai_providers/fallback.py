@@ -16,6 +16,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.ai.interview import (
     Interview,
     InterviewReply,
@@ -52,7 +53,7 @@ class RehearsalMarker(Marker):
     providers: tuple[str, ...]
 
 
-@flow(name="rehearse-fallback", flow_run_name="rehearse-fallback {environment}")
+@flow(name="rehearse-fallback", flow_run_name=RunName("rehearse-fallback {environment} {fault}"))
 def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str = "", confirm: str = "") -> Report:
     """フォールバック設定: マルチプロバイダーフォールバックの訓練 (§5.4)
 

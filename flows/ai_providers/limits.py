@@ -18,6 +18,7 @@ from runbook.masking import masked
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.logs.figures import refusals
 from tasks.logs.figures.refusals import Refusals
 from tasks.logs.reading.conditions import Conditions, parse_moment
@@ -33,7 +34,7 @@ NOW = timedelta(minutes=15)
 OUTCOME = ("counters", "refusals")
 
 
-@flow(name="check-rate-limits", flow_run_name="check-rate-limits {environment}")
+@flow(name="check-rate-limits", flow_run_name=RunName("check-rate-limits {environment} {hours}h {until}"))
 def check_rate_limits(
     environment: str,
     hours: Annotated[int, Field(ge=1, le=24 * 31)] = 24,

@@ -18,13 +18,14 @@ from runbook.next import Next
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.logs.figures import tokens
 from tasks.logs.figures.tokens import SUMS, TokenUse, frame_of
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import reading
 
 
-@flow(name="report-token-usage", flow_run_name="report-token-usage {environment}")
+@flow(name="report-token-usage", flow_run_name=RunName("report-token-usage {environment} {month}"))
 def report_token_usage(environment: str, month: str = "") -> Report:
     """トークン使用量監視: 日次トークン使用量集計・モデル別の使用量 (§5.2)
 

@@ -22,6 +22,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.ai import shape
 from tasks.ai.answer import HINTS, ProviderAnswer
 from tasks.ai.azure import ask_azure
@@ -35,7 +36,7 @@ from tasks.host.services import start_services, stop_services
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d(-preview)?|v1")
 
 
-@flow(name="update-ai-api-version", flow_run_name="update-ai-api-version {environment} {version}")
+@flow(name="update-ai-api-version", flow_run_name=RunName("update-ai-api-version {environment} {version}"))
 def update_ai_api_version(
     environment: str,
     version: str = "",

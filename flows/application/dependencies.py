@@ -19,6 +19,7 @@ from runbook.next import Next
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.worktree import require_repository, uncommitted, worktree
 from tasks.dependencies import node_packages as node
 from tasks.dependencies import python_packages as python
@@ -29,7 +30,7 @@ from tasks.dependencies.versions import LEVELS, Level, Outdated, Package, newest
 MOST_DIFF = 200_000
 
 
-@flow(name="check-dependencies", flow_run_name="check-dependencies {environment}")
+@flow(name="check-dependencies", flow_run_name=RunName("check-dependencies {environment}"))
 def check_dependencies(environment: str, seconds: Annotated[int, Field(ge=30, le=7200)] = 600) -> Report:
     """依存パッケージ更新: 現在の依存関係・更新可能なパッケージ・競合の確認 (§3.1)
 
@@ -78,7 +79,7 @@ def check_dependencies(environment: str, seconds: Annotated[int, Field(ge=30, le
     return report
 
 
-@flow(name="update-dependencies", flow_run_name="update-dependencies {environment} {level}")
+@flow(name="update-dependencies", flow_run_name=RunName("update-dependencies {environment} {level}"))
 def update_dependencies(
     environment: str,
     level: Level = "patch",

@@ -12,6 +12,7 @@ from flows.store import choose_backup, judge_key, mark_failed, mark_verified, no
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.application.files import archive_files, directory_of, measure_files, read_archive_back
 from tasks.application.staged_files import try_files
@@ -22,7 +23,7 @@ from tasks.backups.manifest import Manifest
 from tasks.stores.store import Store
 
 
-@flow(name="backup-files")
+@flow(name="backup-files", flow_run_name=RunName("backup-files {environment} files"))
 def backup_files(environment: str) -> Report:
     """アプリケーションファイルのバックアップ (§8.2 手順4)
 

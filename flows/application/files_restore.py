@@ -18,6 +18,7 @@ from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.application.connection_string import SWITCH, switch_target
 from tasks.application.health import wait_healthy
@@ -36,7 +37,7 @@ from tasks.host.services import read_services, start_services, stop_services
 HEALTH_SECONDS = 120
 
 
-@flow(name="restore-files", flow_run_name="restore-files {environment} {backup}")
+@flow(name="restore-files", flow_run_name=RunName("restore-files {environment} {backup}"))
 def restore_files(
     environment: str, backup: str = "latest", source: Stores = "backups", plan: str = "", confirm: str = ""
 ) -> Report:
@@ -89,7 +90,7 @@ def restore_files(
     return report
 
 
-@flow(name="undo-restore-files", flow_run_name="undo-restore-files {environment}")
+@flow(name="undo-restore-files", flow_run_name=RunName("undo-restore-files {environment} {kept}"))
 def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", confirm: str = "") -> Report:
     """アプリケーションファイルのリストアの取り消し (§8.2)
 

@@ -22,6 +22,7 @@ from runbook.masking import without_logins
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.programs import answer, python_program, web_program
 from tasks.application.worktree import Worktree, git, inside, link_packages, sweep, worktree
 from tasks.code import hooks
@@ -31,7 +32,7 @@ BRANCH = "ops/pre-commit"
 Origin = Literal["auto", "repositories", "local"]
 
 
-@flow(name="install-pre-commit", flow_run_name="install-pre-commit {environment}")
+@flow(name="install-pre-commit", flow_run_name=RunName("install-pre-commit {environment}"))
 def install_pre_commit(
     environment: str,
     origin: Origin = "auto",

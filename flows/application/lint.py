@@ -18,6 +18,7 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.worktree import git, link_packages, worktree
 from tasks.code.lint import (
     LintedCode,
@@ -34,7 +35,7 @@ from tasks.code.problem import PYTHON, WEB, CheckedCode, chosen_files
 Rule = Annotated[str, Field(pattern=r"^[A-Za-z@][A-Za-z0-9@/_-]*$")]
 
 
-@flow(name="lint-code", flow_run_name="lint-code {environment}")
+@flow(name="lint-code", flow_run_name=RunName("lint-code {environment} {tools}"))
 def lint_code(
     environment: str,
     tools: tuple[Linter, ...] = ("ruff", "ruff format", "eslint"),

@@ -25,6 +25,7 @@ from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.push import PUSH, push_branch, require_remote
 from tasks.application.worktree import Worktree, git, require_repository, worktree
 from tasks.code.suite import web_suite
@@ -40,7 +41,7 @@ _ID = re.compile(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)+")
 MOST_DIFF = 200_000
 
 
-@flow(name="patch-vulnerability", flow_run_name="patch-vulnerability {environment} {advisory}")
+@flow(name="patch-vulnerability", flow_run_name=RunName("patch-vulnerability {environment} {advisory}"))
 def patch_vulnerability(
     environment: str,
     advisory: str = "",

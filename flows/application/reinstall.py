@@ -18,6 +18,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import digest
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.programs import find_program
 from tasks.application.worktree import inside, require_repository, uncommitted
 from tasks.packages import modules, venv
@@ -27,7 +28,7 @@ from tasks.packages.users import users_of
 Part = Literal["web", "backend"]
 
 
-@flow(name="reinstall-dependencies", flow_run_name="reinstall-dependencies {environment}")
+@flow(name="reinstall-dependencies", flow_run_name=RunName("reinstall-dependencies {environment} {parts}"))
 def reinstall_dependencies(
     environment: str,
     parts: tuple[Part, ...] = ("web", "backend"),

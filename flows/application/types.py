@@ -13,13 +13,14 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.code.problem import PYTHON, WEB, CheckedCode, chosen_files
 from tasks.code.types import read_mypy, read_tsc
 
 Tool = Literal["mypy", "tsc"]
 
 
-@flow(name="check-types", flow_run_name="check-types {environment}")
+@flow(name="check-types", flow_run_name=RunName("check-types {environment} {tools}"))
 def check_types(
     environment: str,
     tools: tuple[Tool, ...] = ("mypy", "tsc"),

@@ -19,6 +19,7 @@ from runbook.next import Next
 from runbook.page import render
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.dependencies.advisory import Advisory, Scan, merged
 from tasks.dependencies.image_scan import scan_image
 from tasks.dependencies.node_audit import audit_node, tools_of
@@ -30,7 +31,7 @@ Part = Literal["python", "node", "images"]
 ALL: tuple[Part, ...] = ("python", "node", "images")
 
 
-@flow(name="scan-vulnerabilities", flow_run_name="scan-vulnerabilities {environment}")
+@flow(name="scan-vulnerabilities", flow_run_name=RunName("scan-vulnerabilities {environment} {parts}"))
 def scan_vulnerabilities(
     environment: str,
     only_production: bool = False,

@@ -27,6 +27,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, kind_of
@@ -43,7 +44,7 @@ from tasks.stores.store import RESOURCE, Store
 from tasks.wal.archive.prune import OldWal
 
 
-@flow(name="backup-database", flow_run_name="backup-database {environment} {kind}")
+@flow(name="backup-database", flow_run_name=RunName("backup-database {environment} {kind}"))
 def backup_database(
     environment: str,
     kind: Form = "full",
@@ -86,7 +87,7 @@ def backup_database(
     return report
 
 
-@flow(name="verify-backup", flow_run_name="verify-backup {environment} {kind} {backup}")
+@flow(name="verify-backup", flow_run_name=RunName("verify-backup {environment} {kind} {backup}"))
 def verify_backup(
     environment: str,
     kind: Kind = "postgres",
@@ -146,7 +147,7 @@ def verify_backup(
     return report
 
 
-@flow(name="prune-backups", flow_run_name="prune-backups {environment} {kind} {source}")
+@flow(name="prune-backups", flow_run_name=RunName("prune-backups {environment} {kind} {source}"))
 def prune_backups(
     environment: str,
     kind: Kind = "postgres",

@@ -16,6 +16,7 @@ from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationF
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, open_all
@@ -41,7 +42,7 @@ from tasks.wal.archive.destinations import archive_of, ship_now
 from tasks.wal.format.names import lsn_text
 
 
-@flow(name="backup-cluster", flow_run_name="backup-cluster {environment} {kind}")
+@flow(name="backup-cluster", flow_run_name=RunName("backup-cluster {environment} {kind}"))
 def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Report:
     """クラスタ全体のベースバックアップ (§8.2)
 

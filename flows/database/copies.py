@@ -12,6 +12,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
@@ -24,7 +25,7 @@ MOST_SHOWN = 50
 Reading = Literal["new", "all"]
 
 
-@flow(name="replicate-backups", flow_run_name="replicate-backups {environment} {kind}")
+@flow(name="replicate-backups", flow_run_name=RunName("replicate-backups {environment} {kind}"))
 def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read: Reading = "new") -> Report:
     """バックアップの複製 (§1.2, §8.1)
 

@@ -20,6 +20,7 @@ from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted
 from tasks.migrations.alembic import MIGRATE, MigrationUndo, Upgrade, downgrade, read_revision, upgrade
 from tasks.migrations.revision import check_message, create_revision
@@ -29,7 +30,7 @@ from tasks.postgres.server.server import read_database_bytes
 Seconds = Annotated[float, Field(ge=0, le=86400)]
 
 
-@flow(name="check-migrations", flow_run_name="check-migrations {environment}")
+@flow(name="check-migrations", flow_run_name=RunName("check-migrations {environment}"))
 def check_migrations(environment: str, rehearse: bool = False, longest_lock_seconds: Seconds = 10.0) -> Report:
     """マイグレーションの適用: 状態と履歴の確認 (§1.1)
 
@@ -77,7 +78,7 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
     return report
 
 
-@flow(name="apply-migrations", flow_run_name="apply-migrations {environment} {revision}")
+@flow(name="apply-migrations", flow_run_name=RunName("apply-migrations {environment} {revision}"))
 def apply_migrations(
     environment: str, revision: str = "head", longest_lock_seconds: Seconds = 10.0, plan: str = "", confirm: str = ""
 ) -> Report:
@@ -148,7 +149,7 @@ def apply_migrations(
     return report
 
 
-@flow(name="rollback-migrations", flow_run_name="rollback-migrations {environment} {revision}")
+@flow(name="rollback-migrations", flow_run_name=RunName("rollback-migrations {environment} {revision}"))
 def rollback_migrations(
     environment: str,
     revision: str = "-1",
@@ -215,7 +216,7 @@ def rollback_migrations(
     return report
 
 
-@flow(name="create-migration", flow_run_name="create-migration {environment}")
+@flow(name="create-migration", flow_run_name=RunName("create-migration {environment} {message}"))
 def create_migration(environment: str, message: str = "", autogenerate: bool = True) -> Report:
     """新規マイグレーションの作成 (§1.1)
 

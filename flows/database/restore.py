@@ -22,6 +22,7 @@ from runbook.guard.effect import Effect, back_to, lost_since
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration
 from tasks.backups.catalogue import Backup
 from tasks.postgres.dump.fill import DumpSource
@@ -227,7 +228,7 @@ def judge_loss(report: Report, env: Environment, chosen: RestorableDatabase) -> 
         )
 
 
-@flow(name="restore-database", flow_run_name="restore-database {environment} {backup}")
+@flow(name="restore-database", flow_run_name=RunName("restore-database {environment} {backup}"))
 def restore_database(
     environment: str,
     backup: str = "latest",
@@ -332,7 +333,7 @@ def _report_swap(
         report.fact("restart", f"{name}: drivers (psycopg, asyncpg) cache the OIDs of the database's own types")
 
 
-@flow(name="undo-restore", flow_run_name="undo-restore {environment}")
+@flow(name="undo-restore", flow_run_name=RunName("undo-restore {environment} {kept}"))
 def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: str = "") -> Report:
     """リストアの取り消し (§1.2)
 

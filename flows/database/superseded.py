@@ -26,6 +26,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, size
 from tasks.application.staged_files import superseded_files
 from tasks.backups.retention import AS_TOML
@@ -55,7 +56,7 @@ class SupersededData:
         return self.at is not None and clock.now() - self.at > timedelta(hours=hours)
 
 
-@flow(name="discard-superseded", flow_run_name="discard-superseded {environment}")
+@flow(name="discard-superseded", flow_run_name=RunName("discard-superseded {environment} {names}"))
 def discard_superseded(
     environment: str,
     keep: Annotated[int, Field(ge=AS_TOML, le=MOST_KEPT)] = AS_TOML,

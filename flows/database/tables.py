@@ -22,6 +22,7 @@ from runbook.guard.effect import Effect, back_to, first_of, lost_since
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import TableSum
 from tasks.postgres.dump.accepted import restore_without
@@ -44,7 +45,7 @@ from tasks.postgres.tables.swap import Exchange, TableOrder, swap_kept_rows, swa
 from tasks.postgres.tables.ties import Ties, read_ties
 
 
-@flow(name="restore-tables", flow_run_name="restore-tables {environment} {tables} {backup}")
+@flow(name="restore-tables", flow_run_name=RunName("restore-tables {environment} {tables} {backup}"))
 def restore_tables(
     environment: str,
     tables: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
@@ -128,7 +129,7 @@ def restore_tables(
     return report
 
 
-@flow(name="undo-restore-tables", flow_run_name="undo-restore-tables {environment} {kept}")
+@flow(name="undo-restore-tables", flow_run_name=RunName("undo-restore-tables {environment} {kept}"))
 def undo_restore_tables(
     environment: str,
     kept: str = NEWEST,

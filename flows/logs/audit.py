@@ -14,6 +14,7 @@ from flows.logs.findings import report_files_read, report_searched, report_undat
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.logs.figures import logins
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
@@ -24,7 +25,7 @@ FIELDS = logins.FIELDS[1:]
 COLUMNS = {"time": "time", "here": "here", "line": "line", **{name: f"coalesce({name}, '')" for name in FIELDS}}
 
 
-@flow(name="search-audit-log", flow_run_name="search-audit-log {environment}")
+@flow(name="search-audit-log", flow_run_name=RunName("search-audit-log {environment} {since}"))
 def search_audit_log(
     environment: str,
     user: str = "",

@@ -16,6 +16,7 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.logs.figures.form import APP, AUDIT, Form, find_leaks, read_form
 from tasks.logs.reading.files import LogFile, find_logs
@@ -27,7 +28,7 @@ from tasks.logs.rotation.rotation import read_rotation
 REQUIRED = {"app": APP, "audit": AUDIT}
 
 
-@flow(name="check-logging", flow_run_name="check-logging {environment}")
+@flow(name="check-logging", flow_run_name=RunName("check-logging {environment} {days}d"))
 def check_logging(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 7) -> Report:
     """構造化ログ・ログローテーションの確認 (§6.1, §6.2)
 

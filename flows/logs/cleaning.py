@@ -19,6 +19,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, size
 from tasks.logs.reading.files import LogFile, find_logs
 from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_logs
@@ -26,7 +27,7 @@ from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_l
 MANUAL_DAYS = 30
 
 
-@flow(name="clean-logs", flow_run_name="clean-logs {environment}")
+@flow(name="clean-logs", flow_run_name=RunName("clean-logs {environment} {logs}"))
 def clean_logs(
     environment: str,
     days: Annotated[int, Field(ge=1)] = MANUAL_DAYS,

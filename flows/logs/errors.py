@@ -16,6 +16,7 @@ from runbook.masking import masked
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.logs.figures.errors import COLUMNS, Kind, kinds
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
@@ -28,7 +29,7 @@ SHOWN = 30
 MORE_RATIO, MORE_LINES = 2.0, 20
 
 
-@flow(name="summarise-errors", flow_run_name="summarise-errors {environment}")
+@flow(name="summarise-errors", flow_run_name=RunName("summarise-errors {environment} {hours}h {until}"))
 def summarise_errors(
     environment: str, hours: Annotated[int, Field(ge=1, le=24 * 31)] = 24, until: str = "", warnings: bool = False
 ) -> Report:

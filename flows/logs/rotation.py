@@ -15,6 +15,7 @@ from runbook.guard.permit import Act
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.application.health import wait_healthy
 from tasks.logs.reading.files import find_logs
@@ -22,7 +23,7 @@ from tasks.logs.rotation.rotating import ROTATE, rotate, verify_rotated
 from tasks.logs.rotation.rotation import program, read_rotation
 
 
-@flow(name="rotate-logs", flow_run_name="rotate-logs {environment}")
+@flow(name="rotate-logs", flow_run_name=RunName("rotate-logs {environment}"))
 def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
     """ログローテーションの実施と確認 (§6.2)
 

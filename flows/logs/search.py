@@ -14,6 +14,7 @@ from runbook.flow import flow
 from runbook.masking import masked
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.logs.reading.conditions import Conditions, parse_moment
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.source import LogSource, by_hour, offset, reading
@@ -30,7 +31,7 @@ COLUMNS = {
 }
 
 
-@flow(name="search-logs", flow_run_name="search-logs {environment}")
+@flow(name="search-logs", flow_run_name=RunName("search-logs {environment} {log} {since}"))
 def search_logs(
     environment: str,
     log: Log = "app",

@@ -13,9 +13,10 @@ from runbook.drivers import exit_code
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 
 
-@flow(name="acknowledge-incident", flow_run_name="acknowledge-incident {environment}")
+@flow(name="acknowledge-incident", flow_run_name=RunName("acknowledge-incident {environment} {action} {incident}"))
 def acknowledge_incident(
     environment: str,
     by: str,

@@ -11,14 +11,16 @@ from flows.launch import launch
 from flows.monitoring import wording
 from flows.monitoring.incident import due_next, go_on, incidents, open_incident, prune, required
 from runbook.drivers import exit_code
+from runbook.files.journal import find_dead
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.alerts.follow_up import schedule_next
 from tasks.alerts.incident import Incident
 
 
-@flow(name="escalate", flow_run_name="escalate {environment}")
+@flow(name="escalate", flow_run_name=RunName("escalate {environment} {key}"))
 def escalate(
     environment: str,
     severity: Literal["severe", "normal"] = "normal",
@@ -59,6 +61,8 @@ def escalate(
             if what or run
             else None
         )
+        if dead := next((one for one in find_dead(env.reports_directory, env.name) if run and one.run == run), None):
+            report.fact("how far the dead run came", dead.text)
         known = [one for one in incidents(env).open() if not new or one.id != new.id]
         found = [go_on(report, env, one) for one in known] + ([new] if new else [])
         for one in found:

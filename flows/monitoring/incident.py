@@ -110,6 +110,17 @@ def due_next(env: Environment, found: Incident) -> datetime | None:
     return next((moment for moment in moments if moment > now), None)
 
 
+def is_overdue(env: Environment, found: Incident, grace: timedelta) -> bool:
+    """Whether a level was due longer than `grace` ago and somebody of it was not notified."""
+    alerts, now = required(env), datetime.now(UTC)
+    levels = (
+        n for n in range(len(alerts.path)) if _is_for(alerts, found, n) and now >= _moment(alerts, found, n) + grace
+    )
+    return found.waiting and any(
+        not found.reached(level, contact) for level in levels for contact in alerts.at(level, found.owner)
+    )
+
+
 def _is_for(alerts: Alerts, found: Incident, number: int) -> bool:
     return found.severity == "severe" or not alerts.path[number].severe_only
 

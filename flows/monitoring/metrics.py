@@ -14,6 +14,7 @@ from runbook.flow import flow
 from runbook.page.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.monitoring.history import histories
 from tasks.monitoring.hysteresis import AlarmState
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@flow(name="watch-metrics", flow_run_name="watch-metrics {environment}")
+@flow(name="watch-metrics", flow_run_name=RunName("watch-metrics {environment}"))
 def watch_metrics(environment: str) -> Report:
     """監視メトリクス (付録B)
 

@@ -63,9 +63,9 @@ def measure(env: Environment, now: datetime) -> dict[str, Reading]:
     return found
 
 
-def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Round:
+def take_round(env: Environment, now: datetime, timing: Timing = TIMING, *, alive: bool = True) -> Round:
     """Take a round under the monitoring's lock. A change is on disk before its event is sent. The next round sends the
-    events that Prefect did not accept.
+    events that Prefect did not accept. Unless the watcher is `alive` in all its parts, it sends no heartbeat.
 
     Raises:
         OpsError: the state cannot be written.
@@ -84,7 +84,8 @@ def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Roun
         _keep(reports, now, readings)
         state.save(reports, kept)
         problem = _send(reports, kept)
-        _tell_watching(env, kept, now)
+        if alive:
+            _tell_watching(env, kept, now)
         return Round(now, kept.standings, changed, len(kept.unsent), problem)
 
 

@@ -15,6 +15,7 @@ from runbook.flow import flow
 from runbook.page.form import Forms, read_forms
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.host.load import read_processors
 from tasks.monitoring.history import history
 from tasks.postgres.sessions.connections import SessionActivity, read_activity
@@ -30,7 +31,7 @@ ROUND_TO = 10
 BYTES_PER_CONNECTION = "about 10 MB"
 
 
-@flow(name="advise-scaling", flow_run_name="advise-scaling {environment} {part}")
+@flow(name="advise-scaling", flow_run_name=RunName("advise-scaling {environment} {part}"))
 def advise_scaling(
     environment: str, part: Part = "connections", days: Annotated[int, Field(ge=1, le=366)] = 7
 ) -> Report:

@@ -1,6 +1,7 @@
 """The supervised program that watches an environment: `python -m flows.monitoring.serve --environment NAME`.
 
 It takes a round each minute in this process: starting a separate process for a flow run costs more CPU than a round.
+With [monitoring] watcher = true it also takes the checks of every few minutes (flows/monitoring/frequent.py).
 Rounds do not need Prefect. After a change, and once an hour, watch-metrics runs as a flow, with a report for people.
 Two watchers of the same environment take turns.
 
@@ -24,6 +25,7 @@ from prefect.settings import PREFECT_API_URL
 
 from blocks.environment import Environment
 from flows.monitoring.exposition import Exposition, known_of, serve
+from flows.monitoring.frequent import FrequentChecks
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.rounds import Round, take_round, tell_watching
 from flows.monitoring.sources import CPU, Reading, read_disks, read_host
@@ -47,6 +49,7 @@ class MetricsWatcher:
         self.stop = threading.Event()
         self.serves = False
         self._said, self._reported_at = "", -REPORT_SECONDS
+        self._frequent = FrequentChecks(is_there, self._say_once)
 
     def run(self) -> None:
         """Take rounds until `stop` is set. No error in a round ends it."""
@@ -69,10 +72,12 @@ class MetricsWatcher:
         env = Environment.find(self.environment)
         if elsewhere := serves_elsewhere(env):
             self._say_once(f"users are sent to {elsewhere}: this region is not judged")
-            tell_watching(env, datetime.now(UTC))
+            self._frequent.kick(env)
+            if self._frequent.is_healthy(env):
+                tell_watching(env, datetime.now(UTC))
             return
         started, spent = time.monotonic(), time.process_time()
-        found = take_round(env, datetime.now(UTC))
+        found = take_round(env, datetime.now(UTC), alive=self._frequent.is_healthy(env))
         took = f"{time.monotonic() - started:.1f} s, {time.process_time() - spent:.2f} s of CPU"
         self._report_results(found, took)
         if found.changed or time.monotonic() - self._reported_at >= REPORT_SECONDS:
@@ -80,6 +85,8 @@ class MetricsWatcher:
             self._report()
         if self.serves:
             _refresh(env)
+        if not found.by_another:
+            self._frequent.kick(env)
 
     def exposition(self) -> Exposition:
         """The metrics that /metrics serves."""

@@ -30,6 +30,7 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.backups.catalogue import LATEST
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.restore.swap import advisory_lock
@@ -37,7 +38,7 @@ from tasks.postgres.restore.swap import advisory_lock
 WhenToStop = Literal["first", "at_swap"]
 
 
-@flow(name="full-restore", flow_run_name="full-restore {environment} {backup}")
+@flow(name="full-restore", flow_run_name=RunName("full-restore {environment} {backup}"))
 def full_restore(
     environment: str,
     backup: str = "latest",

@@ -19,6 +19,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, duration, size
 from tasks.backups.retention import read_store
 from tasks.redis.cache.clearing import UNLINK, ClearingOrder, find_keys, read_freed, unlink_keys
@@ -37,7 +38,7 @@ RUN_AGAIN = "run it again: it deletes the remaining keys"
 BACKUP = Next("backup-redis", "back up Redis")
 
 
-@flow(name="clear-cache", flow_run_name="clear-cache {environment}")
+@flow(name="clear-cache", flow_run_name=RunName("clear-cache {environment} {prefixes}"))
 def clear_cache(
     environment: str,
     prefixes: tuple[str, ...] = (),

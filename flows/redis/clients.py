@@ -29,6 +29,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted
 from tasks.redis.client_list import Client
 from tasks.redis.clients import RedisClients, read_clients
@@ -42,7 +43,7 @@ MOST_IDS = 50
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+|\[?/\S*):\d{1,5}")
 
 
-@flow(name="check-redis-clients", flow_run_name="check-redis-clients {environment}")
+@flow(name="check-redis-clients", flow_run_name=RunName("check-redis-clients {environment}"))
 def check_redis_clients(environment: str) -> Report:
     """接続数管理: 接続数確認・接続数制限設定 (§2.4)
 
@@ -73,7 +74,7 @@ def check_redis_clients(environment: str) -> Report:
     return report
 
 
-@flow(name="close-idle-redis-clients", flow_run_name="close-idle-redis-clients {environment}")
+@flow(name="close-idle-redis-clients", flow_run_name=RunName("close-idle-redis-clients {environment}"))
 def close_idle_redis_clients(
     environment: str,
     min_seconds: Annotated[int, Field(ge=LEAST_SECONDS)] = MANUAL_IDLE_SECONDS,

@@ -22,6 +22,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import WithoutConfirm, runbook
+from runbook.run_name import RunName
 from runbook.units import about, size
 from tasks.redis.persistence.place import read_place
 from tasks.redis.persistence.saving import BLOCK, rewrite_aof, save_blocking, save_in_background
@@ -31,7 +32,7 @@ from tasks.redis.restore.prefixes import Extra
 from tasks.redis.sentinels import read_sentinels
 
 
-@flow(name="check-redis-persistence", flow_run_name="check-redis-persistence {environment}")
+@flow(name="check-redis-persistence", flow_run_name=RunName("check-redis-persistence {environment}"))
 def check_redis_persistence(environment: str) -> Report:
     """永続化設定（RDB/AOF）・保存状態確認 (§2.3)
 
@@ -68,7 +69,7 @@ def check_redis_persistence(environment: str) -> Report:
     return report
 
 
-@flow(name="snapshot-redis", flow_run_name="snapshot-redis {environment} {kind}")
+@flow(name="snapshot-redis", flow_run_name=RunName("snapshot-redis {environment} {kind}"))
 def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", confirm: str = "") -> Report:
     """手動でのスナップショット作成 (§2.3)
 
@@ -112,7 +113,7 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
     return report
 
 
-@flow(name="backup-redis", flow_run_name="backup-redis {environment} {kind}")
+@flow(name="backup-redis", flow_run_name=RunName("backup-redis {environment} {kind}"))
 def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     """Redisのバックアップ (§2.3)
 
@@ -145,7 +146,7 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     return report
 
 
-@flow(name="restore-redis", flow_run_name="restore-redis {environment} {backup}")
+@flow(name="restore-redis", flow_run_name=RunName("restore-redis {environment} {backup}"))
 def restore_redis(
     environment: str,
     backup: str = "latest",

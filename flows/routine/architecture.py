@@ -17,6 +17,7 @@ from runbook import clock
 from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.application.versions import read_versions
 from tasks.docker.bases import support_of
@@ -28,7 +29,7 @@ from tasks.reports.capacity import Growth, read_growth
 from tasks.reports.past import FiledReport, filed
 
 
-@flow(name="collect-architecture-facts", flow_run_name="collect-architecture-facts {environment}")
+@flow(name="collect-architecture-facts", flow_run_name=RunName("collect-architecture-facts {environment} {days}d"))
 def collect_architecture_facts(
     environment: str,
     days: Annotated[int, Field(ge=31, le=3660)] = 365,

@@ -17,6 +17,7 @@ from runbook.flow import flow
 from runbook.page.render import key
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.application.versions import read_versions
 from tasks.host.service_accounts import read_accounts
@@ -27,7 +28,7 @@ from tasks.reports.evidence import holding, seal, secrets_of, verify_sealed
 from tasks.reports.past import filed
 
 
-@flow(name="collect-audit-evidence", flow_run_name="collect-audit-evidence {environment}")
+@flow(name="collect-audit-evidence", flow_run_name=RunName("collect-audit-evidence {environment} {days}d"))
 def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le=3660)] = 365) -> Report:
     """セキュリティ監査: 証跡の収集 (§7.1)
 

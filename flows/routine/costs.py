@@ -22,6 +22,7 @@ from runbook.page import render
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.logs.figures import tokens
 from tasks.logs.reading.files import find_logs
 from tasks.logs.reading.samples import begins_at
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@flow(name="review-costs", flow_run_name="review-costs {environment}")
+@flow(name="review-costs", flow_run_name=RunName("review-costs {environment} {months}-months"))
 def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 4) -> Report:
     """コスト最適化レビュー: クラウドリソース・AIトークン・未使用リソース (§7.1, §7.4)
 

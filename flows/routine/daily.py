@@ -26,6 +26,7 @@ from runbook.kinds import Pending
 from runbook.masking import masked
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.application.health import NO_HEALTH, Health, health_checks, wait_healthy
 from tasks.backups.catalogue import Backup
@@ -245,7 +246,7 @@ PARTS: Mapping[str, Sequence[Callable[[Page], Judge]]] = {
 }
 
 
-@flow(name="daily-check", flow_run_name="daily-check {environment} {part}")
+@flow(name="daily-check", flow_run_name=RunName("daily-check {environment} {part}"))
 def daily_check(environment: str, part: Part = "all") -> Report:
     """日次保守チェック: ヘルスチェック・エラーログ・バックアップ・リソース使用量の確認 (§7.2)
 

@@ -16,6 +16,7 @@ from runbook.metrics import CATALOGUE, Metric
 from runbook.page.plots import Bar, Trace, bars, traces
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.health import wait_healthy
 from tasks.faults.disposable import where_disposable
 from tasks.load.driving import Driven, LoadRequest, drive_load, require_load
@@ -28,7 +29,7 @@ from tasks.reports.past import filed
 BEFORE_SECONDS, AFTER_SECONDS = 60.0, 120.0
 
 
-@flow(name="run-performance-test", flow_run_name="run-performance-test {environment}")
+@flow(name="run-performance-test", flow_run_name=RunName("run-performance-test {environment} {users}-users"))
 def run_performance_test(
     environment: str,
     users: Annotated[int, Field(ge=1, le=500)] = 10,

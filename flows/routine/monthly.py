@@ -26,6 +26,7 @@ from runbook.flow import flow
 from runbook.page.render import MARK
 from runbook.report import NOT_CONFIGURED, Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.postgres.sessions.statements import Statements, read_statements, sample_waits
 from tasks.postgres.upkeep.autovacuum import read_autovacuum
@@ -36,7 +37,7 @@ CHECKLIST = "run-checklist"
 QUARTER_DAYS = 100
 
 
-@flow(name="monthly-maintenance", flow_run_name="monthly-maintenance {environment}")
+@flow(name="monthly-maintenance", flow_run_name=RunName("monthly-maintenance {environment} {days}d"))
 def monthly_maintenance(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 31) -> Report:
     """月次保守チェックリスト: 依存パッケージ・セキュリティ・データベース・パフォーマンス・コスト (§7.4)
 

@@ -17,11 +17,12 @@ from runbook.flow import flow
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.logs.figures.requests import RequestUse
 from tasks.postgres.sessions.statements import Statement, Statements, Waits, read_statements, sample_waits
 
 
-@flow(name="review-performance", flow_run_name="review-performance {environment}")
+@flow(name="review-performance", flow_run_name=RunName("review-performance {environment} {days}d"))
 def review_performance(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 30) -> Report:
     """パフォーマンスレビュー: レスポンスタイム・エラーレート・スロークエリ・ボトルネックの分析 (§7.1, §7.4)
 

@@ -17,6 +17,7 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.backups.catalogue import PREFIX
 from tasks.backups.manifest import Kind
@@ -28,7 +29,7 @@ from tasks.recovery_points.point import Resource
 from tasks.reports.past import FiledReport
 
 
-@flow(name="weekly-check", flow_run_name="weekly-check {environment}")
+@flow(name="weekly-check", flow_run_name=RunName("weekly-check {environment}"))
 def weekly_check(environment: str) -> Report:
     """週次保守チェック: リストアテスト・セキュリティアラート・未使用Dockerリソース・ログサイズ・証明書 (§7.3)
 

@@ -17,6 +17,7 @@ from runbook.next import Next
 from runbook.page.markdown import code, escaped, fenced
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration
 from runbook.wait import until
 from tasks.application.health import NO_HEALTH, health_checks, read_problems
@@ -39,7 +40,7 @@ from tasks.redis.greeting import read_answer
 from tasks.redis.sentinels import master_by, read_sentinels
 
 
-@flow(name="diagnose-application", flow_run_name="diagnose-application {environment}")
+@flow(name="diagnose-application", flow_run_name=RunName("diagnose-application {environment}"))
 def diagnose_application(environment: str) -> Report:
     """アプリケーション起動エラーのトラブルシューティング (付録A)
 

@@ -15,13 +15,14 @@ from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.host.disk import disk_on
 from tasks.postgres.server.greeting import Greeting, read_greeting
 from tasks.postgres.server.log_reasons import LogReason, find_reason, own_log, without_statements
 from tasks.postgres.server.login_trial import try_own_login, try_to_extend
 
 
-@flow(name="diagnose-database", flow_run_name="diagnose-database {environment}")
+@flow(name="diagnose-database", flow_run_name=RunName("diagnose-database {environment}"))
 def diagnose_database(environment: str) -> Report:
     """データベース接続エラーのトラブルシューティング (付録A)
 

@@ -28,10 +28,11 @@ from runbook.guard.effect import Effect
 from runbook.page.render import markdown
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, size
 
 
-@flow(name="free-disk-emergency", flow_run_name="free-disk-emergency {environment}")
+@flow(name="free-disk-emergency", flow_run_name=RunName("free-disk-emergency {environment}"))
 def free_disk_emergency(
     environment: str,
     log_days: Annotated[int, Field(ge=1, le=3650)] = 7,

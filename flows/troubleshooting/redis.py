@@ -15,6 +15,7 @@ from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.redis.clients import read_clients
 from tasks.redis.greeting import RedisGreeting, read_answer
@@ -23,7 +24,7 @@ from tasks.redis.persistence.state import read_persistence
 from tasks.redis.sentinels import read_sentinels
 
 
-@flow(name="diagnose-redis", flow_run_name="diagnose-redis {environment}")
+@flow(name="diagnose-redis", flow_run_name=RunName("diagnose-redis {environment}"))
 def diagnose_redis(environment: str) -> Report:
     """Redis接続エラーのトラブルシューティング (付録A)
 

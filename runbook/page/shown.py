@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext
 
+from runbook.current import artifact_key
 from runbook.guard.brief import asked_briefly
 from runbook.log import logger
 
@@ -21,6 +22,6 @@ def show_table(key: str, description: str, columns: Sequence[str], rows: Sequenc
     content = [dict(zip(columns, map(str, row), strict=True)) for row in rows]
     try:
         with asked_briefly(retries=2):
-            create_table_artifact(table=content, key=key, description=description)
+            create_table_artifact(table=content, key=artifact_key(key), description=description)
     except Exception as error:
         logger().warning("the table %s could not be shown in Prefect: %s", key, error)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.places import Application
+from runbook.current import leaves, removed
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import durable
@@ -87,7 +88,7 @@ def judge_files_backup(application: Application, backup: Backup, damage: Sequenc
     return FilesJudgement(tuple(problems), len(entries), needed, free, _notes(entries))
 
 
-@action
+@action(staged=True)
 def build_files_copy(permit: Permit, application: Application, backup: Backup) -> FilesCopy:
     """Unpack a backup alongside the live directory (`<dir>.restoring`) and compare it with the manifest.
 
@@ -130,6 +131,7 @@ def _unpack(backup: Backup, copy: Path) -> FilesCopy:
         needed, free = sum(entry.size + BLOCK_BYTES for entry in entries), disk_of(copy.parent).free_bytes
         if needed > free:
             raise OpsError(f"{needed} bytes are needed in {copy.parent}, {free} are free", "free disk space there")
+        leaves(f"directory {copy}", "the next restore-files deletes it")
         archive.unpack(archive_in(backup.path), copy, entries)
         differences = listing.compare(copy, entries)
     except OSError as error:
@@ -158,7 +160,9 @@ def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> Fil
     live = directory_of(application)
     if copy.path != _staged_path(live):
         raise VerificationFailed(f"{application.directory} now links to another directory, {live}", "run this again")
-    return exchange(live, copy.path, free_name(live) if live.exists() or live.is_symlink() else None)
+    swapped = exchange(live, copy.path, free_name(live) if live.exists() or live.is_symlink() else None)
+    removed(f"directory {copy.path}")
+    return swapped
 
 
 def exchange(live: Path, incoming: Path, kept: Path | None) -> FilesSwapped:
@@ -216,6 +220,11 @@ def free_name(live: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
+    _delete(path)
+    removed(f"directory {path}")
+
+
+def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         for inner in _directories(path):
             inner.chmod(0o700)  # a restored mode can forbid even its owner to empty it

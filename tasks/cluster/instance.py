@@ -21,6 +21,7 @@ import psutil
 
 from blocks.postgres.server import Postgres
 from runbook import shell
+from runbook.current import leaves, removed
 from runbook.errors import Unreachable
 from runbook.files import durable
 from runbook.kinds import action
@@ -123,6 +124,7 @@ def prepare_instance(postgres: Postgres, root: Path) -> PrivateInstance:
     Raises:
         OpsError: the directory cannot be made.
     """
+    leaves(f"directory {root}", "the next run of this kind deletes it")
     with told(root):
         root.mkdir(mode=0o700)
     sockets = Path(tempfile.mkdtemp(prefix="ops-pg-"))  # a socket's path must be short
@@ -235,4 +237,5 @@ def serving(
 def put_away(instance: PrivateInstance) -> None:
     """Delete what is left of it."""
     sweep_instance.work(instance.root)
+    removed(f"directory {instance.root}")
     shutil.rmtree(instance.postgres.host, ignore_errors=True)

@@ -14,6 +14,7 @@ from typing import Any
 import docker.errors
 
 from blocks.docker import Docker, engine
+from runbook.current import leaves, removed
 from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
@@ -120,7 +121,7 @@ def pull_images(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]
     return pulled
 
 
-@action(idempotent=True)
+@action(idempotent=True, staged=True)
 def create_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContainer]) -> dict[str, str]:
     """Create each container alongside the running one, without starting it: errors of its configuration show now.
     Returns role → id of the new container.
@@ -135,6 +136,7 @@ def create_containers(permit: Permit, block: Docker, wanted: Sequence[WantedCont
             if left := find(client, next_name(one.name)):  # of a killed run
                 left.remove(force=True)
             described = options(block.container(one.role))
+            leaves(f"container {next_name(one.name)}", "the next deploy-application removes it")
             created[one.role] = client.containers.create(
                 one.image, name=next_name(one.name), detach=True, **described
             ).id
@@ -161,6 +163,7 @@ def swap_containers(permit: Permit, block: Docker, wanted: Sequence[WantedContai
                         _never_start(current)
                         current.rename(previous_name(one.name))
                 following.rename(one.name)
+                removed(f"container {next_name(one.name)}")
             client.containers.get(one.name).start()
 
 
@@ -180,6 +183,7 @@ def roll_back_containers(
             permit.require(DEPLOY, act_of(one).target)
             if left := find(client, next_name(one.name)):
                 left.remove(force=True)
+                removed(f"container {next_name(one.name)}")
             previous, current = find(client, previous_name(one.name)), find(client, one.name)
             if previous:
                 if current:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from blocks.postgres.server import Postgres
 from runbook import shell
+from runbook.current import leaves, removed
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files.durable import sync
@@ -215,6 +216,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     _require_stopped(data)
     note, beside = data.with_name(KEPT), data.with_name(f"{data.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
+    leaves(f"directory {beside}", "the next rejoin-standby deletes it")
     kept = _own_configuration(data, rewinding, note)
     upstream = upstream_of(primary, standby)
     options = ["--wal-method=stream", "--checkpoint=fast", "--no-password"]
@@ -237,6 +239,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
             old.rename(aside[-1])
     failpoint("rejoin: old one aside")
     beside.rename(data)
+    removed(f"directory {beside}")
     sync(data.parent)
     note.unlink(missing_ok=True)
     return Rejoined("base_backup", time.monotonic() - started, ", ".join(map(str, aside)))

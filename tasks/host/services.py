@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.services.service import Services
+from runbook.current import leaves, removed
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.log import logger
@@ -67,6 +68,8 @@ def stop_services(services: Services, roles: Sequence[str]) -> StoppedServicesLi
     """
     were_running = tuple(role for role in roles if services.is_running(role))
     for role in roles:
+        if role in were_running:
+            leaves(stopped(role), f"start {services.names[role]}, or run the runbook again")
         services.stop(role)
         _prove(services, role, running=False)
         logger().info("%s is stopped", role)
@@ -105,6 +108,12 @@ def start_one(services: Services, role: str) -> None:
     """
     with _told(services, role):
         services.start(role)
+    removed(stopped(role))
+
+
+def stopped(role: str) -> str:
+    """A service that a run stopped, as reports name it."""
+    return f"the service {role} is stopped"
 
 
 @contextlib.contextmanager

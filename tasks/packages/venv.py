@@ -115,7 +115,7 @@ def settle_venv(permit: Permit, application: Application, keep: Path | None = No
     return f"deleted {', '.join(path.name for path in doomed)}" if doomed else ""
 
 
-@action
+@action(staged=True)
 def build_venv(permit: Permit, application: Application, lock: VenvLock, now: datetime, seconds: float) -> Path:
     """Build it under its final name from the lock file, and check it with pip.
 

@@ -24,7 +24,7 @@ VENV = "VENV"
 PARTS = "PARTS"
 
 
-@action(idempotent=True)
+@action(idempotent=True, staged=True)
 def unpack_release(permit: Permit, release: Release) -> Path:
     """Unpack it alongside the live directory; returns its path.
 
@@ -35,7 +35,7 @@ def unpack_release(permit: Permit, release: Release) -> Path:
     return _unpack(release)
 
 
-@action(idempotent=True)
+@action(idempotent=True, staged=True)
 def keep_previous(permit: Permit, application: Application, release: Release) -> None:
     """Copy the live release completely. A copy that a killed run left is kept: it is the one to roll back to.
 

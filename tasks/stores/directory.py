@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runbook.current import leaves, removed
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import durable
@@ -98,6 +99,7 @@ class DirectoryStore:
             if others or (self.path / name).exists():  # in this order: a claim becomes the backup by a rename
                 mine.rmdir()
                 return False
+        leaves(f"unfinished backup {mine}", "the next backup of this kind deletes it")
         return True
 
     def forget(self, path: str) -> None:
@@ -108,6 +110,7 @@ class DirectoryStore:
         with told(directory):
             durable.sync_tree(directory)
             directory.rename(self.path / name)
+            removed(f"unfinished backup {directory}")
             durable.sync(self.path)
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
@@ -167,7 +170,9 @@ class DirectoryStore:
             return begun_by(environment, sorted(path.name for path in self.path.iterdir()))
 
     def clean(self, environment: str, name: str) -> bool:
-        shutil.rmtree(self.path / f"{PARTIAL}{environment}-{name}", ignore_errors=True)
+        directory = self.path / f"{PARTIAL}{environment}-{name}"
+        shutil.rmtree(directory, ignore_errors=True)
+        removed(f"unfinished backup {directory}")
         return True
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from datetime import datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 from markdown_it import MarkdownIt
+from prefect._vendor.croniter import croniter
 
 from blocks.config import toml
 from blocks.environment import Environment
+from blocks.monitoring import Monitoring
 from deployments.catalogue import covered, main, manual, pages
 from deployments.deploy import called, chosen, project_version
 from deployments.runbooks import ROOT, Runbook, read_runbooks, shown
@@ -78,6 +82,37 @@ def deployed(environment: Environment, *, scheduled: bool = False) -> set[str]:
     named = environment.model_copy(update={"name": "x", "pools": {}}).with_parts(environment.parts())
     entries = chosen(CONTENT, named, {"x": "process"})["deployments"]
     return {called(entry, "x") for entry in entries if entry.get("schedules") or not scheduled}
+
+
+def runs_a_day(environment: Environment) -> dict[str, float]:
+    """How many runs each entry's schedules start on a day, over four weeks that begin on a Monday."""
+    entries = chosen(CONTENT, environment, {environment.name: "process"})["deployments"]
+    begin, days = datetime(2026, 11, 2), 28
+    ends, found = begin + timedelta(days=days), dict[str, float]()
+    for entry in entries:
+        moments = [croniter(one["cron"], begin) for one in entry.get("schedules") or []]
+        number = sum(1 for one in moments for _ in takewhile(lambda at: at < ends, one.all_next(datetime)))
+        found[called(entry, environment.name)] = number / days
+    return found
+
+
+def test_with_a_watcher_the_checks_of_every_few_minutes_are_hourly_in_prefect() -> None:
+    """What people see in the list of runs is what matters: 700 runs a day hide it."""
+    lab = toml.environment(os.environ["OPS_ENVIRONMENT"])
+    named = lab.model_copy(update={"slugs": {**lab.slugs, "monitoring": "ops-monitoring/x"}})
+    before, after = (
+        runs_a_day(named.with_parts({**lab.parts(), "monitoring": Monitoring(watcher=watcher)}))
+        for watcher in (False, True)
+    )
+    assert before.keys() == after.keys()
+    often = {name for name, runs in before.items() if runs > 24}
+    wanted = ("escalate", "check-recovery-objectives", "take-due-backups")
+    assert often == {f"{one}/{lab.name}" for one in wanted}
+    assert {round(after[name]) for name in often} == {24}, "once an hour"
+    assert all(before[name] == after[name] for name in before.keys() - often)
+    print(f"runs a day: {sum(before.values()):.0f} without a watcher, {sum(after.values()):.0f} with one")
+    assert sum(before.values()) > 670
+    assert sum(after.values()) < 110
 
 
 def without(environment: Environment, *parts: str) -> Environment:

@@ -9,6 +9,9 @@ import pytest
 
 from tests.fixtures.receivers import http_receiver, smtp_receiver
 from tests.monitoring.duty import Duty, prepare
+from tests.runbook.processes import prefect_server
+
+__all__ = ["duty", "prefect_server"]
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from prefect.utilities.callables import parameter_schema
@@ -12,7 +14,10 @@ from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
 from flows.monitoring.incident import due_next
 from runbook.errors import RunbookFailed
+from runbook.failpoint import failpoint
+from runbook.files.journal import Journal
 from runbook.report import Status
+from tests.fixtures.killed import exit_code_at
 from tests.monitoring.duty import NAME, Duty, finding
 
 NOW = (0.0, 0.0, 0.0)
@@ -50,6 +55,21 @@ def test_who_is_on_call_is_told_and_acknowledges_and_nobody_else_is_told(duty: D
     assert (incident.acknowledged_by, incident.note) == ("佐藤", "見ています")
     assert incident.acknowledged_seconds is not None
     assert incident.acknowledged_seconds > 0
+
+
+def test_of_a_run_that_died_it_says_how_far_it_came(duty: Duty) -> None:
+    run, reports = str(uuid4()), duty.env.reports_directory
+    reports.mkdir(parents=True)
+
+    def dies() -> None:
+        journal = Journal.begin(reports, NAME, "Restore database", run)
+        journal.step("swap_databases", staged=False)
+        failpoint("in the swap")
+
+    assert exit_code_at("in the swap", dies) == -signal.SIGKILL
+    report = escalate.fn(NAME, what="restore-database: Crashed", run=run)
+    assert "interrupted, with an unknown result: swap databases" in report.facts["how far the dead run came"]
+    assert duty.told == ["oncall"]
 
 
 def test_nobody_acknowledges(duty: Duty) -> None:

@@ -17,6 +17,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, duration
 from tasks.postgres.sessions.closing import CLOSE, close_sessions, why_kept
 from tasks.postgres.sessions.connections import ClientSession, ConnectionLimits, SessionActivity, read_activity
@@ -25,7 +26,7 @@ from tasks.postgres.sessions.pool import ECHO, OVERFLOW, RECOMMENDED, RECYCLE, S
 LEAST_SECONDS = 10
 
 
-@flow(name="check-connections", flow_run_name="check-connections {environment}")
+@flow(name="check-connections", flow_run_name=RunName("check-connections {environment}"))
 def check_connections(environment: str) -> Report:
     """PostgreSQL側の接続数設定: 接続数の確認 (§1.5)
 
@@ -57,7 +58,7 @@ def check_connections(environment: str) -> Report:
     return report
 
 
-@flow(name="close-idle-connections", flow_run_name="close-idle-connections {environment}")
+@flow(name="close-idle-connections", flow_run_name=RunName("close-idle-connections {environment}"))
 def close_idle_connections(
     environment: str,
     min_seconds: Annotated[int, Field(ge=LEAST_SECONDS)] = MANUAL_IDLE_SECONDS,
@@ -124,7 +125,7 @@ def close_idle_connections(
     return report
 
 
-@flow(name="check-pool-settings", flow_run_name="check-pool-settings {environment}")
+@flow(name="check-pool-settings", flow_run_name=RunName("check-pool-settings {environment}"))
 def check_pool_settings(environment: str, workers: Annotated[int, Field(ge=0, le=1000)] = 0) -> Report:
     """asyncpgプール設定の確認 (§1.5)
 

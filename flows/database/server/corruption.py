@@ -17,6 +17,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.postgres.upkeep.amcheck import (
     EXTENSION,
@@ -35,7 +36,7 @@ from tasks.postgres.upkeep.corruption import Checksums, Collations, read_checksu
 Where = Literal["auto", "primary", "standby"]
 
 
-@flow(name="check-corruption", flow_run_name="check-corruption {environment} {where} {database}")
+@flow(name="check-corruption", flow_run_name=RunName("check-corruption {environment} {where} {database}"))
 def check_corruption(
     environment: str,
     where: Where = "auto",

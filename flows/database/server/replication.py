@@ -16,6 +16,7 @@ from runbook import metrics
 from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.host.disk import disk_on
 from tasks.postgres.replication.rates import Rates, measure_rates, seconds_until
@@ -30,7 +31,7 @@ BEHIND_BYTES = 1_000_000
 DOES_NOT_WAIT = ("off", "local")
 
 
-@flow(name="check-replication", flow_run_name="check-replication {environment}")
+@flow(name="check-replication", flow_run_name=RunName("check-replication {environment}"))
 def check_replication(
     environment: str,
     seconds: Annotated[int, Field(ge=1, le=60)] = 5,

@@ -16,6 +16,7 @@ from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.postgres.server.recommended import BY_NAME, MANUAL, RecommendedSetting
 from tasks.postgres.server.settings import (
     CHANGE,
@@ -34,7 +35,7 @@ SET = "set the manual's value"
 RESTART = "restart PostgreSQL in a maintenance window"
 
 
-@flow(name="check-postgres-settings", flow_run_name="check-postgres-settings {environment}")
+@flow(name="check-postgres-settings", flow_run_name=RunName("check-postgres-settings {environment}"))
 def check_postgres_settings(environment: str) -> Report:
     """postgresql.conf推奨設定の確認・VACUUM設定チューニング (§1.5, §1.3)
 
@@ -63,7 +64,7 @@ def check_postgres_settings(environment: str) -> Report:
     return report
 
 
-@flow(name="apply-postgres-settings", flow_run_name="apply-postgres-settings {environment}")
+@flow(name="apply-postgres-settings", flow_run_name=RunName("apply-postgres-settings {environment} {names}"))
 def apply_postgres_settings(
     environment: str,
     names: tuple[str, ...] = (),
@@ -126,7 +127,7 @@ def apply_postgres_settings(
     return report
 
 
-@flow(name="undo-postgres-settings", flow_run_name="undo-postgres-settings {environment}")
+@flow(name="undo-postgres-settings", flow_run_name=RunName("undo-postgres-settings {environment} {record}"))
 def undo_postgres_settings(environment: str, record: str = "", plan: str = "", confirm: str = "") -> Report:
     """postgresql.conf推奨設定の復元 (§1.5)
 

@@ -18,6 +18,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, duration, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
@@ -31,7 +32,7 @@ SPACE_RATIO = 2
 BUILD_BYTES_PER_SECOND = 20_000_000
 
 
-@flow(name="check-indexes", flow_run_name="check-indexes {environment}")
+@flow(name="check-indexes", flow_run_name=RunName("check-indexes {environment} {days}d"))
 def check_indexes(environment: str, days: Annotated[int, Field(ge=0, le=365)] = 30) -> Report:
     """インデックス状態確認 (§1.4)
 
@@ -62,7 +63,7 @@ def check_indexes(environment: str, days: Annotated[int, Field(ge=0, le=365)] = 
     return report
 
 
-@flow(name="rebuild-indexes", flow_run_name="rebuild-indexes {environment}")
+@flow(name="rebuild-indexes", flow_run_name=RunName("rebuild-indexes {environment} {indexes} {tables}"))
 def rebuild_indexes(
     environment: str,
     indexes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)

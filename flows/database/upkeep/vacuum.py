@@ -18,6 +18,7 @@ from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import WithoutConfirm, runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.recommended import AUTOVACUUM
@@ -42,7 +43,7 @@ MANY_DEAD, DEAD_RATIO = 1000, 0.1
 REWRITE_BYTES_PER_SECOND = 40_000_000
 
 
-@flow(name="vacuum-database", flow_run_name="vacuum-database {environment} {mode}")
+@flow(name="vacuum-database", flow_run_name=RunName("vacuum-database {environment} {mode}"))
 def vacuum_database(
     environment: str,
     mode: Mode = "plain",
@@ -237,7 +238,7 @@ def _judge_rest(
     )
 
 
-@flow(name="check-autovacuum", flow_run_name="check-autovacuum {environment}")
+@flow(name="check-autovacuum", flow_run_name=RunName("check-autovacuum {environment}"))
 def check_autovacuum(environment: str, long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS) -> Report:
     """自動VACUUM設定確認 (§1.3)
 

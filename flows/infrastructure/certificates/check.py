@@ -13,13 +13,14 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.certificates.certificate import Certificate
 from tasks.certificates.chain import read_authorities
 from tasks.certificates.files import Files, read_files
 from tasks.certificates.served import Served, read_served
 
 
-@flow(name="check-certificates", flow_run_name="check-certificates {environment}")
+@flow(name="check-certificates", flow_run_name=RunName("check-certificates {environment}"))
 def check_certificates(environment: str) -> Report:
     """SSL証明書管理: 証明書の有効期限確認 (§4.3)
 

@@ -27,6 +27,7 @@ from runbook.guard.effect import Effect, first_of
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.certificates import certbot
 from tasks.certificates.certbot import ISSUE, RELOAD, RENEW, Kind
 from tasks.certificates.certificate import Certificate
@@ -34,7 +35,7 @@ from tasks.certificates.files import CHAIN, Files, file_of, read_files
 from tasks.certificates.served import Served, wait_until_served
 
 
-@flow(name="renew-certificates", flow_run_name="renew-certificates {environment}")
+@flow(name="renew-certificates", flow_run_name=RunName("renew-certificates {environment} {domain}"))
 def renew_certificates(
     environment: str, domain: str = "", force: bool = False, plan: str = "", confirm: str = ""
 ) -> Report:

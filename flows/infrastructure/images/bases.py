@@ -16,6 +16,7 @@ from runbook.next import Next
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.worktree import Worktree, worktree
 from tasks.docker.base_images import BaseImage, forget_image, read_base_images, try_image
 from tasks.docker.bases import Base, Support, read_support, replaced
@@ -23,7 +24,7 @@ from tasks.docker.building import build_image
 from tasks.docker.source import read_source
 
 
-@flow(name="check-base-images", flow_run_name="check-base-images {environment}")
+@flow(name="check-base-images", flow_run_name=RunName("check-base-images {environment}"))
 def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)] = 30) -> Report:
     """ベースイメージ更新: ベースイメージの確認 (§4.1)
 
@@ -54,7 +55,7 @@ def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)
     return report
 
 
-@flow(name="update-base-images", flow_run_name="update-base-images {environment}")
+@flow(name="update-base-images", flow_run_name=RunName("update-base-images {environment} {to}"))
 def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = False, branch: str = "") -> Report:
     """ベースイメージ更新: FROM行の更新 (§4.1)
 

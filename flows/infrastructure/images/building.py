@@ -10,6 +10,7 @@ from runbook.guard.effect import Effect
 from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status
 from runbook.run import WithoutConfirm, runbook
+from runbook.run_name import RunName
 from runbook.units import counted, size
 from tasks.docker.base_images import read_base_digests
 from tasks.docker.building import (
@@ -27,7 +28,7 @@ from tasks.docker.building import (
 from tasks.docker.source import BuildSource, read_source
 
 
-@flow(name="build-images", flow_run_name="build-images {environment} {version}")
+@flow(name="build-images", flow_run_name=RunName("build-images {environment} {version}"))
 def build_images(
     environment: str,
     version: str = "",

@@ -16,6 +16,7 @@ from runbook.flow import flow
 from runbook.guard.effect import Effect
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted, duration, size
 from tasks.docker.choosing import CleanupSelection, Kind, choose
 from tasks.docker.deployed import failed_name, previous_name
@@ -31,7 +32,7 @@ KINDS: dict[Part, Kind] = {
 }
 
 
-@flow(name="clean-docker", flow_run_name="clean-docker {environment}")
+@flow(name="clean-docker", flow_run_name=RunName("clean-docker {environment} {parts}"))
 def clean_docker(
     environment: str,
     parts: tuple[Part, ...] = ("containers", "images", "networks", "build cache"),

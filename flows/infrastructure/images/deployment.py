@@ -16,6 +16,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 
 
 class Deployment(Protocol):
@@ -32,7 +33,7 @@ class Deployment(Protocol):
         """Deploy and prove it; returns what runs then. On failure roll back and raise RunbookFailed."""
 
 
-@flow(name="deploy-application", flow_run_name="deploy-application {environment} {version}")
+@flow(name="deploy-application", flow_run_name=RunName("deploy-application {environment} {version}"))
 def deploy_application(
     environment: str,
     version: str = "",

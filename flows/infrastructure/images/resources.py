@@ -17,6 +17,7 @@ from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.cloud import aws
 from tasks.cloud.aws import CPU_DAYS, BucketSize, CloudInstance, Cost, Volume
@@ -26,7 +27,7 @@ from tasks.docker.usage import ContainerUse, read_use
 T = TypeVar("T")
 
 
-@flow(name="review-resources", flow_run_name="review-resources {environment}")
+@flow(name="review-resources", flow_run_name=RunName("review-resources {environment}"))
 def review_resources(environment: str, samples: Annotated[int, Field(ge=2, le=100)] = 10) -> Report:
     """コスト最適化: リソースの棚卸し (§4.2)
 

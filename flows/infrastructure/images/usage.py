@@ -12,13 +12,14 @@ from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.docker.inventory import ContainerLimits, Inventory, SeenContainer, read_inventory, short
 from tasks.docker.usage import ContainerUse, read_use
 from tasks.host.disk import disk_on
 
 
-@flow(name="check-docker-usage", flow_run_name="check-docker-usage {environment}")
+@flow(name="check-docker-usage", flow_run_name=RunName("check-docker-usage {environment}"))
 def check_docker_usage(environment: str) -> Report:
     """コスト最適化: 未使用リソースの特定・リソース使用量の監視 (§4.2)
 

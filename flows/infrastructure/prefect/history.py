@@ -11,6 +11,7 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.upkeep.vacuum import read_tables, vacuum_tables
@@ -19,7 +20,7 @@ from tasks.prefect.server import count_old_events, count_old_runs, delete_old_ru
 EVENTS_SETTING = "PREFECT_SERVER_EVENTS_RETENTION_PERIOD"
 
 
-@flow(name="clean-prefect-history", flow_run_name="clean-prefect-history {environment}")
+@flow(name="clean-prefect-history", flow_run_name=RunName("clean-prefect-history {environment}"))
 def clean_prefect_history(environment: str) -> Report:
     """Prefect 自身の実行履歴の削除と VACUUM (§8.2)
 

@@ -31,6 +31,7 @@ from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import about, size
 from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in
 from tasks.postgres.restore.swap import advisory_lock, swap_databases
@@ -38,7 +39,7 @@ from tasks.postgres.server.server import find_obstacles, read_identity, read_ser
 from tasks.prefect.server import settle_copy
 
 
-@flow(name="backup-prefect", flow_run_name="backup-prefect {environment}")
+@flow(name="backup-prefect", flow_run_name=RunName("backup-prefect {environment}"))
 def backup_prefect(environment: str, jobs: Annotated[int, Field(ge=0, le=32)] = 0) -> Report:
     """Prefect 自身のデータベースのバックアップ (§8.2)
 
@@ -75,7 +76,7 @@ def backup_prefect(environment: str, jobs: Annotated[int, Field(ge=0, le=32)] = 
     return report
 
 
-@flow(name="restore-prefect", flow_run_name="restore-prefect {environment} {backup}")
+@flow(name="restore-prefect", flow_run_name=RunName("restore-prefect {environment} {backup}"))
 def restore_prefect(
     environment: str,
     backup: str = "latest",
@@ -150,7 +151,7 @@ def restore_prefect(
     return report
 
 
-@flow(name="rehearse-prefect-upgrade", flow_run_name="rehearse-prefect-upgrade {environment} {backup}")
+@flow(name="rehearse-prefect-upgrade", flow_run_name=RunName("rehearse-prefect-upgrade {environment} {backup}"))
 def rehearse_prefect_upgrade(
     environment: str, backup: str = "latest", source: Stores = "backups", jobs: Annotated[int, Field(ge=0, le=32)] = 0
 ) -> Report:

@@ -11,8 +11,12 @@ from prefect import Flow
 
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Refusal
+from runbook.current import published_under
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report
+
+PREFIX = "drill-control-"
+"""Of the artifacts of a control's reports."""
 
 
 def require_accepted(derived: Environment, flow: Flow[..., Report], **parameters: Any) -> None:
@@ -35,7 +39,7 @@ def try_sabotaged(derived: Environment, flow: Flow[..., Report], sabotage: str, 
 
 def _refusal(derived: Environment, flow: Flow[..., Report], **parameters: Any) -> str:
     """The reason of a refusal, "" if it accepts."""
-    with derived.stands_in():
+    with derived.stands_in(), published_under(PREFIX):
         try:
             flow.fn(derived.name, **parameters)
         except RunbookFailed as error:

@@ -39,6 +39,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.alerts.incident import Incident
 from tasks.application.health import smoke_check, wait_healthy
 from tasks.drill.clients import DrillClients, served, writing
@@ -58,7 +59,7 @@ STEADY_WRITES, AFTER_WRITES = 20, 10
 AGAIN = "run run-drill again: it heals the system after a drill that did not end"
 
 
-@flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
+@flow(name="run-drill", flow_run_name=RunName("run-drill {environment} {scenario}"))
 def run_drill(
     environment: str,
     scenario: ScenarioName = "database_failure",

@@ -16,21 +16,21 @@ from tasks.drill.ledger import WriteAttempt
 from tasks.drill.lost_writes import LedgerResult, find_lost_in
 
 MEASURED = "Measured"
-MOST_LOST = 500
-LEDGER = ("attempted", "acknowledged", "refused", "indeterminate", "lost", "recovered", "unknown", "unexpected")
-"""Fields of a `LedgerResult`."""
+MOST_MISSING = 500
+GIVEN_UP = "given up after the fault"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What was measured. `rto_seconds` None: users were not served again. `lost`: missing writes that were acknowledged
     before the fault; `given_up`: after it. `rpo_seconds`: from the first lost write, or from the moment of the restored
-    data, to the fault."""
+    data, to the fault. `acknowledged`: all of them, before and after."""
 
     rto_seconds: float | None
     lost: tuple[WriteAttempt, ...]
     given_up: tuple[WriteAttempt, ...]
     rpo_seconds: float
+    acknowledged: int
 
 
 def report_ledger(drill: Drill, live: Environment) -> Outcome | None:
@@ -59,13 +59,15 @@ def _outcome_of(drill: Drill, results: Mapping[str, LedgerResult]) -> Outcome:
     if drill.recovered_to:
         rpo = max(rpo, (began - drill.recovered_to).total_seconds())
     rto = (drill.served - drill.fault.began).total_seconds() if drill.served else None
-    return Outcome(rto, tuple(before), tuple(one for one in lost if one not in before), rpo)
+    acknowledged = sum(found.acknowledged for found in results.values())
+    return Outcome(rto, tuple(before), tuple(one for one in lost if one not in before), rpo, acknowledged)
 
 
 def _report_writes(report: Report, results: Mapping[str, LedgerResult], outcome: Outcome | None) -> None:
-    """Attempts and their outcome, by client; and every lost write."""
-    rows = [(name, *(_count(getattr(result, column)) for column in LEDGER)) for name, result in results.items()]
-    report.table("Ledger", ("writes", *LEDGER), rows)
+    """Attempts and their outcome, by client; and every missing write."""
+    columns = [_column(result, outcome) for result in results.values()]
+    names = list(columns[0]) if columns else []
+    report.table("Ledger", ("writes", *results), [(name, *(column[name] for column in columns)) for name in names])
     strange = [row for result in results.values() for row in result.unexpected]
     report.require(
         "unexpected rows",
@@ -75,20 +77,35 @@ def _report_writes(report: Report, results: Mapping[str, LedgerResult], outcome:
         expected="none",
     )
     groups = (
-        [("before the fault", outcome.lost), ("after the fault", outcome.given_up)]
+        [("before the fault: lost", outcome.lost), ("after the fault: given up", outcome.given_up)]
         if outcome
         else [("before or after: not known", tuple(one for found in results.values() for one in found.lost))]
     )
-    lost = [
+    missing = [
         (when, clock.time_of_day(one.answered, "microseconds") if one.answered else "", one.kind, one.key or one.id)
         for when, group in groups
         for one in group
     ]
-    report.table("Lost writes, one by one", ("acknowledged", clock.heading("at"), "kind", "key"), lost, most=MOST_LOST)
+    columns_ = ("acknowledged", clock.heading("at"), "kind", "key")
+    report.table("Missing writes, one by one", columns_, missing, most=MOST_MISSING)
 
 
-def _count(value: int | Sequence[object]) -> int:
-    return value if isinstance(value, int) else len(value)
+def _column(found: LedgerResult, outcome: Outcome | None) -> dict[str, str]:
+    """One client's writes, each number with the whole that it is a part of."""
+    every, answered, unanswered = f"{found.attempted:,}", f"{found.acknowledged:,} acknowledged", found.indeterminate
+    given_up = [one for one in found.lost if outcome and one in outcome.given_up]
+    return {
+        "attempted": every,
+        "acknowledged": f"{found.acknowledged:,} of {every}",
+        "refused": f"{found.refused:,} of {every}",
+        "not answered": f"{unanswered:,} of {every}",
+        "looked up in the database": f"{found.acknowledged:,} of {answered}",
+        "lost": f"{len(found.lost) - len(given_up):,} of {answered}",
+        GIVEN_UP: f"{len(given_up):,} of {answered}",
+        "not answered, stored": f"{found.recovered:,} of {unanswered:,}",
+        "not answered, not stored": f"{found.unknown:,} of {unanswered:,}",
+        "unexpected rows": f"{len(found.unexpected):,}",
+    }
 
 
 def report_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outcome) -> None:
@@ -106,9 +123,9 @@ def report_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Ou
         report.require(
             "lost acknowledged writes",
             lost <= targets.lost_writes,
-            "check whether replication was synchronous, and which WAL the runbook did not replay; the table of lost "
+            "check whether replication was synchronous, and which WAL the runbook did not replay; the table of missing "
             "writes has each of them",
-            value=lost,
+            value=f"{lost:,} of {outcome.acknowledged:,}",
             expected=targets.lost_writes,
         )
     report.require(
@@ -121,9 +138,10 @@ def report_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Ou
     report.fact(
         "RTO", f"{'not reached' if rto is None else duration(rto)}, from the fault to the first successful request"
     )
-    report.fact("RPO", f"{lost:,} acknowledged writes before the fault, {duration(outcome.rpo_seconds)}")
+    of = f"{outcome.acknowledged:,} acknowledged writes"
+    report.fact("RPO", f"{lost:,} of {of} lost, {duration(outcome.rpo_seconds)}")
     if outcome.given_up:
-        report.fact("given up", f"{len(outcome.given_up):,} writes that were acknowledged after the fault")
+        report.fact(GIVEN_UP, f"{len(outcome.given_up):,} of {of}")
     report.fact("確認項目", scenario.checks)
 
 

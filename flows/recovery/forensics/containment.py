@@ -23,6 +23,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted
 from tasks.postgres.replication import write_block
 from tasks.postgres.replication.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, keep_wal
@@ -46,7 +47,7 @@ FREEZE, THAW = "freeze maintenance of", "let maintenance go on in"
 AGAIN = (Next("contain-incident", "contain it again"),)
 
 
-@flow(name="contain-incident", flow_run_name="contain-incident {environment}")
+@flow(name="contain-incident", flow_run_name=RunName("contain-incident {environment}"))
 def contain_incident(
     environment: str, block_writes: bool = False, reason: str = "", by: str = "", plan: str = "", confirm: str = ""
 ) -> Report:
@@ -104,7 +105,7 @@ def contain_incident(
     return report
 
 
-@flow(name="release-containment", flow_run_name="release-containment {environment}")
+@flow(name="release-containment", flow_run_name=RunName("release-containment {environment}"))
 def release_containment(environment: str, plan: str = "", confirm: str = "") -> Report:
     """封じ込めの解除 (§8.4)
 

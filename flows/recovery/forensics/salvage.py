@@ -24,6 +24,7 @@ from runbook.guard.permit import Act
 from runbook.kinds import action, probe
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import counted
 from runbook.wait import until
 from tasks.cluster.instance import (
@@ -77,7 +78,7 @@ class Salvage:
         return [one for one in self.tables if one.inserts or one.updates]
 
 
-@flow(name="salvage-writes", flow_run_name="salvage-writes {environment} {source}")
+@flow(name="salvage-writes", flow_run_name=RunName("salvage-writes {environment} {source}"))
 def salvage_writes(
     environment: str,
     source: str = NEWEST,

@@ -20,6 +20,7 @@ from runbook.page.form import read_forms
 from runbook.page.markdown import escaped
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.wal.format.names import lsn_text
 from tasks.wal.reading.supply import read_supply
 from tasks.wal.reading.touches import TOUCHING, Touches
@@ -34,7 +35,7 @@ COLUMNS = (
 )
 
 
-@flow(name="find-transaction", flow_run_name="find-transaction {environment} {table}")
+@flow(name="find-transaction", flow_run_name=RunName("find-transaction {environment} {table}"))
 def find_transaction(
     environment: str,
     table: str = "",

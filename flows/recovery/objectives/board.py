@@ -30,6 +30,7 @@ from prefect.exceptions import PrefectException
 from blocks.environment import Environment
 from flows.recovery.objectives import board_page
 from flows.recovery.objectives.points import RecoveryPoints, read_recovery_points, resources_of
+from runbook.current import artifact_key
 from runbook.drivers import described
 from runbook.errors import OpsError
 from runbook.files import durable
@@ -99,7 +100,8 @@ def publish(env: Environment, own: RecoveryStanding) -> None:
     if FlowRunContext.get():
         try:
             markdown = board_page.markdown(list(known.values()), now)
-            create_markdown_artifact(markdown=markdown, key=ARTIFACT, description="復旧ボード: 全環境の復旧可否")
+            key = artifact_key(ARTIFACT)
+            create_markdown_artifact(markdown=markdown, key=key, description="復旧ボード: 全環境の復旧可否")
         except Exception as error:  # the page is on disk
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -21,17 +22,20 @@ from runbook import clock
 from runbook.flow import flow
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
+from tasks.monitoring import state
 from tasks.recovery_points.backups import TAKEN_BY
 from tasks.recovery_points.point import Danger, Point, Resource, best_of
 
+WATCHED = timedelta(minutes=15)
 DAILY = 43200.0
 """Seconds: backups with longer gaps are called daily."""
 ELSEWHERE = "set a bucket or another host in [backups] or [copies]; set survives = “server” for a mounted directory"
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
 
-@flow(name="check-recovery-objectives", flow_run_name="check-recovery-objectives {environment}")
+@flow(name="check-recovery-objectives", flow_run_name=RunName("check-recovery-objectives {environment}"))
 def check_recovery_objectives(environment: str) -> Report:
     """RPO/RTOの確認 (§8.1)
 
@@ -62,9 +66,24 @@ def check_recovery_objectives(environment: str) -> Report:
                 _judge_loss(report, env, reach, resource, danger)
         _judge_duration(report, env, reach)
         judge_sources(report, env, reach)
+        _judge_watcher(report, env)
         report.outcome = _outcome(env, reach)
         board.rebuild(env, reach)
     return report
+
+
+def _judge_watcher(report: Report, env: Environment) -> None:
+    """Where a watcher takes the frequent checks, this run is the hourly one: the watcher must be alive."""
+    if not env.has("monitoring.watcher"):
+        return
+    last = state.load(env.reports_directory).at
+    report.prefer(
+        "the watcher",
+        last is not None and abs(datetime.now(UTC) - last) <= WATCHED,
+        "on its host: systemctl start interview-ops-watcher. Until it runs, this check and due backups are only hourly",
+        value=f"last round at {clock.text(last)}" if last else "no round in this report folder",
+        expected=f"a round within {duration(WATCHED.total_seconds())}",
+    )
 
 
 def serves_elsewhere(env: Environment) -> str:

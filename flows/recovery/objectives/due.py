@@ -19,11 +19,14 @@ from runbook.errors import Locked, OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration
 from tasks.backups.retention import StoredBackup
 from tasks.recovery_points.point import Danger, Place, Point, Resource, best_of
 
 DAILY_SECONDS = 86400
+MINUTES = 15
+"""Until the next run, as prefect.yaml schedules it."""
 LATE_SECONDS = 60.0
 """A scheduled run may begin this much later: it waits for a worker and the start of a process."""
 TAKEN_BY: dict[Resource, Flow[..., Report]] = {
@@ -36,8 +39,8 @@ AWAY: tuple[Danger, ...] = ("region lost",)
 _PLACE: dict[tuple[Danger, ...], Place] = {HERE: "backups", AWAY: "copies"}
 
 
-@flow(name="take-due-backups", flow_run_name="take-due-backups {environment}")
-def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=1440)] = 15) -> Report:
+@flow(name="take-due-backups", flow_run_name=RunName("take-due-backups {environment} next-{minutes}min"))
+def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=1440)] = MINUTES) -> Report:
     """RPO定義: 目標を守るためのバックアップ (§8.1)
 
     Takes a backup of each resource that would otherwise exceed the RPO before the next run (`minutes` from now) has
@@ -74,6 +77,16 @@ def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=14
         names = ", ".join(taken) or "nothing was due"
         report.outcome = f"taken: {names}{'; copied to the replica store' if copied else ''}"
     return report
+
+
+def is_due(env: Environment, minutes: int) -> bool:
+    """Whether a run of take-due-backups would take or copy a backup now. It only reads, and files no report."""
+    if serves_elsewhere(env):
+        return False
+    judged = Report("Take due backups", env.name)
+    daily = env.rpo_seconds >= DAILY_SECONDS
+    dangers = [*([] if daily else [HERE]), *([AWAY] if env.has("copies") else [])]
+    return any(_due(judged, env, one, minutes * 60) for one in dangers)
 
 
 def is_late(loss_seconds: float | None, took_seconds: float, within_seconds: float, rpo_seconds: float) -> bool:

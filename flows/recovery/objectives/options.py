@@ -42,6 +42,7 @@ from runbook.page.markdown import escaped
 from runbook.page.render import table
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.application.staged_files import superseded_files
 from tasks.host.disk import disk_on
@@ -62,7 +63,7 @@ MODULES = {"full-restore": "flows.recovery.full_restore", "restore-to-point": "f
 NEED_PRIMARY = ("restore-database", "restore-tables")
 
 
-@flow(name="show-recovery-options", flow_run_name="show-recovery-options {environment}")
+@flow(name="show-recovery-options", flow_run_name=RunName("show-recovery-options {environment}"))
 def show_recovery_options(environment: str) -> Report:
     """復旧手段の一覧 (§8.4)
 

@@ -32,6 +32,7 @@ from runbook.guard.effect import Effect, first_of, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
@@ -45,7 +46,7 @@ from tasks.postgres.tables.chosen import choose_tables
 Mode = Literal["swap", "tables"]
 
 
-@flow(name="restore-to-point", flow_run_name="restore-to-point {environment} {by} {target} {mode}")
+@flow(name="restore-to-point", flow_run_name=RunName("restore-to-point {environment} {by} {target} {mode}"))
 def restore_to_point(
     environment: str,
     by: By = "time",

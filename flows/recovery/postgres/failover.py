@@ -30,6 +30,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.connection_string import read_target
 from tasks.failover.fencing import named_person
 from tasks.failover.ledger import FailoverLedger
@@ -40,7 +41,7 @@ from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address, read_synchrony
 
 
-@flow(name="postgres-failover", flow_run_name="postgres-failover {environment} {mode}")
+@flow(name="postgres-failover", flow_run_name=RunName("postgres-failover {environment} {mode}"))
 def postgres_failover(
     environment: str,
     mode: Mode = "planned",
@@ -244,7 +245,7 @@ def _unfinished(env: Environment, pair: ServerPair) -> list[str]:
     return found
 
 
-@flow(name="rejoin-standby", flow_run_name="rejoin-standby {environment}")
+@flow(name="rejoin-standby", flow_run_name=RunName("rejoin-standby {environment} {method}"))
 def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", confirm: str = "") -> Report:
     """旧プライマリのスタンバイとしての再参加 (§8.3)
 

@@ -16,6 +16,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.redis.failover.group import Group, GroupMember, read_group
 from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
 from tasks.redis.failover.ledger import RedisFailoverMarker
@@ -27,7 +28,7 @@ from tasks.redis.topology.topology import find_record
 RECENT_SECONDS = 3600.0
 
 
-@flow(name="redis-failover", flow_run_name="redis-failover {environment} {mode}")
+@flow(name="redis-failover", flow_run_name=RunName("redis-failover {environment} {mode}"))
 def redis_failover(
     environment: str, mode: Mode = "planned", new_master: str = "", plan: str = "", confirm: str = ""
 ) -> Report:

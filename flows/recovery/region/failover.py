@@ -33,6 +33,7 @@ from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.application.endpoint import SEND, send_users
 from tasks.backups.catalogue import LATEST
 from tasks.failover.fencing import Fencing, named_person
@@ -41,7 +42,7 @@ from tasks.postgres.restore.staged_copy import dump_in
 from tasks.wal.archive.archive import Archive
 
 
-@flow(name="region-failover", flow_run_name="region-failover {source} to {environment}")
+@flow(name="region-failover", flow_run_name=RunName("region-failover {environment} from-{source}"))
 def region_failover(
     environment: str,
     source: str = "",

@@ -15,6 +15,7 @@ from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.redis.memory.estimates import ZERO
 from tasks.redis.memory.info import Afterwards, Memory, read_afterwards, read_memory
@@ -33,7 +34,7 @@ UNEXPLAINED, SAMPLE_UNEXPLAINED = "data that the keys do not explain", "data tha
 MOST_MISSING_SHARE, MOST_MISSING = 0.1, 100
 
 
-@flow(name="check-redis-memory", flow_run_name="check-redis-memory {environment}")
+@flow(name="check-redis-memory", flow_run_name=RunName("check-redis-memory {environment} {pattern}"))
 def check_redis_memory(
     environment: str, pattern: str = "", budget_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
 ) -> Report:

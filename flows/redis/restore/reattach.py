@@ -10,11 +10,12 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import find_record, read_topology
 
 
-@flow(name="reattach-redis", flow_run_name="reattach-redis {environment}")
+@flow(name="reattach-redis", flow_run_name=RunName("reattach-redis {environment}"))
 def reattach_redis(environment: str, plan: str = "", confirm: str = "") -> Report:
     """Redisフェイルオーバー（Redis Sentinel使用時）: レプリカとSentinelの再登録 (§8.3)
 

@@ -13,6 +13,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.redis.restore.kept import KeptRedisData, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
@@ -23,7 +24,7 @@ from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 
-@flow(name="undo-restore-redis", flow_run_name="undo-restore-redis {environment}")
+@flow(name="undo-restore-redis", flow_run_name=RunName("undo-restore-redis {environment} {kept}"))
 def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", confirm: str = "") -> Report:
     """Redisのリストアの取り消し (§2.3)
 

@@ -15,13 +15,14 @@ from runbook.flow import flow
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.redis.settings.recommended import RECOMMENDED, Name
 from tasks.reports import setting_records as records
 
 MOST_HOURS = 168
 
 
-@flow(name="check-redis-settings", flow_run_name="check-redis-settings {environment}")
+@flow(name="check-redis-settings", flow_run_name=RunName("check-redis-settings {environment}"))
 def check_redis_settings(environment: str) -> Report:
     """永続化設定（RDB/AOF）・接続数制限設定の確認 (§2.3, §2.4)
 
@@ -56,7 +57,7 @@ def check_redis_settings(environment: str) -> Report:
     return report
 
 
-@flow(name="apply-redis-settings", flow_run_name="apply-redis-settings {environment}")
+@flow(name="apply-redis-settings", flow_run_name=RunName("apply-redis-settings {environment} {names}"))
 def apply_redis_settings(
     environment: str,
     names: tuple[Name, ...] = (),
@@ -123,7 +124,7 @@ def apply_redis_settings(
     return report
 
 
-@flow(name="undo-redis-settings", flow_run_name="undo-redis-settings {environment}")
+@flow(name="undo-redis-settings", flow_run_name=RunName("undo-redis-settings {environment} {record}"))
 def undo_redis_settings(
     environment: str, record: str = "", everywhere: bool = False, master: str = "", plan: str = "", confirm: str = ""
 ) -> Report:

@@ -14,6 +14,7 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 from tasks.prefect.suspended_runs import WaitingRun, find_waiting, launch_escalation
 from tasks.reports.setting_records import Record, read_all
 
@@ -37,7 +38,7 @@ class _Due:
         return f"{self.checklist.title} ({self.run.name}) was due on {self.due}"
 
 
-@flow(name="remind-checklists", flow_run_name="remind-checklists {environment}")
+@flow(name="remind-checklists", flow_run_name=RunName("remind-checklists {environment}"))
 def remind_checklists(environment: str) -> Report:
     """チェックリストの督促 (§7.1)
 

@@ -12,9 +12,10 @@ from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.run_name import RunName
 
 
-@flow(name="run-checklist", flow_run_name="run-checklist {environment} {checklist}")
+@flow(name="run-checklist", flow_run_name=RunName("run-checklist {environment} {checklist}"))
 def run_checklist(
     environment: str, checklist: ChecklistName = DEFAULT, due: str = "", drill_date: str = "", taken_over: str = ""
 ) -> Report:

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from blocks.postgres.server import Connection, Postgres, execute
+from runbook.current import leaves, removed
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
@@ -60,6 +61,11 @@ def building_name(live: str, into: str) -> str:
     Nobody else uses such a name, so a leftover under it is ours and can be dropped.
     """
     return name_beside(into, f"__new_{hashlib.sha256(f'interview-ops {live} {into}'.encode()).hexdigest()[:8]}")
+
+
+def staged_database(name: str) -> str:
+    """A staged database as reports name it."""
+    return f"database {name}"
 
 
 def is_reserved(database: str) -> bool:
@@ -113,7 +119,7 @@ def scratch_name(database: str) -> str:
     return name_beside(database, "__verify")
 
 
-@action
+@action(staged=True)
 def create_copy(permit: Permit, postgres: Postgres, properties: Properties, into: str = "") -> Copy:
     """Create an empty staged copy with these properties: of the live database, or of the database `into`."""
     require(permit, postgres, into or postgres.database)
@@ -148,12 +154,13 @@ def require(permit: Permit, postgres: Postgres, target: str) -> None:
 def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
     with postgres.connect() as connection:
         drop(postgres, connection, name)
+        leaves(staged_database(name), "the next run that stages one drops it")
         connection.execute(creation(name, properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         return Copy(name, oid_of(connection, name))
 
 
-@action
+@action(staged=True)
 def fill_copy(
     permit: Permit,
     postgres: Postgres,
@@ -202,6 +209,7 @@ def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> 
                 f"a session uses {copy.database}, so it cannot be renamed to {target}",
                 "end that session (pg_stat_activity), then run this again: it builds the copy anew",
             ) from None
+    removed(staged_database(copy.database))
     return target
 
 
@@ -230,6 +238,7 @@ def drop(postgres: Postgres, connection: Connection, database: str) -> None:
             connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
         detach_subscriptions(postgres, database, dropped=True)
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+    removed(staged_database(database))
 
 
 def oid_of(connection: Connection, database: str) -> int:

@@ -21,12 +21,13 @@ import psycopg
 from psycopg import sql
 
 from blocks.postgres.server import Connection, Postgres, execute, first_line, refuse_pooler
+from runbook.current import removed
 from runbook.errors import Locked, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.postgres.restore.staged_copy import REPLACE, Copy, name_beside, oid_of
+from tasks.postgres.restore.staged_copy import REPLACE, Copy, name_beside, oid_of, staged_database
 from tasks.postgres.restore.superseded import SupersededDatabase, writes_of
 
 UNDO = "swap back database"
@@ -85,6 +86,7 @@ def swap_databases(
     kept = _kept_name(guard, postgres.database) if live_oid else ""
     moves = [(postgres.database, kept, live_oid), (copy.database, postgres.database, copy.oid)]
     outage = exchange(postgres, guard, moves, by=backup)
+    removed(staged_database(copy.database))
     return Swapped(postgres.database, kept, outage)
 
 

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from blocks.postgres.server import Postgres, execute
 from runbook import shell
+from runbook.current import leaves
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable, VerificationFailed
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
@@ -26,7 +27,15 @@ from tasks.postgres.dump.checks import unchecked
 from tasks.postgres.dump.compression import readable
 from tasks.postgres.dump.dump import DUMP
 from tasks.postgres.dump.generated import DIRECTORY, Uncomputable, emptied, load_rows, may_set_flags
-from tasks.postgres.restore.staged_copy import Copy, content_in, drop, name_beside, oid_of, unpacking_in
+from tasks.postgres.restore.staged_copy import (
+    Copy,
+    content_in,
+    drop,
+    name_beside,
+    oid_of,
+    staged_database,
+    unpacking_in,
+)
 from tasks.postgres.server.properties import creation
 from tasks.postgres.tables.find import FoundTable, expected_of
 
@@ -72,6 +81,7 @@ def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -
 def _open(postgres: Postgres, backup: Backup, name: str, *what: str) -> Copy:
     with postgres.connect() as connection:
         drop(postgres, connection, name)
+        leaves(staged_database(name), "the next restore-tables drops it")
         connection.execute(creation(name, content_in(backup).properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         scratch = Copy(name, oid_of(connection, name))

@@ -18,6 +18,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook import shell
+from runbook.current import leaves, removed
 from runbook.errors import OpsError, VerificationFailed
 from runbook.files import durable
 from runbook.guard.permit import Permit
@@ -59,7 +60,7 @@ class RedisCopy:
     seconds: float
 
 
-@action
+@action(staged=True)
 def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
     """Build `<data directory>.restoring` from a backup, prove it, and leave out the keys of `drop_prefixes`.
 
@@ -74,11 +75,13 @@ def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
     live = live_directory(block)
     directory = live.with_name(live.name + BESIDE)
     _remove_leftover(block, directory)
+    leaves(f"directory {directory}", "the next restore of Redis deletes it")
     try:
         with told(directory):
             return _build(block, backup, live, directory)
     except OpsError:
         shutil.rmtree(directory, ignore_errors=True)
+        removed(f"directory {directory}")
         raise
 
 

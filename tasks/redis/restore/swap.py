@@ -16,13 +16,14 @@ import redis
 from blocks.redis.server import Redis
 from blocks.services.service import Services
 from runbook import shell
+from runbook.current import leaves, removed
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.files import durable
 from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.host.services import StoppedServicesList, refuse_ended, start_one
+from tasks.host.services import StoppedServicesList, refuse_ended, start_one, stopped
 from tasks.redis.restore.copy import ACT, RedisCopy
 from tasks.redis.server import (
     LOAD_SECONDS,
@@ -66,6 +67,8 @@ def stop_redis(block: Redis, services: Services) -> StoppedServicesList:
         # Without its directory a server cannot save and refuses to stop (https://valkey.io/commands/shutdown/).
         with contextlib.suppress(OpsError), connected(block) as client:
             client.config_set("save", "")
+    if was_running:
+        leaves(stopped(ROLE), f"start {services.names[ROLE]}, or run the runbook again")
     services.stop(ROLE)
     _prove_exit(block, live, STOP_SECONDS)
     return StoppedServicesList((ROLE,), (ROLE,) if was_running else ())
@@ -134,7 +137,9 @@ def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
     if not copy.comparison.is_equal:
         raise VerificationFailed("the copy differs from the backup", copy.comparison.differences[0])
     live = live_directory(block)
-    return exchange(block, copy.directory, free_name(live) if live.exists() else None)
+    swapped = exchange(block, copy.directory, free_name(live) if live.exists() else None)
+    removed(f"directory {copy.directory}")
+    return swapped
 
 
 def exchange(block: Redis, incoming: Path, kept: Path | None) -> SwappedRedis:

@@ -20,6 +20,7 @@ from pathlib import Path
 import redis
 
 from blocks.redis.server import Redis
+from runbook.current import leaves, removed
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.files import record
@@ -31,6 +32,7 @@ from tasks.redis.server import answers, at_once, call, connected
 from tasks.redis.settings.file import follow_nobody
 from tasks.redis.topology.topology import NOWHERE, RECORD, ReplicationTopology, SentinelWatch
 
+DETACHED = "the replicas and Sentinels of Redis are detached"
 TAKE_OFF = "take off the replicas and Sentinels of Redis"
 SYNC_SECONDS = 1800.0
 AGREE_SECONDS = 60.0
@@ -50,6 +52,7 @@ def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
         return around
     noted = replace(around, since=around.since or datetime.now(UTC).isoformat(timespec="seconds"))
     record.write(reports / RECORD, noted)
+    leaves(DETACHED, "reattach-redis attaches them")
     failpoint("redis: detachment recorded")
     for watcher in noted.watchers:
         _on_sentinel(block, watcher.address, partial(_forget, name=block.sentinel_master))
@@ -109,6 +112,7 @@ def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: P
             hint=f"check each: SENTINEL CKQUORUM {block.sentinel_master}",
         )
     _note_rest(reports / RECORD, around, master, rest.keys())
+    removed(DETACHED)
     return (
         *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
         *filter(None, (_unwritten(servers[address]) for address in servers.keys() - rest.keys())),

@@ -135,9 +135,13 @@ def test_killed_backup_is_never_offered_and_cleaned_up(trial: Trial, tmp_path: P
         )
         assert manifest.damage(newest(trial).path, newest(trial).manifest.files) == []
         whole = catalogue.names(DirectoryStore(trial.store), "postgres")
-    backup_database.fn(NAME)
+    assert run("flows.database.backup.backup_database", OPS_FAILPOINT="dump: snapshot exported").returncode == -9
+    told = backup_database.fn(NAME).facts["an earlier run died"]
+    assert "nothing live was changed; left behind: unfinished backup" in told
+    assert "(the next backup of this kind deletes it)" in told
     assert not list(trial.store.glob(".partial-*"))
     assert len(catalogue.names(DirectoryStore(trial.store), "postgres")) == len(whole) + 1
+    assert not list(trial.reports.glob(".unfinished-*"))
 
 
 def test_full_disk_is_refused_before_anything_is_written(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

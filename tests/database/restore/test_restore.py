@@ -35,6 +35,7 @@ from tasks.postgres.restore.staged_copy import content_in
 from tasks.stores.directory import DirectoryStore
 from tests.database.backup.test_backup import newest, run
 from tests.database.conftest import NAME, Trial
+from tests.fixtures import forked
 from tests.fixtures.postgres.definitions import OBJECTS
 
 GOOD = (Status.OK, Status.WARN)
@@ -199,9 +200,9 @@ def test_definitions_that_postgresql_prints_differently_are_no_false_alarm(trial
         backup_database.fn(NAME)
         report = restore_database.fn(NAME, confirm=NAME)
         assert report.status in GOOD
-        assert [one.value for one in report.findings if one.name == "copy equal to the backup"][0].endswith(
-            "every definition"
-        )
+        rows = f"{sum(table.rows for table in source.tables.values()):,}"
+        proof = next(one.value for one in report.findings if one.name == "copy equal to the backup")
+        assert proof == f"{rows} of {rows} rows, every definition"
         assert compared(trial, source, trial.database) == ()
     now = content_of(trial.environment.postgres, trial.database)
     assert sum(text != now.definitions[key] for key, text in source.definitions.items()) >= 30
@@ -508,6 +509,55 @@ def test_killed_anywhere_there_is_always_a_database_and_the_next_run_ends_well(t
         again = run(call)
         assert again.returncode == 0, f"{point}: {again.stderr[-500:]}"
         assert trial.server.sql("SELECT 1", database=trial.database, user="grc_user") == [(1,)]
+        told = newest_report(trial)["facts"]["an earlier run died"]
+        swapping = "interrupted, with an unknown result: swap databases"
+        assert (swapping if point.startswith("swap:") else f"{trial.database} is unchanged") in told
+        staged = f"database {trial.database}__new (the next run that stages one drops it)"
+        assert (staged in told) == (point != "before create_copy"), "what it left, and what removes it"
+
+
+CANCELLED = """
+import signal
+from prefect.exceptions import TerminationSignal
+from flows.database.restore import restore_database
+
+def end(number, frame):
+    raise TerminationSignal(number)
+
+signal.signal(signal.SIGTERM, end)
+restore_database.fn({name!r}, confirm={confirm!r})
+"""
+
+
+def newest_report(trial: Trial) -> dict[str, Any]:
+    path = max(trial.reports.glob("*.json"), key=lambda one: one.name.split("-")[2])
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_cancelled_anywhere_it_says_what_is_live_and_what_is_left(trial: Trial) -> None:
+    """During the plan, before the first irreversible act, before the swap, in it, and after it."""
+    backup_database.fn(NAME)
+    name = trial.database
+    unchanged, staged = f"{name} is unchanged", f"database {name}__new"
+    cases = (
+        ("after read_server", "", "WARN", "nothing live was changed", "nothing"),
+        ("before create_copy", NAME, "WARN", unchanged, "nothing"),
+        ("after fill_copy", NAME, "WARN", unchanged, staged),
+        ("swap: after commit", NAME, "CRITICAL", "the swap was interrupted", staged),
+        ("before find_rewound", NAME, "CRITICAL", "is live, proven; the replaced database is kept as", "nothing"),
+    )
+    for point, confirm, status, changed, left in cases:
+        code = CANCELLED.format(name=NAME, confirm=confirm)
+        forked.run(["-c", code], {**os.environ, "OPS_FAILPOINT": f"{point}:cancel"}, timeout=600)
+        report = newest_report(trial)
+        found = {one["name"]: one for one in report["findings"]}
+        assert "cancelled" in found, f"{point}: {report['findings']}"
+        assert report["status"] == found["cancelled"]["status"] == status, point
+        assert changed in found["state of the system"]["value"], point
+        assert found["state of the system"]["hint"], point
+        assert "findings above" not in json.dumps(report["findings"]), "there are none: it was cancelled"
+        assert found["left behind"]["value"] == left, point
+        assert trial.sql("SELECT count(*) FROM people") == [(2000,)], point
 
 
 def test_two_restores_never_overlap(trial: Trial) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,12 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
     assert "wrote" in report.facts["diagnosis"]
     assert finding(report, "the diagnosis is right").startswith("OK")
     assert finding(report, "破損前の状態に復旧").startswith("OK")
-    assert report.facts["RPO"].startswith("0 acknowledged writes")
+    assert re.match(r"0 of [\d,]+ acknowledged writes lost, ", report.facts["RPO"])
+    ledger = {row[0]: row[1:] for row in table(report, "Ledger")}
+    assert all(cell.startswith("0 of ") for cell in ledger["lost"]), "what was given up is no loss"
+    given_up = sum(int(cell.split(" of ")[0]) for cell in ledger["given up after the fault"])
+    assert report.facts["given up after the fault"].startswith(f"{given_up:,} of ")
+    assert {row[0] for row in table(report, "Missing writes, one by one")} == {"after the fault: given up"}
     controls = table(report, "Negative controls")
     assert [row[1] for row in controls] == ["restore-to-point"] * 3
     assert "missing" in controls[0][0]
