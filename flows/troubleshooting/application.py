@@ -279,7 +279,7 @@ def _unattended(role: str, listener: Listener, described: str) -> Cause:
 
 def _halted_cause(found: Diagnosis, role: str, problem: str) -> Cause:
     seen, hint = stopped_process(found, role)
-    return Cause(f"{role} runs but answers nothing: {seen}; {problem}", hint, (LOGS,), kind=role)
+    return Cause(f"{role} runs but answers nothing: {seen}; {problem}", hint, (LOGS,), kind=f"{role}:halted")
 
 
 def _unhealthy_cause(found: Diagnosis, role: str, problem: str, reason: StartReason | None) -> Cause:
@@ -315,7 +315,7 @@ def _start_cause(found: Diagnosis, role: str, described: str, problem: str, reas
 
 def _judge_restart(found: Diagnosis, role: str, minutes: int) -> None:
     """A process that its manager started again answers as before: only its age shows why users had errors."""
-    is_down = any(one.kind.startswith(f"{role}:") for one in found.causes)
+    is_down = any(one.kind.startswith(f"{role}:") and one.kind != f"{role}:halted" for one in found.causes)
     question = f"since when has {role} been running?"
     process = None if is_down else found.ask(question, lambda: read_process(found.env.services, role))
     if not process:

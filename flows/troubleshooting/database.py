@@ -197,11 +197,16 @@ def _down_cause(found: Diagnosis, where: str, reason: LogReason | None, options:
     if state and state.pid:
         what = f"nobody listens on {where}, but the server's process runs ({described}){since}"
         hint = "compare port and listen_addresses with [postgres]; the server may still be starting"
+        hint = reason.hint if reason else hint
     else:
         dead = f"the server's process is dead ({described})" if state else f"nobody listens there ({described})"
         what = f"PostgreSQL at {where} is down: {dead}{since}"
         hint = f"{start_hint(found, role)}; if it stops again, its log shows why"
-    return Cause(what, reason.hint if reason else hint, (*first, *options), impact=Impact.HIDES)
+        if reason and reason.hint.endswith("start it"):
+            hint = reason.hint.removesuffix("start it") + start_hint(found, role)
+        elif reason:
+            hint = reason.hint
+    return Cause(what, hint, (*first, *options), impact=Impact.HIDES)
 
 
 def judge_own_login(found: Diagnosis) -> bool:
@@ -245,8 +250,9 @@ def _judge_logins(found: Diagnosis, application_logs_in: bool) -> bool:
     except OpsError as error:
         cause = _login_cause(found, error)
         if not cause.kind:
-            impact = Impact.THREATENS if application_logs_in else Impact.HURTS
-            cause = replace(cause, kind=LOGIN, impact=impact)
+            cause = replace(cause, kind=LOGIN)
+            if application_logs_in:
+                cause = replace(cause, status=Status.WARN, impact=Impact.THREATENS)
         found.record(question, error.message, cause)
     return _judge_admin(found)
 
@@ -275,7 +281,9 @@ def _login_cause(found: Diagnosis, error: OpsError) -> Cause:
     if code == TOO_MANY and not is_own_limit(error.message):
         return full_cause(f"{found.env.postgres.host}:{found.env.postgres.port}")
     check = Next("check-connections", "see which clients use the connections")
-    return Cause(error.message, error.hint, (check,) if code == TOO_MANY else ())
+    if code == TOO_MANY:  # the role's or the database's own limit
+        return Cause(error.message, error.hint, (check,), kind=LIMIT)
+    return Cause(error.message, error.hint)
 
 
 def _judge_writing(found: Diagnosis) -> None:

@@ -8,7 +8,7 @@ One rule orders the causes; the first one is the likely cause:
 4. within each of these, CRITICAL before WARN.
 
 A cause that explains another one precedes it, with its rank and severity. Equal causes keep the order of the tree,
-which begins with what the rest depends on.
+which begins with what the rest depends on. No cause is less severe than a later one: a page sorts by severity.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def in_order(causes: Sequence[Cause]) -> list[Cause]:
     depth = {id(cause): sum(cause in effects(one) for one in causes) for cause in causes}
     ranked = [(raised(cause), depth[id(cause)]) for cause in causes]
     ranked.sort(key=lambda one: (one[0].impact, one[0].status is not Status.CRITICAL, one[1]))
-    return [cause for cause, _ in ranked]
+    ordered = [cause for cause, _ in ranked]
+    last = max((number for number, one in enumerate(ordered) if one.status is Status.CRITICAL), default=-1)
+    return [replace(one, status=Status.CRITICAL) for one in ordered[: last + 1]] + ordered[last + 1 :]
 
 
 @dataclass

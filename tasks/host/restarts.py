@@ -52,7 +52,7 @@ _RECOVERED = re.compile(
 _INTERRUPTED = re.compile(r"database system was interrupted|データベースシステムは中断され")
 _RESTORED = re.compile(r"starting (?:archive|point-in-time|backup) recovery|entering standby mode")
 _SHUT_DOWN = re.compile(r"database system was shut down|データベースシステムは.*シャットダウンしました")
-_PROCESS_DIED = re.compile(r"(?:server process|process) .*was terminated by signal|exited with exit code [1-9]")
+_PROCESS_DIED = re.compile(r"was terminated by signal|server process .* exited with exit code")
 
 
 def redis_end(log: str) -> LastEnd:
@@ -72,6 +72,8 @@ def _by_marks(log: str, marks: _Marks) -> LastEnd:
     if start is None:
         return LastEnd("unknown")
     before = lines[:start]
+    while before and "WARNING" in before[-1]:  # about its host, which it logs before its first line
+        before.pop()
     for line in reversed(before):
         if marks.orderly.search(line):
             return LastEnd("orderly", line.strip()[:LINE])
@@ -93,7 +95,8 @@ def postgres_end(log: str) -> LastEnd:
     part = lines[begins[-1] :] if begins else lines
     text = "\n".join(part)
     if begins and "reinitializing" in lines[begins[-1]]:
-        died = next((line for line in reversed(lines[: begins[-1]]) if _PROCESS_DIED.search(line)), lines[begins[-1]])
+        before = lines[begins[-2] if len(begins) > 1 else 0 : begins[-1]]
+        died = next((line for line in before if _PROCESS_DIED.search(line)), lines[begins[-1]])
         return LastEnd("unexpected", died.strip()[:LINE])
     if found := next((line for line in part if _RECOVERED.search(line)), ""):
         return LastEnd("unexpected", found.strip()[:LINE])
