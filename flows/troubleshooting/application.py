@@ -208,7 +208,10 @@ def _judge_role(found: Diagnosis, role: str, url: str, problem: str) -> None:
     if stopped_process(found, role)[0]:
         found.record(f"is {role} healthy?", problem, _halted_cause(found, role, problem))
         return
-    runs = bool(listener) or not is_local(url) if state is None else _stays(found.env, role, url, state)
+    if stranger:  # its port says nothing about the service: one that cannot start is tried again and again
+        runs = bool(state and state.pid) and not reason
+    else:
+        runs = bool(listener) or not is_local(url) if state is None else _stays(found.env, role, url, state)
     found.note(f"is {role} healthy?", problem)
     if stranger and runs and not (reason and reason.kind == "port"):
         stranger = None

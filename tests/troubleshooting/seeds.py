@@ -17,7 +17,7 @@ import pytest
 from flows.launch import checked, find_flow
 from runbook.report import Report, Status
 from runbook.wait import until
-from tests.fixtures.servers import ADMIN, ROLE, free_port
+from tests.fixtures.servers import ROLE, free_port
 from tests.troubleshooting.conftest import NAME, PLACES, Host, cause
 from tests.troubleshooting.test_database import STANDBY, sessions
 from tests.troubleshooting.test_redis import configured
@@ -122,6 +122,9 @@ class Faults:
                     holder.cancel_safe() if statement else holder.rollback()
                 for thread in threads:
                     thread.join(120)
+
+    def one_locked(self) -> AbstractContextManager[object]:
+        return self.locked(1)
 
     def full_behind_a_lock(self) -> AbstractContextManager[object]:
         return self.locked(PLACES - 4)
@@ -312,6 +315,3 @@ def carry_out(report: Report) -> Report:
     flow = find_flow(wanted.flow)
     done: Report = flow.fn(**checked(flow, {"environment": NAME, **wanted.parameters, "confirm": NAME}))
     return done
-
-
-__all__ = ["ADMIN", "Faults", "assert_order", "carry_out"]

@@ -28,7 +28,7 @@ PAIRS = [  # what is seeded → what is found first, what comes next, a part of 
     (("full",), LIMIT, "", "no session is idle in a transaction"),
     (("full_of_idle_transactions",), IDLE, LIMIT, "end them"),
     (("full_behind_a_lock",), LOCKS, LIMIT, "end the blocking session"),
-    (("locked", "idle_transactions"), LOCKS, IDLE, "end the blocking session"),
+    (("one_locked", "idle_transactions"), LOCKS, IDLE, "end the blocking session"),
     (("locked", "password_of_the_runbooks"), LOCKS, "refuses the password of role", "end the blocking session"),
     (("locked", "stale_password"), STALE, LOCKS, "restart the backend"),
     (("locked", "read_only"), "rejects writes", LOCKS, "release-containment"),

@@ -14,12 +14,16 @@ from tests.troubleshooting.conftest import Host, cause
 from tests.troubleshooting.seeds import Faults, assert_order, carry_out
 from tests.troubleshooting.test_redis import configured, diagnosed
 
-DOWN, MEMORY, SAVE = "is down: the server's process is dead", "its policy evicts nothing: writes", "the last save failed"
+DOWN, MEMORY, SAVE = (
+    "is down: the server's process is dead",
+    "its policy evicts nothing: writes",
+    "the last save failed",
+)
 REPLICA, RESTARTED = "the replica at", "the process before it ended without a shutdown"
 PAIRS = [  # what is seeded → what is found first, what comes next, a part of the first hint
     (("redis_dead", "replica_dead"), DOWN, REPLICA, "supervisorctl start redis"),
     (("redis_halted", "replica_dead"), "hangs", REPLICA, "kill -CONT"),
-    (("maxclients", "memory"), "has reached maxclients", "", "stop one of the application's workers"),
+    (("memory", "maxclients"), "has reached maxclients", "", "stop one of the application's workers"),
     (("memory", "redis_password"), "refuses the password", "", "correct the secret"),
     (("memory", "failed_save"), MEMORY, SAVE, "clear caches by prefix"),
     (("memory", "replica_dead"), MEMORY, REPLICA, "clear caches by prefix"),
@@ -70,9 +74,10 @@ def test_full_memory_is_mended_by_the_linked_runbook(faults: Faults) -> None:
     with configured(faults.host, **{"maxmemory-policy": "noeviction", "maxmemory": str(limit)}):
         try:
             client.set("session:1", "kept")
-            with contextlib.suppress(redis.exceptions.OutOfMemoryError):
-                for number in range(10_000):
-                    client.set(f"cache:{number}", "x" * 10_000)
+            for size in (10_000, 10):  # until not even the smallest write is accepted
+                with contextlib.suppress(redis.exceptions.OutOfMemoryError):
+                    for number in range(100_000):
+                        client.set(f"cache:{size}:{number}", "x" * size)
             report = diagnosed()
             assert_order(report, MEMORY)
             assert carry_out(report).status in (Status.OK, Status.WARN)
