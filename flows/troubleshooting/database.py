@@ -234,7 +234,9 @@ def judge_own_login(found: Diagnosis) -> bool:
                 hint = "compare its host and port with [postgres]: it may name another server"
                 cause = Cause(f"no server answers at the address of {string}: {trial.said}", hint, then)
             case _:
-                cause = Cause(f"PostgreSQL refuses the login of {string}: {trial.said}", trial.hint, then)
+                kind = LIMIT if trial.kind == "limit" else ""
+                what = f"PostgreSQL refuses the login of {string}: {trial.said}"
+                cause = Cause(what, trial.hint, then, kind=kind)
         found.record(question, trial.said, cause)
     return False
 
