@@ -6,6 +6,7 @@ import abc
 import contextlib
 import http.client
 import os
+import re
 import shlex
 import xmlrpc.client
 from base64 import b64encode
@@ -33,6 +34,7 @@ CALL_SECONDS, READ_SECONDS = 180, 15  # a stop takes its time; who asks in an em
 HERE = ("localhost", "127.0.0.1", "::1")
 # supervisord starts what has exited again within a second, or not at all.
 EXITED_SECONDS = 5
+MAIN_LOG_BYTES = 64_000
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,15 @@ class Services(Block, abc.ABC):
         raise OpsError(self.variables_obstacle(role, directory))
 
     @abc.abstractmethod
+    def start_command(self, role: str) -> str:
+        """The command with which a person starts it, on the manager's host."""
+
+    def last_end(self, role: str) -> str:
+        """How its process before the present one ended, in the manager's words; "" if the manager does not know."""
+        self.name_of(role)
+        return ""
+
+    @abc.abstractmethod
     def logs(self, role: str, lines: int = 50) -> str:
         """The last lines that it printed."""
 
@@ -198,6 +209,16 @@ class DockerServices(Services):
             f"Docker gives {self.name_of(role)} its variables when it creates the container: a drill would have to "
             "replace the container, and its image must contain the library"
         )
+
+    def start_command(self, role: str) -> str:
+        """`docker start`."""
+        return f"docker start {self.name_of(role)}"
+
+    def last_end(self, role: str) -> str:
+        """`docker inspect`: only the restart policy's own starts are counted, after an end that nobody asked for."""
+        with self._container(role) as container:
+            count = int(container.attrs.get("RestartCount") or 0)
+            return f"exited unexpectedly: its restart policy has started it {count} times" if count else ""
 
     def logs(self, role: str, lines: int = 50) -> str:
         """`docker logs --tail`, both streams."""
@@ -355,6 +376,17 @@ class SupervisorServices(Services):
     def how_to_disable(self) -> str:
         """supervisord's interface changes no configuration."""
         return "set autostart=false for it in supervisord's configuration, then: supervisorctl update"
+
+    def start_command(self, role: str) -> str:
+        """`supervisorctl start`."""
+        return f"supervisorctl start {self.name_of(role)}"
+
+    def last_end(self, role: str) -> str:
+        """The last line about its end in supervisord's own log, as "terminated by SIGKILL; not expected"."""
+        text = str(self._call(role, "readLog", -MAIN_LOG_BYTES, 0, ignore=NO_FILE) or "")
+        name = re.escape(self.name_of(role).rpartition(":")[2])
+        ends = re.findall(rf"(?:exited|stopped): {name} \((.+)\)", text)
+        return str(ends[-1]) if ends else ""
 
     def logs(self, role: str, lines: int = 50) -> str:
         """The end of its standard output."""

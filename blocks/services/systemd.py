@@ -119,6 +119,16 @@ class SystemdServices(Services):
             f"/run/systemd/system/{self.name_of(role)}.service.d, which a drill does not write"
         )
 
+    def start_command(self, role: str) -> str:
+        """`systemctl start`."""
+        host = self._host(role)
+        return f"systemctl {f'--host {host} ' if host else ''}start {self.name_of(role)}"
+
+    def last_end(self, role: str) -> str:
+        """`systemctl show`: only systemd's own restarts are counted, after an end that nobody asked for."""
+        count = self._property(self._unit(role), "NRestarts")
+        return f"exited unexpectedly: systemd has started it again {count} times" if count not in ("", "0") else ""
+
     def logs(self, role: str, lines: int = 50) -> str:
         """`journalctl -u`."""
         unit = self._unit(role)

@@ -8,7 +8,16 @@ from pathlib import Path
 from blocks.environment import Environment
 from blocks.services.service import ServiceState
 from flows.troubleshooting.database import judge_own_login
-from flows.troubleshooting.diagnosis import Cause, Diagnosis, attach_service, read_state
+from flows.troubleshooting.diagnosis import (
+    Cause,
+    Diagnosis,
+    Impact,
+    attach_service,
+    read_state,
+    start_hint,
+    stopped_process,
+)
+from flows.troubleshooting.restarts import WINDOW_MINUTES, Window, judge_restart, long_log, previous_end
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard import containment
@@ -20,7 +29,7 @@ from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import duration
 from runbook.wait import until
-from tasks.application.health import NO_HEALTH, health_checks, read_problems
+from tasks.application.health import NO_HEALTH, ROLES, health_checks, read_problems
 from tasks.application.start_trial import (
     HOOKS,
     Listener,
@@ -33,6 +42,7 @@ from tasks.application.start_trial import (
     port_of,
     start_in_foreground,
 )
+from tasks.host.restarts import read_process, uvicorn_end
 from tasks.migrations.alembic import read_revision
 from tasks.migrations.scripts import read_heads
 from tasks.postgres.server.greeting import read_greeting
@@ -41,7 +51,7 @@ from tasks.redis.sentinels import master_by, read_sentinels
 
 
 @flow(name="diagnose-application", flow_run_name=RunName("diagnose-application {environment}"))
-def diagnose_application(environment: str) -> Report:
+def diagnose_application(environment: str, window_minutes: Window = WINDOW_MINUTES) -> Report:
     """アプリケーション起動エラーのトラブルシューティング (付録A)
 
     Walks the decision tree and names the likely cause first:
@@ -51,6 +61,7 @@ def diagnose_application(environment: str) -> Report:
     - What do the last 100 lines of their logs report?
     - If the backend is stopped: a start in the foreground on a free port, with its traceback.
     - Does the database have the migrations that the code needs?
+    - Have the processes been running for longer than `window_minutes`, or did one restart after it was killed?
 
     Run it on the application's host, first when the application does not start or its health check fails. It changes
     nothing. The trial start uses its own port and skips uvicorn's start-up hooks (migrations, queues, schedules). If
@@ -66,11 +77,14 @@ def diagnose_application(environment: str) -> Report:
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
+        window_minutes: この分数以内の、正常な停止によらない再起動を原因の候補にする
     """
     env = Environment.find(environment)
     with runbook("Diagnose application", env) as report:
         found = Diagnosis(report, env)
         walk(found)
+        for role in ROLES:
+            _judge_restart(found, role, window_minutes)
         found.close("backend and frontend run and are healthy")
     return report
 
@@ -145,6 +159,11 @@ def walk(found: Diagnosis) -> None:
         _judge_migrations(found)
 
 
+def _effects(part: str) -> tuple[str, ...]:
+    """The kinds of causes that a failing part explains: an unhealthy service, and one that does not start for it."""
+    return (*ROLES, *(f"{role}:{part}" for role in ROLES))
+
+
 def _judge_database(found: Diagnosis) -> bool:
     """Whether the database answers. A stale password of the application is the application's fault."""
     env, question = found.env, "does its database answer?"
@@ -158,7 +177,7 @@ def _judge_database(found: Diagnosis) -> bool:
     where = f"{env.postgres.host}:{env.postgres.port}"
     what = f"the database of the application at {where} refuses connections ({greeting.state}: {greeting.detail})"
     hint = "fix the database first; the application then recovers by itself, or restart it"
-    found.record(question, greeting.detail, Cause(what, hint, (DATABASE,)))
+    found.record(question, greeting.detail, Cause(what, hint, (DATABASE,), explains=_effects("database")))
     return False
 
 
@@ -171,7 +190,7 @@ def _judge_redis(found: Diagnosis) -> None:
     if answer.state != "well":
         what = f"the Redis of the application at {redis.address} does not answer PING ({answer.state}: {answer.said})"
         hint = "fix Redis first; the application then recovers by itself, or restart it"
-        cause = Cause(what, hint, (REDIS,))
+        cause = Cause(what, hint, (REDIS,), explains=_effects("redis"))
     found.record(question, answer.said, cause)
 
 
@@ -186,18 +205,27 @@ def _judge_role(found: Diagnosis, role: str, url: str, problem: str) -> None:
         if stranger and state and (not state.comes_back or (reason and reason.kind == "port")):
             found.record(port_question, f"process {stranger.pid}", _unattended(role, stranger, described))
         return
-    runs = bool(listener) or not is_local(url) if state is None else _stays(found.env, role, url, state)
-    if stranger and (not runs or (reason and reason.kind == "port")):
-        found.record(port_question, f"process {stranger.pid}", _taken(role, stranger))
+    if stopped_process(found, role)[0]:
+        found.record(f"is {role} healthy?", problem, _halted_cause(found, role, problem))
         return
+    if stranger:  # its port says nothing about the service: one that cannot start is tried again and again
+        runs = bool(state and state.pid) and not reason
+    else:
+        runs = bool(listener) or not is_local(url) if state is None else _stays(found.env, role, url, state)
     found.note(f"is {role} healthy?", problem)
-    trial = try_start(found) if role == "backend" and not runs else None
+    if stranger and runs and not (reason and reason.kind == "port"):
+        stranger = None
+    if stranger:
+        found.record(port_question, f"process {stranger.pid}", _taken(role, stranger))
+    trial = try_start(found) if role == "backend" and (not runs or stranger) else None
     reason = _reason_of(reason, trial)
+    if stranger and (not trial or trial.served or not reason or reason.kind == "port"):
+        return  # on a free port it starts
     if runs and (listener or not reason or reason.kind in ("unknown", "database", "redis")):
-        found.record(f"why is {role} unhealthy?", problem, _unhealthy_cause(role, problem, reason))
+        found.record(f"why is {role} unhealthy?", problem, _unhealthy_cause(found, role, problem, reason))
         return
     answer = reason.line if reason else "its log does not show it"
-    found.record(f"why does {role} not start?", answer, _start_cause(role, described, problem, reason))
+    found.record(f"why does {role} not start?", answer, _start_cause(found, role, described, problem, reason))
 
 
 def _judge_service(found: Diagnosis, role: str, url: str) -> None:
@@ -210,7 +238,7 @@ def _judge_service(found: Diagnosis, role: str, url: str) -> None:
         return
     trial = try_start(found) if role == "backend" else None
     reason = _reason_of(find_reason(log), trial)
-    found.record(question, described, _start_cause(role, described, "its service is stopped", reason))
+    found.record(question, described, _start_cause(found, role, described, "its service is stopped", reason))
 
 
 def _stays(env: Environment, role: str, url: str, state: ServiceState) -> bool:
@@ -248,22 +276,35 @@ def _unattended(role: str, listener: Listener, described: str) -> Cause:
         f"{what}({listener.name}) listens on its port {listener.port}. No service manager restarts that process",
         f"find out what it is (ps -fp {listener.pid}); stop it, then start {role}",
         status=Status.WARN,
+        impact=Impact.THREATENS,
     )
 
 
-def _unhealthy_cause(role: str, problem: str, reason: StartReason | None) -> Cause:
+def _halted_cause(found: Diagnosis, role: str, problem: str) -> Cause:
+    seen, hint = stopped_process(found, role)
+    return Cause(f"{role} runs but answers nothing: {seen}; {problem}", hint, (LOGS,), kind=f"{role}:halted")
+
+
+def _unhealthy_cause(found: Diagnosis, role: str, problem: str, reason: StartReason | None) -> Cause:
     """What it logged since its start is about requests, but can name the part that fails."""
     known = reason if reason and reason.kind != "unknown" else None
     logged = f"; its log reports: {known.what}" if known else ""
-    follow = (LOGS, *(_FOLLOW.get(known.kind, ()) if known else ()))
+    follow = [*_FOLLOW.get(known.kind, ())] if known else []
+    named = ((DATABASE, ("database", "postgres")), (REDIS, ("redis",)))
+    words = problem.lower()
+    follow += [one for one, parts in named if one not in follow and any(part in words for part in parts)]
     hint = "check the errors in its log, and the components that its health check names"
-    return Cause(f"{role} runs but is unhealthy: {problem}{logged}", hint, follow)
+    what = f"{role} runs but is unhealthy: {problem}{logged}"
+    explains = ("frontend",) if role == "backend" else ()
+    return Cause(what, hint, (*follow, LOGS), kind=role, explains=explains)
 
 
-def _start_cause(role: str, described: str, problem: str, reason: StartReason | None) -> Cause:
+def _start_cause(found: Diagnosis, role: str, described: str, problem: str, reason: StartReason | None) -> Cause:
+    explains = ("frontend",) if role == "backend" else ()
     if reason is None:
         what = f"{role} is stopped ({described}): {problem}"
-        return Cause(what, f"start it; the log of {role} shows why it stopped", (LOGS,))
+        hint = f"{start_hint(found, role)}; its log shows why it stopped"
+        return Cause(what, hint, (LOGS,), kind=f"{role}:stopped", explains=explains)
     hint = {
         "import": "install the missing package, or go back to the previous version",
         "syntax": "go back to the previous version",
@@ -271,7 +312,27 @@ def _start_cause(role: str, described: str, problem: str, reason: StartReason | 
         "migration": "migrate the database",
         "port": "stop the process that listens there (find it with ss -ltnp), then start the service",
     }.get(reason.kind, "fix what this line reports, then start the service")
-    return Cause(f"{role} does not start: {reason.what}", hint, _FOLLOW.get(reason.kind, (LOGS,)))
+    what, follow = f"{role} does not start: {reason.what}", _FOLLOW.get(reason.kind, (LOGS,))
+    return Cause(what, hint, follow, kind=f"{role}:{reason.kind}", explains=explains)
+
+
+def _judge_restart(found: Diagnosis, role: str, minutes: int) -> None:
+    """A process that its manager started again answers as before: only its age shows why users had errors."""
+    is_down = any(one.kind.startswith(f"{role}:") and one.kind != f"{role}:halted" for one in found.causes)
+    question = f"since when has {role} been running?"
+    process = None if is_down else found.ask(question, lambda: read_process(found.env.services, role))
+    if not process:
+        return
+    end = previous_end(found, role, uvicorn_end(long_log(found, role), process.pid))
+    judge_restart(
+        found,
+        role,
+        process.seconds,
+        end,
+        minutes=minutes,
+        consequence="Requests in progress failed",
+        follow=(LOGS,),
+    )
 
 
 def _judge_migrations(found: Diagnosis) -> None:
@@ -286,5 +347,6 @@ def _judge_migrations(found: Diagnosis) -> None:
         if set(filter(None, revision.split(","))) != set(heads.names):
             wanted = ", ".join(sorted(heads.names))
             what = f"a migration is missing: the database is at {revision or 'none'}, the code needs {wanted}"
-            cause = Cause(what, "rehearse and apply the migrations", (MIGRATE,))
+            hint = "rehearse and apply the migrations"
+            cause = Cause(what, hint, (MIGRATE,), explains=_effects("migration"))
         found.record(question, revision or "none", cause)

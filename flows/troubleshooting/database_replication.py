@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flows.troubleshooting.diagnosis import Cause, Diagnosis
+from flows.troubleshooting.database_sessions import LOCKS
+from flows.troubleshooting.diagnosis import Cause, Diagnosis, Impact, start_hint
 from runbook import metrics
 from runbook.next import Next
 from runbook.report import Status
@@ -15,6 +16,7 @@ REJOIN = Next("rejoin-standby", "make it follow the primary again")
 PROMOTE = Next("postgres-failover", "promote it")
 OPTIONS = Next("show-recovery-options", "compare the recovery options and their data loss")
 WAITED_SECONDS = 10.0
+STANDBY, COMMITS, LAG = "standby", "commits", "lag"
 
 
 def judge_standby(found: Diagnosis) -> None:
@@ -26,9 +28,12 @@ def judge_standby(found: Diagnosis) -> None:
     if greeting.state != "ready":
         cause = Cause(
             f"the standby at {node.host}:{node.port} does not answer ({greeting.state}: {greeting.detail})",
-            "start it, or check its log; until then a failover is impossible, and its slot retains WAL",
+            f"{start_hint(found, node.service)}; until then a failover is impossible, and its slot retains WAL",
             (CHECK, REJOIN),
             Status.WARN,
+            STANDBY,
+            Impact.THREATENS,
+            explains=(COMMITS, LAG),
         )
     found.record(f"does the other node at {node.host}:{node.port} answer?", greeting.detail, cause)
 
@@ -49,23 +54,26 @@ def judge_replication(found: Diagnosis) -> None:
     if archiver.is_failing:
         seen = f"{archiver.waiting} files wait, the last failure was {archiver.last_failed}"
         hint = "fix archive_command; the server's log shows its error"
-        cause = Cause(f"archiving of WAL fails, and pg_wal grows: {seen}", hint, (CHECK,), Status.WARN)
+        what = f"archiving of WAL fails, and pg_wal grows: {seen}"
+        cause = Cause(what, hint, (CHECK,), Status.WARN, impact=Impact.THREATENS)
         found.record("is WAL archived?", seen, cause)
     if lost := ", ".join(one.name for one in replication.slots if one.wal_status == "lost"):
         hint = "make a new base backup for their standby"
         found.record(
             "do the slots have their WAL?",
             lost,
-            Cause(f"replication slots are lost: {lost}", hint, (REJOIN, CHECK), Status.WARN),
+            Cause(f"replication slots are lost: {lost}", hint, (REJOIN, CHECK), Status.WARN, impact=Impact.THREATENS),
         )
 
 
 def _judge_waiting(found: Diagnosis, replication: Replication) -> None:
-    seen, cause = f"{replication.waiting_commits} commits wait", None
+    count = replication.waiting_commits
+    seen, cause = f"{count} {'commit waits' if count == 1 else 'commits wait'}", None
     if replication.waiting_commits and replication.waited_seconds > WAITED_SECONDS:
         seen += f", the longest for {duration(replication.waited_seconds)}"
         hint = "start the standby or the WAL receiver; never cancel a waiting commit"
-        cause = Cause(f"{seen}, for the standby that synchronous_standby_names requires", hint, (CHECK,))
+        what = f"{seen}, for the standby that synchronous_standby_names requires"
+        cause = Cause(what, hint, (CHECK,), kind=COMMITS, explains=(LOCKS,))
     found.record("do commits wait for a standby?", seen, cause)
 
 
@@ -76,5 +84,5 @@ def _judge_lag(found: Diagnosis, replication: Replication) -> None:
     if lagging:
         seen = ", ".join(f"{one.name} by {duration(one.lag_seconds)}" for one in lagging)
         hint = "check the standby's host, and long queries on it"
-        cause = Cause(f"replication lags: {seen}", hint, (CHECK,), Status.WARN)
+        cause = Cause(f"replication lags: {seen}", hint, (CHECK,), Status.WARN, LAG, Impact.THREATENS)
     found.record("does a standby lag?", seen, cause)

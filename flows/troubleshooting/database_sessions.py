@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from flows.database.server.sessions import judge_blocked, judge_idle, judge_used
-from flows.troubleshooting.diagnosis import Cause, Diagnosis, status_of
+from flows.troubleshooting.diagnosis import Cause, Diagnosis, Impact, status_of
 from runbook import metrics
 from runbook.next import Next
 from runbook.report import Status
 from runbook.units import duration
-from tasks.postgres.sessions.blocking import tree_of
+from tasks.postgres.sessions.blocking import Waiting, tree_of
+from tasks.postgres.sessions.closing import why_kept
 from tasks.postgres.sessions.connections import SessionActivity, read_activity
 
 MANUAL_CONNECTIONS, REMEDY_HOURS = 300, 24
-LIMIT = "connection limit"
-CLOSE = Next("close-idle-connections", "end sessions that are idle in a transaction", {"min_seconds": 60})
+LIMIT, LOCKS, IDLE = "connection limit", "locks", "idle in transaction"
+LEAST_IDLE_SECONDS, USUAL_IDLE_SECONDS = 10, 60
 CHECK = Next("check-connections", "see which sessions block others, and which clients use the connections")
+POOLS = Next("check-pool-settings", "compare the pools with the connection limit")
+
+
+def close_idle(seconds: float = USUAL_IDLE_SECONDS) -> Next:
+    """End sessions that are idle in a transaction: also those that have been so for these seconds only."""
+    least = max(LEAST_IDLE_SECONDS, min(USUAL_IDLE_SECONDS, int(seconds)))
+    return Next("close-idle-connections", "end sessions that are idle in a transaction", {"min_seconds": least})
 
 
 def judge_sessions(found: Diagnosis) -> None:
@@ -37,8 +44,10 @@ def judge_sessions(found: Diagnosis) -> None:
     _judge_idle(found, activity)
 
 
-def full_cause(where: str, seen: str = "", most: int = 0) -> Cause:
-    """The connection limit is reached. `most`: the server's max_connections, if known. The remedy is that of 付録A."""
+def full_cause(where: str, seen: str = "", most: int = 0, *, idle_seconds: float = -1, is_blind: bool = False) -> Cause:
+    """The connection limit is reached. `most`: the server's max_connections, if known. `idle_seconds`: of the longest
+    session that is idle in a transaction; -1: unknown. `is_blind`: not even the administrator can log in. The remedy is
+    that of 付録A."""
     raised = max(MANUAL_CONNECTIONS, -(-most * 3 // 2))
     more = {
         "override": f"max_connections = {raised}",
@@ -49,17 +58,25 @@ def full_cause(where: str, seen: str = "", most: int = 0) -> Cause:
         "takes effect at a restart of PostgreSQL only, on a standby first; a reload does not apply it. "
         f"It expires after {REMEDY_HOURS} h: undo it then, and restart again"
     )
+    first = "end sessions that are idle in a transaction; then lower"
+    if is_blind:
+        first = (
+            "stop one of the application's processes: that frees connections, also for the administrator; then lower"
+        )
+    elif not idle_seconds:
+        first = "no session is idle in a transaction: lower"
+    close = close_idle(idle_seconds) if idle_seconds > 0 else close_idle()
     return Cause(
         f"PostgreSQL at {where} has reached its connection limit{seen}: it refuses new clients",
-        "end sessions that are idle in a transaction; then lower the pools, or raise max_connections (needs a restart)",
+        f"{first} the pools, or raise max_connections (needs a restart)",
         (
-            CLOSE,
-            CHECK,
-            Next("check-pool-settings", "compare the pools with the connection limit"),
+            *((close, CHECK) if idle_seconds else (CHECK,)),
+            POOLS,
             Next("apply-postgres-settings", "temporary remedy: raise the limit (付録A)", more, reminder),
             Next("undo-postgres-settings", "afterwards: restore the old limit"),
         ),
         kind=LIMIT,
+        impact=Impact.HIDES if is_blind else Impact.HURTS,
     )
 
 
@@ -78,12 +95,14 @@ def _judge_connections(found: Diagnosis, activity: SessionActivity) -> None:
         kind, name, most = reached[0]
         what = f"the {kind} {name} has reached its own connection limit of {most}: max_connections does not matter"
         hint = f"raise it with ALTER {kind.upper()} {name} CONNECTION LIMIT, or end idle sessions"
-        cause = Cause(what, hint, (CLOSE, CHECK))
+        cause = Cause(what, hint, (close_idle(), CHECK), kind=LIMIT)
     elif len(activity.clients) >= limits.ordinary or own >= limits.application or status is Status.CRITICAL:
-        cause = full_cause(f"{node.host}:{node.port}", f" ({used}{by})", limits.most)
+        longest = max((one.state_seconds for one in activity.clients if one.is_idle_in_transaction), default=0.0)
+        cause = full_cause(f"{node.host}:{node.port}", f" ({used}{by})", limits.most, idle_seconds=longest)
     elif status is not Status.OK:
         what = f"PostgreSQL is near its connection limit: {used}{by}"
-        cause = Cause(what, "lower the pools, or raise max_connections", (CLOSE, CHECK), Status.WARN)
+        hint = "lower the pools, or raise max_connections"
+        cause = Cause(what, hint, (CHECK, POOLS), Status.WARN, impact=Impact.THREATENS)
     found.record("are connections left?", used, cause)
 
 
@@ -94,18 +113,47 @@ def _judge_locks(found: Diagnosis, activity: SessionActivity) -> None:
     if not tree or status is Status.OK:
         found.record(question, f"{len(activity.blocked)} sessions wait")
         return
-    root, blocker, statement = tree[0], "a prepared transaction", ""
-    if root.session:
-        session = root.session
-        blocker = f"process {root.pid} ({session.user}, {session.application or 'no name'}, {session.state})"
-        statement = f"; its statement: {session.statement[:120]}"
+    root = tree[0]
     waited = max(one.waited_seconds for one in activity.blocked)
-    seen = f"{len(activity.blocked)} sessions wait, the longest for {duration(waited)}, behind {blocker}"
-    if root.session and root.session.is_idle_in_transaction:
-        cause = Cause("", "end the blocking session: its client left the transaction open", (CLOSE, CHECK), status)
-    else:
-        cause = Cause("", "cancel the first statement of “Who blocks whom” with pg_cancel_backend", (CHECK,), status)
-    found.record(question, seen, replace(cause, what=f"a lock pile-up: {seen}{statement}"))
+    count = len(activity.blocked)
+    waits = "1 session waits" if count == 1 else f"{count} sessions wait, the longest"
+    seen = f"{waits} for {duration(waited)}, behind {_described(root)}"
+    hint, follow = _unblock(root, activity, database)
+    statement = f"; its statement: {root.session.statement[:120]}" if root.session else ""
+    explains = (LIMIT,) if _fills(count, activity) else ()
+    cause = Cause(f"a lock pile-up: {seen}{statement}", hint, follow, status, LOCKS, explains=explains)
+    found.record(question, seen, cause)
+
+
+def _fills(count: int, activity: SessionActivity) -> bool:
+    """Whether so many sessions are what uses the connections: at least half of them."""
+    return count * 2 >= len(activity.clients)
+
+
+def _described(root: Waiting) -> str:
+    if not root.session:
+        return "a prepared transaction"
+    session = root.session
+    return f"process {root.pid} ({session.user}, {session.application or 'no name'}, {session.state or session.kind})"
+
+
+def _unblock(root: Waiting, activity: SessionActivity, database: str) -> tuple[str, tuple[Next, ...]]:
+    """What ends the blocker: the runbook if it may end this session, otherwise the statement."""
+    session = root.session
+    if not session:
+        named = "; ".join(activity.prepared[:3]) or "see pg_prepared_xacts"
+        return f"COMMIT PREPARED or ROLLBACK PREPARED the transaction that holds the lock ({named})", (CHECK,)
+    if session.waits_for_standby:
+        return "start the standby or the WAL receiver; never cancel a commit that waits for one", (CHECK,)
+    if not session.is_idle_in_transaction:
+        end = "cancel the blocking statement, if it may be repeated"
+        return f"{end}: SELECT pg_cancel_backend({root.pid})", (CHECK,)
+    left = "its client left the transaction open"
+    kept = f"of database {session.database}" if session.database != database else why_kept(session, (), ())
+    if kept:
+        end = f"end it by hand, as close-idle-connections keeps it ({kept})"
+        return f"{left}; {end}: SELECT pg_terminate_backend({root.pid})", (CHECK,)
+    return f"end the blocking session: {left}", (close_idle(session.state_seconds), CHECK)
 
 
 def _judge_idle(found: Diagnosis, activity: SessionActivity) -> None:
@@ -119,7 +167,10 @@ def _judge_idle(found: Diagnosis, activity: SessionActivity) -> None:
         cause = Cause(
             f"{seen} are idle in a transaction, the longest for {duration(longest)}; they hold locks",
             "end them, fix the code that leaves transactions open, and set idle_in_transaction_session_timeout",
-            (CLOSE, CHECK),
+            (close_idle(longest), CHECK),
             Status.WARN if status is Status.OK else status,
+            IDLE,
+            Impact.THREATENS,
+            explains=(LIMIT,) if _fills(len(idle), activity) else (),
         )
     found.record("are sessions idle in a transaction?", seen, cause)

@@ -1,14 +1,27 @@
-"""A decision tree: its questions, their answers, the causes in the order of the tree, and the runbooks to run next."""
+"""A decision tree: its questions, their answers, the causes, and the runbooks to run next.
+
+One rule orders the causes; the first one is the likely cause:
+
+1. what hides the answers to other questions (HIDES): nothing else can be judged until it is fixed;
+2. what clients suffer from now (HURTS);
+3. what they do not notice now (THREATENS): it is over, or it will hurt;
+4. within each of these, CRITICAL before WARN.
+
+A cause that explains another one precedes it, with its rank and severity. Equal causes keep the order of the tree,
+which begins with what the rest depends on. No cause is less severe than a later one: a page sorts by severity.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import cached_property
 from typing import TypeVar
 
+import psutil
 import psycopg
 
 from blocks.environment import Environment
@@ -34,21 +47,51 @@ LOG_LINES = 100
 PROBE_SECONDS = 60.0
 
 
+class Impact(IntEnum):
+    """How much a cause matters now: the order of the causes."""
+
+    HIDES = 1
+    HURTS = 2
+    THREATENS = 3
+
+
 @dataclass(frozen=True)
 class Cause:
     """What is wrong, in one sentence; the next step; the runbooks for it, best first. A later cause of the same `kind`
-    replaces the earlier one: it is more precise."""
+    replaces the earlier one: it is more precise. `explains`: the kinds of causes that are its effects."""
 
     what: str
     hint: str
     follow: tuple[Next, ...] = ()
     status: Status = Status.CRITICAL
     kind: str = ""
+    impact: Impact = Impact.HURTS
+    explains: tuple[str, ...] = ()
+
+
+def in_order(causes: Sequence[Cause]) -> list[Cause]:
+    """The causes by the rule of this module; each as severe as what it explains."""
+
+    def effects(cause: Cause) -> list[Cause]:
+        direct = [one for one in causes if one.kind in cause.explains]
+        return direct + [two for one in direct for two in effects(one)]
+
+    def raised(cause: Cause) -> Cause:
+        same = [cause, *effects(cause)]
+        status = Status.CRITICAL if any(one.status is Status.CRITICAL for one in same) else cause.status
+        return replace(cause, status=status, impact=min(one.impact for one in same))
+
+    depth = {id(cause): sum(cause in effects(one) for one in causes) for cause in causes}
+    ranked = [(raised(cause), depth[id(cause)]) for cause in causes]
+    ranked.sort(key=lambda one: (one[0].impact, one[0].status is not Status.CRITICAL, one[1]))
+    ordered = [cause for cause, _ in ranked]
+    last = max((number for number, one in enumerate(ordered) if one.status is Status.CRITICAL), default=-1)
+    return [replace(one, status=Status.CRITICAL) for one in ordered[: last + 1]] + ordered[last + 1 :]
 
 
 @dataclass
 class Diagnosis:
-    """The answers so far. The first critical cause is the likely one: the tree begins with what the rest needs."""
+    """The answers so far, and the causes that they show."""
 
     report: Report
     env: Environment
@@ -116,7 +159,7 @@ class Diagnosis:
     def close(self, healthy: str) -> None:
         """Write the findings: the likely cause, the other causes, then the probes that could not run."""
         report = self.report
-        self.causes.sort(key=lambda one: one.status is not Status.CRITICAL)  # a warning does not cause an outage
+        self.causes = in_order(self.causes)
         findings = [
             Finding(
                 CAUSE if not number else "also found",
@@ -165,6 +208,23 @@ def read_state(found: Diagnosis, role: str) -> tuple[ServiceState | None, str]:
     described = f"{services.name_of(role)} is {state.told}, process {state.pid or 'none'}"
     found.note(question, described)
     return state, described
+
+
+def stopped_process(found: Diagnosis, role: str) -> tuple[str, str]:
+    """Whether a signal has stopped a service's process (SIGSTOP): what it means and the command that continues it."""
+    services = found.env.services
+    with contextlib.suppress(OpsError, psutil.Error):
+        if role in services.names and services.is_here and role not in services.hosts:
+            pid = services.state(role).pid
+            if pid and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                return f"a signal has stopped its process {pid} (SIGSTOP)", f"continue it: kill -CONT {pid}"
+    return "", ""
+
+
+def start_hint(found: Diagnosis, role: str) -> str:
+    """How to start a service: `start it`, with the command for its manager where the environment names one."""
+    services = found.env.services
+    return f"start it: {services.start_command(role)}" if role in services.names else "start it"
 
 
 def attach_service(found: Diagnosis, role: str, shown: Callable[[str], str] = lambda text: text) -> str:

@@ -1,7 +1,8 @@
-"""Try a client's first commands: PING, and a write that changes nothing."""
+"""Try a client's first commands: PING, a write that changes nothing, and INFO about the server's start."""
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import dataclass
 from typing import Literal
@@ -84,3 +85,30 @@ _KINDS: tuple[tuple[type[redis.RedisError], State], ...] = (
     (redis.exceptions.OutOfMemoryError, "no memory"),
     (redis.TimeoutError, "hangs"),
 )
+
+
+@dataclass(frozen=True)
+class RedisUptime:
+    """`loaded_keys`: those that it loaded at its start, -1: unknown. `loading_seconds`: how long it needs yet, by its
+    own estimate; 0: it is not loading."""
+
+    seconds: float
+    loaded_keys: int
+    loading_seconds: float
+
+
+@probe
+def read_uptime(block: Redis) -> RedisUptime:
+    """INFO server and persistence, which a server that is loading answers too.
+
+    Raises:
+        Unreachable, OpsError: it does not answer or refuses.
+    """
+    with contextlib.closing(at_once(block.client(answer_seconds=GREETING_SECONDS))) as client:
+        try:
+            server, persistence = client.info("server"), client.info("persistence")
+        except redis.RedisError as error:
+            raise block.refused(error) from None
+    loaded = int(persistence.get("rdb_last_load_keys_loaded", -1))
+    eta = float(persistence.get("loading_eta_seconds", 0)) if persistence.get("loading") else 0.0
+    return RedisUptime(float(server["uptime_in_seconds"]), loaded, eta)

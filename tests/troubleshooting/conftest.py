@@ -61,6 +61,7 @@ config_file = "{redis_file}"
 server_program = "{redis_program}"
 drop_prefixes = ["cache:"]
 os_user = "{user}"
+{redis_more}
 [services]
 kind = "supervisor"
 url = "http://127.0.0.1:{control}"
@@ -82,7 +83,7 @@ class Host:
     """Two servers, their supervisor, and the environment as an operator describes it."""
 
     def __init__(self) -> None:
-        self.server = PostgresServer(settings=[f"max_connections={PLACES}"])
+        self.server = PostgresServer(settings=[f"max_connections={PLACES}", "max_prepared_transactions=2"])
         self.redis = RedisServer()
         self.control = free_port()
         self.root = Path(self.server.root) / "host"
@@ -174,6 +175,7 @@ class Host:
             "python": sys.executable,
             "backend": self.backend,
             "more": "",
+            "redis_more": "",
             "admin": "postgres",
         }
         path, values = directory / "sick.toml", {**values, **other}

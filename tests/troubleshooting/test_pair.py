@@ -42,7 +42,9 @@ def test_a_healthy_pair_and_one_whose_commits_wait(cluster: Cluster, monkeypatch
     commit.join(120)
     writer.close()
     report = failed.value.report
-    assert cause(report).startswith("1 commits wait")
-    assert "never cancel" in report.findings[0].hint
-    assert report.findings[1].value.startswith("the standby at")
+    assert cause(report).startswith("the standby at"), "the commits wait because of it"
+    assert "supervisorctl start postgresql-standby" in report.findings[0].hint
+    assert [one.status for one in report.findings[:2]] == [Status.CRITICAL] * 2
+    assert report.findings[1].value.startswith("1 commit waits, the longest for")
+    assert "never cancel" in report.findings[1].hint
     assert "check-replication" in following(report)

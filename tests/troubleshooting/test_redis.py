@@ -66,6 +66,8 @@ def test_an_error_in_its_configuration_is_read_from_its_log(host: Host) -> None:
         until(lambda: "FATAL CONFIG" in log.read_text(), what="its end", seconds=120)
         report = diagnosed()
         file.write_text(before)
+    with host.stopped("redis"):
+        pass  # an orderly restart: the one before followed failed starts
     assert "its log reports: " in cause(report)
     assert "requirepass ********" in cause(report) or "FATAL CONFIG" in cause(report)
     assert "requirepass ********" in evidence(report, "Log of redis").text

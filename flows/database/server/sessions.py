@@ -9,6 +9,7 @@ from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.postgres.sessions.blocking import tree_of
+from tasks.postgres.sessions.closing import why_kept
 from tasks.postgres.sessions.connections import ClientSession, SessionActivity
 
 MANUAL_IDLE_SECONDS = 300
@@ -75,9 +76,8 @@ def judge_blocked(report: Report, activity: SessionActivity, database: str) -> N
     waited = max((session.waited_seconds for session in activity.blocked), default=0.0)
     roots = [line for line in tree if line.depth == 0]
     by = ", ".join(f"process {line.pid} ({line.session.state})" for line in roots[:3] if line.session)
-    forgotten = any(
-        line.session and line.session.is_idle_in_transaction and line.session.database == database for line in roots
-    )
+    left = [line.session for line in roots if line.session and line.session.is_idle_in_transaction]
+    forgotten = any(one.database == database and not why_kept(one, (), ()) for one in left)
     hint = f"run {CLOSE_FLOW}, which ends sessions idle in a transaction" if forgotten else WORKING
     if any(line.pid == 0 for line in roots):
         hint = "COMMIT PREPARED or ROLLBACK PREPARED the transactions in pg_prepared_xacts"

@@ -75,7 +75,7 @@ _KNOWN = (
         "killed",
         r"terminated by signal 9",
         "one of its processes was killed (kill -9, or the kernel's OOM killer)",
-        "check dmesg for the OOM killer, then start it: it recovers by itself",
+        "check dmesg for the OOM killer; it recovers by itself at its next start: start it",
     ),
     (
         "ended",

@@ -23,7 +23,8 @@ MOST_READ, MOST_SHOWN = 1000, 300
 class ClientSession:
     """One backend. Times in seconds: in its state, in its transaction, waiting for a lock (0: it does not wait).
 
-    Literals in its statement are masked: they can be passwords or personal data.
+    Literals in its statement are masked: they can be passwords or personal data. `waits_for_standby`: its commit waits
+    for a synchronous standby.
     """
 
     pid: int
@@ -41,6 +42,7 @@ class ClientSession:
     blocked_by: tuple[int, ...]
     superuser: bool
     advisory: bool
+    waits_for_standby: bool = False
 
     @property
     def is_client(self) -> bool:
@@ -129,8 +131,9 @@ def read_activity(postgres: Postgres) -> SessionActivity:
 
 
 def _session(row: TupleRow) -> ClientSession:
-    *first, statement, blockers, superuser, advisory, _ = row
-    fields = [*first, masked_statement(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
+    *first, statement, blockers, superuser, advisory, _, synchronous = row
+    shown, by = masked_statement(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers))
+    fields = [*first, shown, by, superuser, advisory, synchronous]
     return ClientSession(*fields)
 
 
@@ -147,7 +150,8 @@ SELECT a.pid, coalesce(a.backend_start, 'epoch'), coalesce(a.backend_type, ''), 
        CASE WHEN a.wait_event_type = 'Lock' THEN pg_blocking_pids(a.pid) ELSE '{}' END,
        coalesce(r.rolsuper, false),
        EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted),
-       a.query = '<insufficient privilege>' OR coalesce(a.state, '') = 'disabled'
+       a.query = '<insufficient privilege>' OR coalesce(a.state, '') = 'disabled',
+       coalesce(a.wait_event = 'SyncRep', false)
 FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid
 WHERE a.pid <> pg_backend_pid() ORDER BY a.pid
 """
