@@ -20,6 +20,7 @@ from runbook.page.form import Forms, form_address, read_forms
 from runbook.page.markdown import code, escaped, link
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from runbook.run_name import RunName
 from runbook.units import duration
 from tasks.prefect.recent_runs import Activity, RecentRun, read_activity
 from tasks.recovery_points import standing
@@ -30,7 +31,7 @@ DAYS, MOST, MOST_CHARACTERS = 7, 10, 300
 CHECK = Next("check-recovery-objectives", "measure it now")
 
 
-@flow(name="start-here", flow_run_name="start-here {environment}")
+@flow(name="start-here", flow_run_name=RunName("start-here {environment}"))
 def start_here(environment: str) -> Report:
     """ここから始める: 症状から手順へ (付録A, §8)
 

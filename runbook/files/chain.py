@@ -58,10 +58,14 @@ def reports_in(directory: Path) -> list[Path]:
 
 def verify_chain(directory: Path) -> list[str]:
     """Every way in which the chains in `directory` are broken, as sentences; empty when they are whole."""
-    with contextlib.ExitStack() as locks:  # no run appends meanwhile
-        for lock in directory.glob(".chain-*.lock"):
-            fcntl.flock(locks.enter_context(lock.open()), fcntl.LOCK_SH)
-        return _verify(directory)
+    while True:
+        with contextlib.ExitStack() as stack:  # no run appends meanwhile
+            locks = set(directory.glob(".chain-*.lock"))
+            for lock in locks:
+                fcntl.flock(stack.enter_context(lock.open()), fcntl.LOCK_SH)
+            problems = _verify(directory)
+            if set(directory.glob(".chain-*.lock")) == locks:  # otherwise a host's first report was being written
+                return problems
 
 
 def _verify(directory: Path) -> list[str]:

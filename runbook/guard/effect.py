@@ -41,7 +41,7 @@ class Effect:
 
 
 def back_to(what: str, at: datetime) -> str:
-    """`grc_db goes back to 01:59 (+09:00)`."""
+    """`app_db goes back to 01:59 (+09:00)`."""
     return f"{what} goes back to {clock.short(at)}"
 
 

@@ -309,9 +309,10 @@ def assert_order(report: Report, first: str, second: str = "") -> None:
     assert not second or second in serious[1].value, serious[1]
 
 
-def carry_out(report: Report) -> Report:
-    """Run the first runbook that the likely cause links, with the values of its form, confirmed."""
+def carry_out(report: Report, **instead: object) -> Report:
+    """Run the first runbook that the likely cause links, with the values of its form, confirmed. `instead`: values
+    that no form allows, for what a person would wait for."""
     wanted = report.findings[0].follow[0]
     flow = find_flow(wanted.flow)
-    done: Report = flow.fn(**checked(flow, {"environment": NAME, **wanted.parameters, "confirm": NAME}))
+    done: Report = flow.fn(**{**checked(flow, {"environment": NAME, **wanted.parameters, "confirm": NAME}), **instead})
     return done

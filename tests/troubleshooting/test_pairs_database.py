@@ -81,7 +81,6 @@ def test_a_restart_after_a_kill_is_found_by_the_uptime_and_explains_nothing_wors
 
 def test_the_hint_is_one_that_ends_this_blocker(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
-    monkeypatch.setattr(database_sessions, "LEAST_IDLE_SECONDS", 0)
     with faults.locked(1, by=ADMIN) as pid:
         report = diagnosed()
         assert f"SELECT pg_terminate_backend({pid})" in report.findings[0].hint
@@ -92,6 +91,7 @@ def test_the_hint_is_one_that_ends_this_blocker(faults: Faults, monkeypatch: pyt
     with faults.locked():
         report = diagnosed()
         assert_order(report, LOCKS)
-        assert carry_out(report).outcome.startswith("1 of 1 sessions closed")
+        assert report.findings[0].follow[0].parameters["min_seconds"] >= database_sessions.LEAST_IDLE_SECONDS
+        assert carry_out(report, min_seconds=0).outcome.startswith("1 of 1 sessions closed")
         after = diagnosed()
     assert after.status is Status.OK, cause(after)

@@ -15,9 +15,10 @@ from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.start import other_databases
-from flows.recovery.options import LOGICAL, Replay, RestoreOption, RestoreOptions
+from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
 from flows.recovery.point import swap
+from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint

@@ -18,7 +18,8 @@ from flows.recovery.full import bring_up, build, cluster, database_server, migra
 from flows.recovery.full.build import SystemCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterRun
-from flows.recovery.options import DUMP_BYTES_PER_SECOND, RestoreOption, RestoreOptions
+from flows.recovery.options import RestoreOptions
+from flows.recovery.restore_option import DUMP_BYTES_PER_SECOND, RestoreOption
 from flows.recovery.stopped_services import SystemServices
 from flows.store import store_for
 from runbook.failpoint import failpoint

@@ -19,9 +19,10 @@ from flows.recovery.full.database_server import FoundServer, judge_standby
 from flows.recovery.full.extraction import ExtractedCopies
 from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
-from flows.recovery.options import LOGICAL, PHYSICAL, Replay, RestoreOption, RestoreOptions, attempting, require_known
+from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import build as point_build
 from flows.recovery.point import choice, swap
+from flows.recovery.restore_option import LOGICAL, PHYSICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered, report_newer
 from runbook import clock

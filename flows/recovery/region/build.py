@@ -12,7 +12,8 @@ from flows.recovery.full import bring_up, build, cluster, database_server
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
 from flows.recovery.full.database_server import FoundServer
-from flows.recovery.options import RestoreOption, RestoreOptions
+from flows.recovery.options import RestoreOptions
+from flows.recovery.restore_option import RestoreOption
 from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
 from runbook.guard.permit import Permit
 from runbook.report import Report

@@ -19,11 +19,12 @@ from flows.database import restore_steps as database
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
-from flows.recovery.options import RestoreOption, RestoreOptions, attempting, require_known
+from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.region import build, summary
 from flows.recovery.region.build import Region
 from flows.recovery.region.summary import RegionPhases
+from flows.recovery.restore_option import RestoreOption
 from flows.recovery.stopped_services import SystemServices
 from flows.store import mark_verified
 from runbook.drivers import exit_code

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from blocks.environment import Environment
 from blocks.postgres import nodes
-from flows.recovery.options import RestoreOption
+from flows.recovery.restore_option import RestoreOption
 from flows.store import store_for
 from runbook import clock
 from runbook.errors import OpsError

@@ -475,8 +475,8 @@ def test_killed_anywhere_it_is_launched_again_and_ends_well(group: Group, place:
 def test_somebody_else_promotes_between_judgement_and_act(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     mint = Report.permit
 
-    def meanwhile(self: Report, *acts: Any) -> Any:
-        permit = mint(self, *acts)
+    def meanwhile(self: Report, *acts: Any, **effect: Any) -> Any:
+        permit = mint(self, *acts, **effect)
         group.fail_over()
         return permit
 

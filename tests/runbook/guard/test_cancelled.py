@@ -21,7 +21,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from tests.fixtures.killed import exit_code_at
 from tests.runbook.processes import Actor
-from tests.runbook.system import System
+from tests.runbook.system import EFFECT, System
 
 DROP, KEPT = Act("drop", "old"), "database app__new"
 
@@ -44,7 +44,7 @@ def tidy(permit: Permit) -> None:
 def carry_out(system: System, error: BaseException | None = None, after: str = "", title: str = "Restore") -> Report:
     """Its steps; `error` comes after the step `after`, "" before all of them."""
     with runbook(title, system, system.name, changes=True) as report:
-        permit = report.permit(DROP)
+        permit = report.permit(DROP, effect=EFFECT)
         for name, step in (("", None), ("build", build), ("swap_in", swap_in), ("tidy", tidy)):
             if step:
                 step(permit)
@@ -108,7 +108,7 @@ def test_after_a_kill_the_next_runs_say_it_until_one_succeeds(system: System, po
 
 def test_a_run_that_lives_or_cannot_be_judged_is_not_called_dead(system: System) -> None:
     with runbook("Restore", system, system.name, changes=True) as report:
-        report.permit(DROP)
+        report.permit(DROP, effect=EFFECT)
         assert list(journal.find_dead(system.reports_directory, system.name)) == []
         elsewhere = system.reports_directory / journal.NAME.format(system.name, "0" * 12)
         elsewhere.write_text(

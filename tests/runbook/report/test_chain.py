@@ -141,6 +141,20 @@ def test_processes_beside_each_other_keep_one_chain(tmp_path: Path, actors: list
     assert chain.verify_chain(tmp_path) == []
 
 
+def test_the_first_report_of_a_host_is_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock is not there yet when the reader begins."""
+    verify, halves = chain._verify, [["half a report"]]
+
+    def meanwhile(directory: Path) -> list[str]:
+        if halves:
+            write(tmp_path, 1)
+            return halves.pop()
+        return verify(directory)
+
+    monkeypatch.setattr(chain, "_verify", meanwhile)
+    assert chain.verify_chain(tmp_path) == []
+
+
 def test_a_copy_elsewhere_can_be_verified(tmp_path: Path) -> None:
     write(tmp_path / "a", 2)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
