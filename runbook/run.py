@@ -29,6 +29,7 @@ from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_witho
 from runbook.log import logger
 from runbook.masking import without_logins
 from runbook.page import render
+from runbook.page.address import ui_address
 from runbook.page.form import Forms, dumps, form_address, read_forms
 from runbook.page.markdown import escaped
 from runbook.report import Finding, Report, Status
@@ -338,9 +339,11 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     if FlowRunContext.get():
         try:
             with asked_briefly(retries=2):
-                create_markdown_artifact(
+                shown = create_markdown_artifact(
                     markdown=page, key=artifact_key(render.key(report)), description=escaped(report.sentence()[:200])
                 )
+            if address := ui_address(f"artifacts/artifact/{shown}"):
+                logger().info("report in Prefect: %s", address)
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
 

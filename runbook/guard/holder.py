@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import IO, Literal
 
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_UI_URL
 from prefect.variables import Variable
 
 from runbook.errors import Locked
 from runbook.guard.brief import answered
 from runbook.guard.process import Process, parse, this_process
+from runbook.page.address import ui_address
 
 Rank = Literal["plan", "maintenance", "recovery"]
 """Each one ends the runs of those before it that hold the lock."""
@@ -52,9 +52,8 @@ class LockHolder:
         """What the refused run says."""
         where = f"process {self.pid} on {self.host}"
         run = f"run “{self.run_name}” ({self.run_id}), {where}" if self.run_id else where
-        link = (
-            f" {PREFECT_UI_URL.value()}/runs/flow-run/{self.run_id}" if self.run_id and PREFECT_UI_URL.value() else ""
-        )
+        address = ui_address(f"runs/flow-run/{self.run_id}") if self.run_id else ""
+        link = f" {address}" if address else ""
         return Locked(
             f"{environment} is held by “{self.runbook}”, {run}, since {self.since}",
             f"wait for it to end, or cancel it{link}; a run that died frees the lock within two minutes",

@@ -16,12 +16,12 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, unquote
 
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_UI_URL
 
 from runbook import metrics
 from runbook.errors import NotConfirmed
 from runbook.guard.carried_out import LAST, PLAN, RUN, CarriedOut, CarriedOutPlan, Records, current_run
 from runbook.guard.permit import Pin
+from runbook.page.address import ui_address
 from runbook.report import Report
 from runbook.units import size
 
@@ -249,8 +249,7 @@ class Pinned:
     def _write(self, report: Report, names: Sequence[str], *, ended: bool = True) -> None:
         """That it cannot be noted makes a good recovery no worse."""
         run, attempt = _own_run()
-        ui = PREFECT_UI_URL.value()
-        link = f"{ui}/runs/flow-run/{run}" if run and ui else str(report.path or "")
+        link = (ui_address(f"runs/flow-run/{run}") if run else "") or str(report.path or "")
         if not names:
             return
         items = {name: pin.items for name, pin in report.states.items() if pin.items}

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_UI_URL
 
 from runbook.guard.brief import asked_briefly
 from runbook.log import logger
 from runbook.next import Next
+from runbook.page.address import ui_address
 from runbook.page.markdown import code, link
 
 MOST = 200
@@ -28,8 +28,7 @@ def dumps(value: object) -> str:
 
 def form_address(deployment: object, parameters: Mapping[str, object]) -> str:
     """Of a deployment's form; "" where nobody knows the address of the UI."""
-    ui = PREFECT_UI_URL.value()
-    return f"{ui}/deployments/deployment/{form_path(deployment, parameters)}" if ui else ""
+    return ui_address(f"deployments/deployment/{form_path(deployment, parameters)}")
 
 
 def form_path(deployment: object, parameters: Mapping[str, object]) -> str:
@@ -62,7 +61,7 @@ class Forms:
 
 def read_forms(environments: Sequence[str]) -> Forms:
     """Ask Prefect, once, inside a flow run; outside one it may have died with the rest, and is not waited for."""
-    if FlowRunContext.get() is None or not PREFECT_UI_URL.value():
+    if FlowRunContext.get() is None or not ui_address(""):
         return Forms()
     named = DeploymentFilter(name=DeploymentFilterName(any_=list(environments)))
     try:

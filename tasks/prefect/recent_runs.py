@@ -19,13 +19,13 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_UI_URL
 
 from runbook.errors import RunbookFailed
 from runbook.guard.brief import asked_briefly
 from runbook.guard.holder import LockHolder, remembered
 from runbook.guard.lease import limit_name
 from runbook.kinds import probe
+from runbook.page.address import ui_address
 from tasks.prefect.client import prefect_client
 
 FAILED = (StateType.FAILED, StateType.CRASHED)
@@ -50,17 +50,12 @@ class RecentRun:
     @property
     def page_address(self) -> str:
         """Of its page in the Prefect UI; "" where nobody knows the address of the UI."""
-        return _address(f"runs/flow-run/{self.id}")
+        return ui_address(f"runs/flow-run/{self.id}")
 
     @property
     def report_address(self) -> str:
         """Of its report there; "" where it has none."""
-        return _address(f"artifacts/artifact/{self.report}") if self.report else ""
-
-
-def _address(path: str) -> str:
-    ui = PREFECT_UI_URL.value()
-    return f"{ui}/{path}" if ui else ""
+        return ui_address(f"artifacts/artifact/{self.report}") if self.report else ""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_UI_URL
 
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
+from runbook.page.address import ui_address
 from tasks.prefect.client import prefect_client
 
 PAGE = 200
@@ -42,8 +42,7 @@ class WaitingRun:
     @property
     def link(self) -> str:
         """Of its page, where its form is; the run's id where nobody knows the address of the UI."""
-        ui = PREFECT_UI_URL.value()
-        return f"{ui}/runs/flow-run/{self.id}" if ui else f"run {self.id}"
+        return ui_address(f"runs/flow-run/{self.id}") or f"run {self.id}"
 
 
 @probe

@@ -343,7 +343,7 @@ class TestInAFlowRun:
             found = {run.id for run in client.read_flow_runs(flow_run_filter=wanted)}
         assert found & set(ids.values()) == {ids[Status.PLANNED]}
 
-    def test_the_plan_s_link_fills_in_its_own_form(self, system: System) -> None:
+    def test_the_plan_s_link_fills_in_its_own_form(self, system: System, caplog: pytest.LogCaptureFixture) -> None:
         @flow(name="restore-database")
         def restore(environment: str, jobs: int = 0, confirm: str = "") -> Report:
             assert (environment, jobs) == ("本番", 2)
@@ -352,7 +352,8 @@ class TestInAFlowRun:
             return report
 
         run = launched(restore, {"environment": "本番", "jobs": 2, "confirm": ""})
-        report = cast(Report, run_flow(restore, flow_run=run, parameters=run.parameters))
+        with caplog.at_level(logging.INFO):
+            report = cast(Report, run_flow(restore, flow_run=run, parameters=run.parameters))
         link = urllib.parse.urlparse(report.form)
         assert link.path == f"/v2/deployments/deployment/{run.deployment_id}/run"
         assert link.netloc == urllib.parse.urlparse(str(PREFECT_UI_URL.value())).netloc
@@ -360,6 +361,8 @@ class TestInAFlowRun:
         assert json.loads(urllib.parse.parse_qs(link.query)["parameters"][0]) == filled
         (artifact,) = artifacts(run.id)
         assert f"open [the form]({link.geturl()}), type `{system.name}` in `confirm`" in str(artifact.data)
+        lines = [record.getMessage() for record in caplog.records if record.name.startswith("prefect")]
+        assert lines[-1].endswith(f"{link.netloc}/v2/artifacts/artifact/{artifact.id}")
 
     def test_the_plan_s_link_says_what_latest_was(self, system: System) -> None:
         @flow(name="restore-database")
