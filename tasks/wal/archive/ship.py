@@ -130,7 +130,7 @@ def _hashed(files: Iterable[ReceivedFile], destinations: Sequence[Destination]) 
     """The files in order. Two threads read and hash those that are not known yet, a few files ahead."""
 
     def read(file: ReceivedFile) -> None:
-        with contextlib.suppress(OSError):  # raised again where the file is shipped
+        with contextlib.suppress(OSError, OpsError):  # raised again where the file is shipped
             _ = file.sha256
 
     with ThreadPoolExecutor(READERS) as pool:

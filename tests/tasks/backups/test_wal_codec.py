@@ -158,6 +158,15 @@ def test_a_run_that_ships_again_reads_only_what_is_new_or_lacking(
     assert again() == (names[2:3], 2), "the archive is asked, not remembered"
 
 
+def test_an_unfinished_segment_without_content_stops_nothing(shipping: Shipping) -> None:
+    """The receiver creates it filled with zeros."""
+    names = [shipping.receive(number) for number in (3, 4)]
+    (shipping.received / shipping.receive(5, partial=True)).write_bytes(bytes(BYTES))
+    done = ship(shipping.received, shipping.destination)
+    assert list(done.put) == names
+    assert ["no WAL segment header" in text for text in done.refused] == [True]
+
+
 def test_of_an_unfinished_segment_only_the_new_part_is_compressed(
     shipping: Shipping, compressed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
