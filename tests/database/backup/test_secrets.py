@@ -36,5 +36,5 @@ def test_no_password_gets_out(
     assert files_holding([tmp_path], SECRETS) == []
 
     printed = capfd.readouterr()
-    assert "Discard superseded" in caplog.text, "the log is really read"
+    assert "find superseded" in caplog.text, "the log is really read"
     assert not holds(f"{caplog.text}{printed.out}{printed.err}".encode(), SECRETS)

@@ -206,8 +206,8 @@ def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, mon
     replica.client().config_set("replica-priority", 100)
     until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=120)
 
-    def meanwhile(self: Report, *acts: Any) -> Any:
-        permit = mint(self, *acts)
+    def meanwhile(self: Report, *acts: Any, **effect: Any) -> Any:
+        permit = mint(self, *acts, **effect)
         group.promote()
         return permit
 
