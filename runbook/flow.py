@@ -32,7 +32,8 @@ def flow(*, name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             returned = function(*args, **kwargs)
             context = FlowRunContext.get()
-            if context and context.flow and context.flow.fn is run and isinstance(returned, Report):
+            is_own = context and context.flow and context.flow.fn is run
+            if is_own and isinstance(returned, Report) and returned.status in NAMES:
                 return cast(R, _state(returned))  # from which the engine takes the report again
             return returned
 

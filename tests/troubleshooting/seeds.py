@@ -40,6 +40,17 @@ class Faults:
             seed: Callable[[], AbstractContextManager[object]] = getattr(self, name)
             stack.enter_context(seed())
 
+    def diagnose(
+        self, diagnosed: Callable[[], Report], seeds: tuple[str, ...], first: str, second: str, hint: str
+    ) -> Report:
+        """Seed the faults and diagnose: the first finding is `first` with its `hint`, `second` comes next."""
+        with contextlib.ExitStack() as stack:
+            self.open(stack, *seeds)
+            report = diagnosed()
+        assert_order(report, first, second)
+        assert hint in report.findings[0].hint
+        return report
+
     # Any service
 
     @contextlib.contextmanager

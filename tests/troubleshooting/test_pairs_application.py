@@ -105,11 +105,7 @@ def faults(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_the_first_finding_is_the_true_cause(
     faults: ApplicationFaults, seeds: tuple[str, ...], first: str, second: str, hint: str
 ) -> None:
-    with contextlib.ExitStack() as stack:
-        faults.open(stack, *seeds)
-        report = faults.backend.diagnosed()
-    assert_order(report, first, second)
-    assert hint in report.findings[0].hint
+    faults.diagnose(faults.backend.diagnosed, seeds, first, second, hint)
 
 
 def test_a_process_that_was_killed_is_found_by_its_age(faults: ApplicationFaults) -> None:

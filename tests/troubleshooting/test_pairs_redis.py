@@ -45,11 +45,7 @@ def faults(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fault
 def test_the_first_finding_is_the_true_cause(
     faults: Faults, seeds: tuple[str, ...], first: str, second: str, hint: str
 ) -> None:
-    with contextlib.ExitStack() as stack:
-        faults.open(stack, *seeds)
-        report = diagnosed()
-    assert_order(report, first, second)
-    assert hint in report.findings[0].hint
+    report = faults.diagnose(diagnosed, seeds, first, second, hint)
     if "replica_dead" in seeds and first in (DOWN, "hangs"):
         assert "redis-failover" not in [one.flow for one in report.findings[0].follow]
 
