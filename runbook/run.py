@@ -23,8 +23,8 @@ from runbook.files import chain, durable, journal, repeats
 from runbook.guard import alone, approval, carried_out, containment, pins
 from runbook.guard.brief import asked_briefly
 from runbook.guard.cancellation import cancelled_by
-from runbook.guard.holder import Rank
-from runbook.guard.lock import EnvironmentLock, find_holder, hold
+from runbook.guard.holder import Rank, in_file
+from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.log import logger
 from runbook.masking import without_logins
@@ -141,7 +141,7 @@ def _plan_without_lock(report: Report, target: Target, rank: Rank, within: Repor
     """A plan only reads: it makes no other run wait, and waits for none."""
     if within is not None:
         return
-    if holder := find_holder(target.name, target.reports_directory):
+    if holder := in_file(target.name, target.reports_directory):
         report.fact("lock", f"a plan takes none. It is held by “{holder.runbook}”, since {holder.since}")
     _respect_containment(report, target, rank)
 

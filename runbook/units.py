@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def size(number: float) -> str:
     """Bytes for people: `426.0 MB`."""
@@ -45,3 +47,9 @@ def about(seconds: float) -> str:
 def number(value: float) -> str:
     """A number without a unit: `0.25`, `1,250,000`."""
     return f"{value:g}" if abs(value) < 100_000 else f"{value:,.0f}"
+
+
+def first_of(names: Sequence[object], most: int = 3, *, between: str = ", ") -> str:
+    """The first names of a list, and how many more there are: `a, b, c and 4 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(map(str, names[:most])) + more

@@ -13,12 +13,13 @@ from blocks.environment import Environment
 from flows.application.code_findings import workspace_of
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, first_of
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.guard.pins import digest
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
+from runbook.units import first_of
 from tasks.application.programs import find_program
 from tasks.application.worktree import inside, require_repository, uncommitted
 from tasks.packages import modules, venv

@@ -11,6 +11,7 @@ from blocks.postgres.server import Postgres
 from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable
 from runbook.kinds import Pending
 from runbook.report import Report
+from runbook.units import first_of
 from tasks.backups.catalogue import Backup
 from tasks.gx import process
 from tasks.gx.suites import read_suites
@@ -171,5 +172,4 @@ def _value(found: Expectations, broken: list[CheckedFiles]) -> str:
 def show_not_applicable(report: Report, found: Expectations, where: str) -> None:
     """List suites and expectations whose table or column this database lacks."""
     if found.not_applicable:
-        more = f" and {len(found.not_applicable) - 3} more" if len(found.not_applicable) > 3 else ""
-        report.fact(f"expectations not applicable {where}", "; ".join(found.not_applicable[:3]) + more)
+        report.fact(f"expectations not applicable {where}", first_of(found.not_applicable, between="; "))

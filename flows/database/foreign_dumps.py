@@ -12,7 +12,7 @@ from flows.database import expectations
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report, Status
-from runbook.units import size
+from runbook.units import first_of, size
 from tasks.integrity import Expectations
 from tasks.postgres.content import relations
 from tasks.postgres.content.content import RowCounts, read_counts
@@ -82,7 +82,7 @@ def _judge_tables(report: Report, env: Environment, found: ForeignDump, into: st
         report.fail(
             "foreign keys to tables that are not in the dump",
             "take a dump of the whole database to have them" if into else INTO,
-            value="left out: " + _some([one.removeprefix(" FK CONSTRAINT ") for one in found.orphans]),
+            value="left out: " + first_of([one.removeprefix(" FK CONSTRAINT ") for one in found.orphans], 5),
             expected="none",
             worst=_severity(into),
         )
@@ -94,7 +94,7 @@ def _judge_tables(report: Report, env: Environment, found: ForeignDump, into: st
             "tables in the dump",
             not lacking,
             MISSING,
-            value=f"missing: {_some(lacking)}" if lacking else len(found.tables),
+            value=f"missing: {first_of(lacking, 5)}" if lacking else len(found.tables),
             expected="every table of the live database",
         )
 
@@ -136,10 +136,6 @@ def _severity(into: str) -> Status:
     return Status.WARN if into else Status.CRITICAL
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _read_live(report: Report, env: Environment) -> Relations:
     """The relations of the live database; none if it is missing or too damaged to be read."""
     name = env.postgres.database
@@ -179,13 +175,13 @@ def _judge_rows(report: Report, counts: RowCounts, total: int, into: str) -> Non
 
 def _judge_missing(report: Report, live: Relations, lacking: Sequence[str], into: str) -> None:
     if into and lacking:
-        report.fact("not in the copy, but live", _some(lacking))
+        report.fact("not in the copy, but live", first_of(lacking, 5))
     elif not into:
         report.require(
             "objects of the live database in the copy",
             not lacking,
             MISSING,
-            value=f"missing: {_some(lacking)}"
+            value=f"missing: {first_of(lacking, 5)}"
             if lacking
             else f"{len(live)} tables, views, sequences, functions and types, with their columns, "
             "constraints, indexes, triggers and policies",
@@ -202,7 +198,7 @@ def _judge_rights(report: Report, env: Environment, live: Relations, copied: Rel
         f"rights of {env.postgres.user} in the copy",
         not lost,
         RIGHTS if not into else f"GRANT them before {env.postgres.user} uses it, or take the dump without -O and -x",
-        value=f"missing: {_some(lost)}" if lost else f"{len(copied)} objects",
+        value=f"missing: {first_of(lost, 5)}" if lost else f"{len(copied)} objects",
         expected="as in the live database" if live else "may read every table",
         worst=_severity(into),
     )
@@ -213,7 +209,7 @@ def _judge_rights(report: Report, env: Environment, live: Relations, copied: Rel
         report.warn(
             "owners in the copy",
             "ALTER … OWNER TO, unless the new owners are intended",
-            value=_some(others),
+            value=first_of(others, 5),
             expected="as in the live database",
         )
 

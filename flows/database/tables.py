@@ -18,11 +18,12 @@ from flows.pinned import pin_database
 from flows.store import judge_files
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, first_of, lost_since
+from runbook.guard.effect import Effect, back_to, lost_since
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
+from runbook.units import first_of
 from tasks.backups.catalogue import Backup
 from tasks.postgres.content.content import TableSum
 from tasks.postgres.dump.accepted import restore_without

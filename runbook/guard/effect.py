@@ -50,12 +50,6 @@ def lost_since(at: datetime) -> str:
     return f"writes of the last {rounded(max((clock.now() - at).total_seconds(), 0))} are lost"
 
 
-def first_of(names: Sequence[object], most: int = 3) -> str:
-    """The first names of a list, and how many more there are: `a, b, c and 4 more`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
-
-
 def seconds_from(steps: Sequence[PlannedStep], name: str) -> float:
     """The estimated seconds of a plan from its step `name` on; of all steps where there is none of that name."""
     names = [step.step for step in steps]

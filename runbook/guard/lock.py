@@ -280,16 +280,6 @@ def _end(holder: LockHolder, environment: str, file: IO[str], me: LockHolder) ->
     raise Locked(f"“{holder.runbook}” (process {holder.pid}) could not be ended", "end it by hand, then try again")
 
 
-def find_holder(environment: str, directory: Path) -> LockHolder | None:
-    """Who holds an environment on this host, without waiting for the lock or taking it."""
-    try:
-        with (directory / f".lock-{environment}").open(encoding="utf-8") as file:
-            holder = read(file)
-    except OSError:
-        return None
-    return None if holder is None or holder.is_dead() else holder
-
-
 def _has_changed(holder: LockHolder, file: IO[str]) -> bool:
     now = read(file)
     return now is not None and now.process != holder.process

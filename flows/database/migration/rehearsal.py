@@ -16,7 +16,7 @@ from flows.database.expectations import FACT, NONE, show_not_applicable
 from flows.database.free_space import WAL_RATIO, judge_room
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from runbook.units import duration, size
+from runbook.units import duration, first_of, size
 from tasks import integrity
 from tasks.migrations.columns import Columns, count_filled
 from tasks.migrations.locks import HeldTableLock, Watched
@@ -203,7 +203,7 @@ def _compare(
         name,
         not other,
         hint,
-        value="; ".join(other[:3]) + (f" and {len(other) - 3} more" if other[3:] else "") or "as before",
+        value=first_of(other, between="; ") or "as before",
         expected="every definition as before",
     )
 

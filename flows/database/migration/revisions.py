@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flows.database.migration.rehearsal import MOST_SHOWN
 from runbook.report import Report, Status
+from runbook.units import first_of
 from tasks.migrations.scripts import MigrationHeads, Script
 
 UNREVERSIBLE_HINT = "write it in the application's repository; until then only a backup can undo the migration"
@@ -46,8 +47,7 @@ def judge_downgrades(report: Report, scripts: Sequence[Script], otherwise: Statu
         "downgrades",
         not bad,
         UNREVERSIBLE_HINT,
-        value="; ".join(f"{s.revision} ({s.path.name}): {s.downgrade}" for s in bad[:5])
-        + (f" and {len(bad) - 5} more" if bad[5:] else "")
+        value=first_of([f"{s.revision} ({s.path.name}): {s.downgrade}" for s in bad], 5, between="; ")
         or f"{len(scripts)} written",
         expected="one that undoes its upgrade, in every script",
         worst=otherwise,

@@ -18,7 +18,7 @@ from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
-from runbook.units import duration, size
+from runbook.units import duration, first_of, size
 from tasks.postgres.upkeep.amcheck import (
     EXTENSION,
     INSTALL,
@@ -225,8 +225,7 @@ def judge_collations(report: Report, found: Collations, database: str, *, standb
             "collations without a recorded version",
             "REINDEX the indexes that use them, unless the host's libraries are unchanged. A version is recorded "
             "only when the database (restore-database) or the collation is created",
-            value=f"not measured: {', '.join(found.unrecorded[:5])}"
-            + f" and {len(found.unrecorded) - 5} more" * (len(found.unrecorded) > 5),
+            value=f"not measured: {first_of(found.unrecorded, 5)}",
         )
     if not found.changed:
         value = f"{found.compared} the same, {found.unversioned} without a version (C sorts by bytes and needs none)"

@@ -11,12 +11,13 @@ from blocks.environment import Environment
 from flows.setting_overrides import Overrides, find_overrides, find_undone, judge_overrides
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, first_of
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
+from runbook.units import first_of
 from tasks.postgres.server.recommended import BY_NAME, MANUAL, RecommendedSetting
 from tasks.postgres.server.settings import (
     CHANGE,

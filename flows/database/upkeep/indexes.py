@@ -19,7 +19,7 @@ from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
-from runbook.units import counted, duration, size
+from runbook.units import counted, duration, first_of, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.sessions.holders import find_holders
 from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
@@ -237,8 +237,7 @@ def _row(index: Index) -> tuple[object, ...]:
 
 
 def _names(indexes: Sequence[Index]) -> str:
-    more = f" and {len(indexes) - 5} more" if len(indexes) > 5 else ""
-    return ", ".join(index.name for index in indexes[:5]) + more
+    return first_of([index.name for index in indexes], 5)
 
 
 def judge_invalid(report: Report, indexes: tuple[Index, ...]) -> None:

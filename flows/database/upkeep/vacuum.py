@@ -13,13 +13,13 @@ from flows.pinned import pin_database
 from flows.setting_overrides import find_overrides
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, first_of
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.run import WithoutConfirm, runbook
 from runbook.run_name import RunName
-from runbook.units import size
+from runbook.units import first_of, size
 from tasks.postgres.restore.staged_copy import check_jobs
 from tasks.postgres.server.recommended import AUTOVACUUM
 from tasks.postgres.server.server import read_server

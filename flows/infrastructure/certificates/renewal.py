@@ -23,11 +23,12 @@ from flows.pinned import pin_paths
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, first_of
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
+from runbook.units import first_of
 from tasks.certificates import certbot
 from tasks.certificates.certbot import ISSUE, RELOAD, RENEW, Kind
 from tasks.certificates.certificate import Certificate

@@ -28,11 +28,12 @@ from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, first_of, lost_since, seconds_from
+from runbook.guard.effect import Effect, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
+from runbook.units import first_of
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of

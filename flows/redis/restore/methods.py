@@ -15,9 +15,10 @@ from flows.redis.restore import prefixes as prefix_steps
 from flows.redis.restore.choice import RestorableRedis
 from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
 from flows.redis.restore.survivor import advise
-from runbook.guard.effect import Effect, back_to, first_of, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
+from runbook.units import first_of
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
 from tasks.redis.restore.prefixes import Extra

@@ -9,11 +9,11 @@ from blocks.environment import Environment
 from flows.redis.settings.changes import SettingsOrder, SettingsUndo
 from flows.redis.settings.findings import APPLY, KEEPING, UNDO, differences
 from runbook.errors import OpsError
-from runbook.guard.effect import Effect, first_of
+from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
-from runbook.units import size
+from runbook.units import first_of, size
 from tasks.redis.settings.changes import (
     OFF,
     ON,

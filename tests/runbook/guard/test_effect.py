@@ -10,11 +10,11 @@ import pytest
 
 from runbook import clock
 from runbook.errors import NotConfirmed
-from runbook.guard.effect import Effect, back_to, first_of, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.guard.permit import Act, PlannedStep, PlanOnly
 from runbook.next import Next
 from runbook.report import Report
-from runbook.units import counted
+from runbook.units import counted, first_of
 
 NOW = datetime(2026, 11, 28, 17, 1, 20, tzinfo=UTC)
 
