@@ -1,0 +1,160 @@
+"""Catalogues of translations (gettext's .po files), from the sources: `make messages`.
+
+A message is a text as the source has it, with the names of an f-string's values in braces: `{database} goes back to
+{time}`. Translators edit runbook/language/<language>/<folder>.po with any editor of .po files, Poedit for example.
+Messages that changed keep their translation as a suggestion (fuzzy), which is not shown; those that are gone go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from babel.messages.catalog import Catalog
+from babel.messages.pofile import read_po, write_po
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = frozenset(
+    ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding")
+)
+"""Calls whose texts are messages even if they are one word."""
+UNSEEN = frozenset(("debug", "info", "warning", "error", "execute", "run", "getattr", "add_argument"))
+"""Calls whose texts are no part of a report: the log stays English."""
+_CODE = re.compile(r"^(SELECT|WITH|ALTER|CREATE|DROP|INSERT|UPDATE|DELETE|SET|SHOW|FROM|WHERE|AND|LOCK|COPY)\b|^[-/<.#]|\n")
+
+
+def messages(path: Path) -> Iterator[tuple[str, int]]:
+    """Each text of a module that a report may show, with its line."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unseen = set(_unseen(tree))
+    short = set(_arguments_of_verbs(tree))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in unseen:
+            continue
+        text = " ".join(template(node).split())
+        is_sentence = " " in text and len(re.findall(r"[a-z]{2,}", _literal(text))) > 1
+        if (is_sentence or id(node) in short) and re.search(r"[a-z]{3}", _literal(text)) and not _CODE.search(text):
+            yield text, node.lineno
+
+
+def template(node: ast.Constant | ast.JoinedStr) -> str:
+    """A text with its values named in braces; "" for what is no text."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    found: list[str] = []
+    seen: dict[str, int] = {}
+    for part in node.values:
+        if isinstance(part, ast.Constant):
+            found.append(str(part.value))
+        elif isinstance(part, ast.FormattedValue):
+            name = _name(part.value)
+            seen[name] = seen.get(name, 0) + 1
+            found.append(f"{{{name}{seen[name] if seen[name] > 1 else ''}}}")
+    return "".join(found)
+
+
+def _name(value: ast.expr) -> str:
+    match value:
+        case ast.Name():
+            return value.id.strip("_")
+        case ast.Attribute():
+            return value.attr.strip("_")
+        case ast.Call() if isinstance(value.func, ast.Name | ast.Attribute):
+            return _name(value.func)
+        case _:
+            return "value"
+
+
+def _literal(text: str) -> str:
+    return re.sub(r"\{\w+\}", "", text)
+
+
+def _unseen(tree: ast.AST) -> Iterator[int]:
+    """Docstrings, the parts of an f-string, what is logged, and what compares or subscripts."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant()):
+                yield id(node.value)
+            case ast.JoinedStr():
+                yield from (id(part) for part in node.values)
+                formats = [part.format_spec for part in node.values if isinstance(part, ast.FormattedValue)]
+                yield from (id(inner) for one in formats if one for inner in ast.walk(one))
+            case ast.Call() if _called(node) in UNSEEN:
+                yield from (id(one) for argument in node.args for one in ast.walk(argument))
+            case ast.Compare() | ast.Subscript():
+                yield from (id(one) for one in ast.iter_child_nodes(node))
+
+
+def _arguments_of_verbs(tree: ast.AST) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _called(node) in VERBS:
+            texts = [*node.args, *(one.value for one in node.keywords if one.arg in ("value", "expected"))]
+            lists = [inner for one in texts if isinstance(one, ast.Tuple | ast.List) for inner in one.elts]
+            yield from (id(one) for one in (*texts, *lists))
+
+
+def _called(node: ast.Call) -> str:
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+
+
+def catalogue(folder: str, language: str, known: set[str]) -> Catalog:
+    """The messages of a folder that no other one has (`known`), with the translations that there are."""
+    path = po_path(folder, language)
+    made = Catalog(locale=language, fuzzy=False)
+    if path.exists():
+        with path.open("rb") as file:
+            made = read_po(file, locale=language)
+    found = Catalog(locale=language)
+    for source in sorted((ROOT / folder).rglob("*.py")):
+        for text, _ in messages(source):
+            if text not in known:
+                found.add(text, locations=[(str(source.relative_to(ROOT)), 0)])
+    known.update(str(one.id) for one in found if one.id)
+    made.update(found, no_fuzzy_matching=False)
+    made.obsolete.clear()
+    return made
+
+
+def folders() -> list[str]:
+    """One catalogue each: `runbook`, `flows/recovery`, and `flows` for the modules that lie in no folder of it."""
+    inner = [one for layer in ("flows", "tasks") for one in sorted((ROOT / layer).iterdir()) if any(one.rglob("*.py"))]
+    return ["runbook", "blocks", *(str(one.relative_to(ROOT)) for one in inner if one.is_dir()), "flows", "tasks"]
+
+
+def po_path(folder: str, language: str) -> Path:
+    """`runbook/language/ja/flows-recovery.po`."""
+    return ROOT / "runbook" / "language" / language / f"{folder.replace('/', '-')}.po"
+
+
+def written(made: Catalog) -> str:
+    """The text of a .po file, without dates: the same messages make the same file."""
+    file = io.BytesIO()
+    write_po(file, made, width=120, omit_header=True, include_lineno=False, ignore_obsolete=True)
+    head = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=utf-8\\n"\n\n'
+    return head + file.getvalue().decode()
+
+
+def main() -> int:
+    """The command line: 0 when the catalogues are current."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a catalogue is not current")
+    chosen = parser.parse_args()
+    old, known = [], set[str]()
+    for folder in folders():
+        path, text = po_path(folder, "ja"), written(catalogue(folder, "ja", known))
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            old.append(path)
+            if not chosen.check:
+                path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)} {'is not current: make messages' if chosen.check else 'written'}")
+    return 1 if chosen.check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
