@@ -20,7 +20,7 @@ from babel.messages.pofile import read_po, write_po
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = frozenset(
-    ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding")
+    ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding", "say", "label")
 )
 """Calls whose texts are messages even if they are one word."""
 UNSEEN = frozenset(("debug", "info", "warning", "error", "execute", "run", "getattr", "add_argument"))
