@@ -19,6 +19,9 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 
 ROOT = Path(__file__).resolve().parents[1]
+LANGUAGE = "ja"
+PAGE = ROOT / "docs" / "languages.md"
+MADE, ENDS = "<!-- Made by `make messages`: edit runbook/language. -->", "<!-- Made until here. -->"
 VERBS = frozenset(
     ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding", "say", "label")
 )
@@ -37,8 +40,7 @@ def messages(path: Path) -> Iterator[tuple[str, int]]:
         if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in unseen:
             continue
         text = " ".join(template(node).split())
-        is_sentence = " " in text and len(re.findall(r"[a-z]{2,}", _literal(text))) > 1
-        if (is_sentence or id(node) in short) and re.search(r"[a-z]{3}", _literal(text)) and not _CODE.search(text):
+        if (_is_phrase(text) or id(node) in short) and re.search("[a-z]{3}", _literal(text)) and not _CODE.search(text):
             yield text, node.lineno
 
 
@@ -68,6 +70,12 @@ def _name(value: ast.expr) -> str:
             return _name(value.func)
         case _:
             return "value"
+
+
+def _is_phrase(text: str) -> bool:
+    """Two words, or one with a value."""
+    words = re.findall("[a-z]{2,}", _literal(text))
+    return " " in text and (len(words) > 1 or ("{" in text and any(len(one) > 3 for one in words)))
 
 
 def _literal(text: str) -> str:
@@ -140,19 +148,32 @@ def written(made: Catalog) -> str:
     return head + file.getvalue().decode()
 
 
+def files() -> dict[Path, str]:
+    """Each catalogue, and the page that states how much is translated."""
+    made, shares, known = dict[Path, str](), list[str](), set[str]()
+    for folder in folders():
+        found = catalogue(folder, LANGUAGE, known)
+        made[po_path(folder, LANGUAGE)] = written(found)
+        messages = [one for one in found if one.id]
+        if messages:
+            translated = sum(bool(one.string) and not one.fuzzy for one in messages)
+            shares.append(f"| {folder} | {len(messages):,} | {translated / len(messages):.0%} |")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MADE)
+    table = "\n".join(["| catalogue | messages | translated |", "|---|---|---|", *shares])
+    return {**made, PAGE: f"{before}{MADE}\n\n{table}\n\n{ENDS}{rest.partition(ENDS)[2]}"}
+
+
 def main() -> int:
     """The command line: 0 when the catalogues are current."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a catalogue is not current")
     chosen = parser.parse_args()
-    old, known = [], set[str]()
-    for folder in folders():
-        path, text = po_path(folder, "ja"), written(catalogue(folder, "ja", known))
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            old.append(path)
-            if not chosen.check:
-                path.write_text(text, encoding="utf-8")
-            print(f"{path.relative_to(ROOT)} {'is not current: make messages' if chosen.check else 'written'}")
+    made = files()
+    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in old:
+        if not chosen.check:
+            path.write_text(made[path], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} {'is not current: make messages' if chosen.check else 'written'}")
     return 1 if chosen.check and old else 0
 
 
