@@ -34,6 +34,7 @@ from blocks.redis.server import Redis
 from blocks.services.service import Services
 from runbook.errors import OpsError
 from runbook.guard.brief import asked_briefly
+from runbook.language.say import Language
 from runbook.metrics import default_limits
 
 Stores = Literal["backups", "copies"]
@@ -66,6 +67,7 @@ class Environment(Block):
     title: str = Field(default="", description="for people, e.g. 本番環境")
     tier: Tier = "development"
     timezone: str = "Asia/Tokyo"
+    language: Language = Field(default="en", description="of reports and forms: en or ja")
     disposable: bool = Field(default=False, description="faults and drills refuse anything else")
     drill_environment: str = Field(default="", description="the disposable environment for drills and load, if another")
     drills: str = Field(default="", description="directory of declared drills, from the checkout's root or absolute")

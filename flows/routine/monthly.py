@@ -45,12 +45,11 @@ def monthly_maintenance(environment: str, days: Annotated[int, Field(ge=1, le=36
     status and path), or a person's answer to the checklist. Tables and charts with the past months follow. Run it
     monthly, after update-dependencies, scan-vulnerabilities, vacuum-database and review-resources.
 
-    It changes nothing: each box names the runbook to launch next. A value without a source is 「未計測」 (not
-    measured), never OK.
+    It changes nothing: each box names the runbook to launch next. A value without a source is "not measured", never OK.
 
     Args:
-        environment: 対象の環境
-        days: アクセスログ・監査ログの対象日数
+        environment: Environment (lab, staging, production …)
+        days: Days of access and audit logs to include
     """
     env = Environment.find(environment)
     with runbook("Monthly maintenance", env) as report:

@@ -1,1 +1,1 @@
-"""A report's texts in the reader's language: catalogues of gettext (`ja/*.po`), and their application to a page."""
+"""What a person reads, in the person's language. The sources and the JSON reports are English; pages are translated."""

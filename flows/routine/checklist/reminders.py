@@ -44,13 +44,14 @@ def remind_checklists(environment: str) -> Report:
 
     Lists the runs of run-checklist that wait for an answer: phase, waiting time, due date and link. A checklist due
     today or tomorrow is WARN. An overdue one is WARN, and is escalated to its owner once a day as one incident. The
-    report also lists the boxes left undone in the last answers to each checklist. An expired temporary setting (付録A:
-    `max_connections = 300`, `maxmemory 2gb`) that is still set is reported and escalated in the same way. Run it daily.
+    report also lists the boxes left undone in the last answers to each checklist. An expired temporary setting
+    (appendix A: `max_connections = 300`, `maxmemory 2gb`) that is still set is reported and escalated in the same way.
+    Run it daily.
 
     It changes nothing, and launches escalate. If escalate is not deployed, the report is CRITICAL.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Remind checklists", env) as report:
