@@ -5,6 +5,7 @@ A message is a text as the source has it, with the names of an f-string's values
 Messages that changed keep their translation as a suggestion (fuzzy), which is not shown; deleted messages are removed.
 
 forms.po has what the Prefect UI shows of the flows: the paragraphs of their descriptions, and the help of their fields.
+checklists.po is made of flows/routine/checklists/*.toml, which have both languages: edit those.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 
 from deployments import forms
+from flows.routine.checklist import texts
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = frozenset(
-    ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding")
+    ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding", "say", "label")
 )
 """Calls whose texts are messages even if they are one word."""
 UNSEEN = frozenset(("debug", "info", "warning", "error", "execute", "run", "getattr", "add_argument"))
@@ -128,6 +130,21 @@ def forms_catalogue(language: str) -> Catalog:
     return _updated(po_path(forms.CATALOGUE, language), found, language)
 
 
+def checklists_catalogue(language: str) -> Catalog:
+    """The texts of the checklists, with the translations that their files have."""
+    found = Catalog(locale=language, fuzzy=False)
+    for name in texts.NAMES:
+        chosen = texts.checklist(name)
+        pairs = [(chosen.en, chosen.ja)]
+        for phase in chosen.phases:
+            pairs += [(phase.en, phase.ja), (phase.heading, phase.heading_ja)]
+            pairs += [(phase.short, phase.ja.partition(": ")[2])] if phase.minutes else []
+            pairs += [pair for box in phase.boxes for pair in ((box.en, box.ja), (box.how, box.how_ja))]
+        for english, translation in pairs:
+            found.add(english, translation)
+    return found
+
+
 def _docstrings_of_flows(source: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):
@@ -173,7 +190,8 @@ def main() -> int:
     chosen = parser.parse_args()
     old, known = [], set[str]()
     made = {folder: catalogue(folder, "ja", known) for folder in folders()}
-    for folder, found in {**made, forms.CATALOGUE: forms_catalogue("ja")}.items():
+    made |= {forms.CATALOGUE: forms_catalogue("ja"), "checklists": checklists_catalogue("ja")}
+    for folder, found in made.items():
         path, text = po_path(folder, "ja"), written(found)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             old.append(path)

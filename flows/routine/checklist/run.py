@@ -10,6 +10,7 @@ from flows.routine.checklist.texts import DEFAULT, ChecklistName
 from flows.routine.checklist.texts import checklist as find_checklist
 from runbook.errors import OpsError
 from runbook.flow import flow
+from runbook.language.say import use_language
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -60,6 +61,7 @@ def _asked(
         chosen, launched = find_checklist(name), launched_at()
         last_day = chosen.due(launched.astimezone(env.zone).date(), due, drill_date)
         past = last_time(env, chosen)
-        return past, ask(Asking(env, chosen, launched, last_day, past, drilled(env, chosen), taken_over))
+        with use_language(env.language):
+            return past, ask(Asking(env, chosen, launched, last_day, past, drilled(env, chosen), taken_over))
     except OpsError as error:
         return None, error
