@@ -85,7 +85,7 @@ class RunbookFailed(OpsError):
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        super().__init__(report.sentence())
+        super().__init__(report.headline or report.sentence())
 
     def __reduce__(self) -> tuple[type[OpsError], tuple[str]]:
         """Prefect stores what a run raised: the sentence, without the report that it stands in."""

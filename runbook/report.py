@@ -19,6 +19,7 @@ from runbook.files.journal import DeadRun, Journal
 from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
+from runbook.language.say import Language, label, say
 from runbook.masking import without_logins
 from runbook.metrics import Metric
 from runbook.next import Next
@@ -131,6 +132,8 @@ class Report:
     path: Path | None = None
     previous: str = ""
     hash: str = ""
+    headline: str = ""
+    language: Language = "en"
 
     @property
     def status(self) -> Status:
@@ -379,22 +382,29 @@ class Report:
     @property
     def titled_sentence(self) -> str:
         """The sentence for a reader outside Prefect's page: it names the runbook and the environment."""
-        return f"{self.runbook} on {self.environment}: {self.sentence()}"
+        return f"{self.runbook} on {self.environment}: {self.headline or self.sentence()}"
 
     def sentence(self) -> str:
-        """The headline: status, then what was done or is planned, the first reasons, and the next step."""
+        """Status, then what was done or is planned, the first reasons, and the next step; in English."""
+        return self._sentence(str, str)
+
+    def spoken(self) -> str:
+        """The same in the environment's language, inside its runbook; `headline` keeps it."""
+        return self._sentence(say, label)
+
+    def _sentence(self, say: Callable[[str], str], label: Callable[[str], str]) -> str:
         bad = [f for f in self.findings if f.status is Status.CRITICAL] or [
             f for f in self.findings if f.status is Status.WARN
         ]
-        why = "; ".join(f"{f.name}: {f.value}".removesuffix(": ") for f in bad[:3])
-        why += f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        why = "; ".join(f"{label(f.name)}: {say(f.value)}".removesuffix(": ") for f in bad[:3])
+        why += say(f" (and {len(bad) - 3} more)") if len(bad) > 3 else ""
         hint = next((text for f in bad if (text := f.next_step)), "")
         if self.status is Status.PLANNED:
-            planned = f"{self.effect}. " if self.effect else ""
-            says = f"{planned}Nothing has changed." + (f" Warning: {why}" if why else "")
+            planned = say(f"{self.effect}. Nothing has changed." if self.effect else "Nothing has changed.")
+            says = planned + (f" {label('Warning')}: {why}" if why else "")
         else:
-            says = "; ".join(filter(None, ("" if self.is_stopped else self.outcome, why)))
-        text = ": ".join(filter(None, (self.status, says))) + (f". Next: {hint}" if hint else "")
+            says = "; ".join(filter(None, ("" if self.is_stopped else say(self.outcome), why)))
+        text = ": ".join(filter(None, (self.status, says))) + (f". {label('Next')}: {say(hint)}" if hint else "")
         return " ".join(text.split())
 
     def as_json(self) -> dict[str, Any]:

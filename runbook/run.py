@@ -26,6 +26,7 @@ from runbook.guard.cancellation import cancelled_by
 from runbook.guard.holder import Rank, in_file
 from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
+from runbook.language.say import use_language
 from runbook.log import logger
 from runbook.masking import without_logins
 from runbook.page import render
@@ -77,9 +78,9 @@ def runbook(
         RunbookFailed: the report is CRITICAL.
         NotConfirmed, Locked: as they are.
     """
-    report = Report(title, target.name, confirm or "", target.limits)
+    report = Report(title, target.name, confirm or "", target.limits, language=target.language)
     locks = ("changes" if confirm is None else without_confirm) if changes else None
-    with clock.use_zone(target.zone), _recorded(report, target, plan, locks, rank, often, name):
+    with clock.use_zone(target.zone), use_language(target.language), _recorded(report, target, plan, locks, rank, often, name):
         yield report
 
 
@@ -315,8 +316,9 @@ def _report_silence(report: Report, lock: EnvironmentLock) -> None:
 
 
 def _failed(report: Report, error: OpsError) -> None:
-    of = f"{error.report.runbook}: " if isinstance(error, RunbookFailed) else ""
-    report.findings.append(Finding(of + error.message, Status.CRITICAL, "", "", error.hint))
+    inner = error.report if isinstance(error, RunbookFailed) else None
+    what = f"{inner.runbook}: {inner.sentence()}" if inner else error.message
+    report.findings.append(Finding(what, Status.CRITICAL, "", "", error.hint))
     _tell_state(report)
 
 
@@ -331,16 +333,16 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     follows = any(one.follow for one in report.findings)
     forms = read_forms([target.name]) if follows else Forms()
     page = _write(report, target.reports_directory, often, forms)
-    said = report.sentence().encode(errors="backslashreplace").decode()  # a file's name may be no text
+    report.headline = report.spoken().encode(errors="backslashreplace").decode()  # a file's name may be no text
     # Outside a flow run the command line prints the sentence itself. A drill provokes what its controls find.
     is_news = FlowRunContext.get() and not artifact_key("")
-    logger().log(LEVEL[report.status] if is_news else logging.INFO, "%s", said)
+    logger().log(LEVEL[report.status] if is_news else logging.INFO, "%s", report.headline)
     logger().info("report: %s", report.path)
     if FlowRunContext.get():
         try:
             with asked_briefly(retries=2):
                 shown = create_markdown_artifact(
-                    markdown=page, key=artifact_key(render.key(report)), description=escaped(report.sentence()[:200])
+                    markdown=page, key=artifact_key(render.key(report)), description=escaped(report.headline[:200])
                 )
             if address := ui_address(f"artifacts/artifact/{shown}"):
                 logger().info("report in Prefect: %s", address)

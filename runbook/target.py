@@ -10,6 +10,7 @@ from typing import Protocol
 from pydantic import SecretStr
 
 from runbook.guard.guards import Excluding
+from runbook.language.say import Language
 
 
 class Approver(Protocol):
@@ -52,6 +53,10 @@ class Target(Protocol):
     @property
     def zone(self) -> tzinfo:
         """The operators' time zone: reports show times in it."""
+
+    @property
+    def language(self) -> Language:
+        """The operators' language: pages and forms are in it."""
 
     @property
     def limits(self) -> Mapping[str, tuple[float, float]]:

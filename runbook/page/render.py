@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from runbook import clock
+from runbook.language.say import label, say
 from runbook.page.form import Forms
 from runbook.page.markdown import code, escaped
 from runbook.page.timeline import timeline
@@ -28,10 +29,10 @@ def key(report: Report) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; says how many rows it leaves out."""
-    lines = ["| " + " | ".join(map(_shortened, columns)) + " |", "|" + "---|" * len(columns)]
+    lines = ["| " + " | ".join(map(_name, columns)) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(map(_shortened, row)) + " |" for row in rows[:MOST_ROWS]]
     if len(rows) > MOST_ROWS:
-        lines.append(f"\n… {len(rows) - MOST_ROWS} more rows in the JSON report")
+        lines.append(f"\n… {say(f'{len(rows) - MOST_ROWS} more rows in the JSON report')}")
     return "\n".join(lines)
 
 
@@ -39,24 +40,21 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
     """The whole page, in the order in which it is read at night: what happened and what to do now, the plan, findings,
     evidence, steps. Runbooks to follow are links to `forms`."""
     forms = forms or Forms()
-    title = f"# {MARK[report.status]} {escaped(report.runbook)} · {escaped(report.environment)} · {report.status}"
-    parts = [title, escaped(report.sentence())]
+    title = f"# {MARK[report.status]} {_name(report.runbook)} · {escaped(report.environment)} · {report.status}"
+    parts = [title, escaped(report.spoken())]
     if first := _at_once(report, forms):
         parts.append(first)
     if report.planned:
-        parts.append("## Plan (nothing was changed)\n" + _plan(report))
-        parts.append(
-            f"**To carry it out:** open [the form]({report.form}), type {code(report.environment)} in `confirm`."
-            if report.form.startswith("http")
-            else f"**To carry it out:** {escaped(report.form)}"
-        )
-    parts.append("## Findings\n" + _findings(report, forms))
+        parts.append(f"## {label('Plan (nothing was changed)')}\n{_plan(report)}")
+        parts.append(f"**{label('To carry it out')}:** {_carry_out(report)}")
+    parts.append(f"## {label('Findings')}\n{_findings(report, forms)}")
     facts = {"started": clock.text(report.started), "took": duration(report.seconds)} | report.facts
-    parts.append("## Facts\n" + table(("", ""), list(facts.items())))
-    parts += [f"## {escaped(item.name)}\n{_evidence(item, report)}" for item in report.evidence]
+    parts.append(f"## {label('Facts')}\n" + table(("", ""), [(label(name), what) for name, what in facts.items()]))
+    parts += [f"## {_name(item.name)}\n{_evidence(item, report)}" for item in report.evidence]
     if report.steps:
-        parts.append("## Steps\n" + image("steps", timeline(report)) + "\n\n" + _folded("seconds", _steps(report)))
-    parts.append(f"<details><summary>chain</summary>\n\n`{report.hash}` follows `{report.previous}`\n</details>")
+        seconds = _folded(label("seconds"), _steps(report))
+        parts.append(f"## {label('Steps')}\n{image('steps', timeline(report))}\n\n{seconds}")
+    parts.append(_folded(label("chain"), say(f"`{report.hash}` follows `{report.previous}`")))
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,8 +62,8 @@ def _at_once(report: Report, forms: Forms) -> str:
     """What to do now, what is lost, for how long it was down, how to undo it: as far as the run says so."""
     bad = [one for one in _worst_first(report) if one.status in (Status.WARN, Status.CRITICAL)]
     todo = next((what for one in bad if (what := _what_to_do(one, forms, report.environment))), "")
-    lines = [f"- **do now:** {_line(todo)}"] if todo else []
-    lines += [f"- **{name}:** {_shortened(report.facts[name])}" for name in AT_ONCE if name in report.facts]
+    lines = [f"- **{label('do now')}:** {_line(todo)}"] if todo else []
+    lines += [f"- **{label(name)}:** {_shortened(report.facts[name])}" for name in AT_ONCE if name in report.facts]
     return "\n".join(lines)
 
 
@@ -80,7 +78,7 @@ def image(name: str, svg: str) -> str:
 
 def _plan(report: Report) -> str:
     rows = [
-        (number, p.step, p.detail, size(p.bytes) if p.bytes else "", duration(p.seconds) if p.seconds else "")
+        (number, label(p.step), p.detail, size(p.bytes) if p.bytes else "", duration(p.seconds) if p.seconds else "")
         for number, p in enumerate(report.plan_steps, 1)
     ]
     return table(("#", "step", "what", "size", "about"), rows)
@@ -90,28 +88,28 @@ def _findings(report: Report, forms: Forms) -> str:
     """What needs attention as blocks, which fit any width, worst first; what passed is folded."""
     found = _worst_first(report)
     bad = [one for one in found if one.status is not Status.OK]
-    parts = [_block(one, forms, report.environment) for one in bad[:MOST_ROWS]] or ["Nothing needs attention."]
+    parts = [_block(one, forms, report.environment) for one in bad[:MOST_ROWS]] or [say("Nothing needs attention.")]
     if more := len(bad) - MOST_ROWS:
-        parts += [f"… {more} more findings in the JSON report"] if more > 0 else []
-    if passed := [(one.name, one.value, one.expected) for one in found if one.status is Status.OK]:
+        parts += [f"… {say(f'{more} more findings in the JSON report')}"] if more > 0 else []
+    if passed := [(label(one.name), one.value, one.expected) for one in found if one.status is Status.OK]:
         rows = table(("finding", "value", "expected"), passed)
-        parts.append(_folded(f"{len(passed)} checks passed", rows))
+        parts.append(_folded(say(f"{len(passed)} checks passed"), rows))
     return "\n\n".join(parts)
 
 
 def _block(finding: Finding, forms: Forms, environment: str) -> str:
     """One finding: what was measured, what was expected, what to do."""
     todo = _what_to_do(finding, forms, environment)
-    named = (("", finding.value), ("expected: ", finding.expected))
+    named = (("", finding.value), (f"{label('expected')}: ", finding.expected))
     lines = [f"- {name}{_shortened(text)}" for name, text in named if text]
-    lines += [f"- **do:** {_line(todo)}"] if todo else []
-    return "\n".join([f"### {MARK[finding.status]} {_shortened(finding.name)}", *lines])
+    lines += [f"- **{label('do')}:** {_line(todo)}"] if todo else []
+    return "\n".join([f"### {MARK[finding.status]} {_name(finding.name)}", *lines])
 
 
 def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
     """The hint, and each runbook to follow as a link to its form."""
     named = (forms.next(one, environment) for one in finding.follow)
-    return ". ".join(filter(None, (finding.hint.rstrip("."), *named)))
+    return ". ".join(filter(None, (say(finding.hint).rstrip(".。"), *named)))
 
 
 def _folded(title: str, text: str) -> str:
@@ -125,24 +123,36 @@ def _steps(report: Report) -> str:
 
 
 def _evidence(item: Evidence, report: Report) -> str:
-    parts = [item.text] if item.text else []
+    parts = [say(item.text) if "\n" not in item.text else item.text] if item.text else []
     if item.svg:
         parts.append(image(item.name, item.svg))
     if len(item.rows) > MOST_OPEN_ROWS:
         rows = table(item.columns, item.rows)
-        parts.append(_folded(f"{len(item.rows)} rows", rows))
+        parts.append(_folded(say(f"{len(item.rows)} rows"), rows))
     elif item.columns:
-        parts.append(table(item.columns, item.rows) if item.rows else "none")
+        parts.append(table(item.columns, item.rows) if item.rows else label("none"))
     if item.csv and report.path:
-        parts.append(f"All rows as CSV: {code(str(item.csv_path(report.path)))}")
+        parts.append(f"{label('All rows as CSV')}: {code(str(item.csv_path(report.path)))}")
     return "\n\n".join(parts)
+
+
+def _carry_out(report: Report) -> str:
+    if not report.form.startswith("http"):
+        return escaped(say(report.form))
+    form, confirm = f"[{label('the form')}]({report.form})", code(report.environment)
+    return say(f"open {form}, type {confirm} in `confirm`.")
 
 
 def _line(text: str) -> str:
     return escaped(" ".join(text.split()))
 
 
+def _name(text: str) -> str:
+    """Of a finding, a column, a part of the page."""
+    return _shortened(label(text))
+
+
 def _shortened(value: object) -> str:
-    text = " ".join(str(value).split())
+    text = say(" ".join(str(value).split()))
     whole = len(text) <= MOST_CHARACTERS or "](" in text  # a link that is cut is none
     return escaped(text if whole else text[:MOST_CHARACTERS] + "…")
