@@ -25,6 +25,9 @@ from deployments import forms
 from flows.routine.checklist import texts
 
 ROOT = Path(__file__).resolve().parents[1]
+LANGUAGE = "ja"
+PAGE = ROOT / "docs" / "languages.md"
+MADE, ENDS = "<!-- Made by `make messages`: edit runbook/language. -->", "<!-- Made until here. -->"
 VERBS = frozenset(
     ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding", "say", "label")
 )
@@ -43,8 +46,7 @@ def messages(path: Path) -> Iterator[tuple[str, int]]:
         if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in unseen:
             continue
         text = " ".join(template(node).split())
-        is_sentence = " " in text and len(re.findall(r"[a-z]{2,}", _literal(text))) > 1
-        if (is_sentence or id(node) in short) and re.search(r"[a-z]{3}", _literal(text)) and not _CODE.search(text):
+        if (_is_phrase(text) or id(node) in short) and re.search("[a-z]{3}", _literal(text)) and not _CODE.search(text):
             yield text, node.lineno
 
 
@@ -74,6 +76,12 @@ def _name(value: ast.expr) -> str:
             return _name(value.func)
         case _:
             return "value"
+
+
+def _is_phrase(text: str) -> bool:
+    """Two words, or one with a value."""
+    words = re.findall("[a-z]{2,}", _literal(text))
+    return " " in text and (len(words) > 1 or ("{" in text and any(len(one) > 3 for one in words)))
 
 
 def _literal(text: str) -> str:
@@ -183,21 +191,38 @@ def written(made: Catalog) -> str:
     return head + file.getvalue().decode()
 
 
+def catalogues() -> dict[str, Catalog]:
+    """Every catalogue, by its name."""
+    known = set[str]()
+    made = {folder: catalogue(folder, LANGUAGE, known) for folder in folders()}
+    return made | {forms.CATALOGUE: forms_catalogue(LANGUAGE), "checklists": checklists_catalogue(LANGUAGE)}
+
+
+def files() -> dict[Path, str]:
+    """Each catalogue, and the page that states how much is translated."""
+    made, shares = dict[Path, str](), list[str]()
+    for folder, found in catalogues().items():
+        made[po_path(folder, LANGUAGE)] = written(found)
+        messages = [one for one in found if one.id]
+        if messages:
+            translated = sum(bool(one.string) and not one.fuzzy for one in messages)
+            shares.append(f"| {folder} | {len(messages):,} | {translated / len(messages):.0%} |")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MADE)
+    table = "\n".join(["| catalogue | messages | translated |", "|---|---|---|", *shares])
+    return {**made, PAGE: f"{before}{MADE}\n\n{table}\n\n{ENDS}{rest.partition(ENDS)[2]}"}
+
+
 def main() -> int:
     """The command line: 0 when the catalogues are current."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a catalogue is not current")
     chosen = parser.parse_args()
-    old, known = [], set[str]()
-    made = {folder: catalogue(folder, "ja", known) for folder in folders()}
-    made |= {forms.CATALOGUE: forms_catalogue("ja"), "checklists": checklists_catalogue("ja")}
-    for folder, found in made.items():
-        path, text = po_path(folder, "ja"), written(found)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            old.append(path)
-            if not chosen.check:
-                path.write_text(text, encoding="utf-8")
-            print(f"{path.relative_to(ROOT)} {'is not current: make messages' if chosen.check else 'written'}")
+    made = files()
+    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in old:
+        if not chosen.check:
+            path.write_text(made[path], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} {'is not current: make messages' if chosen.check else 'written'}")
     return 1 if chosen.check and old else 0
 
 
