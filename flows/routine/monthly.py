@@ -200,8 +200,7 @@ class Sheet:
 
     def fill(self, group: str, box: str, work: Work) -> None:
         """Fill in a box: `work` adds findings and returns its result in a sentence. Without either, the box is not
-        measured.
-        A box about a part that the environment lacks is not applicable."""
+        measured. A box about a part that the environment lacks is not applicable."""
         report = self.page.report
         before, self.page.left_out[:] = len(report.findings), []
         told = self.page.part(box, lambda: work(self.page))

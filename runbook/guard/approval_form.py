@@ -20,7 +20,7 @@ def approval_form(plan: str, description: str, *, pages: bool) -> type[RunInput]
     fields: dict[str, Any] = {
         "plan": (_shown(Literal[plan], "Plan", "Only this plan is approved"), plan),
         "code": (
-            _shown(str, "One-time code", "Six digits of an approver other than the person who launched it", max_length=20),
+            _shown(str, "One-time code", "Six digits of an approver other than who launched it", max_length=20),
             "",
         ),
         "launched_by": (_shown(str, "Launched by", "If you know it", max_length=80), ""),

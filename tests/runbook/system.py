@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from blocks.exclusion import Exclusion
 from runbook.guard.effect import Effect
+from runbook.language.say import Language
 from runbook.target import Approvals
 
 TOKYO = ZoneInfo("Asia/Tokyo")
@@ -27,6 +28,7 @@ class System:
     unattended: Sequence[str] = ()
     contacts: Sequence[Sequence[str]] = ()
     zone: tzinfo = TOKYO
+    language: Language = "en"
 
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         return self.contacts
