@@ -18,6 +18,7 @@ from prefect.context import FlowRunContext
 
 from runbook import clock
 from runbook.guard.brief import asked_briefly
+from runbook.language.say import label, say
 from runbook.log import logger
 from runbook.units import size
 from tasks.backups.catalogue import Backup
@@ -35,7 +36,8 @@ FORMS: dict[str, Kind | None] = {
     "verify-backup": None,
 }
 """Flows whose parameter `backup` names a backup of this kind; None: of the kind of another parameter."""
-MARK = " ｜ 新しい順 (newest first): "
+MARK = " ｜ "
+"""Before the backups: what follows it is replaced."""
 NEWEST, MOST_DEPLOYMENTS = 5, 200
 
 
@@ -50,7 +52,7 @@ def offer_backups(environment: str, stored: Mapping[Kind, Sequence[Backup]]) -> 
         with asked_briefly(retries=2), get_client(sync_client=True) as client:
             for one in _forms(client, environment):
                 if (kind := _kind(one)) in stored:
-                    _describe(client, one, MARK + offered(stored[kind]))
+                    _describe(client, one, f"{MARK}{say('the newest backups')}: {offered(stored[kind])}")
     except Exception as error:
         logger().warning("the forms do not list the newest backups: %s", error)
 
@@ -58,12 +60,12 @@ def offer_backups(environment: str, stored: Mapping[Kind, Sequence[Backup]]) -> 
 def offered(backups: Iterable[Backup]) -> str:
     """`backup_20261129_030000 (2026-11-29 03:00:00 +09:00, 426.0 MB, verified); …`, or `none`."""
     newest = sorted(backups, key=lambda one: one.manifest.taken, reverse=True)[:NEWEST]
-    return "; ".join(f"{one.name} ({clock.text(one.manifest.taken)}, {_state(one)})" for one in newest) or "none"
+    return "; ".join(f"{one.name} ({clock.text(one.manifest.taken)}, {_state(one)})" for one in newest) or label("none")
 
 
 def _state(one: Backup) -> str:
-    proof = "FAILED its verification" if one.failed else "verified" if one.is_proven else "not verified"
-    return f"{size(one.manifest.bytes)}, {proof}"
+    proven = label("verified") if one.is_proven else label("not verified")
+    return f"{size(one.manifest.bytes)}, {label('FAILED its verification') if one.failed else proven}"
 
 
 def _forms(client: SyncPrefectClient, environment: str) -> list[DeploymentResponse]:
