@@ -15,7 +15,7 @@ lab: $(INSTALLED)
 lab-down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m lab down --all; fi
 
-.PHONY: install docs catalogue screenshots
+.PHONY: install docs catalogue messages screenshots
 
 install: $(INSTALLED)
 
@@ -26,6 +26,10 @@ docs: $(INSTALLED)
 # docs/catalogue.md and docs/coverage.md, from the flows.
 catalogue: $(INSTALLED)
 	@$(BIN)/python -m deployments.catalogue
+
+# The catalogues of translations, runbook/language/*/*.po, from the sources; translators edit them.
+messages: $(INSTALLED)
+	@$(BIN)/python -m deployments.messages
 
 # The pictures of the README and the docs, by the tests of the UI (as root: Chromium from Debian).
 screenshots: $(INSTALLED)

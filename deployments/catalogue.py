@@ -56,7 +56,7 @@ def _entry(one: Runbook) -> str:
         f"`{one.entrypoint}` · " + " · ".join([*one.tags, *(["✍ `confirm`"] if one.confirms else [])]),
         "Schedule: " + "; ".join(one.schedules) if one.schedules else "",
         one.description,
-        _table(("parameter", "field", "default", "説明"), rows),
+        _table(("parameter", "field", "default", "help"), rows),
     ]
     return "\n\n".join([f"### {one.name}", *filter(None, facts)])
 

@@ -67,7 +67,8 @@ def chosen(
         pool = environment.pools.get(chapter_of(entry), environment.name)
         variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
         own = {"name": pool, **({"job_variables": variables} if variables else {})}
-        told: dict[str, Any] = {"work_pool": own, "description": shown(entry["entrypoint"]), **version}
+        about = shown(entry["entrypoint"], environment.language)
+        told: dict[str, Any] = {"work_pool": own, "description": about, **version}
         if "schedules" in entry:  # what somebody added by hand to another stays
             told["schedules"] = _schedules(entry, environment) if has_schedule(entry, environment) else []
         if called(entry, environment.name) in kept:
@@ -155,9 +156,9 @@ def deploy(name: str, *, paused: bool = False) -> str:
     described = chosen(content, environment, kinds_of(environment), paused=paused, kept=kept)
     words = {"OPS_ENVIRONMENT": name, "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT))}
     runbooks, pull = entries.filled(described["deployments"], words), entries.filled(described["pull"], words)
-    finding = list(start_page.symptom_entries(runbooks, name, WAITS))
+    finding = list(start_page.symptom_entries(runbooks, name, environment.language, WAITS))
     before = start_page.read_symptom_deployments(name)
-    entries.publish([*runbooks, *finding], pull, {**there, **before})
+    entries.publish([*runbooks, *finding], pull, {**there, **before}, environment.language)
     wanted = {called(entry, name) for entry in content["deployments"] if has_to_run(entry, environment)}
     gone = [found for one, found in there.items() if one not in wanted]
     named = {f"{start_page.flow_in(entry)}/{entry['name']}" for entry in finding}
@@ -167,7 +168,7 @@ def deploy(name: str, *, paused: bool = False) -> str:
             with contextlib.suppress(ObjectNotFound):
                 client.delete_deployment(found.id)
     now = {**deployed(content["deployments"], name), **start_page.read_symptom_deployments(name)}
-    start_page.describe_start(now, name, shown(START_HERE))
+    start_page.describe_start(now, name, shown(START_HERE, environment.language), environment.language)
     pools = ", ".join(f"{chapter} → {pool}" for chapter, pool in environment.pools.items())
     scheduled = sum(bool(entry.get("schedules")) for entry in described["deployments"])
     return (

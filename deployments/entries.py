@@ -23,8 +23,10 @@ from prefect.client.schemas.schedules import CronSchedule, RRuleSchedule
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.utilities.callables import parameter_schema
 
+from deployments import forms
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.brief import BUSY_SECONDS, busy, patience
+from runbook.language.say import Language
 from runbook.wait import until
 
 CORRECT = "correct its entry in prefect.yaml, then run this again"
@@ -32,10 +34,13 @@ _AS_WRITTEN = ("description", "version", "tags", "entrypoint", "parameters")
 
 
 def publish(
-    entries: Sequence[Mapping[str, Any]], pull: Sequence[Mapping[str, Any]], known: Mapping[str, DeploymentResponse]
+    entries: Sequence[Mapping[str, Any]],
+    pull: Sequence[Mapping[str, Any]],
+    known: Mapping[str, DeploymentResponse],
+    language: Language,
 ) -> None:
     """Create or update a deployment for each entry, whose placeholders are filled in. `pull`: the steps before a run;
-    `known`: what Prefect has already, by flow and name (`daily-check/production`).
+    `known`: what Prefect has already, by flow and name (`daily-check/production`); `language`: of the fields' help.
 
     Raises:
         OpsError: an entry names no flow, or Prefect refuses it.
@@ -45,7 +50,8 @@ def publish(
         publisher = _Publisher(client, pull)
         for entry in entries:
             flow = flow_of(entry["entrypoint"])
-            fields = {"parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True)}
+            schema = parameter_schema(flow).model_dump(exclude_unset=True)
+            fields = {"parameter_openapi_schema": forms.schema_in(schema, language)}
             there = known.get(f"{flow.name}/{entry['name']}")
             sent.append(pool.submit(publisher.send, flow.name, entry, fields, there))
             if sent[0].done():  # a refusal ends it before every flow is imported

@@ -2,7 +2,10 @@
 
 A message is a text as the source has it, with the names of an f-string's values in braces: `{database} goes back to
 {time}`. Translators edit runbook/language/<language>/<folder>.po with any editor of .po files, Poedit for example.
-Messages that changed keep their translation as a suggestion (fuzzy), which is not shown; those that are gone go.
+Messages that changed keep their translation as a suggestion (fuzzy), which is not shown; deleted messages are removed.
+
+forms.po has what the Prefect UI shows of the flows: the paragraphs of their descriptions, and the help of their fields.
+checklists.po is made of flows/routine/checklists/*.toml, which have both languages: edit those.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
+
+from deployments import forms
+from flows.routine.checklist import texts
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = frozenset(
@@ -105,17 +111,54 @@ def _called(node: ast.Call) -> str:
 
 def catalogue(folder: str, language: str, known: set[str]) -> Catalog:
     """The messages of a folder that no other one has (`known`), with the translations that there are."""
-    path = po_path(folder, language)
-    made = Catalog(locale=language, fuzzy=False)
-    if path.exists():
-        with path.open("rb") as file:
-            made = read_po(file, locale=language)
     found = Catalog(locale=language)
     for source in sorted((ROOT / folder).rglob("*.py")):
         for text, _ in messages(source):
             if text not in known:
                 found.add(text, locations=[(str(source.relative_to(ROOT)), 0)])
     known.update(str(one.id) for one in found if one.id)
+    return _updated(po_path(folder, language), found, language)
+
+
+def forms_catalogue(language: str) -> Catalog:
+    """What the Prefect UI shows of every flow, except for its title. A message names the first flow that has it."""
+    found = Catalog(locale=language)
+    for source in sorted((ROOT / "flows").rglob("*.py")):
+        for docstring in _docstrings_of_flows(source):
+            for text in (*forms.pieces(forms.description(docstring)), *forms.helps(docstring).values()):
+                found.add(text, locations=[] if text in found else [(str(source.relative_to(ROOT)), 0)])
+    return _updated(po_path(forms.CATALOGUE, language), found, language)
+
+
+def checklists_catalogue(language: str) -> Catalog:
+    """The texts of the checklists, with the translations that their files have."""
+    found = Catalog(locale=language, fuzzy=False)
+    for name in texts.NAMES:
+        chosen = texts.checklist(name)
+        pairs = [(chosen.en, chosen.ja)]
+        for phase in chosen.phases:
+            pairs += [(phase.en, phase.ja), (phase.heading, phase.heading_ja)]
+            pairs += [(phase.short, phase.ja.partition(": ")[2])] if phase.minutes else []
+            pairs += [pair for box in phase.boxes for pair in ((box.en, box.ja), (box.how, box.how_ja))]
+        for english, translation in pairs:
+            found.add(english, translation)
+    return found
+
+
+def _docstrings_of_flows(source: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            named = (one.func if isinstance(one, ast.Call) else one for one in node.decorator_list)
+            if any(isinstance(one, ast.Name) and one.id == "flow" for one in named):
+                yield ast.get_docstring(node) or ""
+
+
+def _updated(path: Path, found: Catalog, language: str) -> Catalog:
+    """The messages found, with the translations that the file has."""
+    made = Catalog(locale=language, fuzzy=False)
+    if path.exists():
+        with path.open("rb") as file:
+            made = read_po(file, locale=language)
     made.update(found, no_fuzzy_matching=False)
     made.obsolete.clear()
     return made
@@ -146,8 +189,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a catalogue is not current")
     chosen = parser.parse_args()
     old, known = [], set[str]()
-    for folder in folders():
-        path, text = po_path(folder, "ja"), written(catalogue(folder, "ja", known))
+    made = {folder: catalogue(folder, "ja", known) for folder in folders()}
+    made |= {forms.CATALOGUE: forms_catalogue("ja"), "checklists": checklists_catalogue("ja")}
+    for folder, found in made.items():
+        path, text = po_path(folder, "ja"), written(found)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             old.append(path)
             if not chosen.check:

@@ -6,7 +6,6 @@ import ast
 import functools
 import importlib
 import inspect
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from typing import Annotated, Any, Literal
 import yaml  # type: ignore[import-untyped]
 
 from blocks.environment import Environment
+from deployments import forms
 from runbook.errors import OpsError
+from runbook.language.say import Language
 
 ROOT = Path(__file__).resolve().parents[1]
-HELP = "\nArgs:\n"
-_SECTION = re.compile(r"§\d+(?:\.\d+)?|付録[ABC]")
 _PLAIN = {str: "text", int: "number", float: "number", bool: "switch"}
 
 
@@ -52,7 +51,7 @@ class Runbook:
 
     @property
     def sections(self) -> list[str]:
-        return _SECTION.findall(self.title)
+        return forms.SECTION.findall(self.title)
 
     @property
     def confirms(self) -> bool:
@@ -72,9 +71,9 @@ def read_runbooks(path: Path = ROOT / "prefect.yaml") -> list[Runbook]:
     return [_runbook(entrypoint, found) for entrypoint, found in entries.items()]
 
 
-def shown(entrypoint: str) -> str:
-    """What the Prefect UI is to show of a flow, as Markdown: the manual's title, then the description. Help stands
-    beside the form's fields: `Args:` would be one paragraph. Read from its file, since importing all takes seconds.
+def shown(entrypoint: str, language: Language) -> str:
+    """What the Prefect UI shows of a flow, as Markdown: its title, then its description. Read from its file, since
+    importing all takes seconds.
 
     Raises:
         OpsError: there is no such flow.
@@ -83,9 +82,7 @@ def shown(entrypoint: str) -> str:
     text = _docstrings(ROOT / f"{module.replace('.', '/')}.py").get(name)
     if text is None:
         raise OpsError(f"{entrypoint} is no flow", "correct its entry in prefect.yaml")
-    head, _, _ = text.partition(HELP)
-    title, _, description = head.partition("\n")
-    return f"{title.strip()}\n\n{description.strip()}"
+    return forms.shown(text, name, language)
 
 
 @functools.cache
@@ -102,25 +99,21 @@ def _runbook(entrypoint: str, entries: Sequence[Mapping[str, Any]]) -> Runbook:
         text = inspect.getdoc(flow.fn) or ""
     except (ImportError, AttributeError) as error:
         raise OpsError(f"{entrypoint} is no flow", "correct its entry in prefect.yaml") from error
-    head, _, helps = text.partition(HELP)
-    title, _, body = head.partition("\n")
     return Runbook(
         flow.name,
         entrypoint,
-        title.strip(),
-        body.strip(),
-        _parameters(flow.fn, helps),
+        forms.title(text),
+        forms.description(text),
+        _parameters(flow.fn, forms.helps(text)),
         tuple(dict.fromkeys(tag for entry in entries for tag in entry["tags"])),
         tuple(_schedule(one) for entry in entries for one in entry.get("schedules") or []),
     )
 
 
-def _parameters(function: Any, helps: str) -> tuple[Parameter, ...]:
-    lines = re.findall(r"^ {4}(\w+): +((?:\S.*)(?:\n {8,}\S.*)*)", helps, re.MULTILINE)
-    told = {name: re.sub(r"\s*\n\s*", "", line) for name, line in lines}
+def _parameters(function: Any, helps: Mapping[str, str]) -> tuple[Parameter, ...]:
     hints = typing.get_type_hints(function, include_extras=True)
     return tuple(
-        Parameter(name, _kind(hints[name]), _default(parameter.default), told.get(name, ""))
+        Parameter(name, _kind(hints[name]), _default(parameter.default), helps.get(name, ""))
         for name, parameter in inspect.signature(function).parameters.items()
     )
 

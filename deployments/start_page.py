@@ -3,7 +3,7 @@
 Prefect's search box finds a deployment by its name or its flow's name, by nothing else (3.9.1). A runbook's own
 deployment is called as the environment: `full-restore/production` is its address. So each symptom of
 flows/troubleshooting/symptoms.toml is a further deployment of its first runbook, with its parameters, whose name is the
-symptom in English and Japanese.
+symptom in both languages, the environment's first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTag
 from prefect.client.schemas.responses import DeploymentResponse
 
 from flows.troubleshooting import symptoms
+from runbook.language.say import Language
 from runbook.next import Next
 from runbook.page.form import form_path
 from runbook.page.markdown import link
@@ -28,13 +29,13 @@ _NEITHER = ("schedules", "schedule_needs", "paused")
 
 
 def symptom_entries(
-    deployed: Sequence[Mapping[str, Any]], environment: str, no_tag: str = ""
+    deployed: Sequence[Mapping[str, Any]], environment: str, language: Language, no_tag: str = ""
 ) -> Iterator[dict[str, Any]]:
     """An entry for start-here and for each symptom whose first runbook is among the entries `deployed`: without its
     schedules, and without the tag `no_tag`."""
     own = {flow_in(entry): entry for entry in deployed if entry["name"] == environment}
-    named = [(symptoms.start_name_in(environment), Next(START))]
-    named += [(one.name_in(environment), one.first) for one in symptoms.read_symptoms()]
+    named = [(symptoms.start_name_in(environment, language), Next(START))]
+    named += [(one.name_in(environment, language), one.first) for one in symptoms.read_symptoms()]
     for name, first in named:
         if entry := own.get(first.flow):
             kept = {key: value for key, value in entry.items() if key not in _NEITHER}
@@ -58,7 +59,9 @@ def read_symptom_deployments(environment: str) -> dict[str, DeploymentResponse]:
     return {f"{flow_in({'entrypoint': one.entrypoint})}/{one.name}": one for one in own}
 
 
-def describe_start(deployments: Mapping[str, DeploymentResponse], environment: str, about: str) -> None:
+def describe_start(
+    deployments: Mapping[str, DeploymentResponse], environment: str, about: str, language: Language
+) -> None:
     """Put the table of symptoms into the description of start-here, between the title and the rest of `about`.
     `deployments`: those of the environment, by flow and name."""
 
@@ -68,9 +71,9 @@ def describe_start(deployments: Mapping[str, DeploymentResponse], environment: s
         return link(one.flow, form_path(there.id, {"environment": environment, **one.parameters})) if there else ""
 
     title, _, rest = about.partition("\n")
-    text = f"{title}\n\n{symptoms.table(opened)}\n\n{rest.strip()}\n"
+    text = f"{title}\n\n{symptoms.table(opened, language)}\n\n{rest.strip()}\n"
     with get_client(sync_client=True) as client:
-        for name in (environment, symptoms.start_name_in(environment)):
+        for name in (environment, symptoms.start_name_in(environment, language)):
             if there := deployments.get(f"{START}/{name}"):
                 _describe(client, there, text)
 

@@ -41,7 +41,7 @@ SHOWN = (
     "RTO",
     "RPO",
     "given up after the fault",
-    "確認項目",
+    "to be verified",
     "ledgers",
     "overhead of the drill",
     "RTO of earlier drills",

@@ -43,7 +43,7 @@ def check_ai_providers(environment: str) -> Report:
     here each one must answer.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check AI providers", env) as report:

@@ -71,10 +71,11 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
     Departs from the manual: if all providers fail, its chain raises a bare Exception, which users see as 500.
 
     Args:
-        environment: 対象の環境。disposable な環境のみ
-        fault: 障害の種類 (500、429、timeout、refused)。500 以外はプロキシが必要
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するには環境名を入力。空なら計画のみ表示
+        environment: Environment; only a disposable one
+        fault: Fault (500, 429, timeout, refused). All but 500 need the proxy
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Rehearse fallback", env, confirm, plan, changes=True) as report:

@@ -55,11 +55,11 @@ def check_rate_limits(
     EXPIRE … NX (docs/ai-providers.md).
 
     Args:
-        environment: 対象の環境
-        hours: ログの対象時間数
-        until: 対象期間の終わり
-            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら現在
-        storm: 1分間にこの回数以上の429を、同じユーザーまたはプロバイダーの再試行の嵐とみなす
+        environment: Environment (lab, staging, production …)
+        hours: Hours of logs to include
+        until: End of the period (e.g. 2026-02-15 03:00 or 2026-02-15 03:00+09:00; without a zone: the environment's).
+            Empty: now
+        storm: This many 429 answers or more in a minute count as a retry storm of a user or provider
     """
     env = Environment.find(environment)
     with runbook("Check rate limits", env) as report:

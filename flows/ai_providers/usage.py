@@ -40,8 +40,8 @@ def report_token_usage(environment: str, month: str = "") -> Report:
     never as 0 tokens. Its queries skip rotated files.
 
     Args:
-        environment: 対象の環境
-        month: 対象の月 (例 2026-02、環境の時間帯)。空なら今月
+        environment: Environment (lab, staging, production …)
+        month: Month (e.g. 2026-02, in the environment's time zone). Empty: this month
     """
     env = Environment.find(environment)
     with runbook("Report token usage", env) as report:

@@ -60,12 +60,13 @@ def update_ai_api_version(
     Departs from the manual: it writes the version into config.py; here it is in the env_file that config.py reads.
 
     Args:
-        environment: 対象の環境
-        version: 新しいAPIバージョン (必須。例 2024-10-21、v1)
-        staging: カナリアを実行するステージング環境。本番環境では必須
-        health_seconds: 切替後、アプリケーションが正常になるまで待つ秒数
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        version: New API version (required; e.g. 2024-10-21, v1)
+        staging: Staging environment for the canary. Required for production
+        health_seconds: Seconds to wait until the application is healthy after the change
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Update AI API version", env, confirm, plan, changes=True) as report:

@@ -45,8 +45,8 @@ def check_dependencies(environment: str, seconds: Annotated[int, Field(ge=30, le
     separate.
 
     Args:
-        environment: 対象の環境
-        seconds: 各ツールを待つ秒数の上限
+        environment: Environment (lab, staging, production …)
+        seconds: Longest wait for each tool, in seconds
     """
     env = Environment.find(environment)
     with runbook("Check dependencies", env) as report:
@@ -99,10 +99,10 @@ def update_dependencies(
     Departs from the manual: it updates in place, and its “minor” update also installs major versions.
 
     Args:
-        environment: 対象の環境
-        level: 更新の幅 (patch, minor, major)
-        packages: 対象のパッケージ。空なら全て
-        seconds: 各ツールとテストを待つ秒数の上限
+        environment: Environment (lab, staging, production …)
+        level: How far to update (patch, minor, major)
+        packages: Packages. Empty: all
+        seconds: Longest wait for each tool and the tests, in seconds
     """
     env = Environment.find(environment)
     with runbook("Update dependencies", env) as report:

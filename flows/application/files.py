@@ -36,7 +36,7 @@ def backup_files(environment: str) -> Report:
     Departs from the manual: its step is only a comment (rsync); here it is a backup that a restore can prove.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Backup files", env, changes=True) as report:

@@ -53,11 +53,12 @@ def restore_files(
     To undo: undo-restore-files; discard-superseded deletes the old files. Evidence: the comparison.
 
     Args:
-        environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名
-        source: バックアップの保管場所 (backups は通常、copies は複製先)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        backup: latest, a date (YYYYMMDD) or a backup's name
+        source: Store of the backups (backups: the usual one; copies: the replica store)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Restore files", env, confirm, plan, changes=True, rank="recovery") as report:
@@ -102,10 +103,11 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
     the number and size of the files, and the list of those written since.
 
     Args:
-        environment: 対象の環境
-        kept: latest、または取り置きディレクトリの名前 (….superseded_YYYYMMDD_HHMMSS)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        kept: latest, or the name of a superseded directory (….superseded_YYYYMMDD_HHMMSS)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     name = "undo-restore-files"

@@ -54,11 +54,13 @@ def install_pre_commit(
     differ from the application's own tools.
 
     Args:
-        environment: 対象の環境
-        origin: フックの取得元 (auto は到達できなければ local)
-        seconds: 各手順の制限時間 (秒)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力するとライブのチェックアウトにも pre-commit install を実行。空なら計画のみ
+        environment: Environment (lab, staging, production …)
+        origin: Source of the hooks (auto: local if it cannot be reached)
+        seconds: Time limit of each step, in seconds
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to also run pre-commit install in the live checkout. Empty: only show the
+            plan
     """
     env = Environment.find(environment)
     with runbook("Install pre-commit", env, confirm, plan) as report:

@@ -59,13 +59,13 @@ def lint_code(
     the cache” creates one.
 
     Args:
-        environment: 対象の環境
-        tools: 使うツール
-        files: 対象のファイル (リポジトリの最上位から)。空ならすべて
-        python_rules: ruff のルール (例 F401)。空なら設定どおり
-        web_rules: ESLint のルール (例 no-var)。空なら設定どおり
-        fix: 専用ブランチ (git worktree) で自動修正してコミットする
-        seconds: 各ツールの制限時間 (秒)
+        environment: Environment (lab, staging, production …)
+        tools: Tools
+        files: Files, from the repository's root. Empty: all
+        python_rules: Rules of ruff (e.g. F401). Empty: as configured
+        web_rules: Rules of ESLint (e.g. no-var). Empty: as configured
+        fix: Fix automatically on a separate branch (git worktree), and commit
+        seconds: Time limit of each tool, in seconds
     """
     env = Environment.find(environment)
     with runbook("Lint code", env) as report:

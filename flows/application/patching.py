@@ -69,14 +69,15 @@ def patch_vulnerability(
     Departs from the manual: `git add .` in the live checkout would commit every file that lies there.
 
     Args:
-        environment: 対象の環境
-        advisory: 脆弱性のID (必須。CVE-…, GHSA-…, PYSEC-…)
-        remote: プッシュ先のリモート
-        seconds: 各ツールとテストを待つ秒数の上限
-        deploy: 検証とプッシュの後、そのまま配備する (deploy-application と同じ手順)
-        health_seconds: 配備後この秒数以内に正常にならなければ元のバージョンに戻す
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力するとプッシュ (と配備) する。空ならブランチの作成と検証まで
+        environment: Environment (lab, staging, production …)
+        advisory: ID of the vulnerability (required: CVE-…, GHSA-…, PYSEC-…)
+        remote: Remote to push to
+        seconds: Longest wait for each tool and the tests, in seconds
+        deploy: Deploy it after verification and push (as deploy-application does)
+        health_seconds: If the application is not healthy within this many seconds after the deployment, roll back
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to push (and deploy). Empty: only make and verify the branch
     """
     env = Environment.find(environment)
     with runbook("Patch vulnerability", env, confirm, plan, changes=deploy, without_confirm="stages") as report:

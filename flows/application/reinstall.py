@@ -52,11 +52,12 @@ def reinstall_dependencies(
     Departs from the manual: nothing is deleted first (`rm -rf node_modules`); `pnpm turbo clean` does not exist.
 
     Args:
-        environment: 対象の環境
-        parts: 対象 (web は node_modules、backend は Python の仮想環境)
-        seconds: 各手順の制限時間 (秒)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        parts: Parts (web: node_modules; backend: the Python virtual environment)
+        seconds: Time limit of each step, in seconds
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Reinstall dependencies", env, confirm, plan, changes=True) as report:

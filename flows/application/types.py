@@ -41,11 +41,11 @@ def check_types(
     chosen files are shown. `--watch` never ends and is not offered.
 
     Args:
-        environment: 対象の環境
-        tools: 使うツール
-        strict: 設定に加えて --strict で検査する
-        files: 対象のファイル (リポジトリの最上位から)。空ならすべて
-        seconds: 各ツールの制限時間 (秒)
+        environment: Environment (lab, staging, production …)
+        tools: Tools
+        strict: Check with --strict in addition to the configuration
+        files: Files, from the repository's root. Empty: all
+        seconds: Time limit of each tool, in seconds
     """
     env = Environment.find(environment)
     with runbook("Check types", env) as report:

@@ -54,11 +54,12 @@ def scan_vulnerabilities(
     no severity, so it is read from the advisory.
 
     Args:
-        environment: 対象の環境
-        only_production: trueならWebアプリケーションの開発用パッケージ (devDependencies) を除く
-        seconds: 各ツールを待つ秒数の上限
-        parts: 対象 (Pythonパッケージ、Nodeパッケージ、Dockerイメージ)
-        since_days: この日数以上前のレポートと比べて「新規」を判定する。0なら直前のレポート
+        environment: Environment (lab, staging, production …)
+        only_production: On: leave out the web application's development packages (devDependencies)
+        seconds: Longest wait for each tool, in seconds
+        parts: Parts (Python packages, Node packages, Docker images)
+        since_days: A finding is new if it is not in a report at least this many days old. 0: compare with the last
+            report
     """
     env = Environment.find(environment)
     with runbook("Scan vulnerabilities", env) as report:

@@ -63,10 +63,10 @@ def backup_database(
     provable. `tables` contains the definitions of all tables.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        kind: full 完全、schema スキーマのみ、tables 特定のテーブル、sql SQL形式、sql.gz SQL形式 (圧縮)
-        tables: kind が tables のときは必須。テーブル名。ほかの kind では空
-        jobs: 並列数 (full と tables)。0 は CPU の数
+        environment: Environment (lab, staging, production …)
+        kind: full; schema: schema only; tables: chosen tables; sql: as SQL; sql.gz: as SQL, compressed
+        tables: Required for kind=tables: names of tables. Empty for other kinds
+        jobs: Parallel jobs (full and tables). 0: number of CPUs
     """
     env = Environment.find(environment)
     with runbook("Backup database", env, changes=True) as report:
@@ -114,13 +114,13 @@ def verify_backup(
     Departs from the manual: `pg_restore --list` reads only the table of contents and misses damaged data.
 
     Args:
-        environment: 対象の環境
-        kind: バックアップの種類 (postgres は完全バックアップ)。名前を指定したときは名前で決まる
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (backup_、schema_、tables_、sql_、dump_、app_、prefect_ …)
-        source: 保管先。copies は複製先
-        jobs: 並列数 (データベースのみ)。0 は CPU の数
-        accept: (データベースのみ) 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。
-            空なら、すべて復元する
+        environment: Environment (lab, staging, production …)
+        kind: Kind of backup (postgres: full). With a backup's name, the name decides
+        backup: latest, a date (YYYYMMDD) or a backup's name (backup_, schema_, tables_, sql_, dump_, app_, prefect_ …)
+        source: Store. copies: the replica store
+        jobs: Parallel jobs (database only). 0: number of CPUs
+        accept: (database only) Objects to leave unrestored (a refused restore's report names them). Empty: restore
+            everything
     """
     env = Environment.find(environment)
     wanted = kind_of(backup, kind)
@@ -178,16 +178,17 @@ def prune_backups(
     Departs from the manual: deletion by age alone removes the last good copy when the newer ones are bad.
 
     Args:
-        environment: 対象の環境
-        kind: バックアップの種類 (postgres は完全バックアップ)
-        source: 保管先。copies は複製先
-        hours: この時間内のものはすべて残す。-1 は TOML の keep
-        daily: 1日1つを残す日数。-1 は TOML の keep
-        weekly: 1週1つを残す週数。-1 は TOML の keep
-        monthly: 1月1つを残す月数。-1 は TOML の keep
-        keep_verified: 古さにかかわらず残す検証済みバックアップの数。-1 は TOML の keep
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら一覧だけを表示
+        environment: Environment (lab, staging, production …)
+        kind: Kind of backup (postgres: full)
+        source: Store. copies: the replica store
+        hours: Keep everything newer than this many hours. -1: keep in the TOML
+        daily: Days that keep one backup each. -1: keep in the TOML
+        weekly: Weeks that keep one backup each. -1: keep in the TOML
+        monthly: Months that keep one backup each. -1: keep in the TOML
+        keep_verified: Verified backups to keep whatever their age. -1: keep in the TOML
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the list
     """
     env = Environment.find(environment)
     with runbook("Prune backups", env, confirm, plan, changes=True, without_confirm="stages") as report:

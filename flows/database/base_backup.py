@@ -60,8 +60,9 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
     Departs from the manual, which has dumps only: those lose everything since the last night.
 
     Args:
-        environment: 対象の環境
-        kind: full 完全、incremental 直前のものからの差分 (PostgreSQL 17 以降)、auto 毎日の実行用 (可能なら差分)
+        environment: Environment (lab, staging, production …)
+        kind: full; incremental: changes since the last one (PostgreSQL 17 and later); auto: for daily runs, incremental
+            if possible
     """
     env = Environment.find(environment)
     with runbook("Backup cluster", env, changes=True) as report:

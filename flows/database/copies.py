@@ -39,9 +39,9 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
     Departs from the manual: it keeps its backups on the host that they protect.
 
     Args:
-        environment: 対象の環境
-        kind: バックアップの種類。all はすべて
-        read: 読み戻して照合する範囲。new は今回の複製、all は既存の複製もすべて
+        environment: Environment (lab, staging, production …)
+        kind: Kind of backup. all: every kind
+        read: What to read back and verify. new: copies made now; all: all existing copies too
     """
     env = Environment.find(environment)
     with runbook("Replicate backups", env, changes=True) as report:

@@ -45,9 +45,9 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
     Departs from the manual: `alembic history` does not show that a downgrade is empty.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        rehearse: 未適用のマイグレーションを複製データベースで試す
-        longest_lock_seconds: これより長く他を待たせるロックを警告
+        environment: Environment (lab, staging, production …)
+        rehearse: Try pending migrations in a copy of the database
+        longest_lock_seconds: Warn of locks that would block others longer than this, in seconds
     """
     env = Environment.find(environment)
     with runbook("Check migrations", env, changes=rehearse) as report:
@@ -96,11 +96,13 @@ def apply_migrations(
     if env.py's driver (asyncpg) ignores PGOPTIONS and would not give up.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        revision: head、+1 (次の一つ)、またはリビジョンの ID (先頭の数文字でもよい)
-        longest_lock_seconds: 複製でこれより長く他を待たせるロックがあれば本番に触れず中止
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するときは環境名を入力。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        revision: head, +1 (the next one), or the ID of a revision (or its first characters)
+        longest_lock_seconds: If a lock on the copy blocks others longer than this (seconds), stop before production is
+            touched
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Apply migrations", env, confirm, plan, changes=True) as report:
@@ -171,12 +173,14 @@ def rollback_migrations(
     Departs from the manual: `downgrade base` deletes everything without a warning.
 
     Args:
-        environment: 対象の環境
-        revision: -1 (一つ前)、-2 …、リビジョンの ID (先頭の数文字でもよい)、または base (初期状態)
-        lose_rows: データが失われてもよい行数 (削除される行 + 削除列に値がある行。計画に表示される数)
-        longest_lock_seconds: 複製でこれより長く他を待たせるロックがあれば中止
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        revision: -1 (the one before), -2 …, the ID of a revision (or its first characters), or base (the initial state)
+        lose_rows: Rows of data that may be lost (deleted rows, and rows with values in deleted columns; the plan shows
+            the number)
+        longest_lock_seconds: If a lock on the copy blocks others longer than this (seconds), stop
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Rollback migrations", env, confirm, plan, changes=True, without_confirm="stages") as report:
@@ -231,9 +235,9 @@ def create_migration(environment: str, message: str = "", autogenerate: bool = T
     Departs from the manual: it compares the models with a scratch database at head, not with a live one.
 
     Args:
-        environment: 対象の環境 (本番では作成できない)
-        message: 説明メッセージ (必須、1 行)
-        autogenerate: モデルとの差分から生成する。false なら空のファイル
+        environment: Environment (not production)
+        message: Message (required, one line)
+        autogenerate: Generate it from the difference to the models. Off: an empty file
     """
     env = Environment.find(environment)
     with runbook("Create migration", env, changes=True) as report:

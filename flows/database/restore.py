@@ -258,16 +258,17 @@ def restore_database(
     an SQL error or a psql meta-command stops the restore.
 
     Args:
-        environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、バックアップ名、またはファイル (.dump、.sql、.sql.gz)・ディレクトリのパス
-        source: 保管先。copies は複製先
-        into: 別名のデータベースとして作成 (例 app_db_new)。空なら本番のデータベースと入れ替え
-        jobs: 並列数。0 は CPU の数
-        advance: 旧データベースで既に使われた番号まで連番を進める
-        strict: マニフェストのないファイルが期待値 (expectations) を破っていれば、本番データベースがなくても中止する
-        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        backup: latest, a date (YYYYMMDD), a backup's name, or the path of a file (.dump, .sql, .sql.gz) or directory
+        source: Store. copies: the replica store
+        into: Restore to a database of this name (e.g. app_db_new). Empty: replace the live database
+        jobs: Parallel jobs. 0: number of CPUs
+        advance: Advance sequences to the numbers that the old database already used
+        strict: Stop if a file without a manifest violates expectations, even if there is no live database
+        accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     if is_foreign(backup):
@@ -344,10 +345,11 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
     database, so a confirmed plan never swaps twice. Evidence: both names, the counts.
 
     Args:
-        environment: 対象の環境
-        kept: newest、または保存されたデータベース名 (…__old_YYYYMMDD_HHMMSS)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        kept: newest, or the name of a superseded database (…__old_YYYYMMDD_HHMMSS)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Undo restore", env, confirm, plan, changes=True, rank="recovery") as report:

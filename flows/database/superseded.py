@@ -76,11 +76,12 @@ def discard_superseded(
     It cannot be undone: the plan lists every name with its size first. Evidence: that list.
 
     Args:
-        environment: 対象の環境
-        keep: 種類ごとに残す数 (新しい順)。-1 は TOML の keep_superseded
-        names: 削除する名前 (計画が表示したもの)。空なら keep に従う
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら一覧だけを表示
+        environment: Environment (lab, staging, production …)
+        keep: Newest to keep of each kind. -1: keep_superseded in the TOML
+        names: Names to delete (as the plan shows them). Empty: use keep
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the list
     """
     env = Environment.find(environment)
     with runbook("Discard superseded", env, confirm, plan, changes=True) as report:

@@ -76,14 +76,15 @@ def restore_tables(
     nothing. A table that was dropped, or whose columns changed since, is refused.
 
     Args:
-        environment: 対象の環境
-        tables: 戻すテーブル (必須。スキーマ.テーブル)。パーティションは親テーブルを指定
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名
-        source: 保管先。copies は複製先
-        jobs: 並列数。0 は CPU の数
-        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        tables: Tables to restore (required; schema.table). Of a partition give the parent
+        backup: latest, a date (YYYYMMDD) or a backup's name
+        source: Store. copies: the replica store
+        jobs: Parallel jobs. 0: number of CPUs
+        accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook(
@@ -149,11 +150,13 @@ def undo_restore_tables(
     Departs from the manual, which has no undo.
 
     Args:
-        environment: 対象の環境
-        kept: newest、または保存テーブル名の末尾の時刻 (YYYYMMDD_HHMMSS)
-        accept: 値を比較しない生成列の名前 (GENERATED COLUMN スキーマ.テーブル.列)。空なら、すべて比較
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        kept: newest, or the time at the end of a kept table's name (YYYYMMDD_HHMMSS)
+        accept: Generated columns whose values are not compared (GENERATED COLUMN schema.table.column). Empty: compare
+            all
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Undo restore tables", env, confirm, plan, changes=True, rank="recovery") as report:

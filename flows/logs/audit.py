@@ -51,18 +51,18 @@ def search_audit_log(
     Departs from the manual: its queries read the current file only.
 
     Args:
-        environment: 対象の環境
-        user: user_id。空ならすべて
-        action: 操作 (login, create_session …)。空ならすべて
-        resource: リソース。空ならすべて
-        result: 結果
-        address: IPアドレス。空ならすべて
-        since: この時刻以降
-            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら最初から
-        until: この時刻より前 (例 2026-02-15 04:00。ゾーンなしは環境の時間帯)。空なら現在まで
-        failures: この回数以上の失敗を総当たりとみなす
-        minutes: 失敗を数える時間の幅 (分)
-        first: 証拠ファイルに残す最大の行数
+        environment: Environment (lab, staging, production …)
+        user: user_id. Empty: all
+        action: Action (login, create_session …). Empty: all
+        resource: Resource. Empty: all
+        result: Result
+        address: IP address. Empty: all
+        since: From this time (e.g. 2026-02-15 03:00 or 2026-02-15 03:00+09:00; without a zone: the environment's).
+            Empty: from the beginning
+        until: Before this time (e.g. 2026-02-15 04:00; without a zone: the environment's). Empty: until now
+        failures: This many failures or more count as a brute-force attack
+        minutes: Window in which failures are counted, in minutes
+        first: Most lines to keep in the evidence file
     """
     env = Environment.find(environment)
     with runbook("Search audit log", env) as report:

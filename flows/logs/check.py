@@ -43,8 +43,8 @@ def check_logging(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 
     RotatingFileHandler and logrotate rotate the same file. This check finds both.
 
     Args:
-        environment: 対象の環境
-        days: 最近この日数に書かれたファイルを調べる
+        environment: Environment (lab, staging, production …)
+        days: Check files written within this many days
     """
     env = Environment.find(environment)
     with runbook("Check logging", env) as report:

@@ -45,11 +45,12 @@ def clean_logs(
     environment is contained, nothing is deleted. It cannot be undone; the plan shows each file with its age and size.
 
     Args:
-        environment: 対象の環境
-        days: 最後の書き込みからこの日数を過ぎたファイルを削除する
-        logs: 対象のログ。監査ログ (audit) は指定したときだけ
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        days: Delete files that were last written more than this many days ago
+        logs: Logs. The audit log only if it is chosen
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Clean logs", env, confirm, plan, changes=True) as report:

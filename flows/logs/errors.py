@@ -44,11 +44,11 @@ def summarise_errors(
     errors of exactly these hours are counted, also in rotated files.
 
     Args:
-        environment: 対象の環境
-        hours: 対象の時間数。直前の同じ長さの期間と比較する
-        until: 対象期間の終わり
-            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら現在
-        warnings: WARNING も数える
+        environment: Environment (lab, staging, production …)
+        hours: Hours to include. They are compared with as many hours before
+        until: End of the period (e.g. 2026-02-15 03:00 or 2026-02-15 03:00+09:00; without a zone: the environment's).
+            Empty: now
+        warnings: Also count WARNING
     """
     env = Environment.find(environment)
     with runbook("Summarise errors", env) as report:

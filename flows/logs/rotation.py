@@ -37,9 +37,10 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
     to write to the renamed file, which this run detects.
 
     Args:
-        environment: 対象の環境
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Rotate logs", env, confirm, plan, changes=True) as report:

@@ -58,18 +58,18 @@ def search_logs(
     times are compared as times, with their zone. A time without a zone is UTC in a log, and local time in this form.
 
     Args:
-        environment: 対象の環境
-        log: アプリケーションログ (app) か監査ログ (audit)
-        level: ログレベル。空ならすべて
-        module: モジュール名の一覧。空ならすべて
-        user: user_id の一覧。空ならすべて
-        text: メッセージに含まれる文字列 (大文字小文字を区別しない)。空なら問わない
-        regex: 行全体に対する正規表現 (RE2)。空なら問わない
-        fields: 任意のフィールドの条件。例 status>=500, model=gpt-4o, path~^/items/。空なら問わない
-        since: この時刻以降
-            (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。ゾーンなしは環境の時間帯)。空なら最初から
-        until: この時刻より前 (例 2026-02-15 04:00。ゾーンなしは環境の時間帯)。空なら現在まで
-        first: 証拠ファイルに残す最大の行数
+        environment: Environment (lab, staging, production …)
+        log: Application log (app) or audit log (audit)
+        level: Log level. Empty: all
+        module: Names of modules. Empty: all
+        user: user_id values. Empty: all
+        text: Text in the message (upper and lower case are the same). Empty: no condition
+        regex: Regular expression for the whole line (RE2). Empty: no condition
+        fields: Conditions on any fields (e.g. status>=500, model=gpt-4o, path~^/items/). Empty: no condition
+        since: From this time (e.g. 2026-02-15 03:00 or 2026-02-15 03:00+09:00; without a zone: the environment's).
+            Empty: from the beginning
+        until: Before this time (e.g. 2026-02-15 04:00; without a zone: the environment's). Empty: until now
+        first: Most lines to keep in the evidence file
     """
     env = Environment.find(environment)
     with runbook("Search logs", env) as report:

@@ -35,11 +35,11 @@ def acknowledge_incident(
     Without Prefect: python -m flows.monitoring.acknowledgement --environment NAME --incident ID --by NAME.
 
     Args:
-        environment: 対象の環境
-        by: 対応する人の名前
-        incident: インシデントの ID または key。空なら、ただ一つの未解決のインシデント
-        note: メモ。連絡を受けた人に伝わる。空でもよい
-        action: acknowledge は対応開始、resolve は解決
+        environment: Environment (lab, staging, production …)
+        by: Name of the person who responds
+        incident: ID or key of the incident. Empty: the only one that is open
+        note: Note for the people who were notified. May be empty
+        action: acknowledge: work has begun; resolve: it is solved
     """
     env = Environment.find(environment)
     with runbook("Acknowledge incident", env) as report:

@@ -44,12 +44,12 @@ def escalate(
     python -m flows.monitoring.acknowledgement.
 
     Args:
-        environment: 対象の環境
-        severity: 重大度。severe は経営層まで
-        what: 何が起きたか (一文)。what と run が空なら、未確認のインシデントの続きだけを行う
-        owner: 担当 (SRE, DBA, DevOps, セキュリティ, 開発者, マネージャー など)。空なら run のタグから
-        run: 原因となった flow run の ID。空なら what に従う
-        key: 同じ key は、解決されるまで一つのインシデントとして扱う。空なら毎回新しいインシデント
+        environment: Environment (lab, staging, production …)
+        severity: Severity. severe: escalates up to the management
+        what: What happened, in one sentence. If what and run are empty, only unacknowledged incidents are continued
+        owner: Owner: a role of [alerts], such as SRE, DBA or DevOps. Empty: from the run's tags
+        run: ID of the flow run that caused it. Empty: use what
+        key: The same key means the same incident until it is resolved. Empty: always a new incident
     """
     env = Environment.find(environment)
     with runbook("Escalate", env, often=True) as report:

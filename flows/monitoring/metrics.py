@@ -44,7 +44,7 @@ def watch_metrics(environment: str) -> Report:
     requests and the fullest disk.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Watch metrics", env, often=True) as report:

@@ -46,9 +46,9 @@ def advise_scaling(
     Departs from the manual, which only says “scale up”: connections idle in a transaction are reported first.
 
     Args:
-        environment: 対象の環境
-        part: 接続数 (connections) または CPU (cpu)
-        days: 最近この日数の最大値から計算する
+        environment: Environment (lab, staging, production …)
+        part: Connections (connections) or CPU (cpu)
+        days: Calculate from the maximum of this many past days
     """
     env = Environment.find(environment)
     with runbook("Advise scaling", env) as report:

@@ -93,21 +93,24 @@ def full_restore(
     Departs from the manual: nothing is dropped; the database is verified before it is migrated and before it is live.
 
     Args:
-        environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、またはデータベースのバックアップ名
-        source: 保管先。copies は複製先
-        method: auto は損失が最小の方法を自動選択。cluster はベースバックアップと WAL、dump はダンプから
-        stop_services: first は最初に停止 (マニュアルの順序)、at_swap は切り替え時に停止 (停止時間が最短)
-        jobs: 並列数。0 は CPU の数
-        advance: 旧データベースで既に使われた番号まで連番を進める
-        without: 戻さない部分。バックアップも本番データもない部分は、ここに指定したときだけ空で始める
-        redis_source: Redis のデータ元。auto は損失が最小のもの、live は稼働中のマスターを維持、files はそのファイル
-        strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
-        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
-        databases: 一緒に戻してよい同じクラスタの他のデータベース名。空なら、アプリケーションのデータベースだけを戻す
-        before: このトランザクションの直前まで復元 (none は WAL の最後まで)。空なら自動判定
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        backup: latest, a date (YYYYMMDD) or the name of a database backup
+        source: Store. copies: the replica store
+        method: auto: the option with the least loss; cluster: base backup and WAL; dump: from a dump
+        stop_services: first: stop them at the beginning (as in the manual); at_swap: at the swap (shortest downtime)
+        jobs: Parallel jobs. 0: number of CPUs
+        advance: Advance sequences to the numbers that the old database already used
+        without: Parts to leave out. A part with neither backup nor live data starts empty only if it is named here
+        redis_source: Source of Redis: auto: the one with the least loss; live: keep the running master; files: its
+            files
+        strict: Stop before the swap if the backup already violated expectations when it was taken
+        accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
+        databases: Other databases of the same cluster that may go back too. Empty: restore only the application's
+            database
+        before: Restore to just before this transaction (none: to the end of the WAL). Empty: decided automatically
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     expectations.prepare(env)

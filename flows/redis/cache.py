@@ -73,14 +73,18 @@ def clear_cache(
     the call that unlinks them.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        prefixes: 削除するキーの接頭辞 (文字どおり。バイトは \\xNN)。例 cache:。flush との一方が必須
-        databases: 対象のデータベース番号
-        only_without_ttl: TTLのないキーだけを削除する
-        flush: 接頭辞の代わりに、対象データベースの全キーを削除する (FLUSHDB ASYNC)。保護されたキーが残っていれば拒否
-        master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
-        plan: 計画の指紋。計画レポートのリンクが入力する。flush、only_without_ttl、保護キーでは必須
-        confirm: 実行するには環境名を入力。空なら計画のみ表示
+        environment: Environment (lab, staging, production …)
+        prefixes: Prefixes of the keys to delete (literally; bytes as \\xNN; e.g. cache:). Either this or flush is
+            required
+        databases: Database numbers
+        only_without_ttl: Delete only keys without a TTL
+        flush: Instead of prefixes: delete all keys of the databases (FLUSHDB ASYNC). Refused while protected keys are
+            left
+        master: Only if no quorum of Sentinels names the master: host:port of the server that you verified as master.
+            Usually empty
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Required for flush, only_without_ttl
+            and protected keys
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Clear cache", env, confirm, plan, changes=True) as report:

@@ -58,7 +58,7 @@ def check_redis_clients(environment: str) -> Report:
     connections are normal in a connection pool. They are a finding only near maxclients.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check Redis clients", env) as report:
@@ -104,16 +104,18 @@ def close_idle_redis_clients(
     id.
 
     Args:
-        environment: 対象の環境
-        min_seconds: この秒数以上アイドルの接続だけを対象にする
-        address: 特定の接続だけを対象にする (ip:port)。空なら min_seconds で選ぶ
-        client_id: address の接続のID (計画が示す)。0 なら現在そのアドレスにある接続
-        keep_names: 切断しない接続名 (CLIENT SETNAME) の一覧。空でもよい
-        keep_users: 切断しないACLユーザーの一覧。空でもよい
-        keep_addresses: 切断しないアドレス (ip または ip:port) の一覧。空でもよい
-        master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        min_seconds: Only connections that have been idle at least this long, in seconds
+        address: Only this connection (ip:port). Empty: choose by min_seconds
+        client_id: ID of the connection at address (the plan shows it). 0: the connection that is there now
+        keep_names: Names to leave connected (CLIENT SETNAME). May be empty
+        keep_users: ACL users to leave connected. May be empty
+        keep_addresses: Addresses to leave connected (ip or ip:port). May be empty
+        master: Only if no quorum of Sentinels names the master: host:port of the server that you verified as master.
+            Usually empty
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Close idle Redis clients", env, confirm, plan, changes=True) as report:

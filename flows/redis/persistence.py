@@ -47,7 +47,7 @@ def check_redis_persistence(environment: str) -> Report:
     /var/lib/redis.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check Redis persistence", env) as report:
@@ -85,10 +85,12 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", conf
     failed save from a running one. SAVE is refused if it would outlast the Sentinels' down-after-milliseconds.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        kind: bgsave はバックグラウンド保存、save は同期保存 (全クライアントが停止)、rewrite は AOF の書き換え
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: kind=save の実行には環境名を入力。空なら計画のみ表示。他の kind では不要
+        environment: Environment (lab, staging, production …)
+        kind: bgsave: save in the background; save: blocks all clients; rewrite: rewrite the AOF
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: For kind=save: type the environment's name to carry it out. Empty: only show the plan. Other kinds do
+            not need it
     """
     env = Environment.find(environment)
     alone: WithoutConfirm = "reads" if kind == "save" else "changes"
@@ -135,8 +137,8 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     included, without their secrets.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        kind: rdb はスナップショット、aof は AOF の全ファイルとその内容の RDB
+        environment: Environment (lab, staging, production …)
+        kind: rdb: a snapshot; aof: all files of the AOF, and its content as RDB
     """
     env = Environment.find(environment)
     with runbook("Backup Redis", env, changes=True) as report:
@@ -185,15 +187,18 @@ def restore_redis(
     A damaged RDB, or one of a newer server, is refused before anything stops.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        backup: latest、日付 YYYYMMDD、バックアップ名 (dump_YYYYMMDD_HHMMSS)、または .rdb・.aof・appendonlydir のパス
-        source: 保管先。copies は複製先
-        prefixes: 戻すキーの接頭辞 (例 session:)。空なら全データを入れ替え
-        extra: prefixes の下にありバックアップにないキー。keep は残す、remove は削除
-        expected_removed: extra=remove で削除されるキー数 (計画が示す値。10 % を超えて多ければ拒否)
-        redis_source: データ元。backup はバックアップ、replica は残ったレプリカ、files は停止したマスター自身のファイル
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するには環境名を入力。空なら計画のみ表示
+        environment: Environment (lab, staging, production …)
+        backup: latest, a date (YYYYMMDD), a backup's name (dump_YYYYMMDD_HHMMSS), or the path of an .rdb, .aof or
+            appendonlydir
+        source: Store. copies: the replica store
+        prefixes: Prefixes of the keys to restore (e.g. session:). Empty: replace all data
+        extra: Keys under prefixes that the backup does not have. keep: leave them; remove: delete them
+        expected_removed: Number of keys that extra=remove deletes (the plan shows it; if over 10 % more would be
+            deleted, the run is refused)
+        redis_source: Source: backup: a backup; replica: a surviving replica; files: the stopped master's own files
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Restore Redis", env, confirm, plan, changes=True, rank="recovery") as report:

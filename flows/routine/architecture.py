@@ -37,7 +37,8 @@ def collect_architecture_facts(
 ) -> Report:
     """アーキテクチャレビュー: 構成・バージョン・容量・障害の事実 (§7.1)
 
-    レビューの場に持って行く事実を1ページにまとめる。構成と実行時の役割、バージョンとサポート終了日、容量の推移、1年間の障害。
+    Collects the facts for the architecture review on one page: topology and current roles, versions and the end of
+    their support, the growth of capacity, a year of incidents.
 
     Topology: every node with its current role, Sentinels, services, stores, and the environment that serves users.
     Versions: servers, languages and the host, with the end of support from tasks/docker/releases.toml. An ended support
@@ -48,9 +49,9 @@ def collect_architecture_facts(
     It changes nothing. A part that does not answer, or has no entry, is "not measured". Evidence: the tables.
 
     Args:
-        environment: 対象の環境
-        days: 障害と容量の推移をさかのぼる日数
-        full_months: この月数以内にディスクが埋まる見込みなら警告
+        environment: Environment (lab, staging, production …)
+        days: Days of faults and capacity history to include
+        full_months: Warn if the disk will be full within this many months
     """
     env = Environment.find(environment)
     with runbook("Collect architecture facts", env) as report:

@@ -32,7 +32,7 @@ from tasks.reports.past import filed
 def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le=3660)] = 365) -> Report:
     """セキュリティ監査: 証跡の収集 (§7.1)
 
-    監査人に渡す証跡を1つのアーカイブ (tar.gz) にまとめる。マニフェストに各ファイルの SHA-256 がある。
+    Puts the evidence for an auditor into one archive (tar.gz). Its manifest has the SHA-256 of each file.
 
     Verifies the chain of reports: an edited or removed report is CRITICAL. Collects for the last `days`: the index of
     all reports; the complete reports of drills, verifications and checklists; access rights (database roles and
@@ -44,8 +44,8 @@ def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le
     does not answer is "not measured". Evidence: the archive, and its SHA-256 in the report.
 
     Args:
-        environment: 対象の環境
-        days: さかのぼる日数
+        environment: Environment (lab, staging, production …)
+        days: Days to include
     """
     env = Environment.find(environment)
     with runbook("Collect audit evidence", env) as report:

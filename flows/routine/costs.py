@@ -47,8 +47,8 @@ def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 
     with a model without a price. Four months cover a whole quarter and the current month.
 
     Args:
-        environment: 対象の環境
-        months: 合計する月数 (今月を含む)
+        environment: Environment (lab, staging, production …)
+        months: Months to sum up, including this one
     """
     env = Environment.find(environment)
     with runbook("Review costs", env) as report:

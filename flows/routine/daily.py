@@ -262,8 +262,8 @@ def daily_check(environment: str, part: Part = "all") -> Report:
     newest file in a directory may not restore; used memory means little without a limit.
 
     Args:
-        environment: 対象の環境
-        part: 確認する範囲 (health: ヘルスチェックとエラーログ、backup: バックアップ、resources: リソース)
+        environment: Environment (lab, staging, production …)
+        part: What to check (health: health checks and error logs; backup: backups; resources: resources)
     """
     env = Environment.find(environment)
     with runbook("Daily check", env) as report:

@@ -41,9 +41,9 @@ def run_performance_test(
 
     Simulates users who send the requests of `[application.load_test]` (Locust, in a separate process). Measures p50,
     p95, p99, errors and requests per second of each endpoint, and the use of processors, connections and Redis. A p95
-    over 2 s is WARN, more than 5 % errors are CRITICAL (付録B, or [thresholds]). An endpoint that became slower than in
-    the last test with the same load is WARN. Run it every quarter, before a large release, and after a change of
-    resources.
+    over 2 s is WARN, more than 5 % errors are CRITICAL (appendix B, or [thresholds]). An endpoint that became slower
+    than in the last test with the same load is WARN. Run it every quarter, before a large release, and after a change
+    of resources.
 
     It runs in a disposable environment only: the named one, or its drill_environment if the two share no server. Data
     that its requests write stays, with the text 負荷試験 (interview-ops). It holds the environment's lock. With real AI
@@ -51,11 +51,11 @@ def run_performance_test(
     under load/.
 
     Args:
-        environment: 対象の環境。disposable でなければ、その drill_environment で実行
-        users: 同時利用者数
-        spawn_rate: 1秒あたりに増やす利用者数
-        seconds: 実行時間 (秒)
-        ai_answers: AI応答を求める回数の上限 (実際のプロバイダーでは費用がかかる)
+        environment: Environment. If it is not disposable, the test runs in its drill_environment
+        users: Simultaneous users
+        spawn_rate: Users added per second
+        seconds: Duration, in seconds
+        ai_answers: Most AI answers to request (a real provider charges for them)
     """
     env = Environment.find(environment)
     target, refusal = _target(env)

@@ -15,6 +15,8 @@ from flows.database.upkeep.indexes import judge_bloat, judge_duplicates, judge_i
 from flows.database.upkeep.vacuum import judge_tables
 from flows.routine import access_findings as access
 from flows.routine import costs, performance
+from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, result_of
+from flows.routine.checklist.texts import checklist
 from flows.routine.page import NOT_MEASURED, Page
 from flows.routine.savings import judge_savings
 from flows.routine.sources.figures import read_figures
@@ -34,6 +36,8 @@ from tasks.postgres.upkeep.indexes import read_indexes, read_statistics
 from tasks.reports.past import FiledReport
 
 CHECKLIST = "run-checklist"
+JAPANESE = {box.en: box.ja for _, box in checklist("cost_review").boxes}
+"""Older reports have Japanese texts."""
 QUARTER_DAYS = 100
 
 
@@ -45,12 +49,11 @@ def monthly_maintenance(environment: str, days: Annotated[int, Field(ge=1, le=36
     status and path), or a person's answer to the checklist. Tables and charts with the past months follow. Run it
     monthly, after update-dependencies, scan-vulnerabilities, vacuum-database and review-resources.
 
-    It changes nothing: each box names the runbook to launch next. A value without a source is 「未計測」 (not
-    measured), never OK.
+    It changes nothing: each box names the runbook to launch next. A value without a source is "not measured", never OK.
 
     Args:
-        environment: 対象の環境
-        days: アクセスログ・監査ログの対象日数
+        environment: Environment (lab, staging, production …)
+        days: Days of access and audit logs to include
     """
     env = Environment.find(environment)
     with runbook("Monthly maintenance", env) as report:
@@ -91,26 +94,26 @@ def works_of(page: Page, days: int) -> Mapping[str, Work]:
     traffic = read_traffic(page, days)
     seen = Seen(traffic)
     return {
-        "Backend依存関係更新（pip update）": backend_packages,
-        "Frontend依存関係更新（pnpm update）": frontend_packages,
-        "セキュリティ脆弱性スキャン": scan,
-        "テスト実行・動作確認": tests,
-        "セキュリティパッチ適用": patches,
-        "アクセスログレビュー": _of(traffic, access.judge_access),
-        "異常なログインパターン確認": lambda page: access.judge_log_ins(page, days),
-        "API使用量の異常検知": _of(traffic, access.judge_api_use),
-        "VACUUM実行": vacuum,
-        "インデックス使用状況確認": indexes,
-        "スロークエリ分析": seen.slow,
-        "統計情報更新": statistics,
-        "レスポンスタイム分析": _of(traffic, _response),
-        "エラーレート確認": _of(traffic, performance.judge_error_rate),
-        "リソース使用トレンド分析": lambda page: judge_trends(page, read_figures(page, traffic)),
-        "ボトルネック特定": seen.bottlenecks,
-        "クラウドリソース使用量確認": _resources,
-        "AIトークン使用量分析": costs.judge_tokens,
-        "未使用リソース削減": judge_savings,
-        "コスト最適化施策実施": partial(answered, box="コスト最適化施策実施"),
+        "Backend dependency updates (pip update)": backend_packages,
+        "Frontend dependency updates (pnpm update)": frontend_packages,
+        "Vulnerability scan": scan,
+        "Tests and functional checks": tests,
+        "Security patches": patches,
+        "Access log review": _of(traffic, access.judge_access),
+        "Unusual log-in patterns": lambda page: access.judge_log_ins(page, days),
+        "Unusual use of the API": _of(traffic, access.judge_api_use),
+        "VACUUM and autovacuum": vacuum,
+        "Index usage": indexes,
+        "Slow queries": seen.slow,
+        "Planner statistics": statistics,
+        "Response time analysis": _of(traffic, _response),
+        "Error rate check": _of(traffic, performance.judge_error_rate),
+        "Resource usage trends": lambda page: judge_trends(page, read_figures(page, traffic)),
+        "Bottleneck analysis": seen.bottlenecks,
+        "Cloud resource usage": _resources,
+        "AI token usage": costs.judge_tokens,
+        "Removal of unused resources": judge_savings,
+        "Cost measures carried out": partial(answered, box="Cost measures carried out"),
     }
 
 
@@ -142,19 +145,20 @@ def _resources(page: Page) -> str | None:
 def answered(page: Page, *, box: str) -> str | None:
     """The last answer of a person to a box of a checklist."""
     for found in done(page, CHECKLIST):
-        row = next((row for row in found.rows("Checklist") if len(row) > 5 and row[1] == box), None)
+        row = next((row for row in found.rows("Checklist") if len(row) > 5 and row[1] in (box, JAPANESE[box])), None)
         if row is None:
             continue
+        result = result_of(row[2])
         link(page, CHECKLIST, found)
         fresh = not is_ahead(found.finished) and (datetime.now(UTC) - found.finished).days <= QUARTER_DAYS
         page.report.prefer(
             box,
-            row[2] == "実施" and fresh,
+            result == DONE and fresh,
             page.launch(CHECKLIST, checklist="cost_review"),
-            value=f"{row[2]} ({row[3]}, {row[4]}) {row[5]}".strip(),
-            expected=f"実施, within {QUARTER_DAYS} days",
+            value="; ".join(filter(None, (f"{result}: {row[3]}, {row[4]}", row[5]))),
+            expected=f"{DONE}, within {QUARTER_DAYS} days",
         )
-        return f"{row[2]}: {row[3]}"
+        return f"{result}: {row[3]}"
     page.not_measured(
         box,
         "only a person can answer it, and nobody has",
@@ -164,25 +168,24 @@ def answered(page: Page, *, box: str) -> str | None:
 
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "依存パッケージ更新": (
-        "Backend依存関係更新（pip update）",
-        "Frontend依存関係更新（pnpm update）",
-        "セキュリティ脆弱性スキャン",
-        "テスト実行・動作確認",
+    "Dependency updates": (
+        "Backend dependency updates (pip update)",
+        "Frontend dependency updates (pnpm update)",
+        "Vulnerability scan",
+        "Tests and functional checks",
     ),
-    "セキュリティ": (
-        "セキュリティパッチ適用",
-        "アクセスログレビュー",
-        "異常なログインパターン確認",
-        "API使用量の異常検知",
+    "Security review": (
+        "Security patches",
+        "Access log review",
+        "Unusual log-in patterns",
+        "Unusual use of the API",
     ),
-    "データベース": ("VACUUM実行", "インデックス使用状況確認", "スロークエリ分析", "統計情報更新"),
-    "パフォーマンス": ("レスポンスタイム分析", "エラーレート確認", "リソース使用トレンド分析", "ボトルネック特定"),
-    "コスト": ("クラウドリソース使用量確認", "AIトークン使用量分析", "未使用リソース削減", "コスト最適化施策実施"),
+    "Database upkeep": ("VACUUM and autovacuum", "Index usage", "Slow queries", "Planner statistics"),
+    "Performance review": ("Response time analysis", "Error rate check", "Resource usage trends", "Bottleneck analysis"),
+    "Cost review": ("Cloud resource usage", "AI token usage", "Removal of unused resources", "Cost measures carried out"),
 }
-TABLE = "月次保守チェックリスト"
-COLUMNS = ("", "グループ", "項目", "結果", "次の一手")
-UNMEASURED, NOT_APPLICABLE = "未計測", "対象外"
+TABLE = "Monthly checklist (§7.4)"
+COLUMNS = ("", "group", "box", "result", "next step")
 Work = Callable[[Page], str | None]
 
 
@@ -198,7 +201,7 @@ class Sheet:
     def fill(self, group: str, box: str, work: Work) -> None:
         """Fill in a box: `work` adds findings and returns its result in a sentence. Without either, the box is not
         measured.
-        A box about a part that the environment lacks is 対象外."""
+        A box about a part that the environment lacks is not applicable."""
         report = self.page.report
         before, self.page.left_out[:] = len(report.findings), []
         told = self.page.part(box, lambda: work(self.page))
@@ -217,7 +220,7 @@ class Sheet:
             one.value.startswith(NOT_MEASURED) for one in found if one.status is bad.status
         )
         self.worst.append(bad.status)
-        mark = f"{MARK[bad.status]} {UNMEASURED}" if unmeasured else MARK[bad.status]
+        mark = f"{MARK[bad.status]} not measured" if unmeasured else MARK[bad.status]
         seen = told or "" if bad.status is Status.OK else f"{bad.name}: {bad.value}"
         said = "; ".join(dict.fromkeys(text for text in (seen, told or "") if text)) or bad.value
         self.rows.append((mark, group, box, said, bad.hint))
@@ -231,13 +234,14 @@ class Sheet:
     @property
     def told(self) -> str:
         """The number of boxes by result."""
-        unmeasured = sum(row[0].endswith(UNMEASURED) for row in self.rows)
+        unmeasured = sum(row[0].endswith(NOT_MEASURED) for row in self.rows)
         passed = self.worst.count(Status.OK)
         critical = self.worst.count(Status.CRITICAL)
         rest = len(self.rows) - passed - critical - unmeasured - self.left_out
-        left_out = f", {self.left_out} {NOT_APPLICABLE}" if self.left_out else ""
-        told = f"{passed} passed, {rest} warnings, {critical} critical, {unmeasured} {UNMEASURED}{left_out}"
-        return f"{told}, of {len(self.rows)}"
+        return (
+            f"{passed} passed, {rest} warnings, {critical} critical, {unmeasured} not measured, "
+            f"{self.left_out} not applicable, of {len(self.rows)} boxes"
+        )
 
 
 UPDATE, PATCH = "update-dependencies", "patch-vulnerability"
@@ -247,14 +251,14 @@ STATISTICS_DAYS = 30
 
 def backend_packages(page: Page) -> str | None:
     """Python packages, by the last update."""
-    return _updated(page, "Backend依存関係更新", "backend") if page.names("application.repository") else None
+    return _updated(page, "Backend dependency updates (pip update)", "backend") if page.names("application.repository") else None
 
 
 def frontend_packages(page: Page) -> str | None:
     """Node packages, by the last update."""
     if not page.names("application.repository", "application.web_directory"):
         return None
-    return _updated(page, "Frontend依存関係更新", "web")
+    return _updated(page, "Frontend dependency updates (pnpm update)", "web")
 
 
 def _updated(page: Page, name: str, part: str) -> str | None:
@@ -277,7 +281,7 @@ def tests(page: Page) -> str | None:
     runs = [found[0] for runbook in TESTED_BY if (found := _tested(page, runbook))]
     if not runs:
         hint = f"{page.launch(UPDATE)} runs them, as do {PATCH} and deploy-application"
-        page.not_measured("テスト実行", f"no run of the last {MONTHLY.days} days ran the application's tests", hint)
+        page.not_measured("Tests and functional checks", f"no run of the last {MONTHLY.days} days ran the application's tests", hint)
         return None
     newest = max(runs, key=lambda run: run.started)
     link(page, newest.runbook, newest)
@@ -304,7 +308,7 @@ def _suites(one: FiledReport) -> list[dict[str, str]]:
 
 def patches(page: Page) -> str | None:
     """High and critical vulnerabilities of the last scan, and patches since."""
-    name = "セキュリティパッチ適用"
+    name = "Security patches"
     if not can_scan(page):
         return None
     scanned, patched = next(done(page, SCAN), None), next(done(page, PATCH), None)
@@ -336,7 +340,7 @@ def vacuum(page: Page) -> str | None:
     """The last VACUUM by hand, and whether autovacuum keeps up."""
     if not page.names("postgres"):
         return None
-    judge_last(page, "VACUUM実行", "vacuum-database", MONTHLY)
+    judge_last(page, "VACUUM and autovacuum", "vacuum-database", MONTHLY)
     found = read_autovacuum(page.env.postgres)
     judge_tables(page.report, found)
     behind = sum(table.is_behind for table in found.tables)
@@ -357,7 +361,7 @@ def indexes(page: Page) -> str | None:
 
 def statistics(page: Page) -> str | None:
     """Planner statistics: every table with rows was analyzed, and has not changed much since."""
-    name = "統計情報更新"
+    name = "Planner statistics"
     if not page.names("postgres"):
         return None
     found = read_autovacuum(page.env.postgres)

@@ -35,8 +35,8 @@ def review_performance(environment: str, days: Annotated[int, Field(ge=1, le=366
     one. Evidence: tables, CSV files and charts.
 
     Args:
-        environment: 対象の環境
-        days: 対象の日数。直前の同じ日数と比較する
+        environment: Environment (lab, staging, production …)
+        days: Days to review. They are compared with as many days before
     """
     env = Environment.find(environment)
     with runbook("Review performance", env) as report:

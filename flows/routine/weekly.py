@@ -45,7 +45,7 @@ def weekly_check(environment: str) -> Report:
     data; `pip-audit` prints no severity for grep to find; `openssl x509` may read another file than the served one.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Weekly check", env) as report:

@@ -76,8 +76,8 @@ def diagnose_application(environment: str, window_minutes: Window = WINDOW_MINUT
     --property=Environment` prints secrets.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        window_minutes: この分数以内の、正常な停止によらない再起動を原因の候補にする
+        environment: Environment (lab, staging, production …)
+        window_minutes: Unplanned restarts within this many minutes are possible causes
     """
     env = Environment.find(environment)
     with runbook("Diagnose application", env) as report:

@@ -65,8 +65,8 @@ def diagnose_database(environment: str, window_minutes: Window = WINDOW_MINUTES)
     not every row of pg_stat_activity is a client.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        window_minutes: この分数以内の、正常な停止によらない再起動を原因の候補にする
+        environment: Environment (lab, staging, production …)
+        window_minutes: Unplanned restarts within this many minutes are possible causes
     """
     env = Environment.find(environment)
     with runbook("Diagnose database", env) as report:

@@ -57,14 +57,16 @@ def free_disk_emergency(
     backups and Docker images need a decision: the report links the runbook for each. Deleted files cannot be restored;
     with an empty confirm it lists every path with its bytes. Evidence: that list, and the free bytes before and after.
 
-    Not in the manual, apart from appendix B's row (ディスク使用率 >85 %: クリーンアップ).
+    Not in the manual, apart from appendix B's row (disk usage above 85 %: clean up).
 
     Args:
-        environment: 対象の環境
-        log_days: 最後の書き込みからこの日数を過ぎたローテーション済みログを削除する
-        scratch_hours: 最後の書き込みからこの時間を過ぎた、実行中でない一時ディレクトリを削除する
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        log_days: Delete rotated logs that were last written more than this many days ago
+        scratch_hours: Delete scratch directories that no run uses and that were last written more than this many hours
+            ago
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Free disk emergency", env, confirm, plan, changes=True) as report:

@@ -58,8 +58,8 @@ def diagnose_redis(environment: str, window_minutes: Window = WINDOW_MINUTES) ->
     prefix. The number of lines in CLIENT LIST is not the number that maxclients counts.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        window_minutes: この分数以内の、正常な停止によらない再起動を原因の候補にする
+        environment: Environment (lab, staging, production …)
+        window_minutes: Unplanned restarts within this many minutes are possible causes
     """
     env = Environment.find(environment)
     with runbook("Diagnose Redis", env) as report:

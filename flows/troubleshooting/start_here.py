@@ -42,11 +42,11 @@ def start_here(environment: str) -> Report:
     that are not recoverable are WARN, never CRITICAL: their own runs have escalated them.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Start here", env) as report:
-        report.attach(Evidence("Symptom and runbook · 症状と手順", text=_table(env, read_forms([env.name]))))
+        report.attach(Evidence("Symptom and runbook", text=_table(env, read_forms([env.name]))))
         recoverable = _tell_recoverable(report, env)
         try:
             activity = read_activity(env.name, clock.now() - timedelta(days=DAYS), MOST, _own_run())
@@ -57,7 +57,7 @@ def start_here(environment: str) -> Report:
             return report
         _tell_failed(report, activity)
         lines = [_line(one) for one in activity.unfinished]
-        report.attach(Evidence("Running or waiting now · 実行中・待機中", text="\n".join(lines) or "nothing"))
+        report.attach(Evidence("Running or waiting now", text="\n".join(lines) or "nothing"))
         held = _tell_holder(report, holder.in_file(env.name, env.reports_directory) or activity.holder)
         report.outcome = f"{recoverable}; {len(lines)} runs go on; {held}"
     return report
@@ -78,7 +78,7 @@ def _table(env: Environment, forms: Forms) -> str:
         deployment = forms.deployments.get((one.flow, env.name))
         return link(one.flow, form_address(deployment, given)) if deployment else ""
 
-    return symptoms.table(opened)
+    return symptoms.table(opened, env.language)
 
 
 def _tell_recoverable(report: Report, env: Environment) -> str:
@@ -90,7 +90,7 @@ def _tell_recoverable(report: Report, env: Environment) -> str:
     checked = board_page.moment(found, found.checked)
     lines = [_recoverable(found, one) for one in board_page.by_state(found)]
     text = "\n".join([*lines, f"\nChecked {checked}. The recovery board has all environments."])
-    report.attach(Evidence("Recoverable now · いま復旧できるか", text=text))
+    report.attach(Evidence("Recoverable now", text=text))
     if board_page.is_stale(found, clock.now()):
         report.warn("recoverable now", "its last check is too old", value=f"checked {checked}", follow=[CHECK])
     for one in found.resources:
@@ -113,7 +113,7 @@ def _recoverable(found: RecoveryStanding, one: Recoverable) -> str:
 
 def _tell_failed(report: Report, activity: Activity) -> None:
     lines = [_line(one, link("report", one.report_address) if one.report_address else "") for one in activity.failed]
-    name = f"Last failed runs · 失敗した実行 ({DAYS} days, {MOST} at most)"
+    name = f"Last failed runs ({DAYS} days, {MOST} at most)"
     report.attach(Evidence(name, text="\n".join(lines) or "none"))
     name = f"failed runs of the last {DAYS} days"
     if not activity.failed:

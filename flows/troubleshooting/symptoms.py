@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from runbook.language.say import Language
 from runbook.next import Next
 from runbook.page.markdown import escaped
 
 TABLE = Path(__file__).with_suffix(".toml")
-NAME_OF_START = "0 Start here ここから始める"
+START_EN, START_JA = "Start here", "ここから始める"
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,13 @@ class SymptomRow:
         """The runbook to launch."""
         return self.runbooks[0]
 
-    def name_in(self, environment: str) -> str:
+    def name_in(self, environment: str, language: Language) -> str:
         """The name of its deployment: groups follow one another in the UI's list, which sorts by name."""
-        return f"{self.group} {self.en} {self.ja} ({environment})"
+        return _name(self.group, self.en, self.ja, environment, language)
+
+    def text(self, language: Language) -> str:
+        """In one language."""
+        return self.ja if language == "ja" else self.en
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,20 @@ class SymptomGroup:
     ja: str
     symptoms: tuple[SymptomRow, ...]
 
+    def text(self, language: Language) -> str:
+        """In one language."""
+        return self.ja if language == "ja" else self.en
 
-def start_name_in(environment: str) -> str:
+
+def start_name_in(environment: str, language: Language) -> str:
     """The name by which start-here is first in the UI's list."""
-    return f"{NAME_OF_START} ({environment})"
+    return _name(0, START_EN, START_JA, environment, language)
+
+
+def _name(number: int, en: str, ja: str, environment: str, language: Language) -> str:
+    """In both languages, since the UI's search finds names only; the operators' own first."""
+    words = f"{ja} {en}" if language == "ja" else f"{en} {ja}"
+    return f"{number} {words} ({environment})"
 
 
 def read_groups(path: Path = TABLE) -> list[SymptomGroup]:
@@ -74,21 +89,22 @@ def _symptom(group: int, given: Mapping[str, object]) -> SymptomRow:
     return SymptomRow(group, str(given["en"]), str(given["ja"]), following)
 
 
-def table(link: Callable[[Next], str]) -> str:
+def table(link: Callable[[Next], str], language: Language) -> str:
     """The table as Markdown. `link` makes the link to a runbook's form; "" where the environment does not have it: a
     symptom that is left without a runbook is left out."""
-    return "\n\n".join(part for group in read_groups() if (part := _part(group, link)))
+    return "\n\n".join(part for group in read_groups() if (part := _part(group, link, language)))
 
 
-def _part(group: SymptomGroup, link: Callable[[Next], str]) -> str:
-    rows = list(_rows(group, link))
-    head = [f"### {escaped(group.en)} · {escaped(group.ja)}", "", "| symptom · 症状 | open · 開く |", "|---|---|"]
-    return "\n".join([*head, *rows]) if rows else ""
+def _part(group: SymptomGroup, link: Callable[[Next], str], language: Language) -> str:
+    rows = list(_rows(group, link, language))
+    columns = "| 症状 | 開く |" if language == "ja" else "| symptom | open |"
+    return "\n".join([f"### {escaped(group.text(language))}", "", columns, "|---|---|", *rows]) if rows else ""
 
 
-def _rows(group: SymptomGroup, link: Callable[[Next], str]) -> Iterator[str]:
+def _rows(group: SymptomGroup, link: Callable[[Next], str], language: Language) -> Iterator[str]:
+    more_text = "次に" if language == "ja" else "then"
     for one in group.symptoms:
         first, *more = [link(each) for each in one.runbooks]
         if first:
             then = ", ".join(filter(None, more))
-            yield f"| {escaped(one.en)}<br>{escaped(one.ja)} | **{first}**{f'<br>then {then}' if then else ''} |"
+            yield f"| {escaped(one.text(language))} | **{first}**{f'<br>{more_text} {then}' if then else ''} |"

@@ -10,6 +10,7 @@ from pydantic import Field, create_model
 
 from runbook.guard.pins import PARAMETER
 from runbook.guard.pins import described as shown
+from runbook.language.say import label, say
 from runbook.page.markdown import code, escaped
 from runbook.report import Report, Status
 
@@ -17,16 +18,19 @@ from runbook.report import Report, Status
 def approval_form(plan: str, description: str, *, pages: bool) -> type[RunInput]:
     """The plan is part of the answer: what is approved is what was shown."""
     fields: dict[str, Any] = {
-        "plan": (_shown(Literal[plan], "計画 (plan)", "この計画だけを承認する"), plan),
-        "code": (_shown(str, "ワンタイムコード (code)", "起動した人とは別の承認者の6桁のコード", max_length=20), ""),
-        "launched_by": (_shown(str, "起動した人 (launched by)", "分かれば記入する", max_length=80), ""),
+        "plan": (_shown(Literal[plan], "Plan", "Only this plan is approved"), plan),
+        "code": (
+            _shown(str, "One-time code", "Six digits of an approver other than the person who launched it", max_length=20),
+            "",
+        ),
+        "launched_by": (_shown(str, "Launched by", "If you know it", max_length=80), ""),
     }
     if pages:
         fields["override"] = (
             _shown(
                 str,
-                "緊急時: 承認なしで実行する理由 (override)",
-                "入力すると承認なしで続行し、オンコールに連絡する",
+                "In an emergency: why it runs without an approval",
+                "With a reason here the run continues without an approval, and the on-call engineer is called",
                 max_length=300,
             ),
             "",
@@ -38,27 +42,29 @@ def approval_form(plan: str, description: str, *, pages: bool) -> type[RunInput]
 
 def _shown(kind: Any, title: str, description: str, **bounds: Any) -> Any:
     """Prefect's forms show a title and a description only from here."""
-    return Annotated[kind, Field(json_schema_extra={"title": title, "description": description}, **bounds)]
+    shown = {"title": label(title), "description": say(description)}
+    return Annotated[kind, Field(json_schema_extra={**shown}, **bounds)]
 
 
 def describe_request(report: Report, plan: str, why: str, seconds: float) -> str:
     """What the approver reads above the form."""
+    minutes = f"{seconds / 60:.0f}"
     lines = [
-        f"**{escaped(report.runbook)}** on **{escaped(report.environment)}**: plan {code(plan)}. "
-        f"Without an approval within {seconds / 60:.0f} minutes the run fails."
+        f"**{escaped(label(report.runbook))}** · **{escaped(report.environment)}**: {label('plan')} {code(plan)}. "
+        + say(f"Without an approval within {minutes} minutes the run fails")
     ]
     if why:
-        lines.insert(0, f"**Not approved yet: {escaped(why)}.**")
+        lines.insert(0, f"**{say('Not approved yet')}: {escaped(say(why))}**")
     lines.append(described(report))
     return "\n\n".join(lines)
 
 
 def described(report: Report) -> str:
     """The plan and what warns, as Markdown."""
-    steps = [f"{number}. {escaped(one.step)}: {escaped(one.detail)}" for number, one in enumerate(report.plan_steps, 1)]
+    steps = [f"{number}. {escaped(label(one.step))}: {escaped(say(one.detail))}" for number, one in enumerate(report.plan_steps, 1)]
     pins = [f"- {escaped(name)}: {code(str(value))}" for name, value in report.pins.items() if name != PARAMETER]
     warnings = [
-        f"- ⚠️ {escaped(one.name)}: {escaped(one.value)}" for one in report.findings if one.status is Status.WARN
+        f"- ⚠️ {escaped(label(one.name))}: {escaped(say(one.value))}" for one in report.findings if one.status is Status.WARN
     ]
     numbers = [f"- {escaped(shown(name, pin))}" for name, pin in report.states.items() if pin.tolerance]
     return "\n".join(_blocks(steps, pins, numbers, warnings))

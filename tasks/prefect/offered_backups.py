@@ -18,7 +18,7 @@ from prefect.context import FlowRunContext
 
 from runbook import clock
 from runbook.guard.brief import asked_briefly
-from runbook.language.say import label, say
+from runbook.language.say import label
 from runbook.log import logger
 from runbook.units import size
 from tasks.backups.catalogue import Backup
@@ -37,12 +37,11 @@ FORMS: dict[str, Kind | None] = {
 }
 """Flows whose parameter `backup` names a backup of this kind; None: of the kind of another parameter."""
 MARK = " ｜ "
-"""Before the backups: what follows it is replaced."""
 NEWEST, MOST_DEPLOYMENTS = 5, 200
 
 
 def offer_backups(environment: str, stored: Mapping[Kind, Sequence[Backup]]) -> None:
-    """Put the newest backups of each kind into the forms of an environment. Times are in the run's zone.
+    """Put the newest backups of each kind into the forms of an environment, in the run's zone and language.
 
     Only within a flow run: outside one Prefect may be down. An error is logged: the forms work without.
     """
@@ -52,7 +51,7 @@ def offer_backups(environment: str, stored: Mapping[Kind, Sequence[Backup]]) -> 
         with asked_briefly(retries=2), get_client(sync_client=True) as client:
             for one in _forms(client, environment):
                 if (kind := _kind(one)) in stored:
-                    _describe(client, one, f"{MARK}{say('the newest backups')}: {offered(stored[kind])}")
+                    _describe(client, one, f"{MARK}{label('newest first')}: {offered(stored[kind])}")
     except Exception as error:
         logger().warning("the forms do not list the newest backups: %s", error)
 
@@ -64,8 +63,8 @@ def offered(backups: Iterable[Backup]) -> str:
 
 
 def _state(one: Backup) -> str:
-    proven = label("verified") if one.is_proven else label("not verified")
-    return f"{size(one.manifest.bytes)}, {label('FAILED its verification') if one.failed else proven}"
+    proof = "FAILED its verification" if one.failed else "verified" if one.is_proven else "not verified"
+    return f"{size(one.manifest.bytes)}, {label(proof)}"
 
 
 def _forms(client: SyncPrefectClient, environment: str) -> list[DeploymentResponse]:

@@ -20,7 +20,8 @@ from blocks.monitoring import Monitoring
 from deployments.catalogue import covered, main, manual, pages
 from deployments.deploy import called, chosen, project_version
 from deployments.runbooks import ROOT, Runbook, read_runbooks, shown
-from tests.test_deployments import FLOWS
+from runbook.language.say import Language
+from tests.test_deployments import FLOWS, JAPANESE
 
 
 def test_every_section_of_the_manual_has_a_flow() -> None:
@@ -48,14 +49,17 @@ def test_every_flow_is_in_it_with_all_its_parameters() -> None:
         assert one.chapter in manual()["folders"], f"deployments/manual.toml: [folders] lacks {one.chapter}"
 
 
+@pytest.mark.parametrize("language", ["en", "ja"])
 @pytest.mark.parametrize("one", read_runbooks(), ids=lambda one: one.name)
-def test_what_the_ui_shows_reads_as_markdown(one: Runbook) -> None:
-    """The manual's title by itself, then paragraphs; help stands in the form. Nothing turns into code, HTML or a title."""
-    tokens = MarkdownIt().enable("table").parse(shown(one.entrypoint))
+def test_what_the_ui_shows_reads_as_markdown(one: Runbook, language: Language) -> None:
+    """The title by itself, then paragraphs; help stands in the form. Nothing turns into code, HTML or a title."""
+    tokens = MarkdownIt().enable("table").parse(shown(one.entrypoint, language))
     title, *paragraphs = (token.content for token in tokens if token.type == "inline")
-    assert title == one.title
+    assert (title == one.title) is (language == "ja")
+    assert bool(JAPANESE.search(title)) is (language == "ja")
+    assert all(section.replace("付録", "appendix ") in title for section in one.sections) or language == "ja"
     assert paragraphs
-    assert not re.search(r"^\s*(Args|Returns|Raises):", shown(one.entrypoint), re.MULTILINE)
+    assert not re.search(r"^\s*(Args|Returns|Raises):", shown(one.entrypoint, language), re.MULTILINE)
     kinds = {inner.type for token in tokens for inner in (token, *(token.children or []))}
     assert not {"code_block", "html_block", "html_inline", "heading_open", "hr"} & kinds
 
@@ -66,7 +70,7 @@ def test_what_is_deployed_has_that_and_its_version() -> None:
     entries = chosen(content, environment, {environment.name: "process"})["deployments"]
     assert len(entries) > 100
     for entry in entries:
-        assert entry["description"] == shown(entry["entrypoint"])
+        assert entry["description"] == shown(entry["entrypoint"], "en")
         assert "Args:" not in entry["description"]
         assert entry["version"] == project_version()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout

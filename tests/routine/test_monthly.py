@@ -10,6 +10,7 @@ import pytest
 from blocks.environment import Environment
 from flows.routine.monthly import GROUPS, Sheet, monthly_maintenance
 from flows.routine.page import Page
+from runbook.language.say import catalogue
 from runbook.page.form import Forms
 from runbook.report import Report, Status
 from tasks.postgres.sessions import statements
@@ -70,7 +71,7 @@ def maintain() -> Report:
 
 def boxes(report: Report) -> dict[str, str]:
     """Box → its mark."""
-    return {row[2]: row[0] for row in rows(report, "月次保守チェックリスト")}
+    return {row[2]: row[0] for row in rows(report, "Monthly checklist (§7.4)")}
 
 
 def login(hours: float, user: str = "u1", result: str = "success", address: str = "10.0.0.1") -> str:
@@ -115,7 +116,7 @@ def worked(day: Day, counting: PostgresServer) -> None:
     file(day, "Update dependencies", 4, good="backend tests", table=("Updated", updated), branch="dependencies/minor")
     for title in ("Vacuum database", "Review resources", "Monthly maintenance"):
         file(day, title, 30, table=("Figures", [("requests a day", "8.0", "8", "")]))
-    answer = [("コスト", "コスト最適化施策実施", "実施", "田中", "2026-11-01", "小さいインスタンスへ", "")]
+    answer = [("コスト (§7.4)", "コスト最適化施策実施", "実施", "田中", "2026-11-01", "小さいインスタンスへ", "")]  # an older report
     file(day, "Run checklist", 10, table=("Checklist", answer), checklist="cost_review: 1 of 1")
 
 
@@ -126,7 +127,8 @@ def test_the_boxes_are_the_manuals() -> None:
             found[group[1]] = []
         if box := re.fullmatch(r"- \[ \] (.*)", line):
             found[list(found)[-1]].append(box[1])
-    assert {group: list(boxes) for group, boxes in GROUPS.items()} == found
+    said = catalogue("ja").translate
+    assert {said(group): [said(box) for box in boxes] for group, boxes in GROUPS.items()} == found
     assert len(ALL) == 20
 
 
@@ -135,15 +137,15 @@ def test_a_month_in_which_all_was_done(day: Day, counting: PostgresServer) -> No
     report = maintain()
     marks = boxes(report)
     assert list(marks) == ALL
-    assert report.evidence[0].name == "月次保守チェックリスト", "before all other tables"
+    assert report.evidence[0].name == "Monthly checklist (§7.4)", "before all other tables"
     bad = {box: mark for box, mark in marks.items() if mark != "✅"}
-    unmeasured, left_out = "インデックス使用状況確認", "クラウドリソース使用量確認"
-    assert bad == {unmeasured: "⚠️ 未計測", left_out: "対象外"}, "scans are counted since this test's server began"
-    assert report.outcome == "18 passed, 0 warnings, 0 critical, 1 未計測, 1 対象外, of 20"
-    told = {row[2]: row[3] for row in rows(report, "月次保守チェックリスト")}
-    assert told["Frontend依存関係更新（pnpm update）"].startswith("1 packages updated, on dependencies/minor")
-    assert told["リソース使用トレンド分析"].startswith("requests a day 8 → 3")
-    assert "田中" in finding(report, "コスト最適化施策実施").value
+    unmeasured, left_out = "Index usage", "Cloud resource usage"
+    assert bad == {unmeasured: "⚠️ not measured", left_out: "not applicable"}, "scans are counted since this test's server began"
+    assert report.outcome == "18 passed, 0 warnings, 0 critical, 1 not measured, 1 not applicable, of 20 boxes"
+    told = {row[2]: row[3] for row in rows(report, "Monthly checklist (§7.4)")}
+    assert told["Frontend dependency updates (pnpm update)"].startswith("1 packages updated, on dependencies/minor")
+    assert told["Resource usage trends"].startswith("requests a day 8 → 3")
+    assert "田中" in finding(report, "Cost measures carried out").value
     assert {"Trends (dashed: full)", "Response time, p95 by day (Asia/Tokyo)"} <= {one.name for one in report.evidence}
 
 
@@ -152,19 +154,19 @@ def test_where_nothing_was_done_nothing_is_well(day: Day) -> None:
     for log in day.logs.iterdir():
         log.unlink()
     report = maintain()
-    assert set(boxes(report).values()) == {"⚠️ 未計測", "対象外"}
+    assert set(boxes(report).values()) == {"⚠️ not measured", "not applicable"}
     assert report.status is Status.WARN
-    for mark, _, _, found, hint in rows(report, "月次保守チェックリスト"):
-        assert hint or mark == "対象外", "each says what to launch"
-        assert found.startswith("not configured: ") == (mark == "対象外")
+    for mark, _, _, found, hint in rows(report, "Monthly checklist (§7.4)"):
+        assert hint or mark == "not applicable", "each says what to launch"
+        assert found.startswith("not configured: ") == (mark == "not applicable")
 
 
 def test_patches_of_a_scan_of_long_ago_are_not_known(day: Day) -> None:
     day.write(postgres=1, redis=1)
     file(day, "Scan vulnerabilities", 40, table=("Vulnerabilities", [vulnerability("LOW")]))
     marks = boxes(maintain())
-    assert marks["セキュリティパッチ適用"] == "⚠️ 未計測"
-    assert marks["セキュリティ脆弱性スキャン"].startswith("⚠️")
+    assert marks["Security patches"] == "⚠️ not measured"
+    assert marks["Vulnerability scan"].startswith("⚠️")
 
 
 def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> None:
@@ -174,7 +176,7 @@ def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> No
     )
     file(day, "Update dependencies", 1, bad="web tests", table=("Updated", []))
     file(day, "Vacuum database", 0.5, bad="table x")
-    answer = [("コスト", "コスト最適化施策実施", "未実施", "鈴木", "2026-11-20", "予算なし", "")]
+    answer = [("Review of costs (§7.4)", "Cost measures carried out", "not carried out", "鈴木", "2026-11-20", "予算なし", "")]
     file(day, "Run checklist", 1, table=("Checklist", answer), checklist="cost_review: 0 of 1")
     counting.sql("CREATE TABLE IF NOT EXISTS unseen AS SELECT generate_series(1, 10) AS n", database="grc_db")
     counting.sql("CREATE INDEX IF NOT EXISTS twice ON numbers (n)", database="grc_db")
@@ -193,16 +195,16 @@ def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> No
     finally:
         counting.sql("DROP TABLE unseen; DROP INDEX twice", database="grc_db")
     well = {box for box, mark in marks.items() if mark == "✅"}
-    assert well == {"スロークエリ分析", "リソース使用トレンド分析", "ボトルネック特定", "未使用リソース削減"}
+    assert well == {"Slow queries", "Resource usage trends", "Bottleneck analysis", "Removal of unused resources"}
     critical = {box for box, mark in marks.items() if mark == "🛑"}
     assert critical == {
-        "セキュリティ脆弱性スキャン",
-        "テスト実行・動作確認",
-        "セキュリティパッチ適用",
-        "異常なログインパターン確認",
-        "エラーレート確認",
-        "レスポンスタイム分析",
-        "AIトークン使用量分析",
+        "Vulnerability scan",
+        "Tests and functional checks",
+        "Security patches",
+        "Unusual log-in patterns",
+        "Error rate check",
+        "Response time analysis",
+        "AI token usage",
     }
 
 
@@ -224,5 +226,5 @@ def test_a_box_whose_work_sees_nothing_is_no_pass(logs: Path) -> None:
     sheet = Sheet(Page(Report("Monthly maintenance", NAME), env, Forms()))
     sheet.fill("a group", "a box", lambda _page: None)
     sheet.fill("a group", "another", lambda _page: "seen")
-    assert [row[0] for row in sheet.rows] == ["⚠️ 未計測", "✅"]
-    assert sheet.told == "1 passed, 0 warnings, 0 critical, 1 未計測, of 2"
+    assert [row[0] for row in sheet.rows] == ["⚠️ not measured", "✅"]
+    assert sheet.told == "1 passed, 0 warnings, 0 critical, 1 not measured, 0 not applicable, of 2 boxes"

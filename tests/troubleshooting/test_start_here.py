@@ -24,6 +24,7 @@ from flows.troubleshooting.start_here import start_here
 from flows.troubleshooting.symptoms import read_symptoms
 from runbook.errors import RunbookFailed
 from runbook.guard.lock import hold
+from runbook.language.say import Language
 from runbook.report import Report, Status
 from tasks.recovery_points import standing
 from tasks.recovery_points.standing import Recoverable, RecoveryStanding
@@ -61,7 +62,7 @@ SEARCHES = {
 
 
 def test_the_table_has_every_diagnosis_every_chapter_of_recovery_and_words_that_people_search() -> None:
-    found, names = read_symptoms(), [one.name_in(NAME) for one in read_symptoms()]
+    found, names = read_symptoms(), [one.name_in(NAME, "en") for one in read_symptoms()]
     assert len(set(names)) == len(names)
     assert not [name for name in names if re.search(r"[/%&<>]", name)], "Prefect refuses these in a name"
     runbooks = {runbook.flow for one in found for runbook in one.runbooks}
@@ -70,7 +71,7 @@ def test_the_table_has_every_diagnosis_every_chapter_of_recovery_and_words_that_
     assert {f for f, section in tags.items() if section == "付録A"} - {"start-here"} <= runbooks
     assert {"§8.1", "§8.2", "§8.3", "§8.4", "付録C"} <= {tags[flow] for flow in runbooks}
     for word, flow in SEARCHES.items():
-        hits = [one.first.flow for one in found if word.lower() in one.name_in(NAME).lower()]
+        hits = [one.first.flow for one in found if word.lower() in one.name_in(NAME, "ja").lower()]
         assert flow in hits, f"{word} finds {hits}"
 
 
@@ -104,15 +105,16 @@ def deployed() -> dict[str, DeploymentResponse]:
     }
 
 
-def publish(*flows: str) -> None:
+def publish(language: Language, *flows: str) -> None:
     """As deployments.deploy does it, for some runbooks."""
     content = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     own = [one for one in content if start_page.flow_in(one) in flows and one["name"] == PLACEHOLDER]
     plain = [{**one, "schedules": [], "description": "", "version": "1"} for one in own]
     filled = entries.filled(plain, {"OPS_ENVIRONMENT": NAME})
-    finding = list(start_page.symptom_entries(filled, NAME, "on-demand"))
-    entries.publish([*filled, *finding], [], deployed())
-    start_page.describe_start(deployed(), NAME, shown("flows.troubleshooting.start_here.start_here"))
+    finding = list(start_page.symptom_entries(filled, NAME, language, "on-demand"))
+    entries.publish([*filled, *finding], [], deployed(), language)
+    about = shown("flows.troubleshooting.start_here.start_here", language)
+    start_page.describe_start(deployed(), NAME, about, language)
 
 
 def links(text: str) -> dict[str, tuple[str, dict[str, object]]]:
@@ -128,8 +130,33 @@ def text_of(report: Report, name: str) -> str:
     return next(item.text for item in report.evidence if item.name.startswith(name))
 
 
+def test_what_is_published_is_in_the_environment_s_language(env: Path) -> None:
+    """Names have both, since the search finds names only; titles, descriptions and help have one."""
+    seen = dict[Language, tuple[str, str, dict[str, str]]]()
+    languages: tuple[Language, ...] = ("en", "ja")
+    for language in languages:
+        publish(language, "start-here", "diagnose-database")
+        one = deployed()[f"diagnose-database/{NAME}"]
+        fields = one.parameter_openapi_schema["properties"]
+        start = deployed()[f"start-here/{NAME}"].description or ""
+        seen[language] = (start, one.description or "", {name: field["description"] for name, field in fields.items()})
+    assert f"start-here/0 ここから始める Start here ({NAME})" in deployed()
+    assert f"diagnose-database/2 データベースが遅い Database is slow ({NAME})" in deployed()
+    (start_en, about_en, help_en), (start_ja, about_ja, help_ja) = seen["en"], seen["ja"]
+    assert "| Database is slow |" in start_en
+    assert "| データベースが遅い |" in start_ja
+    assert start_ja.startswith("ここから始める")
+    assert "Database is slow" not in start_ja
+    assert about_en.startswith("Diagnose database (appendix A)\n\nWalks the decision tree")
+    assert about_ja.startswith("データベース接続エラーのトラブルシューティング (付録A)\n\n判断ツリーをたどり")
+    assert about_ja.count("\n- ") == about_en.count("\n- ") > 3, "lists stay lists"
+    assert help_en["environment"].startswith("Environment (lab")
+    assert help_ja["environment"] == "対象の環境 (lab, staging, production …)"
+    assert help_en.keys() == help_ja.keys()
+
+
 def test_the_deployments_and_the_report_lead_to_the_forms(env: Path) -> None:
-    publish("start-here", "search-audit-log", "review-performance")
+    publish("en", "start-here", "search-audit-log", "review-performance")
     there = deployed()
     assert set(there) == {
         f"start-here/{NAME}",
@@ -144,7 +171,7 @@ def test_the_deployments_and_the_report_lead_to_the_forms(env: Path) -> None:
     assert slow.parameters == {"environment": NAME, "days": 1}
     assert (slow.tags[0], slow.schedules, "on-demand" in slow.tags) == ("symptom", [], False)
     description = there[f"start-here/{NAME}"].description or ""
-    assert description.startswith("ここから始める")
+    assert description.startswith("Start here (appendix A, §8)\n\n### ")
     assert description == there[f"start-here/0 Start here ここから始める ({NAME})"].description
     plain = there[f"review-performance/{NAME}"].id
     assert links(description)["review-performance"] == (f"{plain}/run", {"environment": NAME, "days": 1})

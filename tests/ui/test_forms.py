@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect.utilities.callables import parameter_schema
 
+from deployments import forms
 from tests.test_deployments import EACH_FLOW, JAPANESE, Found
 
 REQUIRED = {"acknowledge-incident": {"by": "佐藤"}}
@@ -16,7 +17,8 @@ TYPES = {"string", "integer", "number", "boolean", "array"}
 
 
 def properties(found: Found) -> dict[str, dict[str, Any]]:
-    return dict(parameter_schema(found.flow.fn).properties)
+    """As they are published."""
+    return dict(forms.schema_in(parameter_schema(found.flow.fn).model_dump(), "en")["properties"])
 
 
 @EACH_FLOW
@@ -51,25 +53,30 @@ def test_choices_are_drop_downs(found: Found) -> None:
 
 
 @EACH_FLOW
-def test_every_field_has_help_in_japanese(found: Found) -> None:
+def test_every_field_has_help_in_both_languages(found: Found) -> None:
+    """On one line, as runbook/language/ja/forms.po has it: `make messages`."""
+    japanese = forms.schema_in({"properties": properties(found)}, "ja")["properties"]
     for name, one in properties(found).items():
-        assert JAPANESE.search(one["description"]), name
+        assert one["description"], name
+        assert not JAPANESE.search(one["description"]), name
+        assert JAPANESE.search(japanese[name]["description"]), name
+        assert {**japanese[name], "description": one["description"]} == one, "nothing else differs"
 
 
 @EACH_FLOW
 def test_an_empty_field_says_what_it_means(found: Found) -> None:
-    """Or that it must be filled in (必須): for the form, every field but the environment is optional."""
+    """Or that it must be filled in: for the form, every field but the environment is optional."""
     for name, one in properties(found).items():
         if one["type"] in ("string", "array") and not one.get("default", True):
-            assert re.search("空|必須", one["description"]), f"{name}: what happens where it is left empty?"
+            assert re.search("[Ee]mpty|[Rr]equired", one["description"]), f"{name}: what happens where it is left empty?"
 
 
 @EACH_FLOW
 def test_a_time_has_an_example_and_a_zone(found: Found) -> None:
     for name, one in properties(found).items():
-        if name in TIMES or ("enum" not in one and re.search(r"日時 ?\(", one["description"])):
-            assert re.search(r"例 2\d{3}-\d{2}", one["description"]), name
-            assert "時間帯" in one["description"], name
+        if name in TIMES or ("enum" not in one and re.search(r"a time \(", one["description"])):
+            assert re.search(r"e\.g\. 2\d{3}-\d{2}", one["description"]), name
+            assert re.search("zone", one["description"]), name
 
 
 @EACH_FLOW

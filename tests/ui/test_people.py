@@ -21,10 +21,10 @@ def test_a_checklist_is_answered(place: Lab, somebody: Operator) -> None:
     for phase in (1, 2):
         asked = somebody.resume()
         expect(asked.root).to_contain_text(f"({phase}/2)")
-        asked.text("回答者 (氏名)").fill("山田 太郎")
-        assert asked.choose_each("結果", "実施") > 0
+        asked.text("Your name").fill("山田 太郎")
+        assert asked.choose_each("Result", "carried out") > 0
         if phase == 1:
-            asked.text("回答者 (氏名)").scroll_into_view_if_needed()
+            asked.text("Your name").scroll_into_view_if_needed()
             somebody.picture("checklist", height=1000)
         asked.resume()
         somebody.open(f"/runs/flow-run/{run}")

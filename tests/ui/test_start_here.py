@@ -35,9 +35,9 @@ def certificates(place: Lab) -> Iterator[None]:
     own = [one for one in content if one["entrypoint"].endswith(".check_certificates")]
     plain = [{**one, "schedules": [], "description": "", "version": "1"} for one in own]
     filled = entries.filled(plain, {"OPS_ENVIRONMENT": place.name})
-    entries.publish([*filled, *start_page.symptom_entries(filled, place.name)], [], {})
+    entries.publish([*filled, *start_page.symptom_entries(filled, place.name, "en")], [], {}, "en")
     there = deploy.deployed(content, place.name) | start_page.read_symptom_deployments(place.name)
-    start_page.describe_start(there, place.name, "ここから始める")
+    start_page.describe_start(there, place.name, "Start here", "en")
     yield
     with get_client(sync_client=True) as client:
         for name, one in there.items():

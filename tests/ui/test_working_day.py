@@ -39,7 +39,7 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
     expect(somebody.tagged("redis", "§2.2")).to_have_count(1)
     somebody.choose("clear-cache", "redis", "§2.2")
     told = somebody.describe()
-    assert told.startswith("キャッシュクリア手順 (§2.2)\n")
+    assert told.startswith("Clear cache (§2.2)\n")
     assert "Args" not in told, "help stands in the form"
 
     form = somebody.custom_run()
@@ -97,7 +97,7 @@ def test_forms_are_usable(place: Lab, somebody: Operator) -> None:
     assert form.choices("kind") == ["full", "schema", "tables", "sql", "sql.gz"]
     somebody.choose("check-redis-memory", "§2.1")
     form = somebody.custom_run()
-    expect(form.parameter("environment")).to_contain_text("対象の環境")
+    expect(form.parameter("environment")).to_contain_text("Environment (lab, staging")
 
 
 def test_a_run_that_found_something_critical_is_red(place: Lab, somebody: Operator) -> None:

@@ -40,7 +40,7 @@ def check_connections(environment: str) -> Report:
     clients count against `max_connections`: WAL senders and background processes have separate limits.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check connections", env) as report:
@@ -82,14 +82,15 @@ def close_idle_connections(
     (an earlier LISTEN is not visible).
 
     Args:
-        environment: 対象の環境
-        min_seconds: この秒数以上アイドルのものだけを対象にする
-        also_idle: トランザクション外のアイドル接続も対象にする
-        keep_applications: 切断しない application_name の一覧。空でもよい
-        pool_applications: 接続プールの application_name (空なら [postgres] の値)。トランザクション外のアイドル接続は
-            切断しない
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        min_seconds: Only connections that have been idle at least this long, in seconds
+        also_idle: Include idle connections outside a transaction
+        keep_applications: application_name values to leave connected. May be empty
+        pool_applications: application_name values of the connection pools (empty: those of [postgres]). Their idle
+            connections outside a transaction stay connected
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Close idle connections", env, confirm, plan, changes=True) as report:
@@ -138,8 +139,8 @@ def check_pool_settings(environment: str, workers: Annotated[int, Field(ge=0, le
     Departs from the manual: each worker process has its own pool, so size and overflow are multiplied by the workers.
 
     Args:
-        environment: 対象の環境
-        workers: バックエンドのワーカー数。0 は自動検出
+        environment: Environment (lab, staging, production …)
+        workers: Workers of the backend. 0: found automatically
     """
     env = Environment.find(environment)
     with runbook("Check pool settings", env) as report:

@@ -64,15 +64,16 @@ def check_corruption(
     Not in the manual.
 
     Args:
-        environment: 対象の環境
-        where: 検査するサーバー。autoは、環境に[standby]があればスタンバイ、なければプライマリ
-        database: 検査するデータベース。空ならアプリケーションのもの (復元したコピーの名前も可)
-        tables: 検査するテーブル (table または schema.table)。空なら全て
-        heapallindexed: 全ての行が索引にあることも確認 (時間とメモリがかかる)
-        budget_seconds: amcheckに使う時間の上限 (秒)
-        install: amcheckがなければCREATE EXTENSIONを実行 (プライマリで)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: installの場合だけ環境名を入力。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        where: Server to check. auto: the standby if the environment has [standby], else the primary
+        database: Database to check. Empty: the application's (the name of a restored copy is allowed)
+        tables: Tables to check (table or schema.table). Empty: all
+        heapallindexed: Also verify that every row is in its index (takes time and memory)
+        budget_seconds: Longest time for amcheck, in seconds
+        install: Run CREATE EXTENSION on the primary if amcheck is missing
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Only for install: type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Check corruption", env, confirm, plan, changes=install) as report:

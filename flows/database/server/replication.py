@@ -52,9 +52,9 @@ def check_replication(
     Not in the manual, except one line of its appendix B (lag over 10 s).
 
     Args:
-        environment: 対象の環境
-        seconds: WALと取引番号の増加を測る秒数
-        long_seconds: これより長い取引を報告する (秒)
+        environment: Environment (lab, staging, production …)
+        seconds: Seconds to measure the growth of WAL and transaction IDs
+        long_seconds: Report transactions that take longer than this, in seconds
     """
     env = Environment.find(environment)
     with runbook("Check replication", env) as report:

@@ -50,7 +50,7 @@ def check_postgres_settings(environment: str) -> Report:
     WAL are minima: higher ones are accepted, and so is a more eager autovacuum.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check PostgreSQL settings", env) as report:
@@ -87,13 +87,15 @@ def apply_postgres_settings(
     Departs from the manual: ALTER SYSTEM SET max_connections has no effect until a restart.
 
     Args:
-        environment: 対象の環境
-        names: 対象の設定名。空なら不足している項目すべて (推奨値を上回る値は、ここで指定した場合だけ下げる)
-        override: 一時的な設定。例 max_connections = 300。空ならマニュアルの値を適用
-        override_hours: 一時的な設定の有効期間 (時間)
-        reason: 一時的な設定の理由。記録に残る。空でもよい
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        names: Settings. Empty: all that are missing (a value above the recommended one is lowered only if it is named
+            here)
+        override: Temporary settings (e.g. max_connections = 300). Empty: apply the manual's values
+        override_hours: How long the temporary settings are valid, in hours
+        reason: Reason for the temporary settings, for the record. May be empty
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook(
@@ -139,10 +141,11 @@ def undo_postgres_settings(environment: str, record: str = "", plan: str = "", c
     apply-postgres-settings. Evidence: old and new values, and the values in effect.
 
     Args:
-        environment: 対象の環境
-        record: 元に戻す記録の名前。空なら最新のもの
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        record: Name of the record to undo. Empty: the newest
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Undo PostgreSQL settings", env, confirm, plan, changes=True, name="undo-postgres-settings") as report:

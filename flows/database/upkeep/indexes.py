@@ -47,8 +47,8 @@ def check_indexes(environment: str, days: Annotated[int, Field(ge=0, le=365)] = 
     counters younger than `days` prove nothing.
 
     Args:
-        environment: 対象の環境
-        days: 統計がこの日数より新しければ、未使用とは判断しない
+        environment: Environment (lab, staging, production …)
+        days: Do not call an index unused while its statistics are younger than this many days
     """
     env = Environment.find(environment)
     with runbook("Check indexes", env) as report:
@@ -89,15 +89,16 @@ def rebuild_indexes(
     after `lock_seconds` (three times) and drops its leftover.
 
     Args:
-        environment: 対象の環境
-        indexes: 再構築するインデックス (スキーマ.インデックス)。空なら tables、everything に従う
-        tables: この表のインデックスをすべて再構築 (スキーマ.テーブル)。空なら indexes に従う
-        everything: データベース全体を再構築 (メンテナンスウィンドウ時)
-        jobs: 同時に処理するテーブル数。0 は CPU の数
-        lock_seconds: ロックを待つ最大秒数
-        long_seconds: この秒数より長く開いているトランザクションがあれば始めない
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するときは環境名を入力。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        indexes: Indexes to rebuild (schema.index). Empty: use tables or everything
+        tables: Rebuild all indexes of these tables (schema.table). Empty: use indexes
+        everything: Rebuild the whole database's indexes (in a maintenance window)
+        jobs: Tables to process at a time. 0: number of CPUs
+        lock_seconds: Longest wait for a lock, in seconds
+        long_seconds: Do not begin while a transaction has been open longer than this, in seconds
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Rebuild indexes", env, confirm, plan, changes=True) as report:

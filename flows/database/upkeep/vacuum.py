@@ -69,13 +69,14 @@ def vacuum_database(
     Departs from the manual: VACUUM FULL only for chosen tables, with a permit; it gives up a lock after 10 s.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        mode: plain = VACUUM、analyze = ANALYZE、plain_analyze = 両方、full = VACUUM FULL (排他ロック、要 confirm)
-        tables: 対象のテーブル (スキーマ.テーブル)。空なら全テーブル (full では必須)
-        jobs: 並列数。0 は CPU の数 (full は常に 1)
-        long_seconds: この秒数より長く開いているトランザクションを報告する
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: full を実行するときは環境名を入力。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        mode: plain: VACUUM; analyze: ANALYZE; plain_analyze: both; full: VACUUM FULL (exclusive lock, needs confirm)
+        tables: Tables (schema.table). Empty: all (required for full)
+        jobs: Parallel jobs. 0: number of CPUs (full: always 1)
+        long_seconds: Report transactions that have been open longer than this, in seconds
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: For full: type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     alone: WithoutConfirm = "reads" if mode == "full" else "changes"
@@ -251,8 +252,8 @@ def check_autovacuum(environment: str, long_seconds: Annotated[int, Field(ge=0, 
     settings, not by the time of its last vacuum.
 
     Args:
-        environment: 対象の環境
-        long_seconds: この秒数より長く開いているトランザクションを報告する
+        environment: Environment (lab, staging, production …)
+        long_seconds: Report transactions that have been open longer than this, in seconds
     """
     env = Environment.find(environment)
     with runbook("Check autovacuum", env) as report:

@@ -35,7 +35,7 @@ def check_certificates(environment: str) -> Report:
     and a valid certificate is not always trusted by clients.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check certificates", env) as report:

@@ -56,11 +56,12 @@ def renew_certificates(
     server's port. `renew_command` replaces certbot. A renewed file is not proof that it is served.
 
     Args:
-        environment: 対象の環境
-        domain: この証明書だけ (ディレクトリ名)。空ならすべて
-        force: 期限前でも更新する (鍵の漏洩など)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        domain: Only this certificate (name of its directory). Empty: all
+        force: Renew even before it is due (e.g. after a leaked key)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Renew certificates", env, confirm, plan, changes=True) as report:

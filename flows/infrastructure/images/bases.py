@@ -36,8 +36,8 @@ def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)
     table, or an unreachable registry, is “not known”. The next step is update-base-images.
 
     Args:
-        environment: 対象の環境
-        max_age_days: ローカルのベースイメージがこの日数より古ければ警告
+        environment: Environment (lab, staging, production …)
+        max_age_days: Warn if a local base image is older than this many days
     """
     env = Environment.find(environment)
     with runbook("Check base images", env) as report:
@@ -69,10 +69,10 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = F
     ends of builds and tests.
 
     Args:
-        environment: 対象の環境
-        to: 新しいイメージ (例 python:3.12-slim-trixie)。同じリポジトリのFROM行を置き換える。空ならタグはそのまま
-        pin: タグだけのFROM行にもレジストリの現在のダイジェストを書く (to が空のとき)
-        branch: ブランチ名。空なら base-images-日時
+        environment: Environment (lab, staging, production …)
+        to: New image (e.g. python:3.12-slim-trixie); it replaces FROM lines of the same repository. Empty: tags stay
+        pin: Also write the registry's current digest in FROM lines that only have a tag (if to is empty)
+        branch: Name of the branch. Empty: base-images-<time>
     """
     env = Environment.find(environment)
     with runbook("Update base images", env, changes=True) as report:

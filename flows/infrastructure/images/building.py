@@ -50,12 +50,14 @@ def build_images(
     Departs from the manual: no tag `latest`, because it changes with each build and cannot be rolled back to.
 
     Args:
-        environment: 対象の環境
-        version: バージョン (必須。イメージのタグ。例 v1.2.3)
-        roles: ビルドするコンテナ ([docker.containers] の名前)。空ならすべて
-        push: レジストリにプッシュする (confirm が必要)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力するとプッシュまで実行。空ならプッシュは計画だけ (push なしのビルドには不要)
+        environment: Environment (lab, staging, production …)
+        version: Version (required: tag of the images, e.g. v1.2.3)
+        roles: Containers to build (names of [docker.containers]). Empty: all
+        push: Push to the registry (needs confirm)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to build and push. Empty: only plan the push (a build without push needs
+            none)
     """
     env = Environment.find(environment)
     alone: WithoutConfirm = "reads" if push else "changes"

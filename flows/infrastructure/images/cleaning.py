@@ -58,14 +58,15 @@ def clean_docker(
     that is not mounted at this moment.
 
     Args:
-        environment: 対象の環境
-        parts: 削除の対象 (停止中のコンテナ、未使用イメージ、ネットワーク、ビルドキャッシュ)
-        older_than_hours: この時間より古いものだけを削除する
-        keep_tags: リポジトリごとに残す最新イメージの数
-        label: このラベルを持つものだけを対象にする (key または key=value)。空なら問わない
-        volumes: 削除するボリュームの名前。指定したものだけを削除する。空なら削除しない
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        parts: What to delete (stopped containers, unused images, networks, the build cache)
+        older_than_hours: Delete only what is older than this many hours
+        keep_tags: Newest images to keep in each repository
+        label: Only objects with this label (key or key=value). Empty: no condition
+        volumes: Volumes to delete. Only these are deleted. Empty: none
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Clean Docker", env, confirm, plan, changes=True) as report:

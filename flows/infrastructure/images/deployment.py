@@ -61,13 +61,14 @@ def deploy_application(
     lost. Evidence: the versions before and after, the health.
 
     Args:
-        environment: 対象の環境
-        version: 配備するバージョン (必須。イメージのタグ、またはリポジトリのタグ・ブランチ・コミット)
-        roles: 対象のコンテナ ([docker.containers] の名前)。空ならすべて
-        health_seconds: この秒数以内に正常にならなければ元のバージョンに戻す
-        recreate: 同じバージョンでもやり直す (設定を変えたとき)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        version: Version to deploy (required: tag of the images, or tag, branch or commit of the repository)
+        roles: Containers (names of [docker.containers]). Empty: all
+        health_seconds: If the application is not healthy within this many seconds, roll back
+        recreate: Recreate it even if the version is the same (after a change of its configuration)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Deploy application", env, confirm, plan, changes=True) as report:

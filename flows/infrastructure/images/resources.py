@@ -41,8 +41,8 @@ def review_resources(environment: str, samples: Annotated[int, Field(ge=2, le=10
     checked. A container that is idle now can be busy at night: find out its purpose before you remove it.
 
     Args:
-        environment: 対象の環境
-        samples: コンテナの測定回数 (1回1〜2秒)
+        environment: Environment (lab, staging, production …)
+        samples: Measurements of the containers (1 to 2 s each)
     """
     env = Environment.find(environment)
     with runbook("Review resources", env) as report:

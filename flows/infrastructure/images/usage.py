@@ -35,7 +35,7 @@ def check_docker_usage(environment: str) -> Report:
     samples.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check Docker usage", env) as report:

@@ -33,7 +33,7 @@ def clean_prefect_history(environment: str) -> Report:
     keep_days are a WARN. Evidence: the number of runs, the size of each table before and after.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Clean Prefect history", env, changes=True) as report:

@@ -51,8 +51,8 @@ def backup_prefect(environment: str, jobs: Annotated[int, Field(ge=0, le=32)] = 
     Evidence: the manifest, and the table of its content.
 
     Args:
-        environment: 対象の環境
-        jobs: 並列数。0 は CPU の数
+        environment: Environment (lab, staging, production …)
+        jobs: Parallel jobs. 0: number of CPUs
     """
     env = Environment.find(environment)
     with runbook("Backup Prefect", env, changes=True) as report:
@@ -100,12 +100,13 @@ def restore_prefect(
     of the comparison, the API's answers.
 
     Args:
-        environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (prefect_…)
-        source: 保管先。copies は複製先
-        jobs: 並列数。0 は CPU の数
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行 (コマンドラインのみ)。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        backup: latest, a date (YYYYMMDD) or a backup's name (prefect_…)
+        source: Store. copies: the replica store
+        jobs: Parallel jobs. 0: number of CPUs
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out (on the command line only). Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Restore Prefect", env, confirm, plan, changes=True, rank="recovery") as report:
@@ -174,10 +175,10 @@ def rehearse_prefect_upgrade(
     Evidence: the tables that the migration changed, its duration, the new API's answers.
 
     Args:
-        environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (prefect_…)
-        source: 保管先。copies は複製先
-        jobs: 並列数。0 は CPU の数
+        environment: Environment (lab, staging, production …)
+        backup: latest, a date (YYYYMMDD) or a backup's name (prefect_…)
+        source: Store. copies: the replica store
+        jobs: Parallel jobs. 0: number of CPUs
     """
     env = Environment.find(environment)
     with runbook("Rehearse Prefect upgrade", env, changes=True) as report:

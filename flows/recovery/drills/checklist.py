@@ -20,11 +20,11 @@ class DrillBox(NamedTuple):
 
 def _part(phase: Phase) -> str:
     """Without the minutes, which the table of phases has."""
-    return phase.title if phase.minutes else phase.heading
+    return phase.en if phase.minutes else phase.heading
 
 
 BOXES = tuple(
-    DrillBox(_part(phase), box.text, box.measured) for name in DRILL for phase, box in texts.checklist(name).boxes
+    DrillBox(_part(phase), box.en, box.measured) for name in DRILL for phase, box in texts.checklist(name).boxes
 )
 
 

@@ -94,14 +94,16 @@ def run_drill(
     boxes, and earlier drills; also as an HTML page.
 
     Args:
-        environment: 対象の環境。disposable でない環境では、その drill_environment で実施する
-        scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、
-            full_restore 全喪失、bad_release 不良リリース、declared ファイルで定義した訓練、next 前回の次のシナリオ
-        declaration: scenario=declared のとき、訓練の定義ファイル名 (拡張子なし)。他のシナリオでは空
-        page: オンコール担当者を実際に呼び出し、応答時間を測る
-        participants: 参加者 (レポートに記載)。空でもよい
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示
+        environment: Environment. If it is not disposable, the drill runs in its drill_environment
+        scenario: database_failure, region_outage, data_corruption, full_restore (everything lost), bad_release,
+            declared (a drill defined in a file) or next (the one after the last drill's)
+        declaration: For scenario=declared: name of the drill's definition file, without its extension. Empty for other
+            scenarios
+        page: Really page the on-call engineer, and measure the response time
+        participants: Participants, for the report. May be empty
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the name of the environment where the drill runs to carry it out. Empty: only show the plan
     """
     env = where_disposable(Environment.find(environment))
     work = runbook("DR drill", env, confirm, plan, changes=True, rank="recovery", name="run-drill")

@@ -13,7 +13,7 @@ from runbook.report import Report, Status, StepTime
 from runbook.units import duration
 
 _DAY = checklist("drill_day").phases
-NAMES = tuple(phase.title.partition(": ")[2] for phase in _DAY)
+NAMES = tuple(phase.short for phase in _DAY)
 MINUTES = tuple(phase.minutes for phase in _DAY)
 
 

@@ -142,7 +142,7 @@ def report_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Ou
     report.fact("RPO", f"{lost:,} of {of} lost, {duration(outcome.rpo_seconds)}")
     if outcome.given_up:
         report.fact(GIVEN_UP, f"{len(outcome.given_up):,} of {of}")
-    report.fact("確認項目", scenario.checks)
+    report.fact("to be verified", scenario.checks)
 
 
 def report_measured(report: Report, drill: Drill, outcome: Outcome | None) -> None:

@@ -72,12 +72,13 @@ def contain_incident(
     Departs from the manual: its first response does not protect the data that is left.
 
     Args:
-        environment: 対象の環境
-        block_writes: アプリケーションのロールの書き込みも止める
-        reason: 理由 (必須)。拒否されたメンテナンスの表示に出る
-        by: 実施者の名前 (必須)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        block_writes: Also stop writes of the application's role
+        reason: Reason (required). It is shown when maintenance is refused
+        by: Name of the person who does it (required)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Contain incident", env, confirm, plan, changes=True, rank="recovery") as report:
@@ -119,9 +120,10 @@ def release_containment(environment: str, plan: str = "", confirm: str = "") -> 
     Departs from the manual: it has no containment.
 
     Args:
-        environment: 対象の環境
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Release containment", env, confirm, plan, changes=True, rank="recovery") as report:

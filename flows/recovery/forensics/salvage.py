@@ -106,14 +106,16 @@ def salvage_writes(
     Departs from the manual: it cannot restore the writes that a restore leaves behind.
 
     Args:
-        environment: 対象の環境
-        source: newest、保存された旧データベース名、旧データディレクトリ、または host:port/データベース
-        tables: 対象のテーブル (スキーマ.テーブル)。空なら全テーブル
-        differing: 値が異なる行。unchanged 復旧後に更新されていない行だけ更新、overwrite すべて更新
-        since_transaction: 復旧後の最初のトランザクション番号。0 は自動 (旧データベースのみ)
-        reviewed: 計画が書き出した差分の名前 (計画のフォームが入力する)。空なら改めて比較する
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら比較して SQL と CSV を書き出すだけ
+        environment: Environment (lab, staging, production …)
+        source: newest, the name of a superseded database, a superseded data directory, or host:port/database
+        tables: Tables (schema.table). Empty: all
+        differing: Rows with different values. unchanged: update only rows not changed since the recovery; overwrite:
+            update all
+        since_transaction: First transaction ID after the recovery. 0: found automatically (superseded database only)
+        reviewed: Name of the differences that the plan wrote (the plan's form fills it in). Empty: compare again
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only compare, and write SQL and CSV files
     """
     env = Environment.find(environment)
     with runbook(

@@ -63,15 +63,17 @@ def find_transaction(
     Departs from the manual: it restores to a point in time, but has no way to find that point.
 
     Args:
-        environment: 対象の環境
-        table: テーブル名 (スキーマ.テーブル)。必須。パーティションは親テーブル、名前不明の削除済みテーブルは OID
-        since: 検索の開始。日時 (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。
-            ゾーンなしは環境の時間帯) または LSN。空なら終了の 24 時間前
-        until: 検索の終了。日時 (例 2026-02-15 04:00。ゾーンなしは環境の時間帯) または LSN。空なら現在まで
-        kinds: 探す操作の種類
-        at_least: この行数以上を変更したトランザクションだけを表示 (TRUNCATE と DROP は常に表示)
-        timeline: たどるタイムライン。0 は最新
-        source: WAL アーカイブの保管先。copies は複製先
+        environment: Environment (lab, staging, production …)
+        table: Table (schema.table; required). Of a partition the parent; of a dropped table with an unknown name the
+            OID
+        since: Start of the search: a time (e.g. 2026-02-15 03:00 or 2026-02-15 03:00+09:00; without a zone: the
+            environment's) or an LSN. Empty: 24 hours before the end
+        until: End of the search: a time (e.g. 2026-02-15 04:00; without a zone: the environment's) or an LSN. Empty:
+            until now
+        kinds: Kinds of operation to find
+        at_least: Show only transactions that changed at least this many rows (TRUNCATE and DROP are always shown)
+        timeline: Timeline to follow. 0: the newest
+        source: Store of the WAL archive. copies: the replica store
     """
     env = Environment.find(environment)
     with runbook("Find transaction", env) as report, wal_window.scratch_directory(env) as directory:

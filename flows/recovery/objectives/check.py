@@ -50,7 +50,7 @@ def check_recovery_objectives(environment: str) -> Report:
     Departs from the manual: its daily backup loses up to 24 hours; here that is CRITICAL once it exceeds the RPO.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check recovery objectives", env, often=True) as report:

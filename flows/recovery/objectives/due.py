@@ -56,8 +56,8 @@ def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=14
     Departs from the manual: its daily backup cannot meet an RPO of an hour.
 
     Args:
-        environment: 対象の環境
-        minutes: 次の実行までの分数。それまでに RPO を超えるものだけを取得する
+        environment: Environment (lab, staging, production …)
+        minutes: Minutes until the next run. It takes only backups whose RPO would be exceeded before that
     """
     env = Environment.find(environment)
     with runbook("Take due backups", env, often=True) as report:

@@ -71,8 +71,8 @@ def show_recovery_options(environment: str) -> Report:
     method, single tables, Redis failover and restore, another region, and the undo of an earlier restore. Each has the
     newest moment that it restores, its loss, estimated duration, disk space, what must be fixed before, and the
     filled-in form of its runbook. A second table has the sources of Redis's data, as full-restore judges them. Run it
-    first in an incident (phase 2 of §8.4, 復旧戦略の決定). You decide; every form shows its plan before it changes
-    anything.
+    first in an incident (phase 2 of §8.4, choosing the recovery strategy). You decide; every form shows its plan before
+    it changes anything.
 
     It only reads and takes no lock. It works if the database, Redis or everything is down, and without Prefect.
     Evidence: the table, sorted by loss, then by duration.
@@ -80,7 +80,7 @@ def show_recovery_options(environment: str) -> Report:
     Departs from the manual, which has one recovery option for each failure.
 
     Args:
-        environment: 対象の環境 (障害が起きている側)
+        environment: Environment where the fault is
     """
     env = Environment.find(environment)
     with runbook("Show recovery options", env) as report:

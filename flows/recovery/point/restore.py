@@ -80,17 +80,18 @@ def restore_to_point(
     Departs from the manual, which only has the last night's dump and drops the live database first.
 
     Args:
-        environment: 対象の環境
-        by: target の種類。time 日時、before_transaction トランザクション直前、transaction 直後、lsn LSN、latest 最新
-        target: 復旧する時点 (latest 以外では必須)。日時 (例 2026-02-15 03:00 または 2026-02-15 03:00+09:00。
-            ゾーンなしは環境の時間帯)、トランザクション番号、または LSN
-        mode: swap クラスタ全体を入れ替え、tables 指定テーブルの行だけを戻す
-        tables: mode が tables のときは必須。テーブル名 (スキーマ.テーブル)
-        backup: auto、またはベースバックアップ名 (base_YYYYMMDD_HHMMSS)
-        timeline: たどるタイムライン。0 はアーカイブの最新
-        source: 保管先。copies は複製先
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        by: Kind of target: time, before_transaction (just before it), transaction (just after it), lsn, latest
+        target: Point to recover to (required except for latest): a time (e.g. 2026-02-15 03:00 or 2026-02-15
+            03:00+09:00; without a zone: the environment's), a transaction ID or an LSN
+        mode: swap: replace the whole cluster; tables: put back only the rows of tables
+        tables: Required for mode=tables: names of tables (schema.table)
+        backup: auto, or the name of a base backup (base_YYYYMMDD_HHMMSS)
+        timeline: Timeline to follow. 0: the newest in the archive
+        source: Store. copies: the replica store
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook(

@@ -71,14 +71,17 @@ def postgres_failover(
     supervisor, and loses what the standby has not replayed.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        mode: planned はプライマリが生きている時 (書き込み損失なし)、unplanned はプライマリが停止した時
-        new_primary: 昇格させるサーバー host:port。空ならもう一方。計画のフォームには入力済み
-        fence: 応答しない古いプライマリをサービス管理で停止させてから昇格する (再起動を繰り返している時など)
-        fenced_by: 古いホストに到達できない時のみ必須。停止・隔離した人の氏名と方法 (例 山田 iDRACで電源断)
-        max_lag_megabytes: 許容するスタンバイの遅れ (MB)。これを超えると昇格しない
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するには環境名を入力。空なら計画のみ表示
+        environment: Environment (lab, staging, production …)
+        mode: planned: the primary is alive (no write is lost); unplanned: the primary is down
+        new_primary: Server to promote, host:port. Empty: the other one. The plan's form has it filled in
+        fence: Stop an unresponsive old primary by its service manager before the promotion (e.g. when it keeps
+            restarting)
+        fenced_by: Required if the old host cannot be reached: who stopped or isolated it, and how (e.g. Yamada, power
+            off by iDRAC)
+        max_lag_megabytes: Largest allowed lag of the standby, in MB. Beyond it, the promotion is refused
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook(
@@ -260,10 +263,11 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
     method, its seconds, the WAL that only this server had, and that it streams.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        method: auto は pg_rewind、不可能ならベースバックアップ。rewind、base_backup はその方法のみ
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するには環境名を入力。空なら計画のみ表示
+        environment: Environment (lab, staging, production …)
+        method: auto: pg_rewind, else a base backup. rewind, base_backup: only that
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Rejoin standby", env, confirm, plan, changes=True, rank="recovery") as report:

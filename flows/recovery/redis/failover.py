@@ -48,11 +48,12 @@ def redis_failover(
     Departs from the manual: a plain SENTINEL FAILOVER loses acknowledged writes; it queries all Sentinels, not one.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        mode: planned はマスターが生きている時 (書き込み損失なし)、unplanned はマスターが停止した時
-        new_master: 昇格させるレプリカ host:port。空なら Sentinel が選ぶもの
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 実行するには環境名を入力。空なら計画のみ表示
+        environment: Environment (lab, staging, production …)
+        mode: planned: the master is alive (no write is lost); unplanned: the master is down
+        new_master: Replica to promote, host:port. Empty: Sentinel chooses
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Redis failover", env, confirm, plan, changes=True, rank="recovery") as report:

@@ -76,15 +76,17 @@ def region_failover(
     Departs from the manual, which names the scenario and no procedure.
 
     Args:
-        environment: 切り替え先の環境 (リージョン)
-        source: 障害が起きた環境 (必須)。そのバックアップが切り替え先の保管先にある
-        backup: latest は損失が最小の方法を自動選択。または最初に試すバックアップ名 (base_… または backup_…)
-        fenced_by: 旧リージョンを遮断した人の氏名と方法。ここから確認できない場合に必須
-        without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
-        strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、ユーザーを切り替える前に中止する
-        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (region) to fail over to
+        source: Environment where the fault is (required). Its backups are in the store of the environment to fail over
+            to
+        backup: latest: choose the recovery option with the least loss. Or the backup to try first (base_… or backup_…)
+        fenced_by: Required if it cannot be verified from here: who isolated the old region, and how
+        without: Parts to leave out. A part with neither backup nor existing data starts empty only if it is named here
+        strict: Stop before users are switched over if the backup already violated expectations when it was taken
+        accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the name of the environment to fail over to. Empty: only show the plan
     """
     env = Environment.find(environment)
     expectations.prepare(env)

@@ -55,9 +55,10 @@ def check_redis_memory(
     own reads would be most of it.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
-        pattern: 最初の100件を表示するキーのパターン (例 session:*。バイトは \\xNN)。空なら表示しない
-        budget_seconds: キーの走査に使う最大秒数。超えるとサンプルからの推定値 (誤差つき) になる
+        environment: Environment (lab, staging, production …)
+        pattern: Show the first 100 keys that match (e.g. session:*; bytes as \\xNN). Empty: show none
+        budget_seconds: Longest scan of the keys, in seconds. Beyond it, the result is an estimate from a sample, with
+            its error
     """
     env = Environment.find(environment)
     with runbook("Check Redis memory", env) as report:

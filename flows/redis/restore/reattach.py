@@ -28,9 +28,10 @@ def reattach_redis(environment: str, plan: str = "", confirm: str = "") -> Repor
     Undo: nothing to undo; this is the state that the environment describes. Evidence: which server follows which.
 
     Args:
-        environment: 対象の環境
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Reattach Redis", env, confirm, plan, changes=True, rank="recovery") as report:

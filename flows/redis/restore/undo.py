@@ -39,10 +39,11 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
     it again: it continues. Undo: run it again. Evidence: keys before and after.
 
     Args:
-        environment: 対象の環境
-        kept: latest、または取り置きディレクトリの名前 (….superseded_YYYYMMDD_HHMMSS)
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        kept: latest, or the name of a superseded directory (….superseded_YYYYMMDD_HHMMSS)
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook(

@@ -38,7 +38,7 @@ def check_redis_settings(environment: str) -> Report:
     are accepted, and so is any file name. Since version 7 `appendonly.aof` is only the beginning of the files' names.
 
     Args:
-        environment: 対象の環境 (lab, staging, production …)
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Check Redis settings", env) as report:
@@ -84,15 +84,18 @@ def apply_redis_settings(
     `appendonly yes` only in the file, a restart would load a missing AOF: 0 keys.
 
     Args:
-        environment: 対象の環境
-        names: 対象の設定名。空なら不足している項目すべて (推奨値と同等以上の値は、ここで指定した場合だけ変える)
-        override: 一時的な設定。例 maxmemory 2gb。空ならマニュアルの値を適用。names と同時には指定できない
-        override_hours: 一時的な設定の有効期間 (時間)
-        reason: 一時的な設定の理由。記録に残る。空でもよい
-        everywhere: 到達できるレプリカにも適用する。指定しない場合、レプリカは元の値のまま
-        master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        names: Settings. Empty: all that are missing (a value that is at least the recommended one changes only if it is
+            named here)
+        override: Temporary settings (e.g. maxmemory 2gb). Empty: apply the manual's values. Not together with names
+        override_hours: How long the temporary settings are valid, in hours
+        reason: Reason for the temporary settings, for the record. May be empty
+        everywhere: Also apply them to the reachable replicas. Off: replicas keep their values
+        master: Only if no quorum of Sentinels names the master: host:port of the server that you verified as master.
+            Usually empty
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Apply Redis settings", env, confirm, plan, changes=True) as report:
@@ -139,12 +142,14 @@ def undo_redis_settings(
     Departs from the manual: the manual does not undo an emergency's `maxmemory 2gb`.
 
     Args:
-        environment: 対象の環境
-        record: 元に戻す記録の名前。空なら現在のマスターの最新のもの
-        everywhere: 到達できるレプリカの最新の記録も元に戻す
-        master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
-        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
-        confirm: 環境名を入力すると実行。空なら計画だけを表示
+        environment: Environment (lab, staging, production …)
+        record: Name of the record to undo. Empty: the newest of the current master
+        everywhere: Also undo the newest record of the reachable replicas
+        master: Only if no quorum of Sentinels names the master: host:port of the server that you verified as master.
+            Usually empty
+        plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
+            plan
+        confirm: Type the environment's name to carry it out. Empty: only show the plan
     """
     env = Environment.find(environment)
     with runbook("Undo Redis settings", env, confirm, plan, changes=True) as report:

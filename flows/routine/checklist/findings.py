@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from blocks.environment import Environment
-from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, ChecklistAnswer
+from flows.routine.checklist.forms import NOT_DONE, RESULTS, ChecklistAnswer
 from flows.routine.checklist.history import COLUMNS, FACT, TABLE, Past, history
 from flows.routine.checklist.questions import Answered
 from runbook import clock
@@ -15,7 +15,7 @@ from runbook.units import duration
 
 def report_results(report: Report, env: Environment, found: Answered, past: Past | None) -> None:
     """Findings about every box and the due date, and a table of earlier answers."""
-    report.fact(FACT, f"{found.checklist.name}: {found.checklist.title} ({found.checklist.section})")
+    report.fact(FACT, f"{found.checklist.name}: {found.checklist.en}, {found.checklist.section}")
     report.fact("launched", f"{found.launched.astimezone(env.zone):%Y-%m-%d %H:%M}")
     report.fact("due", found.due)
     for one in found.answers:
@@ -23,21 +23,21 @@ def report_results(report: Report, env: Environment, found: Answered, past: Past
     _judge_due(report, env, found)
     _judge_minutes(report, found)
     report.table(TABLE, COLUMNS, [_row(env, one) for one in found.answers])
-    columns = ("answered", "status", "実施", "未実施", "対象外", "who", "report")
+    columns = ("answered", "status", *RESULTS, "who", "report")
     report.table("Earlier answers", columns, history(env, found.checklist.name))
-    counts = {result: sum(one.result == result for one in found.answers) for result in (DONE, NOT_DONE, NOT_APPLICABLE)}
-    told = ", ".join(f"{result} {count}" for result, count in counts.items())
-    report.outcome = f"{found.checklist.title}: {len(found.answers)} boxes, {told}"
+    done, undone, rest = (sum(one.result == result for one in found.answers) for result in RESULTS)
+    told = f"{done} boxes carried out, {undone} not carried out, {rest} not applicable"
+    report.outcome = f"{found.checklist.en}: {told}"
 
 
 def _judge(report: Report, one: ChecklistAnswer, past: Past | None) -> None:
-    before = past.rows.get((one.phase.title, one.box.text)) if past else None
-    again = f" — 前回 {past.day} も未実施" if past and before and before[2] == NOT_DONE else ""
+    before = past.answer(one.phase, one.box) if past else None
+    again = f"not carried out on {past.day} either" if past and before and before[2] == NOT_DONE else ""
     report.require(
-        f"{one.phase.title}: {one.box.text}",
+        f"{one.phase.en}: {one.box.en}",
         one.result != NOT_DONE,
         f"do it, then launch run-checklist again: {one.box.how}",
-        value=f"{one.result} ({one.who}){f': {one.note}' if one.note else ''}{again}",
+        value="; ".join(filter(None, (f"{one.result}: {one.who}", one.note, again))),
         worst=Status.CRITICAL if one.box.must else Status.WARN,
     )
 
@@ -63,7 +63,7 @@ def _judge_minutes(report: Report, found: Answered) -> None:
         took, since = at - since, at
         rows.append((phase.heading, _clock(at), duration(max(took.total_seconds(), 0.0))))
         if phase.minutes and took > timedelta(minutes=phase.minutes):
-            long.append(f"{phase.title} {duration(took.total_seconds())}")
+            long.append(f"{phase.en}: {duration(took.total_seconds())}")
     if not any(phase.minutes for phase in found.checklist.phases):
         return
     report.table("Phases, from answer to answer", ("phase", "answered", "took"), rows)
@@ -81,4 +81,4 @@ def _clock(at: datetime) -> str:
 
 def _row(env: Environment, one: ChecklistAnswer) -> tuple[str, ...]:
     when = f"{one.at.astimezone(env.zone):%Y-%m-%d %H:%M}"
-    return (one.phase.title, one.box.text, one.result, one.who, when, one.note, one.link)
+    return (one.phase.en, one.box.en, one.result, one.who, when, one.note, one.link)

@@ -11,16 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from prefect.input import RunInput
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.config import JsonDict
 
 from flows.routine.checklist.texts import Box, Phase
+from runbook.language.say import label, say
 
-Result = Literal["実施", "未実施", "対象外"]
-DONE, NOT_DONE, NOT_APPLICABLE = get_args(Result)
+DONE, NOT_DONE, NOT_APPLICABLE = RESULTS = ("carried out", "not carried out", "not applicable")
+"""As reports have them; the form shows them in the environment's language."""
+_OLDER = {"実施": DONE, "未実施": NOT_DONE, "対象外": NOT_APPLICABLE}
 LINK = r"^(https?://\S+)?$"
 LEAST_WHY = 3
 
@@ -31,7 +33,7 @@ class ChecklistAnswer:
 
     phase: Phase
     box: Box
-    result: Result
+    result: str
     who: str
     at: datetime
     note: str
@@ -41,12 +43,11 @@ class ChecklistAnswer:
 def form(phase: Phase, description: str, hints: Mapping[str, str], filled: Mapping[str, Any]) -> type[RunInput]:
     """The form of a phase: who answers, and for each box a result, who did it, a note and a link. `hints` are shown
     with the boxes (by id); `filled` has earlier answers, and is filled in."""
-    fields: dict[str, Any] = {
-        "who": (_shown(str, "回答者 (氏名)", "この回答に責任を持つ人", max_length=80), filled.get("who", ...))
-    }
+    who = _shown(str, label("Your name"), say("Who is responsible for these answers"), max_length=80)
+    fields: dict[str, Any] = {"who": (who, filled.get("who", ...))}
     for box in phase.boxes:
-        title = f"☐ {box.text}" + (" *" if box.must else "")
-        extra: JsonDict = {"title": title, "description": hints.get(box.id, box.how)}
+        title = f"☐ {say(box.en)}" + (" *" if box.must else "")
+        extra: JsonDict = {"title": title, "description": hints.get(box.id, say(box.how))}
         model = _box_model(box, filled.get(_field(box), {}))
         fields[_field(box)] = (Annotated[model, Field(json_schema_extra=extra)], ...)
     made: type[RunInput] = create_model("Checklist", __base__=RunInput, **fields)
@@ -55,14 +56,15 @@ def form(phase: Phase, description: str, hints: Mapping[str, str], filled: Mappi
 
 
 def _box_model(box: Box, filled: Mapping[str, Any]) -> type[BaseModel]:
-    result = _shown(Result, "結果", "未実施と対象外にはメモに理由を書く")
-    who = _shown(str, "実施者", "空なら回答者", max_length=80)
-    note = _shown(str, "メモ", "結果、理由、時刻など (秘密は書かない)", max_length=2000)
-    link = _shown(str, "リンク", "レポート、課題、文書 (https://…)", pattern=LINK, max_length=500)
+    why = say("If it was not carried out or is not applicable, write the reason in the note")
+    result = _shown(Literal[tuple(map(say, RESULTS))], label("Result"), why)
+    who = _shown(str, label("Carried out by"), say("Empty: you"), max_length=80)
+    note = _shown(str, label("Note"), say("Result, reason, time (no secrets)"), max_length=2000)
+    link = _shown(str, label("Link"), say("A report, an issue, a document (https://…)"), pattern=LINK, max_length=500)
     return create_model(
         f"Box_{_field(box)}",
         __config__=ConfigDict(extra="forbid"),
-        result=(result, filled.get("result", ...)),
+        result=(result, say(filled["result"]) if "result" in filled else ...),
         who=(who, filled.get("who", "")),
         note=(note, filled.get("note", "")),
         link=(link, filled.get("link", "")),
@@ -79,14 +81,29 @@ def _field(box: Box) -> str:
 
 
 def fitting(phase: Phase, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The answers to another form of this phase that fit the fields of this form."""
+    """The answers to another form of this phase that fit the fields of this form. That form may have been in another
+    language."""
     fields = ("who", *(_field(box) for box in phase.boxes))
-    return {name: given[name] for name in fields if isinstance(given.get(name), str if name == "who" else dict)}
+    fit = {name: given[name] for name in fields if isinstance(given.get(name), str if name == "who" else dict)}
+    return english(fit)
+
+
+def english(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A form's answers with their results as reports have them."""
+    return {
+        name: {**one, "result": result_of(one["result"])} if isinstance(one, dict) and "result" in one else one
+        for name, one in given.items()
+    }
+
+
+def result_of(text: str) -> str:
+    """The result that a form or an older report has in another language."""
+    return next((one for one in RESULTS if text == say(one)), _OLDER.get(text, text))
 
 
 def answers(phase: Phase, given: RunInput, at: datetime) -> list[ChecklistAnswer]:
     """The answers, by box."""
-    found = given.model_dump()
+    found = english(given.model_dump())
     rows = [(box, found[_field(box)]) for box in phase.boxes]
     return [
         ChecklistAnswer(
@@ -107,9 +124,9 @@ def problems(given: list[ChecklistAnswer]) -> list[str]:
     found = []
     for one in given:
         if not one.who:
-            found.append(f"「{one.box.text}」: 回答者がありません")
+            found.append(say(f"“{one.box.en}”: your name is missing"))
         if one.result != DONE and len(one.note) < LEAST_WHY:
-            found.append(f"「{one.box.text}」: {one.result} の理由をメモに書いてください")
+            found.append(say(f"“{one.box.en}”: write in the note why it is {one.result}"))
         if not re.fullmatch(LINK, one.link):
-            found.append(f"「{one.box.text}」: リンクは https:// で始まります")
+            found.append(say(f"“{one.box.en}”: a link begins with https://"))
     return found

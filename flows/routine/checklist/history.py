@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from blocks.environment import Environment
+from flows.routine.checklist.forms import NOT_DONE, RESULTS, result_of
 from flows.routine.checklist.texts import DRILL, Box, Checklist, Phase
 from runbook.errors import OpsError
+from runbook.language.say import label, say
 from tasks.reports.past import FiledReport, filed, last
 
 RUNBOOK = "run-checklist"
@@ -21,7 +23,7 @@ MOST_NOTE = 160
 
 @dataclass(frozen=True)
 class Past:
-    """The last answers to a checklist: (phase, box) → the row of its report."""
+    """The last answers to a checklist: (phase, box) → the row of its report. Older reports are Japanese."""
 
     filed: FiledReport
     rows: Mapping[tuple[str, str], list[str]]
@@ -31,27 +33,34 @@ class Past:
         """The date of the answers."""
         return f"{self.filed.finished:%Y-%m-%d}"
 
+    def answer(self, phase: Phase, box: Box) -> list[str] | None:
+        """The row of a box, with its result in English."""
+        row = self.rows.get((phase.en, box.en)) or self.rows.get((phase.ja, box.ja))
+        return [*row[:2], result_of(row[2]), *row[3:]] if row else None
+
     def hint(self, phase: Phase, box: Box) -> str:
-        """The box's text in the form: how to do it, and the last answer."""
-        row = self.rows.get((phase.title, box.text))
+        """The last answer, for the form; empty if there is none."""
+        row = self.answer(phase, box)
         if not row:
-            return box.how
+            return ""
         _, _, result, who, _, note, link = row
         said = " ".join(filter(None, (note[:MOST_NOTE], link)))
-        return f"{box.how} ／ 前回 {self.day}: {result} ({who}){' — ' if said else ''}{said}"
+        return f"{say(f'last time, on {self.day}')}: {say(result)} ({who}){': ' if said else ''}{said}"
+
+    def undone(self) -> list[list[str]]:
+        """The rows of the boxes that were not carried out."""
+        return [row for row in self.rows.values() if result_of(row[2]) == NOT_DONE]
 
     def summary(self) -> str:
         """The last answers in one line, for the head of the form."""
-        undone = [box for (_, box), row in self.rows.items() if row[2] == "未実施"]
-        return f"前回 {self.day}: 未実施 {'、'.join(undone) if undone else 'なし'}"
+        undone = ", ".join(say(row[1]) for row in self.undone())
+        return f"{say(f'last time, on {self.day}')}: {say('not carried out')}: {undone or label('none')}"
 
 
 def hint_for(box: Box, phase: Phase, past: Past | None, drilled: Mapping[str, str]) -> str:
     """A box's text in its form: how to do it, the newest drill's measurement, and the last answer."""
-    parts = [past.hint(phase, box) if past else box.how]
-    if box.measured and box.text in drilled:
-        parts.append(drilled[box.text])
-    return " ／ ".join(parts)
+    measured = (drilled.get(box.en) or drilled.get(box.ja, "")) if box.measured else ""
+    return " ／ ".join(filter(None, (say(box.how), past.hint(phase, box) if past else "", measured)))
 
 
 def drilled(env: Environment, checklist: Checklist) -> Mapping[str, str]:
@@ -87,8 +96,8 @@ def history(env: Environment, name: str) -> list[tuple[str, ...]]:
     """A row for each answered checklist, newest first."""
     rows = []
     for found in islice(answered(env, name), MOST):
-        results = [row[2] for row in found.rows(TABLE)]
-        counts = (str(results.count(result)) for result in ("実施", "未実施", "対象外"))
+        results = [result_of(row[2]) for row in found.rows(TABLE)]
+        counts = (str(results.count(result)) for result in RESULTS)
         who = ", ".join(dict.fromkeys(row[3] for row in found.rows(TABLE)))
         rows.append((f"{found.finished:%Y-%m-%d}", found.status, *counts, who, found.path.name))
     return rows

@@ -23,6 +23,7 @@ from flows.routine.checklist.history import Past, hint_for
 from flows.routine.checklist.texts import Checklist, Phase
 from runbook.errors import OpsError
 from runbook.guard.suspended import suspend
+from runbook.language.say import label, say
 from tasks.prefect.suspended_runs import read_inputs
 
 LAUNCH = "launch the deployment run-checklist in the Prefect UI: only there can people answer"
@@ -91,12 +92,12 @@ def _phase(asking: Asking, phase: Phase, before: list[ChecklistAnswer]) -> list[
         try:
             sent = _suspended(model, key)
         except ValidationError:  # the checklist was changed while somebody answered
-            filled, wrong = {}, ["チェックリストが回答中に変わりました。もう一度答えてください"]
+            filled, wrong = {}, [say("The checklist was changed in the meantime. Please answer again")]
             continue
-        filled, given = sent.model_dump(), forms.answers(phase, sent, _answered_at(key))
+        filled, given = forms.english(sent.model_dump()), forms.answers(phase, sent, _answered_at(key))
         if not (wrong := forms.problems(given)):
             return given
-    raise OpsError(f"{phase.title} was answered {MOST_ATTEMPTS} times, never completely", "run it again")
+    raise OpsError(f"{phase.en} was answered {MOST_ATTEMPTS} times, never completely", "run it again")
 
 
 def _suspended(model: type[RunInput], key: str) -> RunInput:
@@ -130,15 +131,16 @@ def _description(asking: Asking, phase: Phase, before: list[ChecklistAnswer], wr
     chosen = asking.checklist
     number = chosen.phases.index(phase) + 1
     lines = [
-        f"## {chosen.title} · {asking.env.title or asking.env.name}",
-        f"**{phase.heading}** ({number}/{len(chosen.phases)}) · 期限 **{asking.due}** · 担当 {chosen.owner}",
+        f"## {say(chosen.en)} · {asking.env.title or asking.env.name}",
+        f"**{say(phase.heading)}** ({number}/{len(chosen.phases)}) · {label('due')} **{asking.due}** · "
+        f"{label('owner')} {chosen.owner}",
     ]
     if wrong:
-        lines.append("### ⚠️ 直してください\n" + "\n".join(f"- {one}" for one in wrong))
-    lines.append("「*」は必須の項目 (未実施なら CRITICAL)。未実施・対象外には理由をメモに書く。")
-    undone = [one for one in before if one.result == forms.NOT_DONE]
+        lines.append("\n".join([f"### ⚠️ {say('Please correct this')}", *(f"- {one}" for one in wrong)]))
+    lines.append(say("“*” marks mandatory boxes (CRITICAL if they are not carried out)."))
+    undone = [say(one.box.en) for one in before if one.result == forms.NOT_DONE]
     if undone:
-        lines.append("ここまでの未実施: " + "、".join(one.box.text for one in undone))
+        lines.append(f"{say('Not carried out until now')}: {', '.join(undone)}")
     if asking.past:
         lines.append(asking.past.summary())
     return "\n\n".join(lines)

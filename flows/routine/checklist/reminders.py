@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from blocks.environment import Environment
-from flows.routine.checklist.forms import NOT_DONE
 from flows.routine.checklist.history import RUNBOOK, last_time
 from flows.routine.checklist.texts import DEFAULT, NAMES, Checklist, checklist
 from runbook.errors import OpsError
@@ -35,7 +34,7 @@ class _Due:
 
     @property
     def told(self) -> str:
-        return f"{self.checklist.title} ({self.run.name}) was due on {self.due}"
+        return f"{self.checklist.en} ({self.run.name}) was due on {self.due}"
 
 
 @flow(name="remind-checklists", flow_run_name=RunName("remind-checklists {environment}"))
@@ -44,13 +43,14 @@ def remind_checklists(environment: str) -> Report:
 
     Lists the runs of run-checklist that wait for an answer: phase, waiting time, due date and link. A checklist due
     today or tomorrow is WARN. An overdue one is WARN, and is escalated to its owner once a day as one incident. The
-    report also lists the boxes left undone in the last answers to each checklist. An expired temporary setting (付録A:
-    `max_connections = 300`, `maxmemory 2gb`) that is still set is reported and escalated in the same way. Run it daily.
+    report also lists the boxes left undone in the last answers to each checklist. An expired temporary setting
+    (appendix A: `max_connections = 300`, `maxmemory 2gb`) that is still set is reported and escalated in the same way.
+    Run it daily.
 
     It changes nothing, and launches escalate. If escalate is not deployed, the report is CRITICAL.
 
     Args:
-        environment: 対象の環境
+        environment: Environment (lab, staging, production …)
     """
     env = Environment.find(environment)
     with runbook("Remind checklists", env) as report:
@@ -97,9 +97,9 @@ def _escalate(report: Report, env: Environment, one: _Due, today: date) -> None:
 def _row(env: Environment, one: _Due, today: date) -> Sequence[object]:
     """A row of the table. A form's key is its phase's id and the number of the attempt."""
     name = one.run.key.rpartition("-")[0]
-    phase = next((phase.title for phase in one.checklist.phases if phase.id == name), one.run.key)
+    phase = next((phase.en for phase in one.checklist.phases if phase.id == name), one.run.key)
     since = f"{one.run.since.astimezone(env.zone):%Y-%m-%d %H:%M}"
-    return one.checklist.title, one.checklist.owner, phase, since, one.due, max(one.late(today), 0), one.run.link
+    return one.checklist.en, one.checklist.owner, phase, since, one.due, max(one.late(today), 0), one.run.link
 
 
 def _tell_undone(report: Report, env: Environment) -> None:
@@ -107,8 +107,7 @@ def _tell_undone(report: Report, env: Environment) -> None:
     rows = list[tuple[str, ...]]()
     for name in NAMES:
         if past := last_time(env, checklist(name)):
-            undone = [row for row in past.rows.values() if row[2] == NOT_DONE]
-            rows += [(checklist(name).title, past.day, row[0], row[1], row[3], row[5]) for row in undone]
+            rows += [(checklist(name).en, past.day, row[0], row[1], row[3], row[5]) for row in past.undone()]
     report.table("Left undone the last time", ("checklist", "answered", "phase", "box", "who", "note"), rows)
 
 

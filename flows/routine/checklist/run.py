@@ -10,6 +10,7 @@ from flows.routine.checklist.texts import DEFAULT, ChecklistName
 from flows.routine.checklist.texts import checklist as find_checklist
 from runbook.errors import OpsError
 from runbook.flow import flow
+from runbook.language.say import use_language
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -21,9 +22,10 @@ def run_checklist(
 ) -> Report:
     """チェックリスト: DR訓練の準備・当日・訓練後、監査、レビュー (§8.4, §7.1)
 
-    人にしかできない作業を1項目ずつ確認する。起動すると run は Suspended になり、フェーズごとのフォームが UI に出る。
-    run のページのメニューで Resume を選び、項目ごとに 実施・未実施・対象外、実施者、メモ、リンクを記入して送る。
-    最後のフェーズまで答えると、結果のレポートができる。答えている間に worker や server が再起動しても続きから再開する。
+    Goes through work that only people can do, box by box. The run suspends, and the UI shows a form for each phase.
+    Choose Resume in the menu of the run's page. For each box fill in the result (done, not done, not applicable), who
+    did it, a note and a link, then submit. After the last phase there is a report with all answers. If a worker or the
+    server restarts in between, the run continues where it was.
 
     Run it a week before a drill (drill_preparation), on the day (drill_day) and within a week after it
     (drill_follow_up); yearly (security_audit, architecture_review) and every quarter (cost_review). An undone box is
@@ -34,13 +36,13 @@ def run_checklist(
     what, when, with notes and links.
 
     Args:
-        environment: 対象の環境
-        checklist: drill_preparation 事前準備、drill_day 訓練当日、drill_follow_up 訓練後、
-            security_audit セキュリティ監査、architecture_review アーキテクチャレビュー、cost_review コストレビュー
-        due: 回答の期限 (例 2026-03-31、環境の時間帯)。空なら訓練日から、それもなければ起動日から数える
-        drill_date: 訓練日
-            (例 2026-03-31、環境の時間帯)。準備の期限は7日前、訓練後の期限は7日後になる。空なら due に従う
-        taken_over: 途中で失敗した run の id。その回答をフォームに入れておく。空なら白紙から
+        environment: Environment (lab, staging, production …)
+        checklist: drill_preparation, drill_day, drill_follow_up, security_audit, architecture_review or cost_review
+        due: Last day to answer (e.g. 2026-03-31, in the environment's time zone). Empty: counted from the day of the
+            drill, else of the launch
+        drill_date: Day of the drill (e.g. 2026-03-31, in the environment's time zone). Preparation is due 7 days
+            before, follow-up 7 days after. Empty: use due
+        taken_over: ID of a run that failed halfway: its answers are filled in. Empty: begin with an empty form
     """
     env = Environment.find(environment)
     past, found = _asked(env, checklist, due, drill_date, taken_over)
@@ -59,6 +61,7 @@ def _asked(
         chosen, launched = find_checklist(name), launched_at()
         last_day = chosen.due(launched.astimezone(env.zone).date(), due, drill_date)
         past = last_time(env, chosen)
-        return past, ask(Asking(env, chosen, launched, last_day, past, drilled(env, chosen), taken_over))
+        with use_language(env.language):
+            return past, ask(Asking(env, chosen, launched, last_day, past, drilled(env, chosen), taken_over))
     except OpsError as error:
         return None, error

@@ -1,6 +1,7 @@
-"""Checklists from `checklists/*.toml`: the manual's words, owners and due dates.
+"""Checklists from `checklists/*.toml`: texts in both languages, owners and due dates.
 
-The drill of §8.4 ticks the same boxes by measurement.
+Reports have the English texts; forms and pages show the environment's language, by the catalogue that `make messages`
+makes of these files (runbook/language/ja/checklists.po). The drill of §8.4 ticks the same boxes by measurement.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ DIRECTORY = Path(__file__).parents[1] / "checklists"
 
 @dataclass(frozen=True)
 class Box:
-    """One box. `how`: how to do or prove it; an undone `must` is CRITICAL; `measured`: the key of a drill's measurement
-    (empty: only a person can check it)."""
+    """One box. `ja`: as the manual writes it, where it is the manual's; `how`: how to do or prove it; an undone `must`
+    is CRITICAL; `measured`: the key of a drill's measurement (empty: only a person can check it)."""
 
     id: str
-    text: str
+    en: str
+    ja: str
     how: str
+    how_ja: str
     must: bool = False
     measured: str = ""
 
@@ -41,16 +44,29 @@ class Phase:
     """Boxes of one form. `minutes`: the manual's (0: it gives none)."""
 
     id: str
-    title: str
+    en: str
+    ja: str
     boxes: tuple[Box, ...]
     minutes: int = 0
     note: str = ""
+    note_ja: str = ""
+
+    @property
+    def short(self) -> str:
+        """`fault detection` of `Phase 1, fault detection`."""
+        return self.en.partition(", ")[2]
 
     @property
     def heading(self) -> str:
+        """`Phase 1, fault detection (15 min)`."""
+        note = self.note or (f"{self.minutes} min" if self.minutes else "")
+        return f"{self.en} ({note})" if note else self.en
+
+    @property
+    def heading_ja(self) -> str:
         """As the manual writes it: `フェーズ1: 障害検知（15分）`."""
-        note = self.note or (_written(self.minutes) if self.minutes else "")
-        return f"{self.title}（{note}）" if note else self.title
+        note = self.note_ja or (_written(self.minutes) if self.minutes else "")
+        return f"{self.ja}（{note}）" if note else self.ja
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,8 @@ class Checklist:
     """`due_days` count from the drill's day (None: no drill), `answer_days` from the launch."""
 
     name: str
-    title: str
+    en: str
+    ja: str
     section: str
     owner: str
     answer_days: int

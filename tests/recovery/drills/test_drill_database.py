@@ -94,9 +94,9 @@ def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused
     assert sum(seconds.values()) < report.seconds + 0.1, "no second is counted twice"
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
     assert len(boxes) == 31
-    assert boxes["ログイン機能確認"] == boxes["監視アラートの発火確認"] == "☑"
-    assert boxes["Redisデータのリストア"] == boxes["改善アクションの決定"] == "☐"
-    called = ("オンコール対応の確認", "エスカレーション手順の確認", "インシデント宣言", "ステークホルダー通知")
+    assert boxes["Log-in works"] == boxes["The monitoring alert fired"] == "☑"
+    assert boxes["Redis data was restored"] == boxes["Improvements are decided"] == "☐"
+    called = ("The on-call engineer responded", "The escalation worked", "The incident was declared", "Stakeholders were notified")
     assert {boxes[box] for box in called} == {"☑"}, "by the real escalation, on the drill's own channel"
     assert "山田 (run-drill)" in report.facts["acknowledged"]
     assert not (environment(system).reports_directory / "incidents").exists(), "nobody's phone rings"

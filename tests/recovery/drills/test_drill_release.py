@@ -50,8 +50,8 @@ def test_the_release_before_comes_back_and_the_bad_one_is_refused(system: System
     assert "the new version is healthy" in controls["a release that does not start"]
     assert finding(report, "the previous release runs after").startswith("OK healthy")
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
-    assert boxes["アプリケーションデプロイ"] == boxes["ヘルスチェック"] == "☑"
-    assert boxes["バックアップの最新化確認"] == "☐", "this scenario needs none"
+    assert boxes["The application was deployed"] == boxes["Health checks pass"] == "☑"
+    assert boxes["Backups are up to date"] == "☐", "this scenario needs none"
     assert (release(system), branches(system), system.sql("SELECT count(*) FROM users")) == (good, ["main"], users)
     assert system.healthy()
 

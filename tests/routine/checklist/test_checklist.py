@@ -50,7 +50,7 @@ def place(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def answers(**changed: dict[str, str]) -> dict[str, object]:
     """All done by 山田, but for what is changed."""
-    done = {"result": "実施", "who": "", "note": "", "link": ""}
+    done = {"result": "carried out", "who": "", "note": "", "link": ""}
     return {"who": "山田 太郎", **{box: done | changed.get(box, {}) for box in BOXES}}
 
 
@@ -96,57 +96,57 @@ def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incompl
     assert place.run(run)["state"]["name"] == "Suspended"
     started = place.run(run)["start_time"]
     box = schema["properties"]["date"]
-    assert box["title"] == "☐ 訓練日時の調整・通知 *"
-    assert "カレンダーの招待" in box["description"]
+    assert box["title"] == "☐ Date and time are agreed and announced *"
+    assert "calendar invitation" in box["description"]
     told = place.read(run, "suspended-preparation-1-description")
-    assert f"期限 **{due}**" in told
+    assert f"due **{due}**" in told
     assert reports(place) == [], "nothing is told of a run that waits"
 
     # The form's schema refuses what it can; the rest is asked again, by whichever worker is there.
-    assert place.answer(run, answers(date={"result": "たぶん"})) == "REJECT"
+    assert place.answer(run, answers(date={"result": "実施"})) == "REJECT"
     assert place.answer(run, answers(date={"link": "javascript:alert(1)"})) == "REJECT"
-    undone = {"result": "未実施", "who": "佐藤"}
+    undone = {"result": "not carried out", "who": "佐藤"}
     assert place.answer(run, answers(procedures=undone, backups={"note": "8時に確認"})) == "ACCEPT"
     place.start_worker()
     again = place.asks(run, "preparation-2")
-    assert "「参加者への手順書配布」: 未実施 の理由" in place.read(run, "suspended-preparation-2-description")
+    assert "“Participants have the procedures”: write in the note why it is not carried out" in place.read(run, "suspended-preparation-2-description")
     assert again["properties"]["who"]["default"] == "山田 太郎", "what was sent is filled in"
     assert "8時に確認" in json.dumps(again, ensure_ascii=False)
     whole = answers(
         procedures=undone | {"note": "配布先が決まらない"},
-        environment={"result": "未実施", "note": "lab が足りない"},
+        environment={"result": "not carried out", "note": "lab が足りない"},
         backups={"note": "8時に確認", "link": "https://example.com/1"},
     )
     assert place.answer(run, whole) == "ACCEPT"
     state = place.ends(run)
 
-    assert state["type"] == "FAILED", "訓練環境の準備 must be done"
+    assert state["type"] == "FAILED", "the drill environment must be ready"
     assert place.run(run)["start_time"] == started
     (report,) = reports(place)
     rows = {row[1]: row for row in table(report, "Checklist")}
-    assert [row[2] for row in rows.values()] == ["実施", "未実施", "実施", "未実施"]
-    assert rows["参加者への手順書配布"][3:] == ["佐藤", rows["訓練環境の準備"][4], "配布先が決まらない", ""]
-    assert rows["バックアップの最新化確認"][5:] == ["8時に確認", "https://example.com/1"]
+    assert [row[2] for row in rows.values()] == ["carried out", "not carried out", "carried out", "not carried out"]
+    assert rows["Participants have the procedures"][3:] == ["佐藤", rows["The drill environment is ready"][4], "配布先が決まらない", ""]
+    assert rows["Backups are up to date"][5:] == ["8時に確認", "https://example.com/1"]
     found = findings(report)
-    assert found["事前準備: 訓練環境の準備"]["status"] == "CRITICAL"
-    assert "make doctor" in found["事前準備: 訓練環境の準備"]["hint"]
-    assert found["事前準備: 参加者への手順書配布"]["status"] == "WARN"
+    assert found["Before the drill: The drill environment is ready"]["status"] == "CRITICAL"
+    assert "make doctor" in found["Before the drill: The drill environment is ready"]["hint"]
+    assert found["Before the drill: Participants have the procedures"]["status"] == "WARN"
     assert found["answered in time"]["status"] == "WARN"
     assert found["answered in time"]["value"] in {f"{days} days late" for days in late(due, begun)}
 
     # The next one shows what was said last time; and, where it takes that run over, has it filled in.
     run = place.launch("run-checklist", checklist="drill_preparation", drill_date=day(30), taken_over=run)
     schema = place.asks(run, "preparation-1")
-    assert "未実施 (佐藤) — 配布先が決まらない" in schema["properties"]["procedures"]["description"]
-    assert "前回" in place.read(run, "suspended-preparation-1-description")
+    assert "not carried out (佐藤): 配布先が決まらない" in schema["properties"]["procedures"]["description"]
+    assert "last time, on" in place.read(run, "suspended-preparation-1-description")
     assert schema["properties"]["who"]["default"] == "山田 太郎"
     assert "lab が足りない" in json.dumps(schema["definitions"]["Box_environment"], ensure_ascii=False)
-    applies = {"result": "対象外", "note": "全員が持っている"}
+    applies = {"result": "not applicable", "note": "全員が持っている"}
     assert place.answer(run, answers(procedures=applies)) == "ACCEPT"
     assert place.ends(run)["type"] == "COMPLETED"
     report = reports(place)[-1]
     assert report["status"] == "OK"
-    assert report["outcome"].endswith("4 boxes, 実施 3, 未実施 0, 対象外 1")
+    assert report["outcome"].endswith(": 3 boxes carried out, 0 not carried out, 1 not applicable")
     (before,) = table(report, "Earlier answers")
     assert before[1:5] == ["CRITICAL", "2", "2", "0"]
 
@@ -186,10 +186,10 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     assert told.name == "temporary setting max_connections of postgres"
     assert f"undo-postgres-settings with record={over.name}" in told.hint
     rows = {row[0]: row for item in report.evidence if item.name == "Waiting checklists" for row in item.rows}
-    assert rows["セキュリティ監査"][1:3] == ("セキュリティ", "脆弱性 (§3.2)")
-    assert rows["セキュリティ監査"][5] in map(str, late(due, begun))
-    assert rows["セキュリティ監査"][6:] == (f"{place.runs.ui}/runs/flow-run/{overdue}",)
-    assert rows["コスト最適化レビュー"][5] == "0"
+    assert rows["Security audit"][1:3] == ("セキュリティ", "Known vulnerabilities (§3.2)")
+    assert rows["Security audit"][5] in map(str, late(due, begun))
+    assert rows["Security audit"][6:] == (f"{place.runs.ui}/runs/flow-run/{overdue}",)
+    assert rows["Cost review"][5] == "0"
     assert len(rows) == 3
     found = {one.name: one.status for one in report.findings}
     assert found[f"run-checklist {place.name} security_audit"] is Status.WARN
@@ -203,7 +203,7 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     given = launched[f"checklist-{overdue}"]
     assert (given["owner"], given["run"], given["key"]) == ("セキュリティ", overdue, f"checklist-{overdue}")
     assert given["severity"] == "normal"
-    assert "セキュリティ監査" in given["what"]
+    assert "Security audit" in given["what"]
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_answers_outlive_the_server_and_every_worker(control: LabControl, tmp_pa
                 restart(control)
                 place.start_worker()
             ids = [box.id.replace("-", "_") for box in phase.boxes]
-            assert place.answer(run, {"who": f"回答者{number}", **{one: {"result": "実施"} for one in ids}}) == "ACCEPT"
+            assert place.answer(run, {"who": f"回答者{number}", **{one: {"result": "carried out"} for one in ids}}) == "ACCEPT"
         assert place.ends(run)["type"] == "COMPLETED"
         (report,) = reports(place)
     rows = table(report, "Checklist")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from datetime import date
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,15 @@ import yaml  # type: ignore[import-untyped]
 
 from flows.recovery.drills import checklist as drill
 from flows.recovery.drills.phases import MINUTES
+from flows.routine.checklist import forms
+from flows.routine.checklist.history import Past
 from flows.routine.checklist.questions import LAUNCH
 from flows.routine.checklist.run import run_checklist
 from flows.routine.checklist.texts import DRILL, NAMES, checklist
 from runbook.errors import OpsError, RunbookFailed
+from runbook.language.say import catalogue, use_language
+from tasks.reports.past import FiledReport
+from tests.test_deployments import JAPANESE
 
 ROOT = Path(__file__).parents[3]
 # §8.4, word for word.
@@ -79,7 +86,7 @@ def test_the_drill_s_checklists_are_the_manual_s_word_for_word() -> None:
     ours = []
     for name in DRILL:
         for phase in checklist(name).phases:
-            ours += [f"{'###' if phase.minutes else '##'} {phase.heading}", *(f"- [ ] {b.text}" for b in phase.boxes)]
+            ours += [f"{'###' if phase.minutes else '##'} {phase.heading_ja}", *(f"- [ ] {b.ja}" for b in phase.boxes)]
     assert ours == lines
     assert [len(checklist(name).boxes) for name in DRILL] == [4, 23, 4]
 
@@ -90,22 +97,57 @@ def test_the_day_is_the_manual_s_four_hours() -> None:
 
 
 def test_the_drill_ticks_the_same_boxes() -> None:
-    assert [box.text for box in drill.BOXES] == [box.text for name in DRILL for _, box in checklist(name).boxes]
+    assert [box.text for box in drill.BOXES] == [box.en for name in DRILL for _, box in checklist(name).boxes]
 
 
 def test_the_reviews_hold_the_manual_s_boxes() -> None:
-    assert [box.text for box in checklist("cost_review").phases[0].boxes] == list(COSTS)
-    assert set(SECURITY) <= {box.text for _, box in checklist("security_audit").boxes}
+    assert [box.ja for box in checklist("cost_review").phases[0].boxes] == list(COSTS)
+    assert set(SECURITY) <= {box.ja for _, box in checklist("security_audit").boxes}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_box_can_be_asked(name: str) -> None:
-    found = checklist(name)  # type: ignore[arg-type]
+    found, said = checklist(name), catalogue("ja").translate  # type: ignore[arg-type]
     assert len({phase.id for phase in found.phases}) == len(found.phases)
     for phase in found.phases:
         assert len({box.id for box in phase.boxes}) == len(phase.boxes)
-        assert all(box.how for box in phase.boxes), "how it is done, or proven"
+        for box in phase.boxes:
+            assert box.how, "how it is done, or proven"
+            assert not JAPANESE.search(box.en + box.how)
+            assert said(box.en) == box.ja, "make messages"
+            assert said(box.how) == box.how_ja
+        assert said(phase.heading) == phase.heading_ja
     assert any(box.must for _, box in found.boxes)
+
+
+def test_a_form_is_in_the_environment_s_language_and_its_report_in_english() -> None:
+    """Answers given in one language are filled in in the other; so are those of older reports."""
+    phase = checklist("drill_preparation").phases[0]
+    box = {"result": "未実施", "who": "", "note": "まだ決まらない", "link": ""}
+    given = {"who": "山田", **{one.id: box for one in phase.boxes}}
+    with use_language("ja"):
+        model = forms.form(phase, "", {}, {})
+        schema = model.model_json_schema()
+        sent = forms.answers(phase, model.model_validate(given), datetime.now(UTC))
+        assert forms.problems(sent) == []
+        (wrong, *_) = forms.problems([replace(one, note="") for one in sent])
+    assert schema["properties"]["date"]["title"] == "☐ 訓練日時の調整・通知 *"
+    assert "カレンダーの招待" in schema["properties"]["date"]["description"]
+    fields = schema["$defs"]["Box_date"]["properties"]
+    assert fields["result"]["enum"] == ["実施", "未実施", "対象外"]
+    assert all(JAPANESE.search(one["title"] + one["description"]) for one in fields.values())
+    assert wrong == "「訓練日時の調整・通知」: 未実施の理由をメモに書いてください"
+    assert {one.result for one in sent} == {forms.NOT_DONE}
+    english = forms.form(phase, "", {}, forms.fitting(phase, given)).model_json_schema()
+    assert english["$defs"]["Box_date"]["properties"]["result"]["default"] == "not carried out"
+    assert not JAPANESE.search(json.dumps(english["properties"]["date"], ensure_ascii=False))
+
+    rows = {("事前準備", "訓練環境の準備"): ["事前準備", "訓練環境の準備", "未実施", "佐藤", "2026-01-01 10:00", "", ""]}
+    filed = FiledReport(Path("x.json"), {"finished": "2026-01-01T10:00:00+09:00"})
+    past = Past(filed, rows)
+    answer = past.answer(phase, phase.boxes[1])
+    assert answer
+    assert answer[2] == forms.NOT_DONE
 
 
 def test_until_when() -> None:
@@ -130,7 +172,7 @@ def test_a_run_that_could_not_wait_says_so(small: str) -> None:
 
 def test_what_a_box_refers_to_is_there() -> None:
     """`how` names runbooks: a person must find them in the UI."""
-    text = " ".join(box.how for name in NAMES for _, box in checklist(name).boxes)
+    text = " ".join(box.how + " " + box.how_ja for name in NAMES for _, box in checklist(name).boxes)
     named = set(re.findall(r"(?<![\w/.-])[a-z]+(?:-[a-z]+)+(?![\w/.])", text))
     entries = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     deployed = {entry["entrypoint"].rpartition(".")[2].replace("_", "-") for entry in entries}

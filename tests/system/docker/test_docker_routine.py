@@ -67,6 +67,6 @@ def test_the_costs_page_tells_idle_containers_and_the_price_of_what_nobody_uses(
     assert saved["1 images without a name"] == ("5.0 MB", "0.00 USD", "launch clean-docker/dock")
     assert saved["1 stopped containers"][0] == "3.0 MB"
     sheet = reported(lambda: monthly_maintenance.fn(NAME, 1))
-    boxes = {row[2]: row for row in rows(sheet, "月次保守チェックリスト")}
+    boxes = {row[2]: row for row in rows(sheet, "Monthly checklist (§7.4)")}
     assert "clean-docker" in str(rows(sheet, "What could be saved"))
-    assert boxes["未使用リソース削減"][0].startswith("⚠")
+    assert boxes["Removal of unused resources"][0].startswith("⚠")

@@ -19,13 +19,13 @@ CONTROL_SECONDS = 10
 
 
 class BadRelease(Scenario):
-    """不良リリース."""
+    """Bad release."""
 
     name = "bad_release"
-    title = "不良リリース"
-    situation = "起動しないリリースが手作業で配備された"
-    goal = "直前のリリースへの切り戻し（§4.1）"
-    checks = "直前のリリースと同一のファイルで全機能正常動作、データ損失なし"
+    title = "Bad release"
+    situation = "A release that does not start was deployed by hand"
+    goal = "Rollback to the previous release (§4.1)"
+    checks = "The files are the previous release's and every function works; no data is lost"
     backups = ()
     sensors = ("application",)
 
@@ -84,10 +84,10 @@ class BadRelease(Scenario):
         return done
 
     def verify(self, drill: Drill) -> None:
-        """確認項目: the files are those of the previous release; the expectations are satisfied."""
+        """To be verified: the files are those of the previous release; the expectations are satisfied."""
         changed = find_differences(self._good(drill))
         drill.report.require(
-            "直前のリリースに復旧",
+            "previous release restored",
             not changed,
             "find out what else writes to these files",
             value=", ".join(changed[:3]) or "every file as committed",

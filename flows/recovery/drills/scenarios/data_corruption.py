@@ -32,13 +32,13 @@ OLDER = timedelta(seconds=30)
 
 
 class DataCorruption(Scenario):
-    """データ破損."""
+    """Data corruption."""
 
     name = "data_corruption"
-    title = "データ破損"
-    situation = "アプリケーションバグによるデータ破損"
-    goal = "特定時点へのポイントインタイムリカバリ"
-    checks = "破損前の状態に復旧"
+    title = "Data corruption"
+    situation = "A bug of the application corrupts data"
+    goal = "Point-in-time recovery to before the bug"
+    checks = "data as before the corruption"
     backups = ("cluster",)
     sensors = ("content",)
 
@@ -104,11 +104,11 @@ class DataCorruption(Scenario):
         return done
 
     def verify(self, drill: Drill) -> None:
-        """確認項目: the rows are those of before the bug; the expectations are satisfied."""
+        """To be verified: the rows are those of before the bug; the expectations are satisfied."""
         env, notes = drill.env, drill.half_done.notes
         found = _fingerprint(drill)
         drill.report.require(
-            "破損前の状態に復旧",
+            "data as before the corruption",
             str(found) == notes["fingerprint"],
             "find out which other transaction rewrote rows",
             value=found,

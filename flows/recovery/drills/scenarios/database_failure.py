@@ -27,13 +27,13 @@ PAUSED, FOREIGN = "replay paused on the standby", "a standby of another cluster 
 
 
 class DatabaseFailure(Scenario):
-    """データベース障害."""
+    """Database failure."""
 
     name = "database_failure"
-    title = "データベース障害"
-    situation = "プライマリDBサーバーのディスク障害"
-    goal = "スタンバイDBへのフェイルオーバー（RTO: 1時間）"
-    checks = "データ損失なし（RPO: 0）、全機能正常動作"
+    title = "Database failure"
+    situation = "A disk of the primary database server fails"
+    goal = "Failover to the standby database (RTO: 1 hour)"
+    checks = "No data is lost (RPO: 0); every function works"
     backups = ("cluster",)
     needs = ("standby",)
     sensors = ("database",)
@@ -82,7 +82,7 @@ class DatabaseFailure(Scenario):
         env = drill.env
         stopped = read_services(env.services, env.services_in(START_ORDER[1:])).stopped
         drill.report.require(
-            "全機能正常動作",
+            "every function works",
             not stopped,
             "start them, and check their logs",
             value=", ".join(stopped) or "every service runs",

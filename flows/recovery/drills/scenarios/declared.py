@@ -132,7 +132,7 @@ def left_behind(left: UnfinishedDrill) -> Declared | None:
 class Declared(Scenario):
     """A declaration as a scenario: the same phases, ledgers and controls."""
 
-    checks = "検知、データ損失、復旧時間"
+    checks = "Detection, lost data, recovery time"
     backups = ()
 
     def __init__(self, declaration: Declaration) -> None:

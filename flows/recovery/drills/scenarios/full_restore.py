@@ -21,10 +21,10 @@ class FullRestore(Scenario):
     """全データの喪失. It rehearses the restore from dumps: its negative control sabotages them."""
 
     name = "full_restore"
-    title = "全データ喪失"
-    situation = "データベース、Redis、アプリケーションファイルの同時喪失"
-    goal = "バックアップからの完全システムリストア（§8.2）"
-    checks = "RPO/RTO定義（§8.1）の達成、全機能正常動作"
+    title = "Loss of all data"
+    situation = "Database, Redis and application files are lost at the same time"
+    goal = "Full restore from backups (§8.2)"
+    checks = "The RPO and RTO of §8.1 are met; every function works"
     backups = ("postgres", "redis", "files")
     sensors = ("application", "database")
 
@@ -72,7 +72,7 @@ class FullRestore(Scenario):
         return done
 
     def verify(self, drill: Drill) -> None:
-        """全機能正常動作: the live data satisfies the expectations."""
+        """Every function works: the live data satisfies the expectations."""
         detection.require_expectations(drill)
 
     def settle(self, drill: Drill) -> None:

@@ -36,13 +36,13 @@ ATTESTED = "the drill: it has killed every process of the region itself"
 
 
 class RegionOutage(Scenario):
-    """リージョン障害."""
+    """Region outage."""
 
     name = "region_outage"
-    title = "リージョン障害"
-    situation = "メインリージョン全体のネットワーク障害"
-    goal = "DRリージョンへの切り替え（RTO: 4時間）"
-    checks = "1時間以内のデータ復旧（RPO: 1時間）"
+    title = "Region outage"
+    situation = "A network failure of the whole main region"
+    goal = "Switch to the DR region (RTO: 4 hours)"
+    checks = "Data is recovered to within one hour (RPO: 1 hour)"
     backups = ("cluster", "redis", "files")
     needs = ("endpoint",)
     sensors = ("application", "database")
@@ -125,7 +125,7 @@ class RegionOutage(Scenario):
         other = _other(drill.env)
         stopped = read_services(other.services, other.services_in(START_ORDER)).stopped
         drill.report.require(
-            "全機能正常動作",
+            "every function works",
             not stopped,
             "start them, and check their logs",
             value=", ".join(stopped) or "every service runs",
