@@ -16,12 +16,12 @@ from tasks.recovery_points.standing import Recoverable, RecoveryStanding
 
 NOW = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
 MESSAGES = {
-    "one-time code": "ワンタイムコード (code)",
-    "only this plan is approved": "この計画だけを承認する",
-    "Without an approval within {minutes} minutes the run fails.": "{minutes} 分以内に承認されなければ、実行は失敗します。",
+    "One-time code": "ワンタイムコード",
+    "Only this plan is approved": "この計画だけを承認する",
+    "Without an approval within {minutes} minutes the run fails": "{minutes} 分以内に承認されなければ、実行は失敗します",
     "every function works": "全機能正常動作",
     "every service runs": "すべてのサービスが稼働中",
-    "what is checked": "確認項目",
+    "to be verified": "確認項目",
     "Recovery board": "復旧ボード",
     "resource": "対象",
     "never measured": "未測定",
@@ -38,7 +38,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 def drilled(language: say.Language) -> Report:
     report = Report("DR drill", "lab", language=language, started=NOW, finished=NOW)
     report.passed("every function works", value="every service runs")
-    report.fact("what is checked", "every function works")
+    report.fact("to be verified", "every function works")
     report.table("every function works", ("resource", "n"), [("database", 1)])
     return report
 
@@ -61,9 +61,9 @@ def shown(language: say.Language) -> dict[str, str]:
 
 
 EXPECTED = {
-    "form": ("one-time code", "only this plan is approved"),
-    "request": ("Without an approval within 30 minutes the run fails.",),
-    "drill": ('lang="en"', "every function works", "every service runs", "what is checked", "resource"),
+    "form": ("One-time code", "Only this plan is approved"),
+    "request": ("Without an approval within 30 minutes the run fails",),
+    "drill": ('lang="en"', "every function works", "every service runs", "to be verified", "resource"),
     "board": ('lang="en"', "Recovery board", "resource", "never measured", "never proven by a restore: run verify-backup"),
     "artifact": ("Recovery board", "resource", "never measured"),
 }
@@ -74,6 +74,6 @@ def test_each_page_is_in_the_language_of_its_environment() -> None:
     known = {**MESSAGES, 'lang="en"': 'lang="ja"'}
     for name, texts in EXPECTED.items():
         for text in texts:
-            expected = known.get(text, "30 分以内に承認されなければ、実行は失敗します。")
+            expected = known.get(text, "30 分以内に承認されなければ、実行は失敗します")
             assert text in english[name] and expected not in english[name], (name, text)
             assert expected in japanese[name] and text not in japanese[name], (name, text)
