@@ -86,7 +86,13 @@ def test_the_message_is_in_the_language_of_the_environment(duty: Duty, monkeypat
     acknowledge_incident.fn(NAME, by="佐藤")
     first, second = (letter.get_content() for letter in duty.mail.letters)
     shown = "API エラーレート (メトリクス api.error_ratio): 40 % (limit 5 %): backup が始まらない: worker を確認"
-    for told in (f"内容: {shown}", "重大度: 重大", "担当: セキュリティ", "連絡済み: なし (最初の連絡)", "対応する人は確認してください: "):
+    for told in (
+        f"内容: {shown}",
+        "重大度: 重大",
+        "担当: セキュリティ",
+        "連絡済み: なし (最初の連絡)",
+        "対応する人は確認してください: ",
+    ):
         assert told in first, first
     assert f"佐藤 が対応中: {shown}" in " ".join(str(duty.mail.letters[1]["Subject"]).split())
     assert "対応者: 佐藤 (" in second
