@@ -62,6 +62,11 @@ class Template:
         return sum(map(str.isalpha, "".join(self.parts)))
 
     @property
+    def fixed(self) -> int:
+        """Its characters between the values."""
+        return len("".join(self.parts))
+
+    @property
     def longest(self) -> str:
         return max(self.parts, key=len)
 
@@ -87,7 +92,7 @@ class Catalogue:
         self._whole = {message: text for message, text in messages.items() if not _VALUE.search(message)}
         made = [Template.of(*one) for one in messages.items() if _VALUE.search(one[0])]
         able = [(one.longest, one) for one in made if one.letters >= FEWEST_LETTERS]
-        self._templates: Sequence[tuple[str, Template]] = sorted(able, key=lambda one: -one[1].letters)
+        self._templates: Sequence[tuple[str, Template]] = sorted(able, key=lambda one: (-one[1].letters, -one[1].fixed))
         self._known: dict[tuple[str, bool], str] = {}
 
     def translate(self, text: str, *, words: bool = False) -> str:
@@ -106,7 +111,7 @@ class Catalogue:
         if flat in self._whole:
             return self._whole[flat]
         fits = list(self._fits(flat))
-        within_clause = [one for one in fits if not any("; " in value or ". " in value for value in one[1].values())]
+        within_clause = [one for one in fits if not _spans_clauses(*one)]
         if within_clause:
             return self._filled(*within_clause[0], depth)
         return self._by_parts(flat, depth) or (self._filled(*fits[0], depth) if fits else text)
@@ -123,12 +128,20 @@ class Catalogue:
 
     def _by_parts(self, text: str, depth: int) -> str:
         """Joined clauses, each translated; "" where none could be."""
-        for separator in SEPARATORS:
+        for separator in filter(text.__contains__, SEPARATORS):
             parts = text.split(separator)
             made = [self._translated(part, True, depth - 1) for part in parts]
             if made != parts:
                 return _sentences(made) if separator == ". " else separator.join(made)
         return ""
+
+
+def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
+    """Whether a value is more than one clause: `{failed} of {number} requests failed` is no message of
+    `API error rate: 8 of 20 requests failed`, but of its second clause."""
+    if not template.parts[0] and ": " in values[template.names[0]]:
+        return True
+    return any("; " in one or ". " in one or one.count("(") != one.count(")") for one in values.values())
 
 
 def _sentences(parts: Sequence[str]) -> str:

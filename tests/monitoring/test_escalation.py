@@ -39,6 +39,7 @@ MESSAGES = {
     "{flow} does not start: check the worker": "{flow} が始まらない: worker を確認",
     "{title} (metric {name})": "{title} (メトリクス {name})",
     "API error rate": "API エラーレート",
+    "{show} (limit {show2})": "{show} (上限 {show2})",
 }
 
 
@@ -81,11 +82,11 @@ def test_the_message_is_in_the_language_of_the_environment(duty: Duty, monkeypat
     monkeypatch.setattr(say, "catalogue", lambda language: known)
     path = duty.base / "trial.toml"
     path.write_text(path.read_text().replace('timezone = "Asia/Tokyo"\n', 'timezone = "Asia/Tokyo"\nlanguage = "ja"\n'))
-    what = f"{ALARMS['api.error_ratio'].full_title}: 40 % (limit 5 %): {wording.not_started('backup')}"
+    what = f"{ALARMS['api.error_ratio'].full_title}: 40 % (limit 5 %): 8 of 20 requests failed"
     report = escalate.fn(NAME, what=what, owner="セキュリティ", severity="severe")
     acknowledge_incident.fn(NAME, by="佐藤")
     first, second = (letter.get_content() for letter in duty.mail.letters)
-    shown = "API エラーレート (メトリクス api.error_ratio): 40 % (limit 5 %): backup が始まらない: worker を確認"
+    shown = "API エラーレート (メトリクス api.error_ratio): 40 % (上限 5 %): リクエスト 20 件中 8 件が失敗"
     for told in (
         f"内容: {shown}",
         "重大度: 重大",
