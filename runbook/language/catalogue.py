@@ -138,8 +138,9 @@ class Catalogue:
 
 def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
     """Whether a value is more than one clause: `{failed} of {number} requests failed` is no message of
-    `API error rate: 8 of 20 requests failed`, but of its second clause."""
-    if not template.parts[0] and ": " in values[template.names[0]]:
+    `API error rate: 8 of 20 requests failed`, but of its second clause. The value at the end may have a colon."""
+    inner = template.names if template.parts[-1] else template.names[:-1]
+    if any(": " in values[name] for name in inner):
         return True
     return any("; " in one or ". " in one or one.count("(") != one.count(")") for one in values.values())
 

@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 from prefect.utilities.callables import parameter_schema
 
-from flows.monitoring import wording
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
 from flows.monitoring.incident import due_next
