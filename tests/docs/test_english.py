@@ -32,8 +32,11 @@ ALLOWED = {
 
 
 def literals(path: Path) -> Iterator[str]:
-    """A module's texts but for docstrings: a flow's begins with the manual's title."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """The texts of a module that has Japanese ones, but for docstrings: a flow's begins with the manual's title."""
+    text = path.read_text(encoding="utf-8")
+    if not JAPANESE.search(text):
+        return
+    tree = ast.parse(text)
     docstrings = {id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr)}
     for one in ast.walk(tree):
         if isinstance(one, ast.Constant) and isinstance(one.value, str) and id(one) not in docstrings:
