@@ -1,7 +1,7 @@
 """Every metric that has a limit: its unit, its default limits, its source. `[thresholds]` takes these names only.
 
-WARN above the first limit, CRITICAL above the second. The manual's own alarms are those of appendix B (monitoring) and of
-§8.1 (the RPO); the others are this project's.
+WARN above the first limit, CRITICAL above the second. The manual's own alarms are those of appendix B (monitoring) and
+of §8.1 (the RPO); the others are this project's.
 """
 
 from __future__ import annotations
