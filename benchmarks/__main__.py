@@ -58,7 +58,7 @@ def main() -> int:
 
             suite = Suite(up(), os.environ["OPS_APPLICATION_PASSWORD"])
             suite.run(chosen.only)
-    except (OpsError, psycopg.Error, httpx.HTTPError) as error:
+    except (OpsError, psycopg.Error, httpx.HTTPError, OSError) as error:
         print(error, file=sys.stderr)
         if suite and suite.figures:
             _show(suite, chosen.megabytes, before, chosen.json)

@@ -96,7 +96,8 @@ class Peers:
             saves = client.info("persistence")["rdb_saves"]
             client.bgsave()
             until(lambda: client.info("persistence")["rdb_saves"] > saves, what="BGSAVE's end", seconds=60)
-        shutil.copy(Path(self.place.status["redis"]["data"]) / "dump.rdb", self.directory / f"dump_{DATE}.rdb")
+            set_to = client.config_get("dir", "dbfilename")
+        shutil.copy(Path(set_to["dir"]) / set_to["dbfilename"], self.directory / f"dump_{DATE}.rdb")
 
     def recover(self, options: str = "") -> Recovered:
         """§8.2: disaster_recovery.sh, with options of pg_restore."""

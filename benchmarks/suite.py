@@ -87,7 +87,8 @@ class Suite:
             self.place.call(backup)
         peers.back_up()
         peers.save_redis()
-        self.figures += RecoveryChapter(self.place, peers, self.place.rows()).figures()
+        for figure in RecoveryChapter(self.place, peers, self.place.rows()).figures():
+            self.figures.append(figure)
 
     def backups(self, peers: Peers) -> list[Called]:
         """Backup against `pg_dump -F c -b -v`, and against its own pg_dump alone."""

@@ -64,7 +64,7 @@ class Environment(Block):
     _ranked: list[Postgres] = PrivateAttr(default_factory=list)
 
     name: str
-    title: str = Field(default="", description="for people, e.g. 本番環境")
+    title: str = Field(default="", description="for people, e.g. Production")
     tier: Tier = "development"
     timezone: str = "Asia/Tokyo"
     language: Language = Field(default="en", description="of reports and forms: en or ja")

@@ -59,6 +59,8 @@ def messages(path: Path) -> Iterator[tuple[str, int]]:
     unseen = set(_unseen(tree))
     short = set(_arguments_of_verbs(tree))
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield from ((text, node.lineno) for text in _counted(node))
         if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in unseen:
             continue
         text = " ".join(template(node).split())
@@ -128,6 +130,13 @@ def _arguments_of_verbs(tree: ast.AST) -> Iterator[int]:
             yield from (id(one) for one in (*texts, *lists))
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple) and "columns" in ast.unparse(node.targets[0]).lower():
             yield from map(id, node.value.elts)
+
+
+def _counted(node: ast.Call) -> Iterator[str]:
+    """`{number} backup` and `{number} backups` of `counted(number, "backup")`."""
+    nouns = [one.value for one in node.args[1:] if isinstance(one, ast.Constant)]
+    if _called(node) == "counted" and nouns:
+        yield from (f"{{number}} {noun}" for noun in (*nouns, f"{nouns[0]}s")[:2] if len(noun) > 2)
 
 
 def _called(node: ast.Call) -> str:

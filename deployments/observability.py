@@ -67,7 +67,7 @@ def _of_alarm(row: Alarm, limits: Limits) -> list[dict[str, Any]]:
             f"Ops{camel}",
             f"{name} > {limit:g}",
             SEVERITY[row.severity],
-            f"{row.title} over {row.show(limit)} (付録B {row.action})",
+            f"{row.title} over {row.show(limit)} (appendix B: {row.action})",
             row.hint,
             minutes,
         ),

@@ -21,6 +21,7 @@ from runbook.guard import approval
 from runbook.guard.approval import Approved, ApprovedPlanChanged
 from runbook.guard.approval_form import described
 from runbook.guard.codes import CodeRefused
+from runbook.language.say import use_language
 from runbook.report import Report, Status
 
 CODE, OVERRIDE = "OPS_APPROVAL_CODE", "OPS_APPROVAL_OVERRIDE"
@@ -56,8 +57,10 @@ def _request_approval(env: Environment, approvals: Approval, planned: Report) ->
     plan, launcher = planned.facts["plan"], os.environ.get("SUDO_USER") or getpass.getuser()
     ends = datetime.now(UTC) + timedelta(minutes=approvals.minutes)
     override = f" In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
+    with use_language(planned.language):
+        shown = described(planned)
     print(
-        f"{described(planned)}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
+        f"{shown}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
         f"person ({', '.join(approvals.approvers)}) within {approvals.minutes:g} minutes.{override}"
     )
     why = "no code was given"

@@ -27,6 +27,7 @@ from flows.approval import call_approved
 from runbook.drivers import exit_code
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.guard.alone import OPTION, refuse_maintenance
+from runbook.language.say import use_language
 from runbook.report import Report
 from runbook.wait import until
 
@@ -115,14 +116,19 @@ def launch(
         with contextlib.nullcontext() if answers or alone or without_prefect else refuse_maintenance():
             report = call_approved(flow.name, flow if answers else flow.fn, given)
     except RunbookFailed as error:
-        print(describe(error.report), end="")
+        print(_described(describe, error.report), end="")
         print(error.report.titled_sentence, file=sys.stderr)
         return 1
     except OpsError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{describe(report)}{report.titled_sentence}\nreport: {report.path}")
+    print(f"{_described(describe, report)}{report.titled_sentence}\nreport: {report.path}")
     return 0
+
+
+def _described(describe: Callable[[Report], str], report: Report) -> str:
+    with use_language(report.language):
+        return describe(report)
 
 
 def prefect_answers() -> bool:

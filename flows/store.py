@@ -256,7 +256,7 @@ def show_backups(report: Report, env: Environment) -> None:
     artifact = f"backups-{env.name}"
     more = f" (the artifact {artifact} lists all)" if len(listed) > MOST_SHOWN else ""
     report.table(f"All backups, newest first{more}", columns, listed, most=MOST_SHOWN)
-    show_table(artifact, f"すべてのバックアップ ({env.title or env.name})", columns, listed)
+    show_table(artifact, f"all backups of {env.title or env.name}", columns, listed)
     offer_backups(env.name, offered)
 
 

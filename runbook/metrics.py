@@ -1,6 +1,6 @@
 """Every metric that has a limit: its unit, its default limits, its source. `[thresholds]` takes these names only.
 
-WARN above the first limit, CRITICAL above the second. The manual's own alarms are those of 付録B (monitoring) and of
+WARN above the first limit, CRITICAL above the second. The manual's own alarms are those of appendix B (monitoring) and of
 §8.1 (the RPO); the others are this project's.
 """
 
@@ -45,14 +45,14 @@ class Metric:
         return {"s": duration, "B": size, "count": number}[self.unit](value)
 
 
-API_RESPONSE = Metric("api.response_seconds", 2, 5, "s", "response time of the API, 95th percentile", "付録B")
-API_ERRORS = Metric("api.error_ratio", 0.05, 0.05, "ratio", "share of requests answered with a 5xx status", "付録B")
-CONNECTIONS = Metric("postgres.connections.used_ratio", 0.8, 0.95, "ratio", "connections in use", "付録B")
-REPLICATION_LAG = Metric("postgres.replication.lag_seconds", 10, 10, "s", "lag of the slowest standby", "付録B")
-REDIS_MEMORY = Metric("redis.memory.used_ratio", 0.8, 0.9, "ratio", "memory in use, of maxmemory", "付録B")
-CPU = Metric("host.cpu.used_ratio", 0.8, 0.95, "ratio", "processor time in use", "付録B")
-DISK = Metric("host.disk.used_ratio", 0.85, 0.95, "ratio", "space in use on the fullest disk", "付録B")
-TOKENS = Metric("ai.tokens.budget_ratio", 0.8, 1, "ratio", "tokens used, of the month's budget", "付録B")
+API_RESPONSE = Metric("api.response_seconds", 2, 5, "s", "response time of the API, 95th percentile", "appendix B")
+API_ERRORS = Metric("api.error_ratio", 0.05, 0.05, "ratio", "share of requests answered with a 5xx status", "appendix B")
+CONNECTIONS = Metric("postgres.connections.used_ratio", 0.8, 0.95, "ratio", "connections in use", "appendix B")
+REPLICATION_LAG = Metric("postgres.replication.lag_seconds", 10, 10, "s", "lag of the slowest standby", "appendix B")
+REDIS_MEMORY = Metric("redis.memory.used_ratio", 0.8, 0.9, "ratio", "memory in use, of maxmemory", "appendix B")
+CPU = Metric("host.cpu.used_ratio", 0.8, 0.95, "ratio", "processor time in use", "appendix B")
+DISK = Metric("host.disk.used_ratio", 0.85, 0.95, "ratio", "space in use on the fullest disk", "appendix B")
+TOKENS = Metric("ai.tokens.budget_ratio", 0.8, 1, "ratio", "tokens used, of the month's budget", "appendix B")
 
 SERVICES_STOPPED = Metric("services.stopped", 0, 0, "count", "services of the environment that are stopped")
 STREAMS_MISSING = Metric("postgres.wal.streams_missing", 0, 0, "count", "standbys or WAL receivers that do not stream")

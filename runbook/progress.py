@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from runbook.errors import OpsError
 from runbook.guard.brief import asked_briefly
+from runbook.language.say import say
 from runbook.log import logger
 from runbook.page.markdown import escaped
 
@@ -84,7 +85,7 @@ class _Bar:
 
     def _put(self, percent: float, text: str) -> None:
         try:
-            shown = escaped(text[:200])
+            shown = escaped(say(text)[:200])
             with asked_briefly(ANSWER_SECONDS):  # the work waits for the last one
                 if self._artifact is None:
                     self._artifact = cast(UUID, create_progress_artifact(progress=percent, description=shown))

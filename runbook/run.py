@@ -389,7 +389,7 @@ def _form(report: Report) -> str:
     return f"run it again with confirm=“{report.environment}”{pinned}"
 
 
-TABLE = "誰に連絡するか"
+TABLE = "whom to call"
 
 
 def add_contacts(report: Report, target: Target) -> None:

@@ -7,7 +7,7 @@ clusters of their own under writing clients, new in each round.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,21 +42,19 @@ class RecoveryChapter:
     peers: Peers
     rows: Mapping[str, int]
 
-    def figures(self) -> list[Figure]:
-        """All of them. The backups are what the points in time start from; the drill leaves the other server as the
-        primary, so it comes last."""
+    def figures(self) -> Iterator[Figure]:
+        """All of them, as they are measured: what fails later loses none. The backups are what the points in time start
+        from; the drill leaves the other server as the primary, so it comes last."""
         place, rows = self.place, self.rows
         whole = int(place.sql(f"SELECT pg_database_size('{DATABASE}')")[0][0]) >> 20
-        return [
-            *self.base_backups(),
-            *self.points(),
-            *self.replay(),
-            *s3.figures(place, self.peers, rows),
-            *self.estimates(),
-            *pgbackrest.figures(place.tell, whole),
-            *failover.figures(place.tell),
-            *drill.figures(place),
-        ]
+        yield from self.base_backups()
+        yield from self.points()
+        yield from self.replay()
+        yield from s3.figures(place, self.peers, rows)
+        yield from self.estimates()
+        yield from pgbackrest.figures(place.tell, whole)
+        yield from failover.figures(place.tell)
+        yield from drill.figures(place)
 
     def estimates(self) -> list[Figure]:
         """How long a recovery would take, against how long it takes."""

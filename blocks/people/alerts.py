@@ -117,6 +117,6 @@ class Alerts(Block):
         own = [name for name, one in self.contacts.items() if set(one.owners) & set(owners)]
         people = [self.contacts[name] for name in dict.fromkeys([*own, *on_path, *self.contacts])]
         return [
-            *((one.role, "、".join(one.owners), one.name, one.phone, one.email, "") for one in people),
+            *((one.role, ", ".join(one.owners), one.name, one.phone, one.email, "") for one in people),
             *(("vendor", "", one.name, one.phone, one.url, one.plan) for one in self.vendors),
         ]

@@ -27,7 +27,7 @@ def automations(client: SyncPrefectClient, environment: str) -> list[AutomationC
     return [
         AutomationCore(
             name="zombie-runs",
-            description="実行プロセスが消えた run を Crashed にする (a run without a heartbeat is marked Crashed)",
+            description="a run without a heartbeat is marked Crashed",
             trigger=EventTrigger(
                 after={HEARTBEAT},
                 expect={HEARTBEAT, *ENDED},

@@ -13,6 +13,7 @@ from blocks.config import toml
 from deployments.alerting import read_server_channel
 from deployments.maintenance import name_in, read_table
 from deployments.triggers.launch import launch
+from flows.monitoring.wording import not_started
 from runbook.flow import NAMES
 
 ESCALATE, ACKNOWLEDGE = "escalate", "acknowledge-incident"
@@ -42,7 +43,7 @@ def failed(client: SyncPrefectClient, environment: str) -> AutomationCore:
     what = "{{ flow.name }} ({{ deployment.name }}): {{ event.resource['prefect.state-name'] }}"
     return AutomationCore(
         name=f"escalate-failures-{environment}",
-        description="失敗・異常終了した run をエスカレーションする (a run that failed or crashed is escalated)",
+        description="a run that failed or crashed is escalated",
         trigger=EventTrigger(
             expect=FAILED,
             match=ResourceSpecification.model_validate(NOT_TYPED_WRONGLY),
@@ -67,7 +68,7 @@ def late(client: SyncPrefectClient, environment: str, patience: timedelta = PATI
     """Runs that do not begin have one cause as a rule, a worker that is not there: they are one incident."""
     return AutomationCore(
         name=f"escalate-late-{environment}",
-        description="予定の時刻に始まらない run をエスカレーションする (a run that does not begin is escalated)",
+        description="a run that does not start on time is escalated",
         trigger=EventTrigger(
             after={LATE},
             expect=BEGAN | FAILED,
@@ -83,7 +84,7 @@ def late(client: SyncPrefectClient, environment: str, patience: timedelta = PATI
                 client,
                 environment,
                 ESCALATE,
-                {"what": "{{ flow.name }} が始まらない: worker を確認", "run": RUN, "key": f"late/{environment}"},
+                {"what": not_started("{{ flow.name }}"), "run": RUN, "key": f"late/{environment}"},
             )
         ],
     )
@@ -120,8 +121,8 @@ def server_tells(client: SyncPrefectClient, environment: str, silence: timedelta
         within=THROTTLE,
     )
     return [
-        telling("escalation-silent", f"{environment} の escalate が始まらない: worker を確認", silent),
-        telling("escalation-failed", f"{environment} の escalate が失敗: レポートの番号に電話", broken),
+        telling("escalation-silent", f"{environment}: escalate does not start: check the worker", silent),
+        telling("escalation-failed", f"{environment}: escalate failed: phone the number in its report", broken),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What Prefect does about a metric that is exceeded (付録B): what the table says, once an hour each. People are called
+"""What Prefect does about a metric that is exceeded (appendix B): what the table says, once an hour each. People are called
 within minutes.
 
 Two of one kind never run at once: what changes something holds the environment's lock, and who comes second is refused.
@@ -21,6 +21,7 @@ from deployments.runbooks import flows_for
 from deployments.triggers.launch import launch
 from flows.monitoring.sources import other_hosts
 from flows.monitoring.table import ALARMS
+from flows.monitoring.wording import watch_stopped
 from tasks.monitoring.events import PREFIX
 
 WITHIN = timedelta(hours=1)
@@ -47,8 +48,8 @@ class Deed:
         if self.again:
             return f"{self.flow} when a metric is still exceeded after ten minutes, and every hour"
         what = f"{self.metric} is exceeded" if self.measured else f"{self.metric} could not be measured"
-        action = ALARMS[self.metric].action if self.measured and self.metric in ALARMS else "調査"
-        return f"付録B {action}: {self.flow} when {what}, once an hour at most"
+        action = ALARMS[self.metric].action if self.measured and self.metric in ALARMS else "find the cause"
+        return f"{action} (appendix B): {self.flow} when {what}, once an hour at most"
 
 
 def deeds(env: Environment) -> Iterator[Deed]:
@@ -100,13 +101,13 @@ def silent(client: SyncPrefectClient, environment: str, silence: timedelta = SIL
     """A watcher that died, hangs or cannot write says nothing, as if all were well: it is escalated."""
     given = {
         "severity": "severe",
-        "what": f"{environment} の監視が止まっている: flows.monitoring.serve を確認",
+        "what": watch_stopped(environment),
         "owner": "SRE",
         "key": f"watching {environment}",
     }
     return AutomationCore(
         name=f"watching-silent-{environment}",
-        description="監視が止まったらエスカレーションする (nobody has watched for a quarter of an hour)",
+        description="a watcher that was silent for a quarter of an hour is escalated",
         trigger=EventTrigger(
             after={f"{PREFIX}.watching"},
             expect={f"{PREFIX}.watching"},

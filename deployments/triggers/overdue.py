@@ -79,7 +79,7 @@ def _too_long(escalation: RunDeployment, environment: str, row: PlannedWork, ids
     what = f"{{{{ flow_run.name }}}} ({row.task}, {row.duration}) has not ended after twice that time"
     return AutomationCore(
         name=name,
-        description=f"{row.task}: 所要{row.duration}の2倍を過ぎても終わらない run をエスカレーションする",
+        description=f"{row.task}: a run that has not ended after twice {row.duration} is escalated",
         trigger=_absent(ids, _states("Running"), NOT_RUNNING, within),
         actions=[_escalate(escalation, row.owner, what, "overdue")],
     )
@@ -89,7 +89,7 @@ def _stuck(escalation: RunDeployment, environment: str, ids: Sequence[UUID], sec
     what = f"{{{{ flow_run.name }}}} was sent to a worker of {environment} and has not begun since"
     return AutomationCore(
         name=f"stuck-runs-{environment}",
-        description="worker に渡されたまま始まらない run をエスカレーションする (a run that stays Pending)",
+        description="a run that stays Pending is escalated",
         trigger=_absent(ids, SENT, BEGUN, seconds),
         actions=[_escalate(escalation, "SRE", what, "stuck")],
     )

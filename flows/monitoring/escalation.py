@@ -93,7 +93,7 @@ def _show(report: Report, env: Environment, found: list[Incident]) -> None:
     rows = [
         (
             one.id,
-            wording.SEVERITIES[one.severity],
+            one.severity,
             one.what,
             wording.moment(env, one.since),
             one.owner,

@@ -125,7 +125,7 @@ class Gauges:
         self.set(f"{name}_measured", float(value is not None), "1: measured, 0: not", **labels)
 
 
-METRICS_HELP = {name.replace(".", "_"): f"{one.title} (付録B)" for name, one in ALARMS.items()}
+METRICS_HELP = {name.replace(".", "_"): f"{one.title} (appendix B)" for name, one in ALARMS.items()}
 
 
 def _recovery(gauges: Gauges, found: RecoveryStanding, now: datetime) -> None:

@@ -94,7 +94,7 @@ class FrequentChecks:
                     offline.add(pool)
         new, self._offline = offline - self._offline, frozenset(offline)
         for pool in sorted(new):
-            what = f"work pool {pool} の worker が応答しない: systemctl status interview-ops-worker"
+            what = f"work pool {pool} has no worker: systemctl status interview-ops-worker"
             self._say(f"work pool {pool} has no worker")
             if env.has("alerts"):
                 escalate(env.name, severity="severe", what=what, owner="SRE", key=f"worker {pool}")

@@ -18,6 +18,7 @@ from blocks.people.alerts import Alerts
 from flows.monitoring import wording
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.language.say import say
 from runbook.masking import without_logins
 from runbook.report import Report
 from tasks.alerts.cause import AlertCause, read_cause
@@ -78,7 +79,7 @@ def open_incident(
     found = go_on(report, env, found, cause)
     if before and before.id != found.id:
         report.fact("replaces", f"{before.id}: {before.resolved_by.partition(': ')[2]}")
-        _tell_all(report, env, before, "resolve", f"{found.id} に引き継ぐ: {before.what}")
+        _tell_all(report, env, before, "resolve", say(f"continued as {found.id}: {before.what}"))
     return found
 
 
@@ -156,7 +157,7 @@ def _report_results(
     alerts, kept = env.alerts, incidents(env)
     person, text = alerts.contacts[contact], wording.text(env, found, contact, cause)
     kind: Kind = "declare" if number == STAKEHOLDERS else "trigger"
-    subject = f"インシデント宣言: {found.what}" if kind == "declare" else found.what
+    subject = say(f"incident declared: {found.what}" if kind == "declare" else found.what)
     for channel in alerts.channels_of(contact):
         message = wording.message(found, kind, f"{found.id}-{number}-{contact}", subject, text, person.role)
         began = datetime.now(UTC)
@@ -201,7 +202,7 @@ def acknowledge(report: Report, env: Environment, name: str, by: str, note: str 
     if not found.open:
         report.fact("resolved", f"by {found.resolved_by} at {wording.moment(env, found.resolved)}")
     if is_new:
-        _tell_all(report, env, found, "acknowledge", f"{found.acknowledged_by} が対応中: {found.what}")
+        _tell_all(report, env, found, "acknowledge", say(f"{found.acknowledged_by} handles it: {found.what}"))
     return found
 
 
@@ -214,7 +215,7 @@ def resolve(report: Report, env: Environment, name: str, by: str, note: str = ""
     found, is_new = incidents(env).resolve(name, _named(by), note)
     report.fact("resolved", f"by {found.resolved_by} at {wording.moment(env, found.resolved)}")
     if is_new:
-        _tell_all(report, env, found, "resolve", f"解決: {found.what}")
+        _tell_all(report, env, found, "resolve", say(f"resolved: {found.what}"))
     return found
 
 

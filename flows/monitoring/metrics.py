@@ -75,7 +75,7 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
             "check the Prefect server and PREFECT_API_URL; the events are sent as soon as it answers",
             value=f"{found.unsent} events are not sent yet: {found.problem}",
         )
-    report.outcome = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are healthy"
+    report.outcome = f"over the limit: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are healthy"
 
 
 def _judge(report: Report, env: Environment, metric: Alarm, standing: AlarmState) -> None:
@@ -86,7 +86,7 @@ def _judge(report: Report, env: Environment, metric: Alarm, standing: AlarmState
     row = f" ({waits} {standing.against} of {TIMING.samples} times)" if standing.against else ""
     severity = metric.blind if value is None else metric.severity
     report.require(
-        f"{metric.category} {metric.title} ({metric.name})",
+        metric.full_title,
         not standing.exceeded,
         metric.hint,
         value=f"{shown}{since}{row}: {standing.told}",

@@ -166,7 +166,7 @@ def payload(env: Environment, metric: Alarm, standing: AlarmState) -> dict[str, 
         "hint": metric.hint,
         "environment": env.name,
         "owner": metric.owner,
-        "what": f"{metric.category} {metric.title} ({metric.name}): {shown}: {standing.told}"[:500],
+        "what": f"{metric.full_title}: {shown}: {standing.told}"[:500],
         "key": f"{metric.name} {env.name}",
     }
 

@@ -1,4 +1,4 @@
-"""The alarms of 付録B and two more: title, owner, and next step of each."""
+"""The alarms of appendix B and two more: title, owner, and next step of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class Alarm:
     `blind`: of a metric that cannot be measured. `host`: another host than the watcher's."""
 
     metric: Metric
-    category: str
     metric_title: str
     action: str
     owner: str
@@ -41,8 +40,13 @@ class Alarm:
 
     @property
     def title(self) -> str:
-        """The metric's Japanese title, with the host if it is another one."""
-        return f"{self.metric_title} ({self.host})" if self.host else self.metric_title
+        """For people, with the host if it is another one."""
+        return f"{self.metric_title} of host {self.host}" if self.host else self.metric_title
+
+    @property
+    def full_title(self) -> str:
+        """The title and the metric's name."""
+        return f"{self.title} (metric {self.name})"
 
     def limit(self, limits: Limits) -> float:
         """The limit above which the alarm is raised."""
@@ -60,17 +64,15 @@ class Alarm:
 TABLE = (
     Alarm(
         metrics.API_RESPONSE,
-        "API",
-        "レスポンスタイム",
-        "アラート",
+        "API response time",
+        "alert on-call",
         "SRE",
         "find the slow requests with search-logs (duration_ms>2000); then run check-connections",
     ),
     Alarm(
         metrics.API_ERRORS,
-        "API",
-        "エラーレート",
-        "緊急対応",
+        "API error rate",
+        "emergency response",
         "SRE",
         "run summarise-errors for the kinds of errors, and diagnose-application for the cause",
         "severe",
@@ -78,52 +80,46 @@ TABLE = (
     ),
     Alarm(
         metrics.CONNECTIONS,
-        "DB",
-        "接続数",
-        "スケールアップ",
+        "database connections in use",
+        "scale up",
         "DBA",
         "run close-idle-connections to close idle sessions, and advise-scaling for the number needed",
         blind="severe",
     ),
     Alarm(
         metrics.REPLICATION_LAG,
-        "DB",
-        "レプリケーション遅延",
-        "調査",
+        "replication lag",
+        "find the cause",
         "DBA",
         "run diagnose-database and check-replication for the cause: a long query on the standby, its disk, the "
         "network, or a paused replay",
     ),
     Alarm(
         metrics.REDIS_MEMORY,
-        "Redis",
-        "メモリ使用率",
-        "キャッシュクリア",
+        "Redis memory in use",
+        "clear the cache",
         "SRE",
         "run check-redis-memory for the largest prefixes, and clear-cache to delete caches",
         level="critical",
     ),
     Alarm(
         metrics.CPU,
-        "インフラ",
-        "CPU使用率",
-        "スケールアップ",
+        "CPU time in use",
+        "scale up",
         "SRE",
         "run check-docker-usage and check-connections for the cause, and advise-scaling for the number needed",
     ),
     Alarm(
         metrics.DISK,
-        "インフラ",
-        "ディスク使用率",
-        "クリーンアップ",
+        "disk space in use",
+        "clean up",
         "DevOps",
         "run clean-logs, clean-docker or prune-backups; never delete files in pg_wal by hand",
     ),
     Alarm(
         metrics.TOKENS,
-        "AI",
-        "トークン使用量",
-        "コスト最適化",
+        "AI tokens used",
+        "optimise costs",
         "SRE",
         "run report-token-usage for the models and days; lower the limit per user",
     ),
@@ -131,18 +127,16 @@ TABLE = (
 BESIDES = (
     Alarm(
         metrics.SERVICES_STOPPED,
-        "サービス",
-        "停止中のサービス",
-        "アラート",
+        "stopped services",
+        "alert on-call",
         "SRE",
         "run diagnose-application and read the service's log for the cause; then start it",
         "severe",
     ),
     Alarm(
         metrics.STREAMS_MISSING,
-        "DB",
-        "WALの受信停止",
-        "調査",
+        "WAL streams missing",
+        "find the cause",
         "DBA",
         "start the standby or the receiver that does not stream: until then, losing the primary loses writes",
         "severe",

@@ -7,13 +7,22 @@ from datetime import datetime
 
 from blocks.environment import Environment
 from runbook.guard.brief import asked_briefly
+from runbook.language.say import label, say
 from runbook.page.form import read_forms
 from tasks.alerts.cause import AlertCause
 from tasks.alerts.incident import Incident
 from tasks.alerts.message import AlertMessage, Kind
 
-OWNERS = ("SRE", "DBA", "DevOps", "セキュリティ", "QA", "マネージャー", "開発者")
-SEVERITIES = {"severe": "重大", "normal": "通常"}
+OWNERS = {
+    "SRE": "SRE",
+    "DBA": "DBA",
+    "DevOps": "DevOps",
+    "セキュリティ": "security team",
+    "QA": "QA",
+    "マネージャー": "the manager",
+    "開発者": "the developers",
+}
+"""Tags of deployments, as the manual names the owners, and what people read."""
 
 
 def owner_in(tags: Collection[str]) -> str:
@@ -35,19 +44,21 @@ def message(found: Incident, kind: Kind, number: str, subject: str, text: str, t
 def text(env: Environment, found: Incident, contact: str, cause: AlertCause) -> str:
     """The text for one person."""
     person = env.alerts.contacts[contact]
-    again = f" (以後 {found.repeats} 回, 最後は {moment(env, found.last)})" if found.repeats else ""
+    first, last = moment(env, found.since), moment(env, found.last)
     lines = {
-        "内容": found.what,
-        "重大度": SEVERITIES[found.severity],
-        "環境": f"{env.title or env.name} ({env.name})",
-        "発生": moment(env, found.since) + again,
-        "担当": found.owner,
+        label("problem"): say(found.what),
+        label("severity"): label("severe") if found.severity == "severe" else label("normal"),
+        label("environment"): f"{env.title or env.name} ({env.name})",
+        label("since"): say(f"{first} ({found.repeats} times again, last at {last})") if found.repeats else first,
+        label("owner"): say(OWNERS.get(found.owner, found.owner)),
         "run": cause.address or found.run,
-        "レポート": cause.sentence,
-        "宛先": " ".join(filter(None, (person.role, person.name, person.phone))),
-        "連絡済み": notified(env, found) or "なし (最初の連絡)",
+        label("report"): say(cause.sentence),
+        label("sent to"): " ".join(filter(None, (person.role, person.name, person.phone))),
+        label("notified"): notified(env, found) or say("nobody else yet"),
         **_states(env, found),
-        "対応": f"対応する人は確認してください: {how_to_acknowledge(env, found)}" if found.waiting else "",
+        label("next step"): f"{say('acknowledge it if you handle it')}: {how_to_acknowledge(env, found)}"
+        if found.waiting
+        else "",
     }
     return _lines(lines)
 
@@ -56,7 +67,7 @@ def notified(env: Environment, found: Incident) -> str:
     """Who was notified, by which channel, and when."""
     contacts = env.alerts.contacts
     sent = [one for one in found.told if one.outcome == "sent" and one.contact in contacts]
-    return "、".join(f"{contacts[one.contact].role} ({one.channel} {moment(env, one.at)})" for one in sent)
+    return ", ".join(f"{contacts[one.contact].role} ({one.channel} {moment(env, one.at)})" for one in sent)
 
 
 def how_to_acknowledge(env: Environment, found: Incident) -> str:
@@ -65,15 +76,25 @@ def how_to_acknowledge(env: Environment, found: Incident) -> str:
     with asked_briefly():
         forms = read_forms([env.name])
     link = forms.link("acknowledge-incident", env.name, given)
-    command = f"python -m flows.monitoring.acknowledgement --environment {env.name} --incident {found.id} --by 名前"
+    command = f"python -m flows.monitoring.acknowledgement --environment {env.name} --incident {found.id} --by NAME"
     address = link.rpartition("](")[2].removesuffix(")") if "](" in link else ""
-    return f"{address} または {command}" if address else command
+    return f"{address} {say('or, without Prefect,')} {command}" if address else command
 
 
 def ended(env: Environment, found: Incident) -> str:
     """The text after an acknowledgement or a resolution."""
-    lines = {"内容": found.what, **_states(env, found), "メモ": found.note}
+    lines = {label("problem"): say(found.what), **_states(env, found), label("note"): say(found.note)}
     return _lines(lines)
+
+
+def not_started(flow: str) -> str:
+    """Of a flow whose run does not start."""
+    return f"{flow} does not start: check the worker"
+
+
+def watch_stopped(environment: str) -> str:
+    """Of a watcher that sends nothing."""
+    return f"the monitoring of {environment} has stopped: check flows.monitoring.serve"
 
 
 def summary(env: Environment, found: Incident) -> str:
@@ -87,9 +108,9 @@ def summary(env: Environment, found: Incident) -> str:
 
 def _states(env: Environment, found: Incident) -> dict[str, str]:
     return {
-        "宣言": f"{found.declared_by} ({moment(env, found.declared)})" if found.declared else "",
-        "対応者": f"{found.acknowledged_by} ({moment(env, found.acknowledged)})" if found.acknowledged else "",
-        "解決": f"{found.resolved_by} ({moment(env, found.resolved)})" if found.resolved else "",
+        label("declared by"): f"{found.declared_by} ({moment(env, found.declared)})" if found.declared else "",
+        label("acknowledged by"): f"{found.acknowledged_by} ({moment(env, found.acknowledged)})" if found.acknowledged else "",
+        label("resolved by"): f"{found.resolved_by} ({moment(env, found.resolved)})" if found.resolved else "",
     }
 
 

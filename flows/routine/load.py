@@ -101,10 +101,10 @@ def _run(report: Report, env: Environment, load: LoadRequest) -> None:
 RUNBOOK, TABLE, FACT = "run-performance-test", "Endpoints", "load"
 SATURABLE = (CPU, CONNECTIONS, CLIENTS, MEMORY)
 HINTS = {
-    CPU: "add or replace processors, or add workers on another host (スケールアップ)",
+    CPU: "scale up: add or replace processors, or add workers on another host",
     CONNECTIONS: "run check-connections for the clients, and check-pool-settings for the pool's limits",
     CLIENTS: "run check-redis-clients for the clients",
-    MEMORY: "run check-redis-memory for the largest prefixes (キャッシュクリア)",
+    MEMORY: "run check-redis-memory for the largest prefixes, then clear-cache",
 }
 GENERATOR = 0.9
 SLOWER, SLOWER_SECONDS = 1.25, 0.1

@@ -72,7 +72,7 @@ def full_cause(where: str, seen: str = "", most: int = 0, *, idle_seconds: float
         (
             *((close, CHECK) if idle_seconds else (CHECK,)),
             POOLS,
-            Next("apply-postgres-settings", "temporary remedy: raise the limit (付録A)", more, reminder),
+            Next("apply-postgres-settings", "temporary remedy: raise the limit (appendix A)", more, reminder),
             Next("undo-postgres-settings", "afterwards: restore the old limit"),
         ),
         kind=LIMIT,

@@ -114,7 +114,7 @@ def _judge_after(report: Report, env: Environment, full: list[FileSystem]) -> No
 
 def main() -> int:
     """The command line."""
-    what = "ディスク逼迫時の緊急対応 (付録A)"
+    what = "free disk space in an emergency (appendix A)"
     parser = argparse.ArgumentParser(prog="python -m flows.troubleshooting.disk", description=what)
     parser.add_argument("--environment", required=True)
     parser.add_argument("--log-days", type=int, default=7)

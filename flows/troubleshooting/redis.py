@@ -289,7 +289,7 @@ def _more_memory(memory: Memory | None) -> tuple[Next, ...]:
     host = f"; the host has {size(memory.host)}" if memory else ""
     reminder = f"expires after {REMEDY_HOURS} h: undo it then, when the data fits again{host}"
     return (
-        Next("apply-redis-settings", "temporary remedy: raise maxmemory (付録A)", parameters, reminder),
+        Next("apply-redis-settings", "temporary remedy: raise maxmemory (appendix A)", parameters, reminder),
         Next("undo-redis-settings", "afterwards: restore the old limit"),
     )
 

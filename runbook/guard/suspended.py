@@ -6,10 +6,10 @@ from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 
+from runbook.language.say import say
 from runbook.log import logger
 
 RESUME = (
-    "回答を待っています: この実行のページ右上のメニュー (⋮) で Resume を選び、フォームに記入して送信してください。 "
     "Waiting for answers: on this run's page open the menu (⋮, top right), choose Resume, fill in the form and send it."
 )
 
@@ -23,5 +23,5 @@ def suspend(form: type[RunInput], key: str, seconds: int | None) -> RunInput:
     try:
         return suspend_flow_run(wait_for_input=form, key=key, timeout=seconds)
     except Pause:
-        logger().warning("%s", RESUME)
+        logger().warning("%s", say(RESUME))
         raise

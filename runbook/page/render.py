@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from runbook import clock
 from runbook.language.say import label, say
@@ -108,7 +109,8 @@ def _block(finding: Finding, forms: Forms, environment: str) -> str:
 
 def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
     """The hint, and each runbook to follow as a link to its form."""
-    named = (forms.next(one, environment) for one in finding.follow)
+    spoken = (replace(one, why=say(one.why), reminder=say(one.reminder)) for one in finding.follow)
+    named = (forms.next(one, environment) for one in spoken)
     return ". ".join(filter(None, (say(finding.hint).rstrip(".。"), *named)))
 
 

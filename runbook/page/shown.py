@@ -9,6 +9,7 @@ from prefect.context import FlowRunContext
 
 from runbook.current import artifact_key
 from runbook.guard.brief import asked_briefly
+from runbook.language.say import label, say
 from runbook.log import logger
 
 
@@ -19,9 +20,9 @@ def show_table(key: str, description: str, columns: Sequence[str], rows: Sequenc
     """
     if FlowRunContext.get() is None:
         return
-    content = [dict(zip(columns, map(str, row), strict=True)) for row in rows]
+    content = [dict(zip(map(label, columns), (say(str(cell)) for cell in row), strict=True)) for row in rows]
     try:
         with asked_briefly(retries=2):
-            create_table_artifact(table=content, key=artifact_key(key), description=description)
+            create_table_artifact(table=content, key=artifact_key(key), description=say(description))
     except Exception as error:
         logger().warning("the table %s could not be shown in Prefect: %s", key, error)

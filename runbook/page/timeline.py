@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 
+from runbook.language.say import label
 from runbook.report import Report, Status, StepTime
 
 INK, GRID, CARD = "#57606a", "#57606a55", '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
@@ -60,7 +61,7 @@ def _bar(index: int, step: StepTime, origin: datetime, scale: float) -> str:
     x = LEFT + (step.started - origin).total_seconds() * scale
     y, width = 6 + index * ROW, max(step.seconds * scale, 2)
     return (
-        f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(step.name)}</text>'
+        f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(label(step.name))}</text>'
         f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="16" rx="3" fill="{COLOUR[step.status]}"/>'
         f'<text x="{x + width + 5:.1f}" y="{y + 13}">{step.seconds:.1f} s</text>'
     )

@@ -3,4 +3,4 @@
 
 def limited(title: str) -> str:
     """The name of an AI request that the application's rate limit refused."""
-    return f"{title} (利用制限 429)"
+    return f"{title} (rate limit 429)"

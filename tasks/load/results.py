@@ -81,7 +81,7 @@ def read_results(directory: Path) -> Results:
             _endpoint(str(one["name"]), times[times["at"] == at], int(one["num_failures"]), seconds)
             for at, one in enumerate(found)
         )
-        whole = _endpoint("全体", times, sum(one.failed for one in endpoints), seconds)
+        whole = _endpoint("all requests", times, sum(one.failed for one in endpoints), seconds)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OpsError(f"the load's results cannot be read: {excerpt(text)}", f"see {directory}") from None
     if not whole.requests:

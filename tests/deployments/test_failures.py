@@ -133,10 +133,10 @@ def test_a_run_that_does_not_begin_is_escalated_and_a_silent_escalation_is_told_
     run = scene.run(state=past)
     (found,) = scene.escalated(1)
     assert (found["run"], found["key"]) == (str(run.id), f"late/{scene.name}")
-    assert found["what"] == "failing が始まらない: worker を確認"
+    assert found["what"] == "failing does not start: check the worker"
     # Nobody runs that escalation either: the server tells.
     told = until(lambda: scene.duty.web.got[SLACK], what="the server's own message", seconds=SECONDS)
-    assert "escalate が始まらない: worker を確認" in told[0]["text"]
+    assert "escalate does not start: check the worker" in told[0]["text"]
     assert "Late" in told[0]["text"]
 
 
@@ -144,7 +144,7 @@ def test_an_escalation_that_fails_is_told_by_the_server(scene: Scene) -> None:
     scene.make(*failures.server_tells(scene.client, scene.name))
     scene.ends(Failed(message="no channel accepted the message"), "escalate")
     told = until(lambda: scene.duty.web.got[SLACK], what="the server's own message", seconds=SECONDS)
-    assert "escalate が失敗: レポートの番号に電話" in told[0]["text"]
+    assert "escalate failed: phone the number in its report" in told[0]["text"]
 
 
 def trigger_ids(scene: Scene, automations: Sequence[AutomationCore]) -> dict[str, str]:
@@ -185,7 +185,7 @@ def test_what_people_are_told_of_a_run_and_when_the_next_level_is(scene: Scene) 
         report = escalate(scene.name, run=str(failed.id), key="k")
     assert report.status is Status.OK
     assert scene.duty.mail.letters == [], "a channel that took it is enough"
-    assert [one["text"].count("宛先: DBA") for one in scene.duty.web.got[SLACK]] == [0, 1], "its tags name the owner"
+    assert [one["text"].count("sent to: DBA") for one in scene.duty.web.got[SLACK]] == [0, 1], "its tags name the owner"
     text = scene.duty.web.got[SLACK][0]["text"]
     assert f"{failed.name}: Failed" in text
     assert "no backup is verified" in text
@@ -199,5 +199,5 @@ def test_what_people_are_told_of_a_run_and_when_the_next_level_is(scene: Scene) 
     assert following.state
     assert following.state.state_details.scheduled_time == incident.since + timedelta(minutes=15)
     acknowledge_incident(scene.name, by="佐藤")
-    assert "佐藤 が対応中" in scene.duty.web.got[SLACK][-1]["text"]
+    assert "佐藤 handles it" in scene.duty.web.got[SLACK][-1]["text"]
     assert scene.duty.incidents()[0].acknowledged_by == "佐藤"

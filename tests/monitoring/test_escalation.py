@@ -10,17 +10,36 @@ from uuid import uuid4
 import pytest
 from prefect.utilities.callables import parameter_schema
 
+from flows.monitoring import wording
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
 from flows.monitoring.incident import due_next
+from flows.monitoring.table import ALARMS
 from runbook.errors import RunbookFailed
 from runbook.failpoint import failpoint
 from runbook.files.journal import Journal
+from runbook.language import say
+from runbook.language.catalogue import Catalogue, read
 from runbook.report import Status
 from tests.fixtures.killed import exit_code_at
 from tests.monitoring.duty import NAME, Duty, finding
 
 NOW = (0.0, 0.0, 0.0)
+MESSAGES = {
+    "problem": "内容",
+    "severity": "重大度",
+    "severe": "重大",
+    "owner": "担当",
+    "security team": "セキュリティ",
+    "notified": "連絡済み",
+    "nobody else yet": "なし (最初の連絡)",
+    "acknowledge it if you handle it": "対応する人は確認してください",
+    "acknowledged by": "対応者",
+    "{acknowledged_by} handles it: {what}": "{acknowledged_by} が対応中: {what}",
+    "{flow} does not start: check the worker": "{flow} が始まらない: worker を確認",
+    "{title} (metric {name})": "{title} (メトリクス {name})",
+    "API error rate": "API エラーレート",
+}
 
 
 def test_who_is_on_call_is_told_and_acknowledges_and_nobody_else_is_told(duty: Duty) -> None:
@@ -31,12 +50,12 @@ def test_who_is_on_call_is_told_and_acknowledges_and_nobody_else_is_told(duty: D
     (incident,) = duty.incidents()
     assert letter["Subject"] == "⚠️ [trial] 主系データベースが応答しない"
     for told in (
-        "内容: 主系",
-        "重大度: 通常",
+        "problem: 主系",
+        "severity: normal",
         "試験環境 (trial)",
-        "発生: 20",
+        "since: 20",
         " JST",
-        "なし (最初の連絡)",
+        "notified: nobody else yet",
         "佐藤 000-0000-0001",
     ):
         assert told in text, text
@@ -48,13 +67,30 @@ def test_who_is_on_call_is_told_and_acknowledges_and_nobody_else_is_told(duty: D
     duty.describe(minutes=NOW)
     report = escalate.fn(NAME)
     assert duty.told == ["oncall", "oncall"], "told again only of who has it"
-    assert "佐藤 が対応中" in duty.mail.letters[1]["Subject"]
-    assert "メモ: 見ています" in duty.mail.letters[1].get_content()
+    assert "佐藤 handles it" in duty.mail.letters[1]["Subject"]
+    assert "note: 見ています" in duty.mail.letters[1].get_content()
     assert report.status is Status.OK
     (incident,) = duty.incidents()
     assert (incident.acknowledged_by, incident.note) == ("佐藤", "見ています")
     assert incident.acknowledged_seconds is not None
     assert incident.acknowledged_seconds > 0
+
+
+def test_the_message_is_in_the_language_of_the_environment(duty: Duty, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Catalogue({**read("ja"), **MESSAGES})
+    monkeypatch.setattr(say, "catalogue", lambda language: known)
+    path = duty.base / "trial.toml"
+    path.write_text(path.read_text().replace('timezone = "Asia/Tokyo"\n', 'timezone = "Asia/Tokyo"\nlanguage = "ja"\n'))
+    what = f"{ALARMS['api.error_ratio'].full_title}: 40 % (limit 5 %): {wording.not_started('backup')}"
+    report = escalate.fn(NAME, what=what, owner="セキュリティ", severity="severe")
+    acknowledge_incident.fn(NAME, by="佐藤")
+    first, second = (letter.get_content() for letter in duty.mail.letters)
+    shown = "API エラーレート (メトリクス api.error_ratio): 40 % (limit 5 %): backup が始まらない: worker を確認"
+    for told in (f"内容: {shown}", "重大度: 重大", "担当: セキュリティ", "連絡済み: なし (最初の連絡)", "対応する人は確認してください: "):
+        assert told in first, first
+    assert f"佐藤 が対応中: {shown}" in " ".join(str(duty.mail.letters[1]["Subject"]).split())
+    assert "対応者: 佐藤 (" in second
+    assert what in report.facts["incident"], "what is filed is English"
 
 
 def test_of_a_run_that_died_it_says_how_far_it_came(duty: Duty) -> None:
@@ -86,7 +122,7 @@ def test_nobody_acknowledges(duty: Duty) -> None:
     duty.describe(minutes=NOW)
     report = escalate.fn(NAME)
     assert duty.told == ["oncall", "lead", "manager"]
-    assert re.search(r"連絡済み: オンコールSRE \(email .*、チームリード \(email ", duty.mail.letters[2].get_content())
+    assert re.search(r"notified: オンコールSRE \(email .*, チームリード \(email ", duty.mail.letters[2].get_content())
     assert due_next(duty.env, duty.incidents()[0]) is None
     assert finding(report, "is acknowledged").startswith(
         "WARN x — phone the contacts in [alerts]: everybody was notified"

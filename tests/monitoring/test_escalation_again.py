@@ -37,7 +37,7 @@ def test_what_becomes_severe_pages_again_though_somebody_has_it(duty: Duty) -> N
     assert duty.told[before:] == ["oncall", "oncall"], "called, and told where it goes on; the others have 15 minutes"
     assert [letter["Subject"] for letter in duty.mail.letters[before:]] == [
         "🛑 [trial] disk",
-        f"⚠️ [trial] {new.id} に引き継ぐ: disk",
+        f"⚠️ [trial] continued as {new.id}: disk",
     ]
     assert due_next(duty.env, new) == new.since + timedelta(minutes=15)
     escalate.fn(NAME, what="disk", key="k")

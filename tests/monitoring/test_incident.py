@@ -32,13 +32,13 @@ def test_a_drill_opens_acknowledges_declares_tells_and_resolves(duty: Duty) -> N
     ]
     assert subjects == [
         *("oncall 訓練: x", "dba 訓練: x"),
-        *("dba 佐藤 が対応中: 訓練: x", "oncall 佐藤 が対応中: 訓練: x"),
-        "manager インシデント宣言: 訓練: x",
-        *(f"{who} 解決: 訓練: x" for who in ("dba", "manager", "oncall")),
+        *("dba 佐藤 handles it: 訓練: x", "oncall 佐藤 handles it: 訓練: x"),
+        "manager incident declared: 訓練: x",
+        *(f"{who} resolved: 訓練: x" for who in ("dba", "manager", "oncall")),
     ]
     declared = duty.mail.to("manager@example.com")[0].get_content()
-    assert "宣言: 佐藤 (" in declared
-    assert "対応者: 佐藤 (" in declared
+    assert "declared by: 佐藤 (" in declared
+    assert "acknowledged by: 佐藤 (" in declared
     assert found.acknowledged_seconds is not None
     assert (found.declared_by, found.resolved_by, found.note) == ("佐藤", "佐藤", "訓練の終了")
 

@@ -1,4 +1,4 @@
-"""watch_metrics: each row of 付録B, seeded for real, is found after its minimum duration and not before."""
+"""watch_metrics: each row of appendix B, seeded for real, is found after its minimum duration and not before."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from flows.monitoring.scaling import advise_scaling
 from flows.monitoring.serve import MetricsWatcher
 from flows.monitoring.table import ALARMS, TABLE
 from runbook.errors import OpsError, RunbookFailed
+from runbook.language.catalogue import read
 from runbook.metrics import CATALOGUE
 from runbook.report import Status
 from runbook.wait import until
@@ -50,14 +51,14 @@ from tests.monitoring.watched import (
 __all__ = ["backend", "small_postgres", "small_redis", "watched"]
 Seed = Callable[[Watched], AbstractContextManager[object]]
 MANUAL = {
-    "レスポンスタイム": 2,
-    "エラーレート": 0.05,
-    "接続数": 0.8,
-    "レプリケーション遅延": 10,
-    "メモリ使用率": 0.9,
-    "CPU使用率": 0.8,
-    "ディスク使用率": 0.85,
-    "トークン使用量": 0.8,
+    "レスポンスタイム": ("API response time", 2, "アラート", "alert on-call"),
+    "エラーレート": ("API error rate", 0.05, "緊急対応", "emergency response"),
+    "接続数": ("database connections in use", 0.8, "スケールアップ", "scale up"),
+    "レプリケーション遅延": ("replication lag", 10, "調査", "find the cause"),
+    "メモリ使用率": ("Redis memory in use", 0.9, "キャッシュクリア", "clear the cache"),
+    "CPU使用率": ("CPU time in use", 0.8, "スケールアップ", "scale up"),
+    "ディスク使用率": ("disk space in use", 0.85, "クリーンアップ", "clean up"),
+    "トークン使用量": ("AI tokens used", 0.8, "コスト最適化", "optimise costs"),
 }
 
 
@@ -65,19 +66,13 @@ def test_the_table_is_the_manuals() -> None:
     path = toml.DIRECTORY / "production.toml"
     written = {name: tuple(pair) for name, pair in tomllib.loads(path.read_text())["thresholds"].items()}
     assert {one.name: CATALOGUE[one.name].limits for one in TABLE} == {one.name: written[one.name] for one in TABLE}
-    assert {one.title: one.limit({}) for one in TABLE} == MANUAL
-    assert [one.action for one in TABLE] == [
-        *(
-            "アラート",
-            "緊急対応",
-            "スケールアップ",
-            "調査",
-            "キャッシュクリア",
-            "スケールアップ",
-            "クリーンアップ",
-            "コスト最適化",
-        )
+    assert [(one.title, one.limit({}), one.action) for one in TABLE] == [
+        (title, limit, action) for title, limit, _, action in MANUAL.values()
     ]
+    known = read("ja")
+    for title, (english, _, action, in_english) in MANUAL.items():
+        assert title in known.get(english, title)
+        assert known.get(in_english, action) == action
     assert ALARMS["redis.memory.used_ratio"].limit({"redis.memory.used_ratio": (0.5, 0.6)}) == 0.6
     assert ALARMS["host.disk.used_ratio"].limit({"host.disk.used_ratio": (0.5, 0.6)}) == 0.5
 
@@ -241,7 +236,7 @@ def found_events(watched: Watched) -> list[dict[str, object]]:
 def test_the_application_down_is_an_error_rate_of_all(watched: Watched, backend: Backend) -> None:
     backend.status = 503
     assert watched.rounds(3).changed == {"api.error_ratio": "exceeded"}
-    with pytest.raises(RunbookFailed, match="API エラーレート.*100 %.*backend answers 503"):
+    with pytest.raises(RunbookFailed, match="API error rate.*100 %.*backend answers 503"):
         watch_metrics.fn(NAME)
 
 

@@ -162,7 +162,7 @@ def _escalated(of: DeploymentFilter) -> None:
         "severity": "severe",
         "owner": "SRE",
         "key": f"api.error_ratio {NAME}",
-        "what": "API エラーレート (api.error_ratio): 40 % (limit 5 %): 8 of 20 requests failed",
+        "what": "API error rate (metric api.error_ratio): 40 % (limit 5 %): 8 of 20 requests failed",
     }
     assert told[f"postgres.connections.used_ratio {NAME}"]["severity"] == "severe"
 

@@ -91,7 +91,7 @@ def test_a_load_is_measured_and_an_ai_that_fails_is_found(
     assert report.status is not Status.CRITICAL, report.sentence()
     measured = rows(report, "Endpoints")
     assert set(NAMES) < set(measured)
-    assert all(int(measured[name][2]) == 0 for name in (*NAMES, "全体")), "not one failed"
+    assert all(int(measured[name][2]) == 0 for name in (*NAMES, "all requests")), "not one failed"
     assert all(0 < float(row[4]) <= float(row[5]) <= float(row[6]) <= float(row[7]) for row in measured.values())
     assert sessions(environment) - before >= int(measured[CREATE][1]) >= LOAD["users"], "they really were created"
     assert int(measured[LOG_IN][1]) >= LOAD["users"]

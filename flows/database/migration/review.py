@@ -23,57 +23,65 @@ MOST_LINES = 200
 # https://alembic.sqlalchemy.org/en/latest/autogenerate.html#what-does-autogenerate-detect-and-what-does-it-not-detect
 CHECKLIST = (
     (
-        "名前の変更",
-        "テーブル・列の改名は drop + add になる → op.rename_table / alter_column(new_column_name=) に直す",
+        "renamed tables and columns",
+        "a rename becomes drop + add: use op.rename_table or alter_column(new_column_name=) instead",
         r"op\.(drop_table|drop_column|batch_alter)|\bDROP (TABLE|COLUMN)\b",
     ),
     (
-        "型とサーバー側デフォルト",
-        "compare_type / compare_server_default の設定次第で検出されない。USING 句も必要か確認",
+        "types and server defaults",
+        "detected only as compare_type and compare_server_default are set; check whether USING is needed",
         r"type_=|server_default|postgresql_using|\bTYPE\b",
     ),
     (
-        "ENUM の値",
-        "値の変更は検出されない。downgrade で型を DROP するか。新しい値を同じトランザクションで使わないか",
+        "values of an ENUM",
+        "changed values are not detected; does the downgrade drop the type? a transaction cannot use a value it adds",
         r"Enum\(|\bENUM\b|ADD VALUE",
     ),
     (
-        "CHECK・EXCLUDE 制約",
-        "検出されない。手で書く。名前のない制約は downgrade で消せない",
+        "CHECK and EXCLUDE constraints",
+        "not detected: write them by hand; a downgrade cannot drop a constraint without a name",
         r"check_constraint|CheckConstraint|\bCHECK\b|\bEXCLUDE\b|constraint\(None",
     ),
     (
-        "部分・式インデックス",
-        "条件 (WHERE) と式の変更は検出されないことがある",
+        "partial and expression indexes",
+        "changes of the condition (WHERE) or the expression may not be detected",
         r"postgresql_where|sa\.text\(|literal_column",
     ),
     (
-        "ビュー・関数・トリガー・権限",
-        "検出されない。依存するビューがあると列の変更は失敗する",
+        "views, functions, triggers, privileges",
+        "not detected; a column that a view depends on cannot be changed",
         r"\b(VIEW|FUNCTION|TRIGGER|GRANT|POLICY|SEQUENCE)\b",
     ),
     (
-        "データの移行",
-        "検出されない。大きな UPDATE はバッチに分ける。再実行しても同じ結果か",
+        "changes of data",
+        "not detected; split a large UPDATE into batches; is the result the same if it runs again?",
         r"\b(UPDATE|INSERT|DELETE)\b|bulk_insert",
     ),
     (
-        "NOT NULL の追加",
-        "NULL の行があると失敗する。大きなテーブルは CHECK NOT VALID → VALIDATE → SET NOT NULL",
+        "a column becomes NOT NULL",
+        "it fails if a row has NULL; in a large table: CHECK NOT VALID, then VALIDATE, then SET NOT NULL",
         r"nullable=False|NOT NULL",
     ),
     (
-        "インデックスの作成",
-        "CREATE INDEX は書き込みを止める。大きなテーブルは autocommit_block の中で CONCURRENTLY",
+        "new indexes",
+        "CREATE INDEX blocks writes; in a large table: CONCURRENTLY within autocommit_block",
         r"create_index|CREATE (UNIQUE )?INDEX",
     ),
     (
-        "外部キー・制約の追加",
-        "両方のテーブルをロックする。NOT VALID で追加し、次のマイグレーションで VALIDATE",
+        "new foreign keys and constraints",
+        "they lock both tables; add them NOT VALID, and VALIDATE in the next migration",
         r"create_foreign_key|ForeignKey|ADD CONSTRAINT",
     ),
-    ("ロックの影響", "check-migrations (rehearse=true) の表: どのテーブルを何秒ロックするか", r"op\.alter|ALTER TABLE"),
-    ("downgrade", "upgrade のすべてを逆順に戻すか。失われるデータは何か", r"def downgrade"),
+    (
+        "effect of its locks",
+        "the table of check-migrations (rehearse=true): which tables are locked, and for how long",
+        r"op\.alter|ALTER TABLE",
+    ),
+    (
+        "downgrade of everything",
+        "does it undo all of the upgrade, in reverse order? which data is lost?",
+        r"def downgrade",
+    ),
 )
 
 
@@ -137,8 +145,8 @@ def judge_new(report: Report, script: Script, *, generated: bool) -> None:
     _require(report, "upgrade", script.upgrade == "written", script, script.upgrade)
     _require(report, "downgrade", script.downgrade == "written", script, script.downgrade)
     report.table(
-        "レビュー項目 (autogenerate が見落とすもの)",
-        ("項目", "確認すること", "このファイルでは"),
+        "Review checklist (what autogenerate misses)",
+        ("item", "what to check", "in this file"),
         [(item, what, _places(pattern, text)) for item, what, pattern in CHECKLIST],
     )
     lines = text.splitlines()
@@ -166,4 +174,4 @@ def _require(report: Report, name: str, ok: bool, script: Script, value: str) ->
 def _places(pattern: str, text: str) -> str:
     lines = [number for number, line in enumerate(text.splitlines(), 1) if re.search(pattern, line)]
     shown = ", ".join(map(str, lines[:6])) + (" …" if lines[6:] else "")
-    return f"{len(lines)} か所 (行 {shown})" if lines else "—"
+    return f"{len(lines)} lines: {shown}" if lines else "—"

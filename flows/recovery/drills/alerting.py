@@ -1,6 +1,6 @@
 """Phases 1 and 2 of §8.4: on-call is paged and acknowledges, the incident is declared, stakeholders are informed.
 
-This is the real escalation of 付録C. With `page`, the channels of `[alerts]` page the on-call person, and the drill
+This is the real escalation of appendix C. With `page`, the channels of `[alerts]` page the on-call person, and the drill
 waits for the acknowledgement. Otherwise a file in the drill's directory is the test channel: no phone rings, the
 drill's incidents are separate from the environment's, and the drill acknowledges at once. The measured time is then
 the time until somebody could acknowledge.
@@ -82,7 +82,7 @@ def drilled(drill: Drill, channel: str, *, at_once: bool = False) -> Environment
 def _taken(drill: Drill, symptom: Symptom) -> Incident:
     env = drill.env if drill.page else drilled(drill, "alerts.jsonl")
     metric = ALARMS.get(METRIC_OF.get(symptom.sensor, ""))
-    what = f"訓練: {metric.title if metric else symptom.sensor}: {symptom.text}"
+    what = f"this is a drill: {metric.title if metric else symptom.sensor}: {symptom.text}"
     key = f"drill {metric.name if metric else symptom.sensor}"
     owner = metric.owner if metric else "SRE"
     opened = incident.open_incident(drill.report, env, what=what, severity="severe", owner=owner, key=key)
@@ -91,7 +91,7 @@ def _taken(drill: Drill, symptom: Symptom) -> Incident:
         taken = _answered(drill, opened)
     else:
         until(lambda: _arrived(env.alerts, opened), what="the message on the test channel", seconds=ARRIVES_SECONDS)
-        taken = incident.acknowledge(drill.report, env, opened.id, _by(drill), "訓練")
+        taken = incident.acknowledge(drill.report, env, opened.id, _by(drill), "this is a drill")
     took = taken.acknowledged_seconds or 0.0
     assert drill.fault
     assert taken.acknowledged
@@ -133,7 +133,7 @@ def close(drill: Drill) -> None:
     if not name:
         return
     try:
-        incident.resolve(drill.report, drill.env, name, _by(drill), "訓練は終了しました")
+        incident.resolve(drill.report, drill.env, name, _by(drill), "the drill is over")
     except OpsError as error:
         drill.report.warn(
             f"incident {name} of the drill",
@@ -146,13 +146,13 @@ def _rehearse_levels(drill: Drill) -> None:
     """Nobody acknowledges: every level must be paged, in the order of the path."""
     env = drilled(drill, "escalation.jsonl", at_once=True)
     opened = incident.open_incident(
-        drill.report, env, what="訓練: 誰も応答しない", severity="severe", key="drill levels"
+        drill.report, env, what="this is a drill: nobody answers", severity="severe", key="drill levels"
     )
     wanted = list(dict.fromkeys(name for level in env.alerts.path for name in level.contacts))
     reached = list(dict.fromkeys(one.contact for one in opened.told if one.outcome == "sent"))
     missing = [name for name in wanted if name not in reached or name not in _arrived(env.alerts, opened)]
     in_order = [name for name in reached if name in wanted] == wanted
-    levels = ", ".join(f"{level.minutes:g} min {'・'.join(level.contacts)}" for level in drill.env.alerts.path)
+    levels = ", ".join(f"{level.minutes:g} min {' and '.join(level.contacts)}" for level in drill.env.alerts.path)
     ok = drill.report.require(
         "every level is paged",
         not missing and in_order,

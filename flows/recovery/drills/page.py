@@ -8,6 +8,7 @@ from html import escape
 
 from runbook import clock
 from runbook.files import durable
+from runbook.language.say import label, say, use_language
 from runbook.log import logger
 from runbook.page.render import MARK
 from runbook.page.timeline import timeline
@@ -43,36 +44,44 @@ def _write(report: Report) -> None:
 
 
 def html(report: Report) -> str:
-    """The whole page: facts, findings, tables, plots and steps. It loads nothing from other servers."""
-    title = f"{MARK[report.status]} {report.runbook} · {report.environment} · {report.status}"
+    """The whole page: facts, findings, tables, plots and steps, in the report's language. It loads nothing from other
+    servers."""
+    with use_language(report.language):
+        return _html(report)
+
+
+def _html(report: Report) -> str:
+    title = f"{MARK[report.status]} {label(report.runbook)} · {report.environment} · {report.status}"
     facts = {"started": f"{clock.text(report.started)}", "took": duration(report.seconds)} | report.facts
     findings = [
-        (f.status, f.name, f.value, f.expected, f.hint)
+        (f.status, label(f.name), f.value, f.expected, f.hint)
         for f in sorted(report.findings, key=lambda f: -list(Status).index(f.status))
     ]
     parts = [
-        f"<h1>{escape(title)}</h1><p>{escape(report.sentence())}</p>",
-        _table((), list(facts.items())),
-        "<h2>Findings</h2>" + _table(("", "finding", "value", "expected", "next step"), findings, coloured=True),
+        f"<h1>{escape(title)}</h1><p>{escape(report.spoken())}</p>",
+        _table((), [(label(name), value) for name, value in facts.items()]),
+        f"<h2>{label('Findings')}</h2>",
+        _table(("", "finding", "value", "expected", "next step"), findings, coloured=True),
         *(_evidence(item) for item in report.evidence),
-        "<h2>Steps</h2>" + timeline(report) if report.steps else "",
-        f"<p><small>chain: {report.hash} follows {report.previous}</small></p>",
+        f"<h2>{label('Steps')}</h2>{timeline(report)}" if report.steps else "",
+        f"<p><small>{label('chain')}: {report.hash} ← {report.previous}</small></p>",
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!DOCTYPE html><html lang="ja"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    return f'<!DOCTYPE html><html lang="{report.language}"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
 def _evidence(item: Evidence) -> str:
-    text = f"<pre>{escape(item.text)}</pre>" if item.text else ""
-    table = (_table(item.columns, item.rows) if item.rows else "<p>none</p>") if item.columns else ""
-    return f"<h2>{escape(item.name)}</h2>{text}{item.svg}{table}"
+    said = item.text if "\n" in item.text else say(item.text)
+    text = f"<pre>{escape(said)}</pre>" if said else ""
+    table = (_table(item.columns, item.rows) if item.rows else f"<p>{label('none')}</p>") if item.columns else ""
+    return f"<h2>{escape(label(item.name))}</h2>{text}{item.svg}{table}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, coloured: bool = False) -> str:
-    head = "<tr>" + "".join(f"<th>{escape(column)}</th>" for column in columns) + "</tr>" if columns else ""
+    head = "<tr>" + "".join(f"<th>{escape(label(column))}</th>" for column in columns) + "</tr>" if columns else ""
     body = "".join(
         f'<tr class="{escape(str(row[0])) if coloured else ""}">'
-        + "".join(f"<td>{escape(str(cell))}</td>" for cell in row)
+        + "".join(f"<td>{escape(say(str(cell)))}</td>" for cell in row)
         + "</tr>"
         for row in rows
     )

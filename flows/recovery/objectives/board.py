@@ -35,6 +35,7 @@ from runbook.drivers import described
 from runbook.errors import OpsError
 from runbook.files import durable
 from runbook.guard.brief import asked_briefly
+from runbook.language.say import say, use_language
 from runbook.log import logger
 from runbook.units import duration
 from tasks.backups.retention import StoredBackup
@@ -62,9 +63,10 @@ def rebuild(env: Environment, reach: RecoveryPoints) -> None:
     try:
         found = standing_of(env, reach)
         standing.save(env.reports_directory, found)
-        publish(env, found)
         own = {KINDS[resource]: one for (which, resource), one in reach.stored.items() if which == "backups"}
-        offer_backups(env.name, {kind: one.backups for kind, one in own.items() if isinstance(one, StoredBackup)})
+        with use_language(env.language):
+            publish(env, found)
+            offer_backups(env.name, {kind: one.backups for kind, one in own.items() if isinstance(one, StoredBackup)})
     except Exception as error:  # a page must not fail a recovery
         logger().warning("the recovery board was not rebuilt: %s: %s", type(error).__name__, error)
 
@@ -95,13 +97,13 @@ def publish(env: Environment, own: RecoveryStanding) -> None:
     """
     known = {one.environment: one for one in (*standing.read_others(), own)}
     now = datetime.now(UTC)
-    page = board_page.html(list(known.values()), now)
+    page = board_page.html(list(known.values()), now, env.language)
     durable.write(env.reports_directory / FILE, page)
     if FlowRunContext.get():
         try:
-            markdown = board_page.markdown(list(known.values()), now)
-            key = artifact_key(ARTIFACT)
-            create_markdown_artifact(markdown=markdown, key=key, description="復旧ボード: 全環境の復旧可否")
+            markdown = board_page.markdown(list(known.values()), now, env.language)
+            title = say("recovery board: what can be restored in every environment")
+            create_markdown_artifact(markdown=markdown, key=artifact_key(ARTIFACT), description=title)
         except Exception as error:  # the page is on disk
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 

@@ -8,6 +8,7 @@ from html import escape
 from zoneinfo import ZoneInfo
 
 from runbook import clock
+from runbook.language.say import Language, label, say, use_language
 from runbook.page.render import table
 from runbook.units import duration
 from tasks.recovery_points.standing import LastDrill, Recoverable, RecoveryStanding, State
@@ -17,19 +18,13 @@ STALE = timedelta(minutes=30)
 WORST: tuple[State, ...] = ("red", "yellow", "green")
 MARK: dict[State, str] = {"red": "✗", "yellow": "▲", "green": "✓"}
 """Every font has these, and they differ without colours."""
-ANSWER: dict[State, str] = {"red": "no, or not within the objectives", "yellow": "yes, but not proven", "green": "yes"}
-COLUMNS = (
-    "environment",
-    "recoverable now?",
-    "resource",
-    "restored up to",
-    "lost",
-    "takes",
-    "by",
-    "proven",
-    "last drill",
-    "next drill",
-)
+ANSWER: dict[State, str] = {
+    "red": "no, or not within the objectives",
+    "yellow": "yes, but not proven",
+    "green": "yes, proven by a restore",
+}
+ZONES = "Each environment's times are in its own zone."
+IN_AN_INCIDENT = "In an incident: show-recovery-options lists every recovery option with its form."
 _STYLE = """
 :root{color-scheme:light dark;--text:#1b1f24;--page:#fff;--line:#c9d1d9;--head:#f1f3f5;--red:#ffdce0;--yellow:#fff3bf;
 --green:#d8f5e0;--dim:#57606a}
@@ -44,29 +39,40 @@ td{white-space:nowrap}.said,.by{white-space:normal;min-width:10rem}small{color:v
 """
 
 
-def html(standings: Sequence[RecoveryStanding], now: datetime) -> str:
-    """The whole page. It loads nothing from other servers, and escapes every value."""
+def html(standings: Sequence[RecoveryStanding], now: datetime, language: Language = "en") -> str:
+    """The whole page, in the language of the environment that writes it. It loads nothing from other servers, and
+    escapes every value."""
+    with use_language(language):
+        return _html(standings, now, language)
+
+
+def _html(standings: Sequence[RecoveryStanding], now: datetime, language: Language) -> str:
     bodies = "".join(_body(one, now) for one in ordered(standings, now))
-    head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
-    title = "復旧ボード (recovery board)"
+    head = "".join(f"<th>{escape(column)}</th>" for column in _columns())
+    title = escape(label("Recovery board"))
+    footer = (say(f"Built {clock.text(now)}, by every check."), say(ZONES), say(IN_AN_INCIDENT))
     return (
-        '<!DOCTYPE html><html lang="ja"><head><meta charset="utf-8">'
+        f'<!DOCTYPE html><html lang="{language}"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>{escape(_summary(standings, now))}</p>"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>{bodies}</table></div>'
-        f"<p><small>Built {clock.text(now)}, by every check. Each environment's times are in its own zone. "
-        "In an incident: show-recovery-options lists every recovery option with its form.</small></p></body></html>\n"
+        f"<p><small>{escape(' '.join(footer))}</small></p></body></html>\n"
     )
 
 
-def markdown(standings: Sequence[RecoveryStanding], now: datetime) -> str:
+def markdown(standings: Sequence[RecoveryStanding], now: datetime, language: Language = "en") -> str:
     """For the Prefect artifact."""
+    with use_language(language):
+        return _markdown(standings, now)
+
+
+def _markdown(standings: Sequence[RecoveryStanding], now: datetime) -> str:
     rows = [
         (
             one.environment,
             f"{_answer(one, now)}: {_why(one, now)}".rstrip(": "),
-            f"{MARK[found.state]} {found.resource}",
+            f"{MARK[found.state]} {label(found.resource)}",
             *_cells(one, found),
             _drill(one),
             _next(one),
@@ -75,12 +81,27 @@ def markdown(standings: Sequence[RecoveryStanding], now: datetime) -> str:
         for found in by_state(one)
     ]
     parts = (
-        "# 復旧ボード (recovery board)",
+        f"# {label('Recovery board')}",
         _summary(standings, now),
-        table(COLUMNS, rows),
-        f"Built {clock.text(now)}.",
+        table(_columns(), rows),
+        say(f"Built {clock.text(now)}, by every check."),
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _columns() -> tuple[str, ...]:
+    return (
+        label("environment"),
+        label("recoverable now?"),
+        label("resource"),
+        label("restored up to"),
+        label("lost"),
+        label("takes"),
+        label("recovery option"),
+        label("proven"),
+        label("last drill"),
+        label("next drill"),
+    )
 
 
 def ordered(standings: Sequence[RecoveryStanding], now: datetime) -> list[RecoveryStanding]:
@@ -109,22 +130,22 @@ def is_stale(one: RecoveryStanding, now: datetime) -> bool:
 
 def _answer(one: RecoveryStanding, now: datetime) -> str:
     state = state_of(one, now)
-    return f"{MARK[state]} {'not known' if is_stale(one, now) else ANSWER[state]}"
+    return f"{MARK[state]} {say('not known' if is_stale(one, now) else ANSWER[state])}"
 
 
 def _why(one: RecoveryStanding, now: datetime) -> str:
     if is_stale(one, now):
-        return f"not checked since {moment(one, one.checked)}: run check-recovery-objectives"
-    reasons = [f"{found.resource}: {found.why}" for found in by_state(one) if found.why]
+        return say(f"not checked since {moment(one, one.checked)}: run check-recovery-objectives")
+    reasons = [f"{label(found.resource)}: {say(found.why)}" for found in by_state(one) if found.why]
     if not (one.drill and one.drill.status in ("OK", "WARN")):
-        reasons.append("no drill has succeeded: run run-drill")
+        reasons.append(say("no drill has succeeded: run run-drill"))
     return "; ".join(reasons)
 
 
 def _body(one: RecoveryStanding, now: datetime) -> str:
     state, rows = state_of(one, now), by_state(one)
     span = f' rowspan="{max(len(rows), 1)}"'
-    checked = f"<small>checked {escape(moment(one, one.checked))}</small>"
+    checked = f"<small>{escape(say(f'checked {moment(one, one.checked)}'))}</small>"
     objectives = f"<small>RPO {duration(one.rpo_seconds)}, RTO {duration(one.rto_seconds)}</small>"
     name = f"<b>{escape(one.environment)}</b><br>{escape(one.title)}<br>{objectives}<br>{checked}"
     answer = f"{escape(_answer(one, now))}<br><small>{escape(_why(one, now))}</small>"
@@ -133,48 +154,49 @@ def _body(one: RecoveryStanding, now: datetime) -> str:
     lines = [
         (first if number == 0 else "") + _resource(one, found) + (last if number == 0 else "")
         for number, found in enumerate(rows)
-    ] or [f'{first}<td colspan="6">no resource is configured</td>{last}']
+    ] or [f'{first}<td colspan="6">{escape(say("no resource is configured"))}</td>{last}']
     return "<tbody>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody>"
 
 
 def _resource(one: RecoveryStanding, found: Recoverable) -> str:
     point, loss, takes, by, proven = map(escape, _cells(one, found))
     cells = f'<td>{point}</td><td>{loss}</td><td>{takes}</td><td class="by">{by}</td><td>{proven}</td>'
-    return f'<td class="{found.state}">{MARK[found.state]} {escape(found.resource)}</td>{cells}'
+    return f'<td class="{found.state}">{MARK[found.state]} {escape(label(found.resource))}</td>{cells}'
 
 
 def _cells(one: RecoveryStanding, found: Recoverable) -> tuple[str, ...]:
     """Point, loss, duration, option, proven."""
-    point = moment(one, found.at) if found.at else "none"
-    loss = duration(found.loss_seconds) if found.loss_seconds is not None else "everything, or not known"
-    takes = duration(found.seconds) if found.seconds is not None else "never measured"
-    return (point, loss, takes, f"{found.option}: {found.runbook}", _proven(one, found.proven))
+    point = moment(one, found.at) if found.at else label("none")
+    loss = duration(found.loss_seconds) if found.loss_seconds is not None else say("everything, or not known")
+    takes = duration(found.seconds) if found.seconds is not None else say("never measured")
+    return (point, loss, takes, f"{say(found.option)}: {found.runbook}", _proven(one, found.proven))
 
 
 def _proven(one: RecoveryStanding, text: str) -> str:
     """In the environment's zone, if it is a time."""
     try:
-        return moment(one, datetime.fromisoformat(text)) if text else "never"
+        return moment(one, datetime.fromisoformat(text)) if text else label("never")
     except ValueError:
         return text
 
 
 def _drill(one: RecoveryStanding) -> str:
-    return _drill_text(one, one.drill) if one.drill else "never"
+    return _drill_text(one, one.drill) if one.drill else label("never")
 
 
 def _drill_text(one: RecoveryStanding, drill: LastDrill) -> str:
-    rto = f", users served after {duration(drill.rto_seconds)}" if drill.rto_seconds is not None else ""
+    rto = f", {say(f'users served after {duration(drill.rto_seconds)}')}" if drill.rto_seconds is not None else ""
     return f"{moment(one, drill.at)}: {drill.scenario} {drill.status}{rto}"
 
 
 def _next(one: RecoveryStanding) -> str:
-    return moment(one, one.next_drill) if one.next_drill else "not scheduled, or not known"
+    return moment(one, one.next_drill) if one.next_drill else say("not scheduled, or not known")
 
 
 def _summary(standings: Sequence[RecoveryStanding], now: datetime) -> str:
     states = [state_of(one, now) for one in standings]
-    return ", ".join(f"{MARK[state]} {states.count(state)} {state}" for state in WORST if state in states)
+    names: dict[State, str] = {"red": label("red"), "yellow": label("yellow"), "green": label("green")}
+    return ", ".join(f"{MARK[state]} {states.count(state)} {names[state]}" for state in WORST if state in states)
 
 
 def moment(one: RecoveryStanding, at: datetime) -> str:

@@ -104,7 +104,7 @@ def show_recovery_options(environment: str) -> Report:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m flows.recovery.objectives.options", description="復旧手段の一覧 (§8.4)"
+        prog="python -m flows.recovery.objectives.options", description="all recovery options (§8.4)"
     )
     parser.add_argument("--environment", required=True, help="the one that has failed")
     return launch(show_recovery_options, vars(parser.parse_args()), as_text)

@@ -209,7 +209,7 @@ def _restore(
 def main() -> int:
     """The command line: it runs through Prefect if that answers, otherwise without it."""
     parser = argparse.ArgumentParser(
-        prog="python -m flows.recovery.region.failover", description="リージョン切り替え (§8.3): region failover"
+        prog="python -m flows.recovery.region.failover", description="region failover (§8.3)"
     )
     parser.add_argument("--environment", required=True, help="the target region")
     parser.add_argument("--source", required=True, help="the environment that failed")

@@ -95,10 +95,10 @@ def test_a_migration_is_generated_rehearsed_reviewed_and_then_agrees(
     review = found(first, "review")
     assert review.status is Status.WARN
     assert str(path) in review.hint
-    items = {row[0]: row[2] for evidence in first.evidence if "レビュー項目" in evidence.name for row in evidence.rows}
+    items = {row[0]: row[2] for evidence in first.evidence if "Review checklist" in evidence.name for row in evidence.rows}
     assert len(items) == 12
-    assert items["downgrade"].startswith("1 か所")
-    assert items["ENUM の値"] == "—"
+    assert items["downgrade of everything"].startswith("1 lines: ")
+    assert items["values of an ENUM"] == "—"
     assert revision(postgres_server) == "", "nothing live was touched"
     assert databases(postgres_server) == [DATABASE]
 

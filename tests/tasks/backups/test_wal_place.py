@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 from pathlib import Path
 
+import pytest
+
+from runbook.errors import VerificationFailed
 from tasks.backups.encryption import Key
-from tasks.wal.archive.archive import Archive, written
+from tasks.wal.archive.archive import Archive, StoredSegment, written
 from tasks.wal.archive.place import DirectoryPlace
 from tasks.wal.archive.received import Frames
 
@@ -46,3 +50,31 @@ def test_a_segment_that_is_still_written_is_stored_as_it_is_whatever_part_of_it_
         assert stored.bytes < size / 100
         assert archive.get(stored) == content
     assert [written(content) for content in (b"", b"\0" * 3, b"ab\0\0", bytes(2 << 20))] == [0, 0, 2, 0]
+
+
+NAME, SIZE = "000000010000000000000003", 1 << 20
+
+
+def _stored(archive: Archive, content: bytes, end: int) -> StoredSegment:
+    return archive.put(NAME, content[: end or SIZE].ljust(SIZE, b"\0"), end=end)
+
+
+@pytest.mark.parametrize("end", [8192, 0], ids=["a longer unfinished one", "the finished one"])
+def test_an_unfinished_segment_that_was_replaced_since_it_was_listed_is_read_from_what_replaced_it(
+    tmp_path: Path, end: int
+) -> None:
+    """A recovery lists the archive while the archiver goes on: nothing is missing, the same bytes are in the other."""
+    archive, wal = Archive(DirectoryPlace(tmp_path), Key()), random.Random(3).randbytes(SIZE)
+    listed = _stored(archive, wal, 4096)
+    _stored(archive, wal, end)
+    archive.remove([listed])
+    assert archive.get(listed) == wal[:4096].ljust(SIZE, b"\0")
+
+
+def test_an_unfinished_segment_is_not_read_from_another_server_s_wal(tmp_path: Path) -> None:
+    archive, wal = Archive(DirectoryPlace(tmp_path), Key()), random.Random(3).randbytes(SIZE)
+    listed = _stored(archive, wal, 4096)
+    _stored(archive, bytes([wal[0] ^ 1]) + wal[1:], 8192)
+    archive.remove([listed])
+    with pytest.raises(VerificationFailed, match="is not in"):
+        archive.get(listed)
