@@ -128,6 +128,8 @@ def _arguments_of_verbs(tree: ast.AST) -> Iterator[int]:
             texts = [*node.args, *(one.value for one in node.keywords if one.arg in ("value", "expected"))]
             lists = [inner for one in texts if isinstance(one, ast.Tuple | ast.List) for inner in one.elts]
             yield from (id(one) for one in (*texts, *lists))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):  # columns = ("phase", "box")
+            yield from map(id, node.value.elts if "columns" in ast.unparse(node.targets[0]).lower() else ())
 
 
 def _counted(node: ast.Call) -> Iterator[str]:
