@@ -29,12 +29,28 @@ LANGUAGE = "ja"
 PAGE = ROOT / "docs" / "languages.md"
 MADE, ENDS = "<!-- Made by `make messages`: edit runbook/language. -->", "<!-- Made until here. -->"
 VERBS = frozenset(
-    ("require", "prefer", "passed", "warn", "fail", "fact", "table", "plan", "state_is", "Evidence", "Finding", "say", "label")
+    (
+        "require",
+        "prefer",
+        "passed",
+        "warn",
+        "fail",
+        "fact",
+        "table",
+        "plan",
+        "state_is",
+        "Evidence",
+        "Finding",
+        "say",
+        "label",
+    )
 )
 """Calls whose texts are messages even if they are one word."""
 UNSEEN = frozenset(("debug", "info", "warning", "error", "execute", "run", "getattr", "add_argument"))
 """Calls whose texts are no part of a report: the log stays English."""
-_CODE = re.compile(r"^(SELECT|WITH|ALTER|CREATE|DROP|INSERT|UPDATE|DELETE|SET|SHOW|FROM|WHERE|AND|LOCK|COPY)\b|^[-/<.#]|\n")
+_CODE = re.compile(
+    r"^(SELECT|WITH|ALTER|CREATE|DROP|INSERT|UPDATE|DELETE|SET|SHOW|FROM|WHERE|AND|LOCK|COPY)\b|^[-/<.#]|\n"
+)
 
 
 def messages(path: Path) -> Iterator[tuple[str, int]]:
@@ -112,18 +128,22 @@ def _arguments_of_verbs(tree: ast.AST) -> Iterator[int]:
             texts = [*node.args, *(one.value for one in node.keywords if one.arg in ("value", "expected"))]
             lists = [inner for one in texts if isinstance(one, ast.Tuple | ast.List) for inner in one.elts]
             yield from (id(one) for one in (*texts, *lists))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):  # columns = ("phase", "box")
+            yield from map(id, node.value.elts if "columns" in ast.unparse(node.targets[0]).lower() else ())
 
 
 def _counted(node: ast.Call) -> Iterator[str]:
     """`{number} backup` and `{number} backups` of `counted(number, "backup")`."""
-    nouns = [one.value for one in node.args[1:] if isinstance(one, ast.Constant)]
+    nouns = [one.value for one in node.args[1:] if isinstance(one, ast.Constant) and isinstance(one.value, str)]
     if _called(node) == "counted" and nouns:
         yield from (f"{{number}} {noun}" for noun in (*nouns, f"{nouns[0]}s")[:2] if len(noun) > 2)
 
 
 def _called(node: ast.Call) -> str:
     function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    return (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
 
 
 def catalogue(folder: str, language: str, known: set[str]) -> Catalog:

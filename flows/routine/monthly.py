@@ -181,8 +181,18 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "Unusual use of the API",
     ),
     "Database upkeep": ("VACUUM and autovacuum", "Index usage", "Slow queries", "Planner statistics"),
-    "Performance review": ("Response time analysis", "Error rate check", "Resource usage trends", "Bottleneck analysis"),
-    "Cost review": ("Cloud resource usage", "AI token usage", "Removal of unused resources", "Cost measures carried out"),
+    "Performance review": (
+        "Response time analysis",
+        "Error rate check",
+        "Resource usage trends",
+        "Bottleneck analysis",
+    ),
+    "Cost review": (
+        "Cloud resource usage",
+        "AI token usage",
+        "Removal of unused resources",
+        "Cost measures carried out",
+    ),
 }
 TABLE = "Monthly checklist (§7.4)"
 COLUMNS = ("", "group", "box", "result", "next step")
@@ -250,7 +260,11 @@ STATISTICS_DAYS = 30
 
 def backend_packages(page: Page) -> str | None:
     """Python packages, by the last update."""
-    return _updated(page, "Backend dependency updates (pip update)", "backend") if page.names("application.repository") else None
+    return (
+        _updated(page, "Backend dependency updates (pip update)", "backend")
+        if page.names("application.repository")
+        else None
+    )
 
 
 def frontend_packages(page: Page) -> str | None:
@@ -280,7 +294,9 @@ def tests(page: Page) -> str | None:
     runs = [found[0] for runbook in TESTED_BY if (found := _tested(page, runbook))]
     if not runs:
         hint = f"{page.launch(UPDATE)} runs them, as do {PATCH} and deploy-application"
-        page.not_measured("Tests and functional checks", f"no run of the last {MONTHLY.days} days ran the application's tests", hint)
+        page.not_measured(
+            "Tests and functional checks", f"no run of the last {MONTHLY.days} days ran the application's tests", hint
+        )
         return None
     newest = max(runs, key=lambda run: run.started)
     link(page, newest.runbook, newest)

@@ -61,10 +61,15 @@ def describe_request(report: Report, plan: str, why: str, seconds: float) -> str
 
 def described(report: Report) -> str:
     """The plan and what warns, as Markdown."""
-    steps = [f"{number}. {escaped(label(one.step))}: {escaped(say(one.detail))}" for number, one in enumerate(report.plan_steps, 1)]
+    steps = [
+        f"{number}. {escaped(label(one.step))}: {escaped(say(one.detail))}"
+        for number, one in enumerate(report.plan_steps, 1)
+    ]
     pins = [f"- {escaped(name)}: {code(str(value))}" for name, value in report.pins.items() if name != PARAMETER]
     warnings = [
-        f"- ⚠️ {escaped(label(one.name))}: {escaped(say(one.value))}" for one in report.findings if one.status is Status.WARN
+        f"- ⚠️ {escaped(label(one.name))}: {escaped(say(one.value))}"
+        for one in report.findings
+        if one.status is Status.WARN
     ]
     numbers = [f"- {escaped(shown(name, pin))}" for name, pin in report.states.items() if pin.tolerance]
     return "\n".join(_blocks(steps, pins, numbers, warnings))

@@ -70,7 +70,7 @@ def test_what_is_deployed_has_that_and_its_version() -> None:
     entries = chosen(content, environment, {environment.name: "process"})["deployments"]
     assert len(entries) > 100
     for entry in entries:
-        assert entry["description"] == shown(entry["entrypoint"], "en")
+        assert entry["description"] == shown(entry["entrypoint"], environment.language)
         assert "Args:" not in entry["description"]
         assert entry["version"] == project_version()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout

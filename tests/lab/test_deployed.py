@@ -92,8 +92,10 @@ def test_every_form_is_filled_in_with_what_its_flow_takes(deployed: Lab) -> None
     backups = Environment.find(deployed.name).backups
     stores = {"restore-database": backups.postgres, "restore-redis": backups.redis, "restore-files": backups.files}
     for flow, store in stores.items():
-        (help_text,) = re.findall(r" ｜ newest first: (.*)", help_of(deployed, flow, "backup"))
-        listed = re.findall(r"(\w+) \(20\d\d-\S+ \S+ [+-]\d\d:\d\d, [\d.]+ [kMG]?B, (?:not )?verified\)", help_text)
+        (help_text,) = re.findall(r" ｜ (?:newest first|新しい順): (.*)", help_of(deployed, flow, "backup"))
+        listed = re.findall(
+            r"(\w+) \(20\d\d-\S+ \S+ [+-]\d\d:\d\d, [\d.]+ [kMG]?B, (?:(?:not )?verified|検証済み|未検証)\)", help_text
+        )
         assert listed
         assert all((Path(store) / name).is_dir() for name in listed)
         assert len(listed) <= 5

@@ -116,7 +116,9 @@ def worked(day: Day, counting: PostgresServer) -> None:
     file(day, "Update dependencies", 4, good="backend tests", table=("Updated", updated), branch="dependencies/minor")
     for title in ("Vacuum database", "Review resources", "Monthly maintenance"):
         file(day, title, 30, table=("Figures", [("requests a day", "8.0", "8", "")]))
-    answer = [("コスト (§7.4)", "コスト最適化施策実施", "実施", "田中", "2026-11-01", "小さいインスタンスへ", "")]  # an older report
+    answer = [
+        ("コスト (§7.4)", "コスト最適化施策実施", "実施", "田中", "2026-11-01", "小さいインスタンスへ", "")
+    ]  # an older report
     file(day, "Run checklist", 10, table=("Checklist", answer), checklist="cost_review: 1 of 1")
 
 
@@ -140,7 +142,9 @@ def test_a_month_in_which_all_was_done(day: Day, counting: PostgresServer) -> No
     assert report.evidence[0].name == "Monthly checklist (§7.4)", "before all other tables"
     bad = {box: mark for box, mark in marks.items() if mark != "✅"}
     unmeasured, left_out = "Index usage", "Cloud resource usage"
-    assert bad == {unmeasured: "⚠️ not measured", left_out: "not applicable"}, "scans are counted since this test's server began"
+    assert bad == {unmeasured: "⚠️ not measured", left_out: "not applicable"}, (
+        "scans are counted since this test's server began"
+    )
     assert report.outcome == "18 passed, 0 warnings, 0 critical, 1 not measured, 1 not applicable, of 20 boxes"
     told = {row[2]: row[3] for row in rows(report, "Monthly checklist (§7.4)")}
     assert told["Frontend dependency updates (pnpm update)"].startswith("1 packages updated, on dependencies/minor")
@@ -176,7 +180,9 @@ def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> No
     )
     file(day, "Update dependencies", 1, bad="web tests", table=("Updated", []))
     file(day, "Vacuum database", 0.5, bad="table x")
-    answer = [("Review of costs (§7.4)", "Cost measures carried out", "not carried out", "鈴木", "2026-11-20", "予算なし", "")]
+    answer = [
+        ("Review of costs (§7.4)", "Cost measures carried out", "not carried out", "鈴木", "2026-11-20", "予算なし", "")
+    ]
     file(day, "Run checklist", 1, table=("Checklist", answer), checklist="cost_review: 0 of 1")
     counting.sql("CREATE TABLE IF NOT EXISTS unseen AS SELECT generate_series(1, 10) AS n", database="grc_db")
     counting.sql("CREATE INDEX IF NOT EXISTS twice ON numbers (n)", database="grc_db")

@@ -109,7 +109,7 @@ def publish(language: Language, *flows: str) -> None:
     """As deployments.deploy does it, for some runbooks."""
     content = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     own = [one for one in content if start_page.flow_in(one) in flows and one["name"] == PLACEHOLDER]
-    plain = [{**one, "schedules": [], "description": "", "version": "1"} for one in own]
+    plain = [{**one, "schedules": [], "description": shown(one["entrypoint"], language), "version": "1"} for one in own]
     filled = entries.filled(plain, {"OPS_ENVIRONMENT": NAME})
     finding = list(start_page.symptom_entries(filled, NAME, language, "on-demand"))
     entries.publish([*filled, *finding], [], deployed(), language)
@@ -141,10 +141,12 @@ def test_what_is_published_is_in_the_environment_s_language(env: Path) -> None:
         start = deployed()[f"start-here/{NAME}"].description or ""
         seen[language] = (start, one.description or "", {name: field["description"] for name, field in fields.items()})
     assert f"start-here/0 ここから始める Start here ({NAME})" in deployed()
-    assert f"diagnose-database/2 データベースが遅い Database is slow ({NAME})" in deployed()
+    assert (
+        f"diagnose-database/2 データベースが遅い・ロック待ち Database is slow: waits and locks ({NAME})" in deployed()
+    )
     (start_en, about_en, help_en), (start_ja, about_ja, help_ja) = seen["en"], seen["ja"]
-    assert "| Database is slow |" in start_en
-    assert "| データベースが遅い |" in start_ja
+    assert "| Database is slow: waits and locks |" in start_en
+    assert "| データベースが遅い・ロック待ち |" in start_ja
     assert start_ja.startswith("ここから始める")
     assert "Database is slow" not in start_ja
     assert about_en.startswith("Diagnose database (appendix A)\n\nWalks the decision tree")

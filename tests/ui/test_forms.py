@@ -68,7 +68,9 @@ def test_an_empty_field_says_what_it_means(found: Found) -> None:
     """Or that it must be filled in: for the form, every field but the environment is optional."""
     for name, one in properties(found).items():
         if one["type"] in ("string", "array") and not one.get("default", True):
-            assert re.search("[Ee]mpty|[Rr]equired", one["description"]), f"{name}: what happens where it is left empty?"
+            assert re.search("[Ee]mpty|[Rr]equired", one["description"]), (
+                f"{name}: what happens where it is left empty?"
+            )
 
 
 @EACH_FLOW

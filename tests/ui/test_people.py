@@ -7,6 +7,7 @@ from playwright.sync_api import expect
 
 from lab.client import Lab
 from tests.ui.browser import Operator
+from tests.ui.language import in_lab
 
 pytestmark = pytest.mark.system
 
@@ -21,10 +22,10 @@ def test_a_checklist_is_answered(place: Lab, somebody: Operator) -> None:
     for phase in (1, 2):
         asked = somebody.resume()
         expect(asked.root).to_contain_text(f"({phase}/2)")
-        asked.text("Your name").fill("山田 太郎")
-        assert asked.choose_each("Result", "carried out") > 0
+        asked.text(in_lab("Your name")).fill("山田 太郎")
+        assert asked.choose_each(in_lab("Result"), in_lab("carried out")) > 0
         if phase == 1:
-            asked.text("Your name").scroll_into_view_if_needed()
+            asked.text(in_lab("Your name")).scroll_into_view_if_needed()
             somebody.picture("checklist", height=1000)
         asked.resume()
         somebody.open(f"/runs/flow-run/{run}")

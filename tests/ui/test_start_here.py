@@ -12,6 +12,7 @@ from prefect.client.orchestration import get_client
 from deployments import deploy, entries, start_page
 from lab.client import Lab
 from tests.ui.browser import Operator, given
+from tests.ui.language import LANGUAGE
 
 pytestmark = pytest.mark.system
 
@@ -35,9 +36,9 @@ def certificates(place: Lab) -> Iterator[None]:
     own = [one for one in content if one["entrypoint"].endswith(".check_certificates")]
     plain = [{**one, "schedules": [], "description": "", "version": "1"} for one in own]
     filled = entries.filled(plain, {"OPS_ENVIRONMENT": place.name})
-    entries.publish([*filled, *start_page.symptom_entries(filled, place.name, "en")], [], {}, "en")
+    entries.publish([*filled, *start_page.symptom_entries(filled, place.name, LANGUAGE)], [], {}, LANGUAGE)
     there = deploy.deployed(content, place.name) | start_page.read_symptom_deployments(place.name)
-    start_page.describe_start(there, place.name, "Start here", "en")
+    start_page.describe_start(there, place.name, "Start here", LANGUAGE)
     yield
     with get_client(sync_client=True) as client:
         for name, one in there.items():

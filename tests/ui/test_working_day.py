@@ -8,10 +8,12 @@ import pytest
 import redis
 from playwright.sync_api import expect
 
+from deployments.runbooks import shown
 from lab import lifecycle
 from lab.client import Lab
 from lab.servers import valkey
 from tests.ui.browser import Operator, given
+from tests.ui.language import LANGUAGE, in_lab
 
 pytestmark = pytest.mark.system
 
@@ -39,7 +41,7 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
     expect(somebody.tagged("redis", "§2.2")).to_have_count(1)
     somebody.choose("clear-cache", "redis", "§2.2")
     told = somebody.describe()
-    assert told.startswith("Clear cache (§2.2)\n")
+    assert told.partition("\n")[0] == shown("flows.redis.cache.clear_cache", LANGUAGE).partition("\n")[0]
     assert "Args" not in told, "help stands in the form"
 
     form = somebody.custom_run()
@@ -97,7 +99,7 @@ def test_forms_are_usable(place: Lab, somebody: Operator) -> None:
     assert form.choices("kind") == ["full", "schema", "tables", "sql", "sql.gz"]
     somebody.choose("check-redis-memory", "§2.1")
     form = somebody.custom_run()
-    expect(form.parameter("environment")).to_contain_text("Environment (lab, staging")
+    expect(form.parameter("environment")).to_contain_text(in_lab("Environment (lab, staging, production …)"))
 
 
 def test_a_run_that_found_something_critical_is_red(place: Lab, somebody: Operator) -> None:

@@ -17,6 +17,7 @@ from prefect.input.run_input import keyset_from_base_key
 from pydantic import ValidationError
 
 from blocks.environment import Environment
+from flows.monitoring.wording import OWNERS
 from flows.routine.checklist import forms
 from flows.routine.checklist.forms import ChecklistAnswer
 from flows.routine.checklist.history import Past, hint_for
@@ -133,7 +134,7 @@ def _description(asking: Asking, phase: Phase, before: list[ChecklistAnswer], wr
     lines = [
         f"## {say(chosen.en)} · {asking.env.title or asking.env.name}",
         f"**{say(phase.heading)}** ({number}/{len(chosen.phases)}) · {label('due')} **{asking.due}** · "
-        f"{label('owner')} {chosen.owner}",
+        f"{label('owner')} {say(OWNERS.get(chosen.owner, chosen.owner))}",
     ]
     if wrong:
         lines.append("\n".join([f"### ⚠️ {say('Please correct this')}", *(f"- {one}" for one in wrong)]))

@@ -96,7 +96,12 @@ def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused
     assert len(boxes) == 31
     assert boxes["Log-in works"] == boxes["The monitoring alert fired"] == "☑"
     assert boxes["Redis data was restored"] == boxes["Improvements are decided"] == "☐"
-    called = ("The on-call engineer responded", "The escalation worked", "The incident was declared", "Stakeholders were notified")
+    called = (
+        "The on-call engineer responded",
+        "The escalation worked",
+        "The incident was declared",
+        "Stakeholders were notified",
+    )
     assert {boxes[box] for box in called} == {"☑"}, "by the real escalation, on the drill's own channel"
     assert "山田 (run-drill)" in report.facts["acknowledged"]
     assert not (environment(system).reports_directory / "incidents").exists(), "nobody's phone rings"

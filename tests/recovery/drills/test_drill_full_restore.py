@@ -39,7 +39,12 @@ def test_all_comes_back_and_every_sabotaged_dump_is_refused(system: System) -> N
     assert not [name for name, refused in controls.items() if refused.startswith("NO")]
     assert "interview_sessions" in controls["one row changed in the dump, every checksum right again"]
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
-    assert boxes["Redis data was restored"] == boxes["The file system was restored"] == boxes["Migrations were applied"] == "☑"
+    assert (
+        boxes["Redis data was restored"]
+        == boxes["The file system was restored"]
+        == boxes["Migrations were applied"]
+        == "☑"
+    )
     assert {path.name for path in Path(environment(system).backups.postgres).glob("backup_*")} == dumps
     assert system.healthy()
 

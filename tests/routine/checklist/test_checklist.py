@@ -109,7 +109,9 @@ def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incompl
     assert place.answer(run, answers(procedures=undone, backups={"note": "8時に確認"})) == "ACCEPT"
     place.start_worker()
     again = place.asks(run, "preparation-2")
-    assert "“Participants have the procedures”: write in the note why it is not carried out" in place.read(run, "suspended-preparation-2-description")
+    assert "“Participants have the procedures”: write in the note why it is not carried out" in place.read(
+        run, "suspended-preparation-2-description"
+    )
     assert again["properties"]["who"]["default"] == "山田 太郎", "what was sent is filled in"
     assert "8時に確認" in json.dumps(again, ensure_ascii=False)
     whole = answers(
@@ -125,7 +127,12 @@ def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incompl
     (report,) = reports(place)
     rows = {row[1]: row for row in table(report, "Checklist")}
     assert [row[2] for row in rows.values()] == ["carried out", "not carried out", "carried out", "not carried out"]
-    assert rows["Participants have the procedures"][3:] == ["佐藤", rows["The drill environment is ready"][4], "配布先が決まらない", ""]
+    assert rows["Participants have the procedures"][3:] == [
+        "佐藤",
+        rows["The drill environment is ready"][4],
+        "配布先が決まらない",
+        "",
+    ]
     assert rows["Backups are up to date"][5:] == ["8時に確認", "https://example.com/1"]
     found = findings(report)
     assert found["Before the drill: The drill environment is ready"]["status"] == "CRITICAL"
@@ -229,7 +236,10 @@ def test_answers_outlive_the_server_and_every_worker(control: LabControl, tmp_pa
                 restart(control)
                 place.start_worker()
             ids = [box.id.replace("-", "_") for box in phase.boxes]
-            assert place.answer(run, {"who": f"回答者{number}", **{one: {"result": "carried out"} for one in ids}}) == "ACCEPT"
+            assert (
+                place.answer(run, {"who": f"回答者{number}", **{one: {"result": "carried out"} for one in ids}})
+                == "ACCEPT"
+            )
         assert place.ends(run)["type"] == "COMPLETED"
         (report,) = reports(place)
     rows = table(report, "Checklist")
