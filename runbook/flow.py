@@ -46,4 +46,6 @@ def flow(*, name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]
 
 
 def _state(report: Report) -> object:
-    return Completed(name=NAMES[report.status], message=(report.headline or report.sentence())[:MOST_CHARACTERS], data=report)
+    return Completed(
+        name=NAMES[report.status], message=(report.headline or report.sentence())[:MOST_CHARACTERS], data=report
+    )

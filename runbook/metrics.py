@@ -1,7 +1,7 @@
 """Every metric that has a limit: its unit, its default limits, its source. `[thresholds]` takes these names only.
 
-WARN above the first limit, CRITICAL above the second. The manual's own alarms are those of appendix B (monitoring) and of
-§8.1 (the RPO); the others are this project's.
+WARN above the first limit, CRITICAL above the second. The manual's own alarms are those of appendix B (monitoring) and
+of §8.1 (the RPO); the others are this project's.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Metric:
 
 
 API_RESPONSE = Metric("api.response_seconds", 2, 5, "s", "response time of the API, 95th percentile", "appendix B")
-API_ERRORS = Metric("api.error_ratio", 0.05, 0.05, "ratio", "share of requests answered with a 5xx status", "appendix B")
+API_ERRORS = Metric(
+    "api.error_ratio", 0.05, 0.05, "ratio", "share of requests answered with a 5xx status", "appendix B"
+)
 CONNECTIONS = Metric("postgres.connections.used_ratio", 0.8, 0.95, "ratio", "connections in use", "appendix B")
 REPLICATION_LAG = Metric("postgres.replication.lag_seconds", 10, 10, "s", "lag of the slowest standby", "appendix B")
 REDIS_MEMORY = Metric("redis.memory.used_ratio", 0.8, 0.9, "ratio", "memory in use, of maxmemory", "appendix B")

@@ -80,7 +80,11 @@ def runbook(
     """
     report = Report(title, target.name, confirm or "", target.limits, language=target.language)
     locks = ("changes" if confirm is None else without_confirm) if changes else None
-    with clock.use_zone(target.zone), use_language(target.language), _recorded(report, target, plan, locks, rank, often, name):
+    with (
+        clock.use_zone(target.zone),
+        use_language(target.language),
+        _recorded(report, target, plan, locks, rank, often, name),
+    ):
         yield report
 
 

@@ -1,5 +1,5 @@
-"""What Prefect does about a metric that is exceeded (appendix B): what the table says, once an hour each. People are called
-within minutes.
+"""What Prefect does about a metric that is exceeded (appendix B): what the table says, once an hour each. People are
+called within minutes.
 
 Two of one kind never run at once: what changes something holds the environment's lock, and who comes second is refused.
 What deletes (clear-cache, clean-logs, clean-docker) does so only where the environment's `unattended` names it; else it

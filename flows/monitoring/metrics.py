@@ -75,7 +75,9 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
             "check the Prefect server and PREFECT_API_URL; the events are sent as soon as it answers",
             value=f"{found.unsent} events are not sent yet: {found.problem}",
         )
-    report.outcome = f"over the limit: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are healthy"
+    report.outcome = (
+        f"over the limit: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are healthy"
+    )
 
 
 def _judge(report: Report, env: Environment, metric: Alarm, standing: AlarmState) -> None:

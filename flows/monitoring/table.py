@@ -118,7 +118,7 @@ TABLE = (
     ),
     Alarm(
         metrics.TOKENS,
-        "AI tokens used",
+        "AI token budget",
         "optimise costs",
         "SRE",
         "run report-token-usage for the models and days; lower the limit per user",

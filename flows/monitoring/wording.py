@@ -109,7 +109,9 @@ def summary(env: Environment, found: Incident) -> str:
 def _states(env: Environment, found: Incident) -> dict[str, str]:
     return {
         label("declared by"): f"{found.declared_by} ({moment(env, found.declared)})" if found.declared else "",
-        label("acknowledged by"): f"{found.acknowledged_by} ({moment(env, found.acknowledged)})" if found.acknowledged else "",
+        label("acknowledged by"): f"{found.acknowledged_by} ({moment(env, found.acknowledged)})"
+        if found.acknowledged
+        else "",
         label("resolved by"): f"{found.resolved_by} ({moment(env, found.resolved)})" if found.resolved else "",
     }
 

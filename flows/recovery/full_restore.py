@@ -164,9 +164,7 @@ def full_restore(
 
 def main() -> int:
     """The command line: it runs through Prefect if that answers, otherwise without it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.recovery.full_restore", description="full restore (§8.2)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m flows.recovery.full_restore", description="full restore (§8.2)")
     parser.add_argument("--environment", required=True, help="its TOML is in deployments/environments")
     parser.add_argument("--backup", default="latest", help="latest, YYYYMMDD, or a backup's name")
     parser.add_argument("--source", choices=["backups", "copies"], default="backups", help="which stores to read")

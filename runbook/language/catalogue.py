@@ -9,17 +9,31 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parent
-SEPARATORS = ("; ", ". ", ": ", ", ")
+LIST = ", "
+SEPARATORS = ("; ", ". ", ": ", LIST)
 """Between clauses that were joined to one text, outermost first."""
-MOST_DEPTH = 6
 FEWEST_LETTERS = 4
 """A message of values and hardly a letter, such as `{name}: {value}`, would fit everything."""
+FEW_WORDS = 2
+"""A message of few words, such as `write {value}`, also fits what a program printed: half a translation misleads."""
+MOST_CHARACTERS = 2000
 MOST_REMEMBERED = 10_000
+_SPAN = r"(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
+KINDS = {
+    **dict.fromkeys(("len", "number", "count", "sum"), r"-?[\d.,]+"),
+    **dict.fromkeys(("duration", "rounded", "about"), _SPAN),
+    "size": r"-?[\d.,]+ [kMGT]?B",
+    "counted": r"[\d,]+ .+?",
+}
+"""What a value may be, by its name: functions of runbook/units.py and Python's own. Others may be anything."""
+_NOTE = re.compile(r"(.+?) \((.+)\)")
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
 
@@ -56,28 +70,40 @@ class Template:
         pieces = _VALUE.split(message)
         return cls(tuple(pieces[::2]), tuple(pieces[1::2]), translation)
 
-    @property
+    @cached_property
     def letters(self) -> int:
         """How much of a text it explains."""
         return sum(map(str.isalpha, "".join(self.parts)))
 
+    @cached_property
+    def fixed(self) -> int:
+        """How many characters of a text it explains."""
+        return len("".join(self.parts))
+
+    @cached_property
+    def words(self) -> int:
+        """How many words of a text it explains."""
+        return sum(map(_words, self.parts))
+
     @property
-    def longest(self) -> str:
-        return max(self.parts, key=len)
+    def longest_word(self) -> str:
+        """A word that every text made of it has; "" where there is no whole one."""
+        ends = (
+            r"(?<!^)" * (number > 0) + r"\b[A-Za-z]+\b" + r"(?!$)" * (number < len(self.names))
+            for number in range(len(self.parts))
+        )
+        words = [word for part, end in zip(self.parts, ends, strict=True) for word in re.findall(end, part)]
+        return max(words, key=len, default="")
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        kinds = [f"({KINDS.get(name.rstrip('0123456789'), '.*?')})" for name in self.names]
+        return re.compile("".join(re.escape(part) + kind for part, kind in zip(self.parts, [*kinds, ""], strict=True)))
 
     def values(self, text: str) -> dict[str, str] | None:
         """The values in a text, by name; None where it was not made of this message."""
-        first, *inner, last = self.parts
-        if not text.startswith(first) or not text.endswith(last) or len(text) < len(first) + len(last):
-            return None
-        at, end, found = len(first), len(text) - len(last), list[str]()
-        for part in inner:
-            next_at = text.find(part, at, end) if part else at
-            if next_at < 0:
-                return None
-            found.append(text[at:next_at])
-            at = next_at + len(part)
-        return dict(zip(self.names, [*found, text[at:end]], strict=True))
+        found = self._pattern.fullmatch(text)
+        return dict(zip(self.names, found.groups(), strict=True)) if found else None
 
 
 class Catalogue:
@@ -85,9 +111,11 @@ class Catalogue:
 
     def __init__(self, messages: Mapping[str, str]) -> None:
         self._whole = {message: text for message, text in messages.items() if not _VALUE.search(message)}
-        made = [Template.of(*one) for one in messages.items() if _VALUE.search(one[0])]
-        able = [(one.longest, one) for one in made if one.letters >= FEWEST_LETTERS]
-        self._templates: Sequence[tuple[str, Template]] = sorted(able, key=lambda one: -one[1].letters)
+        self._by_word = defaultdict[str, list[Template]](list)
+        for message, text in messages.items():
+            made = Template.of(message, text)
+            if made.names and made.letters >= FEWEST_LETTERS:
+                self._by_word[made.longest_word].append(made)
         self._known: dict[tuple[str, bool], str] = {}
 
     def translate(self, text: str, *, words: bool = False) -> str:
@@ -96,39 +124,65 @@ class Catalogue:
         if (text, words) not in self._known:
             if len(self._known) > MOST_REMEMBERED:
                 self._known.clear()
-            self._known[text, words] = self._translated(text, words, MOST_DEPTH)
+            self._known[text, words] = self._translated(text, words)
         return self._known[text, words]
 
-    def _translated(self, text: str, words: bool, depth: int) -> str:
+    def _translated(self, text: str, words: bool) -> str:
         flat = " ".join(text.split())
-        if not depth or not re.search("[A-Za-z]", flat) or not (words or " " in flat):
+        if len(flat) > MOST_CHARACTERS or not re.search("[A-Za-z]", flat) or not (words or " " in flat):
             return text
         if flat in self._whole:
             return self._whole[flat]
-        fits = list(self._fits(flat))
-        within_clause = [one for one in fits if not any("; " in value or ". " in value for value in one[1].values())]
-        if within_clause:
-            return self._filled(*within_clause[0], depth)
-        return self._by_parts(flat, depth) or (self._filled(*fits[0], depth) if fits else text)
+        across = list[str]()
+        for template, values in self._fits(flat):
+            if (made := self._filled(template, values)) is not None:
+                if not _spans_clauses(template, values):
+                    return made
+                across.append(made)
+        return self._by_parts(flat) or next(iter(across), text)
 
     def _fits(self, text: str) -> Iterator[tuple[Template, dict[str, str]]]:
         """The messages of which a text may be made, those that explain most of it first."""
-        for longest, template in self._templates:
-            if longest in text and (values := template.values(text)) is not None:
+        candidates = [one for word in {"", *re.findall(r"[A-Za-z]+", text)} for one in self._by_word.get(word, ())]
+        for template in sorted(candidates, key=lambda one: (-one.letters, -one.fixed)):
+            if (values := template.values(text)) is not None:
                 yield template, values
 
-    def _filled(self, template: Template, values: Mapping[str, str], depth: int) -> str:
-        made = {name: self._translated(value, False, depth - 1) for name, value in values.items()}
+    def _filled(self, template: Template, values: Mapping[str, str]) -> str | None:
+        """The translation with its values; None where more of the text would stay English than becomes Japanese."""
+        made = {name: self.translate(value) for name, value in values.items()}
+        unknown = [_words(value) for name, value in values.items() if made[name] == value]
+        if max(unknown, default=0) > max(FEW_WORDS, template.words):
+            return None
         return _VALUE.sub(lambda found: made.get(found[1], found[0]), template.translation)
 
-    def _by_parts(self, text: str, depth: int) -> str:
-        """Joined clauses, each translated; "" where none could be."""
+    def _by_parts(self, text: str) -> str:
+        """Joined clauses, each translated; "" where none could be. A list is translated as a whole or not at all."""
         for separator in SEPARATORS:
             parts = text.split(separator)
-            made = [self._translated(part, True, depth - 1) for part in parts]
-            if made != parts:
+            made = [self.translate(part) for part in parts] if len(parts) > 1 else parts
+            is_done = all(new != part or " " not in part for new, part in zip(made, parts, strict=True))
+            if made != parts and (is_done or separator != LIST):
                 return _sentences(made) if separator == ". " else separator.join(made)
+        if found := _NOTE.fullmatch(text):
+            made = [
+                self.translate(part, words=words) for part, words in zip(found.groups(), (True, False), strict=True)
+            ]
+            return f"{made[0]} ({made[1]})" if made != list(found.groups()) else ""
         return ""
+
+
+def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
+    """Whether a value is more than one clause: `API error rate: 8 of 20 requests failed` is not made of
+    `{failed} of {number} requests failed`, but its second clause is. The value at the end may have a colon."""
+    inner = template.names if template.parts[-1] else template.names[:-1]
+    if any(": " in values[name] for name in inner):
+        return True
+    return any("; " in one or ". " in one or one.count("(") != one.count(")") for one in values.values())
+
+
+def _words(text: str) -> int:
+    return len(re.findall(r"(?<!\S)[a-z]{2,}(?!\S)", text))
 
 
 def _sentences(parts: Sequence[str]) -> str:

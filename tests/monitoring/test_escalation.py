@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 from prefect.utilities.callables import parameter_schema
 
-from flows.monitoring import wording
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
 from flows.monitoring.incident import due_next
@@ -39,6 +38,7 @@ MESSAGES = {
     "{flow} does not start: check the worker": "{flow} が始まらない: worker を確認",
     "{title} (metric {name})": "{title} (メトリクス {name})",
     "API error rate": "API エラーレート",
+    "{show} (limit {show2})": "{show} (上限 {show2})",
 }
 
 
@@ -81,12 +81,18 @@ def test_the_message_is_in_the_language_of_the_environment(duty: Duty, monkeypat
     monkeypatch.setattr(say, "catalogue", lambda language: known)
     path = duty.base / "trial.toml"
     path.write_text(path.read_text().replace('timezone = "Asia/Tokyo"\n', 'timezone = "Asia/Tokyo"\nlanguage = "ja"\n'))
-    what = f"{ALARMS['api.error_ratio'].full_title}: 40 % (limit 5 %): {wording.not_started('backup')}"
+    what = f"{ALARMS['api.error_ratio'].full_title}: 40 % (limit 5 %): 8 of 20 requests failed"
     report = escalate.fn(NAME, what=what, owner="セキュリティ", severity="severe")
     acknowledge_incident.fn(NAME, by="佐藤")
     first, second = (letter.get_content() for letter in duty.mail.letters)
-    shown = "API エラーレート (メトリクス api.error_ratio): 40 % (limit 5 %): backup が始まらない: worker を確認"
-    for told in (f"内容: {shown}", "重大度: 重大", "担当: セキュリティ", "連絡済み: なし (最初の連絡)", "対応する人は確認してください: "):
+    shown = "API エラーレート (メトリクス api.error_ratio): 40 % (上限 5 %): リクエスト 20 件中 8 件が失敗"
+    for told in (
+        f"内容: {shown}",
+        "重大度: 重大",
+        "担当: セキュリティ",
+        "連絡済み: なし (最初の連絡)",
+        "対応する人は確認してください: ",
+    ):
         assert told in first, first
     assert f"佐藤 が対応中: {shown}" in " ".join(str(duty.mail.letters[1]["Subject"]).split())
     assert "対応者: 佐藤 (" in second

@@ -25,6 +25,8 @@ MESSAGES = {
     "wait for {name}": "{name} を待ってください",
     "lock": "ロック",
 }
+SAMPLES = {**dict.fromkeys(("len", "number", "count", "sum"), "7"), "size": "7.0 MB", "counted": "7 backups"}
+SAMPLES |= dict.fromkeys(("duration", "rounded", "about"), "7.0 s")
 SHOWN = {"Nothing has changed.": "何も変更していません", "Findings": "検出事項", "lock": "ロック"}
 TEXTS = {
     "no downtime": "停止時間なし",
@@ -65,13 +67,13 @@ def test_every_message_is_read_and_its_translation_has_no_value_of_its_own() -> 
 
 def test_a_text_made_of_a_message_is_translated_by_it_or_by_one_that_explains_more() -> None:
     """Each message with values, filled in: none is taken for one that explains less of it."""
-    known = Catalogue(catalogue.read("ja"))
-    for message, translation in catalogue.read("ja").items():
+    messages = {message: text for message, text in catalogue.read("ja").items() if message != text}
+    known = Catalogue(messages)
+    for message, translation in messages.items():
         own = Template.of(message, translation)
-        if own.names and own.letters >= catalogue.FEWEST_LETTERS:
-            found = known.translate(VALUE.sub("X7", message))
-            assert found != VALUE.sub("X7", message), message
-            assert len(re.findall("X7", found)) <= len(own.names), message
+        if own.names and own.words > 1:
+            made = VALUE.sub(lambda found: SAMPLES.get(found[1].rstrip("0123456789"), "X7"), message)
+            assert known.translate(made) != made, message
 
 
 def test_catalogues_are_read_as_gettext_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ CHECKLIST = (
     ),
     (
         "new indexes",
-        "CREATE INDEX blocks writes; in a large table: CONCURRENTLY within autocommit_block",
+        "building an index blocks writes; in a large table: CONCURRENTLY within autocommit_block",
         r"create_index|CREATE (UNIQUE )?INDEX",
     ),
     (

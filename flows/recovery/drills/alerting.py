@@ -1,7 +1,7 @@
 """Phases 1 and 2 of §8.4: on-call is paged and acknowledges, the incident is declared, stakeholders are informed.
 
-This is the real escalation of appendix C. With `page`, the channels of `[alerts]` page the on-call person, and the drill
-waits for the acknowledgement. Otherwise a file in the drill's directory is the test channel: no phone rings, the
+This is the real escalation of appendix C. With `page`, the channels of `[alerts]` page the on-call person, and the
+drill waits for the acknowledgement. Otherwise a file in the drill's directory is the test channel: no phone rings, the
 drill's incidents are separate from the environment's, and the drill acknowledges at once. The measured time is then
 the time until somebody could acknowledge.
 """

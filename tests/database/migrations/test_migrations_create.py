@@ -95,7 +95,9 @@ def test_a_migration_is_generated_rehearsed_reviewed_and_then_agrees(
     review = found(first, "review")
     assert review.status is Status.WARN
     assert str(path) in review.hint
-    items = {row[0]: row[2] for evidence in first.evidence if "Review checklist" in evidence.name for row in evidence.rows}
+    items = {
+        row[0]: row[2] for evidence in first.evidence if "Review checklist" in evidence.name for row in evidence.rows
+    }
     assert len(items) == 12
     assert items["downgrade of everything"].startswith("1 lines: ")
     assert items["values of an ENUM"] == "—"
