@@ -134,7 +134,7 @@ def _arguments_of_verbs(tree: ast.AST) -> Iterator[int]:
 
 def _counted(node: ast.Call) -> Iterator[str]:
     """`{number} backup` and `{number} backups` of `counted(number, "backup")`."""
-    nouns = [one.value for one in node.args[1:] if isinstance(one, ast.Constant)]
+    nouns = [one.value for one in node.args[1:] if isinstance(one, ast.Constant) and isinstance(one.value, str)]
     if _called(node) == "counted" and nouns:
         yield from (f"{{number}} {noun}" for noun in (*nouns, f"{nouns[0]}s")[:2] if len(noun) > 2)
 
