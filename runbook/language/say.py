@@ -1,4 +1,4 @@
-"""`say(text)`: a text of the sources in the language of the run's environment, or as it is where nobody translated it."""
+"""`say(text)`: a text of the sources in the language of the run's environment; as it is where it has no translation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def use_language(language: Language) -> Iterator[None]:
 
 
 def say(text: str) -> str:
-    """A finding, a hint, a clause: translated, with the values that are in it. A single word stays: it may be a name."""
+    """A finding, a hint, a clause: translated, with the values in it. A single word stays: it may be a name."""
     return _translated(text, words=False)
 
 

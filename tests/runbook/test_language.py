@@ -103,9 +103,11 @@ def test_a_report_s_page_headline_and_state_are_japanese_and_its_json_english(tm
     assert report.path
     page, filed = report.path.with_suffix(".md").read_text(), report.path.read_text()
     for english, japanese in SHOWN.items():
-        assert japanese in page and english not in page, english
+        assert japanese in page, english
+        assert english not in page
         assert japanese not in filed
-    assert "何も変更していません" in report.headline and report.headline.startswith("PLANNED: ")
+    assert report.headline.startswith("PLANNED: ")
+    assert "何も変更していません" in report.headline
     assert '"hint": "run it again"' in filed
     assert report.titled_sentence.endswith(report.headline)
     assert "Nothing has changed." in report.sentence(), "outside its block it is English"
