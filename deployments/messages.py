@@ -176,7 +176,9 @@ def checklists_catalogue(language: str) -> Catalog:
         for phase in chosen.phases:
             pairs += [(phase.en, phase.ja), (phase.heading, phase.heading_ja)]
             pairs += [(phase.short, phase.ja.partition(": ")[2])] if phase.minutes else []
-            pairs += [pair for box in phase.boxes for pair in ((box.en, box.ja), (box.how, box.how_ja))]
+            for box in phase.boxes:
+                finding = (f"{phase.en}: {box.en}", f"{phase.ja}: {box.ja}")
+                pairs += [(box.en, box.ja), (box.how, box.how_ja), finding]
         for english, translation in pairs:
             found.add(english, translation)
     return found

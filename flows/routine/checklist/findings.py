@@ -8,7 +8,9 @@ from blocks.environment import Environment
 from flows.routine.checklist.forms import NOT_DONE, RESULTS, ChecklistAnswer
 from flows.routine.checklist.history import COLUMNS, FACT, TABLE, Past, history
 from flows.routine.checklist.questions import Answered
+from flows.routine.checklist.texts import Checklist
 from runbook import clock
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import duration
 
@@ -19,26 +21,27 @@ def report_results(report: Report, env: Environment, found: Answered, past: Past
     report.fact("launched", f"{found.launched.astimezone(env.zone):%Y-%m-%d %H:%M}")
     report.fact("due", found.due)
     for one in found.answers:
-        _judge(report, one, past)
+        _judge(report, found.checklist, one, past)
     _judge_due(report, env, found)
     _judge_minutes(report, found)
     report.table(TABLE, COLUMNS, [_row(env, one) for one in found.answers])
     columns = ("answered", "status", *RESULTS, "who", "report")
     report.table("Earlier answers", columns, history(env, found.checklist.name))
     done, undone, rest = (sum(one.result == result for one in found.answers) for result in RESULTS)
-    told = f"{done} boxes carried out, {undone} not carried out, {rest} not applicable"
-    report.outcome = f"{found.checklist.en}: {told}"
+    title = found.checklist.en
+    report.outcome = f"{title}: {done} boxes carried out, {undone} not carried out, {rest} not applicable"
 
 
-def _judge(report: Report, one: ChecklistAnswer, past: Past | None) -> None:
+def _judge(report: Report, checklist: Checklist, one: ChecklistAnswer, past: Past | None) -> None:
     before = past.answer(one.phase, one.box) if past else None
     again = f"not carried out on {past.day} either" if past and before and before[2] == NOT_DONE else ""
     report.require(
         f"{one.phase.en}: {one.box.en}",
         one.result != NOT_DONE,
-        f"do it, then launch run-checklist again: {one.box.how}",
+        one.box.how,
         value="; ".join(filter(None, (f"{one.result}: {one.who}", one.note, again))),
         worst=Status.CRITICAL if one.box.must else Status.WARN,
+        follow=[Next("run-checklist", "when it is done, answer again", {"checklist": checklist.name})],
     )
 
 
@@ -51,7 +54,7 @@ def _judge_due(report: Report, env: Environment, found: Answered) -> None:
         late <= 0,
         "start earlier: remind-checklists lists waiting checklists every day",
         value=f"{late} days late" if late > 0 else f"{last:%Y-%m-%d}",
-        expected=f"by {found.due}",
+        expected=f"answered by {found.due}",
     )
 
 
@@ -71,7 +74,7 @@ def _judge_minutes(report: Report, found: Answered) -> None:
         "phases within the manual's minutes",
         not long,
         "find out what delayed them; perhaps only the answer was late",
-        value="; ".join(long) or "all",
+        value="; ".join(long) or "all phases",
     )
 
 
