@@ -92,8 +92,9 @@ def _name(value: ast.expr) -> str:
             return value.attr.strip("_")
         case ast.Call() if isinstance(value.func, ast.Name | ast.Attribute):
             return _name(value.func)
-        case _:
-            return "value"
+        case _:  # `len(names) - most` is a number
+            called = {_name(one.func) for one in ast.walk(value) if isinstance(one, ast.Call)}
+            return next((name for name in ("len", "sum") if name in called), "value")
 
 
 def _is_phrase(text: str) -> bool:

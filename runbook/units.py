@@ -51,5 +51,5 @@ def number(value: float) -> str:
 
 def first_of(names: Sequence[object], most: int = 3, *, between: str = ", ") -> str:
     """The first names of a list, and how many more there are: `a, b, c and 4 more`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return between.join(map(str, names[:most])) + more
+    named = between.join(map(str, names[:most]))
+    return f"{named} and {len(names) - most} more" if len(names) > most else named

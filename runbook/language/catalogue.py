@@ -26,6 +26,8 @@ FEW_WORDS = 2
 MOST_CHARACTERS = 2000
 MOST_REMEMBERED = 10_000
 _SPAN = r"(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
+ANYWHERE = ("nothing", "everything", "never", "none", "unknown")
+"""Words that are nobody's name."""
 KINDS = {
     **dict.fromkeys(("len", "number", "count", "sum"), r"-?[\d.,]+"),
     **dict.fromkeys(("duration", "rounded", "about"), _SPAN),
@@ -129,7 +131,8 @@ class Catalogue:
 
     def _translated(self, text: str, words: bool) -> str:
         flat = " ".join(text.split())
-        if len(flat) > MOST_CHARACTERS or not re.search("[A-Za-z]", flat) or not (words or " " in flat):
+        is_name = " " not in flat and flat not in ANYWHERE and not words
+        if is_name or len(flat) > MOST_CHARACTERS or not re.search("[A-Za-z]", flat):
             return text
         if flat in self._whole:
             return self._whole[flat]

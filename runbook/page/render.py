@@ -31,7 +31,9 @@ def key(report: Report) -> str:
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; says how many rows it leaves out."""
     lines = ["| " + " | ".join(map(_name, columns)) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(map(_shortened, row)) + " |" for row in rows[:MOST_ROWS]]
+    cells = [_shortened if name else _name for name in columns]  # a column without a heading has names
+    for row in rows[:MOST_ROWS]:
+        lines.append("| " + " | ".join(show(str(cell)) for show, cell in zip(cells, row, strict=True)) + " |")
     if len(rows) > MOST_ROWS:
         lines.append(f"\n… {say(f'{len(rows) - MOST_ROWS} more rows in the JSON report')}")
     return "\n".join(lines)
@@ -49,8 +51,9 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
         parts.append(f"## {label('Plan (nothing was changed)')}\n{_plan(report)}")
         parts.append(f"**{label('To carry it out')}:** {_carry_out(report)}")
     parts.append(f"## {label('Findings')}\n{_findings(report, forms)}")
-    facts = {"started": clock.text(report.started), "took": duration(report.seconds)} | report.facts
-    parts.append(f"## {label('Facts')}\n" + table(("", ""), [(label(name), what) for name, what in facts.items()]))
+    facts = [(label("started"), clock.text(report.started)), (label("took"), duration(report.seconds))]
+    facts += report.facts.items()
+    parts.append(f"## {label('Facts')}\n{table(('', ' '), facts)}")
     parts += [f"## {_name(item.name)}\n{_evidence(item, report)}" for item in report.evidence]
     if report.steps:
         seconds = _folded(label("seconds"), _steps(report))
