@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, TABLES, Called, Place, variables
+from blocks.config import toml
 from lab.data.seed import seed
 from tasks.recovery_points.estimate import DurationSample, estimate, from_private
 
@@ -89,7 +90,8 @@ class EstimateChapter:
         kept.mkdir(exist_ok=True)
         text = Path(os.environ["OPS_ENVIRONMENT_FILE"]).read_text(encoding="utf-8")
         file = kept / "environment.toml"
-        file.write_text(smaller(text, kept), encoding="utf-8")
+        suites = str(toml.environment(NAME).suites)
+        file.write_text(smaller(text, kept, suites), encoding="utf-8")
         self._create(megabytes, kept / "schema.dump")
         try:
             with variables(OPS_ENVIRONMENT_FILE=str(file)):
@@ -110,10 +112,12 @@ class EstimateChapter:
         self.place.sql("CHECKPOINT")
 
 
-def smaller(text: str, kept: Path) -> str:
-    """The bench's TOML with another database on the same servers, its backups and reports below `kept`."""
+def smaller(text: str, kept: Path, suites: str) -> str:
+    """The bench's TOML with another database on the same servers, its backups and reports below `kept`. The directory
+    of the suites, relative in it, is `suites`."""
     text = text.replace(f'database = "{DATABASE}"', f'database = "{SMALL}"')
     text = re.sub(r"(?m)^reports = .*", f'reports = "{kept}/reports"', text)
+    text = re.sub(r'(?m)^directory = ".*expectations/.*"', f'directory = "{suites}"', text)
     return re.sub(r'(?m)^postgres = ".*/var/backups/postgresql"', f'postgres = "{kept}/postgresql"', text, count=1)
 
 

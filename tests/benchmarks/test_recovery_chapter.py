@@ -18,13 +18,15 @@ LAB = (CHECKOUT / "deployments" / "environments" / "lab.toml").read_text(encodin
 
 
 def test_a_smaller_database_is_restored_beside_the_lab_s_own() -> None:
-    before, after = tomllib.loads(LAB), tomllib.loads(smaller(LAB, Path("/kept")))
+    before, after = tomllib.loads(LAB), tomllib.loads(smaller(LAB, Path("/kept"), "/suites"))
     assert before["postgres"]["database"] == "grc_db"
     assert after["postgres"].pop("database") == after["standby"].pop("database") == "grc_small"
     assert (after.pop("reports"), after["backups"].pop("postgres")) == ("/kept/reports", "/kept/postgresql")
     for place, key in (("postgres", "database"), ("standby", "database"), ("backups", "postgres")):
         before[place].pop(key)
     before.pop("reports")
+    assert before.pop("expectations") == {"directory": "expectations/interview"}
+    assert after.pop("expectations") == {"directory": "/suites"}, "a relative one would be looked for beside the new file"
     assert after == before, "nothing else is another's"
 
 
