@@ -19,7 +19,7 @@ from runbook.files.journal import DeadRun, Journal
 from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
 from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
-from runbook.language.say import Language, label, say
+from runbook.language.say import Language
 from runbook.masking import without_logins
 from runbook.metrics import Metric
 from runbook.next import Next
@@ -384,15 +384,9 @@ class Report:
         """The sentence for a reader outside Prefect's page: it names the runbook and the environment."""
         return f"{self.runbook} on {self.environment}: {self.headline or self.sentence()}"
 
-    def sentence(self) -> str:
-        """Status, then what was done or is planned, the first reasons, and the next step; in English."""
-        return self._sentence(str, str)
-
-    def spoken(self) -> str:
-        """The same in the environment's language, inside its runbook; `headline` keeps it."""
-        return self._sentence(say, label)
-
-    def _sentence(self, say: Callable[[str], str], label: Callable[[str], str]) -> str:
+    def sentence(self, say: Callable[[str], str] = str, label: Callable[[str], str] = str) -> str:
+        """Status, then what was done or is planned, the first reasons, and the next step; in English, or as `say` and
+        `label` translate it: `headline` is in the environment's language."""
         bad = [f for f in self.findings if f.status is Status.CRITICAL] or [
             f for f in self.findings if f.status is Status.WARN
         ]

@@ -26,7 +26,7 @@ from runbook.guard.cancellation import cancelled_by
 from runbook.guard.holder import Rank, in_file
 from runbook.guard.lock import EnvironmentLock, hold
 from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
-from runbook.language.say import use_language
+from runbook.language.say import label, say, use_language
 from runbook.log import logger
 from runbook.masking import without_logins
 from runbook.page import render
@@ -337,7 +337,9 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     follows = any(one.follow for one in report.findings)
     forms = read_forms([target.name]) if follows else Forms()
     page = _write(report, target.reports_directory, often, forms)
-    report.headline = report.spoken().encode(errors="backslashreplace").decode()  # a file's name may be no text
+    report.headline = (
+        report.sentence(say, label).encode(errors="backslashreplace").decode()
+    )  # a file's name may be no text
     # Outside a flow run the command line prints the sentence itself. A drill provokes what its controls find.
     is_news = FlowRunContext.get() and not artifact_key("")
     logger().log(LEVEL[report.status] if is_news else logging.INFO, "%s", report.headline)

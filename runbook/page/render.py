@@ -44,7 +44,7 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
     evidence, steps. Runbooks to follow are links to `forms`."""
     forms = forms or Forms()
     title = f"# {MARK[report.status]} {_name(report.runbook)} · {escaped(report.environment)} · {report.status}"
-    parts = [title, escaped(report.spoken())]
+    parts = [title, escaped(report.sentence(say, label))]
     if first := _at_once(report, forms):
         parts.append(first)
     if report.planned:

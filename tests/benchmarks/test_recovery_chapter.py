@@ -26,7 +26,9 @@ def test_a_smaller_database_is_restored_beside_the_lab_s_own() -> None:
         before[place].pop(key)
     before.pop("reports")
     assert before.pop("expectations") == {"directory": "expectations/interview"}
-    assert after.pop("expectations") == {"directory": "/suites"}, "a relative one would be looked for beside the new file"
+    assert after.pop("expectations") == {"directory": "/suites"}, (
+        "a relative one would be looked for beside the new file"
+    )
     assert after == before, "nothing else is another's"
 
 

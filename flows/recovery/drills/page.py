@@ -58,7 +58,7 @@ def _html(report: Report) -> str:
         for f in sorted(report.findings, key=lambda f: -list(Status).index(f.status))
     ]
     parts = [
-        f"<h1>{escape(title)}</h1><p>{escape(report.spoken())}</p>",
+        f"<h1>{escape(title)}</h1><p>{escape(report.sentence(say, label))}</p>",
         _table((), [(label(name), value) for name, value in facts.items()]),
         f"<h2>{label('Findings')}</h2>",
         _table(("", "finding", "value", "expected", "next step"), findings, coloured=True),
