@@ -86,8 +86,9 @@ def _prepared(layout: Layout, postgres_bin: str) -> LabServices:
     state = load_state(layout.state)
     if state is None or state.root != str(layout.root):  # a copied directory: the ports are the original's
         passwords = state.passwords if state else Passwords()
-        state = LabState(str(layout.root), Ports.chosen(taken_ports(layout.base, layout.name)), passwords)
-        # Only for a new lab: `python -m lab env` sets this variable too, for another one perhaps.
+        ports = Ports.chosen(taken_ports(layout.base, layout.name))
+        # Only for a new lab: `python -m lab env` sets these variables too, for another one perhaps.
+        state = LabState(str(layout.root), ports, passwords, language=os.environ.get("OPS_LAB_LANGUAGE", "en"))
         postgres_bin = postgres_bin or os.environ.get("OPS_LAB_POSTGRES_BIN", "")
     if postgres_bin and not is_wheel(Path(postgres_bin)):
         state = dataclasses.replace(state, postgres_bin=str(Path(postgres_bin).resolve()))

@@ -56,6 +56,7 @@ def lab_variables(layout: Layout, state: LabState, binaries: Binaries, account: 
         "OPS_LAB_ENDPOINT": str(layout.endpoint),
         "OPS_LAB_AI_PROVIDERS_PORT": str(ports.ai_providers),
         "OPS_LAB_USER": account.name,
+        "OPS_LAB_LANGUAGE": state.language,
         "OPS_LAB_POSTGRES_BIN": str(binaries.postgres),
         "OPS_LAB_REDIS_PROGRAM": str(binaries.redis),
         "OPS_LAB_PYTHON": str(PYTHON),

@@ -74,12 +74,14 @@ class Passwords:
 
 @dataclass(frozen=True)
 class LabState:
-    """One lab. `root` tells a copied directory from the original; `postgres_bin` is "" for the wheel's PostgreSQL."""
+    """One lab. `root` tells a copied directory from the original; `postgres_bin` is "" for the wheel's PostgreSQL;
+    `language` is its operators'."""
 
     root: str
     ports: Ports
     passwords: Passwords = field(default_factory=Passwords)
     postgres_bin: str = ""
+    language: str = "en"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def load_state(path: Path) -> LabState | None:
     """
     try:
         raw = json.loads(path.read_text())
-        return LabState(raw["root"], Ports(**raw["ports"]), Passwords(**raw["passwords"]), raw["postgres_bin"])
+        ports, passwords = Ports(**raw["ports"]), Passwords(**raw["passwords"])
+        return LabState(raw["root"], ports, passwords, raw["postgres_bin"], raw.get("language", "en"))
     except FileNotFoundError:
         return None
     except PermissionError as error:

@@ -1,14 +1,13 @@
-"""What the lab's pages and forms say: in the language of its TOML."""
+"""What the lab's pages and forms say: in the language that a new lab has."""
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
+import os
+from typing import cast
 
 from runbook.language.say import Language, label, use_language
 
-TOML = Path(__file__).resolve().parents[2] / "deployments" / "environments" / "lab.toml"
-LANGUAGE: Language = tomllib.loads(TOML.read_text(encoding="utf-8")).get("language", "en")
+LANGUAGE = cast(Language, os.environ.get("OPS_LAB_LANGUAGE", "en"))
 
 
 def in_lab(text: str) -> str:
