@@ -23,6 +23,7 @@ from babel.messages.pofile import read_po, write_po
 
 from deployments import forms
 from flows.routine.checklist import texts
+from runbook.drivers import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE = "ja"
@@ -259,4 +260,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))
