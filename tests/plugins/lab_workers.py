@@ -1,0 +1,63 @@
+"""Half of the workers start a lab (a plugin): a file that uses it goes to a worker that has one.
+
+A lab is a dozen servers that every worker would start by itself, and that use the processor until the run ends. Under
+`--dist loadfile` the next file goes to the first worker that asks, so each of them would get a lab sooner or later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
+
+
+def listed_files() -> Path:
+    """Where the first worker lists the files that use the lab: only workers collect tests."""
+    return Path(os.environ["OPS_LAB_BASE"]) / "files-with-lab.json"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """After pytest chose the tests by their marks."""
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0":
+        found = {item.nodeid.partition("::")[0] for item in items if "lab" in getattr(item, "fixturenames", ())}
+        listed_files().write_text(json.dumps(sorted(found)))
+
+
+class LabScheduling(LoadFileScheduling):
+    """Files in their order, but that those with the lab wait for a worker that has one."""
+
+    def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
+        super().__init__(config, log)
+        self.most = max(1, self.numnodes // 2)
+        self.with_lab = set[WorkerController]()
+        self.files: Collection[str] = ()
+
+    def schedule(self) -> None:
+        """Every worker has collected its tests."""
+        self.files = frozenset(json.loads(listed_files().read_text()))
+        super().schedule()
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        first = next(iter(self.workqueue))
+        if node in self.with_lab or len(self.with_lab) >= self.most:
+            suits = [file for file in self.workqueue if (file in self.files) == (node in self.with_lab)]
+            chosen = next(iter(suits), first)
+        else:
+            chosen = first
+        if chosen in self.files:
+            self.with_lab.add(node)
+        self.workqueue.move_to_end(chosen, last=False)
+        super()._assign_work_unit(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LabScheduling | None:
+    """In the controller, for `--dist loadfile`."""
+    return LabScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
