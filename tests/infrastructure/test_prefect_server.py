@@ -492,6 +492,7 @@ def test_an_upgrade_is_rehearsed_on_a_copy(prefect: Installation, older: str) ->
         (BLOCKING, "DROP TABLE automation_held_event", "the migration of the copy failed: .*already exists"),
         (LOSING, "DROP FUNCTION lose CASCADE", "rows to keep: fewer in public.automation"),
     ],
+    ids=["fails", "loses"],
 )
 def test_an_upgrade_that_would_fail_or_lose_something_is_found_before_it(
     prefect: Installation, older: str, seeded: str, undone: str, told: str

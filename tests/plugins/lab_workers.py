@@ -1,7 +1,7 @@
-"""Half of the workers start a lab (a plugin): a file that uses it goes to a worker that has one.
+"""One worker runs the files that use the lab (a plugin); the others help when they have nothing else left.
 
-A lab is a dozen servers that every worker would start by itself, and that use the processor until the run ends. Under
-`--dist loadfile` the next file goes to the first worker that asks, so each of them would get a lab sooner or later.
+Each worker has its own lab: a dozen servers that take 15 s of processor time to start, and use the processor until the
+run ends. Under `--dist loadfile` the next file goes to the first worker that asks, so every worker would start a lab.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class LabScheduling(LoadFileScheduling):
-    """Files in their order, but that those with the lab wait for a worker that has one."""
+    """Files in their order, but those with the lab wait for a worker that has one."""
 
     def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
         super().__init__(config, log)
-        self.most = max(1, self.numnodes // 2)
         self.with_lab = set[WorkerController]()
         self.files: Collection[str] = ()
 
@@ -45,12 +44,10 @@ class LabScheduling(LoadFileScheduling):
         super().schedule()
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        first = next(iter(self.workqueue))
-        if node in self.with_lab or len(self.with_lab) >= self.most:
-            suits = [file for file in self.workqueue if (file in self.files) == (node in self.with_lab)]
-            chosen = next(iter(suits), first)
-        else:
-            chosen = first
+        chosen = next(iter(self.workqueue))
+        if self.with_lab:
+            suitable = (file for file in self.workqueue if (file in self.files) == (node in self.with_lab))
+            chosen = next(suitable, chosen)
         if chosen in self.files:
             self.with_lab.add(node)
         self.workqueue.move_to_end(chosen, last=False)

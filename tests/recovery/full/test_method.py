@@ -106,6 +106,9 @@ def test_an_emptied_table_comes_back_and_a_killed_run_is_launched_again(based: S
     assert messages(based) >= rows, "the smoke checks write some"
     assert based.sql("SELECT to_regclass('afterwards')") == [(None,)]
 
+
+def test_a_dropped_table_comes_back(based: System) -> None:
+    rows = messages(based)
     based.sql("DROP TABLE interview_messages CASCADE")
     report = full_restore.fn(based.name, confirm=based.name)
     assert "DROP TABLE of public.interview_messages" in findings(report)["data destroyed by a statement"]
