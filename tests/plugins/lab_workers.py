@@ -1,7 +1,8 @@
-"""One worker runs the files that use the lab (a plugin); the others help when they have nothing else left.
+"""Where `OPS_TEST_LABS` is set, so many workers start a lab (a plugin): one in `make test`.
 
 Each worker has its own lab: a dozen servers that take 15 s of processor time to start, and use the processor until the
-run ends. Under `--dist loadfile` the next file goes to the first worker that asks, so every worker would start a lab.
+run ends. Under `--dist loadfile` the next file goes to the first worker that asks, so every worker would start a lab. A
+file that uses it waits for a worker that has one; the others take it when they have nothing else left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
+
+
+VARIABLE = "OPS_TEST_LABS"
 
 
 def listed_files() -> Path:
@@ -35,6 +39,7 @@ class LabScheduling(LoadFileScheduling):
 
     def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
         super().__init__(config, log)
+        self.most = int(os.environ[VARIABLE])
         self.with_lab = set[WorkerController]()
         self.files: Collection[str] = ()
 
@@ -45,7 +50,7 @@ class LabScheduling(LoadFileScheduling):
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         chosen = next(iter(self.workqueue))
-        if self.with_lab:
+        if node in self.with_lab or len(self.with_lab) >= self.most:
             suitable = (file for file in self.workqueue if (file in self.files) == (node in self.with_lab))
             chosen = next(suitable, chosen)
         if chosen in self.files:
@@ -56,5 +61,6 @@ class LabScheduling(LoadFileScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LabScheduling | None:
-    """In the controller, for `--dist loadfile`."""
-    return LabScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+    """In the controller, for `--dist loadfile`; xdist's own scheduler where the variable is not set."""
+    chosen = VARIABLE in os.environ and config.getvalue("dist") == "loadfile"
+    return LabScheduling(config, log) if chosen else None
