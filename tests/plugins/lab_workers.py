@@ -17,7 +17,6 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-
 VARIABLE = "OPS_TEST_LABS"
 
 
