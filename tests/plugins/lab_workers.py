@@ -26,9 +26,9 @@ def listed_files() -> Path:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """After pytest chose the tests by their marks."""
-    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0":
+    if getattr(config, "workerinput", {}).get("workerid") == "gw0":
         found = {item.nodeid.partition("::")[0] for item in items if "lab" in getattr(item, "fixturenames", ())}
         listed_files().write_text(json.dumps(sorted(found)))
 
