@@ -98,9 +98,10 @@ compiled: $(INSTALLED)
 lint-and-compiled: $(INSTALLED)
 	@$(MAKE) --no-print-directory -j2 lint compiled
 
-# The newcomer's proof and the developer's loop: each runbook, and a seeded failure of each promise.
+# The newcomer's proof and the developer's loop: each runbook, and a seeded failure of each promise. One lab is enough
+# for it (tests/plugins/lab_workers.py).
 test: lint-and-compiled
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not system and not soak and not thorough"
+	@OPS_TEST_LABS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not system and not soak and not thorough"
 	@echo "make test-all also runs the $$(wc -l <tests/thorough.txt) more expensive tests of tests/thorough.txt"
 
 # What CI proves with the servers of the lab, in one run, whose files share their labs; test-matrix and test-system are

@@ -38,6 +38,7 @@ pytest_plugins = (
     "tests.plugins.tidy",
     "tests.plugins.lists",
     "tests.plugins.ordered",
+    "tests.plugins.lab_workers",
     "tests.redis.servers",
     "tests.s3.servers",
     "tests.fixtures.postgres.clusters",

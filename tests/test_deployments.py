@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import importlib
 import inspect
 import pkgutil
@@ -284,9 +285,15 @@ def members(hint: Any) -> set[Any]:
 
 @functools.cache
 def modules() -> dict[str, ast.Module]:
-    """The project's modules by path, parsed."""
+    """The project's modules by path, parsed. Meanwhile the garbage collector would search a growing heap in vain, for two
+    thirds of the time."""
     paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    return {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    gc.disable()
+    try:
+        return {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def uses(tree: ast.Module) -> Iterator[str]:

@@ -57,6 +57,7 @@ from runbook.wait import until
 from tasks.monitoring import state
 from tasks.prefect.server import revisions
 from tests.database.restore.test_restore import flip, largest
+from tests.fixtures import forked
 from tests.infrastructure.errands import errand, long_errand
 from tests.infrastructure.installation import AUTH, NAME, STRANGER, Installation, running_installation
 from tests.s3.proxy import Proxy
@@ -492,6 +493,7 @@ def test_an_upgrade_is_rehearsed_on_a_copy(prefect: Installation, older: str) ->
         (BLOCKING, "DROP TABLE automation_held_event", "the migration of the copy failed: .*already exists"),
         (LOSING, "DROP FUNCTION lose CASCADE", "rows to keep: fewer in public.automation"),
     ],
+    ids=["fails", "loses"],
 )
 def test_an_upgrade_that_would_fail_or_lose_something_is_found_before_it(
     prefect: Installation, older: str, seeded: str, undone: str, told: str
@@ -707,9 +709,8 @@ def new_servers(prefect: Installation, request: pytest.FixtureRequest) -> Iterat
 def test_everything_is_back_on_a_new_cluster_with_an_empty_redis(
     prefect: Installation, filled: dict[str, UUID], backed_up: object, new_servers: None
 ) -> None:
-    argv = [sys.executable, "-m", "flows.infrastructure.prefect.server", "restore", "--environment", NAME]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    done = subprocess.run([*argv, "--confirm", NAME], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    argv = ["-m", "flows.infrastructure.prefect.server", "restore", "--environment", NAME, "--confirm", NAME]
+    done = forked.run(argv, {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "proven by content" in done.stdout
     assert Secret.load("deploy-token").get() == TOKEN  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -101,6 +102,18 @@ class Rig:
     def wait(self) -> None:
         """Until it serves."""
         until(self.answers, what="the rig's Redis", seconds=120, every_seconds=0.03)
+
+    def crash(self) -> None:
+        """kill -9, and no restart: supervisord is asked to stop a process that cannot hear the signal, and then it dies.
+
+        Stopped after its death, the server may be starting again. A signal between that process's fork and its exec is
+        lost, and supervisord waits for `stopwaitsecs`.
+        """
+        pid = int(self.client().info("server")["process_id"])
+        os.kill(pid, signal.SIGSTOP)
+        self.services._call("redis", "stopProcess", "valkey", False)
+        os.kill(pid, signal.SIGKILL)
+        self.services.stop("redis")
 
     def reset(self, *, aof: bool) -> None:
         """As new: no data, no backups, no reports."""

@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -244,13 +244,20 @@ SABOTAGE = {
 }
 
 
-def test_content_verification_finds_every_sabotage_with_valid_checksums(trial: Trial) -> None:
+OF_EACH_PART = ("one row changed", "one row missing", "a sequence behind", "a missing constraint", "a database setting")
+"""Of the rows, the sequences, the definitions and the properties."""
+
+
+@pytest.mark.parametrize("kinds", [OF_EACH_PART, tuple(SABOTAGE)], ids=["of each part", "every one"])
+def test_content_verification_finds_every_sabotage_with_valid_checksums(trial: Trial, kinds: Sequence[str]) -> None:
     """Each on a database of its own, made from the same template; and the untouched one is found equal."""
     server, base = trial.server, trial.database
     postgres = trial.environment.postgres
     expected = content_of(postgres, base)
     missed = []
-    for number, (kind, statement) in enumerate({"nothing": "SELECT 1", **SABOTAGE}.items()):
+    for number, (kind, statement) in enumerate(
+        {"nothing": "SELECT 1", **{one: SABOTAGE[one] for one in kinds}}.items()
+    ):
         name = f"{base}_s{number}"
         server.copy_database(name, base)
         from tasks.postgres.server.properties import apply_properties

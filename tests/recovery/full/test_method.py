@@ -14,6 +14,7 @@ from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
+from flows.redis.persistence import backup_redis
 from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
 from runbook.report import Report, Status
@@ -31,8 +32,10 @@ WRITES = 20
 
 @pytest.fixture(scope="module")
 def based(system: System) -> Iterator[System]:
-    """A dump, then a base backup, the only one. Afterwards the standby follows the last cluster, and there is none."""
+    """A dump, then a base backup, the only one. Afterwards the standby follows the last cluster, and there is none.
+    Redis serves since its newest backup: other files' tests restore it."""
     _discard_base_backups(system)  # of another file's tests
+    backup_redis.fn(system.name)
     backup_database.fn(system.name)
     backup_cluster.fn(system.name)
     try:
@@ -106,6 +109,9 @@ def test_an_emptied_table_comes_back_and_a_killed_run_is_launched_again(based: S
     assert messages(based) >= rows, "the smoke checks write some"
     assert based.sql("SELECT to_regclass('afterwards')") == [(None,)]
 
+
+def test_a_dropped_table_comes_back(based: System) -> None:
+    rows = messages(based)
     based.sql("DROP TABLE interview_messages CASCADE")
     report = full_restore.fn(based.name, confirm=based.name)
     assert "DROP TABLE of public.interview_messages" in findings(report)["data destroyed by a statement"]

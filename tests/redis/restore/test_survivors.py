@@ -61,10 +61,7 @@ def die(rig: Rig, replica: RedisServer, *, files: bool = False, step: bool = Tru
     replica has all of its writes."""
     if step:
         in_step(rig, replica)
-    pid = int(rig.client().info("server")["process_id"])
-    os.kill(pid, signal.SIGSTOP)
-    os.kill(pid, signal.SIGKILL)
-    rig.services.stop("redis")
+    rig.crash()
     if not files:
         shutil.rmtree(rig.data)
     settles(lambda: replica.client().info("replication")["master_link_status"] == "down", "the end of the link")
