@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.files.journal import DeadRun, Journal
@@ -22,8 +22,15 @@ from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolera
 from runbook.masking import without_logins
 from runbook.metrics import Metric
 from runbook.next import Next
+from runbook.progress import StepLog
 
 NOT_CONFIGURED = "not configured"
+
+
+class CarriesOut(Protocol):
+    """A probe or an action."""
+
+    name: str
 
 
 class Status(StrEnum):
@@ -107,6 +114,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
     plan_steps: list[PlannedStep] = field(default_factory=list)
+    step_log: StepLog = field(default_factory=StepLog)
     facts: dict[str, str] = field(default_factory=dict)
     measures: list[Measure] = field(default_factory=list)
     outcome: str = ""
@@ -151,6 +159,11 @@ class Report:
     def may_change(self) -> bool:
         """Whether it was launched to change something, not to see a plan."""
         return self.unattended or self.confirm == self.environment
+
+    @property
+    def carried_out(self) -> Sequence[PlannedStep]:
+        """The plan's steps once the run may carry them out: what is judged before that is none of them."""
+        return self.plan_steps if self.permitted else ()
 
     @property
     def known_broken(self) -> str:
@@ -289,9 +302,20 @@ class Report:
         run's time until now."""
         self.measures.append(Measure(what, size, round(seconds or self.seconds, 3)))
 
-    def plan(self, step: str, detail: str, *, size: int = 0, seconds: float = 0.0) -> None:
-        """One planned step with its bytes and an estimate of its seconds."""
-        self.plan_steps.append(PlannedStep(step, detail, size, seconds))
+    def plan(
+        self,
+        step: str,
+        detail: str,
+        *,
+        size: int = 0,
+        seconds: float = 0.0,
+        by: Sequence[CarriesOut] = (),
+        shared: bool = False,
+    ) -> None:
+        """One planned step with its bytes and an estimate of its seconds. `by`: the probes and actions that carry it
+        out; the run's log has the step's number when the first begins and when the last ends. `shared`: one call
+        carries out this step and the one before."""
+        self.plan_steps.append(PlannedStep(step, detail, size, seconds, tuple(one.name for one in by), shared))
 
     def pin(self, parameter: str, value: object) -> None:
         """What a parameter such as `latest` meant when this was judged: the plan's form says that instead."""

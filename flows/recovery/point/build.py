@@ -13,7 +13,7 @@ from flows.recovery.point.target import epochs
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import Pending, action
-from runbook.report import Report
+from runbook.report import CarriesOut, Report
 from tasks.cluster.copy import BuiltCluster, build_instance
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import RecoveryProgress, read_standing, wait_recovered
@@ -87,6 +87,10 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
         failpoint("cluster: WAL placed")
     fetch_histories(archive, instance.wal)
     return len(links)
+
+
+BUILDS: tuple[CarriesOut, ...] = (build_instance, place_wal)
+"""The steps of `build`, for a plan."""
 
 
 def prove(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:

@@ -43,6 +43,10 @@ def newest(system: System, kind: str = "postgres") -> Path:
     return store / catalogue.names(DirectoryStore(store), kind)[-1]  # type: ignore[arg-type]
 
 
+def newest_report(system: System) -> Path:
+    return max(system.store("reports").glob("*-full-restore.json"), key=lambda path: path.stat().st_mtime)
+
+
 def test_everything_comes_back_from_ruins_through_prefect(system: System) -> None:
     """The demo's disaster: database dropped, Redis's data removed, services killed. Redis's replica survives, with what
     was written since the backup."""
@@ -297,7 +301,7 @@ def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
 
 def findings(system: System) -> dict[str, tuple[str, str]]:
     """Status and hint by name, of the newest report of a full restore."""
-    newest = max(system.store("reports").glob("*-full-restore.json"), key=lambda path: path.stat().st_mtime)
+    newest = newest_report(system)
     return {found["name"]: (found["status"], found["hint"]) for found in json.loads(newest.read_text())["findings"]}
 
 
@@ -367,10 +371,27 @@ POINTS = ("swap: after commit", "redis: between renames")
 
 
 def test_killed_at_the_swaps_and_launched_again(system: System) -> None:
-    """Killed with -9 at each boundary in turn, the next run killed at the next; the last one ends well."""
+    """Killed with -9 at each boundary in turn, the next run killed at the next, one cancelled; the last one succeeds."""
     for point in POINTS:
         assert restore(system, OPS_FAILPOINT=point).returncode == -signal.SIGKILL, point
         assert system.sql("SELECT count(*) > 0 FROM users") == [(True,)], f"no database after a kill at {point}"
+    assert restore(system, OPS_FAILPOINT="redis: between renames:cancel").returncode == -signal.SIGTERM
+    report = json.loads(newest_report(system).read_text())
+    found = {one["name"]: one for one in report["findings"]}
+    assert report["status"] == found["cancelled"]["status"] == "CRITICAL"
+    assert found["cancelled"]["value"].startswith("ended by SIGTERM")
+    changed = found["state of the system"]
+    assert changed["value"].startswith(
+        "interrupted, with an unknown result: swap redis; before that: swapped: database"
+    )
+    assert (
+        "not swapped: Redis, files; services are stopped; the replaced data is kept: grc_db__old_" in changed["value"]
+    )
+    assert "run it again" in changed["hint"]
+    left = found["left behind"]["value"].split("; ")
+    assert {f"the service {role} is stopped" for role in ("backend", "frontend", "redis")} <= {*left}
+    assert "start grc-backend, or run the runbook again" in found["left behind"]["hint"]
+    assert "the next restore of Redis deletes it" in found["left behind"]["hint"]
     done = restore(system)
     assert done.returncode == 0, done.stderr[-2000:]
     assert system.log_in()

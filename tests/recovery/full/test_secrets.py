@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def test_no_password_gets_out(
     assert any(path.name.startswith("prefect.db") for path in control.layout.home.iterdir()), "Prefect's database"
     assert files_holding(looked_at, secrets) == []
 
+    _assert_steps(report, [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO])
     printed = capfd.readouterr()
     assert report.sentence() in caplog.text, "the log of the run is really read"
     assert not holds(f"{caplog.text}{printed.out}{printed.err}".encode(), secrets)
+
+
+def _assert_steps(report: Report, lines: list[str]) -> None:
+    """Every planned step is in the run's log in the plan's order, with its number, its estimate, and then its time."""
+    total = len(report.plan_steps)
+    named = [f"Step {number}/{total}: {one.step}" for number, one in enumerate(report.plan_steps, 1)]
+    steps = [line for line in lines if line.startswith("Step ")]
+    for name, planned in zip(named, report.plan_steps, strict=True):
+        begun, *rest = [line for line in steps if line.startswith(f"{name}: ")]
+        assert begun.startswith(f"{name}: {planned.detail}")
+        assert ("about" in begun or "less than" in begun) == bool(planned.seconds)
+        assert re.fullmatch(rf"{re.escape(name)}: done in [\d.]+ s", rest[-1]), rest
+    places = [steps.index(next(line for line in steps if line.startswith(name))) for name in named]
+    swap = [one.step for one in report.plan_steps].index("swap")
+    assert places[swap:] == sorted(places[swap:]), "those before run at the same time"
+    assert max(places[:swap]) < places[swap]
+    assert lines[-1].startswith("report in Prefect: http")
