@@ -34,10 +34,11 @@ class _NoTraceback(logging.Filter):
 
 
 class _NoBareState(logging.Filter):
-    """Each step logs its name and its time, each run its headline: Prefect's “Finished in state …” adds nothing."""
+    """Each step logs its name and its time or its error, each run its headline: Prefect's “Finished in state …” adds
+    nothing."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or not str(record.msg).startswith("Finished in state")
+        return not str(record.msg).startswith("Finished in state")
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):

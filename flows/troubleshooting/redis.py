@@ -140,7 +140,7 @@ def _second_master(found: Diagnosis, block: Redis, server: Redis) -> Cause | Non
         return None
     login = f"redis-cli -h {server.host} -p {server.port}"
     return Cause(
-        f"two servers take writes: Redis at {block.address}, and at {server.address}, which must be a replica",
+        f"Redis at {server.address} takes writes, but it must be a replica of {block.address}",
         f"find out which one the application writes to. Save the other's data ({login} --rdb {server.port}.rdb), then "
         f"make it a replica ({login} REPLICAOF {block.host} {block.port}): its own writes are lost then",
         (Next("check-redis-clients", "see the clients of the master"), RESTORE),

@@ -19,7 +19,7 @@ DOWN, MEMORY, SAVE = (
     "its policy evicts nothing: writes",
     "the last save failed",
 )
-LOADING, TWO = "is still loading its data", "two servers take writes"
+LOADING, TWO = "is still loading its data", "takes writes, but it must be a replica"
 REPLICA, RESTARTED = "the replica at", "the process before it ended without a shutdown"
 PAIRS = [  # what is seeded → what is found first, what comes next, a part of the first hint
     (("redis_dead", "replica_dead"), DOWN, REPLICA, "supervisorctl start redis"),
@@ -35,7 +35,8 @@ PAIRS = [  # what is seeded → what is found first, what comes next, a part of 
     (("memory", "busy_script"), "while a script runs", "", "SCRIPT KILL"),
     (("loading",), LOADING, "", "wait"),
     (("loading", "replica_dead"), LOADING, REPLICA, "wait"),
-    (("loading", "two_masters"), TWO, LOADING, "wait"),
+    (("loading", "two_masters"), LOADING, TWO, "wait"),
+    (("redis_dead", "two_masters"), DOWN, TWO, "supervisorctl start redis"),
     (("two_masters",), TWO, "", "REPLICAOF"),
     (("two_masters", "memory"), TWO, MEMORY, "REPLICAOF"),
     (("two_masters", "too_few_replicas"), TWO, "fewer replicas are in sync", "REPLICAOF"),

@@ -73,7 +73,7 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, w
     plan_others(report, env, chosen)
     check.plan(report, env)
     suites = "great-expectations suites, " * bool(env.suites)
-    judges: list[CarriesOut] = [analyze, run_expectations] if env.suites else [analyze]
+    judges: list[CarriesOut] = [run_expectations] if env.suites else [analyze]  # at the same time
     report.plan("expectations and statistics of the copy", f"{suites}ANALYZE", seconds=4, by=judges)
     migration.judge(report, env, content_in(chosen.database).revision, chosen.files)
     if chosen.redis_topology:
@@ -110,8 +110,7 @@ def plan_start(report: Report, env: Environment, chosen: Chosen) -> None:
     started = _without_kept(env.services_in(("redis", "backend", "frontend")), chosen)
     starts: list[CarriesOut] = [start_services, start_redis, wait_healthy]
     report.plan("start services", ", ".join(started), seconds=START_ESTIMATE_SECONDS, by=starts)
-    checks: list[CarriesOut] = [run_expectations, smoke_check] if env.suites else [smoke_check]
-    report.plan("check", "health, expectations again, smoke checks", by=checks)
+    report.plan("check", "health, expectations again, smoke checks", by=[smoke_check])
 
 
 def stopped(env: Environment, chosen: Chosen) -> str:
