@@ -312,9 +312,8 @@ class Report:
         by: Sequence[CarriesOut] = (),
         shared: bool = False,
     ) -> None:
-        """One planned step with its bytes and an estimate of its seconds. `by`: the probes and actions that carry it
-        out; the run's log has the step's number when the first begins and when the last ends. `shared`: one call
-        carries out this step and the one before."""
+        """One planned step with its bytes and an estimate of its seconds. `by` and `shared`: see `PlannedStep`; the run's
+        log has the step's number when it begins and when it ends."""
         self.plan_steps.append(PlannedStep(step, detail, size, seconds, tuple(one.name for one in by), shared))
 
     def pin(self, parameter: str, value: object) -> None:

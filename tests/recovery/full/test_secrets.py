@@ -29,7 +29,7 @@ def test_no_password_gets_out(
         logger.addHandler(caplog.handler)
     try:
         with watching() as watch:
-            report: Report = full_restore(system.name, method="dump", confirm=system.name)
+            report: Report = full_restore(system.name, method="dump", redis_source="backup", confirm=system.name)
     finally:
         for logger in prefect:
             logger.removeHandler(caplog.handler)
