@@ -118,7 +118,8 @@ def _timed(work: Callable[P, R], staged: bool) -> Callable[P, R]:
     @functools.wraps(work)
     def timed(*args: P.args, **kwargs: P.kwargs) -> R:
         report = current_report()
-        step_log, planned = (report.step_log, report.carried_out) if report else (StepLog(logging.DEBUG), ())
+        step_log = report.step_log if report else StepLog(logging.DEBUG)
+        planned = report.plan_steps if report and report.permitted else ()  # what is judged is not carried out
         permits = [value for value in (*args, *kwargs.values()) if isinstance(value, Permit)]
         for permit in permits if report else ():
             assert report

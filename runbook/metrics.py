@@ -45,6 +45,15 @@ class Metric:
         return {"s": duration, "B": size, "count": number}[self.unit](value)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """How long a recovery took, and for how many bytes: what an estimate of the next one is made from."""
+
+    what: str
+    bytes: int
+    seconds: float
+
+
 API_RESPONSE = Metric("api.response_seconds", 2, 5, "s", "response time of the API, 95th percentile", "付録B")
 API_ERRORS = Metric("api.error_ratio", 0.05, 0.05, "ratio", "share of requests answered with a 5xx status", "付録B")
 CONNECTIONS = Metric("postgres.connections.used_ratio", 0.8, 0.95, "ratio", "connections in use", "付録B")

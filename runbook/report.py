@@ -12,25 +12,19 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.files.journal import DeadRun, Journal
 from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
-from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
+from runbook.guard.permit import Act, CarriesOut, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.masking import without_logins
-from runbook.metrics import Metric
+from runbook.metrics import Measure, Metric
 from runbook.next import Next
 from runbook.progress import StepLog
 
 NOT_CONFIGURED = "not configured"
-
-
-class CarriesOut(Protocol):
-    """A probe or an action."""
-
-    name: str
 
 
 class Status(StrEnum):
@@ -88,15 +82,6 @@ class Evidence:
         """`….json` → `…-slow-statements.csv`."""
         name = re.sub(r"\W+", "-", self.name).strip("-")[:60]
         return report.with_name(f"{report.stem}-{name}.csv")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How long a recovery took, and for how many bytes: what an estimate of the next one is made from."""
-
-    what: str
-    bytes: int
-    seconds: float
 
 
 @dataclass
@@ -159,11 +144,6 @@ class Report:
     def may_change(self) -> bool:
         """Whether it was launched to change something, not to see a plan."""
         return self.unattended or self.confirm == self.environment
-
-    @property
-    def carried_out(self) -> Sequence[PlannedStep]:
-        """The plan's steps once the run may carry them out: what is judged before that is none of them."""
-        return self.plan_steps if self.permitted else ()
 
     @property
     def known_broken(self) -> str:

@@ -15,8 +15,8 @@ from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
-from runbook.guard.permit import Act, Permit
-from runbook.report import CarriesOut, Report
+from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import size

@@ -12,8 +12,8 @@ from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
 from runbook import clock, metrics
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
-from runbook.guard.permit import Act, Permit
-from runbook.report import CarriesOut, Report, Status
+from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from prefect.context import FlowRunContext
 
@@ -81,6 +82,12 @@ class Permit:
         """
         if environment != self.environment:
             raise NotConfirmed(f"this permit is for {self.environment}, not for {environment}")
+
+
+class CarriesOut(Protocol):
+    """A probe or an action, which carries out a step of a plan."""
+
+    name: str
 
 
 @dataclass(frozen=True)

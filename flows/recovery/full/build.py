@@ -15,9 +15,9 @@ from flows.recovery.full.start import plan_of
 from flows.redis.restore import sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from runbook.errors import OTHER_BACKUPS
-from runbook.guard.permit import Permit
+from runbook.guard.permit import CarriesOut, Permit
 from runbook.kinds import Pending
-from runbook.report import CarriesOut, Report
+from runbook.report import Report
 from runbook.units import size
 from tasks.application.health import smoke_check, wait_healthy
 from tasks.application.staged_files import FilesCopy, build_files_copy

@@ -12,8 +12,9 @@ from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import epochs
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
+from runbook.guard.permit import CarriesOut
 from runbook.kinds import Pending, action
-from runbook.report import CarriesOut, Report
+from runbook.report import Report
 from tasks.cluster.copy import BuiltCluster, build_instance
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import RecoveryProgress, read_standing, wait_recovered

@@ -11,9 +11,9 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
 from flows.recovery.postgres.promotion import AGAIN, judge_receiver
 from runbook.errors import CommandFailed, OpsError
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.next import Next
-from runbook.report import CarriesOut, Report, Status
+from runbook.report import Report, Status
 from runbook.units import size
 from tasks.failover.fencing import FENCE, allow_start, mark_standby
 from tasks.failover.member import ClusterMember, MemberControl, read_control, read_member

@@ -13,8 +13,8 @@ from flows.recovery.redis.progress import report_phases, settled, verify_after
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
-from runbook.report import CarriesOut, Report, Status
+from runbook.guard.permit import Act, CarriesOut
+from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
 from tasks.redis.failover.group import Group, GroupMember, read_group

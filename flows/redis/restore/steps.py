@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import CarriesOut, Permit
 from runbook.log import logger
-from runbook.report import CarriesOut, Report, Status
+from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
