@@ -292,8 +292,8 @@ class Report:
         by: Sequence[CarriesOut] = (),
         shared: bool = False,
     ) -> None:
-        """One planned step with its bytes and an estimate of its seconds. `by` and `shared`: see `PlannedStep`; the run's
-        log has the step's number when it begins and when it ends."""
+        """One planned step with its bytes and an estimate of its seconds. `by` and `shared`: see `PlannedStep`. The log
+        of the run names the step when it begins and when it ends."""
         self.plan_steps.append(PlannedStep(step, detail, size, seconds, tuple(one.name for one in by), shared))
 
     def pin(self, parameter: str, value: object) -> None:

@@ -337,10 +337,13 @@ class Faults:
             reload = threading.Thread(target=other.execute_command, args=("DEBUG", "RELOAD"))
             reload.start()
             until(lambda: read_answer.work(block).state == "loading", what="its loading", seconds=120)
-            yield
-            client.config_set("key-load-delay", "0")
-            reload.join(120)
+            try:
+                yield
+            finally:
+                client.config_set("key-load-delay", "0")  # it has loaded for long enough
+                reload.join(120)
         client.flushdb()
+        (self.host.redis.data / "dump.rdb").unlink()  # the next start would load it
 
     def too_few_replicas(self) -> AbstractContextManager[object]:
         return configured(self.host, **{"min-replicas-to-write": "1"})

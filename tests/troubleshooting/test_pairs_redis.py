@@ -56,6 +56,8 @@ def test_the_first_finding_is_the_true_cause(
     report = faults.diagnose(diagnosed, seeds, first, second, hint)
     if "replica_dead" in seeds and first in (DOWN, "hangs"):
         assert "redis-failover" not in [one.flow for one in report.findings[0].follow]
+    if "loading" in seeds:
+        assert [one.flow for one in report.findings[0].follow] == ["diagnose-redis"]
 
 
 def test_a_server_killed_a_minute_ago_is_found_by_its_uptime(faults: Faults) -> None:
