@@ -38,7 +38,7 @@ def catalogue_page(runbooks: Sequence[Runbook]) -> str:
     parts = [
         f"# Runbooks (手順カタログ)\n\n{len(runbooks)} flows. ✍ marks those that take `confirm`: left empty they show "
         "their plan and change nothing.\n\nDeployed as `<flow>/<environment>`. In the UI: Deployments, by a tag "
-        "(chapter, section, frequency, owner)."
+        "(section, owner, chapter, frequency)."
     ]
     for chapter in dict.fromkeys(one.chapter for one in runbooks):
         parts.append(f"## {chapter}")

@@ -44,8 +44,8 @@ class MaintenanceRow:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """What each of its deployments is tagged with, behind chapter and section."""
-        return (FREQUENCIES[self.frequency], self.owner, f"優先度{self.priority}", duration_tag(self.duration))
+        """What each of its deployments is tagged with, besides section and chapter."""
+        return (self.owner, FREQUENCIES[self.frequency], f"優先度{self.priority}", duration_tag(self.duration))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def symptom_entries(
         if entry := own.get(first.flow):
             kept = {key: value for key, value in entry.items() if key not in _NEITHER}
             given = {**entry["parameters"], **first.parameters}
-            tags = [TAG, *(tag for tag in entry["tags"] if tag != no_tag)]
+            tags = [*(tag for tag in entry["tags"] if tag != no_tag), TAG]
             yield {**kept, "name": name, "parameters": given, "tags": tags}
 
 

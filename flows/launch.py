@@ -12,15 +12,19 @@ import contextlib
 import importlib
 import json
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import httpx
 import yaml  # type: ignore[import-untyped]
 from prefect import Flow
-from prefect.exceptions import ParameterTypeError, SignatureMismatchError
+from prefect.exceptions import ParameterTypeError, SignatureMismatchError, TerminationSignal
 from prefect.settings import PREFECT_API_URL
 
 from flows.approval import call_approved
@@ -113,7 +117,8 @@ def launch(
     try:
         given = checked(flow, parameters)
         answers = not alone and prefect_answers()
-        with contextlib.nullcontext() if answers or alone or without_prefect else refuse_maintenance():
+        refusing = contextlib.nullcontext() if answers or alone or without_prefect else refuse_maintenance()
+        with refusing, _reported_if_terminated():
             report = call_approved(flow.name, flow if answers else flow.fn, given)
     except RunbookFailed as error:
         print(_described(describe, error.report), end="")
@@ -129,6 +134,29 @@ def launch(
 def _described(describe: Callable[[Report], str], report: Report) -> str:
     with use_language(report.language):
         return describe(report)
+
+
+@contextlib.contextmanager
+def _reported_if_terminated() -> Iterator[None]:
+    """SIGTERM ends a runbook as a cancel in Prefect does: it reports what changed and what is left. Then the process
+    ends by the signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise TerminationSignal(number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except TerminationSignal:
+        print("ended by SIGTERM: its report lists what changed and what is left", file=sys.stderr)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def prefect_answers() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,9 +24,8 @@ from runbook.current import current_report
 from runbook.errors import Unreachable
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
-from runbook.log import logger
+from runbook.progress import StepLog
 from runbook.report import Status, StepTime
-from runbook.units import duration
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,6 +118,8 @@ def _timed(work: Callable[P, R], staged: bool) -> Callable[P, R]:
     @functools.wraps(work)
     def timed(*args: P.args, **kwargs: P.kwargs) -> R:
         report = current_report()
+        step_log = report.step_log if report else StepLog(logging.DEBUG)
+        planned = report.plan_steps if report and report.permitted else ()  # what is judged is not carried out
         permits = [value for value in (*args, *kwargs.values()) if isinstance(value, Permit)]
         for permit in permits if report else ():
             assert report
@@ -131,16 +133,14 @@ def _timed(work: Callable[P, R], staged: bool) -> Callable[P, R]:
         started, clock = datetime.now(UTC), time.monotonic()
         status = Status.CRITICAL
         try:
-            answer = work(*args, **kwargs)
+            with step_log.logged(work.__name__, planned):
+                answer = work(*args, **kwargs)
             status = Status.OK
             if report and permits:
                 report.journal.done(work.__name__)
         finally:
-            seconds = time.monotonic() - clock
             if report:
-                report.add_step(StepTime(work.__name__, started, seconds, status))
-            ended = "done in" if status is Status.OK else "failed after"
-            logger().info("%s: %s %s", work.__name__.replace("_", " "), ended, duration(seconds))
+                report.add_step(StepTime(work.__name__, started, time.monotonic() - clock, status))
         failpoint(f"after {work.__name__}")
         return answer
 

@@ -8,7 +8,7 @@ from typing import Any
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
-from runbook.errors import OpsError
+from runbook.errors import OpsError, RunbookFailed
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -21,9 +21,12 @@ def logger() -> Logger:
 
 
 class _NoTraceback(logging.Filter):
-    """Prefect logs a raised error with its traceback; of ours, the message says all that an operator needs."""
+    """Prefect logs a raised error with its traceback; of ours, the message says all that an operator needs. A failed
+    runbook has logged its headline and its report's address already."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], RunbookFailed):
+            return False
         if record.exc_info and isinstance(record.exc_info[1], OpsError):
             record.exc_info = None
             record.exc_text = None
@@ -31,10 +34,11 @@ class _NoTraceback(logging.Filter):
 
 
 class _NoBareState(logging.Filter):
-    """Each step logs its name and its time, each run its headline: Prefect's “Finished in state …” adds nothing."""
+    """Each step logs its name and its time or its error, each run its headline: Prefect's “Finished in state …” adds
+    nothing."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or not str(record.msg).startswith("Finished in state")
+        return not str(record.msg).startswith("Finished in state")
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):

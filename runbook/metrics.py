@@ -45,6 +45,15 @@ class Metric:
         return {"s": duration, "B": size, "count": number}[self.unit](value)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """How long a recovery took, and for how many bytes: what an estimate of the next one is made from."""
+
+    what: str
+    bytes: int
+    seconds: float
+
+
 API_RESPONSE = Metric("api.response_seconds", 2, 5, "s", "response time of the API, 95th percentile", "appendix B")
 API_ERRORS = Metric(
     "api.error_ratio", 0.05, 0.05, "ratio", "share of requests answered with a 5xx status", "appendix B"

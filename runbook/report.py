@@ -18,11 +18,12 @@ from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.files.journal import DeadRun, Journal
 from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
-from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
+from runbook.guard.permit import Act, CarriesOut, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.language.say import Language
 from runbook.masking import without_logins
-from runbook.metrics import Metric
+from runbook.metrics import Measure, Metric
 from runbook.next import Next
+from runbook.progress import StepLog
 
 NOT_CONFIGURED = "not configured"
 
@@ -84,15 +85,6 @@ class Evidence:
         return report.with_name(f"{report.stem}-{name}.csv")
 
 
-@dataclass(frozen=True)
-class Measure:
-    """How long a recovery took, and for how many bytes: what an estimate of the next one is made from."""
-
-    what: str
-    bytes: int
-    seconds: float
-
-
 @dataclass
 class Report:
     """Collects; never prints. Minted by `runbook(...)` only."""
@@ -108,6 +100,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
     plan_steps: list[PlannedStep] = field(default_factory=list)
+    step_log: StepLog = field(default_factory=StepLog)
     facts: dict[str, str] = field(default_factory=dict)
     measures: list[Measure] = field(default_factory=list)
     outcome: str = ""
@@ -292,9 +285,19 @@ class Report:
         run's time until now."""
         self.measures.append(Measure(what, size, round(seconds or self.seconds, 3)))
 
-    def plan(self, step: str, detail: str, *, size: int = 0, seconds: float = 0.0) -> None:
-        """One planned step with its bytes and an estimate of its seconds."""
-        self.plan_steps.append(PlannedStep(step, detail, size, seconds))
+    def plan(
+        self,
+        step: str,
+        detail: str,
+        *,
+        size: int = 0,
+        seconds: float = 0.0,
+        by: Sequence[CarriesOut] = (),
+        shared: bool = False,
+    ) -> None:
+        """One planned step with its bytes and an estimate of its seconds. `by` and `shared`: see `PlannedStep`. The log
+        of the run names the step when it begins and when it ends."""
+        self.plan_steps.append(PlannedStep(step, detail, size, seconds, tuple(one.name for one in by), shared))
 
     def pin(self, parameter: str, value: object) -> None:
         """What a parameter such as `latest` meant when this was judged: the plan's form says that instead."""

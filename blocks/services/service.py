@@ -22,6 +22,7 @@ from pydantic import Field, SecretStr
 from blocks.docker import SOCKET, engine
 from runbook.errors import OpsError, Unreachable
 from runbook.masking import MASK
+from runbook.units import counted
 from runbook.wait import until
 
 Role = Literal["postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend"]
@@ -218,7 +219,7 @@ class DockerServices(Services):
         """`docker inspect`: only the restart policy's own starts are counted, after an end that nobody asked for."""
         with self._container(role) as container:
             count = int(container.attrs.get("RestartCount") or 0)
-            return f"exited unexpectedly: its restart policy has started it {count} times" if count else ""
+            return f"exited unexpectedly: its restart policy has started it {counted(count, 'time')}" if count else ""
 
     def logs(self, role: str, lines: int = 50) -> str:
         """`docker logs --tail`, both streams."""

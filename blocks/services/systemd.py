@@ -13,6 +13,7 @@ from blocks.services.service import CALL_SECONDS, Services, ServiceState
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.masking import MASK
+from runbook.units import counted
 
 # https://www.freedesktop.org/software/systemd/man/latest/systemctl.html: in these a unit's process is there.
 RUNS = ("active", "reloading", "refreshing", "deactivating")
@@ -126,8 +127,8 @@ class SystemdServices(Services):
 
     def last_end(self, role: str) -> str:
         """`systemctl show`: only systemd's own restarts are counted, after an end that nobody asked for."""
-        count = self._property(self._unit(role), "NRestarts")
-        return f"exited unexpectedly: systemd has started it again {count} times" if count not in ("", "0") else ""
+        count = int(self._property(self._unit(role), "NRestarts") or 0)
+        return f"exited unexpectedly: systemd has started it again {counted(count, 'time')}" if count else ""
 
     def logs(self, role: str, lines: int = 50) -> str:
         """`journalctl -u`."""

@@ -92,8 +92,8 @@ def update_ai_api_version(
             report.outcome = f"{version} is already in use: nothing to switch"
             return report
         old = left.before if left else before
-        report.plan(SET, f"{variable}: {before} → {version}", seconds=1)
-        report.plan(RESTART, BACKEND, seconds=10)
+        report.plan(SET, f"{variable}: {before} → {version}", seconds=1, by=[set_variable])
+        report.plan(RESTART, BACKEND, seconds=10, by=[stop_services, start_services])
         report.pin_state(variable, before)
         back = Next("update-ai-api-version", parameters={"version": old})
         effect = Effect(f"the application uses {version} instead of {before}", back, down=11.0)

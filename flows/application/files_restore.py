@@ -15,7 +15,7 @@ from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -69,8 +69,9 @@ def restore_files(
             f"{chosen.name} into {env.application.directory}.restoring, and compare it",
             size=chosen.manifest.bytes,
             seconds=1,
+            by=[build_files_copy],
         )
-        _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory)
+        _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory, swap_files)
         pin_paths(report, "live files", env.application.directory)
         taken = chosen.manifest.taken
         down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
@@ -117,7 +118,7 @@ def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", c
         report.fact("return to", aside.name)
         if aside.exists():
             _judge_aside(report, env, aside)
-        _plan_swap(report, env, str(aside), env.application.directory)
+        _plan_swap(report, env, str(aside), env.application.directory, swap_files_back)
         pin_paths(report, "live files", env.application.directory)
         lost = "files written since the restore are kept, not live"
         down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
@@ -205,13 +206,16 @@ def _prove(report: Report, chosen: Backup, copy: FilesCopy) -> None:
     report.fail_if_critical()
 
 
-def _plan_swap(report: Report, env: Environment, incoming: str, live: str) -> None:
+def _plan_swap(report: Report, env: Environment, incoming: str, live: str, swaps: CarriesOut) -> None:
     roles = _roles(env)
     if roles:
-        report.plan("stop services", ", ".join(roles), seconds=2)
-    report.plan("swap", f"{live} is kept as {live}.superseded_<time>; {incoming} becomes {live}", seconds=0.1)
+        report.plan("stop services", ", ".join(roles), seconds=2, by=[stop_services])
+    swap = f"{live} is kept as {live}.superseded_<time>; {incoming} becomes {live}"
+    report.plan("swap", swap, seconds=0.1, by=[swaps])
     if roles:
-        report.plan("start services", f"{', '.join(roles)}, then wait until healthy", seconds=8)
+        healthy: list[CarriesOut] = [wait_healthy] if "backend" in roles else []
+        start = f"{', '.join(roles)}, then wait until healthy"
+        report.plan("start services", start, seconds=8, by=[start_services, *healthy])
 
 
 def _switch_act(env: Environment) -> list[Act]:

@@ -104,7 +104,7 @@ def patch_vulnerability(
         report.fact("branch", f"{branch} in {repository}")
         report.fail_if_critical()
         then = "deploy, review and merge it" if deploy else "review, merge and deploy it"
-        report.plan("push", f"{branch} to {remote}, then {then}")
+        report.plan("push", f"{branch} to {remote}, then {then}", by=[push_branch])
         deployment = deployment_of_branch(report, env, repository, branch, commit, health_seconds) if deploy else None
         report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
         acts = Act(PUSH, f"{branch} to {remote}"), *(deployment.plan(report) if deployment else ())

@@ -119,8 +119,9 @@ def apply_migrations(
         rehearsal.judge_space(report, env, size)
         live.plan_rehearsal(report, env, size, "up, down, up")
         live.plan_backup(report, env)
-        for script in pending:
-            report.plan("migrate", f"{', '.join(script.down) or 'nothing'} → {script.revision}: {script.title}")
+        for number, script in enumerate(pending):
+            what = f"{', '.join(script.down) or 'nothing'} → {script.revision}: {script.title}"
+            report.plan("migrate", what, by=[upgrade], shared=number > 0)
         sound = ", expectations on the migrated data" * bool(env.suites)
         report.plan("check", f"revision, schema as rehearsed{sound}", seconds=2)
         pin_database(report, env.postgres)
@@ -202,8 +203,9 @@ def rollback_migrations(
         undo = live.judge_losses(report, env, rehearsed, MigrationUndo(current, target, undone), lose_rows)
         live.plan_rehearsal(report, env, size, "down, up, down, again")
         live.plan_backup(report, env)
-        for script in undone:
-            report.plan("roll back", f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}")
+        for number, script in enumerate(undone):
+            what = f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}"
+            report.plan("roll back", what, by=[downgrade], shared=number > 0)
         pin_database(report, env.postgres, replaced=True)
         report.pin_state("revision of the database", current or BASE)
         effect = Effect(

@@ -25,6 +25,7 @@ from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import duration
 from tasks.backups.catalogue import Backup
+from tasks.postgres.content.content import read_counts
 from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.dump.foreign import ForeignDump, is_foreign, read_foreign
 from tasks.postgres.restore.staged_copy import (
@@ -35,6 +36,7 @@ from tasks.postgres.restore.staged_copy import (
     check_jobs,
     content_in,
     copy_name,
+    create_copy,
     dump_in,
     is_reserved,
     oid_of,
@@ -179,12 +181,22 @@ def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, i
     copy = building_name(env.postgres.database, into) if into else copy_name(target)
     with env.postgres.connect() as connection:
         if oid_of(connection, copy):
-            report.plan("drop", f"{copy}: the leftover of an interrupted run")
-    report.plan(f"restore {chosen.name}", f"into the staged copy {copy}", size=chosen.bytes, seconds=seconds)
+            report.plan("drop", f"{copy}: the leftover of an interrupted run", by=[create_copy])
+    report.plan(
+        f"restore {chosen.name}",
+        f"into the staged copy {copy}",
+        size=chosen.bytes,
+        seconds=seconds,
+        by=restore_steps.RESTORES,
+    )
     proof = "against the manifest" if chosen.backup else "by the expectations alone: the dump has no manifest"
-    report.plan("prove the copy" if chosen.backup else "check the copy", proof, seconds=seconds / 5)
+    proves = restore_steps.PROVES if chosen.backup else (read_counts,)
+    report.plan("prove the copy" if chosen.backup else "check the copy", proof, seconds=seconds / 5, by=proves)
     end = f"{copy} becomes {target}"
-    report.plan("rename" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
+    if into:
+        report.plan("rename", end, by=[rename_copy])
+    else:
+        report.plan("swap", f"{end}; the old one is kept as {target}__old_…", by=[swap_databases])
 
 
 SWAP_SECONDS = 0.2
@@ -365,6 +377,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
             f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the current {name} is kept",
             size=old.bytes,
             seconds=0.2,
+            by=[swap_back],
         )
         pin_database(report, env.postgres, replaced=True)
         what = f"{name} is again the database that {old.backup} replaced {old.since}"

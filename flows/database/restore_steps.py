@@ -12,7 +12,7 @@ from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
 from runbook import clock, metrics
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups import catalogue
@@ -39,7 +39,7 @@ from tasks.postgres.restore.staged_copy import (
     try_login,
     unpacking_of,
 )
-from tasks.postgres.restore.swap import SwapUnknown
+from tasks.postgres.restore.swap import SwapUnknown, swap_databases
 from tasks.postgres.server.properties import Properties
 from tasks.postgres.server.requirements import Requirement, read_login, read_requirements
 from tasks.postgres.server.server import Obstacle, Server, judge_programs, read_identity
@@ -47,6 +47,8 @@ from tasks.postgres.server.server import Obstacle, Server, judge_programs, read_
 # Measured with two workers; the plan's estimate uses it.
 RESTORE_BYTES_PER_SECOND = 90e6
 UNPACK_BYTES_PER_SECOND = 500e6
+RESTORES: tuple[CarriesOut, ...] = (fill_copy,)
+PROVES: tuple[CarriesOut, ...] = (read_content, compare_definitions)
 
 
 def replace_act(env: Environment) -> Act:
@@ -211,18 +213,32 @@ def plan_database(report: Report, env: Environment, backup: Backup) -> None:
     content = content_in(backup)
     seconds = content.bytes / RESTORE_BYTES_PER_SECOND
     name, copy = env.postgres.database, copy_name(env.postgres.database)
+    known = report.plan_steps[-1:]
     for place, needed in unpacking_of(env.postgres, backup).items():
         why = "its compression is not supported by pg_restore here; deleted after the restore"
         report.plan(
-            f"unpack {backup.name}", f"to {place}: {why}", size=needed, seconds=needed / UNPACK_BYTES_PER_SECOND
+            f"unpack {backup.name}",
+            f"to {place}: {why}",
+            size=needed,
+            seconds=needed / UNPACK_BYTES_PER_SECOND,
+            by=RESTORES,
         )
-    report.plan(f"restore {backup.name}", f"into the staged copy {copy}", size=content.bytes, seconds=seconds)
+    report.plan(
+        f"restore {backup.name}",
+        f"into the staged copy {copy}",
+        size=content.bytes,
+        seconds=seconds,
+        by=RESTORES,
+        shared=report.plan_steps[-1:] != known,  # the dump is unpacked by the same action
+    )
     report.plan(
         "prove the copy",
         f"{content.rows:,} rows in {len(content.tables)} tables against the manifest",
         seconds=seconds / 5,
+        by=PROVES,
     )
-    report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
+    kept = f"{copy} becomes {name}; the old {name} is kept as {name}__old_…"
+    report.plan("swap", kept, seconds=0.2, by=[swap_databases])
 
 
 @contextmanager

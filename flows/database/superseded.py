@@ -107,7 +107,7 @@ def discard_superseded(
             report.outcome = "nothing to delete"
             return report
         for item in doomed:
-            report.plan(f"delete {item.kind}", item.name, size=item.bytes)
+            report.plan(f"delete {item.kind}", item.name, size=item.bytes, by=[discard])
         pin_copies(report, ((item.name, item.bytes) for item in doomed))
         freed = size(sum(item.bytes for item in doomed))
         effect = Effect(

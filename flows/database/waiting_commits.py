@@ -35,6 +35,7 @@ def judge_commits(report: Report, env: Environment) -> None:
         report.plan(
             "continue without a standby",
             f"if none connects within {ATTACH_SECONDS:.0f} s: commits then wait for no standby",
+            by=[commit_alone],
         )
 
 

@@ -58,7 +58,7 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
             expected="1 block",
         )
         report.fail_if_critical()
-        report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1)
+        report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1, by=[rotate])
         pin_paths(report, "log", log)
         effect = Effect(
             f"logrotate rotates {log.name}", "", "the oldest rotated log is deleted, if the configuration says so"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from blocks.postgres.refusals import DISK_FULL, TOO_MANY, UNKNOWN, LoginRefused, is_own_limit
-from flows.troubleshooting.database_replication import STANDBY, judge_replication, judge_standby
+from flows.troubleshooting.database_replication import STANDBY, has_one_primary, judge_replication, judge_standby
 from flows.troubleshooting.database_sessions import LIMIT, full_cause, judge_sessions
 from flows.troubleshooting.diagnosis import (
     Cause,
@@ -47,7 +47,7 @@ def diagnose_database(environment: str, window_minutes: Window = WINDOW_MINUTES)
 
     Walks the decision tree and names the likely cause first:
 
-    - Is there free disk space? Do host, port and process answer?
+    - Does only one server take writes? Is there free disk space? Do host, port and process answer?
     - Does the server accept connections (starting, in recovery, connection limit)?
     - Does it accept the logins of the environment and of the application?
     - Can it write (disk full, read only)?
@@ -71,14 +71,19 @@ def diagnose_database(environment: str, window_minutes: Window = WINDOW_MINUTES)
     env = Environment.find(environment)
     with runbook("Diagnose database", env) as report:
         found = Diagnosis(report, env)
-        judge_standby(found)
-        if is_reachable(found):
-            _judge_writing(found)
-            judge_sessions(found)
-            judge_replication(found)
-            _judge_restart(found, window_minutes)
+        if has_one_primary(found):
+            _walk(found, window_minutes)
         found.close("the database accepts connections and writes, and no session waits")
     return report
+
+
+def _walk(found: Diagnosis, minutes: int) -> None:
+    judge_standby(found)
+    if is_reachable(found):
+        _judge_writing(found)
+        judge_sessions(found)
+        judge_replication(found)
+        _judge_restart(found, minutes)
 
 
 def _judge_restart(found: Diagnosis, minutes: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from flows.database.server.replication import lag_of
 from flows.troubleshooting.database_sessions import LOCKS
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, Impact, start_hint
 from runbook import metrics
+from runbook.errors import OpsError
 from runbook.next import Next
 from runbook.report import Status
-from runbook.units import duration
+from runbook.units import duration, size
+from tasks.postgres.replication.replay import RUNNING, read_replaying
 from tasks.postgres.replication.status import Replication, read_replication
 from tasks.postgres.server.greeting import read_greeting
 
@@ -17,6 +20,20 @@ PROMOTE = Next("postgres-failover", "promote it")
 OPTIONS = Next("show-recovery-options", "compare the recovery options and their data loss")
 WAITED_SECONDS = 10.0
 STANDBY, COMMITS, LAG = "standby", "commits", "lag"
+
+
+def has_one_primary(found: Diagnosis) -> bool:
+    """Whether at most one server takes writes. If two do, no other answer counts: each has its own data."""
+    if not found.env.has("standby"):
+        return True
+    question = "does only one server take writes?"
+    try:
+        found.record(question, f"{found.env.postgres.host}:{found.env.postgres.port} is the primary")
+    except OpsError as error:
+        follow = (Next("rejoin-standby", "when one of them is stopped: make it a standby"), OPTIONS)
+        found.record(question, error.message, Cause(error.message, error.hint, follow, impact=Impact.HIDES))
+        return False
+    return True
 
 
 def judge_standby(found: Diagnosis) -> None:
@@ -79,10 +96,26 @@ def _judge_waiting(found: Diagnosis, replication: Replication) -> None:
 
 def _judge_lag(found: Diagnosis, replication: Replication) -> None:
     limit = found.report.limit(metrics.REPLICATION_LAG)[0]
-    lagging = [one for one in replication.standbys if one.lag_seconds > limit]
+    lags = [(one, lag_of(one)) for one in replication.standbys]
+    lagging = [f"{one.name} by {duration(lag)}" for one, lag in lags if lag > limit]
     seen, cause = f"{len(replication.standbys)} are connected", None
+    hint = "check the standby's host, and long queries on it"
+    if paused := _find_paused(found, replication):
+        lagging = [paused]
+        hint = (
+            "resume it if no incident needs the old data: release-containment, or SELECT pg_wal_replay_resume() there"
+        )
     if lagging:
-        seen = ", ".join(f"{one.name} by {duration(one.lag_seconds)}" for one in lagging)
-        hint = "check the standby's host, and long queries on it"
+        seen = ", ".join(lagging)
         cause = Cause(f"replication lags: {seen}", hint, (CHECK,), Status.WARN, LAG, Impact.THREATENS)
     found.record("does a standby lag?", seen, cause)
+
+
+def _find_paused(found: Diagnosis, replication: Replication) -> str:
+    """The standby whose replay is paused while WAL waits for it. The primary measures no lag of it: it reports the last
+    WAL that was replayed."""
+    behind = max((one.replay_bytes or 0 for one in replication.standbys), default=0)
+    if not behind or not found.env.has("standby"):
+        return ""
+    (node,) = read_replaying([found.env.standby])
+    return f"{node.address} by {size(behind)}, its replay is {node.state}" if node.state not in ("", RUNNING) else ""

@@ -30,7 +30,7 @@ from runbook.run_name import RunName
 from runbook.units import duration, size
 from tasks.host.restarts import LastEnd, redis_end
 from tasks.redis.clients import read_clients
-from tasks.redis.greeting import RedisGreeting, read_answer, read_uptime
+from tasks.redis.greeting import RedisGreeting, is_master, read_answer, read_uptime
 from tasks.redis.memory.info import Memory, read_memory
 from tasks.redis.persistence.state import read_persistence
 from tasks.redis.sentinels import Watch, read_sentinels
@@ -70,7 +70,7 @@ def diagnose_redis(environment: str, window_minutes: Window = WINDOW_MINUTES) ->
 
 
 ROLE, REMEDY_HOURS, MANUAL_BYTES = "redis", 24, 2 * 1024**3
-NO_MEMORY, NO_SAVE, REPLICAS, NO_REPLICAS = "memory", "save", "replicas", "too few replicas"
+NO_MEMORY, NO_SAVE, REPLICAS, NO_REPLICAS, SPLIT = "memory", "save", "replicas", "too few replicas", "two masters"
 MEMORY = Next("check-redis-memory", "see what uses the memory")
 PERSISTENCE = Next("check-redis-persistence", "see why the save fails")
 PERSISTENCE_LOSS = Next("check-redis-persistence", "see how many writes a kill loses")
@@ -116,6 +116,7 @@ def _judge_replicas(found: Diagnosis, block: Redis, watch: Watch) -> list[Redis]
         answer, cause = read_answer(server), None
         if answer.state not in ("closed", "unreachable", "unknown name", "hangs"):
             answering.append(server)
+            cause = _second_master(found, block, server) if answer.state == "well" else None
         else:
             role = ROLE if server.address == found.env.redis.address else ""
             hint = start_hint(found, role) if role and answer.state == "closed" else f"start it ({server.address})"
@@ -130,6 +131,22 @@ def _judge_replicas(found: Diagnosis, block: Redis, watch: Watch) -> list[Redis]
             )
         found.record(f"does the replica at {server.address} answer?", answer.said, cause)
     return answering
+
+
+def _second_master(found: Diagnosis, block: Redis, server: Redis) -> Cause | None:
+    """Whether a server that must be a replica takes writes too: those are on no other server."""
+    question = f"does {server.address} follow a master?"
+    if not found.ask(question, lambda: is_master(server)):
+        return None
+    login = f"redis-cli -h {server.host} -p {server.port}"
+    return Cause(
+        f"Redis at {server.address} takes writes, but it must be a replica of {block.address}",
+        f"find out which one the application writes to. Save the other's data ({login} --rdb {server.port}.rdb), then "
+        f"make it a replica ({login} REPLICAOF {block.host} {block.port}): its own writes are lost then",
+        (Next("check-redis-clients", "see the clients of the master"), RESTORE),
+        kind=SPLIT,
+        explains=(NO_REPLICAS,),
+    )
 
 
 def _judge_restart(found: Diagnosis, block: Redis, minutes: int, *, is_replica: bool) -> None:
@@ -188,7 +205,7 @@ def _judge_answer(found: Diagnosis, block: Redis, answer: RedisGreeting, log: st
 def _options(found: Diagnosis) -> tuple[Next, ...]:
     """The recoveries of a server that does not answer. A replica that does not answer either cannot be promoted."""
     has_replicas = found.env.redis.sentinels or found.env.redis.replicas
-    is_dead = any(one.kind == REPLICAS for one in found.causes)
+    is_dead = any(one.kind in (REPLICAS, SPLIT) for one in found.causes)
     return (FAILOVER, RESTORE) if has_replicas and not is_dead else (RESTORE,)
 
 

@@ -109,6 +109,7 @@ class Journal:
                 left.pop(what, None)
         if begun:
             changed, next_step = _steps([one for one in begun if one not in interrupted], interrupted), SEE_PLAN
+            changed += f"; before that: {state[0]}" if state else ""
         else:
             changed, next_step = state or (UNCHANGED, AGAIN)
             next_step = next_step.removeprefix(FIX)  # nothing was found: the run was ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from prefect.context import FlowRunContext
 
@@ -83,14 +84,24 @@ class Permit:
             raise NotConfirmed(f"this permit is for {self.environment}, not for {environment}")
 
 
+class CarriesOut(Protocol):
+    """A probe or an action, which carries out a step of a plan."""
+
+    name: str
+
+
 @dataclass(frozen=True)
 class PlannedStep:
-    """One line of a plan. `bytes` and `seconds` are estimates, 0 where there is none."""
+    """One line of a plan. `bytes` and `seconds` are estimates, 0 where there is none. `by`: the names of the probes and
+    actions that carry it out, from the one that begins it to the one that ends it. `shared`: the call that carries out
+    the line before carries out this one too."""
 
     step: str
     detail: str
     bytes: int = 0
     seconds: float = 0.0
+    by: tuple[str, ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True)

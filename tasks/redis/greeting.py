@@ -112,3 +112,17 @@ def read_uptime(block: Redis) -> RedisUptime:
     loaded = int(persistence.get("rdb_last_load_keys_loaded", -1))
     eta = float(persistence.get("loading_eta_seconds", 0)) if persistence.get("loading") else 0.0
     return RedisUptime(float(server["uptime_in_seconds"]), loaded, eta)
+
+
+@probe
+def is_master(block: Redis) -> bool:
+    """INFO replication.
+
+    Raises:
+        Unreachable, OpsError: it does not answer or refuses.
+    """
+    with contextlib.closing(at_once(block.client(answer_seconds=GREETING_SECONDS))) as client:
+        try:
+            return bool(client.info("replication")["role"] == "master")
+        except redis.RedisError as error:
+            raise block.refused(error) from None

@@ -181,7 +181,7 @@ def test_what_an_entry_needs_is_a_part_that_there_can_be() -> None:
 
 def test_what_has_a_frequency_has_a_schedule() -> None:
     for name, entry in EVERY.items():
-        assert bool(entry.get("schedules")) == (entry["tags"][2] != "on-demand"), name
+        assert bool(entry.get("schedules")) == (entry["tags"][3] != "on-demand"), name
 
 
 def test_the_pages_are_current() -> None:

@@ -63,7 +63,7 @@ def test_a_row_s_deployments_are_tagged_and_scheduled_as_it_says(row: Maintenanc
     assert row.deployments
     for deployment in row.deployments:
         entry = entries()[deployment]
-        assert tuple(entry["tags"][2:]) == row.tags
+        assert (entry["tags"][1], *entry["tags"][3:]) == row.tags
         (cron,) = crons_of(deployment)
         assert re.fullmatch(CRON[row.frequency], cron)
 

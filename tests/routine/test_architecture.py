@@ -10,7 +10,8 @@ import pytest
 from flows.routine.architecture import collect_architecture_facts
 from runbook.errors import RunbookFailed
 from runbook.files import chain
-from runbook.report import Finding, Measure, Report, Status
+from runbook.metrics import Measure
+from runbook.report import Finding, Report, Status
 from tasks.docker import bases
 from tests.fixtures.reports import bad, rows
 from tests.fixtures.servers import PostgresServer

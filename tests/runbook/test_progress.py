@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import threading
 import uuid
 
 import pytest
@@ -12,9 +14,11 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.context import FlowRunContext
 
 from runbook import progress as module
-from runbook.errors import Unreachable
-from runbook.kinds import action
+from runbook.current import use_report
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import action, probe
 from runbook.progress import WorkDone, progress
+from runbook.report import Report
 from runbook.wait import until
 
 
@@ -68,3 +72,71 @@ def test_what_cannot_be_told_disturbs_nothing(caplog: pytest.LogCaptureFixture) 
     with progress(tell):
         until(lambda: len(asked) > 2, what="being asked again", seconds=120)
     assert "away" not in caplog.text
+
+
+GO = threading.Event()
+
+
+@probe
+def prepare() -> None:
+    """It begins the step that `fill` ends."""
+
+
+@action
+def fill() -> None:
+    with progress(lambda: WorkDone("half of it", 0.5)):
+        assert GO.wait(120)
+
+
+@action
+def check() -> None:
+    assert GO.wait(120)
+
+
+@action
+def swap(fails: bool = False) -> None:
+    if fails:
+        raise OpsError("no space", "free some")
+
+
+def test_the_log_follows_the_plan(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ops")
+    report = Report("Restore", "t")
+    report.plan("restore", "into a copy", size=55_000_000, seconds=1.2, by=[prepare, fill])
+    report.plan("check", "every row", by=[check])
+    for number, name in enumerate(("app", "audit")):
+        report.plan("swap", name, seconds=0.2, by=[swap], shared=number > 0)
+    with use_report(report):
+        swap()  # judged, not carried out
+        assert caplog.messages == ["swap: done in 0.0 s"]
+        report.permitted = True
+        caplog.clear()
+        prepare()
+        together = [fill.submit(), check.submit()]
+        for line in ("Step 1/4: restore: half of it", "Step 2/4: check: 0.1 s so far"):
+            until(lambda: line in caplog.messages, what=line, seconds=120)  # noqa: B023 (called at once)
+        GO.set()
+        for one in together:
+            one.result()
+        with pytest.raises(OpsError):
+            swap(fails=True)
+        swap()
+        swap()
+    said = [
+        re.sub(r"\d+\.\d s$", "_ s", line) for line in caplog.messages if "half" not in line and "so far" not in line
+    ]
+    parallel = {*said[2:5]}
+    assert said[:2] == ["Step 1/4: restore: into a copy, 55.0 MB, about 1 s", "prepare: done in _ s"]
+    assert parallel == {
+        "Step 1/4: restore: done in _ s",
+        "Step 2/4: check: every row",
+        "Step 2/4: check: done in _ s",
+    }
+    assert said[5:] == [
+        "Step 3/4: swap: app, less than 1 s",
+        "Step 4/4: swap: audit, less than 1 s",
+        "Step 3/4: swap: failed after _ s",
+        "Step 3/4: swap: done in _ s",
+        "Step 4/4: swap: done in _ s",
+        "swap: done in _ s",
+    ]

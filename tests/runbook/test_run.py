@@ -287,8 +287,10 @@ class TestInAFlowRun:
             restore()
         assert "CRITICAL: there is no backup. Next: take one" in caplog.text
         assert "Task run failed with exception" in caplog.text
-        assert "Encountered exception during execution" in caplog.text
+        assert "Encountered exception during execution" not in caplog.text, "the headline is in the log already"
         assert "Traceback" not in caplog.text
+        assert [one for one in caplog.records if one.name.startswith("prefect")][-1].msg.startswith("report in Prefect")
+        assert [one.levelname for one in caplog.records if "CRITICAL: there is" in one.getMessage()] == ["ERROR"]
         assert [record for record in caplog.records if record.exc_info] == []
         state = state_of(ids[0])
         assert state.is_failed()

@@ -15,6 +15,7 @@ from lab.processes import run
 from lab.state.base import CHECKOUT, PYTHON
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.host.restarts import LastEnd, manager_end
 from tasks.monitoring import state
 from tests.fixtures.engine import Engine
 from tests.fixtures.servers import free_port
@@ -145,6 +146,20 @@ def test_a_unit_that_waits_for_its_restart_comes_back(host: SystemdHost, service
     assert not services.state("redis").comes_back
     services.start("redis")
     assert services.is_running("redis")
+
+
+def test_an_end_that_nobody_asked_for_is_known_until_somebody_restarts_it(
+    host: SystemdHost, services: SystemdServices
+) -> None:
+    services.restart("backend")
+    assert manager_end(services.last_end("backend")) == LastEnd("started by its manager")
+    pid = services.state("backend").pid
+    host.program("kill", "-9", str(pid))
+    until(lambda: services.state("backend").pid not in (0, pid), what="its restart", seconds=WAIT_SECONDS)
+    end = manager_end(services.last_end("backend"))
+    assert end == LastEnd("unexpected", "exited unexpectedly: systemd has started it again 1 time")
+    services.restart("backend")
+    assert manager_end(services.last_end("backend")).how == "started by its manager"
 
 
 def test_a_disabled_unit_is_not_started_at_boot_until_it_is_enabled(

@@ -41,6 +41,7 @@ rto = "4h"
 [thresholds]
 "postgres.sessions.blocked_seconds" = [0.05, 3600]
 "postgres.sessions.idle_in_transaction_seconds" = [3600, 7200]
+{limits}
 [postgres]
 host = "{host}"
 port = {port}
@@ -83,7 +84,9 @@ class Host:
     """Two servers, their supervisor, and the environment as an operator describes it."""
 
     def __init__(self) -> None:
-        self.server = PostgresServer(settings=[f"max_connections={PLACES}", "max_prepared_transactions=2"])
+        self.server = PostgresServer(
+            settings=[f"max_connections={PLACES}", "max_prepared_transactions=2", "archive_mode=on"]
+        )
         self.redis = RedisServer()
         self.control = free_port()
         self.root = Path(self.server.root) / "host"
@@ -176,6 +179,7 @@ class Host:
             "backend": self.backend,
             "more": "",
             "redis_more": "",
+            "limits": "",
             "admin": "postgres",
         }
         path, values = directory / "sick.toml", {**values, **other}

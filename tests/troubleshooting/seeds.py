@@ -15,9 +15,12 @@ import psycopg
 import pytest
 
 from flows.launch import checked, find_flow
+from flows.troubleshooting import database
 from runbook.report import Report, Status
 from runbook.wait import until
-from tests.fixtures.servers import ROLE, free_port
+from tasks.redis.greeting import read_answer
+from tests.fixtures.servers import ROLE, PostgresServer, free_port
+from tests.redis.servers import running_redis
 from tests.troubleshooting.conftest import NAME, PLACES, Host, cause
 from tests.troubleshooting.test_database import STANDBY, sessions
 from tests.troubleshooting.test_redis import configured
@@ -26,8 +29,10 @@ from tests.troubleshooting.test_redis import configured
 class Faults:
     """Faults of one host; `describe` collects what its environment says otherwise than usual."""
 
-    def __init__(self, host: Host, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.host, self.directory, self.monkeypatch = host, directory, monkeypatch
+    def __init__(self, host: Host, directory: Path, request: pytest.FixtureRequest) -> None:
+        self.host, self.directory = host, directory
+        self.monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+        self.other_server: Callable[[], PostgresServer] = lambda: request.getfixturevalue("postgres_server")
         self.described: dict[str, object] = {}
 
     def describe(self, **values: object) -> None:
@@ -196,6 +201,63 @@ class Faults:
             self.host.server.sql(f"ALTER ROLE {ROLE} CONNECTION LIMIT -1")
 
     @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Less is free than a server needs; full_disk.py fills a real one."""
+        with self.monkeypatch.context() as patch:
+            patch.setattr(database, "LEAST_BYTES", 1 << 62)
+            yield
+
+    @contextlib.contextmanager
+    def nearly_full_disk(self) -> Iterator[None]:
+        self.describe(limits='"host.disk.used_ratio" = [0, 0]')
+        yield
+
+    @contextlib.contextmanager
+    def failing_archiver(self) -> Iterator[None]:
+        with self._configured("archive_command", "false"):
+            self._switch_wal()
+            failed = "SELECT failed_count > 0 FROM pg_stat_archiver"
+            until(lambda: self.host.server.sql(failed)[0][0], what="a failed command", seconds=120)
+            yield
+        self.host.server.sql("SELECT pg_stat_reset_shared('archiver')")
+
+    @contextlib.contextmanager
+    def lost_slot(self) -> Iterator[None]:
+        sql = self.host.server.sql
+        with self._configured("max_slot_wal_keep_size", "1MB"):
+            sql("SELECT pg_create_physical_replication_slot('gone_4717', true)")
+            try:
+                until(self._is_lost, what="the loss of its WAL", seconds=120)
+                yield
+            finally:
+                sql("SELECT pg_drop_replication_slot('gone_4717')")
+
+    def _is_lost(self) -> object:
+        self._switch_wal()
+        self.host.server.sql("CHECKPOINT")
+        return self.host.server.sql("SELECT wal_status = 'lost' FROM pg_replication_slots")[0][0]
+
+    def _switch_wal(self) -> None:
+        self.host.server.sql("SELECT pg_logical_emit_message(false, 'test', '')")
+        self.host.server.sql("SELECT pg_switch_wal()")
+
+    @contextlib.contextmanager
+    def _configured(self, name: str, value: str) -> Iterator[None]:
+        self.host.server.sql(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.host.server.sql("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            self.host.server.sql(f"ALTER SYSTEM RESET {name}")
+            self.host.server.sql("SELECT pg_reload_conf()")
+
+    @contextlib.contextmanager
+    def two_primaries(self) -> Iterator[None]:
+        """The environment's standby takes writes."""
+        self.describe(more=STANDBY.format(port=self.other_server().port))
+        yield
+
+    @contextlib.contextmanager
     def standby_dead(self) -> Iterator[None]:
         self.describe(more=STANDBY.format(port=free_port()))
         yield
@@ -257,6 +319,31 @@ class Faults:
             file.rmdir()
             client.save()
         file.unlink()
+
+    @contextlib.contextmanager
+    def two_masters(self) -> Iterator[None]:
+        """The environment's replica takes writes."""
+        with running_redis() as other:
+            self.describe(redis_more=f'replicas = ["127.0.0.1:{other.port}"]')
+            yield
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """It reads its own file, slowly."""
+        client, block = self.host.redis.client(), self.host.redis.block()
+        client.mset({f"slow:{number}": "x" * 2000 for number in range(1000)})
+        slowly = {"key-load-delay": "50000", "loading-process-events-interval-bytes": "1024", "rdbcompression": "no"}
+        with configured(self.host, **slowly), contextlib.closing(self.host.redis.client()) as other:
+            reload = threading.Thread(target=other.execute_command, args=("DEBUG", "RELOAD"))
+            reload.start()
+            until(lambda: read_answer.work(block).state == "loading", what="its loading", seconds=120)
+            try:
+                yield
+            finally:
+                client.config_set("key-load-delay", "0")  # it has loaded for long enough
+                reload.join(120)
+        client.flushdb()
+        (self.host.redis.data / "dump.rdb").unlink()  # the next start would load it
 
     def too_few_replicas(self) -> AbstractContextManager[object]:
         return configured(self.host, **{"min-replicas-to-write": "1"})

@@ -40,8 +40,8 @@ class ApplicationFaults(Faults):
     """Those of the application too. It runs and is healthy before a fault is seeded, where the fault is not that it
     does not start."""
 
-    def __init__(self, backend: Backend, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(backend.host, directory, monkeypatch)
+    def __init__(self, backend: Backend, directory: Path, request: pytest.FixtureRequest) -> None:
+        super().__init__(backend.host, directory, request)
         self.backend = backend
         self.describe(url=backend.url)
 
@@ -88,12 +88,14 @@ class ApplicationFaults(Faults):
 
 
 @pytest.fixture
-def faults(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApplicationFaults]:
+def faults(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[ApplicationFaults]:
     monkeypatch.setattr(health, "ONCE_SECONDS", 0.5)
     backend = Backend(host)
     backend.write()
     try:
-        yield ApplicationFaults(backend, tmp_path, monkeypatch)
+        yield ApplicationFaults(backend, tmp_path, request)
     finally:
         host.services.stop("backend")
         shutil.rmtree(host.backend / "alembic", ignore_errors=True)

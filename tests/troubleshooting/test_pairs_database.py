@@ -20,6 +20,8 @@ from tests.troubleshooting.test_database import diagnosed
 DOWN, HANGS, LIMIT = "is down: the server's process is dead", "hangs", "has reached its connection limit"
 LOCKS, IDLE, RESTARTED = "a lock pile-up", "are idle in a transaction", "the process before it ended without a shutdown"
 STALE, STANDBY = "refuses the password of the application's own", "the standby at"
+FULL, NEARLY = "the disk of PostgreSQL is full", "the disk of PostgreSQL is nearly full"
+ARCHIVER, SLOT, TWO = "archiving of WAL fails", "replication slots are lost: gone_4717", "two servers take writes"
 PAIRS = [  # what is seeded → what is found first, what comes next, a part of the first hint
     (("postgres_dead", "stale_password"), DOWN, "", "supervisorctl start postgresql"),
     (("postgres_dead", "standby_dead"), DOWN, STANDBY, "supervisorctl start postgresql"),
@@ -37,15 +39,28 @@ PAIRS = [  # what is seeded → what is found first, what comes next, a part of 
     (("stale_password", "read_only"), STALE, "rejects writes", "restart the backend"),
     (("role_limit", "idle_transactions"), IDLE, "its own connection limit of 6", "end them"),
     (("locked_by_a_prepared_transaction",), LOCKS, "", "forgotten-4717"),
+    (("full_disk", "postgres_dead"), FULL, DOWN, "never delete files in pg_wal"),
+    (("full_disk", "locked"), FULL, LOCKS, "never delete files in pg_wal"),
+    (("nearly_full_disk",), NEARLY, "", "free disk space"),
+    (("nearly_full_disk", "locked"), LOCKS, NEARLY, "end the blocking session"),
+    (("failing_archiver",), ARCHIVER, "", "fix archive_command"),
+    (("failing_archiver", "nearly_full_disk"), NEARLY, ARCHIVER, "free disk space"),
+    (("failing_archiver", "locked"), LOCKS, ARCHIVER, "end the blocking session"),
+    (("lost_slot",), SLOT, "", "base backup"),
+    (("lost_slot", "standby_dead"), STANDBY, SLOT, "start it"),
+    (("lost_slot", "read_only"), "rejects writes", SLOT, "release-containment"),
+    (("two_primaries",), TWO, "", "find out which one the application writes to"),
+    (("two_primaries", "locked"), TWO, "", "find out which one the application writes to"),
+    (("two_primaries", "full_disk"), TWO, "", "find out which one the application writes to"),
 ]
 
 
 @pytest.fixture
-def faults(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
+def faults(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Faults:
     monkeypatch.setattr(greeting, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(greeting, "UNPROMPTED_SECONDS", 0.25)
     monkeypatch.setattr(nodes, "ASK_SECONDS", 2)
-    return Faults(host, tmp_path, monkeypatch)
+    return Faults(host, tmp_path, request)
 
 
 @pytest.mark.parametrize(("seeds", "first", "second", "hint"), PAIRS, ids=["+".join(one[0]) for one in PAIRS])

@@ -19,6 +19,7 @@ DOWN, MEMORY, SAVE = (
     "its policy evicts nothing: writes",
     "the last save failed",
 )
+LOADING, TWO = "is still loading its data", "takes writes, but it must be a replica"
 REPLICA, RESTARTED = "the replica at", "the process before it ended without a shutdown"
 PAIRS = [  # what is seeded → what is found first, what comes next, a part of the first hint
     (("redis_dead", "replica_dead"), DOWN, REPLICA, "supervisorctl start redis"),
@@ -32,13 +33,20 @@ PAIRS = [  # what is seeded → what is found first, what comes next, a part of 
     (("too_few_replicas",), "fewer replicas are in sync", "", "start the replicas"),
     (("of_another_master", "replica_dead"), "is a replica: it rejects writes", REPLICA, "set [redis] to the master"),
     (("memory", "busy_script"), "while a script runs", "", "SCRIPT KILL"),
+    (("loading",), LOADING, "", "wait"),
+    (("loading", "replica_dead"), LOADING, REPLICA, "wait"),
+    (("loading", "two_masters"), LOADING, TWO, "wait"),
+    (("redis_dead", "two_masters"), DOWN, TWO, "supervisorctl start redis"),
+    (("two_masters",), TWO, "", "REPLICAOF"),
+    (("two_masters", "memory"), TWO, MEMORY, "REPLICAOF"),
+    (("two_masters", "too_few_replicas"), TWO, "fewer replicas are in sync", "REPLICAOF"),
 ]
 
 
 @pytest.fixture
-def faults(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
+def faults(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Faults:
     monkeypatch.setattr(greeting, "GREETING_SECONDS", 0.5)
-    return Faults(host, tmp_path, monkeypatch)
+    return Faults(host, tmp_path, request)
 
 
 @pytest.mark.parametrize(("seeds", "first", "second", "hint"), PAIRS, ids=["+".join(one[0]) for one in PAIRS])
@@ -48,6 +56,8 @@ def test_the_first_finding_is_the_true_cause(
     report = faults.diagnose(diagnosed, seeds, first, second, hint)
     if "replica_dead" in seeds and first in (DOWN, "hangs"):
         assert "redis-failover" not in [one.flow for one in report.findings[0].follow]
+    if "loading" in seeds:
+        assert [one.flow for one in report.findings[0].follow] == ["diagnose-redis"]
 
 
 def test_a_server_killed_a_minute_ago_is_found_by_its_uptime(faults: Faults) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,22 +153,6 @@ def test_a_replica_takes_no_writes(host: Host) -> None:
     finally:
         client.replicaof("NO", "ONE")
     assert "is a replica: it rejects writes" in cause(report)
-
-
-def test_a_server_that_is_loading(host: Host) -> None:
-    client, block = host.redis.client(), host.redis.block()
-    client.mset({f"slow:{number}": "x" * 2000 for number in range(1000)})
-    slowly = {"key-load-delay": "50000", "loading-process-events-interval-bytes": "1024", "rdbcompression": "no"}
-    with configured(host, **slowly), contextlib.closing(host.redis.client()) as other:
-        reload = threading.Thread(target=other.execute_command, args=("DEBUG", "RELOAD"))
-        reload.start()
-        until(lambda: greeting.read_answer.work(block).state == "loading", what="its loading", seconds=120)
-        report = diagnosed()
-        client.config_set("key-load-delay", "0")  # it has loaded for long enough
-        reload.join(120)
-    client.flushdb()
-    assert "is still loading its data" in cause(report)
-    assert "diagnose-redis" in following(report)
 
 
 def test_a_probe_that_is_forbidden_is_never_ok(host: Host) -> None:

@@ -67,7 +67,7 @@ def test_the_table_has_every_diagnosis_every_chapter_of_recovery_and_words_that_
     assert not [name for name in names if re.search(r"[/%&<>]", name)], "Prefect refuses these in a name"
     runbooks = {runbook.flow for one in found for runbook in one.runbooks}
     content = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    tags = {start_page.flow_in(entry): entry["tags"][1] for entry in content}
+    tags = {start_page.flow_in(entry): entry["tags"][0] for entry in content}
     assert {f for f, section in tags.items() if section == "付録A"} - {"start-here"} <= runbooks
     assert {"§8.1", "§8.2", "§8.3", "§8.4", "付録C"} <= {tags[flow] for flow in runbooks}
     for word, flow in SEARCHES.items():
@@ -171,7 +171,7 @@ def test_the_deployments_and_the_report_lead_to_the_forms(env: Path) -> None:
     }
     slow = there[f"review-performance/4 Application is slow アプリが遅い ({NAME})"]
     assert slow.parameters == {"environment": NAME, "days": 1}
-    assert (slow.tags[0], slow.schedules, "on-demand" in slow.tags) == ("symptom", [], False)
+    assert (slow.tags[-1], slow.schedules, "on-demand" in slow.tags) == ("symptom", [], False)
     description = there[f"start-here/{NAME}"].description or ""
     assert description.startswith("Start here (appendix A, §8)\n\n### ")
     assert description == there[f"start-here/0 Start here ここから始める ({NAME})"].description

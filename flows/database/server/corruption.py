@@ -142,7 +142,8 @@ def _needs_installing(report: Report, env: Environment, database: str) -> bool:
         raise OpsError("amcheck is not available on this server", "install the contrib package of its version")
     if found.in_recovery:
         raise OpsError("a standby cannot install an extension", "install it on the primary; replication copies it")
-    report.plan(INSTALL, f"{EXTENSION} {found.available} in {database}; undo: DROP EXTENSION {EXTENSION}")
+    undo = f"{EXTENSION} {found.available} in {database}; undo: DROP EXTENSION {EXTENSION}"
+    report.plan(INSTALL, undo, by=[install_amcheck])
     return True
 
 

@@ -184,7 +184,7 @@ def judge_standbys(report: Report, standbys: tuple[Standby, ...], wal_per_second
     for s in standbys:
         behind = s.flush_bytes if s.replay_bytes is None else s.replay_bytes
         silent = s.silent_seconds > SILENT_SECONDS and behind > 0
-        lag = _lag(s, behind, wal_per_second)
+        lag = lag_of(s, wal_per_second)
         shown = "unlimited time" if math.isinf(lag) else duration(lag)
         rows.append(
             (
@@ -212,11 +212,13 @@ def judge_standbys(report: Report, standbys: tuple[Standby, ...], wal_per_second
     report.table("Standbys and receivers", columns, rows, most=MOST_ROWS)
 
 
-def _lag(standby: Standby, behind: int, wal_per_second: float) -> float:
+def lag_of(standby: Standby, wal_per_second: float = math.inf) -> float:
     """Lag in seconds. The server measures it for the last replayed WAL only, which hides a stopped standby.
 
-    So it is at least the time in which this server writes as much WAL, and the time since the last reply.
+    So it is at least the time in which this server writes as much WAL (inf: not measured), and the time since the last
+    reply.
     """
+    behind = standby.flush_bytes if standby.replay_bytes is None else standby.replay_bytes
     if behind == 0:
         return 0.0
     known = 0.0 if math.isnan(standby.lag_seconds) else standby.lag_seconds

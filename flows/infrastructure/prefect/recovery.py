@@ -168,14 +168,17 @@ def plan(report: Report, env: Environment, own: Environment, chosen: Backup, ser
     """The planned steps, and the command that carries them out."""
     missing = [role for role in content_in(chosen).roles if role not in server.roles]
     if missing:
-        report.plan("create roles", ", ".join(missing))
+        report.plan("create roles", ", ".join(missing), by=[create_roles])
     restore_steps.plan_database(report, own, chosen)
     swap = report.plan_steps.pop()
     report.plan("settle the copy", "remove overdue scheduled runs, free the slots of locks", seconds=0.1)
-    report.plan("stop Prefect", ", ".join(reversed(env.prefect_server.roles)), seconds=5)
+    report.plan("stop Prefect", ", ".join(reversed(env.prefect_server.roles)), seconds=5, by=[stop_services])
     report.plan_steps.append(swap)
     report.plan(
-        "start Prefect", f"{', '.join(env.prefect_server.roles)}; wait for {env.prefect_server.api_url}", seconds=15
+        "start Prefect",
+        f"{', '.join(env.prefect_server.roles)}; wait for {env.prefect_server.api_url}",
+        seconds=15,
+        by=[start_services, wait_for_api],
     )
     report.plan("check", "deployments, automations, every block in clear; mark runs that ended since as cancelled")
     report.fact("to carry it out", COMMAND.format(env.name, chosen.name))

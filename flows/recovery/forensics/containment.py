@@ -225,11 +225,12 @@ def plan_containment(report: Report, env: Environment, scope: Scope) -> list[Act
     sessions = {one.role: one.sessions for one in scope.writers.roles} if scope.writers else {}
     for one in scope.restrictions:
         if one.kind == REPLAY:
-            report.plan("pause replay", f"{one.target}, at LSN {at[one.target]} now", seconds=1)
+            report.plan("pause replay", f"{one.target}, at LSN {at[one.target]} now", seconds=1, by=[pause_replay])
         elif one.kind == KEPT_WAL:
-            report.plan("keep WAL", f"slot {SLOT} on {one.target}: its WAL is not archived")
+            report.plan("keep WAL", f"slot {SLOT} on {one.target}: its WAL is not archived", by=[keep_wal])
         else:
-            report.plan("block writes", f"of role {one.target}; {sessions[one.target]} sessions end", seconds=1)
+            blocked = f"of role {one.target}; {sessions[one.target]} sessions end"
+            report.plan("block writes", blocked, seconds=1, by=[write_block.block_writes])
     for standby in scope.standbys:
         if standby.state != RUNNING:
             report.fact(f"replay on {standby.address}", f"{standby.state} already, at LSN {standby.at}")

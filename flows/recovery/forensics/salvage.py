@@ -357,10 +357,12 @@ def report_comparison(report: Report, env: Environment, salvage: Salvage) -> Non
 
 def plan_salvage(report: Report, salvage: Salvage) -> Sequence[Act]:
     """Every step; returns the acts for the permit."""
-    for one in salvage.written:
+    for number, one in enumerate(salvage.written):
         rows = f"{one.inserts:,} rows inserted, {one.updates:,} updated"
-        report.plan("write", f"{one.table}: {rows}", seconds=(one.inserts + one.updates) / 5000)
-    report.plan("before the commit", "check foreign keys, advance sequences; all of it is one transaction")
+        seconds = (one.inserts + one.updates) / 5000
+        report.plan("write", f"{one.table}: {rows}", seconds=seconds, by=[apply_salvage], shared=number > 0)
+    check = "check foreign keys, advance sequences; all of it is one transaction"
+    report.plan("before the commit", check, by=[apply_salvage], shared=bool(salvage.written))
     return [Act(SALVAGE, one.table) for one in salvage.written]
 
 

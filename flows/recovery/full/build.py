@@ -15,17 +15,22 @@ from flows.recovery.full.start import plan_of
 from flows.redis.restore import sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
 from runbook.errors import OTHER_BACKUPS
-from runbook.guard.permit import Permit
+from runbook.guard.permit import CarriesOut, Permit
 from runbook.kinds import Pending
 from runbook.report import Report
 from runbook.units import size
+from tasks.application.health import smoke_check, wait_healthy
 from tasks.application.staged_files import FilesCopy, build_files_copy
-from tasks.integrity import Expectations
+from tasks.backups.catalogue import Backup
+from tasks.host.services import start_services, stop_services
+from tasks.integrity import Expectations, run_expectations
 from tasks.postgres.content.changes import TableStates, read_states
 from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.restore.staged_copy import Copy, content_in, create_copy, dump_in, fill_copy
+from tasks.postgres.server.new_cluster import create_cluster
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
+from tasks.redis.restore.swap import start_redis, stop_redis
 
 START_ESTIMATE_SECONDS = 8.0
 
@@ -55,24 +60,26 @@ class SystemCopies(StagedCopies):
 
 def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, when: str) -> None:
     """Plan every step with its bytes and estimated seconds."""
-    stop = ", ".join(_without_kept(env.services_in(STOP_ORDER), chosen))
+    stop = stopped(env, chosen)
     if found.presence != "up":
         alone = "; standby and WAL receiver are left out, and commits wait for no standby" * env.has("standby")
         how = plan_of(found.others) if found.presence == "down" else f"initdb, then start it{alone}"
-        report.plan("start the database server", how)
+        create: list[CarriesOut] = [stop_services, create_cluster] if found.presence == "absent" else []
+        report.plan("start the database server", how, by=[*create, start_services])
     if when == "first":
-        report.plan("stop services", stop, seconds=2)
+        report.plan("stop services", stop, seconds=2, by=stopped_by(env, chosen))
     database.plan_database(report, env, chosen.database)
     swap = report.plan_steps.pop()
     plan_others(report, env, chosen)
     check.plan(report, env)
     suites = "great-expectations suites, " * bool(env.suites)
-    report.plan("expectations and statistics of the copy", f"{suites}ANALYZE", seconds=4)
+    judges: list[CarriesOut] = [run_expectations] if env.suites else [analyze]  # at the same time
+    report.plan("expectations and statistics of the copy", f"{suites}ANALYZE", seconds=4, by=judges)
     migration.judge(report, env, content_in(chosen.database).revision, chosen.files)
     if chosen.redis_topology:
         plan_detaching(report, env, chosen.redis_topology)
     if when == "at_swap":
-        report.plan("stop services", stop, seconds=2)
+        report.plan("stop services", stop, seconds=2, by=stopped_by(env, chosen))
     report.plan_steps.append(swap)
     plan_start(report, env, chosen)
 
@@ -83,24 +90,37 @@ def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
         sources.plan_kept(report, chosen.redis_kept)
     if chosen.redis_survivor:
         sources.plan(report, env, chosen.redis_survivor)
-    for name, backup, live in (
-        ("Redis", chosen.redis, env.redis.data_directory if chosen.redis else ""),
-        ("application files", chosen.files, env.application.directory if chosen.files else ""),
-    ):
+    others: tuple[tuple[str, Backup | None, str, CarriesOut], ...] = (
+        ("Redis", chosen.redis, env.redis.data_directory if chosen.redis else "", build_redis_copy),
+        ("application files", chosen.files, env.application.directory if chosen.files else "", build_files_copy),
+    )
+    for name, backup, live, by in others:
         if backup:
             report.plan(
                 f"restore a staged copy of {name}",
                 f"{backup.name} into {live}.restoring, then prove it",
                 size=backup.manifest.bytes,
                 seconds=1,
+                by=[by],
             )
 
 
 def plan_start(report: Report, env: Environment, chosen: Chosen) -> None:
     """Plan the start and the checks."""
     started = _without_kept(env.services_in(("redis", "backend", "frontend")), chosen)
-    report.plan("start services", ", ".join(started), seconds=START_ESTIMATE_SECONDS)
-    report.plan("check", "health, expectations again, smoke checks")
+    starts: list[CarriesOut] = [start_services, start_redis, wait_healthy]
+    report.plan("start services", ", ".join(started), seconds=START_ESTIMATE_SECONDS, by=starts)
+    report.plan("check", "health, expectations again, smoke checks", by=[smoke_check])
+
+
+def stopped(env: Environment, chosen: Chosen) -> str:
+    """The services that a full restore stops, for its plan."""
+    return ", ".join(_without_kept(env.services_in(STOP_ORDER), chosen))
+
+
+def stopped_by(env: Environment, chosen: Chosen) -> list[CarriesOut]:
+    """The steps that stop the services of a full restore."""
+    return [stop_services, stop_redis] if env.has("redis") and not chosen.redis_kept else [stop_services]
 
 
 def _without_kept(roles: Iterable[str], chosen: Chosen) -> list[str]:

@@ -25,7 +25,9 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.cluster.instance import PrivateInstance, running
+from tasks.cluster.recovery import read_standing, wait_recovered
 from tasks.cluster.swap import flush_cluster, sync_cluster
+from tasks.host.services import start_services
 from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
@@ -65,13 +67,27 @@ class ClusterCopies(StagedCopies):
         return self.option.replay
 
 
-def plan(report: Report, env: Environment, option: RestoreOption, chosen: Chosen, of: str, revision: str = "") -> None:
-    """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known."""
+def plan(
+    report: Report,
+    env: Environment,
+    option: RestoreOption,
+    chosen: Chosen,
+    of: str,
+    revision: str = "",
+    *,
+    stop_first: bool = False,
+) -> None:
+    """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known;
+    `stop_first`: the application is stopped before the copy is built."""
+    if stop_first:
+        report.plan("stop services", build.stopped(env, chosen), seconds=2, by=build.stopped_by(env, chosen))
     plan_copy(report, env, option, of)
     check.plan(report, env)
     build.plan_others(report, env, chosen)
     migration.judge(report, env, revision, chosen.files)
-    swap.plan(report, env)
+    swap.plan(report, env, stopped=stop_first)
+    start = "and its WAL receiver; afterwards: rejoin-standby and backup-cluster"
+    report.plan("start the database server", start, seconds=2, by=[start_services])
     build.plan_start(report, env, chosen)
 
 
@@ -85,11 +101,12 @@ def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) 
         f"{option.backup.name} in {replay.instance.root}",
         size=content.bytes,
         seconds=point_build.expected_seconds(env, point_build.BUILD, content.bytes),
+        by=point_build.BUILDS,
     )
     replaying = point_build.expected_seconds(env, point_build.REPLAY, wal)
-    report.plan("replay", f"{links} segments of WAL", size=wal, seconds=replaying)
+    report.plan("replay", f"{links} segments of WAL", size=wal, seconds=replaying, by=[wait_recovered])
     last = "the last transaction before the target" if replay.target.destruction else "the last transaction of the WAL"
-    report.plan("prove", f"the copy is {of} cluster, with {last}")
+    report.plan("prove", f"the copy is {of} cluster, with {last}", by=[read_standing])
 
 
 def build_copies(run: ClusterRun, option: RestoreOption) -> ClusterCopies:

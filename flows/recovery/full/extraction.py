@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from blocks.environment import STOP_ORDER, Environment
+from blocks.environment import Environment
 from blocks.postgres.server import Connection
 from flows.database import expectations as check
 from flows.database import restore_steps as database
@@ -27,8 +27,9 @@ from runbook.report import Report
 from runbook.units import size
 from tasks.backups.catalogue import Backup, hand_of
 from tasks.cluster.instance import put_away
+from tasks.postgres.dump.dump import dump_database, dump_globals
 from tasks.postgres.restore.staged_copy import copy_name, dump_in
-from tasks.postgres.restore.swap import advisory_lock
+from tasks.postgres.restore.swap import advisory_lock, swap_databases
 from tasks.postgres.server.server import Identity, read_server
 from tasks.stores.directory import DirectoryStore
 
@@ -57,22 +58,32 @@ def plan(
 ) -> None:
     """Plan every step, and judge the live server. The dump does not exist yet, so the newest one in the store stands in
     for it; the run judges the server again with the right one, before anything live is touched."""
-    bytes_, name, stop = option.extracted_bytes, env.postgres.database, ", ".join(env.services_in(STOP_ORDER))
+    bytes_, name = option.extracted_bytes, env.postgres.database
+    stop, stops = build.stopped(env, chosen), build.stopped_by(env, chosen)
     if stop_first:
-        report.plan("stop services", stop, seconds=2)
+        report.plan("stop services", stop, seconds=2, by=stops)
     cluster.plan_copy(report, env, option, "this")
     seconds = bytes_ / DUMP_BYTES_PER_SECOND
-    report.plan("dump the database", f"{name} from that copy, with its manifest", size=bytes_, seconds=seconds)
+    report.plan(
+        "dump the database",
+        f"{name} from that copy, with its manifest",
+        size=bytes_,
+        seconds=seconds,
+        by=[dump_globals, dump_database],
+    )
     seconds = bytes_ / database.RESTORE_BYTES_PER_SECOND
     copy = copy_name(name)
-    report.plan("restore that dump", f"into the staged copy {copy}", size=bytes_, seconds=seconds)
-    report.plan("prove the copy", "every row and definition against that manifest", seconds=seconds / 5)
+    into = f"into the staged copy {copy}"
+    report.plan("restore that dump", into, size=bytes_, seconds=seconds, by=database.RESTORES)
+    proof = "every row and definition against that manifest"
+    report.plan("prove the copy", proof, seconds=seconds / 5, by=database.PROVES)
     build.plan_others(report, env, chosen)
     check.plan(report, env)
     migration.judge(report, env, options.tables.revision, chosen.files)
     if not stop_first:
-        report.plan("stop services", stop, seconds=2)
-    report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
+        report.plan("stop services", stop, seconds=2, by=stops)
+    kept = f"{copy} becomes {name}; the old {name} is kept as {name}__old_…"
+    report.plan("swap", kept, seconds=0.2, by=[swap_databases])
     build.plan_start(report, env, chosen)
     if dump := newest_dump(env, options.source, options.stores):
         database_server.judge(report, env, dump, jobs)

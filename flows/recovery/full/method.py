@@ -177,11 +177,12 @@ def _with_others(report: Report, env: Environment, given: ClusterParameters, opt
 def plan(report: Report, env: Environment, restore: ClusterRestore, given: ClusterParameters) -> None:
     """Plan every step, and pin what the run replaces."""
     option = restore.option
+    stop_first = _stops_first(given, restore)
     if option.extracted_bytes:
-        stop_first = _stops_first(given, restore)
         extraction.plan(report, env, option, restore.chosen, restore.options, given.jobs, stop_first=stop_first)
     else:
-        cluster.plan(report, env, option, restore.chosen, "this", restore.options.tables.revision)
+        revision = restore.options.tables.revision
+        cluster.plan(report, env, option, restore.chosen, "this", revision, stop_first=stop_first)
     if given.databases:
         report.fact("other databases set back too", ", ".join(given.databases))
     destroyed = restore.replay.target.destruction

@@ -36,7 +36,7 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
     if env.has("application") and env.application.migrate_command:
         program = env.application.migrate_command[0]
         _judge_program(report, env, files, "migrate_command", program)
-        report.plan("migrate the copy", " ".join(env.application.migrate_command))
+        report.plan("migrate the copy", " ".join(env.application.migrate_command), by=[run_command])
         return
     if not uses_alembic(env, files, revision):
         report.fact("migrations", "none: the environment has no Alembic and no [application] migrate_command")
@@ -57,7 +57,8 @@ def judge(report: Report, env: Environment, revision: str, files: Backup | None)
         )
         return
     names = ", ".join(script.revision for script in pending) or "nothing pending"
-    report.plan("migrate the copy", f"alembic upgrade head, from {revision or 'no revision'}: {names}")
+    how = f"alembic upgrade head, from {revision or 'no revision'}: {names}"
+    report.plan("migrate the copy", how, by=[upgrade])
 
 
 def _heads(env: Environment, files: Backup | None) -> MigrationHeads:

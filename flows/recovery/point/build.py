@@ -12,6 +12,7 @@ from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import epochs
 from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
+from runbook.guard.permit import CarriesOut
 from runbook.kinds import Pending, action
 from runbook.report import Report
 from tasks.cluster.copy import BuiltCluster, build_instance
@@ -87,6 +88,10 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
         failpoint("cluster: WAL placed")
     fetch_histories(archive, instance.wal)
     return len(links)
+
+
+BUILDS: tuple[CarriesOut, ...] = (build_instance, place_wal)
+"""The steps of `build`, for a plan."""
 
 
 def prove(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: Stop) -> None:

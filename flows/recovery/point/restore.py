@@ -29,19 +29,22 @@ from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
 from runbook.guard.effect import Effect, lost_since, seconds_from
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import first_of
+from tasks.application.health import wait_healthy
 from tasks.backups import publishing
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Manifest, sums_of
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
-from tasks.cluster.recovery import promote_instance
+from tasks.cluster.recovery import promote_instance, read_standing, wait_recovered
 from tasks.cluster.swap import sync_cluster
 from tasks.cluster.target import By, Stop, parse_target
+from tasks.host.services import start_services
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
+from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.tables.chosen import choose_tables
 
 Mode = Literal["swap", "tables"]
@@ -146,16 +149,22 @@ def _plan(
         f"{origin.backup.name} in {root}",
         size=content.bytes,
         seconds=build.expected_seconds(env, build.BUILD, content.bytes),
+        by=build.BUILDS,
     )
     report.plan(
         "replay",
         f"{len(found.links)} segments of WAL",
         size=wal,
         seconds=build.expected_seconds(env, build.REPLAY, wal),
+        by=[wait_recovered],
     )
-    report.plan("prove", "the copy has the last transaction before the target, and not the first after it")
+    sides = "the copy has the last transaction before the target, and not the first after it"
+    report.plan("prove", sides, by=[read_standing])
     if mode == "swap":
         swap.plan(report, env)
+        after = "afterwards: rejoin-standby and backup-cluster"
+        healthy: list[CarriesOut] = [wait_healthy] if env.services_in(("backend", "frontend")) else []
+        report.plan("start services", after, seconds=10, by=[start_services, analyze, *healthy])
     else:
         plan(report, tables)
 
@@ -243,7 +252,8 @@ def table_acts(tables: Sequence[str]) -> list[Act]:
 
 def plan(report: Report, tables: Sequence[str]) -> None:
     """Plan the restore of the tables."""
-    report.plan("dump from the copy", f"{', '.join(tables)}, into the store as a backup of tables")
+    dump = f"{', '.join(tables)}, into the store as a backup of tables"
+    report.plan("dump from the copy", dump, by=[dump_globals, dump_database, publishing.publish])
     report.plan("restore-tables", "from that backup: proven, foreign keys checked, the old rows kept", seconds=5)
 
 

@@ -20,8 +20,15 @@ from runbook.wait import until
 from tasks.application.health import answers, smoke_check, wait_healthy
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import promote_instance
-from tasks.cluster.swap import REPLACE_CLUSTER, ensure_wal_directory, set_wal_aside, superseded_clusters, swap_cluster
-from tasks.host.services import start_services
+from tasks.cluster.swap import (
+    REPLACE_CLUSTER,
+    ensure_wal_directory,
+    set_wal_aside,
+    superseded_clusters,
+    swap_cluster,
+    sync_cluster,
+)
+from tasks.host.services import start_services, stop_services
 from tasks.postgres.replication.synchronous import ALONE, address
 from tasks.postgres.restore.planner_statistics import analyze
 
@@ -33,17 +40,23 @@ def acts(env: Environment) -> list[Act]:
     return [Act(REPLACE_CLUSTER, env.postgres.data_directory), Act(ALONE, address(env.postgres))]
 
 
-def plan(report: Report, env: Environment) -> None:
-    """Plan the swap."""
-    stop = [*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service]
+def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
+    """Plan the swap. `stopped`: the application is stopped already."""
+    servers = [*replication_roles(env), env.postgres.service]
     live = env.postgres.data_directory
-    report.plan("promote the copy", "on a new timeline", seconds=1)
-    report.plan("sync the copy", "every file is on disk before the swap: it is recovered without fsync", seconds=1)
-    report.plan("stop services", ", ".join(stop), seconds=5)
-    report.plan("swap", f"the copy becomes {live}; the replaced one is kept as {live}.superseded_…", seconds=0.1)
+    report.plan("promote the copy", "on a new timeline", seconds=1, by=[promote_instance])
+    sync = "every file is on disk before the swap: it is recovered without fsync"
+    report.plan("sync the copy", sync, seconds=1, by=[sync_cluster])
+    if stopped:
+        report.plan("stop the database server", ", ".join(servers), seconds=3, by=[stop_services])
+    else:
+        stop = ", ".join([*env.services_in(APPLICATION), *servers])
+        report.plan("stop services", stop, seconds=5, by=[stop_services])
+    swapped = f"the copy becomes {live}; the replaced one is kept as {live}.superseded_…"
+    report.plan("swap", swapped, seconds=0.1, by=[swap_cluster])
     if env.has("wal"):
-        report.plan("restart the WAL receiver", f"{env.wal.directory} is archived first, then kept under another name")
-    report.plan("start services", "afterwards: rejoin-standby and backup-cluster", seconds=10)
+        aside = f"{env.wal.directory} is archived first, then kept under another name"
+        report.plan("restart the WAL receiver", aside, by=[set_wal_aside])
 
 
 def promote(env: Environment, instance: PrivateInstance) -> int:

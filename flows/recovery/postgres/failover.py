@@ -31,13 +31,16 @@ from runbook.guard.permit import Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
-from tasks.application.connection_string import read_target
-from tasks.failover.fencing import named_person
+from tasks.application.connection_string import read_target, switch_target
+from tasks.application.health import wait_healthy
+from tasks.failover.feeding import feed
+from tasks.failover.fencing import find_fencing, keep_down, mark_standby, named_person
 from tasks.failover.ledger import FailoverLedger
 from tasks.failover.marker import FailoverMarker
-from tasks.failover.promotion import checkpoint, streams
+from tasks.failover.promotion import checkpoint, make_slots, promote, streams
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.host.disk import is_here
+from tasks.host.services import start_services, stop_services
 from tasks.postgres.replication.synchronous import address, read_synchrony
 
 
@@ -139,20 +142,28 @@ def _effect(report: Report, pair: ServerPair) -> Effect:
 def _plan(report: Report, env: Environment, pair: ServerPair, fence: bool) -> None:
     report.fact("from → to", pair.target)
     if pair.course == "hand over":
-        report.plan("stop", f"{address(pair.old)} cleanly (fast shutdown): writes pause", seconds=1.0)
+        report.plan(
+            "stop", f"{address(pair.old)} cleanly (fast shutdown): writes pause", seconds=1.0, by=[stop_services]
+        )
     elif fence:
-        report.plan("stop", f"{address(pair.old)} through its supervisor, if that would restart it", seconds=1.0)
+        stop = f"{address(pair.old)} through its supervisor, if that would restart it"
+        report.plan("stop", stop, seconds=1.0, by=[stop_services])
     report.plan(
         "fence",
         "port closed, no restart, no process left; service disabled at boot; marked as a standby in its data directory",
+        by=[find_fencing, keep_down],
     )
     more = ", and the old primary's own WAL" if feeds_old_wal(pair) else ""
-    report.plan("replay", f"on {address(pair.new)} all WAL that it and the WAL receiver have{more}", seconds=1.0)
-    report.plan("promote", f"{address(pair.new)}: pg_promote, then slots and the WAL receiver", seconds=1.0)
+    replay = f"on {address(pair.new)} all WAL that it and the WAL receiver have{more}"
+    report.plan("replay", replay, seconds=1.0, by=[feed])
+    promoted = f"{address(pair.new)}: pg_promote, then slots and the WAL receiver"
+    report.plan("promote", promoted, seconds=1.0, by=[promote, make_slots])
     if env.has("application") and env.application.env_file:
-        report.plan("redirect", f"the application: {env.application.env_file}, then restart it", seconds=10.0)
+        redirected = f"the application: {env.application.env_file}, then restart it"
+        report.plan("redirect", redirected, seconds=10.0, by=[switch_target, wait_healthy])
     if pair.course == "hand over" and is_here(pair.old.host):
-        report.plan("rejoin", f"{address(pair.old)} as standby of {address(pair.new)}", seconds=5.0)
+        rejoined = f"{address(pair.old)} as standby of {address(pair.new)}"
+        report.plan("rejoin", rejoined, seconds=5.0, by=[mark_standby, start_services])
 
 
 def _fail_over(

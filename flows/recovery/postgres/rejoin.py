@@ -11,7 +11,7 @@ from blocks.environment import Environment
 from blocks.postgres.server import Postgres, execute
 from flows.recovery.postgres.promotion import AGAIN, judge_receiver
 from runbook.errors import CommandFailed, OpsError
-from runbook.guard.permit import Act, Permit
+from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
@@ -198,17 +198,19 @@ def rejoin_acts(joining: Joining) -> list[Act]:
 def plan_joining(report: Report, joining: Joining, method: Method) -> None:
     """Plan every step."""
     node = joining.node
-    report.plan("stop", f"{node.service}, if it runs")
-    report.plan("save", f"its WAL beyond the start of the new timeline, next to {node.data_directory}")
+    report.plan("stop", f"{node.service}, if it runs", by=[mark_standby, stop_services])
+    save = f"its WAL beyond the start of the new timeline, next to {node.data_directory}"
+    report.plan("save", save, by=[save_diverged])
     first = joining.method if method == "auto" else method
-    how = {
-        "start": "set the primary in its configuration: it is already a standby",
-        "rewind": "pg_rewind",
-        "base_backup": "pg_basebackup into a new directory; the old files are kept",
-    }[first]
+    plans: dict[str, tuple[str, CarriesOut]] = {
+        "start": ("set the primary in its configuration: it is already a standby", configure),
+        "rewind": ("pg_rewind", rewind),
+        "base_backup": ("pg_basebackup into a new directory; the old files are kept", copy_anew),
+    }
+    how, by = plans[first]
     more = ", and a base backup if that fails" if method == "auto" and first != "base_backup" else ""
-    report.plan("join", f"{how}{more}")
-    report.plan("start", f"{node.service}, until it streams from {address(joining.primary)}")
+    report.plan("join", f"{how}{more}", by=[by])
+    report.plan("start", f"{node.service}, until it streams from {address(joining.primary)}", by=[start_services])
 
 
 def join(report: Report, permit: Permit, env: Environment, joining: Joining, method: Method) -> None:

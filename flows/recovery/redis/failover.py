@@ -13,7 +13,7 @@ from flows.recovery.redis.progress import report_phases, settled, verify_after
 from runbook.errors import OpsError, RunbookFailed
 from runbook.flow import flow
 from runbook.guard.effect import Effect
-from runbook.guard.permit import Act
+from runbook.guard.permit import Act, CarriesOut
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -145,16 +145,23 @@ def _effect(choice: PromotionChoice, mode: Mode) -> Effect:
 
 def _plan(report: Report, choice: PromotionChoice, mode: Mode) -> None:
     report.fact("from → to", choice.target)
+    by: list[CarriesOut] = [hand_over if mode == "planned" else take_over]
     if mode == "planned":
         how = "SENTINEL FAILOVER … COORDINATED" if choice.coordinated else "SENTINEL FAILOVER, then REPLICAOF"
-        report.plan("pause writes", f"on {choice.master}, until {', '.join(choice.needed)} has every byte", seconds=0.1)
-        report.plan("fail over", f"{choice.target}: {how}, at {choice.sentinels[0]}", seconds=1.0)
-        report.plan("verify", "all Sentinels name one master; a Sentinel client writes", seconds=0.5)
+        report.plan(
+            "pause writes", f"on {choice.master}, until {', '.join(choice.needed)} has every byte", seconds=0.1, by=by
+        )
+        how = f"{choice.target}: {how}, at {choice.sentinels[0]}"
+        report.plan("fail over", how, seconds=1.0, by=by, shared=True)
+        verify = "all Sentinels name one master; a Sentinel client writes"
+        report.plan("verify", verify, seconds=0.5, by=by, shared=True)
         report.plan("follow", f"{choice.master} becomes a replica and synchronises", seconds=2.0)
     else:
-        report.plan("wait", "for a failover by the Sentinels", seconds=3.0)
-        report.plan("fail over", f"{choice.target}, if they start none: SENTINEL FAILOVER, at {choice.sentinels[0]}")
-        report.plan("verify", "all Sentinels name one master; a Sentinel client writes; possible loss")
+        report.plan("wait", "for a failover by the Sentinels", seconds=3.0, by=by)
+        how = f"{choice.target}, if they start none: SENTINEL FAILOVER, at {choice.sentinels[0]}"
+        report.plan("fail over", how, by=by, shared=True)
+        verify = "all Sentinels name one master; a Sentinel client writes; possible loss"
+        report.plan("verify", verify, by=by, shared=True)
 
 
 def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, before: Before) -> bool:
@@ -192,7 +199,7 @@ def _finish(
     """Clean up after a killed run: its marker, and the old master if it still is one (returned as it was)."""
     left = group.members.get(marker.old)
     if left and left.is_master:
-        report.plan("make it follow", f"{left.address} still is a master: REPLICAOF {new.address}")
+        report.plan("make it follow", f"{left.address} still is a master: REPLICAOF {new.address}", by=[make_follow])
         lost = f"writes that only {left.address} has are lost"
         effect = Effect(f"{left.address} follows {new.address}", "", lost)
         permit = report.permit(Act(ACT, f"{left.address} → {new.address}"), effect=effect)

@@ -108,7 +108,8 @@ def region_failover(
             parts = Parts(without, tuple(accept))
             option, chosen = _choose(report, env, options, fence, parts)
         build.plan(report, env, option, chosen)
-        report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, after everything is proven")
+        users = f"{env.endpoint.file}: {env.application.url}, after everything is proven"
+        report.plan("send users here", users, by=[send_users])
         pin_database(report, env.postgres)
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",

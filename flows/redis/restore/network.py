@@ -20,6 +20,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration, size
+from tasks.backups import publishing
 from tasks.redis.content.reading import drop_prefixes, held_still
 from tasks.redis.line import RedisLine, live_line
 from tasks.redis.persistence.saving import save_in_background
@@ -110,7 +111,7 @@ def _plan(report: Report, env: Environment, target: RestoreTarget, order: Restor
             expected="no incomplete restore",
         )
     kept = f": {left.kept}, of the killed run; no client has written since" if left and target.follows else ""
-    report.plan("keep", f"the data of {block.address}, as a backup{kept}")
+    report.plan("keep", f"the data of {block.address}, as a backup{kept}", by=[publishing.publish])
     if target.route.way == "replication":
         plan_detaching(report, env, target.around)
         report.plan(
@@ -118,6 +119,7 @@ def _plan(report: Report, env: Environment, target: RestoreTarget, order: Restor
             f"{block.address} follows a temporary server with the backup, and refuses writes meanwhile; "
             f"{target.route.why}",
             size=order.bytes,
+            by=[network_restore.replace_by_replication],
             seconds=2 + order.bytes / BYTES_PER_SECOND,
         )
         report.plan(

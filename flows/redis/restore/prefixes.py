@@ -19,6 +19,7 @@ from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import size
+from tasks.backups import publishing
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.cache.flushing import slack
@@ -220,8 +221,8 @@ def judge_removed(report: Report, order: RestoreOrder, expected: int) -> None:
 
 def plan(report: Report, order: RestoreOrder) -> None:
     """The steps: keep, restore and delete, by database and prefix."""
-    report.plan("keep", "a full backup of the live server: the undo")
-    for one in order.held[: findings.MOST_ROWS]:
+    report.plan("keep", "a full backup of the live server: the undo", by=[publishing.publish])
+    for number, one in enumerate(order.held[: findings.MOST_ROWS]):
         name = shown(one.prefix) or "every key"
         others = "are deleted" if order.extra == "remove" else "stay"
         report.plan(
@@ -230,10 +231,14 @@ def plan(report: Report, order: RestoreOrder) -> None:
             f"that it does not have {others}",
             size=one.bytes,
             seconds=max(0.1, one.backup / KEYS_PER_SECOND),
+            by=[restore_keys],
+            shared=number > 0,
         )
     if len(order.held) > findings.MOST_ROWS:
-        report.plan("restore", f"and {len(order.held) - findings.MOST_ROWS} more")
-    report.plan("prove", "every key of both servers, in small parts", seconds=max(0.1, order.keys / KEYS_PER_SECOND))
+        more = f"and {len(order.held) - findings.MOST_ROWS} more"
+        report.plan("restore", more, by=[restore_keys], shared=True)
+    seconds = max(0.1, order.keys / KEYS_PER_SECOND)
+    report.plan("prove", "every key of both servers, in small parts", seconds=seconds, by=[compare_keys])
 
 
 def undo(kept: Backup, prefixes: Sequence[bytes]) -> str:

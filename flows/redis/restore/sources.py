@@ -28,12 +28,14 @@ from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import size
+from tasks.backups import publishing
 from tasks.backups.catalogue import KEPT, Backup, find_nearest
 from tasks.host.disk import read_disk
 from tasks.redis.backup.live_aof import snapshot_stopped_aof
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.backup.snapshot import RDB, Snapshot, copy_settings, read_manifest
 from tasks.redis.content.manifest import EMPTY, RedisContent
+from tasks.redis.restore.copy import build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
 from tasks.redis.restore.serving import find_change, find_lost_keys
 from tasks.redis.restore.survivors import (
@@ -290,7 +292,11 @@ def report_newer(report: Report, copy: SurvivingCopy, moment: datetime) -> None:
 
 def plan_kept(report: Report, copy: SurvivingCopy) -> None:
     """Plan that the master stays as it is."""
-    report.plan("keep Redis as it serves", f"{copy.where}, {copy.all_keys:,} keys: it is neither stopped nor restored")
+    report.plan(
+        "keep Redis as it serves",
+        f"{copy.where}, {copy.all_keys:,} keys: it is neither stopped nor restored",
+        by=[find_change],
+    )
 
 
 def judge_kept_master(report: Report, env: Environment, copy: SurvivingCopy, after: object) -> None:
@@ -312,12 +318,14 @@ def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:
         f"{copy.name}, {copy.all_keys:,} keys, after the services are stopped; the backup is proven before it is used",
         size=copy.memory_bytes,
         seconds=2,
+        by=[publishing.publish],
     )
     report.plan(
         "restore a staged copy of Redis",
         f"that backup into {env.redis.data_directory}.restoring, then prove it",
         size=copy.memory_bytes,
         seconds=1,
+        by=[build_redis_copy],
     )
 
 

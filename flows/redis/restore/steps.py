@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.guard.permit import Permit
+from runbook.guard.permit import CarriesOut, Permit
 from runbook.log import logger
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -69,14 +69,26 @@ def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisF
     live = fitness.live_keys
     now = "the server is down" if live is None else f"{sum(live.values()):,} keys now"
     drop = ", ".join(redis.drop_prefixes) or "nothing"
+    build: list[CarriesOut] = [build_redis_copy]
     report.plan(
-        "build", f"{backup.name}, staged next to {redis.data_directory}", size=fitness.copy_bytes, seconds=seconds
+        "build",
+        f"{backup.name}, staged next to {redis.data_directory}",
+        size=fitness.copy_bytes,
+        seconds=seconds,
+        by=build,
     )
-    report.plan("prove", f"every key against the manifest, on a scratch server; then leave out {drop}")
+    proof = f"every key against the manifest, on a scratch server; then leave out {drop}"
+    report.plan("prove", proof, by=build, shared=True)
     plan_detaching(report, env, fitness.around)
-    report.plan("stop", f"the service {env.services.name_of('redis')} ({now})", seconds=2)
-    report.plan("swap", f"{redis.data_directory}: the old data is kept next to it as .superseded_…", seconds=0.1)
-    report.plan("start and verify", f"{keys:,} keys loaded, AOF and RDB state", seconds=2 + fitness.load_seconds)
+    report.plan("stop", f"the service {env.services.name_of('redis')} ({now})", seconds=2, by=[stop_redis])
+    swap = f"{redis.data_directory}: the old data is kept next to it as .superseded_…"
+    report.plan("swap", swap, seconds=0.1, by=[swap_redis])
+    report.plan(
+        "start and verify",
+        f"{keys:,} keys loaded, AOF and RDB state",
+        seconds=2 + fitness.load_seconds,
+        by=[start_redis, verify_live_redis],
+    )
 
 
 def plan_detaching(report: Report, env: Environment, around: ReplicationTopology) -> None:
@@ -96,13 +108,19 @@ def plan_detaching(report: Report, env: Environment, around: ReplicationTopology
         names = ", ".join(watcher.address for watcher in around.watchers)
         user = env.redis.username or "the default user"
         login = f"they forget {env.redis.sentinel_master}; when reattached, they log in to it as {user}"
-        report.plan("detach", f"Sentinels {names}: {login}", seconds=0.1)
+        report.plan("detach", f"Sentinels {names}: {login}", seconds=0.1, by=[detach])
         if scripts := sorted({script for watcher in around.watchers for script in watcher.scripts.values()}):
             hint = "keep their configuration files: with deny-scripts-reconfig only the file can set a script"
             report.warn("scripts of the Sentinels", hint, value=", ".join(scripts))
-    for address in around.reachable:
+    for number, address in enumerate(around.reachable):
         role = "the current master; it becomes a replica of the new data" if address == around.master else "a replica"
-        report.plan("detach", f"{address}, {role}: it refuses writes, and follows {around.own} at the end", seconds=1)
+        report.plan(
+            "detach",
+            f"{address}, {role}: it refuses writes, and follows {around.own} at the end",
+            seconds=1,
+            by=[detach],
+            shared=number > 0 or bool(around.watchers),
+        )
 
 
 def build_redis(report: Report, env: Environment, permit: Permit, backup: Backup) -> RedisCopy:

@@ -69,12 +69,14 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
             ),
         )
         plan_detaching(report, env, around)
-        report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2)
-        report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)
+        report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2, by=[stop_redis])
+        report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1, by=[swap_back])
         if kept_data and not kept_data.starts:
             form = "AOF" if kept_data.is_aof else "RDB"
-            report.plan("convert", f"its {form}, its newest data: the server now starts from the other form")
-        report.plan("start", "and wait until it has loaded the old data", seconds=2)
+            report.plan(
+                "convert", f"its {form}, its newest data: the server now starts from the other form", by=[prepare_kept]
+            )
+        report.plan("start", "and wait until it has loaded the old data", seconds=2, by=[start_redis])
         path = env.redis.data_directory
         pin_redis(report, env.redis, replaced=True)
         lost = "what was written since the restore is kept, not live"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -44,6 +45,27 @@ def newest(system: System, kind: str = "postgres") -> Path:
     return store / catalogue.names(DirectoryStore(store), kind)[-1]  # type: ignore[arg-type]
 
 
+def newest_report(system: System) -> Path:
+    return max(system.store("reports").glob("*-full-restore.json"), key=lambda path: path.stat().st_mtime)
+
+
+def assert_steps(report: Report, lines: list[str]) -> None:
+    """Every planned step is in the run's log in the plan's order, with its number, its estimate, and then its time."""
+    total = len(report.plan_steps)
+    named = [f"Step {number}/{total}: {one.step}" for number, one in enumerate(report.plan_steps, 1)]
+    steps = [line for line in lines if line.startswith("Step ")]
+    for name, planned in zip(named, report.plan_steps, strict=True):
+        begun, *rest = [line for line in steps if line.startswith(f"{name}: ")]
+        assert begun.startswith(f"{name}: {planned.detail}")
+        assert ("about" in begun or "less than" in begun) == bool(planned.seconds)
+        assert re.fullmatch(rf"{re.escape(name)}: done in [\d.]+ s", rest[-1]), rest
+    places = [steps.index(next(line for line in steps if line.startswith(name))) for name in named]
+    swap = [one.step for one in report.plan_steps].index("swap")
+    assert places[swap:] == sorted(places[swap:]), "those before run at the same time"
+    assert max(places[:swap]) < places[swap]
+    assert lines[-1].startswith("report in Prefect: http")
+
+
 def test_everything_comes_back_from_ruins_through_prefect(
     system: System, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +85,8 @@ def test_everything_comes_back_from_ruins_through_prefect(
     with no_password_gets_out(system, caplog, capfd):
         report: Report = full_restore(system.name, method="dump", confirm=system.name)
     assert report.sentence() in caplog.text, "the log of the run was really read"
+    ours = [one for one in caplog.records if one.name in ("prefect.flow_runs", "prefect.task_runs")]
+    assert_steps(report, [one.getMessage() for one in ours if one.levelno >= logging.INFO])
     assert report.status in GOOD
     assert system.sql("SELECT count(*) FROM users") == users
     assert system.keys(1) == keys
@@ -302,7 +326,7 @@ def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
 
 def findings(system: System) -> dict[str, tuple[str, str]]:
     """Status and hint by name, of the newest report of a full restore."""
-    newest = max(system.store("reports").glob("*-full-restore.json"), key=lambda path: path.stat().st_mtime)
+    newest = newest_report(system)
     return {found["name"]: (found["status"], found["hint"]) for found in json.loads(newest.read_text())["findings"]}
 
 
@@ -367,12 +391,34 @@ def test_bad_input_gets_one_clear_sentence(system: System, words: tuple[str, ...
     assert system.untouched() == before
 
 
+def assert_cancelled_between_swaps(system: System) -> None:
+    """Cancelled between two swaps: the report says what is live and what is left."""
+    assert restore(system, OPS_FAILPOINT="redis: before first rename:cancel").returncode == -signal.SIGTERM
+    report = json.loads(newest_report(system).read_text())
+    found = {one["name"]: one for one in report["findings"]}
+    assert report["status"] == found["cancelled"]["status"] == "CRITICAL"
+    assert found["cancelled"]["value"].startswith("ended by SIGTERM")
+    changed = found["state of the system"]
+    assert changed["value"].startswith(
+        "interrupted, with an unknown result: swap redis; before that: swapped: database"
+    )
+    assert (
+        "not swapped: Redis, files; services are stopped; the replaced data is kept: grc_db__old_" in changed["value"]
+    )
+    assert "run it again" in changed["hint"]
+    left = found["left behind"]["value"].split("; ")
+    assert {f"the service {role} is stopped" for role in ("backend", "frontend", "redis")} <= {*left}
+    assert "start grc-backend, or run the runbook again" in found["left behind"]["hint"]
+    assert "the next restore of Redis deletes it" in found["left behind"]["hint"]
+
+
 @pytest.mark.parametrize(
     "points", [("redis: between renames",), ("swap: after commit", "redis: between renames")], ids=["one", "in turn"]
 )
 def test_killed_at_the_swaps_and_launched_again(system: System, points: tuple[str, ...]) -> None:
     """Killed with -9 where the state of the system changes most: at each boundary in turn, the next run killed at the
     next; the last one ends well. The soak takes every point that a run passes."""
+    assert_cancelled_between_swaps(system)
     for point in points:
         assert restore(system, OPS_FAILPOINT=point).returncode == -signal.SIGKILL, point
         assert system.sql("SELECT count(*) > 0 FROM users") == [(True,)], f"no database after a kill at {point}"

@@ -19,7 +19,8 @@ from flows.recovery.objectives.options import Option, find_options
 from flows.recovery.objectives.points import read_recovery_points
 from runbook.errors import OpsError, RunbookFailed
 from runbook.files import chain
-from runbook.report import NOT_CONFIGURED, Finding, Measure, Report, Status
+from runbook.metrics import Measure
+from runbook.report import NOT_CONFIGURED, Finding, Report, Status
 from runbook.wait import until
 from tasks.backups import catalogue, manifest
 from tasks.recovery_points import standing

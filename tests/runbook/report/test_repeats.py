@@ -11,7 +11,8 @@ import pytest
 
 from runbook.errors import RunbookFailed
 from runbook.files import chain, repeats
-from runbook.report import Measure, Report, Status
+from runbook.metrics import Measure
+from runbook.report import Report, Status
 from runbook.run import runbook
 from tests.runbook.system import System
 

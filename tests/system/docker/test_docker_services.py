@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from blocks.services.service import MASK, DockerServices
 from runbook.errors import OpsError
 from runbook.wait import until
+from tasks.host.restarts import LastEnd, manager_end
 from tests.fixtures.engine import Engine
 
 pytestmark = pytest.mark.system
@@ -43,6 +47,22 @@ def test_a_container_that_waits_for_its_restart_comes_back(engine: Engine) -> No
     services.disable("backend")
     assert services.starts_at_boot("backend") == ""
     assert "docker update --restart" in services.enable("backend")
+
+
+def test_an_end_that_nobody_asked_for_is_known_until_somebody_restarts_it(engine: Engine) -> None:
+    container = engine.run("backend", restart_policy={"Name": "always"})
+    services = DockerServices(host=engine.host, names={"backend": f"{engine.prefix}-backend"})
+    assert manager_end(services.last_end("backend")) == LastEnd("started by its manager")
+    pid = services.state("backend").pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: services.state("backend").pid not in (0, pid), what="its restart", seconds=120)
+    end = manager_end(services.last_end("backend"))
+    assert end == LastEnd("unexpected", "exited unexpectedly: its restart policy has started it 1 time")
+    services.restart("backend")
+    assert manager_end(services.last_end("backend")).how == "started by its manager"
+    container.kill()
+    services.start("backend")
+    assert manager_end(services.last_end("backend")).how == "started by its manager", "docker kill is a person's"
 
 
 def test_an_unknown_container_is_told(engine: Engine) -> None:
