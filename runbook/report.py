@@ -176,9 +176,7 @@ class Report:
         follow: Sequence[Next] = (),
     ) -> bool:
         """Record a condition: OK if it holds, otherwise `worst`, with the next step (`hint`) and the runbooks for it.
-
-        `stops=False`: the run continues even if the finding is CRITICAL. Returns `ok`.
-        """
+        `stops=False`: the run continues even if the finding is CRITICAL. Returns `ok`."""
         found = Finding(name, Status.OK, without_logins(str(value)), str(expected), stops=stops)
         if not ok:
             found = replace(found, status=worst, hint=without_logins(hint), follow=tuple(follow))
@@ -390,9 +388,8 @@ class Report:
     def sentence(self, say: Callable[[str], str] = str, label: Callable[[str], str] = str) -> str:
         """Status, then what was done or is planned, the first reasons, and the next step; in English, or as `say` and
         `label` translate it: `headline` is in the environment's language."""
-        bad = [f for f in self.findings if f.status is Status.CRITICAL] or [
-            f for f in self.findings if f.status is Status.WARN
-        ]
+        critical = [f for f in self.findings if f.status is Status.CRITICAL]
+        bad = critical or [f for f in self.findings if f.status is Status.WARN]
         why = "; ".join(f"{label(f.name)}: {say(f.value)}".removesuffix(": ") for f in bad[:3])
         why += say(f" (and {len(bad) - 3} more)") if len(bad) > 3 else ""
         hint = next((text for f in bad if (text := f.next_step)), "")
