@@ -36,6 +36,8 @@ screenshots: $(INSTALLED)
 	@tests/system/install
 	@mkdir -p docs/screenshots
 	@OPS_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -q -m system tests/ui
+	@mkdir -p docs/screenshots/ja
+	@OPS_LAB_LANGUAGE=ja OPS_SCREENSHOTS=docs/screenshots/ja $(BIN)/python -m pytest -q -m system tests/ui
 
 .PHONY: demo drill bench
 

@@ -23,13 +23,14 @@ FEWEST_LETTERS = 4
 """A message of values and hardly a letter, such as `{name}: {value}`, would fit everything."""
 FEW_WORDS = 2
 """A message of few words, such as `write {value}`, also fits what a program printed: half a translation misleads."""
-MOST_CHARACTERS = 2000
+MOST_CHARACTERS, MOST_JOINED = 2000, 4
 MOST_REMEMBERED = 10_000
 _SPAN = r"(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
 ANYWHERE = ("nothing", "everything", "never", "none", "unknown")
 """Words that are nobody's name."""
 KINDS = {
-    **dict.fromkeys(("len", "number", "count", "sum"), r"-?[\d.,]+"),
+    **dict.fromkeys(("len", "count", "sum"), r"-?[\d.,]+"),
+    "number": r"-?[\d.,]+(?: [a-z]+)?",
     **dict.fromkeys(("duration", "rounded", "about"), _SPAN),
     "size": r"-?[\d.,]+ [kMGT]?B",
     "counted": r"[\d,]+ .+?",
@@ -134,15 +135,21 @@ class Catalogue:
         is_name = " " not in flat and flat not in ANYWHERE and not words
         if is_name or len(flat) > MOST_CHARACTERS or not re.search("[A-Za-z]", flat):
             return text
-        if flat in self._whole:
-            return self._whole[flat]
         across = list[str]()
-        for template, values in self._fits(flat):
+        message = self._message(flat, across)
+        return message or self._by_parts(flat) or next(iter(across), text)
+
+    def _message(self, text: str, across: list[str]) -> str:
+        """The translation of a text that was made of one message; "" where it was not. `across` collects those whose
+        values are more than one clause."""
+        if text in self._whole:
+            return self._whole[text]
+        for template, values in self._fits(text):
             if (made := self._filled(template, values)) is not None:
                 if not _spans_clauses(template, values):
                     return made
                 across.append(made)
-        return self._by_parts(flat) or next(iter(across), text)
+        return ""
 
     def _fits(self, text: str) -> Iterator[tuple[Template, dict[str, str]]]:
         """The messages of which a text may be made, those that explain most of it first."""
@@ -161,18 +168,29 @@ class Catalogue:
 
     def _by_parts(self, text: str) -> str:
         """Joined clauses, each translated; "" where none could be. A list is translated as a whole or not at all."""
-        for separator in SEPARATORS:
+        for separator in filter(text.__contains__, SEPARATORS):
             parts = text.split(separator)
-            made = [self.translate(part) for part in parts] if len(parts) > 1 else parts
-            is_done = all(new != part or " " not in part for new, part in zip(made, parts, strict=True))
-            if made != parts and (is_done or separator != LIST):
+            if separator == LIST:
+                made = [self.translate(part) for part in parts]
+                if any(new == part and " " in part for new, part in zip(made, parts, strict=True)):
+                    continue
+            else:
+                made = list(self._joined(parts, separator))
+            if made != parts:
                 return _sentences(made) if separator == ". " else separator.join(made)
         if found := _NOTE.fullmatch(text):
-            made = [
-                self.translate(part, words=words) for part, words in zip(found.groups(), (True, False), strict=True)
-            ]
-            return f"{made[0]} ({made[1]})" if made != list(found.groups()) else ""
+            name, note = self.translate(found[1], words=True), self.translate(found[2])
+            return f"{name} ({note})" if (name, note) != found.groups() else ""
         return ""
+
+    def _joined(self, parts: Sequence[str], separator: str) -> Iterator[str]:
+        """Each part translated. A message may have the separator in it: the most parts that make one are one."""
+        at = 0
+        while at < len(parts):
+            ends = range(min(len(parts), at + MOST_JOINED), at + 1, -1)
+            found = ((self._message(separator.join(parts[at:end]), []), end) for end in ends if end - at < len(parts))
+            made, at = next((one for one in found if one[0]), (self.translate(parts[at]), at + 1))
+            yield made
 
 
 def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:

@@ -31,7 +31,7 @@ FLAGS = (
 )
 SECONDS = 120
 SIZE = {"width": 1280, "height": 860}
-MOST_BYTES = 200_000
+MOST_BYTES = 240_000
 
 expect.set_options(timeout=SECONDS * 1000)
 LIVE_MILLISECONDS = 20_000

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from deployments import deploy, entries, start_page
 from lab.client import Lab
 from tests.ui.browser import Operator, given
-from tests.ui.language import LANGUAGE
+from tests.ui.language import LANGUAGE, in_lab
 
 pytestmark = pytest.mark.system
 
@@ -84,8 +84,8 @@ def test_six_symptoms_lead_to_their_forms(place: Lab, certificates: None, somebo
     somebody.submit()
     somebody.state("Completed", "Warning", "Planned")
     report = somebody.report("start-here")
-    expect(report.get_by_role("heading", level=1)).to_contain_text(f"Start here · {place.name}")
-    expect(report).to_contain_text("lock held by")
+    expect(report.get_by_role("heading", level=1)).to_contain_text(f"{in_lab('Start here')} · {place.name}")
+    expect(report).to_contain_text(in_lab("lock held by"))
     fits(somebody, report)
 
 

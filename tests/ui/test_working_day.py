@@ -54,11 +54,11 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
     somebody.state("Planned")
     plan = somebody.report("clear-cache")
     expect(plan).to_contain_text("PLANNED")
-    expect(plan).to_contain_text(f"{KEYS:,} keys")
+    expect(plan).to_contain_text(f"{KEYS:,}")
     assert keys(cache) == KEYS, "a plan changes nothing"
     somebody.picture("plan", height=1000)
 
-    plan.get_by_role("link", name="the form").click()
+    plan.get_by_role("link", name=in_lab("the form")).click()
     filled = somebody.form()
     assert given(somebody.page.url)["prefixes"] == [PREFIX]
     assert "confirm" not in given(somebody.page.url), "whoever confirms types it"
@@ -70,7 +70,7 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
     somebody.picture("run")
 
     report = somebody.report("clear-cache")
-    expect(report.get_by_role("heading", level=1)).to_contain_text(f"Clear cache · {place.name}")
+    expect(report.get_by_role("heading", level=1)).to_contain_text(f"{in_lab('Clear cache')} · {place.name}")
     assert keys(cache) == 0
     plots = somebody.plots()
     assert plots.get("steps", 0) > 0, plots
