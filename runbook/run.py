@@ -334,8 +334,8 @@ def _tell_state(report: Report) -> None:
 def _finish(report: Report, target: Target, often: bool) -> None:
     report.finished = datetime.now(UTC)
     add_contacts(report, target)
-    follows = any(one.follow for one in report.findings)
-    forms = read_forms([target.name]) if follows else Forms()
+    todo = any(one.follow or one.hint for one in report.findings)
+    forms = read_forms([target.name]) if todo else Forms()
     page = _write(report, target.reports_directory, often, forms)
     report.headline = (
         report.sentence(say, label).encode(errors="backslashreplace").decode()

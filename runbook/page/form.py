@@ -51,6 +51,19 @@ class Forms:
         given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
         return code(otherwise) if otherwise else f"launch {flow}/{environment}{given}"
 
+    def named(self, text: str, environment: str) -> str:
+        """Text in which each runbook's name is a link to its form."""
+        known = sorted((flow for flow, of in self.deployments if of == environment and "-" in flow), key=len)
+        if not known or not ui_address(""):
+            return text
+        names = re.compile(rf"(?<![\w./\[`-])(?:{'|'.join(map(re.escape, reversed(known)))})(?![\w/`-])")
+
+        def form(found: re.Match[str]) -> str:
+            deployment = self.deployments[found[0], environment]
+            return link(found[0], form_address(deployment, {"environment": environment}))
+
+        return names.sub(form, text)
+
     def next(self, one: Next, environment: str) -> str:
         """A runbook to follow: what for, its form (its command if Prefect does not know it), and the reminder."""
         given = {"environment": environment, **one.parameters}

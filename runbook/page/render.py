@@ -114,7 +114,7 @@ def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
     """The hint, and each runbook to follow as a link to its form."""
     spoken = (replace(one, why=say(one.why), reminder=say(one.reminder)) for one in finding.follow)
     named = (forms.next(one, environment) for one in spoken)
-    return ". ".join(filter(None, (say(finding.hint).rstrip(".。"), *named)))
+    return ". ".join(filter(None, (forms.named(say(finding.hint).rstrip(".。"), environment), *named)))
 
 
 def _folded(title: str, text: str) -> str:

@@ -17,6 +17,7 @@ from runbook.report import Status
 from tasks.host.services import start_services
 from tests.fixtures.reports import rows as table
 from tests.fixtures.reports import text_of as finding
+from tests.fixtures.stand_in import replace_step
 from tests.recovery.conftest import System
 from tests.recovery.drills.running import critical, environment, hold, process, steady
 
@@ -65,7 +66,7 @@ def test_a_runbook_that_accepts_the_bad_release_makes_the_drill_critical_and_the
             start_services(*given, seconds=5)
 
     good = release(system)
-    monkeypatch.setattr(releases, "start_services", blind)
+    replace_step(monkeypatch, releases, "start_services", blind)
     monkeypatch.setattr(ReleaseDeployment, "_prove", lambda *_: None)
     report = critical(system, NAME)
     assert "a release that does not start" in finding(report, "negative controls")

@@ -25,6 +25,7 @@ from tasks.drill.lost_writes import find_lost_writes
 from tasks.drill.writer import Writer
 from tasks.wal.reading.destruction import DroppedDatabases
 from tests.fixtures.reports import values as findings
+from tests.fixtures.stand_in import replace_step
 from tests.recovery.conftest import System, restore
 
 WRITES = 20
@@ -152,7 +153,7 @@ def test_what_another_client_writes_after_the_last_shipping_is_named(
         based.sql("DROP TABLE by_hand")
         return sync(instance)
 
-    monkeypatch.setattr(cluster, "sync_cluster", written)
+    replace_step(monkeypatch, cluster, "sync_cluster", written)
     report = full_restore.fn(based.name, method="cluster", confirm=based.name)
     (left,) = [one for one in report.findings if one.name == name]
     assert left.value == "at most 2, not restored"

@@ -30,6 +30,7 @@ from tasks.redis.restore.route import Route
 from tasks.redis.topology.topology import RECORD as DETACHED
 from tasks.stores.directory import DirectoryStore
 from tests.fixtures.killed import exit_code_at
+from tests.fixtures.stand_in import replace_step
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, notice_deaths, settles
 from tests.redis.tls import tls_in_front
@@ -343,7 +344,7 @@ def test_a_server_that_dies_while_it_follows(remote: RedisServer, monkeypatch: p
         remote.crash()
         return compare_keys(*_arguments)
 
-    monkeypatch.setattr(network_steps, "compare_keys", dying)
+    replace_step(monkeypatch, network_steps, "compare_keys", dying)
     report = failed()
     assert "does not answer" in report.sentence()
     assert "may be a replica that refuses writes" in (report.state.value if report.state else "")
@@ -379,7 +380,7 @@ def test_a_difference_after_replication_is_critical_and_leaves_no_replica(
         client.set("plain:1:0", "wrong")
         return compare_keys(block, scratch, live, order, writes)
 
-    monkeypatch.setattr(network_steps, "compare_keys", spoiling)
+    replace_step(monkeypatch, network_steps, "compare_keys", spoiling)
     report = failed()
     assert "database 0: 1 keys are different (plain:1:0)" in report.sentence()
     assert "restore-redis with backup=dump_" in report.sentence()

@@ -32,6 +32,7 @@ from tasks.redis.restore.prefixes import restore_keys
 from tasks.redis.restore.values import same_value
 from tasks.redis.server import call
 from tests.fixtures.killed import exit_code_at
+from tests.fixtures.stand_in import replace_step
 from tests.redis.data import BINARY, LONG_MS, account, fill
 from tests.redis.servers import NAME, Group, RedisServer, settles
 
@@ -270,7 +271,7 @@ def test_what_clients_write_meanwhile_is_told_apart(filled: RedisServer, monkeyp
         client.set("session:brand new", 1)
         return done
 
-    monkeypatch.setattr(prefix_steps, "restore_keys", and_then_a_client_writes)
+    replace_step(monkeypatch, prefix_steps, "restore_keys", and_then_a_client_writes)
     report = restore("session:", extra="remove")
     assert report.status is Status.WARN, report.sentence()
     (told,) = [found for found in report.findings if found.name == "written by clients meanwhile"]
@@ -320,7 +321,7 @@ def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch
         live.call(0, "SET", "session:extra", "wrong")
         return done
 
-    monkeypatch.setattr(prefix_steps, "restore_keys", wrongly)
+    replace_step(monkeypatch, prefix_steps, "restore_keys", wrongly)
     report = refused("session:", extra="remove")
     sentence = report.sentence()
     assert "database 9: 1 keys are different (session:7)" in sentence
@@ -343,7 +344,7 @@ def test_without_word_of_writes_a_difference_is_not_called_equal(
         filled.client().set("session:1", "a client's own")
         return done
 
-    monkeypatch.setattr(prefix_steps, "restore_keys", and_then_a_client_writes)
+    replace_step(monkeypatch, prefix_steps, "restore_keys", and_then_a_client_writes)
     report = restore("session:")
     assert report.status is Status.WARN
     assert status(report, "live keys equal to the backup") is Status.WARN
@@ -418,7 +419,7 @@ def test_a_server_that_dies_in_the_middle_is_said_to(filled: RedisServer, monkey
             while True:
                 carry(*arguments)
 
-    monkeypatch.setattr(prefix_steps, "restore_keys", dying)
+    replace_step(monkeypatch, prefix_steps, "restore_keys", dying)
     report = refused("session:")
     assert calls
     assert "does not answer" in report.sentence()
@@ -466,7 +467,7 @@ def test_a_master_that_was_replaced_and_still_takes_writes(
         group.fail_over()
         return done
 
-    monkeypatch.setattr(prefix_steps, where, and_then_a_failover)
+    replace_step(monkeypatch, prefix_steps, where, and_then_a_failover)
     assert f"{group.replicas[0].address} was promoted during the restore" in refused("session:").sentence()
     assert group.replicas[0].client().get("session:1") == (b"spoilt" if where == "keep_live" else b"1")
 

@@ -236,3 +236,16 @@ def test_a_runbook_to_follow_is_a_link_to_its_form_and_a_command_where_prefect_d
             report, known
         )
     assert "`python -m flows.launch clear-cache environment=production" in render.markdown(report)
+
+
+def test_each_runbook_that_a_hint_names_is_a_link_to_its_form() -> None:
+    report = new()
+    report.warn("age", "run backup-redis, then undo-backup-redis; `backup-redis` and flows/backup-redis.py stay")
+    known = Forms(
+        {("backup-redis", "production"): "1f3a", ("undo-backup-redis", "production"): "2b", ("stay", "lab"): "3c"}
+    )
+    with temporary_settings({PREFECT_UI_URL: "http://ui:4200"}):
+        page = render.markdown(report, known)
+    form = "http://ui:4200/deployments/deployment/{}/run?parameters=%7B%22environment%22%3A+%22production%22%7D"
+    assert f"run [backup-redis]({form.format('1f3a')}), then [undo-backup-redis]({form.format('2b')});" in page
+    assert "; `backup-redis` and flows/backup-redis.py stay" in page

@@ -224,7 +224,8 @@ def test_the_json_has_everything_and_is_json() -> None:
         ("b", 2, "OK"),
     ]
     assert content["evidence"][0]["rows"] == [["users", "3"]]
-    assert content["plan"] == [{"step": "swap", "detail": "grc_db", "bytes": 5, "seconds": 0.5}]
+    planned = {"step": "swap", "detail": "grc_db", "bytes": 5, "seconds": 0.5, "by": [], "shared": False}
+    assert content["plan"] == [planned]
     assert content["findings"][0]["expected"] == "3"
     assert content["facts"] == {"size": "3 MB"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", content["started"])
