@@ -150,7 +150,7 @@ def test_adopted_destroyed_and_restored(stranger: Stranger, reader: Reader, tmp_
         assert f"registered block ops-environment/{NAME}" in deployed
         listed = descriptions(reader)
         assert listed, "deployed"
-        assert listed == {entrypoint: shown(entrypoint) for entrypoint in listed}
+        assert listed == {entrypoint: shown(entrypoint, "en") for entrypoint in listed}
         with reader.running(f"{before_worker.splitlines()[0]}\n{worker}"):
             reader.type(runs)
             before = stranger.content()
