@@ -61,13 +61,15 @@ def launch(lost: Lost, *words: str, **variables: str) -> subprocess.CompletedPro
 class Lost:
     """Two regions, the first of them dead. Rows of `shipped`: `dump` and `base` were there at the time of the two
     backups, `wal` is in the WAL alone that came after both, in a segment after which another one came; `before_wal`: the
-    LSN before it. `older` is a base backup too. `users`: the file of that table, of which nothing is in the WAL."""
+    LSN before it. `older` is a base backup too. `users`: the file of that table, of which nothing is in the WAL.
+    `cluster`: the system identifier."""
 
     first: Lab
     region: System
     backups: dict[str, str]
     users: str
     before_wal: int
+    cluster: int
 
     def rows(self) -> set[str]:
         return {what for (what,) in self.region.sql("SELECT what FROM shipped")}
@@ -111,6 +113,7 @@ def lost(system: System) -> Iterator[Lost]:
     assert replicate_backups.fn(system.name).status in (Status.OK, Status.WARN)
     system.sql("SELECT pg_switch_wal()")
     before_wal = commit(system.lab)
+    ((cluster,),) = system.sql("SELECT system_identifier FROM pg_control_system()")
     commit(system.lab, "wal")
     system.sql("SELECT pg_switch_wal()")
     system.sql("SELECT pg_logical_emit_message(true, 'test', 'a commit that changes no row')")
@@ -118,7 +121,7 @@ def lost(system: System) -> Iterator[Lost]:
     names = {"dump": dump, "older": older, "base": base}
     try:
         system.lab.lose()
-        yield Lost(system.lab, System(system.lab.region()), names, users, before_wal)
+        yield Lost(system.lab, System(system.lab.region()), names, users, before_wal, cluster)
     finally:
         system.lab.empty_region()
         forget(system.lab)
@@ -246,8 +249,7 @@ def newest_segment(wal: Path) -> Path:
 @contextmanager
 def undecodable(lost: Lost) -> Iterator[str]:
     """The segment in which `wal` was written, with a record altered and a right checksum: gives its name."""
-    (system,) = (int(path.name) for path in (lost.store("wal") / lost.first.name).iterdir())
-    archive = archive_of(Environment.find(lost.region.name), "backups", system, lost.first.name)
+    archive = archive_of(Environment.find(lost.region.name), "backups", lost.cluster, lost.first.name)
     segment = Segment(lost.before_wal // SEGMENT_BYTES, 1)
     (stored,) = archive.listing().segments[segment.name]
     content = bytearray(whole := archive.get(stored))
