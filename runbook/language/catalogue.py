@@ -44,7 +44,7 @@ _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTIL
 def read(language: str) -> dict[str, str]:
     """Message → translation, of every catalogue of a language. What is empty or fuzzy is left out.
 
-    Read here and not by Babel, which needs seconds for them: `deployments.messages` writes them, always in one form.
+    Read here and not by Babel, which only development needs: `deployments.messages` writes them, always in one form.
     """
     found: dict[str, str] = {}
     for path in sorted((DIRECTORY / language).glob("*.po")):
