@@ -5,7 +5,6 @@ python -m deployments.catalogue [--check]
 
 from __future__ import annotations
 
-import argparse
 import functools
 import re
 import sys
@@ -13,12 +12,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deployments.generated import with_table, write_or_check
 from deployments.runbooks import ROOT, Runbook, read_runbooks
+from runbook.drivers import exit_code
 from runbook.metrics import BACKUP_AGE, CATALOGUE, REDIS_LOSS
 
 DOCS = ROOT / "docs"
 MADE = "<!-- Made by `make catalogue` from the flows and prefect.yaml: edit those. -->"
-ENDS = "<!-- Made until here. -->"
 
 
 @functools.cache
@@ -129,29 +129,14 @@ def pages() -> dict[Path, str]:
         DOCS / "catalogue.md": catalogue_page(runbooks),
         DOCS / "coverage.md": coverage_page(runbooks),
         DOCS / "thresholds.md": thresholds_page(),
-        **{path: _with_table(path, chapters_table(runbooks, columns)) for path, columns in readmes.items()},
+        **{path: with_table(path, MADE, chapters_table(runbooks, columns)) for path, columns in readmes.items()},
     }
-
-
-def _with_table(path: Path, made: str) -> str:
-    """A README with its table made anew, the rest as it is."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(MADE)
-    return f"{before}{MADE}\n\n{made}\n\n{ENDS}{rest.partition(ENDS)[2]}"
 
 
 def main() -> int:
     """The command line: 0 when the pages are current."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is not current")
-    chosen = parser.parse_args()
-    made = pages()
-    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    for path in old:
-        if not chosen.check:
-            path.write_text(made[path], encoding="utf-8")
-        print(f"{path.relative_to(ROOT)} {'is not current: make catalogue' if chosen.check else 'written'}")
-    return 1 if chosen.check and old else 0
+    return write_or_check(pages, __doc__ or "", "make catalogue")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -10,7 +10,6 @@ checklists.po is made of flows/routine/checklists/*.toml, which have both langua
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import re
@@ -22,15 +21,17 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 
 from deployments import forms
+from deployments.generated import ROOT, with_table, write_or_check
 from flows.routine.checklist import texts
 from runbook.drivers import exit_code
 
-ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE = "ja"
 PAGE = ROOT / "docs" / "languages.md"
-MADE, ENDS = "<!-- Made by `make messages`: edit runbook/language. -->", "<!-- Made until here. -->"
+OWN = ROOT / "runbook" / "language"
+"""Its patterns are no texts."""
+MADE = "<!-- Made by `make messages`: edit runbook/language. -->"
 VERBS = frozenset(
-    (
+    [
         "require",
         "prefer",
         "passed",
@@ -44,29 +45,29 @@ VERBS = frozenset(
         "Finding",
         "say",
         "label",
-    )
+    ]
 )
 """Calls whose texts are messages even if they are one word."""
-UNSEEN = frozenset(("debug", "info", "warning", "error", "execute", "run", "getattr", "add_argument"))
+UNSEEN = frozenset(["debug", "info", "warning", "error", "execute", "run", "getattr", "add_argument"])
 """Calls whose texts are no part of a report: the log stays English."""
 _CODE = re.compile(
     r"^(SELECT|WITH|ALTER|CREATE|DROP|INSERT|UPDATE|DELETE|SET|SHOW|FROM|WHERE|AND|LOCK|COPY)\b|^[-/<.#]|\n"
 )
 
 
-def messages(path: Path) -> Iterator[tuple[str, int]]:
-    """Each text of a module that a report may show, with its line."""
+def messages(path: Path) -> Iterator[str]:
+    """Each text of a module that a report may show."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     unseen = set(_unseen(tree))
     short = set(_arguments_of_verbs(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield from ((text, node.lineno) for text in _counted(node))
+            yield from _counted(node)
         if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in unseen:
             continue
         text = " ".join(template(node).split())
         if (_is_phrase(text) or id(node) in short) and re.search("[a-z]{3}", _literal(text)) and not _CODE.search(text):
-            yield text, node.lineno
+            yield text
 
 
 def template(node: ast.Constant | ast.JoinedStr) -> str:
@@ -142,17 +143,18 @@ def _counted(node: ast.Call) -> Iterator[str]:
 
 
 def _called(node: ast.Call) -> str:
-    function = node.func
-    return (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
+    match node.func:
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name
+    return ""
 
 
 def catalogue(folder: str, language: str, known: set[str]) -> Catalog:
     """The messages of a folder that no other one has (`known`), with the translations that there are."""
     found = Catalog(locale=language)
-    for source in sorted((ROOT / folder).rglob("*.py")):
-        for text, _ in messages(source):
+    sources = (one for one in (ROOT / folder).rglob("*.py") if OWN not in one.parents)
+    for source in sorted(sources):
+        for text in messages(source):
             if text not in known:
                 found.add(text, locations=[(str(source.relative_to(ROOT)), 0)])
     known.update(str(one.id) for one in found if one.id)
@@ -213,7 +215,7 @@ def folders() -> list[str]:
 
 def po_path(folder: str, language: str) -> Path:
     """`runbook/language/ja/flows-recovery.po`."""
-    return ROOT / "runbook" / "language" / language / f"{folder.replace('/', '-')}.po"
+    return OWN / language / f"{folder.replace('/', '-')}.po"
 
 
 def written(made: Catalog) -> str:
@@ -240,23 +242,13 @@ def files() -> dict[Path, str]:
         if messages:
             translated = sum(bool(one.string) and not one.fuzzy for one in messages)
             shares.append(f"| {folder} | {len(messages):,} | {translated / len(messages):.0%} |")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MADE)
     table = "\n".join(["| catalogue | messages | translated |", "|---|---|---|", *shares])
-    return {**made, PAGE: f"{before}{MADE}\n\n{table}\n\n{ENDS}{rest.partition(ENDS)[2]}"}
+    return {**made, PAGE: with_table(PAGE, MADE, table)}
 
 
 def main() -> int:
     """The command line: 0 when the catalogues are current."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a catalogue is not current")
-    chosen = parser.parse_args()
-    made = files()
-    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    for path in old:
-        if not chosen.check:
-            path.write_text(made[path], encoding="utf-8")
-        print(f"{path.relative_to(ROOT)} {'is not current: make messages' if chosen.check else 'written'}")
-    return 1 if chosen.check and old else 0
+    return write_or_check(files, __doc__ or "", "make messages")
 
 
 if __name__ == "__main__":

@@ -337,9 +337,8 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     todo = any(one.follow or one.hint for one in report.findings)
     forms = read_forms([target.name]) if todo else Forms()
     page = _write(report, target.reports_directory, often, forms)
-    report.headline = (
-        report.sentence(say, label).encode(errors="backslashreplace").decode()
-    )  # a file's name may be no text
+    # A file's name may be no text.
+    report.headline = report.sentence(say, label).encode(errors="backslashreplace").decode()
     # Outside a flow run the command line prints the sentence itself. A drill provokes what its controls find.
     is_news = FlowRunContext.get() and not artifact_key("")
     logger().log(LEVEL[report.status] if is_news else logging.INFO, "%s", report.headline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import redis
 
@@ -104,11 +104,7 @@ def read_uptime(block: Redis) -> RedisUptime:
     Raises:
         Unreachable, OpsError: it does not answer or refuses.
     """
-    with contextlib.closing(at_once(block.client(answer_seconds=GREETING_SECONDS))) as client:
-        try:
-            server, persistence = client.info("server"), client.info("persistence")
-        except redis.RedisError as error:
-            raise block.refused(error) from None
+    server, persistence = _info(block, "server", "persistence")
     loaded = int(persistence.get("rdb_last_load_keys_loaded", -1))
     eta = float(persistence.get("loading_eta_seconds", 0)) if persistence.get("loading") else 0.0
     return RedisUptime(float(server["uptime_in_seconds"]), loaded, eta)
@@ -121,8 +117,13 @@ def is_master(block: Redis) -> bool:
     Raises:
         Unreachable, OpsError: it does not answer or refuses.
     """
+    (replication,) = _info(block, "replication")
+    return bool(replication["role"] == "master")
+
+
+def _info(block: Redis, *sections: str) -> list[dict[str, Any]]:
     with contextlib.closing(at_once(block.client(answer_seconds=GREETING_SECONDS))) as client:
         try:
-            return bool(client.info("replication")["role"] == "master")
+            return [client.info(section) for section in sections]
         except redis.RedisError as error:
             raise block.refused(error) from None

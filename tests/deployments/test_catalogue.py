@@ -17,8 +17,10 @@ from prefect._vendor.croniter import croniter
 from blocks.config import toml
 from blocks.environment import Environment
 from blocks.monitoring import Monitoring
+from deployments import messages
 from deployments.catalogue import covered, main, manual, pages
 from deployments.deploy import called, chosen, project_version
+from deployments.generated import outdated
 from deployments.runbooks import ROOT, Runbook, read_runbooks, shown
 from runbook.language.say import Language
 from tests.test_deployments import FLOWS, JAPANESE
@@ -185,8 +187,13 @@ def test_what_has_a_frequency_has_a_schedule() -> None:
 
 
 def test_the_pages_are_current() -> None:
-    stale = [path.name for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
-    assert stale == [], "run: make catalogue"
+    assert outdated(pages()) == [], "run: make catalogue"
+
+
+def test_the_catalogues_of_translations_are_current() -> None:
+    made = messages.files()
+    assert outdated(made) == [], "run: make messages"
+    assert {*messages.OWN.rglob("*.po")} <= {*made}, "no catalogue of a folder that is gone"
 
 
 def test_both_readmes_count_every_runbook_and_fit_on_two_screens() -> None:
@@ -201,7 +208,7 @@ def test_both_readmes_count_every_runbook_and_fit_on_two_screens() -> None:
 def test_its_command_writes_what_is_not_current(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("deployments.catalogue.ROOT", tmp_path)
+    monkeypatch.setattr("deployments.generated.ROOT", tmp_path)
     monkeypatch.setattr("deployments.catalogue.pages", lambda: {tmp_path / "page.md": "new\n"})
     monkeypatch.setattr("sys.argv", ["catalogue", "--check"])
     assert main() == 1
