@@ -337,11 +337,10 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     todo = any(one.follow or one.hint for one in report.findings)
     forms = read_forms([target.name]) if todo else Forms()
     page = _write(report, target.reports_directory, often, forms)
-    # A file's name may be no text.
-    report.headline = report.sentence(say, label).encode(errors="backslashreplace").decode()
-    # Outside a flow run the command line prints the sentence itself. A drill provokes what its controls find.
+    said, report.headline = _printable(report.sentence()), _printable(report.sentence(say, label))
+    # Outside a flow run the command line prints the headline itself. A drill provokes what its controls find.
     is_news = FlowRunContext.get() and not artifact_key("")
-    logger().log(LEVEL[report.status] if is_news else logging.INFO, "%s", report.headline)
+    logger().log(LEVEL[report.status] if is_news else logging.INFO, "%s", said)
     logger().info("report: %s", report.path)
     if FlowRunContext.get():
         try:
@@ -353,6 +352,11 @@ def _finish(report: Report, target: Target, often: bool) -> None:
                 logger().info("report in Prefect: %s", address)
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
+
+
+def _printable(text: str) -> str:
+    """A file's name, which may be no text, is in it."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _write(report: Report, directory: Path, often: bool, forms: Forms) -> str:

@@ -94,7 +94,10 @@ def test_outside_an_environment_texts_are_english() -> None:
     assert say.say("no downtime") == "no downtime"
 
 
-def test_a_report_s_page_headline_and_state_are_japanese_and_its_json_english(tmp_path: Path) -> None:
+def test_a_report_s_page_headline_and_state_are_japanese_its_json_and_log_english(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     target = System(tmp_path, language="ja")
     with runbook("Full restore", target, "") as report:
         report.plan("rename", "grc_db__new becomes grc_db", seconds=1)
@@ -110,4 +113,6 @@ def test_a_report_s_page_headline_and_state_are_japanese_and_its_json_english(tm
     assert "何も変更していません" in report.headline
     assert '"hint": "run it again"' in filed
     assert report.titled_sentence.endswith(report.headline)
+    assert report.sentence() in caplog.text
+    assert report.headline not in caplog.text
     assert "Nothing has changed." in report.sentence(), "outside its block it is English"
