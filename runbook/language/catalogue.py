@@ -29,11 +29,11 @@ _SPAN = r"(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
 ANYWHERE = ("nothing", "everything", "never", "none", "unknown")
 """Words that are nobody's name."""
 KINDS = {
-    **dict.fromkeys(("len", "count", "sum"), r"-?[\d.,]+"),
-    "number": r"-?[\d.,]+(?: [a-z]+)?",
-    **dict.fromkeys(("duration", "rounded", "about"), _SPAN),
-    "size": r"-?[\d.,]+ [kMGT]?B",
-    "counted": r"[\d,]+ .+?",
+    **dict.fromkeys(("len", "count", "sum"), re.compile(r"-?[\d.,]+")),
+    "number": re.compile(r"-?[\d.,]+(?: [a-z]+)?"),
+    **dict.fromkeys(("duration", "rounded", "about"), re.compile(_SPAN)),
+    "size": re.compile(r"-?[\d.,]+ [kMGT]?B"),
+    "counted": re.compile(r"[\d,]+ .+"),
 }
 """What a value may be, by its name: functions of runbook/units.py and Python's own. Others may be anything."""
 _NOTE = re.compile(r"(.+?) \((.+)\)")
@@ -98,15 +98,35 @@ class Template:
         words = [word for part, end in zip(self.parts, ends, strict=True) for word in re.findall(end, part)]
         return max(words, key=len, default="")
 
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        kinds = [f"({KINDS.get(name.rstrip('0123456789'), '.*?')})" for name in self.names]
-        return re.compile("".join(re.escape(part) + kind for part, kind in zip(self.parts, [*kinds, ""], strict=True)))
-
     def values(self, text: str) -> dict[str, str] | None:
-        """The values in a text, by name; None where it was not made of this message."""
-        found = self._pattern.fullmatch(text)
-        return dict(zip(self.names, found.groups(), strict=True)) if found else None
+        """The values in a text, by name; None where it was not made of this message. Each value ends where the next
+        fixed part first follows: a pattern that tries every end takes minutes for a long text."""
+        first, *inner, last = self.parts
+        if not text.startswith(first) or not text.endswith(last) or len(text) < len(first) + len(last):
+            return None
+        at, end, found = len(first), len(text) - len(last), list[str]()
+        for name, part in zip(self.names, inner, strict=False):
+            till = _end_of(name, text, at, end)
+            if not text.startswith(part, till, end):
+                till = text.find(part, at, end)
+            if till < 0:
+                return None
+            found.append(text[at:till])
+            at = till + len(part)
+        values = dict(zip(self.names, [*found, text[at:end]], strict=True))
+        return values if all(_may_be(name, value) for name, value in values.items()) else None
+
+
+def _may_be(name: str, value: str) -> bool:
+    kind = KINDS.get(name.rstrip("0123456789"))
+    return kind is None or bool(kind.fullmatch(value))
+
+
+def _end_of(name: str, text: str, at: int, end: int) -> int:
+    """Of a value of a known kind: `7.0 s` has a space, and `backups` may follow its number directly."""
+    kind = KINDS.get(name.rstrip("0123456789"))
+    found = kind.match(text, at, end) if kind else None
+    return found.end() if found else at
 
 
 class Catalogue:
@@ -154,7 +174,7 @@ class Catalogue:
     def _fits(self, text: str) -> Iterator[tuple[Template, dict[str, str]]]:
         """The messages of which a text may be made, those that explain most of it first."""
         candidates = [one for word in {"", *re.findall(r"[A-Za-z]+", text)} for one in self._by_word.get(word, ())]
-        for template in sorted(candidates, key=lambda one: (-one.letters, -one.fixed)):
+        for template in sorted(candidates, key=lambda one: (-one.letters, -one.fixed, one.parts)):
             if (values := template.values(text)) is not None:
                 yield template, values
 

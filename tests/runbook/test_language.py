@@ -90,6 +90,15 @@ def test_catalogues_are_read_as_gettext_reads_them(tmp_path: Path, monkeypatch: 
         assert catalogue.read("ja") == theirs, path.name
 
 
+@pytest.mark.parametrize("template", ["{a} {b}{c} (owner {d})", "run {a} with {b}, or {c} with {d}{e} again"])
+@pytest.mark.timeout(60)
+def test_a_long_text_that_fits_nowhere_is_left_in_a_moment(template: str) -> None:
+    """What a program printed stands in findings. A pattern that tries every end of each value takes minutes."""
+    text = "run it with a (owner b, or " * 70
+    assert Template.of(template, "").values(text) is None
+    assert Catalogue({template: "…"}).translate(text) == text
+
+
 def test_outside_an_environment_texts_are_english() -> None:
     assert say.say("no downtime") == "no downtime"
 
