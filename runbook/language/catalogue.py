@@ -36,6 +36,8 @@ KINDS = {
     "counted": re.compile(r"[\d,]+ .+"),
 }
 """What a value may be, by its name: functions of runbook/units.py and Python's own. Others may be anything."""
+RATIO = re.compile(r"-?[\d.,]+ ?%")
+"""What a value whose name ends in `ratio` may be."""
 _NOTE = re.compile(r"(.+?) \((.+)\)")
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
@@ -117,14 +119,19 @@ class Template:
         return values if all(_may_be(name, value) for name, value in values.items()) else None
 
 
+def _kind(name: str) -> re.Pattern[str] | None:
+    whole = name.rstrip("0123456789")
+    return KINDS.get(whole, RATIO if whole.endswith("ratio") else None)
+
+
 def _may_be(name: str, value: str) -> bool:
-    kind = KINDS.get(name.rstrip("0123456789"))
+    kind = _kind(name)
     return kind is None or bool(kind.fullmatch(value))
 
 
 def _end_of(name: str, text: str, at: int, end: int) -> int:
     """Of a value of a known kind: `7.0 s` has a space, and `backups` may follow its number directly."""
-    kind = KINDS.get(name.rstrip("0123456789"))
+    kind = _kind(name)
     found = kind.match(text, at, end) if kind else None
     return found.end() if found else at
 

@@ -24,6 +24,8 @@ MESSAGES = {
     "database's pooler": "データベースのプーラ",
     "wait for {name}": "{name} を待ってください",
     "lock": "ロック",
+    "{errors} of {requests} requests failed{cut}": "リクエスト {requests} 件中 {errors} 件が失敗{cut}",
+    "{error_ratio} of {count} requests failed": "リクエスト {count} 件のうち {error_ratio} が失敗",
 }
 SAMPLES = {**dict.fromkeys(("len", "number", "count", "sum"), "7"), "size": "7.0 MB", "counted": "7 backups"}
 SAMPLES |= dict.fromkeys(("duration", "rounded", "about"), "7.0 s")
@@ -34,6 +36,8 @@ TEXTS = {
     "app_db goes back to 01:59 (+09:00); nothing is lost; no downtime; undo: undo-restore": (
         "app_db は 01:59 (+09:00) の状態に戻ります; 失われるデータはありません; 停止時間なし; 元に戻す方法: undo-restore"
     ),
+    "7 of 20 requests failed": "リクエスト 20 件中 7 件が失敗",
+    "0.5 % of 20 requests failed": "リクエスト 20 件のうち 0.5 % が失敗",
     "3 files could not be read": "3 個のファイルを読み取れません",
     "1 file could not be read": "1 個のファイルを読み取れません",
     "the database's pooler did not answer": "データベースのプーラが応答しません",
@@ -72,8 +76,13 @@ def test_a_text_made_of_a_message_is_translated_by_it_or_by_one_that_explains_mo
     for message, translation in messages.items():
         own = Template.of(message, translation)
         if own.names and own.words > 1:
-            made = VALUE.sub(lambda found: SAMPLES.get(found[1].rstrip("0123456789"), "X7"), message)
+            made = VALUE.sub(_sample, message)
             assert known.translate(made) != made, message
+
+
+def _sample(value: re.Match[str]) -> str:
+    name = value[1].rstrip("0123456789")
+    return SAMPLES.get(name, "7 %" if name.endswith("ratio") else "X7")
 
 
 def test_catalogues_are_read_as_gettext_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
