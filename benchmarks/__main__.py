@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from benchmarks.suite import Suite
 
 LONGEST_STEPS = 14
+FIRST = 0.1
+"""Of the megabytes, in the chapter of growth."""
 
 
 def main() -> int:
@@ -32,9 +34,10 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
     parser.add_argument(
         "--only",
-        choices=["chapter", "redis", "recovery", "estimate", "logs"],
+        choices=["chapter", "redis", "recovery", "estimate", "logs", "growth"],
         default="",
-        help="one chapter alone: §1, §2, §8, §6; or of §8 the estimate of the RTO (with --megabytes 10000, say)",
+        help="one chapter alone: §1, §2, §8, §6; of §8 the estimate of the RTO (with --megabytes 10000, say); growth: "
+        "a tenth of the megabytes and all of them, then 5,000 tables",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
@@ -53,11 +56,11 @@ def main() -> int:
 
             print(as_table(LogsChapter(tell).figures()))
             return 0
-        with place(chosen.megabytes, tell) as up:
+        with place(chosen.megabytes, tell, share=FIRST if chosen.only == "growth" else 1) as up:
             from benchmarks.suite import Suite  # imports Prefect, which reads its settings when it is imported
 
             suite = Suite(up(), os.environ["OPS_APPLICATION_PASSWORD"])
-            suite.run(chosen.only)
+            suite.run(chosen.only, chosen.megabytes)
     except (OpsError, psycopg.Error, httpx.HTTPError, OSError) as error:
         print(error, file=sys.stderr)
         if suite and suite.figures:

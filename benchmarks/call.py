@@ -1,4 +1,5 @@
-"""One flow, called in a process of its own as a worker does it: nothing is imported or cached by the call before.
+"""One flow, called in a process and a session of its own as a worker does it: nothing is imported or cached by the call
+before.
 
     python -m benchmarks.call flows.database.backup:backup_database '{"environment": "bench"}' [--direct]
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import time
 
@@ -18,6 +20,7 @@ from runbook.report import Report
 
 def main(target: str, parameters: str, *options: str) -> int:
     """Seconds are those of the call; imports are not in them."""
+    os.setsid()
     module, name = target.split(":")
     flow = getattr(importlib.import_module(module), name)
     call = flow.fn if "--direct" in options else flow

@@ -184,8 +184,9 @@ class Place:
 
 
 @contextmanager
-def place(megabytes: int, tell: Tell) -> Iterator[Callable[[], Place]]:
-    """A lab with that much data; whatever happens, it is stopped and removed at the end.
+def place(megabytes: int, tell: Tell, *, share: float = 1) -> Iterator[Callable[[], Place]]:
+    """A lab with room for that much data, and with a `share` of it; whatever happens, it is stopped and removed at the
+    end.
 
     Its variables are in `os.environ` when the block is entered, which Prefect reads when it is imported; the servers
     start when the yielded function is called.
@@ -203,7 +204,7 @@ def place(megabytes: int, tell: Tell) -> Iterator[Callable[[], Place]]:
     os.environ[_BASE] = str(base)
     try:
         os.environ.update(Lab.prepared(NAME).environ())
-        yield lambda: _up(megabytes, tell)
+        yield lambda: _up(int(megabytes * share), tell)
     finally:
         tell("taking the bench lab down")
         _remove(base)

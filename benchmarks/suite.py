@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import load
 from benchmarks.chapter import Chapter
 from benchmarks.figures import Figure
+from benchmarks.growth import GrowthChapter
 from benchmarks.logs_chapter import LogsChapter
 from benchmarks.peers import Peers, Recovered
 from benchmarks.place import NAME, Called, Place
@@ -23,7 +24,7 @@ from tasks.postgres.dump.compression import ZSTD, knows_compression
 from tasks.postgres.restore.staged_copy import default_jobs
 from tasks.stores.directory import DirectoryStore
 
-CHAPTER, RECOVERY, ESTIMATE = "chapter", "recovery", "estimate"
+CHAPTER, RECOVERY, ESTIMATE, GROWTH = "chapter", "recovery", "estimate", "growth"
 ROUNDS = 3
 RESTORE_ROUNDS = 2
 IDLE_SECONDS = 12.0
@@ -47,8 +48,9 @@ class Suite:
     figures: list[Figure] = field(default_factory=list)
     profile: list[Called] = field(default_factory=list)
 
-    def run(self, only: str = "") -> None:
-        """Measure everything, the restores lead the table; or `only` one chapter, or the estimate of the RTO.
+    def run(self, only: str = "", megabytes: int = 0) -> None:
+        """Measure everything, the restores lead the table; or `only` one chapter, the estimate of the RTO, or the
+        growth up to so many `megabytes`.
 
         Raises:
             OpsError: a side failed, or is not healthy afterwards.
@@ -58,6 +60,9 @@ class Suite:
             self.place.call(BACKUP)
             peers.back_up()
             self.figures = Chapter(self.place, peers, self.place.rows()).figures()
+            return
+        if only == GROWTH:
+            self.figures = GrowthChapter(self.place, peers, megabytes).figures()
             return
         if only == ESTIMATE:
             peers.directory.mkdir(exist_ok=True)

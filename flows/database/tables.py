@@ -25,7 +25,7 @@ from runbook.run import runbook
 from runbook.run_name import RunName
 from runbook.units import first_of
 from tasks.backups.catalogue import Backup
-from tasks.postgres.content.content import TableSum
+from tasks.postgres.content.sums import TableSum
 from tasks.postgres.dump.accepted import restore_without
 from tasks.postgres.dump.generated import COLUMN
 from tasks.postgres.restore.staged_copy import check_jobs, content_in, dump_in, unpacking_of

@@ -6,9 +6,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.postgres.content.content import LARGE_OBJECTS, DatabaseContent, Part, SequenceValue, TableSum
+from tasks.postgres.content.content import LARGE_OBJECTS, DatabaseContent, Part, SequenceValue
 from tasks.postgres.content.definitions import differences as definition_differences
 from tasks.postgres.content.equivalence import JudgedDefinition
+from tasks.postgres.content.sums import TableSum
 from tasks.postgres.dump.accepted import VIEW_ROWS, index_of, left_out, table_of
 from tasks.postgres.server.properties import Properties
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, LiteralString
 
@@ -16,21 +17,14 @@ from tasks.postgres.content import queries
 from tasks.postgres.content.definitions import read_definitions
 from tasks.postgres.content.pinned_session import in_batches, pinned
 from tasks.postgres.content.quiet import copy_options
-from tasks.postgres.content.rowhash import FORM, row_hash
+from tasks.postgres.content.rowhash import FORM
+from tasks.postgres.content.sums import Sums, TableSum
 from tasks.postgres.dump.generated import Uncomputable
 from tasks.postgres.server.properties import Properties, read_properties
 
 LARGE_OBJECTS = "large objects"
+Beside = Callable[[Sums], AbstractContextManager[None]]
 Part = Literal["full", "schema", "tables"]
-
-
-class TableSum(BaseModel):
-    """A table's number of rows, the sum of their texts' hashes, and bytes on disk (which are not compared)."""
-
-    model_config = ConfigDict(frozen=True)
-    rows: int
-    hash: str
-    bytes: int = 0
 
 
 class SequenceValue(BaseModel):
@@ -99,9 +93,14 @@ def content_of(postgres: Postgres, database: str) -> DatabaseContent:
 
 
 def content_in_session(
-    connection: Connection, database: str, part: Part = "full", chosen: Collection[str] = ()
+    connection: Connection,
+    database: str,
+    part: Part = "full",
+    chosen: Collection[str] = (),
+    beside: Beside | None = None,
 ) -> DatabaseContent:
-    """The content in a pinned session's snapshot, without definitions; only rows of the given part."""
+    """The content in a pinned session's snapshot, without definitions; only rows of the given part. `beside`: another
+    session in the same snapshot, which reads some of the rows."""
     properties = read_properties(connection, database)
     return DatabaseContent(
         database=database,
@@ -115,7 +114,7 @@ def content_in_session(
         revision=revision(connection),
         bytes=int(execute(connection, "SELECT pg_database_size(current_database())")[0][0]),
         lsn=str(execute(connection, queries.LSN)[0][0]),
-        tables={} if part == "schema" else dict(_tables(connection, None if part == "full" else chosen)),
+        tables={} if part == "schema" else _tables(connection, None if part == "full" else chosen, beside),
         sequences={} if part == "schema" else sequence_values(connection),
         populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
         remote_views=tuple((str(a), str(b)) for a, b in execute(connection, queries.REMOTE_VIEWS)),
@@ -150,26 +149,17 @@ def revision(connection: Connection) -> str:
     return ",".join(str(row[0]) for row in rows)
 
 
-def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[tuple[str, TableSum]]:
+def _tables(connection: Connection, chosen: Collection[str] | None, beside: Beside | None) -> dict[str, TableSum]:
     """Sums of tables, without inheritance children, which are counted separately. None: all, and large objects."""
-    found: dict[str, TableSum] = {}
-    for schema, table, columns, size, unit in in_batches(connection, execute(connection, queries.TABLES)):
-        if chosen is not None and unit not in chosen:
-            continue
-        query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM ONLY {}").format(
-            row_hash(columns), sql.Identifier(schema, table)
-        )
-        rows, total = execute(connection, query)[0]
-        before = found.get(unit, TableSum(rows=0, hash="0"))
-        found[unit] = TableSum(
-            rows=before.rows + int(rows), hash=str(int(before.hash) + int(total)), bytes=before.bytes + int(size)
-        )
-    yield from found.items()
-    if chosen is not None:
-        return
-    rows, total = content(connection)
-    if rows:
-        yield LARGE_OBJECTS, TableSum(rows=rows, hash=str(total))
+    sums = Sums.of(connection, chosen, in_parts=beside is not None)
+    with beside(sums) if beside else nullcontext():
+        sums.read(connection)
+    sums.read(connection)  # what the session beside this one could not read
+    if chosen is None:
+        rows, total = content(connection)
+        if rows:
+            return {**sums.found, LARGE_OBJECTS: TableSum(rows=rows, hash=str(total))}
+    return sums.found
 
 
 def sequence_values(connection: Connection) -> dict[str, SequenceValue]:
@@ -194,7 +184,7 @@ def read_counts(postgres: Postgres, database: str) -> RowCounts:
     """Count every table, without reading its content."""
     counts: dict[str, int] = {}
     with pinned(postgres, database) as connection:
-        for schema, table, _, _, unit in in_batches(connection, execute(connection, queries.TABLES)):
+        for schema, table, _, _, unit, _ in in_batches(connection, execute(connection, queries.TABLES)):
             query = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
             counts[unit] = counts.get(unit, 0) + int(execute(connection, query)[0][0])
         lobs = int(execute(connection, "SELECT count(*) FROM pg_largeobject_metadata")[0][0])

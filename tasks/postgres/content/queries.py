@@ -14,8 +14,9 @@ SELECT n.nspname, c.relname, ARRAY(
     SELECT format('%I.%I', rn.nspname, r.relname) FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a(relid, depth)
     JOIN pg_partitioned_table p ON p.partrelid = a.relid AND p.partstrat = 'h'
     JOIN pg_class r ON r.oid = a.relid JOIN pg_namespace rn ON rn.oid = r.relnamespace
-    ORDER BY a.depth DESC LIMIT 1), format('%I.%I', n.nspname, c.relname))
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    ORDER BY a.depth DESC LIMIT 1), format('%I.%I', n.nspname, c.relname)),
+  CASE am.amname WHEN 'heap' THEN (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::int END
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am am ON am.oid = c.relam
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
   AND NOT EXISTS (
     SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')

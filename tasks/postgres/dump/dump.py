@@ -27,7 +27,7 @@ from runbook.log import logger
 from runbook.progress import progress
 from runbook.units import size
 from tasks.host.disk import disk_of
-from tasks.postgres.content.content import DatabaseContent, Part, SequenceValue, content_in_session
+from tasks.postgres.content.content import Beside, DatabaseContent, Part, SequenceValue, content_in_session
 from tasks.postgres.content.definitions import definitions_seen, dumped_definitions
 from tasks.postgres.content.pinned_session import LOCK_SECONDS
 from tasks.postgres.dump.compression import ZSTD, Compressing, compressing, knows_compression
@@ -37,7 +37,7 @@ from tasks.postgres.dump.plain import COMPRESSED, PLAIN, read_plain
 from tasks.postgres.dump.printed import decoded
 from tasks.postgres.dump.priority import limit_workers, lowered
 from tasks.postgres.dump.progress import DumpProgress, Weights, weights_of
-from tasks.postgres.dump.snapshot import exported_snapshot, too_many_tables
+from tasks.postgres.dump.snapshot import SecondSession, exported_snapshot, too_many_tables
 from tasks.postgres.server.server import program_version
 from tasks.postgres.upkeep.session import refusals
 
@@ -126,7 +126,8 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
 
 
 def _dump_once(postgres: Postgres, directory: Path, jobs: int, what: What, *, built_in: bool) -> Dumped:
-    """The session that exports the snapshot also reads the manifest: it already holds the locks."""
+    """The session that exports the snapshot also reads the manifest: it already holds the locks. A second one helps it
+    when pg_dump has ended."""
     target = directory / what.file
     with (
         exported_snapshot(postgres) as (exporter, snapshot, taken),
@@ -144,32 +145,38 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, what: What, *, bu
         weights = _weights(exporter, what)
         done = DumpProgress(postgres, target, weights)
         limit_workers(exporter, jobs)
-        stack.enter_context(lowered(postgres, exporter, sum(weights.tables.values())))
+        lower = stack.enter_context(lowered(postgres, exporter, sum(weights.tables.values())))
         behind = 0 if built_in or what.file != DUMP else jobs
         dumping = pool.submit(_pg_dump, postgres, target, options, done, behind)
-        started = time.monotonic()
+        second = SecondSession(postgres, snapshot, lower)
+        dumping.add_done_callback(second.start)
+        shared = second.beside if jobs > 1 and what.file == DUMP else None
         with _translating(postgres):
-            content = content_in_session(exporter, postgres.database, what.part, what.chosen)
-            manifest_seconds = time.monotonic() - started
-            maxima = column_maxima(exporter) if what.part == "full" else {}
-            uncomputable = find_uncomputable(exporter) if what.part != "schema" else ()
-            if what.part == "full" and what.file == DUMP:
-                write_rows(exporter, directory, uncomputable)
+            content, manifest_seconds, maxima = _manifest(exporter, directory, what, shared)
         seconds, packed = dumping.result()
         definitions, dumped = _read_back(postgres, target, snapshot, exporter.info.encoding)
         sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
-    content = content.model_copy(
-        update={
-            "sequences": sequences,
-            "definitions": definitions,
-            "uncomputable": uncomputable,
-            "text_bytes": packed.text_bytes,
-        }
-    )
+    read_back = {"sequences": sequences, "definitions": definitions, "text_bytes": packed.text_bytes}
     used = {"sql.gz": "gzip:6", "sql": "not compressed"}.get(what.form, ZSTD)
     lagging = find_behind(sequences, maxima)
     jobs = jobs if what.file == DUMP else 1
+    content = content.model_copy(update=read_back)
     return Dumped(taken, content, used, jobs, seconds, manifest_seconds, lagging, packed.peak_bytes)
+
+
+def _manifest(
+    exporter: Connection, directory: Path, what: What, shared: Beside | None
+) -> tuple[DatabaseContent, float, dict[str, tuple[str, int]]]:
+    """The content without what is read from the dump, the seconds for it, and the largest value of each column that has
+    a sequence. Rows whose generated columns a restore cannot compute go to files of their own."""
+    started = time.monotonic()
+    content = content_in_session(exporter, exporter.info.dbname, what.part, what.chosen, shared)
+    seconds = time.monotonic() - started
+    maxima = column_maxima(exporter) if what.part == "full" else {}
+    uncomputable = find_uncomputable(exporter) if what.part != "schema" else ()
+    if what.part == "full" and what.file == DUMP:
+        write_rows(exporter, directory, uncomputable)
+    return content.model_copy(update={"uncomputable": uncomputable}), seconds, maxima
 
 
 def _read_back(

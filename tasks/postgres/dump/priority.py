@@ -1,4 +1,5 @@
-"""A lower priority for a dump's sessions in the server, where the server runs on this host and this process may set it.
+"""A lower priority for a dump, where the server runs on this host: for its sessions in the server, if this process may
+set it, and for its own processes.
 
 The server's processes print every row, for pg_dump and for the manifest. With few processors they delay the
 application's requests; the nice value of pg_dump does not change that. Root, or the server's user, may lower a process.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,40 +46,62 @@ FROM (VALUES ('max_parallel_workers_per_gather')) AS one(name)
 
 
 @contextmanager
-def lowered(postgres: Postgres, exporter: Connection, read_bytes: int) -> Iterator[None]:
-    """While the block runs, give the exporter's session and this project's later ones in the database a lower priority.
-    Processes that still run afterwards (a connection pool's) get the old one again.
+def lowered(postgres: Postgres, exporter: Connection, read_bytes: int) -> Iterator[Callable[[int], None]]:
+    """While the block runs, give the exporter's session, this project's later ones in the database and pg_dump with
+    this process a lower priority. Processes that still run afterwards (a connection pool's) get the old one again.
+    Yields a function that lowers one of the server's at once, by its number.
 
     Nothing changes if less than `LEAST_BYTES` are read, if the server runs on another host or in a container, or if
     this process may not do it.
     """
     data = Path(postgres.data_directory).resolve()
     if read_bytes < LEAST_BYTES or not is_here(postgres.host):
-        yield
+        yield lambda _: None
         return
-    ended, before = threading.Event(), dict[int, tuple[int, int]]()
+    ended, lowering, before = threading.Event(), threading.Lock(), dict[int, tuple[int, int]]()
+
+    def lower(pid: int) -> None:
+        with lowering, suppress(OSError):
+            if pid not in before and _is_server(pid, data):
+                before[pid] = _read(pid)
+                _set(pid, *(max(value, NICE) for value in before[pid]))
 
     def watch() -> None:
         pause = POLL_SECONDS  # pg_dump's sessions start within the first seconds
         with suppress(OpsError, psycopg.Error), postgres.connect() as connection:
             while not ended.wait(pause):
                 for (pid,) in execute(connection, _SESSIONS, postgres.database, exporter.info.backend_pid):
-                    if pid not in before and _is_server(pid, data):
-                        with suppress(OSError):
-                            before[pid] = _read(pid)
-                            _set(pid, *(max(value, NICE) for value in before[pid]))
+                    lower(pid)
                 pause = min(1.5 * pause, MOST_POLL_SECONDS)
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, _own_session():
         pool.submit(watch)
         try:
-            yield
+            yield lower
         finally:
             ended.set()
     for pid, values in before.items():
         if _is_server(pid, data):
             with suppress(OSError):
                 _set(pid, *values)
+
+
+@contextmanager
+def _own_session() -> Iterator[None]:
+    """The autogroup of this process and of the programs that it starts. A worker starts each flow in a session of its
+    own; a shell's session is left as it is."""
+    group = _autogroup(os.getpid())
+    if os.getsid(0) != os.getpid() or not group.exists():
+        yield
+        return
+    before = _nice_of(group)
+    with suppress(OSError):
+        group.write_text(str(max(before, NICE)))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            group.write_text(str(before))
 
 
 def _is_server(pid: int, data: Path) -> bool:
@@ -90,8 +113,11 @@ def _is_server(pid: int, data: Path) -> bool:
 
 def _read(pid: int) -> tuple[int, int]:
     """The nice values of a process and of its autogroup (`/autogroup-25 nice 0`); 0 where the kernel has none."""
-    group = _autogroup(pid)
-    return os.getpriority(os.PRIO_PROCESS, pid), int(group.read_text().split()[-1]) if group.exists() else 0
+    return os.getpriority(os.PRIO_PROCESS, pid), _nice_of(_autogroup(pid))
+
+
+def _nice_of(group: Path) -> int:
+    return int(group.read_text().split()[-1]) if group.exists() else 0
 
 
 def _set(pid: int, nice: int, of_group: int) -> None:

@@ -7,7 +7,9 @@ tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +22,10 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.log import logger
 from tasks.postgres.content.pinned_session import pin
+from tasks.postgres.content.sums import Sums
 
 ATTEMPTS = 10
+_NO_WAIT = "SET lock_timeout = '500ms'"
 BATCH = 500
 _Table = tuple[int, str, str]
 
@@ -57,6 +61,52 @@ def exported_snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, dat
         logger().info("tables were created or dropped while they were locked (attempt %d): again", attempt + 1)
     hint = "stop the migrations, then run this again"
     raise OpsError("tables are created and dropped all the time, so no snapshot could be taken", hint)
+
+
+class SecondSession:
+    """A session in the same snapshot that reads sums as well, from the moment at which `start` is called: it is for
+    the time after pg_dump, whose sessions need the processors until then.
+
+    It is only a help: if it cannot start, or if a lock that somebody waits for stops it, the first session reads the
+    rest. `lower` is called with its process.
+    """
+
+    def __init__(self, postgres: Postgres, snapshot: str, lower: Callable[[int], None]) -> None:
+        self._postgres, self._snapshot, self._lower = postgres, snapshot, lower
+        self._changed, self._ended = threading.Event(), False
+
+    def start(self, *_: object) -> None:
+        """Read from now on."""
+        self._changed.set()
+
+    @contextmanager
+    def beside(self, sums: Sums) -> Iterator[None]:
+        """While the block reads the sums. Raises nothing."""
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self._read, sums)
+            try:
+                yield
+            except BaseException:
+                sums.stop()
+                raise
+            finally:
+                self._ended = True
+                self._changed.set()
+
+    def _read(self, sums: Sums) -> None:
+        self._changed.wait()
+        if self._ended:
+            return
+        try:
+            with self._postgres.connect(self._postgres.database) as connection:
+                self._lower(connection.info.backend_pid)
+                pin(connection)
+                execute(connection, _NO_WAIT)  # whoever waits for a lock waits for the first session, which waits here
+                execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(self._snapshot))
+                sums.read(connection)
+        except (OpsError, psycopg.Error) as error:
+            logger().debug("the second session ended: %s", error)
 
 
 def _lock_all(connection: Connection, lister: Connection) -> None:

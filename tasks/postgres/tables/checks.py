@@ -8,7 +8,7 @@ from psycopg import errors, sql
 
 from blocks.postgres.server import Connection, execute
 from runbook.errors import VerificationFailed
-from tasks.postgres.content.content import TableSum
+from tasks.postgres.content.sums import TableSum
 from tasks.postgres.tables.dangling import Dangling
 from tasks.postgres.tables.find import FoundTable, known_in, sum_of, table_of
 from tasks.postgres.tables.ties import Sequenced, Ties, ties_of

@@ -31,7 +31,7 @@ def choose_tables(postgres: Postgres, wanted: Sequence[str]) -> ChosenTables:
         raise OpsError("no table was named", "name the tables, for example orders")
     with postgres.connect(postgres.database) as connection:
         rows = execute(connection, queries.TABLES)
-        tables = {(str(schema), str(table)): str(unit) for schema, table, _, _, unit in rows}
+        tables = {(str(schema), str(table)): str(unit) for schema, table, _, _, unit, _ in rows}
         units = {unit for name in wanted for unit in _units(connection, name.strip(), tables)}
     return ChosenTables(tuple(sorted(units)), tuple(table for table, unit in tables.items() if unit not in units))
 

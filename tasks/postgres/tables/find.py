@@ -14,9 +14,9 @@ from psycopg import sql
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.postgres.content.content import TableSum
 from tasks.postgres.content.pinned_session import pinned
 from tasks.postgres.content.rowhash import row_hash
+from tasks.postgres.content.sums import TableSum
 
 NO_TABLE = {
     "v": "a view: restore its tables instead",

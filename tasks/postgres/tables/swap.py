@@ -18,8 +18,8 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.log import logger
-from tasks.postgres.content.content import TableSum
 from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.content.sums import TableSum
 from tasks.postgres.restore.staged_copy import Copy
 from tasks.postgres.tables.checks import (
     advance,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,9 @@ def test_only_its_own_sessions_yield_and_only_while_it_runs(trial: Trial, monkey
         postgres.connect(trial.database) as dumping,
     ):
         mine = [exporter.info.backend_pid, dumping.info.backend_pid]
-        with priority.lowered(postgres, exporter, priority.LEAST_BYTES):
+        with priority.lowered(postgres, exporter, priority.LEAST_BYTES) as lower:
+            lower(exporter.info.backend_pid)
+            assert niceness(exporter.info.backend_pid) == (priority.NICE, priority.NICE), "at once"
             lowered = [(priority.NICE, priority.NICE)] * 2
             until(lambda: [niceness(pid) for pid in mine] == lowered, what="their lower priority", seconds=30)
             assert niceness(others.info.backend_pid) == (0, 0)
@@ -43,3 +47,33 @@ def test_only_its_own_sessions_yield_and_only_while_it_runs(trial: Trial, monkey
         assert workers == [0, 0, 0, 0], "a limit stays as low as it was"
         execute(exporter, "SET max_parallel_workers_per_gather = 2")
         assert [priority.limit_workers(exporter, 8), priority.limit_workers(exporter, 4)] == [2, 1]
+
+
+SHOW = """
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tasks.postgres.dump import priority
+group = Path("/proc/self/autogroup")
+def show():
+    print(group.read_text().split()[-1] if group.exists() else "none")
+show()
+with priority._own_session():
+    show()
+show()
+"""
+
+
+def test_its_own_processes_yield_in_a_session_of_their_own() -> None:
+    """As a worker starts a flow. In a shell's session everything that the shell started would yield."""
+    seen = []
+    for own in (True, False):
+        argv = [sys.executable, "-c", SHOW]
+        printed = subprocess.run(argv, start_new_session=own, capture_output=True, text=True, check=True).stdout
+        seen.append(printed.split())
+    if not Path("/proc/self/autogroup").exists():
+        assert seen == [["none"] * 3] * 2
+        return
+    assert seen[0] == ["0", str(priority.NICE), "0"]
+    assert len(set(seen[1])) == 1

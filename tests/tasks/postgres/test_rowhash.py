@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from blocks.postgres.server import Postgres
-from tasks.postgres.content.content import TableSum, content_of
+from tasks.postgres.content.content import content_of
+from tasks.postgres.content.sums import TableSum
 from tests.fixtures.servers import PostgresServer
 
 # Two tables each whose rows differ in one way that a careless hash would miss.
