@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -13,7 +12,7 @@ ALIKE = 1.2
 MOST_SAMPLES = 20
 ON_PRIVATE_SERVER = ", on a private server"
 """In the name of a measure."""
-LIVE_RATIO = 1.5
+LIVE_RATIO = 1.2
 """restore-database against verify-backup on a private server, 1 GB, two cores: docs/benchmarks-recovery.md."""
 
 
@@ -46,24 +45,13 @@ def estimate(samples: Sequence[DurationSample], bytes_: int) -> DurationEstimate
     disturbed sample does not change. `samples`: oldest first; the last ones count. None: there are none.
 
     With samples of one size only, the time is proportional to the bytes, but not shorter for fewer: the fixed part is
-    unknown. Two sizes do not show whether the line is straight (an index takes more than twice as long to build for
-    twice the rows). Above them the truth lies between the straight line and a proportional time, and the estimate is
-    their geometric mean: the smallest possible error in either case.
+    unknown.
     """
     known = [one for one in samples if one.seconds > 0][-MOST_SAMPLES:]
     if not known:
         return None
     sizes = [one.bytes for one in known]
-    return DurationEstimate(max(_seconds(known, bytes_, max(sizes)), 0.0), len(known), min(sizes), max(sizes))
-
-
-def _seconds(known: Sequence[DurationSample], bytes_: int, biggest: int) -> float:
-    usual = _usual(known)
-    line = _line(usual, bytes_)
-    if bytes_ <= ALIKE * biggest or not biggest or len(usual) != 2:
-        return line
-    proportional = _line(usual, biggest) * bytes_ / biggest
-    return math.sqrt(max(line, 0.0) * max(proportional, 0.0))
+    return DurationEstimate(max(_line(_usual(known), bytes_), 0.0), len(known), min(sizes), max(sizes))
 
 
 def _usual(known: Sequence[DurationSample]) -> list[DurationSample]:

@@ -99,7 +99,7 @@ def vacuum_database(
             permit = report.permit(*(Act(REWRITE, table.name) for table in before), effect=effect)
             done = rewrite_tables(permit, env.postgres, before)
         else:
-            done = vacuum_tables(env.postgres, before, mode, workers)
+            done = vacuum_tables(env.postgres, before, mode, workers, whole=not tables)
         after = read_tables.after(done)(env.postgres)
         _report_results(report, before, after, done)
         _judge_rest(report, before, after, mode, holders)

@@ -79,6 +79,19 @@ def test_dead_rows_go_and_the_report_counts_them(dead: Trial) -> None:
     assert dead.sql("SELECT 1 FROM pg_stats WHERE tablename = 'answers' AND inherited"), "and partitioned tables"
 
 
+def test_the_age_of_the_database_goes_down_with_those_of_its_tables(dead: Trial) -> None:
+    """It is computed once, after the last table."""
+    name = f"ALTER DATABASE {dead.database} SET"
+    dead.sql(f"{name} vacuum_freeze_min_age = 0")
+    dead.sql(f"{name} vacuum_freeze_table_age = 0")
+    for _ in range(5):
+        dead.sql("INSERT INTO people (name) SELECT 'one more'")
+    age = "SELECT age(datfrozenxid) FROM pg_database WHERE datname = current_database()"
+    ((before,),) = dead.sql(age)
+    assert vacuum_database.fn(NAME).status in GOOD
+    assert dead.sql(age) < [(before,)]
+
+
 def test_only_chosen_tables_are_touched(dead: Trial) -> None:
     kill_rows(dead)
     assert vacuum_database.fn(NAME, tables=['public."Über tisch; DROP"', "people"]).status in GOOD
