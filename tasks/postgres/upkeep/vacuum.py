@@ -167,7 +167,8 @@ def _run(
             sessions.append(connection)
             done = []
             for table in iter(take, None):
-                done.append(_vacuum(connection, table, _command(connection.info.server_version, table, mode, whole)))
+                command = _command(connection.info.server_version, table, mode, whole=whole)
+                done.append(_vacuum(connection, table, command))
                 finished.append(table)
             return done
 
@@ -194,7 +195,7 @@ def _stop(waiting: Iterator[VacuumTable], sessions: list[Connection]) -> None:
             connection.cancel_safe(timeout=5)
 
 
-def _command(version: int, table: VacuumTable, mode: Mode, whole: bool) -> sql.Composed:
+def _command(version: int, table: VacuumTable, mode: Mode, *, whole: bool) -> sql.Composed:
     name = sql.Identifier(table.schema, table.relation)
     if table.parent:
         only = whole and version >= _ANALYZES_ONLY_FROM

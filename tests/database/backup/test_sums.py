@@ -56,7 +56,7 @@ def test_parts_add_up_to_what_one_session_reads(filled: Trial) -> None:
         assert len(lowered) == 1, "it has a lower priority from its start"
         assert list(shared.found.items()) == list(whole.found.items())
         assert whole.found["public.wide"].rows == 13334
-        (rows,) = execute(exporter, "SELECT sum(rows) FROM (SELECT count(*) AS rows FROM leaf) AS counted")
+        (rows,) = execute(exporter, "SELECT sum(rows) FROM (SELECT count(*) AS rows FROM public.leaf) AS counted")
         assert whole.found["public.leaf"].rows == rows[0]
         assert (whole.found["public.parent"].rows, whole.found["public.child"].rows) == (0, 3000)
 
