@@ -129,7 +129,7 @@ def _tell_failed(report: Report, activity: Activity) -> None:
 def _tell_holder(report: Report, found: LockHolder | None, where: str = "") -> str:
     """Who holds the environment's lock, in a few words. `where`: what else was not asked."""
     if found is None:
-        report.fact("lock held by", f"nobody{where}")
+        report.fact("lock held by", f"nobody holds it{where}")
         return f"the lock is free{where}"
     report.fact("lock held by", f"{found.runbook}, process {found.pid} on {found.host}, since {found.since}")
     return f"the lock is held by {found.runbook}"

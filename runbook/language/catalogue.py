@@ -20,7 +20,8 @@ LIST = ", "
 SEPARATORS = ("; ", ". ", ": ", LIST)
 """Between clauses that were joined to one text, outermost first."""
 FEWEST_LETTERS = 4
-"""A message of values and hardly a letter, such as `{name}: {value}`, would fit everything."""
+"""A message of values and hardly a letter, such as `{name}: {value}`, would fit everything: unless they are numbers, as
+in `{number} row`."""
 FEW_WORDS = 2
 """A message of few words, such as `write {value}`, also fits what a program printed: half a translation misleads."""
 MOST_CHARACTERS, MOST_JOINED = 2000, 4
@@ -39,6 +40,8 @@ KINDS = {
 RATIO = re.compile(r"-?[\d.,]+ ?%")
 """What a value whose name ends in `ratio` may be."""
 _NOTE = re.compile(r"(.+?) \((.+)\)")
+_CLAUSE = re.compile(r"[;:,.] | \(")
+"""Where the second of two values begins that have nothing between them, such as `{until}{why}`: it is a clause or ""."""
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
 
@@ -90,6 +93,16 @@ class Template:
         """How many words of a text it explains."""
         return sum(map(_words, self.parts))
 
+    @cached_property
+    def free(self) -> int:
+        """How many of its values may be anything."""
+        return sum(_kind(name) is None for name in self.names)
+
+    @property
+    def is_distinctive(self) -> bool:
+        """Whether few other texts fit it."""
+        return self.letters >= FEWEST_LETTERS - (self.free == 0)
+
     @property
     def longest_word(self) -> str:
         """A word that every text made of it has; "" where there is no whole one."""
@@ -107,8 +120,8 @@ class Template:
         if not text.startswith(first) or not text.endswith(last) or len(text) < len(first) + len(last):
             return None
         at, end, found = len(first), len(text) - len(last), list[str]()
-        for name, part in zip(self.names, inner, strict=False):
-            till = _end_of(name, text, at, end)
+        for number, part in enumerate(inner):
+            till = self._end_of(number, text, at, end)
             if not text.startswith(part, till, end):
                 till = text.find(part, at, end)
             if till < 0:
@@ -117,6 +130,23 @@ class Template:
             at = till + len(part)
         values = dict(zip(self.names, [*found, text[at:end]], strict=True))
         return values if all(_may_be(name, value) for name, value in values.items()) else None
+
+    def _end_of(self, number: int, text: str, at: int, end: int) -> int:
+        """Of a value of a known kind (`7.0 s` has a space, and `backups` may follow its number directly), or of one that
+        the next value follows directly."""
+        if kind := _kind(self.names[number]):
+            found = kind.match(text, at, end)
+            return found.end() if found else at
+        return at if self.parts[number + 1] else self._end_before(number + 1, text, at, end)
+
+    def _end_before(self, following: int, text: str, at: int, end: int) -> int:
+        """Where the value before `following` ends, when nothing is between the two."""
+        part = next(filter(None, self.parts[following + 1 : -1]), "")
+        limit = max(text.find(part, at, end), at) if part else end
+        if kind := _kind(self.names[following]):
+            return next((till for till in range(at, limit + 1) if kind.fullmatch(text, till, limit)), at)
+        found = _CLAUSE.search(text, at + 1, limit)
+        return found.start() if found else limit
 
 
 def _kind(name: str) -> re.Pattern[str] | None:
@@ -129,13 +159,6 @@ def _may_be(name: str, value: str) -> bool:
     return kind is None or bool(kind.fullmatch(value))
 
 
-def _end_of(name: str, text: str, at: int, end: int) -> int:
-    """Of a value of a known kind: `7.0 s` has a space, and `backups` may follow its number directly."""
-    kind = _kind(name)
-    found = kind.match(text, at, end) if kind else None
-    return found.end() if found else at
-
-
 class Catalogue:
     """The messages of one language."""
 
@@ -144,18 +167,19 @@ class Catalogue:
         self._by_word = defaultdict[str, list[Template]](list)
         for message, text in messages.items():
             made = Template.of(message, text)
-            if made.names and made.letters >= FEWEST_LETTERS:
+            if made.names and made.is_distinctive:
                 self._by_word[made.longest_word].append(made)
         self._known: dict[tuple[str, bool], str] = {}
 
     def translate(self, text: str, *, words: bool = False) -> str:
         """A text with its values, which are translated likewise; as it is where no message fits. `words`: also one that
         is a single word."""
-        if (text, words) not in self._known:
+        found = self._known.get((text, words))  # another thread may clear it
+        if found is None:
             if len(self._known) > MOST_REMEMBERED:
                 self._known.clear()
-            self._known[text, words] = self._translated(text, words)
-        return self._known[text, words]
+            found = self._known[text, words] = self._translated(text, words)
+        return found
 
     def _translated(self, text: str, words: bool) -> str:
         flat = " ".join(text.split())
@@ -179,9 +203,10 @@ class Catalogue:
         return ""
 
     def _fits(self, text: str) -> Iterator[tuple[Template, dict[str, str]]]:
-        """The messages of which a text may be made, those that explain most of it first."""
+        """The messages of which a text may be made, those that explain most of it first; a number is rather one of a
+        message that expects a number."""
         candidates = [one for word in {"", *re.findall(r"[A-Za-z]+", text)} for one in self._by_word.get(word, ())]
-        for template in sorted(candidates, key=lambda one: (-one.letters, -one.fixed, one.parts)):
+        for template in sorted(candidates, key=lambda one: (-one.letters, -one.fixed, one.free, one.parts)):
             if (values := template.values(text)) is not None:
                 yield template, values
 
