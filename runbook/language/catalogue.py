@@ -41,7 +41,7 @@ RATIO = re.compile(r"-?[\d.,]+ ?%")
 """What a value whose name ends in `ratio` may be."""
 _NOTE = re.compile(r"(.+?) \((.+)\)")
 _CLAUSE = re.compile(r"[;:,.] | \(")
-"""Where the second of two values begins that have nothing between them, such as `{until}{why}`: it is a clause or ""."""
+"""Where the second of two values begins that have nothing between them (`{until}{why}`): it is a clause, or empty."""
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
 
@@ -132,8 +132,8 @@ class Template:
         return values if all(_may_be(name, value) for name, value in values.items()) else None
 
     def _end_of(self, number: int, text: str, at: int, end: int) -> int:
-        """Of a value of a known kind (`7.0 s` has a space, and `backups` may follow its number directly), or of one that
-        the next value follows directly."""
+        """Of a value of a known kind (`7.0 s` has a space, and `backups` may follow its number directly), or of one
+        that the next value follows directly."""
         if kind := _kind(self.names[number]):
             found = kind.match(text, at, end)
             return found.end() if found else at

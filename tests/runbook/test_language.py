@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,13 +94,15 @@ def test_a_text_made_of_a_message_has_the_translation_of_that_message(sample: st
         if not own.names or message == translation or (" " in sample and " " in own.parts[1:-1]):
             continue
         values = {name: _sample(name, sample, own) for name in own.names}
-        made, expected = (
-            VALUE.sub(lambda found: values.get(found[1], found[0]), one) for one in (message, translation)
-        )
+        made, expected = _filled(message, values), _filled(translation, values)
         expected = expected.replace("7 backups", known.translate("7 backups"))
         if (found := known.translate(made)) not in (expected, " ".join(expected.split())):
             wrong.append(f"{message}: {made!r} is {found!r}, not {expected!r}")
     assert not wrong, "\n".join(wrong)
+
+
+def _filled(message: str, values: Mapping[str, str]) -> str:
+    return VALUE.sub(lambda found: values.get(found[1], found[0]), message)
 
 
 def _sample(name: str, sample: str, of: Template) -> str:

@@ -170,8 +170,8 @@ class Reader:
             link = self.undecodable = next(link for link in links if link.segment.end > begin)
             what = "it has records after the end of decoding" if link.stored.end else "it is damaged"
             self.damage = (
-                f"{link.segment.name} in {self.archive.place.where} does not decode from {lsn_text(begin)} on, although "
-                f"its checksum is right: {what}"
+                f"{link.segment.name} in {self.archive.place.where} does not decode from {lsn_text(begin)} on, "
+                f"although its checksum is right: {what}"
             )
 
     def _decode(self, files: Files, *, is_last: bool) -> _Decoded:

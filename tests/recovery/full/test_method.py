@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
+from flows.database.restore import undo_restore
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis
@@ -206,6 +208,48 @@ def test_other_databases_are_never_set_back_silently(based: System) -> None:
     ):
         with pytest.raises(OpsError, match=sentence):
             full_restore.fn(based.name, **parameters)  # type: ignore[arg-type]
+
+
+def test_the_undo_of_an_extraction_brings_the_replaced_database_back_and_leaves_the_other_one_alone(
+    based: System,
+) -> None:
+    """As its report says: the database that was replaced, with the mistake in it and without what was written since.
+    Undone again, the recovered one is live. The other database keeps every row; Redis and files are as they were."""
+    rows, redis_run = messages(based), based.redis().info("server")["run_id"]
+    based.sql("CREATE DATABASE other_app", "postgres")
+    try:
+        based.sql("CREATE TABLE orders AS SELECT 1 AS id", "other_app")
+        based.sql("TRUNCATE interview_messages CASCADE")
+        plan = full_restore.fn(based.name)
+        assert options(plan)["one database from base backup and WAL"][-1] == "chosen"
+        assert "undo: undo-restore" in plan.headline
+        done = full_restore.fn(based.name, confirm=based.name)
+        assert done.status is Status.WARN, done.sentence()
+        assert messages(based) >= rows
+        based.sql("INSERT INTO orders VALUES (2)", "other_app")
+        based.sql("CREATE TABLE written_since AS SELECT 1 AS id")
+        kept = next(name for name in re.findall(r"\w+", done.facts["replaced data kept"]) if "__old_" in name)
+
+        undo = undo_restore.fn(based.name, kept)
+        assert undo.status is Status.PLANNED, undo.sentence()
+        assert "base_" in undo.headline, "by which backup it was replaced"
+        undone = undo_restore.fn(based.name, kept, confirm=based.name)
+        assert undone.status is Status.OK, undone.sentence()
+        assert messages(based) == 0, "the statement is in it"
+        assert based.sql("SELECT to_regclass('written_since')") == [(None,)]
+        assert based.log_in()
+        until(based.healthy, what="the application's health after the undo", seconds=120)
+
+        recovered = undo_restore.fn(based.name, confirm=based.name)
+        assert recovered.status is Status.OK, recovered.sentence()
+        assert messages(based) >= rows
+        assert based.sql("SELECT id FROM written_since") == [(1,)]
+        assert based.sql("SELECT id FROM orders ORDER BY id", "other_app") == [(1,), (2,)]
+        assert based.redis().info("server")["run_id"] == redis_run, "not restarted"
+        assert based.log_in()
+    finally:
+        based.sql("DROP TABLE IF EXISTS written_since")
+        based.sql("DROP DATABASE other_app WITH (FORCE)", "postgres")
 
 
 @pytest.mark.soak
