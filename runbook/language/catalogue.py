@@ -42,6 +42,8 @@ RATIO = re.compile(r"-?[\d.,]+ ?%")
 _NOTE = re.compile(r"(.+?) \((.+)\)")
 _CLAUSE = re.compile(r"[;:,.] | \(")
 """Where the second of two values begins that have nothing between them (`{until}{why}`): it is a clause, or empty."""
+_PREDICATE = re.compile("[がはにの](?![がはにの])")
+"""How the translation of a clause begins that follows a name: `is reserved`, in `app__new is reserved`."""
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
 
@@ -165,7 +167,12 @@ class Catalogue:
     def __init__(self, messages: Mapping[str, str]) -> None:
         self._whole = {message: text for message, text in messages.items() if not _VALUE.search(message)}
         self._by_word = defaultdict[str, list[Template]](list)
-        for message, text in messages.items():
+        clauses = {
+            f"{{subject}} {message}": f"{{subject}} {text}"
+            for message, text in messages.items()
+            if _PREDICATE.match(text)
+        }
+        for message, text in (*messages.items(), *clauses.items()):
             made = Template.of(message, text)
             if made.names and made.is_distinctive:
                 self._by_word[made.longest_word].append(made)

@@ -29,6 +29,7 @@ MESSAGES = {
     "database's pooler": "データベースのプーラ",
     "wait for {name}": "{name} を待ってください",
     "lock": "ロック",
+    "takes no writes": "が書き込みを受け付けません",
     "{errors} of {requests} requests failed{cut}": "リクエスト {requests} 件中 {errors} 件が失敗{cut}",
     "{error_ratio} of {count} requests failed": "リクエスト {count} 件のうち {error_ratio} が失敗",
 }
@@ -43,6 +44,7 @@ TEXTS = {
     ),
     "7 of 20 requests failed": "リクエスト 20 件中 7 件が失敗",
     "0.5 % of 20 requests failed": "リクエスト 20 件のうち 0.5 % が失敗",
+    "Redis at 10.0.0.1:6379 takes no writes": "Redis at 10.0.0.1:6379 が書き込みを受け付けません",
     "3 files could not be read": "3 個のファイルを読み取れません",
     "1 file could not be read": "1 個のファイルを読み取れません",
     "the database's pooler did not answer": "データベースのプーラが応答しません",
