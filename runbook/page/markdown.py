@@ -44,6 +44,12 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
+def before_fence(text: str) -> tuple[str, str]:
+    """A text divided where its first block of code begins."""
+    at = 0 if text.startswith("```") else text.find("\n```")
+    return (text, "") if at < 0 else (text[:at], text[at:])
+
+
 def _escaped(text: str) -> str:
     return escape(_MARKS.sub(r"\\\g<0>", text), quote=False)
 

@@ -14,6 +14,8 @@ from runbook.errors import RunbookFailed
 from runbook.guard.permit import Act
 from runbook.language import catalogue, say
 from runbook.language.catalogue import Catalogue, Template
+from runbook.page.markdown import fenced
+from runbook.report import Evidence
 from runbook.run import runbook
 from tests.runbook.system import EFFECT, System
 
@@ -209,6 +211,19 @@ def test_a_report_quotes_a_failed_runbook_in_english_and_prefect_in_the_environm
     assert "ロック" in str(caught.value)
     assert report.path
     assert not re.search(JAPANESE, report.path.read_text())
+
+
+def test_text_of_a_report_is_translated_line_by_line_and_what_a_program_printed_is_not(tmp_path: Path) -> None:
+    with runbook("Start here", System(tmp_path, language="ja")) as report:
+        lines = "1. no downtime: `x`\n2. Nothing has changed.\n- Nothing has changed.\n| Nothing has changed. |"
+        report.attach(Evidence("List", text=lines))
+        report.attach(Evidence("Output", text=f"Nothing has changed.\n{fenced('Nothing has changed.')}"))
+        report.attach(Evidence("Log", text=fenced("Nothing has changed.\n- Nothing has changed.")))
+    assert report.path
+    page, said = report.path.with_suffix(".md").read_text(), "何も変更していません。"
+    assert f"\n2. {said}\n- {said}\n| Nothing has changed. |" in page
+    assert f"{said}\n```\nNothing has changed.\n```" in page
+    assert "```\nNothing has changed.\n- Nothing has changed.\n```" in page
 
 
 def test_environments_beside_each_other_keep_their_languages(tmp_path: Path) -> None:
