@@ -9,6 +9,7 @@ from html import escape, unescape
 _MARKS = re.compile(r"[\\*\[\]~|]|(?<!\w)_|_(?!\w)")
 _ESCAPED = re.compile(r"\\([\\*\[\]~|_])")
 _LINK = re.compile(r"((?<!\\)\[(?:[^\[\]\\]|\\.)*\]\([^()\s]*\))")
+_FENCE = re.compile(r"^`{3,}", re.MULTILINE)
 _ours = set[str]()
 
 
@@ -46,8 +47,8 @@ def fenced(text: str, language: str = "") -> str:
 
 def before_fence(text: str) -> tuple[str, str]:
     """A text divided where its first block of code begins."""
-    at = 0 if text.startswith("```") else text.find("\n```")
-    return (text, "") if at < 0 else (text[:at], text[at:])
+    found = _FENCE.search(text)
+    return (text[: found.start()], text[found.start() :]) if found else (text, "")
 
 
 def _escaped(text: str) -> str:
