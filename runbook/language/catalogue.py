@@ -44,6 +44,8 @@ _CLAUSE = re.compile(r"[;:,.] | \(")
 """Where the second of two values begins that have nothing between them (`{until}{why}`): it is a clause, or empty."""
 _PREDICATE = re.compile("[がはにの](?![がはにの])")
 """How the translation of a clause begins that follows a name: `is reserved`, in `app__new is reserved`."""
+_NEGATION = re.compile(r"(no|not|none|nothing|nobody|neither|never)\b", re.IGNORECASE)
+"""What a value at the start of a text cannot begin with: `no replica answers` is not made of `{name} answers`."""
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
 
@@ -120,6 +122,8 @@ class Template:
         fixed part first follows: a pattern that tries every end takes minutes for a long text."""
         first, *inner, last = self.parts
         if not text.startswith(first) or not text.endswith(last) or len(text) < len(first) + len(last):
+            return None
+        if not first and _kind(self.names[0]) is None and _NEGATION.match(text):
             return None
         at, end, found = len(first), len(text) - len(last), list[str]()
         for number, part in enumerate(inner):

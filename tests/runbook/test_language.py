@@ -52,6 +52,7 @@ TEXTS = {
     "the database's pooler did not answer": "データベースのプーラが応答しません",
     "the lock did not answer": "lockが応答しません",  # one word within a text may be a name
     "nothing is lost. wait for web": "失われるデータはありません。web を待ってください",
+    "no replica goes back to 01:59": "no replica goes back to 01:59",
     "ls: cannot access {name}": "ls: cannot access {name}",
     "no  downtime": "停止時間なし",
     "人が読む": "人が読む",
