@@ -26,7 +26,7 @@ FEW_WORDS = 2
 """A message of few words, such as `write {value}`, also fits what a program printed: half a translation misleads."""
 MOST_CHARACTERS, MOST_JOINED = 2000, 4
 MOST_REMEMBERED = 10_000
-_SPAN = r"(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
+_SPAN = r"-?(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
 ANYWHERE = ("nothing", "everything", "never", "none", "unknown")
 """Words that are nobody's name."""
 KINDS = {
