@@ -224,8 +224,10 @@ class Catalogue:
     def _filled(self, template: Template, values: Mapping[str, str]) -> str | None:
         """The translation with its values; None where more of the text would stay English than becomes Japanese."""
         made = {name: self.translate(value) for name, value in values.items()}
-        unknown = [_words(value) for name, value in values.items() if made[name] == value]
-        if max(unknown, default=0) > max(FEW_WORDS, template.words):
+        unknown = [value for name, value in values.items() if made[name] == value]
+        if max(map(_words, unknown), default=0) > max(FEW_WORDS, template.words):
+            return None
+        if template.words <= 1 and any(" " in value and _words(value) for value in unknown):
             return None
         return _VALUE.sub(lambda found: made.get(found[1], found[0]), template.translation)
 
@@ -266,7 +268,7 @@ def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
 
 
 def _words(text: str) -> int:
-    return len(re.findall(r"(?<!\S)[a-z]{2,}(?!\S)", text))
+    return len(re.findall(r"(?<!\S)(?!(?:ms|min)\b)[a-z]{2,}(?!\S)", text))
 
 
 def _sentences(parts: Sequence[str]) -> str:
