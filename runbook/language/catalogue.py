@@ -17,7 +17,7 @@ from pathlib import Path
 
 DIRECTORY = Path(__file__).parent
 LIST = ", "
-SEPARATORS = ("; ", ". ", ": ", LIST)
+SEPARATORS = (" — ", "; ", ". ", ": ", LIST)
 """Between clauses that were joined to one text, outermost first."""
 FEWEST_LETTERS = 4
 """A message of values and hardly a letter, such as `{name}: {value}`, would fit everything: unless they are numbers, as
@@ -27,7 +27,7 @@ FEW_WORDS = 2
 MOST_CHARACTERS, MOST_JOINED = 2000, 4
 MOST_REMEMBERED = 10_000
 _SPAN = r"-?(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
-ANYWHERE = ("nothing", "everything", "never", "none", "unknown")
+ANYWHERE = ("nothing", "everything", "never", "none", "unknown", "nobody", "chosen", "available", "accepted")
 """Words that are nobody's name."""
 KINDS = {
     **dict.fromkeys(("len", "count", "sum"), re.compile(r"-?[\d.,]+")),
@@ -45,7 +45,7 @@ _CLAUSE = re.compile(r"[;:,.] | \(")
 _PREDICATE = re.compile("[がはにの](?![がはにの])")
 """How the translation of a clause begins that follows a name: `is reserved`, in `app__new is reserved`."""
 _NEGATION = re.compile(r"(no|not|none|nothing|nobody|neither|never)\b", re.IGNORECASE)
-"""What a value at the start of a text cannot begin with: `no replica answers` is not made of `{name} answers`."""
+"""How an unknown value at the start of a text cannot begin: `no replica answers` is not made of `{name} answers`."""
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
 
@@ -123,8 +123,6 @@ class Template:
         first, *inner, last = self.parts
         if not text.startswith(first) or not text.endswith(last) or len(text) < len(first) + len(last):
             return None
-        if not first and _kind(self.names[0]) is None and _NEGATION.match(text):
-            return None
         at, end, found = len(first), len(text) - len(last), list[str]()
         for number, part in enumerate(inner):
             till = self._end_of(number, text, at, end)
@@ -171,6 +169,7 @@ class Catalogue:
     def __init__(self, messages: Mapping[str, str]) -> None:
         self._whole = {message: text for message, text in messages.items() if not _VALUE.search(message)}
         self._by_word = defaultdict[str, list[Template]](list)
+        messages = {**_joined(messages), **messages}
         clauses = {
             f"{{subject}} {message}": f"{{subject}} {text}"
             for message, text in messages.items()
@@ -225,6 +224,8 @@ class Catalogue:
         """The translation with its values; None where more of the text would stay English than becomes Japanese."""
         made = {name: self.translate(value) for name, value in values.items()}
         unknown = [value for name, value in values.items() if made[name] == value]
+        if not template.parts[0] and unknown[:1] == [values[template.names[0]]] and _NEGATION.match(unknown[0]):
+            return None
         if max(map(_words, unknown), default=0) > max(FEW_WORDS, template.words):
             return None
         if template.words <= 1 and any(" " in value and _words(value) for value in unknown):
@@ -258,13 +259,18 @@ class Catalogue:
             yield made
 
 
+def _joined(messages: Mapping[str, str]) -> dict[str, str]:
+    """The clauses that are appended to others, `, from the copies`, without what joins them."""
+    return {message[2:]: text.lstrip("、,;。 ") for message, text in messages.items() if message[:2] in ("; ", LIST)}
+
+
 def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
     """Whether a value is more than one clause: `API error rate: 8 of 20 requests failed` is not made of
     `{failed} of {number} requests failed`, but its second clause is. The value at the end may have a colon."""
     inner = template.names if template.parts[-1] else template.names[:-1]
     if any(": " in values[name] for name in inner):
         return True
-    return any("; " in one or ". " in one or one.count("(") != one.count(")") for one in values.values())
+    return any(" — " in one or "; " in one or ". " in one or one.count("(") != one.count(")") for one in values.values())
 
 
 def _words(text: str) -> int:
