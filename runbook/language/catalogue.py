@@ -270,7 +270,10 @@ def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
     inner = template.names if template.parts[-1] else template.names[:-1]
     if any(": " in values[name] for name in inner):
         return True
-    return any(" — " in one or "; " in one or ". " in one or one.count("(") != one.count(")") for one in values.values())
+    found = values.values()
+    return any(end in one for end in SEPARATORS[:3] for one in found) or any(
+        one.count("(") != one.count(")") for one in found
+    )
 
 
 def _words(text: str) -> int:

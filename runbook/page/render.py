@@ -107,7 +107,7 @@ def _block(finding: Finding, forms: Forms, environment: str) -> str:
     todo = _what_to_do(finding, forms, environment)
     named = (("", finding.value), (f"{label('expected')}: ", finding.expected))
     lines = [f"- {name}{_shortened(text)}" for name, text in named if text]
-    lines += [f"- **{label('do')}:** {_line(todo)}"] if todo else []
+    lines += [f"- **{label('next step')}:** {_line(todo)}"] if todo else []
     return "\n".join([f"### {MARK[finding.status]} {_name(finding.name)}", *lines])
 
 
