@@ -44,7 +44,7 @@ def judge_disk(report: Report, server: Persistence, place: DataDirectory, copies
         return
     once, needed = server.dataset_bytes, server.dataset_bytes * copies
     report.require(
-        "free space for a save" + (" and a rewrite" if copies > 1 else ""),
+        "free space for a save and a rewrite" if copies > 1 else "free space for a save",
         place.free_bytes > needed,
         f"free {size(needed - place.free_bytes)} in {place.directory}: after a failed save, writes are refused",
         value=size(place.free_bytes),

@@ -42,7 +42,7 @@ RATIO = re.compile(r"-?[\d.,]+ ?%")
 _NOTE = re.compile(r"(.+?) \((.+)\)")
 _CLAUSE = re.compile(r"[;:,.] | \(")
 """Where the second of two values begins that have nothing between them (`{until}{why}`): it is a clause, or empty."""
-_PREDICATE = re.compile("[がはにの](?![がはにの])")
+_PREDICATE = re.compile("[がはにので](?![がはにので])")
 """How the translation of a clause begins that follows a name: `is reserved`, in `app__new is reserved`."""
 _NEGATION = re.compile(r"(no|not|none|nothing|nobody|neither|never)\b", re.IGNORECASE)
 """How an unknown value at the start of a text cannot begin: `no replica answers` is not made of `{name} answers`."""
@@ -167,9 +167,9 @@ class Catalogue:
     """The messages of one language."""
 
     def __init__(self, messages: Mapping[str, str]) -> None:
+        messages = {**_joined(messages), **messages}
         self._whole = {message: text for message, text in messages.items() if not _VALUE.search(message)}
         self._by_word = defaultdict[str, list[Template]](list)
-        messages = {**_joined(messages), **messages}
         clauses = {
             f"{{subject}} {message}": f"{{subject}} {text}"
             for message, text in messages.items()
@@ -228,7 +228,10 @@ class Catalogue:
             return None
         if max(map(_words, unknown), default=0) > max(FEW_WORDS, template.words):
             return None
-        if template.words <= 1 and any(" " in value and _words(value) for value in unknown):
+        most = max(
+            template.words, 1
+        )  # of few words, such as `{text}, from {place}`: it also fits `point in time, from …`
+        if most <= FEW_WORDS and any(" " in value and _words(value) >= most for value in unknown):
             return None
         return _VALUE.sub(lambda found: made.get(found[1], found[0]), template.translation)
 
@@ -272,7 +275,7 @@ def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
         return True
     found = values.values()
     return any(end in one for end in SEPARATORS[:3] for one in found) or any(
-        one.count("(") != one.count(")") for one in found
+        one.endswith((":", ";")) or one.count("(") != one.count(")") for one in found
     )
 
 

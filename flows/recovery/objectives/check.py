@@ -226,5 +226,5 @@ def _judge_duration(report: Report, env: Environment, reach: RecoveryPoints) -> 
 
 def _outcome(env: Environment, reach: RecoveryPoints) -> str:
     best = [reach.best(resource, "server lost") for resource in resources_of(env)]
-    losses = [f"{point.resource} {loss_text(point, reach)}" for point in best if point]
+    losses = [f"{point.resource} ({loss_text(point, reach)})" for point in best if point]
     return f"a lost server would lose: {', '.join(losses)}"
