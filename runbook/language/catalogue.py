@@ -228,9 +228,7 @@ class Catalogue:
             return None
         if max(map(_words, unknown), default=0) > max(FEW_WORDS, template.words):
             return None
-        most = max(
-            template.words, 1
-        )  # of few words, such as `{text}, from {place}`: it also fits `point in time, from …`
+        most = max(template.words, 1)  # `{text}, from {place}` also fits `point in time, from …`
         if most <= FEW_WORDS and any(" " in value and _words(value) >= most for value in unknown):
             return None
         return _VALUE.sub(lambda found: made.get(found[1], found[0]), template.translation)

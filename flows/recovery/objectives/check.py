@@ -124,7 +124,7 @@ def report_full_restore(report: Report, env: Environment, reach: RecoveryPoints)
         (one.method, one.point.told, clock.text(one.point.at) if one.point.at else "", loss_text(one.point, reach))
         for one in listed
     ]
-    report.table("Full restore: options for the database", ("method", "from", "newest moment", "lost"), rows)
+    report.table("Full restore: options for the database", ("method", "restored from", "newest moment", "lost"), rows)
 
 
 def loss_text(point: Point, reach: RecoveryPoints) -> str:

@@ -7,6 +7,8 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +18,8 @@ from flows.database.base_backup import backup_cluster
 from flows.database.restore import undo_restore
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
+from flows.recovery.options import RestoreOptions
+from flows.recovery.point.target import FoundTarget
 from flows.redis.persistence import backup_redis
 from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
@@ -263,6 +267,18 @@ def test_killed_at_every_boundary_of_the_cluster(based: System, tmp_path: Path) 
         done = restore(based, *words)
         assert done.returncode == 0, f"{point}: {done.stderr[-1500:]}"
         assert based.log_in(), point
+
+
+@pytest.mark.parametrize(("shipped", "damage", "warns"), [(2, "", False), (0, "", True), (2, "is damaged", True)])
+def test_wal_without_a_commit_is_no_archiver_that_ships_nothing(shipped: int, damage: str, warns: bool) -> None:
+    """Nobody wrote since the base backup: there is nothing to check."""
+    report, found = Report("Full restore", "lab"), FoundTarget(None, (), None, 0, False, damage)
+    origin = SimpleNamespace(
+        chain=SimpleNamespace(links=("segment",) * shipped), content=SimpleNamespace(stop_lsn="0/8")
+    )
+    RestoreOptions._end_of(cast(Any, SimpleNamespace(report=report, source="lab")), cast(Any, origin), found)
+    assert ("none after the base backup" in findings(report).get("WAL in the store", "")) == warns
+    assert ("no commit after the base backup" in report.facts.get("readable WAL", "")) != warns
 
 
 def test_a_drop_counts_only_if_it_was_committed() -> None:

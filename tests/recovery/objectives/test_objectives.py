@@ -169,7 +169,10 @@ def test_a_dead_standby_is_no_means_and_a_stopped_receiver_makes_the_loss_grow(c
     lost = finding(report, "database, server lost")
     assert lost.status is Status.CRITICAL
     assert "by point in time" in lost.value
-    assert "does not answer" in [one for one in report.findings if one.name.startswith("recovery of database by standby")][0].value
+    assert (
+        "does not answer"
+        in [one for one in report.findings if one.name.startswith("recovery of database by standby")][0].value
+    )
 
 
 def test_a_missing_segment_of_the_archive_is_where_it_ends(cluster: Cluster, base: str) -> None:
