@@ -139,10 +139,12 @@ def _described(describe: Callable[[Report], str], report: Report) -> str:
 
 def _said(error: OpsError, parameters: Mapping[str, Any]) -> str:
     """The error, in the language of the environment where it is known."""
-    with contextlib.suppress(OpsError, KeyError):
-        with use_language(Environment.find(parameters["environment"]).language):
-            return say(str(error))
-    return str(error)
+    try:
+        language = Environment.find(parameters["environment"]).language
+    except (OpsError, KeyError):
+        return str(error)
+    with use_language(language):
+        return say(str(error))
 
 
 @contextlib.contextmanager

@@ -235,8 +235,8 @@ class Catalogue:
 
     def _by_parts(self, text: str) -> str:
         """Joined clauses, each translated; "" where none could be. A list is translated as a whole or not at all."""
-        for separator in filter(text.__contains__, SEPARATORS):
-            parts = text.split(separator)
+        for separator in filter(_outside_brackets(text).__contains__, SEPARATORS):
+            parts = _split(text, separator)
             if separator == LIST:
                 made = [self.translate(part) for part in parts]
                 if any(new == part and " " in part for new, part in zip(made, parts, strict=True)):
@@ -272,9 +272,29 @@ def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
     if any(": " in values[name] for name in inner):
         return True
     found = values.values()
-    return any(end in one for end in SEPARATORS[:3] for one in found) or any(
+    return any(end in _outside_brackets(one) for end in SEPARATORS[:3] for one in found) or any(
         one.endswith((":", ";")) or one.count("(") != one.count(")") for one in found
     )
+
+
+def _outside_brackets(text: str) -> str:
+    """The text with what is in brackets masked: a note has clauses of its own. As it is where brackets do not match."""
+    found, depth = list[str](), 0
+    for letter in text:
+        depth -= letter == ")"
+        found.append("_" if depth > 0 else letter)
+        depth += letter == "("
+    return text if depth else "".join(found)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """At each separator that is not in brackets."""
+    ends, at = _outside_brackets(text).split(separator), 0
+    parts = list[str]()
+    for end in ends:
+        parts.append(text[at : at + len(end)])
+        at += len(end) + len(separator)
+    return parts
 
 
 def _words(text: str) -> int:
