@@ -24,6 +24,7 @@ from deployments import forms
 from deployments.generated import ROOT, with_table, write_or_check
 from flows.routine.checklist import texts
 from runbook.drivers import exit_code
+from runbook.language.catalogue import ANYWHERE
 
 LANGUAGE = "ja"
 PAGE = ROOT / "docs" / "languages.md"
@@ -43,6 +44,7 @@ VERBS = frozenset(
         "state_is",
         "Evidence",
         "Finding",
+        "Requirement",
         "say",
         "label",
     ]
@@ -66,7 +68,8 @@ def messages(path: Path) -> Iterator[str]:
         if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in unseen:
             continue
         text = " ".join(template(node).split())
-        if (_is_phrase(text) or id(node) in short) and re.search("[a-z]{3}", _literal(text)) and not _CODE.search(text):
+        is_seen = _is_phrase(text) or id(node) in short or text in ANYWHERE
+        if is_seen and re.search("[a-z]{3}", _literal(text)) and not _CODE.search(text):
             yield text
 
 

@@ -21,7 +21,7 @@ from runbook.guard import approval
 from runbook.guard.approval import Approved, ApprovedPlanChanged
 from runbook.guard.approval_form import described
 from runbook.guard.codes import CodeRefused
-from runbook.language.say import use_language
+from runbook.language.say import say, use_language
 from runbook.report import Report, Status
 
 CODE, OVERRIDE = "OPS_APPROVAL_CODE", "OPS_APPROVAL_OVERRIDE"
@@ -56,13 +56,13 @@ def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, An
 def _request_approval(env: Environment, approvals: Approval, planned: Report) -> Approved:
     plan, launcher = planned.facts["plan"], os.environ.get("SUDO_USER") or getpass.getuser()
     ends = datetime.now(UTC) + timedelta(minutes=approvals.minutes)
-    override = f" In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
-    with use_language(planned.language):
-        shown = described(planned)
-    print(
-        f"{shown}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
-        f"person ({', '.join(approvals.approvers)}) within {approvals.minutes:g} minutes.{override}"
+    override = f"In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
+    asked = (
+        f"Plan {plan} of {planned.runbook} on {env.name} needs the code of a second person "
+        f"({', '.join(approvals.approvers)}) within {approvals.minutes:g} minutes."
     )
+    with use_language(planned.language):
+        print(described(planned), " ".join(filter(None, (say(asked), say(override)))), sep="\n")
     why = "no code was given"
     for text in _texts():
         now = datetime.now(UTC)

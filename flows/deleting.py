@@ -41,7 +41,8 @@ def judge_clocks(report: Report, env: Environment, *stores: Store, database: Pos
 
 def _described(skew: Skew) -> str:
     seconds = skew.ahead_seconds or 0.0
-    return f"{duration(abs(seconds))} {'ahead of' if seconds >= 0 else 'behind'} {skew.of}"
+    apart = duration(abs(seconds))
+    return f"ahead of {skew.of} by {apart}" if seconds >= 0 else f"behind {skew.of} by {apart}"
 
 
 def limit_unattended(report: Report, env: Environment, what: str, doomed: Sequence[T], total: int) -> Sequence[T]:

@@ -27,11 +27,12 @@ from prefect import Flow
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError, TerminationSignal
 from prefect.settings import PREFECT_API_URL
 
+from blocks.environment import Environment
 from flows.approval import call_approved
 from runbook.drivers import exit_code
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.guard.alone import OPTION, refuse_maintenance
-from runbook.language.say import use_language
+from runbook.language.say import say, use_language
 from runbook.report import Report
 from runbook.wait import until
 
@@ -125,7 +126,7 @@ def launch(
         print(error.report.titled_sentence, file=sys.stderr)
         return 1
     except OpsError as error:
-        print(error, file=sys.stderr)
+        print(_said(error, parameters), file=sys.stderr)
         return 1
     print(f"{_described(describe, report)}{report.titled_sentence}\nreport: {report.path}")
     return 0
@@ -134,6 +135,16 @@ def launch(
 def _described(describe: Callable[[Report], str], report: Report) -> str:
     with use_language(report.language):
         return describe(report)
+
+
+def _said(error: OpsError, parameters: Mapping[str, Any]) -> str:
+    """The error, in the language of the environment where it is known."""
+    try:
+        language = Environment.find(parameters["environment"]).language
+    except (OpsError, KeyError):
+        return str(error)
+    with use_language(language):
+        return say(str(error))
 
 
 @contextlib.contextmanager

@@ -67,7 +67,9 @@ def find_prunable(
         _judge_newest(report, verified[-1])
     for backup in doomed:
         kept = "" if backup.manifest.environment == env.name else ", kept by a restore"
-        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old{kept}", size=backup.manifest.bytes)
+        report.plan(
+            "delete", f"{backup.name}, taken {duration(backup.age_seconds)} ago{kept}", size=backup.manifest.bytes
+        )
     return doomed
 
 

@@ -201,7 +201,7 @@ def measured(backup: Backup) -> tuple[str, int]:
             return "database point in time", cluster_in(backup).bytes
         case "postgres":
             return "database backup", backup.manifest.bytes
-    return f"{backup.manifest.kind} backup", backup.manifest.bytes
+    return " ".join((backup.manifest.kind, "backup")), backup.manifest.bytes
 
 
 def note(report: Report, env: Environment, text: str) -> None:

@@ -81,11 +81,13 @@ class LockLost(OpsError):
 
 
 class RunbookFailed(OpsError):
-    """The report is CRITICAL. Carries it as `report`."""
+    """The report is CRITICAL. Carries it as `report`. Prefect shows its text, in the language of the environment; its
+    `message` is English, since other reports quote it."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        super().__init__(report.headline or report.sentence())
+        super().__init__(report.sentence())
+        self.args = (report.headline or self.message,)
 
     def __reduce__(self) -> tuple[type[OpsError], tuple[str]]:
         """Prefect stores what a run raised: the sentence, without the report that it stands in."""

@@ -84,7 +84,7 @@ def test_what_deletes_by_age_refuses_a_wrong_clock(name: str, tmp_path: Path, mo
     given = {"confirm": NAME} if "confirm" in found.parameters else {}
     with (
         env.with_parts({"prefect_server": server}).stands_in(),
-        pytest.raises(RunbookFailed, match="this host's clock: 24 h 00 min ahead of Prefect"),
+        pytest.raises(RunbookFailed, match="this host's clock: ahead of Prefect by 24 h 00 min"),
     ):
         found.flow.fn(NAME, **given)
 

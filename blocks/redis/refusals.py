@@ -91,11 +91,13 @@ def _unreachable(block: Redis, where: str, error: redis.RedisError) -> OpsError:
     if block.tls and (problem := _tls(block, where, causes)):
         return problem
     if any(_is_closing(cause) for cause in causes):
-        why = "may want a client's certificate, or be full (maxclients), or speak" if block.tls else "may speak"
-        port = f"it {why} {'no ' if block.tls else ''}TLS on this port ([redis] tls)"
-        return Unreachable(
-            f"{where} does not answer: it closed the connection", f"start it, or check its log; where it runs, {port}"
-        )
+        hint = "start it, or check its log. If it runs, it may use TLS on this port ([redis] tls)"
+        if block.tls:
+            hint = (
+                "start it, or check its log. If it runs, it may require a client's certificate, be full (maxclients), "
+                "or use no TLS on this port ([redis] tls)"
+            )
+        return Unreachable(f"{where} does not answer: it closed the connection", hint)
     if isinstance(error, redis.TimeoutError):
         return Unreachable(f"{where} does not answer in time", "it hangs or is unreachable: check its host and its log")
     return Unreachable(f"{where} does not answer", "start it, or check its log")

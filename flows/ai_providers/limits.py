@@ -122,7 +122,7 @@ def _judge_prefix(report: Report, found: CountedCalls) -> None:
         worst=Status.CRITICAL if locked.count else Status.WARN,
     )
     report.prefer(
-        f"{found.prefix} no counter outlives its window",
+        f"{found.prefix} every counter expires with its window",
         not found.long.count,
         "correct the limiter's EXPIRE, or the window in [ai_providers] rate_limits",
         value=_who(found.long.first, found.long.count),

@@ -114,7 +114,7 @@ def update_dependencies(
         branch = f"dependencies/{level}-{report.started:%Y%m%d-%H%M%S}"
         with worktree(repository, branch) as tree:
             done = [*update_python(report, application, tree, chosen), *update_node(report, application, tree, chosen)]
-            report.table("Updated", ("package", "from", "to", "step", "in"), [one.row for one in done])
+            report.table("Updated", ("package", "old version", "new version", "step", "in"), [one.row for one in done])
             chosen.report_missing(report, done)
             if not tree.commit(f"Update dependencies ({level}): {', '.join(one.name for one in done)[:200]}"):
                 report.outcome = f"nothing to update by a {level} version"

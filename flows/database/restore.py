@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -150,7 +151,9 @@ def judge_name(report: Report, env: Environment, into: str) -> None:
     )
 
 
-def choose_superseded(report: Report, found: Sequence[SupersededDatabase], kept: str) -> SupersededDatabase:
+def choose_superseded(
+    report: Report, env: Environment, found: Sequence[SupersededDatabase], kept: str
+) -> SupersededDatabase:
     """The replaced database to swap back.
 
     Raises:
@@ -159,11 +162,23 @@ def choose_superseded(report: Report, found: Sequence[SupersededDatabase], kept:
     chosen = [old for old in found if kept in (NEWEST, old.name)]
     if not chosen:
         names = ", ".join(old.name for old in found[:5])
-        hint = f"choose one of these, newest first: {names}" if names else "no restore has replaced a database here"
+        hint = f"choose one of these, newest first: {names}" if names else _undo_of_cluster(env)
         raise OpsError(f"there is no replaced database “{kept[:80]}”", hint)
     report.fact("database to swap back", chosen[0].name)
     report.pin("kept", chosen[0].name)
     return chosen[0]
+
+
+def _undo_of_cluster(env: Environment) -> str:
+    """The next step where no database was replaced: a recovery may have replaced the whole cluster."""
+    live = Path(env.postgres.data_directory)
+    old = sorted(live.parent.glob(f"{live.name}.superseded_*")) if env.postgres.data_directory else []
+    if not old:
+        return "no restore has replaced a database here"
+    return (
+        f"a recovery replaced the whole cluster: to undo it, stop the services, move {live} away, rename {old[-1]} to "
+        "it, and start the services; writes since that recovery are lost"
+    )
 
 
 def act(env: Environment, into: str) -> Act:
@@ -366,7 +381,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
     env = Environment.find(environment)
     with runbook("Undo restore", env, confirm, plan, changes=True, rank="recovery") as report:
         name = env.postgres.database
-        old = choose_superseded(report, find_superseded(env.postgres), kept)
+        old = choose_superseded(report, env, find_superseded(env.postgres), kept)
         live = read_identity(env.postgres, name)
         restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
         since = read_writes(env.postgres, name) - old.writes

@@ -204,7 +204,8 @@ def judge_space(
     """Free disk space for the staged copy and its WAL, and for the unpacked dump of `backup`."""
     why = "a staged copy next to the old database"
     here = unpacking_of(env.postgres, backup) if backup else {}
-    why += "".join(f", and {size(needed)} for the unpacked dump in {place}" for place, needed in here.items())
+    for place, needed in here.items():
+        why = f"{why}, and {size(needed)} for the unpacked dump in {place}"
     judge_room(report, env, database_bytes, int(database_bytes * WAL_RATIO), why, absent=absent, here=here)
 
 
@@ -215,10 +216,9 @@ def plan_database(report: Report, env: Environment, backup: Backup) -> None:
     name, copy = env.postgres.database, copy_name(env.postgres.database)
     known = report.plan_steps[-1:]
     for place, needed in unpacking_of(env.postgres, backup).items():
-        why = "its compression is not supported by pg_restore here; deleted after the restore"
         report.plan(
             f"unpack {backup.name}",
-            f"to {place}: {why}",
+            f"unpacked in {place}, as pg_restore here does not support its compression; deleted after the restore",
             size=needed,
             seconds=needed / UNPACK_BYTES_PER_SECOND,
             by=RESTORES,

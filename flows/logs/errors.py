@@ -119,7 +119,7 @@ def _judge_new(report: Report, found: list[Kind], *, known: bool) -> None:
         "errors against the hours before",
         not more,
         "find in the chart when they began",
-        value=f"{total:,} after {before:,}",
+        value=f"{total:,} errors, {before:,} in the hours before",
         expected=f"at most {MORE_RATIO:g} times as many",
     )
 

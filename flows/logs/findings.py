@@ -20,7 +20,7 @@ Log = Literal["app", "audit"]
 def report_files_read(report: Report, source: LogSource, bad: int, of: str = "") -> None:
     """Files read, lines that are not JSON, and unreadable files: nothing is left out silently."""
     names = ", ".join(file.path.name for file in source.files) or "no file was written in that time"
-    report.fact(f"{of}read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
+    report.fact(f"{of}files read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
     if not source.bytes:
         report.warn(
             f"{of}something to read",
@@ -35,7 +35,7 @@ def report_files_read(report: Report, source: LogSource, bad: int, of: str = "")
         )
     if bad and is_half_written(source.files):
         bad -= 1
-        report.fact(f"{of}half-written", "the newest line is incomplete and is not counted")
+        report.fact(f"{of}half-written line", "the newest line is incomplete and is not counted")
     if not bad:
         report.passed(f"{of}lines that are not JSON objects", value="none")
         return
@@ -64,7 +64,7 @@ def report_searched(
     if whole:
         count, first, last = whole.rows("SELECT count(*), min(time), max(time) FROM times")[0]
         span = " to ".join(clock.text(at.replace(tzinfo=UTC)) for at in (first, last) if at)
-        report.fact("lines read", f"{count:,}" + (f", from {span}" if span else ""))
+        report.fact("lines read", f"{count:,} lines, written {span}" if span else f"{count:,}")
     if not found:
         report.fact(
             "nothing matched",

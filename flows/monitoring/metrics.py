@@ -68,7 +68,8 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
         _judge(report, env, alarm_of(name), standing)
     exceeded = [alarm_of(name).title for name, standing in found.standings.items() if standing.exceeded]
     for name, change in found.changed.items():
-        report.fact(f"{change} now", ", ".join(filter(None, [report.facts.get(f"{change} now"), name])))
+        fact = "exceeded in this round" if change == "exceeded" else "recovered in this round"
+        report.fact(fact, ", ".join(filter(None, [report.facts.get(fact), name])))
     if found.problem:
         report.warn(
             "events sent to Prefect",
@@ -84,8 +85,9 @@ def _judge(report: Report, env: Environment, metric: Alarm, standing: AlarmState
     limit, value = metric.limit(env.limits), standing.value
     shown = "not measured" if value is None else metric.show(value)
     since = f", since {clock.text(standing.since, 'minutes')}" if standing.exceeded and standing.since else ""
-    waits = "below it again" if standing.exceeded else "over it"
-    row = f" ({waits} {standing.against} of {TIMING.samples} times)" if standing.against else ""
+    row = f" (over it {standing.against} of {TIMING.samples} times)" if standing.against else ""
+    if row and standing.exceeded:
+        row = f" (below it again {standing.against} of {TIMING.samples} times)"
     severity = metric.blind if value is None else metric.severity
     report.require(
         metric.full_title,

@@ -100,7 +100,7 @@ def watch_stopped(environment: str) -> str:
 def summary(env: Environment, found: Incident) -> str:
     """One line about a resolved incident, for the report."""
     took = f"acknowledged by {found.acknowledged_by}" if found.acknowledged else "acknowledged by nobody"
-    over = f"resolved by {found.resolved_by} {moment(env, found.resolved)}"
+    over = f"resolved by {found.resolved_by} at {moment(env, found.resolved)}"
     return (
         f"{found.what} ({found.severity}), {moment(env, found.since)}, {took}, {over}; notified: {notified(env, found)}"
     )

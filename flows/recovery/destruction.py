@@ -16,7 +16,7 @@ from flows.store import store_for
 from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.report import Report
-from runbook.units import duration
+from runbook.units import counted, duration
 from tasks.backups.catalogue import Backup, find_backup
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.target import Stop
@@ -74,7 +74,7 @@ class WalTarget:
 
 def commits(number: int) -> str:
     """`1 commit`, `2 commits`."""
-    return f"{number:,} commit{'s' * (number != 1)}"
+    return counted(number, "commit")
 
 
 def tables_of(backup: Backup | None) -> BackupTables:

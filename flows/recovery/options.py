@@ -54,7 +54,7 @@ from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.supply import system_here
 
 NEWEST = RecoveryTarget("latest")
-COLUMNS = ("kind", "from", "newest point", "lost", "takes", "disk space: needed / free", "")
+COLUMNS = ("kind", "backup", "newest point", "lost", "takes", "disk space: needed / free", "")
 OPTIONS = "Recovery options for the database, the least loss first"
 
 
@@ -329,11 +329,13 @@ class RestoreOptions:
                 value=found.damage,
                 expected="no gap",
             )
-        if not found.links:
+        if found.links:
+            self.report.fact("readable WAL", f"{len(found.links)} segments up to {lsn_text(found.links[-1].end)}")
+        elif origin.chain.links and not found.damage:  # nobody wrote
+            self.report.fact("readable WAL", f"{len(origin.chain.links)} segments, no commit after the base backup")
+        else:
             hint = f"check that the archiver of {self.source} ships to this store; only the base backup can be restored"
             self.report.warn("WAL in the store", hint, value="none after the base backup")
-        else:
-            self.report.fact("readable WAL", f"{len(found.links)} segments up to {lsn_text(found.links[-1].end)}")
         return stop
 
     def _logical(self) -> list[RestoreOption]:

@@ -72,8 +72,10 @@ class RestoreOption:
     @property
     def text(self) -> str:
         """The backup, and the newest write that it has."""
-        more = f" and {len(self.replay.found.links)} segments of WAL" if self.replay else ""
-        return f"{self.backup.name}{more}: up to {clock.text(self.newest, 'microseconds')}"
+        newest = clock.text(self.newest, "microseconds")
+        if not self.replay:
+            return f"{self.backup.name}, newest write at {newest}"
+        return f"{self.backup.name} with {len(self.replay.found.links)} segments of WAL, newest write at {newest}"
 
     @property
     def newest_known(self) -> datetime:

@@ -289,7 +289,7 @@ def describe_undo(report: Report, env: Environment, wanted: Wanted, server: Cach
     except OpsError as error:
         backups, missing = (), error.message
     if backups:
-        newest = f"{backups[-1].name}, {duration(backups[-1].age_seconds)} old"
+        newest = f"{backups[-1].name}, taken {duration(backups[-1].age_seconds)} ago"
         report.fact("undo", f"none; restore-redis restores all keys of the newest backup, {newest}")
         return
     report.fact("undo", "none, and there is no backup")

@@ -44,7 +44,7 @@ def judge_disk(report: Report, server: Persistence, place: DataDirectory, copies
         return
     once, needed = server.dataset_bytes, server.dataset_bytes * copies
     report.require(
-        "free space for a save" + (" and a rewrite" if copies > 1 else ""),
+        "free space for a save and a rewrite" if copies > 1 else "free space for a save",
         place.free_bytes > needed,
         f"free {size(needed - place.free_bytes)} in {place.directory}: after a failed save, writes are refused",
         value=size(place.free_bytes),
@@ -70,7 +70,7 @@ def _judge_kernel(report: Report, server: Persistence, place: DataDirectory) -> 
             "transparent huge pages",
             place.huge_pages != "always" or server.settings["disable-thp"] == "yes",
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled: now each write during a save copies 2 MB",
-            value=place.huge_pages,
+            value=f"[{place.huge_pages}]",  # as the kernel shows it: a bare “never” would be translated
             expected="madvise or never, or disable-thp yes",
         )
 

@@ -108,8 +108,8 @@ def judge_last(report: Report, server: Persistence) -> None:
     )
     if server.appendonly:
         grown = (state.aof_bytes / state.aof_base_bytes - 1) if state.aof_base_bytes else 0.0
-        since_rewrite = f"grown by {grown:.0%} since the last rewrite{_took(state.rewrite_seconds)}"
-        report.fact("AOF", f"{size(state.aof_bytes)}, {since_rewrite}")
+        took = _took(state.rewrite_seconds)
+        report.fact("AOF", f"{size(state.aof_bytes)}, grown by {grown:.0%} since the last rewrite{took}")
         percentage = int(server.settings["auto-aof-rewrite-percentage"])
         least = max(int(server.settings["auto-aof-rewrite-min-size"]), 1)
         report.prefer(

@@ -71,7 +71,7 @@ COLUMNS = ("path", "requests", "p50 ms", "p95 ms", "p99 ms", "longest ms", "shar
 def judge_response(page: Page, found: Traffic) -> str:
     """p95 of all requests against the alarm's limit, slow paths, and the days before."""
     report = page.report
-    of = f"p95 of {found.told}; p50 {found.use.p50:,.0f} ms, p99 {found.use.p99:,.0f} ms"
+    of = f"the p95 of {found.told}; p50 {found.use.p50:,.0f} ms, p99 {found.use.p99:,.0f} ms"
     page.judge(metrics.API_RESPONSE, found.use.p95 / 1000, "see the slow paths in the table", of=of)
     limit = report.limit(metrics.API_RESPONSE)[0] * 1000
     slow = [(name, use) for name, use in found.paths if use.p95 > limit]

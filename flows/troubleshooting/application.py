@@ -111,14 +111,20 @@ def try_start(found: Diagnosis) -> StartTrial | None:
 
 
 def _attach_trial(found: Diagnosis, trial: StartTrial) -> None:
-    ended = "it neither served nor exited" if trial.code is None else f"it exited with code {trial.code}"
-    hooks = "" if trial.hooks else f", without its start-up hooks ({HOOKS}=off)"
-    result = f"{'it serves' if trial.served else ended} after {duration(trial.seconds)}{hooks}, variables: "
-    result += trial.variables
-    if trial.served and trial.hooks:
-        result += ": the code starts; the fault is in the service"
-    elif trial.served:
-        result += ": code and settings load; the fault is in its hooks, its unit or its user"
+    took = duration(trial.seconds)
+    ended = f"it exited with code {trial.code} after {took}"
+    if trial.served:
+        ended = f"it serves after {took}"
+    elif trial.code is None:
+        ended = f"it neither served nor exited within {took}"
+    parts = [ended, "" if trial.hooks else f"without its start-up hooks ({HOOKS}=off)", f"variables: {trial.variables}"]
+    if trial.served:
+        parts += [
+            "the code starts: the fault is in the service"
+            if trial.hooks
+            else "code and settings load: the fault is in its hooks, its unit or its user"
+        ]
+    result = "; ".join(filter(None, parts))
     found.note(QUESTION, result)
     head = f"{code(trial.command)} — {escaped(result)}\n\n"
     found.report.attach(Evidence("Foreground start on a free port", text=head + fenced(trial.output or "(nothing)")))
@@ -303,7 +309,7 @@ def _start_cause(found: Diagnosis, role: str, described: str, problem: str, reas
     explains = ("frontend",) if role == "backend" else ()
     if reason is None:
         what = f"{role} is stopped ({described}): {problem}"
-        hint = f"{start_hint(found, role)}; its log shows why it stopped"
+        hint = f"{start_hint(found, role)}. Its log shows why it stopped"
         return Cause(what, hint, (LOGS,), kind=f"{role}:stopped", explains=explains)
     hint = {
         "import": "install the missing package, or go back to the previous version",

@@ -85,9 +85,9 @@ def judge_replication(found: Diagnosis) -> None:
 
 def _judge_waiting(found: Diagnosis, replication: Replication) -> None:
     count = replication.waiting_commits
-    seen, cause = f"{count} {'commit waits' if count == 1 else 'commits wait'}", None
+    seen, cause = "1 commit waits" if count == 1 else f"{count} commits wait", None
     if replication.waiting_commits and replication.waited_seconds > WAITED_SECONDS:
-        seen += f", the longest for {duration(replication.waited_seconds)}"
+        seen = f"{seen}, the longest for {duration(replication.waited_seconds)}"
         hint = "start the standby or the WAL receiver; never cancel a waiting commit"
         what = f"{seen}, for the standby that synchronous_standby_names requires"
         cause = Cause(what, hint, (CHECK,), kind=COMMITS, explains=(LOCKS,))

@@ -80,10 +80,10 @@ def judge_restart(
         return
     since = clock.text(clock.now() - timedelta(seconds=seconds))
     started = f"{duration(seconds)} ago, at {since}"
-    how = ORDERLY.get(end.how, "")
-    if how:
-        found.record(question, f"started {how} {started}")
-        found.report.fact(f"{name} started", f"{started}, {how}")
+    if how := ORDERLY.get(end.how, ""):
+        seen = f"since {since} ({duration(seconds)}); started {how}"
+        found.record(question, seen)
+        found.report.fact(f"{name} has been running", seen)
         return
     if end.how == "unexpected":
         what = f"{name} restarted {started}: the process before it ended without a shutdown ({end.line})"

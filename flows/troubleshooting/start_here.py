@@ -102,13 +102,14 @@ def _tell_recoverable(report: Report, env: Environment) -> str:
 
 
 def _recoverable(found: RecoveryStanding, one: Recoverable) -> str:
-    """`✓ database: up to 2026-11-29 01:14:51 +09:00, 0.0 s lost, in 16.0 s, by point in time: restore-to-point`."""
-    head, why = f"- {board_page.MARK[one.state]} **{one.resource}**: ", escaped(one.why)
+    """`- ✓ database: up to 2026-11-29 01:14:51 +09:00, 0.0 s lost, in 16.0 s, by point in time: restore-to-point`."""
+    mark, why = board_page.MARK[one.state], escaped(one.why)
     if one.at is None or one.loss_seconds is None:
-        return head + why
-    takes = f"in {duration(one.seconds)}" if one.seconds is not None else "in a time never measured"
-    parts = (f"up to {board_page.moment(found, one.at)}", f"{duration(one.loss_seconds)} lost", takes)
-    return f"{head}{', '.join(parts)}, by {escaped(one.option)}: {one.runbook}" + (f" ({why})" if why else "")
+        return f"- {mark} {one.resource}: {why}"
+    point, lost = board_page.moment(found, one.at), duration(one.loss_seconds)
+    takes = duration(one.seconds) if one.seconds is not None else "a time never measured"
+    how = f"up to {point}, {lost} lost, in {takes}, by {escaped(one.option)}"
+    return f"- {mark} {one.resource}: {how}: {one.runbook}" + (f" ({why})" if why else "")
 
 
 def _tell_failed(report: Report, activity: Activity) -> None:
@@ -129,7 +130,7 @@ def _tell_failed(report: Report, activity: Activity) -> None:
 def _tell_holder(report: Report, found: LockHolder | None, where: str = "") -> str:
     """Who holds the environment's lock, in a few words. `where`: what else was not asked."""
     if found is None:
-        report.fact("lock held by", f"nobody{where}")
+        report.fact("lock held by", f"nobody holds it{where}")
         return f"the lock is free{where}"
     report.fact("lock held by", f"{found.runbook}, process {found.pid} on {found.host}, since {found.since}")
     return f"the lock is held by {found.runbook}"

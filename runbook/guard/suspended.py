@@ -6,7 +6,6 @@ from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 
-from runbook.language.say import say
 from runbook.log import logger
 
 RESUME = (
@@ -23,5 +22,5 @@ def suspend(form: type[RunInput], key: str, seconds: int | None) -> RunInput:
     try:
         return suspend_flow_run(wait_for_input=form, key=key, timeout=seconds)
     except Pause:
-        logger().warning("%s", say(RESUME))
+        logger().warning("%s", RESUME)
         raise

@@ -17,16 +17,17 @@ from pathlib import Path
 
 DIRECTORY = Path(__file__).parent
 LIST = ", "
-SEPARATORS = ("; ", ". ", ": ", LIST)
+SEPARATORS = (" — ", "; ", ". ", ": ", LIST)
 """Between clauses that were joined to one text, outermost first."""
 FEWEST_LETTERS = 4
-"""A message of values and hardly a letter, such as `{name}: {value}`, would fit everything."""
+"""A message of values and hardly a letter, such as `{name}: {value}`, would fit everything: unless they are numbers, as
+in `{number} row`."""
 FEW_WORDS = 2
 """A message of few words, such as `write {value}`, also fits what a program printed: half a translation misleads."""
 MOST_CHARACTERS, MOST_JOINED = 2000, 4
 MOST_REMEMBERED = 10_000
-_SPAN = r"(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
-ANYWHERE = ("nothing", "everything", "never", "none", "unknown")
+_SPAN = r"-?(?:about |less than )?[\d.,]+ (?:ms|s|min|h|d)(?: \d+ (?:s|min|h))?"
+ANYWHERE = ("nothing", "everything", "never", "none", "unknown", "nobody", "chosen", "available", "accepted")
 """Words that are nobody's name."""
 KINDS = {
     **dict.fromkeys(("len", "count", "sum"), re.compile(r"-?[\d.,]+")),
@@ -39,6 +40,12 @@ KINDS = {
 RATIO = re.compile(r"-?[\d.,]+ ?%")
 """What a value whose name ends in `ratio` may be."""
 _NOTE = re.compile(r"(.+?) \((.+)\)")
+_CLAUSE = re.compile(r"[;:,.] | \(")
+"""Where the second of two values begins that have nothing between them (`{until}{why}`): it is a clause, or empty."""
+_PREDICATE = re.compile("[がはにので](?![がはにので])")
+"""How the translation of a clause begins that follows a name: `is reserved`, in `app__new is reserved`."""
+_NEGATION = re.compile(r"(no|not|none|nothing|nobody|neither|never)\b", re.IGNORECASE)
+"""How an unknown value at the start of a text cannot begin: `no replica answers` is not made of `{name} answers`."""
 _VALUE = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"(?:\n|$))+)', re.MULTILINE)
 
@@ -90,6 +97,16 @@ class Template:
         """How many words of a text it explains."""
         return sum(map(_words, self.parts))
 
+    @cached_property
+    def free(self) -> int:
+        """How many of its values may be anything."""
+        return sum(_kind(name) is None for name in self.names)
+
+    @property
+    def is_distinctive(self) -> bool:
+        """Whether few other texts fit it."""
+        return self.letters >= FEWEST_LETTERS - (self.free == 0)
+
     @property
     def longest_word(self) -> str:
         """A word that every text made of it has; "" where there is no whole one."""
@@ -107,8 +124,8 @@ class Template:
         if not text.startswith(first) or not text.endswith(last) or len(text) < len(first) + len(last):
             return None
         at, end, found = len(first), len(text) - len(last), list[str]()
-        for name, part in zip(self.names, inner, strict=False):
-            till = _end_of(name, text, at, end)
+        for number, part in enumerate(inner):
+            till = self._end_of(number, text, at, end)
             if not text.startswith(part, till, end):
                 till = text.find(part, at, end)
             if till < 0:
@@ -117,6 +134,23 @@ class Template:
             at = till + len(part)
         values = dict(zip(self.names, [*found, text[at:end]], strict=True))
         return values if all(_may_be(name, value) for name, value in values.items()) else None
+
+    def _end_of(self, number: int, text: str, at: int, end: int) -> int:
+        """Of a value of a known kind (`7.0 s` has a space, and `backups` may follow its number directly), or of one
+        that the next value follows directly."""
+        if kind := _kind(self.names[number]):
+            found = kind.match(text, at, end)
+            return found.end() if found else at
+        return at if self.parts[number + 1] else self._end_before(number + 1, text, at, end)
+
+    def _end_before(self, following: int, text: str, at: int, end: int) -> int:
+        """Where the value before `following` ends, when nothing is between the two."""
+        part = next(filter(None, self.parts[following + 1 : -1]), "")
+        limit = max(text.find(part, at, end), at) if part else end
+        if kind := _kind(self.names[following]):
+            return next((till for till in range(at, limit + 1) if kind.fullmatch(text, till, limit)), at)
+        found = _CLAUSE.search(text, at + 1, limit)
+        return found.start() if found else limit
 
 
 def _kind(name: str) -> re.Pattern[str] | None:
@@ -129,33 +163,33 @@ def _may_be(name: str, value: str) -> bool:
     return kind is None or bool(kind.fullmatch(value))
 
 
-def _end_of(name: str, text: str, at: int, end: int) -> int:
-    """Of a value of a known kind: `7.0 s` has a space, and `backups` may follow its number directly."""
-    kind = _kind(name)
-    found = kind.match(text, at, end) if kind else None
-    return found.end() if found else at
-
-
 class Catalogue:
     """The messages of one language."""
 
     def __init__(self, messages: Mapping[str, str]) -> None:
+        messages = {**_joined(messages), **messages}
         self._whole = {message: text for message, text in messages.items() if not _VALUE.search(message)}
         self._by_word = defaultdict[str, list[Template]](list)
-        for message, text in messages.items():
+        clauses = {
+            f"{{subject}} {message}": f"{{subject}} {text}"
+            for message, text in messages.items()
+            if _PREDICATE.match(text)
+        }
+        for message, text in (*messages.items(), *clauses.items()):
             made = Template.of(message, text)
-            if made.names and made.letters >= FEWEST_LETTERS:
+            if made.names and made.is_distinctive:
                 self._by_word[made.longest_word].append(made)
         self._known: dict[tuple[str, bool], str] = {}
 
     def translate(self, text: str, *, words: bool = False) -> str:
         """A text with its values, which are translated likewise; as it is where no message fits. `words`: also one that
         is a single word."""
-        if (text, words) not in self._known:
+        found = self._known.get((text, words))  # another thread may clear it
+        if found is None:
             if len(self._known) > MOST_REMEMBERED:
                 self._known.clear()
-            self._known[text, words] = self._translated(text, words)
-        return self._known[text, words]
+            found = self._known[text, words] = self._translated(text, words)
+        return found
 
     def _translated(self, text: str, words: bool) -> str:
         flat = " ".join(text.split())
@@ -179,24 +213,30 @@ class Catalogue:
         return ""
 
     def _fits(self, text: str) -> Iterator[tuple[Template, dict[str, str]]]:
-        """The messages of which a text may be made, those that explain most of it first."""
+        """The messages of which a text may be made, those that explain most of it first; a number is rather one of a
+        message that expects a number."""
         candidates = [one for word in {"", *re.findall(r"[A-Za-z]+", text)} for one in self._by_word.get(word, ())]
-        for template in sorted(candidates, key=lambda one: (-one.letters, -one.fixed, one.parts)):
+        for template in sorted(candidates, key=lambda one: (-one.letters, -one.fixed, one.free, one.parts)):
             if (values := template.values(text)) is not None:
                 yield template, values
 
     def _filled(self, template: Template, values: Mapping[str, str]) -> str | None:
         """The translation with its values; None where more of the text would stay English than becomes Japanese."""
         made = {name: self.translate(value) for name, value in values.items()}
-        unknown = [_words(value) for name, value in values.items() if made[name] == value]
-        if max(unknown, default=0) > max(FEW_WORDS, template.words):
+        unknown = [value for name, value in values.items() if made[name] == value]
+        if not template.parts[0] and unknown[:1] == [values[template.names[0]]] and _NEGATION.match(unknown[0]):
+            return None
+        if max(map(_words, unknown), default=0) > max(FEW_WORDS, template.words):
+            return None
+        most = max(template.words, 1)  # `{text}, from {place}` also fits `point in time, from …`
+        if most <= FEW_WORDS and any(" " in value and _words(value) >= most for value in unknown):
             return None
         return _VALUE.sub(lambda found: made.get(found[1], found[0]), template.translation)
 
     def _by_parts(self, text: str) -> str:
         """Joined clauses, each translated; "" where none could be. A list is translated as a whole or not at all."""
-        for separator in filter(text.__contains__, SEPARATORS):
-            parts = text.split(separator)
+        for separator in filter(_outside_brackets(text).__contains__, SEPARATORS):
+            parts = _split(text, separator)
             if separator == LIST:
                 made = [self.translate(part) for part in parts]
                 if any(new == part and " " in part for new, part in zip(made, parts, strict=True)):
@@ -220,17 +260,45 @@ class Catalogue:
             yield made
 
 
+def _joined(messages: Mapping[str, str]) -> dict[str, str]:
+    """The clauses that are appended to others, `, from the copies`, without what joins them."""
+    return {message[2:]: text.lstrip("、,;。 ") for message, text in messages.items() if message[:2] in ("; ", LIST)}
+
+
 def _spans_clauses(template: Template, values: Mapping[str, str]) -> bool:
     """Whether a value is more than one clause: `API error rate: 8 of 20 requests failed` is not made of
     `{failed} of {number} requests failed`, but its second clause is. The value at the end may have a colon."""
     inner = template.names if template.parts[-1] else template.names[:-1]
     if any(": " in values[name] for name in inner):
         return True
-    return any("; " in one or ". " in one or one.count("(") != one.count(")") for one in values.values())
+    found = values.values()
+    return any(end in _outside_brackets(one) for end in SEPARATORS[:3] for one in found) or any(
+        one.endswith((":", ";")) or one.count("(") != one.count(")") for one in found
+    )
+
+
+def _outside_brackets(text: str) -> str:
+    """The text with what is in brackets masked: a note has clauses of its own. As it is where brackets do not match."""
+    found, depth = list[str](), 0
+    for letter in text:
+        depth -= letter == ")"
+        found.append("_" if depth > 0 else letter)
+        depth += letter == "("
+    return text if depth else "".join(found)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """At each separator that is not in brackets."""
+    ends, at = _outside_brackets(text).split(separator), 0
+    parts = list[str]()
+    for end in ends:
+        parts.append(text[at : at + len(end)])
+        at += len(end) + len(separator)
+    return parts
 
 
 def _words(text: str) -> int:
-    return len(re.findall(r"(?<!\S)[a-z]{2,}(?!\S)", text))
+    return len(re.findall(r"(?<!\S)(?!(?:ms|min)\b)[a-z]{2,}(?!\S)", text))
 
 
 def _sentences(parts: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,10 +38,26 @@ def label(text: str) -> str:
 
 def _translated(text: str, *, words: bool) -> str:
     language = _language.get()
-    return text if language == "en" else catalogue(language).translate(text, words=words)
+    if language == "en":
+        return text
+    try:
+        return catalogue(language).translate(text, words=words)
+    except Exception as error:  # an English report is better than none
+        _warn(language, f"{type(error).__name__}: {error}")
+        return text
+
+
+@functools.cache
+def _warn(language: Language, problem: str) -> None:
+    """Once for each problem: a report has hundreds of texts."""
+    logging.getLogger("ops").warning("a text is not shown in the language %s: %s", language, problem)
 
 
 @functools.cache
 def catalogue(language: Language) -> Catalogue:
-    """The messages of a language, read once."""
-    return Catalogue(read(language))
+    """The messages of a language, read once. Without them every text stays English."""
+    try:
+        return Catalogue(read(language))
+    except Exception as error:
+        _warn(language, f"{type(error).__name__}: {error}")
+        return Catalogue({})

@@ -9,6 +9,7 @@ from html import escape, unescape
 _MARKS = re.compile(r"[\\*\[\]~|]|(?<!\w)_|_(?!\w)")
 _ESCAPED = re.compile(r"\\([\\*\[\]~|_])")
 _LINK = re.compile(r"((?<!\\)\[(?:[^\[\]\\]|\\.)*\]\([^()\s]*\))")
+_FENCE = re.compile(r"^`{3,}", re.MULTILINE)
 _ours = set[str]()
 
 
@@ -42,6 +43,12 @@ def fenced(text: str, language: str = "") -> str:
     """A block of code, whose fence is longer than any in the text."""
     fence = "`" * max(3, _longest(text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def before_fence(text: str) -> tuple[str, str]:
+    """A text divided where its first block of code begins."""
+    found = _FENCE.search(text)
+    return (text[: found.start()], text[found.start() :]) if found else (text, "")
 
 
 def _escaped(text: str) -> str:

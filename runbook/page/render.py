@@ -10,7 +10,7 @@ from dataclasses import replace
 from runbook import clock
 from runbook.language.say import label, say
 from runbook.page.form import Forms
-from runbook.page.markdown import code, escaped
+from runbook.page.markdown import before_fence, code, escaped
 from runbook.page.timeline import timeline
 from runbook.report import Evidence, Finding, Report, Status
 from runbook.units import duration, size
@@ -19,6 +19,7 @@ MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.
 MOST_OPEN_ROWS = 20
 MOST_ROWS = 200
 MOST_CHARACTERS = 300
+_LINE = re.compile(r"^(- |\d+\. |)([^|#`\s].*)$", re.MULTILINE)
 AT_ONCE = ("lost", "acknowledged writes lost", "writes lost", "outage", "outage for clients", "undo")
 """Facts that lead the page."""
 
@@ -106,7 +107,7 @@ def _block(finding: Finding, forms: Forms, environment: str) -> str:
     todo = _what_to_do(finding, forms, environment)
     named = (("", finding.value), (f"{label('expected')}: ", finding.expected))
     lines = [f"- {name}{_shortened(text)}" for name, text in named if text]
-    lines += [f"- **{label('do')}:** {_line(todo)}"] if todo else []
+    lines += [f"- **{label('next step')}:** {_line(todo)}"] if todo else []
     return "\n".join([f"### {MARK[finding.status]} {_name(finding.name)}", *lines])
 
 
@@ -128,7 +129,7 @@ def _steps(report: Report) -> str:
 
 
 def _evidence(item: Evidence, report: Report) -> str:
-    parts = [say(item.text) if "\n" not in item.text else item.text] if item.text else []
+    parts = [_written(item.text)] if item.text else []
     if item.svg:
         parts.append(image(item.name, item.svg))
     if len(item.rows) > MOST_OPEN_ROWS:
@@ -139,6 +140,12 @@ def _evidence(item: Evidence, report: Report) -> str:
     if item.csv and report.path:
         parts.append(f"{label('All rows as CSV')}: {code(str(item.csv_path(report.path)))}")
     return "\n\n".join(parts)
+
+
+def _written(text: str) -> str:
+    """Text and lists line by line. What a program printed is in a fence; a table has its language already."""
+    head, printed = before_fence(text)
+    return _LINE.sub(lambda found: found[1] + say(found[2]), head) + printed
 
 
 def _carry_out(report: Report) -> str:

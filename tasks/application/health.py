@@ -59,8 +59,8 @@ class Health:
     def answer(self) -> str:
         """The result as text."""
         if self.targets:
-            times = f"{self.in_a_row} times in a row after {self.seconds:.1f} s"
-            return f"{' and '.join(self.targets)} healthy {times}"
+            where = " and ".join(self.targets)
+            return f"{where}: healthy {self.in_a_row} times in a row after {self.seconds:.1f} s"
         seen = f"{', '.join(self.running)} run" if self.running else "nothing"
         return f"{NO_HEALTH}; checked: {seen}"
 

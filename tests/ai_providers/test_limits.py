@@ -84,7 +84,7 @@ def test_each_kind_of_counter_is_told_once_and_a_longer_prefix_has_its_own_limit
         f"{PREFIX} over the limit": (Status.WARN, f"1: {PREFIX}a\\xff"),
         f"{PREFIX} near the limit": (Status.WARN, f"1: {PREFIX}near"),
         f"{PREFIX} every counter expires": (Status.WARN, f"1: {PREFIX}free"),
-        f"{PREFIX} no counter outlives its window": (Status.WARN, f"1: {PREFIX}slow"),
+        f"{PREFIX} every counter expires with its window": (Status.WARN, f"1: {PREFIX}slow"),
         f"{PREFIX} every counter is a number": (Status.WARN, found[f"{PREFIX} every counter is a number"][1]),
         f"{PREFIX}azure: near the limit": (Status.WARN, f"1: {PREFIX}azure:all"),
     }

@@ -194,7 +194,7 @@ def test_a_given_command_renews_and_what_it_does_not_do_is_found(
     before = content(live)
     for script, reload, name, told in (
         ("echo no route to the authority >&2; exit 7", "true", f"{APP}: renew certificate", "exited 7"),
-        ("true", "true", f"{APP}: new", "the old one"),
+        ("true", "true", f"{APP}: new certificate", "the old one"),
         (good, "exit 3", f"{APP}: renew certificate", "exited 3"),
     ):
         given(script, reload)

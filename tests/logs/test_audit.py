@@ -47,14 +47,14 @@ def test_a_users_history_over_rotated_files(logs: Path) -> None:
     assert [row[:2] for row in rows(report, "By action")] == [("login", "success"), ("create_session", "success")]
     assert search_audit_log.fn(NAME, resource="s 5").facts["found"] == "1 events"
     assert report.facts["searched for"] == "user_id=u1"
-    assert report.facts["lines read"] == "14, from 2026-02-03 21:00:00 +09:00 to 2026-02-15 21:00:00 +09:00"
+    assert report.facts["lines read"] == "14 lines, written 2026-02-03 21:00:00 +09:00 to 2026-02-15 21:00:00 +09:00"
     assert report.facts["time asked for"] == "the first line to now"
     assert "nothing matched" not in report.facts
     nothing = search_audit_log.fn(NAME, action="login", result="failure", since="2026-02-15 03:00")
     assert nothing.facts["found"] == "0 events"
     assert nothing.facts["searched for"] == "action=login, result=failure"
     assert nothing.facts["time asked for"] == "2026-02-15 03:00:00 +09:00 to now"
-    assert nothing.facts["lines read"].startswith("14, from "), "of every file, not of that time only"
+    assert nothing.facts["lines read"].startswith("14 lines, written "), "of every file, not of that time only"
     assert nothing.facts["nothing matched"].startswith("no proof that nothing happened")
     assert search_audit_log.fn(NAME, since="2026-02-15").facts["found"] == "1 events"
     assert search_audit_log.fn(NAME).status is Status.OK
@@ -109,7 +109,7 @@ def test_what_is_usual_is_read_from_files_before_the_time_that_was_asked_for(log
     report = search_audit_log.fn(NAME, since="2026-02-15T20:00")
     assert report.facts["found"] == "1 events"
     assert [row[3] for row in rows(report, "Unusual")] == ["from a new address, for the first time in 13 log-ins"]
-    assert "2 files: audit.log.1, audit.log" in report.facts["read"]
+    assert "2 files: audit.log.1, audit.log" in report.facts["files read"]
     assert [row[2] for row in rows(report, "Lines that are not JSON")] == ["no JSON"]
 
 

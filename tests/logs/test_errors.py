@@ -54,7 +54,7 @@ def test_many_more_than_before_warns_and_as_many_does_not(logs: Path) -> None:
     with (logs / "app.log").open("a") as log:
         log.writelines(line("x", at, "ERROR") for at in every(60, 90))
     report = summarise_errors.fn(NAME, until=UNTIL)
-    assert values(report)["errors against the hours before"] == "120 after 30"
+    assert values(report)["errors against the hours before"] == "120 errors, 30 in the hours before"
     assert report.status is Status.WARN
 
 

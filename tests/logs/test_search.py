@@ -92,7 +92,7 @@ def test_what_is_no_json_is_counted_and_shown_and_the_rest_is_found(logs: Path) 
     (logs / "app.log").write_bytes(b"".join(lines))
     report = search_logs.fn(NAME)
     assert "lines that are not JSON objects: 6" in values(report), "the half-written last one is told apart"
-    assert "half-written" in report.facts
+    assert "half-written line" in report.facts
     assert report.status is Status.WARN
     assert {text[:5] for text in found(report)} == {"first", "last", "xxxxx"}
     (bad,) = [item for item in report.evidence if "not JSON objects" in item.name]

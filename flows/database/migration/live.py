@@ -44,7 +44,7 @@ def find_verified(report: Report, env: Environment) -> Backup | None:
         if backup.age_seconds > env.rpo_seconds:
             break
         if backup.verified and backup.manifest.environment == env.name:
-            report.fact("verified backup", f"{name}, {duration(backup.age_seconds)} old")
+            report.fact("verified backup", f"{name}, taken {duration(backup.age_seconds)} ago")
             return backup
     report.fact("verified backup", f"none younger than {duration(env.rpo_seconds)}: this run takes one first")
     return None

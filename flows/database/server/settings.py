@@ -231,7 +231,7 @@ def show_settings(report: Report, found: PostgresServerSettings, overrides: Over
         for name in MANUAL
         if (s := found.by_name.get(name))
     ]
-    report.table("Settings", ("setting", "running", "wanted", "section", "source", "takes effect by", "note"), rows)
+    report.table("Settings", ("setting", "running", "wanted", "section", "set by", "takes effect by", "note"), rows)
 
 
 def _note(setting: RecommendedSetting, overrides: Overrides) -> str:

@@ -231,7 +231,7 @@ def _prove(report: Report, block: Certificates, work: Work, known: Sequence[Cert
         else "check certbot's log: it reports success"
     )
     if not report.require(
-        f"{files.name}: new",
+        f"{files.name}: new certificate",
         new,
         hint,
         value=f"serial {files.chain[0].serial_text}" if new else files.trouble[0] or "the old one",

@@ -84,7 +84,7 @@ def clean_docker(
             return report
         for one in doomed:
             age = duration((report.started - one.since).total_seconds())
-            report.plan(f"remove {one.kind}", f"{one.name}: {one.why}, {age} old", size=one.bytes)
+            report.plan(f"remove {one.kind}", f"{one.name}: {one.why}, aged {age}", size=one.bytes)
         report.fact("space to free", f"at least {size(sum(one.bytes for one in doomed))}")
         pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
         freed = size(sum(one.bytes for one in doomed))

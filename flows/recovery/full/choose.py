@@ -36,6 +36,7 @@ from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
 Part = Literal["redis", "files"]
+BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,13 @@ def _nearest(
     without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and no copy
     of it `survives`, only a waiver lets it start empty."""
     if waived:
-        report.fact(f"{kind} backup", f"skipped (without={kind})")
+        report.fact(BACKUP_OF[kind], f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
     backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
     if not backup:
         report.fail(
-            f"{kind} backup",
+            BACKUP_OF[kind],
             f"nothing to do now: {kind} is not restored. Back it up from now on"
             if live.exists() or survives
             else f"find one (source=copies). To start with {kind} empty, run this with without={kind}",
@@ -225,7 +226,7 @@ def _nearest(
         )
         return None
     gap = abs((backup.manifest.taken - moment).total_seconds())
-    report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
+    report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     hint = f"expect inconsistencies: the database and {kind} are from different times"
     report.judge(metrics.BACKUP_GAP, gap, hint, of=kind, worst=Status.WARN)
     return backup

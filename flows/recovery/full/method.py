@@ -197,7 +197,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     up = restore.found.presence == "up"
     return Effect(
         choose.whole_system(env, chosen, option.newest),
-        choose.undo_of(chosen, "rename the kept data directory"),
+        choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
         restore.options.lost,
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )

@@ -124,7 +124,7 @@ def report_full_restore(report: Report, env: Environment, reach: RecoveryPoints)
         (one.method, one.point.told, clock.text(one.point.at) if one.point.at else "", loss_text(one.point, reach))
         for one in listed
     ]
-    report.table("Full restore: options for the database", ("method", "from", "newest moment", "lost"), rows)
+    report.table("Full restore: options for the database", ("method", "restored from", "newest moment", "lost"), rows)
 
 
 def loss_text(point: Point, reach: RecoveryPoints) -> str:
@@ -156,7 +156,7 @@ def _judge_loss(report: Report, env: Environment, reach: RecoveryPoints, resourc
         name,
         bool(chosen.proven),
         "run verify-backup: it restores the backup and records the proof",
-        value=value + ("" if chosen.proven else ", never proven by a restore"),
+        value=value if chosen.proven else f"{value}, never proven by a restore",
         expected=expected,
     )
     if chosen.every_seconds > env.rpo_seconds:
@@ -199,11 +199,12 @@ def _hint(env: Environment, point: Point) -> str:
     """How the RPO can be met with what is configured."""
     if point.means == "backup":
         seldom = point.every_seconds > env.rpo_seconds
-        every = "a daily backup" if point.every_seconds > DAILY else f"one every {duration(point.every_seconds)}"
-        cannot = f"; {every} cannot meet an RPO of {duration(env.rpo_seconds)}" if seldom else ""
-        more = "archive WAL ([wal], backup-cluster)" if point.resource == "database" else "take backups more often"
-        copies = "; run replicate-backups as often" if point.place == "copies" else ""
-        return f"take one now ({TAKEN_BY[point.resource]}){cannot}: {more}{copies}"
+        every = "a daily backup" if point.every_seconds > DAILY else f"a backup every {duration(point.every_seconds)}"
+        better = "Archive WAL ([wal], backup-cluster)" if point.resource == "database" else "Take backups more often"
+        sentences = [f"take a backup now ({TAKEN_BY[point.resource]})"]
+        sentences += [f"{better}: {every} cannot meet an RPO of {duration(env.rpo_seconds)}" if seldom else better]
+        sentences += ["Run replicate-backups as often"] * (point.place == "copies")
+        return ". ".join(sentences)
     return point.hint or "fix its own finding below"
 
 
@@ -225,5 +226,5 @@ def _judge_duration(report: Report, env: Environment, reach: RecoveryPoints) -> 
 
 def _outcome(env: Environment, reach: RecoveryPoints) -> str:
     best = [reach.best(resource, "server lost") for resource in resources_of(env)]
-    losses = [f"{point.resource} {loss_text(point, reach)}" for point in best if point]
+    losses = [f"{point.resource} ({loss_text(point, reach)})" for point in best if point]
     return f"a lost server would lose: {', '.join(losses)}"

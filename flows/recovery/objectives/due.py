@@ -112,7 +112,9 @@ def _due(report: Report, env: Environment, dangers: tuple[Danger, ...], within_s
         danger = next((danger for danger in dangers if late(best[danger])), None)
         if danger and late(newest):
             point = best[danger]
-            report.fact(f"due: {resource}", f"{danger}: {loss_text(point, reach) if point else 'everything'} lost")
+            report.fact(
+                f"backup due: {resource}", f"{danger}: {loss_text(point, reach) if point else 'everything'} lost"
+            )
             found.append(resource)
     return found
 

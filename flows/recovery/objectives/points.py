@@ -138,7 +138,7 @@ def judge_sources(report: Report, env: Environment, reach: RecoveryPoints) -> No
     for point in reach.points:
         expected_wal = point.means != "point in time" or env.has("wal")
         if point.problem and expected_wal:
-            report.warn(f"{point.resource} by {point.told}", point.hint, value=point.problem)
+            report.warn(f"recovery of {point.resource} by {point.told}", point.hint, value=point.problem)
     for (which, resource), stored in reach.stored.items():
         if isinstance(stored, OpsError):
             continue

@@ -123,7 +123,7 @@ def prove(report: Report, instance: PrivateInstance, origin: PointOrigin, stop: 
         found.paused and reached,
         "check its log; nothing live was touched",
         value=f"replayed up to {lsn_text(found.replayed)}",
-        expected=f"up to {lsn_text(stop.lsn)}",
+        expected=f"the target, LSN {lsn_text(stop.lsn)}" if stop.lsn else "the end of the base backup",
     )
     _judge_sides(report, found, stop)
     report.fail_if_critical()

@@ -193,7 +193,7 @@ def _report_results(report: Report, whole: Sequence[Backup], chain: Chain, oldes
     content, first = cluster_in(whole[-1]), cluster_in(oldest)
     report.fact("base backup", " ← ".join(one.name for one in reversed(whole)))
     report.fact("cluster", f"system identifier {content.system}")
-    report.fact("WAL", f"{chain.text}, from {archive.place.where}")
+    report.fact("WAL", f"{chain.text}, read from {archive.place.where}")
     report.fact("oldest reachable point", f"{clock.text(first.stopped)}, LSN {first.stop_lsn} ({oldest.name})")
     report.fact("newest reachable point", f"LSN {lsn_text(chain.end or content.stop)} at most")
     report.prefer(

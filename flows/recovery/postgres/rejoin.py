@@ -208,8 +208,9 @@ def plan_joining(report: Report, joining: Joining, method: Method) -> None:
         "base_backup": ("pg_basebackup into a new directory; the old files are kept", copy_anew),
     }
     how, by = plans[first]
-    more = ", and a base backup if that fails" if method == "auto" and first != "base_backup" else ""
-    report.plan("join", f"{how}{more}", by=[by])
+    if method == "auto" and first != "base_backup":
+        how = f"{how}; if that fails, a base backup"
+    report.plan("join", how, by=[by])
     report.plan("start", f"{node.service}, until it streams from {address(joining.primary)}", by=[start_services])
 
 

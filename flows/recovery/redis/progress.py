@@ -49,7 +49,7 @@ def report_phases(report: Report, decision_seconds: float, done: HandOver) -> No
     """Report the seconds of decision, switch and first acknowledged write."""
     write = max(0.0, done.first_write_seconds - done.switch_seconds)
     together = max(done.first_write_seconds, done.switch_seconds)
-    report.fact("master", f"{done.new.address} (was {done.old}), {done.how}")
+    report.fact("master", f"{done.new.address} (before: {done.old}), {done.how}")
     report.fact("decision", f"{decision_seconds:.3f} s")
     report.fact("switch", f"{done.switch_seconds:.3f} s")
     report.fact("first acknowledged write", f"{write:.3f} s")

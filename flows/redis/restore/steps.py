@@ -107,7 +107,7 @@ def plan_detaching(report: Report, env: Environment, around: ReplicationTopology
     if around.watchers:
         names = ", ".join(watcher.address for watcher in around.watchers)
         user = env.redis.username or "the default user"
-        login = f"they forget {env.redis.sentinel_master}; when reattached, they log in to it as {user}"
+        login = f"they forget {env.redis.sentinel_master}, and log in to it as {user} when they are reattached"
         report.plan("detach", f"Sentinels {names}: {login}", seconds=0.1, by=[detach])
         if scripts := sorted({script for watcher in around.watchers for script in watcher.scripts.values()}):
             hint = "keep their configuration files: with deny-scripts-reconfig only the file can set a script"

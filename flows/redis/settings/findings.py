@@ -106,10 +106,10 @@ def remedy(found: RedisServerSettings, name: str) -> str:
     if how in ("", AT_ONCE):
         return f"{APPLY} with names={name}"
     text = (
-        f"write {name} {manual.value} into {file} and restart it immediately, before a CONFIG REWRITE (by a Sentinel "
+        f"write {name} {manual.value} into {file} and restart it immediately, before a Sentinel or {APPLY} writes the "
+        "running value there (CONFIG REWRITE)"
     )
-    text += f"or {APPLY}) writes the running value"
-    return text + (", or set enable-protected-configs there" if how == PROTECTED else "")
+    return f"{text}. Or set enable-protected-configs in the file" if how == PROTECTED else text
 
 
 def judge_file(report: Report, found: RedisServerSettings) -> None:

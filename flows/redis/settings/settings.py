@@ -123,7 +123,7 @@ def apply_redis_settings(
         permit = report.permit(*steps.acts(orders), effect=steps.effect(orders, "undo-redis-settings"))
         steps.keep(report, env, orders, hours=override_hours if override else 0, reason=reason)
         results = [steps.carry_out(report, env, permit, order, findings.APPLY) for order in orders]
-        report.outcome = steps.outcome(results, "set")
+        report.outcome = steps.outcome(results)
     return report
 
 
@@ -174,5 +174,5 @@ def undo_redis_settings(
         pin_redis(report, env.redis.at(servers[0].address))
         permit = report.permit(*steps.acts(orders), effect=steps.effect(orders, "apply-redis-settings"))
         results = [steps.undo(report, env, permit, each) for each in undone]
-        report.outcome = steps.outcome(results, "restored")
+        report.outcome = steps.outcome(results, undone=True)
     return report

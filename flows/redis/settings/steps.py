@@ -13,7 +13,7 @@ from runbook.guard.effect import Effect
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
-from runbook.units import first_of, size
+from runbook.units import counted, first_of, size
 from tasks.redis.settings.changes import (
     OFF,
     ON,
@@ -244,8 +244,7 @@ def report_others(report: Report, orders: Sequence[SettingsOrder], others: Seque
         )
 
 
-def outcome(results: Sequence[Result], done: str) -> str:
+def outcome(results: Sequence[Result], *, undone: bool = False) -> str:
     """The run in one line."""
-    return ", ".join(
-        f"{each.values} value{'' if each.values == 1 else 's'} {done} on {each.address}" for each in results
-    )
+    values = [(counted(each.values, "value"), each.address) for each in results]
+    return ", ".join(f"{what} restored on {where}" if undone else f"{what} set on {where}" for what, where in values)

@@ -125,10 +125,12 @@ def _remind(report: Report, env: Environment, record: Record, today: date) -> No
     """Names only: a message must not contain values."""
     kind = "redis" if record.server.startswith("redis ") else "postgres"
     name = f"temporary setting {', '.join(change.name for change in record.changes)} of {kind}"
-    why = f" ({record.reason})" if record.reason else ""
+    expired = f"expired at {record.until}"
+    if record.reason:
+        expired = f"expired at {record.until}, set because of “{record.reason}”"
     hint = f"run undo-{kind}-settings with record={record.name}, or check-{kind}-settings if it was undone by hand"
-    report.warn(name, hint, value=f"expired at {record.until}{why}", expected="undone when it expires")
-    what = f"{name} expired at {record.until}{why}: {hint}"
+    report.warn(name, hint, value=expired, expected="undone when it expires")
+    what = f"{name}: {expired}. {hint}"
     tell_owner(report, env, name, what, OWNER, f"override-{record.name}", today)
 
 

@@ -120,10 +120,23 @@ def content_in_session(
         remote_views=tuple((str(a), str(b)) for a, b in execute(connection, queries.REMOTE_VIEWS)),
         volatile_checks=tuple((str(a), str(b), str(c)) for a, b, c in execute(connection, queries.VOLATILE_CHECKS)),
         definitions={},
-        not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
+        not_compared=tuple(_not_compared(str(a), str(b)) for a, b in execute(connection, queries.NOT_COMPARED)),
         form=FORM,
         part=part,
     )
+
+
+def _not_compared(kind: str, name: str) -> str:
+    """An object that a manifest does not describe, for people."""
+    return {
+        "foreign table": f"rows of foreign table {name}",
+        "materialised view": f"rows of materialised view {name} (the restore refreshes it)",
+        "extension's table": f"rows of table {name} (belongs to an extension)",
+        "user mapping": f"user mapping on server {name}",
+        "security label": f"security label of the database (for {name})",
+        "collations": "collation versions (a restore sorts and builds indexes with the installed ones)",
+        "subscription": f"subscription {name} (a copy has it disabled and without a slot)",
+    }[kind]
 
 
 def _named(connection: Connection, query: LiteralString) -> dict[str, str]:

@@ -89,26 +89,26 @@ ORDER BY 1, 2, a.attnum
 """
 
 NOT_COMPARED = """
-SELECT 'rows of foreign table ' || format('%I.%I', n.nspname, c.relname)
+SELECT 'foreign table', format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'f' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 UNION ALL
-SELECT 'rows of materialised view ' || format('%I.%I', n.nspname, c.relname) || ' (the restore refreshes it)'
+SELECT 'materialised view', format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'm' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 UNION ALL
-SELECT 'rows of table ' || format('%I.%I', n.nspname, c.relname) || ' (belongs to an extension)'
+SELECT 'extension''s table', format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
 WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-UNION ALL SELECT 'user mapping on server ' || srvname FROM pg_user_mappings
-UNION ALL SELECT 'security label of the database (for ' || provider || ')' FROM pg_shseclabel
+UNION ALL SELECT 'user mapping', srvname FROM pg_user_mappings
+UNION ALL SELECT 'security label', provider FROM pg_shseclabel
 WHERE classoid = 'pg_database'::regclass
   AND objoid = (SELECT oid FROM pg_database WHERE datname = current_database())
-UNION ALL SELECT 'collation versions (a restore sorts and builds indexes with the installed ones)'
+UNION ALL SELECT 'collations', ''
 WHERE EXISTS (SELECT FROM pg_collation WHERE collversion IS NOT NULL AND oid >= 16384)
    OR (SELECT datcollversion IS NOT NULL FROM pg_database WHERE datname = current_database())
-UNION ALL SELECT 'subscription ' || subname || ' (a copy has it disabled and without a slot)'
+UNION ALL SELECT 'subscription', subname
 FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 

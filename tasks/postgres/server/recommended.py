@@ -24,7 +24,7 @@ class RecommendedPostgresSettings:
     accepted: Accepted = "this"
 
     def __str__(self) -> str:
-        return self.value + {"this": "", "more": " or more", "less": " or less"}[self.accepted]
+        return {"this": self.value, "more": f"{self.value} or more", "less": f"{self.value} or less"}[self.accepted]
 
 
 RECOMMENDED = (

@@ -79,7 +79,7 @@ def read_foreign(directory: Path, wanted: str) -> Foreign:
             found = read_rdb(path)
             return Foreign(path, found.bytes, found.written, found, None)
         if not path.exists():
-            raise OpsError(f"{path} does not exist", f"name {SUPPORTED}")
+            raise OpsError(f"{path} does not exist", f"choose one of: {SUPPORTED}")
         aof = read_aof(path)
         if not aof.bytes:
             raise VerificationFailed(f"{path.name} is empty", "choose another")

@@ -199,7 +199,7 @@ class _Watch:
         if now.run_id != expected.run_id:
             raise OpsError(f"{where} was restarted {self._when}", kept)
         if now.role != expected.role:
-            raise OpsError(f"{where} is now {_named(now)} {self._when}", "run it again: it finds the new master")
+            raise OpsError(f"{where} was made {_named(now)} {self._when}", "run it again: it finds the new master")
         self._last = now
         return now
 

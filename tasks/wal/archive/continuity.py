@@ -89,7 +89,7 @@ def chain_from(listing: ArchiveListing, timeline: Timeline, lsn: int, bytes_: in
         if link.stored.damaged and number < newest:
             return broken(damaged=link.segment.name)
         if link.stored.end and number < newest:
-            return broken(missing=f"the end of {link.segment.name}")
+            return broken(missing=f"the rest of {link.segment.name}")
         number += 1
     return Chain(timeline, tuple(links))
 

@@ -168,10 +168,10 @@ class Reader:
         self.end = found.broken_at or max(self.read[-1].end, found.reached)
         if begin := found.broken_at:
             link = self.undecodable = next(link for link in links if link.segment.end > begin)
-            what = "has records after the end of decoding" if link.stored.end else "is damaged"
+            what = "it has records after the end of decoding" if link.stored.end else "it is damaged"
             self.damage = (
-                f"{link.segment.name} in {self.archive.place.where} {what}: its WAL does not decode "
-                f"from {lsn_text(begin)} on, although its checksum is right"
+                f"{link.segment.name} in {self.archive.place.where} does not decode from {lsn_text(begin)} on, "
+                f"although its checksum is right: {what}"
             )
 
     def _decode(self, files: Files, *, is_last: bool) -> _Decoded:

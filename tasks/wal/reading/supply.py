@@ -65,7 +65,7 @@ class Supply:
         """The names of the missing ones from `first` to `last`."""
         numbers = range(first, last + 1)
         names = {number: Segment(number, self.timeline.number, self.segment_bytes).name for number in numbers}
-        ends = {number: f"the end of {names[number]}" for number in self.torn & set(numbers)}
+        ends = {number: f"the rest of {names[number]}" for number in self.torn & set(numbers)}
         return [ends.get(number, names[number]) for number in numbers if number in ends or number not in self.pieces]
 
     def bring(self, piece: Piece, directory: Path) -> Path:

@@ -129,7 +129,7 @@ def test_a_bucket_s_clock_that_differs_from_this_host_s_deletes_nothing(
         bucket = gateway.bucket(endpoint=proxy.endpoint)
         in_bucket(trial, bucket)
         if told:
-            with pytest.raises(RunbookFailed, match=rf"this host's clock: 1 min (29|30|31) s {told} .*{bucket.bucket}"):
+            with pytest.raises(RunbookFailed, match=rf"clock: {told} .*{bucket.bucket}.* by 1 min (29|30|31) s"):
                 prune_backups.fn(NAME, confirm=NAME)
         else:
             assert prune_backups.fn(NAME, confirm=NAME).outcome == "nothing to delete"

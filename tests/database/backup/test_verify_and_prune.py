@@ -156,7 +156,7 @@ def test_a_clock_that_differs_from_the_database_s_deletes_nothing(
     monkeypatch.setattr(clock, "of_host", lambda: datetime.now(UTC) + timedelta(seconds=seconds))
     given = {"keep_verified": 1, **OLDER_THAN_30_DAYS}
     if told:
-        where = rf"1 min 30 s {told} PostgreSQL at .*; 1 min 30 s {told} {trial.store}"
+        where = rf"{told} PostgreSQL at .* by 1 min 30 s; {told} {trial.store} by 1 min 30 s"
         with pytest.raises(RunbookFailed, match=f"this host's clock: {where}"):
             prune_backups.fn(NAME, **given, confirm=NAME)
     else:

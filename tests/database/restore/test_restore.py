@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psycopg
 import pytest
 
+from blocks.environment import Environment
 from flows.database.backup import backup_database
-from flows.database.restore import restore_database, undo_restore
+from flows.database.restore import choose_superseded, restore_database, undo_restore
 from flows.database.superseded import discard_superseded, find_kept_data
 from runbook import clock
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.guard.carried_out import CarriedOut
 from runbook.guard.pins import PlanChanged
-from runbook.report import Status, StepTime
+from runbook.report import Report, Status, StepTime
 from runbook.wait import until
 from tasks.backups import catalogue, manifest
 from tasks.backups.manifest import Manifest
@@ -613,3 +615,14 @@ def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_kee
     before = trial.databases()
     assert discard_superseded.fn(NAME, keep=0, names=(kept,), confirm=NAME).facts["already deleted"] == kept
     assert trial.databases() == before, "it is live again, and what came since was not planned"
+
+
+def test_an_undo_after_the_recovery_of_a_whole_cluster_says_what_undoes_that(tmp_path: Path) -> None:
+    live = tmp_path / "data"
+    env = cast(Environment, SimpleNamespace(postgres=SimpleNamespace(data_directory=str(live))))
+    for kept, hint in (("", "no restore has replaced"), ("data.superseded_1", f"rename {live}.superseded_1 to it")):
+        if kept:
+            (tmp_path / kept).mkdir()
+        with pytest.raises(OpsError, match="there is no replaced database") as caught:
+            choose_superseded(Report("Undo restore", NAME), env, [], "newest")
+        assert hint in caught.value.hint

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
+from flows.database.restore import undo_restore
 from flows.recovery.full import cluster
 from flows.recovery.full_restore import full_restore
+from flows.recovery.options import RestoreOptions
+from flows.recovery.point.target import FoundTarget
 from flows.redis.persistence import backup_redis
 from lab import lifecycle
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
@@ -208,6 +214,48 @@ def test_other_databases_are_never_set_back_silently(based: System) -> None:
             full_restore.fn(based.name, **parameters)  # type: ignore[arg-type]
 
 
+def test_the_undo_of_an_extraction_brings_the_replaced_database_back_and_leaves_the_other_one_alone(
+    based: System,
+) -> None:
+    """As its report says: the database that was replaced, with the mistake in it and without what was written since.
+    Undone again, the recovered one is live. The other database keeps every row; Redis and files are as they were."""
+    rows, redis_run = messages(based), based.redis().info("server")["run_id"]
+    based.sql("CREATE DATABASE other_app", "postgres")
+    try:
+        based.sql("CREATE TABLE orders AS SELECT 1 AS id", "other_app")
+        based.sql("TRUNCATE interview_messages CASCADE")
+        plan = full_restore.fn(based.name)
+        assert options(plan)["one database from base backup and WAL"][-1] == "chosen"
+        assert "undo: undo-restore" in plan.headline
+        done = full_restore.fn(based.name, confirm=based.name)
+        assert done.status is Status.WARN, done.sentence()
+        assert messages(based) >= rows
+        based.sql("INSERT INTO orders VALUES (2)", "other_app")
+        based.sql("CREATE TABLE written_since AS SELECT 1 AS id")
+        kept = next(name for name in re.findall(r"\w+", done.facts["replaced data kept"]) if "__old_" in name)
+
+        undo = undo_restore.fn(based.name, kept)
+        assert undo.status is Status.PLANNED, undo.sentence()
+        assert "base_" in undo.headline, "by which backup it was replaced"
+        undone = undo_restore.fn(based.name, kept, confirm=based.name)
+        assert undone.status is Status.OK, undone.sentence()
+        assert messages(based) == 0, "the statement is in it"
+        assert based.sql("SELECT to_regclass('written_since')") == [(None,)]
+        assert based.log_in()
+        until(based.healthy, what="the application's health after the undo", seconds=120)
+
+        recovered = undo_restore.fn(based.name, confirm=based.name)
+        assert recovered.status is Status.OK, recovered.sentence()
+        assert messages(based) >= rows
+        assert based.sql("SELECT id FROM written_since") == [(1,)]
+        assert based.sql("SELECT id FROM orders ORDER BY id", "other_app") == [(1,), (2,)]
+        assert based.redis().info("server")["run_id"] == redis_run, "not restarted"
+        assert based.log_in()
+    finally:
+        based.sql("DROP TABLE IF EXISTS written_since")
+        based.sql("DROP DATABASE other_app WITH (FORCE)", "postgres")
+
+
 @pytest.mark.soak
 def test_killed_at_every_boundary_of_the_cluster(based: System, tmp_path: Path) -> None:
     log, words = tmp_path / "points", ("--method", "cluster")
@@ -219,6 +267,18 @@ def test_killed_at_every_boundary_of_the_cluster(based: System, tmp_path: Path) 
         done = restore(based, *words)
         assert done.returncode == 0, f"{point}: {done.stderr[-1500:]}"
         assert based.log_in(), point
+
+
+@pytest.mark.parametrize(("shipped", "damage", "warns"), [(2, "", False), (0, "", True), (2, "is damaged", True)])
+def test_wal_without_a_commit_is_no_archiver_that_ships_nothing(shipped: int, damage: str, warns: bool) -> None:
+    """Nobody wrote since the base backup: there is nothing to check."""
+    report, found = Report("Full restore", "lab"), FoundTarget(None, (), None, 0, False, damage)
+    origin = SimpleNamespace(
+        chain=SimpleNamespace(links=("segment",) * shipped), content=SimpleNamespace(stop_lsn="0/8")
+    )
+    RestoreOptions._end_of(cast(Any, SimpleNamespace(report=report, source="lab")), cast(Any, origin), found)
+    assert ("none after the base backup" in findings(report).get("WAL in the store", "")) == warns
+    assert ("no commit after the base backup" in report.facts.get("readable WAL", "")) != warns
 
 
 def test_a_drop_counts_only_if_it_was_committed() -> None:

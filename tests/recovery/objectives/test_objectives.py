@@ -169,7 +169,10 @@ def test_a_dead_standby_is_no_means_and_a_stopped_receiver_makes_the_loss_grow(c
     lost = finding(report, "database, server lost")
     assert lost.status is Status.CRITICAL
     assert "by point in time" in lost.value
-    assert "does not answer" in [one for one in report.findings if one.name.startswith("database by standby")][0].value
+    assert (
+        "does not answer"
+        in [one for one in report.findings if one.name.startswith("recovery of database by standby")][0].value
+    )
 
 
 def test_a_missing_segment_of_the_archive_is_where_it_ends(cluster: Cluster, base: str) -> None:
@@ -190,7 +193,7 @@ def test_a_missing_segment_of_the_archive_is_where_it_ends(cluster: Cluster, bas
     until(lambda: finding(check(), "database, data corrupted").status is Status.CRITICAL, what="the loss", seconds=120)
     report = check()
     assert finding(report, "database, server lost").status is Status.OK, "the standby has everything"
-    trouble = finding(report, f"database by point in time ({base})")
+    trouble = finding(report, f"recovery of database by point in time ({base})")
     assert names[1] in trouble.value
     assert "missing" in trouble.value
     newer = backup_cluster.fn(NAME).facts["backup"]
@@ -210,7 +213,7 @@ def test_a_backup_that_failed_its_proof_stands_for_nothing(cluster: Cluster, bas
     assert bad not in str(rows(check()))
     store = store_of(cluster.environment, "cluster")
     catalogue.mark_failed.work(store, base, {"by": "test", "reason": "damaged"})
-    assert "no base backup" in finding(check(), "database by point in time").value
+    assert "no base backup" in finding(check(), "recovery of database by point in time").value
     first = backup_database.fn(NAME).facts["backup"]
     note_proven("postgres", first)
     second = backup_database.fn(NAME).facts["backup"]

@@ -303,7 +303,7 @@ def test_wal_that_does_not_decode_is_replaced_from_an_intact_copy_or_else_critic
     assert [one.damaged for one in archive.listing().segments[damaged]] == [True]
     report = check(cluster)
     assert f"{damaged} is damaged" in next(
-        text for name, text in report.items() if name.startswith("database by point in time")
+        text for name, text in report.items() if name.startswith("recovery of database by point in time")
     )
     archive.place.remove([f"{archive.listing().segments[damaged][0].name}.damaged"])
     later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()

@@ -387,7 +387,7 @@ def test_the_run_is_killed(kept: RedisServer, kind: Kind) -> None:
 def test_it_becomes_a_replica_in_the_middle(kept: RedisServer) -> None:
     report = disturbed(kept, lambda: kept.client().replicaof("127.0.0.1", 1))
     assert report.status is Status.CRITICAL
-    assert "is now a replica of 127.0.0.1:1 during BGSAVE" in report.sentence()
+    assert "was made a replica of 127.0.0.1:1 during BGSAVE" in report.sentence()
     assert "it finds the new master" in report.sentence()
     kept.client().replicaof("NO", "ONE")
     child_of(kept).kill()  # its save goes on

@@ -206,7 +206,7 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
         one["parameters"]["key"]: one["parameters"] for one in place.runs.call("POST", "/flow_runs/filter", body)
     }
     assert set(launched) == {f"checklist-{overdue}", f"override-{over.name}"}
-    assert "temporary setting max_connections of postgres expired at" in launched[f"override-{over.name}"]["what"]
+    assert "temporary setting max_connections of postgres: expired at" in launched[f"override-{over.name}"]["what"]
     given = launched[f"checklist-{overdue}"]
     assert (given["owner"], given["run"], given["key"]) == ("セキュリティ", overdue, f"checklist-{overdue}")
     assert given["severity"] == "normal"

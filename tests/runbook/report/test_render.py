@@ -190,7 +190,7 @@ def test_the_page_has_everything_worst_first() -> None:
     page = render.markdown(report)
     assert page.startswith("# 🛑 Full restore · production · CRITICAL\n\nCRITICAL: backup")
     assert "\n- **do now:** take one\n" in page
-    blocks = "### 🛑 backup\n- none\n- expected: one\n- **do:** take one\n\n### ⚠️ fsync\n- **do:** switch it on\n"
+    blocks = "### 🛑 backup\n- none\n- expected: one\n- **next step:** take one\n\n### ⚠️ fsync\n- **next step:** switch it on\n"
     assert blocks in page
     rows = cells(page)
     assert ["rows", "3", "3"] in rows, "what passed is in a table"

@@ -71,6 +71,16 @@ def test_an_unfinished_segment_that_was_replaced_since_it_was_listed_is_read_fro
     assert archive.get(listed) == wal[:4096].ljust(SIZE, b"\0")
 
 
+def test_a_damaged_successor_does_not_hide_a_good_one(tmp_path: Path) -> None:
+    archive, wal = Archive(DirectoryPlace(tmp_path), Key()), random.Random(3).randbytes(SIZE)
+    listed = _stored(archive, wal, 4096)
+    finished = _stored(archive, wal, 0)
+    _stored(archive, wal, 8192)
+    (tmp_path / finished.name).write_bytes(b"damaged")
+    archive.remove([listed])
+    assert archive.get(listed) == wal[:4096].ljust(SIZE, b"\0")
+
+
 def test_an_unfinished_segment_is_not_read_from_another_server_s_wal(tmp_path: Path) -> None:
     archive, wal = Archive(DirectoryPlace(tmp_path), Key()), random.Random(3).randbytes(SIZE)
     listed = _stored(archive, wal, 4096)
