@@ -33,6 +33,7 @@ from runbook.page import render
 from runbook.page.address import ui_address
 from runbook.page.form import Forms, dumps, form_address, read_forms
 from runbook.page.markdown import escaped
+from runbook.page.width import fit
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
@@ -346,7 +347,7 @@ def _finish(report: Report, target: Target, often: bool) -> None:
         try:
             with asked_briefly(retries=2):
                 shown = create_markdown_artifact(
-                    markdown=page, key=artifact_key(render.key(report)), description=escaped(report.headline[:200])
+                    markdown=fit(page), key=artifact_key(render.key(report)), description=escaped(report.headline[:200])
                 )
             if address := ui_address(f"artifacts/artifact/{shown}"):
                 logger().info("report in Prefect: %s", address)

@@ -10,6 +10,11 @@ _MARKS = re.compile(r"[\\*\[\]~|]|(?<!\w)_|_(?!\w)")
 _ESCAPED = re.compile(r"\\([\\*\[\]~|_])")
 _LINK = re.compile(r"((?<!\\)\[(?:[^\[\]\\]|\\.)*\]\([^()\s]*\))")
 _ours = set[str]()
+LITERAL = (
+    r"!?\[(?:[^\[\]\\]|\\.)*\]\([^()\s]*\)|</?[a-z][^<>]*>|https?://[^\s<>()|`]+"
+    r"|(?<!`)(?P<fence>`+)(?!`).+?(?<!`)(?P=fence)(?!`)"
+)
+"""Of a page's line: links, pictures, tags, addresses and code."""
 
 
 def escaped(text: str) -> str:
