@@ -31,7 +31,7 @@ from runbook.log import logger
 from runbook.masking import without_logins
 from runbook.page import render
 from runbook.page.address import ui_address
-from runbook.page.form import Forms, dumps, form_address, read_forms
+from runbook.page.form import Forms, dumps, form_address, may_name_runbook, read_forms
 from runbook.page.markdown import escaped
 from runbook.page.width import fit
 from runbook.report import Finding, Report, Status
@@ -335,8 +335,7 @@ def _tell_state(report: Report) -> None:
 def _finish(report: Report, target: Target, often: bool) -> None:
     report.finished = datetime.now(UTC)
     add_contacts(report, target)
-    todo = any(one.follow or one.hint for one in report.findings)
-    forms = read_forms([target.name]) if todo else Forms()
+    forms = read_forms([target.name]) if may_name_runbook(render.markdown(report)) else Forms()
     page = _write(report, target.reports_directory, often, forms)
     said, report.headline = _printable(report.sentence()), _printable(report.sentence(say, label))
     # Outside a flow run the command line prints the headline itself. A drill provokes what its controls find.

@@ -19,6 +19,7 @@ from runbook.page.address import ui_address
 from runbook.page.markdown import LITERAL, code, link
 
 MOST = 200
+_LIKE_A_NAME = re.compile(r"(?<![\w./-])[a-z]{2,}(?:-[a-z]+)+(?![\w.-])", re.ASCII)
 _FENCED = re.compile(r"^((?:`{3,})[^\n]*\n.*?^`{3,}$)", re.MULTILINE | re.DOTALL)
 
 
@@ -77,6 +78,11 @@ class Forms:
         address = self.link(one.flow, environment, given, one.command(environment))
         reminder = f" (**{one.reminder}**)" if one.reminder else ""
         return f"{one.why}: {address}{reminder}" if one.why else address + reminder
+
+
+def may_name_runbook(page: str) -> bool:
+    """Whether a page has a word like `full-restore`: for others nobody has to ask Prefect."""
+    return bool(_LIKE_A_NAME.search(page))
 
 
 def read_forms(environments: Sequence[str]) -> Forms:

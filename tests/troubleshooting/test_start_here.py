@@ -20,6 +20,7 @@ from deployments import entries, register, start_page
 from deployments.maintenance import NAME as PLACEHOLDER
 from deployments.runbooks import shown
 from flows.logs.audit import search_audit_log
+from flows.troubleshooting import symptoms
 from flows.troubleshooting.start_here import start_here
 from flows.troubleshooting.symptoms import read_symptoms
 from runbook.errors import RunbookFailed
@@ -73,6 +74,17 @@ def test_the_table_has_every_diagnosis_every_chapter_of_recovery_and_words_that_
     for word, flow in SEARCHES.items():
         hits = [one.first.flow for one in found if word.lower() in one.name_in(NAME, "ja").lower()]
         assert flow in hits, f"{word} finds {hits}"
+
+
+def test_the_first_page_of_the_list_has_every_frequent_symptom() -> None:
+    """Prefect shows ten rows."""
+    for language in ("en", "ja"):
+        names = [symptoms.start_name_in(NAME, language), *(one.name_in(NAME, language) for one in read_symptoms())]
+        first = sorted(names)[: symptoms.FIRST_PAGE]
+        assert first[0] == names[0]
+        frequent = [one.name_in(NAME, language) for one in read_symptoms() if one.place == symptoms.FREQUENT]
+        assert len(frequent) >= 6
+        assert set(frequent) <= set(first)
 
 
 @pytest.fixture

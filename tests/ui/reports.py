@@ -1,4 +1,4 @@
-"""The reports of many runbooks in one flow run, which calls them one after another as their deployments would.
+"""The reports of many runbooks from one flow run, which calls them one after another as their deployments would.
 
 A runbook that takes a `confirm` plans; one that changes nothing runs. Left out are the others, which back up or test
 something, and `CALLING`.
@@ -21,7 +21,7 @@ from prefect.context import FlowRunContext
 from runbook import run
 from runbook.errors import OpsError
 from runbook.language.say import Language, use_language
-from runbook.page import render
+from runbook.page import render, width
 from runbook.page.form import Forms
 from runbook.report import Report
 from tests.test_deployments import FLOWS, Found
@@ -30,32 +30,38 @@ CALLING = {"escalate", "run-checklist", "remind-checklists", "take-due-backups",
 """They call people, wait for people, or launch other runs."""
 
 
-@dataclass(frozen=True)
-class Reported:
-    """The page of one report in each language, and the runbook that was called."""
+@dataclass
+class Published:
+    """A report's page as it is published, in each language; of which runbook."""
 
     runbook: str
-    pages: Mapping[Language, str]
+    pages: dict[Language, str]
 
 
 @dataclass
 class Collector:
-    """Stands in for what writes the report's files and returns its page: the same, and keeps the page."""
+    """In the place of what writes and publishes reports: it does the same, and keeps what is published."""
 
+    language: Language
     runbook: str = ""
-    found: list[Reported] = field(default_factory=list)
+    found: list[Published] = field(default_factory=list)
 
     def write(self, report: Report, directory: Path, often: bool, forms: Forms) -> str:
-        shown = _WRITE(report, directory, often, forms)
-        pages = dict[Language, str]()
+        """As run._write: what a page in the other language would be is kept as well."""
+        page, pages = _WRITE(report, directory, often, forms), dict[Language, str]()
         for language in get_args(Language):
             with use_language(language):
-                pages[language] = render.markdown(report, forms)
-        self.found.append(Reported(self.runbook, pages))
-        return shown
+                pages[language] = width.fit(render.markdown(report, forms))
+        self.found.append(Published(self.runbook, pages))
+        return page
+
+    def publish(self, markdown: str, key: str, description: str) -> object:
+        """As create_markdown_artifact."""
+        self.found[-1].pages[self.language] = markdown
+        return _PUBLISH(markdown=markdown, key=key, description=description)
 
 
-_WRITE = run._write
+_WRITE, _PUBLISH = run._write, run.create_markdown_artifact
 
 
 def only_reads(found: Found) -> bool:
@@ -64,20 +70,20 @@ def only_reads(found: Found) -> bool:
     return plans and found.flow.name not in CALLING
 
 
-def collect(deployments: Mapping[str, DeploymentResponse]) -> list[Reported]:
-    """A report of each deployed runbook that only reads. `deployments`: by the flow's name."""
-    collector = Collector()
+def collect(deployments: Mapping[str, DeploymentResponse], language: Language) -> list[Published]:
+    """A report of each deployed runbook that only reads. `deployments`: by the flow's name. `language`: theirs."""
+    collector = Collector(language)
 
     @flow(name="collect-reports")
     def collect_reports() -> None:
         for found in FLOWS:
             if (there := deployments.get(found.flow.name)) and only_reads(found):
                 collector.runbook = found.flow.name
-                # The report says what went wrong, whatever it was.
-                with _run_of(there), suppress(OpsError):
+                with _run_of(there), suppress(OpsError):  # which its report states
                     found.flow.fn(**there.parameters)
 
-    with mock.patch.object(run, "_write", collector.write):
+    replaced = {"_write": collector.write, "create_markdown_artifact": collector.publish}
+    with mock.patch.multiple(run, **replaced):
         collect_reports()
     return collector.found
 
