@@ -17,7 +17,8 @@ from runbook.page.markdown import escaped
 PHONE = 330.0
 """Pixels for text in a window of 390 px with a scroll bar."""
 TEXT, CELL = 16.0, 14.0
-HEADINGS = {"#": 36.0, "##": 24.0, "###": 20.0, "####": 16.0}
+"""Sizes of the letters; those of headings are larger than they are, since they are bold."""
+HEADINGS = {"#": 39.0, "##": 26.0, "###": 22.0, "####": 17.0}
 INDENT, GAP = 34.0, 16.0
 """Pixels that a list is indented by, and between two columns."""
 LEAST_JOINED, MOST_FIRST = 150.0, 170.0

@@ -1,7 +1,7 @@
 """The reports of many runbooks from one flow run, which calls them one after another as their deployments would.
 
 A runbook that takes a `confirm` plans; one that changes nothing runs. Left out are the others, which back up or test
-something, and `CALLING`.
+something, and `CALLING` and `SLOW`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from tests.test_deployments import FLOWS, Found
 
 CALLING = {"escalate", "run-checklist", "remind-checklists", "take-due-backups", "acknowledge-incident", "run-drill"}
 """They call people, wait for people, or launch other runs."""
+SLOW = {"check-dependencies", "update-dependencies", "lint-code", "check-types", "scan-vulnerabilities"}
+"""Each works for 5 to 20 s on the application's sources."""
 
 
 @dataclass
@@ -64,10 +66,10 @@ class Collector:
 _WRITE, _PUBLISH = run._write, run.create_markdown_artifact
 
 
-def only_reads(found: Found) -> bool:
-    """Whether a call without `confirm` changes nothing."""
+def is_called(found: Found) -> bool:
+    """Whether a call without `confirm` changes nothing, and needs nobody."""
     plans = "confirm" in found.parameters or "changes=True" not in inspect.getsource(found.flow.fn)
-    return plans and found.flow.name not in CALLING
+    return plans and found.flow.name not in CALLING | SLOW
 
 
 def collect(deployments: Mapping[str, DeploymentResponse], language: Language) -> list[Published]:
@@ -77,7 +79,7 @@ def collect(deployments: Mapping[str, DeploymentResponse], language: Language) -
     @flow(name="collect-reports")
     def collect_reports() -> None:
         for found in FLOWS:
-            if (there := deployments.get(found.flow.name)) and only_reads(found):
+            if (there := deployments.get(found.flow.name)) and is_called(found):
                 collector.runbook = found.flow.name
                 with _run_of(there), suppress(OpsError):  # which its report states
                     found.flow.fn(**there.parameters)

@@ -85,7 +85,8 @@ def test_six_symptoms_are_found(place: Lab, certificates: None, somebody: Operat
     page.get_by_role("tab", name="Description").click()
     described, start = page.get_by_role("tabpanel", name="Description"), page.url
     expect(described.get_by_role("heading").first).to_be_visible()
-    fits(somebody)
+    for width in WIDTHS:  # on a phone the tabs above the text are wider than the window: Prefect's own
+        assert too_wide(page, width, around=False) == []
     somebody.picture("start-here", height=PICTURE)
     for flow, filled in SYMPTOMS.values():
         first = described.locator("strong").get_by_role("link", name=flow, exact=True).first
@@ -101,7 +102,8 @@ def test_six_symptoms_are_found(place: Lab, certificates: None, somebody: Operat
     report = somebody.report("start-here")
     expect(report.get_by_role("heading", level=1)).to_contain_text(f"{in_lab('Start here')} · {place.name}")
     expect(report).to_contain_text(in_lab("lock held by"))
-    fits(somebody)
+    for width in WIDTHS:
+        assert too_wide(page, width) == []
 
 
 def open_row_form(row: Locator) -> None:
@@ -124,9 +126,3 @@ def check_form(somebody: Operator, place: Lab, filled: dict[str, object]) -> Non
     values = given(somebody.page.url)
     assert values.items() >= filled.items()
     assert "confirm" not in values
-
-
-def fits(somebody: Operator) -> None:
-    """No part of the page that is open is wider than the window."""
-    for width in WIDTHS:
-        assert too_wide(somebody.page, width) == [], f"wider than {width}"
