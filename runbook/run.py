@@ -346,12 +346,19 @@ def _finish(report: Report, target: Target, often: bool) -> None:
         try:
             with asked_briefly(retries=2):
                 shown = create_markdown_artifact(
-                    markdown=fit(page), key=artifact_key(render.key(report)), description=escaped(report.headline[:200])
+                    markdown=_shown(page, report.hash),
+                    key=artifact_key(render.key(report)),
+                    description=escaped(report.headline[:200]),
                 )
             if address := ui_address(f"artifacts/artifact/{shown}"):
                 logger().info("report in Prefect: %s", address)
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
+
+
+def _shown(page: str, head: str) -> str:
+    """The page as the UI shows it. The chain's head is in it in one piece as well, in the tab Raw: to be copied."""
+    return f"{fit(page)}\n<!-- chain: {head} -->\n"
 
 
 def _printable(text: str) -> str:
