@@ -31,8 +31,9 @@ from runbook.log import logger
 from runbook.masking import without_logins
 from runbook.page import render
 from runbook.page.address import ui_address
-from runbook.page.form import Forms, dumps, form_address, read_forms
+from runbook.page.form import Forms, dumps, form_address, may_name_runbook, read_forms
 from runbook.page.markdown import escaped
+from runbook.page.width import fit
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
@@ -334,8 +335,7 @@ def _tell_state(report: Report) -> None:
 def _finish(report: Report, target: Target, often: bool) -> None:
     report.finished = datetime.now(UTC)
     add_contacts(report, target)
-    todo = any(one.follow or one.hint for one in report.findings)
-    forms = read_forms([target.name]) if todo else Forms()
+    forms = read_forms([target.name]) if may_name_runbook(render.markdown(report)) else Forms()
     page = _write(report, target.reports_directory, often, forms)
     said, report.headline = _printable(report.sentence()), _printable(report.sentence(say, label))
     # Outside a flow run the command line prints the headline itself. A drill provokes what its controls find.
@@ -346,12 +346,19 @@ def _finish(report: Report, target: Target, often: bool) -> None:
         try:
             with asked_briefly(retries=2):
                 shown = create_markdown_artifact(
-                    markdown=page, key=artifact_key(render.key(report)), description=escaped(report.headline[:200])
+                    markdown=_shown(page, report.hash),
+                    key=artifact_key(render.key(report)),
+                    description=escaped(report.headline[:200]),
                 )
             if address := ui_address(f"artifacts/artifact/{shown}"):
                 logger().info("report in Prefect: %s", address)
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
+
+
+def _shown(page: str, head: str) -> str:
+    """The page as the UI shows it. The chain's head is in it in one piece as well, in the tab Raw: to be copied."""
+    return f"{fit(page)}\n<!-- chain: {head} -->\n"
 
 
 def _printable(text: str) -> str:

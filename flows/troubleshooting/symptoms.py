@@ -12,6 +12,8 @@ from runbook.next import Next
 from runbook.page.markdown import escaped
 
 TABLE = Path(__file__).with_suffix(".toml")
+FREQUENT, FIRST_PAGE = 1, 10
+"""The place of frequent symptoms, after start-here; and the rows of a page of Prefect's list (3.9.1)."""
 START_EN, START_JA = "Start here", "ここから始める"
 
 
@@ -19,7 +21,8 @@ START_EN, START_JA = "Start here", "ここから始める"
 class SymptomRow:
     """What somebody sees, in both languages. The first runbook's form opens for it; the others help next."""
 
-    group: int
+    place: int
+    """The number at the beginning of its name: the list sorts by it."""
     en: str
     ja: str
     runbooks: tuple[Next, ...]
@@ -30,8 +33,8 @@ class SymptomRow:
         return self.runbooks[0]
 
     def name_in(self, environment: str, language: Language) -> str:
-        """The name of its deployment: groups follow one another in the UI's list, which sorts by name."""
-        return _name(self.group, self.en, self.ja, environment, language)
+        """The name of its deployment: frequent symptoms come first in the UI's list, then group by group."""
+        return _name(self.place, self.en, self.ja, environment, language)
 
     def text(self, language: Language) -> str:
         """In one language."""
@@ -86,7 +89,7 @@ def _symptom(group: int, given: Mapping[str, object]) -> SymptomRow:
     runbooks = given["runbooks"]
     assert isinstance(runbooks, list)
     following = tuple(Next(one["flow"], parameters=one.get("parameters", {})) for one in runbooks)
-    return SymptomRow(group, str(given["en"]), str(given["ja"]), following)
+    return SymptomRow(FREQUENT if given.get("frequent") else group, str(given["en"]), str(given["ja"]), following)
 
 
 def table(link: Callable[[Next], str], language: Language) -> str:

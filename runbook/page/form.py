@@ -16,9 +16,11 @@ from runbook.guard.brief import asked_briefly
 from runbook.log import logger
 from runbook.next import Next
 from runbook.page.address import ui_address
-from runbook.page.markdown import code, link
+from runbook.page.markdown import LITERAL, code, link
 
 MOST = 200
+_LIKE_A_NAME = re.compile(r"(?<![\w./-])[a-z]{2,}(?:-[a-z]+)+(?![\w.-])", re.ASCII)
+_FENCED = re.compile(r"^((?:`{3,})[^\n]*\n.*?^`{3,}$)", re.MULTILINE | re.DOTALL)
 
 
 def dumps(value: object) -> str:
@@ -51,18 +53,24 @@ class Forms:
         given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
         return code(otherwise) if otherwise else f"launch {flow}/{environment}{given}"
 
-    def named(self, text: str, environment: str) -> str:
-        """Text in which each runbook's name is a link to its form."""
+    def linked(self, page: str, environment: str) -> str:
+        """A finished page in which each name of a runbook, outside of code and of links, is a link to its form."""
         known = sorted((flow for flow, of in self.deployments if of == environment and "-" in flow), key=len)
         if not known or not ui_address(""):
-            return text
-        names = re.compile(rf"(?<![\w./\[`-])(?:{'|'.join(map(re.escape, reversed(known)))})(?![\w/`-])")
+            return page
+        name = rf"(?:{'|'.join(map(re.escape, reversed(known)))})"
+        whole = rf"(?:/{re.escape(environment)})?(?![\w/`-]|\.\w)"
+        names = re.compile(rf"(?<!`)`(?P<code>{name})`(?!`)|{LITERAL}|(?<![\w./-])(?P<name>{name}){whole}", re.ASCII)
 
         def form(found: re.Match[str]) -> str:
-            deployment = self.deployments[found[0], environment]
-            return link(found[0], form_address(deployment, {"environment": environment}))
+            flow = found["code"] or found["name"]
+            if not flow:
+                return found[0]
+            address = form_address(self.deployments[flow, environment], {"environment": environment})
+            return f"[{found[0]}]({address})"
 
-        return names.sub(form, text)
+        parts = _FENCED.split(page)  # every second one is a block of code
+        return "".join(part if number % 2 else names.sub(form, part) for number, part in enumerate(parts))
 
     def next(self, one: Next, environment: str) -> str:
         """A runbook to follow: what for, its form (its command if Prefect does not know it), and the reminder."""
@@ -70,6 +78,11 @@ class Forms:
         address = self.link(one.flow, environment, given, one.command(environment))
         reminder = f" (**{one.reminder}**)" if one.reminder else ""
         return f"{one.why}: {address}{reminder}" if one.why else address + reminder
+
+
+def may_name_runbook(page: str) -> bool:
+    """Whether a page has a word like `full-restore`: for others nobody has to ask Prefect."""
+    return bool(_LIKE_A_NAME.search(page))
 
 
 def read_forms(environments: Sequence[str]) -> Forms:

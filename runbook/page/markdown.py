@@ -11,6 +11,11 @@ _ESCAPED = re.compile(r"\\([\\*\[\]~|_])")
 _LINK = re.compile(r"((?<!\\)\[(?:[^\[\]\\]|\\.)*\]\([^()\s]*\))")
 _FENCE = re.compile(r"^`{3,}", re.MULTILINE)
 _ours = set[str]()
+LITERAL = (
+    r"!?\[(?:[^\[\]\\]|\\.)*\]\([^()\s]*\)|</?[a-z][^<>]*>|https?://[^\s<>()|`]+"
+    r"|(?<!`)(?P<fence>`+)(?!`).+?(?<!`)(?P=fence)(?!`)"
+)
+"""Of a page's line: links, pictures, tags, addresses and code."""
 
 
 def escaped(text: str) -> str:

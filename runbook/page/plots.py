@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.settings import PREFECT_HOME
 
-from runbook.page.timeline import CARD, INK
+from runbook.page.timeline import CARD, INK, WIDTH
 from runbook.units import size
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 BAR, LIMIT = "#5c7cfa", "#e08600"
 # From "no expiry" (red: only a client deletes it) over soon to late.
 SHADES = ("#d6336c", "#e5a50a", "#74a81e", "#22a884", "#4dabf7", "#7a5cd6")
-WIDTH, ROW, TALL, FOOT, TOP = 900, 22, 90, 44, 6
-FONT, MOST_EMS, MOST_LINES = 12, 32, 200
+ROW, TALL, FOOT, TOP = 22, 90, 44, 6
+FONT, MOST_EMS, MOST_LINES = 12, 28, 200
 # What matplotlib repeats in every text: a third of a picture's bytes.
 _FONT, _UNTURNED = (
     "font-size: 12px; font-family: 'DejaVu Sans', sans-serif; ",

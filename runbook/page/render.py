@@ -42,7 +42,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def markdown(report: Report, forms: Forms | None = None) -> str:
     """The whole page, in the order in which it is read at night: what happened and what to do now, the plan, findings,
-    evidence, steps. Runbooks to follow are links to `forms`."""
+    evidence, steps. Each name of a runbook is a link to its form, as far as `forms` has it."""
     forms = forms or Forms()
     title = f"# {MARK[report.status]} {_name(report.runbook)} · {escaped(report.environment)} · {report.status}"
     parts = [title, escaped(report.sentence(say, label))]
@@ -60,7 +60,7 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
         seconds = _folded(label("seconds"), _steps(report))
         parts.append(f"## {label('Steps')}\n{image('steps', timeline(report))}\n\n{seconds}")
     parts.append(_folded(label("chain"), say(f"`{report.hash}` follows `{report.previous}`")))
-    return "\n\n".join(parts) + "\n"
+    return forms.linked("\n\n".join(parts) + "\n", report.environment)
 
 
 def _at_once(report: Report, forms: Forms) -> str:
@@ -115,7 +115,7 @@ def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
     """The hint, and each runbook to follow as a link to its form."""
     spoken = (replace(one, why=say(one.why), reminder=say(one.reminder)) for one in finding.follow)
     named = (forms.next(one, environment) for one in spoken)
-    return ". ".join(filter(None, (forms.named(say(finding.hint).rstrip(".。"), environment), *named)))
+    return ". ".join(filter(None, (say(finding.hint).rstrip(".。"), *named)))
 
 
 def _folded(title: str, text: str) -> str:

@@ -17,7 +17,8 @@ INK, GRID, CARD = "#57606a", "#57606a55", '<rect width="100%" height="100%" rx="
 """Texts, lines, and a white card under both: the UI's pages are light (#eaeaeb) or dark (#26272b), and no grey has a
 contrast of 4.5, which small text needs, on both."""
 COLOUR = {Status.OK: "#2f9e62", Status.WARN: "#d9a400", Status.CRITICAL: "#d6336c", Status.PLANNED: "#5c7cfa"}
-ROW, LEFT, RIGHT, WIDTH = 22, 250, 70, 900
+ROW, LEFT, RIGHT, WIDTH = 22, 230, 60, 700
+"""Pixels. The UI shows reports 590 pixels wide at a desk: a wider picture would have smaller letters there."""
 MOST_STEPS = 200
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400)
 MOST_TICKS = 8

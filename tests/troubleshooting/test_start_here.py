@@ -20,6 +20,7 @@ from deployments import entries, register, start_page
 from deployments.maintenance import NAME as PLACEHOLDER
 from deployments.runbooks import shown
 from flows.logs.audit import search_audit_log
+from flows.troubleshooting import symptoms
 from flows.troubleshooting.start_here import start_here
 from flows.troubleshooting.symptoms import read_symptoms
 from runbook.errors import RunbookFailed
@@ -73,6 +74,17 @@ def test_the_table_has_every_diagnosis_every_chapter_of_recovery_and_words_that_
     for word, flow in SEARCHES.items():
         hits = [one.first.flow for one in found if word.lower() in one.name_in(NAME, "ja").lower()]
         assert flow in hits, f"{word} finds {hits}"
+
+
+def test_the_first_page_of_the_list_has_every_frequent_symptom() -> None:
+    """Prefect shows ten rows."""
+    for language in ("en", "ja"):
+        names = [symptoms.start_name_in(NAME, language), *(one.name_in(NAME, language) for one in read_symptoms())]
+        first = sorted(names)[: symptoms.FIRST_PAGE]
+        assert first[0] == names[0]
+        frequent = [one.name_in(NAME, language) for one in read_symptoms() if one.place == symptoms.FREQUENT]
+        assert len(frequent) >= 6
+        assert set(frequent) <= set(first)
 
 
 @pytest.fixture
@@ -142,7 +154,7 @@ def test_what_is_published_is_in_the_environment_s_language(env: Path) -> None:
         seen[language] = (start, one.description or "", {name: field["description"] for name, field in fields.items()})
     assert f"start-here/0 ここから始める Start here ({NAME})" in deployed()
     assert (
-        f"diagnose-database/2 データベースが遅い・ロック待ち Database is slow: waits and locks ({NAME})" in deployed()
+        f"diagnose-database/1 データベースが遅い・ロック待ち Database is slow: waits and locks ({NAME})" in deployed()
     )
     (start_en, about_en, help_en), (start_ja, about_ja, help_ja) = seen["en"], seen["ja"]
     assert "| Database is slow: waits and locks |" in start_en
@@ -165,11 +177,11 @@ def test_the_deployments_and_the_report_lead_to_the_forms(env: Path) -> None:
         f"search-audit-log/{NAME}",
         f"review-performance/{NAME}",
         f"start-here/0 Start here ここから始める ({NAME})",
-        f"search-audit-log/5 Who logged in as admin: login history 管理者ログインの履歴・監査ログ ({NAME})",
-        f"search-audit-log/5 Attack: many failed logins 不正アクセス・ログインの失敗 ({NAME})",
-        f"review-performance/4 Application is slow アプリが遅い ({NAME})",
+        f"search-audit-log/1 Who logged in as admin: login history 管理者ログインの履歴・監査ログ ({NAME})",
+        f"search-audit-log/6 Attack: many failed logins 不正アクセス・ログインの失敗 ({NAME})",
+        f"review-performance/5 Application is slow アプリが遅い ({NAME})",
     }
-    slow = there[f"review-performance/4 Application is slow アプリが遅い ({NAME})"]
+    slow = there[f"review-performance/5 Application is slow アプリが遅い ({NAME})"]
     assert slow.parameters == {"environment": NAME, "days": 1}
     assert (slow.tags[-1], slow.schedules, "on-demand" in slow.tags) == ("symptom", [], False)
     description = there[f"start-here/{NAME}"].description or ""

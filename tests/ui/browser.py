@@ -143,9 +143,10 @@ class Operator:
         return Form(self.page, asked)
 
     def plots(self) -> dict[str, int]:
-        """The pictures of the page that is open, and how wide each one really is (0: not drawn)."""
-        self.page.wait_for_function("[...document.images].every(image => image.complete)")
-        return dict(self.page.evaluate("[...document.images].map(image => [image.alt, image.naturalWidth])"))
+        """The pictures of the report that is open, and how wide each one really is (0: not drawn)."""
+        shown = "[...document.querySelectorAll('[data-testid=markdown-display] img')]"
+        self.page.wait_for_function(f"{shown}.every(image => image.complete)")
+        return dict(self.page.evaluate(f"{shown}.map(image => [image.alt, image.naturalWidth])"))
 
     def picture(self, name: str, height: int = SIZE["height"]) -> Path:
         """A screenshot for the README: `make screenshots` keeps them."""

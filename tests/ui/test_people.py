@@ -19,6 +19,8 @@ def test_a_checklist_is_answered(place: Lab, somebody: Operator) -> None:
     form.choose("checklist", "cost_review")
     run = somebody.submit()
     somebody.state("Suspended")
+    expect(somebody.report("how-to-resume")).to_contain_text("Resume")
+    somebody.open(f"/runs/flow-run/{run}")
     for phase in (1, 2):
         asked = somebody.resume()
         expect(asked.root).to_contain_text(f"({phase}/2)")

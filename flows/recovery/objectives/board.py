@@ -37,6 +37,7 @@ from runbook.files import durable
 from runbook.guard.brief import asked_briefly
 from runbook.language.say import say, use_language
 from runbook.log import logger
+from runbook.page.width import fit
 from runbook.units import duration
 from tasks.backups.retention import StoredBackup
 from tasks.prefect.offered_backups import offer_backups
@@ -103,7 +104,7 @@ def publish(env: Environment, own: RecoveryStanding) -> None:
         try:
             markdown = board_page.markdown(list(known.values()), now, env.language)
             title = say("recovery board: what can be restored in every environment")
-            create_markdown_artifact(markdown=markdown, key=artifact_key(ARTIFACT), description=title)
+            create_markdown_artifact(markdown=fit(markdown), key=artifact_key(ARTIFACT), description=title)
         except Exception as error:  # the page is on disk
             logger().warning("the recovery board could not be shown in Prefect: %s", error)
 
