@@ -18,12 +18,12 @@ from tasks.postgres.content.definitions import read_definitions
 from tasks.postgres.content.pinned_session import in_batches, pinned
 from tasks.postgres.content.quiet import copy_options
 from tasks.postgres.content.rowhash import FORM
-from tasks.postgres.content.sums import Sums, TableSum
+from tasks.postgres.content.sums import TableSum, TableSums
 from tasks.postgres.dump.generated import Uncomputable
 from tasks.postgres.server.properties import Properties, read_properties
 
 LARGE_OBJECTS = "large objects"
-Beside = Callable[[Sums], AbstractContextManager[None]]
+Beside = Callable[[TableSums], AbstractContextManager[None]]
 Part = Literal["full", "schema", "tables"]
 
 
@@ -163,8 +163,8 @@ def revision(connection: Connection) -> str:
 
 
 def _tables(connection: Connection, chosen: Collection[str] | None, beside: Beside | None) -> dict[str, TableSum]:
-    """Sums of tables, without inheritance children, which are counted separately. None: all, and large objects."""
-    sums = Sums.of(connection, chosen, in_parts=beside is not None)
+    """TableSums of tables, without inheritance children, which are counted separately. None: all, and large objects."""
+    sums = TableSums.of(connection, chosen, in_parts=beside is not None)
     with beside(sums) if beside else nullcontext():
         sums.read(connection)
     sums.read(connection)  # what the session beside this one could not read

@@ -54,7 +54,7 @@ class TablePart:
 
 
 @dataclass
-class Sums:
+class TableSums:
     """What is still to be read, and what was found, by the unit's name. Sessions take the parts from one queue."""
 
     found: dict[str, TableSum]
@@ -62,7 +62,7 @@ class Sums:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, connection: Connection, chosen: Collection[str] | None, *, in_parts: bool = False) -> Sums:
+    def of(cls, connection: Connection, chosen: Collection[str] | None, *, in_parts: bool = False) -> TableSums:
         """Of every table, or of the `chosen` units; largest first. `in_parts`: a large table can be shared.
 
         One session reads whole tables: the server's parallel workers read no range of pages.

@@ -22,7 +22,7 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.log import logger
 from tasks.postgres.content.pinned_session import pin
-from tasks.postgres.content.sums import Sums
+from tasks.postgres.content.sums import TableSums
 
 ATTEMPTS = 10
 _NO_WAIT = "SET lock_timeout = '500ms'"
@@ -80,7 +80,7 @@ class SecondSession:
         self._changed.set()
 
     @contextmanager
-    def beside(self, sums: Sums) -> Iterator[None]:
+    def beside(self, sums: TableSums) -> Iterator[None]:
         """While the block reads the sums. Raises nothing."""
         with ThreadPoolExecutor(1) as pool:
             pool.submit(self._read, sums)
@@ -93,7 +93,7 @@ class SecondSession:
                 self._ended = True
                 self._changed.set()
 
-    def _read(self, sums: Sums) -> None:
+    def _read(self, sums: TableSums) -> None:
         self._changed.wait()
         if self._ended:
             return

@@ -9,7 +9,7 @@ import pytest
 from blocks.postgres.server import execute
 from runbook.wait import until
 from tasks.postgres.content import sums
-from tasks.postgres.content.sums import Sums
+from tasks.postgres.content.sums import TableSums
 from tasks.postgres.dump.snapshot import SecondSession, exported_snapshot
 from tests.database.conftest import Trial
 
@@ -43,10 +43,10 @@ def test_parts_add_up_to_what_one_session_reads(filled: Trial) -> None:
         with filled.server.connect(filled.database) as others:
             others.execute("INSERT INTO wide SELECT generate_series(1, 500)")  # not in the snapshot
             others.execute("VACUUM wide")
-        whole = Sums.of(exporter, None)
+        whole = TableSums.of(exporter, None)
         whole.read(exporter)
         second = SecondSession(postgres, snapshot, lowered.append)
-        shared = Sums.of(exporter, None, in_parts=True)
+        shared = TableSums.of(exporter, None, in_parts=True)
         parts = len(shared._waiting)
         second.start()
         with second.beside(shared):
@@ -69,14 +69,14 @@ def test_who_waits_for_a_lock_on_a_table_does_not_hang_the_dump(filled: Trial) -
         filled.server.connect(filled.database) as altering,
         filled.server.connect(filled.database) as watching,
     ):
-        whole = Sums.of(exporter, None)
+        whole = TableSums.of(exporter, None)
         whole.read(exporter)
         waiting = threading.Thread(target=altering.execute, args=["ALTER TABLE wide ADD COLUMN more int"])
         waiting.start()
         lock = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
         pid = altering.info.backend_pid
         until(lambda: watching.execute(lock, [pid]).fetchone() == (1,), what="the ALTER TABLE to wait", seconds=20)
-        shared = Sums.of(exporter, None, in_parts=True)
+        shared = TableSums.of(exporter, None, in_parts=True)
         second = SecondSession(postgres, snapshot, lambda _: None)
         second.start()
         with second.beside(shared):
@@ -93,10 +93,10 @@ def test_a_second_session_is_not_needed(filled: Trial) -> None:
     """It is never started, or there is no connection left for it."""
     postgres = filled.environment.postgres
     with exported_snapshot(postgres) as (exporter, snapshot, _):
-        whole = Sums.of(exporter, None)
+        whole = TableSums.of(exporter, None)
         whole.read(exporter)
         for name in (snapshot, "00000000-00000000-1"):
-            shared = Sums.of(exporter, None, in_parts=True)
+            shared = TableSums.of(exporter, None, in_parts=True)
             second = SecondSession(postgres, name, lambda _: None)
             if name != snapshot:
                 second.start()
