@@ -271,7 +271,7 @@ class Fence:
             f"the region {found.server} is dead ({when})",
             not against,
             against[0].hint if against else "",
-            value="; ".join(f"not the case: {row.what} ({row.seen})" for row in against[:3]) or "nothing answers",
+            value="; ".join(f"{row.what}: not true, {row.seen}" for row in against[:3]) or "nothing answers",
             expected="nothing answers, and nothing starts it again",
         )
         if unknown and not against:

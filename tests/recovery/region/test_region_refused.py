@@ -18,7 +18,7 @@ def go(system: System, **named: str) -> None:
 
 def test_a_region_that_lives_is_not_replaced_be_it_attested_to_be_dead(system: System) -> None:
     region, before = system.lab.region(), system.untouched()
-    with pytest.raises(RunbookFailed, match="is dead .*backend takes no connections: no.*repair it there"):
+    with pytest.raises(RunbookFailed, match="is dead .*backend takes no connections: not true.*repair it there"):
         go(system)
     assert system.untouched() == before
     assert {row["running"] for row in region.status()["services"].values()} == {False}
@@ -31,7 +31,7 @@ def test_a_database_that_lives_is_enough(system: System) -> None:
     for program in programs:
         services.supervisor.stop(program)
     try:
-        with pytest.raises(RunbookFailed, match=r"PostgreSQL \(postgres\) takes no connections: no"):
+        with pytest.raises(RunbookFailed, match=r"PostgreSQL \(postgres\) takes no connections: not true"):
             go(system)
     finally:
         services.supervisor.start("redis")
