@@ -219,7 +219,7 @@ def test_the_undo_of_an_extraction_brings_the_replaced_database_back_and_leaves_
 ) -> None:
     """As its report says: the database that was replaced, with the mistake in it and without what was written since.
     Undone again, the recovered one is live. The other database keeps every row; Redis and files are as they were."""
-    rows, redis_run = messages(based), based.redis().info("server")["run_id"]
+    rows = messages(based)
     based.sql("CREATE DATABASE other_app", "postgres")
     try:
         based.sql("CREATE TABLE orders AS SELECT 1 AS id", "other_app")
@@ -234,6 +234,7 @@ def test_the_undo_of_an_extraction_brings_the_replaced_database_back_and_leaves_
         based.sql("CREATE TABLE written_since AS SELECT 1 AS id")
         kept = next(name for name in re.findall(r"\w+", done.facts["replaced data kept"]) if "__old_" in name)
 
+        redis_run = based.redis().info("server")["run_id"]
         undo = undo_restore.fn(based.name, kept)
         assert undo.status is Status.PLANNED, undo.sentence()
         assert "base_" in undo.headline, "by which backup it was replaced"

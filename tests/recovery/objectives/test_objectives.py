@@ -142,7 +142,7 @@ def test_a_proven_restore_is_what_the_time_is_estimated_from(cluster: Cluster, b
     told = finding(check(), f"time for database by point in time ({base})")
     assert told.status is Status.CRITICAL, "the RTO is 4 h"
     assert "from 4 measured" in told.value
-    assert board(cluster)["database"].why.startswith("data corrupted: it takes 20 h")
+    assert board(cluster)["database"].why.startswith("data corrupted: it takes 13 h")
     page = (cluster.environment.reports_directory / "recovery-board.html").read_text()
     assert page.index("✗ database") < page.index("✗ files")
 
