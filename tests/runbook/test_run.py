@@ -6,16 +6,18 @@ import contextvars
 import json
 import logging
 import re
+import threading
 import urllib.parse
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import Flow
+from prefect import Flow, flow_engine
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -413,3 +415,15 @@ def test_a_report_shows_times_in_the_zone_of_the_environment_with_its_offset(sys
     assert clock.text(datetime(2026, 11, 28, 16, 14, tzinfo=UTC), "minutes") == "2026-11-28 16:14 +00:00", (
         "outside a run"
     )
+
+
+def test_a_run_does_not_wait_for_the_thread_of_its_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks only once a second whether the run has ended, when the run's state is in Prefect already."""
+    engine, joined = mock.MagicMock(heartbeat_seconds=30), list[str]()
+    engine._build_heartbeat_event_template.return_value = ({}, [])
+    engine.flow_run.state.is_final.return_value = False
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", lambda thread, timeout=None: joined.append(thread.name))
+        with flow_engine._send_heartbeats(engine):
+            pass
+    assert not joined
