@@ -201,6 +201,7 @@ def measured(backup: Backup) -> tuple[str, int]:
             return "database point in time", cluster_in(backup).bytes
         case "postgres":
             return "database backup", backup.manifest.bytes
+    # A measure's name is a key, the same in every language: not a message for the catalogues.
     return " ".join((backup.manifest.kind, "backup")), backup.manifest.bytes
 
 

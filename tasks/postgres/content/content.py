@@ -163,7 +163,7 @@ def revision(connection: Connection) -> str:
 
 
 def _tables(connection: Connection, chosen: Collection[str] | None, beside: Beside | None) -> dict[str, TableSum]:
-    """TableSums of tables, without inheritance children, which are counted separately. None: all, and large objects."""
+    """Sums of tables, without inheritance children, which are counted separately. None: all, and large objects."""
     sums = TableSums.of(connection, chosen, in_parts=beside is not None)
     with beside(sums) if beside else nullcontext():
         sums.read(connection)

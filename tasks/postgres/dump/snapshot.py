@@ -26,6 +26,7 @@ from tasks.postgres.content.sums import TableSums
 
 ATTEMPTS = 10
 _NO_WAIT = "SET lock_timeout = '500ms'"
+_ALONE = "SET max_parallel_workers_per_gather = 0"
 BATCH = 500
 _Table = tuple[int, str, str]
 
@@ -102,6 +103,7 @@ class SecondSession:
                 self._lower(connection.info.backend_pid)
                 pin(connection)
                 execute(connection, _NO_WAIT)  # whoever waits for a lock waits for the first session, which waits here
+                execute(connection, _ALONE)  # parallel workers would keep the application's priority
                 execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(self._snapshot))
                 sums.read(connection)

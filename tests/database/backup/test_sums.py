@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from blocks.postgres.server import execute
+from blocks.postgres.server import Connection, execute
 from runbook.wait import until
 from tasks.postgres.content import sums
 from tasks.postgres.content.sums import TableSums
@@ -103,3 +103,21 @@ def test_a_second_session_is_not_needed(filled: Trial) -> None:
             with second.beside(shared):
                 shared.read(exporter)
             assert shared.found == whole.found
+
+
+def test_the_second_session_is_one_process(filled: Trial) -> None:
+    """The server's parallel workers would keep the priority of the application."""
+    postgres, seen = filled.environment.postgres, list[object]()
+
+    class Settings(TableSums):
+        def read(self, connection: Connection) -> None:
+            seen.extend(execute(connection, "SHOW max_parallel_workers_per_gather")[0])
+
+    filled.sql(f"ALTER DATABASE {filled.database} SET max_parallel_workers_per_gather = 2")
+    with exported_snapshot(postgres) as (exporter, snapshot, _):
+        assert execute(exporter, "SHOW max_parallel_workers_per_gather") == [("2",)]
+        second = SecondSession(postgres, snapshot, lambda _: None)
+        with second.beside(Settings.of(exporter, None, in_parts=True)):
+            second.start()
+            until(lambda: seen, what="the second session", seconds=20)
+    assert seen == ["0"]
