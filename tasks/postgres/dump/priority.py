@@ -117,7 +117,9 @@ def _read(pid: int) -> tuple[int, int]:
 
 
 def _nice_of(group: Path) -> int:
-    return int(group.read_text().split()[-1]) if group.exists() else 0
+    """0 where there is no group: the file is missing (no such kernel) or empty (no session since the host's start)."""
+    words = group.read_text().split() if group.exists() else []
+    return int(words[-1]) if words else 0
 
 
 def _set(pid: int, nice: int, of_group: int) -> None:
