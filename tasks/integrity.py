@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
-from tasks.gx import process
+from tasks.gx import constraints, process
 from tasks.gx.suites import ROWS, TAKEN, Suite, name_of, read_suites, table_of
 from tasks.postgres.content.changes import TableStates, changed, read_states
 from tasks.postgres.content.quiet import copy_options
@@ -67,6 +67,7 @@ def run_expectations(
     contained: Collection[Table] = (),
     taken: datetime | None = None,
     since: TableStates | None = None,
+    built: bool = False,
     render: bool = True,
 ) -> Expectations:
     """Validate every suite in `suites` against a database; keep Data Docs in `directory` (`reports/evidence/<run>/`),
@@ -75,7 +76,8 @@ def run_expectations(
     A suite whose table is missing is not applicable, unless the table is one of `contained`, which the database must
     have. `taken` is the moment that the data is of (None: now). Of the data only counts are kept, and a few unexpected
     values of the column in question. `since`: the states of the tables when all suites were judged last; a suite is not
-    judged again if nothing that it reads has changed.
+    judged again if nothing that it reads has changed. `built`: this run had the server fill the database, so what its
+    constraints say is not counted again.
 
     Raises:
         Unreachable: the server does not answer.
@@ -84,14 +86,16 @@ def run_expectations(
     wanted = _dated(read_suites(suites), taken or datetime.now(UTC))
     with postgres.connect(database) as connection:
         runnable, rows, absent = judgeable(wanted, read_columns(connection), contained)
+        runnable, proven = constraints.split(connection, runnable) if built else (runnable, {})
         texts = _enums_as_text(connection, runnable)
+    rows += [CheckedFiles(name, name_of(one), True, constraints.HOLDS) for name in proven for one in proven[name]]
     unchanged = _unchanged(runnable, since, read_states.work(postgres, database)) if since else ()
     runnable = {name: suite for name, suite in runnable.items() if name not in unchanged}
     if since and not runnable:
         return Expectations(tuple(rows), tuple(absent), None, unchanged=unchanged)
     evidence = _new_directory(directory)
     request = {**_request(postgres, database, runnable, evidence), "texts": texts, "later": not render}
-    answer = process.ask(request)
+    answer = process.ask(request) if runnable else {"docs": None, "rows": []}
     docs = Path(answer["docs"]) if answer["docs"] else None
     rows += [CheckedFiles(*row) for row in answer["rows"]]
     text = json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1)

@@ -75,9 +75,11 @@ def start(
     origin: ExpectationsOrigin = NOW,
     since: TableStates | None = None,
     on: Postgres | None = None,
+    built: bool = False,
 ) -> Pending[Expectations] | None:
     """Start validating a database after the step `after`. `since`: the tables' states when all rules were judged last;
-    `on`: a private instance that has it. `render` keeps Data Docs with the reports, when nobody waits any more.
+    `on`: a private instance that has it; `built`: this run filled it, so its constraints are proof. `render` keeps Data
+    Docs with the reports, when nobody waits any more.
 
     None if the environment has no expectations.
     """
@@ -92,6 +94,7 @@ def start(
         contained=origin.tables,
         taken=origin.taken,
         since=since,
+        built=built,
         render=False,
     )
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -114,10 +115,8 @@ def verify(
             analyzing = analyze.after(scratch).submit(place.postgres, scratch.database, jobs)
             # The expectations apply to the application's rows: partial backups and Prefect's database have none.
             whole = content_in(backup).part == "full" and backup.manifest.kind == "postgres"
-            origin = expectations.origin_of(backup)
-            checking = (
-                expectations.start(report, place, scratch.database, after=scratch, origin=origin) if whole else None
-            )
+            start = partial(expectations.start, report, place, scratch.database, after=scratch, built=True)
+            checking = start(origin=expectations.origin_of(backup)) if whole else None
             proven = restore_steps.prove_database(report, place, backup, scratch)
             restore_steps.judge_statistics(report, analyzing.result())
             expectations.report_results(report, checking, "on the scratch database")

@@ -108,6 +108,13 @@ def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES)
     return tables
 
 
+def read_declared(connection: Connection, schema: str, name: str) -> DeclaredTable | None:
+    """What a table declares, without its rows; None for an inheritance parent, whose rows are other tables' too."""
+    for row in execute(connection, _ONE, schema, name):
+        return None if row[-1] else _table(connection, *row)
+    return None
+
+
 def _table(connection: Connection, oid: int, schema: str, name: str, size: int, has_heirs: bool) -> DeclaredTable:
     """Read a table's declarations. Keys of an inheritance parent do not apply to its children's rows."""
     columns = tuple(DeclaredColumn(*row) for row in execute(connection, _COLUMNS, oid))
@@ -224,13 +231,15 @@ _OPERAND = r'\(*(?:\w+|"(?:[^"]|"")+")\)?(?:::[\w ]+)?\)?'
 _COMPARISON = re.compile(rf"{_OPERAND} (>=|<=|>|<) \(*{_NUMBER}\)*(?:::[\w ]+)?(?:\(\d+(?:,\d+)?\))?\)*")
 _LIST = re.compile(rf"{_OPERAND} = ANY \(+ARRAY\[(.*)\]\)*(?:::[\w ]+(?:\[\])?)?\)*")
 
-_TABLES = """
+_FOUND = """
 SELECT c.oid, n.nspname, c.relname, CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) ELSE
     (SELECT coalesce(sum(pg_relation_size(relid)), 0) FROM pg_partition_tree(c.oid)) END,
   c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"""
+_ONE = f"{_FOUND} WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')"
+_TABLES = f"""{_FOUND}
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relname !~ '__old_[0-9]{8}_[0-9]{6}'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relname !~ '__old_[0-9]{{8}}_[0-9]{{6}}'
   AND NOT EXISTS (
     SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY 2, 3
@@ -240,7 +249,9 @@ _COLUMNS = """
 SELECT a.attname, CASE WHEN b.typname IN ('int2', 'int4', 'int8', 'numeric', 'float4', 'float8') THEN 'number'
     WHEN b.typname IN ('date', 'timestamp', 'timestamptz') THEN 'time' WHEN b.typcategory = 'S' THEN 'text'
     ELSE 'other' END,
-  b.typname IN ('int2', 'int4', 'int8'), a.attnotnull,
+  b.typname IN ('int2', 'int4', 'int8'), a.attnotnull AND NOT EXISTS (  -- from 18 on one may be NOT VALID
+    SELECT FROM pg_constraint c
+    WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND c.conkey[1] = a.attnum AND NOT c.convalidated),
   EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
     WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indpred IS NULL AND m.amname = 'btree'
       AND i.indkey[0] = a.attnum)

@@ -25,9 +25,9 @@ SUGGESTED = ".suggested"
 def suggest(table: DeclaredTable) -> Suite:
     """Expectations for a table. All of them hold now, unless the table changed since it was read."""
     suite = list(_counted(table))
-    suite += [_unique(key) for key in table.keys]
+    suite += [unique_rule(key) for key in table.keys]
     suite += [_one("expect_column_values_to_not_be_null", column=one.name) for one in table.columns if one.required]
-    suite += [_parents(one) for one in table.references]
+    suite += [reference_rule(one) for one in table.references]
     suite += [
         _one("expect_column_values_to_be_in_set", column=name, value_set=list(values))
         for name, values in table.values.items()
@@ -95,8 +95,8 @@ def _counted(table: DeclaredTable) -> Iterable[dict[str, Any]]:
         yield _one("expect_table_row_count_to_be_between", min_value=max(1, table.rows // 2))
 
 
-def _unique(key: tuple[str, ...]) -> dict[str, Any]:
-    """GX's own expectation uses a window over all rows, which takes several times as long."""
+def unique_rule(key: tuple[str, ...]) -> dict[str, Any]:
+    """No two rows have the same key. GX's own uses a window over all rows, which takes several times as long."""
     names = [_quoted(name) for name in key]
     if len(key) == 1:
         query = f"{BATCH} HAVING count({names[0]}) <> count(DISTINCT {names[0]})"
@@ -106,7 +106,7 @@ def _unique(key: tuple[str, ...]) -> dict[str, Any]:
     return _rows(f"no two rows have the same {_listed(key)}", query)
 
 
-def _parents(one: Reference) -> dict[str, Any]:
+def reference_rule(one: Reference) -> dict[str, Any]:
     """A foreign key, compared by its own operators: the session has no search path."""
     names = [_quoted(name) for name in one.columns]
     there = " AND ".join(f"{name} IS NOT NULL" for name in names)

@@ -90,5 +90,10 @@ def name_of(expectation: Mapping[str, Any]) -> str:
     words = str(expectation["type"]).removeprefix("expect_").replace("_", " ")
     kwargs = {key: value for key, value in expectation["kwargs"].items() if key not in ("column", "batch_id")}
     column = expectation["kwargs"].get("column", "")
-    shown = ", ".join(f"{key.removesuffix('_value')} {value}" for key, value in kwargs.items())
+    shown = ", ".join(f"{key.removesuffix('_value')} {_whole(value)}" for key, value in kwargs.items())
     return " ".join(part for part in (column, words.removeprefix("column "), f"({shown})" if shown else "") if part)
+
+
+def _whole(value: object) -> object:
+    """GX turns limits into floats: 100.0 is 100."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

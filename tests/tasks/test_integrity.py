@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from blocks.postgres.server import Postgres
+from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.wait import until
+from tasks.gx import constraints
+from tasks.gx.declared import Reference
+from tasks.gx.suggestion import reference_rule, unique_rule
 from tasks.gx.suites import ROWS, read_suites
 from tasks.integrity import render_docs, run_expectations, tables_in
 from tasks.migrations.alembic import upgrade
@@ -91,10 +94,92 @@ def test_corruption_is_found(
 ) -> None:
     postgres_server.sql(statement, database=interview.database)
 
-    found = run_expectations(interview, interview.database, tmp_path, SUITES)
+    for built in (False, True):  # a constraint that is not there proves nothing
+        found = run_expectations(interview, interview.database, tmp_path, SUITES, built=built)
 
-    assert any(expectation in sentence for sentence in found.failed), found.failed
-    assert found.not_applicable == ()
+        assert any(expectation in sentence for sentence in found.failed), found.failed
+        assert found.not_applicable == ()
+
+
+def test_what_a_constraint_proves_in_a_restored_database_is_not_counted_again(
+    interview: Postgres, tmp_path: Path
+) -> None:
+    counted = run_expectations(interview, interview.database, tmp_path, SUITES)
+    built = run_expectations(interview, interview.database, tmp_path, SUITES, built=True)
+
+    proven = {row[:2] for row in built.rows if row.observed == constraints.HOLDS}
+    assert {row[:3] for row in built.rows} == {row[:3] for row in counted.rows}, "the same rules, with the same answers"
+    assert proven >= {
+        ("users", "username values to be unique"),
+        ("interview_messages", "every message has an id of its own"),
+        ("interview_messages", "content values to not be null"),
+        ("interview_messages", "role values to be in set (value_set ['user', 'assistant', 'system'])"),
+        ("evaluations", "technical values to be between (min 0, max 100)"),
+    }
+    assert proven.isdisjoint(
+        {
+            ("users", "table row count to be between (min 1)"),
+            ("audit_events", "every audit event has an id of its own"),  # its key has the time, too
+            ("interview_messages", "tokens values to be between (min 0, max 10000000)"),  # CHECK (tokens >= 0)
+        }
+    )
+    assert built.docs is not None
+
+
+def test_only_a_constraint_that_covers_every_row_proves_a_rule(
+    empty: Postgres, postgres_server: PostgresServer
+) -> None:
+    """Not one that was added without a check of the rows, for some rows, for an expression, or with other rows below."""
+    postgres_server.sql(
+        "CREATE TABLE public.whole (id int PRIMARY KEY, amount int NOT NULL CHECK (amount > 0), kind text CHECK (kind IN ('a', 'b')));"
+        "CREATE TABLE public.partly (id int, amount int, name text, kind text, owner int);"
+        "CREATE UNIQUE INDEX ON public.partly (id) WHERE id > 10; CREATE UNIQUE INDEX ON public.partly (lower(name));"
+        "ALTER TABLE public.partly ADD CHECK (amount BETWEEN 1 AND 5) NOT VALID, ADD CHECK (kind IN ('a', 'b')) NOT VALID,"
+        " ADD FOREIGN KEY (owner) REFERENCES public.whole NOT VALID;"
+        "CREATE TABLE public.parent (id int PRIMARY KEY); CREATE TABLE public.child () INHERITS (public.parent);",
+        database=empty.database,
+    )
+    if int(str(postgres_server.sql("SHOW server_version_num")[0][0])) >= 180000:
+        postgres_server.sql("ALTER TABLE public.partly ADD NOT NULL amount NOT VALID", database=empty.database)
+    missing, unique = "expect_column_values_to_not_be_null", "expect_column_values_to_be_unique"
+    between, member = "expect_column_values_to_be_between", "expect_column_values_to_be_in_set"
+
+    def one(kind: str, **kwargs: object) -> dict[str, object]:
+        return {"type": kind, "kwargs": kwargs}
+
+    proven = {
+        "whole": [
+            one(unique, column="id"),
+            one(missing, column="amount"),
+            one(between, column="amount", min_value=0),
+            one(member, column="kind", value_set=["b", "c", "a"]),
+            unique_rule(("id",)),
+        ]
+    }
+    owner = Reference(("owner",), "public", "whole", ("id",), (("pg_catalog", "="),))
+    judged = {
+        "whole": [
+            one(between, column="amount", min_value=0, max_value=9),
+            one(between, column="amount", min_value=0, strict_min=True),
+            one(member, column="kind", value_set=["a"]),
+            one(missing, column="kind"),
+            one(missing, column="amount", mostly=0.5),
+            one("expect_table_row_count_to_be_between", min_value=1),
+        ],
+        "partly": [
+            *(one(unique, column=column) for column in ("id", "name")),
+            one(missing, column="amount"),
+            one(between, column="amount", min_value=0),
+            one(member, column="kind", value_set=["a", "b"]),
+            reference_rule(owner),
+        ],
+        "parent": [one(unique, column="id"), one(missing, column="id")],
+    }
+    suites = {name: [*proven.get(name, []), *some] for name, some in judged.items()}
+    with empty.connect(empty.database) as connection:
+        assert constraints.split(connection, suites) == (judged, proven)
+        execute(connection, "ALTER TABLE public.partly VALIDATE CONSTRAINT partly_owner_fkey")
+        assert constraints.split(connection, {"partly": [reference_rule(owner)]})[0] == {}
 
 
 def write_suite(directory: Path, name: str, *expectations: dict[str, object]) -> Path:

@@ -188,7 +188,7 @@ def prove(
     name, copies.strict = copies.database.database, strict
     analyzing = analyze.after(copies.database).submit(env.postgres, name, jobs)
     # At the same time as the comparison: both only read.
-    checking = check.start(report, env, name, after=copies.database, origin=copies.origin)
+    checking = check.start(report, env, name, after=copies.database, origin=copies.origin, built=True)
     content = database.prove_database(report, env, chosen.database, copies.database)
     database.judge_statistics(report, analyzing.result())
     copies.rules = check.report_results(report, checking, "on the copy", strict=strict)
@@ -199,7 +199,7 @@ def prove(
     )
     if migrated:
         database.judge_statistics(report, analyze.after(migrated)(env.postgres, name, jobs, everything=True))
-        checking = check.start(report, env, name, after=migrated, origin=copies.origin)
+        checking = check.start(report, env, name, after=migrated, origin=copies.origin, built=True)
         copies.rules = check.report_results(
             report, checking, "on the migrated copy", strict=strict, before=copies.rules
         )
