@@ -34,11 +34,12 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
     parser.add_argument(
         "--only",
-        choices=["chapter", "redis", "recovery", "estimate", "logs", "growth"],
+        choices=["chapter", "redis", "recovery", "estimate", "logs", "growth", "deployments"],
         default="",
         help="one chapter alone: §1, §2, §8, §6; of §8 the estimate of the RTO (with --megabytes 10000, say); growth: "
-        "a tenth of the megabytes and all of them, then 5,000 tables",
+        "a tenth of the megabytes and all of them, then 5,000 tables; deployments: of the runbooks, and clicks",
     )
+    parser.add_argument("--environments", type=int, default=1, help="with --only deployments: on one server")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
     suite: Suite | None = None
@@ -57,10 +58,13 @@ def main() -> int:
             print(as_table(LogsChapter(tell).figures()))
             return 0
         with place(chosen.megabytes, tell, share=FIRST if chosen.only == "growth" else 1) as up:
-            from benchmarks.suite import Suite  # imports Prefect, which reads its settings when it is imported
+            from prefect.context import refresh_global_settings_context
 
+            from benchmarks.suite import Suite
+
+            refresh_global_settings_context()  # Prefect has read its settings before: it is imported for a table
             suite = Suite(up(), os.environ["OPS_APPLICATION_PASSWORD"])
-            suite.run(chosen.only, chosen.megabytes)
+            suite.run(chosen.only, chosen.megabytes, chosen.environments)
     except (OpsError, psycopg.Error, httpx.HTTPError, OSError) as error:
         print(error, file=sys.stderr)
         if suite and suite.figures:

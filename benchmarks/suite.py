@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import load
 from benchmarks.chapter import Chapter
+from benchmarks.deployment_chapter import DeploymentChapter
 from benchmarks.figures import Figure
 from benchmarks.growth import GrowthChapter
 from benchmarks.logs_chapter import LogsChapter
@@ -24,7 +25,7 @@ from tasks.postgres.dump.compression import ZSTD, knows_compression
 from tasks.postgres.restore.staged_copy import default_jobs
 from tasks.stores.directory import DirectoryStore
 
-CHAPTER, RECOVERY, ESTIMATE, GROWTH = "chapter", "recovery", "estimate", "growth"
+CHAPTER, RECOVERY, ESTIMATE, GROWTH, DEPLOYMENTS = "chapter", "recovery", "estimate", "growth", "deployments"
 ROUNDS = 3
 RESTORE_ROUNDS = 2
 IDLE_SECONDS = 12.0
@@ -48,9 +49,9 @@ class Suite:
     figures: list[Figure] = field(default_factory=list)
     profile: list[Called] = field(default_factory=list)
 
-    def run(self, only: str = "", megabytes: int = 0) -> None:
+    def run(self, only: str = "", megabytes: int = 0, environments: int = 1) -> None:
         """Measure everything, the restores lead the table; or `only` one chapter, the estimate of the RTO, or the
-        growth up to so many `megabytes`.
+        growth up to so many `megabytes`, or deployments of so many `environments`.
 
         Raises:
             OpsError: a side failed, or is not healthy afterwards.
@@ -63,6 +64,9 @@ class Suite:
             return
         if only == GROWTH:
             self.figures = GrowthChapter(self.place, peers, megabytes).figures()
+            return
+        if only == DEPLOYMENTS:
+            self.figures = DeploymentChapter(self.place).figures(environments)
             return
         if only == ESTIMATE:
             peers.directory.mkdir(exist_ok=True)
@@ -81,6 +85,7 @@ class Suite:
         self.outage(self.place.rows())
         self.latency()
         self.orchestration(backups)
+        self.figures += DeploymentChapter(self.place).figures()
         self.figures += Chapter(self.place, peers, self.place.rows()).figures()
         self.figures += RedisChapter(self.place.tell).figures()
         self.figures += LogsChapter(self.place.tell).figures()

@@ -11,6 +11,8 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from typing import TypeVar
 
+from tasks.host.priority import session_lowered
+
 T = TypeVar("T")
 NICENESS = 10
 LOOK_SECONDS = 0.5
@@ -19,8 +21,8 @@ LOOK_SECONDS = 0.5
 def in_background(pages: Generator[None, None, T]) -> T:
     """Run a pass page by page; returns or raises what the pass returns or raises.
 
-    On the server's own host the pass competes with the server and its clients for processors, so the thread has a low
-    priority. An interrupted run ends it after a page.
+    On the server's own host the pass competes with the server and its clients for processors, so the thread and the
+    run's session have a low priority. An interrupted run ends it after a page.
     """
     outcome: Future[T] = Future()
     stop = threading.Event()
@@ -38,9 +40,10 @@ def in_background(pages: Generator[None, None, T]) -> T:
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(drive,), name="pass", daemon=True)
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(LOOK_SECONDS)  # with a timeout, so that an interruption is noticed
+        with session_lowered(NICENESS):
+            thread.start()
+            while thread.is_alive():
+                thread.join(LOOK_SECONDS)  # with a timeout, so that an interruption is noticed
     finally:
         stop.set()
         while thread in threading.enumerate():

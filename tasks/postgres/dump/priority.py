@@ -3,13 +3,10 @@ set it, and for its own processes.
 
 The server's processes print every row, for pg_dump and for the manifest. With few processors they delay the
 application's requests; the nice value of pg_dump does not change that. Root, or the server's user, may lower a process.
-Where the kernel groups processes by session (autogroups), a nice value counts only within a session, and each server
-process has its own: there the group's value counts. https://man7.org/linux/man-pages/man7/sched.7.html
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +17,7 @@ import psycopg
 
 from blocks.postgres.server import Connection, Postgres, execute
 from runbook.errors import OpsError
+from tasks.host import priority
 from tasks.host.disk import is_here
 
 NICE = 5
@@ -63,8 +61,8 @@ def lowered(postgres: Postgres, exporter: Connection, read_bytes: int) -> Iterat
     def lower(pid: int) -> None:
         with lowering, suppress(OSError):
             if pid not in before and _is_server(pid, data):
-                before[pid] = _read(pid)
-                _set(pid, *(max(value, NICE) for value in before[pid]))
+                before[pid] = priority.read(pid)
+                priority.assign(pid, *(max(value, NICE) for value in before[pid]))
 
     def watch() -> None:
         pause = POLL_SECONDS  # pg_dump's sessions start within the first seconds
@@ -74,7 +72,7 @@ def lowered(postgres: Postgres, exporter: Connection, read_bytes: int) -> Iterat
                     lower(pid)
                 pause = min(1.5 * pause, MOST_POLL_SECONDS)
 
-    with ThreadPoolExecutor(1) as pool, _own_session():
+    with ThreadPoolExecutor(1) as pool, priority.session_lowered(NICE):
         pool.submit(watch)
         try:
             yield lower
@@ -83,25 +81,7 @@ def lowered(postgres: Postgres, exporter: Connection, read_bytes: int) -> Iterat
     for pid, values in before.items():
         if _is_server(pid, data):
             with suppress(OSError):
-                _set(pid, *values)
-
-
-@contextmanager
-def _own_session() -> Iterator[None]:
-    """The autogroup of this process and of the programs that it starts. A worker starts each flow in a session of its
-    own; a shell's session is left as it is."""
-    group = _autogroup(os.getpid())
-    if os.getsid(0) != os.getpid() or not group.exists():
-        yield
-        return
-    before = _nice_of(group)
-    with suppress(OSError):
-        group.write_text(str(max(before, NICE)))
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            group.write_text(str(before))
+                priority.assign(pid, *values)
 
 
 def _is_server(pid: int, data: Path) -> bool:
@@ -109,24 +89,3 @@ def _is_server(pid: int, data: Path) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cwd").readlink() == data
     return False
-
-
-def _read(pid: int) -> tuple[int, int]:
-    """The nice values of a process and of its autogroup (`/autogroup-25 nice 0`); 0 where the kernel has none."""
-    return os.getpriority(os.PRIO_PROCESS, pid), _nice_of(_autogroup(pid))
-
-
-def _nice_of(group: Path) -> int:
-    """0 where there is no group: the file is missing (no such kernel) or empty (no session since the host's start)."""
-    words = group.read_text().split() if group.exists() else []
-    return int(words[-1]) if words else 0
-
-
-def _set(pid: int, nice: int, of_group: int) -> None:
-    os.setpriority(os.PRIO_PROCESS, pid, nice)
-    if (group := _autogroup(pid)).exists():
-        group.write_text(str(of_group))
-
-
-def _autogroup(pid: int) -> Path:
-    return Path(f"/proc/{pid}/autogroup")
