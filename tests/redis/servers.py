@@ -149,8 +149,8 @@ class RedisServer:
     def start(self, *options: str, wait: bool = True) -> None:
         """Start it; returns when it has loaded its data. It ends with this process, even if that is killed."""
         setpriv = shutil.which("setpriv")
-        argv = [*([setpriv, "--pdeathsig", "KILL"] if setpriv else []), str(self.program), str(self.configuration)]
-        other = self.account.is_other
+        ends_with_us = (setpriv, "--pdeathsig", "KILL") if setpriv else ()
+        argv = [*self.account.prefix, *ends_with_us, str(self.program), str(self.configuration)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*argv, *options],
@@ -158,9 +158,6 @@ class RedisServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                user=self.account.uid if other else None,
-                group=self.account.gid if other else None,
-                extra_groups=[] if other else None,
             )
         running.append(self)
         if wait:

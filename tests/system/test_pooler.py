@@ -44,9 +44,8 @@ def pooled(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Postgres
         0o600,
         account,
     )
-    own = {"user": account.uid, "group": account.gid, "extra_groups": []} if account.is_other else {}
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([PROGRAM, configuration], stdout=log, stderr=log, **own)
+        process = subprocess.Popen([*account.prefix, PROGRAM, configuration], stdout=log, stderr=log)
     block = login.model_copy(update={"port": port})
 
     def answers() -> bool:
