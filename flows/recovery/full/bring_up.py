@@ -139,15 +139,13 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     if starts_redis:
         started = start_redis.after(started)(env.redis, env.services)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
-    # The backend finds its master through the Sentinels.
+    # The backend finds its master through the Sentinels; the replicas may follow while the application is checked.
     attaching = _attach(services, started) if not problems else None
     roles, healthy = env.services_in(("backend", "frontend")), partial(answers, env.application)
     started = start_services.after(started)(env.services, roles, answers=healthy)
     health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     # Of rules that a copy kept, only the application's writes since can have broken one.
     checking = whole or check.start(report, env, live, after=health, origin=copies.origin, since=copies.states)
-    for problem in attaching.result() if attaching else ():
-        report.warn("Redis topology restored", problem)
     report_health(report, health)
     if services.stopping_at:
         outage = (datetime.now(UTC) - services.stopping_at).total_seconds()
@@ -164,11 +162,13 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     _judge_counts(report, dict(counting.result().rows), copies)
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     services.last = _smoke(report, env, health)
+    for problem in attaching.result() if attaching else ():
+        report.warn("Redis topology restored", problem)
     check.render(report, env, after=services.last)
 
 
 def _attach(services: SystemServices, after: object) -> Pending[tuple[str, ...]] | None:
-    """Replicas follow and Sentinels monitor Redis again, while the application starts."""
+    """Replicas follow and Sentinels monitor Redis again."""
     if services.topology is None or services.topology.is_alone:
         return None
     env = services.env

@@ -29,7 +29,7 @@ from runbook.report import Report, Status
 from tasks.backups import codec, manifest
 from tasks.backups.manifest import MANIFEST, SEAL
 from tasks.wal.archive.destinations import archive_of
-from tasks.wal.format.names import SEGMENT_BYTES, Segment
+from tasks.wal.format.names import SEGMENT_BYTES
 from tests.fixtures import forked
 from tests.fixtures.bits import flip
 from tests.fixtures.postgres.shipped import commit, forget, wait_shipped
@@ -61,7 +61,7 @@ def launch(lost: Lost, *words: str, **variables: str) -> subprocess.CompletedPro
 class Lost:
     """Two regions, the first of them dead. Rows of `shipped`: `dump` and `base` were there at the time of the two
     backups, `wal` is in the WAL alone that came after both, in a segment after which another one came; `before_wal`: the
-    LSN before it. `older` is a base backup too. `users`: the file of that table, of which nothing is in the WAL.
+    LSN before it, in `segment`. `older` is a base backup too. `users`: the file of that table, of which nothing is in the WAL.
     `cluster`: the system identifier."""
 
     first: Lab
@@ -69,6 +69,7 @@ class Lost:
     backups: dict[str, str]
     users: str
     before_wal: int
+    segment: str
     cluster: int
 
     def rows(self) -> set[str]:
@@ -113,6 +114,7 @@ def lost(system: System) -> Iterator[Lost]:
     assert replicate_backups.fn(system.name).status in (Status.OK, Status.WARN)
     system.sql("SELECT pg_switch_wal()")
     before_wal = commit(system.lab)
+    ((segment,),) = system.sql(f"SELECT pg_walfile_name('0/0'::pg_lsn + {before_wal})")
     ((cluster,),) = system.sql("SELECT system_identifier FROM pg_control_system()")
     commit(system.lab, "wal")
     system.sql("SELECT pg_switch_wal()")
@@ -121,7 +123,7 @@ def lost(system: System) -> Iterator[Lost]:
     names = {"dump": dump, "older": older, "base": base}
     try:
         system.lab.lose()
-        yield Lost(system.lab, System(system.lab.region()), names, users, before_wal, cluster)
+        yield Lost(system.lab, System(system.lab.region()), names, users, before_wal, segment, cluster)
     finally:
         system.lab.empty_region()
         forget(system.lab)
@@ -250,17 +252,16 @@ def newest_segment(wal: Path) -> Path:
 def undecodable(lost: Lost) -> Iterator[str]:
     """The segment in which `wal` was written, with a record altered and a right checksum: gives its name."""
     archive = archive_of(Environment.find(lost.region.name), "backups", lost.cluster, lost.first.name)
-    segment = Segment(lost.before_wal // SEGMENT_BYTES, 1)
-    (stored,) = archive.listing().segments[segment.name]
+    (stored,) = archive.listing().segments[lost.segment]
     content = bytearray(whole := archive.get(stored))
     content[lost.before_wal % SEGMENT_BYTES + 30] ^= 1
     archive.remove([stored])
-    archive.put(segment.name, bytes(content))
+    archive.put(lost.segment, bytes(content))
     try:
-        yield segment.name
+        yield lost.segment
     finally:
-        archive.remove(archive.listing().segments[segment.name])
-        archive.put(segment.name, whole)
+        archive.remove(archive.listing().segments[lost.segment])
+        archive.put(lost.segment, whole)
 
 
 def test_wal_behind_a_gap_is_given_up_by_name_only(lost: Lost) -> None:
