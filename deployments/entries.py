@@ -16,7 +16,7 @@ from uuid import UUID
 
 import httpx
 from prefect import Flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, RRuleSchedule
@@ -25,7 +25,7 @@ from prefect.utilities.callables import parameter_schema
 
 from deployments import forms
 from runbook.errors import OpsError, Unreachable
-from runbook.guard.brief import BUSY_SECONDS, busy, patience
+from runbook.guard.brief import BUSY_SECONDS, busy, impatient_client, patience
 from runbook.language.say import Language
 from runbook.wait import until
 
@@ -46,7 +46,7 @@ def publish(
         OpsError: an entry names no flow, or Prefect refuses it.
     """
     sent: list[Future[None]] = []
-    with get_client(sync_client=True) as client, ThreadPoolExecutor(max_workers=1) as pool:
+    with impatient_client() as client, ThreadPoolExecutor(max_workers=1) as pool:
         publisher = _Publisher(client, pull)
         for entry in entries:
             flow = flow_of(entry["entrypoint"])
@@ -152,8 +152,7 @@ def schedule_of(described: Mapping[str, Any]) -> DeploymentScheduleCreate:
 
 
 def _insist(work: Callable[[], object], name: str) -> None:
-    """Send a request until Prefect answers. One with SQLite that is busy says so at once, and asks for 2 s of patience,
-    which is Prefect's client's; a tenth of that is enough.
+    """Send a request until Prefect answers: one with SQLite that is busy says so at once.
 
     Raises:
         OpsError: Prefect refused it, or stayed busy.

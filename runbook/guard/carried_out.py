@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
@@ -27,7 +27,7 @@ from prefect.settings import PREFECT_API_URL
 from runbook import clock
 from runbook.errors import NotConfirmed
 from runbook.files import durable
-from runbook.guard.brief import asked_briefly, busy
+from runbook.guard.brief import asked_briefly, busy, impatient_client
 from runbook.log import logger
 from runbook.wait import until
 
@@ -182,7 +182,7 @@ class Records:
             socket.create_connection(
                 (url.host, url.port or (443 if url.scheme == "https" else 80)), ANSWER_SECONDS
             ).close()
-            with asked_briefly(ANSWER_SECONDS), get_client(sync_client=True) as client:
+            with asked_briefly(ANSWER_SECONDS), impatient_client() as client:
                 (answer,) = until(lambda: _once(ask, client), what="an answer of Prefect", seconds=ANSWER_SECONDS)
         except Exception as error:
             logger().warning("records of carried-out plans: Prefect did not answer (%s)", type(error).__name__)

@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from runbook.errors import LockLost, Unreachable
-from runbook.guard.brief import BUSY_SECONDS, answered, asked_briefly, busy, patience
+from runbook.guard.brief import BUSY_SECONDS, answered, asked_briefly, busy, impatient_client, patience
 from runbook.wait import until
 
 LEASE_SECONDS = 90.0
@@ -43,7 +43,7 @@ def ensure_limit(environment: str) -> None:
     new = GlobalConcurrencyLimitCreate(name=limit_name(environment), limit=1)
 
     def ensured() -> None:
-        with get_client(sync_client=True) as client:
+        with impatient_client() as client:
             try:
                 client.read_global_concurrency_limit_by_name(new.name)
             except ObjectNotFound:
@@ -70,11 +70,11 @@ def take(environment: str, flow_run_id: UUID) -> UUID | None:
 
 
 def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[UUID | None]:
-    """A server on SQLite that is busy answers 503 and has taken nothing; its client's own retries wait for seconds.
+    """A server on SQLite that is busy answers 503 and has taken nothing.
 
     Its answer is waited for: it may take the slot after nobody listens any more, and that would be nobody's then.
     """
-    with _impatient_client(BUSY_SECONDS) as client:
+    with _client(BUSY_SECONDS) as client:
         try:
             response = client.increment_concurrency_slots_with_lease(
                 names=[limit_name(environment)],
@@ -100,7 +100,7 @@ def release(lease_id: UUID) -> None:
     """
 
     def released() -> None:
-        with get_client(sync_client=True) as client:
+        with impatient_client() as client:
             client.release_concurrency_slots_with_lease(lease_id)
 
     answered(released, "the end of a lease")
@@ -176,7 +176,7 @@ class Lease:
             until(lambda: self._given_back(seconds), what="the end of the lease", seconds=seconds)
 
     def _given_back(self, seconds: float) -> bool:
-        with _impatient_client(seconds) as client:
+        with _client(seconds) as client:
             try:
                 client.release_concurrency_slots_with_lease(self.id)
             except httpx.HTTPStatusError as error:
@@ -219,7 +219,7 @@ def _renewed(lease_id: UUID) -> bool:
         httpx.HTTPError: it does not answer, or does not say.
     """
     try:
-        with _impatient_client() as client:
+        with _client() as client:
             client.renew_concurrency_lease(lease_id, lease_duration=LEASE_SECONDS)
     except ObjectNotFound:
         return False
@@ -231,14 +231,14 @@ def _renewed(lease_id: UUID) -> bool:
 
 
 @contextlib.contextmanager
-def _impatient_client(seconds: float = 0) -> Iterator[SyncPrefectClient]:
+def _client(seconds: float = 0) -> Iterator[SyncPrefectClient]:
     """A flow run's own client tries for minutes: with Prefect dead, a recovery would stand still before every act.
 
     It waits `seconds` for an answer (0: `ANSWER_SECONDS`).
     """
     with (
         patience(retries=0),
-        get_client(httpx_settings={"timeout": seconds or ANSWER_SECONDS}, sync_client=True) as client,
+        impatient_client(seconds or ANSWER_SECONDS) as client,
     ):
         yield client
 
