@@ -172,9 +172,12 @@ def _click(client: SyncPrefectClient, deployment: Any, parameters: dict[str, Any
 
     until(ended, what="the run's end", seconds=120)
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-    until(lambda: client.read_task_runs(flow_run_filter=chosen), what="its first step in Prefect", seconds=60)
-    begun = min(step.start_time for step in client.read_task_runs(flow_run_filter=chosen) if step.start_time)
-    return float((begun - created).total_seconds())
+
+    def begun() -> list[datetime]:  # Prefect records a task's run from events, a moment later
+        return [step.start_time for step in client.read_task_runs(flow_run_filter=chosen) if step.start_time]
+
+    first = min(until(begun, what="the run's first step in Prefect", seconds=60))
+    return (first - created).total_seconds()
 
 
 def _server_bytes() -> int:
