@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.sorting import AutomationSort
 from prefect.events.actions import RunDeployment
-from prefect.events.filters import AutomationFilter, AutomationFilterTags
+from prefect.events.filters import AutomationFilter, AutomationFilterName, AutomationFilterTags
 from prefect.events.schemas.automations import Automation, AutomationCore
 
 from deployments.triggers import deaths, failures, metrics, overdue
@@ -50,8 +51,9 @@ def register(environment: str, *, paused: bool = False, causes: Causes = CAUSES)
     with get_client(sync_client=True) as client:
         automations = wanted(client, environment, causes)
         left = {one.id: one.name for one in _tagged(client, _tag(environment))}
+        named = _named(client, [automation.name for automation in automations])
         for automation in automations:
-            for number, one in enumerate(found := client.read_automations_by_name(automation.name)):
+            for number, one in enumerate(found := named[automation.name]):
                 if number:
                     left[one.id] = one.name
                 else:
@@ -83,6 +85,19 @@ def _update(client: SyncPrefectClient, found: Automation, automation: Automation
 
 def _tag(environment: str) -> str:
     return f"environment:{environment}"
+
+
+def _named(client: SyncPrefectClient, names: Sequence[str]) -> dict[str, list[Automation]]:
+    """Every automation of each name, the one that was updated last first."""
+    wanted = AutomationFilter(name=AutomationFilterName(any_=list(names)))
+    found, by_name = list[Automation](), dict[str, list[Automation]]()
+    while page := client.read_automations(
+        automations=wanted, sort=AutomationSort.UPDATED_DESC, limit=MOST, offset=len(found)
+    ):
+        found += page
+    for name in names:
+        by_name[name] = [one for one in found if one.name == name]
+    return by_name
 
 
 def _tagged(client: SyncPrefectClient, tag: str) -> list[Automation]:

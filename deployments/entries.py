@@ -30,6 +30,7 @@ from runbook.language.say import Language
 from runbook.wait import until
 
 CORRECT = "correct its entry in prefect.yaml, then run this again"
+PAGE = 200
 _AS_WRITTEN = ("description", "version", "tags", "entrypoint", "parameters")
 
 
@@ -94,6 +95,10 @@ class _Publisher:
         self._client = client
         self._pull = [dict(step) for step in pull]
         self._flows: dict[str, UUID] = {}
+        while page := client.read_flows(
+            limit=PAGE, offset=len(self._flows)
+        ):  # another environment's deployment made them
+            self._flows |= {flow.name: flow.id for flow in page}
 
     def send(
         self, flow: str, entry: Mapping[str, Any], fields: Mapping[str, Any], there: DeploymentResponse | None
