@@ -25,7 +25,7 @@ from runbook.wait import until
 from tests.redis.servers import NAME, PASSWORD, RedisServer, running_redis
 
 KEYS = 1_000_000
-ROUNDS = 3
+ROUNDS = 2
 TTL_SAMPLE = 2000
 IDLE_SECONDS = 8.0
 MEMORY = "flows.redis.memory.check:check_redis_memory"

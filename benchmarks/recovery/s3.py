@@ -13,7 +13,7 @@ from benchmarks.s3 import copies_on, keep_newest
 from runbook.units import size
 from tests.s3.servers import running_gateway
 
-ROUNDS = 2
+ROUNDS = 1
 REPLICATE = "flows.database.copies:replicate_backups"
 RESTORE = "flows.database.restore:restore_database"
 
