@@ -95,9 +95,8 @@ class _Publisher:
         self._client = client
         self._pull = [dict(step) for step in pull]
         self._flows: dict[str, UUID] = {}
-        while page := client.read_flows(
-            limit=PAGE, offset=len(self._flows)
-        ):  # another environment's deployment made them
+        # Those that another environment's deployment made.
+        while page := client.read_flows(limit=PAGE, offset=len(self._flows)):
             self._flows |= {flow.name: flow.id for flow in page}
 
     def send(

@@ -162,6 +162,7 @@ def test_only_a_constraint_that_covers_every_row_proves_a_rule(
             one(between, column="amount", min_value=0, max_value=9),
             one(between, column="amount", min_value=0, strict_min=True),
             one(member, column="kind", value_set=["a"]),
+            one(member, column="kind", value_set=[["a"], {"b": 1}]),
             one(missing, column="kind"),
             one(missing, column="amount", mostly=0.5),
             one("expect_table_row_count_to_be_between", min_value=1),

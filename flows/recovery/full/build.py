@@ -199,7 +199,7 @@ def prove(
     )
     if migrated:
         database.judge_statistics(report, analyze.after(migrated)(env.postgres, name, jobs, everything=True))
-        checking = check.start(report, env, name, after=migrated, origin=copies.origin, built=True)
+        checking = check.start(report, env, name, after=migrated, origin=copies.origin)
         copies.rules = check.report_results(
             report, checking, "on the migrated copy", strict=strict, before=copies.rules
         )
