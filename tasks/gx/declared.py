@@ -236,14 +236,15 @@ SELECT c.oid, n.nspname, c.relname, CASE WHEN c.relkind = 'r' THEN pg_relation_s
     (SELECT coalesce(sum(pg_relation_size(relid)), 0) FROM pg_partition_tree(c.oid)) END,
   c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"""
-_ONE = f"{_FOUND} WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')"
-_TABLES = f"""{_FOUND}
+_ONE = _FOUND + "\nWHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')"
+_PEOPLES_OWN = """
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relname !~ '__old_[0-9]{{8}}_[0-9]{{6}}'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relname !~ '__old_[0-9]{8}_[0-9]{6}'
   AND NOT EXISTS (
     SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY 2, 3
 """
+_TABLES = _FOUND + _PEOPLES_OWN
 
 _COLUMNS = """
 SELECT a.attname, CASE WHEN b.typname IN ('int2', 'int4', 'int8', 'numeric', 'float4', 'float8') THEN 'number'

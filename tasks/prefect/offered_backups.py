@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
 
 from runbook import clock
-from runbook.guard.brief import asked_briefly
+from runbook.guard.brief import BUSY_SECONDS, asked_briefly, busy, impatient_client
 from runbook.language.say import label
 from runbook.log import logger
 from runbook.units import size
+from runbook.wait import until
 from tasks.backups.catalogue import Backup
 from tasks.backups.manifest import Kind
 
@@ -47,11 +49,19 @@ def offer_backups(environment: str, stored: Mapping[Kind, Sequence[Backup]]) -> 
     """
     if FlowRunContext.get() is None:
         return
+
+    def described() -> bool:
+        try:
+            with asked_briefly(), impatient_client() as client:
+                for one in _forms(client, environment):
+                    if (kind := _kind(one)) in stored:
+                        _describe(client, one, f"{MARK}{label('newest first')}: {offered(stored[kind])}")
+        except httpx.HTTPStatusError as error:
+            raise busy(error) from None
+        return True
+
     try:
-        with asked_briefly(retries=2), get_client(sync_client=True) as client:
-            for one in _forms(client, environment):
-                if (kind := _kind(one)) in stored:
-                    _describe(client, one, f"{MARK}{label('newest first')}: {offered(stored[kind])}")
+        until(described, what="an answer of Prefect about the forms", seconds=BUSY_SECONDS)
     except Exception as error:
         logger().warning("the forms do not list the newest backups: %s", error)
 
