@@ -157,7 +157,7 @@ def _worker(client: SyncPrefectClient) -> Iterator[None]:
             until(polls, what="the worker", seconds=60)
             yield
         finally:
-            worker.terminate()
+            worker.kill()  # it has no run any more
 
 
 def _click(client: SyncPrefectClient, deployment: Any, parameters: dict[str, Any]) -> float:
