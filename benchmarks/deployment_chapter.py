@@ -92,7 +92,7 @@ class DeploymentChapter:
         empty = statistics.median(took["empty"])
         return [
             Figure(
-                f"click → first step: {name}, beside an empty flow",
+                f"click → first step: {name} (peer: an empty flow)",
                 statistics.median(took[name]),
                 CLICK_BAR,
                 statistics.median(took[name]),
@@ -114,7 +114,7 @@ class DeploymentChapter:
             took = self._deploy(f"bench-{until_ - 1}")
             memory = _server_bytes()
             shown = f"{took:.1f} s; {size(memory)} of memory in Prefect's server"
-            figures.append(Figure(f"one more environment beside {until_ - 1}", took, None, took, first, "s", shown))
+            figures.append(Figure(f"one more environment next to {until_ - 1}", took, None, took, first, "s", shown))
             self.place.tell(f"{until_} environments: {shown}")
         return figures
 
