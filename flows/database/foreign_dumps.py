@@ -113,7 +113,8 @@ def prove(report: Report, env: Environment, copy: Copy, into: str, *, strict: bo
     live = _read_live(report, env)
     tables = frozenset((one.schema, one.name) for one in live.values() if one.kind == "table" and not into)
     origin = expectations.ExpectationsOrigin(tables=tables)
-    checking = expectations.start(report, env, copy.database, after=counts, origin=origin, built=True) if rows else None
+    # Its constraints prove nothing: such a file may load rows with the triggers of a foreign key switched off.
+    checking = expectations.start(report, env, copy.database, after=counts, origin=origin) if rows else None
     _judge_rows(report, counts, rows, into)
     copied = read_relations.after(counts)(env.postgres, copy.database, env.postgres.user)
     lacking = relations.missing(live, copied)

@@ -2,8 +2,8 @@
 
 pg_restore lets the server check every row against `NOT NULL` and `CHECK`, and every table against its keys. What a
 validated constraint says need not be counted again: it would take a scan, and a sort for a key. That is true only of a
-database that was filled in the same run and not changed since: an index of older files may be damaged and hide a
-duplicate, and a migration may switch a foreign key's triggers off.
+database that pg_restore filled in the same run and that was not changed since: an index of older files may be damaged
+and hide a duplicate, and a migration, or a stranger's SQL file, may switch a foreign key's triggers off.
 
 https://www.postgresql.org/docs/current/ddl-constraints.html
 """

@@ -227,7 +227,8 @@ def _name(table: DeclaredTable) -> sql.Identifier:
 
 
 _NUMBER = r"'?(-?\d+(?:\.\d+)?)'?"
-_OPERAND = r'\(*(?:\w+|"(?:[^"]|"")+")\)?(?:::[\w ]+)?\)?'
+# Of the column's casts only those that change no value: (price)::integer >= 0 is true of -0.4 as well.
+_OPERAND = r'\(*(?:\w+|"(?:[^"]|"")+")\)?(?:::(?:text|character\svarying|numeric))?\)?'
 _COMPARISON = re.compile(rf"{_OPERAND} (>=|<=|>|<) \(*{_NUMBER}\)*(?:::[\w ]+)?(?:\(\d+(?:,\d+)?\))?\)*")
 _LIST = re.compile(rf"{_OPERAND} = ANY \(+ARRAY\[(.*)\]\)*(?:::[\w ]+(?:\[\])?)?\)*")
 

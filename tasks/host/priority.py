@@ -23,7 +23,7 @@ def session_lowered(nice: int) -> Iterator[None]:
     several blocks at a time the lowest.
 
     A worker starts each flow in a session of its own. In a shell's session, what the shell started would yield as well:
-    it is left as it is.
+    it is left as it is. Only root gets the earlier priority again: of another user the run yields until it ends.
     """
     group = _autogroup(os.getpid())
     if os.getsid(0) != os.getpid() or not group.exists():

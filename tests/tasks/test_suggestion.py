@@ -109,6 +109,8 @@ def test_what_somebody_reviewed_is_not_written_over(interview: Postgres, tmp_pat
         ("((x % 2) >= 0)", None),
         ("(abs(x) <= 5)", None),
         ("(length(name) > 3)", None),
+        ("((price)::integer >= 0)", None),
+        ("((price)::numeric >= 0.5)", DeclaredBounds(least=0.5)),
         ("(ended >= started)", None),
     ],
 )
@@ -120,5 +122,6 @@ def test_lists_of_checks() -> None:
     assert values_in("(role = ANY (ARRAY['user'::text, 'it''s, so'::text]))") == ("user", "it's, so")
     cast = "((status)::text = ANY ((ARRAY['new'::character varying, 'old'::character varying])::text[]))"
     assert values_in(cast) == ("new", "old")
+    assert values_in("((role)::bpchar = ANY (ARRAY['user'::bpchar]))") == (), "blanks at the end would count as none"
     assert values_in("(lower(role) = ANY (ARRAY['user'::text]))") == ()
     assert values_in("(role <> ALL (ARRAY['user'::text]))") == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed
 from runbook.report import Status
+from tasks.gx.declared import Reference
+from tasks.gx.suggestion import reference_rule
 from tests.database.conftest import NAME, Trial, with_expectations
 from tests.fixtures.servers import ROLE, ROLE_PASSWORD
 
@@ -129,3 +132,25 @@ def test_data_that_breaks_the_application_s_rules_does_not_replace_a_database_th
     assert plain.sql("SELECT count(*) FROM users") == [(1,)]
     made = "SELECT datistemplate, datconnlimit, pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
     assert plain.sql(made) == [(False, -1, "grc_user")]
+
+
+def test_rows_that_came_in_with_the_triggers_switched_off_are_found(plain: Trial, tmp_path: Path) -> None:
+    """As `pg_dump --data-only --disable-triggers` writes them: the foreign key counts as valid, and was not checked."""
+    plain.sql(
+        "CREATE TABLE owners (id int PRIMARY KEY); CREATE TABLE pets (owner int REFERENCES owners);"
+        "ALTER TABLE owners OWNER TO grc_user; ALTER TABLE pets OWNER TO grc_user;"
+        "INSERT INTO owners VALUES (1); INSERT INTO pets VALUES (1)"
+    )
+    path = dump(plain, "orphans.sql")
+    with path.open("a") as file:
+        file.write("ALTER TABLE public.pets DISABLE TRIGGER ALL;\nINSERT INTO public.pets VALUES (99);\n")
+        file.write("ALTER TABLE public.pets ENABLE TRIGGER ALL;\n")
+    suites = tmp_path / "suites"
+    suites.mkdir()
+    owner = Reference(("owner",), "public", "owners", ("id",), (("pg_catalog", "="),))
+    (suites / "pets.json").write_text(json.dumps([reference_rule(owner)]))
+    with_expectations(plain.reports.parent, suites)
+    oid = plain.oid()
+    with pytest.raises(RunbookFailed, match="every owner is in public.owners"):
+        restore_database.fn(NAME, backup=path.name, confirm=NAME)
+    assert plain.oid() == oid
