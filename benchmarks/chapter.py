@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import load
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
-from benchmarks.place import DATABASE, NAME, Called, Place
+from benchmarks.place import DATABASE, NAME, Called, Place, wait_quiet
 from benchmarks.s3 import copies_on, keep_newest
 from lab.state.base import CHECKOUT
 from runbook import shell
@@ -111,8 +111,10 @@ class Chapter:
         peer, starting = [], []
         for number in range(S3_ROUNDS):
             with running_gateway() as server:
+                wait_quiet()
                 ours.append(self._replicate(server))
             with running_gateway() as server:
+                wait_quiet()
                 peer.append(self._copy(server, stored))
             starting.append(shell.run([AWS / "bin" / "aws", "--version"]).seconds)
             self.place.tell(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ DEAD = """
 SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables WHERE relname IN ('interview_messages', 'audit_events')
 """
 _BASE = "OPS_LAB_BASE"
+QUIET_SECONDS, QUIET_TIMES, QUIET_MOST_SECONDS = 0.3, 2, 30.0
+QUIET_IDLE = 88
+"""Per cent of all cores; the bench lab by itself leaves 95 to 98."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,16 @@ class Called:
     def told(self) -> dict[str, Any]:
         """Its report."""
         return dict(json.loads(Path(self.report).read_text(encoding="utf-8")))
+
+
+def wait_quiet() -> None:
+    """Until the machine does next to nothing: what ran before leaves work to the archiver of WAL, to the standby and to
+    autovacuum. After half a minute whoever measures goes on."""
+    psutil.cpu_times_percent()
+    ends, quiet = time.monotonic() + QUIET_MOST_SECONDS, 0
+    while quiet < QUIET_TIMES and time.monotonic() < ends:
+        times = psutil.cpu_times_percent(QUIET_SECONDS)
+        quiet = quiet + 1 if times.idle >= QUIET_IDLE else 0
 
 
 def call(flow: str, environment: str, *, direct: bool = False, **parameters: object) -> Called:
@@ -134,7 +148,7 @@ class Place:
 
     def settle(self, expected: Mapping[str, int]) -> None:
         """The same start for each measurement: healthy, the same rows (but for the few that a restore's smoke check
-        writes), nothing left over, nothing left to write.
+        writes), nothing left over, nothing left to write, and the machine quiet.
 
         Raises:
             OpsError: the database is not what it was.
@@ -150,6 +164,7 @@ class Place:
         self.sql("VACUUM (ANALYZE)", DATABASE)
         self.sql("CHECKPOINT")
         os.sync()
+        wait_quiet()
 
     def make_dead_rows(self) -> int:
         """Something to vacuum: the same rows of two tables are written anew, all over their pages; returns how many.

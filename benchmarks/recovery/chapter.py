@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import load
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
-from benchmarks.place import DATABASE, NAME, Called, Place
+from benchmarks.place import DATABASE, NAME, Called, Place, wait_quiet
 from benchmarks.recovery import drill, failover, pgbackrest, s3
 from benchmarks.recovery.estimate import EstimateChapter
 from runbook import shell
@@ -95,7 +95,9 @@ class RecoveryChapter:
             self.place.settle(self.rows)
             self.place.call(BACKUP, kind="full")
             xid = self.bug()
+            wait_quiet()
             ours.append(self.place.call(POINT, by="before_transaction", target=str(xid), confirm=NAME))
+            self.place.call(REJOIN, confirm=NAME)  # both sides have a standby
             self.place.settle(self.rows)
             copied.append(self.copy())
             script.append(self.peers.recover().seconds)
@@ -103,7 +105,6 @@ class RecoveryChapter:
                 f"point in time {number + 1}: ours {ours[-1].seconds:.1f} s, script {script[-1]:.1f} s, "
                 f"cp {copied[-1]:.1f} s"
             )
-        self.place.call(REJOIN, confirm=NAME)
         whole = [one.seconds for one in ours]
         outage = [one.from_to("stop_services", "start_services") for one in ours]
         return [

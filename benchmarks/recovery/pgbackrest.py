@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.figures import Figure
-from benchmarks.place import Called, call, variables
+from benchmarks.place import Called, call, variables, wait_quiet
 from lab.progress import Tell
 from runbook import shell
 from runbook.units import size
@@ -120,9 +120,9 @@ def _measured(cluster: Cluster, peer: Pgbackrest, tell: Tell) -> list[Figure]:
         _settle(cluster)
         theirs.append(peer.run("backup", "--type=full", "--start-fast"))
         proving.append(peer.run("verify"))
-        os.sync()
+        _settle(cluster)
         restores.append(call(VERIFY, NAME, direct=True, kind="cluster"))
-        os.sync()
+        _settle(cluster)
         restoring.append(peer.restore())
         tell(
             f"pgBackRest {number + 1}: backup {theirs[-1]:.1f} s (ours {backups[-1].seconds:.1f} s), "
@@ -155,6 +155,7 @@ def _measured(cluster: Cluster, peer: Pgbackrest, tell: Tell) -> list[Figure]:
 def _settle(cluster: Cluster) -> None:
     cluster.sql("postgres", "CHECKPOINT")
     os.sync()
+    wait_quiet()
 
 
 @contextmanager
