@@ -1,8 +1,8 @@
 """Entries of prefect.yaml, sent to Prefect's API as its own `prefect deploy` does, in fewer requests.
 
 Prefect's command makes six requests for each entry, one after another, and reads its block references each time. Here
-an entry costs one request, which is sent while the next flow is imported. Several at a time would be slower: a server
-with SQLite writes one at a time.
+an entry costs one request, which is sent while the next flow is imported. Two at a time: the server reads one while it
+writes the other. More would be slower, since SQLite writes one at a time.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from runbook.wait import until
 
 CORRECT = "correct its entry in prefect.yaml, then run this again"
 PAGE = 200
+SENDERS = 2
 _AS_WRITTEN = ("description", "version", "tags", "entrypoint", "parameters")
 
 
@@ -47,7 +48,7 @@ def publish(
         OpsError: an entry names no flow, or Prefect refuses it.
     """
     sent: list[Future[None]] = []
-    with impatient_client() as client, ThreadPoolExecutor(max_workers=1) as pool:
+    with impatient_client() as client, ThreadPoolExecutor(SENDERS) as pool:
         publisher = _Publisher(client, pull)
         for entry in entries:
             flow = flow_of(entry["entrypoint"])

@@ -102,6 +102,7 @@ def test_heartbeats_are_three_times_as_frequent_as_deaths_are_told() -> None:
         found = re.search(r"PREFECT_FLOWS_HEARTBEAT_FREQUENCY\W+(\d+)", told)
         assert found
         assert int(found[1]) * 3 == ZOMBIE_SECONDS
+        assert re.search(r"PREFECT_WORKER_QUERY_SECONDS\W+1\b", told), "whoever clicks waits for the worker"
         assert re.search(r"PREFECT_CLIENT_RETRY_EXTRA_CODES\W+500", told), "Prefect's answer without its database"
 
 
