@@ -34,6 +34,8 @@ PLAIN_BYTES = 4096
 GROWTH = 12
 """The most that rows of an archive grow when they are unpacked, if their size is unknown."""
 PUNCH_BYTES = 8 << 20
+UNPACK_BYTES = 128 << 10
+"""A larger buffer is new memory for each read: a third more processor time."""
 _POLL_SECONDS, _PAUSES = 0.03, 5  # a scan of a directory with many files takes long: it pauses for a multiple of that
 _DATA = re.compile(r"(?:\d+|blob_\d+)\.dat")
 _NONE, _ZSTD, _FIRST_WITH_METHOD, _METHOD_AT = b"\0", b"\3", b"\x01\x0f", 11
@@ -219,8 +221,9 @@ def readable(
         return
     try:
         place.mkdir(parents=True, mode=0o700)
+        largest_first = sorted(dump.iterdir(), key=lambda path: -path.stat().st_size)
         with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(lambda path: _unpack(path, place, numbers), dump.iterdir()):
+            for _ in pool.map(lambda path: _unpack(path, place, numbers), largest_first):
                 pass
         yield place
     except OSError as error:
@@ -246,4 +249,4 @@ def _unpack(path: Path, place: Path, numbers: Collection[str] | None) -> None:
             codec.reader(path) as source,
             (place / path.stem).open("wb") as target,
         ):
-            shutil.copyfileobj(source, target, codec.CHUNK_BYTES)
+            shutil.copyfileobj(source, target, UNPACK_BYTES)
