@@ -46,8 +46,8 @@ SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables WHERE relname IN ('
 """
 _BASE = "OPS_LAB_BASE"
 QUIET_SECONDS, QUIET_TIMES, QUIET_MOST_SECONDS = 0.3, 2, 30.0
-QUIET_IDLE = 88
-"""Per cent of all cores; the bench lab by itself leaves 95 to 98."""
+QUIET_IDLE = 0.88
+"""Of all cores; the bench lab by itself leaves 0.95 to 0.98."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ class Called:
 def wait_quiet() -> None:
     """Until the machine does next to nothing: what ran before leaves work to the archiver of WAL, to the standby and to
     autovacuum. After half a minute whoever measures goes on."""
-    psutil.cpu_times_percent()
-    ends, quiet = time.monotonic() + QUIET_MOST_SECONDS, 0
+    ends, quiet, before = time.monotonic() + QUIET_MOST_SECONDS, 0, psutil.cpu_times()
     while quiet < QUIET_TIMES and time.monotonic() < ends:
-        times = psutil.cpu_times_percent(QUIET_SECONDS)
-        quiet = quiet + 1 if times.idle >= QUIET_IDLE else 0
+        time.sleep(QUIET_SECONDS)
+        now = psutil.cpu_times()  # cpu_times_percent is wrong for less than a second of all cores
+        idle = (now.idle - before.idle) / (sum(now) - sum(before))
+        quiet, before = quiet + 1 if idle >= QUIET_IDLE else 0, now
 
 
 def call(flow: str, environment: str, *, direct: bool = False, **parameters: object) -> Called:

@@ -96,7 +96,7 @@ class Proof:
         taken = datetime.fromisoformat(rows["dump"][2])
         everything = len(self.ledger.acknowledged())
         lost = everything - len(self.ledger.acknowledged(before=taken))
-        return f"{lost} of {everything} acknowledged writes, all after {taken:%H:%M:%S %Z}"
+        return f"{lost} of {everything} acknowledged writes, all after {taken:%H:%M:%S} {taken.isoformat()[-6:]}"
 
     def accounts(self) -> str:
         """The report's count of lost writes beside the ledger's: whether they agree, or how not."""
