@@ -20,7 +20,8 @@ USER = "monitor"
 HAMMER_SECONDS = 0.01
 READS_PER_SECOND, WRITES_PER_SECOND = 40.0, 5.0
 READERS = 2
-SAMPLE_SECONDS = 0.25
+SAMPLE_SECONDS = 0.5
+SIZE = "SELECT sum(pg_database_size(oid)) + (SELECT sum(size) FROM pg_ls_waldir()) FROM pg_database"
 IDLE_SECONDS, IDLE_SHARE = 2.0, 0.1
 
 
@@ -126,9 +127,11 @@ def disk_growth(place: Place) -> Iterator[Growth]:
     began = place.sql("SELECT pg_current_wal_lsn()")[0][0]
 
     def sample(stop: threading.Event) -> None:
-        while not stop.wait(SAMPLE_SECONDS):
-            with contextlib.suppress(psycopg.Error):  # a database went while it was being looked at
-                growth.peak_bytes = max(growth.peak_bytes, _size(place) - first)
+        with psycopg.connect(place.status["postgres"]["admin_dsn"], autocommit=True) as connection:
+            while not stop.wait(SAMPLE_SECONDS):
+                with contextlib.suppress(psycopg.errors.DatabaseError):  # a database went while it was being looked at
+                    (found,) = connection.execute(SIZE).fetchone() or (0,)
+                    growth.peak_bytes = max(growth.peak_bytes, int(found) - first)
 
     with _threads(sample):
         yield growth
@@ -186,5 +189,4 @@ def archiver_seconds(place: Place, *, until_idle: bool = False) -> float:
 
 
 def _size(place: Place) -> int:
-    query = "SELECT sum(pg_database_size(oid)) + (SELECT sum(size) FROM pg_ls_waldir()) FROM pg_database"
-    return int(place.sql(query)[0][0])
+    return int(place.sql(SIZE)[0][0])
