@@ -16,6 +16,7 @@ from benchmarks.place import DATABASE, Place
 from lab.lifecycle import existing
 from lab.state.base import PYTHON
 from runbook import shell
+from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.postgres.dump.compression import compressing
 from tasks.postgres.dump.dump import NICE
@@ -93,9 +94,8 @@ class Peers:
     def save_redis(self) -> None:
         """§2.3: BGSAVE, then the file is copied."""
         with redis.Redis.from_url(self.place.status["redis"]["url"]) as client:
-            saves = client.info("persistence")["rdb_saves"]
             client.bgsave()
-            until(lambda: client.info("persistence")["rdb_saves"] > saves, what="BGSAVE's end", seconds=60)
+            until(lambda: _is_saved(client), what="BGSAVE's end", seconds=60)
             set_to = client.config_get("dir", "dbfilename")
         shutil.copy(Path(set_to["dir"]) / set_to["dbfilename"], self.directory / f"dump_{DATE}.rdb")
 
@@ -127,3 +127,11 @@ class Peers:
             [shutil.which(argv[0], path=self.environment()["PATH"]) or argv[0], *argv[1:]],
             environment=self.environment(),
         ).seconds
+
+
+def _is_saved(client: redis.Redis) -> bool:
+    """`rdb_saves` does not tell: it counts a save when it begins."""
+    found = client.info("persistence")
+    if found["rdb_last_bgsave_status"] != "ok":
+        raise OpsError("BGSAVE failed", "check Redis's log")
+    return not found["rdb_bgsave_in_progress"]
