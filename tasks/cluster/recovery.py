@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psycopg
 
 from blocks.postgres.server import Postgres, execute
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.cluster.instance import ISOLATED, PrivateInstance, servers_in
@@ -17,6 +17,7 @@ from tasks.cluster.target import Stop
 from tasks.wal.format.names import lsn_of
 
 REPLAY_SECONDS = 24 * 3600.0
+PROMOTE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,25 @@ def _status(postgres: Postgres, xid: int) -> str:
 
 @action
 def promote_instance(instance: PrivateInstance, slots: Mapping[str, bool]) -> int:
-    """Promote it. Returns its new timeline. `slots`: physical slots to create first, so that the WAL receiver misses
-    nothing.
+    """End its recovery, on a new timeline, whose number is returned. `slots`: physical slots to create first, so that
+    the WAL receiver misses nothing.
+
+    It is paused at its target, and resuming ends the recovery; a paused server looks for `pg_promote` only once a
+    second. https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-RECOVERY-TARGET-ACTION
 
     Raises:
-        OpsError: it is not promoted.
+        Unreachable: the recovery does not end.
     """
     with instance.postgres.connect() as connection:
         if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
-            promoted = execute(connection, "SELECT pg_promote(true, 300)")[0][0]
-            if not promoted:
-                raise OpsError("the copy could not be promoted", f"check {instance.log}; nothing live was touched")
+            execute(connection, "SELECT pg_wal_replay_resume()")
+            until(
+                lambda: not execute(connection, "SELECT pg_is_in_recovery()")[0][0],
+                what="the end of the copy's recovery",
+                seconds=PROMOTE_SECONDS,
+                every_seconds=0.02,
+                hint=f"check {instance.log}; nothing live was touched",
+            )
         for slot, now in slots.items():
             execute(connection, "SELECT pg_create_physical_replication_slot(%s, %s)", slot, now)
         execute(connection, "CHECKPOINT")

@@ -13,6 +13,7 @@ from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.database_server import FoundServer
+from flows.recovery.point.swap import takes_writes
 from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.sources import judge_kept_master
 from flows.store import mark_verified
@@ -135,7 +136,9 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     unjudged = copies.states is None
     whole = check.start(report, env, live, after=services.last, origin=copies.origin) if unjudged else None
     counting = read_counts.after(services.last).submit(env.postgres, live)
-    started: object = start_services.after(services.last)(env.services, env.services_in((env.postgres.service,)))
+    started: object = start_services.after(services.last)(
+        env.services, env.services_in((env.postgres.service,)), answers=lambda _: takes_writes(env)
+    )
     if starts_redis:
         started = start_redis.after(started)(env.redis, env.services)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
@@ -162,9 +165,9 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     _judge_counts(report, dict(counting.result().rows), copies)
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     services.last = _smoke(report, env, health)
+    check.render(report, env, after=services.last)
     for problem in attaching.result() if attaching else ():
         report.warn("Redis topology restored", problem)
-    check.render(report, env, after=services.last)
 
 
 def _attach(services: SystemServices, after: object) -> Pending[tuple[str, ...]] | None:

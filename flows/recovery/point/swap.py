@@ -120,9 +120,9 @@ def start_server(report: Report, permit: Permit, env: Environment, services: Clu
     """Start the server, the WAL receiver and the archiver. Commits wait for no standby while none is connected."""
     primary = env.postgres
     services.last = start_services.after(services.last)(
-        env.services, [primary.service], answers=lambda _: _answers(env)
+        env.services, [primary.service], answers=lambda _: takes_writes(env)
     )
-    until(lambda: _answers(env), what="an answer of the server on the live port", seconds=START_SECONDS)
+    until(lambda: takes_writes(env), what="an answer of the server on the live port", seconds=START_SECONDS)
     if env.has("wal"):
         ensure_wal_directory(primary, Path(env.wal.directory))
         if env.wal.service in env.services.names:
@@ -136,7 +136,12 @@ def start_server(report: Report, permit: Permit, env: Environment, services: Clu
     free_commits(report, permit, env, after=services.last)
 
 
-def _answers(env: Environment) -> bool:
+def takes_writes(env: Environment) -> bool:
+    """Whether the server answers, and is no standby.
+
+    Raises:
+        Unreachable: it does not answer.
+    """
     with env.postgres.connect(seconds=2) as connection:
         row = connection.execute("SELECT NOT pg_is_in_recovery()").fetchone()
     return bool(row and row[0])
