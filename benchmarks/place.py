@@ -84,8 +84,9 @@ class Called:
 
 
 def wait_quiet() -> None:
-    """Until the machine does next to nothing: what ran before leaves work to the archiver of WAL, to the standby and to
-    autovacuum. After half a minute whoever measures goes on."""
+    """Until the machine does next to nothing, and has nothing to write: what ran before leaves work to the archiver of
+    WAL, to the standby and to autovacuum. After half a minute whoever measures goes on."""
+    os.sync()
     ends, quiet, before = time.monotonic() + QUIET_MOST_SECONDS, 0, psutil.cpu_times()
     while quiet < QUIET_TIMES and time.monotonic() < ends:
         time.sleep(QUIET_SECONDS)
@@ -164,7 +165,6 @@ class Place:
             raise OpsError(f"the database is not the same as before: {found} instead of {expected}")
         self.sql("VACUUM (ANALYZE)", DATABASE)
         self.sql("CHECKPOINT")
-        os.sync()
         wait_quiet()
 
     def make_dead_rows(self) -> int:

@@ -154,7 +154,6 @@ def _measured(cluster: Cluster, peer: Pgbackrest, tell: Tell) -> list[Figure]:
 
 def _settle(cluster: Cluster) -> None:
     cluster.sql("postgres", "CHECKPOINT")
-    os.sync()
     wait_quiet()
 
 
