@@ -10,6 +10,7 @@ from statistics import median
 ALIKE = 1.2
 """With sizes closer together, the cost of one more byte is unknown."""
 MOST_SAMPLES = 20
+FEW = 3
 ON_PRIVATE_SERVER = ", on a private server"
 """In the name of a measure."""
 LIVE_RATIO = 1.2
@@ -55,8 +56,8 @@ def estimate(samples: Sequence[DurationSample], bytes_: int) -> DurationEstimate
 
 
 def _usual(known: Sequence[DurationSample]) -> list[DurationSample]:
-    """One sample for each size. Of two for about the same size the shorter one counts: disturbances take time, and a
-    first run finds cold caches."""
+    """One sample for each size. Of two or three for about the same size the shortest counts: disturbances take time, and
+    a first run finds cold caches."""
     groups = list[list[DurationSample]]()
     for one in sorted(known, key=lambda sample: sample.bytes):
         if groups and one.bytes <= ALIKE * groups[-1][0].bytes:
@@ -70,7 +71,7 @@ def _usual(known: Sequence[DurationSample]) -> list[DurationSample]:
 
 
 def _middle(seconds: Sequence[float]) -> float:
-    return min(seconds) if len(seconds) == 2 else median(seconds)
+    return min(seconds) if len(seconds) <= FEW else median(seconds)
 
 
 def _line(known: Sequence[DurationSample], bytes_: int) -> float:

@@ -54,20 +54,20 @@ def test_from_a_tenth_and_three_tenths_it_is_within_a_quarter_although_the_first
 
     samples = [
         DurationSample(int(part * GB), truth(part) * disturbed)
-        for part, disturbed in ((0.1, 2.1), (0.1, 1.02), (0.3, 1.0), (0.3, 1.05))
+        for part, disturbed in ((0.1, 2.1), (0.1, 1.02), (0.1, 1.0), (0.3, 1.0), (0.3, 1.3), (0.3, 1.25))
     ]
     assert seconds(samples, GB) == pytest.approx(truth(1), rel=0.25)
 
 
 def test_of_one_size_it_goes_with_the_bytes_and_is_never_less() -> None:
-    samples = [DurationSample(GB, 30), DurationSample(GB, 34), DurationSample(GB + 1000, 32)]
+    samples = [DurationSample(GB, 30), DurationSample(GB, 34), DurationSample(GB + 1000, 32), DurationSample(GB, 32)]
     assert seconds(samples, GB) == pytest.approx(32)
     assert seconds(samples, 3 * GB) == pytest.approx(96, rel=0.01)
     assert seconds(samples, GB // 100) == pytest.approx(32)
 
 
 def test_what_does_not_go_by_bytes() -> None:
-    assert seconds([DurationSample(0, 9), DurationSample(0, 11), DurationSample(0, 10)], 0) == 10
+    assert seconds([DurationSample(0, 9), *[DurationSample(0, 10)] * 2, DurationSample(0, 11)], 0) == 10
 
 
 def test_more_bytes_in_less_time_is_never_a_negative_time() -> None:
