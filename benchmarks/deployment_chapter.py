@@ -29,7 +29,6 @@ from runbook.errors import OpsError
 from runbook.units import size
 from runbook.wait import until
 
-ROUNDS = 2
 CLICKS = 3
 DEPLOY_BAR, CLICK_BAR = 8.0, 2.5
 # The largest flow's plan, and a small one.
@@ -57,12 +56,12 @@ class DeploymentChapter:
             OpsError: a deployment failed, or a run did not begin.
         """
         LabControl.prepare(base_directory()).create_pool(NAME)
-        first, again = self._deploy(NAME), [self._deploy(NAME) for _ in range(ROUNDS)]
+        first, again = self._deploy(NAME), self._deploy(NAME)
         with get_client(sync_client=True) as client:
             entries = sum(one.work_pool_name == NAME for one in _pages(client.read_deployments))
             figures = [
                 Figure.seconds(f"deployments.deploy of an environment, {entries} deployments", [first], DEPLOY_BAR),
-                Figure.seconds("… again, with a new version", again),
+                Figure.seconds("… again, with a new version", [again]),
                 *self._clicks(client),
             ]
         return [*figures, *(self._many(environments, first) if environments > 1 else [])]

@@ -2,7 +2,7 @@
 # disaster_recovery.sh of the manual (§8.2), step by step, with the lab's programs in the place of the host's.
 #
 # supervisord takes systemd's place: stopping waits for the end, starting does not wait, and neither costs the start of
-# an interpreter. RESTORE_OPTIONS is empty, or -j2 for the second peer. Everything else comes from the environment too.
+# an interpreter. Everything else comes from the environment.
 
 set -e
 
@@ -44,8 +44,7 @@ supervisorctl stop redis
 echo "Restoring database..."
 dropdb -U postgres grc_db
 createdb -U postgres grc_db
-# shellcheck disable=SC2086
-pg_restore -U postgres $RESTORE_OPTIONS -d grc_db "$BACKUP_DIRECTORY/backup_${BACKUP_DATE}.dump"
+pg_restore -U postgres -d grc_db "$BACKUP_DIRECTORY/backup_${BACKUP_DATE}.dump"
 
 # 3. Redisリストア
 echo "Restoring Redis..."

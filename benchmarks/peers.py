@@ -99,14 +99,13 @@ class Peers:
             set_to = client.config_get("dir", "dbfilename")
         shutil.copy(Path(set_to["dir"]) / set_to["dbfilename"], self.directory / f"dump_{DATE}.rdb")
 
-    def recover(self, options: str = "") -> Recovered:
-        """§8.2: disaster_recovery.sh, with options of pg_restore."""
+    def recover(self) -> Recovered:
+        """§8.2: disaster_recovery.sh."""
         services, _ = existing(self.place.lab.name)
         state = services.state
         login = f"ops:{state.passwords.supervisor}".encode()
         environment = {
             **self.environment(),
-            "RESTORE_OPTIONS": options,
             "BACKUP_DIRECTORY": str(self.directory),
             "REDIS_DATA": str(services.layout.redis_data),
             "REDIS_OWNER": services.account.name,

@@ -82,13 +82,11 @@ class RedisChapter:
         ours, peer, ttl = list[float](), list[float](), list[float]()
         beside = Beside(idle=self._idle(server))
         for number in range(ROUNDS):
-            ours.append(_flow(MEMORY, environment=NAME))
-            peer.append(_peer(server, "memkeys"))
-            ttl.append(_peer(server, "ttl", str(TTL_SAMPLE)) / TTL_SAMPLE)
             with _client(server, beside.ours):
-                _flow(MEMORY, environment=NAME)
+                ours.append(_flow(MEMORY, environment=NAME))
             with _client(server, beside.peer):
-                _peer(server, "memkeys")
+                peer.append(_peer(server, "memkeys"))
+            ttl.append(_peer(server, "ttl", str(TTL_SAMPLE)) / TTL_SAMPLE)
             self.tell(f"memory {number + 1}: ours {ours[-1]:.1f} s, memkeys {peer[-1]:.1f} s, a TTL {ttl[-1]:.4f} s")
         per_key = [seconds / KEYS for seconds in ours]
         times = Figure.ratio("TTL audit, per key ÷ xargs -I{} redis-cli TTL {} (100 ×)", per_key, ttl, 0.01)
@@ -106,16 +104,12 @@ class RedisChapter:
         server.client().flushall()
         for number in range(ROUNDS):
             _fill(server, "cache:")
-            ours.append(_flow(CLEAR, **parameters))
-            _fill(server, "cache:")
-            peer.append(_peer(server, "clear", "cache:*"))
             beside.idle += self._idle(server, IDLE_SECONDS / ROUNDS)
-            _fill(server, "cache:")
             with _client(server, beside.ours):
-                _flow(CLEAR, **parameters)
+                ours.append(_flow(CLEAR, **parameters))
             _fill(server, "cache:")
             with _client(server, beside.peer):
-                _peer(server, "clear", "cache:*")
+                peer.append(_peer(server, "clear", "cache:*"))
             left = server.client().dbsize()
             if left > 1:  # the client's own
                 raise OpsError(f"{left} keys are left", "one side does not clear")

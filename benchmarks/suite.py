@@ -28,7 +28,7 @@ from tasks.stores.directory import DirectoryStore
 CHAPTER, RECOVERY, ESTIMATE, GROWTH, DEPLOYMENTS = "chapter", "recovery", "estimate", "growth", "deployments"
 ROUNDS = 3
 RESTORE_ROUNDS = 2
-IDLE_SECONDS = 12.0
+IDLE_SECONDS = 9.0
 BACKUP = "flows.database.backup:backup_database"
 BACKUP_REDIS = "flows.redis.persistence:backup_redis"
 BACKUP_FILES = "flows.application.files:backup_files"
@@ -138,7 +138,7 @@ class Suite:
         return ours
 
     def restores(self, peers: Peers, rows: Mapping[str, int]) -> None:
-        """Full restore, both ways, against disaster_recovery.sh, serial and with two jobs."""
+        """Full restore, both ways, against disaster_recovery.sh."""
         sides = RestoreSides()
         for number in range(RESTORE_ROUNDS):
             self.place.settle(rows)
@@ -148,10 +148,8 @@ class Suite:
             self.place.settle(rows)
             self.least_loss(sides)
             self.place.settle(rows)
-            sides.script.append(peers.recover(""))
+            sides.script.append(peers.recover())
             self.place.tell(f"full restore {number + 1}: {sides.last}")
-        self.place.settle(rows)
-        sides.parallel.append(peers.recover("-j2"))  # what it is compared with has no bar
         self.profile = sides.dump
         self.figures += sides.figures()
 
@@ -237,7 +235,6 @@ class RestoreSides:
     auto: list[Called] = field(default_factory=list)
     dump: list[Called] = field(default_factory=list)
     script: list[Recovered] = field(default_factory=list)
-    parallel: list[Recovered] = field(default_factory=list)
     growth: list[load.Growth] = field(default_factory=list)
     acknowledged: int = 0
     lost: int = 0
@@ -255,16 +252,15 @@ class RestoreSides:
         auto, dump = (
             [call.from_to("stop_services", "smoke_check") for call in side] for side in (self.auto, self.dump)
         )
-        script, parallel = ([one.seconds for one in side] for side in (self.script, self.parallel))
-        awake = [one.seconds - one.slept_seconds for one in self.parallel]
+        script = [one.seconds for one in self.script]
+        awake = [one.seconds - one.slept_seconds for one in self.script]
         whole = [call.seconds for call in self.auto]
         return [
             Figure.ratio("full restore, auto (base backup and WAL) ÷ disaster_recovery.sh", auto, script, 0.40),
             Figure("… acknowledged writes lost", self.lost, 0, shown=f"{self.lost} of {self.acknowledged:,} (auto)"),
             Figure.ratio("… the whole flow, with judging before and reporting after", whole, script),
             Figure.ratio("full restore, dump ÷ disaster_recovery.sh", dump, script, 0.65),
-            Figure.ratio("… ÷ the script with pg_restore -j2", dump, parallel),
-            Figure.ratio("… ÷ the script with pg_restore -j2, without its sleep 10", dump, awake),
+            Figure.ratio("… ÷ the script without its sleep 10", dump, awake),
             Figure.bytes("peak extra disk during the restore from a dump", [one.peak_bytes for one in self.growth]),
             Figure.bytes("WAL written by the restore from a dump", [one.wal_bytes for one in self.growth]),
         ]
