@@ -385,9 +385,7 @@ class SupervisorServices(Services):
     def last_end(self, role: str) -> str:
         """The last line about its end in supervisord's own log, as "terminated by SIGKILL; not expected"."""
         text = str(self._call(role, "readLog", -MAIN_LOG_BYTES, 0, ignore=NO_FILE) or "")
-        name = re.escape(self.name_of(role).rpartition(":")[2])
-        ends = re.findall(rf"(?:exited|stopped): {name} \((.+)\)", text)
-        return str(ends[-1]) if ends else ""
+        return end_in(text, self.name_of(role).rpartition(":")[2])
 
     def logs(self, role: str, lines: int = 50) -> str:
         """The end of its standard output."""
@@ -417,3 +415,14 @@ class SupervisorServices(Services):
             raise OpsError(f"supervisord at {url} answers {error.errcode} {error.errmsg}") from None
         except (OSError, http.client.HTTPException):
             raise Unreachable(f"supervisord at {url} does not answer", "start it: services cannot run") from None
+
+
+def end_in(log: str, name: str) -> str:
+    """How a program ended last, by supervisord's log. A start that fails after an unexpected end is no end of its own:
+    what was killed leaves memory and locks behind, which the next process may meet."""
+    found = re.findall(rf"(exited|stopped|success): {re.escape(name)} (?:\((.+)\)|entered RUNNING)", log)
+    ended, counts = "", True
+    for what, how in found:
+        ended = how if how and counts else ended
+        counts = what != "exited"
+    return ended

@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.services import service as services
-from blocks.services.service import SupervisorServices
+from blocks.services.service import SupervisorServices, end_in
 from blocks.services.systemd import SystemdServices
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
@@ -202,3 +202,28 @@ def test_a_host_without_systemd_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OpsError, match="there is no program systemctl"):
         SystemdServices(names={"backend": "grc-backend"}).is_running("backend")
+
+
+KILLED, FAILED = "exited: db (terminated by SIGKILL; not expected)", "exited: db (exit status 1; not expected)"
+RUNS, STOPPED = (
+    "success: db entered RUNNING state, process has stayed up for > than 1 seconds (startsecs)",
+    ("stopped: db (exit status 0)"),
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "ended"),
+    [
+        ([], ""),
+        ([RUNS], ""),
+        ([RUNS, KILLED], "terminated by SIGKILL; not expected"),
+        ([RUNS, KILLED, FAILED, FAILED], "terminated by SIGKILL; not expected"),
+        ([RUNS, KILLED, FAILED, RUNS], "terminated by SIGKILL; not expected"),
+        ([RUNS, KILLED, RUNS, FAILED], "exit status 1; not expected"),
+        ([RUNS, KILLED, RUNS, STOPPED], "exit status 0"),
+        ([RUNS, STOPPED, KILLED], "terminated by SIGKILL; not expected"),
+        ([RUNS, KILLED, "exited: db2 (exit status 7; expected)"], "terminated by SIGKILL; not expected"),
+    ],
+)
+def test_a_start_that_fails_after_a_kill_is_not_how_the_program_ended(lines: list[str], ended: str) -> None:
+    assert end_in("\n".join(f"2026-11-30 05:22:26,218 INFO {line}" for line in lines), "db") == ended
