@@ -56,8 +56,8 @@ def estimate(samples: Sequence[DurationSample], bytes_: int) -> DurationEstimate
 
 
 def _usual(known: Sequence[DurationSample]) -> list[DurationSample]:
-    """One sample for each size. Of two or three for about the same size the shortest counts: disturbances take time, and
-    a first run finds cold caches."""
+    """One sample for each size. Of two or three for about the same size the shortest counts: disturbances take time,
+    and a first run finds cold caches."""
     groups = list[list[DurationSample]]()
     for one in sorted(known, key=lambda sample: sample.bytes):
         if groups and one.bytes <= ALIKE * groups[-1][0].bytes:
