@@ -67,7 +67,9 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
     assert all(cell.startswith("0 of ") for cell in ledger["lost"]), "what was given up is no loss"
     given_up = sum(int(cell.split(" of ")[0]) for cell in ledger["given up after the fault"])
     assert report.facts["given up after the fault"].startswith(f"{given_up:,} of ")
-    assert {row[0] for row in table(report, "Missing writes, one by one")} == {"after the fault: given up"}
+    missing = {row[0] for row in table(report, "Missing writes, one by one")}
+    # The table ends with how many more there are: on a slow machine many are given up.
+    assert {kind for kind in missing if not kind.startswith("… ")} == {"after the fault: given up"}
     controls = table(report, "Negative controls")
     assert [row[1] for row in controls] == ["restore-to-point"] * 3
     assert "missing" in controls[0][0]
