@@ -421,11 +421,7 @@ def end_in(log: str, name: str) -> str:
     """How a program ended last, by supervisord's log. A start that fails after an unexpected end is no end of its own:
     what was killed leaves memory and locks behind, which the next process may meet."""
     ended, counts = "", True
-    for what, program, how in _ENDS.findall(log):
-        if program == name:
-            ended = how if how and counts else ended
-            counts = what != "exited"
+    for what, how in re.findall(rf"(exited|stopped|success):\s{re.escape(name)}\s(?:\((.+)\)|entered)", log):
+        ended = how if how and counts else ended
+        counts = what != "exited"
     return ended
-
-
-_ENDS = re.compile(r"(exited|stopped|success):\s(\S+)\s(?:\((.+)\)|entered)")
