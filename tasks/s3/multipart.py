@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from blocks.s3 import Bucket
 from tasks.s3.requests import RequestRefused, attempt
@@ -33,7 +33,14 @@ from tasks.s3.writing import (
 MEGABYTE = 1024 * 1024
 PART_BYTES = 8 * MEGABYTE
 PARTS = 10_000  # the protocol's limit
-MEMORY_BYTES = 32 * MEGABYTE  # of parts in flight: above 640 GB a file has larger parts, and fewer at a time
+MEMORY_BYTES = 32 * MEGABYTE  # of a file's parts in flight: above 80 GB they are larger, and soon fewer at a time
+
+
+class PartSenders(NamedTuple):
+    """Threads that send parts, of one file or of several at a time, and how many parts of each may be in flight."""
+
+    pool: ThreadPoolExecutor
+    ahead: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def part_bytes(size: int) -> int:
     return max(PART_BYTES, -(-size // (PARTS * MEGABYTE)) * MEGABYTE)
 
 
-def send(bucket: Bucket, upload: Upload, workers: int, tell: Callable[[int], None], *, resume: bool) -> bool:
+def send(bucket: Bucket, upload: Upload, senders: PartSenders, tell: Callable[[int], None], *, resume: bool) -> bool:
     """Send a file's parts and make one object of them; returns whether an unfinished upload was gone on with.
 
     Raises:
@@ -61,7 +68,7 @@ def send(bucket: Bucket, upload: Upload, workers: int, tell: Callable[[int], Non
     unfinished = _unfinished(bucket, upload, resume)
     begun = unfinished or _begin(bucket, upload)
     whole = hashlib.sha256()
-    sums = list(_send_parts(bucket, upload, begun, workers, whole.update, tell))
+    sums = list(_send_parts(bucket, upload, begun, senders, whole.update, tell))
     if whole.hexdigest() != upload.sha256:
         _abort(bucket, upload.key, begun.id)
         raise altered_here(upload)
@@ -91,26 +98,28 @@ def _send_parts(
     bucket: Bucket,
     upload: Upload,
     begun: Begun,
-    workers: int,
+    senders: PartSenders,
     update: Callable[[bytes], None],
     tell: Callable[[int], None],
 ) -> Iterator[bytes]:
-    """The parts' MD5s, in order. Read and added to the SHA-256 here, one after another; sent by the workers."""
+    """The parts' MD5s, in order. Read and added to the SHA-256 here, one after another."""
     size = part_bytes(upload.bytes)
-    workers = max(1, min(workers, MEMORY_BYTES // size))
+    ahead = max(1, min(senders.ahead, MEMORY_BYTES // size))
     sending: deque[Future[tuple[bytes, int]]] = deque()
-    with ThreadPoolExecutor(workers) as pool, upload.path.open("rb", buffering=0) as file:
+    with upload.path.open("rb", buffering=0) as file:
         try:
             for number in range(1, -(-upload.bytes // size) + 1):
                 content = file.read(size)
                 update(content)
-                sending.append(pool.submit(_send_part, bucket, upload.key, begun, number, content))
-                while len(sending) > (workers if number * size < upload.bytes else 0):
+                sending.append(senders.pool.submit(_send_part, bucket, upload.key, begun, number, content))
+                while len(sending) > (ahead if number * size < upload.bytes else 0):
                     md5, sent = sending.popleft().result()
                     tell(sent)
                     yield md5
         finally:
-            pool.shutdown(cancel_futures=True)
+            for one in sending:
+                one.cancel()
+            wait(sending)
 
 
 def _send_part(bucket: Bucket, key: str, begun: Begun, number: int, content: bytes) -> tuple[bytes, int]:

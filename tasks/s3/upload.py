@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
 from blocks.s3 import Bucket
 from runbook.errors import OpsError
 from tasks.s3 import multipart
-from tasks.s3.multipart import PART_BYTES, part_bytes
+from tasks.s3.multipart import PART_BYTES, PartSenders, part_bytes
 from tasks.s3.requests import attempt
 from tasks.s3.writing import (
     SHA256,
@@ -29,6 +30,8 @@ from tasks.s3.writing import (
 )
 
 WORKERS = 8
+LARGE_FILES = 4
+"""At a time: while one is begun or completed, parts of the others are on the way."""
 EMPTY = hashlib.md5(b"", usedforsecurity=False).digest()
 
 
@@ -55,19 +58,8 @@ def upload_file(
         Unreachable: the server is away, longer than the bucket's `patience_seconds`.
         OpsError: it refuses, does not encrypt or lock as configured, or the file is not readable.
     """
-    upload = Upload(path, key, sha256, bytes_)
-    try:
-        if _is_there(bucket, upload):
-            tell(bytes_)
-        elif bytes_ <= PART_BYTES:
-            _put(bucket, upload)
-            tell(bytes_)
-        else:
-            _send(bucket, upload, workers, tell)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if bucket.locks:
-        require_locked(bucket, key)
+    with ThreadPoolExecutor(workers) as pool:
+        _upload(bucket, Upload(path, key, sha256, bytes_), PartSenders(pool, workers), tell)
 
 
 def upload_files(
@@ -77,24 +69,50 @@ def upload_files(
     workers: int = WORKERS,
     tell: Callable[[int], None] = _untold,
 ) -> None:
-    """Upload files, given as (path, key, SHA-256, bytes): small ones beside each other, then each large one in parallel
-    parts. `tell` is called in the calling thread.
+    """Upload files, given as (path, key, SHA-256, bytes): several at a time, the largest first. `tell` is called by one
+    thread at a time.
 
     Raises:
-        as `upload_file`. What was sent until then is there, and passed over the next time.
+        as `upload_file`; the other files are not gone on with. What was sent until then is there, and passed over the
+        next time.
     """
-    uploads = [Upload(*item) for item in items]
-    small = [upload for upload in uploads if upload.bytes <= PART_BYTES]
-    with ThreadPoolExecutor(workers) as pool:
+    uploads = sorted((Upload(*item) for item in items), key=lambda upload: upload.bytes, reverse=True)
+    large = sum(upload.bytes > PART_BYTES for upload in uploads)
+    at_a_time = max(1, min(LARGE_FILES, large))
+    telling = threading.Lock()
+
+    def tell_alone(added: int) -> None:
+        with telling:
+            tell(added)
+
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(at_a_time) as readers:
+        senders = PartSenders(pool, max(1, workers // at_a_time))
         try:
-            for sending in [(pool.submit(upload_file, bucket, *upload), upload.bytes) for upload in small]:
-                sending[0].result()
-                tell(sending[1])
+            sending = [
+                (readers if upload.bytes > PART_BYTES else pool).submit(_upload, bucket, upload, senders, tell_alone)
+                for upload in uploads
+            ]
+            done, _ = wait(sending, return_when=FIRST_EXCEPTION)
+            for one in done:
+                one.result()
         finally:
-            pool.shutdown(cancel_futures=True)
-    for upload in uploads:
-        if upload.bytes > PART_BYTES:
-            upload_file(bucket, *upload, workers=workers, tell=tell)
+            readers.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)  # files that are being sent end with that
+
+
+def _upload(bucket: Bucket, upload: Upload, senders: PartSenders, tell: Callable[[int], None]) -> None:
+    try:
+        if _is_there(bucket, upload):
+            tell(upload.bytes)
+        elif upload.bytes <= PART_BYTES:
+            _put(bucket, upload)
+            tell(upload.bytes)
+        else:
+            _send(bucket, upload, senders, tell)
+    except OSError as error:
+        raise unreadable(upload.path, error) from None
+    if bucket.locks:
+        require_locked(bucket, upload.key)
 
 
 def _put(bucket: Bucket, upload: Upload) -> None:
@@ -125,13 +143,13 @@ def put(bucket: Bucket, key: str, content: bytes, sha256: str, *, lock: bool) ->
     require_etag(bucket, key, answer, md5.hex())
 
 
-def _send(bucket: Bucket, upload: Upload, workers: int, tell: Callable[[int], None]) -> None:
+def _send(bucket: Bucket, upload: Upload, senders: PartSenders, tell: Callable[[int], None]) -> None:
     """A resumed upload has the metadata of the attempt that began it: where they are others', it is made anew."""
     if upload.path.stat().st_size != upload.bytes:
         raise altered_here(upload)
-    resumed = multipart.send(bucket, upload, workers, tell, resume=True)
+    resumed = multipart.send(bucket, upload, senders, tell, resume=True)
     if resumed and _problems(bucket, upload):
-        multipart.send(bucket, upload, workers, _untold, resume=False)
+        multipart.send(bucket, upload, senders, _untold, resume=False)
     if problems := _problems(bucket, upload):
         raise OpsError(
             f"{upload.key} in {bucket.where} is written, and is {problems[0]}",

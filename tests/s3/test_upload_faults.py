@@ -10,7 +10,7 @@ from blocks.s3 import Bucket
 from runbook.errors import Unreachable, VerificationFailed
 from tasks.s3 import multipart
 from tasks.s3.multipart import MEGABYTE, PART_BYTES
-from tasks.s3.upload import upload_file
+from tasks.s3.upload import upload_file, upload_files
 from tasks.s3.writing import Upload
 from tests.s3.conftest import LARGE, MakeFile, begin, kept, unfinished
 from tests.s3.proxy import Proxy
@@ -41,6 +41,26 @@ def test_gone_on_with_after_the_line_was_down(cuttable: Bucket, proxy: Proxy, ma
     assert kept(cuttable, upload.key)[0] == upload.path.read_bytes()
     assert sum(told) == upload.bytes
     assert not unfinished(cuttable, upload.key)
+
+
+def test_line_down_beneath_several_files(cuttable: Bucket, proxy: Proxy, make_file: MakeFile) -> None:
+    """Files that are sent at a time all stop, Unreachable. The next launch sends only what is missing."""
+    files = [make_file(6 * PART_BYTES, f"b/{number}", seed=number) for number in range(3)]
+    whole = sum(file.bytes for file in files)
+
+    def tell(_: int) -> None:
+        if proxy.sent_bytes > whole // 2:
+            proxy.cut_requests(after_bytes=1, times=-1)
+
+    with pytest.raises(Unreachable):
+        upload_files(cuttable, files, tell=tell)
+    proxy.heal()
+    before = proxy.sent_bytes
+    upload_files(cuttable, files)
+    assert proxy.sent_bytes - before < whole * 2 // 3
+    for file in files:
+        assert kept(cuttable, file.key)[0] == file.path.read_bytes()
+        assert not unfinished(cuttable, file.key)
 
 
 def _send_with_line_going_down(bucket: Bucket, proxy: Proxy, upload: Upload) -> None:
