@@ -34,10 +34,10 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
     parser.add_argument(
         "--only",
-        choices=["chapter", "redis", "recovery", "estimate", "logs", "growth", "deployments"],
+        choices=["chapter", "redis", "recovery", "estimate", "logs", "growth", "tables", "deployments"],
         default="",
         help="one chapter alone: §1, §2, §8, §6; of §8 the estimate of the RTO (with --megabytes 10000, say); growth: "
-        "a tenth of the megabytes and all of them, then 5,000 tables; deployments: of the runbooks, and clicks",
+        "a tenth of the megabytes and all of them; tables: 5,000 more; deployments: of the runbooks, and clicks",
     )
     parser.add_argument("--environments", type=int, default=1, help="with --only deployments: on one server")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import WorkerStatus
 
 from benchmarks.figures import Figure
-from benchmarks.place import NAME, Place
+from benchmarks.place import NAME, Place, wait_quiet
 from lab.control import LabControl
 from lab.state.base import CHECKOUT, base_directory
 from runbook import shell
@@ -69,6 +69,7 @@ class DeploymentChapter:
     def _deploy(self, name: str) -> float:
         variables = {"OPS_LAB_NAME": name, "OPS_ENVIRONMENT": name}
         argv = [sys.executable, "-m", "deployments.deploy", "--environment", name, "--registered", "--paused"]
+        wait_quiet()
         started = time.monotonic()
         shell.run(argv, directory=CHECKOUT, environment=variables, inherit=("*",))
         took = time.monotonic() - started
@@ -160,6 +161,7 @@ def _worker(client: SyncPrefectClient) -> Iterator[None]:
 
 
 def _click(client: SyncPrefectClient, deployment: Any, parameters: dict[str, Any]) -> float:
+    wait_quiet()  # the run before this one is over, and Prefect's server still records it
     created = datetime.now(UTC)
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
 

@@ -1,13 +1,15 @@
-"""How the times grow: with ten times the data, and with five thousand tables. It is not a part of `make bench`, which
-would take twice as long:
+"""How the times grow: with ten times the data, and with five thousand tables. They are not a part of `make bench`,
+which would take twice as long:
 
-    python -m benchmarks --only growth --megabytes 5000
+    python -m benchmarks --only growth --megabytes 10000
+    python -m benchmarks --only tables
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from psycopg.conninfo import make_conninfo
@@ -15,8 +17,14 @@ from psycopg.conninfo import make_conninfo
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Place
+from blocks.environment import Environment
+from flows.store import store_for
 from lab.data.seed import seed
+from tasks.backups import catalogue
+from tasks.cluster.content import cluster_in
 from tasks.postgres.restore.staged_copy import default_jobs
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.archive.prune import find_old_wal
 
 TABLES = 5000
 BAR = 1.1
@@ -49,7 +57,7 @@ class GrowthChapter:
     megabytes: int
 
     def figures(self) -> list[Figure]:
-        """Of both; the tables are made when the data has grown.
+        """Seconds with ten times the data, against ten times the seconds.
 
         Raises:
             OpsError: a side failed.
@@ -59,8 +67,9 @@ class GrowthChapter:
         dsn = make_conninfo(self.place.status["postgres"]["admin_dsn"], dbname=DATABASE)
         seed(dsn, self.megabytes - (small_bytes >> 20), progress=lambda _: None)
         times = self._bytes() / small_bytes
+        self.place.call(BACKUP_CLUSTER, kind="full")
         large = self._round()
-        grown = [
+        return [
             Figure(
                 f"{name}: {times:.1f} times the data ÷ {times:.1f} × the seconds",
                 large[name] / (times * small[name]),
@@ -70,7 +79,6 @@ class GrowthChapter:
             )
             for name in small
         ]
-        return [*grown, *self.tables()]
 
     def _bytes(self) -> int:
         return int(self.place.sql(f"SELECT pg_database_size('{DATABASE}')")[0][0])
@@ -87,6 +95,7 @@ class GrowthChapter:
             ("full restore, auto", FULL_RESTORE, {"redis_source": "backup", "confirm": NAME}),
             ("full restore, dump", FULL_RESTORE, FROM_DUMP),
         ):
+            self._keep_newest()
             self.place.settle(rows)
             called = self.place.call(flow, **parameters)
             restores = flow == FULL_RESTORE
@@ -96,8 +105,28 @@ class GrowthChapter:
                 self.place.call(REJOIN, confirm=NAME)
         return took
 
+    def _keep_newest(self) -> None:
+        """Delete all backups but the newest of each kind, and the archived WAL that this one does not need: the disk is
+        for ten times the data."""
+        env = Environment.find(NAME)
+        for kind in ("postgres", "cluster"):
+            store = store_for(env, kind)
+            for name in catalogue.names(store, kind)[:-1]:
+                shutil.rmtree(store.local(name) or store.spool / name)
+        if not (found := catalogue.names(store, "cluster")):
+            return
+        base = catalogue.open_backup(store, found[-1])
+        system = cluster_in(base).system
+        for which in ("backups", "copies"):
+            archive = archive_of(env, which, system)
+            archive.remove(find_old_wal.work(archive, system, [base], timedelta()).doomed)
+
     def tables(self) -> list[Figure]:
-        """A database with five thousand more tables, against pg_dump and pg_restore of the same."""
+        """A database with five thousand more tables, against pg_dump and pg_restore of the same.
+
+        Raises:
+            OpsError: a side failed.
+        """
         self.place.sql(MANY, DATABASE)
         self.place.settle(self.place.rows())
         jobs, target, other = str(default_jobs()), self.peers.directory / "many", f"{DATABASE}_many"

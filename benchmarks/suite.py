@@ -25,7 +25,8 @@ from tasks.postgres.dump.compression import ZSTD, knows_compression
 from tasks.postgres.restore.staged_copy import default_jobs
 from tasks.stores.directory import DirectoryStore
 
-CHAPTER, RECOVERY, ESTIMATE, GROWTH, DEPLOYMENTS = "chapter", "recovery", "estimate", "growth", "deployments"
+CHAPTER, RECOVERY, ESTIMATE, GROWTH, TABLES = "chapter", "recovery", "estimate", "growth", "tables"
+DEPLOYMENTS = "deployments"
 ROUNDS = 3
 RESTORE_ROUNDS = 2
 IDLE_SECONDS = 9.0
@@ -51,7 +52,7 @@ class Suite:
 
     def run(self, only: str = "", megabytes: int = 0, environments: int = 1) -> None:
         """Measure everything, the restores lead the table; or `only` one chapter, the estimate of the RTO, or the
-        growth up to so many `megabytes`, or deployments of so many `environments`.
+        growth up to so many `megabytes`, that with many tables, or deployments of so many `environments`.
 
         Raises:
             OpsError: a side failed, or is not healthy afterwards.
@@ -64,6 +65,9 @@ class Suite:
             return
         if only == GROWTH:
             self.figures = GrowthChapter(self.place, peers, megabytes).figures()
+            return
+        if only == TABLES:
+            self.figures = GrowthChapter(self.place, peers, megabytes).tables()
             return
         if only == DEPLOYMENTS:
             self.figures = DeploymentChapter(self.place).figures(environments)
