@@ -14,7 +14,7 @@ import httpx
 import psycopg
 
 from benchmarks.figures import as_table, write_json
-from benchmarks.place import Called, place
+from benchmarks.place import GROWN_RATIO, SPACE_RATIO, Called, place
 from benchmarks.quiet import Calibration, calibrate
 from lab.progress import progress
 from runbook.errors import OpsError
@@ -57,7 +57,8 @@ def main() -> int:
 
             print(as_table(LogsChapter(tell).figures()))
             return 0
-        with place(chosen.megabytes, tell, share=FIRST if chosen.only == "growth" else 1) as up:
+        share, ratio = (FIRST, GROWN_RATIO) if chosen.only == "growth" else (1, SPACE_RATIO)
+        with place(chosen.megabytes, tell, share=share, ratio=ratio) as up:
             from prefect.context import refresh_global_settings_context
 
             from benchmarks.suite import Suite

@@ -24,7 +24,7 @@ from runbook.errors import OpsError
 
 NAME = "logs"
 LINES, AUDIT_LINES, GIGABYTES = 1_000_000, 10_000_000, 10
-ROUNDS = 3
+ROUNDS = 2
 BEGIN = datetime(2026, 2, 14, tzinfo=UTC)
 SECONDS = 2 * 86_400
 TOKENS = "flows.ai_providers.usage:report_token_usage"

@@ -32,6 +32,8 @@ DATABASE = "grc_db"
 # Of the data: a database, the one it replaces, a copy, each on two nodes; dumps and base backups; WAL in two archives;
 # the cluster for pgBackRest. Beside it: WAL that two nodes and the receiver keep, whatever the size of the data.
 SPACE_RATIO, SPACE_MEGABYTES = 18, 8192
+GROWN_RATIO = 7
+"""Where only the newest backups and their WAL are kept."""
 TABLES = ("users", "interview_sessions", "interview_messages", "evaluations", "audit_events")
 SMOKE_ROWS = 10
 # A session's counts come when it ends, a moment after its client has gone, or when they are asked for.
@@ -200,9 +202,9 @@ class Place:
 
 
 @contextmanager
-def place(megabytes: int, tell: Tell, *, share: float = 1) -> Iterator[Callable[[], Place]]:
-    """A lab with room for that much data, and with a `share` of it; whatever happens, it is stopped and removed at the
-    end.
+def place(megabytes: int, tell: Tell, *, share: float = 1, ratio: int = SPACE_RATIO) -> Iterator[Callable[[], Place]]:
+    """A lab with disk space for `ratio` times that much data, and with a `share` of the data; whatever happens, it is
+    stopped and removed at the end.
 
     Its variables are in `os.environ` when the block is entered, which Prefect reads when it is imported; the servers
     start when the yielded function is called.
@@ -215,7 +217,7 @@ def place(megabytes: int, tell: Tell, *, share: float = 1) -> Iterator[Callable[
         if left.name.isdecimal() and not psutil.pid_exists(int(left.name)):
             _remove(left)
     base = runs / str(os.getpid())
-    _require_room(runs, megabytes)
+    _require_room(runs, megabytes * ratio + SPACE_MEGABYTES)
     kept = dict(os.environ)
     os.environ[_BASE] = str(base)
     try:
@@ -239,7 +241,7 @@ def _up(megabytes: int, tell: Tell) -> Place:
 
 def _require_room(directory: Path, megabytes: int) -> None:
     there = next(path for path in (directory, *directory.parents) if path.exists())
-    needed, free = megabytes * SPACE_RATIO + SPACE_MEGABYTES << 20, shutil.disk_usage(there).free
+    needed, free = megabytes << 20, shutil.disk_usage(there).free
     if free < needed:
         raise OpsError(f"{free >> 20} MB are free, {needed >> 20} are needed", "choose fewer: make bench MEGABYTES=100")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from blocks.config import toml
 from lab.data.seed import seed
 from tasks.recovery_points.estimate import DurationSample, estimate, from_private
 
-ROUNDS = 2
 SMALL_ROUNDS = 3
 SHARES = (0.1, 0.3)
 SMALL = "grc_small"
@@ -69,13 +67,11 @@ class EstimateChapter:
         return _sample(self.place.call(VERIFY, direct=True))
 
     def _against(self, samples: list[DurationSample], flow: str, name: str, **parameters: object) -> Figure:
-        found = []
-        for _ in range(ROUNDS):
-            self.place.settle(self.rows)
-            found.append(_sample(self.place.call(flow, direct=True, **parameters)))
-        expected = estimate(samples, found[0].bytes)
+        self.place.settle(self.rows)
+        found = _sample(self.place.call(flow, direct=True, **parameters))
+        expected = estimate(samples, found.bytes)
         assert expected
-        real = statistics.median(one.seconds for one in found)
+        real = found.seconds
         off = expected.seconds / real - 1
         self.place.tell(f"estimate of {name}: {expected.seconds:.1f} s, measured {real:.1f} s")
         return Figure(

@@ -117,9 +117,7 @@ def _send_parts(
                     tell(sent)
                     yield md5
         finally:
-            for one in sending:
-                one.cancel()
-            wait(sending)
+            wait([one for one in sending if not one.cancel()])
 
 
 def _send_part(bucket: Bucket, key: str, begun: Begun, number: int, content: bytes) -> tuple[bytes, int]:

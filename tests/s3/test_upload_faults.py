@@ -44,8 +44,10 @@ def test_gone_on_with_after_the_line_was_down(cuttable: Bucket, proxy: Proxy, ma
 
 
 def test_line_down_beneath_several_files(cuttable: Bucket, proxy: Proxy, make_file: MakeFile) -> None:
-    """Files that are sent at a time all stop, Unreachable. The next launch sends only what is missing."""
+    """Files that are sent at a time all stop, Unreachable, and with them the parts and files that wait for a thread.
+    The next launch sends only what is missing."""
     files = [make_file(6 * PART_BYTES, f"b/{number}", seed=number) for number in range(3)]
+    files += [make_file(1000 + number, f"b/small-{number}", seed=number) for number in range(20)]
     whole = sum(file.bytes for file in files)
 
     def tell(_: int) -> None:
@@ -53,7 +55,7 @@ def test_line_down_beneath_several_files(cuttable: Bucket, proxy: Proxy, make_fi
             proxy.cut_requests(after_bytes=1, times=-1)
 
     with pytest.raises(Unreachable):
-        upload_files(cuttable, files, tell=tell)
+        upload_files(cuttable, files, workers=2, tell=tell)
     proxy.heal()
     before = proxy.sent_bytes
     upload_files(cuttable, files)
