@@ -60,6 +60,12 @@ class Watched:
                 return False
         return len(self.masters()) == 1
 
+    def streams(self) -> bool:
+        """The replica has the master's data, and gets its changes."""
+        with contextlib.suppress(redis.RedisError):  # it loads the data
+            return bool(self.replica.client().info("replication")["master_link_status"] == "up")
+        return False
+
     def follows(self) -> bool:
         """The rig's server is a replica by now; a role that changes ends its clients' connections."""
         with contextlib.suppress(redis.ConnectionError):
@@ -99,6 +105,7 @@ def watched(rig: Rig) -> Iterator[Watched]:
             server.start()
         found = Watched(rig, replica, sentinels)
         until(found.agreed, what="Sentinels that know all", seconds=120)
+        until(found.streams, what="the replica's first synchronization", seconds=120)
         yield found
     finally:
         for server in (*sentinels, replica):
