@@ -119,7 +119,9 @@ class GrowthChapter:
         system = cluster_in(base).system
         for which in ("backups", "copies"):
             archive = archive_of(env, which, system)
-            archive.remove(find_old_wal.work(archive, system, [base], timedelta()).doomed)
+            doomed = find_old_wal.work(archive, system, [base], timedelta()).doomed
+            archive.note_pruned(doomed)  # or the archiver would store again what the receiver still has
+            archive.remove(doomed)
 
     def tables(self) -> list[Figure]:
         """A database with five thousand more tables, against pg_dump and pg_restore of the same.

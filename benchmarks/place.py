@@ -243,7 +243,10 @@ def _require_room(directory: Path, megabytes: int) -> None:
     there = next(path for path in (directory, *directory.parents) if path.exists())
     needed, free = megabytes << 20, shutil.disk_usage(there).free
     if free < needed:
-        raise OpsError(f"{free >> 20} MB are free, {needed >> 20} are needed", "choose fewer: make bench MEGABYTES=100")
+        raise OpsError(
+            f"{free >> 20} MB are free, {needed >> 20} are needed",
+            "choose fewer with --megabytes (make bench MEGABYTES=100)",
+        )
 
 
 def _remove(base: Path) -> None:

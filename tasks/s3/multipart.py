@@ -57,7 +57,7 @@ def part_bytes(size: int) -> int:
 
 
 def send(bucket: Bucket, upload: Upload, senders: PartSenders, tell: Callable[[int], None], *, resume: bool) -> bool:
-    """Send a file's parts and make one object of them; returns whether an unfinished upload was gone on with.
+    """Send a file's parts and make one object of them; returns whether an unfinished upload was resumed.
 
     Raises:
         OSError: the file cannot be read; what was sent stays.

@@ -73,8 +73,7 @@ def upload_files(
     thread at a time.
 
     Raises:
-        as `upload_file`; the other files are not gone on with. What was sent until then is there, and passed over the
-        next time.
+        as `upload_file`; the other uploads stop, too. What was sent until then stays, and is passed over the next time.
     """
     uploads = sorted((Upload(*item) for item in items), key=lambda upload: upload.bytes, reverse=True)
     large = sum(upload.bytes > PART_BYTES for upload in uploads)
@@ -97,7 +96,7 @@ def upload_files(
                 one.result()
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
-            pool.shutdown(wait=False, cancel_futures=True)  # files that are being sent end with that
+            pool.shutdown(wait=False, cancel_futures=True)  # an upload under way ends at its next part
 
 
 def _upload(bucket: Bucket, upload: Upload, senders: PartSenders, tell: Callable[[int], None]) -> None:
