@@ -14,12 +14,15 @@ import psycopg
 import pytest
 import redis
 
+from blocks.environment import Environment
 from flows.application.files import backup_files
 from flows.database.backup import backup_database
 from flows.redis.persistence import backup_redis
 from lab import lifecycle
 from lab.client import Lab
 from runbook.wait import until
+from tasks.redis.failover.group import read_last_seen
+from tasks.redis.sentinels import ask_sentinels
 from tests.fixtures import forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +66,13 @@ class System:
             return bool(self.redis().ping())
         except redis.RedisError:
             return False
+
+    def replica_is_known(self) -> bool:
+        """Whether the Sentinels know the stream that the replica follows: they ask every 10 s. If the master dies
+        before, the replica is no source of its data."""
+        block = Environment.find(self.name).redis
+        seen = read_last_seen(block, ask_sentinels(block))
+        return bool(seen and seen.replid == self.redis().info("replication")["master_replid"])
 
     def keys(self, database: int) -> int:
         """Keys that a restore brings back: the cache's are left out."""

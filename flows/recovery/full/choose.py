@@ -34,6 +34,7 @@ from tasks.redis.restore.survivors import SurvivingCopy, Survivors
 from tasks.redis.server import live_directory
 from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
+from tasks.stores.store import Store
 
 Part = Literal["redis", "files"]
 BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
@@ -160,9 +161,7 @@ def with_others(
         survivors = Survivors()
         if wants_survivor := redis_source != "backup" and "redis" not in without:
             survivors = redis_sources.find(report, env, around)
-        redis = _nearest(
-            report, env, source, "redis", database, moment, live, "redis" in without, survives=survivors.able
-        )
+        redis = _nearest(report, env, source, "redis", database, moment, live, "redis" in without, survivors)
         damage = read_files(report, redis) if redis else []
         if wants_survivor:
             survivor = redis_sources.choose(
@@ -204,32 +203,41 @@ def _nearest(
     moment: datetime,
     live: Path,
     waived: bool,
-    *,
-    survives: bool = False,
+    survivors: Survivors | None = None,
 ) -> Backup | None:
     """The backup nearest to the database's point in time, of the same environment, and the gap between the two. None
-    without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and no copy
-    of it `survives`, only a waiver lets it start empty."""
+    without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and none of
+    the `survivors` is complete, only a waiver lets it start empty."""
     if waived:
         report.fact(BACKUP_OF[kind], f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
     backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
     if not backup:
-        report.fail(
-            BACKUP_OF[kind],
-            f"nothing to do now: {kind} is not restored. Back it up from now on"
-            if live.exists() or survives
-            else f"find one (source=copies). To start with {kind} empty, run this with without={kind}",
-            value=f"none in {store.where}" + ("" if live.exists() else f", and {live} is missing"),
-            worst=Status.WARN if live.exists() or survives else Status.CRITICAL,
-        )
+        _report_none(report, store, kind, live, survivors or Survivors())
         return None
     gap = abs((backup.manifest.taken - moment).total_seconds())
     report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     hint = f"expect inconsistencies: the database and {kind} are from different times"
     report.judge(metrics.BACKUP_GAP, gap, hint, of=kind, worst=Status.WARN)
     return backup
+
+
+def _report_none(report: Report, store: Store, kind: Part, live: Path, survivors: Survivors) -> None:
+    """There is no backup: nothing to do where the data is there, else it has to be found."""
+    if live.exists() or survivors.able:
+        hint = f"nothing to do now: {kind} is not restored. Back it up from now on"
+        value = f"none in {store.where}" + ("" if live.exists() else f", and {live} is missing")
+        report.warn(BACKUP_OF[kind], hint, value=value)
+        return
+    coming = ", ".join(copy.name for copy in survivors.not_yet)
+    search = f"wait until {coming} has its data, and run this again" if coming else "find one (source=copies)"
+    report.fail(
+        BACKUP_OF[kind],
+        f"{search}. To start with {kind} empty, run this with without={kind}",
+        value=f"none in {store.where}, and {live} is missing"
+        + "".join(f"; {copy.name}: {copy.problem}" for copy in survivors.copies),
+    )
 
 
 def _judge_files(report: Report, env: Environment, backup: Backup) -> None:

@@ -44,6 +44,7 @@ Kind = Literal["live", "replica", "files"]
 SECTIONS = ("server", "replication", "persistence", "memory", "commandstats")
 FLUSHES = ("cmdstat_flushall", "cmdstat_flushdb")
 IS_EMPTY, IS_LOADING = "it is empty", "it is loading its data"
+IS_SYNCING = "a full resynchronisation is running: its data is incomplete"
 IS_NOT_SAVED = "the server neither has an AOF nor saves its data when it is stopped"
 KEPT = "nothing: the server is neither stopped nor restored"
 LEAST_RATIO = 0.5
@@ -96,6 +97,11 @@ class Survivors:
         """Whether one of them is complete."""
         return any(not copy.problem for copy in self.copies)
 
+    @property
+    def not_yet(self) -> tuple[SurvivingCopy, ...]:
+        """Copies that are getting their data."""
+        return tuple(copy for copy in self.copies if copy.problem in (IS_LOADING, IS_SYNCING))
+
 
 @probe
 def find_survivors(block: Redis, around: ReplicationTopology, spool: Path) -> Survivors:
@@ -105,8 +111,10 @@ def find_survivors(block: Redis, around: ReplicationTopology, spool: Path) -> Su
     Raises:
         OpsError: the server refuses this user.
     """
-    live, is_master = _live(block)
+    live, server = _live(block)
     seen = read_last_seen(block, ask_sentinels(block))
+    if seen and server and _is_outdated(seen, server, around):
+        seen = None
     with ThreadPoolExecutor(max_workers=max(1, len(around.others))) as pool:
         # Each in a copy of this context: it has the zone in which times are shown.
         asked = [
@@ -114,7 +122,7 @@ def find_survivors(block: Redis, around: ReplicationTopology, spool: Path) -> Su
             for address in around.others
         ]
         found = [one.result() for one in asked]
-    serving = _serving(block, live, found, around, is_master=is_master) if live else None
+    serving = _serving(block, live, found, around, is_master=server.is_master) if live and server else None
     found += [own] if (own := live or _files(block, spool)) else []
     return Survivors(tuple(found), serving)
 
@@ -138,9 +146,15 @@ def _serving(
     return replace(masters[0], kind="live", problem="", loss=KEPT) if masters else None
 
 
-def _live(block: Redis) -> tuple[SurvivingCopy | None, bool]:
-    """The files that a server which answers will have when it is stopped (None: it does not answer, or hangs), and
-    whether it is a master."""
+def _is_outdated(seen: LastSeen, server: GroupMember, around: ReplicationTopology) -> bool:
+    """Whether the server that answers has restarted since: that begins another replication stream, and a Sentinel asks
+    every 10 s only."""
+    return seen.address == around.own and server.is_master and server.replid != seen.replid
+
+
+def _live(block: Redis) -> tuple[SurvivingCopy | None, GroupMember | None]:
+    """The files that a server which answers will have when it is stopped, and the server (None: it does not answer, or
+    hangs)."""
     directory = live_directory(block)
     try:
         with quick(block) as client:
@@ -149,7 +163,7 @@ def _live(block: Redis) -> tuple[SurvivingCopy | None, bool]:
             saves = setting(client, "appendonly") == "yes" or setting(client, "save")
             version = version_of(client)
     except Unreachable:
-        return None, False
+        return None, None
     problem = IS_LOADING if info.get("loading") else "" if sum(keys.values()) else IS_EMPTY
     if not directory.is_dir() and not block.remote:
         problem = "the directory is missing: the server cannot save its data"
@@ -167,7 +181,7 @@ def _live(block: Redis) -> tuple[SurvivingCopy | None, bool]:
         int(info["used_memory"]),
         _flushes(info),
     )
-    return _of_process(copy, info), info["role"] == "master"
+    return _of_process(copy, info), member_of(block.address, info)
 
 
 def _of_process(copy: SurvivingCopy, info: Mapping[str, Any]) -> SurvivingCopy:
@@ -236,7 +250,7 @@ def _incomplete(
     if member.loading:
         return IS_LOADING
     if member.syncing:
-        return "a full resynchronisation is running: its data is incomplete"
+        return IS_SYNCING
     if not sum(keys.values()):
         return IS_EMPTY
     if member.is_master and not member.earlier_replid and around.master != member.address:

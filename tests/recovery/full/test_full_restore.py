@@ -74,6 +74,7 @@ def test_everything_comes_back_from_ruins_through_prefect(
     users = system.sql("SELECT count(*) FROM users")
     system.redis(1).set("since:the-backup", "kept")
     assert system.redis(1).wait(1, 60_000) == 1
+    until(system.replica_is_known, what="Sentinels that know the replica's stream", seconds=120)
     keys = system.keys(1)
     pids = {name: row["pid"] for name, row in system.lab.status()["services"].items()}
     data = Path(system.lab.status()["redis"]["data"])

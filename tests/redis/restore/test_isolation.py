@@ -21,9 +21,12 @@ from lab.processes import write
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.redis.failover.group import read_last_seen
+from tasks.redis.restore.survivors import find_survivors
 from tasks.redis.restore.swap import start_redis, stop_redis, superseded_redis
+from tasks.redis.sentinels import ask_sentinels
 from tasks.redis.topology import isolation
-from tasks.redis.topology.topology import RECORD, find_record
+from tasks.redis.topology.topology import RECORD, find_record, read_topology
 from tests.fixtures.killed import exit_code_at
 from tests.fixtures.servers import free_port
 from tests.redis.conftest import Rig
@@ -84,6 +87,13 @@ class Watched:
         until(replaced, what="the failover", seconds=300)
         until(self.follows, what="the old master", seconds=120)
         until(lambda: "replicaof" in self.rig.configuration.read_text(), what="its configuration", seconds=120)
+
+
+def stream_of(client: redis.Redis) -> str:
+    """The id of a server's replication stream; "": it does not answer."""
+    with contextlib.suppress(redis.RedisError):
+        return str(client.info("replication")["master_replid"])
+    return ""
 
 
 @pytest.fixture
@@ -157,6 +167,27 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
     watched.rig.services.stop("redis")
     notice_deaths(watched.sentinels)
     until(lambda: watched.masters() == {watched.replica.address}, what="a failover that works again", seconds=300)
+
+
+def test_the_replica_of_a_restarted_master_has_its_data(watched: Watched) -> None:
+    """A restart begins another replication stream, and a Sentinel asks only every 10 s: it knows the earlier one."""
+    rig, env = watched.rig, watched.rig.environment
+    fill({0: rig.client()})
+
+    def restarted_unnoticed() -> bool:
+        info = rig.client().info()
+        os.kill(int(info["process_id"]), signal.SIGKILL)
+        until(lambda: stream_of(rig.client()) not in ("", info["master_replid"]), what="the restart", seconds=120)
+        until(follows, what="the replica of the restarted master", seconds=120)
+        seen = read_last_seen(env.redis, ask_sentinels(env.redis))
+        return bool(seen and seen.replid != stream_of(rig.client()))
+
+    def follows() -> bool:
+        return watched.streams() and stream_of(watched.replica.client()) == stream_of(rig.client())
+
+    until(restarted_unnoticed, what="a restart that no Sentinel has noticed", seconds=120)
+    found = find_survivors(env.redis, read_topology(env.redis, env.reports_directory), rig.store)
+    assert [(copy.name, copy.problem) for copy in found.copies][:1] == [(f"replica {watched.replica.address}", "")]
 
 
 @pytest.mark.parametrize("denies", [True, False], ids=["denied", "taken"])

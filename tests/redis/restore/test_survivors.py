@@ -236,6 +236,7 @@ def test_what_is_incomplete_or_of_unknown_loss_is_no_source(rig: Rig, replica: R
     settles(lambda: replica.client().info("replication")["master_sync_in_progress"] == 1, "the resynchronisation")
     _, found, _ = choice(rig)
     assert "full resynchronisation" in found.copies[0].problem
+    assert found.not_yet == found.copies[:1], "it will be complete: wait for it"
     with pytest.raises(RunbookFailed, match="full resynchronisation"):
         choice(rig, wanted="replica")
 
