@@ -65,8 +65,7 @@ def chosen(
     deployments, version = [], {"version": project_version()}
     for entry in filter(lambda entry: has_to_run(entry, environment), content["deployments"]):
         pool = environment.pools.get(chapter_of(entry), environment.name)
-        variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
-        own = {"name": pool, **({"job_variables": variables} if variables else {})}
+        own = {"name": pool, "job_variables": _job_variables(entry, kinds[pool])}
         about = shown(entry["entrypoint"], environment.language)
         told: dict[str, Any] = {"work_pool": own, "description": about, **version}
         if "schedules" in entry:  # what somebody added by hand to another stays
@@ -97,6 +96,13 @@ def project_version() -> str:
     with contextlib.suppress(OpsError):
         return git(ROOT, "describe", "--always", "--dirty").strip()
     return os.environ.get("OPS_IMAGE", "unknown")
+
+
+def _job_variables(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """How a worker of a kind runs a flow: a process worker as prefect.yaml says."""
+    if kind == KIND_OF_DOCKER:
+        return _container()
+    return dict(entry["work_pool"]["job_variables"]) if kind == KIND_OF_PROCESS else {}
 
 
 def _container() -> dict[str, Any]:

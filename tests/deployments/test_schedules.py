@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments import deploy, start_page
 from runbook.errors import OpsError
@@ -146,6 +147,15 @@ def test_what_is_deployed_and_scheduled_follows_the_toml(file: Path) -> None:
     assert start_page.read_symptom_deployments(NAME) == {}, "what is not in the table any more is deleted"
 
 
+@pytest.mark.parametrize(("kind", "told"), [("process", "command"), ("docker", "image"), ("kubernetes", "")])
+def test_a_worker_is_told_how_to_begin_a_run_of_its_kind(file: Path, kind: str, told: str) -> None:
+    file.write_text(TOML.format(name=NAME, zone="Asia/Tokyo", base=file.parent) + REDIS)
+    content = yaml.safe_load((deploy.ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    described = deploy.chosen(content, toml.environment(NAME), {NAME: kind})["deployments"]
+    variables = described[0]["work_pool"]["job_variables"]
+    assert sorted({"command", "image"} & set(variables)) == [told] * bool(told)
+
+
 def test_prefect_s_own_command_deploys_as_well(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As prefect.yaml's head says: what it names, in the zone that it names."""
     monkeypatch.setenv("OPS_ROOT", str(deploy.ROOT))
@@ -165,3 +175,4 @@ def test_prefect_s_own_command_deploys_as_well(file: Path, monkeypatch: pytest.M
     done = subprocess.run(argv, cwd=deploy.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert zones() == {DAILY: {"Asia/Tokyo"}}
+    assert deployed()[DAILY].job_variables["command"].endswith(f"-m prefect.engine' '{deploy.ROOT}'")

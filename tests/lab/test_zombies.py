@@ -129,6 +129,9 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
         until(lambda: heartbeats(runs, run), what="the run's first heartbeat", seconds=120, every_seconds=0.5)
         assert slots(api, lock) == 1, "it holds the environment's lock"
         before = control.supervisor.services()[worker].pid
+        (engine,) = (process for process in processes_of(control, run) if "prefect.engine" in process.cmdline())
+        assert os.getsid(engine.pid) == engine.pid, "its priority is its own (tasks/host/priority.py)"
+        assert engine.cmdline()[0] == psutil.Process(before).cmdline()[0], "the worker's interpreter, with its packages"
         victims = [before, *(process.pid for process in processes_of(control, run))]
         assert len(victims) > 1
         kill(victims)  # the worker first: it would report its run's death
