@@ -13,13 +13,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
@@ -39,6 +41,10 @@ UTC, PAGE = "UTC", 200
 REQUIRED = ("postgres", "redis", "prefect_server")
 """One of them: Prefect itself is looked after as an environment too. Every other part of an environment is optional."""
 START_HERE = "flows.troubleshooting.start_here.start_here"
+AT_ONCE = """sh -c 'exec setsid "$(tr "\\0" "\\n" </proc/$PPID/cmdline | head -n 1)" -m prefect.engine'"""
+"""How a process worker begins a run: with the worker's interpreter, in a session of the run's own, on which its
+priority depends (tasks/host/priority.py). Without a command Prefect starts a process that prepares the run, and then
+the run's: each imports Prefect, which takes a second of every click."""
 WAITS = "deployed-paused"
 """A tag of what was deployed with --paused: the next deployment without it resumes that."""
 
@@ -65,7 +71,8 @@ def chosen(
     deployments, version = [], {"version": project_version()}
     for entry in filter(lambda entry: has_to_run(entry, environment), content["deployments"]):
         pool = environment.pools.get(chapter_of(entry), environment.name)
-        own = {"name": pool, "job_variables": _job_variables(entry, kinds[pool])}
+        variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
+        own = {"name": pool, **({"job_variables": variables} if variables else {})}
         about = shown(entry["entrypoint"], environment.language)
         told: dict[str, Any] = {"work_pool": own, "description": about, **version}
         if "schedules" in entry:  # what somebody added by hand to another stays
@@ -98,13 +105,6 @@ def project_version() -> str:
     return os.environ.get("OPS_IMAGE", "unknown")
 
 
-def _job_variables(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """How a worker of a kind runs a flow: a process worker as prefect.yaml says."""
-    if kind == KIND_OF_DOCKER:
-        return _container()
-    return dict(entry["work_pool"]["job_variables"]) if kind == KIND_OF_PROCESS else {}
-
-
 def _container() -> dict[str, Any]:
     """How a docker worker runs a flow: in the image of the flows, on the host's network, as its user. It needs the
     reports' directory like every other."""
@@ -119,8 +119,9 @@ def _container() -> dict[str, Any]:
     }
 
 
-def kinds_of(environment: Environment) -> dict[str, str]:
-    """The type of each pool that the environment names. The pool of its own name is made where it is missing.
+def prepare_pools(environment: Environment) -> dict[str, str]:
+    """Make the environment's own pool where it is missing, and have its process pools begin runs `AT_ONCE`; returns the
+    type of each pool that the environment names.
 
     Raises:
         OpsError: another one is not there, or a chapter that is none has one.
@@ -130,18 +131,37 @@ def kinds_of(environment: Environment) -> dict[str, str]:
         raise OpsError(f"[pools] names {', '.join(unknown)}", f"a chapter is one of {', '.join(sorted(chapters))}")
     kinds = {}
     with get_client(sync_client=True) as client:
-        for pool in sorted({environment.name, *environment.pools.values()}):
-            try:
-                kinds[pool] = client.read_work_pool(pool).type
-            except ObjectNotFound:
-                if pool == environment.name:  # its own; another host's is made there
-                    with contextlib.suppress(ObjectAlreadyExists):  # by this very request, if the client sent it again
-                        client.create_work_pool(WorkPoolCreate(name=pool, type=KIND_OF_PROCESS))
-                    kinds[pool] = client.read_work_pool(pool).type
-                    continue
-                hint = f"start its worker, or: prefect work-pool create {pool} --type process"
-                raise OpsError(f"there is no work pool {pool}", hint) from None
+        for name in sorted({environment.name, *environment.pools.values()}):
+            pool = _pool(client, name, is_own=name == environment.name)
+            kinds[name] = pool.type
+            if pool.type == KIND_OF_PROCESS:
+                _begin_at_once(client, pool)
     return kinds
+
+
+def _pool(client: SyncPrefectClient, name: str, *, is_own: bool) -> WorkPool:
+    """A pool; the environment's own is made where it is missing, another host's is made there."""
+    try:
+        return client.read_work_pool(name)
+    except ObjectNotFound:
+        if not is_own:
+            hint = f"start its worker, or: prefect work-pool create {name} --type process"
+            raise OpsError(f"there is no work pool {name}", hint) from None
+    from prefect.workers.process import ProcessWorker  # takes more than a second
+
+    template = ProcessWorker.get_default_base_job_template()
+    with contextlib.suppress(ObjectAlreadyExists):  # by this very request, if the client sent it again
+        client.create_work_pool(WorkPoolCreate(name=name, type=KIND_OF_PROCESS, base_job_template=template))
+    return client.read_work_pool(name)
+
+
+def _begin_at_once(client: SyncPrefectClient, pool: WorkPool) -> None:
+    """Have its workers begin runs with `AT_ONCE`, unless somebody chose another command."""
+    template = deepcopy(pool.base_job_template)
+    command = template.get("variables", {}).get("properties", {}).get("command")
+    if command is not None and not command.get("default"):
+        command["default"] = AT_ONCE
+        client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
 
 
 def deploy(name: str, *, paused: bool = False) -> str:
@@ -159,7 +179,7 @@ def deploy(name: str, *, paused: bool = False) -> str:
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     there = deployed(content["deployments"], name)
     kept = [one for one, found in there.items() if found.paused and WAITS not in found.tags]
-    described = chosen(content, environment, kinds_of(environment), paused=paused, kept=kept)
+    described = chosen(content, environment, prepare_pools(environment), paused=paused, kept=kept)
     words = {"OPS_ENVIRONMENT": name, "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT))}
     runbooks, pull = entries.filled(described["deployments"], words), entries.filled(described["pull"], words)
     finding = list(start_page.symptom_entries(runbooks, name, environment.language, WAITS))

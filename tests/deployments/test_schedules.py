@@ -15,6 +15,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.workers.process import ProcessWorker
 
 from blocks.config import toml
 from blocks.environment import Environment
@@ -147,13 +148,31 @@ def test_what_is_deployed_and_scheduled_follows_the_toml(file: Path) -> None:
     assert start_page.read_symptom_deployments(NAME) == {}, "what is not in the table any more is deleted"
 
 
-@pytest.mark.parametrize(("kind", "told"), [("process", "command"), ("docker", "image"), ("kubernetes", "")])
-def test_a_worker_is_told_how_to_begin_a_run_of_its_kind(file: Path, kind: str, told: str) -> None:
-    file.write_text(TOML.format(name=NAME, zone="Asia/Tokyo", base=file.parent) + REDIS)
-    content = yaml.safe_load((deploy.ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    described = deploy.chosen(content, toml.environment(NAME), {NAME: kind})["deployments"]
-    variables = described[0]["work_pool"]["job_variables"]
-    assert sorted({"command", "image"} & set(variables)) == [told] * bool(told)
+def test_a_process_pool_begins_runs_at_once_unless_it_has_a_command(file: Path) -> None:
+    """Also one that is made by the deployment, and one whose worker was never started."""
+    pools = f'[pools]\nredis = "{NAME}-redis"\ndatabase = "{NAME}-own"\napplication = "{NAME}-docker"\n'
+    file.write_text(TOML.format(name=NAME, zone="Asia/Tokyo", base=file.parent) + REDIS + pools)
+    plain = ProcessWorker.get_default_base_job_template()
+    properties = plain["variables"]["properties"]
+    named = {**properties, "command": {**properties["command"], "default": "nice python -m prefect.engine"}}
+    own = {**plain, "variables": {**plain["variables"], "properties": named}}
+    with get_client(sync_client=True) as client:
+        client.delete_work_pool(NAME)
+        for kind, name, template in (("process", "redis", {}), ("process", "own", own), ("docker", "docker", plain)):
+            wanted = WorkPoolCreate(name=f"{NAME}-{name}", type=kind, base_job_template=template)
+            client.create_work_pool(wanted, overwrite=True)
+        try:
+            deploy.prepare_pools(toml.environment(NAME))
+            found = {name: client.read_work_pool(NAME + name) for name in ("", "-redis", "-own", "-docker")}
+        finally:
+            for name in ("-redis", "-own", "-docker"):
+                client.delete_work_pool(NAME + name)
+    assert found["-redis"].base_job_template == {}, "its worker makes one when it starts"
+    commands = {
+        name: found[name].base_job_template["variables"]["properties"]["command"]["default"]
+        for name in ("", "-own", "-docker")
+    }
+    assert commands == {"": deploy.AT_ONCE, "-own": "nice python -m prefect.engine", "-docker": None}
 
 
 def test_prefect_s_own_command_deploys_as_well(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,4 +194,3 @@ def test_prefect_s_own_command_deploys_as_well(file: Path, monkeypatch: pytest.M
     done = subprocess.run(argv, cwd=deploy.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert zones() == {DAILY: {"Asia/Tokyo"}}
-    assert deployed()[DAILY].job_variables["command"].endswith(f"-m prefect.engine' '{deploy.ROOT}'")
