@@ -231,7 +231,7 @@ def _report_none(report: Report, store: Store, kind: Part, live: Path, survivors
         report.warn(BACKUP_OF[kind], hint, value=value)
         return
     coming = ", ".join(copy.name for copy in survivors.not_yet)
-    search = f"wait until {coming} has its data, and run this again" if coming else "find one (source=copies)"
+    search = f"wait until the data of {coming} is complete, and run this again" if coming else "find one (source=copies)"
     report.fail(
         BACKUP_OF[kind],
         f"{search}. To start with {kind} empty, run this with without={kind}",

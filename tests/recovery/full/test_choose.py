@@ -83,7 +83,7 @@ def test_without_a_backup_and_without_live_data_only_a_named_waiver_begins_with_
 
 @pytest.mark.parametrize(
     ("problem", "hint"),
-    [(IS_SYNCING, "wait until replica 10.0.0.2:6379 has its data, and run this again"), (IS_EMPTY, "source=copies")],
+    [(IS_SYNCING, "wait until the data of replica 10.0.0.2:6379 is complete, and run"), (IS_EMPTY, "source=copies")],
 )
 def test_why_a_replica_is_no_source_is_told(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str, hint: str
