@@ -231,7 +231,8 @@ def _report_none(report: Report, store: Store, kind: Part, live: Path, survivors
         report.warn(BACKUP_OF[kind], hint, value=value)
         return
     coming = ", ".join(copy.name for copy in survivors.not_yet)
-    search = f"wait until the data of {coming} is complete, and run this again" if coming else "find one (source=copies)"
+    wait = f"wait until the data of {coming} is complete, and run this again"
+    search = wait if coming else "find one (source=copies)"
     report.fail(
         BACKUP_OF[kind],
         f"{search}. To start with {kind} empty, run this with without={kind}",
