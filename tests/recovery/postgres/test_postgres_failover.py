@@ -58,6 +58,7 @@ def test_with_the_standby_the_programs_that_receive_and_ship_wal_start(cluster_t
         report = rejoin()
         assert cluster.supervisor.services()["archiver"].running, report.sentence()
         until(lambda: cluster.streaming() == {"standby", "receiver"}, what="both", seconds=120)
+        cluster.supervisor.stop("archiver")
 
 
 def test_a_standby_that_has_not_noticed_the_death_yet_is_waited_for(
