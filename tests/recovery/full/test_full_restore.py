@@ -112,14 +112,16 @@ def test_a_prefect_server_that_hangs_in_the_middle_does_not_prolong_the_outage(s
     server = psutil.Process(control.supervisor.services()["server"].pid)
     hung = [server, *server.children(recursive=True)]
     began, healthy, resumed = list[float](), list[float](), list[float]()
+    application = system.lab.status()["application"]["url"]
 
     def hang() -> None:
-        until(lambda: not system.healthy(), what="the outage", seconds=300, every_seconds=0.1)
+        until(lambda: not system.healthy(application), what="the outage", seconds=300, every_seconds=0.1)
         for process in hung:
             process.suspend()
         began.append(time.monotonic())
         try:
-            until(system.healthy, what="the application's health", seconds=HUNG_SECONDS, every_seconds=0.1)
+            health = "the application's health"
+            until(lambda: system.healthy(application), what=health, seconds=HUNG_SECONDS, every_seconds=0.1)
             healthy.append(time.monotonic())
             resumed_at = began[0] + HUNG_SECONDS
             until(lambda: time.monotonic() > resumed_at, what="the end of the hang", seconds=HUNG_SECONDS + 5)
