@@ -104,7 +104,8 @@ def _client(bucket: Bucket) -> Any:
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
-        s3={"addressing_style": "path"} if bucket.endpoint else None,
+        # Over plain HTTP boto3 would sign each body's SHA-256 next to the MD5 that is sent and signed anyway.
+        s3={"addressing_style": "path", "payload_signing_enabled": False} if bucket.endpoint else None,
         # CRC trailers are refused by many servers; MD5 going there and SHA-256 coming back are checked by tasks.s3
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -130,7 +130,7 @@ def _send_part(bucket: Bucket, key: str, begun: Begun, number: int, content: byt
             UploadId=begun.id,
             PartNumber=number,
             Body=content,
-            **proof_of(bucket, md5),
+            **proof_of(md5),
         )
         answer = attempt(bucket, f"sending part {number} of {key}", request)
         require_etag(bucket, f"part {number} of {key}", answer, md5.hex())

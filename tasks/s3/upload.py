@@ -134,7 +134,7 @@ def put(bucket: Bucket, key: str, content: bytes, sha256: str, *, lock: bool) ->
         Bucket=bucket.bucket,
         Key=bucket.key(key),
         Body=content,
-        **proof_of(bucket, md5),
+        **proof_of(md5),
         **written_with(bucket, sha256, lock=lock),
     )
     answer = attempt(bucket, f"writing {key}", request)

@@ -38,13 +38,9 @@ def written_with(bucket: Bucket, sha256: str, *, lock: bool) -> dict[str, Any]:
     return arguments
 
 
-def proof_of(bucket: Bucket, md5: bytes) -> dict[str, str]:
-    """What lets the server refuse a body that was altered on the way: its MD5.
-
-    Over plain HTTP, boto3 signs the body's SHA-256, which does that already; a lock wants the MD5 all the same.
-    """
-    signed = bucket.endpoint.startswith("http://") and not bucket.locks
-    return {} if signed else {"ContentMD5": base64.b64encode(md5).decode()}
+def proof_of(md5: bytes) -> dict[str, str]:
+    """What lets the server refuse a body that was altered on the way: its MD5, which is part of the signature."""
+    return {"ContentMD5": base64.b64encode(md5).decode()}
 
 
 def head(bucket: Bucket, key: str) -> dict[str, Any] | None:
