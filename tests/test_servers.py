@@ -9,11 +9,19 @@ import sys
 import psycopg
 import pytest
 
+from lab import control, lifecycle
 from lab.state import state
 from lab.state.base import CHECKOUT
 from runbook.errors import Unreachable
 from tests.fixtures import ports
-from tests.fixtures.servers import PostgresServer, free_port, others_ports, running_postgres, taken_ports
+from tests.fixtures.servers import (
+    PostgresServer,
+    free_port,
+    others_ports,
+    running_postgres,
+    separate_base,
+    taken_ports,
+)
 
 
 def test_a_server_is_reached_through_its_block_as_both_roles(postgres_server: PostgresServer) -> None:
@@ -49,6 +57,13 @@ def test_no_server_takes_the_ports_that_a_lab_will_listen_on() -> None:
     assert len(chosen) > 10
     assert chosen <= set(taken_ports())
     assert int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0]) in taken_ports()
+
+
+def test_a_base_of_its_own_takes_no_port_of_this_run() -> None:
+    with separate_base("ports") as base:
+        for module in (control, lifecycle):
+            assert taken_ports() <= set(module.taken_ports(base))
+    assert control.taken_ports is lifecycle.taken_ports is state.taken_ports
 
 
 def test_of_two_workers_no_server_takes_the_other_s_port_nor_one_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:

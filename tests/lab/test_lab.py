@@ -30,6 +30,7 @@ from lab.state.base import CHECKOUT
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tests.fixtures import forked
+from tests.fixtures.servers import separate_base
 
 SERVICES = [
     *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "redis-replica"),
@@ -89,10 +90,10 @@ def kill(pid_file: Path) -> None:
 @pytest.fixture
 def own_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A base directory with a Prefect server of its own."""
-    base = Path(os.environ["OPS_LAB_BASE"]) / f"own-{os.getpid()}"
-    monkeypatch.setenv("OPS_LAB_BASE", str(base))
-    yield base
-    assert command("down", "--all", "--remove").returncode == 0
+    with separate_base("own") as base:
+        monkeypatch.setenv("OPS_LAB_BASE", str(base))
+        yield base
+        assert command("down", "--all", "--remove").returncode == 0
 
 
 @pytest.fixture(scope="module")

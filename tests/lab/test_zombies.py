@@ -29,6 +29,7 @@ from lab.runs import Runs
 from lab.state.environment import api_url, prefect_variables
 from runbook.wait import until
 from tests.fixtures.receivers import http_receiver
+from tests.fixtures.servers import separate_base
 from tests.runbook.processes import Actor
 
 CRASHED_SECONDS = 120  # the promise: from the death on
@@ -176,13 +177,13 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
 
 @pytest.fixture
 def control() -> Iterator[LabControl]:
-    """A Prefect server that may be killed: of a base directory of its own, other tests run beside this one."""
-    base = Path(os.environ["OPS_LAB_BASE"]) / f"zombies-{os.getpid()}"
-    own = LabControl.prepare(base).launch()
-    own.wait()
-    yield own
-    own.shutdown()
-    shutil.rmtree(base)
+    """A Prefect server that may be killed."""
+    with separate_base("zombies") as base:
+        own = LabControl.prepare(base).launch()
+        own.wait()
+        yield own
+        own.shutdown()
+        shutil.rmtree(base)
 
 
 @pytest.fixture

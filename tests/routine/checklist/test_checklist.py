@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
@@ -25,7 +24,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.reports.setting_records import Changed, keep, mark_undone
-from tests.fixtures.servers import free_port
+from tests.fixtures.servers import free_port, separate_base
 from tests.routine.checklist.waiting import Waiting, waiting
 from tests.routine.escalated import escalate
 
@@ -215,12 +214,13 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
 
 @pytest.fixture
 def control() -> Iterator[LabControl]:
-    """A Prefect server that may be killed: other tests run beside this one."""
-    own = LabControl.prepare(Path(os.environ["OPS_LAB_BASE"]) / f"checklists-{os.getpid()}").launch()
-    own.wait()
-    yield own
-    own.shutdown()
-    shutil.rmtree(own.layout.base)
+    """A Prefect server that may be killed."""
+    with separate_base("checklists") as base:
+        own = LabControl.prepare(base).launch()
+        own.wait()
+        yield own
+        own.shutdown()
+        shutil.rmtree(base)
 
 
 @pytest.mark.soak
