@@ -100,7 +100,8 @@ def sweep_instance(root: Path) -> bool:
     if not root.exists():
         return False
     for process in servers_in(root / "data"):
-        process.send_signal(signal.SIGQUIT)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the postmaster, which got the signal before it
+            process.send_signal(signal.SIGQUIT)
     until(lambda: not servers_in(root / "data"), what=f"the end of the server in {root}", seconds=30)
     with told(root):
         shutil.rmtree(root)
