@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import time
 import uuid
@@ -29,7 +28,7 @@ from lab.runs import Runs
 from lab.state.environment import api_url, prefect_variables
 from runbook.wait import until
 from tests.fixtures.receivers import http_receiver
-from tests.fixtures.servers import separate_base
+from tests.fixtures.servers import separate_prefect
 from tests.runbook.processes import Actor
 
 CRASHED_SECONDS = 120  # the promise: from the death on
@@ -177,13 +176,8 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
 
 @pytest.fixture
 def control() -> Iterator[LabControl]:
-    """A Prefect server that may be killed."""
-    with separate_base("zombies") as base:
-        own = LabControl.prepare(base).launch()
-        own.wait()
+    with separate_prefect("zombies") as own:
         yield own
-        own.shutdown()
-        shutil.rmtree(base)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -24,7 +23,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.reports.setting_records import Changed, keep, mark_undone
-from tests.fixtures.servers import free_port, separate_base
+from tests.fixtures.servers import free_port, separate_prefect
 from tests.routine.checklist.waiting import Waiting, waiting
 from tests.routine.escalated import escalate
 
@@ -214,13 +213,8 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
 
 @pytest.fixture
 def control() -> Iterator[LabControl]:
-    """A Prefect server that may be killed."""
-    with separate_base("checklists") as base:
-        own = LabControl.prepare(base).launch()
-        own.wait()
+    with separate_prefect("checklists") as own:
         yield own
-        own.shutdown()
-        shutil.rmtree(base)
 
 
 @pytest.mark.soak
