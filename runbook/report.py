@@ -18,6 +18,7 @@ from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.files.journal import DeadRun, Journal
 from runbook.guard.effect import Effect
 from runbook.guard.guards import Approving, Held, PinnedPlan
+from runbook.guard.loss import Loss, losses_text
 from runbook.guard.permit import Act, CarriesOut, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.language.say import Language
 from runbook.masking import without_logins
@@ -114,6 +115,7 @@ class Report:
     lock: Held | None = None
     acts: tuple[Act, ...] = ()
     effect: Effect | None = None
+    losses: dict[str, Loss] = field(default_factory=dict)
     gate: Approving | None = None
     approved: str = ""
     contained: str = ""
@@ -273,6 +275,12 @@ class Report:
         """One line of the page's head: what somebody reads first."""
         self.facts[name] = without_logins(str(value))
 
+    def loses(self, *losses: Loss) -> None:
+        """Record how much each replaced part lost, measured behind the fence: the page, the JSON report and those who
+        read it have no other figure."""
+        self.losses |= {loss.part: loss for loss in losses}
+        self.fact("lost", losses_text(tuple(self.losses.values())))
+
     def leave_out(self, *parts: str) -> None:
         """Parts that the environment lacks, and that this run therefore leaves out: one fact, no finding."""
         known = self.facts.get(NOT_CONFIGURED, "").split(", ")
@@ -414,6 +422,7 @@ class Report:
             "pid": os.getpid(),
             "outcome": self.outcome,
             "facts": self.facts,
+            "losses": [_loss_in_json(loss) for loss in self.losses.values()],
             "measures": [asdict(measure) for measure in self.measures],
             "steps": [
                 {"name": s.name, "started": s.started.isoformat(), "seconds": round(s.seconds, 3), "status": s.status}
@@ -424,6 +433,18 @@ class Report:
             "evidence": [{**asdict(one), "csv": _sha256(one.csv)} for one in self.evidence],
             "previous": self.previous,
         }
+
+
+def _loss_in_json(loss: Loss) -> dict[str, object]:
+    """`count` null: unknown, or everything since a moment."""
+    return {
+        "part": loss.part,
+        "count": loss.count,
+        "unit": loss.unit,
+        "since": loss.since.isoformat() if loss.since else None,
+        "unknown": loss.unknown,
+        "text": loss.text,
+    }
 
 
 def _sha256(text: str) -> str:

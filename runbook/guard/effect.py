@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from runbook import clock
+from runbook.guard.loss import Loss, losses_text
 from runbook.guard.permit import PlannedStep
 from runbook.next import Next
 from runbook.units import about, rounded
@@ -17,19 +18,20 @@ from runbook.units import about, rounded
 class Effect:
     """What is done, what is lost, how long the system is down, and what undoes it.
 
-    `what` and `lost`: clauses; "" where nothing is lost. `down`: an estimate of the seconds for which the system is
-    down, NaN where it is unknown; a clause where only a part of it waits. `undo`: the runbook that undoes it, or how;
-    "" where nothing does.
+    `what`: a clause. `lost`: the losses of the parts that are replaced, or a clause about what is deleted; "" where
+    nothing is. `down`: an estimate of the seconds for which the system is down, NaN where it is unknown; a clause where
+    only a part of it waits. `undo`: the runbook that undoes it, or how; "" where nothing does.
     """
 
     what: str
     undo: str | Next
-    lost: str = ""
+    lost: str | tuple[Loss, ...] = ""
     down: float | str = 0.0
 
     def __str__(self) -> str:
         undo = f"undo: {self.undo}" if self.undo else "cannot be undone"
-        return "; ".join((self.what, self.lost or "nothing is lost", self._down, undo))
+        lost = self.lost if isinstance(self.lost, str) else losses_text(self.lost)
+        return "; ".join((self.what, lost or losses_text(()), self._down, undo))
 
     @property
     def _down(self) -> str:

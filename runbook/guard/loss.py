@@ -1,0 +1,106 @@
+"""The loss of a change that replaces live data: one value, and the only place that puts it into words.
+
+A loss is known only where everything that took writes was read. What could not be read makes it unknown, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from runbook import clock
+from runbook.units import counted, rounded
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one part loses.
+
+    `part`: its name ("app_db", "Redis", "the files"). `count`: lost `unit`s; None: not counted. `since`: everything
+    written after it is lost. `unknown`: why neither is known. `first`, `last`: the times of the first and the last lost
+    one; `by`: how many, by database. `as_of`: when a plan counted; what is written later is lost too. `later`: how many
+    of them were written after the plan.
+    """
+
+    part: str = ""
+    count: int | None = 0
+    unit: str = "commit"
+    since: datetime | None = None
+    unknown: str = ""
+    first: datetime | None = None
+    last: datetime | None = None
+    by: Mapping[str, int] = field(default_factory=dict)
+    as_of: datetime | None = None
+    later: int = 0
+
+    @classmethod
+    def everything_since(cls, part: str, moment: datetime, count: int | None = None, unit: str = "commit") -> Loss:
+        """All writes after `moment`, the time of a backup; `count`: how many that are, if they were counted."""
+        return cls(part, count, unit, since=moment)
+
+    @classmethod
+    def not_known(cls, part: str, why: str) -> Loss:
+        """A loss that nobody could measure, and why."""
+        return cls(part, None, unknown=why)
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is lost, and that is known."""
+        return not self.unknown and self.since is None and self.count == 0 and self.as_of is None
+
+    @property
+    def text(self) -> str:
+        """The loss as a clause."""
+        of = f" of {self.part}" if self.part else ""
+        if self.unknown:
+            return f"the loss{of} is unknown, because {self.unknown}"
+        if self.since is not None:
+            age = rounded(max((clock.now() - self.since).total_seconds(), 0))
+            number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
+            return f"writes{of} of the last {age} are lost{number}"
+        if not self.count and self.as_of is None:
+            return f"nothing{of} is lost"
+        known = f"{counted(self.count or 0, self.unit)}{of} {'is' if self.count == 1 else 'are'} lost{self._span}"
+        return f"{known} as of {clock.text(self.as_of)}; later writes are added" if self.as_of else known
+
+    @property
+    def _span(self) -> str:
+        if not (self.first and self.last):
+            return ""
+        detail = ", ".join(f"{name} {number:,}" for name, number in self.by.items()) if len(self.by) > 1 else ""
+        return f" ({clock.text(self.first)} to {clock.text(self.last)}{'; ' + detail if detail else ''})"
+
+    @property
+    def kind(self) -> str:
+        """What a plan pins: a confirmed run with another kind of loss is another plan."""
+        if self.unknown:
+            return "unknown"
+        if self.since is not None:
+            return f"since {self.since.isoformat()}"
+        return "none" if self.is_none else "counted"
+
+    def is_within(self, confirmed: Loss) -> bool:
+        """Whether a person who confirmed that loss has confirmed this one too."""
+        if confirmed.unknown:
+            return True
+        if self.unknown:
+            return False
+        if confirmed.since is not None:
+            return self.since is None or self.since >= confirmed.since
+        if self.since is not None or self.count is None:
+            return False
+        added = self.later if confirmed.as_of is not None else 0
+        return self.count - added <= (confirmed.count or 0)
+
+
+def losses_text(losses: Sequence[Loss]) -> str:
+    """The losses of all parts as a clause: those that lose nothing are left out."""
+    found = [loss for loss in losses if not loss.is_none]
+    return "; ".join(loss.text for loss in found) or "nothing is lost"
+
+
+def exceeded(confirmed: Sequence[Loss], found: Sequence[Loss]) -> list[Loss]:
+    """Those of the measured losses that go beyond what was confirmed for their part."""
+    planned = {loss.part: loss for loss in confirmed}
+    return [loss for loss in found if not loss.is_within(planned.get(loss.part, Loss(loss.part)))]
