@@ -94,7 +94,8 @@ class RestoreOptions:
     `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
     person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
     transactions that a copy showed not to be the ones that destroyed data. `others`: databases of the cluster that must
-    not be set back: the application's is taken out of the recovered cluster. `lost`: by the chosen one, as a clause."""
+    not be set back: the application's is taken out of the recovered cluster. `lost`: by the chosen one, as a clause.
+    `acknowledged`: the LSN that the archive must reach (`choice.ship`)."""
 
     report: Report
     env: Environment
@@ -109,6 +110,7 @@ class RestoreOptions:
     rejected: set[int] = field(default_factory=set)
     lost: str = ""
     others: Sequence[str] = ()
+    acknowledged: int = 0
 
     @property
     def in_place(self) -> bool:
@@ -277,7 +279,9 @@ class RestoreOptions:
         """The base backup with its WAL, in a new instance, or in the one that is `built` already."""
         report, env = self.report, self.env
         of = "" if self.in_place else self.source
-        origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
+        origin = choice.choose_origin(
+            *(report, env, NEWEST, name, 0, self.stores), of=of, acknowledged=self.acknowledged
+        )
         judge_version(report, env, origin.backup)
         extracted_bytes = (self.database_bytes or origin.content.bytes) if self.others else 0
         if not building:  # it uses that space already

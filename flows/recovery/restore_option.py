@@ -13,6 +13,7 @@ from flows.recovery.point.build import BUILD, REPLAY, expected_seconds
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
 from runbook import clock
+from runbook.guard.loss import Loss
 from runbook.kinds import Pending
 from runbook.units import rounded
 from tasks.backups.catalogue import Backup
@@ -89,11 +90,15 @@ class RestoreOption:
         lost = max((newest - self.newest).total_seconds(), 0.0)
         if not self.replay:
             return f"{lost:,.1f} s"
+        if self.replay.origin.unread:
+            return "unknown"
         given_up = self.replay.target.given_up
         return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 
     def lost(self, newest: datetime) -> str:
         """The loss as a clause, with the newest known commit at `newest`; "" where there is none."""
+        if self.replay and self.replay.origin.unread:
+            return Loss.not_known("", self.replay.origin.unread).text
         seconds = max((newest - self.newest).total_seconds(), 0.0)
         given_up = self.replay.target.given_up if self.replay else 0
         if given_up:

@@ -142,7 +142,7 @@ def decide(
     if others:
         report.fact("other databases, not changed", f"{', '.join(others)} (`databases` names those to set back too)")
     options.others = others
-    choice.ship(report, env, given.source)
+    options.acknowledged = choice.ship(report, env, given.source)
     option = options.choose()
     if not option.replay:
         return None
@@ -319,7 +319,7 @@ def _build(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
         )
         if up and _is_to_the_end(given, restore):  # what clients wrote since the plan
-            choice.ship(report, env, given.source)
+            restore.options.acknowledged = choice.ship(report, env, given.source)
             option = restore.options.again(option, building)
         else:
             option = replace(option, replay=replace(restore.replay, building=building))
