@@ -28,7 +28,7 @@ from flows.recovery.destruction import (
 )
 from flows.recovery.point import choice
 from flows.recovery.point.choice import PointOrigin
-from flows.recovery.point.target import FoundTarget, find_in_wal
+from flows.recovery.point.target import FoundTarget, find_in_wal, report_prepared
 from flows.recovery.restore_option import (
     DUMP_RATIO,
     LOGICAL,
@@ -152,6 +152,7 @@ class RestoreOptions:
                 self._judge_gap(option)
                 if option.replay:
                     report_target(self.report, option.replay.target, option.replay.found.newest)
+                    report_prepared(self.report, option.replay.found, option.replay.stop)
                 return option
             self.tried.add(option.backup.name)
 

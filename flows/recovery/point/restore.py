@@ -28,7 +28,8 @@ from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, lost_since, seconds_from
+from runbook.guard.effect import Effect, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -106,8 +107,8 @@ def restore_to_point(
         root = root_for(env.postgres)
         if sweep_instance(root):
             report.fact("deleted", f"{root}, left by an earlier run")
-        choice.ship(report, env, source)
-        origin = choice.choose_origin(report, env, wanted, backup, timeline, source)
+        acknowledged = choice.ship(report, env, source)
+        origin = choice.choose_origin(report, env, wanted, backup, timeline, source, acknowledged=acknowledged)
         report.pin("backup", origin.backup.name)
         report.pin("timeline", origin.chain.timeline.number)
         judge_version(report, env, origin.backup)
@@ -121,14 +122,14 @@ def restore_to_point(
         _plan(report, env, origin, found, mode, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
-        permit = report.permit(*acts, effect=_effect(report, env, found, mode, tables))
+        permit = report.permit(*acts, effect=_effect(report, origin, found, mode, tables))
         report.state_is("nothing live was touched", "fix the findings above, then run this again")
         choice.fetch_files(report, origin)
         build.build(report, env, instance, origin, found.links, root / "wal")
         if mode == "swap":
-            _swap(report, permit, env, origin, instance, stop, len(found.links))
+            _swap(report, permit, env, origin, instance, stop, found)
         else:
-            _copy_back(report, env, origin, instance, stop, tables, len(found.links))
+            _copy_back(report, env, origin, instance, stop, tables, found)
     return report
 
 
@@ -169,15 +170,22 @@ def _plan(
         plan(report, tables)
 
 
-def _effect(report: Report, env: Environment, found: FoundTarget, mode: Mode, tables: list[str]) -> Effect:
-    before, newest = found.stop.before if found.stop else None, found.newest
+def _effect(report: Report, origin: PointOrigin, found: FoundTarget, mode: Mode, tables: list[str]) -> Effect:
+    before = found.stop.before if found.stop else None
     what = "all databases of the cluster" if mode == "swap" else first_of(tables)
     when = f"{clock.short(before.at)}" if before else "the end of the base backup"
-    lost = lost_since(before.at) if before and (not newest or before.at < newest.at) else ""
+    lost = Loss()
+    if origin.unread:
+        lost = Loss.not_known("", origin.unread)
+    elif found.lost or found.more:
+        at = before.at if before else origin.content.stopped
+        lost = Loss.everything_since("", at, None if found.more else found.lost)
     if mode == "swap":
         down = seconds_from(report.plan_steps, "stop services")
-        return Effect(f"{what} go back to {when}", "rename the kept data directory", lost, down)
-    return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", lost, "the tables are locked for the swap")
+        return Effect(f"{what} go back to {when}", "rename the kept data directory", (lost,), down)
+    return Effect(
+        f"{what}: rows go back to {when}", "undo-restore-tables", (lost,), "the tables are locked for the swap"
+    )
 
 
 def _swap(
@@ -187,11 +195,11 @@ def _swap(
     origin: PointOrigin,
     instance: PrivateInstance,
     stop: Stop,
-    links: int,
+    found: FoundTarget,
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
+        build.recover(report, instance, origin, len(found.links))
+        build.prove(report, instance, origin, stop, found.commits)
         timeline = swap.promote(env, instance)
         build.compare(report, env, instance)
     sync_cluster(instance)
@@ -212,11 +220,11 @@ def _copy_back(
     instance: PrivateInstance,
     stop: Stop,
     tables: list[str],
-    links: int,
+    found: FoundTarget,
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
+        build.recover(report, instance, origin, len(found.links))
+        build.prove(report, instance, origin, stop, found.commits)
         promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
         build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
