@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
+from blocks.postgres.refusals import Starting
 from flows.pinned import pin_database
 from flows.recovery import gate
 from flows.recovery.destruction import NONE
 from flows.recovery.full import bring_up, choose, cluster, extraction
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
-from flows.recovery.full.database_server import FoundServer, judge_standby
+from flows.recovery.full.database_server import FoundServer, judge_standby, read_presence
 from flows.recovery.full.extraction import ExtractedCopies
 from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
@@ -40,7 +41,7 @@ from tasks.backups.catalogue import LATEST, kind_of
 from tasks.cluster.copy import BuiltCluster
 from tasks.host.services import read_services
 from tasks.postgres.restore.swap import advisory_lock
-from tasks.postgres.server.server import presence, read_server
+from tasks.postgres.server.server import read_server
 from tasks.postgres.sessions.held_writes import held_writes
 
 Method = Literal["auto", "cluster", "dump"]
@@ -138,7 +139,7 @@ def decide(
         OpsError: there is no option.
         RunbookFailed: what the chosen one needs is missing.
     """
-    state = presence(env.postgres)
+    state, silence = read_presence(env)
     others = list[str]()
     if state == "up":
         others = [one for one in other_databases(env, read_server(env.postgres)) if one not in given.databases]
@@ -153,7 +154,8 @@ def decide(
     if not option.replay:
         return None
     if state != "up":
-        report.fact("database server", f"{'down' if state == 'down' else 'missing'}: this run replaces it")
+        what = "starting" if isinstance(silence, Starting) else "down" if state == "down" else "missing"
+        report.fact("database server", f"{what}: this run stops and replaces it")
         judge_standby(report, env)
     services = read_services(env.services, env.services_in(START_ORDER))
     found = FoundServer(state, services, None)
