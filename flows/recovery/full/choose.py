@@ -130,9 +130,11 @@ def choose(
     without: Sequence[Part] = (),
     accept: Sequence[str] = (),
     redis_source: RedisSource = "auto",
+    *,
+    latest: bool,
 ) -> Chosen:
     """Find all three, read all their files, and judge each against the live part that it replaces. The parts in
-    `without` are not restored.
+    `without` are not restored. `latest`: see `with_others`.
 
     Raises:
         OpsError: there is no such backup of the database, or a store is unreachable.
@@ -140,9 +142,7 @@ def choose(
     """
     chosen = database.choose_backup(report, env, wanted, source)
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
-    others = with_others(
-        report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=wanted == "latest"
-    )
+    others = with_others(report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=latest)
     if others.redis_kept:
         redis_sources.report_newer(report, others.redis_kept, chosen.manifest.taken)
     return replace(others, dump=dump)

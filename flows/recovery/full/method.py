@@ -49,10 +49,12 @@ Method = Literal["auto", "cluster", "dump"]
 
 @dataclass(frozen=True)
 class ClusterParameters:
-    """The parameters of a run that matter for a restore of the cluster."""
+    """The parameters of a run that matter for a restore of the cluster. `latest`: no earlier point in time was asked
+    for, although `backup` is a name where a plan for latest is confirmed."""
 
     method: Method
     backup: str
+    latest: bool
     source: Stores
     without: Sequence[choose.Part]
     stop_services: str
@@ -175,7 +177,7 @@ def decide(
 def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:
     chosen = choose.with_others(
         *(report, env, option.backup, option.newest, given.source, given.without, given.redis_source),
-        latest=given.backup == LATEST,
+        latest=given.latest,
     )
     if chosen.redis_kept and option.replay and not option.replay.target.is_the_end:
         report_newer(report, chosen.redis_kept, option.newest)
