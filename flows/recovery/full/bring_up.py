@@ -34,6 +34,7 @@ from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.swap import SwapUnknown, swap_databases
 from tasks.postgres.server.server import Identity
 from tasks.redis.restore.swap import prepare_empty, start_redis, swap_redis, verify_live_redis
+from tasks.redis.restore.undoing import note_started
 from tasks.redis.topology.isolation import attach, note_swapped
 
 HEALTH_SECONDS = 120
@@ -105,6 +106,7 @@ def swap_others(
     if copies.redis:
         services.last = redis = swap_redis.after(services.last)(permit, env.redis, copies.redis)
         services.topology = note_swapped(env.reports_directory, services.topology) if services.topology else None
+        services.redis_replaced = redis.kept
         services.has_swapped("Redis", redis.kept, left := left[1:])
     if copies.files:
         services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
@@ -177,6 +179,7 @@ def start_application(
     started = after
     if _starts_redis(env, services):
         started = start_redis.after(started)(env.redis, env.services)
+        note_started(env.redis, env.reports_directory, services.redis_replaced)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
     # The backend finds its master through the Sentinels; the replicas may follow while the application is checked.
     attaching = _attach(services, started) if not problems else None

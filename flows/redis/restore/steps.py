@@ -16,6 +16,7 @@ from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.place import Precondition
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
+from tasks.redis.restore.undoing import note_started
 from tasks.redis.topology.isolation import attach, detach, note_swapped
 from tasks.redis.topology.refusing_servers import find_refusing_servers
 from tasks.redis.topology.topology import ReplicationTopology
@@ -183,6 +184,7 @@ def replace_redis(
     report.state_is("the backup's data is in place; the replaced data is kept", back)
     try:
         started = start_redis.after(swapped)(env.redis, env.services)
+        note_started(env.redis, env.reports_directory, swapped.kept)
         differences = verify_live_redis.after(started)(env.redis, copy)
     except OpsError as error:
         raise OpsError(f"Redis does not serve the restored data: {error.message}", error.hint or back) from None
