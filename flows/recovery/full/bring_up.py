@@ -18,6 +18,7 @@ from flows.recovery.full.database_server import FoundServer
 from flows.recovery.point.swap import takes_writes
 from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.sources import judge_kept_master
+from flows.redis.restore.steps import report_not_attached
 from flows.store import mark_verified
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
@@ -35,7 +36,7 @@ from tasks.postgres.restore.swap import SwapUnknown, swap_databases
 from tasks.postgres.server.server import Identity
 from tasks.redis.restore.swap import prepare_empty, start_redis, swap_redis, verify_live_redis
 from tasks.redis.restore.undoing import note_started
-from tasks.redis.topology.isolation import attach, note_swapped
+from tasks.redis.topology.isolation import Attached, attach, note_swapped, wait_for_followers
 
 HEALTH_SECONDS = 120
 
@@ -149,7 +150,7 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     services.last = report_application(report, env, started)
     check.render(report, env, after=services.last)
-    report_attached(report, started)
+    report_attached(report, env, services, started)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class StartedApplication:
 
     health: Health
     problems: Sequence[str]
-    attaching: Pending[tuple[str, ...]] | None
+    attaching: Pending[Attached] | None
 
 
 def prepare_redis(report: Report, env: Environment, copies: StagedCopies, services: SystemServices) -> None:
@@ -185,7 +186,12 @@ def start_application(
     attaching = _attach(services, started) if not problems else None
     roles, healthy = env.services_in(("backend", "frontend")), partial(answers, env.application)
     started = start_services.after(started)(env.services, roles, answers=healthy)
-    health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
+    try:
+        health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
+    except OpsError:
+        if attaching:
+            attaching.result()  # Sentinels that name no master are the reason, where it fails too
+        raise
     return StartedApplication(health, problems, attaching)
 
 
@@ -219,13 +225,15 @@ def report_application(report: Report, env: Environment, started: StartedApplica
     return result
 
 
-def report_attached(report: Report, started: StartedApplication) -> None:
-    """Wait until the replicas and Sentinels of Redis are attached, and report those that are not."""
-    for problem in started.attaching.result() if started.attaching else ():
-        report.warn("Redis topology restored", problem)
+def report_attached(report: Report, env: Environment, services: SystemServices, started: StartedApplication) -> None:
+    """Wait until the replicas of Redis are in sync, and report the servers and Sentinels that are not attached."""
+    if started.attaching:
+        attached = started.attaching.result()
+        waiting = wait_for_followers.after(attached)(services.permit, env.redis, attached, env.reports_directory)
+        report_not_attached(report, waiting)
 
 
-def _attach(services: SystemServices, after: object) -> Pending[tuple[str, ...]] | None:
+def _attach(services: SystemServices, after: object) -> Pending[Attached] | None:
     """Replicas follow and Sentinels monitor Redis again."""
     if services.topology is None or services.topology.is_alone:
         return None

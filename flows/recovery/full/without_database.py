@@ -143,7 +143,7 @@ def _carry_out(
     started = bring_up.start_application(env, copies, services, after=services.last)
     bring_up.report_started(report, env, copies, services, started)
     services.last = bring_up.report_application(report, env, started)
-    bring_up.report_attached(report, started)
+    bring_up.report_attached(report, env, services, started)
     bring_up.judge_time(report, env)
     report.loses(*losses)
     moment = min(backup.manifest.taken for backup in chosen.backups)
