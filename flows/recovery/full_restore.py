@@ -22,6 +22,7 @@ from flows.recovery.full.method import ClusterParameters, Method, acts, decide, 
 from flows.recovery.full.method import effect as effect_of_cluster
 from flows.recovery.full.method import plan as plan_cluster
 from flows.recovery.full.method import run as run_cluster
+from flows.recovery.full.without_database import restore as restore_others
 from flows.recovery.objectives import board
 from flows.recovery.options import ASKED
 from flows.recovery.stopped_services import started_on_failure
@@ -95,7 +96,8 @@ def full_restore(
 
     Args:
         environment: Environment (lab, staging, production …)
-        backup: latest, a date (YYYYMMDD) or the name of a database backup
+        backup: latest, a date (YYYYMMDD) or the name of a database backup; without a database, of a Redis or files
+            backup
         source: Store. copies: the replica store
         method: auto: the option with the least loss; cluster: base backup and WAL; dump: from a dump
         stop_services: first: stop them at the beginning (as in the manual); at_swap: at the swap (shortest downtime)
@@ -124,6 +126,12 @@ def full_restore(
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
+        if not env.has("postgres"):
+            if method != "auto" or before or databases or accept:
+                raise OpsError(f"{env.name} has no database", "leave out method, before, databases and accept")
+            restore_others(report, env, backup, source, without, redis_source, stop_services)
+            discard_surplus(report, env)
+            return report
         permit, latest = None, report.pin_question(ASKED, backup) == LATEST
         given = ClusterParameters(
             *(method, backup, latest, source, without, stop_services, strict, databases, before, redis_source),

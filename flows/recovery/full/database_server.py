@@ -59,7 +59,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
     state, silence = read_presence(env)
-    _judge_roles(report, env, state)
+    judge_roles(report, env, *([env.postgres.service] if state != "up" else []))
     live, others = None, None
     if state == "up":
         live = _judge_running(report, env, backup, jobs)
@@ -84,9 +84,9 @@ def read_presence(env: Environment) -> tuple[Presence, OpsError | None]:
     return (state if silence else presence(env.postgres)), silence
 
 
-def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
-    """Every service that the run starts or stops has a name under [services.names]."""
-    needed = [*(["redis"] if env.has("redis") else []), *([env.postgres.service] if state != "up" else [])]
+def judge_roles(report: Report, env: Environment, *roles: str) -> None:
+    """Every service that the run starts or stops, Redis and `roles`, has a name under [services.names]."""
+    needed = [*(["redis"] if env.has("redis") else []), *roles]
     missing = [role for role in needed if role not in env.services.names]
     report.require(
         "services",
