@@ -68,6 +68,7 @@ def swap(
         OpsError: a live part is not the one that was judged.
     """
     services.stop()
+    services.stop_redis()
     left = others_in(copies)
     name = chosen.database.name
     try:

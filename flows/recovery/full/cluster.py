@@ -31,6 +31,7 @@ from tasks.host.services import start_services
 from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
+from tasks.redis.restore.swap import start_redis
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.fetch import fetch_histories
 
@@ -80,12 +81,13 @@ def plan(
     """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known;
     `stop_first`: the application is stopped before the copy is built."""
     if stop_first:
-        report.plan("stop services", build.stopped(env, chosen), seconds=2, by=build.stopped_by(env, chosen))
+        build.plan_stop(report, env)
     plan_copy(report, env, option, of)
     check.plan(report, env)
     build.plan_others(report, env, chosen)
     migration.judge(report, env, revision, chosen.files)
     swap.plan(report, env, stopped=stop_first)
+    build.plan_redis_stop(report, env, chosen)
     start = "and its WAL receiver; afterwards: rejoin-standby and backup-cluster"
     report.plan("start the database server", start, seconds=2, by=[start_services])
     build.plan_start(report, env, chosen)
@@ -269,6 +271,7 @@ def swapping_in(
         services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
         services.last = cluster.last
         services.stop()
+        services.stop_redis()
         bring_up.swap_others(report, permit, env, services, copies)
         yield
 
@@ -282,7 +285,9 @@ def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServic
     report, permit, env = run.report, run.permit, run.env
     cluster.last = services.last
     swap.start_server(report, permit, env, cluster)
-    user = try_login.after(cluster.last)(env.postgres, env.postgres.database)
     name = env.postgres.database
-    services.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user
+    ready: object = try_login.after(cluster.last)(env.postgres, name)
+    if copies.redis:  # a migration may need it
+        ready = start_redis.after(ready)(env.redis, env.services)
+    services.last = migration.migrate(report, permit, env, name, None, revision="", after=ready) or ready
     cluster.all_started()

@@ -314,6 +314,8 @@ def _build(
     with started_on_failure(services):
         if _stops_first(given, restore):
             services.stop()
+        if restore.chosen.redis_survivor:
+            services.stop_redis()
         restore.chosen = choose.captured(report, permit, env, restore.chosen)
         parts = ClusterRun(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
