@@ -161,6 +161,8 @@ def full_restore(
             filling = build.begin_database(permit, env, chosen, workers)  # while the services stop
             if stop_services == "first" or survivor:
                 services.stop()
+            if survivor:
+                services.stop_redis()
             chosen = choose.captured(report, permit, env, chosen)
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)

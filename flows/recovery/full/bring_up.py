@@ -13,7 +13,7 @@ from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
-from flows.recovery.full.choose import Chosen, OtherParts
+from flows.recovery.full.choose import Chosen, OtherParts, losses_of_others
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.gate import DatabaseGate
 from flows.recovery.point.swap import takes_writes
@@ -77,6 +77,7 @@ def swap(
         OpsError: a live part is not the one that was judged.
     """
     services.stop()
+    services.stop_redis()
     left = others_in(copies)
     name = chosen.database.name
     try:
@@ -96,6 +97,7 @@ def swap(
     measured = gate.loss if gate else None
     report.loses(measured or Loss.everything_since(env.postgres.database, chosen.database.manifest.taken))
     swap_others(report, permit, env, services, copies)
+    report.loses(*losses_of_others(chosen))
     database.advance(report, permit, env, done.kept, wanted=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")

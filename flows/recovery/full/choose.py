@@ -115,18 +115,26 @@ def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Eff
     """The headline of a plan that restores the dump. `up`: whether the database server answers."""
     taken = chosen.database.manifest.taken
     down = seconds_from(report.plan_steps, "stop services" if up else "")
-    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(env, chosen))
+    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(chosen))
     return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), losses, down)
 
 
-def losses_of_others(env: Environment, chosen: Chosen) -> tuple[Loss, ...]:
+def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
     """The losses of Redis and the files, where their live data is replaced."""
     found = []
-    if chosen.redis and not chosen.redis_survivor:
+    if copy := chosen.redis_survivor:
+        found.append(_loss_of(copy))
+    elif chosen.redis:
         found.append(Loss.everything_since("Redis", chosen.redis.manifest.taken))
     if chosen.files:
         found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
     return tuple(found)
+
+
+def _loss_of(copy: SurvivingCopy) -> Loss:
+    if copy.moment is None:
+        return Loss.not_known("Redis", f"nobody knows until when {copy.name} has every write")
+    return Loss("Redis") if copy.loss == "none" else Loss.everything_since("Redis", copy.moment)
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:

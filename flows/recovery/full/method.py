@@ -208,7 +208,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     return Effect(
         choose.whole_system(env, chosen, option.newest),
         choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
-        (restore.options.loss, *choose.losses_of_others(env, chosen)),
+        (restore.options.loss, *choose.losses_of_others(chosen)),
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )
 
@@ -313,6 +313,8 @@ def _build(
     with started_on_failure(services):
         if _stops_first(given, restore):
             services.stop()
+        if restore.chosen.redis_survivor:
+            services.stop_redis()
         restore.chosen = choose.captured(report, permit, env, restore.chosen)
         parts = ClusterRun(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
