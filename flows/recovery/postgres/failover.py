@@ -298,7 +298,7 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
         effect = Effect(
             f"{address(joining.node)} becomes a standby of {address(joining.primary)}",
             "",
-            "what only it has is saved as WAL, and then lost on it",
+            (rejoin.loss_of(joining),),
         )
         permit = report.permit(*rejoin.rejoin_acts(joining), effect=effect)
         rejoin.join(report, permit, env, joining, method)
