@@ -90,3 +90,11 @@ FROM pg_database WHERE datname = %s
 def read_database_oid(postgres: Postgres, database: str) -> int:
     """A database's OID; 0 if it does not exist."""
     return find_filed_database.work(postgres, database).oid
+
+
+@probe
+def read_database_names(postgres: Postgres) -> dict[int, str]:
+    """The names of all databases by OID."""
+    with postgres.connect() as connection:
+        rows = execute(connection, "SELECT oid::bigint, datname FROM pg_database")
+    return {int(oid): str(name) for oid, name in rows}
