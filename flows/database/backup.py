@@ -19,7 +19,7 @@ from flows.pinned import pin_deleted
 from flows.pruning import find_prunable, prune
 from flows.recovery.objectives import board
 from flows.redis.verification import verify_redis
-from flows.store import judge_key, measured, note, show_backups, store_for, tidy
+from flows.store import judge_key, judge_shrunk, measured, note, show_backups, store_for, tidy
 from runbook import clock, metrics
 from runbook.errors import OpsError
 from runbook.flow import flow
@@ -82,6 +82,7 @@ def backup_database(
         backup = take(report, env, server, store, workers, what)
         report.outcome = f"{backup.name} is in the store"
         report.fact("backup", backup.name)
+        judge_shrunk(report, backup)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
         show_backups(report, env)
     return report

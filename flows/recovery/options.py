@@ -36,7 +36,7 @@ from flows.recovery.restore_option import (
     Replay,
     RestoreOption,
 )
-from flows.store import store_for
+from flows.store import judge_drops, report_failed, store_for
 from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
 from runbook.kinds import Pending
 from runbook.report import Report, Status
@@ -352,6 +352,8 @@ class RestoreOptions:
                 f"there is no dump of {self.source}'s database in {store.where}", "copy them with replicate-backups"
             )
         newest = max(chosen, key=lambda one: one.manifest.taken)
+        report_failed(self.report, max(own, key=lambda one: one.manifest.taken), newest)
+        judge_drops(self.report, newest)
         return [RestoreOption(newest, newest.manifest.taken)]
 
 

@@ -141,7 +141,8 @@ def build(
     `begin_database` has begun it."""
     filling = filling or begin_database(permit, env, chosen, jobs)
     others = build_others(permit, env, chosen)
-    copy = filling.result()
+    with database.noting_failure(report, chosen.database):
+        copy = filling.result()
     report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
     return SystemCopies(others.redis, others.files, database=copy, origin=check.origin_of(chosen.database))
 

@@ -15,7 +15,7 @@ from flows.pinned import pin_database, pin_paths, pin_redis
 from flows.redis.restore import sources as redis_sources
 from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
-from flows.store import read_files, store_for
+from flows.store import read_files, report_failed, store_for
 from runbook import clock, metrics
 from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
 from runbook.guard.permit import Act, Permit
@@ -126,7 +126,7 @@ def choose(
         OpsError: there is no such backup of the database, or a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    chosen = database.choose_backup(report, env, wanted, source)
+    chosen = database.choose_backup(report, env, wanted, source, failed_too=bool(accept))
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
     others = with_others(
         report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=wanted == "latest"
@@ -216,6 +216,8 @@ def _nearest(
     if not backup:
         _report_none(report, store, kind, live, survivors or Survivors())
         return None
+    if backup.failed:
+        report_failed(report, backup, backup)
     gap = abs((backup.manifest.taken - moment).total_seconds())
     report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     hint = f"expect inconsistencies: the database and {kind} are from different times"
