@@ -49,16 +49,19 @@ class Drop:
 
 
 def rows_of(backup: Backup) -> dict[str, int]:
-    """The rows of each table, or the keys without a TTL of each Redis database; empty for other kinds."""
+    """The rows of each table, or the keys without a TTL of each Redis database. Empty for other kinds, and for a
+    manifest that has no such content."""
     content = backup.manifest.content
-    match backup.manifest.kind:
-        case "postgres":
-            rows = {str(name): int(table["rows"]) for name, table in content.get("tables", {}).items()}
-        case "redis":
-            found = content.get("databases", {})
-            rows = {f"db {name}": int(database["persistent_keys"]) for name, database in found.items()}
-        case _:
-            return {}
+    try:
+        match backup.manifest.kind:
+            case "postgres":
+                rows = {str(name): int(table["rows"]) for name, table in content["tables"].items()}
+            case "redis":
+                rows = {f"db {name}": int(one["persistent_keys"]) for name, one in content["databases"].items()}
+            case _:
+                return {}
+    except (AttributeError, KeyError, TypeError, ValueError):  # judged where it is restored
+        return {}
     return {ALL: sum(rows.values()), **rows}
 
 
