@@ -56,7 +56,8 @@ def unlogged_in(content: DatabaseContent) -> tuple[str, ...]:
 _DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1"
 _UNLOGGED = """
 SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'u' ORDER BY 1, 2
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence = 'u' ORDER BY 1, 2
 """
 _NAMED = """
 SELECT DISTINCT name FROM unnest(%s::text[]) AS named(name)
