@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from flows.redis.restore.steps import put_back
@@ -124,11 +125,13 @@ def replication_roles(env: Environment) -> list[str]:
 @dataclass
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
-    serving. `redis_stopping`: it is stopped, or half way there. `undo`: how to return to the replaced data."""
+    serving. `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
+    `undo`: how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
     redis_kept: SurvivingCopy | None = None
+    redis_replaced: Path | None = None
     redis_stopping: bool = False
     undo: str = ""
 
