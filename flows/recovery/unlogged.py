@@ -24,16 +24,19 @@ HINT = (
 )
 
 
-def warn_emptied(report: Report, env: Environment, source: str = "", stores: Stores = "backups") -> None:
+def warn_emptied(
+    report: Report, env: Environment, source: str = "", stores: Stores = "backups", *, database: str = ""
+) -> None:
     """Name the unlogged tables that are empty once a recovered cluster is live: those of the live server, or, if it
-    does not answer or `source` is another environment, those of the newest dump."""
+    does not answer or `source` is another environment, those of the newest dump. `database`: only this one is taken
+    out of the cluster."""
     dump, live = newest_dump(env, source or env.name, stores), not source or source == env.name
     found: Sequence[str] = ()
     try:
         found = find_filled_unlogged(env.postgres) if live else unlogged_in(content_in(dump)) if dump else ()
     except (OpsError, psycopg.Error):
         found = unlogged_in(content_in(dump)) if dump else ()
-    if found:
+    if found := [name for name in found if name.startswith(f"{database}: " if database else "")]:
         hint = "fill them again, or restore their rows with restore-tables"
         if dump:
             hint += f" from {dump.name}, if it has them"

@@ -104,7 +104,8 @@ def plan(
 def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) -> None:
     """Plan the staged copy of the cluster. `of`: as in `plan`."""
     assert option.replay
-    warn_emptied(report, env, option.backup.manifest.environment)
+    only = env.postgres.database if option.extracted_bytes else ""
+    warn_emptied(report, env, option.backup.manifest.environment, database=only)
     replay, content = option.replay, option.replay.origin.content
     links, wal = len(replay.found.links), replay.wal_bytes
     report.plan(
