@@ -11,7 +11,7 @@ from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
 from runbook import clock, metrics
-from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -266,7 +266,7 @@ def noting_failure(report: Report, backup: Backup | None) -> Iterator[None]:
     (`accept`)."""
     try:
         yield
-    except VerificationFailed as error:
+    except (VerificationFailed, RunbookFailed) as error:
         if backup:
             store.mark_failed(report, backup, error.message)
         raise
