@@ -36,7 +36,7 @@ from flows.recovery.restore_option import (
     Replay,
     RestoreOption,
 )
-from flows.store import store_for
+from flows.store import judge_drops, report_failed, store_for
 from runbook.errors import (
     LockLost,
     LossExceeded,
@@ -375,6 +375,8 @@ class RestoreOptions:
                 f"there is no dump of {self.source}'s database in {store.where}", "copy them with replicate-backups"
             )
         newest = max(chosen, key=lambda one: one.manifest.taken)
+        report_failed(self.report, max(own, key=lambda one: one.manifest.taken), newest)
+        judge_drops(self.report, newest)
         return [RestoreOption(newest, newest.manifest.taken)]
 
 

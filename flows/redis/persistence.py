@@ -144,6 +144,7 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     with runbook("Backup Redis", env, changes=True) as report:
         backup = take(report, env, stores.store_for(env, "redis"), kind)
         report_results(report, backup)
+        stores.judge_shrunk(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 

@@ -15,7 +15,7 @@ from flows.pinned import pin_database, pin_paths, pin_redis
 from flows.redis.restore import sources as redis_sources
 from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
-from flows.store import read_files, store_for
+from flows.store import read_files, report_failed, store_for
 from runbook import clock, metrics
 from runbook.guard.effect import Effect, back_to, seconds_from
 from runbook.guard.loss import Loss
@@ -179,7 +179,7 @@ def choose(
         OpsError: there is no such backup of the database, or a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    chosen = database.choose_backup(report, env, wanted, source)
+    chosen = database.choose_backup(report, env, wanted, source, failed_too=bool(accept))
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
     others = with_others(
         *(report, env, chosen, chosen.manifest.taken, source, without, redis_source, files_source), latest=latest
@@ -322,6 +322,8 @@ def _nearest(
     if not backup:
         _report_none(report, store, kind, live, survivors or Survivors())
         return None
+    if backup.failed:
+        report_failed(report, backup, backup)
     if not database:
         report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)})")
         return backup

@@ -21,6 +21,7 @@ from flows.recovery.point import build as point_build
 from flows.recovery.point import swap
 from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
+from flows.recovery.unlogged import warn_emptied
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
@@ -103,6 +104,8 @@ def plan(
 def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) -> None:
     """Plan the staged copy of the cluster. `of`: as in `plan`."""
     assert option.replay
+    only = env.postgres.database if option.extracted_bytes else ""
+    warn_emptied(report, env, option.backup.manifest.environment, database=only)
     replay, content = option.replay, option.replay.origin.content
     links, wal = len(replay.found.links), replay.wal_bytes
     report.plan(

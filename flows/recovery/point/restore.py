@@ -19,6 +19,7 @@ from flows.database.tables import require_names, restore_tables
 from flows.database.wal_reading import mend
 from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
+from flows.recovery import unlogged
 from flows.recovery.gate import Copy, fence_cluster, planned_loss
 from flows.recovery.point import build, choice, swap
 from flows.recovery.point import target as point_target
@@ -76,7 +77,7 @@ def restore_to_point(
     the target and the first one after it. The paused copy must have the first of the two and not the second; only then
     does the run touch live data. With mode=swap the copy replaces the live directory: services stop for seconds, and
     the old directory is kept. With mode=tables restore-tables replaces the rows of the chosen tables: nothing stops,
-    and newer rows of other tables stay.
+    and newer rows of other tables stay. It refuses unlogged tables: a recovered copy has none of their rows.
 
     It refuses a target outside the archive, and WAL that is missing, damaged or from another cluster. The report then
     has the oldest and the newest reachable point.
@@ -123,6 +124,10 @@ def restore_to_point(
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
         _plan(report, env, origin, found, by, mode, tables)
+        if mode == "swap":
+            unlogged.warn_emptied(report, env, stores=source)
+        else:
+            unlogged.judge_named(report, env, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
         permit = report.permit(*acts, effect=_effect(report, env, _copy(env, origin, found), found, by, mode, tables))
@@ -288,6 +293,7 @@ def plan(report: Report, tables: Sequence[str]) -> None:
 def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Sequence[str], at: datetime) -> Backup:
     """Dump the copy's tables into the environment's store, as a backup with the target's time."""
     started = time.monotonic()
+    unlogged.require_logged(report, instance.postgres, tables)
     found = choose_tables(instance.postgres, tables)
     store = store_for(env, "tables")
     name, directory = publishing.begin(store, "tables", env.name, env.zone)
