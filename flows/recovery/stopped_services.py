@@ -12,11 +12,12 @@ from pathlib import Path
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from flows.redis.restore.steps import put_back
+from flows.restart import start_again
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
 from runbook.report import Report
-from tasks.host.services import Started, read_services, start_services, stop_services
+from tasks.host.services import Started, read_services, stop_services
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
@@ -49,14 +50,14 @@ class StoppedServices(abc.ABC):
         self.stopped_at = datetime.now(UTC)
 
     def start_again(self) -> None:
-        """Start what ran. A failure here must not hide the error that led here."""
-        try:
-            self._start_again()
-        except OpsError as error:
-            self.report.fail("services started again", error.hint, value=error.message)
+        """Start those that were found running, and report which run. A failure here must not hide the error that led
+        here."""
+        roles = [role for role in self._starting_order() if role in self.running]
+        if not start_again(self.report, self.env.services, roles):
+            commands = "; ".join(self.env.services.start_command(role) for role in roles)
             self.report.state_is(
                 "nothing live was replaced; services were stopped, and not all of them run again",
-                f"start {', '.join(self.running)} by hand, then run this again",
+                f"start them ({commands}), then run this again",
             )
 
     @abc.abstractmethod
@@ -64,8 +65,8 @@ class StoppedServices(abc.ABC):
         """Stop them, in order."""
 
     @abc.abstractmethod
-    def _start_again(self) -> None:
-        """Start those that were found running."""
+    def _starting_order(self) -> Sequence[str]:
+        """Every role that may have been stopped, in the order of the start."""
 
 
 @contextlib.contextmanager
@@ -103,9 +104,8 @@ class ClusterServices(StoppedServices):
         order += [env.postgres.service, *([receiver] if receiver in env.services.names else [])]
         self.last = stop_services.after(self.last)(env.services, order)
 
-    def _start_again(self) -> None:
-        order = dict.fromkeys([self.env.postgres.service, *replication_roles(self.env), *START_ORDER])
-        start_services(self.env.services, [role for role in order if role in self.running])
+    def _starting_order(self) -> Sequence[str]:
+        return list(dict.fromkeys([self.env.postgres.service, *replication_roles(self.env), *START_ORDER]))
 
 
 def read_cluster_services(report: Report, env: Environment) -> ClusterServices:
@@ -150,12 +150,19 @@ class SystemServices(StoppedServices):
             self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)
         self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
 
-    def _start_again(self) -> None:
-        start_services(self.env.services, [role for role in START_ORDER if role in self.running])
+    def _starting_order(self) -> Sequence[str]:
+        return START_ORDER
+
+    def start_again(self) -> None:
+        """Start those that were found running, and reattach Redis's replicas and Sentinels."""
+        super().start_again()
         # If another server is the master, it has been detached, and serves nobody until it is attached again.
         others = self.topology and self.topology.master not in ("", self.topology.own)
         if self.redis_stopping and self.topology and ("redis" in self.running or others):
-            put_back(self.report, self.env, self.permit, self.topology)
+            try:
+                put_back(self.report, self.env, self.permit, self.topology)
+            except OpsError as error:
+                self.report.fail("replicas and Sentinels reattached", error.hint, value=error.message)
 
     def may_have_swapped(self, part: str, left: Sequence[str]) -> None:
         """It is unknown whether `part` was swapped: the services stay stopped, and the next run restores everything."""
