@@ -22,6 +22,7 @@ from tasks.redis.restore.final_save import judge_final_save, read_last_state
 from tasks.redis.restore.kept import KeptRedisData, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
+from tasks.redis.restore.restart import judge_restart
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
 from tasks.redis.restore.undoing import (
     UNDO,
@@ -32,7 +33,7 @@ from tasks.redis.restore.undoing import (
     swap_again,
     swap_back,
 )
-from tasks.redis.server import connected, key_counts
+from tasks.redis.server import answers, connected, key_counts
 from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 
@@ -81,6 +82,7 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
                 *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
                 *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
                 *judge_final_save(env.redis),
+                *(judge_restart(env.redis) if answers(env.redis) else ()),
             ),
         )
         plan_detaching(report, env, around)
