@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
+from blocks.redis.server import Redis
+from flows.redis.backup import keep_live
 from flows.redis.restore.steps import put_back
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
@@ -125,11 +127,14 @@ def replication_roles(env: Environment) -> list[str]:
 @dataclass
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
-    serving. `redis_replaced`: the data of Redis that was replaced. `undo`: how to return to the replaced data."""
+    serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
+    `redis_replaced`: the data of Redis that was replaced. `undo`: how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
     redis_kept: SurvivingCopy | None = None
+    stops_redis: bool = True
+    other_master: Redis | None = None
     redis_replaced: Path | None = None
     undo: str = ""
 
@@ -137,8 +142,12 @@ class SystemServices(StoppedServices):
         """In the manual's order."""
         roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
         self.last = stop_services.after(self.last)(self.env.services, roles)
-        if self.redis_kept or not self.env.has("redis"):
+        if not self.stops_redis:
             return
+        if self.other_master:
+            kept = keep_live(self.report, self.env, self.other_master).name
+            name = f"undo for the data of {self.other_master.address}"
+            self.report.fact(name, f"restore-redis with backup={kept}")
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory
             self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)

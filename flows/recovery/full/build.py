@@ -9,7 +9,7 @@ from blocks.environment import STOP_ORDER, Environment
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full import migration
-from flows.recovery.full.choose import Chosen, OtherParts
+from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
 from flows.redis.restore import sources
@@ -88,6 +88,8 @@ def plan_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Plan the copies of Redis and the files."""
     if chosen.redis_kept:
         sources.plan_kept(report, chosen.redis_kept)
+    if other := other_master(env, chosen):
+        report.plan("keep", f"the data of {other.address}, the current master of Redis, as a backup: it is replaced")
     if chosen.redis_survivor:
         sources.plan(report, env, chosen.redis_survivor)
     others: tuple[tuple[str, Backup | None, str, CarriesOut], ...] = (
@@ -121,11 +123,11 @@ def stopped(env: Environment, chosen: OtherParts) -> str:
 
 def stopped_by(env: Environment, chosen: OtherParts) -> list[CarriesOut]:
     """The steps that stop the services of a full restore."""
-    return [stop_services, stop_redis] if env.has("redis") and not chosen.redis_kept else [stop_services]
+    return [stop_services, stop_redis] if env.has("redis") and chosen.stops_redis else [stop_services]
 
 
 def _without_kept(roles: Iterable[str], chosen: OtherParts) -> list[str]:
-    return [role for role in roles if role != "redis" or not chosen.redis_kept]
+    return [role for role in roles if role != "redis" or chosen.stops_redis]
 
 
 def build(
