@@ -128,7 +128,8 @@ def replication_roles(env: Environment) -> list[str]:
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
     serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
-    `redis_replaced`: the data of Redis that was replaced. `undo`: how to return to the replaced data."""
+    `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there. `undo`:
+    how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
@@ -136,14 +137,19 @@ class SystemServices(StoppedServices):
     stops_redis: bool = True
     other_master: Redis | None = None
     redis_replaced: Path | None = None
+    redis_stopping: bool = False
     undo: str = ""
 
     def _stop(self) -> None:
         """In the manual's order."""
         roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
         self.last = stop_services.after(self.last)(self.env.services, roles)
-        if not self.stops_redis:
+
+    def stop_redis(self) -> None:
+        """Stop Redis once, proven stopped: later than its clients, because a migration may need it."""
+        if self.redis_stopping or not self.stops_redis:
             return
+        self.redis_stopping = True
         if self.other_master:
             kept = keep_live(self.report, self.env, self.other_master).name
             name = f"undo for the data of {self.other_master.address}"
@@ -156,7 +162,8 @@ class SystemServices(StoppedServices):
     def _start_again(self) -> None:
         start_services(self.env.services, [role for role in START_ORDER if role in self.running])
         # If another server is the master, it has been detached, and serves nobody until it is attached again.
-        if self.topology and ("redis" in self.running or self.topology.master not in ("", self.topology.own)):
+        others = self.topology and self.topology.master not in ("", self.topology.own)
+        if self.redis_stopping and self.topology and ("redis" in self.running or others):
             put_back(self.report, self.env, self.permit, self.topology)
 
     def may_have_swapped(self, part: str, left: Sequence[str]) -> None:

@@ -60,14 +60,13 @@ class SystemCopies(StagedCopies):
 
 def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, when: str) -> None:
     """Plan every step with its bytes and estimated seconds."""
-    stop = stopped(env, chosen)
     if found.presence != "up":
         alone = "; standby and WAL receiver are left out, and commits wait for no standby" * env.has("standby")
         how = plan_of(found.others) if found.presence == "down" else f"initdb, then start it{alone}"
         create: list[CarriesOut] = [stop_services, create_cluster] if found.presence == "absent" else []
         report.plan("start the database server", how, by=[*create, start_services])
     if when == "first":
-        report.plan("stop services", stop, seconds=2, by=stopped_by(env, chosen))
+        plan_stop(report, env)
     database.plan_database(report, env, chosen.database)
     swap = report.plan_steps.pop()
     plan_others(report, env, chosen)
@@ -79,7 +78,8 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: FoundServer, w
     if chosen.redis_topology:
         plan_detaching(report, env, chosen.redis_topology)
     if when == "at_swap":
-        report.plan("stop services", stop, seconds=2, by=stopped_by(env, chosen))
+        plan_stop(report, env)
+    plan_redis_stop(report, env, chosen)
     report.plan_steps.append(swap)
     plan_start(report, env, chosen)
 
@@ -116,14 +116,16 @@ def plan_start(report: Report, env: Environment, chosen: OtherParts) -> None:
     report.plan("check", ", ".join(checks), by=[smoke_check])
 
 
-def stopped(env: Environment, chosen: OtherParts) -> str:
-    """The services that a full restore stops, for its plan."""
-    return ", ".join(_without_kept(env.services_in(STOP_ORDER), chosen))
+def plan_stop(report: Report, env: Environment) -> None:
+    """Plan the stop of the services. Redis serves on: a migration may need it."""
+    names = ", ".join(role for role in env.services_in(STOP_ORDER) if role != "redis")
+    report.plan("stop services", names, seconds=2, by=[stop_services])
 
 
-def stopped_by(env: Environment, chosen: OtherParts) -> list[CarriesOut]:
-    """The steps that stop the services of a full restore."""
-    return [stop_services, stop_redis] if env.has("redis") and chosen.stops_redis else [stop_services]
+def plan_redis_stop(report: Report, env: Environment, chosen: OtherParts) -> None:
+    """Plan the stop of Redis, directly before the swap."""
+    if env.has("redis") and chosen.stops_redis:
+        report.plan("stop Redis", f"the service {env.services.name_of('redis')}", seconds=1, by=[stop_redis])
 
 
 def _without_kept(roles: Iterable[str], chosen: OtherParts) -> list[str]:

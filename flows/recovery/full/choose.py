@@ -20,11 +20,13 @@ from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, store_for
 from runbook import clock, metrics
-from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.application.connection_string import SWITCH
+from tasks.application.live_files import LiveFiles, read_live_files
 from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
@@ -40,6 +42,7 @@ from tasks.redis.topology.topology import ReplicationTopology, read_topology
 from tasks.stores.store import Store
 
 Part = Literal["redis", "files"]
+FilesSource = Literal["auto", "backup", "live"]
 BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 
 
@@ -47,8 +50,9 @@ BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 class OtherParts:
     """The sources of the parts other than the database. A part without a backup is None, and is not restored.
     `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
-    once the services are stopped. `redis_kept`: the master's data, left as it is. `redis_left`: nothing restores Redis,
-    and it serves: what it has not saved would be lost with its process."""
+    once the services are stopped. `redis_kept`: the master's data, left as it is. `files_kept`: the live files, left as
+    they are. `redis_left`: nothing restores Redis, and it serves: what it has not saved would be lost with its process.
+    """
 
     redis: Backup | None = None
     files: Backup | None = None
@@ -56,6 +60,7 @@ class OtherParts:
     redis_topology: ReplicationTopology | None = None
     redis_survivor: SurvivingCopy | None = None
     redis_kept: SurvivingCopy | None = None
+    files_kept: LiveFiles | None = None
     redis_left: bool = False
 
     @property
@@ -117,6 +122,8 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
         report.pin_state("Redis", f"kept: {chosen.redis_kept.where}")
     if chosen.redis_left:
         report.pin_state("Redis", "neither stopped nor restored")
+    if chosen.files_kept:
+        report.pin_state("files", "kept")
     if chosen.files:
         report.pin_state("backup of the files", chosen.files.name)
         pin_paths(report, "live files", env.application.directory)
@@ -126,7 +133,26 @@ def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Eff
     """The headline of a plan that restores the dump. `up`: whether the database server answers."""
     taken = chosen.database.manifest.taken
     down = seconds_from(report.plan_steps, "stop services" if up else "")
-    return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), lost_since(taken), down)
+    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(chosen))
+    return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), losses, down)
+
+
+def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
+    """The losses of Redis and the files, where their live data is replaced."""
+    found = []
+    if copy := chosen.redis_survivor:
+        found.append(_loss_of(copy))
+    elif chosen.redis:
+        found.append(Loss.everything_since("Redis", chosen.redis.manifest.taken))
+    if chosen.files:
+        found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
+    return tuple(found)
+
+
+def _loss_of(copy: SurvivingCopy) -> Loss:
+    if copy.moment is None:
+        return Loss.not_known("Redis", f"nobody knows until when {copy.name} has every write")
+    return Loss("Redis") if copy.loss == "none" else Loss.everything_since("Redis", copy.moment)
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
@@ -135,6 +161,7 @@ def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
         (f"Redis to {clock.short(chosen.redis.manifest.taken)}" if chosen.redis else ""),
         (f"Redis has the data of {chosen.redis_survivor.name}" if chosen.redis_survivor else ""),
         (f"the files to {clock.short(chosen.files.manifest.taken)}" if chosen.files else ""),
+        ("the live files are kept" if chosen.files_kept else ""),
     ]
     return ", ".join([back_to(env.postgres.database, at), *filter(None, others)])
 
@@ -153,9 +180,12 @@ def choose(
     without: Sequence[Part] = (),
     accept: Sequence[str] = (),
     redis_source: RedisSource = "auto",
+    files_source: FilesSource = "auto",
+    *,
+    latest: bool,
 ) -> Chosen:
     """Find all three, read all their files, and judge each against the live part that it replaces. The parts in
-    `without` are not restored.
+    `without` are not restored. `latest`: see `with_others`.
 
     Raises:
         OpsError: there is no such backup of the database, or a store is unreachable.
@@ -164,7 +194,7 @@ def choose(
     chosen = database.choose_backup(report, env, wanted, source)
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
     others = with_others(
-        report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=wanted == "latest"
+        *(report, env, chosen, chosen.manifest.taken, source, without, redis_source, files_source), latest=latest
     )
     if others.redis_kept:
         redis_sources.report_newer(report, others.redis_kept, chosen.manifest.taken)
@@ -179,17 +209,21 @@ def with_others(
     source: Stores,
     without: Sequence[Part] = (),
     redis_source: RedisSource = "backup",
+    files_source: FilesSource = "backup",
     *,
     latest: bool = True,
 ) -> Chosen:
     """Add the Redis and files backups nearest to `moment`, the database's point in time, and judge them. `latest`: no
-    earlier point in time was asked for, so a surviving copy of Redis's data can replace its backup.
+    earlier point in time was asked for, so a surviving copy of Redis's data can replace its backup, and intact live
+    files stay.
 
     Raises:
         OpsError: a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    others = choose_others(report, env, moment, source, without, redis_source, latest=latest, database=database)
+    others = choose_others(
+        *(report, env, moment, source, without, redis_source, files_source), latest=latest, database=database
+    )
     return Chosen(**vars(others), database=database)
 
 
@@ -200,6 +234,7 @@ def choose_others(
     source: Stores,
     without: Sequence[Part] = (),
     redis_source: RedisSource = "backup",
+    files_source: FilesSource = "backup",
     *,
     latest: bool = True,
     database: Backup | None = None,
@@ -229,11 +264,14 @@ def choose_others(
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
+    files_kept = _live_files(report, env, files, files_source, latest=latest) if files else None
+    if files_kept:
+        files = None
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
     left = around and not (redis or survivor or kept) and live_directory(env.redis).is_dir() and answers(env.redis)
-    chosen = OtherParts(redis, files, fitness, None if left else around, survivor, kept, bool(left))
+    chosen = OtherParts(redis, files, fitness, None if left else around, survivor, kept, files_kept, bool(left))
     if other := other_master(env, chosen):
         judge_kept(report, env, other)
         report.fail_if_critical()
@@ -248,6 +286,33 @@ def other_master(env: Environment, chosen: OtherParts) -> Redis | None:
     found = living_master(env, chosen.redis_topology)
     restored = chosen.redis_survivor.where if chosen.redis_survivor else ""
     return found if found and found.address != restored else None
+
+
+def _live_files(
+    report: Report, env: Environment, backup: Backup, source: FilesSource, *, latest: bool
+) -> LiveFiles | None:
+    """The live files, if they stay: they are intact, or a person wants them. None: the backup is restored."""
+    if source == "backup" or (source == "auto" and not latest):
+        return None
+    found = read_live_files(env.application, backup)
+    if found.problems and source == "live":
+        report.warn(
+            "live files",
+            "nothing to do: files_source=live keeps them; files_source=backup restores the backup",
+            value="; ".join(found.problems[:3]),
+            expected=f"every entry of {backup.name}",
+        )
+    elif found.problems:
+        hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
+        report.warn("live files", hint, value="; ".join(found.problems[:3]), expected=f"every entry of {backup.name}")
+        return None
+    since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"
+    report.fact(
+        BACKUP_OF["files"],
+        f"{backup.name}: not needed, the live files are kept ({since}); files_source=backup restores it",
+    )
+    report.table("Live files written since their backup", ("path",), [(path,) for path in found.written], most=50)
+    return found
 
 
 def captured(report: Report, permit: Permit, env: Environment, chosen: Parts) -> Parts:

@@ -58,7 +58,7 @@ class FoundServer:
 def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> FoundServer:
     """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
-    state, silence = _presence(env)
+    state, silence = read_presence(env)
     judge_roles(report, env, *([env.postgres.service] if state != "up" else []))
     live, others = None, None
     if state == "up":
@@ -75,8 +75,8 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     return FoundServer(state, services, live, others)
 
 
-def _presence(env: Environment) -> tuple[Presence, OpsError | None]:
-    """With the reason why it does not answer. A server that is starting is given time."""
+def read_presence(env: Environment) -> tuple[Presence, OpsError | None]:
+    """Read whether the server answers, and why it does not. A server that is starting is given time."""
     state = presence(env.postgres)
     if state != "down":
         return state, None

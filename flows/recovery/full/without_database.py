@@ -16,14 +16,12 @@ from flows.store import store_for
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect, back_to, seconds_from
-from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.application.staged_files import swap_files
 from tasks.backups.catalogue import LATEST, find_backup, kind_of
 from tasks.backups.manifest import Kind
 from tasks.host.services import read_services
-from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import swap_redis
 
 
@@ -34,6 +32,7 @@ def restore(
     source: Stores,
     without: Sequence[choose.Part],
     redis_source: RedisSource,
+    files_source: choose.FilesSource,
     stop_services: str,
 ) -> None:
     """Plan, build and prove staged copies, swap them, and start the services.
@@ -43,7 +42,9 @@ def restore(
         RunbookFailed: a copy differs from its backup; nothing live was replaced.
     """
     moment = _moment(env, wanted, source)
-    chosen = choose.choose_others(report, env, moment, source, without, redis_source, latest=wanted == LATEST)
+    chosen = choose.choose_others(
+        report, env, moment, source, without, redis_source, files_source, latest=wanted == LATEST
+    )
     states = read_services(env.services, env.services_in(START_ORDER))
     running = ", ".join(role for role, runs in states.running.items() if runs) or "none"
     report.fact("services found running", running)
@@ -81,15 +82,15 @@ def _nothing(env: Environment, chosen: OtherParts) -> str:
 
 
 def _plan(report: Report, env: Environment, chosen: OtherParts, when: str) -> None:
-    stop, by = build.stopped(env, chosen), build.stopped_by(env, chosen)
     first = when == "first" or bool(chosen.redis_survivor)
     if first:
-        report.plan("stop services", stop, seconds=2, by=by)
+        build.plan_stop(report, env)
     build.plan_others(report, env, chosen)
     if chosen.redis_topology:
         plan_detaching(report, env, chosen.redis_topology)
     if not first:
-        report.plan("stop services", stop, seconds=2, by=by)
+        build.plan_stop(report, env)
+    build.plan_redis_stop(report, env, chosen)
     live = [env.redis.data_directory] if chosen.redis or chosen.redis_survivor else []
     live += [env.application.directory] if chosen.files else []
     kept = f"{', '.join(live)}: the old data is kept next to it as .superseded_…"
@@ -104,32 +105,23 @@ def _effect(report: Report, chosen: OtherParts) -> Effect:
         f"the files go back to {clock.short(chosen.files.manifest.taken)}" if chosen.files else "",
     ]
     down = seconds_from(report.plan_steps, "stop services")
-    return Effect(", ".join(filter(None, what)), choose.undo_of(chosen), _losses(chosen), down)
-
-
-def _losses(chosen: OtherParts) -> tuple[Loss, ...]:
-    parts = [("Redis", chosen.redis), ("the files", chosen.files)]
-    found = [Loss.everything_since(part, backup.manifest.taken) for part, backup in parts if backup]
-    return (*found, *([_survivor_loss(chosen.redis_survivor)] if chosen.redis_survivor and not chosen.redis else []))
-
-
-def _survivor_loss(copy: SurvivingCopy) -> Loss:
-    if copy.moment is None:
-        return Loss.not_known("Redis", f"nobody knows until when {copy.name} has every write")
-    return Loss("Redis") if copy.loss == "none" else Loss.everything_since("Redis", copy.moment)
+    return Effect(", ".join(filter(None, what)), choose.undo_of(chosen), choose.losses_of_others(chosen), down)
 
 
 def _carry_out(
     report: Report, permit: Permit, env: Environment, chosen: OtherParts, services: SystemServices, when: str
 ) -> None:
-    losses, survivor = _losses(chosen), chosen.redis_survivor
+    losses, survivor = choose.losses_of_others(chosen), chosen.redis_survivor
     with remembered(env, survivor or chosen.redis_kept, services.swapped), started_on_failure(services):
         if when == "first" or survivor:
             services.stop()
+        if survivor:
+            services.stop_redis()
         chosen = choose.captured(report, permit, env, chosen)
         copies = build.build_others(permit, env, chosen)
         build.prove_others(report, env, chosen, copies)
         services.stop()
+        services.stop_redis()
         bring_up.swap_others(report, permit, env, services, copies)
         report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
     bring_up.prepare_redis(report, env, copies, services)
