@@ -89,7 +89,7 @@ def plan_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     if chosen.redis_kept:
         sources.plan_kept(report, chosen.redis_kept)
     if other := other_master(env, chosen):
-        report.plan("keep", f"the data of {other.address}, the current master of Redis, as a backup: it is replaced")
+        report.plan("keep", f"Redis's data of {other.address} as a backup: it is in no directory that is kept")
     if chosen.redis_survivor:
         sources.plan(report, env, chosen.redis_survivor)
     others: tuple[tuple[str, Backup | None, str, CarriesOut], ...] = (

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.pinned import pin_redis
+from flows.redis.backup import judge_kept, keep_live
+from flows.redis.restore.methods import living_master
 from flows.redis.restore.steps import judge_preconditions, plan_detaching, put_back, start_again
 from runbook import clock
 from runbook.errors import OpsError
@@ -85,6 +87,9 @@ def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", c
                 *(judge_restart(env.redis) if answers(env.redis) else ()),
             ),
         )
+        if found := living_master(env, around):
+            judge_kept(report, env, found)
+            report.plan("keep", f"the data of {found.address} as a backup: it is in no directory that is kept")
         plan_detaching(report, env, around)
         report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2, by=[stop_redis])
         report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1, by=[swap_back])
@@ -154,6 +159,9 @@ def _exchange(
     was_running, taken, swapped = env.services.is_running("redis"), around, None
     report.state_is("Redis may be stopped; no data was deleted", "run it again: it continues from here")
     try:
+        if found := living_master(env, around):
+            kept = keep_live(report, env, found).name
+            report.fact(f"undo for the data of {found.address}", f"restore-redis with backup={kept}")
         taken = detach(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
         loss = loss_of_undo(env.redis, aside, stopped.last, env.reports_directory)
