@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
+from blocks.redis.server import Redis
+from flows.redis.backup import keep_live
 from flows.redis.restore.steps import put_back
 from flows.restart import start_again
 from runbook.errors import OpsError
@@ -125,12 +127,15 @@ def replication_roles(env: Environment) -> list[str]:
 @dataclass
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
-    serving. `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
-    `undo`: how to return to the replaced data."""
+    serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
+    `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there. `undo`:
+    how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
     redis_kept: SurvivingCopy | None = None
+    stops_redis: bool = True
+    other_master: Redis | None = None
     redis_replaced: Path | None = None
     redis_stopping: bool = False
     undo: str = ""
@@ -142,9 +147,13 @@ class SystemServices(StoppedServices):
 
     def stop_redis(self) -> None:
         """Stop Redis once, proven stopped: later than its clients, because a migration may need it."""
-        if self.redis_stopping or self.redis_kept or not self.env.has("redis"):
+        if self.redis_stopping or not self.stops_redis:
             return
         self.redis_stopping = True
+        if self.other_master:
+            kept = keep_live(self.report, self.env, self.other_master).name
+            name = f"undo for the data of {self.other_master.address}"
+            self.report.fact(name, f"restore-redis with backup={kept}")
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory
             self.topology = detach.after(self.last)(self.permit, self.env.redis, self.topology, reports)

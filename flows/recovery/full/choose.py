@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from blocks.environment import Environment, Stores
+from blocks.redis.server import Redis
 from flows.database import restore_steps as database
 from flows.database.waiting_commits import alone_act
 from flows.pinned import pin_database, pin_paths, pin_redis
+from flows.redis.backup import judge_kept
 from flows.redis.restore import sources as redis_sources
+from flows.redis.restore.methods import living_master
 from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, report_failed, store_for
@@ -33,7 +36,7 @@ from tasks.postgres.restore.staged_copy import dump_in
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
 from tasks.redis.restore.survivors import SurvivingCopy, Survivors
-from tasks.redis.server import live_directory
+from tasks.redis.server import answers, live_directory
 from tasks.redis.topology.isolation import TAKE_OFF
 from tasks.redis.topology.topology import ReplicationTopology, read_topology
 from tasks.stores.store import Store
@@ -48,7 +51,8 @@ class OtherParts:
     """The sources of the parts other than the database. A part without a backup is None, and is not restored.
     `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
     once the services are stopped. `redis_kept`: the master's data, left as it is. `files_kept`: the live files, left as
-    they are."""
+    they are. `redis_left`: nothing restores Redis, and it serves: what it has not saved would be lost with its process.
+    """
 
     redis: Backup | None = None
     files: Backup | None = None
@@ -57,6 +61,12 @@ class OtherParts:
     redis_survivor: SurvivingCopy | None = None
     redis_kept: SurvivingCopy | None = None
     files_kept: LiveFiles | None = None
+    redis_left: bool = False
+
+    @property
+    def stops_redis(self) -> bool:
+        """Whether the run stops Redis, if the environment has it."""
+        return not (self.redis_kept or self.redis_left)
 
     @property
     def backups(self) -> list[Backup]:
@@ -110,6 +120,8 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
         pin_redis(report, env.redis, replaced=True)
     if chosen.redis_kept:
         report.pin_state("Redis", f"kept: {chosen.redis_kept.where}")
+    if chosen.redis_left:
+        report.pin_state("Redis", "neither stopped nor restored")
     if chosen.files_kept:
         report.pin_state("files", "kept")
     if chosen.files:
@@ -258,7 +270,22 @@ def choose_others(
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return OtherParts(redis, files, fitness, around, survivor, kept, files_kept)
+    left = around and not (redis or survivor or kept) and live_directory(env.redis).is_dir() and answers(env.redis)
+    chosen = OtherParts(redis, files, fitness, None if left else around, survivor, kept, files_kept, bool(left))
+    if other := other_master(env, chosen):
+        judge_kept(report, env, other)
+        report.fail_if_critical()
+    return chosen
+
+
+def other_master(env: Environment, chosen: OtherParts) -> Redis | None:
+    """Another server that is the master of Redis now, and whose data is replaced: it becomes a replica of the restored
+    data. A surviving copy that is restored needs no backup besides its capture."""
+    if not (chosen.redis_topology and (chosen.redis or chosen.redis_survivor)):
+        return None
+    found = living_master(env, chosen.redis_topology)
+    restored = chosen.redis_survivor.where if chosen.redis_survivor else ""
+    return found if found and found.address != restored else None
 
 
 def _live_files(
