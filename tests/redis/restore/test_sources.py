@@ -1,0 +1,101 @@
+"""The source of a restore is chosen by what the files and the offsets show, and its loss is stated as far as it is
+known."""
+
+from __future__ import annotations
+
+import time
+
+from flows.redis.persistence import backup_redis, restore_redis
+from tests.redis.conftest import Rig
+from tests.redis.data import account
+from tests.redis.restore.test_survivors import choice, die, in_step
+from tests.redis.servers import NAME, RedisServer, settles
+
+MIB = b"x" * (1 << 20)
+
+
+def fill(rig: Rig, name: str, count: int) -> None:
+    rig.client().mset({f"{name}:{number}": number for number in range(count)})
+
+
+def test_an_aof_that_was_switched_off_is_older_than_the_rdb_and_than_a_backup(rig: Rig) -> None:
+    """The configuration file says appendonly yes; the server stopped to write its AOF."""
+    fill(rig, "old", 200)
+    rig.client().config_set("appendonly", "no")
+    fill(rig, "new", 140)
+    backup_redis.fn(NAME)
+    rig.crash()
+    chosen, _, _ = choice(rig)
+    assert chosen is None or chosen.all_keys == 340, "the RDB of the backup's save, or the backup"
+    (rig.data / "my dump.rdb").unlink()
+    chosen, found, _ = choice(rig)
+    assert found.copies[0].all_keys == 200
+    assert chosen is None, "the backup is newer than the AOF"
+    assert not [one for one in restore_redis.fn(NAME).findings if one.name.startswith("a surviving copy")]
+
+
+def test_an_aof_that_was_switched_on_is_offered(rig: Rig) -> None:
+    """The configuration file says appendonly no."""
+    rig.configure(aof=False)
+    rig.services.stop("redis")
+    rig.services.start("redis")
+    rig.wait()
+    fill(rig, "old", 100)
+    rig.client().save()
+    rig.client().config_set("appendonly", "yes")
+    settles(lambda: not rig.client().info("persistence")["aof_rewrite_in_progress"], "the AOF's base")
+    fill(rig, "new", 140)
+    before = account(rig.client())
+    rig.crash()
+    report = restore_redis.fn(NAME, redis_source="files", confirm=NAME)
+    assert account(rig.client()) == before, report.sentence()
+
+
+def test_both_numbers_are_stated_after_a_deletion(rig: Rig) -> None:
+    fill(rig, "k", 200)
+    backup_redis.fn(NAME)
+    rig.client().delete(*(f"k:{number}" for number in range(90)))
+    kept, _, report = choice(rig)
+    assert kept
+    assert "110 keys" in report.facts["redis source"]
+    assert "200" in report.facts["redis source"]
+    assert "lost none" not in report.facts["redis source"]
+
+
+def test_a_replica_that_hung_has_no_moment(rig: Rig, replica: RedisServer) -> None:
+    """Its link ends when the master dies, long after the last write that it received."""
+    fill(rig, "k", 100)
+    in_step(rig, replica)
+    backup_redis.fn(NAME)
+    replica.freeze()
+    for number in range(30):
+        rig.client().set(f"since:{number}", MIB)
+    acknowledged = time.time()
+    fill(rig, "last", 10)
+    rig.crash()
+    replica.thaw()
+    settles(lambda: replica.client().info("replication")["master_link_status"] == "down", "the end of the link")
+    assert not replica.client().exists("last:9")
+    chosen, _, _ = choice(rig, wanted="replica")
+    assert chosen
+    assert chosen.moment is None or chosen.moment.timestamp() < acknowledged, chosen.loss
+
+
+def test_a_replica_that_can_no_longer_synchronize_is_better_than_the_backup(rig: Rig, replica: RedisServer) -> None:
+    """The master lost its directory and serves again, empty; the replica has a wrong password and keeps its keys."""
+    fill(rig, "k", 100)
+    in_step(rig, replica)
+    backup_redis.fn(NAME)
+    fill(rig, "since", 300)
+    replica.client().config_set("masterauth", "wrong")
+    die(rig, replica)
+    rig.account.directory(rig.data, 0o700)
+    rig.services.start("redis")
+    rig.wait()
+    chosen, _, report = choice(rig)
+    assert chosen, report.facts["redis source"]
+    assert (chosen.kind, chosen.all_keys) == ("replica", 400)
+    planned = restore_redis.fn(NAME)
+    assert "redis_source=replica" in planned.sentence()
+    restored = restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
+    assert rig.client().dbsize() == 400, restored.sentence()
