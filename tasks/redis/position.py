@@ -16,6 +16,8 @@ from runbook.files import record
 from tasks.redis.failover.group import GroupMember, LastSeen, read_member
 
 RECORD = "redis-position.json"
+POSITION = "replication"
+"""Of a backup's manifest: the master's position at its end."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
-from tasks.redis.server import answers
 from tasks.redis.topology.isolation import TAKE_OFF, detach
 from tasks.redis.topology.topology import ReplicationTopology
 
@@ -45,9 +44,9 @@ class SurvivorRestore:
     @property
     def effect(self) -> Effect:
         """For the plan's headline."""
-        lost = "" if self.copy.loss in ("", "none") else f"lost: {self.copy.loss}"
         down = seconds_from(self.report.plan_steps, "stop")
-        return Effect(f"Redis continues with the data of {self.copy.name}", "undo-restore-redis", lost, down)
+        what = f"Redis continues with the data of {self.copy.name}"
+        return Effect(what, "undo-restore-redis", (sources.loss_of(self.copy),), down)
 
     def run(self, permit: Permit) -> Backup:
         """Detach the others (clients can no longer write), capture the copy as a backup, and restore that backup.
@@ -109,8 +108,6 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
 def advise(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> None:
     """Report, before a restore from a backup, that a surviving copy loses less. Only a plan warns: a confirmed run was
     decided with it."""
-    if answers(env.redis):
-        return
     copy = sources.find_better(report, env, sources.find(report, env, around), backup)
     if copy is None:
         return
@@ -121,7 +118,7 @@ def advise(report: Report, env: Environment, backup: Backup, around: Replication
     report.warn(
         name,
         f"run this with redis_source={copy.kind}",
-        value=f"{value}; lost: {copy.loss}",
+        value=f"{value}; {copy.loss.text}",
         expected="none",
         follow=[Next("restore-redis", "restore from it", {"redis_source": copy.kind})],
     )

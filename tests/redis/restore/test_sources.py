@@ -9,7 +9,7 @@ from flows.redis.persistence import backup_redis, restore_redis
 from tests.redis.conftest import Rig
 from tests.redis.data import account
 from tests.redis.restore.test_survivors import choice, die, in_step
-from tests.redis.servers import NAME, RedisServer, settles
+from tests.redis.servers import NAME, PASSWORD, RedisServer, settles
 
 MIB = b"x" * (1 << 20)
 
@@ -97,5 +97,6 @@ def test_a_replica_that_can_no_longer_synchronize_is_better_than_the_backup(rig:
     assert (chosen.kind, chosen.all_keys) == ("replica", 400)
     planned = restore_redis.fn(NAME)
     assert "redis_source=replica" in planned.sentence()
+    replica.client().config_set("masterauth", PASSWORD)
     restored = restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
     assert rig.client().dbsize() == 400, restored.sentence()

@@ -76,7 +76,8 @@ def test_nothing_is_lost_if_a_replica_survives(rig: Rig, replica: RedisServer) -
     assert chosen
     assert (chosen.kind, chosen.where, chosen.problem) == ("replica", replica.address, "")
     assert chosen.all_keys == len(before)
-    assert "every write after" in report.facts["Redis writes lost by the backup alone"]
+    assert chosen.loss.at_most
+    assert chosen.loss.since == newest(rig).manifest.taken, "the last moment at which the master's offset was recorded"
     assert choice(rig, latest=False)[0] is None, "a named backup is a point in time"
     planned = restore_redis.fn(NAME)
     assert "redis_source=replica" in finding(planned, "a surviving copy loses less than the backup").hint
@@ -121,7 +122,7 @@ def test_a_master_that_serves_all_of_its_data_is_kept(rig: Rig, replica: RedisSe
     assert (kept.kind, kept.where, kept.run_id) == ("live", f"127.0.0.1:{rig.port}", rig.run_id())
     assert kept is found.serving
     assert "kept as it serves" in report.facts["redis source"]
-    assert report.facts["Redis writes lost"].startswith("nothing")
+    assert kept.loss.is_none
     assert find_change.work(rig.environment.redis, kept) == ""
     assert choice(rig, latest=False)[0] is None, "a named backup is a point in time"
     damaged, _, report = choice(rig, damaged=True)
@@ -221,10 +222,12 @@ def test_what_is_incomplete_or_of_unknown_loss_is_no_source(rig: Rig, replica: R
     die(rig, replica, step=False)
     replica.stop()
     replica.start()
-    chosen, found, report = choice(rig)
-    assert chosen is None
-    assert found.copies[0].moment is None, found.copies[0].loss
-    assert "no complete copy of known loss" in report.facts["redis source"]
+    with pytest.raises(RunbookFailed, match="redis_source=replica to restore from it, or with redis_source=backup"):
+        choice(rig)
+    assert choice(rig, wanted="backup")[0] is None
+    named, _, _ = choice(rig, wanted="replica")
+    assert named
+    assert "no recorded offset" in named.loss.unknown
 
 
 def test_a_killed_runs_decision_is_kept(rig: Rig, replica: RedisServer) -> None:
