@@ -163,7 +163,7 @@ def full_restore(
                 services.stop()
             if survivor:
                 services.stop_redis()
-            chosen = choose.captured(report, permit, env, chosen)
+            chosen = choose.captured(report, permit, env, chosen, services.redis_live)
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)

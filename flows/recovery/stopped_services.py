@@ -17,6 +17,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import Pending
 from runbook.report import Report
 from tasks.host.services import Started, read_services, start_services, stop_services
+from tasks.redis.restore.live import LiveRedis, require_judged
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
@@ -126,6 +127,7 @@ def replication_roles(env: Environment) -> list[str]:
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
     serving. `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
+    `redis_live`: the server as it was judged, then as it was just before its stop; None: its data is not replaced.
     `undo`: how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
@@ -133,6 +135,7 @@ class SystemServices(StoppedServices):
     redis_kept: SurvivingCopy | None = None
     redis_replaced: Path | None = None
     redis_stopping: bool = False
+    redis_live: LiveRedis | None = None
     undo: str = ""
 
     def _stop(self) -> None:
@@ -141,9 +144,15 @@ class SystemServices(StoppedServices):
         self.last = stop_services.after(self.last)(self.env.services, roles)
 
     def stop_redis(self) -> None:
-        """Stop Redis once, proven stopped: later than its clients, because a migration may need it."""
+        """Stop Redis once, proven stopped: later than its clients, because a migration may need it.
+
+        Raises:
+            LossExceeded: it is not the server that was judged. Nothing of it was replaced.
+        """
         if self.redis_stopping or self.redis_kept or not self.env.has("redis"):
             return
+        if self.redis_live:
+            self.last = self.redis_live = require_judged.after(self.last)(self.env.redis, self.redis_live)
         self.redis_stopping = True
         if self.topology:  # before Redis stops: a Sentinel would promote another server
             reports = self.env.reports_directory

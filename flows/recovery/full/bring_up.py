@@ -52,7 +52,11 @@ def system_services(
     )
     running = [role for role in STOP_ORDER if found.services.running.get(role)]
     return SystemServices(
-        *(report, env, running, last), permit=permit, topology=chosen.redis_topology, redis_kept=chosen.redis_kept
+        *(report, env, running, last),
+        permit=permit,
+        topology=chosen.redis_topology,
+        redis_kept=chosen.redis_kept,
+        redis_live=chosen.redis_live,
     )
 
 

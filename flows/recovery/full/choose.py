@@ -31,6 +31,7 @@ from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.restore.staged_copy import dump_in
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
+from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.survivors import SurvivingCopy, Survivors
 from tasks.redis.server import live_directory
 from tasks.redis.topology.isolation import TAKE_OFF
@@ -45,7 +46,8 @@ BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 class OtherParts:
     """The sources of the parts other than the database. A part without a backup is None, and is not restored.
     `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
-    once the services are stopped. `redis_kept`: the master's data, left as it is."""
+    once the services are stopped. `redis_kept`: the master's data, left as it is. `redis_live`: the server that is
+    replaced."""
 
     redis: Backup | None = None
     files: Backup | None = None
@@ -53,6 +55,7 @@ class OtherParts:
     redis_topology: ReplicationTopology | None = None
     redis_survivor: SurvivingCopy | None = None
     redis_kept: SurvivingCopy | None = None
+    redis_live: LiveRedis | None = None
 
     @property
     def backups(self) -> list[Backup]:
@@ -122,19 +125,11 @@ def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Eff
 def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
     """The losses of Redis and the files, where their live data is replaced."""
     found = []
-    if copy := chosen.redis_survivor:
-        found.append(_loss_of(copy))
-    elif chosen.redis:
-        found.append(Loss.everything_since("Redis", chosen.redis.manifest.taken))
+    if source := chosen.redis_survivor or chosen.redis:
+        found.append(redis_sources.loss_of(source))
     if chosen.files:
         found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
     return tuple(found)
-
-
-def _loss_of(copy: SurvivingCopy) -> Loss:
-    if copy.moment is None:
-        return Loss.not_known("Redis", f"nobody knows until when {copy.name} has every write")
-    return Loss("Redis") if copy.loss == "none" else Loss.everything_since("Redis", copy.moment)
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
@@ -214,6 +209,7 @@ def choose_others(
 ) -> OtherParts:
     """The sources of Redis and the files, nearest to `moment`. `database`: its backup, if the environment has one."""
     redis, files, fitness, survivor, kept = None, None, None, None, None
+    judged = read_live(env.redis) if env.has("redis") else None
     around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     if around:
         live = live_directory(env.redis)
@@ -240,18 +236,21 @@ def choose_others(
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return OtherParts(redis, files, fitness, around, survivor, kept)
+    return OtherParts(redis, files, fitness, around, survivor, kept, judged if redis or survivor else None)
 
 
-def captured(report: Report, permit: Permit, env: Environment, chosen: Parts) -> Parts:
+def captured(report: Report, permit: Permit, env: Environment, chosen: Parts, live: LiveRedis | None) -> Parts:
     """With the surviving copy of Redis's data as a proven backup, if it is the source. The services are stopped.
+    `live`: Redis just before its stop.
 
     Raises:
+        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
         OpsError: it cannot be read. Nothing live was replaced.
     """
-    if not chosen.redis_survivor:
+    if not (chosen.redis_survivor and live):
         return chosen
-    return replace(chosen, redis=redis_sources.capture(report, permit, env, chosen.redis_survivor))
+    backup, loss = redis_sources.capture(report, permit, env, chosen.redis_survivor, live)
+    return replace(chosen, redis=backup, redis_survivor=replace(chosen.redis_survivor, loss=loss))
 
 
 def _nearest(

@@ -61,6 +61,7 @@ def restore(
         permit=permit,
         topology=chosen.redis_topology,
         redis_kept=chosen.redis_kept,
+        redis_live=chosen.redis_live,
     )
     _carry_out(report, permit, env, chosen, services, stop_services)
 
@@ -121,7 +122,7 @@ def _carry_out(
             services.stop()
         if survivor:
             services.stop_redis()
-        chosen = choose.captured(report, permit, env, chosen)
+        chosen = choose.captured(report, permit, env, chosen, services.redis_live)
         copies = build.build_others(permit, env, chosen)
         build.prove_others(report, env, chosen, copies)
         services.stop()

@@ -18,7 +18,9 @@ from typing import Literal
 
 from blocks.environment import Environment
 from flows import store as stores
+from flows.recovery.gate import require_confirmed
 from flows.redis.backup import keep_live, seal
+from flows.redis.restore.findings import report_no_checksum
 from flows.redis.restore.steps import judge_preconditions
 from runbook import clock, metrics
 from runbook.errors import VerificationFailed
@@ -39,6 +41,7 @@ from tasks.redis.content.manifest import EMPTY, RedisContent
 from tasks.redis.persistence.newest import aof_manifest, find_newest
 from tasks.redis.restore.copy import build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_copy
+from tasks.redis.restore.live import LiveRedis
 from tasks.redis.restore.serving import find_change, find_lost_keys
 from tasks.redis.restore.survivors import (
     IS_EMPTY,
@@ -50,9 +53,11 @@ from tasks.redis.restore.survivors import (
     Survivors,
     deleted_keys,
     expected_keys,
+    files_loss,
     find_survivors,
     lacks,
     released,
+    require_received,
 )
 from tasks.redis.server import live_directory
 from tasks.redis.settings.file import read_configuration
@@ -325,6 +330,8 @@ def judge(report: Report, env: Environment, copy: SurvivingCopy, around: Replica
     content = RedisContent(server_version=copy.version, databases=databases, memory_bytes=copy.memory_bytes)
     fitness = judge_redis_copy(env.redis, content, around)
     judge_preconditions(report, fitness.preconditions)
+    if copy.is_aof:
+        report_no_checksum(report)
     disk = read_disk.after(fitness)(stores.store_for(env, "redis").spool)
     report.require(
         "free space for Redis's surviving data",
@@ -395,14 +402,19 @@ def plan(report: Report, env: Environment, copy: SurvivingCopy) -> None:
     )
 
 
-def capture(report: Report, permit: Permit, env: Environment, copy: SurvivingCopy) -> Backup:
-    """Back up a surviving copy into the store, with a manifest. `latest` never means that backup. The services are
-    stopped, and the replicas detached.
+def capture(
+    report: Report, permit: Permit, env: Environment, copy: SurvivingCopy, live: LiveRedis
+) -> tuple[Backup, Loss]:
+    """Back up a surviving copy into the store, with a manifest, and measure its loss. `latest` never means that backup.
+    The services are stopped, and the replicas detached. `live`: the server just before its stop.
 
     Raises:
+        LossExceeded: more would be lost than was confirmed. Nothing live was replaced.
         Unreachable, OpsError: the copy cannot be read. Nothing live was replaced.
         VerificationFailed: it has no keys any more.
     """
+    loss = _measure(env, copy, live)
+    require_confirmed(report, loss)
     if copy.kind == "replica":
         with released(permit, env.redis, copy, env.reports_directory) as replica:
             backup = keep_live(report, env, replica)
@@ -413,7 +425,17 @@ def capture(report: Report, permit: Permit, env: Environment, copy: SurvivingCop
     if not keys:
         raise VerificationFailed(f"{copy.name} has no keys any more", "run this again with redis_source=backup")
     report.fact("redis backup", f"{backup.name}: {keys:,} keys of {copy.name}")
-    return backup
+    return backup, loss
+
+
+def _measure(env: Environment, copy: SurvivingCopy, live: LiveRedis) -> Loss:
+    """The loss behind the fence: a replica still has what it had, and files are those of the server that was judged."""
+    if copy.kind == "replica":
+        require_received(env.redis, copy)
+        return copy.loss
+    if copy.received or (live.run_id and copy.loss.is_none):  # a replica's files, or a server that stopped with them
+        return copy.loss
+    return files_loss(find_newest(read_configuration(Path(env.redis.config_file)), live_directory(env.redis)))
 
 
 def _capture_files(report: Report, env: Environment) -> Backup:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import redis
+
 from blocks.redis.server import Redis
 from runbook import clock
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import LossExceeded, OpsError, Unreachable
 from runbook.kinds import probe
-from tasks.redis.failover.group import quick
 from tasks.redis.persistence.newest import find_newest
-from tasks.redis.server import live_directory
+from tasks.redis.server import GREETING_SECONDS, at_once, live_directory
 from tasks.redis.settings.file import read_configuration
 
 
@@ -47,16 +48,18 @@ def require_judged(block: Redis, judged: LiveRedis) -> LiveRedis:
     the same: its files are read when they are replaced.
 
     Raises:
-        OpsError: another process serves, or its files were written after it was found down.
+        LossExceeded: another process serves, or its files were written after it was found down.
     """
     now = _read(block)
     if now.run_id and now.run_id != judged.run_id:
         what = "was down, and answers again" if not judged.run_id else "was restarted"
     elif not judged.run_id and now.written != judged.written:
-        what = f"was down, and has written data since: {clock.text(now.written) if now.written else 'it is missing now'}"
+        what = (
+            f"was down, and has written data since: {clock.text(now.written) if now.written else 'it is missing now'}"
+        )
     else:
         return now
-    raise OpsError(
+    raise LossExceeded(
         f"Redis at {block.address} {what} since this run judged it: more would be lost than was confirmed",
         "run it again: it judges the live data anew. Nothing of Redis was replaced",
     )
@@ -64,8 +67,13 @@ def require_judged(block: Redis, judged: LiveRedis) -> LiveRedis:
 
 def _read(block: Redis) -> LiveRedis:
     at, run_id, written = datetime.now(UTC), "", None
-    with contextlib.suppress(Unreachable), quick(block) as client:
-        run_id = str(client.info("server")["run_id"])
+    with contextlib.closing(at_once(block.client(answer_seconds=GREETING_SECONDS))) as client:
+        try:
+            run_id = str(client.info("server")["run_id"])
+        except redis.RedisError as error:
+            refused = block.refused(error)
+            if not isinstance(refused, Unreachable):
+                raise refused from None
     if not block.remote:
         with contextlib.suppress(OpsError, OSError):
             written = find_newest(read_configuration(Path(block.config_file)), live_directory(block)).written

@@ -22,7 +22,7 @@ import redis
 
 from blocks.redis.server import Redis
 from runbook import clock
-from runbook.errors import OpsError, Unreachable, VerificationFailed
+from runbook.errors import LossExceeded, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
@@ -31,7 +31,7 @@ from tasks.backups.catalogue import Backup
 from tasks.redis.backup.aof import copy_aof, loaded_aof, read_parts
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent, expiring_in, lines_of
-from tasks.redis.failover.group import GroupMember, member_of, quick, read_last_seen
+from tasks.redis.failover.group import GroupMember, member_of, quick, read_last_seen, read_member
 from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
 from tasks.redis.persistence.newest import NewestData, aof_manifest, find_newest
 from tasks.redis.position import (
@@ -224,6 +224,7 @@ def _live(block: Redis) -> tuple[SurvivingCopy | None, GroupMember | None]:
         version=version,
         memory_bytes=int(info["used_memory"]),
         flushes=_flushes(info),
+        is_aof=bool(info.get("aof_enabled")),
     )
     if not server.is_master:
         copy = replace(copy, moment=None, received=_received(server))
@@ -348,6 +349,26 @@ def deleted_keys(copy: SurvivingCopy, expected: Mapping[int, int]) -> str:
     ]
     flushed = f"; FLUSHALL or FLUSHDB ran {copy.flushes} times since its start" if short and copy.flushes else ""
     return "; ".join(short) + flushed
+
+
+@probe
+def require_received(block: Redis, copy: SurvivingCopy) -> None:
+    """Check that a detached replica still has what it had when it was judged: meanwhile it can have copied a master
+    that had started without its data.
+
+    Raises:
+        LossExceeded: it does not.
+        OpsError: it does not answer.
+    """
+    member = read_member(block, copy.where)
+    if member.problem:
+        raise OpsError(f"{copy.name} does not answer: {member.problem}", member.hint)
+    now = _received(member)
+    if any(now.get(replid, -1) < offset for replid, offset in copy.received.items()):
+        raise LossExceeded(
+            f"{copy.name} has copied another master since it was judged, and no longer has its data",
+            "run this again: it judges the sources anew. Nothing of Redis was replaced",
+        )
 
 
 @contextlib.contextmanager
