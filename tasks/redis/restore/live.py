@@ -52,15 +52,14 @@ def require_judged(block: Redis, judged: LiveRedis) -> LiveRedis:
     """
     now = _read(block)
     if now.run_id and now.run_id != judged.run_id:
-        what = "was down, and answers again" if not judged.run_id else "was restarted"
+        what = "has restarted since this run judged it" if judged.run_id else "answers; it was down when judged"
     elif not judged.run_id and now.written != judged.written:
-        what = (
-            f"was down, and has written data since: {clock.text(now.written) if now.written else 'it is missing now'}"
-        )
+        when = f"at {clock.text(now.written)}" if now.written else "or lost its files"
+        what = f"was down when judged, and has written data since, {when}"
     else:
         return now
     raise LossExceeded(
-        f"Redis at {block.address} {what} since this run judged it: more would be lost than was confirmed",
+        f"Redis at {block.address} {what}: more would be lost than was confirmed",
         "run it again: it judges the live data anew. Nothing of Redis was replaced",
     )
 

@@ -4,11 +4,19 @@ known."""
 from __future__ import annotations
 
 import time
+from typing import Any
+
+import pytest
 
 from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.restore import methods
+from runbook.errors import RunbookFailed
+from runbook.guard.loss import Loss
+from tasks.redis.restore.copy import RedisCopy
+from tasks.redis.restore.swap import superseded_redis
 from tests.redis.conftest import Rig
 from tests.redis.data import account
-from tests.redis.restore.test_survivors import choice, die, in_step
+from tests.redis.restore.test_survivors import choice, die, in_step, newest
 from tests.redis.servers import NAME, PASSWORD, RedisServer, settles
 
 MIB = b"x" * (1 << 20)
@@ -100,3 +108,70 @@ def test_a_replica_that_can_no_longer_synchronize_is_better_than_the_backup(rig:
     replica.client().config_set("masterauth", PASSWORD)
     restored = restore_redis.fn(NAME, redis_source="replica", confirm=NAME)
     assert rig.client().dbsize() == 400, restored.sentence()
+
+
+@pytest.mark.parametrize("state", ["down", "up"])
+def test_a_server_that_comes_back_meanwhile_is_not_replaced(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """A supervisor starts it while the copy is built, and clients write."""
+    fill(rig, "k", 100)
+    backup_redis.fn(NAME)
+    if state == "down":
+        rig.crash()
+    build = methods.build_redis
+
+    def built(*given: Any) -> RedisCopy:
+        copy = build(*given)
+        if state == "up":
+            rig.crash()
+        rig.services.start("redis")
+        rig.wait()
+        fill(rig, "since", 50)
+        return copy
+
+    monkeypatch.setattr(methods, "build_redis", built)
+    with pytest.raises(RunbookFailed, match="it was down when judged" if state == "down" else "has restarted since"):
+        restore_redis.fn(NAME, confirm=NAME)
+    assert rig.client().dbsize() == 150
+    assert not superseded_redis(rig.environment.redis)
+
+
+def test_a_server_that_ran_meanwhile_and_died_again_is_not_replaced(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(rig, "k", 100)
+    backup_redis.fn(NAME)
+    rig.crash()
+    build = methods.build_redis
+
+    def built(*given: Any) -> RedisCopy:
+        rig.services.start("redis")
+        rig.wait()
+        fill(rig, "since", 50)
+        rig.crash()
+        return build(*given)
+
+    monkeypatch.setattr(methods, "build_redis", built)
+    with pytest.raises(RunbookFailed, match="was down when judged, and has written data since"):
+        restore_redis.fn(NAME, confirm=NAME)
+    rig.services.start("redis")
+    rig.wait()
+    assert rig.client().dbsize() == 150
+
+
+def test_the_headline_and_the_report_state_the_loss(rig: Rig) -> None:
+    """The plan and the run by the same value; an AOF as the source has no checksums."""
+    fill(rig, "k", 100)
+    backup_redis.fn(NAME)
+    taken = newest(rig).manifest.taken
+    planned = restore_redis.fn(NAME)
+    assert "writes of Redis of the last " in planned.sentence()
+    done = restore_redis.fn(NAME, confirm=NAME)
+    assert done.losses == {"Redis": Loss.everything_since("Redis", taken)}
+    fill(rig, "since", 50)
+    rig.crash()
+    planned = restore_redis.fn(NAME, redis_source="files")
+    assert "at most the writes of Redis of the last " in planned.sentence()
+    assert "no checksums" in planned.facts["AOF"]
+    done = restore_redis.fn(NAME, redis_source="files", confirm=NAME)
+    assert done.losses["Redis"].at_most
+    assert rig.client().dbsize() == 150
