@@ -207,7 +207,8 @@ def choose_others(
     latest: bool = True,
     database: Backup | None = None,
 ) -> OtherParts:
-    """The sources of Redis and the files, nearest to `moment`. `database`: its backup, if the environment has one."""
+    """The sources of Redis and the files, nearest to `moment`; of Redis the one that loses least, where no earlier point
+    in time was asked for (`latest`). `database`: its backup, if the environment has one."""
     redis, files, fitness, survivor, kept = None, None, None, None, None
     judged = read_live(env.redis) if env.has("redis") else None
     around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
@@ -216,7 +217,10 @@ def choose_others(
         survivors = Survivors()
         if wants_survivor := redis_source != "backup" and "redis" not in without:
             survivors = redis_sources.find(report, env, around)
-        redis = _nearest(report, env, source, "redis", database, moment, live, "redis" in without, survivors)
+        newest = latest and redis_source == "auto"
+        redis = _nearest(
+            *(report, env, source, "redis", database, moment, live, "redis" in without, survivors), newest=newest
+        )
         damage = read_files(report, redis) if redis else []
         if wants_survivor:
             survivor = redis_sources.choose(
@@ -263,16 +267,18 @@ def _nearest(
     live: Path,
     waived: bool,
     survivors: Survivors | None = None,
+    *,
+    newest: bool = False,
 ) -> Backup | None:
-    """The backup nearest to a point in time, of the database's environment, and the gap between the two. None
-    without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and none of
+    """The backup nearest to a point in time, or the `newest`, of the database's environment, and the gap between the
+    two. None without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and none of
     the `survivors` is complete, only a waiver lets it start empty."""
     if waived:
         report.fact(BACKUP_OF[kind], f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
     name = database.manifest.environment if database else env.name
-    backup = catalogue.find_nearest.after(database)(store, kind, moment, name)
+    backup = catalogue.find_nearest.after(database)(store, kind, clock.now() if newest else moment, name)
     if not backup:
         _report_none(report, store, kind, live, survivors or Survivors())
         return None

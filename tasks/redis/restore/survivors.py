@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -31,20 +31,20 @@ from tasks.backups.catalogue import Backup
 from tasks.redis.backup.aof import copy_aof, loaded_aof, read_parts
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent, expiring_in, lines_of
-from tasks.redis.failover.group import GroupMember, member_of, quick, read_last_seen, read_member
+from tasks.redis.failover.group import GroupMember, member_of, quick, read_member
 from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
 from tasks.redis.persistence.newest import NewestData, aof_manifest, find_newest
 from tasks.redis.position import (
     POSITION,
     StreamPosition,
+    known_positions,
     position_of,
     read_position,
+    received,
+    received_until,
     record_position,
-    recorded_position,
-    seen_position,
 )
 from tasks.redis.scratch import scratch_server
-from tasks.redis.sentinels import ask_sentinels
 from tasks.redis.server import call, connected, holders, key_counts, live_directory, setting, version_of
 from tasks.redis.settings.file import Configuration, read_configuration
 from tasks.redis.topology.isolation import TAKE_OFF
@@ -131,7 +131,6 @@ def find_survivors(block: Redis, around: ReplicationTopology, spool: Path, repor
         OpsError: the server refuses this user.
     """
     live, server = _live(block)
-    seen, checked = read_last_seen(block, ask_sentinels(block)), recorded_position(reports)
     with ThreadPoolExecutor(max_workers=max(1, len(around.others))) as pool:
         # Each in a copy of this context: it has the zone in which times are shown.
         asked = [
@@ -141,24 +140,20 @@ def find_survivors(block: Redis, around: ReplicationTopology, spool: Path, repor
     found = [copy for copy, _ in others]
     serving = _serving(block, live, found, around, is_master=server.is_master) if live and server else None
     found += [own] if (own := live or _files(block, spool)) else []
-    known = [position for _, position in others]
-    known += [position_of(server, live.moment) if live and live.moment and server else None]
-    known += [seen_position(seen) if seen else None, checked]
-    return Survivors(tuple(found), serving, tuple(filter(None, known)))
+    now = [position for _, position in others]
+    now += [position_of(server, live.moment) if live and live.moment and server else None]
+    return Survivors(tuple(found), serving, (*filter(None, now), *known_positions(block, reports)))
 
 
-def measured(copy: SurvivingCopy, known: Iterable[StreamPosition]) -> SurvivingCopy:
+def measured(copy: SurvivingCopy, known: Sequence[StreamPosition]) -> SurvivingCopy:
     """The copy with its loss by the known positions of masters. The loss of files, and of a server that stops with all
     of its writes, is known without them."""
     if copy.problem or not copy.received:
         return copy
-    on_stream = [one for one in known if one.replid in copy.received]
-    has = [one for one in on_stream if copy.received[one.replid] >= one.offset]
-    if has:
-        moment = max(one.at for one in has)
+    if moment := received_until(copy.received, known):
         return replace(copy, moment=copy.moment or moment, loss=Loss.at_most_since(PART, moment))
     why = f"no recorded offset of a master belongs to the replication stream of {copy.name}"
-    if on_stream:
+    if on_stream := [one for one in known if one.replid in copy.received]:
         last = max(on_stream, key=lambda one: one.offset)
         lacks = last.offset - copy.received[last.replid]
         why = f"{copy.name} lacks {lacks:,} bytes of what the master had written by {clock.text(last.at)}, or more"
@@ -227,7 +222,7 @@ def _live(block: Redis) -> tuple[SurvivingCopy | None, GroupMember | None]:
         is_aof=bool(info.get("aof_enabled")),
     )
     if not server.is_master:
-        copy = replace(copy, moment=None, received=_received(server))
+        copy = replace(copy, moment=None, received=received(server))
     return _of_process(copy, info), server
 
 
@@ -247,7 +242,7 @@ def _replica(block: Redis, address: str, around: ReplicationTopology) -> tuple[S
     except OpsError as error:
         return replace(copy, problem=error.message), None
     member = member_of(address, info)
-    copy = replace(copy, keys=keys, received=_received(member), version=version, flushes=_flushes(info))
+    copy = replace(copy, keys=keys, received=received(member), version=version, flushes=_flushes(info))
     copy = replace(copy, memory_bytes=int(info["used_memory"]), problem=_incomplete(member, keys, around))
     copy = _of_process(copy, info)
     if not member.is_master or (around.since and around.master != address):
@@ -255,12 +250,6 @@ def _replica(block: Redis, address: str, around: ReplicationTopology) -> tuple[S
     # Its writes since its promotion say nothing about those of the dead master.
     earlier = {replid: offset for replid, offset in copy.received.items() if replid != member.replid}
     return replace(copy, serves=True, moment=asked, received=earlier), position_of(member, asked)
-
-
-def _received(member: GroupMember) -> dict[str, int]:
-    """By stream, the offset up to which a server has the writes. It keeps the stream before its promotion."""
-    earlier = {member.earlier_replid: member.promoted_at} if member.earlier_replid else {}
-    return {**earlier, **({member.replid: member.offset} if member.replid else {})}
 
 
 def _incomplete(member: GroupMember, keys: Mapping[int, int], around: ReplicationTopology) -> str:
@@ -363,7 +352,7 @@ def require_received(block: Redis, copy: SurvivingCopy) -> None:
     member = read_member(block, copy.where)
     if member.problem:
         raise OpsError(f"{copy.name} does not answer: {member.problem}", member.hint)
-    now = _received(member)
+    now = received(member)
     if any(now.get(replid, -1) < offset for replid, offset in copy.received.items()):
         raise LossExceeded(
             f"{copy.name} has copied another master since it was judged, and no longer has its data",
