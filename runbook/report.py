@@ -279,7 +279,7 @@ class Report:
         """Record how much each replaced part lost, measured behind the fence: the page, the JSON report and those who
         read it have no other figure."""
         self.losses |= {loss.part: loss for loss in losses}
-        self.fact("lost", losses_text(tuple(self.losses.values())))
+        self.fact("lost", losses_text(tuple(self.losses.values()), detailed=True))
 
     def leave_out(self, *parts: str) -> None:
         """Parts that the environment lacks, and that this run therefore leaves out: one fact, no finding."""
