@@ -3,15 +3,22 @@ known."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from flows.recovery.full.choose import choose_others
 from flows.redis.persistence import backup_redis, restore_redis
 from flows.redis.restore import methods
+from runbook.current import use_report
 from runbook.errors import RunbookFailed
 from runbook.guard.loss import Loss
+from runbook.report import Report
+from runbook.wait import until
+from tasks.redis.position import StreamPosition, keep_position, record_position
 from tasks.redis.restore.copy import RedisCopy
 from tasks.redis.restore.swap import superseded_redis
 from tests.redis.conftest import Rig
@@ -175,3 +182,45 @@ def test_the_headline_and_the_report_state_the_loss(rig: Rig) -> None:
     done = restore_redis.fn(NAME, redis_source="files", confirm=NAME)
     assert done.losses["Redis"].at_most
     assert rig.client().dbsize() == 150
+
+
+def test_a_check_records_how_far_the_master_is(rig: Rig, replica: RedisServer) -> None:
+    """Without a backup and without Sentinels: a replica that had received it is taken, another one only by name."""
+    fill(rig, "k", 100)
+    in_step(rig, replica)
+    env = rig.environment
+    before = datetime.now(UTC)
+    assert keep_position.work(env.redis, env.reports_directory)
+    in_step(rig, replica)
+    replica.freeze()
+    rig.client().set("large", MIB * 30)
+    kept = keep_position.work(env.redis, env.reports_directory)
+    rig.crash()
+    shutil.rmtree(rig.data)
+    replica.thaw()
+    settles(lambda: replica.client().info("replication")["master_link_status"] == "down", "the end of the link")
+    with pytest.raises(RunbookFailed, match="or with without=redis to give it up") as raised:
+        choice(rig, backup=False)
+    assert "bytes of what the master had written by" in raised.value.report.sentence()
+    assert kept
+    record_position(env.reports_directory, StreamPosition(kept.replid, 1, before))
+    chosen, _, _ = choice(rig, backup=False)
+    assert chosen
+    assert chosen.loss == Loss.at_most_since("Redis", before)
+
+
+def test_the_newest_backup_is_taken_unless_a_time_was_asked_for(rig: Rig) -> None:
+    """Not the one that is nearest to the database's last commit."""
+    rig.client().set("a", 1)
+    backup_redis.fn(NAME)
+    first = newest(rig)
+    rig.client().set("b", 1)
+    until(lambda: backup_redis.fn(NAME).facts["backup"] != first.name, what="a backup of another second", seconds=10)
+    rig.crash()
+    shutil.rmtree(rig.data)
+    for latest, name in ((True, newest(rig).name), (False, first.name)):
+        report = Report("trial", NAME)
+        with use_report(report):
+            found = choose_others(report, rig.environment, first.manifest.taken, "backups", (), "auto", latest=latest)
+        assert found.redis
+        assert found.redis.name == name

@@ -50,8 +50,8 @@ def choice(rig: Rig, **named: object) -> tuple[SurvivingCopy | None, Survivors, 
     with use_report(report):
         around = read_topology(env.redis, env.reports_directory)
         found = sources.find(report, env, around)
-        wanted = named.pop("wanted", "auto")
-        chosen = sources.choose(report, env, found, around, newest(rig), wanted, **{"latest": True} | named)  # type: ignore[arg-type]
+        wanted, backup = named.pop("wanted", "auto"), newest(rig) if named.pop("backup", True) else None
+        chosen = sources.choose(report, env, found, around, backup, wanted, **{"latest": True} | named)  # type: ignore[arg-type]
     return chosen, found, report
 
 
