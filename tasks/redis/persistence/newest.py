@@ -7,13 +7,18 @@ wrote.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import psutil
 
 from runbook.errors import VerificationFailed
 from tasks.redis.backup.aof import MANIFEST_ENDING, read_parts
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.settings.file import Configuration
+
+HOST_FAILURE = timedelta(seconds=30)
+"""The kernel writes data back after that time (vm.dirty_expire_centisecs)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,12 @@ class NewestData:
 
     is_aof: bool
     written: datetime
+
+    @property
+    def complete_until(self) -> datetime:
+        """Until when it has every write. What an AOF got just before its host failed may not have reached the disk."""
+        has_failed = self.is_aof and self.written < datetime.fromtimestamp(psutil.boot_time(), UTC)
+        return self.written - HOST_FAILURE if has_failed else self.written
 
 
 def find_newest(configuration: Configuration, directory: Path) -> NewestData:

@@ -291,14 +291,14 @@ def _files(block: Redis, spool: Path) -> SurvivingCopy | None:
     if master := configuration.replica_of:
         why = f"this server was a replica of {master}: its files do not show what the master acknowledged"
         return replace(copy, loss=Loss.not_known(PART, why))
-    return replace(copy, moment=newest.written, loss=files_loss(newest))
+    return replace(copy, moment=newest.complete_until, loss=files_loss(newest))
 
 
 def files_loss(newest: NewestData) -> Loss:
     """The loss by the files of a dead master. An AOF has each write up to its last append; whether it was still
     switched on after that, the files do not show."""
     since = Loss.at_most_since if newest.is_aof else Loss.everything_since
-    return since(PART, newest.written)
+    return since(PART, newest.complete_until)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,13 @@ known."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psutil
 import pytest
 
 from flows.recovery.full.choose import choose_others
@@ -47,6 +49,21 @@ def test_an_aof_that_was_switched_off_is_older_than_the_rdb_and_than_a_backup(ri
     assert found.copies[0].all_keys == 200
     assert chosen is None, "the backup is newer than the AOF"
     assert not [one for one in restore_redis.fn(NAME).findings if one.name.startswith("a surviving copy")]
+
+
+def test_an_aof_of_before_a_restart_of_its_host_may_lack_its_last_seconds(rig: Rig) -> None:
+    fill(rig, "k", 100)
+    rig.crash()
+    chosen, _, _ = choice(rig, backup=False)
+    assert chosen
+    parts = [*(rig.data / "aof files").iterdir()]
+    assert chosen.loss.since == datetime.fromtimestamp(max(part.stat().st_mtime for part in parts), UTC)
+    before = psutil.boot_time() - 10
+    for part in parts:
+        os.utime(part, (before, before))
+    chosen, _, _ = choice(rig, backup=False)
+    assert chosen
+    assert chosen.loss.since == datetime.fromtimestamp(before, UTC) - timedelta(seconds=30)
 
 
 def test_an_aof_that_was_switched_on_is_offered(rig: Rig) -> None:
