@@ -20,6 +20,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import Pending
 from runbook.report import Report
 from tasks.host.services import Started, read_services, stop_services
+from tasks.redis.restore.live import LiveRedis, require_judged
 from tasks.redis.restore.survivors import SurvivingCopy
 from tasks.redis.restore.swap import stop_redis
 from tasks.redis.topology.isolation import detach
@@ -128,8 +129,9 @@ def replication_roles(env: Environment) -> list[str]:
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
     serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
-    `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there. `undo`:
-    how to return to the replaced data."""
+    `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
+    `redis_live`: the server as it was judged, then as it was just before its stop; None: its data is not replaced.
+    `undo`: how to return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
@@ -138,6 +140,7 @@ class SystemServices(StoppedServices):
     other_master: Redis | None = None
     redis_replaced: Path | None = None
     redis_stopping: bool = False
+    redis_live: LiveRedis | None = None
     undo: str = ""
 
     def _stop(self) -> None:
@@ -146,9 +149,15 @@ class SystemServices(StoppedServices):
         self.last = stop_services.after(self.last)(self.env.services, roles)
 
     def stop_redis(self) -> None:
-        """Stop Redis once, proven stopped: later than its clients, because a migration may need it."""
+        """Stop Redis once, proven stopped: later than its clients, because a migration may need it.
+
+        Raises:
+            LossExceeded: it is not the server that was judged. Nothing of it was replaced.
+        """
         if self.redis_stopping or not self.stops_redis:
             return
+        if self.redis_live:
+            self.last = self.redis_live = require_judged.after(self.last)(self.env.redis, self.redis_live)
         self.redis_stopping = True
         if self.other_master:
             kept = keep_live(self.report, self.env, self.other_master).name

@@ -58,6 +58,7 @@ def system_services(
         redis_kept=chosen.redis_kept,
         stops_redis=env.has("redis") and chosen.stops_redis,
         other_master=other_master(env, chosen),
+        redis_live=chosen.redis_live,
     )
 
 

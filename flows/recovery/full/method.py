@@ -317,7 +317,7 @@ def _build(
             services.stop()
         if restore.chosen.redis_survivor:
             services.stop_redis()
-        restore.chosen = choose.captured(report, permit, env, restore.chosen)
+        restore.chosen = choose.captured(report, permit, env, restore.chosen, services.redis_live)
         parts = ClusterRun(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
         )

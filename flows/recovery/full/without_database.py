@@ -117,7 +117,7 @@ def _carry_out(
             services.stop()
         if survivor:
             services.stop_redis()
-        chosen = choose.captured(report, permit, env, chosen)
+        chosen = choose.captured(report, permit, env, chosen, services.redis_live)
         copies = build.build_others(permit, env, chosen)
         build.prove_others(report, env, chosen, copies)
         services.stop()
