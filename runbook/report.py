@@ -116,6 +116,7 @@ class Report:
     acts: tuple[Act, ...] = ()
     effect: Effect | None = None
     losses: dict[str, Loss] = field(default_factory=dict)
+    undo: tuple[Next, ...] = ()
     gate: Approving | None = None
     approved: str = ""
     contained: str = ""
@@ -280,6 +281,11 @@ class Report:
         read it have no other figure."""
         self.losses |= {loss.part: loss for loss in losses}
         self.fact("lost", losses_text(tuple(self.losses.values())))
+
+    def undo_is(self, *runbooks: Next) -> None:
+        """Record what undoes this run: the head of the page links their forms."""
+        self.undo = runbooks
+        self.fact("undo", ", ".join(map(str, runbooks)))
 
     def leave_out(self, *parts: str) -> None:
         """Parts that the environment lacks, and that this run therefore leaves out: one fact, no finding."""

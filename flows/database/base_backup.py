@@ -264,7 +264,9 @@ def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
         return
     try:
         shipped = ship_now(env)
-        chain = read_chain(archive_of(env, "backups", content.system), content.stop, 0, content.segment_bytes)
+        chain = read_chain(
+            archive_of(env, "backups", content.system), content.stop, content.timeline, content.segment_bytes
+        )
     except OpsError as error:
         report.warn("archived WAL", error.hint or hint, value=error.message)
         return

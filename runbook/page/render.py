@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from runbook import clock
 from runbook.language.say import label, say
+from runbook.next import Next
 from runbook.page.form import Forms
 from runbook.page.markdown import before_fence, code, escaped
 from runbook.page.timeline import timeline
@@ -68,7 +69,10 @@ def _at_once(report: Report, forms: Forms) -> str:
     bad = [one for one in _worst_first(report) if one.status in (Status.WARN, Status.CRITICAL)]
     todo = next((what for one in bad if (what := _what_to_do(one, forms, report.environment))), "")
     lines = [f"- **{label('do now')}:** {_line(todo)}"] if todo else []
-    lines += [f"- **{label(name)}:** {_shortened(report.facts[name])}" for name in AT_ONCE if name in report.facts]
+    shown = {name: _shortened(report.facts[name]) for name in AT_ONCE if name in report.facts}
+    if report.undo:
+        shown["undo"] = _line(", ".join(forms.next(_spoken(one), report.environment) for one in report.undo))
+    lines += [f"- **{label(name)}:** {text}" for name, text in shown.items()]
     return "\n".join(lines)
 
 
@@ -113,9 +117,12 @@ def _block(finding: Finding, forms: Forms, environment: str) -> str:
 
 def _what_to_do(finding: Finding, forms: Forms, environment: str) -> str:
     """The hint, and each runbook to follow as a link to its form."""
-    spoken = (replace(one, why=say(one.why), reminder=say(one.reminder)) for one in finding.follow)
-    named = (forms.next(one, environment) for one in spoken)
+    named = (forms.next(_spoken(one), environment) for one in finding.follow)
     return ". ".join(filter(None, (say(finding.hint).rstrip(".。"), *named)))
+
+
+def _spoken(one: Next) -> Next:
+    return replace(one, why=say(one.why), reminder=say(one.reminder))
 
 
 def _folded(title: str, text: str) -> str:

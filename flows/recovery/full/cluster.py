@@ -262,7 +262,7 @@ def swapping_in(
     report, permit, env = run.report, run.permit, run.env
     with started_on_failure(services), started_on_failure(cluster):
         try:
-            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline)
+            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.replay.origin, copies.timeline)
         except BaseException:
             services.swapped += cluster.swapped  # after a half-done swap nothing may be started
             raise

@@ -90,7 +90,7 @@ def restore_to_point(
         mode: swap: replace the whole cluster; tables: put back only the rows of tables
         tables: Required for mode=tables: names of tables (schema.table)
         backup: auto, or the name of a base backup (base_YYYYMMDD_HHMMSS)
-        timeline: Timeline to follow. 0: the newest in the archive
+        timeline: Timeline to follow. 0: the one in use
         source: Store. copies: the replica store
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan
@@ -197,7 +197,7 @@ def _swap(
     sync_cluster(instance)
     services = read_cluster_services(report, env)
     with started_on_failure(services):
-        swap.swap(report, permit, env, instance, services, timeline)
+        swap.swap(report, permit, env, instance, services, origin, timeline)
         swap.start(report, permit, env, services)
     swap.report_follow_up(report, env, origin, services, timeline)
     wal = len(origin.chain.links) * origin.content.segment_bytes

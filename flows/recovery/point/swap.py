@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
+from blocks.postgres.server import Postgres
 from flows.application.health_checks import report_health, report_smoke
+from flows.branch import record_branch
 from flows.database.waiting_commits import free_commits
 from flows.recovery.point.choice import PointOrigin, ship
 from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
@@ -71,17 +74,18 @@ def swap(
     env: Environment,
     instance: PrivateInstance,
     services: ClusterServices,
+    origin: PointOrigin,
     timeline: int,
 ) -> None:
-    """Stop the services, archive the end of the old timeline, and rename."""
+    """Stop the services, archive the end of the old timeline, rename, and record the new timeline."""
     primary = env.postgres  # not read again: the server is down from here on
     services.stop()
     if env.has("wal"):
         ship(report, env, "backups")  # a later recovery may go to the end of the old timeline
     report.state_is(
         f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to it",
-        f"run it again with confirm={env.name}: it restores everything from the start. To undo it instead, rename the "
-        "newest ….superseded_… back and start the services",
+        f"run it again with confirm={env.name}: it restores everything from the start. To go back instead, run "
+        "undo-full-restore",
     )
     done = swap_cluster.after(services.last)(permit, primary, instance)
     services.swapped.append("cluster")
@@ -97,6 +101,8 @@ def swap(
         wal = Path(env.wal.directory)
         services.last = aside = set_wal_aside.after(services.last)(permit, primary, wal)
         services.kept += [str(aside)] if aside else []
+        left = [origin.chain.timeline.number]
+        record_branch(report, env, origin.content.system, timeline, left, after=services.last)
 
 
 def start(report: Report, permit: Permit, env: Environment, services: ClusterServices) -> None:
@@ -163,6 +169,14 @@ def _judge_receiver(report: Report, env: Environment) -> None:
         report.passed("WAL receiver", value="streams the new timeline")
 
 
+def undo_of(primary: Postgres, kept: Sequence[str]) -> Next | None:
+    """The undo of a swap, by the directory that it kept; None where there was no data directory."""
+    names = [
+        Path(one).name for one in kept if Path(one).name.startswith(f"{Path(primary.data_directory).resolve().name}.")
+    ]
+    return Next("undo-full-restore", "", {"kept": names[0]}) if names else None
+
+
 def report_follow_up(
     report: Report,
     env: Environment,
@@ -176,11 +190,8 @@ def report_follow_up(
     primary = env.postgres
     report.fact("timeline", f"{timeline} (from timeline {origin.chain.timeline.number})")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
-    report.fact(
-        "undo",
-        f"stop the services, move {primary.data_directory} away, rename the kept one to it, start the services: "
-        "this loses the writes since the swap",
-    )
+    if undo := undo_of(primary, services.kept):
+        report.undo_is(undo)
     report.warn(
         "no base backup of the new timeline",
         f"take one now: until then a recovery starts from {origin.backup.name}",

@@ -1,0 +1,77 @@
+"""The timeline in use is the one that acknowledged last, not the highest: after an undo the lower one goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from flows.database.base_backup import backup_cluster
+from flows.recovery.forensics.transactions import find_transaction
+from flows.recovery.full_restore import full_restore
+from flows.recovery.point.restore import restore_to_point
+from flows.recovery.undo_full_restore import undo_full_restore
+from runbook.errors import OpsError
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.wal.archive.destinations import archive_of, ship_now
+from tests.fixtures import forked
+from tests.fixtures.postgres.clusters import NAME, Cluster
+from tests.fixtures.reports import values as findings
+
+ROWS = 10
+
+
+@pytest.fixture(autouse=True)
+def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recovery needs no Prefect server."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+
+
+def mistaken(cluster: Cluster) -> None:
+    """A base backup, rows after it, and a restore to just before the last of them: a mistake. Timeline 2 is archived."""
+    cluster.sql("postgres", "CREATE TABLE t (id int PRIMARY KEY)")
+    backup_cluster.fn(NAME)
+    cluster.sql("postgres", f"INSERT INTO t SELECT generate_series(1, {ROWS})")
+    with cluster.connect("postgres") as connection, connection.transaction():
+        connection.execute("INSERT INTO t VALUES (11)")
+        ((xid,),) = connection.execute("SELECT pg_current_xact_id()::text").fetchall()
+    restore_to_point.fn(NAME, by="before_transaction", target=xid, confirm=NAME)
+    cluster.sql("postgres", "INSERT INTO t VALUES (100)")  # only on the branch that will be left
+    ship_now(cluster.environment)  # as the archiver does
+
+
+def ids(cluster: Cluster) -> list[int]:
+    return [number for (number,) in cluster.sql("postgres", "SELECT id FROM t WHERE id > 10 ORDER BY 1")]
+
+
+def test_after_an_undo_every_reader_follows_the_lower_timeline_and_no_acknowledged_write_is_lost(
+    cluster: Cluster,
+) -> None:
+    """Restore, undo, write, crash with the data directory removed, restore: a client's ledger keeps account."""
+    mistaken(cluster)
+    undone = undo_full_restore.fn(NAME, confirm=NAME)
+    assert undone.status is Status.WARN, undone.sentence()
+    assert ids(cluster) == [11]
+    with cluster.writing() as writes:  # commits return: the receiver follows
+        until(lambda: len(writes.acknowledged) >= 50, what="writes", seconds=60)
+    cluster.sql("postgres", "INSERT INTO t VALUES (200)")
+    ship_now(cluster.environment)
+    assert restore_to_point.fn(NAME, by="latest").facts["WAL"].split(" on ")[1].startswith("timeline 1,")
+    found = find_transaction.fn(NAME, "public.writes", kinds=["DELETE"])
+    assert "timeline 1," in found.facts["WAL"]
+    plan = full_restore.fn(NAME, method="cluster")
+    assert "on timeline 1," in plan.facts["WAL"]
+    cluster.crash("postgres")
+    shutil.rmtree(cluster.node("postgres").data)
+    shutil.rmtree(cluster.node("standby").data)
+    cluster.crash("receiver")
+    shutil.rmtree(cluster.wal)  # the archive and its records are all that is left
+    done = full_restore.fn(NAME, confirm=NAME)
+    assert done.facts["timeline"] == "3 (from timeline 1)"
+    assert ids(cluster) == [11, 200]
+    there = {row for (row,) in cluster.sql("postgres", "SELECT id FROM writes")}
+    assert set(writes.acknowledged) <= there
