@@ -13,6 +13,7 @@ from flows.database.base_backup import backup_cluster
 from flows.recovery.forensics.transactions import find_transaction
 from flows.recovery.full_restore import full_restore
 from flows.recovery.point.restore import restore_to_point
+from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from flows.recovery.undo_full_restore import undo_full_restore
 from runbook.errors import OpsError
 from runbook.report import Report, Status
@@ -45,7 +46,8 @@ def mistaken(cluster: Cluster) -> None:
 
 
 def ids(cluster: Cluster) -> list[int]:
-    return [number for (number,) in cluster.sql("postgres", "SELECT id FROM t WHERE id > 10 ORDER BY 1")]
+    role = "standby" if cluster.is_standby("postgres") else "postgres"
+    return [number for (number,) in cluster.sql(role, "SELECT id FROM t WHERE id > 10 ORDER BY 1")]
 
 
 def test_after_an_undo_every_reader_follows_the_lower_timeline_and_no_acknowledged_write_is_lost(
@@ -75,3 +77,23 @@ def test_after_an_undo_every_reader_follows_the_lower_timeline_and_no_acknowledg
     assert ids(cluster) == [11, 200]
     there = {row for (row,) in cluster.sql("postgres", "SELECT id FROM writes")}
     assert set(writes.acknowledged) <= there
+
+
+def test_without_a_write_since_the_undo_its_record_decides_and_a_failover_takes_a_new_number(cluster: Cluster) -> None:
+    """The newest commit is on the branch that was left. A promotion does not take that branch's number again."""
+    mistaken(cluster)
+    undo_full_restore.fn(NAME, confirm=NAME)
+    rejoin_standby.fn(NAME, confirm=NAME)
+    ship_now(cluster.environment)
+    for role in ("postgres", "standby"):
+        cluster.stop(role)
+    with cluster.gone(cluster.node("postgres").data), cluster.gone(cluster.node("standby").data):
+        plan = restore_to_point.fn(NAME, by="latest")
+        assert "on timeline 1," in plan.facts["WAL"]
+    cluster.start("postgres", "standby")
+    cluster.settle()
+    done = postgres_failover.fn(NAME, mode="planned", confirm=NAME)
+    assert done.status is Status.WARN, done.sentence()
+    ((name,),) = cluster.sql("standby", "SELECT pg_walfile_name(pg_current_wal_lsn())")
+    assert name.startswith("00000003")
+    assert ids(cluster) == [11]
