@@ -108,7 +108,7 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
             services.stop()
             _judge_loss(report, env, found, planned)
             _put_back(report, permit, env, services, found)
-        swap.start(report, permit, env, services)
+        swap.start(report, permit, env, services, has_statistics=True)
         UndoMarker.remove(env.reports_directory)
         _report_follow_up(report, env, services, found)
     return report

@@ -105,10 +105,13 @@ def swap(
         record_branch(report, env, origin.content.system, timeline, left, after=services.last)
 
 
-def start(report: Report, permit: Permit, env: Environment, services: ClusterServices) -> None:
-    """Start the server and the WAL receiver, then the application."""
+def start(
+    report: Report, permit: Permit, env: Environment, services: ClusterServices, *, has_statistics: bool = False
+) -> None:
+    """Start the server and the WAL receiver, then the application. `has_statistics`: the planner's, of its own."""
     start_server(report, permit, env, services)
-    analyze.after(services.last)(env.postgres, env.postgres.database, 2)
+    if not has_statistics:
+        analyze.after(services.last)(env.postgres, env.postgres.database, 2)
     services.all_started()
     roles = env.services_in(("backend", "frontend"))
     if roles:

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -15,13 +17,11 @@ from flows.recovery.full_restore import full_restore
 from flows.recovery.point.restore import restore_to_point
 from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from flows.recovery.undo_full_restore import undo_full_restore
-from runbook.errors import OpsError
-from runbook.report import Report, Status
+from runbook.report import Status
 from runbook.wait import until
 from tasks.wal.archive.destinations import archive_of, ship_now
 from tests.fixtures import forked
 from tests.fixtures.postgres.clusters import NAME, Cluster
-from tests.fixtures.reports import values as findings
 
 ROWS = 10
 
@@ -97,3 +97,44 @@ def test_without_a_write_since_the_undo_its_record_decides_and_a_failover_takes_
     ((name,),) = cluster.sql("standby", "SELECT pg_walfile_name(pg_current_wal_lsn())")
     assert name.startswith("00000003")
     assert ids(cluster) == [11]
+
+
+# Where the state of the system changes most; the soak takes every point that a run passes.
+BOUNDARIES = ("cluster: between renames", "cluster: receiver's directory aside", "undo: recorded")
+
+
+def launch(**variables: str) -> subprocess.CompletedProcess[str]:
+    argv = ["-m", "flows.launch", "undo-full-restore", f"environment={NAME}", f"confirm={NAME}"]
+    return forked.run(argv, {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables})
+
+
+def require_toggles(cluster: Cluster, points: Sequence[str]) -> None:
+    """Each undo, killed and launched again, swaps once: the other branch is live, commits return, and it is recorded."""
+    for number, point in enumerate(points):
+        killed = launch(OPS_FAILPOINT=point)
+        assert killed.returncode == -signal.SIGKILL, (point, killed.stderr[-2000:])
+        again = launch()
+        assert again.returncode == 0, (point, again.stderr[-2000:])
+        assert ids(cluster) == [[11], [100]][number % 2], point
+        assert cluster.streaming() == {"receiver"}, point
+        cluster.sql("postgres", "UPDATE t SET id = id")  # returns: the receiver confirms
+        system = cluster.node("postgres").system
+        mark = archive_of(cluster.environment, "backups", system).listing().branch
+        assert mark, point
+        assert mark.timeline == 1 + number % 2, point
+
+
+def test_an_undo_killed_at_its_boundaries_and_launched_again_swaps_once(cluster: Cluster) -> None:
+    mistaken(cluster)
+    require_toggles(cluster, BOUNDARIES)
+
+
+@pytest.mark.soak
+def test_an_undo_killed_anywhere_and_launched_again_swaps_once(cluster: Cluster, tmp_path: Path) -> None:
+    mistaken(cluster)
+    log = tmp_path / "points"
+    assert launch(OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    assert launch().returncode == 0
+    points = list(dict.fromkeys(log.read_text().splitlines()))
+    assert set(BOUNDARIES) <= set(points)
+    require_toggles(cluster, points)
