@@ -140,9 +140,7 @@ def full_restore(
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
             choose.pin(report, env, chosen, up=found.presence == "up")
-            permit = report.permit(
-                *chosen.acts(env), effect=choose.effect(report, env, chosen, up=found.presence == "up")
-            )
+            permit = report.permit(*chosen.acts(env), effect=choose.effect(report, env, chosen, found.presence))
         report.fail_if_critical()
         live = database_server.start_database(report, permit, env, chosen.database, found, workers)
         services = bring_up.system_services(report, permit, env, chosen, found, last=live)

@@ -14,6 +14,7 @@ from flows.redis.restore.steps import put_back
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.report import Report
 from tasks.host.services import Started, read_services, start_services, stop_services
 from tasks.redis.restore.survivors import SurvivingCopy
@@ -124,12 +125,12 @@ def replication_roles(env: Environment) -> list[str]:
 @dataclass
 class SystemServices(StoppedServices):
     """Those of a full restore. `topology`: the replicas and Sentinels of Redis. `redis_kept`: the master goes on
-    serving. `undo`: how to return to the replaced data."""
+    serving. `undo`: the runbooks that return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
     redis_kept: SurvivingCopy | None = None
-    undo: str = ""
+    undo: list[Next] = field(default_factory=list)
 
     def _stop(self) -> None:
         """In the manual's order."""
@@ -157,9 +158,11 @@ class SystemServices(StoppedServices):
             f"run it again with confirm={self.env.name}: it restores everything from the start",
         )
 
-    def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
-        """Note what is live now, should the run fail after this. `left`: the parts that are still to be swapped."""
+    def has_swapped(self, part: str, kept: object, left: Sequence[str], undo: Next | None = None) -> None:
+        """Note what is live now, should the run fail after this. `left`: the parts that are still to be swapped;
+        `undo`: the runbook that returns to `kept`."""
         self.swapped.append(part)
+        self.undo += [undo] if kept and undo else []
         self.kept += [str(kept)] if kept else []
         kept_data = f"the replaced data is kept: {', '.join(self.kept) or 'there was none'}"
         if left:
@@ -172,5 +175,5 @@ class SystemServices(StoppedServices):
             self.report.state_is(
                 f"the backups' data is live, proven; {kept_data}",
                 "fix the findings above and start the services. Restoring again would lose what was written since. "
-                + self.undo,
+                + (f"To go back, run {', '.join(map(str, self.undo))}" if self.undo else "Nothing is kept: no undo"),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
 from blocks.postgres.server import Connection
@@ -20,6 +21,7 @@ from flows.store import mark_verified
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from tasks.application.connection_string import switch_target
@@ -78,12 +80,7 @@ def swap(
         services.may_have_swapped("database", left)
         raise
     services.last = done
-    services.undo = (
-        f"undo-restore with kept={done.kept} restores the replaced database"
-        if done.kept
-        else "There is nothing to undo: there was no database before"
-    )
-    services.has_swapped("database", done.kept, left)
+    services.has_swapped("database", done.kept, left, Next("undo-restore", "", {"kept": done.kept}))
     swap_others(report, permit, env, services, copies)
     database.advance(report, permit, env, done.kept, wanted=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
@@ -103,11 +100,15 @@ def swap_others(
     if copies.redis:
         services.last = redis = swap_redis.after(services.last)(permit, env.redis, copies.redis)
         services.topology = note_swapped(env.reports_directory, services.topology) if services.topology else None
-        services.has_swapped("Redis", redis.kept, left := left[1:])
+        services.has_swapped("Redis", redis.kept, left := left[1:], _directory("undo-restore-redis", redis.kept))
     if copies.files:
         services.last = files = swap_files.after(services.last)(permit, env.application, copies.files)
-        services.has_swapped("files", files.kept, left[1:])
+        services.has_swapped("files", files.kept, left[1:], _directory("undo-restore-files", files.kept))
         _switch(report, permit, env, services)
+
+
+def _directory(undo: str, kept: Path | None) -> Next | None:
+    return Next(undo, "", {"kept": kept.name}) if kept else None
 
 
 def _switch(report: Report, permit: Permit, env: Environment, services: SystemServices) -> None:
@@ -166,6 +167,10 @@ def start(report: Report, env: Environment, copies: StagedCopies, services: Syst
     check.report_results(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     services.last = _smoke(report, env, health)
     check.render(report, env, after=services.last)
+    if services.undo:
+        report.undo_is(*services.undo)
+    else:
+        report.fact("undo", "none: there was no live data, so nothing is kept")
     for problem in attaching.result() if attaching else ():
         report.warn("Redis topology restored", problem)
 

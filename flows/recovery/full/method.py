@@ -197,7 +197,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     up = restore.found.presence == "up"
     return Effect(
         choose.whole_system(env, chosen, option.newest),
-        choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
+        choose.undo_of(env, chosen, restore.found.presence, "" if option.extracted_bytes else "undo-full-restore"),
         restore.options.lost,
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )
@@ -244,9 +244,6 @@ def _finish_cluster(
     def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
         server = read_cluster_services(report, env)
         live = env.postgres.data_directory
-        services.undo = (
-            f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
-        )
         with remembering, cluster.swapping_in(run, copies, services, server):
             if restore.found.presence == "up" and copies.replay.target.is_the_end and server.kept:
                 _judge_left_behind(report, env, Path(server.kept[0]), Path(live))

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -28,8 +29,9 @@ from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, lost_since, seconds_from
+from runbook.guard.effect import Effect, NoUndo, lost_since, seconds_from
 from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -78,7 +80,8 @@ def restore_to_point(
     has the oldest and the newest reachable point.
 
     A swap starts a new timeline: take a base backup (backup-cluster) and rebuild the standby (rejoin-standby). Undo:
-    the old data directory is kept. Evidence: the transactions on both sides of the target, rows in the copy and live.
+    undo-full-restore, which puts the kept data directory back. Evidence: the transactions on both sides of the target,
+    rows in the copy and live.
 
     Departs from the manual, which only has the last night's dump and drops the live database first.
 
@@ -176,7 +179,9 @@ def _effect(report: Report, env: Environment, found: FoundTarget, mode: Mode, ta
     lost = lost_since(before.at) if before and (not newest or before.at < newest.at) else ""
     if mode == "swap":
         down = seconds_from(report.plan_steps, "stop services")
-        return Effect(f"{what} go back to {when}", "rename the kept data directory", lost, down)
+        is_there = Path(env.postgres.data_directory).is_dir()
+        undo = "undo-full-restore" if is_there else NoUndo("the data directory is missing, so nothing is kept")
+        return Effect(f"{what} go back to {when}", undo, lost, down)
     return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", lost, "the tables are locked for the swap")
 
 
@@ -224,6 +229,7 @@ def _copy_back(
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
     report.table("Result of restore-tables", ("fact", "value"), list(done.facts.items()))
     report.state_is(f"the rows of {', '.join(tables)} were replaced", "run undo-restore-tables to restore them")
+    report.undo_is(Next("undo-restore-tables"))
     report.outcome = f"{', '.join(tables)} have the rows of the target time ({done.outcome})"
 
 

@@ -193,7 +193,7 @@ def report_follow_up(
     primary = env.postgres
     report.fact("timeline", f"{timeline} (from timeline {origin.chain.timeline.number})")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
-    if undo := undo_of(primary, services.kept):
+    if not report.undo and (undo := undo_of(primary, services.kept)):
         report.undo_is(undo)
     report.warn(
         "no base backup of the new timeline",

@@ -105,7 +105,7 @@ BOUNDARIES = ("cluster: between renames", "cluster: receiver's directory aside",
 
 def launch(**variables: str) -> subprocess.CompletedProcess[str]:
     argv = ["-m", "flows.launch", "undo-full-restore", f"environment={NAME}", f"confirm={NAME}"]
-    return forked.run(argv, {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables})
+    return forked.run(argv, {**os.environ, "PREFECT_API_URL": "", **variables})
 
 
 def require_toggles(cluster: Cluster, points: Sequence[str]) -> None:
