@@ -66,7 +66,7 @@ def markdown(report: Report, forms: Forms | None = None) -> str:
 
 def _at_once(report: Report, forms: Forms) -> str:
     """What to do now, what is lost, for how long it was down, how to undo it: as far as the run says so."""
-    bad = [one for one in _worst_first(report) if one.status in (Status.WARN, Status.CRITICAL)]
+    bad = [one for one in report.most_urgent if one.status in (Status.WARN, Status.CRITICAL)]
     todo = next((what for one in bad if (what := _what_to_do(one, forms, report.environment))), "")
     lines = [f"- **{label('do now')}:** {_line(todo)}"] if todo else []
     shown = {name: _shortened(report.facts[name]) for name in AT_ONCE if name in report.facts}
@@ -74,10 +74,6 @@ def _at_once(report: Report, forms: Forms) -> str:
         shown["undo"] = _line(", ".join(forms.next(_spoken(one), report.environment) for one in report.undo))
     lines += [f"- **{label(name)}:** {text}" for name, text in shown.items()]
     return "\n".join(lines)
-
-
-def _worst_first(report: Report) -> list[Finding]:
-    return sorted(report.findings, key=lambda one: -list(Status).index(one.status))
 
 
 def image(name: str, svg: str) -> str:
@@ -95,7 +91,7 @@ def _plan(report: Report) -> str:
 
 def _findings(report: Report, forms: Forms) -> str:
     """What needs attention as blocks, which fit any width, worst first; what passed is folded."""
-    found = _worst_first(report)
+    found = report.most_urgent
     bad = [one for one in found if one.status is not Status.OK]
     parts = [_block(one, forms, report.environment) for one in bad[:MOST_ROWS]] or [say("Nothing needs attention.")]
     if more := len(bad) - MOST_ROWS:
