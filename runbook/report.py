@@ -357,6 +357,13 @@ class Report:
         writes are lost. `tolerance`: how far a number may be from the planned one. `items`: digests of a list."""
         self.states[what] = Pin(str(value), written, lost, tolerance, tuple(items))
 
+    def pin_question(self, what: str, asked: str) -> str:
+        """Return what a parameter asked for, such as `latest`, and pin it. A plan's form has the answer instead (see
+        `pin`), so a run that confirms the plan gets the question back from its fingerprint."""
+        question = (self.pinned.planned(what) if self.pinned else "") or asked
+        self.pin_state(what, question)
+        return question
+
     def state_is(self, what: str, hint: str) -> None:
         """What state the system is in from here on, and what to run next, should the run fail from any cause."""
         self.state = Finding("state of the system", Status.CRITICAL, what, "", hint)

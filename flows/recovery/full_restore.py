@@ -16,13 +16,15 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import expectations
 from flows.database.superseded import discard_surplus
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.recovery.full import bring_up, build, choose, database_server
 from flows.recovery.full.method import ClusterParameters, Method, acts, decide, find_options
 from flows.recovery.full.method import effect as effect_of_cluster
 from flows.recovery.full.method import plan as plan_cluster
 from flows.recovery.full.method import run as run_cluster
+from flows.recovery.full.without_database import restore as restore_others
 from flows.recovery.objectives import board
+from flows.recovery.options import ASKED
 from flows.recovery.stopped_services import started_on_failure
 from flows.redis.restore.sources import RedisSource, remembered
 from runbook.drivers import exit_code
@@ -94,7 +96,8 @@ def full_restore(
 
     Args:
         environment: Environment (lab, staging, production …)
-        backup: latest, a date (YYYYMMDD) or the name of a database backup
+        backup: latest, a date (YYYYMMDD) or the name of a database backup; without a database, of a Redis or files
+            backup
         source: Store. copies: the replica store
         method: auto: the option with the least loss; cluster: base backup and WAL; dump: from a dump
         stop_services: first: stop them at the beginning (as in the manual); at_swap: at the swap (shortest downtime)
@@ -123,9 +126,15 @@ def full_restore(
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
-        permit = None
+        if not env.has("postgres"):
+            if method != "auto" or before or databases or accept:
+                raise OpsError(f"{env.name} has no database", "leave out method, before, databases and accept")
+            restore_others(report, env, backup, source, without, redis_source, stop_services)
+            discard_surplus(report, env)
+            return report
+        permit, latest = None, report.pin_question(ASKED, backup) == LATEST
         given = ClusterParameters(
-            *(method, backup, source, without, stop_services, strict, databases, before, redis_source),
+            *(method, backup, latest, source, without, stop_services, strict, databases, before, redis_source),
             *(workers, advance, accept),
         )
         if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
@@ -135,7 +144,7 @@ def full_restore(
                 discard_surplus(report, env)
                 return report
             backup = LATEST
-        chosen = choose.choose(report, env, backup, source, without, accept, redis_source)
+        chosen = choose.choose(report, env, backup, source, without, accept, redis_source, latest=latest)
         found = database_server.judge(report, env, chosen.database, workers)
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
@@ -150,6 +159,8 @@ def full_restore(
             filling = build.begin_database(permit, env, chosen, workers)  # while the services stop
             if stop_services == "first" or survivor:
                 services.stop()
+            if survivor:
+                services.stop_redis()
             chosen = choose.captured(report, permit, env, chosen)
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
@@ -176,7 +187,7 @@ def main() -> int:
     parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
     parser.add_argument("--databases", nargs="*", default=[], help="other databases that may be set back too")
     parser.add_argument("--before", default="", help="a transaction ID to stop before, or none: the end of the WAL")
-    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    add_confirmation(parser)
     return launch(full_restore, vars(parser.parse_args()))
 
 

@@ -10,8 +10,8 @@ from blocks.environment import Environment
 from flows.branch import record_branch
 from flows.database.restore_steps import judge_requirements
 from flows.pinned import pin_database
+from flows.recovery import gate
 from flows.recovery.point import swap
-from flows.recovery.point.choice import ship
 from flows.recovery.stopped_services import (
     APPLICATION,
     ClusterServices,
@@ -24,7 +24,7 @@ from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.flow import flow
 from runbook.guard.effect import Effect, seconds_from
-from runbook.guard.loss import Loss, exceeded
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -105,11 +105,15 @@ def undo_full_restore(environment: str, kept: str = NEWEST, plan: str = "", conf
         permit = report.permit(*swap.acts(env), effect=effect)
         report.state_is("the live cluster is unchanged", "fix the findings above, then run this again")
         with started_on_failure(services):
-            services.stop()
-            _judge_loss(report, env, found, planned)
+            fenced = gate.fence_cluster(report, env, services, "backups")
+            loss = _loss(env, found, None, planned=planned)
+            gate.require_confirmed(report, loss)
+            gate.require_fence(env, fenced)
+            report.loses(loss)
             _put_back(report, permit, env, services, found)
         swap.start(report, permit, env, services, has_statistics=True)
         UndoMarker.remove(env.reports_directory)
+        gate.forget_swap(env)
         _report_follow_up(report, env, services, found)
     return report
 
@@ -191,24 +195,6 @@ def _loss(env: Environment, found: KeptState, as_of: datetime | None, *, planned
     return Loss("PostgreSQL", len(commits), first=first, last=last, as_of=as_of, later=later)
 
 
-def _judge_loss(report: Report, env: Environment, found: KeptState, planned: Loss) -> None:
-    """Count again, with every service stopped: nobody writes.
-
-    Raises:
-        RunbookFailed: more is lost than the plan said.
-    """
-    loss = _loss(env, found, None, planned=planned)
-    report.require(
-        "loss within the plan",
-        not exceeded((planned,), (loss,)),
-        "run it again: the plan shows this loss",
-        value=loss.text,
-        expected=planned.text,
-    )
-    report.fail_if_critical()
-    report.loses(loss)
-
-
 def _plan(report: Report, env: Environment, found: KeptState) -> None:
     live = env.postgres.data_directory
     stop = ", ".join([*env.services_in(APPLICATION), *replication_roles(env), env.postgres.service])
@@ -231,10 +217,8 @@ def _plan(report: Report, env: Environment, found: KeptState) -> None:
 
 
 def _put_back(report: Report, permit: Permit, env: Environment, services: ClusterServices, found: KeptState) -> None:
-    """Archive what only the replaced side has, then rename the data directory and the receiver's."""
+    """Rename the data directory and the receiver's, and record the timeline in use."""
     primary, again = env.postgres, f"run undo-full-restore again with confirm={env.name}: it continues"
-    if env.has("wal"):
-        ship(report, env, "backups")
     UndoMarker(kept=str(found.path), wal=str(found.wal or ""), left=found.left).write(env.reports_directory)
     failpoint("undo: begun")
     report.state_is("services are stopped; the replaced cluster may not be back completely", again)

@@ -23,7 +23,7 @@ from flows.database import backup as taking
 from flows.database import restore_steps
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.infrastructure.prefect import recovery, upgrade
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.drivers import exit_code
@@ -206,9 +206,7 @@ def main() -> int:
     for one in (parsers["restore"], parsers["upgrade"]):
         one.add_argument("--backup", default="latest", help="latest, YYYYMMDD, or a backup's name")
         one.add_argument("--source", choices=["backups", "copies"], default="backups")
-    parsers["restore"].add_argument(
-        "--confirm", default="", help="the environment's name; without it the plan is shown"
-    )
+    add_confirmation(parsers["restore"])
     parameters = vars(parser.parse_args())
     what = parameters.pop("what")
     if what == "backup":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from blocks.environment import Environment, Stores
 from flows.database import restore_steps as database
@@ -17,7 +17,8 @@ from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, store_for
 from runbook import clock, metrics
-from runbook.guard.effect import Effect, NoUndo, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.units import size
@@ -42,24 +43,26 @@ BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The backups of one full restore. A part without a backup is None, and is not restored. `redis_topology`: the
-    replicas and Sentinels of Redis. `dump`: the database's, without the objects in `accept`. `redis_survivor`: a copy
-    of Redis's data, captured as `redis` once the services are stopped. `redis_kept`: the master's data, left as it
-    is."""
+class OtherParts:
+    """The sources of the parts other than the database. A part without a backup is None, and is not restored.
+    `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
+    once the services are stopped. `redis_kept`: the master's data, left as it is."""
 
-    database: Backup
-    redis: Backup | None
-    files: Backup | None
+    redis: Backup | None = None
+    files: Backup | None = None
     redis_fitness: RedisFitness | None = None
     redis_topology: ReplicationTopology | None = None
-    dump: DumpSource | None = None
     redis_survivor: SurvivingCopy | None = None
     redis_kept: SurvivingCopy | None = None
 
+    @property
+    def backups(self) -> list[Backup]:
+        """Every backup that is restored."""
+        return [backup for backup in (self.redis, self.files) if backup]
+
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """The acts that need a permit."""
-        acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env)]
+        acts = list[Act]()
         if self.redis_topology:
             acts.append(Act(TAKE_OFF, env.redis.data_directory))
         if self.redis or self.redis_survivor:
@@ -70,13 +73,34 @@ class Chosen:
         return tuple(acts)
 
 
+@dataclass(frozen=True)
+class Chosen(OtherParts):
+    """The backups of one full restore. `dump`: the database's, without the objects in `accept`."""
+
+    database: Backup = field(kw_only=True)
+    dump: DumpSource | None = field(default=None, kw_only=True)
+
+    @property
+    def backups(self) -> list[Backup]:
+        """Every backup that is restored."""
+        return [self.database, *super().backups]
+
+    def acts(self, env: Environment) -> tuple[Act, ...]:
+        """The acts that need a permit."""
+        own = (database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env))
+        return (*own, *super().acts(env))
+
+
+Parts = TypeVar("Parts", bound=OtherParts)
+
+
 def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
     """Pin what the run replaces: writes after the plan are lost. `up`: whether the database server answers."""
     pin_database(report, env.postgres, replaced=True, up=up)
     pin_others(report, env, chosen)
 
 
-def pin_others(report: Report, env: Environment, chosen: Chosen) -> None:
+def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Pin what the run replaces besides the database."""
     if source := chosen.redis or chosen.redis_survivor:
         report.pin_state("backup of Redis", source.name)
@@ -92,7 +116,26 @@ def effect(report: Report, env: Environment, chosen: Chosen, presence: Presence)
     """The headline of a plan that restores the dump. `presence`: the database server's."""
     taken = chosen.database.manifest.taken
     down = seconds_from(report.plan_steps, "stop services" if presence == "up" else "")
-    return Effect(whole_system(env, chosen, taken), undo_of(env, chosen, presence), lost_since(taken), down)
+    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(chosen))
+    return Effect(whole_system(env, chosen, taken), undo_of(env, chosen, presence), losses, down)
+
+
+def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
+    """The losses of Redis and the files, where their live data is replaced."""
+    found = []
+    if copy := chosen.redis_survivor:
+        found.append(_loss_of(copy))
+    elif chosen.redis:
+        found.append(Loss.everything_since("Redis", chosen.redis.manifest.taken))
+    if chosen.files:
+        found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
+    return tuple(found)
+
+
+def _loss_of(copy: SurvivingCopy) -> Loss:
+    if copy.moment is None:
+        return Loss.not_known("Redis", f"nobody knows until when {copy.name} has every write")
+    return Loss("Redis") if copy.loss == "none" else Loss.everything_since("Redis", copy.moment)
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
@@ -105,11 +148,10 @@ def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
     return ", ".join([back_to(env.postgres.database, at), *filter(None, others)])
 
 
-def undo_of(env: Environment, chosen: Chosen, presence: Presence, cluster: str = "") -> str | NoUndo:
+def undo_of(env: Environment, chosen: OtherParts, presence: Presence, cluster: str = "") -> str | NoUndo:
     """The runbooks that undo a full restore, by what it will keep. `cluster`: the one for a cluster that is replaced as
     a whole; otherwise the database is replaced alone."""
-    others = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
-    others += ["undo-restore-files"] * bool(chosen.files)
+    others = undo_of_others(chosen)
     nothing = ""
     if presence == "absent":
         nothing = "the data directory is missing, so nothing of PostgreSQL is kept"
@@ -120,6 +162,12 @@ def undo_of(env: Environment, chosen: Chosen, presence: Presence, cluster: str =
     return f"{', '.join(others)} ({nothing})" if others else NoUndo(nothing)
 
 
+def undo_of_others(chosen: OtherParts) -> list[str]:
+    """The runbooks that undo the restore of Redis and the files."""
+    redis = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
+    return redis + ["undo-restore-files"] * bool(chosen.files)
+
+
 def choose(
     report: Report,
     env: Environment,
@@ -128,9 +176,11 @@ def choose(
     without: Sequence[Part] = (),
     accept: Sequence[str] = (),
     redis_source: RedisSource = "auto",
+    *,
+    latest: bool,
 ) -> Chosen:
     """Find all three, read all their files, and judge each against the live part that it replaces. The parts in
-    `without` are not restored.
+    `without` are not restored. `latest`: see `with_others`.
 
     Raises:
         OpsError: there is no such backup of the database, or a store is unreachable.
@@ -138,9 +188,7 @@ def choose(
     """
     chosen = database.choose_backup(report, env, wanted, source)
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
-    others = with_others(
-        report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=wanted == "latest"
-    )
+    others = with_others(report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=latest)
     if others.redis_kept:
         redis_sources.report_newer(report, others.redis_kept, chosen.manifest.taken)
     return replace(others, dump=dump)
@@ -164,6 +212,22 @@ def with_others(
         OpsError: a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
+    others = choose_others(report, env, moment, source, without, redis_source, latest=latest, database=database)
+    return Chosen(**vars(others), database=database)
+
+
+def choose_others(
+    report: Report,
+    env: Environment,
+    moment: datetime,
+    source: Stores,
+    without: Sequence[Part] = (),
+    redis_source: RedisSource = "backup",
+    *,
+    latest: bool = True,
+    database: Backup | None = None,
+) -> OtherParts:
+    """The sources of Redis and the files, nearest to `moment`. `database`: its backup, if the environment has one."""
     redis, files, fitness, survivor, kept = None, None, None, None, None
     around = read_topology(env.redis, env.reports_directory) if env.has("redis") else None
     if around:
@@ -181,7 +245,8 @@ def with_others(
             redis, around, survivor, kept = None, None, None, survivor
         elif survivor:
             redis, fitness = None, redis_sources.judge(report, env, survivor, around)
-            redis_sources.judge_gap(report, survivor, moment)
+            if database:
+                redis_sources.judge_gap(report, survivor, moment)
         elif redis:
             fitness = judge_redis(report, env, redis, damage, around)
     if env.has("application") and env.application.directory:
@@ -190,10 +255,10 @@ def with_others(
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return Chosen(database, redis, files, fitness, around, redis_survivor=survivor, redis_kept=kept)
+    return OtherParts(redis, files, fitness, around, survivor, kept)
 
 
-def captured(report: Report, permit: Permit, env: Environment, chosen: Chosen) -> Chosen:
+def captured(report: Report, permit: Permit, env: Environment, chosen: Parts) -> Parts:
     """With the surviving copy of Redis's data as a proven backup, if it is the source. The services are stopped.
 
     Raises:
@@ -209,23 +274,27 @@ def _nearest(
     env: Environment,
     source: Stores,
     kind: Part,
-    database: Backup,
+    database: Backup | None,
     moment: datetime,
     live: Path,
     waived: bool,
     survivors: Survivors | None = None,
 ) -> Backup | None:
-    """The backup nearest to the database's point in time, of the same environment, and the gap between the two. None
+    """The backup nearest to a point in time, of the database's environment, and the gap between the two. None
     without a backup, or where it is waived: that part is not restored. Where its live data is missing too, and none of
     the `survivors` is complete, only a waiver lets it start empty."""
     if waived:
         report.fact(BACKUP_OF[kind], f"skipped (without={kind})")
         return None
     store = store_for(env, kind, source)
-    backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
+    name = database.manifest.environment if database else env.name
+    backup = catalogue.find_nearest.after(database)(store, kind, moment, name)
     if not backup:
         _report_none(report, store, kind, live, survivors or Survivors())
         return None
+    if not database:
+        report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)})")
+        return backup
     gap = abs((backup.manifest.taken - moment).total_seconds())
     report.fact(BACKUP_OF[kind], f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     hint = f"expect inconsistencies: the database and {kind} are from different times"
