@@ -22,7 +22,7 @@ from blocks.postgres import nodes
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action
 from tasks.host.disk import is_here
-from tasks.wal.archive.archive import Archive, ArchiveListing, timeline_in
+from tasks.wal.archive.archive import Archive, ArchiveListing, BranchMark, timeline_in
 from tasks.wal.archive.continuity import intact
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.format.names import SEGMENT_BYTES, Segment, Timeline
@@ -132,11 +132,8 @@ class Branches:
             return self.live
         archived, mark = self.listing.timelines, self.listing.branch
         known = archived | self.here.keys()
-        if mark:
-            later = {one for one in known if one > mark.highest and self._left_at(one, mark.timeline)}
-            candidates = later | {mark.timeline}
-        else:
-            candidates = known
+        candidates = {one for one in known if not mark or self._continues(one, mark)}
+        candidates |= {mark.timeline} if mark else set()
         # A copy that was swapped in, but not started yet, has acknowledged nothing that the archive lacks.
         candidates |= {one for one in self.directories if one in archived or not archived}
         return self._newest(candidates) if candidates else 1
@@ -155,6 +152,11 @@ class Branches:
         if self.archive:
             return timeline_in(self.archive, self.listing, number)
         return Timeline(number)
+
+    def _continues(self, timeline: int, mark: BranchMark) -> bool:
+        """Return True if it began after the record, from the recorded timeline, and not by way of one that was left."""
+        line = [*(number for number, _ in self._ancestors(timeline)), timeline]
+        return mark.timeline in line and all(one > mark.highest for one in line[line.index(mark.timeline) + 1 :])
 
     def _left_at(self, timeline: int, ancestor: int) -> int:
         """Where `timeline` left its ancestor; 0 where that is none, or the history is missing or damaged."""
