@@ -14,6 +14,7 @@ import pytest
 from flows.database.base_backup import backup_cluster
 from flows.recovery.forensics.transactions import find_transaction
 from flows.recovery.full_restore import full_restore
+from flows.recovery.objectives.points import read_recovery_points
 from flows.recovery.point.restore import restore_to_point
 from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from flows.recovery.undo_full_restore import undo_full_restore
@@ -55,8 +56,12 @@ def test_after_an_undo_every_reader_follows_the_lower_timeline_and_no_acknowledg
 ) -> None:
     """Restore, undo, write, crash with the data directory removed, restore: a client's ledger keeps account."""
     mistaken(cluster)
-    undone = undo_full_restore.fn(NAME, confirm=NAME)
+    plan = undo_full_restore.fn(NAME)
+    planned = int(plan.headline.partition(" commits of PostgreSQL are lost")[0].split()[-1])
+    cluster.sql("postgres", "INSERT INTO t VALUES (101)")  # after the plan
+    undone = undo_full_restore.fn(NAME, **plan.pins, confirm=NAME)
     assert undone.status is Status.WARN, undone.sentence()
+    assert undone.losses["PostgreSQL"].count == planned + 1
     assert ids(cluster) == [11]
     with cluster.writing() as writes:  # commits return: the receiver follows
         until(lambda: len(writes.acknowledged) >= 50, what="writes", seconds=60)
@@ -65,6 +70,9 @@ def test_after_an_undo_every_reader_follows_the_lower_timeline_and_no_acknowledg
     assert restore_to_point.fn(NAME, by="latest").facts["WAL"].split(" on ")[1].startswith("timeline 1,")
     found = find_transaction.fn(NAME, "public.writes", kinds=["DELETE"])
     assert "timeline 1," in found.facts["WAL"]
+    points = [one for one in read_recovery_points(cluster.environment).points if one.means == "point in time"]
+    assert points, "what check-recovery-objectives, show-recovery-options and the board judge by"
+    assert all("on timeline 1;" in one.detail for one in points), points
     plan = full_restore.fn(NAME, method="cluster")
     assert "on timeline 1," in plan.facts["WAL"]
     cluster.crash("postgres")
