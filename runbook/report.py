@@ -307,7 +307,7 @@ class Report:
         """Record how much each replaced part lost, measured behind the fence: the page, the JSON report and those who
         read it have no other figure."""
         self.losses |= {loss.part: loss for loss in losses}
-        self.fact("lost", losses_text(tuple(self.losses.values())))
+        self.fact("lost", losses_text(tuple(self.losses.values()), detailed=True))
 
     def undo_is(self, *runbooks: Next) -> None:
         """Record what undoes this run: the head of the page links their forms."""

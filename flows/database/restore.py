@@ -16,9 +16,11 @@ from flows.database.superseded import discard_surplus
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, NoUndo, back_to, lost_since
+from runbook.guard.effect import Effect, NoUndo, back_to
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
@@ -213,9 +215,9 @@ def _effect(env: Environment, chosen: RestorableDatabase, into: str, live: Ident
     undo = "undo-restore" if live.oid else NoUndo(f"{name} is missing, so nothing of it is kept")
     if chosen.backup:
         taken = chosen.backup.manifest.taken
-        return Effect(back_to(name, taken), undo, lost_since(taken), SWAP_SECONDS)
-    what = f"{name} is replaced by {chosen.name}"
-    return Effect(what, undo, "writes since that dump are lost", SWAP_SECONDS)
+        return Effect(back_to(name, taken), undo, (Loss.everything_since(name, taken),), SWAP_SECONDS)
+    loss = Loss.not_known(name, "a foreign dump does not say when it began: every write since then is lost")
+    return Effect(f"{name} is replaced by {chosen.name}", undo, (loss,), SWAP_SECONDS)
 
 
 def prove(
@@ -380,8 +382,10 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         live = read_identity(env.postgres, name)
         restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
         since = read_writes(env.postgres, name) - old.writes
-        lost = f"about {since:,} rows" if old.writes >= 0 and since >= 0 else "an unknown number of rows"
-        report.fact("written since the swap, missing in the old database", lost)
+        loss = Loss.not_known(name, "the rows that were written since the swap were not counted")
+        if old.writes >= 0 and since >= 0:
+            loss = Loss(name, since, "written row", as_of=clock.now())
+        report.fact("written since the swap, missing in the old database", loss.text)
         report.plan(
             "swap back",
             f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the current {name} is kept",
@@ -391,7 +395,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         )
         pin_database(report, env.postgres, replaced=True)
         what = f"{name} is again the database that {old.backup} replaced {old.since}"
-        effect = Effect(what, "run it again", f"{lost} written since are lost", SWAP_SECONDS)
+        effect = Effect(what, "run it again", (loss,), SWAP_SECONDS)
         permit = report.permit(Act(UNDO, old.name), effect=effect)
         report.state_is("the live database is unchanged", "fix the findings above, then run this again")
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):

@@ -51,6 +51,7 @@ def full_restore(
     advance: bool = False,
     without: tuple[choose.Part, ...] = (),
     redis_source: RedisSource = "auto",
+    files_source: choose.FilesSource = "auto",
     strict: bool = False,
     accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     databases: list[str] = [],  # noqa: B006 (likewise)
@@ -88,6 +89,9 @@ def full_restore(
     a command deleted most keys, and a master that restarted without its data, are taken only if `redis_source` names
     them. `redis_source=backup` sets Redis back to its backup.
 
+    Live files are kept too if none of the backup's entries is missing or was altered without being written.
+    `files_source=backup` sets them back to their backup.
+
     An unreachable store ends the run: it may hold backups. If Redis or the files have neither a backup nor live data,
     `without` must name them, and they start empty.
 
@@ -107,6 +111,8 @@ def full_restore(
         without: Parts to leave out. A part with neither backup nor live data starts empty only if it is named here
         redis_source: Source of Redis: auto: the one with the least loss; live: keep the running master; files: its
             files
+        files_source: Source of the files: auto: the live ones if they are intact; backup: their backup; live: the live
+            ones in any case
         strict: Stop before the swap if the backup already violated expectations when it was taken
         accept: Objects to leave unrestored (a refused restore's report names them). Empty: restore everything
         databases: Other databases of the same cluster that may go back too. Empty: restore only the application's
@@ -131,13 +137,13 @@ def full_restore(
         if not env.has("postgres"):
             if method != "auto" or before or databases or accept:
                 raise OpsError(f"{env.name} has no database", "leave out method, before, databases and accept")
-            restore_others(report, env, backup, source, without, redis_source, stop_services)
+            restore_others(report, env, backup, source, without, redis_source, files_source, stop_services)
             discard_surplus(report, env)
             return report
         permit, latest = None, report.pin_question(ASKED, backup) == LATEST
         given = ClusterParameters(
             *(method, backup, latest, source, without, stop_services, strict, databases, before, redis_source),
-            *(workers, advance, accept, timeline),
+            *(files_source, workers, advance, accept, timeline),
         )
         if (options := find_options(report, env, given)) and (restore := decide(report, env, given, options)):
             plan_cluster(report, env, restore, given)
@@ -146,7 +152,7 @@ def full_restore(
                 discard_surplus(report, env)
                 return report
             backup = LATEST
-        chosen = choose.choose(report, env, backup, source, without, accept, redis_source, latest=latest)
+        chosen = choose.choose(report, env, backup, source, without, accept, redis_source, files_source, latest=latest)
         found = database_server.judge(report, env, chosen.database, workers)
         if permit is None:
             build.plan(report, env, chosen, found, stop_services)
@@ -185,6 +191,7 @@ def main() -> int:
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
     parser.add_argument("--redis-source", default="auto", choices=get_args(RedisSource), help="where Redis's data is")
+    parser.add_argument("--files-source", default="auto", choices=get_args(choose.FilesSource), help="which files")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to skip, as listed by a refused restore")
     parser.add_argument("--databases", nargs="*", default=[], help="other databases that may be set back too")

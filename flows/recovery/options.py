@@ -272,8 +272,11 @@ class RestoreOptions:
             if not attempt.failure:
                 return [option]
             self.tried.add(backup.name)
+        tried = ", ".join(sorted(name for name in self.tried if kind_of(name, "postgres") == "cluster"))
         raise OpsError(
-            f"there is no base backup of {self.source} in {store.where}",
+            f"no other base backup of {self.source} is in {store.where}: {tried} was tried"
+            if tried
+            else f"there is no base backup of {self.source} in {store.where}",
             "run backup-cluster"
             if self.in_place
             else "take them with backup-cluster there, and copy them with replicate-backups",

@@ -298,7 +298,7 @@ def finish(report: Report, chosen: OtherParts) -> None:
     report.measure("everything backup", sum(backup.manifest.bytes for backup in chosen.backups))
     for backup in chosen.backups:
         mark_verified(report, backup)
-    report.outcome = "the system is up, and everything is restored and proven"
+    report.outcome = "the system is up, and what was restored is proven"
 
 
 def report_lost_writes(

@@ -21,8 +21,9 @@ from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
-from runbook.units import size
+from runbook.units import counted, size
 from tasks.application.connection_string import SWITCH
+from tasks.application.live_files import LiveFiles, read_live_files
 from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
 from tasks.backups import catalogue
 from tasks.backups.catalogue import Backup
@@ -39,6 +40,7 @@ from tasks.redis.topology.topology import ReplicationTopology, read_topology
 from tasks.stores.store import Store
 
 Part = Literal["redis", "files"]
+FilesSource = Literal["auto", "backup", "live"]
 BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 
 
@@ -46,7 +48,8 @@ BACKUP_OF: dict[Part, str] = {"redis": "redis backup", "files": "files backup"}
 class OtherParts:
     """The sources of the parts other than the database. A part without a backup is None, and is not restored.
     `redis_topology`: the replicas and Sentinels of Redis. `redis_survivor`: a copy of Redis's data, captured as `redis`
-    once the services are stopped. `redis_kept`: the master's data, left as it is."""
+    once the services are stopped. `redis_kept`: the master's data, left as it is. `files_kept`: the live files, left as
+    they are."""
 
     redis: Backup | None = None
     files: Backup | None = None
@@ -54,6 +57,7 @@ class OtherParts:
     redis_topology: ReplicationTopology | None = None
     redis_survivor: SurvivingCopy | None = None
     redis_kept: SurvivingCopy | None = None
+    files_kept: LiveFiles | None = None
 
     @property
     def backups(self) -> list[Backup]:
@@ -107,6 +111,8 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
         pin_redis(report, env.redis, replaced=True)
     if chosen.redis_kept:
         report.pin_state("Redis", f"kept: {chosen.redis_kept.where}")
+    if chosen.files_kept:
+        report.pin_state("files", "kept")
     if chosen.files:
         report.pin_state("backup of the files", chosen.files.name)
         pin_paths(report, "live files", env.application.directory)
@@ -144,6 +150,7 @@ def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
         (f"Redis to {clock.short(chosen.redis.manifest.taken)}" if chosen.redis else ""),
         (f"Redis has the data of {chosen.redis_survivor.name}" if chosen.redis_survivor else ""),
         (f"the files to {clock.short(chosen.files.manifest.taken)}" if chosen.files else ""),
+        ("the live files are kept" if chosen.files_kept else ""),
     ]
     return ", ".join([back_to(env.postgres.database, at), *filter(None, others)])
 
@@ -176,6 +183,7 @@ def choose(
     without: Sequence[Part] = (),
     accept: Sequence[str] = (),
     redis_source: RedisSource = "auto",
+    files_source: FilesSource = "auto",
     *,
     latest: bool,
 ) -> Chosen:
@@ -188,7 +196,9 @@ def choose(
     """
     chosen = database.choose_backup(report, env, wanted, source)
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
-    others = with_others(report, env, chosen, chosen.manifest.taken, source, without, redis_source, latest=latest)
+    others = with_others(
+        *(report, env, chosen, chosen.manifest.taken, source, without, redis_source, files_source), latest=latest
+    )
     if others.redis_kept:
         redis_sources.report_newer(report, others.redis_kept, chosen.manifest.taken)
     return replace(others, dump=dump)
@@ -202,17 +212,21 @@ def with_others(
     source: Stores,
     without: Sequence[Part] = (),
     redis_source: RedisSource = "backup",
+    files_source: FilesSource = "backup",
     *,
     latest: bool = True,
 ) -> Chosen:
     """Add the Redis and files backups nearest to `moment`, the database's point in time, and judge them. `latest`: no
-    earlier point in time was asked for, so a surviving copy of Redis's data can replace its backup.
+    earlier point in time was asked for, so a surviving copy of Redis's data can replace its backup, and intact live
+    files stay.
 
     Raises:
         OpsError: a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    others = choose_others(report, env, moment, source, without, redis_source, latest=latest, database=database)
+    others = choose_others(
+        *(report, env, moment, source, without, redis_source, files_source), latest=latest, database=database
+    )
     return Chosen(**vars(others), database=database)
 
 
@@ -223,6 +237,7 @@ def choose_others(
     source: Stores,
     without: Sequence[Part] = (),
     redis_source: RedisSource = "backup",
+    files_source: FilesSource = "backup",
     *,
     latest: bool = True,
     database: Backup | None = None,
@@ -252,10 +267,40 @@ def choose_others(
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
         files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
+    files_kept = _live_files(report, env, files, files_source, latest=latest) if files else None
+    if files_kept:
+        files = None
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return OtherParts(redis, files, fitness, around, survivor, kept)
+    return OtherParts(redis, files, fitness, around, survivor, kept, files_kept)
+
+
+def _live_files(
+    report: Report, env: Environment, backup: Backup, source: FilesSource, *, latest: bool
+) -> LiveFiles | None:
+    """The live files, if they stay: they are intact, or a person wants them. None: the backup is restored."""
+    if source == "backup" or (source == "auto" and not latest):
+        return None
+    found = read_live_files(env.application, backup)
+    if found.problems and source == "live":
+        report.warn(
+            "live files",
+            "nothing to do: files_source=live keeps them; files_source=backup restores the backup",
+            value="; ".join(found.problems[:3]),
+            expected=f"every entry of {backup.name}",
+        )
+    elif found.problems:
+        hint = "nothing to do: this run restores the backup. files_source=live keeps the live files instead"
+        report.warn("live files", hint, value="; ".join(found.problems[:3]), expected=f"every entry of {backup.name}")
+        return None
+    since = f"{counted(len(found.written), 'path')} written since" if found.written else "none was written since"
+    report.fact(
+        BACKUP_OF["files"],
+        f"{backup.name}: not needed, the live files are kept ({since}); files_source=backup restores it",
+    )
+    report.table("Live files written since their backup", ("path",), [(path,) for path in found.written], most=50)
+    return found
 
 
 def captured(report: Report, permit: Permit, env: Environment, chosen: Parts) -> Parts:

@@ -62,6 +62,7 @@ class ClusterParameters:
     databases: Sequence[str]
     before: str
     redis_source: RedisSource
+    files_source: choose.FilesSource
     jobs: int
     advance: bool
     accept: Sequence[str]
@@ -178,6 +179,7 @@ def decide(
 def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:
     chosen = choose.with_others(
         *(report, env, option.backup, option.newest, given.source, given.without, given.redis_source),
+        given.files_source,
         latest=given.latest,
     )
     if chosen.redis_kept and option.replay and not option.replay.target.is_the_end:

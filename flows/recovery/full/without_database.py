@@ -32,6 +32,7 @@ def restore(
     source: Stores,
     without: Sequence[choose.Part],
     redis_source: RedisSource,
+    files_source: choose.FilesSource,
     stop_services: str,
 ) -> None:
     """Plan, build and prove staged copies, swap them, and start the services.
@@ -41,7 +42,9 @@ def restore(
         RunbookFailed: a copy differs from its backup; nothing live was replaced.
     """
     moment = _moment(env, wanted, source)
-    chosen = choose.choose_others(report, env, moment, source, without, redis_source, latest=wanted == LATEST)
+    chosen = choose.choose_others(
+        report, env, moment, source, without, redis_source, files_source, latest=wanted == LATEST
+    )
     running = read_services(env.services, env.services_in(START_ORDER)).running
     report.fact("services found running", ", ".join(role for role, runs in running.items() if runs) or "none")
     judge_roles(report, env)
