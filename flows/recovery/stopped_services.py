@@ -18,6 +18,7 @@ from flows.restart import start_again
 from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
+from runbook.next import Next
 from runbook.report import Report
 from tasks.host.services import Started, read_services, stop_services
 from tasks.redis.restore.live import LiveRedis, require_judged
@@ -131,7 +132,7 @@ class SystemServices(StoppedServices):
     serving. `stops_redis`: it is stopped and started. `other_master`: the server whose data the restored data replaces.
     `redis_replaced`: the data of Redis that was replaced. `redis_stopping`: it is stopped, or half way there.
     `redis_live`: the server as it was judged, then as it was just before its stop; None: its data is not replaced.
-    `undo`: how to return to the replaced data."""
+    `undo`: the runbooks that return to the replaced data."""
 
     permit: Permit = field(kw_only=True)
     topology: ReplicationTopology | None = None
@@ -141,7 +142,7 @@ class SystemServices(StoppedServices):
     redis_replaced: Path | None = None
     redis_stopping: bool = False
     redis_live: LiveRedis | None = None
-    undo: str = ""
+    undo: list[Next] = field(default_factory=list)
 
     def _stop(self) -> None:
         """In the manual's order."""
@@ -191,9 +192,11 @@ class SystemServices(StoppedServices):
             f"run it again with confirm={self.env.name}: it restores everything from the start",
         )
 
-    def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
-        """Note what is live now, should the run fail after this. `left`: the parts that are still to be swapped."""
+    def has_swapped(self, part: str, kept: object, left: Sequence[str], undo: Next | None = None) -> None:
+        """Note what is live now, should the run fail after this. `left`: the parts that are still to be swapped;
+        `undo`: the runbook that returns to `kept`."""
         self.swapped.append(part)
+        self.undo += [undo] if kept and undo else []
         self.kept += [str(kept)] if kept else []
         kept_data = f"the replaced data is kept: {', '.join(self.kept) or 'there was none'}"
         if left:
@@ -206,5 +209,5 @@ class SystemServices(StoppedServices):
             self.report.state_is(
                 f"the backups' data is live, proven; {kept_data}",
                 "fix the findings above and start the services. Restoring again would lose what was written since. "
-                + self.undo,
+                + (f"To go back, run {', '.join(map(str, self.undo))}" if self.undo else "Nothing is kept: no undo"),
             )

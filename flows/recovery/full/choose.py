@@ -20,7 +20,7 @@ from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, report_failed, store_for
 from runbook import clock, metrics
-from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.effect import Effect, NoUndo, back_to, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
@@ -33,6 +33,7 @@ from tasks.backups.catalogue import Backup
 from tasks.migrations.alembic import MIGRATE
 from tasks.postgres.dump.fill import DumpSource
 from tasks.postgres.restore.staged_copy import dump_in
+from tasks.postgres.server.server import Presence, read_identity
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
 from tasks.redis.restore.live import LiveRedis, read_live
@@ -131,12 +132,12 @@ def pin_others(report: Report, env: Environment, chosen: OtherParts) -> None:
         pin_paths(report, "live files", env.application.directory)
 
 
-def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Effect:
-    """The headline of a plan that restores the dump. `up`: whether the database server answers."""
+def effect(report: Report, env: Environment, chosen: Chosen, presence: Presence) -> Effect:
+    """The headline of a plan that restores the dump. `presence`: the database server's."""
     taken = chosen.database.manifest.taken
-    down = seconds_from(report.plan_steps, "stop services" if up else "")
+    down = seconds_from(report.plan_steps, "stop services" if presence == "up" else "")
     losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(chosen))
-    return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), losses, down)
+    return Effect(whole_system(env, chosen, taken), undo_of(env, chosen, presence), losses, down)
 
 
 def losses_of_others(chosen: OtherParts) -> tuple[Loss, ...]:
@@ -160,10 +161,24 @@ def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:
     return ", ".join([back_to(env.postgres.database, at), *filter(None, others)])
 
 
-def undo_of(chosen: OtherParts, *database: str) -> str:
-    """The runbooks that undo a full restore; `database`: the one for the database."""
-    others = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
-    return ", ".join([*database, *others, *["undo-restore-files"] * bool(chosen.files)])
+def undo_of(env: Environment, chosen: OtherParts, presence: Presence, cluster: str = "") -> str | NoUndo:
+    """The runbooks that undo a full restore, by what it will keep. `cluster`: the one for a cluster that is replaced as
+    a whole; otherwise the database is replaced alone."""
+    others = undo_of_others(chosen)
+    nothing = ""
+    if presence == "absent":
+        nothing = "the data directory is missing, so nothing of PostgreSQL is kept"
+    elif presence == "up" and not cluster and not read_identity(env.postgres, env.postgres.database).oid:
+        nothing = f"{env.postgres.database} is missing, so nothing of it is kept"
+    if not nothing:
+        return ", ".join([cluster or "undo-restore", *others])
+    return f"{', '.join(others)} ({nothing})" if others else NoUndo(nothing)
+
+
+def undo_of_others(chosen: OtherParts) -> list[str]:
+    """The runbooks that undo the restore of Redis and the files."""
+    redis = ["undo-restore-redis"] * bool(chosen.redis or chosen.redis_survivor)
+    return redis + ["undo-restore-files"] * bool(chosen.files)
 
 
 def choose(

@@ -295,7 +295,8 @@ def swapping_in(
         except BaseException:
             services.swapped += cluster.swapped  # after a half-done swap nothing may be started
             raise
-        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
+        undo = swap.undo_of(env.postgres, cluster.kept)
+        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies), undo)
         services.last = cluster.last
         services.stop_redis()
         bring_up.swap_others(report, permit, env, services, copies)

@@ -66,6 +66,7 @@ class ClusterParameters:
     jobs: int
     advance: bool
     accept: Sequence[str]
+    timeline: int
 
 
 @dataclass
@@ -109,7 +110,7 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     before = given.before or gate.begun_before(env)
     if before != given.before:
         report.fact("decision of a killed run", f"before={before}")
-    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before)
+    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before, timeline=given.timeline)
     require_known(env, env.name, given.backup, stores=given.source)
     if _has_base_backups(options, asked=asked):
         return options
@@ -209,7 +210,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     up = restore.found.presence == "up"
     return Effect(
         choose.whole_system(env, chosen, option.newest),
-        choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
+        choose.undo_of(env, chosen, restore.found.presence, "" if option.extracted_bytes else "undo-full-restore"),
         (restore.options.loss, *choose.losses_of_others(chosen)),
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )
@@ -260,10 +261,6 @@ def _finish_cluster(
     report, env = run.report, run.env
 
     def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
-        live = env.postgres.data_directory
-        services.undo = (
-            f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
-        )
         with remembering, cluster.swapping_in(run, copies, services, server):
             pass
         cluster.start_cluster(run, copies, services, server)

@@ -105,7 +105,9 @@ def _effect(report: Report, chosen: OtherParts) -> Effect:
         f"the files go back to {clock.short(chosen.files.manifest.taken)}" if chosen.files else "",
     ]
     down = seconds_from(report.plan_steps, "stop services")
-    return Effect(", ".join(filter(None, what)), choose.undo_of(chosen), choose.losses_of_others(chosen), down)
+    return Effect(
+        ", ".join(filter(None, what)), ", ".join(choose.undo_of_others(chosen)), choose.losses_of_others(chosen), down
+    )
 
 
 def _carry_out(
