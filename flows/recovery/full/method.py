@@ -153,7 +153,7 @@ def decide(
     if others:
         report.fact("other databases, not changed", f"{', '.join(others)} (`databases` names those to set back too)")
     options.others = others
-    choice.ship(report, env, given.source)
+    options.acknowledged = choice.ship(report, env, given.source)
     option = options.choose()
     if not option.replay:
         return None
@@ -357,7 +357,7 @@ def _newest(
     option, up = restore.option, restore.found.presence == "up"
     assert option.replay
     if option.extracted_bytes and up and _is_to_the_end(restore):
-        choice.ship(report, env, given.source)
+        restore.options.acknowledged = choice.ship(report, env, given.source)
     origin = option.replay.origin
     if _is_to_the_end(restore) and choice.with_newest(origin) is not origin:
         return restore.options.again(option, building)

@@ -114,8 +114,8 @@ def restore_to_point(
         root = root_for(env.postgres)
         if sweep_instance(root):
             report.fact("deleted", f"{root}, left by an earlier run")
-        choice.ship(report, env, source)
-        origin = choice.choose_origin(report, env, wanted, backup, timeline, source)
+        acknowledged = choice.ship(report, env, source)
+        origin = choice.choose_origin(report, env, wanted, backup, timeline, source, acknowledged=acknowledged)
         report.pin("backup", origin.backup.name)
         report.pin("timeline", origin.chain.timeline.number)
         judge_version(report, env, origin.backup)
@@ -140,7 +140,7 @@ def restore_to_point(
             _swap(report, permit, env, origin, instance, found, wanted, source)
         else:
             build.build(report, env, instance, origin, found.links, root / "wal")
-            _copy_back(report, env, origin, instance, stop, tables, len(found.links))
+            _copy_back(report, env, origin, instance, stop, tables, found)
     return report
 
 
@@ -203,6 +203,8 @@ def _effect(
         undo = "undo-full-restore" if is_there else NoUndo("the data directory is missing, so nothing is kept")
         return Effect(f"{what} go back to {when}", undo, (lost,), down)
     lost = Loss.everything_since(what, since)
+    if by == "latest" and copy.origin.unread:
+        lost = Loss.not_known(what, copy.origin.unread)
     locked = "the tables are locked for the swap"
     return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", (lost,), locked)
 
@@ -230,7 +232,7 @@ def _swap(
         build.build(report, env, instance, origin, found.links, wal, building)
         with running(instance, copy.stop, origin.chain.timeline.number, unsynced=True):
             build.recover(report, instance, origin, links)
-            build.prove(report, instance, origin, copy.stop)
+            build.prove(report, instance, origin, copy.stop, found.commits)
             timeline = swap.promote(env, instance)
             build.compare(report, env, instance)
             copy = replace(copy, names=read_database_names(instance.postgres))
@@ -250,11 +252,11 @@ def _copy_back(
     instance: PrivateInstance,
     stop: Stop,
     tables: list[str],
-    links: int,
+    found: FoundTarget,
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
+        build.recover(report, instance, origin, len(found.links))
+        build.prove(report, instance, origin, stop, found.commits)
         promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
         build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
