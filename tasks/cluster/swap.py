@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.cluster.instance import PrivateInstance
+from tasks.cluster.tablespaces import move_out
 from tasks.cluster.unpack import give
 from tasks.stores.directory import told
 
@@ -32,10 +34,12 @@ CONFIGURATION = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
 
 @dataclass(frozen=True)
 class ClusterSwapped:
-    """The live data directory, and the path of the replaced one (None: there was none)."""
+    """The live data directory, and the path of the replaced one (None: there was none). `tablespaces`: the directories
+    of those that the recovery created, by OID."""
 
     live: Path
     kept: Path | None
+    tablespaces: Mapping[str, Path] = field(default_factory=dict)
 
 
 @action(idempotent=True)
@@ -81,6 +85,8 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) 
     with told(live):
         if live.exists():
             _keep_configuration(postgres, live, instance.data)
+        moved = move_out(instance.data, live)
+        failpoint("cluster: tablespaces moved")
         sync_cluster.work(instance)
         failpoint("cluster: before first rename")
         if live.exists():
@@ -90,7 +96,7 @@ def swap_cluster(permit: Permit, postgres: Postgres, instance: PrivateInstance) 
         instance.data.rename(live)
         sync(live.parent)
         failpoint("cluster: after second rename")
-    return ClusterSwapped(live, kept)
+    return ClusterSwapped(live, kept, moved)
 
 
 @action

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from blocks.environment import Environment
 from flows.database import expectations as check
@@ -105,6 +105,8 @@ def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) 
     )
     replaying = point_build.expected_seconds(env, point_build.REPLAY, wal)
     report.plan("replay", f"{links} segments of WAL", size=wal, seconds=replaying, by=[wait_recovered])
+    use: Literal["swap", "dump"] = "dump" if option.extracted_bytes else "swap"
+    point_build.judge_tablespaces(report, env, replay.origin, replay.stop, replay.instance.root / "wal", use)
     last = "the last transaction before the target" if replay.target.destruction else "the last transaction of the WAL"
     report.plan("prove", f"the copy is {of} cluster, with {last}", by=[read_standing])
 

@@ -158,6 +158,8 @@ def _plan(
         seconds=build.expected_seconds(env, build.REPLAY, wal),
         by=[wait_recovered],
     )
+    assert found.stop
+    build.judge_tablespaces(report, env, origin, found.stop, root / "wal", "swap" if mode == "swap" else "dump")
     sides = "the copy has the last transaction before the target, and not the first after it"
     report.plan("prove", sides, by=[read_standing])
     if mode == "swap":

@@ -93,6 +93,12 @@ def swap(
         "do not restore again: that loses what was written since. Start the services in the order postgres, WAL "
         "receiver, backend, frontend, then run backup-cluster",
     )
+    if done.tablespaces:
+        report.warn(
+            "tablespaces of the restored cluster",
+            f"their former directories belong to {done.kept or 'the lost data'}: delete them together with it",
+            value=", ".join(f"OID {oid} in {path}" for oid, path in done.tablespaces.items()),
+        )
     if env.has("wal"):
         wal = Path(env.wal.directory)
         services.last = aside = set_wal_aside.after(services.last)(permit, primary, wal)
