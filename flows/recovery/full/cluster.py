@@ -17,7 +17,7 @@ from flows.recovery.full.choose import Chosen
 from flows.recovery.full.start import other_databases
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
-from flows.recovery.point import swap
+from flows.recovery.point import server_state, swap
 from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
 from runbook.errors import VerificationFailed
@@ -180,6 +180,7 @@ def _prove(run: ClusterRun, option: RestoreOption, timeline: int) -> ClusterCopi
     _judge_others(run, instance)
     flushing = flush_cluster.after(timeline).submit(instance)  # while the content is judged
     rows, name = point_build.compare(report, env, instance), env.postgres.database
+    server_state.judge_copy(report, env, instance.postgres)
     copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
     if run.options.in_place:
         copies.origin = check.ExpectationsOrigin(option.newest)
@@ -219,7 +220,7 @@ def _judge_others(run: ClusterRun, instance: PrivateInstance) -> None:
     """The swap replaces every database of the cluster: those that nobody named may not be set back."""
     if not run.options.in_place:
         return
-    others = other_databases(run.env, read_server(instance.postgres))
+    others = other_databases(run.env, read_server(instance.postgres), instance.postgres)
     if others and not run.replaces:
         run.report.fact("other databases restored too", ", ".join(others))
         return

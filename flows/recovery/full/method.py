@@ -135,7 +135,8 @@ def decide(
     state = presence(env.postgres)
     others = list[str]()
     if state == "up":
-        others = [one for one in other_databases(env, read_server(env.postgres)) if one not in given.databases]
+        there = other_databases(env, read_server(env.postgres), env.postgres)
+        others = [one for one in there if one not in given.databases]
     if others and given.method == "cluster":
         cluster.judge_others(report, others)
         report.fail_if_critical()

@@ -18,7 +18,7 @@ from flows.database.tables import require_names, restore_tables
 from flows.database.wal_reading import mend
 from flows.launch import launch
 from flows.pinned import pin_database
-from flows.recovery.point import build, choice, swap
+from flows.recovery.point import build, choice, server_state, swap
 from flows.recovery.point import target as point_target
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
@@ -196,6 +196,7 @@ def _swap(
         build.prove(report, instance, origin, stop)
         timeline = swap.promote(env, instance)
         build.compare(report, env, instance)
+        server_state.judge_copy(report, env, instance.postgres)
     sync_cluster(instance)
     services = read_cluster_services(report, env)
     with started_on_failure(services):

@@ -9,6 +9,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.application.health_checks import report_health, report_smoke
 from flows.database.waiting_commits import free_commits
+from flows.recovery.point import server_state
 from flows.recovery.point.choice import PointOrigin, ship
 from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
 from runbook.errors import Unreachable
@@ -42,6 +43,7 @@ def acts(env: Environment) -> list[Act]:
 
 def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
     """Plan the swap. `stopped`: the application is stopped already."""
+    server_state.plan(report, env)
     servers = [*replication_roles(env), env.postgres.service]
     live = env.postgres.data_directory
     report.plan("promote the copy", "on a new timeline", seconds=1, by=[promote_instance])
@@ -75,6 +77,7 @@ def swap(
 ) -> None:
     """Stop the services, archive the end of the old timeline, and rename."""
     primary = env.postgres  # not read again: the server is down from here on
+    server_state.rehearse(report, env, instance)
     services.stop()
     if env.has("wal"):
         ship(report, env, "backups")  # a later recovery may go to the end of the old timeline
