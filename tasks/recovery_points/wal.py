@@ -40,11 +40,12 @@ BATCH, MOST_AHEAD, MOST_BACK, LOOKS = 2, 64, 16, 3
 @dataclass(frozen=True)
 class WrittenWal:
     """The primary's write position at the time of the query, and the flush positions of its standbys by name. `end` 0:
-    no server takes writes (`problem`)."""
+    no server takes writes (`problem`). `timeline`: the one that it writes."""
 
     asked: datetime
     system: int = 0
     end: int = 0
+    timeline: int = 0
     streams: Mapping[str, int] | None = None
     problem: str = ""
 
@@ -67,7 +68,7 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
     try:
         with primary.connect(seconds=nodes.ASK_SECONDS) as connection:
             execute(connection, "SET statement_timeout = '10s'")
-            recovering, system, end = execute(connection, _WRITTEN)[0]
+            recovering, system, end, timeline = execute(connection, _WRITTEN)[0]
             if recovering:
                 return WrittenWal(asked, int(system), problem="no server takes writes: all answering ones are standbys")
             streams = dict[str, int]()
@@ -78,7 +79,7 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
 
             with contextlib.suppress(Unreachable):
                 until(caught_up, what="the standbys", seconds=CATCH_UP_SECONDS, every_seconds=0.05)
-            return WrittenWal(asked, int(system), int(end), streams)
+            return WrittenWal(asked, int(system), int(end), int(timeline), streams)
     except psycopg.Error as error:
         return WrittenWal(asked, problem=first_line(error))
     except OpsError as error:
@@ -87,7 +88,9 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> WrittenWal:
 
 _WRITTEN = """
 SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
-       CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_current_wal_flush_lsn() - '0/0' END
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_current_wal_flush_lsn() - '0/0' END,
+       CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
 """
 _STREAMS = """
 SELECT application_name, max(flush_lsn - '0/0'::pg_lsn) FROM pg_stat_replication
@@ -143,6 +146,8 @@ def _sources(env: Environment, written: WrittenWal) -> list[tuple[Files, bool]]:
     primary, received = env.postgres, list[tuple[Segment, Path]]()
     if env.has("wal"):
         received = local_files(Path(env.wal.directory), written.system)
+        if written.timeline:  # a directory of a branch that was left
+            received = [one for one in received if one[0].timeline <= written.timeline]
     found: list[tuple[Files, bool]] = [(received, written.has_streamed(env.wal.name))] if received else []
     if is_here(primary.host):
         own = local_files(Path(primary.data_directory, "pg_wal"), written.system)

@@ -17,10 +17,11 @@ from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.cluster.target import RecoveryTarget
 from tasks.pgbackrest.backup import require_kept
-from tasks.wal.archive.archive import Archive, ArchiveListing, timeline_in
+from tasks.wal.archive.archive import Archive, ArchiveListing
 from tasks.wal.archive.continuity import Chain, chain_from, require_begun
 from tasks.wal.archive.destinations import archive_of, ship_now
 from tasks.wal.archive.rescue import ship_server_wal
+from tasks.wal.branch import timeline_in_use
 from tasks.wal.format.names import Timeline, lsn_text
 from tasks.wal.receiver import read_flushed, wait_received
 
@@ -134,7 +135,7 @@ def choose_origin(
     first = cluster_in(candidates[-1])
     archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
     listing = archive.listing()
-    history = timeline_in(archive, listing, timeline)
+    history = timeline_in_use(env, archive, listing, first.system, timeline, of=candidates[-1].manifest.environment)
     usable = [one for one in candidates if is_on(history, cluster_in(one))]
     if not usable:
         there = ", ".join(sorted({str(cluster_in(one).timeline) for one in candidates}))

@@ -127,8 +127,8 @@ def _newest(listing: ArchiveListing, timeline: Timeline, bytes_: int) -> int:
 
 
 @probe
-def read_chain(archive: Archive, lsn: int, timeline: int = 0, segment_bytes: int = SEGMENT_BYTES) -> Chain:
-    """The archive's segments from `lsn` on, along the history of a timeline (0: the newest).
+def read_chain(archive: Archive, lsn: int, timeline: int, segment_bytes: int = SEGMENT_BYTES) -> Chain:
+    """The archive's segments from `lsn` on, along the history of a timeline.
 
     Raises:
         OpsError, Unreachable: the archive cannot be listed, or has no such timeline.

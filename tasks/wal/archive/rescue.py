@@ -1,8 +1,8 @@
 """WAL that only the server has: the segments of its `pg_wal` after the end of the archive, shipped as the receiver's.
 
-The server may be dead. Its files are not trusted: a segment must be of the archive's cluster and newest timeline,
-follow the archive without a gap, and decode. What follows the last readable record is older than its place, and is cut
-off.
+The server may be dead. Its files are not trusted: a segment must be of the archive's cluster and of the timeline in
+use, follow the archive without a gap, and decode. What follows the last readable record is older than its place, and is
+cut off.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from blocks.environment import Environment, Stores
 from runbook.kinds import action
 from tasks.host.disk import is_here
 from tasks.stores.directory import told
-from tasks.wal.archive.archive import ArchiveListing, timeline_in
+from tasks.wal.archive.archive import ArchiveListing
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.ship import Destination, Shipped, ship
-from tasks.wal.format.names import Segment, Timeline, lsn_text
+from tasks.wal.branch import Branches
+from tasks.wal.format.names import Segment, lsn_text
 from tasks.wal.format.pages import next_record, record_behind
 from tasks.wal.reading.local import Local, find_segments
 from tasks.wal.reading.waldump import commits_in
@@ -43,7 +44,14 @@ def ship_server_wal(env: Environment, which: Stores) -> Shipped:
     listing = archive.listing()
     if not (listing.segments or listing.partials):
         return Shipped()
-    wanted = _after(local, listing, timeline_in(archive, listing))
+    branches = Branches.found(env, archive, listing, local[-1].system)
+    own, followed = local[-1].timeline, branches.in_use()
+    if own == followed:
+        wanted = _after(local, listing, own)
+    elif own not in listing.timelines and branches.history(own).left_at(followed):
+        wanted = [one for one in local if one.timeline == own]  # it continued there, and no receiver had it
+    else:
+        wanted = []  # a branch that was left
     if not wanted:
         return Shipped()
     spool = Path(env.backups.spool) / env.name
@@ -51,16 +59,16 @@ def ship_server_wal(env: Environment, which: Stores) -> Shipped:
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(prefix=".wal-", dir=spool) as copies:
             hole = _copy_readable(env, wanted, Path(copies))
+            if (history := directory / f"{own:08X}.history").is_file():
+                shutil.copyfile(history, Path(copies) / history.name)
             done = ship(Path(copies), Destination(which, partial(archive_of, env, which)))
             return replace(done, refused=(*done.refused, hole)) if hole else done
 
 
-def _after(local: list[Local], listing: ArchiveListing, timeline: Timeline) -> list[Local]:
+def _after(local: list[Local], listing: ArchiveListing, timeline: int) -> list[Local]:
     """Those that continue the archive: its last segment and what follows it without a gap."""
-    archived = [name for name in (*listing.segments, *listing.partials) if int(name[:8], 16) == timeline.number]
-    own = {
-        one.segment.number: one for one in local if one.timeline == timeline.number and one.system == local[-1].system
-    }
+    archived = [name for name in (*listing.segments, *listing.partials) if int(name[:8], 16) == timeline]
+    own = {one.segment.number: one for one in local if one.timeline == timeline and one.system == local[-1].system}
     if not archived or not own:
         return []
     number = max(Segment.named(name, local[-1].bytes).number for name in archived)

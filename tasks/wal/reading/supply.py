@@ -94,7 +94,7 @@ class Supply:
 
 
 @probe
-def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0) -> Supply:
+def read_supply(env: Environment, source: Stores, system: int, timeline: int) -> Supply:
     """Locate every segment of a cluster. Places that do not answer are skipped: the others may have everything.
 
     Raises:
@@ -130,7 +130,7 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
     if not found:
         hint = "check [wal] directory and [backups] wal of the environment, and the receiver's log"
         raise OpsError("there is no WAL to read" + "".join(f"; {why}" for why in silent), hint)
-    history = _history(env, archive, timeline or max(one.segment.timeline for one in found))
+    history = _history(env, archive, timeline)
     return Supply(system, history, bytes_, archive, _chosen(found, history, bytes_), tuple(silent))
 
 
