@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,10 +156,9 @@ def test_a_point_that_must_include_a_commit_inside_of_a_drop_is_refused_by_the_c
     assert writes.lost(cluster.sql("postgres", "SELECT id FROM writes")) == set()
 
 
-@pytest.mark.parametrize("then", ["alone", "repeated", "crashed"])
-def test_an_interrupted_drop_is_undone_and_every_write_kept(cluster: Cluster, then: str) -> None:
-    """Ctrl-C in psql, too late: nobody can connect to the database any more. Found by the live server, or by the copy
-    where that is down or has lost the database for good."""
+@pytest.mark.parametrize("repeated", [False, True], ids=["once", "repeated"])
+def test_an_interrupted_drop_is_undone_and_every_write_kept(cluster: Cluster, repeated: bool) -> None:
+    """Ctrl-C in psql, too late: nobody can connect to the database any more. A second DROP DATABASE marks it again."""
     with written(cluster, owned_by_postgres=True) as writes:
         admin(cluster, "CHECKPOINT")
         cluster.sql("postgres", "VACUUM FREEZE")  # which updates the database's row in place, too
@@ -169,18 +167,10 @@ def test_an_interrupted_drop_is_undone_and_every_write_kept(cluster: Cluster, th
         admin(cluster, f"SELECT pg_cancel_backend({pid})")
     assert admin(cluster, INVALID) == [(True,)]
     admin(cluster, "CREATE TABLE elsewhere ()")
-    before = ""
-    if then == "repeated":
+    if repeated:
         drop(cluster)
-    elif then == "crashed":
-        cluster.crash("postgres")
-        # Its plan could not know: the copy shows the mark, and what is given up with the drop is to be confirmed.
-        with pytest.raises(RunbookFailed, match="1 commit of grc_db is lost") as refused:
-            full_restore.fn(NAME, confirm=NAME)
-        hints = " ".join(one.hint for one in refused.value.report.findings)
-        before = re.findall(r"before=([0-9A-F]+/[0-9A-F]+) ", hints)[0]
-    done = full_restore.fn(NAME, before=before, confirm=NAME)
+    done = full_restore.fn(NAME, confirm=NAME)
     assert done.status is Status.WARN, done.sentence()
     assert findings(done)["databases of the copy"] == ""
     assert writes.lost(cluster.sql("postgres", "SELECT id FROM writes")) == set()
-    assert cluster.sql("postgres", "SELECT to_regclass('elsewhere')", database="postgres") == [(None,)], "it came later"
+    assert admin(cluster, "SELECT to_regclass('elsewhere') IS NOT NULL") == [(True,)], "another database"
