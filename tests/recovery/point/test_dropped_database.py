@@ -113,12 +113,20 @@ def test_a_point_in_a_drop_is_the_one_before_its_first_trace(dropped: Dropped, b
     assert dropped.lost() == set()
 
 
+def checkpointer_of(cluster: Cluster) -> psutil.Process:
+    """Sessions end meanwhile."""
+    for process in psutil.Process(cluster.supervisor.services()["postgresql"].pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "checkpointer" in " ".join(process.cmdline()):
+                return process
+    raise AssertionError("the server has no checkpointer")
+
+
 @contextlib.contextmanager
 def waiting_drop(cluster: Cluster) -> Iterator[int]:
     """A DROP DATABASE that has marked the database, and waits for a checkpoint while the block runs. Gives its
     backend."""
-    server = psutil.Process(cluster.supervisor.services()["postgresql"].pid)
-    (checkpointer,) = [one for one in server.children() if "checkpointer" in " ".join(one.cmdline())]
+    checkpointer = checkpointer_of(cluster)
     checkpointer.suspend()
     try:
         with cluster.connect("postgres", "postgres") as connection:
