@@ -17,13 +17,15 @@ from tasks.wal.reading.waldump import Commit, commits_in
 
 
 @probe
-def read_discarded(env: Environment, system: int, live: int, kept: int) -> tuple[Commit, ...]:
-    """Read every commit of timeline `live` after the place where it parted from timeline `kept`.
+def read_discarded(env: Environment, system: int, live: int, kept: int, end: int) -> tuple[Commit, ...]:
+    """Read every commit of timeline `live` after the place where it parted from timeline `kept`; of the same one, after
+    `end`, at least up to which the kept server wrote.
 
     Raises:
         OpsError: the WAL from there on, or a history, cannot be read completely.
     """
-    since = parted_at(*(read_history(env, "backups", system, number) for number in (live, kept)))
+    histories = (read_history(env, "backups", system, number) for number in (live, kept))
+    since = end if live == kept else parted_at(*histories)
     supply = read_supply(env, "backups", system, live)
     first, found = since // supply.segment_bytes, list[Commit]()
     if missing := supply.missing(first, max([first, *supply.numbers])):
