@@ -299,7 +299,7 @@ def choose(report: Report, env: Environment, wanted: str, source: Stores) -> lis
         OpsError: there is no such backup.
         RunbookFailed: one of them is damaged.
     """
-    chosen = store.choose_backup(report, env, "cluster", wanted, source)
+    chosen = store.choose_backup(report, env, "cluster", wanted, source, failed_too=True)
     return fetch_lineage(report, env, chosen, source)
 
 

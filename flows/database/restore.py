@@ -80,7 +80,7 @@ def choose(
         source = restore_steps.without_accepted(report, env, found.source, accept)
         report.fail_if_critical()
         return RestorableDatabase(found.name, source, _properties(env), found.estimate_bytes, None, found)
-    backup = restore_steps.choose_backup(report, env, wanted, which)
+    backup = restore_steps.choose_backup(report, env, wanted, which, failed_too=bool(accept))
     content = content_in(backup)
     report.require(
         "content of the backup",
@@ -313,7 +313,8 @@ def restore_database(
         report.state_is(untouched, "fix the findings above, then run this again")
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
-            copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
+            with restore_steps.noting_failure(report, chosen.backup):
+                copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
             proven = prove(report, env, chosen, copy, into, strict=strict)
             ready = restore_steps.ready_database(report, env, copy, workers, after=proven)
             if into:

@@ -85,9 +85,12 @@ def full_restore(
     the run ends before the swap.
 
     A Redis master that serves all of its data is kept as it serves: it is neither stopped nor restored. If it is dead,
-    its own files, a replica or the backup restores it, by the least known loss (the plan lists them). A copy from which
-    a command deleted most keys, and a master that restarted without its data, are taken only if `redis_source` names
-    them. `redis_source=backup` sets Redis back to its backup.
+    its own files, a replica or the backup restores it, by the least known loss (the plan lists them). If nothing shows
+    that a surviving copy has less than that source, the plan ends and names the copy: `redis_source` decides. A copy
+    from which a command deleted most keys, and a master that restarted without its data, are taken only if
+    `redis_source` names them. `redis_source=backup` sets Redis back to its backup. A Redis that serves and that nothing
+    restores is not stopped. Clients find the restored master at once; a replica that does not follow is named
+    (reattach-redis).
 
     Live files are kept too if none of the backup's entries is missing or was altered without being written.
     `files_source=backup` sets them back to their backup.
@@ -169,7 +172,7 @@ def full_restore(
                 services.stop()
             if survivor:
                 services.stop_redis()
-            chosen = choose.captured(report, permit, env, chosen)
+            chosen = choose.captured(report, permit, env, chosen, services.redis_live)
             copies = build.build(report, permit, env, chosen, workers, filling)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, services, copies, live, chosen, advance=advance)

@@ -14,7 +14,7 @@ from flows.application.health_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
-from flows.recovery.full.choose import Chosen, OtherParts, losses_of_others
+from flows.recovery.full.choose import Chosen, OtherParts, losses_of_others, other_master
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.gate import DatabaseGate
 from flows.recovery.point.swap import takes_writes
@@ -46,7 +46,7 @@ HEALTH_SECONDS = 120
 
 
 def system_services(
-    report: Report, permit: Permit, env: Environment, chosen: Chosen, found: FoundServer, last: object
+    report: Report, permit: Permit, env: Environment, chosen: OtherParts, found: FoundServer, last: object
 ) -> SystemServices:
     """The services of the run, with those that it found running."""
     report.state_is(
@@ -54,7 +54,13 @@ def system_services(
     )
     running = [role for role in STOP_ORDER if found.services.running.get(role)]
     return SystemServices(
-        *(report, env, running, last), permit=permit, topology=chosen.redis_topology, redis_kept=chosen.redis_kept
+        *(report, env, running, last),
+        permit=permit,
+        topology=chosen.redis_topology,
+        redis_kept=chosen.redis_kept,
+        stops_redis=env.has("redis") and chosen.stops_redis,
+        other_master=other_master(env, chosen),
+        redis_live=chosen.redis_live,
     )
 
 
@@ -175,7 +181,7 @@ class StartedApplication:
 
 def prepare_redis(report: Report, env: Environment, copies: StagedCopies, services: SystemServices) -> None:
     """Give Redis a data directory, if it starts without a restored copy and has none."""
-    if copies.redis is None and _starts_redis(env, services) and (done := prepare_empty(env.redis)):
+    if copies.redis is None and services.stops_redis and (done := prepare_empty(env.redis)):
         report.warn("Redis data directory", "check its content, and back up Redis too", value=done)
 
 
@@ -188,7 +194,7 @@ def start_application(
         OpsError: Redis does not start, or the backend does not become healthy.
     """
     started = after
-    if _starts_redis(env, services):
+    if services.stops_redis:
         started = start_redis.after(started)(env.redis, env.services)
         note_started(env.redis, env.reports_directory, services.redis_replaced)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
@@ -203,10 +209,6 @@ def start_application(
             attaching.result()  # Sentinels that name no master are the reason, where it fails too
         raise
     return StartedApplication(health, problems, attaching)
-
-
-def _starts_redis(env: Environment, services: SystemServices) -> bool:
-    return env.has("redis") and not services.redis_kept
 
 
 def report_started(

@@ -51,7 +51,7 @@ from tasks.failover.promotion import (
     wait_for_stream,
 )
 from tasks.failover.rejoin import REJOIN
-from tasks.host.services import start_services, stop_services
+from tasks.host.services import start_services, started_if_cancelled, stop_services
 from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, read_synchrony
 from tasks.wal.archive.destinations import archive_of
 
@@ -110,7 +110,8 @@ def stop_and_promote(
     """Fence the old primary, and promote the new one until it takes writes.
 
     Raises:
-        OpsError: it was not promoted. After a planned failover the old primary takes writes again.
+        OpsError: it was not promoted. After a planned failover, a cancelled one too, the old primary takes writes
+            again.
     """
     planned = pair.course == "hand over"
     if planned:
@@ -126,10 +127,10 @@ def stop_and_promote(
             old = pair.old if feeds_old_wal(pair) else None
             clean = control if control and control.shut_down else None
             fed = feed.after(kept)(permit, Feeding(pair.new, pair.wal, clean, old))
-    except OpsError:
-        if planned:
+    except BaseException as error:
+        if planned:  # this run stopped a primary that took writes
             _go_back(report, env, pair)
-        else:
+        elif isinstance(error, OpsError):
             _let_go(report, env, pair)
         raise
     if env.has("wal"):
@@ -276,9 +277,10 @@ def redirect(
             return
         _report_fixed_variable(report, env, roles[0])
         if changed or restart:
-            stopped = stop_services.after(last)(env.services, roles)
-            failpoint("failover: application stopped")
-            last = start_services.after(stopped)(env.services, roles)
+            with started_if_cancelled(env.services, roles):
+                stopped = stop_services.after(last)(env.services, roles)
+                failpoint("failover: application stopped")
+                last = start_services.after(stopped)(env.services, roles)
         health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     if health.configured:
         report.passed("application", value=health.answer)

@@ -197,8 +197,8 @@ def first_at(postgres: Postgres, supply: Supply, moment: datetime, directory: Pa
         try:
             path = supply.bring(piece, directory)
         except VerificationFailed:
-            return 0.0  # its reader reports the problem
-        commits = commits_in(postgres, [(piece.segment, path)])
+            return 0.0  # the window's reader reports the problem
+        commits = commits_in(postgres, [(piece.segment, path)], lambda _: None)  # nor a damaged place in it
         path.unlink()
         return max((one.at.timestamp() for one in commits), default=0.0)
 
