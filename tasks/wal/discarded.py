@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.wal.branch import read_history
-from tasks.wal.format.names import Timeline
+from tasks.wal.format.names import Timeline, lsn_text
 from tasks.wal.reading.supply import Supply, read_supply, runs_of
 from tasks.wal.reading.waldump import Commit, commits_in
 
@@ -52,10 +50,12 @@ def parted_at(one: Timeline, other: Timeline) -> int:
     return max(ends)
 
 
-def _commits(env: Environment, supply: Supply, batch: list[int], directory: Path) -> Iterator[Commit]:
-    pieces = [supply.pieces[number] for number in batch]
+def _commits(env: Environment, supply: Supply, batch: list[int], directory: Path) -> list[Commit]:
+    pieces, ends = [supply.pieces[number] for number in batch], list[int]()
     files = [(piece.segment, supply.bring(piece, directory)) for piece in pieces]
-    yield from commits_in(env.postgres, files)
+    found = commits_in(env.postgres, files, ends.append)
+    if ends and ends[0] // supply.segment_bytes < batch[-1]:  # its last record may continue in the next segment
+        raise OpsError(f"nothing after {lsn_text(ends[0])} can be read", "search for an intact copy of that segment")
     for _, path in files[:-1]:  # the next batch begins with the last one
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        path.unlink(missing_ok=True)
+    return found
