@@ -54,7 +54,8 @@ def _commits(env: Environment, supply: Supply, batch: list[int], directory: Path
     pieces, ends = [supply.pieces[number] for number in batch], list[int]()
     files = [(piece.segment, supply.bring(piece, directory)) for piece in pieces]
     found = commits_in(env.postgres, files, ends.append)
-    if ends and ends[0] // supply.segment_bytes < batch[-1]:  # its last record may continue in the next segment
+    last = ends[0] // supply.segment_bytes if ends else batch[-1]
+    if last < batch[-1] and last + 1 < max(supply.pieces):  # the newest segment may have only just begun
         raise OpsError(f"nothing after {lsn_text(ends[0])} can be read", "search for an intact copy of that segment")
     for _, path in files[:-1]:  # the next batch begins with the last one
         path.unlink(missing_ok=True)
