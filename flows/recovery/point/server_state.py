@@ -4,6 +4,7 @@ stays, and is tried before the swap; its slots, prepared transactions and settin
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -52,7 +53,8 @@ def _judge_kept(report: Report, env: Environment) -> None:
     report.fact("configuration kept", ", ".join(configuration.files) or "none in the data directory")
     if live.is_dir():
         with contextlib.suppress(OpsError):  # the run judges it by the start of the copy
-            database.judge_requirements(report, judge_configuration(postgres, _container(env)))
+            found = judge_configuration(postgres, _container(env))
+            database.judge_requirements(report, [replace(one, name=CONFIGURATION) for one in found])
 
 
 def _judge_slots(report: Report, env: Environment) -> None:
