@@ -28,7 +28,7 @@ from flows.recovery.destruction import (
 )
 from flows.recovery.point import choice
 from flows.recovery.point.choice import PointOrigin
-from flows.recovery.point.target import FoundTarget, find_in_wal
+from flows.recovery.point.target import FoundTarget, find_in_wal, report_prepared
 from flows.recovery.restore_option import (
     DUMP_RATIO,
     LOGICAL,
@@ -36,8 +36,17 @@ from flows.recovery.restore_option import (
     Replay,
     RestoreOption,
 )
-from flows.store import store_for
-from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
+from flows.store import judge_drops, report_failed, store_for
+from runbook.errors import (
+    LockLost,
+    LossExceeded,
+    NotConfirmed,
+    NotRestorable,
+    OpsError,
+    RunbookFailed,
+    Unreachable,
+)
+from runbook.guard.loss import Loss
 from runbook.kinds import Pending
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -56,6 +65,7 @@ from tasks.wal.reading.supply import system_here
 NEWEST = RecoveryTarget("latest")
 COLUMNS = ("kind", "backup", "newest point", "lost", "takes", "disk space: needed / free", "")
 OPTIONS = "Recovery options for the database, the least loss first"
+ASKED = "backup asked for"
 
 
 @dataclass
@@ -73,7 +83,7 @@ def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
     attempt, first = RestoreAttempt(), len(report.findings)
     try:
         yield attempt
-    except (Unreachable, LockLost, NotConfirmed, NotRestorable):
+    except (Unreachable, LockLost, LossExceeded, NotConfirmed, NotRestorable):
         raise
     except OpsError as error:
         bad = [found for found in report.findings[first:] if found.status is Status.CRITICAL]
@@ -94,7 +104,9 @@ class RestoreOptions:
     `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
     person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
     transactions that a copy showed not to be the ones that destroyed data. `others`: databases of the cluster that must
-    not be set back: the application's is taken out of the recovered cluster. `lost`: by the chosen one, as a clause."""
+    not be set back: the application's is taken out of the recovered cluster. `loss`: by the chosen one. `live_end`: the
+    live database, when its server answered last. `timeline`: the one that WAL follows; 0: the one in use.
+    `acknowledged`: the LSN that the archive must reach (`choice.ship`)."""
 
     report: Report
     env: Environment
@@ -107,8 +119,16 @@ class RestoreOptions:
     used: RestoreOption | None = None
     end: DatabaseAtEnd | None = None
     rejected: set[int] = field(default_factory=set)
-    lost: str = ""
+    loss: Loss = field(default_factory=Loss)
+    live_end: DatabaseAtEnd | None = None
     others: Sequence[str] = ()
+    timeline: int = 0
+    acknowledged: int = 0
+
+    @property
+    def asked(self) -> str:
+        """The backup that a person asked for. `wanted` has a name also where the confirmed plan was made for latest."""
+        return self.report.pin_question(ASKED, self.wanted)
 
     @property
     def in_place(self) -> bool:
@@ -147,9 +167,13 @@ class RestoreOptions:
                 self._show(found, reasons, option)
                 self.report.fact("database from", f"{option.kind}: {option.text}")
                 self.report.pin("backup", option.backup.name)
+                self.report.pin_state("backup", option.backup.name)
                 self._judge_gap(option)
                 if option.replay:
                     report_target(self.report, option.replay.target, option.replay.found.newest)
+                    if self.in_place:
+                        self.report.pin("timeline", option.replay.origin.chain.timeline.number)
+                    report_prepared(self.report, option.replay.found, option.replay.stop)
                 return option
             self.tried.add(option.backup.name)
 
@@ -180,7 +204,7 @@ class RestoreOptions:
             f"run this again with backup={option.backup.name}, which accepts that loss",
             value=f"{why}; after it: {behind.text}",
             expected="no gap",
-            worst=Status.WARN if option.backup.name == self.wanted else Status.CRITICAL,
+            worst=Status.WARN if option.backup.name == self.asked else Status.CRITICAL,
         )
 
     def _ranked(self) -> tuple[list[RestoreOption], dict[str, str]]:
@@ -229,7 +253,7 @@ class RestoreOptions:
         newest = max(known) if self.in_place and known else self.report.started
         disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
         free = size(disk.free_bytes) if disk else "not measured"
-        self.lost = chosen.lost(newest)
+        self.loss = chosen.planned_loss(self.env, in_place=self.in_place)
         rows = [
             (
                 *(one.kind, one.backup.name, one.newest.astimezone(self.env.zone).isoformat(" ")),
@@ -251,8 +275,11 @@ class RestoreOptions:
             if not attempt.failure:
                 return [option]
             self.tried.add(backup.name)
+        tried = ", ".join(sorted(name for name in self.tried if kind_of(name, "postgres") == "cluster"))
         raise OpsError(
-            f"there is no base backup of {self.source} in {store.where}",
+            f"no other base backup of {self.source} is in {store.where}: {tried} was tried"
+            if tried
+            else f"there is no base backup of {self.source} in {store.where}",
             "run backup-cluster"
             if self.in_place
             else "take them with backup-cluster there, and copy them with replicate-backups",
@@ -267,7 +294,7 @@ class RestoreOptions:
         left = [
             one
             for one in known
-            if (one.name == self.wanted or not one.failed) and (not live or cluster_in(one).system == live.system)
+            if (one.name == self.asked or not one.failed) and (not live or cluster_in(one).system == live.system)
         ]
         return sorted(left, key=lambda one: (one.name == self.wanted, one.manifest.taken), reverse=True)
 
@@ -277,7 +304,9 @@ class RestoreOptions:
         """The base backup with its WAL, in a new instance, or in the one that is `built` already."""
         report, env = self.report, self.env
         of = "" if self.in_place else self.source
-        origin = choice.choose_origin(report, env, NEWEST, name, 0, self.stores, of=of)
+        origin = choice.choose_origin(
+            *(report, env, NEWEST, name, self.timeline, self.stores), of=of, acknowledged=self.acknowledged
+        )
         judge_version(report, env, origin.backup)
         extracted_bytes = (self.database_bytes or origin.content.bytes) if self.others else 0
         if not building:  # it uses that space already
@@ -297,7 +326,8 @@ class RestoreOptions:
         latest = self._end_of(origin, found)
         end = self.end
         if end is None and self.in_place:
-            end = read_live_end(env, origin.content.system, self.tables.rows)
+            live_end = read_live_end(env, origin.content.system, self.tables.rows)
+            end = self.live_end = live_end or self.live_end  # behind the fence no server answers
         target = find_target(
             *(report, env, origin, found, latest, root / "wal", self.tables, end, self.before), self.rejected
         )
@@ -346,12 +376,15 @@ class RestoreOptions:
             hint = f"check them in {store.where}"
             self.report.warn("unreadable manifests", hint, value=", ".join(unreadable[-5:]))
         own = [one for one in known if one.manifest.environment == self.source and one.name not in self.tried]
-        chosen = [one for one in own if one.name == self.wanted] or [one for one in own if not one.failed]
+        usable = [one for one in own if one.name == self.asked or not one.failed]
+        chosen = [one for one in usable if one.name == self.wanted] or usable
         if not chosen:
             raise OpsError(
                 f"there is no dump of {self.source}'s database in {store.where}", "copy them with replicate-backups"
             )
         newest = max(chosen, key=lambda one: one.manifest.taken)
+        report_failed(self.report, max(own, key=lambda one: one.manifest.taken), newest)
+        judge_drops(self.report, newest)
         return [RestoreOption(newest, newest.manifest.taken)]
 
 

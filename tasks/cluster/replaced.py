@@ -48,18 +48,6 @@ def read_slots(postgres: Postgres) -> tuple[Slot, ...]:
 
 
 @probe
-def read_prepared(postgres: Postgres) -> tuple[str, ...]:
-    """The prepared transactions of a server, each with its database and time.
-
-    Raises:
-        Unreachable: it does not answer.
-    """
-    with postgres.connect() as connection:
-        rows = execute(connection, "SELECT gid, database, prepared::text FROM pg_prepared_xacts ORDER BY prepared")
-    return tuple(f"{gid} in {database}, prepared {at}" for gid, database, at in rows)
-
-
-@probe
 def read_role_settings(postgres: Postgres) -> frozenset[str]:
     """The settings of databases and roles (ALTER DATABASE … SET, ALTER ROLE … SET).
 

@@ -4,7 +4,7 @@ half touches nothing live."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -13,17 +13,20 @@ from flows.database import expectations as check
 from flows.recovery.destruction import read_end
 from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
-from flows.recovery.full.choose import Chosen
+from flows.recovery.full.choose import Chosen, losses_of_others
 from flows.recovery.full.start import other_databases
+from flows.recovery.gate import AGAIN, require_confirmed
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
 from flows.recovery.point import server_state, swap
 from flows.recovery.restore_option import LOGICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import ClusterServices, SystemServices, started_on_failure
+from flows.recovery.unlogged import warn_emptied
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.report import Report
+from tasks.cluster.fence import FencedServer
 from tasks.cluster.instance import PrivateInstance, running
 from tasks.cluster.recovery import read_standing, wait_recovered
 from tasks.cluster.swap import flush_cluster, sync_cluster
@@ -31,6 +34,8 @@ from tasks.host.services import start_services
 from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
+from tasks.postgres.tables.filenodes import read_database_names
+from tasks.redis.restore.swap import start_redis
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.fetch import fetch_histories
 
@@ -41,7 +46,8 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class ClusterRun:
     """What a restore of the cluster needs. `databases`: the other databases that a person named: they are set back with
-    the application's. `replaces`: whether there is live data."""
+    the application's. `replaces`: whether there is live data. `fenced`: the live server, where it was stopped before
+    the copy was built; `settings`: its settings of databases and roles, before that."""
 
     report: Report
     permit: Permit
@@ -51,14 +57,18 @@ class ClusterRun:
     strict: bool = False
     databases: Sequence[str] = ()
     replaces: bool = True
+    fenced: FencedServer | None = None
+    settings: frozenset[str] | None = None
 
 
 @dataclass
 class ClusterCopies(StagedCopies):
-    """The copies next to the live data. The cluster's is a private instance, stopped, on a new timeline."""
+    """The copies next to the live data. The cluster's is a private instance, stopped, on a new timeline. `databases`:
+    its databases by OID."""
 
     option: RestoreOption = field(kw_only=True)
     timeline: int = field(kw_only=True)
+    databases: Mapping[int, str] = field(kw_only=True)
 
     @property
     def replay(self) -> Replay:
@@ -78,14 +88,15 @@ def plan(
     stop_first: bool = False,
 ) -> None:
     """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known;
-    `stop_first`: the application is stopped before the copy is built."""
+    `stop_first`: the application and the database server are stopped before the copy is built."""
     if stop_first:
-        report.plan("stop services", build.stopped(env, chosen), seconds=2, by=build.stopped_by(env, chosen))
+        swap.plan_stop(report, env)
     plan_copy(report, env, option, of)
     check.plan(report, env)
     build.plan_others(report, env, chosen)
     migration.judge(report, env, revision, chosen.files)
     swap.plan(report, env, stopped=stop_first)
+    build.plan_redis_stop(report, env, chosen)
     start = "and its WAL receiver; afterwards: rejoin-standby and backup-cluster"
     report.plan("start the database server", start, seconds=2, by=[start_services])
     build.plan_start(report, env, chosen)
@@ -94,6 +105,8 @@ def plan(
 def plan_copy(report: Report, env: Environment, option: RestoreOption, of: str) -> None:
     """Plan the staged copy of the cluster. `of`: as in `plan`."""
     assert option.replay
+    only = env.postgres.database if option.extracted_bytes else ""
+    warn_emptied(report, env, option.backup.manifest.environment, database=only)
     replay, content = option.replay, option.replay.origin.content
     links, wal = len(replay.found.links), replay.wal_bytes
     report.plan(
@@ -148,8 +161,22 @@ def recover_to_target(run: ClusterRun, option: RestoreOption, use: Callable[[Res
             if _is_at_target(run, option.replay):
                 return use(option, timeline)
         option = run.options.again(option)
+        require_confirmed(
+            run.report, option.planned_loss(run.env, in_place=run.options.in_place), hint=_how_to_choose(option)
+        )
     raise VerificationFailed(
         "no statement in the WAL explains what is missing in the copy", "find-transaction shows who deleted it"
+    )
+
+
+def _how_to_choose(option: RestoreOption) -> str:
+    """The next step where the copy showed a statement that the plan could not see: the server did not answer."""
+    destroyed = option.replay.target.destruction if option.replay else None
+    if not destroyed:
+        return AGAIN
+    return (
+        f"run this with before={destroyed.end.xid} to stop just before {destroyed.text}, or with before=none to keep "
+        "that statement and everything after it"
     )
 
 
@@ -177,11 +204,12 @@ def _prove(run: ClusterRun, option: RestoreOption, timeline: int) -> ClusterCopi
     report, env = run.report, run.env
     assert option.replay
     instance = option.replay.instance
-    _judge_others(run, instance)
+    _judge_others(run, option)
     flushing = flush_cluster.after(timeline).submit(instance)  # while the content is judged
     rows, name = point_build.compare(report, env, instance), env.postgres.database
-    server_state.judge_copy(report, env, instance.postgres)
-    copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
+    server_state.judge_copy(report, run.settings, instance.postgres)
+    databases = read_database_names(instance.postgres)
+    copies = ClusterCopies(None, None, rows, option=option, timeline=timeline, databases=databases)
     if run.options.in_place:
         copies.origin = check.ExpectationsOrigin(option.newest)
         checking = check.start(report, env, name, after=timeline, origin=copies.origin, on=instance.postgres)
@@ -202,13 +230,19 @@ def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
     found = read_end(replay.instance.postgres, run.env.postgres.database, options.tables.rows)
     if destroyed := target.destruction:
         has = found.oid == destroyed.database if destroyed.statement == "DROP DATABASE" else bool(found.oid)
-        if has and not found.emptied.lacks(destroyed.tables):
+        if has and not found.invalid and not found.emptied.lacks(destroyed.tables):
             return True
         options.rejected.add(destroyed.end.xid)
+        options.end = found if found.invalid else options.end  # an earlier DROP DATABASE was interrupted
         return False
     if options.end is None and not options.before and found.destroyed:
         options.end = found
         return False
+    if found.invalid:
+        raise VerificationFailed(
+            f"the database {run.env.postgres.database} is invalid in the copy: a DROP DATABASE had begun",
+            "choose an earlier target (before=TRANSACTION)",
+        )
     if not found.oid:
         raise VerificationFailed(
             f"the copy has no database {run.env.postgres.database}", "restore from a dump (method=dump)"
@@ -216,13 +250,17 @@ def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
     return True
 
 
-def _judge_others(run: ClusterRun, instance: PrivateInstance) -> None:
-    """The swap replaces every database of the cluster: those that nobody named may not be set back."""
+def _judge_others(run: ClusterRun, option: RestoreOption) -> None:
+    """Judge the swap of every database of the cluster. Those that nobody named may not be set back: they go to the end
+    of the WAL with a server that was stopped before, or nothing of them is there."""
+    assert option.replay
     if not run.options.in_place:
         return
-    others = other_databases(run.env, read_server(instance.postgres), instance.postgres)
-    if others and not run.replaces:
-        run.report.fact("other databases restored too", ", ".join(others))
+    postgres = option.replay.instance.postgres
+    others = other_databases(run.env, read_server(postgres), postgres)
+    at_the_end = bool(run.fenced) and option.replay.target.is_the_end
+    if others and (not run.replaces or at_the_end):
+        run.report.fact("other databases restored too", f"{', '.join(others)}" + ", to the end of the WAL" * at_the_end)
         return
     others = tuple(one for one in others if one not in run.databases)
     if others and LOGICAL in run.options.kinds:  # method=cluster sets back what was named, and nothing else
@@ -263,16 +301,20 @@ def swapping_in(
         OpsError: a rename fails.
     """
     report, permit, env = run.report, run.permit, run.env
+    copy = copies.option.copy(env.postgres.database, names=copies.databases)
     with started_on_failure(services), started_on_failure(cluster):
+        services.stop()
         try:
-            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline)
+            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline, copy, run.fenced)
         except BaseException:
             services.swapped += cluster.swapped  # after a half-done swap nothing may be started
             raise
-        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
+        undo = swap.undo_of(env.postgres, cluster.kept)
+        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies), undo)
         services.last = cluster.last
-        services.stop()
+        services.stop_redis()
         bring_up.swap_others(report, permit, env, services, copies)
+        report.loses(*losses_of_others(run.chosen))
         yield
 
 
@@ -285,7 +327,9 @@ def start_cluster(run: ClusterRun, copies: ClusterCopies, services: SystemServic
     report, permit, env = run.report, run.permit, run.env
     cluster.last = services.last
     swap.start_server(report, permit, env, cluster)
-    user = try_login.after(cluster.last)(env.postgres, env.postgres.database)
     name = env.postgres.database
-    services.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user
+    ready: object = try_login.after(cluster.last)(env.postgres, name)
+    if copies.redis:  # a migration may need it
+        ready = start_redis.after(ready)(env.redis, env.services)
+    services.last = migration.migrate(report, permit, env, name, None, revision="", after=ready) or ready
     cluster.all_started()

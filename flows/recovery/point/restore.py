@@ -7,7 +7,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -16,8 +18,10 @@ from blocks.environment import Environment, Stores
 from flows.database.base_backup import judge_space, judge_version
 from flows.database.tables import require_names, restore_tables
 from flows.database.wal_reading import mend
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
+from flows.recovery import unlogged
+from flows.recovery.gate import Copy, fence_cluster, planned_loss
 from flows.recovery.point import build, choice, server_state, swap
 from flows.recovery.point import target as point_target
 from flows.recovery.point.choice import PointOrigin
@@ -28,8 +32,10 @@ from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, lost_since, seconds_from
+from runbook.guard.effect import Effect, NoUndo, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -41,11 +47,12 @@ from tasks.backups.manifest import Manifest, sums_of
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
 from tasks.cluster.recovery import promote_instance, read_standing, wait_recovered
 from tasks.cluster.swap import sync_cluster
-from tasks.cluster.target import By, Stop, parse_target
+from tasks.cluster.target import By, RecoveryTarget, Stop, parse_target
 from tasks.host.services import start_services
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.tables.chosen import choose_tables
+from tasks.postgres.tables.filenodes import read_database_names
 
 Mode = Literal["swap", "tables"]
 
@@ -72,13 +79,14 @@ def restore_to_point(
     the target and the first one after it. The paused copy must have the first of the two and not the second; only then
     does the run touch live data. With mode=swap the copy replaces the live directory: services stop for seconds, and
     the old directory is kept. With mode=tables restore-tables replaces the rows of the chosen tables: nothing stops,
-    and newer rows of other tables stay.
+    and newer rows of other tables stay. It refuses unlogged tables: a recovered copy has none of their rows.
 
     It refuses a target outside the archive, and WAL that is missing, damaged or from another cluster. The report then
     has the oldest and the newest reachable point.
 
     A swap starts a new timeline: take a base backup (backup-cluster) and rebuild the standby (rejoin-standby). Undo:
-    the old data directory is kept. Evidence: the transactions on both sides of the target, rows in the copy and live.
+    undo-full-restore, which puts the kept data directory back. Evidence: the transactions on both sides of the target,
+    rows in the copy and live.
 
     Departs from the manual, which only has the last night's dump and drops the live database first.
 
@@ -90,7 +98,7 @@ def restore_to_point(
         mode: swap: replace the whole cluster; tables: put back only the rows of tables
         tables: Required for mode=tables: names of tables (schema.table)
         backup: auto, or the name of a base backup (base_YYYYMMDD_HHMMSS)
-        timeline: Timeline to follow. 0: the newest in the archive
+        timeline: Timeline to follow. 0: the one in use
         source: Store. copies: the replica store
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan
@@ -106,8 +114,8 @@ def restore_to_point(
         root = root_for(env.postgres)
         if sweep_instance(root):
             report.fact("deleted", f"{root}, left by an earlier run")
-        choice.ship(report, env, source)
-        origin = choice.choose_origin(report, env, wanted, backup, timeline, source)
+        acknowledged = choice.ship(report, env, source)
+        origin = choice.choose_origin(report, env, wanted, backup, timeline, source, acknowledged=acknowledged)
         report.pin("backup", origin.backup.name)
         report.pin("timeline", origin.chain.timeline.number)
         judge_version(report, env, origin.backup)
@@ -118,17 +126,21 @@ def restore_to_point(
         found = point_target.find_in_wal(env, origin, wanted, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
-        _plan(report, env, origin, found, mode, tables)
+        _plan(report, env, origin, found, by, mode, tables)
+        if mode == "swap":
+            unlogged.warn_emptied(report, env, stores=source)
+        else:
+            unlogged.judge_named(report, env, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
-        permit = report.permit(*acts, effect=_effect(report, env, found, mode, tables))
+        permit = report.permit(*acts, effect=_effect(report, env, _copy(env, origin, found), found, by, mode, tables))
         report.state_is("nothing live was touched", "fix the findings above, then run this again")
         choice.fetch_files(report, origin)
-        build.build(report, env, instance, origin, found.links, root / "wal")
         if mode == "swap":
-            _swap(report, permit, env, origin, instance, stop, len(found.links))
+            _swap(report, permit, env, origin, instance, found, wanted, source)
         else:
-            _copy_back(report, env, origin, instance, stop, tables, len(found.links))
+            build.build(report, env, instance, origin, found.links, root / "wal")
+            _copy_back(report, env, origin, instance, stop, tables, found)
     return report
 
 
@@ -140,10 +152,12 @@ def _require_mode(mode: Mode, tables: list[str]) -> None:
 
 
 def _plan(
-    report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, mode: Mode, tables: list[str]
+    report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, by: By, mode: Mode, tables: list[str]
 ) -> None:
     content, wal = origin.content, len(found.links) * origin.content.segment_bytes
-    root = root_for(env.postgres)
+    root, to_the_end = root_for(env.postgres), by == "latest"
+    if mode == "swap" and to_the_end:
+        swap.plan_stop(report, env)
     report.plan(
         "build the copy",
         f"{origin.backup.name} in {root}",
@@ -163,7 +177,7 @@ def _plan(
     sides = "the copy has the last transaction before the target, and not the first after it"
     report.plan("prove", sides, by=[read_standing])
     if mode == "swap":
-        swap.plan(report, env)
+        swap.plan(report, env, stopped=to_the_end)
         after = "afterwards: rejoin-standby and backup-cluster"
         healthy: list[CarriesOut] = [wait_healthy] if env.services_in(("backend", "frontend")) else []
         report.plan("start services", after, seconds=10, by=[start_services, analyze, *healthy])
@@ -171,15 +185,30 @@ def _plan(
         plan(report, tables)
 
 
-def _effect(report: Report, env: Environment, found: FoundTarget, mode: Mode, tables: list[str]) -> Effect:
-    before, newest = found.stop.before if found.stop else None, found.newest
+def _copy(env: Environment, origin: PointOrigin, found: FoundTarget) -> Copy:
+    assert found.stop
+    return Copy(env.postgres.database, origin, found.stop, found.commits)
+
+
+def _effect(
+    report: Report, env: Environment, copy: Copy, found: FoundTarget, by: By, mode: Mode, tables: list[str]
+) -> Effect:
+    before = copy.stop.before
     what = "all databases of the cluster" if mode == "swap" else first_of(tables)
     when = f"{clock.short(before.at)}" if before else "the end of the base backup"
-    lost = lost_since(before.at) if before and (not newest or before.at < newest.at) else ""
+    since = before.at if before else copy.origin.content.stopped
     if mode == "swap":
-        down = seconds_from(report.plan_steps, "stop services")
-        return Effect(f"{what} go back to {when}", "rename the kept data directory", lost, down)
-    return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", lost, "the tables are locked for the swap")
+        down, lost = seconds_from(report.plan_steps, "stop services"), Loss.everything_since(copy.part, since)
+        if by == "latest" or not found.more:
+            lost = planned_loss(env, copy, found.lost, to_the_end=by == "latest")
+        is_there = Path(env.postgres.data_directory).is_dir()
+        undo = "undo-full-restore" if is_there else NoUndo("the data directory is missing, so nothing is kept")
+        return Effect(f"{what} go back to {when}", undo, (lost,), down)
+    lost = Loss.everything_since(what, since)
+    if by == "latest" and copy.origin.unread:
+        lost = Loss.not_known(what, copy.origin.unread)
+    locked = "the tables are locked for the swap"
+    return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", (lost,), locked)
 
 
 def _swap(
@@ -188,23 +217,35 @@ def _swap(
     env: Environment,
     origin: PointOrigin,
     instance: PrivateInstance,
-    stop: Stop,
-    links: int,
+    found: FoundTarget,
+    wanted: RecoveryTarget,
+    source: Stores,
 ) -> None:
-    with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
-        timeline = swap.promote(env, instance)
-        build.compare(report, env, instance)
-        server_state.judge_copy(report, env, instance.postgres)
-    sync_cluster(instance)
-    services = read_cluster_services(report, env)
+    services, wal, fenced = read_cluster_services(report, env), instance.root / "wal", None
+    settings = server_state.read_live_settings(env)
+    building = build.begin(env, instance, origin)  # while the services stop
     with started_on_failure(services):
-        swap.swap(report, permit, env, instance, services, timeline)
+        if wanted.by == "latest":  # with what is written until the fence
+            fenced = fence_cluster(report, env, services, source)
+            if (newest := choice.with_newest(origin)) is not origin:
+                origin = newest
+                found = point_target.find_in_wal(env, origin, wanted, wal)
+                point_target.judge_target(report, origin, wanted, found)
+        copy, links = _copy(env, origin, found), len(found.links)
+        build.build(report, env, instance, origin, found.links, wal, building)
+        with running(instance, copy.stop, origin.chain.timeline.number, unsynced=True):
+            build.recover(report, instance, origin, links)
+            build.prove(report, instance, origin, copy.stop, found.commits)
+            timeline = swap.promote(env, instance)
+            build.compare(report, env, instance)
+            server_state.judge_copy(report, settings, instance.postgres)
+            copy = replace(copy, names=read_database_names(instance.postgres))
+        sync_cluster(instance)
+        swap.swap(report, permit, env, instance, services, timeline, copy, fenced)
         swap.start(report, permit, env, services)
     swap.report_follow_up(report, env, origin, services, timeline)
-    wal = len(origin.chain.links) * origin.content.segment_bytes
-    report.measure("database point in time", origin.content.bytes + wal)
+    bytes_ = len(origin.chain.links) * origin.content.segment_bytes
+    report.measure("database point in time", origin.content.bytes + bytes_)
     report.outcome = "the cluster is at the target, proven on both sides"
 
 
@@ -215,11 +256,11 @@ def _copy_back(
     instance: PrivateInstance,
     stop: Stop,
     tables: list[str],
-    links: int,
+    found: FoundTarget,
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
+        build.recover(report, instance, origin, len(found.links))
+        build.prove(report, instance, origin, stop, found.commits)
         promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
         build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
@@ -227,6 +268,7 @@ def _copy_back(
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
     report.table("Result of restore-tables", ("fact", "value"), list(done.facts.items()))
     report.state_is(f"the rows of {', '.join(tables)} were replaced", "run undo-restore-tables to restore them")
+    report.undo_is(Next("undo-restore-tables"))
     report.outcome = f"{', '.join(tables)} have the rows of the target time ({done.outcome})"
 
 
@@ -241,7 +283,7 @@ def main() -> int:
     parser.add_argument("--backup", default=choice.AUTO)
     parser.add_argument("--timeline", type=int, default=0)
     parser.add_argument("--source", choices=get_args(Stores), default="backups")
-    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    add_confirmation(parser)
     return launch(restore_to_point, vars(parser.parse_args()))
 
 
@@ -263,6 +305,7 @@ def plan(report: Report, tables: Sequence[str]) -> None:
 def keep(report: Report, env: Environment, instance: PrivateInstance, tables: Sequence[str], at: datetime) -> Backup:
     """Dump the copy's tables into the environment's store, as a backup with the target's time."""
     started = time.monotonic()
+    unlogged.require_logged(report, instance.postgres, tables)
     found = choose_tables(instance.postgres, tables)
     store = store_for(env, "tables")
     name, directory = publishing.begin(store, "tables", env.name, env.zone)

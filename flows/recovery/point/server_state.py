@@ -1,5 +1,5 @@
 """What belongs to the server and not to its databases, where a cluster is replaced as a whole: its configuration, which
-stays, and is tried before the swap; its slots, prepared transactions and settings, which do not stay and are named."""
+stays, and is tried before the swap; its slots and settings, which do not stay and are named."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tasks.cluster.configuration import AUTO, OWN, live_configuration, main_file
 from tasks.cluster.container import ServerContainer, read_container
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.rehearsal import rehearse_start
-from tasks.cluster.replaced import read_prepared, read_role_settings, read_slots
+from tasks.cluster.replaced import read_role_settings, read_slots
 from tasks.cluster.stopped import judge_configuration
 from tasks.cluster.trial import StartRefused
 
 CONFIGURATION, SLOTS = "configuration of the server", "replication slots"
-PREPARED, SETTINGS = "prepared transactions", "settings of databases and roles"
+SETTINGS = "settings of databases and roles"
 
 
 def plan(report: Report, env: Environment) -> None:
@@ -76,21 +76,21 @@ def _judge_slots(report: Report, env: Environment) -> None:
         )
 
 
-def judge_copy(report: Report, env: Environment, copy: Postgres) -> None:
-    """Name what the promoted copy brings back: prepared transactions, and settings other than the live ones."""
-    if prepared := read_prepared(copy):
-        report.warn(
-            PREPARED,
-            "COMMIT PREPARED or ROLLBACK PREPARED each as soon as the server is live: until then it holds its locks",
-            value=first_of(prepared, 10),
-            expected="none",
-        )
-    with contextlib.suppress(OpsError):  # a live server that is down has none to compare
-        live, restored = read_role_settings.work(env.postgres), read_role_settings(copy)
-        differing = [f"{one} (no longer set)" for one in sorted(live - restored)] + sorted(restored - live)
-        if differing:
-            hint = "set them again after the restore (ALTER DATABASE … SET, ALTER ROLE … SET), if they are still right"
-            report.warn(SETTINGS, hint, value=first_of(differing, 10), expected="as they are live")
+def read_live_settings(env: Environment) -> frozenset[str] | None:
+    """Read the settings of databases and roles before the server is stopped; None where it does not answer."""
+    with contextlib.suppress(OpsError):
+        return frozenset(read_role_settings.work(env.postgres))
+    return None
+
+
+def judge_copy(report: Report, live: frozenset[str] | None, copy: Postgres) -> None:
+    """Name the settings of databases and roles that the promoted copy has, other than the `live` ones."""
+    restored = read_role_settings(copy)
+    differing = [f"{one} (no longer set)" for one in sorted((live or restored) - restored)]
+    differing += sorted(restored - (live or restored))
+    if differing:
+        hint = "set them again after the restore (ALTER DATABASE … SET, ALTER ROLE … SET), if they are still right"
+        report.warn(SETTINGS, hint, value=first_of(differing, 10), expected="as they are live")
 
 
 def rehearse(report: Report, env: Environment, instance: PrivateInstance) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
+from blocks.postgres.server import Postgres
 from flows.application.health_checks import report_health, report_smoke
+from flows.branch import record_branch
 from flows.database.waiting_commits import free_commits
+from flows.recovery import gate
 from flows.recovery.point import server_state
-from flows.recovery.point.choice import PointOrigin, ship
+from flows.recovery.point.choice import PointOrigin
 from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
 from runbook.errors import Unreachable
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from runbook.wait import until
 from tasks.application.health import answers, smoke_check, wait_healthy
+from tasks.cluster.fence import FencedServer, read_fence
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import promote_instance
 from tasks.cluster.swap import (
@@ -41,19 +47,28 @@ def acts(env: Environment) -> list[Act]:
     return [Act(REPLACE_CLUSTER, env.postgres.data_directory), Act(ALONE, address(env.postgres))]
 
 
+def servers(env: Environment) -> list[str]:
+    """The servers that are stopped for a swap, after the application."""
+    return [*replication_roles(env), env.postgres.service]
+
+
+def plan_stop(report: Report, env: Environment) -> None:
+    """Plan the stop of the application and the servers."""
+    stop = ", ".join([*env.services_in(APPLICATION), *servers(env)])
+    report.plan("stop services", stop, seconds=5, by=[stop_services, read_fence])
+
+
 def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
-    """Plan the swap. `stopped`: the application is stopped already."""
+    """Plan the swap. `stopped`: the application and the servers are stopped already."""
     server_state.plan(report, env)
-    servers = [*replication_roles(env), env.postgres.service]
     live = env.postgres.data_directory
     report.plan("promote the copy", "on a new timeline", seconds=1, by=[promote_instance])
     sync = "every file is on disk before the swap: it is recovered without fsync"
     report.plan("sync the copy", sync, seconds=1, by=[sync_cluster])
-    if stopped:
-        report.plan("stop the database server", ", ".join(servers), seconds=3, by=[stop_services])
-    else:
-        stop = ", ".join([*env.services_in(APPLICATION), *servers])
-        report.plan("stop services", stop, seconds=5, by=[stop_services])
+    if not stopped:
+        plan_stop(report, env)
+    lacks = "the copy lacks no commit of the stopped server beyond the planned loss"
+    report.plan("compare with the live server", lacks, seconds=1, by=[gate.measure])
     swapped = f"the copy becomes {live}; the replaced one is kept as {live}.superseded_…"
     report.plan("swap", swapped, seconds=0.1, by=[swap_cluster])
     if env.has("wal"):
@@ -74,22 +89,28 @@ def swap(
     instance: PrivateInstance,
     services: ClusterServices,
     timeline: int,
-) -> None:
-    """Stop the services, archive the end of the old timeline, and rename."""
+    copy: gate.Copy,
+    fenced: FencedServer | None = None,
+) -> Loss:
+    """Fence the live server unless it is, pass the gate, rename, and record the new timeline. Returns what is lost.
+
+    Raises:
+        LossExceeded: more than was confirmed. Nothing live was replaced.
+    """
     primary = env.postgres  # not read again: the server is down from here on
     server_state.rehearse(report, env, instance)
-    services.stop()
-    if env.has("wal"):
-        ship(report, env, "backups")  # a later recovery may go to the end of the old timeline
+    loss = gate.pass_cluster(report, env, services, copy, fenced)
     report.state_is(
         f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to it",
-        f"run it again with confirm={env.name}: it restores everything from the start. To undo it instead, rename the "
-        "newest ….superseded_… back and start the services",
+        f"run it again with confirm={env.name}: it restores everything from the start. To go back instead, run "
+        "undo-full-restore",
     )
     done = swap_cluster.after(services.last)(permit, primary, instance)
     services.swapped.append("cluster")
     services.last = done
     services.kept += [str(done.kept)] if done.kept else []
+    report.loses(loss)
+    gate.forget_swap(env)
     report.state_is(
         f"the cluster is at the target, on timeline {timeline}, and is live; services are stopped or starting; "
         f"the replaced data is kept: {', '.join(services.kept) or 'there was none'}",
@@ -106,12 +127,19 @@ def swap(
         wal = Path(env.wal.directory)
         services.last = aside = set_wal_aside.after(services.last)(permit, primary, wal)
         services.kept += [str(aside)] if aside else []
+        origin = copy.origin
+        left = [origin.chain.timeline.number]
+        record_branch(report, env, origin.content.system, timeline, left, after=services.last)
+    return loss
 
 
-def start(report: Report, permit: Permit, env: Environment, services: ClusterServices) -> None:
-    """Start the server and the WAL receiver, then the application."""
+def start(
+    report: Report, permit: Permit, env: Environment, services: ClusterServices, *, has_statistics: bool = False
+) -> None:
+    """Start the server and the WAL receiver, then the application. `has_statistics`: the planner's, of its own."""
     start_server(report, permit, env, services)
-    analyze.after(services.last)(env.postgres, env.postgres.database, 2)
+    if not has_statistics:
+        analyze.after(services.last)(env.postgres, env.postgres.database, 2)
     services.all_started()
     roles = env.services_in(("backend", "frontend"))
     if roles:
@@ -172,6 +200,14 @@ def _judge_receiver(report: Report, env: Environment) -> None:
         report.passed("WAL receiver", value="streams the new timeline")
 
 
+def undo_of(primary: Postgres, kept: Sequence[str]) -> Next | None:
+    """The undo of a swap, by the directory that it kept; None where there was no data directory."""
+    names = [
+        Path(one).name for one in kept if Path(one).name.startswith(f"{Path(primary.data_directory).resolve().name}.")
+    ]
+    return Next("undo-full-restore", "", {"kept": names[0]}) if names else None
+
+
 def report_follow_up(
     report: Report,
     env: Environment,
@@ -185,11 +221,8 @@ def report_follow_up(
     primary = env.postgres
     report.fact("timeline", f"{timeline} (from timeline {origin.chain.timeline.number})")
     report.fact("replaced data kept", ", ".join(services.kept) or "none: there was no live data")
-    report.fact(
-        "undo",
-        f"stop the services, move {primary.data_directory} away, rename the kept one to it, start the services: "
-        "this loses the writes since the swap",
-    )
+    if not report.undo and (undo := undo_of(primary, services.kept)):
+        report.undo_is(undo)
     report.warn(
         "no base backup of the new timeline",
         f"take one now: until then a recovery starts from {origin.backup.name}",

@@ -16,9 +16,10 @@ from typing import get_args
 from blocks.environment import Environment, Stores
 from flows.database import expectations
 from flows.database import restore_steps as database
-from flows.launch import launch
+from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
+from flows.recovery.gate import require_confirmed
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.region import build, summary
@@ -114,7 +115,7 @@ def region_failover(
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
             "a region failover back, once the old region follows",
-            options.lost,
+            (options.loss,),
             seconds_from(report.plan_steps, ""),
         )
         permit = report.permit(*_acts(env, chosen), effect=effect)
@@ -198,6 +199,7 @@ def _restore(
             break
         options.tried.add(option.backup.name)
         option = options.choose()
+        require_confirmed(report, options.loss)
         chosen = parts.choose(report, env, option)
     options.used = options.used or option
     with ready, phases.of("bring up"):
@@ -219,7 +221,7 @@ def main() -> int:
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="parts not to restore")
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation at its backup")
     parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
-    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    add_confirmation(parser)
     return launch(region_failover, vars(parser.parse_args()))
 
 

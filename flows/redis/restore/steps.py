@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blocks.environment import Environment
+from flows.store import mark_failed
 from runbook.errors import OpsError
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.log import logger
+from runbook.next import Next
 from runbook.report import Report, Status
 from runbook.units import duration, size
 from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
+from tasks.redis.restore.live import LiveRedis, require_judged
 from tasks.redis.restore.place import Precondition
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
-from tasks.redis.topology.isolation import attach, detach, note_swapped
+from tasks.redis.restore.undoing import note_started
+from tasks.redis.topology.isolation import attach, detach, note_swapped, wait_for_followers
 from tasks.redis.topology.refusing_servers import find_refusing_servers
 from tasks.redis.topology.topology import ReplicationTopology
 
@@ -149,6 +153,8 @@ def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: R
         value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",
         expected="no difference",
     )
+    if not comparison.is_equal:
+        mark_failed(report, backup, comparison.differences[0])
     report.fail_if_critical()
     dropped = ", ".join(f"{prefix} {count:,}" for prefix, count in copy.dropped.items() if count)
     report.fact("Redis keys restored", f"{sum(copy.keys.values()):,}")
@@ -158,11 +164,18 @@ def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: R
 
 
 def replace_redis(
-    report: Report, env: Environment, permit: Permit, copy: RedisCopy, around: ReplicationTopology
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    copy: RedisCopy,
+    around: ReplicationTopology,
+    judged: LiveRedis,
 ) -> SwappedRedis:
-    """Detach, stop, swap, start, verify, reattach. If the swap fails, the old data is started again.
+    """Detach, stop, swap, start, verify, reattach. If the swap fails, the old data is started again. `judged`: the live
+    side that may be replaced.
 
     Raises:
+        LossExceeded: it is another one now. Nothing was replaced.
         OpsError: the service did not stop, or does not start with the copy (the hint names the undo).
     """
     was_running, taken = env.services.is_running("redis"), around
@@ -171,7 +184,8 @@ def replace_redis(
         "run it again; or start the service and run reattach-redis",
     )
     try:
-        taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
+        same = require_judged.after(copy)(env.redis, judged)
+        taken = detach.after(same)(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
         swapped = swap_redis.after(stopped)(permit, env.redis, copy)
     except BaseException:
@@ -183,6 +197,7 @@ def replace_redis(
     report.state_is("the backup's data is in place; the replaced data is kept", back)
     try:
         started = start_redis.after(swapped)(env.redis, env.services)
+        note_started(env.redis, env.reports_directory, swapped.kept)
         differences = verify_live_redis.after(started)(env.redis, copy)
     except OpsError as error:
         raise OpsError(f"Redis does not serve the restored data: {error.message}", error.hint or back) from None
@@ -217,23 +232,33 @@ def start_again(
 
 def put_back(
     report: Report, env: Environment, permit: Permit, taken: ReplicationTopology, after: object = None
-) -> None:
-    """Reattach replicas and Sentinels. The master is this server, or the earlier one if nothing was swapped.
+) -> tuple[str, ...]:
+    """Reattach Sentinels and replicas. The master is this server, or the earlier one if nothing was swapped. Returns
+    sentences about those that could not be reattached.
 
     Raises:
-        Unreachable: they do not agree on the master; the record of detached servers stays.
+        Unreachable: the Sentinels do not agree on the master; the record of detached servers stays.
     """
     if taken.is_alone:
-        return
+        return ()
     before = report.state
     report.state_is("some replicas or Sentinels are detached", "run reattach-redis when they answer")
     # Over the network it can be any server of the data set; otherwise it is the one whose files are on this host.
     own = env.redis.at(taken.own) if env.redis.remote else env.redis
-    for problem in attach.after(after)(permit, own, taken, env.reports_directory):
-        report.warn("not reattached", problem)
+    attached = attach.after(after)(permit, own, taken, env.reports_directory)
+    problems = wait_for_followers.after(attached)(permit, own, attached, env.reports_directory)
+    report_not_attached(report, problems)
     report.state = before
     names = [*taken.reachable, *(watcher.address for watcher in taken.watchers)]
     report.fact("replicas and Sentinels reattached", ", ".join(names))
+    return problems
+
+
+def report_not_attached(report: Report, problems: Iterable[str]) -> None:
+    """Report the servers and Sentinels of Redis that could not be attached."""
+    follow = [Next("reattach-redis", "attach what is still detached")]
+    for problem in problems:
+        report.warn("not reattached", problem, follow=follow if "reattach-redis" in problem else ())
 
 
 def undo(swapped: SwappedRedis) -> str:
