@@ -49,7 +49,9 @@ def _judge_kept(report: Report, env: Environment) -> None:
         report.warn(CONFIGURATION, check, value=value, expected="of the live server")
     if configuration.skipped:
         hint = f"copy them into {live} after the restore, from the replaced directory"
-        report.warn("files of the configuration", hint, value=f"too large: {', '.join(configuration.skipped)}")
+        report.warn(
+            "files of the configuration", hint, value=f"unreadable or too large: {', '.join(configuration.skipped)}"
+        )
     report.fact("configuration kept", ", ".join(configuration.files) or "none in the data directory")
     if live.is_dir():
         with contextlib.suppress(OpsError):  # the run judges it by the start of the copy
