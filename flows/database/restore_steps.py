@@ -10,8 +10,9 @@ from blocks.environment import Environment, Stores
 from blocks.postgres.server import Postgres
 from flows import store
 from flows.database.free_space import WAL_RATIO, judge_room
-from runbook import clock, metrics
-from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from runbook import metrics
+from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -65,16 +66,17 @@ def choose_backup(
     *,
     of: str = "",
     needed: store.Needed | None = None,
+    failed_too: bool = False,
 ) -> Backup:
     """The backup that the operator named, its files compared with its manifest. `of`: another environment's backup;
-    `needed` chooses the files that are read.
+    `needed` chooses the files that are read; `proving`: to verify it.
 
     Raises:
         OpsError: there is none.
         RunbookFailed: it is damaged; the finding names the backup before it and the additional loss.
     """
-    backup = store.choose_backup(report, env, kind, wanted, source, of=of, needed=needed)
-    if not backup.verified:
+    backup = store.choose_backup(report, env, kind, wanted, source, of=of, needed=needed, failed_too=failed_too)
+    if not backup.verified and not backup.failed:
         report.fact("verified", f"{backup.name} was not yet; this run proves its own restore")
     if backup.broken:
         hint = "correct the rows after the restore. full-restore with strict=true refuses this backup"
@@ -259,6 +261,18 @@ def swapping(report: Report) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def noting_failure(report: Report, backup: Backup | None) -> Iterator[None]:
+    """Note that a backup does not restore: the next plan takes an older one, or restores it with exceptions
+    (`accept`)."""
+    try:
+        yield
+    except (VerificationFailed, RunbookFailed) as error:
+        if backup:
+            store.mark_failed(report, backup, error.message)
+        raise
+
+
 def build_database(
     permit: Permit, env: Environment, source: DumpSource, properties: Properties, jobs: int, into: str = ""
 ) -> Copy:
@@ -394,10 +408,11 @@ def advance(report: Report, permit: Permit, env: Environment, kept: str, *, want
     )
 
 
-def judge_data_loss(report: Report, env: Environment, backup: Backup) -> None:
-    """The time since a backup's snapshot, all of which a restore loses, against the RPO."""
+def judge_data_loss(report: Report, env: Environment, backup: Backup, part: str = "") -> None:
+    """Compare the time since a backup's snapshot with the RPO: a restore loses all of it. `part`: what was restored, by
+    default the database."""
     lost = backup.age_seconds
-    report.fact("lost", f"every write after {clock.text(backup.manifest.taken)}, {duration(lost)} before now")
+    report.loses(Loss.everything_since(part or env.postgres.database, backup.manifest.taken))
     report.prefer(
         "data loss against the RPO",
         lost <= env.rpo_seconds,

@@ -146,6 +146,7 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     with runbook("Backup Redis", env, changes=True) as report:
         backup = take(report, env, stores.store_for(env, "redis"), kind)
         report_results(report, backup)
+        stores.judge_shrunk(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
@@ -179,8 +180,12 @@ def restore_redis(
     by key. In both cases the live data is first kept as a backup, which the report names as the undo. Afterwards every
     key is compared with the backup; keys that clients wrote meanwhile are listed separately.
 
-    If the master is dead and a replica or its own files survive, the plan reports which loses less. `redis_source`
-    takes it: its data is backed up and proven first. A copy from which a command deleted keys is reported.
+    If the master is dead and a replica or its own files survive, the plan reports which loses less, or may lose less.
+    `redis_source` takes it: its data is backed up and proven first. A copy from which a command deleted keys is
+    reported. Files are judged by their content and times, a replica by its replication offset.
+
+    If the server has restarted since the run judged it, or was down and answers again, the run ends with nothing
+    replaced.
 
     A dump_….rdb, an appendonly_….aof or an appendonlydir without a manifest can be restored too, as unproven. Evidence:
     the table of expected and found keys in each database, and how many keys the live server loaded.
@@ -213,6 +218,7 @@ def restore_redis(
             pin_redis(report, env.redis, replaced=True)
             effect = methods.effect(report, env, chosen.backup, prefixes)
             restore.run(report.permit(*restore.acts, effect=effect))
+        report.loses(methods.loss(chosen.backup, prefixes))
         report.fail_if_critical()
         if chosen.proven:
             stores.mark_verified(report, chosen.backup)

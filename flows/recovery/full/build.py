@@ -14,6 +14,7 @@ from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
 from flows.redis.restore import sources
 from flows.redis.restore.steps import plan_detaching, report_redis_proof
+from flows.store import mark_failed
 from runbook.errors import OTHER_BACKUPS
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.kinds import Pending
@@ -144,7 +145,8 @@ def build(
     `begin_database` has begun it."""
     filling = filling or begin_database(permit, env, chosen, jobs)
     others = build_others(permit, env, chosen)
-    copy = filling.result()
+    with database.noting_failure(report, chosen.database):
+        copy = filling.result()
     report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
     return SystemCopies(others.redis, others.files, database=copy, origin=check.origin_of(chosen.database))
 
@@ -231,4 +233,6 @@ def prove_others(report: Report, env: Environment, chosen: OtherParts, copies: S
         value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
         expected="content, mode and owner of every entry as in the backup",
     )
+    if copy.differences and chosen.files:
+        mark_failed(report, chosen.files, copy.differences[0])
     report.fail_if_critical()

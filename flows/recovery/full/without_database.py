@@ -105,7 +105,9 @@ def _effect(report: Report, chosen: OtherParts) -> Effect:
         f"the files go back to {clock.short(chosen.files.manifest.taken)}" if chosen.files else "",
     ]
     down = seconds_from(report.plan_steps, "stop services")
-    return Effect(", ".join(filter(None, what)), choose.undo_of(chosen), choose.losses_of_others(chosen), down)
+    return Effect(
+        ", ".join(filter(None, what)), ", ".join(choose.undo_of_others(chosen)), choose.losses_of_others(chosen), down
+    )
 
 
 def _carry_out(
@@ -117,7 +119,7 @@ def _carry_out(
             services.stop()
         if survivor:
             services.stop_redis()
-        chosen = choose.captured(report, permit, env, chosen)
+        chosen = choose.captured(report, permit, env, chosen, services.redis_live)
         copies = build.build_others(permit, env, chosen)
         build.prove_others(report, env, chosen, copies)
         services.stop()

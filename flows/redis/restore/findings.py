@@ -28,6 +28,11 @@ def report_restored(report: Report, done: Restored, writes: LiveWrites) -> None:
     report_unknown_writes(report, writes.problem)
 
 
+def report_no_checksum(report: Report) -> None:
+    """State what an AOF cannot show. An RDB has a CRC-64 (https://valkey.io/topics/persistence/)."""
+    report.fact("AOF", "it has no checksums: a value with a flipped byte loads without an error")
+
+
 def report_unknown_writes(report: Report, problem: str) -> None:
     """Warn if the server could not report the clients' writes."""
     if problem:
