@@ -10,11 +10,13 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
+from flows.restart import start_again
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -75,7 +77,8 @@ def restore_files(
         pin_paths(report, "live files", env.application.directory)
         taken = chosen.manifest.taken
         down = seconds_from(report.plan_steps, "stop services") if _roles(env) else 0.0
-        effect = Effect(back_to("the application's files", taken), "undo-restore-files", lost_since(taken), down)
+        loss = Loss.everything_since("the files", taken)
+        effect = Effect(back_to("the application's files", taken), "undo-restore-files", (loss,), down)
         permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env), effect=effect)
         report.state_is("the live files are unchanged", "fix the findings above, then run this again")
         copy = build_files_copy(permit, env.application, chosen)
@@ -85,6 +88,7 @@ def restore_files(
             stopped.exchanged(report, f"{chosen.name} is live")
             _switch(report, permit, env, swapped)
         _start(report, env, swapped)
+        report.loses(loss)
         report.measure(*measured(chosen))
         mark_verified(report, chosen)
         report.fact("undo", f"undo-restore-files with kept={swapped.kept.name}" if swapped.kept else "nothing was live")
@@ -167,13 +171,10 @@ def services_stopped(report: Report, env: Environment) -> Iterator[StoppedRoles]
 
 
 def _start_again(report: Report, env: Environment, stopped: StoppedRoles) -> None:
-    try:
-        start_services(env.services, list(stopped.running))
+    if start_again(report, env.services, stopped.running):
         report.state_is(
             "the live files are unchanged; services run as before", "fix the findings above, then run this again"
         )
-    except OpsError as error:  # the first error is the one to report
-        report.fail("services started again", error.hint, value=error.message)
 
 
 def _roles(env: Environment) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -17,10 +16,13 @@ from flows.database.superseded import discard_surplus
 from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, store_for
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, back_to, lost_since
+from runbook.guard.effect import Effect, NoUndo, back_to
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -46,7 +48,7 @@ from tasks.postgres.restore.staged_copy import (
 from tasks.postgres.restore.superseded import SupersededDatabase, find_superseded, read_writes
 from tasks.postgres.restore.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
 from tasks.postgres.server.properties import Properties, read_properties
-from tasks.postgres.server.server import Server, find_obstacles, has_own_types, read_identity, read_server
+from tasks.postgres.server.server import Identity, Server, find_obstacles, has_own_types, read_identity, read_server
 
 NEWEST = "newest"
 
@@ -162,23 +164,12 @@ def choose_superseded(
     chosen = [old for old in found if kept in (NEWEST, old.name)]
     if not chosen:
         names = ", ".join(old.name for old in found[:5])
-        hint = f"choose one of these, newest first: {names}" if names else _undo_of_cluster(env)
+        otherwise = "run undo-full-restore if a recovery replaced the whole cluster; otherwise nothing is kept"
+        hint = f"choose one of these, newest first: {names}" if names else otherwise
         raise OpsError(f"there is no replaced database “{kept[:80]}”", hint)
     report.fact("database to swap back", chosen[0].name)
     report.pin("kept", chosen[0].name)
     return chosen[0]
-
-
-def _undo_of_cluster(env: Environment) -> str:
-    """The next step where no database was replaced: a recovery may have replaced the whole cluster."""
-    live = Path(env.postgres.data_directory)
-    old = sorted(live.parent.glob(f"{live.name}.superseded_*")) if env.postgres.data_directory else []
-    if not old:
-        return "no restore has replaced a database here"
-    return (
-        f"a recovery replaced the whole cluster: to undo it, stop the services, move {live} away, rename {old[-1]} to "
-        "it, and start the services; writes since that recovery are lost"
-    )
 
 
 def act(env: Environment, into: str) -> Act:
@@ -217,14 +208,16 @@ def plan_restore(report: Report, env: Environment, chosen: RestorableDatabase, i
 SWAP_SECONDS = 0.2
 
 
-def _effect(env: Environment, chosen: RestorableDatabase, into: str) -> Effect:
+def _effect(env: Environment, chosen: RestorableDatabase, into: str, live: Identity) -> Effect:
     if into:
         return Effect(f"{chosen.name} is restored as the new database {into}", f"DROP DATABASE {into}")
+    name = env.postgres.database
+    undo = "undo-restore" if live.oid else NoUndo(f"{name} is missing, so nothing of it is kept")
     if chosen.backup:
         taken = chosen.backup.manifest.taken
-        return Effect(back_to(env.postgres.database, taken), "undo-restore", lost_since(taken), SWAP_SECONDS)
-    what = f"{env.postgres.database} is replaced by {chosen.name}"
-    return Effect(what, "undo-restore", "writes since that dump are lost", SWAP_SECONDS)
+        return Effect(back_to(name, taken), undo, (Loss.everything_since(name, taken),), SWAP_SECONDS)
+    loss = Loss.not_known(name, "a foreign dump does not say when it began: every write since then is lost")
+    return Effect(f"{name} is replaced by {chosen.name}", undo, (loss,), SWAP_SECONDS)
 
 
 def prove(
@@ -313,7 +306,7 @@ def restore_database(
         judge_commits(report, env)
         plan_restore(report, env, chosen, into)
         pin_database(report, env.postgres, replaced=not into)
-        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into))
+        permit = report.permit(act(env, into), alone_act(env), effect=_effect(env, chosen, into, live))
         untouched = (
             f"{env.postgres.database} is unchanged" if live.oid else f"there is no database {env.postgres.database} yet"
         )
@@ -353,6 +346,10 @@ def _report_swap(
         "do not restore again: that would lose the writes since"
         + (f". To go back, run undo-restore with kept={swapped.kept}" if swapped.kept else ""),
     )
+    if swapped.kept:
+        report.undo_is(Next("undo-restore", "", {"kept": swapped.kept}))
+    else:
+        report.fact("undo", "none: there was no database before, so nothing is kept")
     restore_steps.advance(report, permit, env, swapped.kept, wanted=advance)
     judge_loss(report, env, chosen)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
@@ -386,8 +383,10 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         live = read_identity(env.postgres, name)
         restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
         since = read_writes(env.postgres, name) - old.writes
-        lost = f"about {since:,} rows" if old.writes >= 0 and since >= 0 else "an unknown number of rows"
-        report.fact("written since the swap, missing in the old database", lost)
+        loss = Loss.not_known(name, "the rows that were written since the swap were not counted")
+        if old.writes >= 0 and since >= 0:
+            loss = Loss(name, since, "written row", as_of=clock.now())
+        report.fact("written since the swap, missing in the old database", loss.text)
         report.plan(
             "swap back",
             f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; the current {name} is kept",
@@ -397,7 +396,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         )
         pin_database(report, env.postgres, replaced=True)
         what = f"{name} is again the database that {old.backup} replaced {old.since}"
-        effect = Effect(what, "run it again", f"{lost} written since are lost", SWAP_SECONDS)
+        effect = Effect(what, "run it again", (loss,), SWAP_SECONDS)
         permit = report.permit(Act(UNDO, old.name), effect=effect)
         report.state_is("the live database is unchanged", "fix the findings above, then run this again")
         with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):

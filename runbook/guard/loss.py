@@ -20,7 +20,7 @@ class Loss:
     `part`: its name ("app_db", "Redis", "the files"). `count`: lost `unit`s; None: not counted. `since`: everything
     written after it is lost. `unknown`: why neither is known. `first`, `last`: the times of the first and the last lost
     one; `by`: how many, by database. `as_of`: when a plan counted; what is written later is lost too. `later`: how many
-    of them were written after the plan.
+    of them were written after the plan. `at_most`: not all of the writes after `since` need be lost.
     """
 
     part: str = ""
@@ -33,6 +33,12 @@ class Loss:
     by: Mapping[str, int] = field(default_factory=dict)
     as_of: datetime | None = None
     later: int = 0
+    at_most: bool = False
+
+    @classmethod
+    def at_most_since(cls, part: str, moment: datetime) -> Loss:
+        """No write of before `moment`, and perhaps not all later ones either."""
+        return cls(part, None, since=moment, at_most=True)
 
     @classmethod
     def everything_since(cls, part: str, moment: datetime, count: int | None = None, unit: str = "commit") -> Loss:
@@ -58,11 +64,21 @@ class Loss:
         if self.since is not None:
             age = rounded(max((clock.now() - self.since).total_seconds(), 0))
             number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
-            return f"writes{of} of the last {age} are lost{number}"
+            most = "at most the " if self.at_most else ""
+            return f"{most}writes{of} of the last {age} are lost{number}"
         if not self.count and self.as_of is None:
             return f"nothing{of} is lost"
         known = f"{counted(self.count or 0, self.unit)}{of} {'is' if self.count == 1 else 'are'} lost{self._span}"
         return f"{known} as of {clock.text(self.as_of)}; later writes are added" if self.as_of else known
+
+    @property
+    def detail(self) -> str:
+        """The loss as a clause of a report that says when: `every write of app_db after 2026-11-29 01:14:51 +09:00`."""
+        if self.unknown or self.since is None:
+            return self.text
+        of = f" of {self.part}" if self.part else ""
+        number = "" if self.count is None else f" ({counted(self.count, self.unit)})"
+        return f"every write{of} after {clock.text(self.since)} is lost{number}"
 
     @property
     def _span(self) -> str:
@@ -94,10 +110,10 @@ class Loss:
         return self.count - added <= (confirmed.count or 0)
 
 
-def losses_text(losses: Sequence[Loss]) -> str:
+def losses_text(losses: Sequence[Loss], *, detailed: bool = False) -> str:
     """The losses of all parts as a clause: those that lose nothing are left out."""
     found = [loss for loss in losses if not loss.is_none]
-    return "; ".join(loss.text for loss in found) or "nothing is lost"
+    return "; ".join(loss.detail if detailed else loss.text for loss in found) or "nothing is lost"
 
 
 def exceeded(confirmed: Sequence[Loss], found: Sequence[Loss]) -> list[Loss]:

@@ -9,7 +9,7 @@ from blocks.environment import STOP_ORDER, Environment
 from flows.database import expectations as check
 from flows.database import restore_steps as database
 from flows.recovery.full import migration
-from flows.recovery.full.choose import Chosen, OtherParts
+from flows.recovery.full.choose import Chosen, OtherParts, other_master
 from flows.recovery.full.database_server import FoundServer
 from flows.recovery.full.start import plan_of
 from flows.redis.restore import sources
@@ -89,6 +89,8 @@ def plan_others(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Plan the copies of Redis and the files."""
     if chosen.redis_kept:
         sources.plan_kept(report, chosen.redis_kept)
+    if other := other_master(env, chosen):
+        report.plan("keep", f"Redis's data of {other.address} as a backup: it is in no directory that is kept")
     if chosen.redis_survivor:
         sources.plan(report, env, chosen.redis_survivor)
     others: tuple[tuple[str, Backup | None, str, CarriesOut], ...] = (
@@ -123,12 +125,12 @@ def plan_stop(report: Report, env: Environment) -> None:
 
 def plan_redis_stop(report: Report, env: Environment, chosen: OtherParts) -> None:
     """Plan the stop of Redis, directly before the swap."""
-    if env.has("redis") and not chosen.redis_kept:
+    if env.has("redis") and chosen.stops_redis:
         report.plan("stop Redis", f"the service {env.services.name_of('redis')}", seconds=1, by=[stop_redis])
 
 
 def _without_kept(roles: Iterable[str], chosen: OtherParts) -> list[str]:
-    return [role for role in roles if role != "redis" or not chosen.redis_kept]
+    return [role for role in roles if role != "redis" or chosen.stops_redis]
 
 
 def build(

@@ -226,13 +226,19 @@ def _is_at_target(run: ClusterRun, replay: Replay) -> bool:
     found = read_end(replay.instance.postgres, run.env.postgres.database, options.tables.rows)
     if destroyed := target.destruction:
         has = found.oid == destroyed.database if destroyed.statement == "DROP DATABASE" else bool(found.oid)
-        if has and not found.emptied.lacks(destroyed.tables):
+        if has and not found.invalid and not found.emptied.lacks(destroyed.tables):
             return True
         options.rejected.add(destroyed.end.xid)
+        options.end = found if found.invalid else options.end  # an earlier DROP DATABASE was interrupted
         return False
     if options.end is None and not options.before and found.destroyed:
         options.end = found
         return False
+    if found.invalid:
+        raise VerificationFailed(
+            f"the database {run.env.postgres.database} is invalid in the copy: a DROP DATABASE had begun",
+            "choose an earlier target (before=TRANSACTION)",
+        )
     if not found.oid:
         raise VerificationFailed(
             f"the copy has no database {run.env.postgres.database}", "restore from a dump (method=dump)"
@@ -295,7 +301,8 @@ def swapping_in(
         except BaseException:
             services.swapped += cluster.swapped  # after a half-done swap nothing may be started
             raise
-        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
+        undo = swap.undo_of(env.postgres, cluster.kept)
+        services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies), undo)
         services.last = cluster.last
         services.stop_redis()
         bring_up.swap_others(report, permit, env, services, copies)

@@ -126,6 +126,7 @@ def judge_standby(report: Report, env: Environment) -> None:
             hint,
             value=f"{env.standby.host}:{env.standby.port} answers",
             follow=[Next("postgres-failover", "promote the standby", {"mode": "unplanned"})],
+            alternative=True,
         )
 
 

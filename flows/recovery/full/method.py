@@ -62,9 +62,11 @@ class ClusterParameters:
     databases: Sequence[str]
     before: str
     redis_source: RedisSource
+    files_source: choose.FilesSource
     jobs: int
     advance: bool
     accept: Sequence[str]
+    timeline: int
 
 
 @dataclass
@@ -108,7 +110,7 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
     before = given.before or gate.begun_before(env)
     if before != given.before:
         report.fact("decision of a killed run", f"before={before}")
-    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before)
+    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before, timeline=given.timeline)
     require_known(env, env.name, given.backup, stores=given.source)
     if _has_base_backups(options, asked=asked):
         return options
@@ -151,7 +153,7 @@ def decide(
     if others:
         report.fact("other databases, not changed", f"{', '.join(others)} (`databases` names those to set back too)")
     options.others = others
-    choice.ship(report, env, given.source)
+    options.acknowledged = choice.ship(report, env, given.source)
     option = options.choose()
     if not option.replay:
         return None
@@ -177,6 +179,7 @@ def decide(
 def _with_others(report: Report, env: Environment, given: ClusterParameters, option: RestoreOption) -> Chosen:
     chosen = choose.with_others(
         *(report, env, option.backup, option.newest, given.source, given.without, given.redis_source),
+        given.files_source,
         latest=given.latest,
     )
     if chosen.redis_kept and option.replay and not option.replay.target.is_the_end:
@@ -207,7 +210,7 @@ def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
     up = restore.found.presence == "up"
     return Effect(
         choose.whole_system(env, chosen, option.newest),
-        choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
+        choose.undo_of(env, chosen, restore.found.presence, "" if option.extracted_bytes else "undo-full-restore"),
         (restore.options.loss, *choose.losses_of_others(chosen)),
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )
@@ -258,10 +261,6 @@ def _finish_cluster(
     report, env = run.report, run.env
 
     def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
-        live = env.postgres.data_directory
-        services.undo = (
-            f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
-        )
         with remembering, cluster.swapping_in(run, copies, services, server):
             pass
         cluster.start_cluster(run, copies, services, server)
@@ -315,7 +314,7 @@ def _build(
             services.stop()
         if restore.chosen.redis_survivor:
             services.stop_redis()
-        restore.chosen = choose.captured(report, permit, env, restore.chosen)
+        restore.chosen = choose.captured(report, permit, env, restore.chosen, services.redis_live)
         parts = ClusterRun(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
         )
@@ -358,7 +357,7 @@ def _newest(
     option, up = restore.option, restore.found.presence == "up"
     assert option.replay
     if option.extracted_bytes and up and _is_to_the_end(restore):
-        choice.ship(report, env, given.source)
+        restore.options.acknowledged = choice.ship(report, env, given.source)
     origin = option.replay.origin
     if _is_to_the_end(restore) and choice.with_newest(origin) is not origin:
         return restore.options.again(option, building)

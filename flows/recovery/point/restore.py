@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -31,9 +32,10 @@ from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, seconds_from
+from runbook.guard.effect import Effect, NoUndo, seconds_from
 from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
+from runbook.next import Next
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.run_name import RunName
@@ -83,7 +85,8 @@ def restore_to_point(
     has the oldest and the newest reachable point.
 
     A swap starts a new timeline: take a base backup (backup-cluster) and rebuild the standby (rejoin-standby). Undo:
-    the old data directory is kept. Evidence: the transactions on both sides of the target, rows in the copy and live.
+    undo-full-restore, which puts the kept data directory back. Evidence: the transactions on both sides of the target,
+    rows in the copy and live.
 
     Departs from the manual, which only has the last night's dump and drops the live database first.
 
@@ -95,7 +98,7 @@ def restore_to_point(
         mode: swap: replace the whole cluster; tables: put back only the rows of tables
         tables: Required for mode=tables: names of tables (schema.table)
         backup: auto, or the name of a base backup (base_YYYYMMDD_HHMMSS)
-        timeline: Timeline to follow. 0: the newest in the archive
+        timeline: Timeline to follow. 0: the one in use
         source: Store. copies: the replica store
         plan: Fingerprint of the plan; the link in the plan's report fills it in. Empty: run without comparing with a
             plan
@@ -111,8 +114,8 @@ def restore_to_point(
         root = root_for(env.postgres)
         if sweep_instance(root):
             report.fact("deleted", f"{root}, left by an earlier run")
-        choice.ship(report, env, source)
-        origin = choice.choose_origin(report, env, wanted, backup, timeline, source)
+        acknowledged = choice.ship(report, env, source)
+        origin = choice.choose_origin(report, env, wanted, backup, timeline, source, acknowledged=acknowledged)
         report.pin("backup", origin.backup.name)
         report.pin("timeline", origin.chain.timeline.number)
         judge_version(report, env, origin.backup)
@@ -137,7 +140,7 @@ def restore_to_point(
             _swap(report, permit, env, origin, instance, found, wanted, source)
         else:
             build.build(report, env, instance, origin, found.links, root / "wal")
-            _copy_back(report, env, origin, instance, stop, tables, len(found.links))
+            _copy_back(report, env, origin, instance, stop, tables, found)
     return report
 
 
@@ -196,8 +199,12 @@ def _effect(
         down, lost = seconds_from(report.plan_steps, "stop services"), Loss.everything_since(copy.part, since)
         if by == "latest" or not found.more:
             lost = planned_loss(env, copy, found.lost, to_the_end=by == "latest")
-        return Effect(f"{what} go back to {when}", "rename the kept data directory", (lost,), down)
+        is_there = Path(env.postgres.data_directory).is_dir()
+        undo = "undo-full-restore" if is_there else NoUndo("the data directory is missing, so nothing is kept")
+        return Effect(f"{what} go back to {when}", undo, (lost,), down)
     lost = Loss.everything_since(what, since)
+    if by == "latest" and copy.origin.unread:
+        lost = Loss.not_known(what, copy.origin.unread)
     locked = "the tables are locked for the swap"
     return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", (lost,), locked)
 
@@ -225,7 +232,7 @@ def _swap(
         build.build(report, env, instance, origin, found.links, wal, building)
         with running(instance, copy.stop, origin.chain.timeline.number, unsynced=True):
             build.recover(report, instance, origin, links)
-            build.prove(report, instance, origin, copy.stop)
+            build.prove(report, instance, origin, copy.stop, found.commits)
             timeline = swap.promote(env, instance)
             build.compare(report, env, instance)
             copy = replace(copy, names=read_database_names(instance.postgres))
@@ -245,11 +252,11 @@ def _copy_back(
     instance: PrivateInstance,
     stop: Stop,
     tables: list[str],
-    links: int,
+    found: FoundTarget,
 ) -> None:
     with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
+        build.recover(report, instance, origin, len(found.links))
+        build.prove(report, instance, origin, stop, found.commits)
         promote_instance(instance, {})  # a transaction that is left out may hold locks on the tables until then
         build.compare(report, env, instance)
         at = stop.before.at if stop.before else origin.content.stopped
@@ -257,6 +264,7 @@ def _copy_back(
     done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
     report.table("Result of restore-tables", ("fact", "value"), list(done.facts.items()))
     report.state_is(f"the rows of {', '.join(tables)} were replaced", "run undo-restore-tables to restore them")
+    report.undo_is(Next("undo-restore-tables"))
     report.outcome = f"{', '.join(tables)} have the rows of the target time ({done.outcome})"
 
 

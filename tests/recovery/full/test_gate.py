@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 
+from flows.application.files import backup_files
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.recovery.full import build, method
@@ -149,3 +150,21 @@ def test_a_recovery_to_the_newest_point_has_what_was_written_until_the_fence(bac
         report = restore_to_point.fn(NAME, by="latest", confirm=NAME)
     assert report.losses["grc_db"].is_none, report.losses
     assert writes.lost(backed_up.sql("postgres", "SELECT id FROM writes")) == set()
+
+
+def test_intact_live_files_stay_as_they_are(backed_up: Cluster) -> None:
+    """A file that was uploaded after the backup is not lost, and its row is there; altered files go back."""
+    files = backed_up.root / "opt" / "grc"
+    (files / "uploads").mkdir()
+    (files / "uploads" / "old.png").write_bytes(b"old")
+    backup_files.fn(NAME)
+    (files / "uploads" / "new.png").write_bytes(b"new")
+    report = restored(method="cluster")
+    assert "the live files are kept (1 path written since)" in report.facts["files backup"], report.facts
+    assert "the files" not in report.losses
+    assert (files / "uploads" / "new.png").read_bytes() == b"new"
+
+    (files / "uploads" / "old.png").unlink()
+    plan = full_restore.fn(NAME)
+    assert "writes of the files of the last" in plan.headline, plan.headline
+    assert "old.png is missing" in next(one.value for one in plan.findings if one.name == "live files")

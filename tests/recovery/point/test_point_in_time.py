@@ -25,7 +25,7 @@ from tasks.backups import codec
 from tasks.wal.archive.archive import Archive
 from tasks.wal.archive.continuity import intact
 from tasks.wal.archive.destinations import archive_of, ship_now
-from tasks.wal.format.names import SEGMENT_BYTES, Segment, lsn_of
+from tasks.wal.format.names import SEGMENT, SEGMENT_BYTES, Segment, lsn_of
 from tasks.wal.receiver import wait_received
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
 from tests.fixtures.reports import values as findings
@@ -64,7 +64,7 @@ def bug(cluster: Cluster) -> int:
 def segments(cluster: Cluster) -> list[Path]:
     """The finished segments of the archive, oldest first."""
     (archive,) = (cluster.root / "backups" / "wal" / NAME).iterdir()
-    return sorted(path for path in archive.iterdir() if ".partial" not in path.name and ".history" not in path.name)
+    return sorted(path for path in archive.iterdir() if SEGMENT.fullmatch(path.name.partition("-")[0]))
 
 
 def switch(cluster: Cluster, role: str = "postgres") -> None:
