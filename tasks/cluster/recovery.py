@@ -13,6 +13,7 @@ from runbook.errors import VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.cluster.instance import ISOLATED, PrivateInstance, servers_in
+from tasks.cluster.tablespaces import outside_links
 from tasks.cluster.target import Stop
 from tasks.wal.format.names import lsn_of
 
@@ -88,6 +89,7 @@ def read_standing(instance: PrivateInstance, stop: Stop, full_xid: dict[int, int
     before = _status(instance.postgres, full_xid[stop.before.xid]) if stop.before else ""
     after = _status(instance.postgres, full_xid[stop.after.xid]) if stop.after else ""
     wrong = tuple(f"{name} = {shown.get(name)}" for name, value in ISOLATED.items() if shown.get(name) != value)
+    wrong += tuple(f"tablespace {oid} in {path}" for oid, path in outside_links(instance.data).items())
     return RecoveryProgress(
         lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong, invalid
     )

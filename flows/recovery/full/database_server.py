@@ -109,7 +109,7 @@ def _judge_stopped(
 
     def offer(postgres: Postgres, server: Server) -> None:
         nonlocal others
-        others = other_databases(env, server)
+        others = other_databases(env, server, postgres)
         _judge_offer(report, env, backup, server, jobs, on=postgres)
 
     _judge_offline(report, env, backup, offer, absent=absent)

@@ -22,7 +22,7 @@ from flows.recovery.full.start import other_databases
 from flows.recovery.listing import cluster_obstacle
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import build as point_build
-from flows.recovery.point import choice, swap
+from flows.recovery.point import choice, server_state, swap
 from flows.recovery.restore_option import LOGICAL, PHYSICAL, Replay, RestoreOption
 from flows.recovery.stopped_services import (
     ClusterServices,
@@ -146,7 +146,8 @@ def decide(
     state, silence = read_presence(env)
     others = list[str]()
     if state == "up":
-        others = [one for one in other_databases(env, read_server(env.postgres)) if one not in given.databases]
+        there = other_databases(env, read_server(env.postgres), env.postgres)
+        others = [one for one in there if one not in given.databases]
     if others and given.method == "cluster":
         cluster.judge_others(report, others)
         report.fail_if_critical()
@@ -316,7 +317,8 @@ def _build(
             services.stop_redis()
         restore.chosen = choose.captured(report, permit, env, restore.chosen, services.redis_live)
         parts = ClusterRun(
-            *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
+            *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces),
+            settings=server_state.read_live_settings(env),
         )
         if option.extracted_bytes:
             if up and _is_to_the_end(restore):

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from blocks.environment import Environment
 from flows.database.base_backup import wal_of
@@ -16,10 +17,13 @@ from runbook.failpoint import failpoint
 from runbook.guard.permit import CarriesOut
 from runbook.kinds import Pending, action
 from runbook.report import Report, Status
+from runbook.units import first_of
 from tasks.cluster.copy import BuiltCluster, build_instance
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import RecoveryProgress, read_prepared, read_standing, wait_recovered
+from tasks.cluster.tablespaces import find_created, read_names
 from tasks.cluster.target import Stop
+from tasks.host.disk import is_here
 from tasks.postgres.content.content import read_counts
 from tasks.recovery_points.estimate import estimate
 from tasks.recovery_points.samples import read_samples
@@ -101,6 +105,36 @@ def place_wal(instance: PrivateInstance, archive: Archive, links: Sequence[Link]
 
 BUILDS: tuple[CarriesOut, ...] = (build_instance, place_wal)
 """The steps of `build`, for a plan."""
+
+
+def judge_tablespaces(
+    report: Report, env: Environment, origin: PointOrigin, stop: Stop, wal: Path, use: Literal["swap", "dump"]
+) -> None:
+    """Report the tablespaces that the WAL up to the target creates; the base backup has none. `wal`: the directory of
+    the fetched segments. `use` of the copy: it becomes the live data, or it is dumped into the live server."""
+    created = find_created(wal, stop.lsn or origin.content.stop)
+    if not created:
+        return
+    names, here = read_names(env.postgres), is_here(env.postgres.host)
+    missing = [one.path for one in created if here and not Path(one.path).is_dir()]
+    shown = [
+        f"{names.get(one.oid, f'OID {one.oid}')} in {one.path}" + " (missing)" * (one.path in missing)
+        for one in created
+    ]
+    hint = "nothing to do: the copy has their files in its own directory, and does not use the live ones"
+    if use == "swap":
+        hint = (
+            "nothing to do: the restored cluster has each in a new directory next to its data directory, with every "
+            "row that the WAL has. Afterwards move their tables into pg_default (ALTER TABLE … SET TABLESPACE): "
+            "backup-cluster takes no base backup of a cluster with tablespaces"
+        )
+    elif missing:
+        hint = f"as {env.postgres.os_user}: mkdir -m 700 {missing[0]}: the live server makes the tables there"
+    worst = Status.CRITICAL if use == "dump" and missing else Status.WARN
+    report.fail(MADE_SINCE, hint, value=first_of(shown), expected="none", worst=worst)
+
+
+MADE_SINCE = "tablespaces made since the base backup"
 
 
 def prove(

@@ -22,7 +22,7 @@ from flows.launch import add_confirmation, launch
 from flows.pinned import pin_database
 from flows.recovery import unlogged
 from flows.recovery.gate import Copy, fence_cluster, planned_loss
-from flows.recovery.point import build, choice, swap
+from flows.recovery.point import build, choice, server_state, swap
 from flows.recovery.point import target as point_target
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
@@ -172,6 +172,8 @@ def _plan(
         seconds=build.expected_seconds(env, build.REPLAY, wal),
         by=[wait_recovered],
     )
+    assert found.stop
+    build.judge_tablespaces(report, env, origin, found.stop, root / "wal", "swap" if mode == "swap" else "dump")
     sides = "the copy has the last transaction before the target, and not the first after it"
     report.plan("prove", sides, by=[read_standing])
     if mode == "swap":
@@ -220,6 +222,7 @@ def _swap(
     source: Stores,
 ) -> None:
     services, wal, fenced = read_cluster_services(report, env), instance.root / "wal", None
+    settings = server_state.read_live_settings(env)
     building = build.begin(env, instance, origin)  # while the services stop
     with started_on_failure(services):
         if wanted.by == "latest":  # with what is written until the fence
@@ -235,6 +238,7 @@ def _swap(
             build.prove(report, instance, origin, copy.stop, found.commits)
             timeline = swap.promote(env, instance)
             build.compare(report, env, instance)
+            server_state.judge_copy(report, settings, instance.postgres)
             copy = replace(copy, names=read_database_names(instance.postgres))
         sync_cluster(instance)
         swap.swap(report, permit, env, instance, services, timeline, copy, fenced)

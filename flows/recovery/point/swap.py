@@ -13,6 +13,7 @@ from flows.application.health_checks import report_health, report_smoke
 from flows.branch import record_branch
 from flows.database.waiting_commits import free_commits
 from flows.recovery import gate
+from flows.recovery.point import server_state
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
 from runbook.errors import Unreachable
@@ -59,6 +60,7 @@ def plan_stop(report: Report, env: Environment) -> None:
 
 def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
     """Plan the swap. `stopped`: the application and the servers are stopped already."""
+    server_state.plan(report, env)
     live = env.postgres.data_directory
     report.plan("promote the copy", "on a new timeline", seconds=1, by=[promote_instance])
     sync = "every file is on disk before the swap: it is recovered without fsync"
@@ -96,6 +98,7 @@ def swap(
         LossExceeded: more than was confirmed. Nothing live was replaced.
     """
     primary = env.postgres  # not read again: the server is down from here on
+    server_state.rehearse(report, env, instance)
     loss = gate.pass_cluster(report, env, services, copy, fenced)
     report.state_is(
         f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to it",
@@ -114,6 +117,12 @@ def swap(
         "do not restore again: that loses what was written since. Start the services in the order postgres, WAL "
         "receiver, backend, frontend, then run backup-cluster",
     )
+    if done.tablespaces:
+        report.warn(
+            "tablespaces of the restored cluster",
+            f"their former directories belong to {done.kept or 'the lost data'}: delete them together with it",
+            value=", ".join(f"OID {oid} in {path}" for oid, path in done.tablespaces.items()),
+        )
     if env.has("wal"):
         wal = Path(env.wal.directory)
         services.last = aside = set_wal_aside.after(services.last)(permit, primary, wal)
