@@ -59,7 +59,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
     """Judge the server and the services. A database that is down is the reason for a restore, not an obstacle."""
     services = read_services(env.services, env.services_in(START_ORDER))
     state, silence = read_presence(env)
-    judge_roles(report, env, *([env.postgres.service] if state != "up" else []))
+    judge_roles(report, env, *redis_role(env), *([env.postgres.service] if state != "up" else []))
     live, others = None, None
     if state == "up":
         live = _judge_running(report, env, backup, jobs)
@@ -85,16 +85,20 @@ def read_presence(env: Environment) -> tuple[Presence, OpsError | None]:
 
 
 def judge_roles(report: Report, env: Environment, *roles: str) -> None:
-    """Every service that the run starts or stops, Redis and `roles`, has a name under [services.names]."""
-    needed = [*(["redis"] if env.has("redis") else []), *roles]
-    missing = [role for role in needed if role not in env.services.names]
+    """Judge whether every service that the run starts or stops has a name under [services.names]."""
+    missing = [role for role in roles if role not in env.services.names]
     report.require(
         "services",
         not missing,
         "add them to [services.names]: this run stops and starts them",
         value=f"missing: {', '.join(missing)}" if missing else ", ".join(env.services.names),
-        expected=", ".join(needed) or "none",
+        expected=", ".join(roles) or "none",
     )
+
+
+def redis_role(env: Environment) -> list[str]:
+    """Return Redis's role, if the environment has Redis."""
+    return ["redis"] if env.has("redis") else []
 
 
 def _judge_stopped(
