@@ -35,7 +35,8 @@ from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
 from tasks.wal.archive.archive import timeline_in
 from tasks.wal.archive.continuity import Chain, chain_from
 from tasks.wal.archive.fetch import fetch
-from tasks.wal.format.names import Timeline, lsn_of, lsn_text
+from tasks.wal.discarded import parted_at
+from tasks.wal.format.names import lsn_of, lsn_text
 from tasks.wal.reading.committed import Committed, count_by_database, read_committed
 from tasks.wal.reading.local import Local, find_segments
 from tasks.wal.reading.supply import read_supply
@@ -271,20 +272,8 @@ def _live_chain(fenced: FencedServer, copy: Copy) -> tuple[Chain, int]:
     live = timeline_in(origin.archive, listing, fenced.timeline) if fenced.timeline else own
     if fenced.system and fenced.system != origin.content.system:
         raise OpsError(f"the live server is another cluster: its system identifier is {fenced.system}")
-    begin = min(copy.end, _fork(own, live))
+    begin = min(copy.end, parted_at(own, live))
     return chain_from(listing, live, begin, origin.content.segment_bytes), begin
-
-
-def _fork(one: Timeline, other: Timeline) -> int:
-    """The LSN up to which two histories are the same.
-
-    Raises:
-        OpsError: they have no timeline in common.
-    """
-    for number in (one.number, *(tli for tli, _ in reversed(one.ancestors))):
-        if (left := other.left_at(number)) is not None:
-            return min(left, one.left_at(number) or left)
-    raise OpsError(f"the copy is on timeline {one.number}, the live server on {other.number}, without a common history")
 
 
 def _read(env: Environment, copy: Copy, chain: Chain, begin: int) -> tuple[list[Committed], int]:
@@ -311,10 +300,8 @@ def _spool(env: Environment) -> Path:
 
 def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> str:
     """Why WAL of the live server may exist that was not read; "" where all was."""
-    if fenced.problem:
-        return f"how far the live server got cannot be read: {fenced.problem}"
-    if fenced.data is None:
-        return unwaited(env)
+    if fenced.data is None or fenced.problem:
+        return _unreadable(env, fenced)
     if end + LEAST_COMMIT_BYTES < fenced.checkpoint:
         return (
             f"the live server wrote up to {lsn_text(fenced.checkpoint)}, and only WAL up to {lsn_text(end)} can be read"
@@ -326,6 +313,13 @@ def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> s
         if one.timeline == chain.timeline.number and one.segment.number > max(newest, end // one.bytes)
     ]
     return f"{later[0].name} in {fenced.data}/pg_wal is not in the archive" if later else ""
+
+
+def _unreadable(env: Environment, fenced: FencedServer) -> str:
+    """Why nobody can read how far a stopped server got, if commits may exist that no copy has; "" otherwise."""
+    if fenced.problem:
+        return f"how far the live server got cannot be read: {fenced.problem}"
+    return unwaited(env) if fenced.data is None else ""
 
 
 def _local(directory: Path) -> list[Local]:
@@ -375,12 +369,10 @@ def planned_loss(env: Environment, copy: Copy, given_up: int, *, to_the_end: boo
     """The loss by what is known before the fence: `given_up` commits lie after the target. A recovery to the end has
     what is written until the fence; another one loses it too."""
     if to_the_end:
-        live = Path(env.postgres.data_directory)
-        here = is_here(env.postgres.host)
-        is_missing = here and not (live / "PG_VERSION").exists() and not _renamed(env)
-        if is_missing and not nodes.ask(env.postgres) and (why := unwaited(env)):
-            return Loss.not_known(copy.part, why)
-        return Loss(copy.part)
+        is_silent = is_here(env.postgres.host) and not _renamed(env) and not nodes.ask(env.postgres)
+        written = read_written(env.postgres, Path(env.postgres.data_directory)) if is_silent else None
+        why = _unreadable(env, written) if written else ""
+        return Loss.not_known(copy.part, why) if why else Loss(copy.part)
     known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
     counted = _counted(copy, known, None)
     return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now())

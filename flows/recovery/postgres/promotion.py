@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from blocks.environment import Environment
+from blocks.postgres import nodes
 from blocks.postgres.server import Postgres
 from blocks.postgres.wal import Wal
 from blocks.services.service import DockerServices
+from flows.branch import record_branch
 from flows.database.waiting_commits import alone_act
 from flows.recovery.postgres.findings import feeds_old_wal
 from flows.recovery.postgres.pair import Mode, ServerPair
@@ -34,7 +36,8 @@ from tasks.failover.fencing import (
 )
 from tasks.failover.ledger import FailoverLedger
 from tasks.failover.marker import FailoverMarker
-from tasks.failover.member import MemberControl, read_control
+from tasks.failover.member import MemberControl, ask_member, read_control
+from tasks.failover.numbers import write_histories
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
     PROMOTE,
@@ -50,6 +53,7 @@ from tasks.failover.promotion import (
 from tasks.failover.rejoin import REJOIN
 from tasks.host.services import start_services, started_if_cancelled, stop_services
 from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, read_synchrony
+from tasks.wal.archive.destinations import archive_of
 
 WRITE_SECONDS = 60.0
 HEALTH_SECONDS = 120
@@ -129,10 +133,20 @@ def stop_and_promote(
         elif isinstance(error, OpsError):
             _let_go(report, env, pair)
         raise
+    if env.has("wal"):
+        keep_numbers(env, pair.new, fed)
     promoted = promote.after(fed)(permit, env.services, pair.old, pair.new, attested)
     phases.seconds["promote"] = promoted.seconds
     env.forget_roles()
     return Done(promoted.fencing if promoted.fencing.proven else fencing, kept, fed, promoted)
+
+
+def keep_numbers(env: Environment, standby: Postgres, fed: Fed) -> None:
+    """Give a standby the histories of branches that were left, so that its promotion does not take one's number again.
+    Those that it could still follow are left out: it would, instead of being promoted."""
+    system = ask_member(standby).system
+    with contextlib.suppress(OpsError, OSError):  # the archive does not answer: a failover does not wait for it
+        write_histories(standby, archive_of(env, "backups", system), fed.timeline, fed.place)
 
 
 def _fence(
@@ -206,8 +220,10 @@ def fence_again(report: Report, permit: Permit, env: Environment, pair: ServerPa
 
 
 def settle(report: Report, permit: Permit, env: Environment, pair: ServerPair, after: object) -> None:
-    """Create the slots, start the WAL receiver, and make commits return. Idempotent."""
+    """Record the timeline in use, create the slots, start the WAL receiver, and make commits return. Idempotent."""
     wal = pair.wal
+    if state := nodes.ask(pair.new):
+        record_branch(report, env, state.system, state.timeline, after=after)
     made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
     if wal and wal.service in env.services.names:
         refused = start_receiver.after(made)(env.services, wal.service)
