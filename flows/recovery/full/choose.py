@@ -192,15 +192,16 @@ def choose(
     files_source: FilesSource = "auto",
     *,
     latest: bool,
+    strict: bool = False,
 ) -> Chosen:
     """Find all three, read all their files, and judge each against the live part that it replaces. The parts in
-    `without` are not restored. `latest`: see `with_others`.
+    `without` are not restored. `latest`: see `with_others`; `strict`: see `choose_backup`.
 
     Raises:
         OpsError: there is no such backup of the database, or a store is unreachable.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    chosen = database.choose_backup(report, env, wanted, source, failed_too=bool(accept))
+    chosen = database.choose_backup(report, env, wanted, source, failed_too=bool(accept), strict=strict)
     dump = database.without_accepted(report, env, dump_in(chosen), accept)
     others = with_others(
         *(report, env, chosen, chosen.manifest.taken, source, without, redis_source, files_source), latest=latest
