@@ -42,8 +42,9 @@ def test_an_aof_that_was_switched_off_is_older_than_the_rdb_and_than_a_backup(ri
     fill(rig, "new", 140)
     backup_redis.fn(NAME)
     rig.crash()
-    chosen, _, _ = choice(rig)
-    assert chosen is None or chosen.all_keys == 340, "the RDB of the backup's save, or the backup"
+    chosen, found, _ = choice(rig)
+    assert (found.copies[0].all_keys, found.copies[0].is_aof) == (340, False), "the RDB of the backup's save"
+    assert chosen is None or chosen.all_keys == 340
     (rig.data / "my dump.rdb").unlink()
     chosen, found, _ = choice(rig)
     assert found.copies[0].all_keys == 200
