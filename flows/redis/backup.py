@@ -26,6 +26,7 @@ from tasks.redis.backup.network import NetworkSnapshot, find_remembering, read_r
 from tasks.redis.backup.snapshot import Snapshot, SnapshotSource, read_manifest, read_source, snapshot
 from tasks.redis.content.manifest import RedisContent
 from tasks.redis.position import POSITION, read_position
+from tasks.redis.restore.final_save import has_lost_directory
 from tasks.redis.restore.network import find_leftover, still_follows
 from tasks.redis.sentinels import read_sentinels, require_master
 from tasks.redis.topology.topology import is_own
@@ -139,8 +140,9 @@ def keep_live(report: Report, env: Environment, block: Redis) -> Backup:
 
 
 def _is_here(env: Environment, block: Redis) -> bool:
-    """Whether the server's files are on this host. The Sentinels can name another master than the configured one."""
-    return not env.redis.remote and is_own(env.redis, block.address)
+    """Whether the server can save to files on this host. The Sentinels can name another master than the configured
+    one."""
+    return not env.redis.remote and is_own(env.redis, block.address) and not has_lost_directory(block)
 
 
 def _source(env: Environment, block: Redis, store: Store) -> SnapshotSource:

@@ -144,6 +144,7 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     with runbook("Backup Redis", env, changes=True) as report:
         backup = take(report, env, stores.store_for(env, "redis"), kind)
         report_results(report, backup)
+        stores.judge_shrunk(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
@@ -168,8 +169,9 @@ def restore_redis(
     What it changes: it builds a staged copy next to the data directory and proves it on a scratch server against the
     backup's manifest. Then it stops the service, swaps the two directories by rename, starts the service and verifies
     it. With an empty confirm it shows the plan and changes nothing. Writes after the backup's snapshot are lost. Keys
-    under drop_prefixes are left out, because the application creates them again. Undo: undo-restore-redis; the old data
-    is kept as `<data directory>.superseded_<time>`.
+    under drop_prefixes are left out, because the application creates them again. The server starts with the settings
+    and users of its files: the plan names those that only run. Undo: undo-restore-redis; the old data is kept as `<data
+    directory>.superseded_<time>`. Without an AOF it is saved and proven before the stop; if that fails, nothing stops.
 
     With `prefixes` only keys that begin with them are restored, one by one, while the server keeps serving. If the
     server's files are on another host ([redis] remote), the data is replicated from a temporary server, or copied key

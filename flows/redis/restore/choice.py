@@ -37,7 +37,10 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
     """
     if is_foreign(wanted):
         return _adopt(report, env, wanted, which)
-    backup = find_backup(stores.store_for(env, "redis", which), "redis", wanted, env.name)
+    store = stores.store_for(env, "redis", which)
+    backup = find_backup(store, "redis", wanted, env.name)
+    stores.report_failed(report, find_backup(store, "redis", wanted, env.name, failed_too=True), backup)
+    stores.judge_drops(report, backup)
     report.fact("backup", backup.name)
     report.pin("backup", backup.name)
     report.pin_state("backup", backup.name)

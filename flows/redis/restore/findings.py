@@ -16,9 +16,9 @@ def report_restored(report: Report, done: Restored, writes: LiveWrites) -> None:
     carried = done.carried
     report.fact("keys restored", f"{carried.keys:,} ({size(carried.bytes)} in memory)")
     report.fact("keys expired since the backup", f"{carried.expired:,}")
+    why = "clients had just written" if writes.known else "clients may have written"
     report.fact(
-        "keys deleted",
-        f"{done.removed:,}" + (f"; {done.spared:,} that clients had just written were kept" if done.spared else ""),
+        "keys deleted", f"{done.removed:,}" + (f"; {done.spared:,} that {why} were kept" if done.spared else "")
     )
     if carried.large:
         report.fact(

@@ -22,6 +22,7 @@ from runbook.report import Report
 from runbook.units import first_of
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.final_save import has_lost_directory
 from tasks.redis.restore.live import LiveRedis, read_live
 from tasks.redis.restore.prefixes import Extra
 from tasks.redis.restore.survivors import PART
@@ -69,7 +70,7 @@ class RedisReplacement:
         if found := living_master(self.env, self.around):
             kept = keep_live(self.report, self.env, found).name
         swapped = replace_redis(self.report, self.env, permit, copy, self.around, self.judged)
-        other = f"; for the data of {self.around.master}: restore-redis with backup={kept}" if kept else ""
+        other = f"; for the data of {found.address}: restore-redis with backup={kept}" if found else ""
         self.report.fact("undo", undo(swapped) + other)
 
 
@@ -94,10 +95,13 @@ def loss(backup: Backup, prefixes: Sequence[str]) -> Loss:
 
 
 def living_master(env: Environment, around: ReplicationTopology) -> Redis | None:
-    """Another server that is now the master. It becomes a replica, so its data must be kept first; a killed run did
-    that before it detached anything."""
-    found = around.master if around.master != around.own and not around.since else ""
-    return env.redis.at(found) if found in around.reachable else None
+    """The server whose data an undo would lack, so that it must be kept first: another one that is now the master and
+    becomes a replica, or this one, if its directory was deleted. A killed run did that before it detached anything."""
+    if around.since:
+        return None
+    if around.master != around.own and around.master in around.reachable:
+        return env.redis.at(around.master)
+    return env.redis if has_lost_directory(env.redis) else None
 
 
 @contextlib.contextmanager
@@ -129,7 +133,7 @@ def prepare(
         if found := living_master(env, around):
             judge_kept(report, env, found)
             report.fail_if_critical()
-            report.plan("keep", f"the data of {found.address}, the current master, as a backup: it is replaced")
+            report.plan("keep", f"the data of {found.address} as a backup: it is in no directory that is kept")
         advise(report, env, chosen.backup, around)
         plan_redis(report, env, chosen.backup, fitness)
         yield RedisReplacement(report, env, chosen.backup, around, judged)

@@ -114,7 +114,8 @@ def choose(
         emptied[kept.name] = damage or (find_lost_keys(env.redis, kept, backup) if backup else "")
         if emptied[kept.name] and not damage:
             hint = "nothing to do: this run restores what is missing. redis_source=live keeps Redis's data instead"
-            report.warn("Redis serves incomplete data", hint, value=emptied[kept.name], expected="the backup's keys")
+            value, keys = emptied[kept.name], "the backup's keys"
+            report.warn("Redis serves incomplete data", hint, value=value, expected=keys, alternative=True)
         _mark_followers(found, kept, emptied)
     backup = proven
     chosen, why = _choose(report, env, found, backup, emptied, wanted, latest=latest)
@@ -321,6 +322,7 @@ def _report_promotion(report: Report, chosen: SurvivingCopy, around: Replication
             f"the master again, with the data of {chosen.where}",
             value=f"{chosen.where} was promoted, and serves the data",
             expected=around.own,
+            alternative=True,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blocks.environment import Environment
+from flows.store import mark_failed
 from runbook.errors import OpsError
 from runbook.guard.permit import CarriesOut, Permit
 from runbook.log import logger
@@ -152,6 +153,8 @@ def report_redis_proof(report: Report, env: Environment, backup: Backup, copy: R
         value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",
         expected="no difference",
     )
+    if not comparison.is_equal:
+        mark_failed(report, backup, comparison.differences[0])
     report.fail_if_critical()
     dropped = ", ".join(f"{prefix} {count:,}" for prefix, count in copy.dropped.items() if count)
     report.fact("Redis keys restored", f"{sum(copy.keys.values()):,}")
