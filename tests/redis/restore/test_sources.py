@@ -20,6 +20,7 @@ from runbook.errors import RunbookFailed
 from runbook.guard.loss import Loss
 from runbook.report import Report
 from runbook.wait import until
+from tasks.recovery_points.following import read_replica_point
 from tasks.redis.position import StreamPosition, keep_position, record_position
 from tasks.redis.restore.copy import RedisCopy
 from tasks.redis.restore.swap import superseded_redis
@@ -221,7 +222,13 @@ def test_a_check_records_how_far_the_master_is(rig: Rig, replica: RedisServer) -
         choice(rig, backup=False)
     assert "bytes of what the master had written by" in raised.value.report.sentence()
     assert kept
+    point = read_replica_point.work(env)
+    assert point
+    assert (point.at, bool(point.problem)) == (None, True), "no recovery point that nobody knows"
     record_position(env.reports_directory, StreamPosition(kept.replid, 1, before))
+    point = read_replica_point.work(env)
+    assert point
+    assert (point.at, point.exact, point.problem) == (before, False, "")
     chosen, _, _ = choice(rig, backup=False)
     assert chosen
     assert chosen.loss == Loss.at_most_since("Redis", before)
