@@ -9,7 +9,7 @@ from typing import Literal
 from blocks.environment import Environment
 from flows import store as stores
 from flows.pinned import pin_redis
-from flows.redis.restore import sources
+from flows.redis.restore import capture, sources
 from flows.redis.restore.steps import build_redis, plan_detaching, replace_redis, start_again, undo
 from runbook.errors import OpsError
 from runbook.guard.effect import Effect, seconds_from
@@ -68,7 +68,7 @@ class SurvivorRestore:
             live = require_judged(env.redis, self.judged)
             taken = detach.after(live)(permit, env.redis, self.around, env.reports_directory)
             stop_redis.after(taken)(env.redis, env.services)
-            backup, loss = sources.capture(report, permit, env, self.copy, live)
+            backup, loss = capture.capture(report, permit, env, self.copy, live)
             copy = build_redis(report, env, permit, backup)
         except BaseException:
             start_again(report, env, permit, taken, was_running=was_running)
@@ -103,9 +103,9 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
     judged = read_live(env.redis)
     copy, around = sources.compare(report, env, wanted)
     assert copy
-    sources.judge(report, env, copy, around)
+    capture.judge(report, env, copy, around)
     report.fail_if_critical()
-    sources.plan(report, env, copy)
+    capture.plan(report, env, copy)
     plan_detaching(report, env, around)
     report.pin_state("source", copy.name)
     return SurvivorRestore(report, env, copy, around, judged)
