@@ -112,15 +112,14 @@ def _measure(env: Environment, copy: SurvivingCopy, live: LiveRedis) -> Loss:
     if copy.kind == "replica":
         require_received(env.redis, copy)
         return copy.loss
-    if copy.received or (live.run_id and copy.loss.is_none):  # a replica's files, or a server that stopped with them
-        return copy.loss
+    if copy.loss.unknown or copy.received or (live.run_id and copy.loss.is_none):
+        return copy.loss  # a replica's files; or a master's that it wrote until its stop
     return files_loss(find_newest(read_configuration(Path(env.redis.config_file)), live_directory(env.redis)))
 
 
 def _capture_files(report: Report, env: Environment) -> Backup:
     block, directory = env.redis, live_directory(env.redis)
     configuration = read_configuration(Path(block.config_file))
-
     is_aof = find_newest(configuration, directory).is_aof
 
     def work(target: Path) -> tuple[Snapshot, RedisContent]:

@@ -112,12 +112,13 @@ def _prepare(report: Report, env: Environment, wanted: NamedSource) -> SurvivorR
 
 
 def advise(report: Report, env: Environment, backup: Backup, around: ReplicationTopology) -> None:
-    """Report, before a restore from a backup, that a surviving copy loses less. Only a plan warns: a confirmed run was
-    decided with it."""
+    """Report, before a restore from a backup, that a surviving copy loses less, or may lose less. Only a plan warns: a
+    confirmed run was decided with it."""
     copy = sources.find_better(report, env, sources.find(report, env, around), backup)
     if copy is None:
         return
-    name, value = "a surviving copy loses less than the backup", f"{copy.name}, {copy.all_keys:,} keys"
+    less, perhaps = "a surviving copy loses less than the backup", "a surviving copy may lose less than the backup"
+    name, value = less if copy.moment else perhaps, f"{copy.name}, {copy.all_keys:,} keys"
     if report.may_change:
         report.fact(name, value)
         return
