@@ -209,7 +209,7 @@ class Branches:
                 if path is None:
                     continue
                 with contextlib.suppress(CommandFailed):  # damaged, or recycled meanwhile
-                    found = commits_in(self.env.postgres, [(segment, path)])
+                    found = commits_in(self.env.postgres, [(segment, path)], lambda _: None)  # it may be unfinished
                     if times := [commit.at for commit in found if commit.lsn >= since]:
                         return max(times)
         return None

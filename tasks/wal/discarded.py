@@ -13,7 +13,7 @@ from runbook.kinds import probe
 from tasks.wal.branch import read_history
 from tasks.wal.format.names import Timeline
 from tasks.wal.reading.supply import Supply, read_supply, runs_of
-from tasks.wal.reading.waldump import Commit, commits_in
+from tasks.wal.reading.waldump import Commit, at_the_end, commits_in
 
 
 @probe
@@ -53,7 +53,7 @@ def parted_at(one: Timeline, other: Timeline) -> int:
 def _commits(env: Environment, supply: Supply, batch: list[int], directory: Path) -> Iterator[Commit]:
     pieces = [supply.pieces[number] for number in batch]
     files = [(piece.segment, supply.bring(piece, directory)) for piece in pieces]
-    yield from commits_in(env.postgres, files)
+    yield from commits_in(env.postgres, files, at_the_end(files))
     for _, path in files[:-1]:  # the next batch begins with the last one
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
