@@ -72,6 +72,10 @@ class NotConfirmed(OpsError):
     """`confirm` was given and is not the environment's name."""
 
 
+class LossExceeded(OpsError):
+    """More would be lost than was confirmed. Nothing live was replaced, and no other option is tried instead."""
+
+
 class Locked(OpsError):
     """Another run holds the environment."""
 

@@ -37,7 +37,16 @@ from flows.recovery.restore_option import (
     RestoreOption,
 )
 from flows.store import store_for
-from runbook.errors import LockLost, NotConfirmed, NotRestorable, OpsError, RunbookFailed, Unreachable
+from runbook.errors import (
+    LockLost,
+    LossExceeded,
+    NotConfirmed,
+    NotRestorable,
+    OpsError,
+    RunbookFailed,
+    Unreachable,
+)
+from runbook.guard.loss import Loss
 from runbook.kinds import Pending
 from runbook.report import Report, Status
 from runbook.units import duration, size
@@ -73,7 +82,7 @@ def attempting(report: Report, what: str) -> Iterator[RestoreAttempt]:
     attempt, first = RestoreAttempt(), len(report.findings)
     try:
         yield attempt
-    except (Unreachable, LockLost, NotConfirmed, NotRestorable):
+    except (Unreachable, LockLost, LossExceeded, NotConfirmed, NotRestorable):
         raise
     except OpsError as error:
         bad = [found for found in report.findings[first:] if found.status is Status.CRITICAL]
@@ -94,7 +103,8 @@ class RestoreOptions:
     `kinds`: those that may be used; `stores`: where the backups are. `before`: a transaction ID, or `none`, by which a
     person chose the target; `end`: the database at the end of its WAL, once a staged copy has shown it; `rejected`: the
     transactions that a copy showed not to be the ones that destroyed data. `others`: databases of the cluster that must
-    not be set back: the application's is taken out of the recovered cluster. `lost`: by the chosen one, as a clause."""
+    not be set back: the application's is taken out of the recovered cluster. `loss`: by the chosen one. `live_end`: the
+    live database, when its server answered last."""
 
     report: Report
     env: Environment
@@ -107,7 +117,8 @@ class RestoreOptions:
     used: RestoreOption | None = None
     end: DatabaseAtEnd | None = None
     rejected: set[int] = field(default_factory=set)
-    lost: str = ""
+    loss: Loss = field(default_factory=Loss)
+    live_end: DatabaseAtEnd | None = None
     others: Sequence[str] = ()
 
     @property
@@ -229,7 +240,7 @@ class RestoreOptions:
         newest = max(known) if self.in_place and known else self.report.started
         disk = disk_on(self.env.postgres.host, Path(self.env.postgres.data_directory).parent)
         free = size(disk.free_bytes) if disk else "not measured"
-        self.lost = chosen.lost(newest)
+        self.loss = chosen.planned_loss(self.env, in_place=self.in_place)
         rows = [
             (
                 *(one.kind, one.backup.name, one.newest.astimezone(self.env.zone).isoformat(" ")),
@@ -297,7 +308,8 @@ class RestoreOptions:
         latest = self._end_of(origin, found)
         end = self.end
         if end is None and self.in_place:
-            end = read_live_end(env, origin.content.system, self.tables.rows)
+            live_end = read_live_end(env, origin.content.system, self.tables.rows)
+            end = self.live_end = live_end or self.live_end  # behind the fence no server answers
         target = find_target(
             *(report, env, origin, found, latest, root / "wal", self.tables, end, self.before), self.rejected
         )

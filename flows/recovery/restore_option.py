@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
 from blocks.environment import Environment
 from flows.database import restore_steps as database
 from flows.database.free_space import WAL_RATIO
 from flows.recovery.destruction import WalTarget, commits
+from flows.recovery.gate import Copy, planned_loss
 from flows.recovery.point.build import BUILD, REPLAY, expected_seconds
 from flows.recovery.point.choice import PointOrigin
 from flows.recovery.point.target import FoundTarget
 from runbook import clock
+from runbook.guard.loss import Loss
 from runbook.kinds import Pending
-from runbook.units import rounded
 from tasks.backups.catalogue import Backup
 from tasks.cluster.copy import BuiltCluster
 from tasks.cluster.instance import PrivateInstance
@@ -92,13 +95,21 @@ class RestoreOption:
         given_up = self.replay.target.given_up
         return f"{lost:,.1f} s" + (f", {commits(given_up)} given up" if given_up else "")
 
-    def lost(self, newest: datetime) -> str:
-        """The loss as a clause, with the newest known commit at `newest`; "" where there is none."""
-        seconds = max((newest - self.newest).total_seconds(), 0.0)
-        given_up = self.replay.target.given_up if self.replay else 0
-        if given_up:
-            return f"{commits(given_up)} after the statement are given up"
-        return f"writes of the last {rounded(seconds)} are lost" if seconds >= 0.5 else ""
+    def copy(self, part: str, databases: Collection[int] = (), names: Mapping[int, str] = MappingProxyType({})) -> Copy:
+        """The copy of the cluster that it makes, for the gate. `databases`: the OIDs of those that are replaced, none
+        for all; `names`: databases by OID."""
+        assert self.replay
+        replay, target = self.replay, self.replay.target
+        without = (target.destruction.end.xid,) if target.destruction else ()
+        return Copy(part, replay.origin, replay.stop, replay.found.commits, without, databases, names)
+
+    def planned_loss(self, env: Environment, *, in_place: bool) -> Loss:
+        """The loss by what is known now. `in_place`: the live cluster's WAL can still be read when it is replaced."""
+        part = env.postgres.database
+        if not self.replay or not in_place or self.replay.found.behind:
+            return Loss.everything_since(part, self.newest)
+        target = self.replay.target
+        return planned_loss(env, self.copy(part), target.given_up, to_the_end=target.is_the_end)
 
     def expected_seconds(self, env: Environment) -> float:
         """An estimate of its restore, without the application's start: the same as the plan's steps."""

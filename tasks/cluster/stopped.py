@@ -94,7 +94,7 @@ def _read(postgres: Postgres, data: Path, container: ServerContainer | None) -> 
     found.append(configuration)
     settings |= files
     preloaded = tuple(name.strip(" \"'") for name in settings.pop(_PRELOADED, "").split(",") if name.strip())
-    control, damage = _control(postgres, data)
+    control, damage = read_control(postgres, data)
     hint = f"mv {data} {data}.broken, then run this again: a new cluster is created"
     found.append(Requirement(CONTROL, not damage, damage or control["Database cluster state"], "readable", hint))
     if damage:
@@ -183,24 +183,11 @@ def start_error(log: str) -> str:
     return " / ".join(line.partition(":")[2].strip() for line in messages[first : ends[0] + 1])[:300]
 
 
-@probe
-def read_next_transaction(postgres: Postgres, data: Path) -> int:
-    """The first transaction ID, with its epoch, that a stopped server had not used.
+def read_control(postgres: Postgres, data: Path) -> tuple[dict[str, str], str]:
+    """Read the lines of a stopped server's control file by name, and why they are invalid ("": they are valid).
 
     https://www.postgresql.org/docs/current/app-pgcontroldata.html
-
-    Raises:
-        OpsError: the control file cannot be read.
     """
-    found, why = _control(postgres, data)
-    if why:
-        raise OpsError(f"{data}: {why}", "nothing to do: it is only read")
-    epoch, xid = map(int, found["Latest checkpoint's NextXID"].split(":"))
-    return epoch << 32 | xid
-
-
-def _control(postgres: Postgres, data: Path) -> tuple[dict[str, str], str]:
-    """Its lines by name, and why they are invalid ("": they are valid)."""
     try:
         printed = shell.run(
             [postgres.program("pg_controldata"), "-D", data],

@@ -230,10 +230,13 @@ def read_configured(postgres: Postgres, name: str) -> str:
     if not is_here(postgres.host):
         return ""
     file = ["-c", f"config_file={postgres.config_file}"] if postgres.config_file else []
+    data = Path(postgres.data_directory)
+    if not data.exists() and postgres.config_file:  # of a missing one only the configuration is left
+        data = Path(postgres.config_file).parent
     program = str(Path(postgres.programs, "postgres"))
     try:
         return shell.run(
-            [program, "-C", name, "-D", postgres.data_directory, *file],
+            [program, "-C", name, "-D", str(data), *file],
             user=postgres.os_user,
             directory=Path("/"),
             timeout_seconds=30,

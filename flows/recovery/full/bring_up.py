@@ -13,11 +13,13 @@ from flows.database import restore_steps as database
 from flows.recovery.full.build import StagedCopies, SystemCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.database_server import FoundServer
+from flows.recovery.gate import DatabaseGate
 from flows.recovery.point.swap import takes_writes
 from flows.recovery.stopped_services import SystemServices
 from flows.redis.restore.sources import judge_kept_master
 from flows.store import mark_verified
 from runbook.errors import OpsError
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Permit
 from runbook.kinds import Pending
 from runbook.report import Report
@@ -61,10 +63,13 @@ def swap(
     chosen: Chosen,
     *,
     advance: bool,
+    gate: DatabaseGate | None = None,
 ) -> None:
-    """Swap all three by rename, one after the other.
+    """Swap all three by rename, one after the other. `gate`: measures what the database loses; without it, that is
+    everything since its backup.
 
     Raises:
+        LossExceeded: more than was confirmed. Nothing live was replaced.
         OpsError: a live part is not the one that was judged.
     """
     services.stop()
@@ -72,7 +77,7 @@ def swap(
     name = chosen.database.name
     try:
         done = swap_databases.after(services.last, copies.login)(
-            permit, env.postgres, guard, copies.database, live.oid, name
+            permit, env.postgres, guard, copies.database, live.oid, name, gate
         )
     except SwapUnknown:
         services.may_have_swapped("database", left)
@@ -84,6 +89,8 @@ def swap(
         else "There is nothing to undo: there was no database before"
     )
     services.has_swapped("database", done.kept, left)
+    measured = gate.loss if gate else None
+    report.loses(measured or Loss.everything_since(env.postgres.database, chosen.database.manifest.taken))
     swap_others(report, permit, env, services, copies)
     database.advance(report, permit, env, done.kept, wanted=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")

@@ -17,7 +17,8 @@ from flows.redis.restore.sources import RedisSource
 from flows.redis.restore.steps import judge_redis
 from flows.store import read_files, store_for
 from runbook import clock, metrics
-from runbook.guard.effect import Effect, back_to, lost_since, seconds_from
+from runbook.guard.effect import Effect, back_to, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.units import size
@@ -91,7 +92,18 @@ def effect(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> Eff
     """The headline of a plan that restores the dump. `up`: whether the database server answers."""
     taken = chosen.database.manifest.taken
     down = seconds_from(report.plan_steps, "stop services" if up else "")
-    return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), lost_since(taken), down)
+    losses = (Loss.everything_since(env.postgres.database, taken), *losses_of_others(env, chosen))
+    return Effect(whole_system(env, chosen, taken), undo_of(chosen, "undo-restore"), losses, down)
+
+
+def losses_of_others(env: Environment, chosen: Chosen) -> tuple[Loss, ...]:
+    """The losses of Redis and the files, where their live data is replaced."""
+    found = []
+    if chosen.redis and not chosen.redis_survivor:
+        found.append(Loss.everything_since("Redis", chosen.redis.manifest.taken))
+    if chosen.files:
+        found.append(Loss.everything_since("the files", chosen.files.manifest.taken))
+    return tuple(found)
 
 
 def whole_system(env: Environment, chosen: Chosen, at: datetime) -> str:

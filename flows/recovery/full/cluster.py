@@ -4,7 +4,7 @@ half touches nothing live."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from flows.recovery.full import bring_up, build, migration
 from flows.recovery.full.build import StagedCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.start import other_databases
+from flows.recovery.gate import AGAIN, require_confirmed
 from flows.recovery.options import RestoreOptions
 from flows.recovery.point import build as point_build
 from flows.recovery.point import swap
@@ -24,6 +25,7 @@ from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.guard.permit import Permit
 from runbook.report import Report
+from tasks.cluster.fence import FencedServer, read_fence
 from tasks.cluster.instance import PrivateInstance, running
 from tasks.cluster.recovery import read_standing, wait_recovered
 from tasks.cluster.swap import flush_cluster, sync_cluster
@@ -31,6 +33,7 @@ from tasks.host.services import start_services
 from tasks.postgres.content.changes import read_states
 from tasks.postgres.restore.staged_copy import try_login
 from tasks.postgres.server.server import read_server
+from tasks.postgres.tables.filenodes import read_database_names
 from tasks.wal.archive.destinations import archive_of
 from tasks.wal.archive.fetch import fetch_histories
 
@@ -41,7 +44,8 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class ClusterRun:
     """What a restore of the cluster needs. `databases`: the other databases that a person named: they are set back with
-    the application's. `replaces`: whether there is live data."""
+    the application's. `replaces`: whether there is live data. `fenced`: the live server, where it was stopped before
+    the copy was built."""
 
     report: Report
     permit: Permit
@@ -51,14 +55,17 @@ class ClusterRun:
     strict: bool = False
     databases: Sequence[str] = ()
     replaces: bool = True
+    fenced: FencedServer | None = None
 
 
 @dataclass
 class ClusterCopies(StagedCopies):
-    """The copies next to the live data. The cluster's is a private instance, stopped, on a new timeline."""
+    """The copies next to the live data. The cluster's is a private instance, stopped, on a new timeline. `databases`:
+    its databases by OID."""
 
     option: RestoreOption = field(kw_only=True)
     timeline: int = field(kw_only=True)
+    databases: Mapping[int, str] = field(kw_only=True)
 
     @property
     def replay(self) -> Replay:
@@ -78,9 +85,10 @@ def plan(
     stop_first: bool = False,
 ) -> None:
     """Plan every step. `of`: whose cluster the copy must be; `revision`: the schema's, as far as it is known;
-    `stop_first`: the application is stopped before the copy is built."""
+    `stop_first`: the application and the database server are stopped before the copy is built."""
     if stop_first:
-        report.plan("stop services", build.stopped(env, chosen), seconds=2, by=build.stopped_by(env, chosen))
+        stopped = ", ".join([build.stopped(env, chosen), *swap.servers(env)])
+        report.plan("stop services", stopped, seconds=5, by=[*build.stopped_by(env, chosen), read_fence])
     plan_copy(report, env, option, of)
     check.plan(report, env)
     build.plan_others(report, env, chosen)
@@ -146,8 +154,22 @@ def recover_to_target(run: ClusterRun, option: RestoreOption, use: Callable[[Res
             if _is_at_target(run, option.replay):
                 return use(option, timeline)
         option = run.options.again(option)
+        require_confirmed(
+            run.report, option.planned_loss(run.env, in_place=run.options.in_place), hint=_how_to_choose(option)
+        )
     raise VerificationFailed(
         "no statement in the WAL explains what is missing in the copy", "find-transaction shows who deleted it"
+    )
+
+
+def _how_to_choose(option: RestoreOption) -> str:
+    """The next step where the copy showed a statement that the plan could not see: the server did not answer."""
+    destroyed = option.replay.target.destruction if option.replay else None
+    if not destroyed:
+        return AGAIN
+    return (
+        f"run this with before={destroyed.end.xid} to stop just before {destroyed.text}, or with before=none to keep "
+        "that statement and everything after it"
     )
 
 
@@ -178,7 +200,8 @@ def _prove(run: ClusterRun, option: RestoreOption, timeline: int) -> ClusterCopi
     _judge_others(run, instance)
     flushing = flush_cluster.after(timeline).submit(instance)  # while the content is judged
     rows, name = point_build.compare(report, env, instance), env.postgres.database
-    copies = ClusterCopies(None, None, rows, option=option, timeline=timeline)
+    databases = read_database_names(instance.postgres)
+    copies = ClusterCopies(None, None, rows, option=option, timeline=timeline, databases=databases)
     if run.options.in_place:
         copies.origin = check.ExpectationsOrigin(option.newest)
         checking = check.start(report, env, name, after=timeline, origin=copies.origin, on=instance.postgres)
@@ -260,15 +283,16 @@ def swapping_in(
         OpsError: a rename fails.
     """
     report, permit, env = run.report, run.permit, run.env
+    copy = copies.option.copy(env.postgres.database, names=copies.databases)
     with started_on_failure(services), started_on_failure(cluster):
+        services.stop()
         try:
-            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline)
+            swap.swap(report, permit, env, copies.replay.instance, cluster, copies.timeline, copy, run.fenced)
         except BaseException:
             services.swapped += cluster.swapped  # after a half-done swap nothing may be started
             raise
         services.has_swapped("database", ", ".join(cluster.kept), bring_up.others_in(copies))
         services.last = cluster.last
-        services.stop()
         bring_up.swap_others(report, permit, env, services, copies)
         yield
 

@@ -18,6 +18,7 @@ from flows.recovery.full import bring_up, build, cluster, database_server, migra
 from flows.recovery.full.build import SystemCopies
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterRun
+from flows.recovery.gate import DatabaseGate
 from flows.recovery.options import RestoreOptions
 from flows.recovery.restore_option import DUMP_BYTES_PER_SECOND, RestoreOption
 from flows.recovery.stopped_services import SystemServices
@@ -39,11 +40,12 @@ FOLDER = "extracted"
 @dataclass
 class ExtractedCopies(SystemCopies):
     """The copies; the database's is on the live server. `option`: its origin; `live`: the database that it replaces;
-    `guard`: the session that replaces it."""
+    `guard`: the session that replaces it; `gate`: what the swap must pass."""
 
     option: RestoreOption = field(kw_only=True)
     live: Identity = field(kw_only=True)
     guard: Connection = field(kw_only=True)
+    gate: DatabaseGate = field(kw_only=True)
 
 
 def plan(
@@ -119,7 +121,15 @@ def build_copies(
     copies = build.build(report, permit, env, chosen, jobs)
     build.prove(report, permit, env, chosen, copies, jobs=jobs, strict=run.strict)
     run.options.used = option
-    return ExtractedCopies(**vars(copies), option=option, live=live, guard=guard)
+    gate = DatabaseGate(report, env, option.copy(env.postgres.database, _replaced(option, live)))
+    gate.read_ahead()
+    return ExtractedCopies(**vars(copies), option=option, live=live, guard=guard, gate=gate)
+
+
+def _replaced(option: RestoreOption, live: Identity) -> set[int]:
+    """The OIDs of the databases whose writes are replaced: the live one, and the one that a statement dropped."""
+    destroyed = option.replay.target.destruction if option.replay else None
+    return {oid for oid in (live.oid, destroyed.database if destroyed else 0) if oid}
 
 
 def _dump(run: ClusterRun, option: RestoreOption, jobs: int) -> Backup:
@@ -150,5 +160,7 @@ def swap(run: ClusterRun, copies: ExtractedCopies, services: SystemServices, *, 
     """
     chosen = replace(run.chosen, database=copies.option.backup)  # the kept database's comment names it
     bring_up.swap(
-        *(run.report, run.permit, run.env, copies.guard, services, copies, copies.live, chosen), advance=advance
+        *(run.report, run.permit, run.env, copies.guard, services, copies, copies.live, chosen),
+        advance=advance,
+        gate=copies.gate,
     )

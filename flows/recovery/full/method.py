@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, get_args
 
 from blocks.environment import START_ORDER, Environment, Stores
 from flows.pinned import pin_database
-from flows.recovery.destruction import NONE, commits
+from flows.recovery import gate
+from flows.recovery.destruction import NONE
 from flows.recovery.full import bring_up, choose, cluster, extraction
 from flows.recovery.full.choose import Chosen
 from flows.recovery.full.cluster import ClusterCopies, ClusterRun
@@ -23,22 +23,25 @@ from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import build as point_build
 from flows.recovery.point import choice, swap
 from flows.recovery.restore_option import LOGICAL, PHYSICAL, Replay, RestoreOption
-from flows.recovery.stopped_services import SystemServices, read_cluster_services, started_on_failure
+from flows.recovery.stopped_services import (
+    ClusterServices,
+    SystemServices,
+    read_cluster_services,
+    started_on_failure,
+)
 from flows.redis.restore.sources import RedisSource, remembered, report_newer
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.guard.effect import Effect, seconds_from
 from runbook.guard.permit import Act, Permit
 from runbook.kinds import Pending
-from runbook.next import Next
 from runbook.report import Report
-from runbook.units import duration
 from tasks.backups.catalogue import LATEST, kind_of
 from tasks.cluster.copy import BuiltCluster
-from tasks.cluster.stopped import read_next_transaction
 from tasks.host.services import read_services
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import presence, read_server
+from tasks.postgres.sessions.held_writes import held_writes
 
 Method = Literal["auto", "cluster", "dump"]
 
@@ -99,7 +102,10 @@ def find_options(report: Report, env: Environment, given: ClusterParameters) -> 
             raise OpsError(f"the cluster cannot be restored: {why}", "choose method=dump, or restore-to-point by hand")
         return None
     kinds = (PHYSICAL,) if given.method == "cluster" else (PHYSICAL, LOGICAL)
-    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, given.before)
+    before = given.before or gate.begun_before(env)
+    if before != given.before:
+        report.fact("decision of a killed run", f"before={before}")
+    options = RestoreOptions(report, env, env.name, given.backup, kinds, given.source, before)
     require_known(env, env.name, given.backup, stores=given.source)
     if _has_base_backups(options, asked=asked):
         return options
@@ -186,19 +192,19 @@ def plan(report: Report, env: Environment, restore: ClusterRestore, given: Clust
     if given.databases:
         report.fact("other databases set back too", ", ".join(given.databases))
     destroyed = restore.replay.target.destruction
-    report.pin_state("recovery target", destroyed.text if destroyed else given.before or "the end of the WAL")
+    report.pin_state("recovery target", destroyed.text if destroyed else restore.options.before or "the end of the WAL")
     pin_database(report, env.postgres, replaced=True, up=restore.found.presence == "up")
     choose.pin_others(report, env, restore.chosen)
 
 
 def effect(report: Report, env: Environment, restore: ClusterRestore) -> Effect:
-    """The headline of the plan."""
+    """The headline of the plan. Its losses are those that a person confirms."""
     option, chosen = restore.option, restore.chosen
     up = restore.found.presence == "up"
     return Effect(
         choose.whole_system(env, chosen, option.newest),
         choose.undo_of(chosen, "undo-restore" if option.extracted_bytes else "rename the kept data directory"),
-        restore.options.lost,
+        (restore.options.loss, *choose.losses_of_others(env, chosen)),
         seconds_from(report.plan_steps, "stop services" if up else ""),
     )
 
@@ -225,6 +231,7 @@ def run(report: Report, permit: Permit, env: Environment, restore: ClusterRestor
         if option.extracted_bytes or not restore.options.others:  # otherwise its database is taken out of it
             restore.options.tried.add(option.backup.name)
         restore.option = restore.options.choose()
+        gate.require_confirmed(report, restore.options.loss)
         if not restore.option.replay:
             return False
         restore.chosen = _with_others(report, env, given, restore.option)
@@ -237,19 +244,22 @@ Finish = Callable[[contextlib.AbstractContextManager[object]], None]
 
 
 def _finish_cluster(
-    run: ClusterRun, given: ClusterParameters, restore: ClusterRestore, copies: ClusterCopies, services: SystemServices
+    run: ClusterRun,
+    given: ClusterParameters,
+    restore: ClusterRestore,
+    copies: ClusterCopies,
+    services: SystemServices,
+    server: ClusterServices,
 ) -> Finish:
     report, env = run.report, run.env
 
     def finish(remembering: contextlib.AbstractContextManager[object]) -> None:
-        server = read_cluster_services(report, env)
         live = env.postgres.data_directory
         services.undo = (
             f"To undo it: stop the services, move {live} away, rename {live}.superseded_… to it, start the services"
         )
         with remembering, cluster.swapping_in(run, copies, services, server):
-            if restore.found.presence == "up" and copies.replay.target.is_the_end and server.kept:
-                _judge_left_behind(report, env, Path(server.kept[0]), Path(live))
+            pass
         cluster.start_cluster(run, copies, services, server)
         bring_up.start(report, env, copies, services)
         _report_results(report, env, given, run.chosen, copies.option, services)
@@ -271,29 +281,14 @@ def _finish_extraction(
     return finish
 
 
-def _judge_left_behind(report: Report, env: Environment, kept: Path, live: Path) -> None:
-    """Transactions of clients other than the application, which was stopped, after the WAL was shipped last. Both
-    servers are stopped."""
-    last = [read_next_transaction(env.postgres, data) for data in (kept, live)]
-    if left := max(last[0] - last[1], 0):
-        report.warn(
-            "transactions after the last shipping of WAL",
-            f"stop that client, which is not one of the environment's services. The data is in {kept}",
-            value=f"at most {left}, not restored",
-            expected="none: the application was stopped",
-            follow=[Next("salvage-writes", "copy what they wrote", {"source": str(kept)})],
-        )
-
-
 def _stops_first(given: ClusterParameters, restore: ClusterRestore) -> bool:
-    """Whether the application stops before the copy is built: while a live server may still take writes that the copy
-    must have, and before Redis's surviving data is captured."""
-    replays_live = restore.found.presence == "up" and _is_to_the_end(given, restore)
-    return given.stop_services == "first" or replays_live or bool(restore.chosen.redis_survivor)
+    """Whether the application and the database server stop before the copy is built: while the live server may still
+    take writes that the copy must have (it can come back by itself), and before Redis's surviving data is captured."""
+    return given.stop_services == "first" or _is_to_the_end(restore) or bool(restore.chosen.redis_survivor)
 
 
-def _is_to_the_end(given: ClusterParameters, restore: ClusterRestore) -> bool:
-    return not restore.replay.target.destruction and given.before in ("", NONE)
+def _is_to_the_end(restore: ClusterRestore) -> bool:
+    return not restore.replay.target.destruction and restore.options.before in ("", NONE)
 
 
 def _build(
@@ -318,17 +313,50 @@ def _build(
         parts = ClusterRun(
             *(report, permit, env, restore.options, restore.chosen, given.strict, given.databases, replaces)
         )
-        if up and _is_to_the_end(given, restore):  # what clients wrote since the plan
-            choice.ship(report, env, given.source)
-            option = restore.options.again(option, building)
-        else:
-            option = replace(option, replay=replace(restore.replay, building=building))
         if option.extracted_bytes:
+            if up and _is_to_the_end(restore):
+                _hold_writes(report, env, stack)
+            option = _newest(report, env, given, restore, building)
             extracted = extraction.build_copies(parts, option, given.jobs, given.accept, stack)
             return _finish_extraction(parts, given, extracted, services)
-        with advisory_lock(env.postgres) if up else contextlib.nullcontext():
-            copies = cluster.build_copies(parts, option)
-    return _finish_cluster(parts, given, restore, copies, services)
+        server = read_cluster_services(report, env)
+        with started_on_failure(server):
+            if _stops_first(given, restore):
+                server.last = services.last
+                before = gate.before_of(restore.replay.stop)
+                parts = replace(parts, fenced=gate.fence_cluster(report, env, server, given.source, before))
+            option = _newest(report, env, given, restore, building)
+            with contextlib.nullcontext() if parts.fenced or not up else advisory_lock(env.postgres):
+                copies = cluster.build_copies(parts, option)
+    return _finish_cluster(parts, given, restore, copies, services, server)
+
+
+def _hold_writes(report: Report, env: Environment, stack: contextlib.ExitStack) -> None:
+    """Keep the writes of other clients out of the live database until its swap: they would be lost."""
+    if problem := stack.enter_context(held_writes(env.postgres, env.postgres.database)):
+        report.warn(
+            "writes of other clients",
+            "stop the clients that write to this database; a write that the copy lacks ends the run before its swap",
+            value=f"not held back while the copy is built: {problem}",
+        )
+
+
+def _newest(
+    report: Report,
+    env: Environment,
+    given: ClusterParameters,
+    restore: ClusterRestore,
+    building: Pending[BuiltCluster],
+) -> RestoreOption:
+    """The option with what was written since the plan, where it recovers to the end of the WAL."""
+    option, up = restore.option, restore.found.presence == "up"
+    assert option.replay
+    if option.extracted_bytes and up and _is_to_the_end(restore):
+        choice.ship(report, env, given.source)
+    origin = option.replay.origin
+    if _is_to_the_end(restore) and choice.with_newest(origin) is not origin:
+        return restore.options.again(option, building)
+    return replace(option, replay=replace(option.replay, building=building))
 
 
 def _build_ahead(env: Environment, restore: ClusterRestore, stack: contextlib.ExitStack) -> Pending[BuiltCluster]:
@@ -355,19 +383,8 @@ def _report_results(
     """Compare with the RTO and RPO, and list the lost writes."""
     assert option.replay
     bring_up.judge_time(report, env)
-    target = option.replay.target
-    lost = max((option.newest_known - option.newest).total_seconds(), 0.0)
     report.fact("newest point restored", f"{clock.text(option.newest, 'microseconds')}, from {option.kind}")
-    where = target.destruction.text if target.destruction else f"transaction {given.before}"
-    after = f"{commits(target.given_up)} after {where}"
-    report.fact("lost", after if target.given_up else "no commit that the WAL has")
-    report.prefer(
-        "data loss against the RPO",
-        lost <= env.rpo_seconds,
-        "check what follows the statement (find-transaction)",
-        value=duration(lost),
-        expected=f"at most {duration(env.rpo_seconds)}",
-    )
+    gate.judge_objective(report, env, option.newest)
     stored = replace(chosen, database=option.backup)
     bring_up.report_lost_writes(report, env, option.newest, services, stored_are_kept=True)
     bring_up.finish(report, stored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blocks.environment import Environment, Stores
@@ -90,6 +90,17 @@ def ship_rest(report: Report, env: Environment) -> None:
     """Ship what an earlier run here left in the receiver's directory: the new timeline must not reuse its number."""
     if env.has("wal") and any(Path(env.wal.directory).glob("*")):
         ship(report, env, "backups")
+
+
+def with_newest(origin: PointOrigin) -> PointOrigin:
+    """The same with the WAL that the archive has now; itself where that is no more than before.
+
+    Raises:
+        OpsError, Unreachable: it cannot be listed.
+    """
+    timeline, content = origin.chain.timeline, origin.content
+    chain = chain_from(origin.archive.listing(), timeline, content.stop, content.segment_bytes)
+    return origin if chain.links == origin.chain.links else replace(origin, chain=chain)
 
 
 def choose_origin(

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal, get_args
 
@@ -18,6 +19,7 @@ from flows.database.tables import require_names, restore_tables
 from flows.database.wal_reading import mend
 from flows.launch import launch
 from flows.pinned import pin_database
+from flows.recovery.gate import Copy, fence_cluster, planned_loss
 from flows.recovery.point import build, choice, swap
 from flows.recovery.point import target as point_target
 from flows.recovery.point.choice import PointOrigin
@@ -28,7 +30,8 @@ from runbook import clock
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.flow import flow
-from runbook.guard.effect import Effect, lost_since, seconds_from
+from runbook.guard.effect import Effect, seconds_from
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, CarriesOut, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -41,11 +44,12 @@ from tasks.backups.manifest import Manifest, sums_of
 from tasks.cluster.instance import PrivateInstance, prepare_instance, put_away, root_for, running, sweep_instance
 from tasks.cluster.recovery import promote_instance, read_standing, wait_recovered
 from tasks.cluster.swap import sync_cluster
-from tasks.cluster.target import By, Stop, parse_target
+from tasks.cluster.target import By, RecoveryTarget, Stop, parse_target
 from tasks.host.services import start_services
 from tasks.postgres.dump.dump import What, dump_database, dump_globals
 from tasks.postgres.restore.planner_statistics import analyze
 from tasks.postgres.tables.chosen import choose_tables
+from tasks.postgres.tables.filenodes import read_database_names
 
 Mode = Literal["swap", "tables"]
 
@@ -118,16 +122,16 @@ def restore_to_point(
         found = point_target.find_in_wal(env, origin, wanted, root / "wal")
         mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
-        _plan(report, env, origin, found, mode, tables)
+        _plan(report, env, origin, found, by, mode, tables)
         acts = swap.acts(env) if mode == "swap" else table_acts(tables)
         pin_database(report, env.postgres, replaced=True)
-        permit = report.permit(*acts, effect=_effect(report, env, found, mode, tables))
+        permit = report.permit(*acts, effect=_effect(report, env, _copy(env, origin, found), found, by, mode, tables))
         report.state_is("nothing live was touched", "fix the findings above, then run this again")
         choice.fetch_files(report, origin)
-        build.build(report, env, instance, origin, found.links, root / "wal")
         if mode == "swap":
-            _swap(report, permit, env, origin, instance, stop, len(found.links))
+            _swap(report, permit, env, origin, instance, found, wanted, source)
         else:
+            build.build(report, env, instance, origin, found.links, root / "wal")
             _copy_back(report, env, origin, instance, stop, tables, len(found.links))
     return report
 
@@ -140,10 +144,12 @@ def _require_mode(mode: Mode, tables: list[str]) -> None:
 
 
 def _plan(
-    report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, mode: Mode, tables: list[str]
+    report: Report, env: Environment, origin: PointOrigin, found: FoundTarget, by: By, mode: Mode, tables: list[str]
 ) -> None:
     content, wal = origin.content, len(found.links) * origin.content.segment_bytes
-    root = root_for(env.postgres)
+    root, to_the_end = root_for(env.postgres), by == "latest"
+    if mode == "swap" and to_the_end:
+        swap.plan_stop(report, env)
     report.plan(
         "build the copy",
         f"{origin.backup.name} in {root}",
@@ -161,7 +167,7 @@ def _plan(
     sides = "the copy has the last transaction before the target, and not the first after it"
     report.plan("prove", sides, by=[read_standing])
     if mode == "swap":
-        swap.plan(report, env)
+        swap.plan(report, env, stopped=to_the_end)
         after = "afterwards: rejoin-standby and backup-cluster"
         healthy: list[CarriesOut] = [wait_healthy] if env.services_in(("backend", "frontend")) else []
         report.plan("start services", after, seconds=10, by=[start_services, analyze, *healthy])
@@ -169,15 +175,26 @@ def _plan(
         plan(report, tables)
 
 
-def _effect(report: Report, env: Environment, found: FoundTarget, mode: Mode, tables: list[str]) -> Effect:
-    before, newest = found.stop.before if found.stop else None, found.newest
+def _copy(env: Environment, origin: PointOrigin, found: FoundTarget) -> Copy:
+    assert found.stop
+    return Copy(env.postgres.database, origin, found.stop, found.commits)
+
+
+def _effect(
+    report: Report, env: Environment, copy: Copy, found: FoundTarget, by: By, mode: Mode, tables: list[str]
+) -> Effect:
+    before = copy.stop.before
     what = "all databases of the cluster" if mode == "swap" else first_of(tables)
     when = f"{clock.short(before.at)}" if before else "the end of the base backup"
-    lost = lost_since(before.at) if before and (not newest or before.at < newest.at) else ""
+    since = before.at if before else copy.origin.content.stopped
     if mode == "swap":
-        down = seconds_from(report.plan_steps, "stop services")
-        return Effect(f"{what} go back to {when}", "rename the kept data directory", lost, down)
-    return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", lost, "the tables are locked for the swap")
+        down, lost = seconds_from(report.plan_steps, "stop services"), Loss.everything_since(copy.part, since)
+        if by == "latest" or not found.more:
+            lost = planned_loss(env, copy, found.lost, to_the_end=by == "latest")
+        return Effect(f"{what} go back to {when}", "rename the kept data directory", (lost,), down)
+    lost = Loss.everything_since(what, since)
+    locked = "the tables are locked for the swap"
+    return Effect(f"{what}: rows go back to {when}", "undo-restore-tables", (lost,), locked)
 
 
 def _swap(
@@ -186,22 +203,33 @@ def _swap(
     env: Environment,
     origin: PointOrigin,
     instance: PrivateInstance,
-    stop: Stop,
-    links: int,
+    found: FoundTarget,
+    wanted: RecoveryTarget,
+    source: Stores,
 ) -> None:
-    with running(instance, stop, origin.chain.timeline.number, unsynced=True):
-        build.recover(report, instance, origin, links)
-        build.prove(report, instance, origin, stop)
-        timeline = swap.promote(env, instance)
-        build.compare(report, env, instance)
-    sync_cluster(instance)
-    services = read_cluster_services(report, env)
+    services, wal, fenced = read_cluster_services(report, env), instance.root / "wal", None
+    building = build.begin(env, instance, origin)  # while the services stop
     with started_on_failure(services):
-        swap.swap(report, permit, env, instance, services, timeline)
+        if wanted.by == "latest":  # with what is written until the fence
+            fenced = fence_cluster(report, env, services, source)
+            if (newest := choice.with_newest(origin)) is not origin:
+                origin = newest
+                found = point_target.find_in_wal(env, origin, wanted, wal)
+                point_target.judge_target(report, origin, wanted, found)
+        copy, links = _copy(env, origin, found), len(found.links)
+        build.build(report, env, instance, origin, found.links, wal, building)
+        with running(instance, copy.stop, origin.chain.timeline.number, unsynced=True):
+            build.recover(report, instance, origin, links)
+            build.prove(report, instance, origin, copy.stop)
+            timeline = swap.promote(env, instance)
+            build.compare(report, env, instance)
+            copy = replace(copy, names=read_database_names(instance.postgres))
+        sync_cluster(instance)
+        swap.swap(report, permit, env, instance, services, timeline, copy, fenced)
         swap.start(report, permit, env, services)
     swap.report_follow_up(report, env, origin, services, timeline)
-    wal = len(origin.chain.links) * origin.content.segment_bytes
-    report.measure("database point in time", origin.content.bytes + wal)
+    bytes_ = len(origin.chain.links) * origin.content.segment_bytes
+    report.measure("database point in time", origin.content.bytes + bytes_)
     report.outcome = "the cluster is at the target, proven on both sides"
 
 

@@ -9,15 +9,18 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.application.health_checks import report_health, report_smoke
 from flows.database.waiting_commits import free_commits
-from flows.recovery.point.choice import PointOrigin, ship
+from flows.recovery import gate
+from flows.recovery.point.choice import PointOrigin
 from flows.recovery.stopped_services import APPLICATION, ClusterServices, replication_roles
 from runbook.errors import Unreachable
+from runbook.guard.loss import Loss
 from runbook.guard.permit import Act, Permit
 from runbook.next import Next
 from runbook.report import Report
 from runbook.units import duration
 from runbook.wait import until
 from tasks.application.health import answers, smoke_check, wait_healthy
+from tasks.cluster.fence import FencedServer, read_fence
 from tasks.cluster.instance import PrivateInstance
 from tasks.cluster.recovery import promote_instance
 from tasks.cluster.swap import (
@@ -40,18 +43,27 @@ def acts(env: Environment) -> list[Act]:
     return [Act(REPLACE_CLUSTER, env.postgres.data_directory), Act(ALONE, address(env.postgres))]
 
 
+def servers(env: Environment) -> list[str]:
+    """The servers that are stopped for a swap, after the application."""
+    return [*replication_roles(env), env.postgres.service]
+
+
+def plan_stop(report: Report, env: Environment) -> None:
+    """Plan the stop of the application and the servers."""
+    stop = ", ".join([*env.services_in(APPLICATION), *servers(env)])
+    report.plan("stop services", stop, seconds=5, by=[stop_services, read_fence])
+
+
 def plan(report: Report, env: Environment, *, stopped: bool = False) -> None:
-    """Plan the swap. `stopped`: the application is stopped already."""
-    servers = [*replication_roles(env), env.postgres.service]
+    """Plan the swap. `stopped`: the application and the servers are stopped already."""
     live = env.postgres.data_directory
     report.plan("promote the copy", "on a new timeline", seconds=1, by=[promote_instance])
     sync = "every file is on disk before the swap: it is recovered without fsync"
     report.plan("sync the copy", sync, seconds=1, by=[sync_cluster])
-    if stopped:
-        report.plan("stop the database server", ", ".join(servers), seconds=3, by=[stop_services])
-    else:
-        stop = ", ".join([*env.services_in(APPLICATION), *servers])
-        report.plan("stop services", stop, seconds=5, by=[stop_services])
+    if not stopped:
+        plan_stop(report, env)
+    lacks = "the copy lacks no commit of the stopped server beyond the planned loss"
+    report.plan("compare with the live server", lacks, seconds=1, by=[gate.measure])
     swapped = f"the copy becomes {live}; the replaced one is kept as {live}.superseded_…"
     report.plan("swap", swapped, seconds=0.1, by=[swap_cluster])
     if env.has("wal"):
@@ -72,12 +84,16 @@ def swap(
     instance: PrivateInstance,
     services: ClusterServices,
     timeline: int,
-) -> None:
-    """Stop the services, archive the end of the old timeline, and rename."""
+    copy: gate.Copy,
+    fenced: FencedServer | None = None,
+) -> Loss:
+    """Fence the live server unless it is, pass the gate, and rename. Returns what is lost.
+
+    Raises:
+        LossExceeded: more than was confirmed. Nothing live was replaced.
+    """
     primary = env.postgres  # not read again: the server is down from here on
-    services.stop()
-    if env.has("wal"):
-        ship(report, env, "backups")  # a later recovery may go to the end of the old timeline
+    loss = gate.pass_cluster(report, env, services, copy, fenced)
     report.state_is(
         f"services are stopped; if {primary.data_directory} is missing, the live data is in ….superseded_… next to it",
         f"run it again with confirm={env.name}: it restores everything from the start. To undo it instead, rename the "
@@ -87,6 +103,8 @@ def swap(
     services.swapped.append("cluster")
     services.last = done
     services.kept += [str(done.kept)] if done.kept else []
+    report.loses(loss)
+    gate.forget_swap(env)
     report.state_is(
         f"the cluster is at the target, on timeline {timeline}, and is live; services are stopped or starting; "
         f"the replaced data is kept: {', '.join(services.kept) or 'there was none'}",
@@ -97,6 +115,7 @@ def swap(
         wal = Path(env.wal.directory)
         services.last = aside = set_wal_aside.after(services.last)(permit, primary, wal)
         services.kept += [str(aside)] if aside else []
+    return loss
 
 
 def start(report: Report, permit: Permit, env: Environment, services: ClusterServices) -> None:

@@ -19,6 +19,7 @@ from flows.database import restore_steps as database
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery.full import choose
+from flows.recovery.gate import require_confirmed
 from flows.recovery.options import RestoreOptions, attempting, require_known
 from flows.recovery.point import choice, swap
 from flows.recovery.region import build, summary
@@ -114,7 +115,7 @@ def region_failover(
         effect = Effect(
             f"{source} is served from {env.name}: {choose.whole_system(env, chosen, option.newest)}",
             "a region failover back, once the old region follows",
-            options.lost,
+            (options.loss,),
             seconds_from(report.plan_steps, ""),
         )
         permit = report.permit(*_acts(env, chosen), effect=effect)
@@ -198,6 +199,7 @@ def _restore(
             break
         options.tried.add(option.backup.name)
         option = options.choose()
+        require_confirmed(report, options.loss)
         chosen = parts.choose(report, env, option)
     options.used = options.used or option
     with ready, phases.of("bring up"):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,9 +72,20 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objid::bigint = %s
 """
 
 
+Gate = Callable[[], None]
+"""Called when the live database has no session, and before another takes its name; what it raises rolls the swap
+back."""
+
+
 @action
 def swap_databases(
-    permit: Permit, postgres: Postgres, guard: Connection, copy: Copy, live_oid: int, backup: str
+    permit: Permit,
+    postgres: Postgres,
+    guard: Connection,
+    copy: Copy,
+    live_oid: int,
+    backup: str,
+    gate: Gate | None = None,
 ) -> Swapped:
     """Give the copy the live name, and keep the old database under another.
 
@@ -85,7 +96,7 @@ def swap_databases(
     permit.require(REPLACE, postgres.database)
     kept = _kept_name(guard, postgres.database) if live_oid else ""
     moves = [(postgres.database, kept, live_oid), (copy.database, postgres.database, copy.oid)]
-    outage = exchange(postgres, guard, moves, by=backup)
+    outage = exchange(postgres, guard, moves, by=backup, gate=gate)
     removed(staged_database(copy.database))
     return Swapped(postgres.database, kept, outage)
 
@@ -109,7 +120,13 @@ def _kept_name(connection: Connection, database: str) -> str:
 
 
 def exchange(
-    postgres: Postgres, guard: Connection, renames: list[tuple[str, str, int]], *, by: str, comment: str | None = None
+    postgres: Postgres,
+    guard: Connection,
+    renames: list[tuple[str, str, int]],
+    *,
+    by: str,
+    comment: str | None = None,
+    gate: Gate | None = None,
 ) -> float:
     """Rename databases (from, to, OID) in one transaction; returns the clients' outage in seconds.
 
@@ -125,7 +142,7 @@ def exchange(
     try:
         execute(guard, "SET lock_timeout = '20s'")
         with guard.transaction(), _ending_sessions(postgres, [move[0] for move in moves]):
-            _exchange(guard, moves, by, comment)
+            _exchange(guard, moves, by, comment, gate)
             committing.set()
     except psycopg.OperationalError as error:
         _, live, oid = moves[-1]
@@ -138,12 +155,16 @@ def exchange(
     return time.monotonic() - started
 
 
-def _exchange(guard: Connection, moves: list[tuple[str, str, int]], by: str, comment: str | None) -> None:
+def _exchange(
+    guard: Connection, moves: list[tuple[str, str, int]], by: str, comment: str | None, gate: Gate | None
+) -> None:
     _require_identity(guard, moves)
     for number, (old, new, _) in enumerate(moves, 1):
         failpoint(f"swap: before rename {number}")
         _rename(guard, old, new)
         failpoint(f"swap: after rename {number}")
+        if number == 1 and gate:
+            gate()
     if len(moves) == 2:
         _label(guard, kept=moves[0][1], live=moves[1][1], by=by)
     if comment is not None:

@@ -61,3 +61,11 @@ def read_database_oid(postgres: Postgres, database: str) -> int:
     with postgres.connect() as connection:
         rows = execute(connection, "SELECT oid::bigint FROM pg_database WHERE datname = %s", database)
     return int(rows[0][0]) if rows else 0
+
+
+@probe
+def read_database_names(postgres: Postgres) -> dict[int, str]:
+    """The names of all databases by OID."""
+    with postgres.connect() as connection:
+        rows = execute(connection, "SELECT oid::bigint, datname FROM pg_database")
+    return {int(oid): str(name) for oid, name in rows}

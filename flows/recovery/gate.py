@@ -1,0 +1,386 @@
+"""The gate before live data of the database is replaced.
+
+The live side is stopped, or its writers are kept out; then it is read to its end; then what the copy lacks is counted.
+A run that would lose more than its plan said ends here, with nothing replaced. A plan counts in the same way, without
+the fence.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from blocks.environment import Environment, Stores
+from blocks.postgres import nodes
+from blocks.postgres.server import execute
+from flows.recovery.point.choice import PointOrigin, ship
+from flows.recovery.stopped_services import ClusterServices
+from runbook import clock
+from runbook.errors import LossExceeded, OpsError
+from runbook.files import record
+from runbook.guard.loss import Loss, exceeded, losses_text
+from runbook.kinds import probe
+from runbook.report import Report
+from runbook.units import duration
+from tasks.cluster.fence import FencedServer, read_fence, read_written
+from tasks.cluster.swap import superseded_clusters
+from tasks.cluster.target import Stop
+from tasks.failover.member import read_configured
+from tasks.host.disk import is_here
+from tasks.postgres.replication.status import parse_sync_names
+from tasks.recovery_points.wal import LEAST_COMMIT_BYTES
+from tasks.wal.archive.archive import timeline_in
+from tasks.wal.archive.continuity import Chain, chain_from
+from tasks.wal.archive.fetch import fetch
+from tasks.wal.format.names import Timeline, lsn_of, lsn_text
+from tasks.wal.reading.committed import Committed, count_by_database, read_committed
+from tasks.wal.reading.local import Local, find_segments
+from tasks.wal.reading.supply import read_supply
+from tasks.wal.reading.waldump import Commit
+
+FENCED = "fenced-server.json"
+
+
+@dataclass(frozen=True)
+class SwapBegun:
+    """What a run had decided when it fenced the server, for the run after a killed one: the server's control file, and
+    the transaction before which the copy ends ("": the end of the WAL)."""
+
+    control: str
+    before: str = ""
+
+
+def fence_cluster(
+    report: Report, env: Environment, services: ClusterServices, source: Stores, before: str = ""
+) -> FencedServer:
+    """Stop the application, the standby, the server and the WAL receiver, prove that, and ship the rest of the WAL.
+
+    Raises:
+        OpsError: one of them does not stop. Nothing live was replaced.
+    """
+    services.stop()
+    services.last = found = read_fence.after(services.last)(env.postgres, env.services)
+    if found.data:
+        record.write(env.reports_directory / FENCED, SwapBegun(found.control, before))
+    else:
+        found = _renamed(env) or found
+    ship(report, env, source)
+    return found
+
+
+def before_of(stop: Stop) -> str:
+    """The transaction before which a recovery ends; "": the end of the WAL."""
+    return str(stop.after.xid) if stop.after else ""
+
+
+def forget_swap(env: Environment) -> None:
+    """Forget what `fence_cluster` wrote down: the swap is complete."""
+    (env.reports_directory / FENCED).unlink(missing_ok=True)
+
+
+def _renamed(env: Environment) -> FencedServer | None:
+    """The server that a run had fenced which was killed between its renames: its directory has another name."""
+    begun = record.read(env.reports_directory / FENCED, SwapBegun, "delete it, and run this again")
+    kept = (read_written(env.postgres, data) for data in reversed(superseded_clusters(env.postgres)))
+    return next((one for one in kept if begun and one.control and one.control == begun.control), None)
+
+
+def begun_before(env: Environment) -> str:
+    """The transaction before which a run wanted to end that was killed between its renames; "" where there is none."""
+    if (Path(env.postgres.data_directory) / "PG_VERSION").exists() or not _renamed(env):
+        return ""
+    begun = record.read(env.reports_directory / FENCED, SwapBegun, "delete it, and run this again")
+    return begun.before if begun else ""
+
+
+def require_fence(env: Environment, fenced: FencedServer) -> None:
+    """Check, just before the swap, that the server did not run since it was fenced.
+
+    Raises:
+        OpsError: it did. Nothing live was replaced.
+    """
+    live = Path(env.postgres.data_directory).resolve()
+    now = read_fence(env.postgres, env.services)
+    if fenced.data == live and now.control != fenced.control:
+        raise OpsError(
+            f"the database server ran again after it was stopped: its control file now says “{now.control}”",
+            f"find out what starts {env.services.names.get(env.postgres.service)}, stop it, then run this again; "
+            "nothing live was replaced",
+        )
+
+
+def planned_losses(report: Report) -> tuple[Loss, ...]:
+    """The losses that this run's plan said, and that a person confirmed."""
+    return report.effect.lost if report.effect and not isinstance(report.effect.lost, str) else ()
+
+
+AGAIN = "run this with an empty confirm: the new plan shows that loss, to be confirmed"
+
+
+def require_confirmed(report: Report, *losses: Loss, hint: str = AGAIN) -> None:
+    """Check that no more is lost than this run's plan said.
+
+    Raises:
+        LossExceeded: it is. The message has the new loss.
+    """
+    planned = planned_losses(report)
+    if more := exceeded(planned, losses):
+        said = [one for one in planned if one.part in {loss.part for loss in more}]
+        raise LossExceeded(f"{losses_text(more)}, but the plan said: {losses_text(said)}", hint)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy that may replace the live cluster: it has every commit of its history up to `stop`, and none after it.
+
+    `known`: the commits that were read from the WAL before; `without`: transactions that it leaves out on purpose;
+    `databases`: the OIDs of those that are replaced, none for all; `names`: databases by OID."""
+
+    part: str
+    origin: PointOrigin
+    stop: Stop
+    known: Sequence[Commit] = ()
+    without: Collection[int] = ()
+    databases: Collection[int] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """The LSN up to which it has every commit record: one that begins later is missing."""
+        if not self.stop.lsn:
+            return self.origin.content.stop - 1
+        return self.stop.lsn if self.stop.inclusive else self.stop.lsn - 1
+
+
+def pass_cluster(
+    report: Report, env: Environment, services: ClusterServices, copy: Copy, fenced: FencedServer | None = None
+) -> Loss:
+    """Let a copy of the whole cluster pass to the swap, which follows at once: with the server fenced, and no more lost
+    than was confirmed. Returns the loss.
+
+    Raises:
+        LossExceeded: it would lose more. Nothing live was replaced.
+        OpsError: the server does not stop, or ran again.
+    """
+    fenced = fenced or fence_cluster(report, env, services, "backups", before_of(copy.stop))
+    services.last = loss = measure.after(services.last)(env, fenced, copy, _counted_at(report, copy.part))
+    require_confirmed(report, loss)
+    require_fence(env, fenced)
+    return loss
+
+
+def _counted_at(report: Report, part: str) -> datetime | None:
+    """When the plan counted the loss of a part to which later writes are added."""
+    return next((loss.as_of for loss in planned_losses(report) if loss.part == part), None)
+
+
+@probe
+def measure(env: Environment, fenced: FencedServer, copy: Copy, counted_at: datetime | None = None) -> Loss:
+    """Count the commits of the live cluster that a copy lacks. The server is fenced, and its WAL was shipped.
+    `counted_at`: when the plan counted them."""
+    try:
+        chain, begin = _live_chain(fenced, copy)
+        read, end = _read(env, copy, chain, begin)
+    except OpsError as error:
+        return Loss.not_known(copy.part, error.message)
+    if why := chain.trouble or _unread(env, fenced, chain, max(end, copy.end)):
+        return Loss.not_known(copy.part, why)
+    return _counted(copy, read, counted_at)
+
+
+def _counted(copy: Copy, read: Sequence[Committed], counted_at: datetime | None) -> Loss:
+    lost = [one for one in read if one.xid not in copy.without]
+    if copy.databases:
+        lost = [one for one in lost if one.may_concern(copy.databases)]
+    times = sorted(one.at for one in lost)
+    return Loss(
+        copy.part,
+        len(lost),
+        first=times[0] if times else None,
+        last=times[-1] if times else None,
+        by=count_by_database(lost, copy.names),
+        later=sum(counted_at is not None and at > counted_at for at in times),
+    )
+
+
+@dataclass
+class DatabaseGate:
+    """The gate of one database that is replaced on a running server. The swap calls it when no session is left in that
+    database, and none can log in: a refusal rolls the swap back. `loss`: what it measured."""
+
+    report: Report
+    env: Environment
+    copy: Copy
+    loss: Loss | None = None
+    _found: list[Committed] = field(default_factory=list)
+    _read_to: int = 0
+
+    def read_ahead(self) -> None:
+        """Read what was written until now, so that only the rest is read while clients wait.
+
+        Raises:
+            OpsError: WAL that the server wrote cannot be read.
+        """
+        env, copy = self.env, self.copy
+        begin = self._read_to or copy.end
+        with env.postgres.connect() as connection:
+            ((text, timeline),) = execute(connection, _WRITTEN)
+        end, bytes_ = lsn_of(str(text)), copy.origin.content.segment_bytes
+        supply = read_supply.work(env, "backups", copy.origin.content.system, int(timeline))
+        first, last = begin // bytes_, (end - 1) // bytes_
+        if missing := supply.missing(first, last):
+            raise OpsError(f"{missing[0]} of the live server cannot be read", "check pg_wal, and run this again")
+        with tempfile.TemporaryDirectory(prefix=".gate-", dir=_spool(env)) as place:
+            files = [
+                (supply.pieces[number].segment, supply.bring(supply.pieces[number], Path(place)))
+                for number in range(first, last + 1)
+            ]
+            self._found += read_committed(env.postgres, files, begin)
+        self._read_to = max([begin, *(one.lsn for one in self._found)])
+
+    def __call__(self) -> None:
+        """Count what the copy lacks.
+
+        Raises:
+            LossExceeded: it is more than was confirmed.
+        """
+        part = self.copy.part
+        try:
+            self.read_ahead()
+            self.loss = _counted(self.copy, self._found, _counted_at(self.report, part))
+        except OpsError as error:
+            self.loss = Loss.not_known(part, error.message)
+        require_confirmed(self.report, self.loss)
+
+
+_WRITTEN = "SELECT pg_current_wal_flush_lsn(), timeline_id FROM pg_control_checkpoint()"
+
+
+def _live_chain(fenced: FencedServer, copy: Copy) -> tuple[Chain, int]:
+    """The WAL of the history that the live server was on, and the LSN after which the copy lacks its commits: its end,
+    or where its own history left the live one.
+
+    Raises:
+        OpsError: the archive does not answer, or the two have no common history.
+    """
+    origin, own = copy.origin, copy.origin.chain.timeline
+    listing = origin.archive.listing()
+    live = timeline_in(origin.archive, listing, fenced.timeline) if fenced.timeline else own
+    if fenced.system and fenced.system != origin.content.system:
+        raise OpsError(f"the live server is another cluster: its system identifier is {fenced.system}")
+    begin = min(copy.end, _fork(own, live))
+    return chain_from(listing, live, begin, origin.content.segment_bytes), begin
+
+
+def _fork(one: Timeline, other: Timeline) -> int:
+    """The LSN up to which two histories are the same.
+
+    Raises:
+        OpsError: they have no timeline in common.
+    """
+    for number in (one.number, *(tli for tli, _ in reversed(one.ancestors))):
+        if (left := other.left_at(number)) is not None:
+            return min(left, one.left_at(number) or left)
+    raise OpsError(f"the copy is on timeline {one.number}, the live server on {other.number}, without a common history")
+
+
+def _read(env: Environment, copy: Copy, chain: Chain, begin: int) -> tuple[list[Committed], int]:
+    """The commits after `begin`, and the end of the WAL that was read. What was read before is not read again."""
+    known = [one for one in copy.known if one.lsn > begin]
+    same = chain.timeline == copy.origin.chain.timeline
+    begin = known[-1].lsn if known and same else begin
+    links = [link for link in chain.links if link.segment.end > begin]
+    found = [Committed(one.xid, one.lsn, one.at) for one in known] if same else []
+    with tempfile.TemporaryDirectory(prefix=".gate-", dir=_spool(env)) as place:
+        fetched = fetch(copy.origin.archive, copy.origin.content.system, links, Path(place))
+        if fetched.damage:
+            raise OpsError(fetched.damage)
+        files = [(link.segment, Path(place) / link.segment.name) for link in fetched.links]
+        found += read_committed(env.postgres, files, begin) if files else []
+    return found, chain.end
+
+
+def _spool(env: Environment) -> Path:
+    spool = Path(env.backups.spool) / env.name
+    spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return spool
+
+
+def _unread(env: Environment, fenced: FencedServer, chain: Chain, end: int) -> str:
+    """Why WAL of the live server may exist that was not read; "" where all was."""
+    if fenced.problem:
+        return f"how far the live server got cannot be read: {fenced.problem}"
+    if fenced.data is None:
+        return unwaited(env)
+    if end + LEAST_COMMIT_BYTES < fenced.checkpoint:
+        return (
+            f"the live server wrote up to {lsn_text(fenced.checkpoint)}, and only WAL up to {lsn_text(end)} can be read"
+        )
+    newest = chain.links[-1].segment.number if chain.links else -1
+    later = [
+        one
+        for one in _local(fenced.data / "pg_wal")
+        if one.timeline == chain.timeline.number and one.segment.number > max(newest, end // one.bytes)
+    ]
+    return f"{later[0].name} in {fenced.data}/pg_wal is not in the archive" if later else ""
+
+
+def _local(directory: Path) -> list[Local]:
+    return [one for one in find_segments(directory) if one.system] if directory.is_dir() else []
+
+
+def unwaited(env: Environment) -> str:
+    """Why commits may exist that only the missing data directory had; "" where each waited for a copy that was read."""
+    missing = f"{env.postgres.data_directory} is missing"
+    if not env.has("wal") or env.wal.method != "receivewal":
+        return f"{missing}, and with it the WAL that was not archived yet"
+    if not is_here(env.postgres.host):
+        return f"{missing}, and its configuration is on {env.postgres.host}"
+    names = parse_sync_names(read_configured(env.postgres, "synchronous_standby_names"))
+    read = {env.wal.name}
+    if env.has("standby") and (is_here(env.standby.host) or nodes.ask(env.standby)):
+        read.add(env.standby.name)
+    if not names.needed:
+        return f"{missing}, and commits did not wait for the WAL receiver"
+    # Each commit waited for `needed` of the names: it is on one that was read, if fewer than that were not.
+    return (
+        ""
+        if names.needed > len(set(names.names) - read)
+        else f"{missing}, and commits waited for {', '.join(names.names)}, not all of which can be read"
+    )
+
+
+def judge_objective(report: Report, env: Environment, newest: datetime) -> None:
+    """Compare the measured loss with the RPO. `newest`: the newest write that was restored."""
+    loss = report.losses.get(env.postgres.database, Loss.not_known(env.postgres.database, "nobody measured it"))
+    if loss.unknown:
+        hint = "compare with the clients' own records"
+        report.warn("data loss against the RPO", hint, value=loss.text)
+        return
+    until = clock.now() if loss.since else loss.last or newest
+    lost = max((until - newest).total_seconds(), 0.0)
+    report.prefer(
+        "data loss against the RPO",
+        lost <= env.rpo_seconds,
+        "check what was written after that point (find-transaction)",
+        value=duration(lost),
+        expected=f"at most {duration(env.rpo_seconds)}",
+    )
+
+
+def planned_loss(env: Environment, copy: Copy, given_up: int, *, to_the_end: bool) -> Loss:
+    """The loss by what is known before the fence: `given_up` commits lie after the target. A recovery to the end has
+    what is written until the fence; another one loses it too."""
+    if to_the_end:
+        live = Path(env.postgres.data_directory)
+        here = is_here(env.postgres.host)
+        is_missing = here and not (live / "PG_VERSION").exists() and not _renamed(env)
+        if is_missing and not nodes.ask(env.postgres) and (why := unwaited(env)):
+            return Loss.not_known(copy.part, why)
+        return Loss(copy.part)
+    known = [Committed(one.xid, one.lsn, one.at) for one in copy.known if one.lsn > copy.end]
+    counted = _counted(copy, known, None)
+    return replace(counted, count=max(given_up, counted.count or 0), as_of=clock.now())

@@ -1,0 +1,71 @@
+"""The transactions that committed after a position in WAL, each with the databases that it wrote to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from blocks.postgres.server import Postgres
+from tasks.wal.format.names import lsn_of
+from tasks.wal.format.pages import Files
+from tasks.wal.reading.transactions import LINE, parse_end
+from tasks.wal.reading.waldump import lines_in
+
+_WRITTEN = re.compile(r"tx: +(\d+), lsn: .*?blkref #\d+: rel \d+/(\d+)/")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A committed transaction: its ID, its commit record's LSN and time, and the OIDs of the databases whose files it
+    changed (0: catalogs that all share; none: its changes lie before the WAL that was read)."""
+
+    xid: int
+    lsn: int
+    at: datetime
+    databases: frozenset[int] = frozenset()
+
+    def may_concern(self, databases: Collection[int]) -> bool:
+        """Whether it changed one of those databases, or may have."""
+        return not self.databases or not self.databases.isdisjoint(databases)
+
+
+@dataclass
+class _Reading:
+    written: dict[int, set[int]] = field(default_factory=dict)
+    found: list[Committed] = field(default_factory=list)
+
+    def read(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if match := _WRITTEN.search(line):
+                self.written.setdefault(int(match[1]), set()).add(int(match[2]))
+            elif "desc: COMMIT" in line or "desc: ABORT" in line:
+                self._end(line)
+
+    def _end(self, line: str) -> None:
+        if not (match := LINE.search(line)) or not (end := parse_end(int(match[1]), lsn_of(match[2]), match[3])):
+            return
+        changed = {oid for xid in (end.xid, *end.inner) for oid in self.written.pop(xid, ())}
+        if end.committed:
+            self.found.append(Committed(end.xid, end.lsn, end.at, frozenset(changed)))
+
+
+def read_committed(postgres: Postgres, files: Files, after: int) -> list[Committed]:
+    """Every transaction whose commit record begins after the LSN `after`, in consecutive segments of one history.
+
+    Raises:
+        CommandFailed: pg_waldump failed, other than at the end of WAL.
+    """
+    reading = _Reading()
+    reading.read(lines_in(postgres, files, []))
+    return [one for one in reading.found if one.lsn > after]
+
+
+def count_by_database(found: Sequence[Committed], names: Mapping[int, str]) -> Counter[str]:
+    """Count how many of them changed each database; by its name where that is known."""
+    counts = Counter[str]()
+    for one in found:
+        counts.update(names.get(oid, f"OID {oid}") for oid in one.databases if oid)
+    return counts
