@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +27,7 @@ def main() -> int:
     from tests.recovery.sequences.rounds import play, sequence_of, shrink, variant_of
     from tests.recovery.sequences.world import running_world
 
+    faulthandler.register(signal.SIGUSR1)
     parser = argparse.ArgumentParser(prog="python -m tests.recovery.sequences", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1, help="of the first round")

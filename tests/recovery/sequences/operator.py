@@ -7,8 +7,12 @@ The last line of its output is the report as JSON, with the headline's effect an
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +21,11 @@ from typing import Any
 from tests.fixtures import forked
 
 MARK = "REPORT: "
-SECONDS = 240
+SECONDS = 60
+
+
+class HangingRun(AssertionError):
+    """A runbook did not end."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,20 @@ def launch(flow: str, variables: Mapping[str, str], parameters: Mapping[str, Any
     """Run a runbook to its end."""
     request = json.dumps({"flow": flow, "parameters": dict(parameters)})
     words = ["-m", "tests.recovery.sequences.operator", request]
-    done = forked.run(words, dict(variables), timeout=SECONDS, merge=True)
-    found = re.findall(rf"^{MARK}(.*)$", done.stdout, re.MULTILINE)
+    child = forked.launch(words, dict(variables), merge=True)
+    try:
+        output, _ = child.communicate(SECONDS)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGUSR1)  # the stacks of its threads
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(2)
+        child.kill()
+        output, _ = child.communicate(30)
+        raise HangingRun(f"{flow} does not end within {SECONDS} s\n{output[-6000:]}") from None
+    found = re.findall(rf"^{MARK}(.*)$", output, re.MULTILINE)
     if not found:
-        return Ran(flow, error=f"exit code {done.returncode}", output=done.stdout[-4000:])
-    return Ran(**{**json.loads(found[-1]), "output": done.stdout[-4000:]})
+        return Ran(flow, error=f"exit code {child.returncode}", output=output[-4000:])
+    return Ran(**{**json.loads(found[-1]), "output": output[-4000:]})
 
 
 def main() -> int:
@@ -74,6 +91,7 @@ def main() -> int:
     from runbook.errors import OpsError, RunbookFailed
     from runbook.report import Report, _loss_in_json
 
+    faulthandler.register(signal.SIGUSR1)
     made: list[Report] = []
     make = Report.__init__
 

@@ -15,7 +15,7 @@ from tests.recovery.sequences.checks import Broken, Found, Seen, check_losses, c
 from tests.recovery.sequences.ledger import Write
 from tests.recovery.sequences.operator import Ran
 from tests.recovery.sequences.promises import REDIS
-from tests.recovery.sequences.steps import NOT_POSSIBLE, client_writing, correct_port, step
+from tests.recovery.sequences.steps import NOT_POSSIBLE, client_writing, correct_port, starting_again, step
 from tests.recovery.sequences.world import World
 
 
@@ -49,9 +49,10 @@ def carry_out(world: World, chance: random.Random, flow: str, **parameters: Any)
     if plan.status != "PLANNED":
         _judge_refusal(world, seen, plan, plan)
         raise Stuck(f"{flow} plan: {plan.error or plan.headline or plan.output[-300:]}")
-    writes_on = world.tokens.pop("client", False) and world.database.store.read() is not None
+    writes_on = world.tokens.pop("client", False)
     by_form = chance.random() < world.by_form
-    with client_writing(world.database, chance) if writes_on else contextlib.nullcontext():
+    clients = client_writing(world.database, chance) if writes_on else contextlib.nullcontext()
+    with clients, starting_again(world):
         ran = world.launch(flow, **{**parameters, **(plan.pins if by_form else {}), "confirm": NAME})
     checks.sessions_end(world)
     if not ran.is_done and not ran.has_replaced:

@@ -24,6 +24,7 @@ VARIANTS = (
 )
 AFTER = {
     "crash-postgres": ("full-restore", "full-restore", "failover"),
+    "comes-back": ("full-restore",),
     "remove-data": ("full-restore", "full-restore", "failover"),
     "remove-pg-wal": ("full-restore", "full-restore", "failover"),
     "flush-redis": ("full-restore",),

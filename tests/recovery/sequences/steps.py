@@ -21,6 +21,7 @@ from lab.processes import run, write
 from lab.servers.postgres import DATABASE, ROLE
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tests.fixtures.postgres.clusters import PROGRAMS
 from tests.recovery.sequences.ledger import Ledger
 from tests.recovery.sequences.stores import DatabaseStore
 from tests.recovery.sequences.world import OTHER, World
@@ -238,6 +239,31 @@ def crash_postgres(world: World, chance: random.Random) -> str:
         return NOT_POSSIBLE
     world.system.crash(role)
     return role
+
+
+@step("comes-back", "accident", 1.5)
+def comes_back(world: World, chance: random.Random) -> str:
+    """The primary is dead, and its service manager starts it again while the next recovery runs; its client writes on."""
+    role = world.primary
+    if role not in world.running():
+        return NOT_POSSIBLE
+    world.system.crash(role)
+    world.tokens["client"] = True
+    world.tokens["starts"] = role, chance.uniform(0.1, 1.6)
+    return f"{world.tokens['starts'][1]:.1f} s"
+
+
+@contextlib.contextmanager
+def starting_again(world: World) -> Iterator[None]:
+    """Start a server that `comes_back` while the block runs, and wait for it at the end."""
+    role, seconds = world.tokens.pop("starts", ("", 0.0))
+    timer = threading.Timer(seconds, lambda: world.system.supervisor.start(PROGRAMS[role]))
+    if role:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.join() if role else None
 
 
 @step("crash-redis", "quiet", 0.5)

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import signal
+import xmlrpc.client
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ from tests.recovery.sequences.stores import TABLES, DatabaseStore, RedisStore
 
 OTHER = "other_db"
 FIRST_WRITES = 40
-LASTING = ("log", "supervisord.conf", "supervisord.pid")
+LASTING = ("var", "supervisord.conf", "supervisord.pid")
 SERVICES = {**PROGRAMS, "redis": "redis"}
 SETTINGS = ("max_prepared_transactions = 5", "fsync = off", "full_page_writes = on")
 REDIS = """
@@ -193,6 +194,7 @@ class World:
     def sql(self, statement: str, database: str = "postgres") -> list[Any]:
         """As administrator, on whichever server takes writes."""
         with psycopg.connect(self.address(database, admin=True), autocommit=True, connect_timeout=10) as session:
+            session.execute("SET lock_timeout = '2s'; SET statement_timeout = '20s'")  # a prepared one holds its locks
             cursor = session.execute(statement.encode())
             while cursor.nextset():
                 pass
@@ -232,7 +234,7 @@ class World:
             names.append(OTHER)
         if self.variant.owner != ROLE:
             self.sql(f"ALTER DATABASE {DATABASE} OWNER TO {self.variant.owner}")
-            self.sql(f"GRANT CREATE ON SCHEMA public TO {ROLE}", DATABASE)
+            self.sql(f"GRANT CREATE ON SCHEMA public TO {ROLE}; GRANT ALL ON DATABASE {DATABASE} TO {ROLE}", DATABASE)
         self.ledgers = {
             name: Ledger(DatabaseStore(name, lambda name=name: self.address(name)))  # type: ignore[misc]
             for name in names
@@ -298,24 +300,22 @@ class World:
     def _kill(self) -> None:
         """What runs is of no further use."""
         self._close()
-        self.system.supervisor._call("stopAllProcesses", False)
-        supervisor = self.system._supervisord
-        for process in self.system.processes():
-            if supervisor and process.pid != supervisor.pid:
+        supervisor = self.system.supervisor
+        for name in SERVICES.values():
+            with contextlib.suppress(xmlrpc.client.Fault):  # it is stopped already
+                supervisor._call("stopProcess", name, False)
+
+        def is_over() -> bool:
+            left = [process for process in self.system.processes() if process.pid != supervisor.pid()]
+            for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)
-        until(lambda: len(self.system.processes()) <= 1, what="the end of the servers", seconds=60, every_seconds=0.05)
-        stopped = ("STOPPED", "EXITED", "FATAL")
-        services = self.system.supervisor.services
-        until(
-            lambda: all(one.state in stopped for one in services().values()),
-            what="that the supervisor knows their end",
-            seconds=60,
-            every_seconds=0.05,
-        )
+            return not left and all(one.state in ("STOPPED", "EXITED", "FATAL") for one in supervisor.services().values())
+
+        until(is_over, what="the end of the servers", seconds=60, every_seconds=0.03)
 
     def _changing(self) -> list[Path]:
-        return [path for path in self.root.iterdir() if path.name not in LASTING and path != self.system.layout.logs]
+        return [path for path in self.root.iterdir() if path.name not in LASTING]
 
 
 @contextlib.contextmanager
