@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 Outcome = Literal["sent", "acknowledged", "refused", "indeterminate"]
-KEYS = 60
+KEYS, PROBE = 60, 2_000_000
+"""Those of the clients; and the key of a write that only shows that a commit returns."""
 Rows = Mapping[int, int]
 """The attempt that wrote each key's value last."""
 

@@ -56,7 +56,7 @@ class Ran:
     @property
     def has_replaced(self) -> bool:
         """Whether it says that it failed after live data was replaced."""
-        return self.permitted and bool(re.search(r"(data|database) is live|is live, proven|was replaced", self.state))
+        return self.permitted and bool(self.state) and not self.state.startswith(("nothing", "the live database is unch"))
 
     @property
     def text(self) -> str:

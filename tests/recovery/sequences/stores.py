@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import redis
 
-from tests.recovery.sequences.ledger import Content, Outcome, Write
+from tests.fixtures.postgres.writes import break_off
+from tests.recovery.sequences.ledger import PROBE, Content, Outcome, Write
 
 TABLES = """
 CREATE TABLE kv (key int PRIMARY KEY, attempt bigint NOT NULL, value text NOT NULL);
@@ -24,8 +26,21 @@ _DELETE = """
 WITH noted AS (INSERT INTO attempts VALUES (%(attempt)s))
 DELETE FROM kv WHERE key = %(key)s
 """
+_NOTE = "INSERT INTO attempts VALUES (%(attempt)s)"
 _WAITED = "wait for synchronous replication"  # cancelled: the server answers as if it were on the standby
-SECONDS = 20
+SECONDS = 8.0
+
+
+@contextlib.contextmanager
+def given_up_after(session: psycopg.Connection[Any], seconds: float = SECONDS) -> Iterator[None]:
+    """Break a session off whose answer does not come: no timeout of the server ends a commit that waits for a standby."""
+    timer = threading.Timer(seconds, lambda: break_off(session))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def value_of(attempt: int) -> str:
@@ -46,7 +61,6 @@ class DatabaseStore:
         if self._session is None or self._session.closed:
             self._session = psycopg.connect(self.address(), autocommit=True, connect_timeout=5)
             self._session.add_notice_handler(lambda notice: self._notices.append(str(notice.message_primary)))
-            self._session.execute(f"SET statement_timeout = '{SECONDS}s'")
         return self._session
 
     def send(self, write: Write) -> Outcome:
@@ -58,7 +72,8 @@ class DatabaseStore:
         except psycopg.Error:
             return "refused"  # nothing was sent
         try:
-            session.execute(_DELETE if write.deletes else _UPSERT, values)
+            with given_up_after(session):
+                session.execute(_NOTE if write.key == PROBE else _DELETE if write.deletes else _UPSERT, values)
         except psycopg.OperationalError:
             self.close()
             return "indeterminate"
@@ -76,7 +91,7 @@ class DatabaseStore:
     def read(self) -> Content | None:
         """By sequential scan and by index: an index that lacks rows shows as a difference."""
         try:
-            with psycopg.connect(self.address(), autocommit=True, connect_timeout=5) as session:
+            with psycopg.connect(self.address(), autocommit=True, connect_timeout=5) as session, given_up_after(session):
                 attempts = session.execute("SELECT attempt FROM attempts").fetchall()
                 found = session.execute("SELECT to_regclass('public.kv')").fetchone()
                 rows = session.execute("SELECT key, attempt, value FROM kv").fetchall() if found and found[0] else []

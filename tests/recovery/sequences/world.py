@@ -37,7 +37,7 @@ from tests.fixtures.postgres.templates import Template
 from tests.recovery.sequences import operator
 from tests.recovery.sequences.ledger import Ledger, Write
 from tests.recovery.sequences.operator import Ran
-from tests.recovery.sequences.stores import TABLES, DatabaseStore, RedisStore
+from tests.recovery.sequences.stores import TABLES, DatabaseStore, RedisStore, given_up_after
 
 OTHER = "other_db"
 FIRST_WRITES = 40
@@ -194,11 +194,12 @@ class World:
     def sql(self, statement: str, database: str = "postgres") -> list[Any]:
         """As administrator, on whichever server takes writes."""
         with psycopg.connect(self.address(database, admin=True), autocommit=True, connect_timeout=10) as session:
-            session.execute("SET lock_timeout = '2s'; SET statement_timeout = '20s'")  # a prepared one holds its locks
-            cursor = session.execute(statement.encode())
-            while cursor.nextset():
-                pass
-            return cursor.fetchall() if cursor.description else []
+            session.execute("SET lock_timeout = '2s'")  # a prepared transaction holds its locks
+            with given_up_after(session, 20):
+                cursor = session.execute(statement.encode())
+                while cursor.nextset():
+                    pass
+                return cursor.fetchall() if cursor.description else []
 
     def takes_writes(self, role: str) -> bool:
         """Whether a server is up and no standby."""
